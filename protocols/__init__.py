@@ -1,0 +1,1 @@
+"""What peers say: bytes and their meaning. No sockets, files, clock, tasks, randomness or models in this package."""

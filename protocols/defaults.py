@@ -1,0 +1,72 @@
+"""Every default and limit that two peers must agree on, or that a person may want to look up, in one table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+OLDEST_PROTOCOL_VERSION: Final = 1
+
+MAX_FRAME_BYTES: Final = 64 << 20
+"""Largest frame, header included."""
+
+MAX_HEADER_BYTES: Final = 1 << 20
+"""Largest msgpack header of a frame."""
+
+MAX_BUFFERS: Final = 64
+"""Raw buffers in one frame."""
+
+MAX_ROWS: Final = 1_024
+"""Rows (sequences) of one session."""
+
+MAX_STEP_TOKENS: Final = 65_536
+"""New tokens of one step, all rows together."""
+
+MAX_OPS: Final = 64
+"""Row operations that travel with one step."""
+
+MAX_HOPS: Final = 128
+"""Hops of one route."""
+
+WINDOW_STEPS: Final = 8
+"""Steps of one session in flight; encoded frames are kept this long."""
+
+WINDOW_BYTES: Final = 8 << 20
+"""Bytes of one session in flight (one step may exceed it alone)."""
+
+PREFILL_CHUNK_TOKENS: Final = 128
+"""Tokens of a prompt that travel as one step, so that several hops work on one prompt at once."""
+
+ATTACH_WAIT_S: Final = 5.0
+"""How long a last hop keeps replies for a client that has not attached yet."""
+
+RESUME_S: Final = 30.0
+"""How long a hop keeps a session whose neighbour vanished without `close`."""
+
+IDLE_S: Final = 600.0
+"""Seconds without a step before a session loses its memory."""
+
+PATIENCE_S: Final = 60.0
+"""How long a client waits for a route that covers the model."""
+
+STALL_S: Final = 15.0
+"""Seconds without a reply before a client asks each hop whether it is alive."""
+
+RETAINED_BYTES: Final = 1 << 30
+"""Sent activations that one hop keeps for all its sessions; beyond it the oldest session's are dropped, and said so."""
+
+MAX_SESSIONS: Final = 512
+"""Sessions that one node holds."""
+
+KEEPALIVE_S: Final = 10.0
+KEEPALIVE_TIMEOUT_S: Final = 5.0
+
+RECORD_LIFE_S: Final = 60.0
+RECORD_RENEW_S: Final = 20.0
+MAX_RECORD_BYTES: Final = 1_536
+
+AVOID_S: Final = 30.0
+"""How long a peer that failed is avoided before it is forgiven."""
+
+GRANT_LIFE_S: Final = 3_600.0
+"""Life of a client's signed grant; a reroute brings a fresh one."""

@@ -1,0 +1,206 @@
+"""Every refusal: its class, its wire code, and whether another peer may succeed.
+
+- SwarmError
+  - BadRequestError            what was asked is malformed or out of range; no peer will accept it
+    - FrameError               bytes that are no frame of ours
+    - TensorFormatError        a tensor that disagrees with its header, or values that are not allowed
+    - ConfigError              a setting of ours that makes no sense
+  - ProtocolVersionError       the two peers speak no common version
+  - UnauthenticatedError       the caller did not prove who it is, or the certificate is not the peer's
+  - ModelNotFoundError         no such model here
+  - ModelMismatchError         same name, other weights
+  - ModelNotSupportedError     the architecture cannot be served, with the reason
+  - CheckpointError            a missing, truncated or inconsistent file of a checkpoint
+  - SpanNotServedError         this peer does not (or no longer) host those blocks
+  - SessionNotFoundError       this peer has (or keeps) no such session
+  - StepGapError               a step from the future: the one we wait for is named
+  - CacheFullError             no memory for more tokens
+  - OverloadedError            queue or session limit reached
+  - DrainingError              this peer is leaving
+  - PeerUnreachableError       no connection, or it broke
+  - DeadlineError              no answer in time
+  - NoRouteError               no live peers cover the model
+  - InternalError              a fault of ours; the text says where to look
+
+A peer's error travels as (code, message) and is rebuilt by `from_wire`; an unknown code becomes SwarmError.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+MAX_MESSAGE = 2_000
+"""Letters of an error's message that cross the wire."""
+
+
+class SwarmError(Exception):
+    """A refusal that a person or a peer can act on. `str(error)` is one line: what, got, expected, next step."""
+
+    code: ClassVar[str] = "error"
+    try_another_peer: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+
+class BadRequestError(SwarmError):
+    """What was asked is malformed or out of range; no peer will accept it."""
+
+    code = "bad_request"
+    exit_code = 2
+
+
+class FrameError(BadRequestError):
+    """Bytes that are no frame of ours: wrong magic, version, lengths or limits."""
+
+    code = "bad_frame"
+
+
+class TensorFormatError(BadRequestError):
+    """A tensor that disagrees with its header, is too large, or holds values that are not allowed."""
+
+    code = "bad_tensor"
+
+
+class ConfigError(BadRequestError):
+    """A setting that makes no sense."""
+
+    code = "bad_config"
+
+
+class ProtocolVersionError(SwarmError):
+    """The two peers speak no common version; the message says who has to upgrade."""
+
+    code = "protocol_version"
+    try_another_peer = True
+    exit_code = 3
+
+
+class UnauthenticatedError(SwarmError):
+    """The caller did not prove who it is, or a certificate is not the peer's."""
+
+    code = "unauthenticated"
+    try_another_peer = True
+    exit_code = 3
+
+
+class ModelNotFoundError(SwarmError):
+    """No directory, no name in the swarm and no Hub repository goes by this name."""
+
+    code = "model_not_found"
+    exit_code = 4
+
+
+class ModelMismatchError(SwarmError):
+    """The same name, but other weights; the message names the first tensor or file that differs."""
+
+    code = "model_mismatch"
+    try_another_peer = True
+    exit_code = 4
+
+
+class ModelNotSupportedError(SwarmError):
+    """The architecture cannot be served, and the message says why."""
+
+    code = "model_not_supported"
+    exit_code = 4
+
+
+class CheckpointError(SwarmError):
+    """A missing, truncated or inconsistent file of a checkpoint."""
+
+    code = "bad_checkpoint"
+    exit_code = 4
+
+
+class SpanNotServedError(SwarmError):
+    """This peer does not (or no longer) host the blocks it was asked to run."""
+
+    code = "span_not_served"
+    try_another_peer = True
+    exit_code = 5
+
+
+class SessionNotFoundError(SwarmError):
+    """This peer has no such session, or has dropped it after its idle time."""
+
+    code = "session_not_found"
+    try_another_peer = True
+    exit_code = 5
+
+
+class StepGapError(SwarmError):
+    """A step from the future arrived; the message names the step that we wait for."""
+
+    code = "step_gap"
+    exit_code = 5
+
+
+class CacheFullError(SwarmError):
+    """There is no memory for more tokens; nothing was changed."""
+
+    code = "cache_full"
+    try_another_peer = True
+    exit_code = 5
+
+
+class OverloadedError(SwarmError):
+    """A queue or a number of sessions is at its limit; nothing was changed."""
+
+    code = "overloaded"
+    try_another_peer = True
+    exit_code = 5
+
+
+class DrainingError(SwarmError):
+    """This peer is leaving and takes nothing new."""
+
+    code = "draining"
+    try_another_peer = True
+    exit_code = 5
+
+
+class PeerUnreachableError(SwarmError):
+    """No connection to a peer, or it broke; whatever it had in hand may or may not have been done."""
+
+    code = "peer_unreachable"
+    try_another_peer = True
+    exit_code = 6
+
+
+class DeadlineError(SwarmError):
+    """No answer in time; whatever was asked may or may not have been done."""
+
+    code = "deadline"
+    try_another_peer = True
+    exit_code = 6
+
+
+class NoRouteError(SwarmError):
+    """No live peers cover the model; the message names the missing blocks and how to host them."""
+
+    code = "no_route"
+    exit_code = 7
+
+
+class InternalError(SwarmError):
+    """A fault of ours on the peer's side; its log holds the traceback."""
+
+    code = "internal"
+    try_another_peer = True
+
+
+def _tree(root: type[SwarmError]) -> list[type[SwarmError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+
+
+BY_CODE: dict[str, type[SwarmError]] = {error.code: error for error in _tree(SwarmError)}
+
+
+def to_wire(error: SwarmError) -> tuple[str, str]:
+    """(code, message), the message cut to what may cross the wire."""
+    return error.code, str(error)[:MAX_MESSAGE]
+
+
+def from_wire(code: object, message: object) -> SwarmError:
+    """The error that a peer reported; its text is cleaned of control letters, since it will be printed."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(message)[:MAX_MESSAGE])
+    return BY_CODE.get(str(code), SwarmError)(text)

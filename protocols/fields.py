@@ -1,0 +1,78 @@
+"""Reading the fields of a header that a peer wrote: every reader checks type and range, and says what it expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from protocols.errors import BadRequestError
+
+Header = Mapping[str, Any]
+
+
+def _refuse(key: str, expected: str, got: object) -> BadRequestError:
+    return BadRequestError(f"field {key!r} must be {expected}, got {type(got).__name__} {str(got)[:60]!r}")
+
+
+def integer(header: Header, key: str, low: int, high: int) -> int:
+    """An integer in [low, high]."""
+    value = header.get(key)
+    if type(value) is not int or not low <= value <= high:
+        raise _refuse(key, f"an integer from {low} to {high}", value)
+    return value
+
+
+def number(header: Header, key: str, low: float, high: float) -> float:
+    """A finite number in [low, high]."""
+    value = header.get(key)
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise _refuse(key, f"a number from {low} to {high}", value)
+    return float(value)
+
+
+def text(header: Header, key: str, longest: int) -> str:
+    """Printable text of at most `longest` letters."""
+    value = header.get(key)
+    if not isinstance(value, str) or len(value) > longest or not value.isprintable():
+        raise _refuse(key, f"printable text of at most {longest} letters", value)
+    return value
+
+
+def raw(header: Header, key: str, longest: int) -> bytes:
+    """At most `longest` bytes."""
+    value = header.get(key)
+    if not isinstance(value, bytes) or len(value) > longest:
+        raise _refuse(key, f"at most {longest} bytes", value)
+    return value
+
+
+def flag(header: Header, key: str) -> bool:
+    """True or False."""
+    value = header.get(key)
+    if type(value) is not bool:
+        raise _refuse(key, "true or false", value)
+    return value
+
+
+def array(header: Header, key: str, longest: int) -> list[Any]:
+    """A list of at most `longest` things, each still unchecked."""
+    value = header.get(key)
+    if not isinstance(value, list) or len(value) > longest:
+        raise _refuse(key, f"a list of at most {longest}", value)
+    return value
+
+
+def integers(header: Header, key: str, longest: int, low: int, high: int) -> tuple[int, ...]:
+    """A list of at most `longest` integers, each in [low, high]."""
+    values = array(header, key, longest)
+    for value in values:
+        if type(value) is not int or not low <= value <= high:
+            raise _refuse(key, f"integers from {low} to {high}", value)
+    return tuple(values)
+
+
+def table(value: object, what: str) -> dict[str, Any]:
+    """A map with text keys, inside a list or another map."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise _refuse(what, "a map with text keys", value)
+    return value

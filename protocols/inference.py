@@ -1,0 +1,429 @@
+"""The messages of a session: what client and hops say to open a route, run steps, survive deaths and end.
+
+    towards the last hop      Open, Step, History, Reroute, Close          on a `session` stream, client -> hop -> hop
+    towards the client        Expect, HopLost                              on the same streams, back
+    last hop -> client        Reply, HopLost                               on an `attach` stream, which begins with Attach
+
+A **step** carries some consecutive tokens of a session's rows through every hop; the client numbers steps from 0.
+A **History** stands for the steps 0 … base-1: each row's retained inputs, as one prefill, for a hop that has lost (or never had) them.
+An **Expect** says which step a hop wants next: in answer to Open and Reroute, or whenever it meets a gap; 0 = "I hold nothing".
+Design: docs/architecture.md, "Resuming".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import msgpack
+
+from protocols import fields, frame, tensors
+from protocols.defaults import MAX_HOPS, MAX_OPS, MAX_ROWS, MAX_STEP_TOKENS
+from protocols.errors import MAX_MESSAGE, BadRequestError
+from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span, parse_peer_id, parse_session_id
+
+MAX_STEP = 1 << 40
+MAX_EPOCH = 1 << 20
+MAX_LENGTH = 1 << 24
+WANT_NONE, WANT_ALL = 0, -1
+
+# --- row operations: every hop applies them before the step that carries them, to K/V and to what it has retained
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The new rows are copies of the old rows with these indices (beam search reorders, drops and repeats rows)."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Every row becomes `times` neighbouring rows."""
+
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Every row forgets its last `tokens` tokens (a refused speculation)."""
+
+    tokens: int
+
+
+Op = Rows | Repeat | Crop
+
+
+def _pack_op(op: Op) -> list[object]:
+    match op:
+        case Rows(indices):
+            return ["rows", list(indices)]
+        case Repeat(times):
+            return ["repeat", times]
+        case Crop(tokens):
+            return ["crop", tokens]
+
+
+def _parse_op(value: object) -> Op:
+    if not isinstance(value, list) or len(value) != 2:
+        raise BadRequestError(f"a row operation is [name, argument], got {str(value)[:60]!r}")
+    argument = {"argument": value[1]}
+    match value[0]:
+        case "rows":
+            return Rows(fields.integers(argument, "argument", MAX_ROWS, 0, MAX_ROWS - 1))
+        case "repeat":
+            return Repeat(fields.integer(argument, "argument", 1, MAX_ROWS))
+        case "crop":
+            return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
+    raise BadRequestError(f"row operations are rows, repeat and crop, got {str(value[0])[:40]!r}")
+
+
+# --- the route, and the client's word for it
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One node's part of a route: who, where, which certificate, and the blocks that it runs for this session."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    """gRPC addresses, `host:port`, in the order to try."""
+    certificate: bytes
+    """DER of the TLS certificate to pin; empty = fetch it and check its owner."""
+    span: Span
+
+    def pack(self) -> list[object]:
+        return [self.peer, list(self.addresses), self.certificate, self.span.start, self.span.stop]
+
+    @classmethod
+    def parse(cls, value: object) -> Hop:
+        if not isinstance(value, list) or len(value) != 5:
+            raise BadRequestError(f"a hop is [peer, addresses, certificate, start, stop], got {str(value)[:60]!r}")
+        table = dict(zip(("peer", "addresses", "certificate", "start", "stop"), value, strict=True))
+        addresses = fields.array(table, "addresses", 8)
+        texts = tuple(fields.text({"addresses": item}, "addresses", 300) for item in addresses)
+        start, stop = (fields.integer(table, key, 0, MAX_BLOCKS) for key in ("start", "stop"))
+        return cls(parse_peer_id(table["peer"]), texts, fields.raw(table, "certificate", 4_096), Span(start, stop))
+
+
+Route = tuple[Hop, ...]
+
+
+def parse_route(value: object) -> Route:
+    """1 to 128 hops whose spans follow each other without gap or overlap."""
+    hops = tuple(Hop.parse(item) for item in fields.array({"route": value}, "route", MAX_HOPS))
+    if not hops or any(a.span.stop != b.span.start for a, b in zip(hops, hops[1:], strict=False)):
+        raise BadRequestError(f"the spans of a route must follow each other, got {[str(hop.span) for hop in hops]}")
+    return hops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The client's signed word that this session, in this epoch, may run over this route. Quotas go by its `client`."""
+
+    client: PeerId
+    session: SessionId
+    epoch: int
+    model: ModelId
+    route: Route
+    expires_s: float
+    """Unix time."""
+    signature: bytes = b""
+
+    CONTEXT: ClassVar[bytes] = b"murmuration-grant/1\0"
+
+    def signed_bytes(self) -> bytes:
+        """What the client signs: a hash, so that hops check one signature whatever the route's length."""
+        route = [hop.pack() for hop in self.route]
+        body = [self.client, self.session, self.epoch, str(self.model), route, float(self.expires_s)]
+        return self.CONTEXT + hashlib.sha256(msgpack.packb(body)).digest()
+
+    def signed(self, sign: Callable[[bytes], bytes]) -> Grant:
+        return replace(self, signature=sign(self.signed_bytes()))
+
+    def pack(self) -> dict[str, object]:
+        route = [hop.pack() for hop in self.route]
+        return {"client": self.client, "session": self.session, "epoch": self.epoch, "model": str(self.model),
+                "route": route, "expires": float(self.expires_s), "signature": self.signature}  # fmt: skip
+
+    @classmethod
+    def parse(cls, value: object) -> Grant:
+        """Checked for form only; whoever acts on it verifies signature, expiry and its own place in the route."""
+        table = fields.table(value, "grant")
+        return cls(
+            client=parse_peer_id(table.get("client")),
+            session=parse_session_id(table.get("session")),
+            epoch=fields.integer(table, "epoch", 0, MAX_EPOCH),
+            model=ModelId.parse(fields.text(table, "model", 300)),
+            route=parse_route(table.get("route")),
+            expires_s=fields.number(table, "expires", 0, 1e12),
+            signature=fields.raw(table, "signature", 64),
+        )
+
+
+# --- messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """First on every session stream: the grant, and the receiver's place in its route."""
+
+    grant: Grant
+    index: int
+    dtype: str
+    """Compute dtype that the whole route uses, e.g. `float32`; a hop of another precision refuses."""
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "open", "grant": self.grant.pack(), "index": self.index, "dtype": self.dtype})
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Open:
+        header = received.header
+        grant = Grant.parse(header.get("grant"))
+        index = fields.integer(header, "index", 0, len(grant.route) - 1)
+        return cls(grant=grant, index=index, dtype=fields.text(header, "dtype", 16))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Some tokens of every row, going once through the route. `payload` is [tokens, width] hidden states or [tokens] ids."""
+
+    session: SessionId
+    epoch: int
+    step: int
+    counts: tuple[int, ...]
+    """New tokens per row, after `ops`; the payload is their concatenation along one flat token axis."""
+    payload: tensors.WireTensor
+    ops: tuple[Op, ...] = ()
+    positions: tuple[int, ...] | None = None
+    """A position per token, where the caller set some; None = each row counts its own tokens from 0."""
+    want: int = WANT_ALL
+    """What the last hop returns: 0 nothing, -1 all tokens, n the last n of each row."""
+    result: str = "hidden"
+    budget_ms: int = 60_000
+    priority: int = 0
+
+    def encode(self) -> bytes:
+        header = {"t": "step", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
+                  "ops": [_pack_op(op) for op in self.ops], "payload": self.payload.header(), "want": self.want,
+                  "result": self.result, "budget": self.budget_ms, "priority": self.priority}  # fmt: skip
+        if self.positions is not None:
+            header["positions"] = list(self.positions)
+        return frame.encode(header, [self.payload.data])
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Step:
+        header = received.header
+        counts, payload = _counts_and_payload(received)
+        positions = None
+        if header.get("positions") is not None:
+            positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
+            if len(positions) != sum(counts):
+                raise BadRequestError(f"{len(positions)} positions for {sum(counts)} tokens")
+        return cls(
+            session=parse_session_id(header.get("session")),
+            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
+            step=fields.integer(header, "step", 0, MAX_STEP),
+            counts=counts,
+            payload=payload,
+            ops=tuple(_parse_op(op) for op in fields.array(header, "ops", MAX_OPS)),
+            positions=positions,
+            want=fields.integer(header, "want", -1, MAX_STEP_TOKENS),
+            result=fields.text(header, "result", 16),
+            budget_ms=fields.integer(header, "budget", 0, 86_400_000),
+            priority=fields.integer(header, "priority", -100, 100),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Rows as they were before step `base`, for a hop that holds nothing: `counts[i]` tokens of row i, one flat token axis.
+
+    A history too large for a frame comes in `parts`; each row's pieces then follow each other from part to part.
+    """
+
+    session: SessionId
+    epoch: int
+    base: int
+    counts: tuple[int, ...]
+    payload: tensors.WireTensor
+    positions: tuple[int, ...] | None = None
+    part: int = 0
+    parts: int = 1
+
+    def encode(self) -> bytes:
+        header = {"t": "history", "session": self.session, "epoch": self.epoch, "base": self.base, "counts": list(self.counts),
+                  "payload": self.payload.header(), "part": self.part, "parts": self.parts}  # fmt: skip
+        if self.positions is not None:
+            header["positions"] = list(self.positions)
+        return frame.encode(header, [self.payload.data])
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> History:
+        header = received.header
+        counts, payload = _counts_and_payload(received)
+        positions = None
+        if header.get("positions") is not None:
+            positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
+        parts = fields.integer(header, "parts", 1, 1 << 20)
+        return cls(
+            session=parse_session_id(header.get("session")),
+            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
+            base=fields.integer(header, "base", 0, MAX_STEP),
+            counts=counts,
+            payload=payload,
+            positions=positions,
+            part=fields.integer(header, "part", 0, parts - 1),
+            parts=parts,
+        )
+
+
+def _counts_and_payload(received: frame.Frame) -> tuple[tuple[int, ...], tensors.WireTensor]:
+    counts = fields.integers(received.header, "counts", MAX_ROWS, 0, MAX_STEP_TOKENS)
+    payload = tensors.parse(received.header.get("payload"), received.buffers)
+    if sum(counts) > MAX_STEP_TOKENS or not payload.shape or payload.shape[0] != sum(counts):
+        raise BadRequestError(f"counts {list(counts)[:8]} (limit {MAX_STEP_TOKENS} tokens) do not fit a payload of shape {list(payload.shape)}")
+    return counts, payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reroute:
+    """A new epoch for a hop that stays: it keeps its rows, and dials its successor anew where that has changed."""
+
+    grant: Grant
+    index: int
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "reroute", "grant": self.grant.pack(), "index": self.index})
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Reroute:
+        grant = Grant.parse(received.header.get("grant"))
+        return cls(grant=grant, index=fields.integer(received.header, "index", 0, len(grant.route) - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """The session ends here and below; memory is returned at once."""
+
+    session: SessionId
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "close", "session": self.session})
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Close:
+        return cls(session=parse_session_id(received.header.get("session")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """A hop's word to the hop above: `step` is what I want next; 0 means that I hold nothing and need the history first."""
+
+    session: SessionId
+    epoch: int
+    step: int
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "expect", "session": self.session, "epoch": self.epoch, "step": self.step})
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Expect:
+        header = received.header
+        return cls(
+            session=parse_session_id(header.get("session")),
+            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
+            step=fields.integer(header, "step", 0, MAX_STEP),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopLost:
+    """Towards the client: hop `index` of this epoch's route is gone or refuses; `code` and `message` say why."""
+
+    session: SessionId
+    epoch: int
+    index: int
+    code: str
+    message: str
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "lost", "session": self.session, "epoch": self.epoch, "index": self.index,
+                             "code": self.code, "message": self.message[:MAX_MESSAGE]})  # fmt: skip
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> HopLost:
+        header: dict[str, Any] = received.header
+        message = header.get("message")
+        if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+            raise BadRequestError(f"field 'message' must be text of at most {MAX_MESSAGE} letters, got {type(message).__name__}")
+        return cls(
+            session=parse_session_id(header.get("session")),
+            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
+            index=fields.integer(header, "index", 0, MAX_HOPS - 1),
+            code=fields.text(header, "code", 64),
+            message=message,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """First on a client's stream to the last hop: send me the replies of this session, from step `step` on."""
+
+    grant: Grant
+    step: int
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "attach", "grant": self.grant.pack(), "step": self.step})
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Attach:
+        return cls(grant=Grant.parse(received.header.get("grant")), step=fields.integer(received.header, "step", 0, MAX_STEP))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The route's output for one step: `counts[i]` tokens of row i, as the step wanted."""
+
+    session: SessionId
+    epoch: int
+    step: int
+    counts: tuple[int, ...]
+    payload: tensors.WireTensor
+    compute_ms: float = 0.0
+    """Milliseconds that the step spent computing at the last hop."""
+
+    def encode(self) -> bytes:
+        header = {"t": "reply", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
+                  "payload": self.payload.header(), "compute": self.compute_ms}  # fmt: skip
+        return frame.encode(header, [self.payload.data])
+
+    @classmethod
+    def parse(cls, received: frame.Frame) -> Reply:
+        header = received.header
+        counts, payload = _counts_and_payload(received)
+        return cls(
+            session=parse_session_id(header.get("session")),
+            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
+            step=fields.integer(header, "step", 0, MAX_STEP),
+            counts=counts,
+            payload=payload,
+            compute_ms=fields.number(header, "compute", 0, 1e9),
+        )
+
+
+Message = Open | Step | History | Reroute | Close | Expect | HopLost | Attach | Reply
+_KINDS: dict[str, type[Any]] = {"open": Open, "step": Step, "history": History, "reroute": Reroute, "close": Close,
+                                "expect": Expect, "lost": HopLost, "attach": Attach, "reply": Reply}  # fmt: skip
+
+
+def parse(data: bytes) -> Message:
+    """The message in a frame; FrameError, TensorFormatError or BadRequestError says what is wrong with it."""
+    received = frame.decode(data)
+    kind = _KINDS.get(str(received.header.get("t")))
+    if kind is None:
+        raise BadRequestError(f"message kind {str(received.header.get('t'))[:20]!r} is unknown; known: {', '.join(_KINDS)}")
+    message: Message = kind.parse(received)
+    return message

@@ -1,0 +1,35 @@
+"""One row per RPC: its name, shape, whether a repeat is safe, and the deadline that it gets by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A remote procedure. Requests and replies are frames (`frame.py`); the comment names their messages."""
+
+    name: str
+    """Path on the wire: `/murmuration.<name>`."""
+
+    streaming: bool = False
+    """True: both sides send any number of frames until one ends; False: one request, one reply."""
+
+    is_idempotent: bool = True
+    """True: may be sent again when nobody knows whether it arrived."""
+
+    timeout_s: float | None = 10.0
+    """Deadline where the caller has none; None only for streams, whose steps carry budgets of their own."""
+
+    @property
+    def path(self) -> str:
+        return f"/murmuration.v1/{self.name}"
+
+
+HELLO = Method(name="hello")  # hello.Hello -> hello.Hello
+MANIFEST = Method(name="manifest", timeout_s=60.0)  # weights.ManifestRequest -> weights.Manifest
+DIAL_BACK = Method(name="dial_back")  # hello.DialBack -> hello.DialBackReply
+SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Open … -> Expect, HopLost …
+ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …
+
+ALL = (HELLO, MANIFEST, DIAL_BACK, SESSION, ATTACH)
