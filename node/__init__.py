@@ -1,0 +1,1 @@
+"""What one volunteer's machine does: loads, computes, serves and shows. Imports swarm and protocols."""

@@ -1,0 +1,109 @@
+"""What a volunteer chose for their node: every setting of `swarm node`, checked once.
+
+Addresses are parsed here too, since a typing error must be refused before anything is loaded or joined.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocols.errors import ConfigError
+from protocols.ids import Span
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEFAULT_SWARM = "public"
+
+_MULTIADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/(?:tcp|udp)/\d{1,5}(?:/[^/\s]+)*/p2p/[1-9A-HJ-NP-Za-km-z]{40,64}")
+_NAME = re.compile(r"[\w.+-]{1,64}")
+
+Address = tuple[str, int]
+"""(host, port); port 0 = any free one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Everything that `swarm node` needs to know before it starts."""
+
+    model: str
+    """A directory, or a Hub name."""
+
+    model_name: str | None = None
+    """The model's name in the swarm; None = the Hub name, or the directory's last part."""
+
+    blocks: Span | None = None
+    """The blocks to host; None = choose what the swarm needs most."""
+
+    num_blocks: int | None = None
+    """How many blocks to host, where `blocks` is not given; None = as many as fit."""
+
+    peers: tuple[str, ...] = ()
+    """Multiaddrs of peers to join by; none = the first of a new swarm."""
+
+    listen: Address = ("0.0.0.0", 0)
+    """Where to listen: p2p at the port, gRPC at the next one."""
+
+    announce: Address | None = None
+    """What others dial instead of `listen`, for a forwarded port."""
+
+    swarm: str = DEFAULT_SWARM
+    """The swarm's name; peers of other names never meet."""
+
+    device: str = "auto"
+    """A torch device, or auto."""
+
+    dtype: str = "auto"
+    """One of DTYPES; auto = what the swarm serves already, else the faster one of float32 and the stored one."""
+
+    name: str = ""
+    """What people call this node."""
+
+    identity: Path | None = None
+    """The key file; None = the first one in `data_dir` that no running node holds."""
+
+    data_dir: Path
+    """Where keys and digests are kept."""
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None and self.num_blocks is not None:
+            raise ConfigError("--blocks says which and --num-blocks says how many; got both, give one")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ConfigError(f"--num-blocks is at least 1, got {self.num_blocks}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check_swarm(self.swarm)
+        check_multiaddrs(self.peers)
+        if len(self.name) > 64 or not self.name.isprintable():
+            raise ConfigError(f"--name is at most 64 printable letters, got {self.name[:80]!r}")
+
+
+def parse_address(text: str, flag: str) -> Address:
+    """Read `HOST:PORT` (`[::1]:0` for IPv6); ConfigError names the flag."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):(\d{1,5})", text)
+    if not match or int(match[3]) > 65_535:
+        raise ConfigError(f"{flag} is written HOST:PORT, as in 127.0.0.1:0 or [::1]:4000, got {text[:80]!r}")
+    return match[1] or match[2], int(match[3])
+
+
+def check_multiaddrs(peers: tuple[str, ...]) -> None:
+    """ConfigError for the first address that is not one which `swarm node` prints."""
+    for peer in peers:
+        if not _MULTIADDR.fullmatch(peer):
+            raise ConfigError(
+                f"--peer is an address that `swarm node` printed, as in /ip4/203.0.113.5/tcp/4000/p2p/12D3KooW…, got {peer[:120]!r}"
+            )
+
+
+def check_swarm(swarm: str) -> None:
+    """ConfigError unless the name is 1 to 64 letters, digits, dots, dashes or underscores."""
+    if not _NAME.fullmatch(swarm):
+        raise ConfigError(f"--swarm is 1 to 64 letters, digits, '.', '_', '+' or '-', got {swarm[:80]!r}")
+
+
+def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """`$XDG_DATA_HOME/murmuration`, or `~/.local/share/murmuration`."""
+    base = environment.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path(environment.get("HOME") or Path.home()) / ".local" / "share") / "murmuration"

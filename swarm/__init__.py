@@ -1,0 +1,1 @@
+"""How peers act together: paths, groups, agreement. Imports `protocols`, never `node`."""

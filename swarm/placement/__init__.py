@@ -1,0 +1,1 @@
+"""Which blocks a volunteer should host: pure decisions over a snapshot of the swarm."""
