@@ -93,7 +93,8 @@ def check_multiaddrs(peers: tuple[str, ...]) -> None:
     for peer in peers:
         if not _MULTIADDR.fullmatch(peer):
             raise ConfigError(
-                f"--peer is an address that `swarm node` printed, as in /ip4/203.0.113.5/tcp/4000/p2p/12D3KooW…, got {peer[:120]!r}"
+                "--peer is an address that `swarm node` printed, as in /ip4/203.0.113.5/tcp/4000/p2p/12D3KooW…, "
+                f"got {peer[:120]!r}"
             )
 
 

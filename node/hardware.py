@@ -1,0 +1,196 @@
+"""What this machine has: devices, the memory that is really free, and which number format is fast.
+
+Free memory honours every cgroup above us (v1 and v2), since the kernel kills at the cgroup's limit, not at the machine's.
+Torch is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocols.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+IMPORTS_BYTES = 420_000_000
+"""Resident memory after importing torch, transformers, grpc and hivemind (research/blocks.md, section 9)."""
+
+ACCELERATOR_SHARE = 0.9
+"""Share of an accelerator's free memory that we count on; the rest is its runtime's workspace."""
+
+FAST_ENOUGH = 1.25
+"""A smaller format may take this much longer than float32: it halves the memory that a decoded token reads."""
+
+_ROOT = Path("/")
+_V1_LIMITS = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2_LIMITS = ("memory.max", "memory.current", "inactive_file")
+
+
+# --- memory
+
+
+def room_bytes(device: str, root: Path = _ROOT) -> int:
+    """Bytes that weights, K/V and activations may take on `device`, whatever this process has imported so far.
+
+    On a CPU the imports' share is kept back: what is free now plus what we hold now, less IMPORTS_BYTES.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free * ACCELERATOR_SHARE)
+    return max(0, free_memory_bytes(root) + min(resident_bytes(root), IMPORTS_BYTES) - IMPORTS_BYTES)
+
+
+def free_memory_bytes(root: Path = _ROOT) -> int:
+    """What can still be allocated: the machine's available memory, or less where a cgroup allows less."""
+    return max(0, min([_available(root), *_cgroup_rooms(root)]))
+
+
+def resident_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process holds; 0 where the system does not say."""
+    try:
+        return int((root / "proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _available(root: Path) -> int:
+    """MemAvailable of /proc/meminfo; half of the physical memory where there is no such file (macOS)."""
+    try:
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """Limit minus usage (page cache that can be dropped does not count) of each cgroup that we are in."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mounts: tuple[str, ...]
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts, names = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), _V2_LIMITS
+        elif "memory" in controllers.split(","):
+            mounts, names = ("sys/fs/cgroup/memory",), _V1_LIMITS
+        else:
+            continue
+        for mount in mounts:
+            for folder in _upwards(root / mount, path):
+                if (room := _room_in(folder, *names)) is not None:
+                    yield room
+
+
+def _upwards(mount: Path, path: str) -> Iterator[Path]:
+    """The cgroup's folder and all above; in a container the path may be the host's, and only the mount exists."""
+    parts = [part for part in path.split("/") if part and part != ".."]
+    for count in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:count])
+
+
+def _room_in(folder: Path, limit_file: str, usage_file: str, cache_field: str) -> int | None:
+    """Bytes left in one cgroup; None where it has no limit."""
+    try:
+        limit, usage = (folder / limit_file).read_text().strip(), int((folder / usage_file).read_text())
+    except (OSError, ValueError):
+        return None
+    if not limit.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's 2^63 less a page
+        return None
+    return int(limit) - usage + _field(folder / "memory.stat", cache_field)
+
+
+def _field(file: Path, name: str) -> int:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)
+
+
+# --- devices
+
+
+def devices() -> tuple[str, ...]:
+    """The devices that torch can compute on here, the fastest kind first."""
+    import torch
+
+    found = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return (*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu")
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` is the best one; ConfigError names what there is."""
+    found = devices()
+    if wanted == "auto":
+        return found[0]
+    name = "cuda:0" if wanted == "cuda" else wanted
+    if name not in found:
+        raise ConfigError(f"no device {wanted[:40]!r} here; there are: {', '.join(found)}; give one of them, or --device auto")
+    return name
+
+
+# --- number formats
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeChoice:
+    """A number format (`float32`, `bfloat16` or `float16`), and why."""
+
+    name: str
+    reason: str
+
+
+def pick_dtype(
+    wanted: str, stored: str, device: str, *, served: str | None = None, measure: Callable[[str, str], float] | None = None
+) -> DtypeChoice:
+    """The format to compute in.
+
+    stored: the checkpoint's own format; served: what most nodes of this model compute in, if there are any: a route
+    uses one format, so joining them counts for more than speed. Otherwise the stored one, unless it is slow here:
+    bfloat16 on a CPU without its instructions takes five times as long as float32.
+    """
+    if wanted != "auto":
+        return DtypeChoice(wanted, "as asked")
+    if served is not None:
+        return DtypeChoice(served, "as the swarm's other nodes, since a route has one format")
+    if stored not in ("bfloat16", "float16"):
+        return DtypeChoice("float32", f"the checkpoint is {stored}")
+    time_of = measure or matmul_s
+    ratio = time_of(stored, device) / time_of("float32", device)
+    said = f"a {stored} matmul takes {ratio:.2f} times as long as float32 on {device}"
+    return DtypeChoice(stored if ratio <= FAST_ENOUGH else "float32", said)
+
+
+def matmul_s(dtype: str, device: str, size: int = 384, rounds: int = 3) -> float:
+    """Seconds of one square matmul, the best of some, after one to warm up."""
+    import torch
+
+    a_SS = torch.ones(size, size, dtype=torch_dtype(dtype), device=device)
+    times = []
+    for _round in range(rounds + 1):
+        start = time.perf_counter()
+        float((a_SS @ a_SS)[0, 0])  # reading a value waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`bfloat16` -> torch.bfloat16; ConfigError for a name that is no float format."""
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"no float format is called {name[:40]!r}; expected float32, bfloat16 or float16")
+    return found
