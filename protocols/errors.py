@@ -27,6 +27,7 @@ A peer's error travels as (code, message) and is rebuilt by `from_wire`; an unkn
 
 from __future__ import annotations
 
+import reprlib
 from typing import ClassVar
 
 MAX_MESSAGE = 2_000
@@ -188,6 +189,23 @@ class InternalError(SwarmError):
     try_another_peer = True
 
 
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxother, self.maxstring, self.maxlist, self.maxdict = 3, 60, 60, 6, 4
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[:24]) + ("" if len(value) <= 24 else f"… ({len(value)} bytes)")
+
+
+_SHOWN = _Shown()
+
+
+def shown(value: object) -> str:
+    """A stranger's value for a message: its type and a short form, whatever its size or depth (`str` of a deep list raises)."""
+    return f"{type(value).__name__} {_SHOWN.repr(value)[:100]}"
+
+
 def _tree(root: type[SwarmError]) -> list[type[SwarmError]]:
     return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
 
@@ -202,5 +220,6 @@ def to_wire(error: SwarmError) -> tuple[str, str]:
 
 def from_wire(code: object, message: object) -> SwarmError:
     """The error that a peer reported; its text is cleaned of control letters, since it will be printed."""
-    text = "".join(letter if letter.isprintable() else " " for letter in str(message)[:MAX_MESSAGE])
-    return BY_CODE.get(str(code), SwarmError)(text)
+    words = message if isinstance(message, str) else shown(message)
+    text = "".join(letter if letter.isprintable() else " " for letter in words[:MAX_MESSAGE])
+    return (BY_CODE.get(code, SwarmError) if isinstance(code, str) else SwarmError)(text)

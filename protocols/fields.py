@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, shown
+from protocols.ids import parse_address
 
 Header = Mapping[str, Any]
 
 
 def _refuse(key: str, expected: str, got: object) -> BadRequestError:
-    return BadRequestError(f"field {key!r} must be {expected}, got {type(got).__name__} {str(got)[:60]!r}")
+    return BadRequestError(f"field {key!r} must be {expected}, got {shown(got)}")
 
 
 def integer(header: Header, key: str, low: int, high: int) -> int:
@@ -25,7 +26,7 @@ def integer(header: Header, key: str, low: int, high: int) -> int:
 def number(header: Header, key: str, low: float, high: float) -> float:
     """A finite number in [low, high]."""
     value = header.get(key)
-    if type(value) not in (int, float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise _refuse(key, f"a number from {low} to {high}", value)
     return float(value)
 
@@ -69,6 +70,16 @@ def integers(header: Header, key: str, longest: int, low: int, high: int) -> tup
         if type(value) is not int or not low <= value <= high:
             raise _refuse(key, f"integers from {low} to {high}", value)
     return tuple(values)
+
+
+def texts(header: Header, key: str, longest: int, letters: int) -> tuple[str, ...]:
+    """A list of at most `longest` printable texts of at most `letters` letters each."""
+    return tuple(text({key: value}, key, letters) for value in array(header, key, longest))
+
+
+def addresses(header: Header, key: str, longest: int) -> tuple[str, ...]:
+    """A list of at most `longest` gRPC addresses, `host:port`."""
+    return tuple(parse_address(value) for value in array(header, key, longest))
 
 
 def table(value: object, what: str) -> dict[str, Any]:

@@ -3,12 +3,13 @@
     offset  bytes  what
     0       2      b"MU"
     2       1      version of the frame layout (1)
-    3       1      flags, 0
+    3       1      flags, 0 (none is known yet: anything else is refused)
     4       4      length of the header, big-endian
     8       n      header: a msgpack map with text keys; key "b" lists the buffers' lengths
             …      zeros up to a multiple of 16, then each buffer, likewise padded
 
-Unknown header keys are ignored, so that newer peers may add some. Nothing is allocated for a length that the frame only claims.
+Unknown header keys are ignored, so that newer peers may add some. Every other byte is accounted for: a frame that is cut, longer
+than its parts, or padded with anything but zeros is refused. Nothing is allocated for a length that the frame only claims.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import Any
 
 import msgpack
 
-from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES
-from protocols.errors import FrameError
+from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STEP_TOKENS
+from protocols.errors import BadRequestError, FrameError, shown
 
 MAGIC = b"MU"
 VERSION = 1
 _PREFIX = struct.Struct(">2sBBI")
 _ALIGN = 16
+_MAX_MAP = 1_024
 
 Buffer = bytes | bytearray | memoryview
 
@@ -45,10 +47,13 @@ def _padding(length: int) -> int:
 
 def encode(header: Mapping[str, object], buffers: Sequence[Buffer] = ()) -> bytes:
     """Join a header (msgpack values under text keys, not "b") and buffers. FrameError where a limit is passed."""
-    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    assert "b" not in header
+    views = [memoryview(buffer).cast("B") if memoryview(buffer).nbytes else memoryview(b"") for buffer in buffers]
     packed = msgpack.packb({**header, "b": [len(view) for view in views]} if views else dict(header))
     if len(views) > MAX_BUFFERS or len(packed) > MAX_HEADER_BYTES:
-        raise FrameError(f"a frame holds at most {MAX_BUFFERS} buffers and {MAX_HEADER_BYTES} bytes of header, got {len(views)} and {len(packed)}")
+        raise FrameError(
+            f"a frame holds at most {MAX_BUFFERS} buffers and a header of {MAX_HEADER_BYTES}, got {len(views)} and {len(packed)}"
+        )
     parts: list[Buffer] = [_PREFIX.pack(MAGIC, VERSION, 0, len(packed)), packed, bytes(_padding(_PREFIX.size + len(packed)))]
     for view in views:
         parts += [view, bytes(_padding(len(view)))]
@@ -64,37 +69,57 @@ def decode(data: bytes) -> Frame:
         raise FrameError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, got {len(data)}")
     if len(data) < _PREFIX.size:
         raise FrameError(f"a frame has at least {_PREFIX.size} bytes, got {len(data)}")
-    magic, version, _flags, length = _PREFIX.unpack_from(data)
+    magic, version, flags, length = _PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise FrameError(f"a frame starts with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
         raise FrameError(f"frame version {version} is not known here, expected {VERSION}: upgrade the older of the two peers")
+    if flags:
+        raise FrameError(f"frame flags {flags:#04x} are not known here, expected 0: upgrade this peer")
     if length > MAX_HEADER_BYTES or _PREFIX.size + length > len(data):
         raise FrameError(f"a header of {length} bytes does not fit a frame of {len(data)} (limit {MAX_HEADER_BYTES})")
     view = memoryview(data)
-    header = _unpack(view[_PREFIX.size : _PREFIX.size + length])
+    header = unpack_map(view[_PREFIX.size : _PREFIX.size + length])
     return Frame(header, _split(view, _PREFIX.size + length, header.pop("b", [])))
 
 
-def _unpack(data: memoryview) -> dict[str, Any]:
+def decode_kind(data: bytes, kind: str) -> Frame:
+    """Decode a frame whose message must be of one kind (header key "t"); BadRequestError names another."""
+    received = decode(data)
+    if received.header.get("t") != kind:
+        raise BadRequestError(f"expected a message of kind {kind!r}, got {shown(received.header.get('t'))}")
+    return received
+
+
+def unpack_map(data: bytes | memoryview, longest: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+    """A msgpack map with text keys in at most `longest` bytes; FrameError otherwise. `fields.py` reads the unchecked values."""
+    if len(data) > longest:
+        raise FrameError(f"at most {longest} bytes of msgpack are taken here, got {len(data)}")
     try:
-        header = msgpack.unpackb(data, strict_map_key=True)
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise FrameError(f"the header is not msgpack: {error}") from None
-    if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
-        raise FrameError(f"the header must be a map with text keys, got {type(header).__name__}")
-    return header
+        value = msgpack.unpackb(data, strict_map_key=True, max_array_len=MAX_STEP_TOKENS, max_map_len=_MAX_MAP, max_ext_len=0)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise FrameError(f"not msgpack: {str(error)[:100] or type(error).__name__}") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise FrameError(f"expected a map with text keys, got {shown(value)}")
+    return value
 
 
 def _split(view: memoryview, end_of_header: int, lengths: object) -> tuple[memoryview, ...]:
     if not isinstance(lengths, list) or len(lengths) > MAX_BUFFERS:
-        raise FrameError(f"the list of buffers must have at most {MAX_BUFFERS} lengths, got {str(lengths)[:60]}")
-    at, buffers = end_of_header + _padding(end_of_header), []
+        raise FrameError(f"a frame lists at most {MAX_BUFFERS} lengths of buffers, got {shown(lengths)}")
+    at, buffers = _skip_padding(view, end_of_header), []
     for length in lengths:
         if type(length) is not int or not 0 <= length <= len(view) - at:
-            raise FrameError(f"a buffer of {str(length)[:40]} bytes does not fit the {max(0, len(view) - at)} that are left")
+            raise FrameError(f"a buffer of {shown(length)} bytes does not fit the {len(view) - at} that are left")
         buffers.append(view[at : at + length])
-        at += length + _padding(length)
-    if at > len(view) and buffers or at < len(view) and lengths:
-        raise FrameError(f"the frame has {len(view)} bytes, its buffers end at {at}")
+        at = _skip_padding(view, at + length)
+    if at != len(view):
+        raise FrameError(f"the frame has {len(view)} bytes, but its parts end at {at}")
     return tuple(buffers)
+
+
+def _skip_padding(view: memoryview, end: int) -> int:
+    start = end + _padding(end)
+    if start > len(view) or any(view[end:start]):
+        raise FrameError(f"byte {end} of a frame of {len(view)} must be followed by zeros up to byte {start}")
+    return start

@@ -1,4 +1,4 @@
-"""Names of things: peers, sessions, spans, models. Parsed once at the edge, trusted after."""
+"""Names of things: peers, sessions, spans, models, addresses. Parsed once at the edge, trusted after."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import NewType
 
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, shown
 
 PeerId = NewType("PeerId", str)
 """An Ed25519 libp2p PeerID in base58 (`12D3KooW…`, 52 letters); it contains the public key."""
@@ -16,21 +16,59 @@ SessionId = NewType("SessionId", bytes)
 
 SESSION_ID_BYTES = 16
 MAX_BLOCKS = 10_000
+PUBLIC_KEY_BYTES = 32
+MAX_ADDRESS = 280
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PEER = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
+_PEER_PREFIX = bytes.fromhex("002408011220")
+"""Identity multihash of 36 bytes, which are the protobuf PublicKey{type: Ed25519, data: 32 bytes}."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?):([0-9]{1,5})")
+_SCHEMES = frozenset(("unix", "unix-abstract", "dns", "ipv4", "ipv6", "vsock", "xds", "google-c2p", "passthrough", "inproc"))
+"""Hosts that gRPC would read as a kind of target: `unix:1` is a socket file, not port 1 of a machine named unix."""
+
+
+def peer_id_of(public: bytes) -> PeerId:
+    """The PeerID that stands for 32 bytes of Ed25519 public key."""
+    assert len(public) == PUBLIC_KEY_BYTES
+    number, letters = int.from_bytes(_PEER_PREFIX + public, "big"), ""
+    while number:
+        number, digit = divmod(number, 58)
+        letters = _BASE58[digit] + letters
+    return PeerId("1" + letters)  # the prefix begins with one zero byte
+
+
+def public_bytes(peer: PeerId) -> bytes:
+    """The 32 bytes of public key that a PeerID contains; BadRequestError where the text is no PeerID."""
+    number = 0
+    for letter in parse_peer_id(peer):
+        number = number * 58 + _BASE58.index(letter)
+    return number.to_bytes(len(_PEER_PREFIX) + PUBLIC_KEY_BYTES, "big")[len(_PEER_PREFIX) :]
+
+
+_FIRST, _LAST = peer_id_of(bytes(PUBLIC_KEY_BYTES)), peer_id_of(b"\xff" * PUBLIC_KEY_BYTES)
 
 
 def parse_peer_id(text: object) -> PeerId:
     """Check that `text` is a PeerID of ours; BadRequestError otherwise."""
-    if not isinstance(text, str) or not _PEER.fullmatch(text):
-        raise BadRequestError(f"not an Ed25519 PeerID: {str(text)[:64]!r}; expected 52 base58 letters that start with 12D3KooW")
+    # base58's alphabet is in ASCII order, so that comparing texts of one length compares the numbers behind them
+    if not isinstance(text, str) or not _PEER.fullmatch(text) or not _FIRST <= text <= _LAST:
+        raise BadRequestError(f"not an Ed25519 PeerID: {shown(text)}; expected 52 base58 letters that start with 12D3KooW")
     return PeerId(text)
+
+
+def parse_address(text: object) -> str:
+    """Check that `text` is a gRPC address, `host:port` or `[v6]:port`, and nothing that gRPC reads otherwise (`unix:1`)."""
+    match = _ADDRESS.fullmatch(text) if isinstance(text, str) and len(text) <= MAX_ADDRESS else None
+    if match is None or match[1].lower() in _SCHEMES or not 1 <= int(match[3]) <= 65_535:
+        raise BadRequestError(f"not an address: {shown(text)}; expected host:port or [v6]:port with a port from 1 to 65535")
+    return match[0]
 
 
 def parse_session_id(data: object) -> SessionId:
     """Check that `data` is 16 bytes; BadRequestError otherwise."""
     if not isinstance(data, bytes) or len(data) != SESSION_ID_BYTES:
-        raise BadRequestError(f"a session id is {SESSION_ID_BYTES} bytes, got {type(data).__name__} {str(data)[:40]!r}")
+        raise BadRequestError(f"a session id is {SESSION_ID_BYTES} bytes, got {shown(data)}")
     return SessionId(data)
 
 
@@ -58,7 +96,7 @@ class Span:
     @classmethod
     def parse(cls, text: str) -> Span:
         """Read `0:6`; BadRequestError for anything else."""
-        match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text)
+        match = re.fullmatch(r"([0-9]{1,5}):([0-9]{1,5})", text)
         if not match:
             raise BadRequestError(f"a span is written start:stop, as in 0:6, got {text[:40]!r}")
         return cls(int(match[1]), int(match[2]))

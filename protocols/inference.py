@@ -5,7 +5,8 @@
     last hop -> client        Reply, HopLost                               on an `attach` stream, which begins with Attach
 
 A **step** carries some consecutive tokens of a session's rows through every hop; the client numbers steps from 0.
-A **History** stands for the steps 0 … base-1: each row's retained inputs, as one prefill, for a hop that has lost (or never had) them.
+A **History** stands for the steps 0 … base-1: each row's retained inputs, as one prefill, for a hop that has lost them or never
+had them.
 An **Expect** says which step a hop wants next: in answer to Open and Reroute, or whenever it meets a gap; 0 = "I hold nothing".
 Design: docs/architecture.md, "Resuming".
 """
@@ -15,13 +16,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import msgpack
 
 from protocols import fields, frame, tensors
 from protocols.defaults import MAX_HOPS, MAX_OPS, MAX_ROWS, MAX_STEP_TOKENS
-from protocols.errors import MAX_MESSAGE, BadRequestError
+from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span, parse_peer_id, parse_session_id
 
 MAX_STEP = 1 << 40
@@ -68,7 +70,7 @@ def _pack_op(op: Op) -> list[object]:
 
 def _parse_op(value: object) -> Op:
     if not isinstance(value, list) or len(value) != 2:
-        raise BadRequestError(f"a row operation is [name, argument], got {str(value)[:60]!r}")
+        raise BadRequestError(f"a row operation is [name, argument], got {shown(value)}")
     argument = {"argument": value[1]}
     match value[0]:
         case "rows":
@@ -77,7 +79,7 @@ def _parse_op(value: object) -> Op:
             return Repeat(fields.integer(argument, "argument", 1, MAX_ROWS))
         case "crop":
             return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
-    raise BadRequestError(f"row operations are rows, repeat and crop, got {str(value[0])[:40]!r}")
+    raise BadRequestError(f"row operations are rows, repeat and crop, got {shown(value[0])}")
 
 
 # --- the route, and the client's word for it
@@ -100,10 +102,9 @@ class Hop:
     @classmethod
     def parse(cls, value: object) -> Hop:
         if not isinstance(value, list) or len(value) != 5:
-            raise BadRequestError(f"a hop is [peer, addresses, certificate, start, stop], got {str(value)[:60]!r}")
+            raise BadRequestError(f"a hop is [peer, addresses, certificate, start, stop], got {shown(value)}")
         table = dict(zip(("peer", "addresses", "certificate", "start", "stop"), value, strict=True))
-        addresses = fields.array(table, "addresses", 8)
-        texts = tuple(fields.text({"addresses": item}, "addresses", 300) for item in addresses)
+        texts = fields.addresses(table, "addresses", 8)
         start, stop = (fields.integer(table, key, 0, MAX_BLOCKS) for key in ("start", "stop"))
         return cls(parse_peer_id(table["peer"]), texts, fields.raw(table, "certificate", 4_096), Span(start, stop))
 
@@ -114,7 +115,7 @@ Route = tuple[Hop, ...]
 def parse_route(value: object) -> Route:
     """1 to 128 hops whose spans follow each other without gap or overlap."""
     hops = tuple(Hop.parse(item) for item in fields.array({"route": value}, "route", MAX_HOPS))
-    if not hops or any(a.span.stop != b.span.start for a, b in zip(hops, hops[1:], strict=False)):
+    if not hops or any(a.span.stop != b.span.start for a, b in pairwise(hops)):
         raise BadRequestError(f"the spans of a route must follow each other, got {[str(hop.span) for hop in hops]}")
     return hops
 
@@ -217,11 +218,6 @@ class Step:
     def parse(cls, received: frame.Frame) -> Step:
         header = received.header
         counts, payload = _counts_and_payload(received)
-        positions = None
-        if header.get("positions") is not None:
-            positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
-            if len(positions) != sum(counts):
-                raise BadRequestError(f"{len(positions)} positions for {sum(counts)} tokens")
         return cls(
             session=parse_session_id(header.get("session")),
             epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
@@ -229,7 +225,7 @@ class Step:
             counts=counts,
             payload=payload,
             ops=tuple(_parse_op(op) for op in fields.array(header, "ops", MAX_OPS)),
-            positions=positions,
+            positions=_positions(header, sum(counts)),
             want=fields.integer(header, "want", -1, MAX_STEP_TOKENS),
             result=fields.text(header, "result", 16),
             budget_ms=fields.integer(header, "budget", 0, 86_400_000),
@@ -264,9 +260,6 @@ class History:
     def parse(cls, received: frame.Frame) -> History:
         header = received.header
         counts, payload = _counts_and_payload(received)
-        positions = None
-        if header.get("positions") is not None:
-            positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
         parts = fields.integer(header, "parts", 1, 1 << 20)
         return cls(
             session=parse_session_id(header.get("session")),
@@ -274,17 +267,28 @@ class History:
             base=fields.integer(header, "base", 0, MAX_STEP),
             counts=counts,
             payload=payload,
-            positions=positions,
+            positions=_positions(header, sum(counts)),
             part=fields.integer(header, "part", 0, parts - 1),
             parts=parts,
         )
+
+
+def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None:
+    if header.get("positions") is None:
+        return None
+    positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
+    if len(positions) != num_tokens:
+        raise BadRequestError(f"{len(positions)} positions for {num_tokens} tokens")
+    return positions
 
 
 def _counts_and_payload(received: frame.Frame) -> tuple[tuple[int, ...], tensors.WireTensor]:
     counts = fields.integers(received.header, "counts", MAX_ROWS, 0, MAX_STEP_TOKENS)
     payload = tensors.parse(received.header.get("payload"), received.buffers)
     if sum(counts) > MAX_STEP_TOKENS or not payload.shape or payload.shape[0] != sum(counts):
-        raise BadRequestError(f"counts {list(counts)[:8]} (limit {MAX_STEP_TOKENS} tokens) do not fit a payload of shape {list(payload.shape)}")
+        raise BadRequestError(
+            f"counts {list(counts)[:8]} (limit {MAX_STEP_TOKENS} tokens) do not fit a payload of shape {list(payload.shape)}"
+        )
     return counts, payload
 
 
@@ -422,8 +426,9 @@ _KINDS: dict[str, type[Any]] = {"open": Open, "step": Step, "history": History, 
 def parse(data: bytes) -> Message:
     """The message in a frame; FrameError, TensorFormatError or BadRequestError says what is wrong with it."""
     received = frame.decode(data)
-    kind = _KINDS.get(str(received.header.get("t")))
+    name = received.header.get("t")
+    kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise BadRequestError(f"message kind {str(received.header.get('t'))[:20]!r} is unknown; known: {', '.join(_KINDS)}")
+        raise BadRequestError(f"message kind {shown(name)} is unknown; known: {', '.join(_KINDS)}")
     message: Message = kind.parse(received)
     return message

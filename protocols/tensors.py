@@ -35,11 +35,19 @@ class WireTensor:
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES or self.codec not in CODECS:
-            raise TensorFormatError(f"dtype {self.dtype[:20]!r} with codec {self.codec[:20]!r} is unknown; known: {', '.join(ITEM_BYTES)}; {', '.join(CODECS)}")
+            known = f"{', '.join(ITEM_BYTES)}; {', '.join(CODECS)}"
+            raise TensorFormatError(f"dtype {self.dtype[:20]!r} with codec {self.codec[:20]!r} is unknown; known: {known}")
+        if len(self.shape) > MAX_DIMS or not all(0 <= dim <= MAX_DIM for dim in self.shape):
+            raise TensorFormatError(
+                f"a tensor has at most {MAX_DIMS} dimensions of at most {MAX_DIM}, got {list(self.shape)[:8]}"
+            )
         if self.codec != "none" and not self.dtype.startswith(("float", "bfloat")):
             raise TensorFormatError(f"codec {self.codec} packs floats, not {self.dtype}")
-        if len(self.data) != self.num_bytes:
-            raise TensorFormatError(f"{self.dtype} {list(self.shape)} by codec {self.codec} takes {self.num_bytes} bytes, got {len(self.data)}")
+        if memoryview(self.data).nbytes != self.num_bytes:
+            got = memoryview(self.data).nbytes
+            raise TensorFormatError(
+                f"{self.dtype} {list(self.shape)} by codec {self.codec} takes {self.num_bytes} bytes, got {got}"
+            )
 
     @property
     def num_bytes(self) -> int:

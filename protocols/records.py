@@ -1,0 +1,203 @@
+"""A record: what one peer announces about itself, small enough for a DHT that keeps thousands. Signed, expiring, newest wins.
+
+The form is a msgpack map under short keys, so that a newer peer may add some: `v` is the layout's version, peers travel as
+their 32-byte public key, digests as 32 bytes, milliseconds as hundredths (what `encode` keeps of them).
+`signed_bytes` is what the announcer signs and every storing peer checks (`swarm/dht`): it covers the expiry, so no replay lives
+longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgpack
+
+from protocols import fields, frame
+from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
+from protocols.errors import BadRequestError, ProtocolVersionError, shown
+from protocols.ids import MAX_BLOCKS, ModelId, PeerId, Span, peer_id_of, public_bytes
+
+VERSION: Final = 1
+STATES: Final = ("joining", "serving", "draining")
+BUCKETS: Final = 8
+"""Keys over which the peers of one model spread: a DHT dictionary is one message, and should stay well below 2 MB."""
+
+MAX_SPANS: Final = 8
+MAX_ADDRESSES: Final = 8
+MAX_ROUND_TRIPS: Final = 8
+MAX_NAME: Final = 64
+MAX_CERTIFICATE_BYTES: Final = 1_024
+_MAX_COUNT = 1 << 40
+_MAX_HUNDREDTHS = 10**9
+_CONTEXT = b"murmuration-record/1\0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSpan:
+    """Consecutive blocks of one model that a peer hosts, and in which precision."""
+
+    model: ModelId
+    span: Span
+    num_blocks: int
+    """Blocks of the whole model."""
+    ends: bool = False
+    """True: the input embedding, final norm and head are hosted, too."""
+    dtype: str
+    """Compute dtype, e.g. `float32`; a route uses one."""
+    quantization: str = "none"
+    version: int = 0
+    """Global optimizer steps applied; 0 = static weights."""
+
+    def _pack(self) -> list[object]:
+        return [self.model.name, bytes.fromhex(self.model.digest), self.span.start, self.span.stop, self.num_blocks,
+                self.ends, self.dtype, self.quantization, self.version]  # fmt: skip
+
+    @classmethod
+    def _parse(cls, value: object) -> ServedSpan:
+        names = ("name", "digest", "start", "stop", "num_blocks", "ends", "dtype", "quantization", "version")
+        if not isinstance(value, list) or len(value) < len(names):
+            raise BadRequestError(f"a served span is [{', '.join(names)}], got {shown(value)}")
+        table = dict(zip(names, value, strict=False))
+        num_blocks = fields.integer(table, "num_blocks", 1, MAX_BLOCKS)
+        span = Span(*(fields.integer(table, key, 0, num_blocks) for key in ("start", "stop")))
+        return cls(
+            model=ModelId(fields.text(table, "name", 200), fields.raw(table, "digest", 32).hex()),
+            span=span,
+            num_blocks=num_blocks,
+            ends=fields.flag(table, "ends"),
+            dtype=fields.text(table, "dtype", 16),
+            quantization=fields.text(table, "quantization", 16),
+            version=fields.integer(table, "version", 0, _MAX_COUNT),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRecord:
+    """One peer, as it describes itself. The signature proves `peer` only; the rest is a claim that dialling it has to confirm."""
+
+    peer: PeerId
+    name: str = ""
+    software: str = ""
+    protocol: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION)
+    """Oldest and newest protocol version that it speaks."""
+    state: str = "serving"
+    """`joining`, `serving` or `draining`."""
+    addresses: tuple[str, ...] = ()
+    """gRPC addresses, `host:port`, in the order to try."""
+    certificate: bytes = b""
+    """DER of its TLS certificate; empty = fetch it and check its owner."""
+    p2p_addresses: tuple[str, ...] = ()
+    """Multiaddrs of its p2pd; a trailing `/p2p/<peer>` costs no room."""
+    reachable: bool | None = None
+    """Has another peer dialled it back? None = nobody has tried."""
+    spans: tuple[ServedSpan, ...] = ()
+    free_tokens: int = 0
+    """Tokens of KV memory that it could still lend."""
+    queue: int = 0
+    """Steps that wait now."""
+    step_ms: float = 0.0
+    """Typical milliseconds of one decode step over its span; 0 = not measured."""
+    upload_bytes_s: int = 0
+    """Cap of its uplink; 0 = none known."""
+    round_trips: tuple[tuple[PeerId, float], ...] = ()
+    """Measured milliseconds to peers of neighbouring spans, the most useful first."""
+
+    def encode(self) -> bytes:
+        """The bytes to sign and store; BadRequestError where they pass 1.5 KiB or `parse` would refuse them."""
+        data = self._pack()
+        if len(data) > MAX_RECORD_BYTES:
+            raise BadRequestError(
+                f"a record has at most {MAX_RECORD_BYTES} bytes, got {len(data)}: announce fewer addresses, spans or round trips"
+            )
+        PeerRecord.parse(data)
+        return data
+
+    def fitted(self) -> PeerRecord:
+        """The same with as many round trips, then p2p addresses, as fit: what others can do without goes first."""
+        record = self
+        while len(record._pack()) > MAX_RECORD_BYTES and (record.round_trips or record.p2p_addresses):
+            if record.round_trips:
+                record = replace(record, round_trips=record.round_trips[:-1])
+            else:
+                record = replace(record, p2p_addresses=record.p2p_addresses[:-1])
+        return record
+
+    def _pack(self) -> bytes:
+        own = f"/p2p/{self.peer}"
+        p2p = [text.removesuffix(self.peer) if text.endswith(own) else text for text in self.p2p_addresses]
+        trips = [[public_bytes(peer), _hundredths(ms)] for peer, ms in self.round_trips]
+        table = {"v": VERSION, "k": public_bytes(self.peer), "n": self.name, "s": self.software, "p": list(self.protocol),
+                   "t": self.state, "a": list(self.addresses), "c": self.certificate, "m": p2p, "r": self.reachable,
+                   "b": [span._pack() for span in self.spans], "f": self.free_tokens, "q": self.queue,
+                   "w": _hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
+        packed: bytes = msgpack.packb(table)
+        return packed
+
+    @classmethod
+    def parse(cls, data: bytes) -> PeerRecord:
+        """What a stranger announced; BadRequestError out of bounds, ProtocolVersionError for a layout of the future."""
+        header = frame.unpack_map(data, MAX_RECORD_BYTES)
+        version = fields.integer(header, "v", 1, 1 << 16)
+        if version != VERSION:
+            raise ProtocolVersionError(f"a record of layout {version}, expected {VERSION}: upgrade this peer")
+        peer = _peer(fields.raw(header, "k", 32))
+        oldest = fields.integer(_pair(header), "oldest", 0, 1 << 16)
+        return cls(
+            peer=peer,
+            name=fields.text(header, "n", MAX_NAME),
+            software=fields.text(header, "s", MAX_NAME),
+            protocol=(oldest, fields.integer(_pair(header), "newest", oldest, 1 << 16)),
+            state=_state(header),
+            addresses=fields.addresses(header, "a", MAX_ADDRESSES),
+            certificate=fields.raw(header, "c", MAX_CERTIFICATE_BYTES),
+            p2p_addresses=tuple(
+                text + peer if text.endswith("/p2p/") else text for text in fields.texts(header, "m", MAX_ADDRESSES, 300)
+            ),
+            reachable=None if header.get("r") is None else fields.flag(header, "r"),
+            spans=tuple(ServedSpan._parse(span) for span in fields.array(header, "b", MAX_SPANS)),
+            free_tokens=fields.integer(header, "f", 0, _MAX_COUNT),
+            queue=fields.integer(header, "q", 0, 1 << 20),
+            step_ms=fields.integer(header, "w", 0, _MAX_HUNDREDTHS) / 100,
+            upload_bytes_s=fields.integer(header, "u", 0, _MAX_COUNT),
+            round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
+        )
+
+
+def _hundredths(ms: float) -> int:
+    return min(round(ms * 100), _MAX_HUNDREDTHS)
+
+
+def _peer(public: bytes) -> PeerId:
+    if len(public) != 32:
+        raise BadRequestError(f"a peer's public key has 32 bytes, got {len(public)}")
+    return peer_id_of(public)
+
+
+def _pair(header: fields.Header) -> dict[str, Any]:
+    return dict(zip(("oldest", "newest"), fields.array(header, "p", 2), strict=False))
+
+
+def _state(header: fields.Header) -> str:
+    state = fields.text(header, "t", 16)
+    if state not in STATES:
+        raise BadRequestError(f"a peer's state is one of {', '.join(STATES)}, got {state!r}")
+    return state
+
+
+def _round_trip(pair: object) -> tuple[PeerId, float]:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise BadRequestError(f"a round trip is [public key, hundredths of a millisecond], got {shown(pair)}")
+    table = {"key": pair[0], "ms": pair[1]}
+    return _peer(fields.raw(table, "key", 32)), fields.integer(table, "ms", 0, _MAX_HUNDREDTHS) / 100
+
+
+def signed_bytes(key: bytes, subkey: bytes, payload: bytes, expires_s: float) -> bytes:
+    """What the announcer signs: the payload together with where and until when (Unix time) it may be stored."""
+    return _CONTEXT + hashlib.sha256(msgpack.packb([key, subkey, payload, float(expires_s)])).digest()
+
+
+def bucket(peer: PeerId) -> int:
+    """Which of a model's 8 keys a peer announces under."""
+    return hashlib.sha256(public_bytes(peer)).digest()[0] % BUCKETS
