@@ -1,0 +1,203 @@
+"""Makes a small language model from real text, in ordinary Hugging Face form: what works for it works for any checkpoint.
+
+The text is the English prose that every Python carries (`pydoc_data.topics`, the language reference: 0.46 MB), the
+tokenizer a byte-level BPE trained on it, the model a Llama of 2.4 million parameters, trained with plain torch and AdamW
+for a given number of seconds. A directory appears whole or not at all, so that a second call can trust what it finds.
+
+Run: .venv/bin/python scripts/make_model.py DIRECTORY [--seconds 65]
+Shapes: B sequences, T tokens each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+END = "<|end|>"
+Progress = Callable[[float, int, float], None]
+"""Called after every step with the share of the time that is spent (0 to 1), steps done and the smoothed loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What the model is, and how long it learns."""
+
+    version: int = 1
+    """Part of the default directory's name: raise it where a change here should not meet an older model."""
+
+    vocab_size: int = 2_048
+    hidden_size: int = 160
+    num_blocks: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    context_tokens: int = 512
+
+    train_s: float = 65.0
+    """Seconds of training; the learning rate falls to zero over exactly this time."""
+
+    batch: int = 16
+    sequence_tokens: int = 128
+    learning_rate: float = 4e-3
+    seed: int = 20
+
+
+def default_directory(recipe: Recipe) -> Path:
+    """Where the demo keeps its model between runs; the last part is the model's name in the swarm."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "murmuration" / f"demo-{recipe.version}" / "tiny-prose"
+
+
+def paragraphs() -> list[str]:
+    """The pages as prose: no underlines, no indentation, one line a paragraph; code and grammar are left out."""
+    kept = []
+    for page in topics.values():
+        for block in page.split("\n\n"):
+            lines = [line.strip() for line in block.splitlines() if line.strip()]
+            is_code = block.startswith("    ") or ">>>" in block or "::=" in block
+            is_rule = any(set(line) <= set("*=-~^+|") for line in lines)
+            if lines and not is_code and not is_rule and len(" ".join(lines)) > 60:
+                kept.append(" ".join(lines))
+    return kept
+
+
+def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: every string can be encoded, none is unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[attr-defined]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=recipe.context_tokens
+    )
+
+
+def build_model(recipe: Recipe, end_id: int) -> LlamaForCausalLM:
+    """Random weights, the same for the same seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.hidden_size * 8 // 3 // 16 * 16,
+        num_hidden_layers=recipe.num_blocks,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_kv_heads,
+        max_position_embeddings=recipe.context_tokens,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def train(model: LlamaForCausalLM, stream: torch.Tensor, recipe: Recipe, progress: Progress) -> tuple[int, float]:
+    """Next-token training on one long stream of ids until the time is up. Returns steps and the smoothed loss."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    draw = torch.Generator().manual_seed(recipe.seed)
+    started, steps, loss_mean = time.monotonic(), 0, 0.0
+    model.train()
+    while (spent := (time.monotonic() - started) / recipe.train_s) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min(1.0, (steps + 1) / 40) * (1 - spent)
+        starts = torch.randint(len(stream) - recipe.sequence_tokens, (recipe.batch,), generator=draw)
+        ids_BT = torch.stack([stream[start : start + recipe.sequence_tokens] for start in starts.tolist()])
+        loss = model(input_ids=ids_BT, labels=ids_BT).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        steps += 1
+        loss_mean = loss.item() if steps == 1 else 0.95 * loss_mean + 0.05 * loss.item()
+        progress(min(1.0, spent), steps, loss_mean)
+    return steps, loss_mean
+
+
+def make(directory: Path, recipe: Recipe, progress: Progress) -> tuple[int, float]:
+    """Tokenizer, training and files; `directory` must not exist, and appears only when all of it is there."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for one file of 9 MB would tear ours
+    texts = paragraphs()
+    tokenizer = train_tokenizer(texts, recipe)
+    end_id = tokenizer.convert_tokens_to_ids(END)
+    assert isinstance(end_id, int)
+    stream = torch.tensor([token for ids in tokenizer(texts)["input_ids"] for token in [*ids, end_id]])
+    model = build_model(recipe, end_id)
+    result = train(model, stream, recipe, progress)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=directory.parent))
+    try:
+        model.eval().save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return result
+
+
+def make_with_bar(directory: Path, recipe: Recipe) -> None:
+    """`make`, with a bar that shows time and loss; nothing to do where the directory exists."""
+    if (directory / "config.json").exists():
+        print(f"model: {directory} (made before)")
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("learning to write"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("train", total=1.0, note="reading")
+
+        def show(spent: float, steps: int, loss: float) -> None:
+            bar.update(task, completed=spent, note=f"step {steps}, loss {loss:.2f}")
+
+        steps, loss = make(directory, recipe, show)
+        bar.update(task, completed=1.0)
+    print(f"model: {directory} ({recipe.num_blocks} blocks, {steps} steps, loss {loss:.2f})")
+
+
+def main() -> int:
+    recipe = Recipe()
+    parser = argparse.ArgumentParser(
+        description="Make a small Llama checkpoint from the English prose that every Python carries."
+    )
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=default_directory(recipe), help="where to put it (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=recipe.train_s, help="how long to train (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.directory.exists() and not (arguments.directory / "config.json").exists():
+        print(
+            f"make_model: {arguments.directory} exists but holds no model: name another directory, or remove it", file=sys.stderr
+        )
+        return 2
+    make_with_bar(arguments.directory, Recipe(train_s=arguments.seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,145 @@
+"""The rules of the tree: imports go down only, third-party doors, a pure `protocols`, a captioned README."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("protocols", "swarm", "node")
+"""From the ground up: each may import itself and those before it."""
+
+DOORS: dict[str, tuple[str, ...]] = {
+    "cryptography": ("protocols/identity.py", "swarm/peer.py", "swarm/rpc"),
+    "grpc": ("swarm/rpc",),
+    "hivemind": ("swarm/dht",),
+    "huggingface_hub": ("swarm/models", "swarm/client"),
+    "msgpack": ("protocols",),
+    "rich": ("node/cli",),
+    "safetensors": ("swarm/models", "swarm/client"),
+    "tokenizers": ("swarm/models", "swarm/client"),
+    "torch": ("protocols/compression.py", "swarm", "node"),
+    "transformers": ("swarm/models", "swarm/client", "node/serving"),
+    "typer": ("node/cli",),
+}
+"""Third-party package -> the folders and files that may import it. A package without a row may be imported nowhere."""
+
+IMPURE = frozenset(
+    [
+        *("http", "select", "selectors", "socket", "socketserver", "ssl", "urllib"),  # sockets
+        *("fcntl", "glob", "io", "logging", "mmap", "os", "pathlib", "shutil", "tempfile"),  # files
+        *("datetime", "sched", "time"),  # clock
+        *("asyncio", "concurrent", "contextvars", "multiprocessing", "queue", "signal", "subprocess", "threading"),  # tasks
+        *("random", "secrets", "uuid"),  # randomness
+    ]
+)
+"""Standard modules that `protocols` may not import: sockets, files, clock, tasks, randomness."""
+
+
+def tracked(*folders: str) -> list[Path]:
+    """The Python files that are here and that git does not ignore, so that a new file is judged before it is committed."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *folders]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return sorted(Path(name) for name in set(listed.split("\0")) if name.endswith(".py") and (ROOT / name).exists())
+
+
+def imports(source: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, wherever it stands; a relative one is reported as such."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+def may_import(path: Path, module: str) -> str:
+    """Why `path` may not import `module`, or ""."""
+    package, layer = module.partition(".")[0], path.parts[0]
+    if not package:
+        return "relative: imports are absolute"
+    if package in LAYERS:
+        return "" if LAYERS.index(package) <= LAYERS.index(layer) else "upwards: imports go node -> swarm -> protocols"
+    if package in sys.stdlib_module_names:
+        return "protocols has no sockets, files, clock, tasks or randomness" if layer == "protocols" and package in IMPURE else ""
+    if package not in DOORS:
+        return "a package without a row in DOORS"
+    is_open = any(path == Path(door) or Path(door) in path.parents for door in DOORS[package])
+    return "" if is_open else f"only {', '.join(DOORS[package])} may import {package}"
+
+
+def test_every_import_goes_down_and_through_its_door() -> None:
+    files = tracked(*LAYERS)
+    assert len(files) > 20, "the walk found too few files to prove anything"
+    wrong = []
+    for path in files:
+        for line, module in imports((ROOT / path).read_text()):
+            if reason := may_import(path, module):
+                wrong.append(f"{path}:{line} imports {module}: {reason}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "is_allowed"),
+    [
+        ("node/serving/host.py", "swarm.peer", True),
+        ("swarm/peer.py", "node.config", False),
+        ("protocols/ids.py", "swarm", False),
+        ("protocols/frame.py", "time", False),
+        ("protocols/frame.py", "struct", True),
+        ("protocols/frame.py", "torch", False),
+        ("protocols/compression.py", "torch", True),
+        ("swarm/rpc/server.py", "grpc.aio", True),
+        ("swarm/inference/session.py", "grpc", False),
+        ("node/cli/app.py", "typer", True),
+        ("node/config.py", "typer", False),
+        ("node/config.py", "flask", False),
+        ("node/config.py", ".cli", False),
+    ],
+)
+def test_the_rule_itself_refuses_what_it_should(path: str, module: str, is_allowed: bool) -> None:
+    assert (may_import(Path(path), module) == "") is is_allowed
+
+
+def test_protocols_opens_no_file_and_evaluates_nothing() -> None:
+    banned = {"open", "eval", "exec", "compile", "__import__", "input", "print"}
+    for path in tracked("protocols"):
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in banned, f"{path}:{node.lineno} calls {node.func.id}()"
+
+
+def test_nothing_unpickles_or_evaluates_what_a_peer_sent() -> None:
+    banned = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+    for path in tracked(*LAYERS):
+        source = (ROOT / path).read_text()
+        assert not banned & {module.partition(".")[0] for _, module in imports(source)}, f"{path} can unpickle"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "eval", "exec"), f"{path}:{node.lineno} calls {called}"
+
+
+def test_every_folder_of_tests_is_a_package() -> None:
+    """Without `__init__.py`, `import swarm` would find `tests/swarm`."""
+    missing = {path.parent for path in tracked("tests") if not (ROOT / path.parent / "__init__.py").exists()}
+    assert not missing, f"no __init__.py in {sorted(map(str, missing))}"
+
+
+def test_every_file_says_first_what_it_is() -> None:
+    silent = [str(path) for path in tracked(*LAYERS, "scripts", "tests") if path.name != "__init__.py" and not _docstring(path)]
+    assert not silent, f"no docstring at the top of {silent}"
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+
+
+def test_readme_shows_every_file_with_its_caption() -> None:
+    drawn = subprocess.run([sys.executable, "scripts/tree.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "ids.py" in drawn
+    assert drawn in (ROOT / "README.md").read_text(), "README's tree is old: .venv/bin/python scripts/tree.py --write"
