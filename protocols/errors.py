@@ -215,7 +215,8 @@ BY_CODE: dict[str, type[SwarmError]] = {error.code: error for error in _tree(Swa
 
 def to_wire(error: SwarmError) -> tuple[str, str]:
     """(code, message), the message cut to what may cross the wire."""
-    return error.code, str(error)[:MAX_MESSAGE]
+    text = str(error)[:MAX_MESSAGE].encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no text
+    return error.code, text
 
 
 def from_wire(code: object, message: object) -> SwarmError:

@@ -13,21 +13,20 @@ Design: docs/architecture.md, "Resuming".
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, ClassVar
-
-import msgpack
+from dataclasses import dataclass
+from typing import Any
 
 from protocols import fields, frame, tensors
 from protocols.defaults import MAX_HOPS, MAX_OPS, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
-from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span, parse_peer_id, parse_session_id
+from protocols.ids import SessionId, parse_session_id
+from protocols.route import MAX_EPOCH as MAX_EPOCH  # seen from outside, a grant and its route are part of this conversation
+from protocols.route import Grant as Grant
+from protocols.route import Hop as Hop
+from protocols.route import Route as Route
+from protocols.route import parse_route as parse_route
 
 MAX_STEP = 1 << 40
-MAX_EPOCH = 1 << 20
 MAX_LENGTH = 1 << 24
 WANT_NONE, WANT_ALL = 0, -1
 
@@ -80,88 +79,6 @@ def _parse_op(value: object) -> Op:
         case "crop":
             return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
     raise BadRequestError(f"row operations are rows, repeat and crop, got {shown(value[0])}")
-
-
-# --- the route, and the client's word for it
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """One node's part of a route: who, where, which certificate, and the blocks that it runs for this session."""
-
-    peer: PeerId
-    addresses: tuple[str, ...]
-    """gRPC addresses, `host:port`, in the order to try."""
-    certificate: bytes
-    """DER of the TLS certificate to pin; empty = fetch it and check its owner."""
-    span: Span
-
-    def pack(self) -> list[object]:
-        return [self.peer, list(self.addresses), self.certificate, self.span.start, self.span.stop]
-
-    @classmethod
-    def parse(cls, value: object) -> Hop:
-        if not isinstance(value, list) or len(value) != 5:
-            raise BadRequestError(f"a hop is [peer, addresses, certificate, start, stop], got {shown(value)}")
-        table = dict(zip(("peer", "addresses", "certificate", "start", "stop"), value, strict=True))
-        texts = fields.addresses(table, "addresses", 8)
-        start, stop = (fields.integer(table, key, 0, MAX_BLOCKS) for key in ("start", "stop"))
-        return cls(parse_peer_id(table["peer"]), texts, fields.raw(table, "certificate", 4_096), Span(start, stop))
-
-
-Route = tuple[Hop, ...]
-
-
-def parse_route(value: object) -> Route:
-    """1 to 128 hops whose spans follow each other without gap or overlap."""
-    hops = tuple(Hop.parse(item) for item in fields.array({"route": value}, "route", MAX_HOPS))
-    if not hops or any(a.span.stop != b.span.start for a, b in pairwise(hops)):
-        raise BadRequestError(f"the spans of a route must follow each other, got {[str(hop.span) for hop in hops]}")
-    return hops
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
-    """The client's signed word that this session, in this epoch, may run over this route. Quotas go by its `client`."""
-
-    client: PeerId
-    session: SessionId
-    epoch: int
-    model: ModelId
-    route: Route
-    expires_s: float
-    """Unix time."""
-    signature: bytes = b""
-
-    CONTEXT: ClassVar[bytes] = b"murmuration-grant/1\0"
-
-    def signed_bytes(self) -> bytes:
-        """What the client signs: a hash, so that hops check one signature whatever the route's length."""
-        route = [hop.pack() for hop in self.route]
-        body = [self.client, self.session, self.epoch, str(self.model), route, float(self.expires_s)]
-        return self.CONTEXT + hashlib.sha256(msgpack.packb(body)).digest()
-
-    def signed(self, sign: Callable[[bytes], bytes]) -> Grant:
-        return replace(self, signature=sign(self.signed_bytes()))
-
-    def pack(self) -> dict[str, object]:
-        route = [hop.pack() for hop in self.route]
-        return {"client": self.client, "session": self.session, "epoch": self.epoch, "model": str(self.model),
-                "route": route, "expires": float(self.expires_s), "signature": self.signature}  # fmt: skip
-
-    @classmethod
-    def parse(cls, value: object) -> Grant:
-        """Checked for form only; whoever acts on it verifies signature, expiry and its own place in the route."""
-        table = fields.table(value, "grant")
-        return cls(
-            client=parse_peer_id(table.get("client")),
-            session=parse_session_id(table.get("session")),
-            epoch=fields.integer(table, "epoch", 0, MAX_EPOCH),
-            model=ModelId.parse(fields.text(table, "model", 300)),
-            route=parse_route(table.get("route")),
-            expires_s=fields.number(table, "expires", 0, 1e12),
-            signature=fields.raw(table, "signature", 64),
-        )
 
 
 # --- messages
