@@ -1,0 +1,197 @@
+"""Load blocks [start, stop) of a checkpoint, or its ends, and nothing else: only the needed tensors are read from disk.
+
+`load_span` gives a `SpanModule`, `load_ends` the model's own class with no block in it. Both go through `from_pretrained` of a
+pruned class (`skeleton.py`) with lazy slices, so an architecture's dtype rules, renames and fused experts are transformers'.
+What transformers would only log (a missing tensor gets random values) is refused here.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError, SwarmError
+from protocols.ids import Span
+from swarm.models.chain import check_chain, returns_tuple
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.skeleton import Location, meta_model, model_class, pruned, shorten
+from swarm.models.span import SpanModule
+
+MAX_OUTER_BYTES = 2 << 30
+"""Memory of a span outside its blocks (position tables, mask buffers): an honest model needs some MB."""
+
+_LOADING = threading.Lock()  # from_pretrained sets process-wide defaults while it works
+
+
+@dataclass(frozen=True, slots=True)
+class EndsModel:
+    """A causal language model with an empty block list, and what a stand-in for the blocks has to know."""
+
+    model: Any
+    """The *ForCausalLM instance: embedding, norms, head. Its configs say one block: put one module into the list."""
+    owner: nn.Module
+    """The module whose `attribute` is the (empty) block list."""
+    attribute: str
+    returns_tuple: bool
+    """True: a block of this family returns (hidden, ...); False: the hidden state alone."""
+    num_blocks: int
+    """Blocks of the whole model."""
+    template: nn.Module
+    """Block 0 on the meta device, for code that reads attributes of a block."""
+
+
+def load_span(checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> SpanModule:
+    """Blocks `span` in `dtype` on `device`, ready to run. CheckpointError: a tensor is missing or has another shape;
+    ModelNotSupportedError: the blocks are no chain, so they cannot be hosted apart."""
+    if span.stop > checkpoint.num_blocks:
+        raise BadRequestError(f"blocks {span} of {checkpoint.name}: it has only blocks 0:{checkpoint.num_blocks}")
+    with _translated(checkpoint, f"blocks {span}"):
+        model = _load(checkpoint, span.start, span.stop, dtype)
+        shorten(model, span.start, span.stop)
+        module = SpanModule(model.to(device).eval().requires_grad_(False), dtype)
+        check_chain(module)
+    return module
+
+
+def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> EndsModel:
+    """Embedding, final norm and head, as the model's own class; errors as in `load_span`."""
+    with _translated(checkpoint, "the ends"):
+        model = _load(checkpoint, 0, 0, dtype).to(device).eval().requires_grad_(False)
+        shorten(model, 0, 1)
+        location: Location = model.swarm_location
+        template = meta_model(checkpoint.config, 0, 1, dtype).swarm_location.blocks[0]
+        tuples = returns_tuple(model, location, template)
+    return EndsModel(model, location.owner, location.attribute, tuples, location.num_blocks, template)
+
+
+def stored_names(checkpoint: Checkpoint, span: Span | None, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Names of the stored tensors that a span (None: the ends) is made of, as in the checkpoint's files."""
+    start, stop = (span.start, span.stop) if span else (0, 0)
+    with _translated(checkpoint, f"blocks {span}" if span else "the ends"):
+        probe = meta_model(checkpoint.config, start, stop, dtype)
+        return sorted(_needed(probe, checkpoint, start, stop).values())
+
+
+def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> Any:
+    config = copy.deepcopy(checkpoint.config)
+    with _LOADING, _quiet():
+        probe = meta_model(config, start, stop, dtype)
+        _check_outer_size(probe)
+        needed = _needed(probe, checkpoint, start, stop)
+        prefix = _block_prefix(probe) if start < stop else ""
+        with _slices(checkpoint, needed) as slices:
+            cls = pruned(model_class(config), start, stop)
+            model, info = cls.from_pretrained(None, config=config, dtype=dtype, state_dict=slices, output_loading_info=True)
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} tensors of its own architecture, first {missing[0]!r} "
+            f"(numbered from block {start}); download it again"
+        )
+    return model
+
+
+def _needed(probe: Any, checkpoint: Checkpoint, start: int, stop: int) -> dict[str, str]:
+    """Name in the pruned model's numbering -> name in the checkpoint, for every tensor that ends up in the pruned model."""
+    state = dict(probe.state_dict())
+    if start < stop:
+        prefix = _block_prefix(probe)
+        state = {key: value for key, value in state.items() if key.startswith(prefix)}
+    rules = get_model_conversion_mapping(probe)
+    renames = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    needed = {}
+    for name in checkpoint.tensors:
+        key = _renumbered(name, checkpoint, start, stop)
+        if key is not None and _lands(key, renames, converters, probe.base_model_prefix, state):
+            needed[key] = name
+    return needed
+
+
+def _renumbered(name: str, checkpoint: Checkpoint, start: int, stop: int) -> str | None:
+    """The name that a stored tensor has in the pruned model; None where it belongs to a block that is not ours (or, for a span,
+    to no block). The filter is cheap, and it must run before the rename rules: those match against the pruned list."""
+    block = checkpoint.block_of(name)
+    if start == stop:
+        return name if block is None else None
+    if block is None or not start <= block < stop:
+        return None
+    rest = name[len(checkpoint.block_prefix) :].partition(".")[2]
+    return f"{checkpoint.block_prefix}{block - start}.{rest}"
+
+
+def _lands(key: str, renames: list[Any], converters: list[Any], prefix: str, state: Mapping[str, Any]) -> bool:
+    return rename_source_key(key, renames, converters, prefix, dict(state))[0] in state
+
+
+def _block_prefix(model: Any) -> str:
+    blocks = model.swarm_location.blocks
+    found: str = next(name for name, module in model.named_modules() if module is blocks)
+    return found + "."
+
+
+def _check_outer_size(probe: Any) -> None:
+    blocks = probe.swarm_location.blocks
+    inside = {id(tensor) for tensor in (*blocks.parameters(), *blocks.buffers())} if len(blocks) else set()
+    outer = [tensor for tensor in (*probe.parameters(), *probe.buffers()) if id(tensor) not in inside]
+    tables = sum(tensor.numel() * tensor.element_size() for tensor in outer) if len(blocks) else 0
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in probe.buffers())
+    if tables > MAX_OUTER_BYTES or buffers > MAX_OUTER_BYTES:
+        raise ModelNotSupportedError(
+            f"config.json makes tables of {max(tables, buffers)} bytes besides the blocks' weights, at most {MAX_OUTER_BYTES} "
+            "are built; look at its max_position_embeddings"
+        )
+
+
+@contextmanager
+def _slices(checkpoint: Checkpoint, needed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Lazy slices, by new name; only files that hold a needed tensor are opened."""
+    with ExitStack() as stack:
+        paths = {checkpoint.tensors[name].file for name in needed.values()}
+        files: dict[Path, Any] = {path: stack.enter_context(safe_open(str(path), "pt")) for path in paths}
+        yield {new: files[checkpoint.tensors[old].file].get_slice(old) for new, old in needed.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' load report and progress bar off the terminal; what they would say is checked and raised here."""
+    verbosity = transformers.logging.get_verbosity()
+    had_bar = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def _translated(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """Turn what transformers, safetensors and torch raise on a bad checkpoint into our errors."""
+    try:
+        yield
+    except (SwarmError, MemoryError):
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {what} of {checkpoint.path}: {_line(error)}") from error
+    except Exception as error:  # a stranger's config can make a constructor raise anything
+        kind = CheckpointError if "mismatch" in str(error) or "ignore_mismatched_sizes" in str(error) else ModelNotSupportedError
+        raise kind(f"cannot load {what} of {checkpoint.path} ({checkpoint.config.model_type}): {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -1,0 +1,123 @@
+"""Consecutive blocks of a model as one module: hidden states in, hidden states out.
+
+The model's own `forward` runs (it makes masks, rotary tables, alibi), on zeros. A hook before the first block puts the real
+hidden state in, a hook behind the last one takes the result out; what runs before and after (embedding scale, position table,
+final norm) works on numbers that nobody reads. The hooks are registered once; the hidden state travels in a ContextVar.
+
+Shapes: B rows, T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from protocols.errors import ModelNotSupportedError
+from swarm.models.skeleton import Location
+
+
+class _Pass:
+    """One run through a span: what goes in, and what came out."""
+
+    __slots__ = ("hidden", "output")
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+        self.output: Tensor | None = None
+
+
+_PASS: ContextVar[_Pass | None] = ContextVar("swarm_span_pass", default=None)
+
+
+class SpanModule(nn.Module):
+    """Blocks [start, stop) of a model. `config` is the shortened config: it describes a model of just these blocks."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        """`model`: a pruned, shortened model (`skeleton.py`) that holds at least one block."""
+        super().__init__()
+        location: Location = model.swarm_location
+        self.model = model
+        self.dtype = dtype
+        self.decoder: Any = location.decoder
+        self.layers = location.blocks
+        self.config: Any = self.decoder.config.get_text_config(decoder=True)
+        self.hidden_size: int = self.config.hidden_size
+        self._embed_width = location.embed_width
+        parameters = inspect.signature(type(self.decoder).forward).parameters
+        self.takes_positions = "position_ids" in parameters
+        self._cache_key = "past_key_values" if "past_key_values" in parameters else "cache_params"
+        if any("input_ids" in inspect.signature(type(layer).forward).parameters for layer in self.layers):
+            raise ModelNotSupportedError(f"blocks of {self.config.model_type!r} read the token ids, which hosts never see")
+        self.layers[0].register_forward_pre_hook(_inject, with_kwargs=True)
+        self.layers[-1].register_forward_hook(_tap)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.layers.parameters()).device
+
+    def forward(
+        self, hidden: Tensor, cache: Any = None, position_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """hidden [B, T, H] -> [B, T, H]. `cache`: a transformers Cache for exactly these blocks, or None to keep nothing."""
+        run = _Pass(hidden)
+        options: dict[str, Any] = {"use_cache": cache is not None, self._cache_key: cache}
+        if position_ids is not None and self.takes_positions:
+            options["position_ids"] = position_ids
+        if attention_mask is not None:
+            options["attention_mask"] = attention_mask
+        token = _PASS.set(run)
+        try:
+            self.decoder(inputs_embeds=self._outer_input(hidden), **options)
+        finally:
+            _PASS.reset(token)
+        assert run.output is not None, "the decoder did not run its last block"
+        return run.output
+
+    def _outer_input(self, hidden: Tensor) -> Tensor:
+        """What the model's own forward works on before the first block; `check_chain` replaces it."""
+        return hidden.new_zeros(*hidden.shape[:2], self._embed_width)
+
+    @contextmanager
+    def attention(self, name: str) -> Iterator[None]:
+        """Run with another attention function of transformers for the length of a `with` block."""
+        before = self.set_attention(name)
+        try:
+            yield
+        finally:
+            for config, value in before:
+                config._attn_implementation_internal = value
+
+    def set_attention(self, name: str) -> list[tuple[Any, str | None]]:
+        """Make every attention module here use the attention function registered as `name`; returns what they used before.
+
+        The private field is written, since the public setter refuses names without a mask function.
+        """
+        modules = [module for module in self.decoder.modules() if hasattr(module, "config")]
+        configs = {
+            id(module.config): module.config for module in modules if hasattr(module.config, "_attn_implementation_internal")
+        }
+        before = [(config, config._attn_implementation_internal) for config in configs.values()]
+        for config in configs.values():
+            config._attn_implementation_internal = name
+        return before
+
+
+def _inject(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    run = _PASS.get()
+    if run is None:
+        return None
+    if args:
+        return (run.hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": run.hidden}
+
+
+def _tap(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    run = _PASS.get()
+    if run is not None:
+        run.output = output[0] if isinstance(output, tuple | list) else output
