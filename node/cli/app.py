@@ -1,0 +1,219 @@
+"""`swarm`: the commands, their flags, and how they fail.
+
+Nothing heavy is imported here: torch, transformers and hivemind come in with the body of the command that needs them, so
+that `swarm --help` answers at once. Flags are frozen by tests/node/cli/test_flags.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from node import logs
+from node.cli import failures, options
+from node.config import DEFAULT_SWARM
+from protocols.defaults import PATIENCE_S
+
+EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
+
+app = typer.Typer(
+    name="swarm",
+    help="Host a slice of a large model, or prompt the whole of it, with other volunteers' machines.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0, or one line on stderr and the code of `failures.EXIT_CODES`."""
+    given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    logs.set_up(debug)
+    try:
+        code = app(args=given, prog_name="swarm", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:
+        sys.exit(_fail(error, debug))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: BaseException, debug: bool) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if debug:
+        traceback.print_exception(error)
+    text, code = failures.describe(failures.first_cause(error))
+    if code == 141:  # or Python complains once more when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if text:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """`--debug` may stand anywhere before `--`: people add it at the end of the line that failed."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
+    return rest, len(rest) < len(arguments)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"murmuration {metadata.version('murmuration')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")] = False,
+) -> None:
+    pass
+
+
+@app.command("node")
+def node_command(
+    model: options.Model,
+    blocks: Annotated[
+        str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
+    ] = None,
+    num_blocks: Annotated[
+        int | None, typer.Option("--num-blocks", metavar="N", help="Host N blocks; default: as many as fit.")
+    ] = None,
+    peer: options.Peers = [],  # noqa: B006  (typer reads it and never changes it)
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Listen here: p2p at PORT, gRPC at PORT + 1; port 0 = free ones.")
+    ] = "0.0.0.0:0",
+    announce: Annotated[
+        str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, where a port is forwarded to us.")
+    ] = None,
+    swarm: options.Swarm = DEFAULT_SWARM,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this node.")] = "",
+    model_name: options.ModelName = None,
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            "--identity", metavar="FILE", help="Key file, made where there is none; default: one in the data directory."
+        ),
+    ] = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Join the swarm and serve a span of MODEL's blocks. Ctrl-C leaves in order."""
+    from node.cli import node
+
+    node.run(
+        model,
+        node.Flags(
+            blocks=blocks, num_blocks=num_blocks, peers=tuple(peer), listen=listen, announce=announce, swarm=swarm, device=device,
+            dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
+        ),
+    )  # fmt: skip
+
+
+@app.command("generate")
+def generate_command(
+    model: options.Model,
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from stdin.", show_default=False)
+    ],
+    max_new_tokens: options.MaxNewTokens = 64,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    peer: options.Peers = [],  # noqa: B006
+    swarm: options.Swarm = DEFAULT_SWARM,
+    model_name: options.ModelName = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    patience: options.Patience = PATIENCE_S,
+    data_dir: options.DataDir = None,
+    stats: options.Stats = False,
+) -> None:
+    """Stream the model's continuation of PROMPT."""
+    from node.cli import generate
+    from node.cli.asking import Asking, Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    asking = Asking(
+        model=model,
+        peers=tuple(peer),
+        swarm=swarm,
+        model_name=model_name,
+        device=device,
+        dtype=dtype,
+        patience_s=patience,
+        data_dir=data_dir,
+    )
+    generate.run(asking, sampling, prompt, stats)
+
+
+@app.command("chat")
+def chat_command(
+    model: options.Model,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the first turn.")
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    peer: options.Peers = [],  # noqa: B006
+    swarm: options.Swarm = DEFAULT_SWARM,
+    model_name: options.ModelName = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    patience: options.Patience = PATIENCE_S,
+    data_dir: options.DataDir = None,
+    stats: options.Stats = False,
+) -> None:
+    """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
+    from node.cli import chat
+    from node.cli.asking import Asking, Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    asking = Asking(
+        model=model,
+        peers=tuple(peer),
+        swarm=swarm,
+        model_name=model_name,
+        device=device,
+        dtype=dtype,
+        patience_s=patience,
+        data_dir=data_dir,
+    )
+    chat.run(asking, sampling, system, stats)
+
+
+@app.command("status")
+def status_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A model's name in the swarm, or its directory; none = all models.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    peer: options.Peers = [],  # noqa: B006
+    swarm: options.Swarm = DEFAULT_SWARM,
+    patience: options.Patience = 10.0,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Show who hosts what: peers, spans, gaps, load and speeds."""
+    from node.cli import status
+
+    status.run(model, tuple(peer), swarm, as_json=as_json, patience_s=patience, data_dir=data_dir)

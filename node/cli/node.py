@@ -1,0 +1,106 @@
+"""`swarm node`: from flags to a running node, and from signals to a quiet end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.cli.console import Lines, remark
+from node.config import NodeConfig, default_data_dir, parse_address
+from protocols.errors import BadRequestError, ConfigError
+from protocols.ids import Span
+
+LAST_RESORT_S = 4.5
+"""After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """What was typed, word by word."""
+
+    blocks: str | None
+    num_blocks: int | None
+    peers: tuple[str, ...]
+    listen: str
+    announce: str | None
+    swarm: str
+    device: str
+    dtype: str
+    name: str
+    model_name: str | None
+    identity: Path | None
+    data_dir: Path | None
+
+
+def run(model: str, flags: Flags) -> None:
+    """Serve until Ctrl-C or SIGTERM; raises whatever kept the node from serving."""
+    config = read(model, flags)
+    lines = Lines()
+    from node.app import Event, run_node  # 5 s of imports: only after the flags have proved right
+
+    def on_event(event: Event) -> None:
+        lines.say(event.kind, event.text)
+
+    asyncio.run(_until_signalled(lambda: run_node(config, on_event)))
+    lines.say("left")
+
+
+def read(model: str, flags: Flags) -> NodeConfig:
+    """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong."""
+    return NodeConfig(
+        model=model,
+        model_name=flags.model_name,
+        blocks=None if flags.blocks is None else _span(flags.blocks),
+        num_blocks=flags.num_blocks,
+        peers=flags.peers,
+        listen=parse_address(flags.listen, "--listen"),
+        announce=None if flags.announce is None else parse_address(flags.announce, "--announce"),
+        swarm=flags.swarm,
+        device=flags.device,
+        dtype=flags.dtype,
+        name=flags.name,
+        identity=flags.identity,
+        data_dir=flags.data_dir or default_data_dir(),
+    )
+
+
+def _span(text: str) -> Span:
+    try:
+        return Span.parse(text)
+    except BadRequestError as error:
+        raise ConfigError(f"--blocks: {error}") from None
+
+
+async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run `serve()` and cancel it at the first SIGINT or SIGTERM; a second one ends the process at once."""
+    task = asyncio.create_task(serve())
+    was_signalled = False
+
+    def leave() -> None:
+        nonlocal was_signalled
+        if was_signalled:
+            os._exit(130)
+        was_signalled = True
+        task.cancel()
+        timer = threading.Timer(LAST_RESORT_S, _give_up)
+        timer.daemon = True
+        timer.start()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, leave)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not was_signalled:
+            raise
+
+
+def _give_up() -> None:
+    remark("left without waiting for a thread that was still busy")
+    os._exit(0)

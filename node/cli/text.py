@@ -1,0 +1,85 @@
+"""From token ids to text that is already safe to print: a streamer for `generate`, without a library behind it.
+
+A token may end in the middle of a letter (byte-level BPE) and a word may look different once the next token is known, so
+the last few tokens are decoded together and only what cannot change any more is written.
+Source of the two offsets: vLLM's and text-generation-inference's incremental detokenizers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+HALF_A_LETTER = "\ufffd"
+
+
+class TextOut:
+    """What transformers calls a streamer: the prompt comes first, then each new token.
+
+    write: gets pieces of text as they become certain. stop: text at which the answer ends; it is never written.
+    """
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None], stop: str | None = None) -> None:
+        self._tokenizer, self._write, self._stop = tokenizer, write, stop
+        self._ids: list[int] = []
+        self._from, self._shown = 0, 0
+        self._held, self._has_prompt, self._is_stopped = "", False, False
+        self.num_tokens = 0
+        self.first_s = self.last_s = 0.0
+        """Monotonic times of the first and the last token."""
+        self.text = ""
+        """All that was written."""
+
+    def put(self, value: Any) -> None:
+        """One call for the prompt, which is not written, then one per token."""
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        ids = value.flatten().tolist() if hasattr(value, "flatten") else list(value)
+        self.last_s = time.monotonic()
+        self.first_s = self.first_s or self.last_s
+        self.num_tokens += len(ids)
+        self._ids.extend(ids)
+        self._emit(self._certain())
+
+    def end(self) -> None:
+        """Write what was held back."""
+        rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._shown])) :]
+        self._emit(rest)
+        if self._held and not self._is_stopped:
+            self._put_out(self._held)
+        self._held = ""
+
+    def _certain(self) -> str:
+        """Text of the new tokens, or nothing while they end in half a letter."""
+        before = self._decode(self._ids[self._from : self._shown])
+        after = self._decode(self._ids[self._from :])
+        if len(after) <= len(before) or after.endswith(HALF_A_LETTER):
+            return ""
+        self._from, self._shown = self._shown, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _emit(self, piece: str) -> None:
+        """Write all but what might be the beginning of the stop text."""
+        if self._is_stopped or not piece:
+            return
+        text, stop = self._held + piece, self._stop
+        if stop is None:
+            self._put_out(text)
+            return
+        if (index := text.find(stop)) >= 0:
+            self._is_stopped, self._held, text = True, "", text[:index]
+        else:
+            keep = next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+            self._held, text = text[len(text) - keep :], text[: len(text) - keep]
+        self._put_out(text)
+
+    def _put_out(self, text: str) -> None:
+        if text:
+            self.text += text
+            self._write(text)
