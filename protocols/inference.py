@@ -227,16 +227,18 @@ class Reroute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """The session ends here and below; memory is returned at once."""
+    """The session ends at this hop; memory is returned at once. With `below`, the hop passes it on: the whole session is over."""
 
     session: SessionId
+    below: bool = True
+    """False: only this hop has been left out of a new route, the hops below it may go on."""
 
     def encode(self) -> bytes:
-        return frame.encode({"t": "close", "session": self.session})
+        return frame.encode({"t": "close", "session": self.session, "below": self.below})
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Close:
-        return cls(session=parse_session_id(received.header.get("session")))
+        return cls(session=parse_session_id(received.header.get("session")), below=fields.flag(received.header, "below"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

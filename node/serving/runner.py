@@ -1,0 +1,179 @@
+"""The one thread that owns the device: takes a batch, runs it through the span, hands the pieces back.
+
+The event loop never computes and this thread never waits for the network. A step that fails takes no other step with it:
+a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from node.serving.engine import Engine, Row
+from node.serving.scheduler import Job, Scheduler
+from protocols.errors import InternalError, SwarmError
+from protocols.inference import Op
+from swarm.inference import rows as row_operations
+
+log = logging.getLogger(__name__)
+
+Batch = list[tuple[Job, list[Row]]]
+
+
+class SessionRows:
+    """One session's rows at this node: what a hop computes with. Its rows belong to the runner's thread."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.rows: list[Row] = []
+        self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
+
+    async def step(self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None) -> Tensor:
+        """Wait for a turn in a batch: hidden [T, H] of all rows after `ops` -> [T, H] on the CPU."""
+        return await self._runner.run(
+            lambda done: Job(session=self, ops=ops, counts=counts, hidden=hidden, positions=positions, done=done)
+        )
+
+    async def clear(self) -> None:
+        """Give all rows back, after whatever of this session is still running."""
+        if self._runner.is_running:
+            await self._runner.run(lambda done: Job(session=self, done=done))
+
+
+class Runner:
+    """Runs an engine in a thread of its own. `start`, then `run` from any event loop, then `stop`."""
+
+    def __init__(self, engine: Engine, budget_tokens: int = 1_024) -> None:
+        self.engine = engine
+        self.scheduler = Scheduler(budget_tokens)
+        self.num_forwards = 0
+        self.num_steps = 0
+        self.largest_batch = 0
+        """Most steps that ever shared a forward."""
+        self.step_ms = 0.0
+        """Moving average of a forward's milliseconds."""
+        self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Run what waits, then end the thread."""
+        self.scheduler.close()
+        if self.is_running:
+            await asyncio.to_thread(self._thread.join)
+
+    async def run(self, make_job: Callable[[Callable[[Tensor | SwarmError], None]], Job]) -> Tensor:
+        """Submit a job and wait for its outcome; raises what the runner found wrong with it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Tensor] = loop.create_future()
+
+        def done(outcome: Tensor | SwarmError) -> None:
+            loop.call_soon_threadsafe(_settle, future, outcome)
+
+        self.scheduler.submit(make_job(done))
+        return await future
+
+    def _loop(self) -> None:
+        while (jobs := self.scheduler.take()) is not None:
+            self._step(jobs)
+
+    @torch.inference_mode()
+    def _step(self, jobs: list[Job]) -> None:
+        """One batch: row operations, one forward, the pieces back."""
+        batch = [(job, rows) for job in jobs if (rows := self._enter(job)) is not None]
+        if not batch:
+            return
+        try:
+            outputs = self._forward(batch)
+        except Exception as error:
+            self._one_by_one(batch, error)
+        else:
+            for (job, _), output in zip(batch, outputs, strict=True):
+                job.done(output)
+
+    def _enter(self, job: Job) -> list[Row] | None:
+        """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""
+        session = job.session
+        try:
+            if job.hidden is None:
+                session.rows = _close_all(self.engine, session.rows)
+                job.done(torch.empty(0))
+                return None
+            session.rows = row_operations.apply(self.engine, session.rows, job.ops)
+            session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
+        except SwarmError as error:
+            job.done(error)
+            return None
+        if not job.num_tokens:
+            job.done(job.hidden)
+            return None
+        return session.rows
+
+    def _forward(self, batch: Batch) -> list[Tensor]:
+        started = time.perf_counter()
+        items = [(row, count) for job, rows in batch for row, count in zip(rows, job.counts, strict=True) if count]
+        hidden = torch.cat([job.hidden for job, _ in batch if job.hidden is not None])
+        output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()
+        self._count(len(batch), (time.perf_counter() - started) * 1e3)
+        return list(output.split([job.num_tokens for job, _ in batch]))
+
+    def _one_by_one(self, batch: Batch, error: Exception) -> None:
+        if len(batch) > 1:
+            for single in batch:
+                self._step_alone(single)
+            return
+        if not isinstance(error, SwarmError):
+            log.error("a step failed in the forward", exc_info=error)
+            error = InternalError(f"the forward failed here: {type(error).__name__}; the peer's log says more")
+        batch[0][0].done(error)
+
+    def _step_alone(self, single: tuple[Job, list[Row]]) -> None:
+        try:
+            output = self._forward([single])[0]
+        except Exception as error:
+            self._one_by_one([single], error)
+        else:
+            single[0].done(output)
+
+    def _count(self, num_steps: int, ms: float) -> None:
+        self.num_forwards += 1
+        self.num_steps += num_steps
+        self.largest_batch = max(self.largest_batch, num_steps)
+        self.step_ms = ms if self.num_forwards == 1 else 0.9 * self.step_ms + 0.1 * ms
+
+
+def _settle(future: asyncio.Future[Tensor], outcome: Tensor | SwarmError) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, SwarmError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _close_all(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+    for row in rows:
+        engine.close(row)
+    return []
+
+
+def _positions(batch: Batch, device: torch.device) -> Tensor | None:
+    """Positions of all tokens where any step brings its own; the others count on from their rows' lengths."""
+    if all(job.positions is None for job, _ in batch):
+        return None
+    pieces = []
+    for job, rows in batch:
+        default = [torch.arange(row.length, row.length + count) for row, count in zip(rows, job.counts, strict=True)]
+        pieces.append(job.positions if job.positions is not None else torch.cat(default))
+    return torch.cat(pieces).to(device)

@@ -1,0 +1,101 @@
+"""Who goes into the next forward: a queue of steps that wait, and a pure policy that picks a batch from it.
+
+Continuous batching: whatever is ready goes together, decodes and prompt chunks of any session, up to a budget of tokens.
+A session has at most one step waiting (its hop computes in order), so any choice keeps every session's order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from protocols.errors import OverloadedError, SwarmError
+from protocols.inference import Op
+
+if TYPE_CHECKING:
+    from node.serving.runner import SessionRows
+
+MAX_WAITING = 1_024
+"""Steps that wait at most; the next one is refused."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """One step of one session, waiting for its turn on the device. `done` is called once, from the runner's thread."""
+
+    session: SessionRows
+    ops: Sequence[Op] = ()
+    counts: Sequence[int] = ()
+    hidden: Tensor | None = None
+    """[T, H]; None: give all rows of the session back."""
+    positions: Tensor | None = None
+    priority: int = 0
+    done: Callable[[Tensor | SwarmError], None] = field(repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.counts)
+
+
+def choose(sizes: Sequence[int], priorities: Sequence[int], budget: int) -> list[int]:
+    """Which waiting steps run next, by index: higher priority first, then short steps (decodes), then the oldest.
+
+    sizes: new tokens of each step, oldest first. At most `budget` tokens together, except that one step may exceed it alone.
+    The oldest of the highest priority always goes, so that nothing waits forever.
+    """
+    top = max(priorities)
+    first = next(index for index, priority in enumerate(priorities) if priority == top)
+    order = sorted((index for index in range(len(sizes)) if index != first), key=lambda i: (-priorities[i], sizes[i] > 1, i))
+    chosen, total = [first], sizes[first]
+    for index in order:
+        if total + sizes[index] <= budget:
+            chosen.append(index)
+            total += sizes[index]
+    return sorted(chosen)
+
+
+class Scheduler:
+    """A queue between the event loop, which submits, and the runner's thread, which takes batches."""
+
+    def __init__(self, budget_tokens: int) -> None:
+        self._budget = budget_tokens
+        self._waiting: deque[Job] = deque()
+        self._ready = threading.Condition()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Queue a step; OverloadedError when too many wait or the node is leaving."""
+        with self._ready:
+            if self._is_closed or len(self._waiting) >= MAX_WAITING:
+                raise OverloadedError(f"{len(self._waiting)} steps wait here, the limit is {MAX_WAITING}: try a replica")
+            self._waiting.append(job)
+            self._ready.notify()
+
+    def take(self) -> list[Job] | None:
+        """Wait for work and take the next batch; None once closed and empty."""
+        with self._ready:
+            while not self._waiting and not self._is_closed:
+                self._ready.wait()
+            if not self._waiting:
+                return None
+            jobs = list(self._waiting)
+            chosen = {
+                id(jobs[index])
+                for index in choose([job.num_tokens for job in jobs], [job.priority for job in jobs], self._budget)
+            }
+            self._waiting = deque(job for job in jobs if id(job) not in chosen)
+            return [job for job in jobs if id(job) in chosen]
+
+    def close(self) -> None:
+        """Take nothing new; what waits is still run."""
+        with self._ready:
+            self._is_closed = True
+            self._ready.notify_all()

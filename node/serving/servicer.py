@@ -1,0 +1,75 @@
+"""The conversations of a session, as gRPC sees them: check, decode, hand to the session's actor. No compute here.
+
+`session` is the stream from the hop above (or the client), `attach` the client's stream at the last hop (step T5 of a token's path).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+from protocols import inference, services
+from protocols.errors import BadRequestError
+from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
+from swarm.inference.hop import Hop
+from swarm.inference.hops import Hops
+from swarm.inference.wire import Wire
+from swarm.rpc.call import Call, Handlers
+from swarm.rpc.stream import Stream
+
+
+class SessionServicer:
+    """Serves one node's hop of any number of sessions."""
+
+    def __init__(self, hops: Hops) -> None:
+        self._hops = hops
+
+    def handlers(self) -> Handlers:
+        return {services.SESSION.name: self.session, services.ATTACH.name: self.attach}
+
+    async def session(self, stream: Stream, call: Call) -> None:
+        """Serve one hop of a session: each step is computed once, in order, and its output goes to the next hop.
+
+        The first frame is Open, and proves that the caller is the hop above. A step that was seen before is answered from
+        what is retained; one from an older epoch is dropped; a gap is answered with what we wait for (Expect).
+        Leaving without Close keeps the session for `resume_s`: the hop above may come back, or a replacement for it.
+        """
+        opening = await _first(stream, Open)
+        await self._carry(stream, self._hops.enter(opening, call.peer, time.time()), opening)
+
+    async def attach(self, stream: Stream, call: Call) -> None:
+        """Send a session's replies to its client, from the step that Attach names on."""
+        opening = await _first(stream, Attach)
+        await self._carry(stream, self._hops.enter(opening, call.peer, time.time()), opening)
+
+    async def _carry(self, stream: Stream, hop: Hop, opening: Open | Attach) -> None:
+        async def take(wire: Wire, message: Message) -> None:
+            self._check(hop, opening, message)
+            await hop.put(wire, message)
+
+        wire = Wire(stream, take, hop.lose)
+        await hop.put(wire, opening)
+        refusal = await wire.run()
+        if isinstance(refusal, BadRequestError):
+            raise refusal
+
+    def _check(self, hop: Hop, opening: Open | Attach, message: Message) -> None:
+        allowed = (Step, History, Reroute, Close) if isinstance(opening, Open) else ()
+        if not isinstance(message, allowed):
+            raise BadRequestError(f"{type(message).__name__} does not belong on this stream")
+        if isinstance(message, Reroute):
+            self._hops.check_reroute(message, time.time())
+        session = message.grant.session if isinstance(message, Reroute) else message.session
+        if session != hop.grant.session:
+            raise BadRequestError("a stream carries one session, and this message names another")
+
+
+T = TypeVar("T", Open, Attach)
+
+
+async def _first(stream: Stream, kind: type[T]) -> T:
+    data = await stream.receive()
+    message = inference.parse(data) if data is not None else None
+    if not isinstance(message, kind):
+        raise BadRequestError(f"the first message must be {kind.__name__}, got {type(message).__name__}")
+    return message

@@ -1,0 +1,88 @@
+"""The boundary below: what was sent to the next hop, the wire to it, and what it still lacks.
+
+Hops and the client use the same. Whoever is below says with Expect what it wants next; `pump` then sends exactly that:
+the history if it holds nothing that we could continue, and every later frame. A new hop, a hop that was only cut off,
+and a hop that had been ahead of us are all the same case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from protocols.ids import SessionId
+from protocols.inference import Close, Expect, Grant, Reroute, Step
+from swarm.inference import faults, trace
+from swarm.inference.retained import Retained
+from swarm.inference.wire import Wire
+
+
+class Downstream:
+    """Retained frames and the current wire to the hop below. Nothing here waits."""
+
+    def __init__(self, session: SessionId) -> None:
+        self.session = session
+        self.epoch = 0
+        self.retained = Retained()
+        self.wire: Wire | None = None
+        self._wanted: int | None = None
+        """What the hop below wants next; None until it has said so on this wire."""
+
+    def connect(self, wire: Wire, epoch: int) -> None:
+        """Use a new wire; nothing is sent before the hop behind it has said what it wants."""
+        self.wire, self.epoch, self._wanted = wire, epoch, None
+
+    def reroute(self, grant: Grant, index: int) -> None:
+        """Tell the hop below, which stays, of a new epoch; it answers with Expect."""
+        self.epoch, self._wanted = grant.epoch, None
+        if self.wire is not None:
+            self.wire.post(Reroute(grant=grant, index=index))
+
+    def expect(self, expected: Expect) -> None:
+        """The hop below said what it wants."""
+        if expected.epoch == self.epoch:
+            self._wanted = expected.step
+            self.pump()
+
+    def send(self, step: Step) -> None:
+        """Retain a step and pass it on as soon as the hop below wants it."""
+        self.retained.add(step)
+        self.pump()
+
+    def resend(self, number: int) -> None:
+        """Pass a retained step on once more: the hop above repeated it, so a reply may have been lost."""
+        if self._wanted is not None and number < self._wanted:
+            self._wanted = max(number, self.retained.base)
+        self.pump()
+
+    def pump(self) -> None:
+        """Send whatever the hop below lacks, oldest first."""
+        if self.wire is None or self._wanted is None or not self.wire.is_open:
+            return
+        if self._wanted < self.retained.base:
+            if not self.retained.has_history:
+                return
+            for history in self.retained.histories(self.session, self.epoch):
+                self.wire.post(history)
+            self._wanted = self.retained.base
+        for step in self.retained.steps_from(self._wanted):
+            faults.point("before_send", step.step)
+            self.wire.post(replace(step, epoch=self.epoch))
+            trace.mark("sent", self.session, step.step, step.payload.num_bytes)
+            self._wanted = step.step + 1
+
+    @property
+    def is_starved(self) -> bool:
+        """The hop below needs the history, and we have dropped it: only the hop above can help."""
+        return self._wanted is not None and self._wanted < self.retained.base and not self.retained.has_history
+
+    def drop(self) -> None:
+        """The wire is lost: keep what was sent, and wait for the next `connect`."""
+        self.wire, self._wanted = None, None
+
+    def end(self, close: Close | None) -> None:
+        """Let go of the wire, with a last word for the hop below if there is one; None: it will find out by itself."""
+        if self.wire is not None:
+            if close is not None:
+                self.wire.post(close)
+            self.wire.end()
+        self.drop()

@@ -1,0 +1,56 @@
+"""The client's signed word, checked: may this caller run this session here, over this route?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols import identity
+from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, UnauthenticatedError
+from protocols.ids import ModelId, PeerId, Span, short_peer
+from protocols.inference import Grant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a node serves, as far as a session must agree with it."""
+
+    peer: PeerId
+    model: ModelId
+    span: Span
+    num_blocks: int
+    hidden_size: int
+    dtype: str
+
+
+def verify(grant: Grant, served: Served, now_s: float) -> None:
+    """Check signature, expiry and model of a grant; UnauthenticatedError or ModelMismatchError says what is wrong."""
+    if grant.expires_s <= now_s:
+        raise UnauthenticatedError(
+            f"the grant expired {now_s - grant.expires_s:.0f} s ago: check the clocks of both machines, or open a new session"
+        )
+    identity.verify(grant.client, grant.signature, grant.signed_bytes())
+    if grant.model.digest != served.model.digest:
+        raise ModelMismatchError(
+            f"this peer serves {served.model.name}@{served.model.digest[:12]}, "
+            f"the session is for {grant.model.name}@{grant.model.digest[:12]}: the two hold different weights; use the same checkpoint, or another model name"
+        )
+
+
+def verify_place(grant: Grant, index: int, served: Served) -> None:
+    """Check that hop `index` of the route is this very node with the span that it serves."""
+    hop = grant.route[index]
+    if hop.peer != served.peer:
+        raise BadRequestError(f"hop {index} of the route is {short_peer(hop.peer)}, this is {short_peer(served.peer)}")
+    if hop.span != served.span:
+        raise SpanNotServedError(
+            f"this peer serves blocks {served.span}, the route wants {hop.span}: look the directory up again"
+        )
+    if grant.route[0].span.start != 0 or grant.route[-1].span.stop != served.num_blocks:
+        raise BadRequestError(
+            f"a route covers blocks 0:{served.num_blocks}, got {grant.route[0].span.start}:{grant.route[-1].span.stop}"
+        )
+
+
+def caller_of(grant: Grant, index: int) -> PeerId:
+    """Who must be calling hop `index`: the hop above it, or the client."""
+    return grant.client if index == 0 else grant.route[index - 1].peer

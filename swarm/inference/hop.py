@@ -1,0 +1,408 @@
+"""One session at one node: an actor that takes messages one by one, computes each step once, and passes its output on.
+
+    from above   Open, Step, History, Reroute, Close         Expect, HopLost   go up
+    from below   Expect, HopLost                             Open, Step, …     go down (`downstream.py`)
+    client       Attach (at the last hop)                    Reply, HopLost    go to the client
+
+Everything that changes the session happens in `run`, in the order of the inbox, so there are no locks.
+A death below is told to the client, who sends a new route; a death above is somebody else's to tell: we keep the session
+for `resume_s` and wait for a new Open. Where a hop cannot go on (no memory, or its retained history was dropped),
+it forgets everything and says Expect(0), or reports itself lost; it never answers with other tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from protocols import compression
+from protocols.defaults import WINDOW_STEPS
+from protocols.errors import BadRequestError, PeerUnreachableError, SwarmError
+from protocols.ids import short, short_peer
+from protocols.inference import (
+    WANT_ALL,
+    Attach,
+    Close,
+    Expect,
+    Grant,
+    History,
+    HopLost,
+    Message,
+    Op,
+    Open,
+    Reply,
+    Reroute,
+    Step,
+)
+from swarm.inference import faults, trace
+from swarm.inference.downstream import Downstream
+from swarm.inference.links import Links
+from swarm.inference.retained import Piece, PieceRow
+from swarm.inference.wire import Wire
+
+log = logging.getLogger(__name__)
+
+INBOX = 4 * WINDOW_STEPS
+
+
+class SessionCompute(Protocol):
+    """What the node lends a session: rows of K/V on its device, and a turn in its batches."""
+
+    hidden_size: int
+    dtype: torch.dtype
+
+    async def step(self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None) -> Tensor:
+        """Apply `ops`, then run hidden [T, H] of all rows through the blocks: [T, H]. Typed errors; then the rows are lost."""
+        ...
+
+    async def clear(self) -> None:
+        """Give all rows back; the next step starts from nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A wire is gone, or (wire None) could not be had in that epoch; cause None: it ended cleanly."""
+
+    wire: Wire | None
+    cause: SwarmError | None
+    epoch: int
+
+
+Event = tuple[Wire | None, "Message | _Lost"]
+
+
+class Hop:
+    """One session's state at this node. Created by the first Open or Attach, ended by Close or by time (`hops.py`)."""
+
+    def __init__(self, grant: Grant, index: int, dtype: str, compute: SessionCompute, links: Links) -> None:
+        self.grant, self.index, self.dtype = grant, index, dtype
+        self.next_step = 0
+        self.last_active_s = time.monotonic()
+        self.orphaned_since_s: float | None = self.last_active_s
+        self.is_closed = False
+        self._compute, self._links = compute, links
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX)
+        self._up: Wire | None = None
+        self._client: Wire | None = None
+        self._down = Downstream(grant.session)
+        self._replies: deque[Reply] = deque(maxlen=WINDOW_STEPS)
+        self._loading: list[PieceRow] = []
+        self._dialling: asyncio.Task[None] | None = None
+        self._is_waiting = False
+        """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
+        self._last_word: Close | None = None
+        """What the hop below is told at the end; None where this node leaves and the session goes on without it."""
+        self._has_given_up = False
+        """We reported ourselves lost: whatever is still in flight for us is void until a new route wants us again."""
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == len(self.grant.route) - 1
+
+    @property
+    def retained_bytes(self) -> int:
+        return self._down.retained.num_bytes
+
+    def __str__(self) -> str:
+        return f"session {short(self.grant.session)} hop {self.index} epoch {self.grant.epoch}"
+
+    # --- the outside puts events in
+
+    async def put(self, wire: Wire | None, message: Message) -> None:
+        """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
+        await self._inbox.put((wire, message))
+
+    async def lose(self, wire: Wire | None, cause: SwarmError | None) -> None:
+        """`wire` is gone, or the hop below could not be reached."""
+        await self._inbox.put((None, _Lost(wire, cause, self.grant.epoch)))
+
+    async def run(self) -> None:
+        """Take events in order until the session closes. The caller owns this task; afterwards every row is given back."""
+        try:
+            while not self.is_closed:
+                wire, message = await self._inbox.get()
+                await self._handle(wire, message)
+        finally:
+            self.is_closed = True
+            await self._release()
+
+    async def _handle(self, wire: Wire | None, message: Message | _Lost) -> None:
+        self.last_active_s = time.monotonic()
+        match message:
+            case Step():
+                await self._on_step(message)
+            case Open() | Reroute():
+                self._on_route(wire, message)
+            case Expect():
+                await self._on_expect(message)
+            case History():
+                await self._on_history(message)
+            case Attach():
+                self._on_attach(wire, message)
+            case HopLost():
+                self._tell(message)
+            case _Lost():
+                self._on_lost(message)
+            case Close():
+                self._on_close(wire, message)
+            case Reply():
+                raise AssertionError("the servicer lets no reply in")
+
+    def _on_close(self, wire: Wire | None, close: Close) -> None:
+        """Only the hop above may close (wire None: time is up): a hop that a new route left out has nothing to say any more."""
+        if wire is None or wire is self._up:
+            self.is_closed = True
+            self._last_word = Close(session=self.grant.session) if close.below else None
+
+    # --- the route
+
+    def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
+        if message.grant.epoch < self.grant.epoch:
+            return
+        if isinstance(message, Open):
+            self._take_up(wire)
+        previous, self.grant, self.index = self.grant, message.grant, message.index
+        self._has_given_up = False
+        faults.point("opened", self.next_step)
+        self._expect_from_above()
+        if self.is_last:
+            return
+        stays = self._down.wire is not None and self._down.wire.is_open and _same_peer_below(previous, self.grant, self.index)
+        if stays and previous.epoch < self.grant.epoch:
+            self._down.reroute(self.grant, self.index + 1)
+        elif not stays:
+            self._dial()
+
+    def _take_up(self, wire: Wire | None) -> None:
+        if self._up is not None and self._up is not wire:
+            self._up.end()
+        self._up, self.orphaned_since_s = wire, None
+
+    def _expect_from_above(self) -> None:
+        self._is_waiting = True
+        if self._up is not None:
+            self._up.post(Expect(session=self.grant.session, epoch=self.grant.epoch, step=self.next_step))
+
+    def _dial(self) -> None:
+        """Connect to the hop below in the background: steps can be computed, and are retained, meanwhile."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._down.end(Close(session=self.grant.session, below=False))
+        self._dialling = asyncio.create_task(self._connect(self.grant, self.index + 1))
+
+    async def _connect(self, grant: Grant, index: int) -> None:
+        try:
+            wire = await self._links.open(grant, index, self.dtype, self.put, self.lose)
+        except SwarmError as error:
+            await self.lose(None, error)
+            return
+        if grant.epoch == self.grant.epoch and not self.is_closed:
+            self._down.connect(wire, grant.epoch)
+        else:
+            await wire.close()
+
+    def _on_attach(self, wire: Wire | None, attach: Attach) -> None:
+        if self._client is not None and self._client is not wire:
+            self._client.end()
+        self._client = wire
+        for reply in self._replies:
+            if reply.step >= attach.step:
+                self._answer(reply)
+
+    def _on_lost(self, lost: _Lost) -> None:
+        if lost.wire is not None and lost.wire is self._client:
+            self._client = None
+        elif lost.wire is not None and lost.wire is self._up:
+            self._up, self.orphaned_since_s = None, time.monotonic()
+            log.info("%s: the hop above left (%s); kept for a while", self, lost.cause or "stream ended")
+        elif lost.wire is self._down.wire and lost.epoch == self.grant.epoch:
+            self._down.drop()
+            self._lost_below(lost.cause or PeerUnreachableError("the stream ended without a close"))
+
+    async def _on_expect(self, expect: Expect) -> None:
+        self._down.expect(expect)
+        if self._down.is_starved:
+            log.info("%s: the hop below needs the history that was dropped here: asking for a replay from above", self)
+            await self._forget()
+            self._expect_from_above()
+
+    def _lost_below(self, cause: SwarmError) -> None:
+        below = self.index + 1
+        if below < len(self.grant.route):
+            log.info("%s: hop %d (%s) is lost: %s", self, below, short_peer(self.grant.route[below].peer), cause)
+            self._report(below, cause)
+
+    def _report(self, index: int, cause: SwarmError) -> None:
+        self._tell(HopLost(session=self.grant.session, epoch=self.grant.epoch, index=index, code=cause.code, message=str(cause)))
+
+    def _tell(self, lost: HopLost) -> None:
+        """Pass bad news towards the client, over whichever way is open."""
+        for wire in (self._up, self._client):
+            if wire is not None and wire.is_open:
+                wire.post(lost)
+
+    # --- steps
+
+    async def _on_step(self, step: Step) -> None:
+        if step.epoch != self.grant.epoch or self._has_given_up:
+            return
+        if step.step > self.next_step:
+            if not self._is_waiting:
+                self._expect_from_above()
+        elif step.step < self.next_step:
+            self._repeat(step.step)
+        else:
+            await self._advance(step)
+
+    def _repeat(self, number: int) -> None:
+        if self.is_last:
+            for reply in self._replies:
+                if reply.step == number:
+                    self._answer(reply)
+        else:
+            self._down.resend(number)
+
+    async def _advance(self, step: Step) -> None:
+        """Compute the step that we waited for, once, and pass its output on."""
+        self._is_waiting = False
+        faults.point("before_compute", step.step)
+        trace.mark("received", step.session, step.step, step.payload.num_bytes)
+        started = time.perf_counter()
+        try:
+            output = await self._forward(step.ops, step.counts, step)
+        except SwarmError as error:
+            await self._give_up(error)
+            return
+        faults.point("after_compute", step.step)
+        self.next_step += 1
+        if self.is_last:
+            self._reply(step, output, (time.perf_counter() - started) * 1e3)
+        else:
+            self._down.send(_carry(step, output))
+        faults.point("after_send", step.step)
+
+    async def _forward(self, ops: Sequence[Op], counts: Sequence[int], message: Step | History) -> Tensor:
+        hidden = compression.unpack(message.payload)
+        if hidden.shape[1:] != (self._compute.hidden_size,) or hidden.dtype != self._compute.dtype:
+            expected = f"[tokens, {self._compute.hidden_size}] {self._compute.dtype}"
+            raise BadRequestError(f"hidden states must be {expected}, got {list(hidden.shape)} {hidden.dtype}")
+        if not bool(torch.isfinite(hidden).all()):
+            raise BadRequestError("hidden states must be finite, got NaN or infinity: the hop above computed nonsense")
+        positions = None if message.positions is None else torch.tensor(message.positions)
+        return await self._compute.step(ops, counts, hidden, positions)
+
+    async def _give_up(self, error: SwarmError) -> None:
+        """We cannot compute this session any further: report ourselves lost and let the client choose another."""
+        log.info("%s: gives up: %s", self, error)
+        await self._forget()
+        self._has_given_up = True
+        self._report(self.index, error)
+
+    async def _forget(self) -> None:
+        await self._compute.clear()
+        self.next_step, self._loading = 0, []
+        self._replies.clear()
+        self._down.retained.load(0, [])
+
+    def _reply(self, step: Step, output: Tensor, compute_ms: float) -> None:
+        counts, wanted = select(step.want, step.counts, output)
+        reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=tuple(counts),
+                      payload=compression.pack(wanted), compute_ms=compute_ms)  # fmt: skip
+        self._replies.append(reply)
+        self._answer(reply)
+
+    def _answer(self, reply: Reply) -> None:
+        if self._client is not None:
+            self._client.post(reply)
+            trace.mark("replied", reply.session, reply.step, reply.payload.num_bytes)
+
+    # --- replay
+
+    async def _on_history(self, history: History) -> None:
+        """Start anew from the rows' inputs before step `base`; our outputs become our own retained history."""
+        if history.epoch != self.grant.epoch or self._has_given_up:
+            return
+        self._is_waiting = False
+        faults.point("before_history", history.base)
+        if history.part == 0:
+            await self._forget()
+            self._loading = [PieceRow() for _ in history.counts]
+        if len(history.counts) != len(self._loading):
+            self._expect_from_above()
+            return
+        try:
+            output = await self._forward((), history.counts, history)
+        except SwarmError as error:
+            await self._give_up(error)
+            return
+        self._take(history, output)
+        faults.point("after_history", history.base)
+
+    def _take(self, history: History, output: Tensor) -> None:
+        at = 0
+        for row, count in zip(self._loading, history.counts, strict=True):
+            positions = None if history.positions is None else history.positions[at : at + count]
+            if count:
+                row.pieces.append(Piece(output[at : at + count], positions))
+            at += count
+        if history.part == history.parts - 1:
+            self.next_step = history.base
+            self._down.retained.load(history.base, [] if self.is_last else self._loading)
+            self._loading = []
+            self._down.pump()
+
+    def drop_retained(self) -> None:
+        """Give back what we retain (the node's bound is reached): a death below then costs a replay from above."""
+        log.info("%s: %d retained bytes dropped: the node's limit is reached", self, self.retained_bytes)
+        self._down.retained.drop_history()
+
+    async def _release(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._down.end(self._last_word)
+        for wire in (self._up, self._client):
+            if wire is not None:
+                wire.end()
+        await self._compute.clear()
+
+
+def _same_peer_below(before: Grant, after: Grant, index: int) -> bool:
+    """Does the new route keep the hop below that we already have a wire to?"""
+    old = [hop for hop in before.route if hop.span.start == after.route[index].span.stop]
+    new = after.route[index + 1]
+    return bool(old) and (old[0].peer, old[0].span) == (new.peer, new.span)
+
+
+def _carry(step: Step, output: Tensor) -> Step:
+    """The same step for the hop below: only the payload changes."""
+    return Step(
+        session=step.session,
+        epoch=step.epoch,
+        step=step.step,
+        counts=step.counts,
+        payload=compression.pack(output),
+        ops=step.ops,
+        positions=step.positions,
+        want=step.want,
+        result=step.result,
+        budget_ms=step.budget_ms,
+        priority=step.priority,
+    )
+
+
+def select(want: int, counts: Sequence[int], output: Tensor) -> tuple[list[int], Tensor]:
+    """The tokens that a step wants back: (counts, values), the last `want` of each row, all, or none."""
+    if want == WANT_ALL:
+        return list(counts), output
+    kept = [min(want, count) for count in counts]
+    pieces = [piece[len(piece) - keep :] for piece, keep in zip(output.split(list(counts)), kept, strict=True)]
+    return kept, torch.cat(pieces) if pieces else output[:0]

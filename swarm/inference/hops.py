@@ -1,0 +1,135 @@
+"""All sessions at one node: who may enter, who is dropped, and how much is retained in total."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocols.defaults import IDLE_S, MAX_SESSIONS, RESUME_S, RETAINED_BYTES
+from protocols.errors import BadRequestError, DrainingError, OverloadedError, UnauthenticatedError
+from protocols.ids import PeerId, SessionId, short, short_peer
+from protocols.inference import Attach, Close, Grant, Open, Reroute
+from swarm.inference import grants
+from swarm.inference.hop import Hop, SessionCompute
+from swarm.inference.links import Links
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopLimits:
+    """Bounds on what sessions may cost this node."""
+
+    max_sessions: int = MAX_SESSIONS
+    """Sessions held at once; the next one is refused with OverloadedError."""
+
+    resume_s: float = RESUME_S
+    """Seconds that a session without a hop above is kept."""
+
+    idle_s: float = IDLE_S
+    """Seconds without any message before a session is dropped."""
+
+    retained_bytes: int = RETAINED_BYTES
+    """Sent activations kept for all sessions; beyond it the largest session's history is dropped."""
+
+
+class Hops:
+    """The sessions of one node by (client, session id): a stranger cannot reach another client's session."""
+
+    def __init__(self, served: grants.Served, links: Links, new_compute: Callable[[], SessionCompute], limits: HopLimits) -> None:
+        self.served = served
+        self.is_draining = False
+        self._links, self._new_compute, self._limits = links, new_compute, limits
+        self._hops: dict[tuple[PeerId, SessionId], Hop] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._hops)
+
+    def enter(self, opening: Open | Attach, caller: PeerId, now_s: float) -> Hop:
+        """The session that a stream's first message is about: created if there is none and everything proves right.
+
+        Raises UnauthenticatedError, ModelMismatchError, SpanNotServedError, BadRequestError, DrainingError or OverloadedError.
+        """
+        grant = opening.grant
+        index = opening.index if isinstance(opening, Open) else len(grant.route) - 1
+        grants.verify(grant, self.served, now_s)
+        grants.verify_place(grant, index, self.served)
+        expected = grants.caller_of(grant, index) if isinstance(opening, Open) else grant.client
+        if caller != expected:
+            raise UnauthenticatedError(
+                f"hop {index} of this session is called by {short_peer(expected)}, not by {short_peer(caller)}"
+            )
+        if isinstance(opening, Open) and opening.dtype != self.served.dtype:
+            raise BadRequestError(
+                f"this peer computes in {self.served.dtype}, the route in {opening.dtype}: a route uses one precision"
+            )
+        return self._hops.get((grant.client, grant.session)) or self._create(grant, index)
+
+    def check_reroute(self, reroute: Reroute, now_s: float) -> None:
+        """A Reroute came over a stream that is already trusted: its grant must be the client's all the same."""
+        grants.verify(reroute.grant, self.served, now_s)
+        grants.verify_place(reroute.grant, reroute.index, self.served)
+
+    def _create(self, grant: Grant, index: int) -> Hop:
+        if self.is_draining:
+            raise DrainingError("this peer is leaving the swarm: try another one")
+        if len(self._hops) >= self._limits.max_sessions:
+            raise OverloadedError(f"this peer holds {len(self._hops)} sessions, its limit: try a replica, or later")
+        hop = Hop(grant, index, self.served.dtype, self._new_compute(), self._links)
+        self._hops[grant.client, grant.session] = hop
+        task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return hop
+
+    async def _run(self, hop: Hop) -> None:
+        try:
+            await hop.run()
+        except Exception:
+            log.exception("%s: ended by a fault of ours", hop)
+        finally:
+            self._hops.pop((hop.grant.client, hop.grant.session), None)
+
+    def start(self) -> None:
+        """Drop sessions whose time is over, from now on until `stop`."""
+        self._sweeper = asyncio.create_task(self._sweep(), name="session sweeper")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = time.monotonic()
+            for hop in list(self._hops.values()):
+                if self._is_over(hop, now_s):
+                    log.info("%s: dropped: nobody asked for it in time", hop)
+                    await hop.put(None, _close(hop))
+            self._bound_retained()
+
+    def _is_over(self, hop: Hop, now_s: float) -> bool:
+        is_orphan = hop.orphaned_since_s is not None and now_s - hop.orphaned_since_s > self._limits.resume_s
+        return is_orphan or now_s - hop.last_active_s > self._limits.idle_s
+
+    def _bound_retained(self) -> None:
+        total = sum(hop.retained_bytes for hop in self._hops.values())
+        for hop in sorted(self._hops.values(), key=lambda hop: -hop.retained_bytes):
+            if total <= self._limits.retained_bytes:
+                return
+            total -= hop.retained_bytes
+            hop.drop_retained()
+
+    async def stop(self) -> None:
+        """End every session: rows are given back, and the hops above see their streams end."""
+        tasks = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _close(hop: Hop) -> Close:
+    return Close(session=hop.grant.session)

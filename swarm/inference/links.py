@@ -1,0 +1,48 @@
+"""Dialling the hops of a route: a session stream to a hop, an attach stream to the last one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from protocols.errors import PeerUnreachableError
+from protocols.ids import short_peer
+from protocols.inference import Attach, Grant, Open
+from protocols.services import ATTACH, SESSION, Method
+from swarm.inference.wire import OnLost, OnMessage, Wire
+from swarm.rpc.pool import ChannelPool
+
+DIAL_S = 6.0
+"""How long a hop may take to accept a stream; a live one needs a few round trips."""
+
+LINGER_S = 3.0
+"""After our last word on a wire: how long the other side may take to end it too."""
+
+
+class Links:
+    """Opens wires to the peers of a route, each pinned to the certificate that the route names."""
+
+    def __init__(self, pool: ChannelPool) -> None:
+        self._pool = pool
+
+    async def open(self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost) -> Wire:
+        """A wire to hop `index`, with Open said; PeerUnreachableError or the peer's refusal otherwise."""
+        wire = await self._dial(SESSION, grant, index, on_message, on_lost)
+        wire.post(Open(grant=grant, index=index, dtype=dtype))
+        return wire.start()
+
+    async def attach(self, grant: Grant, step: int, on_message: OnMessage, on_lost: OnLost) -> Wire:
+        """A wire on which the last hop sends the replies from `step` on."""
+        wire = await self._dial(ATTACH, grant, len(grant.route) - 1, on_message, on_lost)
+        wire.post(Attach(grant=grant, step=step))
+        return wire.start()
+
+    async def _dial(self, method: Method, grant: Grant, index: int, on_message: OnMessage, on_lost: OnLost) -> Wire:
+        hop = grant.route[index]
+        try:
+            async with asyncio.timeout(DIAL_S):
+                channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
+                return Wire(await channel.stream(method), on_message, on_lost, linger_s=LINGER_S)
+        except TimeoutError:
+            raise PeerUnreachableError(
+                f"{short_peer(hop.peer)} at {', '.join(hop.addresses)} did not answer within {DIAL_S:.0f} s"
+            ) from None

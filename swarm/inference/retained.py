@@ -1,0 +1,181 @@
+"""What one boundary of a route has sent: enough to bring a hop that holds nothing to where the dead one was.
+
+Two parts, because row operations make old frames impossible to rebuild from rows alone:
+- the **history**: each row's inputs of the steps before `base`, as pieces; it follows `rows`, `repeat` and `crop`;
+- the **window**: the last steps as they were sent. The client has at most WINDOW_STEPS in flight, so that every living hop
+  wants a step at or after `base`: it gets frames, and only a hop that holds nothing gets the history.
+
+Pieces are views of what was sent: forking a row copies a list, no values.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from protocols import compression
+from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
+from protocols.errors import BadRequestError
+from protocols.ids import SessionId
+from protocols.inference import History, Step
+from swarm.inference import rows as row_operations
+
+HISTORY_PART_TOKENS = 512
+"""Tokens of one History frame: also the longest forward that a replay asks of a hop."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """Consecutive tokens of one row: values [tokens, width], and their positions where the caller set some."""
+
+    values: Tensor
+    positions: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    def head(self, tokens: int) -> Piece:
+        return Piece(self.values[:tokens], None if self.positions is None else self.positions[:tokens])
+
+    def tail(self, start: int) -> Piece:
+        return Piece(self.values[start:], None if self.positions is None else self.positions[start:])
+
+
+@dataclass(slots=True)
+class PieceRow:
+    """One row's retained inputs, oldest first."""
+
+    pieces: list[Piece] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+
+class PieceStore:
+    """Row operations on retained pieces."""
+
+    def open(self) -> PieceRow:
+        return PieceRow()
+
+    def fork(self, row: PieceRow) -> PieceRow:
+        return PieceRow(list(row.pieces))
+
+    def crop(self, row: PieceRow, tokens: int) -> None:
+        if tokens > len(row):
+            raise BadRequestError(f"cannot crop {tokens} tokens of a row that has {len(row)}")
+        while tokens:
+            last = row.pieces.pop()
+            if len(last) > tokens:
+                row.pieces.append(last.head(len(last) - tokens))
+            tokens -= min(tokens, len(last))
+
+    def close(self, row: PieceRow) -> None:
+        row.pieces.clear()
+
+
+class Retained:
+    """History and window of one boundary. `add` in order of steps; nothing here waits or sends."""
+
+    def __init__(self) -> None:
+        self.base = 0
+        """The first step that the window still holds as a frame."""
+        self.num_bytes = 0
+        """Bytes of activations that this boundary keeps alive: an upper bound, since forked rows share pieces."""
+        self.has_history = True
+        """False once `drop_history` was called: then only the window can be sent again."""
+        self._rows: list[PieceRow] = []
+        self._empty = torch.empty(0, 0)
+        self._window: deque[Step] = deque()
+        self._store = PieceStore()
+
+    @property
+    def next_step(self) -> int:
+        """The step that `add` takes next."""
+        return self.base + len(self._window)
+
+    def add(self, step: Step) -> None:
+        """Keep a step that is about to be sent. Steps come in order."""
+        assert step.step == self.next_step, f"step {step.step} retained at {self.next_step}"
+        self._window.append(step)
+        self.num_bytes += step.payload.num_bytes
+        while len(self._window) > WINDOW_STEPS:
+            self._fold(self._window.popleft())
+
+    def _fold(self, step: Step) -> None:
+        self.base = step.step + 1
+        if not self.has_history:
+            self.num_bytes -= step.payload.num_bytes
+            return
+        values = compression.unpack(step.payload)
+        self._empty = values[:0]
+        rows = row_operations.apply(self._store, self._rows, step.ops)
+        self._rows = row_operations.enter(self._store, rows, len(step.counts))
+        at = 0
+        for row, piece in zip(self._rows, values.split(list(step.counts)), strict=True):
+            if len(piece):
+                row.pieces.append(Piece(piece, None if step.positions is None else step.positions[at : at + len(piece)]))
+            at += len(piece)
+
+    def drop_history(self) -> None:
+        """Give the history's memory back; a hop below that holds nothing can then be served only after a replay from above."""
+        self.has_history, self._rows = False, []
+        self.num_bytes = sum(step.payload.num_bytes for step in self._window)
+
+    def steps_from(self, step: int) -> Iterator[Step]:
+        """The retained frames with this number and later, oldest first."""
+        return (kept for kept in tuple(self._window) if kept.step >= step)
+
+    def load(self, base: int, rows: Sequence[PieceRow]) -> None:
+        """Start anew from a history: the rows as they were before step `base`."""
+        self.base, self._rows, self.has_history = base, list(rows), True
+        self._window.clear()
+        self._empty = next((piece.values[:0] for row in self._rows for piece in row.pieces), self._empty)
+        self.num_bytes = sum(piece.values.nbytes for row in self._rows for piece in row.pieces)
+
+    def histories(self, session: SessionId, epoch: int) -> list[History]:
+        """The frames that bring a hop which holds nothing to step `base`; empty rows are told by a count of 0."""
+        parts = list(_parts(self._rows)) or [[Piece(self._empty) for _ in self._rows]]
+        return [
+            History(
+                session=session,
+                epoch=epoch,
+                base=self.base,
+                counts=tuple(len(piece) for piece in pieces),
+                payload=compression.pack(torch.cat([self._empty, *(piece.values for piece in pieces)])),
+                positions=_positions(pieces),
+                part=number,
+                parts=len(parts),
+            )
+            for number, pieces in enumerate(parts)
+        ]
+
+
+def _parts(rows: Sequence[PieceRow]) -> Iterator[list[Piece]]:
+    """Cut all rows into rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes, a piece of each row a round."""
+    pieces = [piece for row in rows for piece in row.pieces]
+    if not pieces:
+        return
+    empty, explicit = pieces[0].values[:0], any(piece.positions is not None for piece in pieces)
+    whole = [_join(row, empty, explicit) for row in rows]
+    tokens = min(HISTORY_PART_TOKENS, max(1, WINDOW_BYTES // max(1, pieces[0].values[:1].nbytes)))
+    share, longest = max(1, tokens // len(rows)), max(len(piece) for piece in whole)
+    for start in range(0, longest, share):
+        yield [piece.tail(start).head(share) for piece in whole]
+
+
+def _join(row: PieceRow, empty: Tensor, explicit: bool) -> Piece:
+    """A row's pieces as one; with `explicit`, tokens without positions of their own get the ones that they have by default."""
+    positions: list[int] = []
+    for piece in row.pieces:
+        positions += piece.positions if piece.positions is not None else range(len(positions), len(positions) + len(piece))
+    values = torch.cat([piece.values for piece in row.pieces]) if row.pieces else empty
+    return Piece(values, tuple(positions) if explicit else None)
+
+
+def _positions(pieces: Sequence[Piece]) -> tuple[int, ...] | None:
+    known = [piece.positions for piece in pieces if piece.positions is not None]
+    return tuple(position for positions in known for position in positions) if known else None

@@ -1,0 +1,302 @@
+"""A session, as its client sees it: steps go in, outputs come back, and hops that die in between are replaced.
+
+The client owns the route. It holds a wire to the first hop (steps go down), one to the last (replies come back), and, like every hop,
+what it has sent (`downstream.py`). Whoever notices a death says HopLost; the client answers with a new epoch: a route around the dead,
+told to the hops that stay (Reroute) and opened at those that are new. Replays happen between hops; here only the replies are late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from protocols import compression
+from protocols.defaults import GRANT_LIFE_S, PATIENCE_S, PREFILL_CHUNK_TOKENS, STALL_S, WINDOW_BYTES, WINDOW_STEPS
+from protocols.errors import NoRouteError, PeerUnreachableError, SwarmError, from_wire
+from protocols.identity import Identity
+from protocols.ids import SessionId, short, short_peer
+from protocols.inference import WANT_ALL, Close, Expect, Grant, HopLost, Message, Op, Reply, Route, Step
+from swarm.inference import chunks, trace
+from swarm.inference.chunks import Chunk
+from swarm.inference.downstream import Downstream
+from swarm.inference.links import Links
+from swarm.inference.wire import Wire
+from swarm.routing.router import Router
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """How a session behaves."""
+
+    patience_s: float = PATIENCE_S
+    """How long a step may wait for a route, from the loss that left it without one."""
+
+    stall_s: float = STALL_S
+    """Seconds without a reply before each hop is asked whether it is alive."""
+
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS
+    """Longest piece of a prompt that travels as one step."""
+
+    dtype: str | None = None
+    """Compute dtype of the route; None = whatever the swarm serves, float32 first."""
+
+    priority: int = 0
+    """-100 to 100; higher goes first where steps wait."""
+
+
+class Session:
+    """One generation over one route at a time. All methods belong to one event loop; steps are run one after the other."""
+
+    def __init__(self, router: Router, links: Links, identity: Identity, config: SessionConfig | None = None) -> None:
+        self.id = SessionId(secrets.token_bytes(16))
+        self.route: Route = ()
+        self.dtype: str | None = None
+        """Compute dtype of the route, known once `open` has returned; hidden states are sent in it."""
+        self.replaced = 0
+        """Hops that were lost and replaced so far."""
+        self.pauses_s: list[float] = []
+        """For each loss, the seconds until the next reply came."""
+        self._router, self._links, self._identity = router, links, identity
+        self._config = config or SessionConfig()
+        self._epoch = -1
+        self._grant: Grant | None = None
+        self._down = Downstream(self.id)
+        self._last: Wire | None = None
+        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
+        self._repairs: asyncio.Task[None] | None = None
+        self._lost_at_s: float | None = None
+        self._failure: SwarmError | None = None
+        self._turn = asyncio.Lock()
+
+    def __str__(self) -> str:
+        return f"session {short(self.id)} epoch {self._epoch}"
+
+    # --- what callers use
+
+    async def open(self) -> None:
+        """Find a route and open it; does nothing where there is one. NoRouteError or ModelMismatchError says why there is none."""
+        if self._repairs is None:
+            route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype)
+            self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
+            await self._install(route)
+
+    async def step(
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        hidden: Tensor,
+        want: int = WANT_ALL,
+        positions: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Send tokens of every row through the route: hidden [T, H], rows one after the other with `counts` tokens each.
+
+        want: the last n tokens of each row come back (WANT_ALL: all, 0: none): [T', H], rows one after the other.
+        Deaths are survived in here. Raises NoRouteError after `patience_s` without a route, or the error that no other peer would
+        spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
+        """
+        async with self._turn:
+            await self.open()
+            if self._failure is not None:
+                raise self._failure
+            pieces = chunks.plan(counts, want, self._config.chunk_tokens)
+            return chunks.join(pieces, await self._run(pieces, ops, counts, hidden, positions))
+
+    async def close(self) -> None:
+        """End the session everywhere; what the hops lent is returned at once. Safe to repeat."""
+        if self._repairs is not None:
+            self._repairs.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._repairs
+        self._down.end(Close(session=self.id))
+        if self._last is not None:
+            self._last.end()
+        self._fail(PeerUnreachableError("the session was closed"))
+
+    # --- steps
+
+    async def _run(
+        self, pieces: list[Chunk], ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Sequence[int] | None
+    ) -> list[tuple[Sequence[int], Tensor]]:
+        """Send the chunks with a bounded number in flight; the replies in order."""
+        outputs: list[tuple[Sequence[int], Tensor]] = []
+        flying: deque[tuple[int, int]] = deque()
+        for number, piece in enumerate(pieces):
+            step = self._frame(piece, ops if number == 0 else (), counts, hidden, positions)
+            while flying and (
+                len(flying) >= WINDOW_STEPS or sum(size for _, size in flying) + step.payload.num_bytes > WINDOW_BYTES
+            ):
+                outputs.append(await self._reply(flying.popleft()[0]))
+            self._pending[step.step] = asyncio.get_running_loop().create_future()
+            trace.mark("framed", self.id, step.step, step.payload.num_bytes)
+            self._down.send(step)
+            flying.append((step.step, step.payload.num_bytes))
+        return outputs + [await self._reply(number) for number, _ in flying]
+
+    def _frame(
+        self, piece: Chunk, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Sequence[int] | None
+    ) -> Step:
+        places = None if positions is None else _cut_positions(piece, counts, positions)
+        return Step(
+            session=self.id,
+            epoch=max(0, self._epoch),
+            step=self._down.retained.next_step,
+            counts=piece.counts,
+            payload=compression.pack(chunks.cut(piece, counts, hidden)),
+            ops=tuple(ops),
+            positions=places,
+            want=piece.want,
+            budget_ms=int(self._config.patience_s * 1e3),
+            priority=self._config.priority,
+        )
+
+    async def _reply(self, number: int) -> tuple[Sequence[int], Tensor]:
+        future = self._pending[number]
+        try:
+            while not future.done():
+                await asyncio.wait((future,), timeout=self._config.stall_s)
+                if not future.done():
+                    await self._look_for_the_dead()
+            reply = future.result()
+        finally:
+            self._pending.pop(number, None)
+        return reply.counts, compression.unpack(reply.payload)
+
+    async def _look_for_the_dead(self) -> None:
+        """Nothing came for a while: whoever does not answer a hello is lost. A step that only takes long goes on."""
+        epoch = self._epoch
+        for index, cause in enumerate(await self._router.alive(self.route)):
+            if cause is not None:
+                self._lose(index, cause, epoch)
+
+    # --- wires
+
+    async def _on_message(self, wire: Wire, message: Message) -> None:
+        match message:
+            case Reply():
+                self._on_reply(message)
+            case Expect() if wire is self._down.wire:
+                self._down.expect(message)
+            case HopLost():
+                self._losses.put_nowait(message)
+            case _:
+                log.warning("%s: %s does not belong here; dropped", self, type(message).__name__)
+
+    def _on_reply(self, reply: Reply) -> None:
+        future = self._pending.get(reply.step)
+        if future is None or future.done():
+            return
+        trace.mark("answered", self.id, reply.step, reply.payload.num_bytes)
+        if self._lost_at_s is not None:
+            self.pauses_s.append(time.monotonic() - self._lost_at_s)
+            self._lost_at_s = None
+        future.set_result(reply)
+
+    async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
+        reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
+        if wire is self._down.wire:
+            self._lose(0, reason, self._epoch)
+        elif wire is self._last:
+            self._lose(len(self.route) - 1, reason, self._epoch)
+
+    def _lose(self, index: int, cause: SwarmError, epoch: int) -> None:
+        self._losses.put_nowait(HopLost(session=self.id, epoch=epoch, index=index, code=cause.code, message=str(cause)))
+
+    # --- deaths
+
+    async def _repair(self) -> None:
+        """Answer every loss with a new route, for as long as the session lives."""
+        while True:
+            lost = await self._losses.get()
+            if lost.epoch == self._epoch and lost.index < len(self.route):
+                try:
+                    await self._replace(lost)
+                except SwarmError as error:
+                    self._fail(error)
+
+    async def _replace(self, lost: HopLost) -> None:
+        """Route around a lost hop. Raises where nobody else could do better, or nobody is left within `patience_s`."""
+        cause = from_wire(lost.code, lost.message)
+        if not cause.try_another_peer:
+            raise cause
+        hop = self.route[lost.index]
+        log.info("%s: hop %d (%s, blocks %s) is lost: %s", self, lost.index, short_peer(hop.peer), hop.span, cause)
+        self._lost_at_s = self._lost_at_s or time.monotonic()
+        self._router.failed(hop.peer, cause)
+        staying = {(other.peer, other.span) for other in self.route if other is not hop}
+        left_s = self._lost_at_s + self._config.patience_s - time.monotonic()
+        route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying)
+        if left_s <= 0:
+            raise NoRouteError(f"hops were lost again and again for {self._config.patience_s:.0f} s; the last one: {cause}")
+        self.replaced += 1
+        await self._install(route)
+
+    async def _install(self, route: Route) -> None:
+        """Begin a new epoch on `route`: hops that stay learn of it from above, new ones are opened. A dial that fails is a loss."""
+        before, self.route = self.route, route
+        self._epoch += 1
+        expires_s = time.time() + GRANT_LIFE_S
+        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self._epoch, model=self._router.model, route=route,
+                      expires_s=expires_s)  # fmt: skip
+        self._grant = grant.signed(self._identity.sign)
+        if await self._connect_first(before):
+            await self._attach_last(before)
+
+    async def _connect_first(self, before: Route) -> bool:
+        assert self._grant is not None and self.dtype is not None
+        wire = self._down.wire
+        if wire is not None and wire.is_open and before and _same(before[0], self.route[0]):
+            self._down.reroute(self._grant, 0)
+            return True
+        self._down.end(Close(session=self.id, below=False))
+        try:
+            opened = await self._links.open(self._grant, 0, self.dtype, self._on_message, self._on_lost)
+        except SwarmError as error:
+            self._lose(0, error, self._epoch)
+            return False
+        self._down.connect(opened, self._epoch)
+        return True
+
+    async def _attach_last(self, before: Route) -> None:
+        assert self._grant is not None
+        if self._last is not None and self._last.is_open and before and _same(before[-1], self.route[-1]):
+            return
+        if self._last is not None:
+            self._last.end()
+        oldest = min(self._pending, default=self._down.retained.next_step)
+        try:
+            self._last = await self._links.attach(self._grant, oldest, self._on_message, self._on_lost)
+        except SwarmError as error:
+            self._last = None
+            self._lose(len(self.route) - 1, error, self._epoch)
+
+    def _fail(self, error: SwarmError) -> None:
+        self._failure = self._failure or error
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(self._failure)
+                future.exception()  # whoever waits raises it; whoever was cancelled should not be warned about it
+
+
+def _same(a: object, b: object) -> bool:
+    """Same peer, same span."""
+    return (getattr(a, "peer", None), getattr(a, "span", None)) == (getattr(b, "peer", None), getattr(b, "span", None))
+
+
+def _cut_positions(piece: Chunk, counts: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:
+    kept: list[int] = []
+    at = 0
+    for count, start, size in zip(counts, piece.starts, piece.counts, strict=True):
+        kept += positions[at + start : at + start + size]
+        at += count
+    return tuple(kept)

@@ -1,0 +1,67 @@
+"""Who failed lately: a peer that failed is avoided for a while, longer each time, and forgiven when it answers again.
+
+Pure bookkeeping: the clock is an argument. Sources of blame are first-hand only: the client's own dials, and what a hop says
+about the hop below it (never about itself passing on news).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.defaults import AVOID_S
+from protocols.errors import CacheFullError, OverloadedError, SwarmError
+from protocols.ids import PeerId
+
+MAX_AVOID_S = 600.0
+FORGET_S = 900.0
+"""A peer that has not failed for this long starts with a clean sheet."""
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 8.0
+"""Where there is no way without it, a peer that failed is asked again after twice the first, doubled with every strike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last failure of a peer, and until when that makes us avoid it."""
+
+    cause: SwarmError
+    at_s: float
+    until_s: float
+    strikes: int
+
+
+class Blame:
+    """Failures by peer. All times are of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._failures: dict[PeerId, Failure] = {}
+
+    def add(self, peer: PeerId, cause: SwarmError, now_s: float) -> None:
+        """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes."""
+        before = self._failures.get(peer)
+        strikes = before.strikes + 1 if before is not None and now_s - before.at_s < FORGET_S else 1
+        self._failures[peer] = Failure(cause, now_s, now_s + min(MAX_AVOID_S, AVOID_S * 2 ** (strikes - 1)), strikes)
+
+    def is_avoided(self, peer: PeerId, now_s: float) -> bool:
+        failure = self._failures.get(peer)
+        return failure is not None and now_s < failure.until_s
+
+    def can_be_asked_again(self, peer: PeerId, now_s: float) -> bool:
+        """May an answer to a ping end the avoidance? Not where the peer was alive all along and only full, and less often with strikes."""
+        failure = self._failures.get(peer)
+        if failure is None or isinstance(failure.cause, CacheFullError | OverloadedError):
+            return False
+        pause_s: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**failure.strikes)
+        return now_s - failure.at_s >= pause_s
+
+    def forgive(self, peer: PeerId, now_s: float) -> None:
+        """The peer has answered: use it again, but remember its strikes."""
+        failure = self._failures.get(peer)
+        if failure is not None:
+            self._failures[peer] = Failure(failure.cause, failure.at_s, now_s, failure.strikes)
+
+    @property
+    def last_cause(self) -> SwarmError | None:
+        """The newest failure of anybody, for an error that tells why there is no route."""
+        newest = max(self._failures.values(), key=lambda failure: failure.at_s, default=None)
+        return None if newest is None else newest.cause

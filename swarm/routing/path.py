@@ -1,0 +1,114 @@
+"""The cheapest path through the blocks of a model: Dijkstra over (block, peer). Pure: values in, values out.
+
+Cost of a path, in milliseconds a decode step takes: each hop's compute and queue, and the one-way way between neighbours, from the
+client to the first hop and from the last hop back. A hop that already holds the session's K/V costs nothing extra; a new one pays
+for the replay. Source of the idea: Petals' sequence manager (shortest path over (server, span) with a penalty for missing cache).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from protocols.ids import PeerId, Span
+
+REPLAY_MS = 1_000.0
+"""Cost of a hop that has to be brought up to date, where others hold the session already."""
+
+SCARCE_TOKENS = 2_048
+"""Below this many free tokens a hop becomes dearer, linearly, up to SCARCE_MS."""
+SCARCE_MS = 200.0
+
+Way = Callable[[PeerId | None, PeerId | None], float]
+"""One-way milliseconds between two peers; None is the client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A peer that could run `span`, and what one decode step costs there."""
+
+    peer: PeerId
+    span: Span
+    step_ms: float
+    free_tokens: int
+    is_holding: bool = False
+    """Holds this session's K/V already."""
+
+
+def cost_ms(candidate: Candidate, any_holding: bool) -> float:
+    """Milliseconds that a step spends at this hop, with penalties for scarce memory and for a replay."""
+    scarce = SCARCE_MS * max(0.0, 1 - candidate.free_tokens / SCARCE_TOKENS)
+    if candidate.is_holding:
+        return candidate.step_ms
+    return candidate.step_ms + scarce + (REPLAY_MS if any_holding else 0.0)
+
+
+def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way) -> list[Candidate] | None:
+    """The cheapest candidates whose spans cover [0, num_blocks) without gap or overlap; None where there are none.
+
+    Ties go to fewer hops, then to the smaller PeerIDs, so that equal inputs give equal routes.
+    """
+    any_holding = any(candidate.is_holding for candidate in candidates)
+    starting: dict[int, list[Candidate]] = {}
+    for candidate in sorted(candidates, key=lambda c: (c.span, c.peer)):
+        starting.setdefault(candidate.span.start, []).append(candidate)
+    frontier: list[tuple[float, int, int, int, list[Candidate]]] = [(0.0, 0, 0, 0, [])]
+    finished: set[tuple[int, PeerId | None]] = set()
+    serial = 0
+    while frontier:
+        cost, hops, _, block, path = heapq.heappop(frontier)
+        here = path[-1].peer if path else None
+        if block == num_blocks + 1:
+            return path
+        if (block, here) in finished:
+            continue
+        finished.add((block, here))
+        for step, position, longer in _steps(path, block, here, starting, num_blocks, way_ms, any_holding):
+            serial += 1
+            heapq.heappush(frontier, (cost + step, hops + 1, serial, position, longer))
+    return None
+
+
+def _steps(
+    path: list[Candidate],
+    block: int,
+    here: PeerId | None,
+    starting: dict[int, list[Candidate]],
+    num_blocks: int,
+    way_ms: Way,
+    any_holding: bool,
+) -> list[tuple[float, int, list[Candidate]]]:
+    """What may follow: a candidate that starts here, or, at the end, the way back to the client (block num_blocks + 1)."""
+    if block == num_blocks:
+        return [(way_ms(here, None), num_blocks + 1, path)]
+    used = {candidate.peer for candidate in path}
+    return [
+        (way_ms(here, c.peer) + cost_ms(c, any_holding), c.span.stop, [*path, c])
+        for c in starting.get(block, [])
+        if c.peer not in used and c.span.stop <= num_blocks
+    ]
+
+
+def missing(spans: Collection[Span], num_blocks: int) -> list[Span]:
+    """The blocks that no path can cross, as spans: those that no candidate hosts, else those where the candidates do not join."""
+    hosted = {block for span in spans for block in range(span.start, min(span.stop, num_blocks))}
+    gaps = [block for block in range(num_blocks) if block not in hosted]
+    if not gaps and spans:
+        reachable = {0}
+        for span in sorted(spans):
+            if span.start in reachable:
+                reachable.add(span.stop)
+        if num_blocks not in reachable:
+            gaps = list(range(max(reachable), num_blocks))
+    return _runs(gaps)
+
+
+def _runs(blocks: Sequence[int]) -> list[Span]:
+    spans: list[Span] = []
+    for block in blocks:
+        if spans and spans[-1].stop == block:
+            spans[-1] = Span(spans[-1].start, block + 1)
+        else:
+            spans.append(Span(block, block + 1))
+    return spans

@@ -1,0 +1,163 @@
+"""Finds routes for a client: the directory's snapshot, our measurements and our blame go into the pure `path.best`.
+
+One route, one precision: peers are grouped by compute dtype and quantization, and a route, replacements included, stays in one group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
+from protocols.ids import ModelId, PeerId, Span, short_peer
+from protocols.inference import Hop, Route
+from protocols.records import PeerRecord, ServedSpan
+from swarm.routing import path
+from swarm.routing.blame import Blame
+from swarm.routing.latency import Latency, Ping
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 0.5
+"""Pause between two looks at the directory while there is no route."""
+
+UNMEASURED_MS_PER_BLOCK = 2.0
+"""Assumed step time of a node that has not served yet."""
+
+
+class Records(Protocol):
+    """What a snapshot of the directory offers."""
+
+    @property
+    def peers(self) -> tuple[PeerRecord, ...]: ...
+
+
+class DirectoryView(Protocol):
+    """What routing needs of the directory."""
+
+    async def snapshot(self, model_name: str) -> Records: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """One span that one peer serves, of our model and in one precision."""
+
+    record: PeerRecord
+    served: ServedSpan
+
+
+class Router:
+    """Routes over one model. Blame and latency live as long as the router: share it between a client's sessions."""
+
+    def __init__(self, directory: DirectoryView, ping: Ping, model: ModelId, num_blocks: int) -> None:
+        self.model, self.num_blocks = model, num_blocks
+        self.blame = Blame()
+        self._directory = directory
+        self._latency = Latency(ping)
+
+    def failed(self, peer: PeerId, cause: SwarmError) -> None:
+        """`peer` failed: avoid it for a while."""
+        log.info("peer %s failed: %s", short_peer(peer), cause)
+        self.blame.add(peer, cause, time.monotonic())
+        self._latency.forget(peer)
+
+    async def find(
+        self, patience_s: float, dtype: str | None = None, holding: Collection[tuple[PeerId, Span]] = ()
+    ) -> tuple[Route, str]:
+        """A route over all blocks and its compute dtype, looking again for up to `patience_s` seconds.
+
+        holding: hops that hold this session's K/V already; they are kept unless that is impossible. dtype: None = any one.
+        Raises ModelMismatchError where only other weights go by this name, NoRouteError where no live peers cover the model.
+        """
+        deadline_s = time.monotonic() + patience_s
+        while True:
+            offers = await self._offers(dtype)
+            if (found := await self._choose(offers, holding)) is not None:
+                return found
+            if await self._forgive(offers):
+                continue
+            if time.monotonic() >= deadline_s:
+                raise self._no_route(offers, patience_s)
+            await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
+
+    async def _offers(self, dtype: str | None) -> list[_Offer]:
+        snapshot = await self._directory.snapshot(self.model.name)
+        serving = [_Offer(record, served) for record in snapshot.peers if record.state == "serving" for served in record.spans]
+        named = [offer for offer in serving if offer.served.model.name == self.model.name]
+        ours = [offer for offer in named if offer.served.model.digest == self.model.digest]
+        if named and not ours:
+            raise self._mismatch(named)
+        return [offer for offer in ours if dtype is None or offer.served.dtype == dtype]
+
+    async def _choose(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]]) -> tuple[Route, str] | None:
+        usable = [offer for offer in offers if not self.blame.is_avoided(offer.record.peer, time.monotonic())]
+        dead = await self._latency.measure({offer.record.peer: offer.record for offer in usable}.values())
+        for peer, cause in dead.items():
+            self.failed(peer, cause)
+        usable = [offer for offer in usable if offer.record.peer not in dead]
+        for precision in sorted(
+            {(offer.served.dtype, offer.served.quantization) for offer in usable}, key=lambda p: p[0] != "float32"
+        ):
+            group = [offer for offer in usable if (offer.served.dtype, offer.served.quantization) == precision]
+            if (route := self._best(group, holding)) is not None:
+                return route, precision[0]
+        return None
+
+    def _best(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]]) -> Route | None:
+        records = {offer.record.peer: offer.record for offer in offers}
+        chosen = path.best(
+            [_candidate(offer, (offer.record.peer, offer.served.span) in holding) for offer in offers],
+            self.num_blocks,
+            lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
+        )
+        if chosen is None:
+            return None
+        return tuple(Hop(c.peer, records[c.peer].addresses, records[c.peer].certificate, c.span) for c in chosen)
+
+    async def _forgive(self, offers: list[_Offer]) -> bool:
+        """There is no way without them: ask those that we avoid whether they are back. True where one is."""
+        now_s = time.monotonic()
+        avoided = {o.record.peer: o.record for o in offers if self.blame.is_avoided(o.record.peer, now_s)}
+        askable = [record for peer, record in avoided.items() if self.blame.can_be_asked_again(peer, now_s)]
+        answers = await asyncio.gather(*(self._latency.probe(record) for record in askable))
+        back = [record.peer for record, error in zip(askable, answers, strict=True) if error is None]
+        for peer in back:
+            self.blame.forgive(peer, time.monotonic())
+        return bool(back)
+
+    async def alive(self, route: Route) -> list[SwarmError | None]:
+        """Ask every hop of a route for a sign of life: None, or why there was none."""
+        return await asyncio.gather(*(self._latency.probe(_as_record(hop)) for hop in route))
+
+    def _mismatch(self, named: list[_Offer]) -> ModelMismatchError:
+        others = sorted({offer.served.model.digest[:12] for offer in named})
+        return ModelMismatchError(
+            f"the swarm serves {self.model.name} with other weights (digest {', '.join(others)}) than yours ({self.model.digest[:12]}): "
+            "use the same checkpoint as its nodes, or host yours under another --model-name"
+        )
+
+    def _no_route(self, offers: list[_Offer], patience_s: float) -> NoRouteError:
+        now_s = time.monotonic()
+        live = {offer.served.span for offer in offers if not self.blame.is_avoided(offer.record.peer, now_s)}
+        gaps = path.missing(live, self.num_blocks) or [Span(0, self.num_blocks)]
+        cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
+        return NoRouteError(
+            f"no live peers cover blocks {', '.join(map(str, gaps))} of {self.model.name} after {patience_s:.0f} s{cause}; "
+            f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]}"
+        )
+
+
+def _candidate(offer: _Offer, is_holding: bool) -> path.Candidate:
+    span, record = offer.served.span, offer.record
+    step_ms = record.step_ms or UNMEASURED_MS_PER_BLOCK * len(span)
+    return path.Candidate(
+        peer=record.peer, span=span, step_ms=step_ms * (1 + record.queue), free_tokens=record.free_tokens, is_holding=is_holding
+    )
+
+
+def _as_record(hop: Hop) -> PeerRecord:
+    return PeerRecord(peer=hop.peer, addresses=hop.addresses, certificate=hop.certificate)
