@@ -1,0 +1,115 @@
+"""Writes what the documents repeat from the code: README's file tree, and the table of defaults in docs/architecture.md.
+
+A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
+so that they cannot drift. `tests/test_layers.py` compares.
+
+Run: .venv/bin/python scripts/docs.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("protocols", "swarm", "node", "scripts")
+DEFAULTS = Path("protocols/defaults.py")
+
+
+# --- README's tree
+
+
+def tracked_files() -> list[Path]:
+    """What git tracks in the four folders, relative to the root."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--", *FOLDERS], cwd=ROOT, capture_output=True, check=True, text=True
+    ).stdout
+    return sorted(path for name in listed.split("\0") if name and (ROOT / (path := Path(name))).exists())
+
+
+def caption(path: Path) -> str:
+    """The first sentence of a file: of its docstring, or of the comment below its `#!` line; "" where it has none."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        first = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    else:
+        comments = [line.removeprefix("#").strip() for line in text.splitlines()[:3] if line.startswith("# ")]
+        first = comments[0] if comments else ""
+    return first.partition(". ")[0].rstrip(".")
+
+
+def tree(files: list[Path]) -> str:
+    """Folders from the ground up, files before folders; a package's caption is its `__init__.py`'s first line."""
+    lines, shown = [], set[Path]()
+    for path in sorted(files, key=lambda path: (FOLDERS.index(path.parts[0]), path.parts[:-1], path.name)):
+        for folder in reversed(path.parents[:-1]):
+            if folder not in shown:
+                shown.add(folder)
+                package = folder / "__init__.py"
+                lines.append(_tree_line(folder, f"{folder.name}/", caption(package) if package in files else ""))
+        if path.name != "__init__.py":
+            lines.append(_tree_line(path, path.name, caption(path)))
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def _tree_line(path: Path, name: str, text: str) -> str:
+    return f"{'  ' * (len(path.parts) - 1) + name:<26} {text}".rstrip()
+
+
+# --- the table of defaults
+
+
+def defaults() -> Iterator[tuple[str, str, str]]:
+    """(name, value, meaning) of every constant; its meaning is the text on the line below it, where there is one."""
+    body = ast.parse((ROOT / DEFAULTS).read_text(encoding="utf-8")).body
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            meaning = str(below.value.value) if is_text else ""  # type: ignore[union-attr]
+            yield node.target.id, ast.unparse(node.value), " ".join(meaning.split())
+
+
+def defaults_table() -> str:
+    """Markdown: one row per constant."""
+    rows = [f"| `{name}` | `{value}` | {meaning.replace('|', chr(92) + '|')} |" for name, value, meaning in defaults()]
+    return "| name | value | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+# --- putting them in
+
+
+def replace_part(document: str, name: str, content: str) -> str:
+    """The document with `content` between the marks of part `name`; ValueError where they are missing."""
+    start, stop = f"<!-- {name}: written by scripts/docs.py -->\n", f"<!-- end of {name} -->"
+    before, found_start, rest = document.partition(start)
+    _old, found_stop, after = rest.partition(stop)
+    if not found_start or not found_stop:
+        raise ValueError(f"no part {name!r}: expected the lines {start!r} and {stop!r}")
+    return before + start + content + stop + after
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write README's file tree and the table of defaults from the code.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
+    is_check = parser.parse_args().check
+    old = []
+    for document, name, content in (
+        ("README.md", "tree", tree(tracked_files())),
+        ("docs/architecture.md", "defaults", defaults_table()),
+    ):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        if (new := replace_part(text, name, content)) != text:
+            old.append(document)
+            if not is_check:
+                (ROOT / document).write_text(new, encoding="utf-8")
+    if old and is_check:
+        print(f"old: {', '.join(old)}; write them anew: .venv/bin/python scripts/docs.py", file=sys.stderr)
+    return 1 if old and is_check else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,173 @@
+"""The scripts: set-up refuses in one line, checks quickly and never twice at once; the demo's model is an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("awk", "bash", "cat", "cut", "df", "dirname", "env", "flock", "git", "grep", "mkdir", "rm", "sha256sum", "tail")
+
+
+def load(name: str) -> ModuleType:
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Checkout:
+    """A copy of what set-up reads, and a PATH of our own with the real tools behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin = folder / "checkout", folder / "bin"
+        (self.root / "scripts").mkdir(parents=True)
+        self.bin.mkdir()
+        for name in ("scripts/setup", "requirements.lock", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.root / name)
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            assert found, f"{tool} is needed to test set-up"
+            (self.bin / tool).symlink_to(found)
+
+    def replace(self, tool: str, script: str) -> Path:
+        """Put a program of our own in a tool's place."""
+        path = self.bin / tool
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        given = {
+            "PATH": str(self.bin),
+            "HOME": str(self.root),
+            "PYTHON": sys.executable,
+            "PIP_CONFIG_FILE": os.devnull,
+            **environment,
+        }
+        return subprocess.Popen(
+            [self.root / "scripts" / "setup"], env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+        )
+
+    def refusal(self, **environment: str) -> str:
+        """The one line that a failing set-up says."""
+        process = self.start(**environment)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1, said
+        assert len(said.splitlines()) == 1, said
+        return said
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_setup_names_the_python_that_it_needs(checkout: Checkout) -> None:
+    old = checkout.replace("oldpython", "exit 1")
+    said = checkout.refusal(PYTHON=str(old))
+    assert "3.11 or newer" in said and str(old) in said and "PYTHON=" in said
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_setup_names_a_missing_tool(checkout: Checkout) -> None:
+    (checkout.bin / "git").unlink()
+    assert "git is missing: install it" in checkout.refusal()
+
+
+def test_setup_says_how_much_disk_it_needs(checkout: Checkout) -> None:
+    checkout.replace("df", "printf 'Filesystem 1M-blocks Used Available Capacity Mounted\\n/dev/vda 9 9 77 99%% /\\n'")
+    said = checkout.refusal()
+    assert "has 77 MB of free disk" in said and "needs 3072 MB" in said
+
+
+def test_setup_names_a_python_without_venv(checkout: Checkout) -> None:
+    (checkout.root / "broken").mkdir()
+    (checkout.root / "broken" / "ensurepip.py").write_text("raise ImportError\n")
+    assert "has no venv module" in checkout.refusal(PYTHONPATH=str(checkout.root / "broken"))
+
+
+def test_setup_without_a_network_says_so(checkout: Checkout) -> None:
+    said = checkout.refusal(PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0")
+    assert "no package index could be reached while installing torch" in said
+    assert not (checkout.root / ".venv" / "setup.stamp").exists(), "a failed set-up must be tried again"
+
+
+def test_two_setups_of_one_checkout_do_not_meet(checkout: Checkout) -> None:
+    checkout.replace("df", "printf 'x\\n/dev/vda 9 9 77 99%% /\\n'")  # so that it ends soon after it has the lock
+    with (checkout.root / "scripts" / "setup").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = checkout.start()
+        assert process.stdout and "another set-up" in process.stdout.readline()
+        assert process.poll() is None
+        fcntl.flock(held, fcntl.LOCK_UN)
+        _, said = process.communicate(timeout=30)
+    assert "77 MB" in said
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/setup.stamp").exists(), reason="this .venv was not made by scripts/setup")
+def test_a_second_setup_only_looks() -> None:
+    started = time.monotonic()
+    done = subprocess.run([ROOT / "scripts" / "setup"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert time.monotonic() - started < 5
+
+
+def test_scripts_are_executable_and_parse() -> None:
+    commands = [ROOT / ".ci/run", *(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)]
+    assert {"setup", "check", "test", "demo"} <= {path.name for path in commands}
+    for path in commands:
+        assert os.access(path, os.X_OK), f"chmod +x {path}"
+        assert path.read_bytes().startswith(b"#!/usr/bin/env bash\n"), path
+        subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_lock_holds_exact_versions_and_no_torch() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    names = [line.partition("==")[0] for line in lines]
+    assert all("==" in line for line in lines)
+    assert names == sorted(set(names)), "sorted, each once"
+    assert not [name for name in names if name.startswith(("torch", "nvidia", "triton"))], "torch comes first and on its own"
+    assert {"hivemind", "transformers", "grpcio", "libp2p", "fastecdsa", "pytest"} <= set(names)
+
+
+def test_the_demos_model_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_model = load("make_model")
+    losses: list[float] = []
+    recipe = make_model.Recipe(train_s=4.0, hidden_size=64, num_blocks=2, batch=4, sequence_tokens=32, vocab_size=512)
+    make_model.make(tmp_path / "tiny", recipe, lambda _spent, _steps, loss: losses.append(loss))
+    assert losses[-1] < losses[0] - 0.2, "it must have learned something"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    text = "The value of an expression is a naïve object."
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert tokenizer.decode(ids[0]) == text
+    assert model(ids).logits.isfinite().all() and model.dtype == torch.float32
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"], "nothing unfinished is left"
+
+
+def test_a_model_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
+    make_model = load("make_model")
+
+    def stop(_spent: float, _steps: int, _loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_model.make(tmp_path / "tiny", make_model.Recipe(hidden_size=32, num_blocks=1, vocab_size=300, batch=1), stop)
+    assert list(tmp_path.iterdir()) == []
