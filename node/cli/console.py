@@ -24,3 +24,10 @@ class Lines:
 def remark(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write_piece(piece: str) -> None:
+    """A piece of an answer on stdout. On a terminal without control letters: a model may have learnt escape sequences."""
+    if sys.stdout.isatty():
+        piece = "".join(letter for letter in piece if letter in "\n\t" or letter.isprintable())
+    print(piece, end="", flush=True)

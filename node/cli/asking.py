@@ -1,0 +1,103 @@
+"""What `generate` and `chat` share: opening a model of the swarm, how tokens are picked, and what an answer cost.
+
+Torch and transformers come in with `open_model`; nothing of a node is needed to ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from node.cli.text import TextOut
+from node.config import DTYPES, check_multiaddrs, check_swarm
+from protocols.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Which model, and where its nodes are."""
+
+    model: str
+    peers: tuple[str, ...]
+    swarm: str
+    model_name: str | None
+    device: str
+    dtype: str
+    patience_s: float
+    data_dir: Path | None
+
+    def __post_init__(self) -> None:
+        check_peers(self.peers)
+        check_swarm(self.swarm)
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype[:40]!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is picked: greedily, unless temperature, top-p or top-k say otherwise."""
+
+    max_new_tokens: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `generate`."""
+        asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not given or self.temperature == 0:
+            # None where the checkpoint's own generation_config samples: transformers would warn about unused settings
+            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, **dict.fromkeys(asked)}
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": True, "top_k": 0, **given}
+
+    def sow(self) -> None:
+        """Make sampling repeatable, where a seed was given."""
+        if self.seed is not None:
+            import torch
+
+            torch.manual_seed(self.seed)
+
+
+def check_peers(peers: tuple[str, ...]) -> None:
+    """ConfigError where there is nobody to ask, or an address is none."""
+    if not peers:
+        raise ConfigError("no peer to ask: expected --peer with an address of any node of the swarm; `swarm node` prints its own")
+    check_multiaddrs(peers)
+
+
+@contextmanager
+def open_model(asking: Asking) -> Iterator[Any]:
+    """The model, its ends loaded and its swarm joined; closed again whatever happens."""
+    from node.hardware import pick_device
+    from swarm.client import SwarmModelForCausalLM
+
+    model = SwarmModelForCausalLM.from_pretrained(
+        asking.model,
+        peers=asking.peers,
+        swarm=asking.swarm,
+        dtype=asking.dtype,
+        device=pick_device(asking.device),
+        patience_s=asking.patience_s,
+        model_name=asking.model_name,
+        cache_dir=None if asking.data_dir is None else asking.data_dir / "digests",
+    )
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def summary(out: TextOut, started_s: float, cache: Any) -> str:
+    """One line: how many tokens, how fast, over how many hops, and how many deaths were survived."""
+    first_s, rest_s = out.first_s - started_s, out.last_s - out.first_s
+    speed = f", then {(out.num_tokens - 1) / rest_s:.1f} tokens/s" if out.num_tokens > 1 and rest_s > 0 else ""
+    tokens = f"{out.num_tokens} token{'' if out.num_tokens == 1 else 's'}, the first after {first_s:.2f} s{speed}"
+    journey = getattr(cache, "journey", None)
+    if journey is None:
+        return tokens
+    return f"{tokens}, over {len(journey.route)} hops, {journey.replaced} replaced"

@@ -1,0 +1,177 @@
+"""`swarm status`: who hosts what, which blocks nobody hosts, how busy and how fast the nodes are.
+
+`summarize` turns records into rows, and knows nothing of terminals; the rest shows them as tables or JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from node.cli.asking import check_peers
+from node.cli.console import remark
+from node.config import check_swarm, default_data_dir
+from protocols.ids import short_peer
+from protocols.records import PeerRecord, ServedSpan
+from swarm.placement.choose import count_replicas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRow:
+    """One peer's span of one model."""
+
+    peer: str
+    name: str
+    state: str
+    start: int
+    stop: int
+    dtype: str
+    quantization: str
+    free_tokens: int
+    queue: int
+    step_ms: float
+    reachable: bool | None
+    addresses: tuple[str, ...]
+    p2p_addresses: tuple[str, ...]
+    software: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRows:
+    """One set of weights: who hosts it, and what is missing."""
+
+    name: str
+    digest: str
+    num_blocks: int
+    is_complete: bool
+    missing: tuple[str, ...]
+    """Spans that no serving node hosts, as `3:6`."""
+    least_replicas: int
+    peers: tuple[PeerRow, ...]
+
+
+def summarize(records: Iterable[PeerRecord], name: str) -> list[ModelRows]:
+    """Rows of the model `name`, one group per digest and length, peers in the order of their blocks."""
+    groups: dict[tuple[str, int], list[tuple[PeerRecord, ServedSpan]]] = {}
+    for record in records:
+        for served in record.spans:
+            if served.model.name == name:
+                groups.setdefault((served.model.digest, served.num_blocks), []).append((record, served))
+    return [_model(name, digest, num_blocks, hosted) for (digest, num_blocks), hosted in sorted(groups.items())]
+
+
+def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, ServedSpan]]) -> ModelRows:
+    replicas = count_replicas((served.span for record, served in hosted if record.state == "serving"), num_blocks)
+    missing = tuple(gaps(replicas))
+    rows = sorted((_peer(*pair) for pair in hosted), key=lambda row: (row.start, row.stop, row.peer))
+    return ModelRows(
+        name=name,
+        digest=digest,
+        num_blocks=num_blocks,
+        is_complete=not missing,
+        missing=missing,
+        least_replicas=min(replicas),
+        peers=tuple(rows),
+    )
+
+
+def _peer(record: PeerRecord, served: ServedSpan) -> PeerRow:
+    return PeerRow(
+        peer=record.peer,
+        name=record.name,
+        state=record.state,
+        start=served.span.start,
+        stop=served.span.stop,
+        dtype=served.dtype,
+        quantization=served.quantization,
+        free_tokens=record.free_tokens,
+        queue=record.queue,
+        step_ms=record.step_ms,
+        reachable=record.reachable,
+        addresses=record.addresses,
+        p2p_addresses=record.p2p_addresses,
+        software=record.software,
+    )
+
+
+def gaps(replicas: Sequence[int]) -> list[str]:
+    """`start:stop` of every run of blocks without a replica."""
+    edges = [block for block in range(len(replicas) + 1) if _is_gap(replicas, block) != _is_gap(replicas, block - 1)]
+    return [f"{start}:{stop}" for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _is_gap(replicas: Sequence[int], block: int) -> bool:
+    return 0 <= block < len(replicas) and replicas[block] == 0
+
+
+# --- asking and showing
+
+
+def run(
+    model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool, patience_s: float, data_dir: Path | None
+) -> None:
+    """Print what the swarm says now. PeerUnreachableError where none of `peers` answers in time."""
+    check_peers(peers)
+    check_swarm(swarm)
+    name = None if model is None else _name(model)
+    models = asyncio.run(_ask(name, peers, swarm, patience_s, data_dir or default_data_dir()))
+    if as_json:
+        print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
+    elif models:
+        _show(models)
+    else:
+        what = "any model" if name is None else name
+        remark(
+            f"no node of swarm {swarm!r} serves {what}; be the first: swarm node {'MODEL' if model is None else model} --peer {peers[0]}"
+        )
+
+
+def _name(model: str) -> str:
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, patience_s: float, data_dir: Path) -> list[ModelRows]:
+    from swarm.peer import Peer, PeerConfig
+
+    config = PeerConfig(swarm=swarm, bootstrap=peers, listen=None, data_dir=data_dir, client_mode=True)
+    async with Peer(config, {}) as peer:
+        names = [name] if name is not None else await peer.directory.model_names()
+        snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
+    return [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one)]
+
+
+def _show(models: Sequence[ModelRows]) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=not Console().is_terminal)
+    for rows in models:
+        console.print(_table(rows))
+        if rows.is_complete:
+            remark_ = f"complete: every block has at least {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''}"
+        else:
+            remark_ = f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]}"
+        console.print(remark_, markup=False, highlight=False)
+
+
+def _table(rows: ModelRows) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{escape(rows.name)}@{rows.digest[:12]}, {rows.num_blocks} blocks"
+    table = Table(title=title, title_justify="left")
+    for heading, justify in (("blocks", "right"), ("node", "left"), ("state", "left"), ("format", "left"), ("step", "right"),
+                             ("queue", "right"), ("free tokens", "right"), ("reachable", "left"), ("address", "left")):  # fmt: skip
+        table.add_column(heading, justify=justify, no_wrap=heading != "address")  # type: ignore[arg-type]
+    for row in rows.peers:
+        label = f"{escape(row.name)} {short_peer(row.peer)}".strip()  # type: ignore[arg-type]
+        reachable = {None: "untried", True: "yes", False: "no"}[row.reachable]
+        step = f"{row.step_ms:.1f} ms" if row.step_ms else "-"
+        format_ = row.dtype if row.quantization == "none" else f"{row.dtype} {row.quantization}"
+        table.add_row(f"{row.start}:{row.stop}", label, row.state, escape(format_), step, str(row.queue), str(row.free_tokens),
+                      reachable, escape(", ".join(row.addresses)))  # fmt: skip
+    return table

@@ -1,0 +1,63 @@
+"""The surface of the commands: every flag, frozen. Adding one is a decision, removing one breaks somebody's script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer.main
+
+from node.cli.app import app
+from node.cli.failures import EXIT_CODES
+from protocols.errors import BY_CODE
+
+ASKING = [
+    "--max-new-tokens",
+    "--temperature",
+    "--top-p",
+    "--top-k",
+    "--seed",
+    "--peer",
+    "--swarm",
+    "--model-name",
+    "--device",
+    "--dtype",
+]
+FLAGS = {
+    "node": [
+        *("MODEL", "--blocks", "--num-blocks", "--peer", "--listen", "--announce", "--swarm", "--device", "--dtype", "--name"),
+        *("--model-name", "--identity", "--data-dir"),
+    ],
+    "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
+    "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],
+    "status": ["[MODEL]", "--json", "--peer", "--swarm", "--patience", "--data-dir"],
+}
+
+
+def surface(command: Any) -> list[str]:
+    names = (parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar for parameter in command.params)
+    return [name for name in names if name != "--help"]
+
+
+def test_the_commands_and_their_flags_are_these() -> None:
+    group: Any = typer.main.get_command(app)
+    assert {name: surface(command) for name, command in group.commands.items()} == FLAGS
+    assert surface(group) == ["--version", "--debug"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["node", "--help"], ["generate", "--help"], ["node", "x", "--blocks", "no"]])
+def test_help_and_typing_errors_load_nothing_heavy(arguments: list[str]) -> None:
+    """What makes `swarm --help` answer at once."""
+    script = (
+        "import sys\nfrom node.cli.app import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print('heavy:', [name for name in ('torch', 'transformers', 'hivemind', 'grpc', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == "heavy: []", result.stderr
+
+
+def test_every_error_has_a_documented_exit_code() -> None:
+    assert {kind.exit_code for kind in BY_CODE.values()} <= set(EXIT_CODES)

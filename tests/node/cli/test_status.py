@@ -1,0 +1,56 @@
+"""`swarm status`: gaps, groups by weights, and JSON that scripts can read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.cli.status import _table, gaps, summarize
+from protocols.ids import ModelId, PeerId, Span
+from protocols.records import PeerRecord, ServedSpan
+
+
+def record(number: int, span: Span, digest: str = "a" * 64, state: str = "serving") -> PeerRecord:
+    served = ServedSpan(model=ModelId("tiny", digest), span=span, num_blocks=6, dtype="float32")
+    return PeerRecord(
+        peer=PeerId("12D3KooW" + str(number) * 44), name=f"n{number}", state=state, spans=(served,), addresses=("127.0.0.1:1",)
+    )
+
+
+def test_blocks_that_only_a_joining_or_leaving_node_has_are_missing() -> None:
+    records = [record(1, Span(0, 3)), record(2, Span(3, 5), state="joining"), record(3, Span(5, 6), state="draining")]
+    (rows,) = summarize(records, "tiny")
+    assert (rows.missing, rows.is_complete, rows.least_replicas) == (("3:6",), False, 0)
+    assert [(row.name, row.start, row.stop, row.state) for row in rows.peers] == [
+        ("n1", 0, 3, "serving"),
+        ("n2", 3, 5, "joining"),
+        ("n3", 5, 6, "draining"),
+    ]
+
+
+def test_other_weights_of_the_same_name_are_another_model() -> None:
+    groups = summarize([record(1, Span(0, 6)), record(2, Span(0, 3), digest="b" * 64)], "tiny")
+    assert [(rows.digest[0], rows.is_complete) for rows in groups] == [("a", True), ("b", False)]
+    assert summarize([record(1, Span(0, 6))], "other") == []
+    json.dumps([asdict(rows) for rows in groups])
+
+
+def test_a_name_cannot_style_the_table() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    served = ServedSpan(model=ModelId("[red]tiny", "a" * 64), span=Span(0, 6), num_blocks=6, dtype="float32")
+    stranger = PeerRecord(peer=PeerId("12D3KooW" + "1" * 44), name="[bold]me[/]", spans=(served,))
+    (rows,) = summarize([stranger], "[red]tiny")
+    Console(file=(out := StringIO()), width=200).print(_table(rows))
+    assert "[bold]me[/]" in out.getvalue() and "[red]tiny@aaaaaaaaaaaa" in out.getvalue()
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=20))
+def test_gaps_are_exactly_the_blocks_without_a_replica(replicas: list[int]) -> None:
+    missing = [block for text in gaps(replicas) for block in range(*map(int, text.split(":")))]
+    assert missing == [block for block, count in enumerate(replicas) if count == 0]
