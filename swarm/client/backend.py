@@ -1,0 +1,63 @@
+"""What the model asks of a swarm: sessions that carry steps through every block. Two small faces, and nothing behind them.
+
+`connection.py` is the real one, over `swarm.inference.session`; the tests have one that runs the engines in this process.
+
+Shapes: T new tokens of all rows (one flat token axis), T' of them wanted back, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from protocols.ids import ModelId
+from protocols.inference import Op
+
+
+class StepSession(Protocol):
+    """One session's rows at every hop. Steps follow each other: the next one starts when the last has returned."""
+
+    def step(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+    ) -> Tensor:
+        """Apply `ops` to the rows, then run `counts[i]` new tokens of row i through every block.
+
+        hidden: [1, T, H] with T = sum(counts), rows one after the other; a session's first step makes its rows.
+        want: WANT_ALL, or n for the last n new tokens of each row, or 0. Returns [1, T', H], rows one after the other.
+        positions: [T] where the caller has set some; None = each row counts its own tokens from 0.
+        After an exception the rows are in an unknown state: close the session.
+        """
+        ...
+
+    async def step_async(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+    ) -> Tensor:
+        """The same for callers that have a loop of their own (any loop); cancelling it leaves the rows in an unknown state."""
+        ...
+
+    def close(self) -> None:
+        """Give back the rows' memory at every hop. From any thread, any number of times, without waiting for the network."""
+        ...
+
+
+class Backend(Protocol):
+    """Where a model's blocks are."""
+
+    @property
+    def model(self) -> ModelId: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype of every hop, and hence of the hidden states that travel."""
+        ...
+
+    def open(self) -> StepSession:
+        """A new session without rows. Nothing is sent before its first step."""
+        ...
+
+    def close(self) -> None:
+        """Let go of whatever the backend shares with others; open sessions end."""
+        ...

@@ -1,0 +1,134 @@
+"""Where a model's layer list was: one module whose forward is one step through every block, wherever those are.
+
+The model's own forward still embeds, normalises and projects; this module takes the hidden states off it, drops the
+padding, carries rows of real tokens, and puts what comes back where those tokens were. What it must know beyond the
+hidden states (cache, mask, positions, how much is wanted) travels beside the model's forward in a ContextVar, because
+each family hands other things to its blocks.
+
+Shapes: B rows, q new columns, T real tokens of all rows, T' of them wanted back, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from protocols.errors import BadRequestError, InternalError
+from protocols.inference import WANT_ALL
+from swarm.client.backend import StepSession
+from swarm.client.cache import RemoteCache
+
+NO_ATTENTION = "murmuration_remote"
+"""An attention name without a mask function: the model's forward then builds no mask, which nobody would read."""
+
+
+def _no_attention(*args: Any, **kwargs: Any) -> NoReturn:
+    raise AssertionError("a block ran in the client: its layer list was not replaced")
+
+
+AttentionInterface.register(NO_ATTENTION, _no_attention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What one forward of the model wants from its blocks."""
+
+    cache: RemoteCache | None
+    """Where the rows go on; None = a session for this step alone."""
+    real_Bq: Tensor | None = None
+    """Which new columns are real tokens; None = all."""
+    positions_T: Tensor | None = None
+    want: int = WANT_ALL
+
+
+_plan: ContextVar[StepPlan | None] = ContextVar("murmuration_step_plan", default=None)
+
+
+@contextmanager
+def planned(plan: StepPlan) -> Iterator[None]:
+    """Forwards inside this context, in this thread or task, carry their step by `plan`."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+class RemoteBlocks(nn.Module):
+    """All blocks of the model as one. `template` is a block without weights, asked for attributes that a forward may read."""
+
+    def __init__(self, open_session: Callable[[], StepSession], returns_tuple: bool, template: nn.Module | None) -> None:
+        super().__init__()
+        self.open_session = open_session
+        self.returns_tuple = returns_tuple
+        self.__dict__["template"] = template  # beside nn.Module: it is no submodule of this model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            template = self.__dict__.get("template")
+            if template is None or name.startswith("__"):
+                raise
+            return getattr(template, name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        plan = _plan.get()
+        if plan is None:
+            raise BadRequestError(
+                "the inner model cannot be called by itself; call the model, with output_hidden_states=True for the last hidden state"
+            )
+        output = carry(plan, hidden_states, self.open_session)
+        return (output, None) if self.returns_tuple else output
+
+
+def carry(plan: StepPlan, hidden_BqH: Tensor, open_session: Callable[[], StepSession]) -> Tensor:
+    """One step: [B, q, H] in, [B, q, H] out, zeros where nothing was wanted or a column is padding."""
+    size, columns, _ = hidden_BqH.shape
+    real = plan.real_Bq
+    counts = [columns] * size if real is None else real.sum(1).tolist()
+    flat_TH = hidden_BqH.flatten(0, 1) if real is None else hidden_BqH[real]
+    if not len(flat_TH):
+        reply = flat_TH[None]
+        if plan.cache is not None:
+            plan.cache.skip(size, columns)
+    elif plan.cache is not None:
+        reply = plan.cache.step(counts, columns, flat_TH[None], plan.want, plan.positions_T)
+    else:
+        reply = _step_alone(open_session(), counts, flat_TH[None], plan)
+    where = wanted(real, size, columns, plan.want, hidden_BqH.device)
+    expected = (1, size * columns if where is None else int(where.sum()), hidden_BqH.shape[-1])
+    if tuple(reply.shape) != expected:
+        raise InternalError(f"the last hop returned hidden states of shape {list(reply.shape)}, expected {list(expected)}")
+    if where is None:
+        return reply.to(hidden_BqH).view_as(hidden_BqH)
+    output = torch.zeros_like(hidden_BqH)
+    output[where] = reply[0].to(hidden_BqH)
+    return output
+
+
+def _step_alone(session: StepSession, counts: list[int], hidden_1TH: Tensor, plan: StepPlan) -> Tensor:
+    try:
+        return session.step((), counts, hidden_1TH, plan.want, plan.positions_T)
+    finally:
+        session.close()
+
+
+def wanted(real_Bq: Tensor | None, size: int, columns: int, want: int, device: torch.device) -> Tensor | None:
+    """[B, q] bool: the columns whose output comes back, in the order of the reply; None = every column."""
+    if real_Bq is None:
+        if want == WANT_ALL or want >= columns:
+            return None
+        last = torch.arange(columns, device=device) >= columns - want
+        return last.expand(size, columns)
+    if want == WANT_ALL:
+        return real_Bq
+    after = real_Bq.flip(1).cumsum(1).flip(1)  # real tokens from here to the row's end
+    return real_Bq & (after <= want)

@@ -1,0 +1,163 @@
+"""What `generate` holds instead of keys and values: how long each row is, and the row operations that wait for the next step.
+
+K/V live at the hops. transformers asks this cache for lengths, and tells it about beams (`reorder_cache`) and refused
+speculations (`crop`); both become operations that travel with the next step, so they cost no round trip of their own.
+
+Two lengths: `columns` counts the padded columns that transformers has fed (its `get_seq_length`), `rows` the real
+tokens of each row, which is all that hops know.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from protocols.errors import BadRequestError
+from protocols.inference import Crop, Op, Repeat, Rows
+from swarm.client.backend import StepSession
+
+
+class StepPausedError(Exception):
+    """Not a failure: a session that wants to be asked again once the reply is here (see `stream.py`)."""
+
+
+class RemoteCache(Cache):  # type: ignore[misc]
+    """The rows of one session. Dropping the last reference, or `close`, gives their memory back at every hop.
+
+    The session is opened by the first step. After a step has failed the cache is closed: its rows are in an unknown state.
+    """
+
+    is_compileable = False  # True would make `generate` build 4-D masks
+    _is_user_defined = False
+
+    def __init__(self, open_session: Callable[[], StepSession]) -> None:
+        super().__init__(layers=[])  # hence len(cache) == 0: always compare with None
+        self._open = open_session
+        self._session: StepSession | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self.is_closed = False
+        self.columns = 0
+        self.rows: list[int] | None = None
+        """Real tokens per row; None before the first step."""
+        self.ops: list[Op] = []
+        """Operations that wait for the next step, already counted in `columns` and `rows`."""
+
+    # --- what a step does
+
+    def step(self, counts: Sequence[int], columns: int, hidden: Tensor, want: int, positions: Tensor | None) -> Tensor:
+        """Send one step, the waiting operations first, and count it; whatever goes wrong closes the session."""
+        session = self._opened()
+        try:
+            output = session.step(tuple(self.ops), tuple(counts), hidden, want, positions)
+        except StepPausedError:
+            raise
+        except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state
+            self.close()
+            raise
+        self.ops = []
+        self.columns += columns
+        self.rows = [old + new for old, new in zip(self.rows or [0] * len(counts), counts, strict=True)]
+        return output
+
+    def skip(self, size: int, columns: int) -> None:
+        """Count columns that are padding in every row: nothing is sent."""
+        self.columns += columns
+        self.rows = self.rows or [0] * size
+
+    def _opened(self) -> StepSession:
+        if self.is_closed:
+            raise BadRequestError(
+                "the session behind this past_key_values has ended; start a new one by passing no past_key_values"
+            )
+        if self._session is None:
+            self._session = self._open()
+            self._finalizer = weakref.finalize(self, self._session.close)
+            self._finalizer.atexit = False  # at exit the loop ends every session at once
+        return self._session
+
+    def close(self) -> None:
+        """End the session; later steps are refused."""
+        self.is_closed = True
+        if self._finalizer is not None:
+            self._finalizer()
+
+    @property
+    def journey(self) -> Any:
+        """The session's way through the swarm (`route`, `replaced`), for people; None before the first step, or where there is none."""
+        return getattr(self._session, "journey", None)
+
+    # --- what transformers tells it
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        chosen = tuple(int(index) for index in torch.as_tensor(indices).tolist())
+        if self.rows is None or chosen == tuple(range(len(self.rows))):
+            return
+        if any(not -len(self.rows) <= index < len(self.rows) for index in chosen):
+            raise BadRequestError(f"row indices {list(chosen)[:8]} do not fit a cache of {len(self.rows)} rows")
+        chosen = tuple(index % len(self.rows) for index in chosen)
+        self.rows = [self.rows[index] for index in chosen]
+        self.ops.append(Rows(chosen))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.rows is None or repeats == 1:
+            return
+        self.rows = [length for length in self.rows for _ in range(repeats)]
+        self.ops.append(Repeat(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens of every row (transformers passes minus a count, or 0)."""
+        tokens = -tokens_to_remove
+        if tokens < 0 or tokens > min(self.rows or [0]):
+            raise BadRequestError(f"crop takes minus a number of tokens that every row has ({self.rows}), got {tokens_to_remove}")
+        if tokens == 0 or self.rows is None:
+            return
+        self.rows = [length - tokens for length in self.rows]
+        self.columns -= tokens
+        if self.ops and isinstance(self.ops[-1], Crop):
+            tokens += self.ops.pop().tokens  # type: ignore[union-attr]
+        self.ops.append(Crop(tokens))
+
+    def reset(self) -> None:
+        """Start over with no rows, in a new session."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._session = self._finalizer = self.rows = None
+        self.columns, self.ops, self.is_closed = 0, [], False
+
+    # --- what transformers asks it
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.columns
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.columns + query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.columns
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return self.columns > 0
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.rows is None else len(self.rows)
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise BadRequestError("keys and values stay at the hops; this cache holds only the lengths of its rows")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise BadRequestError("a remote cache cannot be copied; use batch_repeat_interleave, or prefill the prompt again")
+
+    def __repr__(self) -> str:
+        return f"RemoteCache(rows={self.rows}, columns={self.columns}, {'closed' if self.is_closed else 'open'})"

@@ -1,0 +1,150 @@
+"""What a caller may ask of a model: each rule, and the one line that says what, got, expected and next step.
+
+Everything here is decided before a byte is sent. Values in, BadRequestError out; nothing is kept.
+
+Shapes: B rows, q new columns (padding included), k = columns so far + q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from protocols.defaults import MAX_ROWS
+from protocols.errors import BadRequestError
+
+
+def check_ids(input_ids: object, vocab_size: int) -> None:
+    """Token ids as [B, q] integers in [0, vocab_size), with B and q at least 1."""
+    if not isinstance(input_ids, Tensor):
+        raise BadRequestError(
+            f"input_ids must be a tensor [rows, tokens], got {type(input_ids).__name__}; try tokenizer(text, return_tensors='pt')"
+        )
+    if input_ids.dim() != 2 or not 1 <= input_ids.shape[0] <= MAX_ROWS:
+        raise BadRequestError(f"input_ids must be [rows, tokens] with 1 to {MAX_ROWS} rows, got shape {list(input_ids.shape)}")
+    if input_ids.shape[1] == 0:  # before the dtype: a tokenizer makes float32 of an empty text
+        raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+        raise BadRequestError(f"token ids must be integers, got {input_ids.dtype}")
+    low, high = (int(edge) for edge in torch.aminmax(input_ids))
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise BadRequestError(
+            f"token id {bad} is out of range: this model has ids 0 to {vocab_size - 1}; is it the model's own tokenizer?"
+        )
+
+
+def check_embeds(inputs_embeds: Tensor) -> None:
+    """Embeddings as [B, q, H] with B and q at least 1; no gradient is asked of them."""
+    if inputs_embeds.dim() != 3 or 0 in inputs_embeds.shape[:2] or inputs_embeds.shape[0] > MAX_ROWS:
+        raise BadRequestError(
+            f"inputs_embeds must be [rows, tokens, width] with 1 to {MAX_ROWS} rows, got shape {list(inputs_embeds.shape)}"
+        )
+    if inputs_embeds.requires_grad and torch.is_grad_enabled():
+        raise BadRequestError(
+            "gradients do not cross a swarm that serves inference, but inputs_embeds requires one; detach it, or use torch.no_grad()"
+        )
+
+
+def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengths: Sequence[int] | None) -> Tensor | None:
+    """Which of the new columns are real, [B, q] bool; None where all are.
+
+    columns: q; past: columns that the cache holds; lengths: real tokens per row in the cache.
+    Hops see rows of real tokens under a causal mask, so a mask may only say what is padding, once and for all.
+    """
+    if attention_mask is None:
+        if lengths is not None and any(length != past for length in lengths):
+            raise BadRequestError(
+                "past_key_values holds padded rows, but no attention_mask came with the new tokens; pass the mask of all columns so far"
+            )
+        return None
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        got = f"shape {list(attention_mask.shape)}" if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise BadRequestError(
+            f"attention_mask must be [rows, columns], 0 = padding, got {got}; hops attend causally and take no other mask"
+        )
+    if list(attention_mask.shape) != [rows, past + columns]:
+        raise BadRequestError(
+            f"attention_mask must be [{rows}, {past + columns}] ({past} columns in past_key_values + {columns} new), "
+            f"got {list(attention_mask.shape)}"
+        )
+    mask = attention_mask.ne(0)
+    if past and mask[:, :past].sum(1).tolist() != list(lengths or []):
+        raise BadRequestError(
+            "attention_mask disagrees with past_key_values about which of the earlier columns are padding; it cannot change later"
+        )
+    new = mask[:, past:]
+    return None if bool(new.all()) else new
+
+
+def check_prompt_mask(attention_mask: Tensor) -> None:
+    """Every row of a whole prompt has at least one real token."""
+    empty = attention_mask.ne(0).any(1).logical_not().nonzero()
+    if len(empty):
+        raise BadRequestError(
+            f"row {int(empty[0])} of the prompt is empty: its attention_mask is 0 everywhere; give it a token, or leave it out"
+        )
+
+
+def check_last_column(real: Tensor, before: Sequence[int], counts: Sequence[int]) -> None:
+    """Where only the last columns are wanted, they must be real: the next token is taken from them.
+
+    A row that has no real token yet is left padding that fills a whole prefill chunk.
+    """
+    for row, is_real in enumerate(real[:, -1].tolist()):
+        if not is_real and before[row] + counts[row]:
+            raise BadRequestError(
+                f"row {row} ends in padding, where its next token would be taken from; pad on the left, or pass attention_mask to generate"
+            )
+
+
+def check_rows(rows: int, lengths: Sequence[int] | None) -> None:
+    """A cache goes on with as many rows as it has."""
+    if lengths is not None and rows != len(lengths):
+        raise BadRequestError(f"past_key_values holds {len(lengths)} rows, but {rows} came; pass as many, or no past_key_values")
+
+
+def check_length(longest: int, limit: int | None, new: int = 0) -> None:
+    """The longest row, and the `new` tokens that are to be fed after it, must fit the model's positions.
+
+    The last new token is never fed: a prompt of `limit` tokens still has a next token.
+    """
+    if limit is None or longest + new <= limit:
+        return
+    if longest > limit:
+        raise BadRequestError(
+            f"the prompt is too long: {longest} tokens, this model's limit is {limit}; shorten it by {longest - limit}"
+        )
+    raise BadRequestError(
+        f"{longest} tokens of prompt and {new + 1} new ones exceed this model's limit of {limit}; "
+        f"ask for at most {limit - longest + 1} (max_new_tokens)"
+    )
+
+
+def custom_positions(
+    position_ids: Tensor | None, real: Tensor | None, counts: Sequence[int], lengths: Sequence[int]
+) -> Tensor | None:
+    """[T] positions of the real tokens where the caller's differ from each row's own count, else None.
+
+    position_ids: [B, q] or [1, q]; real: [B, q] bool or None; lengths: real tokens per row before this step.
+    """
+    if position_ids is None:
+        return None
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, len(counts)):
+        raise BadRequestError(f"position_ids must be [rows, tokens], got shape {list(position_ids.shape)} for {len(counts)} rows")
+    columns = position_ids.shape[1]
+    expected = columns if real is None else real.shape[1]
+    if columns != expected or (real is None and columns * len(counts) != sum(counts)):
+        raise BadRequestError(
+            f"position_ids must have a column per new token, got {columns} columns for {sum(counts)} tokens in {len(counts)} rows"
+        )
+    wide = position_ids.expand(len(counts), -1)
+    given = wide.reshape(-1) if real is None else wide[real]
+    default = torch.cat([torch.arange(old, old + new, device=given.device) for old, new in zip(lengths, counts, strict=True)])
+    if torch.equal(given, default.to(given.dtype)):
+        return None
+    if int(given.min()) < 0:
+        raise BadRequestError(f"position_ids must not be negative on real tokens, got {int(given.min())}")
+    return given.to(torch.long)

@@ -1,0 +1,209 @@
+"""The real backend: sessions of `swarm.inference` on the background loop, behind the synchronous face that a model needs.
+
+`connect` finds a model's blocks: resolve and open the checkpoint, join the swarm, check that the same weights are served there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from protocols.defaults import PATIENCE_S
+from protocols.errors import BadRequestError
+from protocols.ids import ModelId
+from protocols.inference import Op
+from protocols.records import PeerRecord
+from protocols.services import HELLO
+from protocols.weights import Manifest
+from swarm.client import served
+from swarm.client.loop import BackgroundLoop, background_loop
+from swarm.client.peers import PeerPool
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.digest import build_manifest
+from swarm.models.resolve import resolve
+from swarm.routing.latency import PING_S
+from swarm.routing.router import Router
+
+if TYPE_CHECKING:
+    from swarm.peer import Peer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `from_pretrained` was told; see there."""
+
+    peers: tuple[str, ...] = ()
+    swarm: str = "public"
+    dtype: str | torch.dtype = "auto"
+    patience_s: float = PATIENCE_S
+    model_name: str | None = None
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise BadRequestError(f"dtype must be auto, {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.patience_s < 0:
+            raise BadRequestError(f"patience_s must not be negative, got {self.patience_s}")
+
+
+_pool_lock = threading.Lock()
+_pool: tuple[BackgroundLoop, PeerPool] | None = None
+
+
+def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
+    """This process's loop and the peers on it."""
+    global _pool
+    loop = background_loop()
+    with _pool_lock:
+        if _pool is None or _pool[0] is not loop:
+            _pool = (loop, PeerPool(loop))
+        return _pool
+
+
+def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
+    """Everything of `from_pretrained` but the ends; errors as documented there."""
+    cache_dir = Path(settings.cache_dir) if settings.cache_dir else _default_cache_dir()
+    checkpoint = open_checkpoint(resolve(str(model), cache_dir))
+    manifest = build_manifest(checkpoint, cache_dir)
+    is_directory = Path(model).expanduser().is_dir()
+    identity = ModelId(settings.model_name or (checkpoint.name if is_directory else str(model)), manifest.digest)
+    loop, pool = _peer_pool()
+    return checkpoint, loop.run(_join(loop, pool, identity, manifest, checkpoint.num_blocks, settings))
+
+
+async def _join(
+    loop: BackgroundLoop, pool: PeerPool, model: ModelId, manifest: Manifest, num_blocks: int, settings: Settings
+) -> SwarmBackend:
+    """On the loop: a shared peer, the check that our weights are served, and what makes sessions."""
+    shared = await pool.acquire(settings.swarm, settings.peers)
+    try:
+        peer = shared.started.result()
+        spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s)
+        name = served.best_dtype(spans) if settings.dtype == "auto" else str(settings.dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise BadRequestError(f"{model.name} is served in {name[:20]!r}, which is unknown here; known: {', '.join(DTYPES)}")
+        sessions = _session_maker(peer, model, num_blocks, settings.patience_s, name)
+    except BaseException:
+        pool.release(shared)
+        raise
+    return SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
+
+
+def _session_maker(peer: Peer, model: ModelId, num_blocks: int, patience_s: float, dtype: str) -> Callable[[], Session]:
+    async def ping(record: PeerRecord) -> None:
+        channel = await peer.pool.channel(record.peer, record.addresses, record.certificate)
+        await channel.unary(HELLO, hello, PING_S)
+
+    hello = peer.hello().encode()
+    router = Router(peer.directory, ping, model, num_blocks)
+    links, config = Links(peer.pool), SessionConfig(patience_s=patience_s, dtype=dtype)
+    return lambda: Session(router, links, peer.identity, config)
+
+
+def _default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "murmuration"
+
+
+class SwarmBackend:
+    """The blocks of one model, at whichever nodes serve them. Its sessions share one router: what one learns, all know."""
+
+    def __init__(
+        self,
+        loop: BackgroundLoop,
+        release: Callable[[], None],
+        sessions: Callable[[], Session],
+        model: ModelId,
+        dtype: torch.dtype,
+    ) -> None:
+        """release: let go of the shared peer; sessions: makes a session. Both are called on the loop."""
+        self.model, self.dtype = model, dtype
+        self.new_session = sessions
+        self._loop, self._release = loop, release
+        self._open: set[Session] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    def open(self) -> SwarmSession:
+        if self._is_closed:
+            raise BadRequestError(f"this model of {self.model.name} was closed; call from_pretrained again")
+        return SwarmSession(self._loop, self)
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.call_soon(self._start_closing)
+
+    def _start_closing(self) -> None:
+        self._keep(asyncio.ensure_future(self._close()))
+
+    async def _close(self) -> None:
+        await asyncio.gather(*(session.close() for session in self._open), return_exceptions=True)
+        self._release()
+
+    # --- for its sessions, on the loop
+
+    def started(self) -> Session:
+        session = self.new_session()
+        self._open.add(session)
+        return session
+
+    def end(self, session: Session) -> None:
+        self._open.discard(session)
+        self._keep(asyncio.ensure_future(session.close()))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._closing.add(task)  # asyncio itself holds tasks weakly
+        task.add_done_callback(self._closing.discard)
+
+
+class SwarmSession:
+    """One session: synchronous for a model's forward, asynchronous for streams. Its first step makes and opens it on the loop."""
+
+    def __init__(self, loop: BackgroundLoop, backend: SwarmBackend) -> None:
+        self._loop, self._backend = loop, backend
+        self._is_closed = False
+        self.journey: Session | None = None
+        """The session on the loop: its `route`, and how many hops were `replaced`."""
+
+    def step(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+    ) -> Tensor:
+        return self._loop.run(self._step(ops, counts, hidden, want, positions))
+
+    async def step_async(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+    ) -> Tensor:
+        return await self._loop.wait(self._step(ops, counts, hidden, want, positions))
+
+    async def _step(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None
+    ) -> Tensor:
+        if self._is_closed:
+            raise BadRequestError("this session has ended")
+        if self.journey is None:
+            self.journey = self._backend.started()
+        places = None if positions is None else positions.tolist()
+        output = await self.journey.step(ops, counts, hidden[0].detach().to("cpu", self._backend.dtype), want, places)
+        return output[None]
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.call_soon(self._end)
+
+    def _end(self) -> None:
+        if self.journey is not None:
+            self._backend.end(self.journey)

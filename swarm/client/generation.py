@@ -1,0 +1,222 @@
+"""How a Hugging Face model runs when its blocks are remote: its own `forward` and `generate`, with ours around them.
+
+`RemoteGeneration` comes before the model's class in a class made for it (`remote_class`). Its `forward` checks what came,
+plans the step (`blocks.py`) and calls the model's own; its `generate` sees to it that sessions end when they should.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from protocols.errors import BadRequestError
+from protocols.inference import WANT_ALL
+from swarm.client import checks, padding
+from swarm.client.backend import Backend
+from swarm.client.blocks import NO_ATTENTION, RemoteBlocks, StepPlan, planned
+from swarm.client.cache import RemoteCache
+from swarm.client.hidden_states import LastHiddenState, noted, remember_output
+
+_opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_caches", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """What a model knows about its blocks and limits."""
+
+    backend: Backend
+    num_blocks: int
+    vocab_size: int
+    max_positions: int | None
+    cache_key: str
+    """What this family calls its cache argument: `past_key_values`, or `cache_params` for the mamba-like."""
+    path: Path
+    """The checkpoint's directory, for its tokenizer."""
+
+
+class RemoteGeneration:
+    """Comes before the model's own class; `remote` is set by `attach`."""
+
+    remote: Remote
+
+    # --- one forward
+
+    def remote_forward(self, own: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent."""
+        cache = self._checked_cache(kwargs.pop(self.remote.cache_key, None))
+        use_cache = kwargs.pop("use_cache", None)
+        if cache is None and (self._default("use_cache", True) if use_cache is None else use_cache):
+            cache = self.new_cache()
+        if kwargs.pop("output_attentions", None):
+            raise BadRequestError(
+                "attentions are not here: they stay at the hops that computed them; ask without output_attentions"
+            )
+        wants_hidden = bool(kwargs.pop("output_hidden_states", None))
+        return_dict = kwargs.pop("return_dict", None)
+        plan = self._plan(kwargs, cache, wants_hidden)
+        kwargs[self.remote.cache_key] = cache
+        with planned(plan), noted() as outputs:
+            result = own(self, **kwargs, use_cache=cache is not None, return_dict=True)
+        if wants_hidden:
+            result.hidden_states = LastHiddenState(outputs[-1], self.remote.num_blocks)
+        return result.to_tuple() if return_dict is False else result
+
+    def _default(self, name: str, otherwise: bool) -> bool:
+        return bool(getattr(self.config, name, otherwise))  # type: ignore[attr-defined]
+
+    def _checked_cache(self, cache: object) -> RemoteCache | None:
+        if cache is None or isinstance(cache, RemoteCache):
+            return cache
+        raise BadRequestError(
+            f"{self.remote.cache_key} is a {type(cache).__name__}, but keys and values stay at the hops; "
+            "pass what an earlier call returned, model.new_cache(), or nothing"
+        )
+
+    def _plan(self, kwargs: dict[str, Any], cache: RemoteCache | None, wants_hidden: bool) -> StepPlan:
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        size, columns = self._check_inputs(ids, embeds)
+        past, lengths = (0, None) if cache is None else (cache.columns, cache.rows)
+        checks.check_rows(size, lengths)
+        real = checks.check_mask(kwargs.get("attention_mask"), size, columns, past, lengths)
+        counts = [columns] * size if real is None else real.sum(1).tolist()
+        before = lengths or [0] * size
+        checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)
+        keep = kwargs.get("logits_to_keep")
+        want = keep if isinstance(keep, int) and keep > 0 and not wants_hidden and kwargs.get("labels") is None else WANT_ALL
+        if want != WANT_ALL and real is not None:
+            checks.check_last_column(real, before, counts)
+        positions = checks.custom_positions(kwargs.get("position_ids"), real, counts, before)
+        return StepPlan(cache=cache, real_Bq=real, positions_T=positions, want=want)
+
+    def _check_inputs(self, ids: object, embeds: object) -> tuple[int, int]:
+        """(rows, columns) of the new tokens."""
+        if (ids is None) == (embeds is None):
+            raise BadRequestError("give either input_ids or inputs_embeds, and not both")
+        if isinstance(embeds, Tensor):
+            checks.check_embeds(embeds)
+            return embeds.shape[0], embeds.shape[1]
+        checks.check_ids(ids, self.remote.vocab_size)
+        assert isinstance(ids, Tensor)
+        return ids.shape[0], ids.shape[1]
+
+    # --- generate
+
+    def new_cache(self) -> RemoteCache:
+        """An empty `past_key_values`: a session of its own, which ends when the last reference to it goes."""
+        return RemoteCache(self.remote.backend.open)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
+    ) -> None:
+        """transformers asks here for a cache, when it knows how long everything may become."""
+        self._check_room(generation_config, model_kwargs.get("attention_mask"), max_cache_length)
+        cache = self._checked_cache(model_kwargs.get(self.remote.cache_key))
+        if cache is not None:
+            cache._is_user_defined = True
+        elif generation_config.use_cache is not False:
+            cache = model_kwargs[self.remote.cache_key] = self.new_cache()
+            opened = _opened.get()
+            if opened is not None:
+                opened.append(cache)
+
+    def _check_room(self, generation_config: Any, mask: Tensor | None, fed: int) -> None:
+        limit = self.remote.max_positions
+        columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
+        padding_columns = 0 if mask is None else int(mask.eq(0).sum(1).min())
+        if limit is not None and columns is not None:
+            prompt = columns - padding_columns
+            checks.check_length(prompt, limit, new=fed - padding_columns - prompt)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, all of it. Its session ends with it, also on exceptions, unless the result holds `past_key_values`.
+
+        A prompt padded on the right is continued from its last real token (transformers warns, and continues from the padding).
+        """
+        given = dict(kwargs) if inputs is None else {**kwargs, "input_ids": inputs}
+        self._check_generate(given)
+        prompt = given.get("input_ids")
+        is_moved = padding.is_right_padded(given.get("attention_mask"))
+        if is_moved:
+            cache = given.get(self.remote.cache_key)
+            given = padding.aligned(given, 0 if cache is None else cache.columns)
+        result = self._generate_owned(args, given)
+        if not is_moved or prompt is None:
+            return result
+        if isinstance(result, Tensor):
+            return padding.with_prompt(result, prompt)
+        result.sequences = padding.with_prompt(result.sequences, prompt)
+        return result
+
+    def _generate_owned(self, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        opened: list[RemoteCache] = []
+        token = _opened.set(opened)
+        kept = None
+        try:
+            result = super().generate(None, *args, **given)  # type: ignore[misc]
+            kept = getattr(result, "past_key_values", None)
+            return result
+        finally:
+            _opened.reset(token)
+            for cache in opened:
+                if cache is not kept:
+                    cache.close()
+
+    def _check_generate(self, given: dict[str, Any]) -> None:
+        """What transformers would trip over with a traceback from its inside."""
+        if given.get("cache_implementation") == "paged":
+            raise BadRequestError(
+                "cache_implementation='paged' batches on this machine; the swarm batches by itself: leave it out"
+            )
+        cache = self._checked_cache(given.get(self.remote.cache_key))
+        ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        if ids is None and embeds is None:
+            return  # transformers starts from bos_token_id
+        size, columns = self._check_inputs(None if embeds is not None else ids, embeds)
+        if mask is not None and cache is None:
+            checks.check_mask(mask, size, columns, 0, None)
+            checks.check_prompt_mask(mask)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise BadRequestError(
+            "generate_batch batches on this machine; the swarm batches by itself: call generate for each prompt, from threads if you like"
+        )
+
+
+# --- making such a model
+
+
+def remote_class(base: type, *mixins: type) -> type:
+    """A class of the same name as `base` (transformers looks at names) whose forward has the same signature (and at those)."""
+    own = base.forward  # type: ignore[attr-defined]
+    signature = inspect.signature(own)
+    names = list(signature.parameters)[1:]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.remote_forward(own, dict(zip(names, args, strict=False)) | kwargs)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    body = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (*mixins, base), body)
+
+
+def cache_key(base: type) -> str:
+    parameters = inspect.signature(base.forward).parameters  # type: ignore[attr-defined]
+    return "past_key_values" if "past_key_values" in parameters else "cache_params"
+
+
+def attach(model: nn.Module, blocks: RemoteBlocks, owner: nn.Module, attribute: str) -> None:
+    """Put `blocks` where the layer list was; nothing is trained here, and no mask is built."""
+    setattr(owner, attribute, nn.ModuleList([blocks]))
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    for config in configs:
+        config._attn_implementation_internal = NO_ATTENTION
+        config.output_hidden_states = config.output_attentions = False  # whoever wants some says so in the call
+    remember_output(model.get_decoder())  # type: ignore[operator]
+    model.requires_grad_(False)
+    model.eval()

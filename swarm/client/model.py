@@ -1,0 +1,131 @@
+"""The model you can call: `SwarmModelForCausalLM.from_pretrained(MODEL, peers=[...])`, then `generate` as with transformers.
+
+The embedding, final norm and head are loaded here, from the checkpoint; every block runs at some node of the swarm. What comes
+back is an instance of the checkpoint's own class (LlamaForCausalLM, …) and of SwarmModelForCausalLM.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
+
+from protocols.defaults import PATIENCE_S
+from protocols.errors import CheckpointError
+from swarm.client import connection
+from swarm.client.backend import Backend
+from swarm.client.blocks import RemoteBlocks
+from swarm.client.generation import Remote, RemoteGeneration, attach, cache_key, remote_class
+from swarm.client.sampling import Sampling
+from swarm.client.stream import StreamedToken, stream
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.loading import EndsModel, load_ends
+
+
+class SwarmModelForCausalLM(RemoteGeneration):
+    """A transformers generation model whose blocks are in a swarm. Make one with `from_pretrained`; `close` it, or let it go."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        peers: Sequence[str] = (),
+        swarm: str = "public",
+        dtype: str | torch.dtype = "auto",
+        device: str = "cpu",
+        patience_s: float = PATIENCE_S,
+        model_name: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Any:
+        """Load the ends of `model` and find its blocks.
+
+        model: a directory in Hugging Face form, or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
+        unless `model_name` says otherwise.
+        peers: multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints).
+        dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
+        patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
+
+        Raises ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer answers),
+        NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
+        """
+        settings = connection.Settings(
+            peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, model_name=model_name, cache_dir=cache_dir
+        )
+        checkpoint, backend = connection.connect(model, settings)
+        try:
+            return build(load_ends(checkpoint, dtype=backend.dtype, device=device), checkpoint, backend)
+        except BaseException:
+            backend.close()
+            raise
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> AsyncIterator[StreamedToken]:
+        """Continue one prompt, token by token, in the caller's loop: `async for token in model.stream("Once")`.
+
+        temperature 0 is greedy. Leaving the loop early: `aclose()` the generator, or cancel the task; the session ends with it.
+        """
+        return stream(self, prompt, max_new_tokens, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, loaded at the first use; CheckpointError where it has none."""
+        found = self.tokenizer_if_any()
+        if found is None:
+            raise CheckpointError(f"{self.remote.path} holds no tokenizer that can be read; pass token ids instead of text")
+        return found
+
+    def tokenizer_if_any(self) -> Any:
+        """The checkpoint's tokenizer, or None."""
+        if "swarm_tokenizer" not in self.__dict__:
+            try:
+                found = AutoTokenizer.from_pretrained(self.remote.path, trust_remote_code=False, local_files_only=True)
+            except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none
+                found = None
+            self.__dict__["swarm_tokenizer"] = found
+        return self.__dict__["swarm_tokenizer"]
+
+    def close(self) -> None:
+        """Let go of the swarm; open sessions end. Letting the model go does the same."""
+        cast("weakref.finalize[Any, Any]", self.__dict__["swarm_finalizer"])()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def build(ends: EndsModel, checkpoint: Checkpoint, backend: Backend) -> Any:
+    """Join the ends and a backend into a model that generates."""
+    model = ends.model
+    base = next(cls for cls in type(model).__mro__ if "forward" in cls.__dict__)
+    blocks = RemoteBlocks(backend.open, ends.returns_tuple, ends.template)
+    attach(model, blocks, ends.owner, ends.attribute)
+    model.__class__ = remote_class(type(model), SwarmModelForCausalLM)
+    model.remote = Remote(
+        backend=backend,
+        num_blocks=ends.num_blocks,
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        max_positions=checkpoint.max_positions,
+        cache_key=cache_key(base),
+        path=checkpoint.path,
+    )
+    if (checkpoint.path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    model.name_or_path = model.config._name_or_path = str(checkpoint.path)
+    model.__dict__["swarm_finalizer"] = weakref.finalize(model, backend.close)
+    return model

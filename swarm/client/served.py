@@ -1,0 +1,99 @@
+"""What of a model the swarm serves: are they our weights, and in which precision? Asked once, before a model is built.
+
+`verdict` and `best_dtype` are pure; `wait_until_served` asks the directory until somebody serves the model, or patience ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
+from protocols.ids import ModelId, short_peer
+from protocols.records import PeerRecord, ServedSpan
+from protocols.services import MANIFEST
+from protocols.weights import Manifest, ManifestRequest, difference
+from swarm.rpc.pool import ChannelPool
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_S = 0.5
+"""Between two looks into the directory while nobody serves the model."""
+
+
+class Peers(Protocol):
+    @property
+    def peers(self) -> tuple[PeerRecord, ...]: ...
+
+
+class Directory(Protocol):
+    async def snapshot(self, model_name: str) -> Peers: ...
+
+
+def served(peers: Iterable[PeerRecord], name: str) -> list[tuple[PeerRecord, ServedSpan]]:
+    """Every span of a model of this name, whatever its digest, at peers that have not said they are leaving."""
+    return [(peer, span) for peer in peers if peer.state != "draining" for span in peer.spans if span.model.name == name]
+
+
+def best_dtype(spans: Iterable[ServedSpan]) -> str:
+    """The compute dtype in which most blocks are served; float32 wins a tie, and where there are none."""
+    blocks: dict[str, set[int]] = {"float32": set()}
+    for span in spans:
+        blocks.setdefault(span.dtype, set()).update(range(span.span.start, span.span.stop))
+    return max(blocks, key=lambda dtype: (len(blocks[dtype]), dtype == "float32"))
+
+
+async def wait_until_served(
+    directory: Directory, pool: ChannelPool, model: ModelId, manifest: Manifest, patience_s: float
+) -> list[ServedSpan]:
+    """The spans that are served of exactly this model.
+
+    Raises ModelMismatchError at once where the name is served with other weights only, NoRouteError where nobody serves it in time.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + patience_s
+    while True:
+        found = served((await directory.snapshot(model.name)).peers, model.name)
+        ours = [span for _, span in found if span.model.digest == model.digest]
+        others = [(peer, span) for peer, span in found if span.model.digest != model.digest]
+        if ours:
+            if others:
+                log.warning("%s is also served with other weights, by %s", model.name, short_peer(others[0][0].peer))
+            return ours
+        if others:
+            raise await _mismatch(pool, model, manifest, others)
+        if loop.time() >= ends_at:
+            raise NoRouteError(
+                f"no peer serves {model.name} (waited {patience_s:.0f} s); check the name and --peer, or host it: swarm node {model.name}"
+            )
+        await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, ends_at - loop.time())))
+
+
+async def _mismatch(
+    pool: ChannelPool, model: ModelId, manifest: Manifest, others: list[tuple[PeerRecord, ServedSpan]]
+) -> ModelMismatchError:
+    """The error that says what differs, as far as one of the peers tells."""
+    what = "no peer gave its manifest, so what differs is unknown"
+    for peer, span in others[:3]:
+        try:
+            what = difference(manifest, await _fetch_manifest(pool, peer, span.model)) or what
+            break
+        except SwarmError as error:
+            log.info("no manifest from %s: %s", short_peer(peer.peer), error)
+    theirs = others[0][1].model.digest
+    return ModelMismatchError(
+        f"{model.name} here is {model.digest[:12]}…, but the swarm serves {theirs[:12]}… under that name: {what}; "
+        "get the same checkpoint, or serve yours under another name (--model-name)"
+    )
+
+
+async def _fetch_manifest(pool: ChannelPool, peer: PeerRecord, model: ModelId) -> Manifest:
+    channel = await pool.channel(peer.peer, peer.addresses, peer.certificate)
+    manifest = Manifest.parse(await channel.unary(MANIFEST, ManifestRequest(model=model).encode()))
+    if manifest.digest != model.digest:
+        raise ModelMismatchError(
+            f"{short_peer(peer.peer)} sent a manifest of {manifest.digest[:12]}…, asked for {model.digest[:12]}…"
+        )
+    return manifest

@@ -1,0 +1,118 @@
+"""A backend in this process: the serving engines over consecutive spans, called directly. What the client sends is written down."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from node.serving.engine import choose_engine
+from torch import Tensor
+
+from protocols.ids import ModelId, Span
+from protocols.inference import WANT_ALL, Op
+from swarm.client.model import build
+from swarm.inference import rows as row_operations
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.loading import load_ends, load_span
+
+LIMIT_BYTES = 64 << 20
+
+
+@dataclass
+class Call:
+    """One step as it reached the backend."""
+
+    ops: tuple[Op, ...]
+    counts: tuple[int, ...]
+    want: int
+    positions: list[int] | None
+
+
+@dataclass
+class LocalBackend:
+    """Spans `cuts[0]:cuts[1]`, `cuts[1]:cuts[2]`, … of a checkpoint."""
+
+    checkpoint: Checkpoint
+    engines: list[Any]
+    dtype: torch.dtype = torch.float32
+    calls: list[Call] = field(default_factory=list)
+    num_opened: int = 0
+    num_closed: int = 0
+    fail_next: BaseException | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def model(self) -> ModelId:
+        return ModelId(self.checkpoint.name, "0" * 64)
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(engine.used_bytes for engine in self.engines)
+
+    def open(self) -> LocalSession:
+        self.num_opened += 1
+        return LocalSession(self)
+
+    def close(self) -> None:
+        pass
+
+
+class LocalSession:
+    """Rows at every engine, with the row operations of the hops."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self._backend = backend
+        self._rows: list[list[Any]] = [[] for _ in backend.engines]
+        self._is_closed = False
+
+    def step(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+    ) -> Tensor:
+        backend = self._backend
+        assert not self._is_closed
+        assert hidden.shape[:2] == (1, sum(counts)) and hidden.dtype == backend.dtype
+        with backend.lock:  # all calls of an engine come one after the other
+            backend.calls.append(Call(tuple(ops), tuple(counts), want, None if positions is None else positions.tolist()))
+            if backend.fail_next is not None:
+                error, backend.fail_next = backend.fail_next, None
+                raise error
+            for index, engine in enumerate(backend.engines):
+                rows = row_operations.enter(engine, row_operations.apply(engine, self._rows[index], ops), len(counts))
+                self._rows[index] = rows
+                items = [(row, count) for row, count in zip(rows, counts, strict=True) if count]
+                hidden = engine.step(items, hidden, positions)
+        if want == WANT_ALL:
+            return hidden
+        pieces = hidden[0].split(list(counts))
+        return torch.cat([piece[max(0, len(piece) - want) :] for piece in pieces])[None]
+
+    async def step_async(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+    ) -> Tensor:
+        return await asyncio.to_thread(self.step, ops, counts, hidden, want, positions)
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._backend.num_closed += 1
+        with self._backend.lock:
+            for engine, rows in zip(self._backend.engines, self._rows, strict=True):
+                for row in rows:
+                    engine.close(row)
+
+
+def local_model(path: Path, *cuts: int) -> tuple[Any, LocalBackend]:
+    """A model over the spans between `cuts` (the first is 0, the last the number of blocks), and its backend."""
+    checkpoint = open_checkpoint(path)
+    edges = (0, *cuts, checkpoint.num_blocks)
+    spans = [Span(start, stop) for start, stop in pairwise(edges)]
+    engines = [choose_engine(load_span(checkpoint, span, dtype=torch.float32), LIMIT_BYTES) for span in spans]
+    backend = LocalBackend(checkpoint, engines)
+    return build(load_ends(checkpoint, dtype=torch.float32), checkpoint, backend), backend
