@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -60,17 +60,19 @@ def default_directory(recipe: Recipe) -> Path:
     return cache / "murmuration" / f"demo-{recipe.version}" / "tiny-prose"
 
 
-def paragraphs() -> list[str]:
-    """The pages as prose: no underlines, no indentation, one line a paragraph; code and grammar are left out."""
-    kept = []
-    for page in topics.values():
-        for block in page.split("\n\n"):
-            lines = [line.strip() for line in block.splitlines() if line.strip()]
-            is_code = block.startswith("    ") or ">>>" in block or "::=" in block
-            is_rule = any(set(line) <= set("*=-~^+|") for line in lines)
-            if lines and not is_code and not is_rule and len(" ".join(lines)) > 60:
-                kept.append(" ".join(lines))
-    return kept
+def pages() -> list[str]:
+    """The pages as prose, a line a paragraph: no headings, no indentation; code and grammar are left out."""
+    return [text for page in topics.values() if (text := "\n".join(_paragraphs(page)))]
+
+
+def _paragraphs(page: str) -> Iterator[str]:
+    for block in page.split("\n\n"):
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        text = " ".join(lines)
+        is_code = block.startswith("    ") or ">>>" in block or "::=" in block
+        is_heading = any(set(line) <= set("*=-~^+|") for line in lines)
+        if not is_code and not is_heading and len(text) > 60:
+            yield text
 
 
 def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -142,7 +144,7 @@ def make(directory: Path, recipe: Recipe, progress: Progress) -> tuple[int, floa
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for one file of 9 MB would tear ours
-    texts = paragraphs()
+    texts = pages()
     tokenizer = train_tokenizer(texts, recipe)
     end_id = tokenizer.convert_tokens_to_ids(END)
     assert isinstance(end_id, int)

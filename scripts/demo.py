@@ -1,0 +1,324 @@
+"""The demo: three volunteers host one model, a prompt is answered across them, one is killed, and the answer goes on.
+
+Nothing here is staged: the nodes are `swarm node` processes that find each other by their DHT and compute for the client
+over TLS; the kill is `kill -9`; the answer is compared, token by token, with what transformers alone says on one machine.
+
+Run: scripts/demo [--keep]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from make_model import Recipe, default_directory, make_with_bar
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
+
+VOLUNTEERS = (("anna", "0:3"), ("ben", "3:6"), ("cleo", "3:6"))
+"""Names and blocks: anna's are needed, ben and cleo can each stand in for the other."""
+
+READY_S = 90.0
+"""How long a node may take from its start to its first block; half of it is imports on a slow machine."""
+
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """Something did not go as it must; the text is one line that says what and where to look."""
+
+
+@dataclass(kw_only=True)
+class Node:
+    """One volunteer's process. What it says on stdout (`kind: text` lines) and stderr goes to files in its own directory."""
+
+    name: str
+    blocks: str
+    process: subprocess.Popen[bytes]
+    directory: Path
+    is_killed: bool = False
+    said: dict[str, str] = field(default_factory=dict)
+    """The newest text of each kind of line."""
+
+    def wait_for(self, kind: str, tick: Callable[[], None] = lambda: None) -> str:
+        """Read its lines until one of this kind; DemoError with its last words where it ends or takes too long."""
+        deadline = time.monotonic() + READY_S
+        while kind not in self.said:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise DemoError(f"{self.name} did not get to say {kind!r}: {self.last_words()} (see {self.directory})")
+            tick()
+            time.sleep(0.05)
+            for line in (self.directory / "stdout").read_text().splitlines():
+                word, _, text = line.partition(":")
+                self.said[word] = text.strip()
+        return self.said[kind]
+
+    def last_words(self) -> str:
+        lines = (self.directory / "stderr").read_text().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+def start_node(name: str, blocks: str, model: Path, peers: list[str], folder: Path) -> Node:
+    """`swarm node` in a process and session of its own, on free ports of this machine."""
+    directory = folder / name
+    directory.mkdir()
+    command = [sys.executable, "-m", "node", "node", str(model), "--name", name, "--blocks", blocks, "--listen", "127.0.0.1:0"]
+    command += ["--dtype", "float32", "--data-dir", str(directory / "data")]
+    for peer in peers:
+        command += ["--peer", peer]
+    with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # two cores for three nodes and a client
+        process = subprocess.Popen(
+            command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+    return Node(name=name, blocks=blocks, process=process, directory=directory)
+
+
+def gather(model: Path, folder: Path, nodes: list[Node]) -> None:
+    """Start the volunteers: the first alone, since the others need its address. Appends to `nodes` as they start."""
+    with console.status("anna opens the swarm") as status:
+        nodes.append(start_node(*VOLUNTEERS[0], model, [], folder))
+        address = nodes[0].wait_for("multiaddr")
+        status.update("ben and cleo join by anna's address")
+        nodes.extend(start_node(name, blocks, model, [address], folder) for name, blocks in VOLUNTEERS[1:])
+        for node in nodes:
+            node.wait_for("ready")
+            console.print(
+                f"  [green]{node.name}[/] serves blocks {node.blocks} as process {node.process.pid}, …{node.said['peer'][-6:]}"
+            )
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """What the swarm said, and when."""
+
+    ids: list[int]
+    times_s: list[float]
+    """Monotonic, one per token."""
+    victim: Node
+    replacement: Node | None
+    killed_at: int
+    """Tokens that had been answered when the victim was killed."""
+    replaced: int
+
+    def gap_ms(self) -> float:
+        """The longest silence between two tokens after the kill."""
+        times = self.times_s[self.killed_at - 1 :]
+        return 1000 * max(later - earlier for earlier, later in pairwise(times))
+
+    def usual_gap_ms(self) -> float:
+        gaps = sorted(later - earlier for earlier, later in pairwise(self.times_s))
+        return 1000 * gaps[len(gaps) // 2]
+
+    def tokens_s(self) -> float:
+        return (len(self.times_s) - 1) / (self.times_s[-1] - self.times_s[0])
+
+
+class Streamer:
+    """Prints pieces of the answer as they come, and kills a hop of the route after `kill_after` tokens."""
+
+    def __init__(self, tokenizer: Any, kill_after: int, kill: Callable[[], str]) -> None:
+        self._tokenizer, self._kill_after, self._kill = tokenizer, kill_after, kill
+        self._ids: list[int] = []
+        self._shown = ""
+        self._has_prompt = False
+        self.times_s: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        ids = value.flatten().tolist()
+        self._ids += ids
+        if self._has_prompt:
+            self.times_s.append(time.monotonic())
+        self._has_prompt = True
+        self._show(self._tokenizer.decode(self._ids))
+        if len(self.times_s) == self._kill_after:
+            console.print(f" [bold red]⟪{self._kill()}⟫[/] ", end="")
+
+    def end(self) -> None:
+        console.print()
+
+    def _show(self, text: str) -> None:
+        if not text.endswith("\ufffd"):  # half a letter
+            console.print(text[len(self._shown) :], end="", markup=False)
+            self._shown = text
+
+
+def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tuple[Answer, list[int]]:
+    """The swarm's answer, with a death in its middle, and the answer of transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from swarm.client import SwarmModelForCausalLM
+
+    settings: dict[str, Any] = {
+        "max_new_tokens": num_tokens,
+        "min_new_tokens": num_tokens,
+        "do_sample": False,
+        "repetition_penalty": 1.2,
+    }
+    with console.status("a client finds the nodes and checks that they serve the same weights"):
+        model = SwarmModelForCausalLM.from_pretrained(str(model_dir), peers=[nodes[0].said["multiaddr"]], dtype="float32")
+    by_peer = {node.said["peer"]: node for node in nodes}
+    victims: list[Node] = []
+
+    def kill() -> str:
+        victims.append(by_peer[cache.journey.route[-1].peer])
+        victims[0].process.kill()
+        victims[0].is_killed = True
+        return f"kill -9 {victims[0].process.pid}: {victims[0].name} is dead"
+
+    try:
+        ids = model.tokenizer(prompt, return_tensors="pt").input_ids
+        cache, streamer = model.new_cache(), Streamer(model.tokenizer, num_tokens // 3, kill)
+        output = model.generate(ids, streamer=streamer, past_key_values=cache, **settings)
+        hops = [by_peer[hop.peer] for hop in cache.journey.route]
+        answer = Answer(
+            ids=output[0].tolist(), times_s=streamer.times_s, victim=victims[0], killed_at=num_tokens // 3,
+            replacement=hops[-1] if hops[-1] is not victims[0] else None, replaced=cache.journey.replaced,
+        )  # fmt: skip
+    finally:
+        model.close()
+    with torch.no_grad():
+        alone = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).generate(ids, **settings)
+    return answer, alone[0].tolist()
+
+
+def report(answer: Answer, alone: list[int], nodes: list[Node]) -> bool:
+    """The summary, and whether all went as it must."""
+    is_equal = answer.ids == alone
+    table = Table(title="who hosted what", title_justify="left")
+    for column in ("node", "blocks", "process", "what became of it"):
+        table.add_column(column)
+    for node in nodes:
+        fate = "served from the first token to the last"
+        if node is answer.victim:
+            fate = f"[red]killed after token {answer.killed_at}[/]"
+        elif node is answer.replacement:
+            fate = f"a spare until then; took over from {answer.victim.name}"
+        table.add_row(node.name, node.blocks, str(node.process.pid), fate)
+    console.print(table)
+    console.print(f"speed           {answer.tokens_s():.1f} tokens/s over two hops, the death included")
+    console.print(f"longest pause   {answer.gap_ms():.0f} ms after the kill, where {answer.usual_gap_ms():.1f} ms is usual")
+    console.print(f"deaths survived {answer.replaced}")
+    verdict = (
+        "[bold green]the same[/]" if is_equal else f"[bold red]NOT the same[/], from token {_first_difference(answer.ids, alone)}"
+    )
+    console.print(
+        f"the text        {verdict} as transformers alone says on one machine ({len(answer.times_s)} tokens, greedy, float32)"
+    )
+    return is_equal and answer.replaced >= 1 and answer.replacement is not None
+
+
+def _first_difference(ours: list[int], theirs: list[int]) -> int:
+    pairs = zip(ours, theirs, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
+def stop(nodes: list[Node]) -> None:
+    """SIGTERM, and what does not leave within its 5 s is killed."""
+    running = [node for node in nodes if node.process.poll() is None]
+    for node in running:
+        node.process.send_signal(signal.SIGTERM)
+    for node in running:
+        try:
+            node.process.wait(8)
+        except subprocess.TimeoutExpired:
+            node.process.kill()
+            console.print(f"[yellow]{node.name} did not leave by itself and was killed[/]")
+    for node in nodes:
+        node.process.wait()
+
+
+def explain_how_to_talk(model: Path, nodes: list[Node], folder: Path) -> None:
+    living = [node for node in nodes if node.process.poll() is None]
+    swarm, peer = shlex.quote(os.path.relpath(Path(sys.executable).parent / "swarm")), living[0].said["multiaddr"]
+    place = shlex.quote(str(model))
+    console.print("\nThe swarm is up. Talk to it:", style="bold")
+    for command in (
+        f"{swarm} generate {place} 'A list is' --peer {peer}",
+        f"{swarm} chat {place} --peer {peer}",
+        f"{swarm} status {model.name} --peer {peer}",
+        f"{swarm} node {place} --listen 127.0.0.1:0 --peer {peer}",
+    ):
+        console.print(f"  {command}", soft_wrap=True)
+    console.print("and when you have had enough:", style="bold")
+    console.print(f"  kill {' '.join(str(node.process.pid) for node in living)}; rm -r {folder}", soft_wrap=True)
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """The whole demo; True where the answer was the right one."""
+    model = arguments.model_dir
+    console.rule("1. a model is made from real text", align="left")
+    make_with_bar(model, Recipe(train_s=arguments.train_seconds))
+    folder, nodes, is_kept = Path(tempfile.mkdtemp(prefix="murmuration-demo-")), list[Node](), False
+    try:
+        console.rule("2. three volunteers join", align="left")
+        gather(model, folder, nodes)
+        console.rule("3. a prompt is answered across them, and one dies", align="left")
+        answer, alone = ask(model, arguments.prompt, arguments.tokens, nodes)
+        console.rule("4. what happened", align="left")
+        is_right = report(answer, alone, nodes)
+        if arguments.keep:
+            explain_how_to_talk(model, nodes, folder)
+            is_kept = True
+        return is_right
+    finally:
+        if not is_kept:
+            stop(nodes)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    recipe = Recipe()
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--keep", action="store_true", help="leave the swarm up, and print the commands to talk to it")
+    parser.add_argument("--prompt", default="A class definition is", help="what to go on with (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", type=_tokens, default=96, help="tokens to answer; the kill comes after a third (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model-dir", type=Path, default=default_directory(recipe), help="made there if missing (default: %(default)s)"
+    )
+    parser.add_argument("--train-seconds", type=float, default=recipe.train_s, help="how long to train it (default: %(default)s)")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    started = time.monotonic()
+    try:
+        is_right = run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from protocols.errors import SwarmError
+
+        if not isinstance(error, (DemoError, SwarmError, OSError)):
+            raise
+        print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    console.print(f"\n{time.monotonic() - started:.0f} s in all")
+    return 0 if is_right else 1
+
+
+def _tokens(text: str) -> int:
+    number = int(text)
+    if not 6 <= number <= 400:
+        raise argparse.ArgumentTypeError("from 6 to 400: the model's context is 512 tokens")
+    return number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
