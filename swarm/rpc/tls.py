@@ -73,8 +73,10 @@ def make(identity: Identity) -> TlsCertificate:
     return TlsCertificate(key_pem, certificate.public_bytes(ser.Encoding.PEM), certificate.public_bytes(ser.Encoding.DER))
 
 
-def parse(key_pem: bytes, cert_pem: bytes) -> TlsCertificate:
-    """What `make` wrote to disk; UnauthenticatedError where it does not parse or the key is another certificate's."""
+def parse(pem: bytes) -> TlsCertificate:
+    """Key and certificate of `make`, one after the other; UnauthenticatedError where they do not parse or belong together."""
+    key_pem, marker, rest = pem.partition(b"-----BEGIN CERTIFICATE-----")
+    cert_pem = marker + rest
     try:
         certificate = x509.load_pem_x509_certificate(cert_pem)
         key = ser.load_pem_private_key(key_pem, None)

@@ -1,0 +1,348 @@
+"""A peer: identity, DHT, gRPC server, connections and directory under one lifetime.
+
+    async with Peer(PeerConfig(bootstrap=("/ip4/…/p2p/…",), listen=("0.0.0.0", 4001), data_dir=…), host.handlers()) as peer:
+        await peer.directory.announce(make_record, [model.name])
+
+Leaves no child process, socket or temporary file behind. Importing this is cheap; starting a peer imports hivemind (5 s, with torch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.metadata
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from protocols import services
+from protocols.errors import ConfigError, OverloadedError, PeerUnreachableError, SwarmError, UnauthenticatedError
+from protocols.hello import DialBack, DialBackReply, Hello, agree, check_swarm
+from protocols.ids import PeerId, short_peer
+from swarm import keys, ports
+from swarm.dht.address import PeerAddress, host_port, transport
+from swarm.directory.directory import Directory
+from swarm.joining import Joiner
+from swarm.rpc import Call, ChannelPool, Handlers, RpcServer, tls
+
+if TYPE_CHECKING:
+    from swarm.dht.node import Dht
+
+log = logging.getLogger(__name__)
+
+JOIN_S = 15.0
+"""How long a client waits for the first peer that answers."""
+
+DIAL_BACK_S = 3.0
+MAX_DIAL_BACKS = 8
+"""Dials for others at once."""
+
+VERIFY_FIRST_S, VERIFY_AGAIN_S = 3.0, 300.0
+"""Pause between attempts to be dialled back, before and after the first success."""
+
+_GRACE_S = 1.0
+_PORT_ATTEMPTS = 5
+_MAX_SWARM = 64
+
+
+def software() -> str:
+    """Name and version, for people."""
+    return f"murmuration {importlib.metadata.version('murmuration')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """How a peer takes part in a swarm."""
+
+    swarm: str = "public"
+    """Name of the swarm: 1 to 64 printable letters. All keys in the DHT carry it."""
+
+    bootstrap: tuple[str, ...] = ()
+    """Multiaddrs of any peers of the swarm; none = be the first."""
+
+    listen: tuple[str, int] | None = ("127.0.0.1", 0)
+    """Host and port of p2pd; gRPC takes the next port; 0 = a free pair; None = listen nowhere (clients)."""
+
+    announce: tuple[str, int] | None = None
+    """Host and port under which others reach `listen`, where that is another (a forwarded port)."""
+
+    data_dir: Path = field(default_factory=lambda: Path.home() / ".murmuration")
+    """Folder of the default identity."""
+
+    identity_path: Path | None = None
+    """Identity file; None = the first one in `data_dir` that no other process uses."""
+
+    name: str = ""
+    """What the volunteer calls this machine, at most 64 letters."""
+
+    client_mode: bool = False
+    """Ask only: a fresh identity in memory, no server, no records kept for others; the start fails where no given peer answers."""
+
+    on_join: Callable[[bool, str], None] | None = None
+    """Told (True, text) when peers were met, and (False, text) after every round in which none answered."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.swarm) <= _MAX_SWARM or not self.swarm.isprintable():
+            raise ConfigError(f"a swarm's name is 1 to {_MAX_SWARM} printable letters, got {self.swarm[:80]!r}")
+        if self.listen is None and not self.client_mode:
+            raise ConfigError("a peer that listens nowhere must be a client (client_mode=True)")
+        for address in self.bootstrap:
+            PeerAddress.parse(address)
+
+
+class Peer:
+    """One member of a swarm, for as long as the context lasts."""
+
+    def __init__(self, config: PeerConfig, handlers: Handlers | None = None) -> None:
+        """handlers: what this peer offers, by the names of `protocols.services`; `hello` and `dial_back` are its own."""
+        self.config = config
+        self._handlers: Handlers = {
+            **(handlers or {}),
+            services.HELLO.name: self._answer_hello,
+            services.DIAL_BACK.name: self._answer_dial_back,
+        }
+        self._bootstrap = tuple(PeerAddress.parse(address) for address in config.bootstrap)
+        self._stack = contextlib.AsyncExitStack()
+        self._num_dial_backs = 0
+        self.refusal: SwarmError | None = None
+        """Why a given peer that we met does not take us: another swarm, or no common version. None = no such word."""
+        self.reachable: bool | None = None
+        """Has another peer dialled us back? None = nobody has tried yet: we serve, marked unverified."""
+        self.round_trips_ms: dict[PeerId, float] = {}
+        """Measured by hello, newest last."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        config = self.config
+        self._keys = (
+            keys.fresh() if config.client_mode else self._stack.enter_context(keys.held(config.identity_path, config.data_dir))
+        )
+        self.identity = self._keys.identity
+        self.peer_id = self.identity.peer_id
+        self.pool = ChannelPool(self.identity)
+        self._stack.push_async_callback(self.pool.close)
+        self._dht = await self._start_dht()
+        self.directory = Directory(config.swarm, self.peer_id, self._dht)
+        self._stack.push_async_callback(self.directory.withdraw)
+        self._joiner = Joiner(self._dht, self._bootstrap, self._on_join)
+        self._own(self._joiner.run())
+        self._own(self._keep_daemon_alive())
+        if config.client_mode:
+            await self._joiner.joined(JOIN_S)
+            if self.refusal:
+                raise self.refusal
+        else:
+            self._own(self._verify())
+
+    def _own(self, work: Awaitable[None]) -> None:
+        """Run `work` until we stop; it never returns by itself, so whatever it raises is a fault, and is logged."""
+
+        async def run() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("a task of peer %s failed", short_peer(self.peer_id))
+
+        task = asyncio.create_task(run())
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._stack.push_async_callback(end)
+
+    async def _start_dht(self) -> Dht:
+        """Server first, then p2pd: the server's port cannot be shared, so whoever holds it owns the pair."""
+        await asyncio.to_thread(importlib.import_module, "swarm.dht.node")  # seconds, during which our loop should live
+        if self.config.listen is None:
+            return await self._start_daemon(None)
+        host, wanted = self.config.listen
+        for attempt in range(_PORT_ATTEMPTS):
+            port = ports.pair(host, wanted)
+            assert self._keys.certificate
+            server = RpcServer(self.identity, self._keys.certificate, self._handlers, host, port + 1)
+            try:
+                await server.start()
+                try:
+                    dht = await self._start_daemon((host, port))
+                except BaseException:
+                    await server.stop()
+                    raise
+            except ConfigError:
+                if wanted or attempt + 1 == _PORT_ATTEMPTS:
+                    raise
+                continue  # somebody took a port of the pair in the meantime
+            self._port = port
+            self._stack.push_async_callback(server.stop, _GRACE_S)
+            return dht
+        raise AssertionError("unreachable")
+
+    async def _start_daemon(self, listen: tuple[str, int] | None) -> Dht:
+        from swarm.dht.node import Dht
+
+        dht = Dht(self.identity, self._keys.file, listen, self.config.announce, client_mode=self.config.client_mode)
+        await dht.start()
+        self._stack.push_async_callback(dht.stop)
+        return dht
+
+    async def _keep_daemon_alive(self) -> None:
+        while True:
+            await self._dht.died()
+            log.error("the daemon of the DHT (p2pd) has ended; we start it again")
+            await self._dht.stop()
+            await self._dht.start()
+            for address in self._bootstrap:
+                with contextlib.suppress(PeerUnreachableError):
+                    await self._dht.join(address)
+            await self.directory.refresh()
+
+    # --- who and where we are
+
+    @property
+    def certificate(self) -> bytes:
+        """DER of our TLS certificate; empty for a client."""
+        return self._keys.certificate.der if self._keys.certificate else b""
+
+    @property
+    def multiaddrs(self) -> tuple[str, ...]:
+        """What a newcomer passes to `--peer`, the most public first; none for a client."""
+        if self.config.listen is None:
+            return ()
+        found = [transport(*self.config.announce)] if self.config.announce else [*_best_first(self._dht.addresses)]
+        return tuple(f"{address}/p2p/{self.peer_id}" for address in found or [transport(self.config.listen[0], self._port)])
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where our gRPC server is reached; none for a client."""
+        places = dict.fromkeys(PeerAddress.parse(address) for address in self.multiaddrs)
+        port = self.config.announce[1] + 1 if self.config.announce else getattr(self, "_port", 0) + 1
+        return tuple(dict.fromkeys(host_port(place.host, port) for place in places))
+
+    @property
+    def num_neighbours(self) -> int:
+        """Peers that we know in the DHT; 0 = alone so far."""
+        return self._dht.num_neighbours
+
+    async def joined(self, timeout_s: float = JOIN_S) -> None:
+        """Returns once a given peer has answered; PeerUnreachableError if none does in time. A first peer has always joined."""
+        await self._joiner.joined(timeout_s)
+
+    # --- hello
+
+    def _hello(self) -> Hello:
+        return Hello(software=software(), swarm=self.config.swarm, name=self.config.name)
+
+    async def hello(self, peer: PeerId, addresses: tuple[str, ...] = (), certificate: bytes = b"") -> Hello:
+        """Ask a peer who it is, and measure the round trip. Raises where it is of another swarm or speaks no common version."""
+        channel = await self.pool.channel(peer, addresses, certificate)
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        theirs = Hello.parse(await channel.unary(services.HELLO, self._hello().encode()))
+        self.round_trips_ms.pop(peer, None)
+        self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
+        agree(self._hello(), theirs)
+        check_swarm(self._hello(), theirs)
+        return theirs
+
+    async def _answer_hello(self, request: bytes, call: Call) -> bytes:
+        theirs, mine = Hello.parse(request), self._hello()
+        agree(mine, theirs)
+        check_swarm(mine, theirs)
+        return mine.encode()
+
+    async def _on_join(self, is_joined: bool, text: str) -> None:
+        log.log(logging.INFO if is_joined else logging.WARNING, "%s", text)
+        if is_joined:
+            await self._greet_bootstrap()
+        if self.config.on_join:
+            self.config.on_join(is_joined, text)
+
+    async def _greet_bootstrap(self) -> None:
+        """Learn at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine."""
+        self.refusal = None
+        for address in self._bootstrap:
+            try:
+                await self.hello(address.peer, (address.grpc,))
+            except (PeerUnreachableError, UnauthenticatedError):
+                continue
+            except SwarmError as error:
+                self.refusal = error
+                log.warning("peer %s does not take us: %s", short_peer(address.peer), error)
+
+    # --- being dialled back
+
+    async def _answer_dial_back(self, request: bytes, call: Call) -> bytes:
+        """Dial the caller, and nobody else: what answers there must prove the caller's PeerID."""
+        asked = DialBack.parse(request)
+        if self._num_dial_backs >= MAX_DIAL_BACKS:
+            raise OverloadedError(f"{MAX_DIAL_BACKS} peers are being dialled back here; ask another peer")
+        self._num_dial_backs += 1
+        try:
+            results = await asyncio.gather(*(_is_at(address, call.peer) for address in asked.addresses))
+        finally:
+            self._num_dial_backs -= 1
+        reachable = tuple(address for address, found in zip(asked.addresses, results, strict=True) if found)
+        reason = "" if len(reachable) == len(results) else "nobody proves your identity at the other addresses"
+        return DialBackReply(reachable=reachable, reason=reason).encode()
+
+    async def _verify(self) -> None:
+        """Ask others to dial us, at first often, then now and then."""
+        while True:
+            await self._joiner.joined(float("inf"))
+            answer = await self.verify()
+            if answer is not None and answer != self.reachable:
+                self.reachable = answer
+                if not answer:
+                    log.warning(
+                        "other peers cannot dial us at %s: open the port, or pass --announce HOST:PORT", ", ".join(self.addresses)
+                    )
+                await self.directory.refresh()
+            await asyncio.sleep(VERIFY_AGAIN_S if self.reachable else VERIFY_FIRST_S)
+
+    async def verify(self) -> bool | None:
+        """Let up to three peers dial us back: True if one reached us, False if none did, None if nobody could be asked."""
+        verdict = None
+        for peer, addresses, certificate in (await self._strangers())[:3]:
+            with contextlib.suppress(SwarmError):
+                channel = await self.pool.channel(peer, addresses, certificate)
+                request = DialBack(addresses=self.addresses, certificate=self.certificate)
+                reply = DialBackReply.parse(await channel.unary(services.DIAL_BACK, request.encode()))
+                if set(reply.reachable) & set(self.addresses):
+                    return True
+                verdict = False
+        return verdict
+
+    async def _strangers(self) -> list[tuple[PeerId, tuple[str, ...], bytes]]:
+        """Peers that may dial us back: the given ones, then those who announce something in our swarm."""
+        found = {address.peer: (address.peer, (address.grpc,), b"") for address in self._bootstrap}
+        for model in list(await self.directory.models())[:2]:
+            for record in (await self.directory.snapshot(model)).peers:
+                found[record.peer] = (record.peer, record.addresses, record.certificate)
+        found.pop(self.peer_id, None)
+        return list(found.values())
+
+
+async def _is_at(address: str, peer: PeerId) -> bool:
+    try:
+        return tls.owner(await tls.fetch(address, DIAL_BACK_S)) == peer
+    except (PeerUnreachableError, UnauthenticatedError):
+        return False
+
+
+def _best_first(addresses: tuple[str, ...]) -> list[str]:
+    """Without loopback where there is anything else: it means another machine to whoever reads it elsewhere."""
+    outside = [address for address in addresses if not address.startswith(("/ip4/127.", "/ip6/::1/"))]
+    return outside or list(addresses)

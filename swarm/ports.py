@@ -1,0 +1,65 @@
+"""Two neighbouring ports: p2pd's, and gRPC's one higher, so that whoever knows one address of a peer knows both."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from protocols.errors import ConfigError
+
+_ATTEMPTS = 50
+_HIGHEST = 65_535
+
+
+def pair(host: str, port: int) -> int:
+    """`port` if it and the next are free at `host`, or for 0 some port of which that is true. ConfigError otherwise.
+
+    It is free at this moment only: the caller binds the higher one first, which nobody can share, and asks again where that fails.
+    """
+    if port:
+        _check(host, port)
+        return port
+    for _attempt in range(_ATTEMPTS):
+        with _bound(host, 0) as first:
+            found: int = first.getsockname()[1]
+            if found < _HIGHEST and _is_free(host, found + 1):
+                return found
+    raise ConfigError(f"no two neighbouring ports are free at {host}; choose some with --listen HOST:PORT")
+
+
+def _check(host: str, port: int) -> None:
+    for number, use in ((port, "discovery"), (port + 1, "gRPC")):
+        try:
+            if number > _HIGHEST:
+                raise ConfigError(f"--listen takes a port from 1 to {_HIGHEST - 1}, since gRPC uses the next one, got {port}")
+            _bound(host, number).close()
+        except OSError as error:
+            reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror or error}"
+            raise ConfigError(
+                f"port {number} at {host} (for {use}) {reason}; choose another with --listen HOST:PORT, or port 0 for free ones"
+            ) from None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _bound(host, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+    except socket.gaierror as error:
+        raise ConfigError(f"--listen takes a host of this machine, got {host!r}: {error.strerror}") from None
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found
