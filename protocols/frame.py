@@ -21,14 +21,14 @@ from typing import Any
 
 import msgpack
 
-from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STEP_TOKENS
+from protocols import msgpack_bounds
+from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES
 from protocols.errors import BadRequestError, FrameError, shown
 
 MAGIC = b"MU"
 VERSION = 1
 _PREFIX = struct.Struct(">2sBBI")
 _ALIGN = 16
-_MAX_MAP = 1_024
 
 Buffer = bytes | bytearray | memoryview
 
@@ -95,9 +95,10 @@ def unpack_map(data: bytes | memoryview, longest: int = MAX_HEADER_BYTES) -> dic
     """A msgpack map with text keys in at most `longest` bytes; FrameError otherwise. `fields.py` reads the unchecked values."""
     if len(data) > longest:
         raise FrameError(f"at most {longest} bytes of msgpack are taken here, got {len(data)}")
+    msgpack_bounds.check(bytes(data))
     try:
-        value = msgpack.unpackb(data, strict_map_key=True, max_array_len=MAX_STEP_TOKENS, max_map_len=_MAX_MAP, max_ext_len=0)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        value = msgpack.unpackb(data, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise FrameError(f"not msgpack: {str(error)[:100] or type(error).__name__}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise FrameError(f"expected a map with text keys, got {shown(value)}")

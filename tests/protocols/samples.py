@@ -1,0 +1,295 @@
+"""Samples and strategies: one fixed message of every kind (golden vectors freeze their bytes), and random ones of every kind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import strategies as st
+
+from protocols import hello, inference, records, tensors, weights
+from protocols.identity import Identity, from_seed
+from protocols.ids import ModelId, PeerId, SessionId, Span
+
+ALICE, BOB, CAROL = (from_seed(bytes([number]) * 32) for number in (1, 2, 3))
+MODEL = ModelId("tiny", "ab" * 32)
+SESSION = SessionId(bytes(range(16)))
+HIDDEN = tensors.WireTensor("float32", (3, 1), "none", bytes.fromhex("0000803f00000040000040c0"))  # 1, 2, -3
+TOKENS = tensors.WireTensor("int64", (2,), "none", bytes.fromhex("0700000000000000ff00000000000000"))  # 7, 255
+
+ROUTE = (
+    inference.Hop(BOB.peer_id, ("10.0.0.2:4001", "[2001:db8::2]:4001"), b"DER", Span(0, 2)),
+    inference.Hop(CAROL.peer_id, ("carol.example:4001",), b"", Span(2, 4)),
+)
+GRANT = inference.Grant(
+    client=ALICE.peer_id, session=SESSION, epoch=1, model=MODEL, route=ROUTE, expires_s=1_900_000_000.5
+).signed(ALICE.sign)
+MANIFEST = weights.Manifest(
+    (
+        weights.TensorEntry("model.embed_tokens.weight", "BF16", (8, 4), weights.tensor_root([])),
+        weights.TensorEntry("scale", "F32", (), bytes(range(32))),
+    ),
+    weights.canonical_config({"model_type": "llama", "hidden_size": 4, "transformers_version": "5.23.0"}),
+    (weights.FileEntry("tokenizer.json", bytes(range(32, 64))),),
+)
+RECORD = records.PeerRecord(
+    peer=ALICE.peer_id,
+    name="attic",
+    software="murmuration 0.1.0",
+    addresses=("192.0.2.7:4002",),
+    certificate=b"DER",
+    p2p_addresses=(f"/ip4/192.0.2.7/tcp/4001/p2p/{ALICE.peer_id}", f"/ip4/192.0.2.9/tcp/4001/p2p/{BOB.peer_id}"),
+    reachable=True,
+    spans=(records.ServedSpan(model=MODEL, span=Span(0, 2), num_blocks=4, ends=True, dtype="float32"),),
+    free_tokens=4096,
+    queue=2,
+    step_ms=12.34,
+    upload_bytes_s=1_250_000,
+    round_trips=((BOB.peer_id, 20.5),),
+)
+
+SAMPLES: dict[str, Any] = {
+    "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
+    "dial_back": hello.DialBack(addresses=("192.0.2.7:4002",), certificate=b"DER"),
+    "dialled_back": hello.DialBackReply(reachable=("192.0.2.7:4002",), reason="timed out"),
+    "manifest": MANIFEST,
+    "manifest?": weights.ManifestRequest(model=MODEL),
+    "record": RECORD,
+    "open": inference.Open(grant=GRANT, index=1, dtype="float32"),
+    "step": inference.Step(
+        session=SESSION,
+        epoch=1,
+        step=5,
+        counts=(2, 1),
+        payload=HIDDEN,
+        ops=(inference.Rows((1, 0)), inference.Repeat(2), inference.Crop(3)),
+        positions=(4, 5, 9),
+        want=1,
+        budget_ms=2_500,
+        priority=-1,
+    ),
+    "history": inference.History(session=SESSION, epoch=1, base=5, counts=(1, 1), payload=TOKENS, part=0, parts=2),
+    "reroute": inference.Reroute(grant=GRANT, index=0),
+    "close": inference.Close(session=SESSION, below=True),
+    "expect": inference.Expect(session=SESSION, epoch=1, step=0),
+    "lost": inference.HopLost(session=SESSION, epoch=1, index=1, code="peer_unreachable", message="it\nbroke"),
+    "attach": inference.Attach(grant=GRANT, step=3),
+    "reply": inference.Reply(session=SESSION, epoch=1, step=5, counts=(3,), payload=HIDDEN, compute_ms=1.25),
+}
+
+PARSERS: dict[str, Callable[[bytes], Any]] = {
+    "hello": hello.Hello.parse,
+    "dial_back": hello.DialBack.parse,
+    "dialled_back": hello.DialBackReply.parse,
+    "manifest": weights.Manifest.parse,
+    "manifest?": weights.ManifestRequest.parse,
+    "record": records.PeerRecord.parse,
+}
+
+
+def parser(kind: str) -> Callable[[bytes], Any]:
+    """What reads a message of this kind."""
+    return PARSERS.get(kind, inference.parse)
+
+
+# --- strategies: any message that our own code may build
+
+_LETTERS = st.characters(min_codepoint=32, max_codepoint=0x2FF).filter(str.isprintable)
+
+
+def text(longest: int, smallest: int = 0) -> st.SearchStrategy[str]:
+    return st.text(_LETTERS, min_size=smallest, max_size=longest)
+
+
+def identities() -> st.SearchStrategy[Identity]:
+    return st.integers(0, 255).map(lambda number: from_seed(bytes([number]) * 32))
+
+
+peers: st.SearchStrategy[PeerId] = identities().map(lambda identity: identity.peer_id)
+sessions = st.binary(min_size=16, max_size=16).map(SessionId)
+models = st.builds(ModelId, text(40, 1).filter(lambda name: "@" not in name), st.binary(min_size=32, max_size=32).map(bytes.hex))
+epochs, steps = st.integers(0, inference.MAX_EPOCH), st.integers(0, inference.MAX_STEP)
+addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "[::1]", "a.example", "localhost"]), st.integers(1, 65_535))
+address_lists = st.lists(addresses, max_size=8).map(tuple)
+
+
+@st.composite
+def routes(draw: st.DrawFn) -> tuple[inference.Hop, ...]:
+    cuts = sorted(draw(st.sets(st.integers(0, 100), min_size=2, max_size=6)))
+    spans = [Span(a, b) for a, b in pairwise(cuts)]
+    return tuple(inference.Hop(draw(peers), draw(address_lists), draw(st.binary(max_size=600)), span) for span in spans)
+
+
+@st.composite
+def grants(draw: st.DrawFn) -> inference.Grant:
+    client = draw(identities())
+    unsigned = inference.Grant(
+        client=client.peer_id,
+        session=draw(sessions),
+        epoch=draw(epochs),
+        model=draw(models),
+        route=draw(routes()),
+        expires_s=draw(st.floats(0, 1e12)),
+    )
+    return unsigned.signed(client.sign)
+
+
+@st.composite
+def payloads(draw: st.DrawFn, num_tokens: int) -> tensors.WireTensor:
+    dtype, codec = draw(st.sampled_from([("float32", "none"), ("bfloat16", "none"), ("float32", "float16"), ("int64", "none")]))
+    shape = (num_tokens,) if dtype == "int64" else (num_tokens, draw(st.integers(0, 5)))
+    num_bytes = tensors.ITEM_BYTES[dtype if codec == "none" else codec] * (shape[0] * (1 if len(shape) == 1 else shape[1]))
+    return tensors.WireTensor(dtype, shape, codec, random.Random(draw(st.integers(0, 99))).randbytes(num_bytes))
+
+
+ops = st.one_of(
+    st.lists(st.integers(0, 1_023), max_size=6).map(lambda rows: inference.Rows(tuple(rows))),
+    st.integers(1, 1_024).map(inference.Repeat),
+    st.integers(1, inference.MAX_LENGTH).map(inference.Crop),
+)
+
+
+@st.composite
+def tokens_of_rows(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields that must agree: counts, positions, payload."""
+    counts = tuple(draw(st.lists(st.integers(0, 6), max_size=5)))
+    position = st.integers(0, inference.MAX_LENGTH)
+    positions = draw(st.none() | st.lists(position, min_size=sum(counts), max_size=sum(counts)).map(tuple))
+    return {"counts": counts, "positions": positions, "payload": draw(payloads(sum(counts)))}
+
+
+@st.composite
+def step_messages(draw: st.DrawFn) -> inference.Step:
+    return inference.Step(
+        session=draw(sessions),
+        epoch=draw(epochs),
+        step=draw(steps),
+        ops=tuple(draw(st.lists(ops, max_size=4))),
+        want=draw(st.integers(-1, 65_536)),
+        result=draw(st.sampled_from(["hidden", "logits"])),
+        budget_ms=draw(st.integers(0, 86_400_000)),
+        priority=draw(st.integers(-100, 100)),
+        **draw(tokens_of_rows()),
+    )
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> inference.History:
+    parts = draw(st.integers(1, 9))
+    head: dict[str, Any] = {"session": draw(sessions), "epoch": draw(epochs), "base": draw(steps)}
+    return inference.History(**head, part=draw(st.integers(0, parts - 1)), parts=parts, **draw(tokens_of_rows()))
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> inference.Reply:
+    table = draw(tokens_of_rows())
+    del table["positions"]
+    return inference.Reply(
+        session=draw(sessions), epoch=draw(epochs), step=draw(steps), compute_ms=draw(st.floats(0, 1e9)), **table
+    )
+
+
+@st.composite
+def with_grant(draw: st.DrawFn) -> Any:
+    grant = draw(grants())
+    index = draw(st.integers(0, len(grant.route) - 1))
+    kind = draw(st.sampled_from(["open", "reroute", "attach"]))
+    if kind == "open":
+        return inference.Open(grant=grant, index=index, dtype=draw(st.sampled_from(["float32", "bfloat16"])))
+    return inference.Reroute(grant=grant, index=index) if kind == "reroute" else inference.Attach(grant=grant, step=draw(steps))
+
+
+hellos = st.integers(0, 9).flatmap(
+    lambda oldest: st.builds(
+        hello.Hello, oldest=st.just(oldest), newest=st.integers(oldest, 20), software=text(64), swarm=text(64), name=text(64)
+    )
+)
+_hash = st.binary(min_size=32, max_size=32)
+_shape = st.lists(st.integers(0, 10**15 - 1), max_size=8).map(tuple)
+_entry = st.builds(weights.TensorEntry, text(40, 1), st.sampled_from(["BF16", "F32", "F8_E4M3"]), _shape, _hash)
+_file = st.builds(weights.FileEntry, st.sampled_from(["tokenizer.json", "vocab.txt", "merges.txt", "sub/a b.json"]), _hash)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+configs = st.dictionaries(st.text(max_size=12), _json, max_size=5)
+
+
+def _by_name(entries: list[Any]) -> tuple[Any, ...]:
+    return tuple(sorted({entry.name: entry for entry in entries}.values()))
+
+
+manifests = st.builds(
+    weights.Manifest,
+    st.lists(_entry, max_size=6).map(_by_name),
+    configs.map(weights.canonical_config),
+    st.lists(_file, max_size=4).map(_by_name),
+)
+
+
+@st.composite
+def served_spans(draw: st.DrawFn) -> records.ServedSpan:
+    num_blocks = draw(st.integers(1, 200))
+    start = draw(st.integers(0, num_blocks - 1))
+    return records.ServedSpan(
+        model=draw(models),
+        span=Span(start, draw(st.integers(start + 1, num_blocks))),
+        num_blocks=num_blocks,
+        ends=draw(st.booleans()),
+        dtype=draw(st.sampled_from(["float32", "bfloat16"])),
+        quantization=draw(st.sampled_from(["none", "int8"])),
+        version=draw(st.integers(0, 1 << 40)),
+    )
+
+
+_milliseconds = st.integers(0, 10**7).map(lambda hundredths: hundredths / 100)
+
+
+@st.composite
+def peer_records(draw: st.DrawFn) -> records.PeerRecord:
+    oldest, peer = draw(st.integers(0, 5)), draw(peers)
+    multiaddr = st.builds("/ip4/10.0.0.1/tcp/{}/p2p/{}".format, st.integers(1, 65_535), st.just(peer) | peers)
+    return records.PeerRecord(
+        peer=peer,
+        name=draw(text(16)),
+        software=draw(text(16)),
+        protocol=(oldest, draw(st.integers(oldest, 9))),
+        state=draw(st.sampled_from(records.STATES)),
+        addresses=tuple(draw(st.lists(addresses, max_size=3))),
+        certificate=draw(st.binary(max_size=500)),
+        p2p_addresses=tuple(draw(st.lists(multiaddr, max_size=2))),
+        reachable=draw(st.sampled_from([None, True, False])),
+        spans=tuple(draw(st.lists(served_spans(), max_size=2))),
+        free_tokens=draw(st.integers(0, 1 << 40)),
+        queue=draw(st.integers(0, 1 << 20)),
+        step_ms=draw(_milliseconds),
+        upload_bytes_s=draw(st.integers(0, 1 << 40)),
+        round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
+    )
+
+
+STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
+    "hello": hellos,
+    "dial_back": st.builds(hello.DialBack, addresses=address_lists, certificate=st.binary(max_size=600)),
+    "dialled_back": st.builds(hello.DialBackReply, reachable=address_lists, reason=text(300)),
+    "manifest": manifests,
+    "manifest?": st.builds(weights.ManifestRequest, model=models),
+    "record": peer_records(),
+    "open, reroute, attach": with_grant(),
+    "step": step_messages(),
+    "history": histories(),
+    "close": st.builds(inference.Close, session=sessions, below=st.booleans()),
+    "expect": st.builds(inference.Expect, session=sessions, epoch=epochs, step=steps),
+    "lost": st.builds(
+        inference.HopLost,
+        session=sessions,
+        epoch=epochs,
+        index=st.integers(0, 127),
+        code=text(64),
+        message=st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000),
+    ),
+    "reply": replies(),
+}
