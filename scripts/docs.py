@@ -23,12 +23,11 @@ DEFAULTS = Path("protocols/defaults.py")
 # --- README's tree
 
 
-def tracked_files() -> list[Path]:
-    """What git tracks in the four folders, relative to the root."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--", *FOLDERS], cwd=ROOT, capture_output=True, check=True, text=True
-    ).stdout
-    return sorted(path for name in listed.split("\0") if name and (ROOT / (path := Path(name))).exists())
+def present_files() -> list[Path]:
+    """What is in the four folders and git does not ignore, relative to the root; so a new file counts before its commit."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *FOLDERS]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return [path for name in sorted(set(listed.split("\0"))) if name and (ROOT / (path := Path(name))).exists()]
 
 
 def caption(path: Path) -> str:
@@ -98,7 +97,7 @@ def main() -> int:
     is_check = parser.parse_args().check
     old = []
     for document, name, content in (
-        ("README.md", "tree", tree(tracked_files())),
+        ("README.md", "tree", tree(present_files())),
         ("docs/architecture.md", "defaults", defaults_table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
