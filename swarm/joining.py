@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -56,7 +57,8 @@ class Joiner:
             if self._dht.num_neighbours or await self._meet():
                 pause_s = FIRST_PAUSE_S
                 await asyncio.sleep(LOOK_AROUND_S)
-                await self._dht.look_around()
+                with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
+                    await self._dht.look_around()
                 continue
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -71,8 +73,8 @@ class Joiner:
             if not isinstance(failure, PeerUnreachableError):
                 raise failure
         if len(failures) < len(results):
-            self._has_joined.set()
             await self._on_change(True, f"joined: {len(results) - len(failures)} of {len(results)} given peers answer")
+            self._has_joined.set()
             return True
         self._last_failure = "; ".join(map(str, failures))
         await self._on_change(False, f"no given peer answers, we keep trying: {self._last_failure}")

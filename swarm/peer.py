@@ -44,13 +44,17 @@ VERIFY_FIRST_S, VERIFY_AGAIN_S = 3.0, 300.0
 """Pause between attempts to be dialled back, before and after the first success."""
 
 _GRACE_S = 1.0
+_RESTART_S = 2.0
 _PORT_ATTEMPTS = 5
 _MAX_SWARM = 64
 
 
 def software() -> str:
     """Name and version, for people."""
-    return f"murmuration {importlib.metadata.version('murmuration')}"
+    try:
+        return f"murmuration {importlib.metadata.version('murmuration')}"
+    except importlib.metadata.PackageNotFoundError:  # run from the source tree, not installed
+        return "murmuration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,11 +207,20 @@ class Peer:
             await self._dht.died()
             log.error("the daemon of the DHT (p2pd) has ended; we start it again")
             await self._dht.stop()
-            await self._dht.start()
+            while not await self._restarted():
+                await asyncio.sleep(_RESTART_S)
             for address in self._bootstrap:
                 with contextlib.suppress(PeerUnreachableError):
                     await self._dht.join(address)
             await self.directory.refresh()
+
+    async def _restarted(self) -> bool:
+        try:
+            await self._dht.start()
+        except ConfigError as error:
+            log.error("%s; we try again", error)
+            return False
+        return True
 
     # --- who and where we are
 
@@ -273,14 +286,17 @@ class Peer:
     async def _greet_bootstrap(self) -> None:
         """Learn at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine."""
         self.refusal = None
-        for address in self._bootstrap:
+
+        async def greet(address: PeerAddress) -> None:
             try:
                 await self.hello(address.peer, (address.grpc,))
             except (PeerUnreachableError, UnauthenticatedError):
-                continue
+                return
             except SwarmError as error:
                 self.refusal = error
                 log.warning("peer %s does not take us: %s", short_peer(address.peer), error)
+
+        await asyncio.gather(*map(greet, self._bootstrap))
 
     # --- being dialled back
 
@@ -327,7 +343,9 @@ class Peer:
 
     async def _strangers(self) -> list[tuple[PeerId, tuple[str, ...], bytes]]:
         """Peers that may dial us back: the given ones, then those who announce something in our swarm."""
-        found = {address.peer: (address.peer, (address.grpc,), b"") for address in self._bootstrap}
+        found: dict[PeerId, tuple[PeerId, tuple[str, ...], bytes]] = {
+            address.peer: (address.peer, (address.grpc,), b"") for address in self._bootstrap
+        }
         for model in list(await self.directory.models())[:2]:
             for record in (await self.directory.snapshot(model)).peers:
                 found[record.peer] = (record.peer, record.addresses, record.certificate)

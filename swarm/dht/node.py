@@ -106,12 +106,17 @@ class Dht:
     @property
     def num_neighbours(self) -> int:
         """Peers in our routing table; 0 = alone."""
-        return len(self._node.protocol.routing_table) if self._node else 0
+        return len(self._node.protocol.routing_table.uid_to_peer_id) if self._node else 0
+
+    @property
+    def _running(self) -> DHTNode:
+        if self._node is None:
+            raise PeerUnreachableError("the DHT is not running here: it is being started again, or has been stopped")
+        return self._node
 
     async def died(self) -> None:
         """Returns when p2pd has ended."""
-        assert self._node
-        await self._node.p2p._child.wait()
+        await self._running.p2p._child.wait()
 
     async def stop(self) -> None:
         """End p2pd and remove its sockets, within 2 × STOP_S."""
@@ -132,11 +137,11 @@ class Dht:
 
     async def join(self, address: PeerAddress) -> None:
         """Meet the peer at `address` and, through it, others. PeerUnreachableError where it does not answer."""
-        assert self._node
-        protocol, peer = self._node.protocol, PeerID.from_base58(address.peer)
+        node = self._running
+        protocol, peer = node.protocol, PeerID.from_base58(address.peer)
         try:
             async with asyncio.timeout(CONNECT_S):
-                await self._node.p2p._client.connect(peer, [Multiaddr(address.transport)])
+                await node.p2p._client.connect(peer, [Multiaddr(address.transport)])
         except (ControlFailure, TimeoutError, ValueError, OSError, asyncio.IncompleteReadError) as error:
             raise PeerUnreachableError(f"no peer answers at {address}: {_one_line(error) or 'no answer in time'}") from None
         found = await protocol.call_ping(peer, validate=not self._client_mode, strict=False)
@@ -149,25 +154,24 @@ class Dht:
 
     async def look_around(self) -> None:
         """Ask neighbours for peers near us, and near somewhere else: the routing table fills and heals."""
-        assert self._node
-        for near in (self._node.node_id, DHTID.generate(os.urandom(16))):
+        node = self._running
+        for near in (node.node_id, DHTID.generate(os.urandom(16))):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ASK_S):
-                    await self._node.find_nearest_nodes([near])
+                    await node.find_nearest_nodes([near])
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = GET_S) -> bool:
         """Say `payload` under `key` in our name until `expires_s`. False where nobody took it, or not in time."""
-        assert self._node
+        node = self._running
         try:
             async with asyncio.timeout(timeout_s):
-                return bool(await self._node.store(key, payload, expires_s, subkey=str(self._identity.peer_id)))
+                return bool(await node.store(key, payload, expires_s, subkey=str(self._identity.peer_id)))
         except TimeoutError:
             return False
 
     async def get(self, keys: Collection[str], timeout_s: float = GET_S) -> dict[str, dict[PeerId, Entry]]:
         """What peers say under each key: newest, unexpired, by the peer who signed it. A key without answer in time is empty."""
-        assert self._node
-        futures = await self._node.get_many(tuple(keys), sufficient_expiration_time=float("inf"), return_futures=True)
+        futures = await self._running.get_many(tuple(keys), sufficient_expiration_time=float("inf"), return_futures=True)
         _done, late = await asyncio.wait(set(futures.values()), timeout=timeout_s)
         for future in late:
             future.cancel()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from protocols import fields, frame
@@ -44,7 +44,7 @@ class Book(Protocol):
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = ...) -> bool: ...
 
-    async def get(self, keys: Sequence[str], timeout_s: float = ...) -> dict[str, dict[PeerId, Entry]]: ...
+    async def get(self, keys: Sequence[str], timeout_s: float = ...) -> Mapping[str, Mapping[PeerId, Entry]]: ...
 
 
 class Directory:
