@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from node.serving.engine import Engine
 from node.serving.runner import Runner, SessionRows
 from node.serving.servicer import SessionServicer
 from protocols import services, weights
@@ -23,6 +23,9 @@ from swarm.inference.links import Links
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
+
+if TYPE_CHECKING:
+    from node.serving.engine import Engine
 
 SWITCH_INTERVAL_S = 0.0002
 """Python's thread switch interval in a node: the default of 5 ms lets a forward keep the event loop waiting (transport.md, §4)."""

@@ -11,19 +11,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from node.serving.engine import Engine, Row
 from node.serving.scheduler import Job, Scheduler
 from protocols.errors import InternalError, SwarmError
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
 
+if TYPE_CHECKING:
+    from node.serving.engine import Engine, Row
+
 log = logging.getLogger(__name__)
 
-Batch = list[tuple[Job, list[Row]]]
+Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
 
 class SessionRows:

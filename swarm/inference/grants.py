@@ -32,7 +32,8 @@ def verify(grant: Grant, served: Served, now_s: float) -> None:
     if grant.model.digest != served.model.digest:
         raise ModelMismatchError(
             f"this peer serves {served.model.name}@{served.model.digest[:12]}, "
-            f"the session is for {grant.model.name}@{grant.model.digest[:12]}: the two hold different weights; use the same checkpoint, or another model name"
+            f"the session is for {grant.model.name}@{grant.model.digest[:12]}: "
+            "the two hold different weights; use the same checkpoint, or another model name"
         )
 
 

@@ -1,0 +1,206 @@
+"""Sessions over real streams: steps in order, chunks, rows, and deaths that change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from protocols.errors import CacheFullError, NoRouteError
+from protocols.inference import WANT_ALL, Crop, Repeat, Rows
+from swarm.inference.hops import HopLimits
+from swarm.inference.session import Session
+from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference
+
+HALVES = [(0, 2), (2, 4)]
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = ToySwarm()
+    yield toys
+    await toys.stop()
+
+
+async def one_by_one(session: Session, tokens: Tensor) -> Tensor:
+    return torch.cat([await session.step((), [1], token[None]) for token in tokens])
+
+
+def expected(tokens: Tensor, spans: list[tuple[int, int]] = HALVES) -> Tensor:
+    return torch.stack(reference(list(tokens), spans))
+
+
+async def test_steps_of_one_token_go_through_every_hop_once(swarm: ToySwarm) -> None:
+    first, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    tokens, session = random_tokens(12), swarm.session()
+    assert torch.allclose(await one_by_one(session, tokens), expected(tokens))
+    assert first.engine.forwards == last.engine.forwards == 12
+    await session.close()
+
+
+async def test_a_prompt_travels_in_chunks_and_only_what_is_wanted_comes_back(swarm: ToySwarm) -> None:
+    first, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    session = swarm.session(chunk_tokens=8)
+    tokens = random_tokens(100)
+    answer = await session.step((), [100], tokens, want=3)
+    assert torch.allclose(answer, expected(tokens)[-3:])
+    assert first.engine.forwards == last.engine.forwards == 13  # more chunks than the window holds
+    await session.close()
+
+
+async def test_rows_of_different_lengths_and_row_operations(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 2)
+    await swarm.serve(2, 4)
+    session = swarm.session(chunk_tokens=4)
+    a, b, more = random_tokens(7), random_tokens(2), random_tokens(4)
+    assert torch.allclose(await session.step((), [7, 2], torch.cat([a, b])), torch.cat([expected(a), expected(b)]))
+    answer = await session.step((Rows((1, 0)), Repeat(2), Crop(1)), [1, 1, 1, 1], more, want=WANT_ALL)
+    rows = [torch.cat([row[:-1], token[None]]) for row, token in zip((b, b, a, a), more, strict=True)]
+    assert torch.allclose(answer, torch.stack([expected(row)[-1] for row in rows]))
+    await session.close()
+
+
+async def test_positions_of_the_caller_reach_every_hop(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 2)
+    await swarm.serve(2, 4)
+    tokens, places, session = random_tokens(6), [3, 4, 5, 6, 9, 9], swarm.session(chunk_tokens=2)
+    answer = await session.step((), [6], tokens, positions=places)
+    assert torch.allclose(answer, torch.stack(reference(list(tokens), HALVES, places)))
+    await session.close()
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])
+async def test_any_hops_may_die_between_steps(swarm: ToySwarm, victims: tuple[int, ...]) -> None:
+    spans = [(0, 1), (1, 3), (3, 4)]
+    nodes = [await swarm.serve(*span) for span in spans]
+    tokens, session = random_tokens(30), swarm.session()
+    before = await one_by_one(session, tokens[:15])
+    for victim in victims:
+        await swarm.serve(*spans[victim])
+    for victim in victims:
+        await nodes[victim].kill()
+    after = await one_by_one(session, tokens[15:])
+    assert torch.allclose(torch.cat([before, after]), expected(tokens, spans))
+    assert session.replaced >= 1
+    assert {hop.peer for hop in session.route}.isdisjoint(nodes[victim].identity.peer_id for victim in victims)
+    await session.close()
+
+
+@pytest.mark.parametrize("case", range(6))
+async def test_deaths_at_random_moments_change_no_token(swarm: ToySwarm, case: int) -> None:
+    """Steps, chunks and row operations go on while hops die under them; what comes back is what an undisturbed swarm gives."""
+    rng = random.Random(fresh_seed() + case)
+    for _ in range(2):
+        for span in HALVES:
+            await swarm.serve(*span)
+    session = swarm.session(chunk_tokens=4)
+    rows, kills = [random_tokens(0), random_tokens(0)], 0
+
+    async def kill_one_hop_of_the_route() -> None:
+        nonlocal kills
+        await asyncio.sleep(rng.random() * 0.01)  # not readiness: the moment of the death is what is random
+        peer = rng.choice(session.route).peer
+        doomed = next((node for node in swarm.nodes if node.identity.peer_id == peer), None)
+        if doomed is None:  # died before, and the session has had no step since
+            return
+        swarm.nodes.remove(doomed)
+        await swarm.serve(doomed.span.start, doomed.span.stop)
+        await doomed.kill()
+        kills += 1
+
+    for _ in range(25):
+        ops = rng.choice([(), (), (), (Rows((1, 0)),), (Rows((0, 0)),), (Rows((1, 1)),)]) if len(rows[0]) else ()
+        for op in ops:
+            rows = [rows[index] for index in op.indices]
+        counts = [rng.choice([1, 1, 1, 9]), rng.choice([1, 1, 0, 5])]
+        new = [random_tokens(count) for count in counts]
+        rows = [torch.cat([row, piece]) for row, piece in zip(rows, new, strict=True)]
+        murder = asyncio.create_task(kill_one_hop_of_the_route()) if session.route and rng.random() < 0.4 else None
+        answer = await session.step(ops, counts, torch.cat(new))
+        truth = torch.cat([expected(row)[len(row) - count :] for row, count in zip(rows, counts, strict=True) if count])
+        assert torch.allclose(answer, truth, atol=1e-6)
+        if murder is not None:
+            await murder
+    assert kills and session.replaced
+    await session.close()
+
+
+async def test_without_a_spare_the_error_names_the_blocks_and_what_would_help(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 2)
+    last = await swarm.serve(2, 4)
+    session = swarm.session(patience_s=1.5)
+    await session.step((), [1], random_tokens(1))
+    await last.kill()
+    with pytest.raises(NoRouteError, match=r"blocks 2:4.*swarm node toy --blocks 2:4"):
+        await session.step((), [1], random_tokens(1))
+    await session.close()
+
+
+async def test_the_same_call_goes_on_when_a_node_joins_in_time(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 2)
+    last = await swarm.serve(2, 4)
+    tokens, session = random_tokens(8), swarm.session(patience_s=30)
+    before = await one_by_one(session, tokens[:7])
+    await last.kill()
+    waiting = asyncio.create_task(session.step((), [1], tokens[7:]))
+    await asyncio.wait((waiting,), timeout=0.5)
+    assert not waiting.done()
+    await swarm.serve(2, 4)
+    assert torch.allclose(torch.cat([before, await waiting]), expected(tokens))
+    await session.close()
+
+
+async def test_full_memory_is_refused_and_a_replica_takes_over(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 2)
+    small = await swarm.serve(2, 4, limit_tokens=5)
+    tokens, session = random_tokens(8), swarm.session()
+    before = await one_by_one(session, tokens[:5])
+    await swarm.serve(2, 4)
+    assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[5:])]), expected(tokens))
+    assert session.replaced == 1
+    assert isinstance(swarm.router.blame.last_cause, CacheFullError)
+    await session.close()
+    assert small.engine.used_bytes == 0
+
+
+async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> None:
+    nodes = [await swarm.serve(0, 2), await swarm.serve(2, 4)]
+    sessions = [swarm.session() for _ in range(5)]
+    for session in sessions:
+        await session.step((), [6], random_tokens(6))
+    assert all(node.engine.used_bytes == 30 for node in nodes)
+    for session in sessions:
+        await session.close()
+    async with asyncio.timeout(5):
+        while any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) -> None:
+    limits = HopLimits(resume_s=0.5)
+    nodes = [await swarm.serve(0, 2, limits=limits), await swarm.serve(2, 4, limits=limits)]
+    session = swarm.session()
+    await session.step((), [6], random_tokens(6))
+    assert session._repairs is not None
+    session._repairs.cancel()  # a dead process repairs nothing …
+    await swarm.pool.close()  # … its connections break, and nobody says close
+    async with asyncio.timeout(10):
+        while any(node.engine.used_bytes for node in nodes):
+            await asyncio.sleep(0.02)
+
+
+async def test_concurrent_sessions_share_forwards(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    sessions = [swarm.session() for _ in range(8)]
+    tokens = [random_tokens(20) for _ in sessions]
+    answers = await asyncio.gather(*(one_by_one(session, row) for session, row in zip(sessions, tokens, strict=True)))
+    for answer, row in zip(answers, tokens, strict=True):
+        assert torch.allclose(answer, expected(row, [(0, 4)]))
+    assert node.host.runner.largest_batch > 1 and node.host.runner.num_forwards < 160
+    for session in sessions:
+        await session.close()

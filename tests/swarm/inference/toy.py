@@ -1,0 +1,204 @@
+"""A swarm on loopback whose blocks are arithmetic: real servers, streams and sessions, no transformer.
+
+A toy block adds to each token a tenth of the sum of all tokens of its row so far: an output depends on every earlier input, so a cold,
+repeated or lost step changes the answer. The exact models are tested in tests/swarm/client and tests/end_to_end.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch import Tensor
+
+from node.serving.host import Host
+from protocols import hello, services, weights
+from protocols.errors import BadRequestError, CacheFullError
+from protocols.identity import Identity
+from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.inference.grants import Served
+from swarm.inference.hops import HopLimits
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from swarm.routing.router import Router
+from swarm.rpc import tls
+from swarm.rpc.call import Call
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.server import RpcServer
+
+WIDTH = 4
+NUM_BLOCKS = 4
+MANIFEST = weights.Manifest(entries=(), config=b"{}")
+MODEL = ModelId("toy", MANIFEST.digest)
+
+
+def new_identity() -> Identity:
+    return Identity(Ed25519PrivateKey.generate())
+
+
+@dataclass(slots=True)
+class ToyRow:
+    tokens: list[Tensor] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+class ToyEngine:
+    """The face of `node.serving.engine.Engine`, with a limit on tokens for the tests of full memory."""
+
+    mode = "toy"
+    hidden_size, dtype, device = WIDTH, torch.float64, torch.device("cpu")
+
+    def __init__(self, span: Span, limit_tokens: int = 100_000) -> None:
+        self.dtype = torch.float32
+        self.span = span
+        self.limit_bytes, self.used_bytes, self.forwards = limit_tokens, 0, 0
+        self.batches: list[int] = []
+
+    def open(self) -> ToyRow:
+        return ToyRow()
+
+    def fork(self, row: ToyRow) -> ToyRow:
+        self.used_bytes += row.length
+        return ToyRow(list(row.tokens))
+
+    def crop(self, row: ToyRow, tokens: int) -> None:
+        if tokens > row.length:
+            raise BadRequestError(f"cannot crop {tokens} of {row.length}")
+        del row.tokens[row.length - tokens :]
+        self.used_bytes -= tokens
+
+    def close(self, row: ToyRow) -> None:
+        self.used_bytes -= row.length
+        row.tokens.clear()
+
+    def growth_bytes(self, items: Sequence[tuple[ToyRow, int]]) -> int:
+        return sum(count for _, count in items)
+
+    def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        if self.used_bytes + self.growth_bytes(items) > self.limit_bytes:
+            raise CacheFullError("no room for more toys")
+        self.forwards += 1
+        self.batches.append(len(items))
+        places = positions if positions is not None else torch.cat([torch.arange(r.length, r.length + n) for r, n in items])
+        outputs = []
+        for (row, count), piece, place in zip(
+            items, hidden[0].split([n for _, n in items]), places.split([n for _, n in items]), strict=True
+        ):
+            for token, position in zip(piece, place, strict=True):
+                row.tokens.append(token.clone())
+                outputs.append(toy_output(row.tokens, int(position), len(self.span)))
+            self.used_bytes += count
+        return torch.stack(outputs)[None]
+
+
+def toy_output(tokens: Sequence[Tensor], position: int, blocks: int) -> Tensor:
+    return tokens[-1] * 0.5 + torch.stack(list(tokens)).mean(0) * 0.25 * blocks + 0.001 * position
+
+
+@dataclass
+class ToyNode:
+    """One node: a real gRPC server, a real host, a toy engine."""
+
+    span: Span
+    engine: ToyEngine
+    host: Host
+    identity: Identity
+    certificate: tls.TlsCertificate
+    pool: ChannelPool
+    swarm_name: str = "test"
+    server: RpcServer | None = None
+    address: str = ""
+
+    async def start(self) -> None:
+        handlers = {**self.host.handlers(), services.HELLO.name: self._hello}
+        self.server = RpcServer(self.identity, self.certificate, handlers)
+        self.address = f"127.0.0.1:{await self.server.start()}"
+        await self.host.start(self.pool)
+
+    async def _hello(self, request: bytes, call: Call) -> bytes:
+        return hello.Hello(software="toy", swarm=self.swarm_name).encode()
+
+    async def kill(self) -> None:
+        """As if the process had died: the server is gone without a word."""
+        if self.server is not None:
+            await self.server.stop(0)
+            self.server = None
+            await self.pool.close()
+            await self.host.stop()
+
+    def record(self) -> PeerRecord:
+        load = self.host.load()
+        served = ServedSpan(model=MODEL, span=self.span, num_blocks=NUM_BLOCKS, dtype="float32")
+        return PeerRecord(
+            peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der, spans=(served,),
+            free_tokens=load.free_tokens, step_ms=1.0,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Records:
+    peers: tuple[PeerRecord, ...]
+
+
+class ToySwarm:
+    """Nodes and one client; the directory is the list of nodes, dead ones included until `expire`."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ToyNode] = []
+        self.identity = new_identity()
+        self.pool = ChannelPool(self.identity)
+        self.router = Router(self, self._ping, MODEL, NUM_BLOCKS)
+
+    async def snapshot(self, model_name: str) -> Records:
+        return Records(tuple(node.record() for node in self.nodes if node.address))
+
+    async def _ping(self, record: PeerRecord) -> None:
+        channel = await self.pool.channel(record.peer, record.addresses, record.certificate)
+        await channel.unary(services.HELLO, hello.Hello(software="toy", swarm="test").encode(), 2.0)
+
+    async def serve(self, start: int, stop: int, *, limit_tokens: int = 100_000, limits: HopLimits | None = None) -> ToyNode:
+        span, identity = Span(start, stop), new_identity()
+        engine = ToyEngine(span, limit_tokens)
+        served = Served(peer=identity.peer_id, model=MODEL, span=span, num_blocks=NUM_BLOCKS, hidden_size=WIDTH, dtype="float32")
+        host = Host(engine, served, MANIFEST, kv_bytes_per_token=1, limits=limits)  # type: ignore[arg-type]
+        node = ToyNode(span, engine, host, identity, tls.make(identity), ChannelPool(identity))
+        await node.start()
+        self.nodes.append(node)
+        return node
+
+    def session(self, *, patience_s: float = 10.0, chunk_tokens: int = 128, stall_s: float = 5.0) -> Session:
+        config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s)
+        return Session(self.router, Links(self.pool), self.identity, config)
+
+    async def stop(self) -> None:
+        await self.pool.close()
+        for node in self.nodes:
+            await node.kill()
+
+
+def reference(tokens: Sequence[Tensor], spans: Sequence[tuple[int, int]], positions: Sequence[int] | None = None) -> list[Tensor]:
+    """What the route answers to one row of tokens, computed here."""
+    values = list(tokens)
+    for start, stop in spans:
+        values = [
+            toy_output(values[: at + 1], at if positions is None else positions[at], stop - start) for at in range(len(values))
+        ]
+    return values
+
+
+def random_tokens(count: int) -> Tensor:
+    return torch.rand(count, WIDTH)
+
+
+def fresh_seed() -> int:
+    seed = secrets.randbelow(1 << 30)
+    print("seed", seed)
+    torch.manual_seed(seed)
+    return seed
