@@ -150,7 +150,9 @@ def test_the_demos_model_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
 
     make_model = load("make_model")
     losses: list[float] = []
-    recipe = make_model.Recipe(train_s=4.0, hidden_size=64, num_blocks=2, batch=4, sequence_tokens=32, vocab_size=512)
+    recipe = make_model.Recipe(
+        train_s=4.0, enough_steps=0, hidden_size=64, num_blocks=2, batch=4, sequence_tokens=32, vocab_size=512
+    )
     make_model.make(tmp_path / "tiny", recipe, lambda _spent, _steps, loss: losses.append(loss))
     assert losses[-1] < losses[0] - 0.2, "it must have learned something"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
@@ -160,6 +162,15 @@ def test_the_demos_model_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     assert tokenizer.decode(ids[0]) == text
     assert model(ids).logits.isfinite().all() and model.dtype == torch.float32
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"], "nothing unfinished is left"
+
+
+def test_training_waits_for_a_busy_machine_but_not_for_ever() -> None:
+    make_model = load("make_model")
+    recipe = make_model.Recipe(train_s=60.0, enough_steps=200)
+    assert make_model.share_spent(recipe, 60.0, 400) == 1, "an idle machine stops when the time is up"
+    assert make_model.share_spent(recipe, 30.0, 400) == 0.5
+    assert make_model.share_spent(recipe, 60.0, 100) == 0.5, "a busy one goes on"
+    assert make_model.share_spent(recipe, 120.0, 100) == 1, "up to twice as long"
 
 
 def test_a_model_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
