@@ -55,8 +55,8 @@ class Wire:
             await asyncio.gather(writer, reader, return_exceptions=True)
             self._stream.cancel()
             was_open, self.is_open = self.is_open, False
-        if was_open:
-            await self._on_lost(self, reason)
+            if was_open:  # also where gRPC cancels a handler because its caller is gone
+                await self._on_lost(self, reason)
         return reason
 
     async def _read(self) -> None:
