@@ -207,20 +207,19 @@ class Peer:
             await self._dht.died()
             log.error("the daemon of the DHT (p2pd) has ended; we start it again")
             await self._dht.stop()
-            while not await self._restarted():
-                await asyncio.sleep(_RESTART_S)
+            await self._restart()
             for address in self._bootstrap:
                 with contextlib.suppress(PeerUnreachableError):
                     await self._dht.join(address)
             await self.directory.refresh()
 
-    async def _restarted(self) -> bool:
-        try:
-            await self._dht.start()
-        except ConfigError as error:
-            log.error("%s; we try again", error)
-            return False
-        return True
+    async def _restart(self) -> None:
+        while True:
+            try:
+                return await self._dht.start()
+            except ConfigError as error:
+                log.error("%s; we try again", error)
+            await asyncio.sleep(_RESTART_S)
 
     # --- who and where we are
 

@@ -1,0 +1,237 @@
+"""Calls and streams over real sockets: errors, deadlines, limits, and ends of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+
+import pytest
+
+from protocols.defaults import MAX_FRAME_BYTES
+from protocols.errors import (
+    CacheFullError,
+    ConfigError,
+    DeadlineError,
+    FrameError,
+    InternalError,
+    OverloadedError,
+    PeerUnreachableError,
+    ProtocolVersionError,
+    StepGapError,
+)
+from protocols.services import Method
+from swarm.rpc import pool as pool_module
+from swarm.rpc.server import Admission
+from tests.swarm.rpc.parts import CALLER, ECHO, FAIL, LARGE, REMAINING, SERVER, TALK, WAIT, error_of, running
+
+
+async def test_our_errors_come_back_as_they_were_raised() -> None:
+    async with running() as there:
+        channel = await there.channel()
+        text = await error_of(channel.unary(FAIL, b"ours"), CacheFullError)
+        assert text == "no room for 7 tokens, ünlimited patience required"
+
+
+async def test_any_other_error_tells_a_stranger_nothing_and_our_log_everything(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as there:
+        text = await error_of((await there.channel()).unary(FAIL, b"theirs"), InternalError)
+        assert "secret" not in text and "ValueError" not in text
+        number = text.rpartition(" ")[2]
+        assert number in caplog.text and "a secret of the server" in caplog.text
+
+
+async def test_a_long_message_is_cut_rather_than_lost() -> None:
+    """gRPC drops a status whose text passes its limit for metadata, and would report something else."""
+    async with running() as there:
+        text = await error_of((await there.channel()).unary(FAIL, b"long"), CacheFullError)
+        assert text.startswith("üüü") and 900 < len(text) <= 2_000
+
+
+async def test_a_deadline_holds_on_both_sides() -> None:
+    async with running() as there:
+        began = time.monotonic()
+        await error_of((await there.channel()).unary(WAIT, b"", 0.2), DeadlineError)
+        assert time.monotonic() - began < 1.0
+        assert await there.handlers.seen.get() == "wait begins"
+        async with asyncio.timeout(2):
+            assert isinstance(await there.handlers.seen.get(), asyncio.CancelledError)  # the server does not work on
+
+
+async def test_a_deadline_is_the_sooner_of_the_callers_and_the_methods_and_travels() -> None:
+    async with running() as there:
+        channel = await there.channel()
+        for given, expected in ((3.0, 3.0), (None, 7.0), (50.0, 7.0)):
+            left_s = float(await channel.unary(REMAINING, b"", given))
+            assert expected - 1.0 < left_s <= expected
+
+
+async def test_what_the_peer_does_not_offer_is_a_typed_error() -> None:
+    async with running() as there:
+        channel = await there.channel()
+        await error_of(channel.unary(Method(name="unknown"), b""), ProtocolVersionError)
+        await error_of(channel.stream(Method(name="unknown", streaming=True)), ProtocolVersionError)
+
+
+async def test_messages_over_the_limit_are_refused_and_the_connection_lives() -> None:
+    async with running() as there:
+        channel = await there.channel()
+        await error_of(channel.unary(ECHO, bytes(MAX_FRAME_BYTES + 1)), FrameError)
+        await error_of(channel.unary(LARGE, str(MAX_FRAME_BYTES + 1).encode()), InternalError)
+        assert len(await channel.unary(LARGE, str(MAX_FRAME_BYTES).encode())) == MAX_FRAME_BYTES
+        stream = await channel.stream(TALK)
+        await error_of(stream.send(bytes(MAX_FRAME_BYTES + 1)), FrameError)
+        await stream.send(b"still here")
+        assert await stream.receive() == b"still here"
+        stream.cancel()
+
+
+async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
+    async with running(admission=Admission(10, 2)) as there:
+        channel = await there.channel()
+        first, second = [await channel.stream(TALK) for _ in range(2)]
+        began = time.monotonic()
+        await error_of(channel.stream(TALK), OverloadedError)
+        await error_of(channel.unary(ECHO, b""), OverloadedError)
+        assert time.monotonic() - began < 1.0
+        await first.end()
+        assert await first.receive() is None
+        assert await channel.unary(ECHO, b"!")  # there is room again
+        second.cancel()
+
+
+async def test_a_stream_carries_frames_both_ways_and_ends_cleanly() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        for number in range(20):
+            await stream.send(b"%d" % number)
+            assert await stream.receive() == b"%d" % number
+        await stream.end()
+        assert await stream.receive() is None
+        assert await stream.receive() is None  # and stays so
+        assert await there.handlers.seen.get() == "end"
+
+
+async def test_a_refusal_in_a_stream_reaches_receive_and_send() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        await stream.send(b"gap")
+        assert await error_of(stream.receive(), StepGapError) == "we wait for step 3"
+        await error_of(stream.receive(), StepGapError)
+        await error_of(stream.send(b"x"), StepGapError)
+        await stream.end()
+
+
+async def test_a_caller_that_vanishes_is_no_clean_end_for_the_server() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        await stream.send(b"hello")
+        assert await stream.receive() == b"hello"
+        stream.cancel()
+        async with asyncio.timeout(2):
+            seen = await there.handlers.seen.get()
+        assert isinstance(seen, PeerUnreachableError | asyncio.CancelledError)
+        await error_of(stream.receive(), PeerUnreachableError)
+
+
+async def test_a_server_that_breaks_is_noticed_in_a_moment() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        waiting = asyncio.create_task(error_of(stream.receive(), PeerUnreachableError))
+        began = time.monotonic()
+        await there.server.stop()
+        await waiting
+        assert time.monotonic() - began < 2.0
+        await error_of(stream.send(b"x"), PeerUnreachableError)
+
+
+async def test_a_killed_server_process_is_noticed_in_a_moment() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from tests.swarm.rpc.parts import running\n"
+        "async def main():\n"
+        "    async with running() as there:\n"
+        "        print(there.address, flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout
+        address = (await process.stdout.readline()).decode().strip()
+        pool = pool_module.ChannelPool(CALLER)
+        stream = await (await pool.channel(SERVER.peer_id, (address,))).stream(TALK)
+        waiting = asyncio.create_task(error_of(stream.receive(), PeerUnreachableError))
+        process.kill()
+        async with asyncio.timeout(2):
+            await waiting
+        await error_of(pool.channel(SERVER.peer_id, (address,)), PeerUnreachableError)
+        await pool.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_receive_can_be_given_up_and_taken_up_again() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        for number in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(stream.receive(), 0.02)
+            await stream.send(b"%d" % number)
+            assert await stream.receive() == b"%d" % number
+        stream.cancel()
+
+
+async def test_a_slow_reader_stops_the_sender_instead_of_filling_memory() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        await stream.send(b"hold")
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 200:
+                await asyncio.wait_for(stream.send(bytes(1 << 20)), 0.5)
+                sent += 1
+        assert 0 < sent < 60  # MB: gRPC's own windows, the queue of 4, and no more
+        stream.cancel()
+
+
+async def test_bytes_of_a_stranger_leave_the_server_alive(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running() as there:
+        channel = await there.channel()
+        before = len(caplog.records)
+        host, _, port = there.address.partition(":")
+        for data in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4_096), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes(1 << 16)):
+            _reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(data)
+            try:
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+            except ConnectionError:
+                pass
+        assert await channel.unary(ECHO, b"!")
+        assert len(caplog.records) - before <= 5  # a line each, at most
+
+
+async def test_a_port_that_is_taken_is_one_line() -> None:
+    async with running() as there:
+        with pytest.raises(ConfigError, match=r"port is taken; choose another") as caught:
+            async with running(port=int(there.address.rpartition(":")[2])):
+                pass
+        assert "\n" not in str(caught.value)
+
+
+async def test_one_connection_serves_everybody_who_asks_for_a_peer() -> None:
+    async with running() as there:
+        channels = await asyncio.gather(*(there.channel() for _ in range(5)))
+        assert len({id(channel) for channel in channels}) == 1
+        await there.pool.forget(SERVER.peer_id)
+        again = await there.channel()
+        assert again is not channels[0] and await again.unary(ECHO, b"!")
+        await error_of(channels[0].unary(ECHO, b""), PeerUnreachableError)
