@@ -151,10 +151,17 @@ def test_the_demos_model_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     make_model = load("make_model")
     losses: list[float] = []
     recipe = make_model.Recipe(
-        train_s=4.0, enough_steps=0, hidden_size=64, num_blocks=2, batch=4, sequence_tokens=32, vocab_size=512
+        train_s=3.0,
+        enough_steps=80,
+        learning_rate=1e-2,
+        hidden_size=32,
+        num_blocks=2,
+        batch=4,
+        sequence_tokens=16,
+        vocab_size=512,
     )
     make_model.make(tmp_path / "tiny", recipe, lambda _spent, _steps, loss: losses.append(loss))
-    assert losses[-1] < losses[0] - 0.2, "it must have learned something"
+    assert losses[-1] < losses[0] - 0.05, f"it must have learned something in {len(losses)} steps"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
     text = "The value of an expression is a naïve object."
