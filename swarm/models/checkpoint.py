@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import transformers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import MAX_BLOCKS
+from protocols.weights import MAX_TENSORS
 from swarm.models import bounds
 from swarm.models.quirks import refuse_known
 
@@ -28,7 +30,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 MAX_INDEX_BYTES = 256 << 20
-MAX_TENSORS = 2_000_000
 MAX_HIDDEN = 1 << 17
 MAX_VOCAB = 1 << 22
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
@@ -75,6 +76,16 @@ class Checkpoint:
     """Longest sequence the model was made for; None where the architecture has no such number."""
     block_prefix: str = field(default="")
     """What stands before a block's number in the tensors' names, as `model.layers.`."""
+
+    @cached_property
+    def block_values(self) -> tuple[int, ...]:
+        """Values that each block stores."""
+        values = [0] * self.num_blocks
+        for name, info in self.tensors.items():
+            block = self.block_of(name)
+            if block is not None and block < self.num_blocks:
+                values[block] += info.num_values
+        return tuple(values)
 
     def block_of(self, name: str) -> int | None:
         """The block that a stored tensor belongs to; None for the ends."""

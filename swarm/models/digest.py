@@ -1,0 +1,168 @@
+"""From files to a manifest: what a model's weights are, hashed once, remembered, and checked tensor by tensor.
+
+Tensors are hashed as they are stored, in pieces of 1 MiB, so how they are split over files does not matter, and a peer can check
+a single piece that it fetched. The canonical form and the digest are in `protocols/weights.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from protocols.errors import BadRequestError, CheckpointError, ModelMismatchError
+from protocols.weights import PIECE_BYTES, FileEntry, Manifest, TensorEntry, canonical_config, tensor_root
+from swarm.models.checkpoint import Checkpoint, TensorInfo
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "chat_template.jinja",
+        "chat_template.json",
+    ),
+)
+MAX_TOKENIZER_BYTES = 256 << 20
+MAX_CACHED_BYTES = 80 << 20
+THREADS = 4
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes hashed, bytes in all), now and then, from a worker thread."""
+
+
+def build_manifest(checkpoint: Checkpoint, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
+    """The manifest of a checkpoint. Reads every weight the first time, about 1 GB a second a core; later the remembered one.
+
+    cache_dir: where manifests are remembered, by path, size and time of every file; None = nowhere.
+    """
+    stamp = _stamp(checkpoint)
+    place = (
+        None if cache_dir is None else cache_dir / f"{hashlib.sha256(str(checkpoint.path).encode()).hexdigest()[:32]}.manifest"
+    )
+    if place is not None and (known := _recall(place, stamp)) is not None:
+        return known
+    infos = sorted(checkpoint.tensors.values(), key=lambda info: (info.file, info.start))
+    roots = _roots(infos, progress)
+    entries = (TensorEntry(info.name, info.dtype, info.shape, roots[info.name]) for info in infos)
+    manifest = Manifest(tuple(sorted(entries)), canonical_config(checkpoint.raw_config), _tokenizer_files(checkpoint.path))
+    if place is not None:
+        _remember(place, stamp, manifest)
+    return manifest
+
+
+def verify(checkpoint: Checkpoint, manifest: Manifest, tensor_names: Collection[str], progress: Progress | None = None) -> None:
+    """Check the config and these stored tensors against a manifest; ModelMismatchError names the first thing that differs."""
+    if canonical_config(checkpoint.raw_config) != manifest.config:
+        raise ModelMismatchError(f"{checkpoint.path}/config.json differs from the config of model {manifest.digest[:12]}…")
+    listed = {entry.name: entry for entry in manifest.entries}
+    names = sorted(tensor_names)
+    for name in names:
+        entry, info = listed.get(name), checkpoint.tensors.get(name)
+        if entry is None or info is None:
+            where = "here" if info is None else f"model {manifest.digest[:12]}…"
+            raise ModelMismatchError(f"tensor {name!r} does not exist in {where}; use the same checkpoint as the swarm")
+        if (entry.dtype, entry.shape) != (info.dtype, info.shape):
+            raise ModelMismatchError(
+                f"tensor {name!r} is {info.dtype} {list(info.shape)} in {checkpoint.path}, but {entry.dtype} {list(entry.shape)} in "
+                f"model {manifest.digest[:12]}…; use the same checkpoint as the swarm"
+            )
+    roots = _roots([checkpoint.tensors[name] for name in names], progress)
+    for name in names:
+        if roots[name] != listed[name].root:
+            raise ModelMismatchError(
+                f"tensor {name!r} in {checkpoint.path} has other values than in model {manifest.digest[:12]}…; "
+                "use the same checkpoint as the swarm, or another model name"
+            )
+
+
+def _roots(infos: Collection[TensorInfo], progress: Progress | None) -> dict[str, bytes]:
+    """Root of each tensor; hashing leaves the interpreter lock, so a few threads help."""
+    total = sum(info.stop - info.start for info in infos)
+    done, lock = 0, threading.Lock()
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="hash") as pool:
+        return dict(zip([info.name for info in infos], pool.map(lambda info: _root(info, advance), infos), strict=True))
+
+
+def _root(info: TensorInfo, advance: Callable[[int], None]) -> bytes:
+    hashes = []
+    try:
+        with info.file.open("rb", buffering=0) as file:
+            file.seek(info.start)
+            left = info.stop - info.start
+            while left:
+                piece = file.read(min(PIECE_BYTES, left))
+                if not piece:
+                    raise CheckpointError(
+                        f"{info.file} became shorter while it was read: tensor {info.name!r} misses {left} bytes"
+                    )
+                while len(piece) < min(PIECE_BYTES, left) and (more := file.read(min(PIECE_BYTES, left) - len(piece))):
+                    piece += more  # an unbuffered read may stop early
+                hashes.append(hashlib.sha256(piece).digest())
+                left -= len(piece)
+                advance(len(piece))
+    except OSError as error:
+        raise CheckpointError(f"cannot read tensor {info.name!r} from {info.file}: {error.strerror or error}") from error
+    return tensor_root(hashes)
+
+
+def _tokenizer_files(directory: Path) -> tuple[FileEntry, ...]:
+    files = []
+    for name in sorted(TOKENIZER_FILES):
+        path = directory / name
+        if path.is_file():
+            if path.stat().st_size > MAX_TOKENIZER_BYTES:
+                raise CheckpointError(
+                    f"{path} has {path.stat().st_size} bytes; a tokenizer file has at most {MAX_TOKENIZER_BYTES}"
+                )
+            files.append(FileEntry(name, hashlib.sha256(path.read_bytes()).digest()))
+    return tuple(files)
+
+
+def _stamp(checkpoint: Checkpoint) -> str:
+    """Changes whenever a file that enters the manifest does."""
+    paths = {info.file for info in checkpoint.tensors.values()} | {
+        checkpoint.path / name for name in ("config.json", *TOKENIZER_FILES)
+    }
+    found = [(path, path.stat()) for path in sorted(paths) if path.exists()]
+    names = hashlib.sha256("\n".join(sorted(checkpoint.tensors)).encode()).hexdigest()
+    return json.dumps([1, names, [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]])
+
+
+def _recall(place: Path, stamp: str) -> Manifest | None:
+    """The remembered manifest; None where there is none, files changed since, or somebody damaged it."""
+    try:
+        if place.stat().st_size > MAX_CACHED_BYTES:
+            return None
+        header, _, body = place.read_bytes().partition(b"\n")
+        return Manifest.from_canonical(body) if header.decode() == stamp else None
+    except (OSError, ValueError, BadRequestError):
+        return None
+
+
+def _remember(place: Path, stamp: str, manifest: Manifest) -> None:
+    """Written beside and moved into place: two nodes that start together never read half of it. A full disk only costs time."""
+    fresh = place.with_suffix(f".{os.getpid()}.{threading.get_ident()}.new")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_bytes(stamp.encode() + b"\n" + manifest.canonical())
+        fresh.replace(place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()

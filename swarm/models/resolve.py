@@ -1,0 +1,48 @@
+"""From what a person calls a model to a directory with its files: an existing directory, else a snapshot from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from protocols.errors import ModelNotFoundError
+
+PATTERNS = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
+            "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "chat_template*"]  # fmt: skip
+"""What is fetched of a repository; never pickles, never code."""
+
+ETAG_TIMEOUT_S = 10.0
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+
+
+def resolve(model: str, cache_dir: Path | None = None) -> Path:
+    """The directory of `model`; downloads it where it is a Hub name that is not in the Hub's cache yet.
+
+    cache_dir: where the Hub's snapshots are kept; None = huggingface_hub's own place.
+    ModelNotFoundError says which places were tried and what to do.
+    """
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return directory.resolve()
+    if directory.exists():
+        raise ModelNotFoundError(f"{model!r} is a file; give the directory that holds config.json and the *.safetensors files")
+    if not _HUB_NAME.fullmatch(model):
+        raise ModelNotFoundError(
+            f"there is no directory {model!r}, and it is no Hub name either (owner/name); check the spelling"
+        )
+    return _from_hub(model, cache_dir)
+
+
+def _from_hub(model: str, cache_dir: Path | None) -> Path:
+    from huggingface_hub import snapshot_download  # takes a quarter of a second, which a local directory need not wait for
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(model, cache_dir=cache_dir, allow_patterns=PATTERNS, etag_timeout=ETAG_TIMEOUT_S)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelNotFoundError(
+            f"model {model!r}: no such directory, and the Hugging Face Hub did not give it ({reason}); "
+            "check the name and the connection, or give a directory with config.json and *.safetensors"
+        ) from error
+    return Path(found)

@@ -1,0 +1,43 @@
+"""How much memory blocks take: told from headers and config alone, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from protocols.ids import Span
+from swarm.models.checkpoint import Checkpoint
+
+
+def span_bytes(checkpoint: Checkpoint, span: Span, dtype: torch.dtype) -> int:
+    """Bytes of the weights of blocks `span` when loaded in `dtype`."""
+    return sum(checkpoint.block_values[span.start : span.stop]) * dtype.itemsize
+
+
+def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:
+    """Bytes that one more token of one row takes in blocks `span`: an estimate for planning, from the config.
+
+    Engines measure the truth from the first write. Where the config says little, this errs upwards (all blocks attend, one kv head
+    for each query head).
+    """
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * span.stop
+    attending = sum("attention" in kind and "linear" not in kind for kind in kinds[span.start : span.stop])
+    return attending * _values_per_token(text) * dtype.itemsize
+
+
+def _values_per_token(config: Any) -> int:
+    heads = _first(config, "num_attention_heads", "n_head", "num_heads") or 1
+    head_size = _first(config, "head_dim") or config.hidden_size // heads
+    nope, rope, value = (_first(config, key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    if nope and rope and value:  # latent attention: keys and values differ in size, and are kept for every head
+        return heads * (nope + rope + value)
+    kv_heads = _first(config, "num_key_value_heads", "num_kv_heads") or heads
+    return 2 * kv_heads * head_size
+
+
+def _first(config: Any, *names: str) -> int | None:
+    """The first of these entries that is a positive number."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if type(value) is int and value > 0), None)
