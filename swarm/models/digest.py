@@ -103,17 +103,13 @@ def _roots(infos: Collection[TensorInfo], progress: Progress | None) -> dict[str
 def _root(info: TensorInfo, advance: Callable[[int], None]) -> bytes:
     hashes = []
     try:
-        with info.file.open("rb", buffering=0) as file:
+        with info.file.open("rb") as file:
             file.seek(info.start)
             left = info.stop - info.start
             while left:
                 piece = file.read(min(PIECE_BYTES, left))
-                if not piece:
-                    raise CheckpointError(
-                        f"{info.file} became shorter while it was read: tensor {info.name!r} misses {left} bytes"
-                    )
-                while len(piece) < min(PIECE_BYTES, left) and (more := file.read(min(PIECE_BYTES, left) - len(piece))):
-                    piece += more  # an unbuffered read may stop early
+                if len(piece) < min(PIECE_BYTES, left):
+                    raise CheckpointError(f"{info.file} became shorter while it was read: tensor {info.name!r} is cut off")
                 hashes.append(hashlib.sha256(piece).digest())
                 left -= len(piece)
                 advance(len(piece))

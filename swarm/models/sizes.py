@@ -19,12 +19,12 @@ def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:
     """Bytes that one more token of one row takes in blocks `span`: an estimate for planning, from the config.
 
     Engines measure the truth from the first write. Where the config says little, this errs upwards (all blocks attend, one kv head
-    for each query head).
+    for each query head). At least 1, also where no block attends.
     """
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * span.stop
     attending = sum("attention" in kind and "linear" not in kind for kind in kinds[span.start : span.stop])
-    return attending * _values_per_token(text) * dtype.itemsize
+    return max(1, attending * _values_per_token(text) * dtype.itemsize)
 
 
 def _values_per_token(config: Any) -> int:
