@@ -7,33 +7,35 @@ running steps are finished, and nothing is left behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 
-from swarm.models.digest import build_manifest
-from swarm.models.resolve import resolve
-from swarm.models.sizes import kv_bytes_per_token, span_bytes
-from swarm.peer import Peer, PeerConfig
-
-from node import hardware, joining
+from node import choosing, hardware
 from node.config import DEFAULT_SWARM, NodeConfig
 from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
 from protocols import services
-from protocols.errors import DrainingError
+from protocols.errors import DrainingError, PeerUnreachableError
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
 from protocols.weights import Manifest
 from swarm.inference.grants import Served
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.digest import build_manifest
 from swarm.models.loading import load_span
+from swarm.models.resolve import resolve
+from swarm.models.sizes import kv_bytes_per_token, span_bytes
+from swarm.peer import Peer, PeerConfig, software
 from swarm.rpc.call import Call, Handler, Handlers
 from swarm.rpc.stream import Stream
 
 log = logging.getLogger(__name__)
+
+JOIN_WAIT_S = 10.0
+"""How long a node waits for the first answer of the peers it was given, before it serves on its own and keeps trying."""
 
 KV_SHARE = 0.8
 """Share of the memory left beside the weights that sessions may take; the rest is for activations."""
@@ -61,8 +63,8 @@ async def run_node(config: NodeConfig, on_event: OnEvent) -> None:
     device = hardware.pick_device(config.device)
     checkpoint, model, manifest = await asyncio.to_thread(_open_model, config, on_event)
     doors = Doors()
-    async with Peer(_peer_config(config), doors.handlers()) as peer:
-        _introduce(peer, on_event)
+    async with Peer(_peer_config(config, on_event), doors.handlers()) as peer:
+        await _meet(peer, on_event)
         presence = Presence(config, peer, model, checkpoint.num_blocks)
         try:
             host = await _take_a_place(config, device, checkpoint, manifest, presence, on_event)
@@ -89,10 +91,15 @@ def _name_of(given: str, checkpoint: Checkpoint) -> str:
     return checkpoint.name if checkpoint.path.name == given.rstrip("/").rpartition("/")[2] else given
 
 
-def _introduce(peer: Peer, on_event: OnEvent) -> None:
+async def _meet(peer: Peer, on_event: OnEvent) -> None:
+    """Say who we are, and wait a moment for the given peers: what they know decides our place."""
     on_event(Event("peer", peer.peer_id))
     for address in peer.multiaddrs:
         on_event(Event("multiaddr", address))
+    with contextlib.suppress(PeerUnreachableError):  # said through `on_join`; the peer keeps trying
+        await peer.joined(JOIN_WAIT_S)
+    if peer.refusal:
+        raise peer.refusal
 
 
 async def _take_a_place(
@@ -100,14 +107,14 @@ async def _take_a_place(
 ) -> Host:
     """Choose number format and span, then load the span."""
     others = await presence.look()
-    for digest in joining.other_weights(presence.last_seen, presence.model):
+    for digest in choosing.other_weights(presence.last_seen, presence.model):
         on_event(Event("warning", f"others serve {presence.model.name} with other weights ({digest[:12]}); the two never mix"))
-    dtype = hardware.pick_dtype(config.dtype, joining.stored_dtype(checkpoint), device, served=joining.usual_dtype(others))
+    dtype = hardware.pick_dtype(config.dtype, choosing.stored_dtype(checkpoint), device, served=choosing.usual_dtype(others))
     on_event(Event("device", f"{device}, {dtype.name} ({dtype.reason})"))
     presence.dtype = dtype.name
     free_bytes = hardware.room_bytes(device)
-    room = joining.make_room(checkpoint, dtype.name, free_bytes, config.num_blocks)
-    choice = await joining.settle(config, presence.me, room, presence.look, presence.join)
+    room = choosing.make_room(checkpoint, dtype.name, free_bytes, config.num_blocks)
+    choice = await choosing.settle(config, presence.me, room, presence.look, presence.join)
     on_event(Event("placement", f"blocks {choice.span}: {choice.reason}"))
     engine = await asyncio.to_thread(_load, checkpoint, choice.span, dtype.name, device, free_bytes)
     served = presence.served(choice.span, checkpoint.hidden_size)
@@ -144,7 +151,10 @@ async def _leave(presence: Presence) -> None:
         log.warning("left after %.0f s without waiting for the rest of the running steps", LEAVE_S)
 
 
-def _peer_config(config: NodeConfig) -> PeerConfig:
+def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
+    def tell(is_joined: bool, text: str) -> None:
+        on_event(Event("joined" if is_joined else "warning", text.removeprefix("joined: ")))
+
     return PeerConfig(
         swarm=config.swarm,
         bootstrap=config.peers,
@@ -152,6 +162,8 @@ def _peer_config(config: NodeConfig) -> PeerConfig:
         announce=config.announce,
         data_dir=config.data_dir,
         identity_path=config.identity,
+        name=config.name,
+        on_join=tell,
     )
 
 
@@ -175,7 +187,7 @@ class Doors:
 
     def _streaming(self, name: str) -> Handler:
         async def handle(stream: Stream, call: Call) -> None:
-            await self._behind(name)(stream, call)  # type: ignore[arg-type, misc]
+            await self._behind(name)(stream, call)  # type: ignore[arg-type]
 
         return handle
 
@@ -196,23 +208,23 @@ class Presence:
 
     def __init__(self, config: NodeConfig, peer: Peer, model: ModelId, num_blocks: int) -> None:
         self.model, self.me, self.dtype = model, peer.peer_id, ""
-        self.last_seen: joining.Records = _Nobody()
+        self.last_seen: choosing.Records = _Nobody()
         self._peer, self._num_blocks = peer, num_blocks
         self._span: Span | None = None
         self._host: Host | None = None
         self._record = PeerRecord(
             peer=peer.peer_id,
             name=config.name,
-            software=f"murmuration/{metadata.version('murmuration')}",
+            software=software(),
             addresses=tuple(peer.addresses),
-            certificate=peer.certificate.der,
+            certificate=peer.certificate,
             p2p_addresses=tuple(peer.multiaddrs),
         )
 
-    async def look(self) -> list[joining.Claim]:
+    async def look(self) -> list[choosing.Claim]:
         """What the others hold, or are about to."""
         self.last_seen = await self._peer.directory.snapshot(self.model.name)
-        return joining.claims(self.last_seen, self.model, self.me)
+        return choosing.claims(self.last_seen, self.model, self.me)
 
     async def join(self, span: Span) -> None:
         """Announce that we are about to host `span`."""
@@ -229,8 +241,7 @@ class Presence:
 
     async def withdraw(self) -> None:
         """Take the announcement back, if there was one."""
-        if self._span is not None:
-            await self._peer.directory.withdraw()
+        await self._peer.directory.withdraw()
 
     async def stop_serving(self) -> None:
         if self._host is not None:
@@ -246,7 +257,8 @@ class Presence:
         """This node now."""
         assert self._span is not None
         served = ServedSpan(model=self.model, span=self._span, num_blocks=self._num_blocks, dtype=self.dtype)
-        record = replace(self._record, state="joining", spans=(served,))
+        trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
+        record = replace(self._record, state="joining", spans=(served,), reachable=self._peer.reachable, round_trips=trips)
         if self._host is not None:
             load = self._host.load()
             record = replace(record, state="serving", free_tokens=load.free_tokens, queue=load.queue, step_ms=load.step_ms)

@@ -140,7 +140,7 @@ async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, patience_s:
 
     config = PeerConfig(swarm=swarm, bootstrap=peers, listen=None, data_dir=data_dir, client_mode=True)
     async with Peer(config, {}) as peer:
-        names = [name] if name is not None else await peer.directory.model_names()
+        names = [name] if name is not None else list(await peer.directory.models())
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
     return [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one)]
 

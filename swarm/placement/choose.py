@@ -1,14 +1,18 @@
-"""Which span a newcomer should host: the blocks with the fewest replicas that fit its memory. Pure.
+"""Which span a newcomer should host: what the swarm needs most, of what fits its memory and joins the others' spans. Pure.
 
-A window of consecutive blocks is judged by three things, in this order:
-  1. need: how many blocks without a replica it holds, then how many with one, and so on;
-  2. neatness: how many more windows of its length the neediest blocks would then still take (so that a newcomer
-     leaves no crumbs: of 12 empty blocks a node of 4 takes 0:4, 4:8 or 8:12, never 3:7);
-  3. the hash of (PeerID, span), so that two peers who join at the same moment choose differently.
+A route's spans follow each other without gap or overlap (`routing/path.py`), so a span helps only where its edges meet those
+of others. In this order:
+  1. Blocks that nobody hosts: each gap is tiled from its left edge with the longest spans that fit, and the longest tile is
+     taken: its edges meet others, and no crumbs are left. Of 12 empty blocks a node of 4 takes 0:4, 4:8 or 8:12, never 3:7.
+  2. All are hosted: a span that completes a route, from a block that routes from 0 reach to one from which they reach the end;
+     the one with the most blocks at the fewest replicas, then at the next fewest, and so on.
+  3. None of those fits: one that brings such a span closer, so that the next newcomer can complete it.
+Ties go by the hash of (PeerID, span), so that peers who join at the same moment mostly choose differently.
+
 Where they still collide, the one whose hash of the PeerID is larger chooses anew, counting only those who outrank it
-(`outranking`, docs/architecture.md, "Placement race"). The order must not depend on the spans: with hash(PeerID, span)
-two peers who move in the same round can swap places for ever (hypothesis found three peers that do), with a fixed order
-the n-th peer rests after n rounds.
+(`outranking`; docs/architecture.md, "Finding each other"). That order must not depend on the spans: with hash(PeerID, span) two
+peers who move in the same round can swap places for ever (hypothesis found three that do); with a fixed order the n-th
+peer rests after n rounds.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from dataclasses import dataclass
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId, Span
+
+Rank = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,26 +39,39 @@ class Room:
     """What each block of the model takes, K/V reserve included."""
 
     num_blocks: int | None = None
-    """Exactly so many blocks, where the volunteer said so; None = as many as fit."""
-
-    def windows(self) -> list[Span]:
-        """Every longest span that fits; empty where not even the smallest block does."""
-        if self.num_blocks is not None:
-            last = len(self.block_bytes) - self.num_blocks
-            spans = [Span(start, start + self.num_blocks) for start in range(last + 1)]
-            return [span for span in spans if self.takes(span) <= self.free_bytes]
-        spans = [Span(start, stop) for start in range(len(self.block_bytes)) if (stop := self._reach(start)) > start]
-        return [span for index, span in enumerate(spans) if index == 0 or span.stop > spans[index - 1].stop]
+    """At most so many blocks; None = as many as fit."""
 
     def takes(self, span: Span) -> int:
         """Bytes of the span's blocks."""
         return sum(self.block_bytes[span.start : span.stop])
 
-    def _reach(self, start: int) -> int:
-        stop, left = start, self.free_bytes
-        while stop < len(self.block_bytes) and (left := left - self.block_bytes[stop]) >= 0:
+    def fits(self, span: Span) -> bool:
+        """Whether memory and the volunteer's wish allow it."""
+        return self.takes(span) <= self.free_bytes and (self.num_blocks is None or len(span) <= self.num_blocks)
+
+    def longest_from(self, start: int, limit: int) -> Span | None:
+        """The longest span from `start` on, not beyond `limit`, that fits."""
+        stop = start
+        while stop < limit and self.fits(Span(start, stop + 1)):
             stop += 1
-        return stop
+        return Span(start, stop) if stop > start else None
+
+    def longest_to(self, stop: int) -> Span | None:
+        """The longest span that ends at `stop` and fits."""
+        start = stop
+        while start > 0 and self.fits(Span(start - 1, stop)):
+            start -= 1
+        return Span(start, stop) if stop > start else None
+
+    def tiles(self, within: Span) -> list[Span]:
+        """`within` cut from the left into longest spans that fit, without the blocks that do not."""
+        tiles: list[Span] = []
+        start = within.start
+        while start < within.stop:
+            tile = self.longest_from(start, within.stop)
+            start = tile.stop if tile else start + 1
+            tiles += [tile] if tile else []
+        return tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,66 @@ class Choice:
 
     span: Span
     reason: str
+
+
+def choose(peer: PeerId, hosted: Sequence[Span], room: Room, current: Span | None = None) -> Choice:
+    """The span that `peer` should host next to what the others host (or are about to).
+
+    `current`: what the peer has announced already; it is kept unless another is strictly better, so that a race ends.
+    ConfigError where nothing fits: with what the smallest choice takes and what there is.
+    """
+    total = len(room.block_bytes)
+    replicas = count_replicas(hosted, total)
+    ranks, why = _in_gaps(replicas, room), "nobody hosts them"
+    if not ranks and 0 not in replicas:
+        ranks, why = (
+            _on_routes(hosted, replicas, room),
+            f"they have the fewest nodes among those that fit ({min(replicas)} or more)",
+        )
+    if not ranks and 0 not in replicas:
+        ranks, why = _towards_routes(hosted, room), "with a neighbour they will make another route"
+    if not ranks:
+        ranks, why = _anywhere(replicas, room), "those that nobody hosts do not fit, these do"
+    if not ranks:
+        raise ConfigError(_nothing_fits(room))
+    best = min(ranks, key=lambda span: (ranks[span], _digest(f"{peer} {span}")))
+    if current is not None and ranks.get(current) == ranks[best]:
+        best = current
+    return Choice(best, f"{why}; {_mb(room.takes(best))} of {_mb(room.free_bytes)} MB, with their K/V reserve")
+
+
+# --- the four kinds of choices, each span with its rank: the smallest is the best
+
+
+def _in_gaps(replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
+    return {span: (-len(span),) for gap in gaps_of(replicas) for span in room.tiles(gap)}
+
+
+def _on_routes(hosted: Sequence[Span], replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
+    from_start, to_end = _edges(hosted, len(replicas))
+    spans = [Span(start, stop) for start in from_start for stop in to_end if start < stop]
+    return {span: _need(span, replicas) for span in spans if room.fits(span)}
+
+
+def _towards_routes(hosted: Sequence[Span], room: Room) -> dict[Span, Rank]:
+    total = len(room.block_bytes)
+    from_start, to_end = _edges(hosted, total)
+    after = (room.longest_from(start, total) for start in from_start)
+    before = (room.longest_to(stop) for stop in to_end)
+    ranks: dict[Span, Rank] = {span: (_distance([*from_start, span.stop], to_end), -len(span)) for span in after if span}
+    for span in before:
+        if span:
+            rank = (_distance(from_start, [*to_end, span.start]), -len(span))
+            ranks[span] = min(rank, ranks.get(span, rank))
+    return ranks
+
+
+def _anywhere(replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
+    """Where the blocks that are missing are too large for this node."""
+    return {span: _need(span, replicas) for span in room.tiles(Span(0, len(replicas)))}
+
+
+# --- what they are made of
 
 
 def count_replicas(spans: Iterable[Span], num_blocks: int) -> list[int]:
@@ -72,19 +151,52 @@ def count_replicas(spans: Iterable[Span], num_blocks: int) -> list[int]:
     return counts
 
 
-def choose(peer: PeerId, replicas: Sequence[int], room: Room, current: Span | None = None) -> Choice:
-    """The span that `peer` should host, given the replicas that the others hold of each block.
+def gaps_of(replicas: Sequence[int]) -> list[Span]:
+    """Every run of blocks that nobody hosts."""
+    gaps: list[Span] = []
+    for block, count in enumerate(replicas):
+        if count == 0:
+            start = gaps.pop().start if gaps and gaps[-1].stop == block else block
+            gaps.append(Span(start, block + 1))
+    return gaps
 
-    `current`: what the peer has announced already; it is kept unless another is strictly better, so that a race ends.
-    ConfigError where nothing fits: with what the smallest choice takes and what there is.
-    """
-    windows = room.windows()
-    if not windows:
-        raise ConfigError(_nothing_fits(room))
-    best = min(windows, key=lambda span: (*_rank(span, replicas), _digest(f"{peer} {span}")))
-    if current is not None and current in windows and _rank(current, replicas) <= _rank(best, replicas):
-        best = current
-    return Choice(best, _reason(best, replicas, room))
+
+def _edges(hosted: Iterable[Span], total: int) -> tuple[list[int], list[int]]:
+    """(blocks that chains of spans reach from 0, blocks from which chains reach the end)."""
+    spans = sorted(span for span in set(hosted) if span.stop <= total)
+    from_start, to_end = {0}, {total}
+    for span in spans:
+        if span.start in from_start:
+            from_start.add(span.stop)
+    for span in sorted(spans, key=lambda span: -span.stop):
+        if span.stop in to_end:
+            to_end.add(span.start)
+    return sorted(from_start), sorted(to_end)
+
+
+def _distance(from_start: Iterable[int], to_end: Iterable[int]) -> int:
+    """Blocks of the shortest span that would complete another route."""
+    ends = list(to_end)
+    return min(stop - start for start in from_start for stop in ends if start < stop)
+
+
+def _need(span: Span, replicas: Sequence[int]) -> Rank:
+    held = Counter(replicas[span.start : span.stop])
+    return tuple(-held[level] for level in range(min(replicas), max(replicas) + 1))
+
+
+def _nothing_fits(room: Room) -> str:
+    return (
+        f"no memory for even one of the model's blocks: the smallest takes {_mb(min(room.block_bytes))} MB with K/V, "
+        f"there are {_mb(room.free_bytes)} MB; free some, or try --dtype bfloat16 or another --device"
+    )
+
+
+def _mb(size: int) -> int:
+    return -(-size // 1_000_000)
+
+
+# --- races
 
 
 def outranking(peer: PeerId, claims: Iterable[tuple[PeerId, Span]]) -> list[Span]:
@@ -99,44 +211,3 @@ def overlaps(span: Span, others: Iterable[Span]) -> bool:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-def _rank(span: Span, replicas: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Smaller is better: (minus the number of blocks at each level of replicas, windows that would be left to fill)."""
-    held = Counter(replicas[span.start : span.stop])
-    levels = tuple(-held[level] for level in range(min(replicas), max(replicas) + 1))
-    return levels, _windows_left(span, replicas)
-
-
-def _windows_left(span: Span, replicas: Sequence[int]) -> int:
-    """How many spans of this length the neediest blocks outside of it still take."""
-    least, left, run = min(replicas), 0, 0
-    for block in range(len(replicas) + 1):
-        if block < len(replicas) and replicas[block] == least and block not in span:
-            run += 1
-        else:
-            left, run = left - -run // len(span), 0
-    return left
-
-
-def _reason(span: Span, replicas: Sequence[int], room: Room) -> str:
-    held = replicas[span.start : span.stop]
-    need = sum(count == 0 for count in held)
-    why = f"nobody hosts {need} of its {len(span)} blocks" if need else f"it has the fewest replicas ({min(held)} to {max(held)})"
-    return f"{why}; it takes {_mb(room.takes(span))} of {_mb(room.free_bytes)} MB, with its K/V reserve"
-
-
-def _nothing_fits(room: Room) -> str:
-    total = len(room.block_bytes)
-    if room.num_blocks is not None and room.num_blocks > total:
-        return f"--num-blocks {room.num_blocks} is more than the model has: {total} blocks; give at most {total}"
-    wanted = room.num_blocks or 1
-    least = min(room.takes(Span(start, start + wanted)) for start in range(total - wanted + 1))
-    return (
-        f"no memory for {wanted} of the model's blocks: they take {_mb(least)} MB with K/V, there are {_mb(room.free_bytes)} MB; "
-        "free some, or try --num-blocks 1, --dtype bfloat16 or another --device"
-    )
-
-
-def _mb(size: int) -> int:
-    return -(-size // 1_000_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,5 @@ def test_help_and_typing_errors_load_nothing_heavy(arguments: list[str]) -> None
 
 def test_every_error_has_a_documented_exit_code() -> None:
     assert {kind.exit_code for kind in BY_CODE.values()} <= set(EXIT_CODES)
+    page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert all(f"| {code} | {meaning} |" in page for code, meaning in EXIT_CODES.items())

@@ -1,61 +1,86 @@
-"""Placement: what a newcomer takes, that it fits, and that newcomers together cover what their memory can cover."""
+"""Placement: what a newcomer takes fits and joins its neighbours, and newcomers together make a route where memory allows one."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId, Span
-from swarm.placement.choose import Room, choose, count_replicas, outranking, overlaps
+from swarm.placement.choose import Room, choose, count_replicas, gaps_of, outranking, overlaps
+from swarm.routing.path import missing
+
+ROOMS = st.lists(st.integers(1, 8), min_size=1, max_size=8)
+EQUAL_ROOMS = st.tuples(st.integers(1, 8), st.integers(1, 8)).map(lambda pair: [pair[0]] * pair[1])
 
 
-def room(num_blocks: int, takes: int, exactly: int | None = None) -> Room:
+def room(num_blocks: int, takes: int, at_most: int | None = None) -> Room:
     """A model of equal blocks of 10 bytes, and memory for `takes` of them."""
-    return Room(free_bytes=takes * 10 + 9, block_bytes=(10,) * num_blocks, num_blocks=exactly)
+    return Room(free_bytes=takes * 10 + 9, block_bytes=(10,) * num_blocks, num_blocks=at_most)
 
 
 def peer(number: int) -> PeerId:
     return PeerId(f"12D3KooW{number:044d}".replace("0", "z"))
 
 
+def spans(*texts: str) -> list[Span]:
+    return [Span.parse(text) for text in texts]
+
+
 def test_a_lone_peer_that_can_hold_everything_takes_everything() -> None:
-    choice = choose(peer(1), [0] * 6, room(6, 6))
+    choice = choose(peer(1), [], room(6, 6))
     assert choice.span == Span(0, 6)
-    assert "nobody hosts 6 of its 6 blocks" in choice.reason
+    assert "nobody hosts them" in choice.reason
 
 
-def test_the_gap_is_taken_before_anything_else() -> None:
-    assert choose(peer(1), [1, 1, 0, 0, 1, 2], room(6, 2)).span == Span(2, 4)
-    assert choose(peer(1), [3, 3, 2, 2, 1, 2], room(6, 2)).span == Span(4, 6)
+def test_a_gap_is_filled_before_anything_else_and_never_overlapped() -> None:
+    assert choose(peer(1), spans("0:2", "4:6"), room(6, 2)).span == Span(2, 4)
+    assert choose(peer(1), spans("0:2", "4:6"), room(6, 6)).span == Span(2, 4)  # a longer span would join nobody
+    assert choose(peer(1), spans("0:5", "0:5", "7:12"), room(12, 5)).span == Span(5, 7)
 
 
 def test_no_crumbs_are_left_between_newcomers() -> None:
-    starts = {choose(peer(number), [0] * 12, room(12, 4)).span.start for number in range(40)}
+    starts = {choose(peer(number), [], room(12, 4)).span.start for number in range(40)}
     assert starts == {0, 4, 8}  # all three: the hash of the peer decides
 
 
-def test_the_number_of_blocks_can_be_given() -> None:
-    assert len(choose(peer(1), [0] * 6, room(6, 6, exactly=2)).span) == 2
+def test_a_replica_goes_where_there_are_fewest_and_meets_the_others() -> None:
+    hosted = spans("0:3", "0:3", "3:6")
+    assert choose(peer(1), hosted, room(6, 3)).span == Span(3, 6)
+    assert choose(peer(1), hosted, room(6, 5)).span == Span(3, 6)  # 1:6 would hold more, and join nobody
+    assert choose(peer(1), hosted, room(6, 6)).span == Span(0, 6)
+
+
+def test_overlapping_spans_of_stubborn_peers_are_bridged() -> None:
+    assert choose(peer(1), spans("0:4", "2:6"), room(6, 2)).span in spans("0:2", "4:6")
+
+
+def test_a_peer_too_small_for_any_part_begins_one_that_the_next_completes() -> None:
+    first = choose(peer(1), spans("0:6"), room(6, 3)).span
+    second = choose(peer(2), [*spans("0:6"), first], room(6, 3)).span
+    assert sorted([first, second]) == spans("0:3", "3:6")
+
+
+def test_the_volunteer_may_limit_the_number_of_blocks() -> None:
+    assert len(choose(peer(1), [], room(6, 6, at_most=2)).span) == 2
 
 
 def test_unequal_blocks_are_weighed_one_by_one() -> None:
     heavy = Room(free_bytes=100, block_bytes=(90, 20, 20, 20, 20))
-    assert heavy.windows() == [Span(0, 1), Span(1, 5)]
+    assert heavy.tiles(Span(0, 5)) == [Span(0, 1), Span(1, 5)]
 
 
-@pytest.mark.parametrize(
-    ("which", "words"),
-    [
-        (Room(free_bytes=5, block_bytes=(10, 10)), "no memory for 1 of the model's blocks"),
-        (room(6, 3, exactly=4), "no memory for 4"),
-        (room(6, 6, exactly=7), "--num-blocks 7 is more than the model has: 6 blocks"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_numbers(which: Room, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        choose(peer(1), [0] * len(which.block_bytes), which)
+def test_where_the_missing_block_is_too_large_another_is_taken() -> None:
+    heavy = Room(free_bytes=30, block_bytes=(90, 20, 20))
+    assert choose(peer(1), spans("1:3"), heavy).span in spans("1:2", "2:3")
+
+
+def test_what_does_not_fit_is_refused_with_numbers() -> None:
+    with pytest.raises(
+        ConfigError, match="no memory for even one of the model's blocks: the smallest takes 10 MB with K/V, there are 5 MB"
+    ):
+        choose(peer(1), [], Room(free_bytes=5_000_000, block_bytes=(10_000_000, 20_000_000)))
 
 
 def test_of_two_who_collide_exactly_one_yields() -> None:
@@ -66,63 +91,72 @@ def test_of_two_who_collide_exactly_one_yields() -> None:
     assert not overlaps(Span(0, 3), [Span(3, 6)])
 
 
-@given(
-    replicas=st.lists(st.integers(0, 3), min_size=1, max_size=24),
-    free=st.integers(0, 400),
-    data=st.data(),
-)
-def test_a_choice_fits_and_holds_the_neediest(replicas: list[int], free: int, data: st.DataObject) -> None:
-    sizes = tuple(data.draw(st.lists(st.integers(1, 60), min_size=len(replicas), max_size=len(replicas))))
-    mine = Room(free_bytes=free, block_bytes=sizes)
+@st.composite
+def hosted_spans(draw: st.DrawFn, num_blocks: int) -> list[Span]:
+    starts = draw(st.lists(st.integers(0, num_blocks - 1), max_size=6))
+    return [Span(start, draw(st.integers(start + 1, num_blocks))) for start in starts]
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=16), free=st.integers(0, 300), data=st.data())
+def test_a_choice_always_fits(sizes: list[int], free: int, data: st.DataObject) -> None:
+    hosted = data.draw(hosted_spans(len(sizes)))
+    mine = Room(free_bytes=free, block_bytes=tuple(sizes))
     if min(sizes) > free:
         with pytest.raises(ConfigError):
-            choose(peer(1), replicas, mine)
+            choose(peer(1), hosted, mine)
         return
-    span = choose(peer(1), replicas, mine).span
-    assert sum(sizes[span.start : span.stop]) <= free
-    assert span.stop == len(sizes) or span.start == 0 or sum(sizes[span.start : span.stop + 1]) > free  # no room wasted
-    neediest = [block for block, count in enumerate(replicas) if count == min(replicas) and sizes[block] <= free]
-    assert not neediest or any(block in span for block in neediest)
+    span = choose(peer(1), hosted, mine).span
+    assert mine.takes(span) <= free and span.stop <= len(sizes)
+    empty = [block for gap in gaps_of(count_replicas(hosted, len(sizes))) for block in range(gap.start, gap.stop)]
+    if any(sizes[block] <= free for block in empty):
+        assert set(range(span.start, span.stop)) <= set(empty)
 
 
 @given(num_blocks=st.integers(1, 24), takes=st.integers(1, 24))
-def test_peers_who_come_one_by_one_cover_the_model_with_as_few_as_can_be(num_blocks: int, takes: int) -> None:
-    takes, spans = min(takes, num_blocks), list[Span]()
+def test_peers_who_come_one_by_one_make_a_route_with_as_few_as_can_be(num_blocks: int, takes: int) -> None:
+    takes, hosted = min(takes, num_blocks), list[Span]()
     for number in range(-(-num_blocks // takes)):
-        spans.append(choose(peer(number), count_replicas(spans, num_blocks), room(num_blocks, takes)).span)
-    assert min(count_replicas(spans, num_blocks)) >= 1
+        hosted.append(choose(peer(number), hosted, room(num_blocks, takes)).span)
+    assert missing(hosted, num_blocks) == []
 
 
-@settings(max_examples=300)
-@given(
-    num_blocks=st.integers(1, 16),
-    takes=st.lists(st.integers(1, 8), min_size=1, max_size=8)
-    | st.tuples(st.integers(1, 8), st.integers(1, 8)).map(lambda pair: [pair[0]] * pair[1]),
-    first=st.integers(0, 1000),
-)
-def test_peers_who_come_at_once_settle_and_cover_what_they_can(num_blocks: int, takes: list[int], first: int) -> None:
+@given(num_blocks=st.integers(1, 12), takes=ROOMS, data=st.data())
+def test_whatever_stubborn_peers_host_newcomers_make_a_route(num_blocks: int, takes: list[int], data: st.DataObject) -> None:
+    hosted = data.draw(hosted_spans(num_blocks))
+    for number in range(2 * num_blocks):
+        if not missing(hosted, num_blocks):
+            return
+        hosted.append(choose(peer(number), hosted, room(num_blocks, takes[number % len(takes)])).span)
+    assert missing(hosted, num_blocks) == [], hosted
+
+
+@given(num_blocks=st.integers(1, 12), takes=st.integers(1, 12))
+def test_as_many_again_make_every_block_survive_a_death(num_blocks: int, takes: int) -> None:
+    takes, hosted = min(takes, num_blocks), list[Span]()
+    for number in range(2 * -(-num_blocks // takes)):
+        hosted.append(choose(peer(number), hosted, room(num_blocks, takes)).span)
+    for index in range(len(hosted)):
+        assert missing(hosted[:index] + hosted[index + 1 :], num_blocks) == [], hosted
+
+
+def after_a_look(who: PeerId, span: Span, what: Room, claims: list[tuple[PeerId, Span]]) -> Span:
+    stronger = outranking(who, claims)
+    return choose(who, stronger, what, current=span).span if overlaps(span, stronger) else span
+
+
+@given(num_blocks=st.integers(1, 16), takes=ROOMS | EQUAL_ROOMS, first=st.integers(0, 1000))
+def test_peers_who_come_at_once_settle_and_make_a_route(num_blocks: int, takes: list[int], first: int) -> None:
     """The race, in lock step: everybody announces, waits, looks, and moves if a smaller hash claims the same."""
     peers = [peer(first + number) for number in range(len(takes))]
     rooms = [room(num_blocks, min(size, num_blocks)) for size in takes]
-    spans = [choose(who, [0] * num_blocks, what).span for who, what in zip(peers, rooms, strict=True)]
-    for _round in range(len(takes)):
-        moved = [
-            _after_a_look(who, span, what, list(zip(peers, spans, strict=True)), num_blocks)
-            for who, span, what in zip(peers, spans, rooms, strict=True)
-        ]
-        settled, spans = moved == spans, moved
-        if settled:
-            break
-    assert [
-        _after_a_look(*one, list(zip(peers, spans, strict=True)), num_blocks) for one in zip(peers, spans, rooms, strict=True)
-    ] == spans
-    equal_and_enough = min(takes) == max(takes) and len(takes) * takes[0] >= num_blocks + takes[0] - 1
-    if equal_and_enough or len(takes) * min(takes) >= 2 * num_blocks:
-        assert min(count_replicas(spans, num_blocks)) >= 1, f"blocks without a host: {spans} with room for {takes}"
-
-
-def _after_a_look(who: PeerId, span: Span, what: Room, claims: list[tuple[PeerId, Span]], num_blocks: int) -> Span:
-    stronger = outranking(who, claims)
-    if not overlaps(span, stronger):
-        return span
-    return choose(who, count_replicas(stronger, num_blocks), what, current=span).span
+    taken = [choose(who, [], what).span for who, what in zip(peers, rooms, strict=True)]
+    for _round in range(len(takes) + 1):
+        claims = list(zip(peers, taken, strict=True))
+        moved = [after_a_look(who, span, what, claims) for (who, span), what in zip(claims, rooms, strict=True)]
+        settled, taken = moved == taken, moved
+    assert settled
+    is_enough = len(takes) * min(takes) >= 2 * num_blocks
+    if min(takes) == max(takes):
+        is_enough = len(takes) * takes[0] >= num_blocks + takes[0] - 1
+    if is_enough:
+        assert missing(taken, num_blocks) == [], f"no route over {taken} with room for {takes}"

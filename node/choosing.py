@@ -1,0 +1,142 @@
+"""Which blocks this node will host, and in which number format: what it was told, else what the swarm needs.
+
+The decisions are pure (`swarm/placement/choose.py`, `node/hardware.py`); here they meet the directory.
+Where two nodes choose the same blocks at the same moment: announce `joining`, wait, look again, and the one with the larger
+hash chooses anew (docs/architecture.md, "Placement race").
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.config import NodeConfig
+from protocols.errors import ConfigError
+from protocols.ids import ModelId, PeerId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.models.checkpoint import DTYPES, Checkpoint
+from swarm.models.sizes import kv_bytes_per_token, span_bytes
+from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
+
+RACE_WAIT_S = 1.5
+"""How long an announcement gets to reach whoever joins at the same moment."""
+
+RACE_ROUNDS = 8
+"""Looks before a node settles where it is; with n peers racing n rounds are enough."""
+
+KV_RESERVE_TOKENS = 4_096
+"""Tokens of K/V per block that a chosen span leaves room for (fewer where the model's limit is lower)."""
+
+
+class Records(Protocol):
+    """What the directory knows of one model."""
+
+    @property
+    def peers(self) -> Sequence[PeerRecord]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Blocks that a peer hosts, or is about to."""
+
+    peer: PeerId
+    served: ServedSpan
+    is_joining: bool
+
+
+def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
+    """What the others hold of these very weights; those who are leaving do not count."""
+    return [
+        Claim(record.peer, served, record.state == "joining")
+        for record in records.peers
+        if record.state != "draining" and record.peer != me
+        for served in record.spans
+        if served.model.digest == model.digest
+    ]
+
+
+def other_weights(records: Records, model: ModelId) -> list[str]:
+    """Digests under which others serve the same name."""
+    found = {served.model.digest for record in records.peers for served in record.spans if served.model.name == model.name}
+    return sorted(found - {model.digest})
+
+
+def usual_dtype(others: Sequence[Claim]) -> str | None:
+    """The format that most of the others compute in; None where there are none."""
+    counts = Counter(claim.served.dtype for claim in others)
+    return min(counts, key=lambda dtype: (-counts[dtype], dtype), default=None)
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """The format of most of the checkpoint's bytes, as `bfloat16`."""
+    sizes: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        sizes[info.dtype] += info.stop - info.start
+    return str(DTYPES[sizes.most_common(1)[0][0]]).removeprefix("torch.") if sizes else "float32"
+
+
+def make_room(checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None) -> Room:
+    """What this machine can take of the model."""
+    from node.hardware import torch_dtype
+
+    kind = torch_dtype(dtype)
+    tokens = min(KV_RESERVE_TOKENS, checkpoint.max_positions or KV_RESERVE_TOKENS)
+    spans = [Span(block, block + 1) for block in range(checkpoint.num_blocks)]
+    sizes = (span_bytes(checkpoint, span, kind) + tokens * kv_bytes_per_token(checkpoint.config, span, kind) for span in spans)
+    return Room(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks)
+
+
+def as_told(span: Span, room: Room) -> Choice:
+    """The span of `--blocks`, checked against the model and the memory."""
+    total = len(room.block_bytes)
+    if span.stop > total:
+        raise ConfigError(f"--blocks {span} goes beyond the model: it has {total} blocks; give start:stop within 0:{total}")
+    takes, free = room.takes(span) / 1e6, room.free_bytes / 1e6
+    if takes > free:
+        raise ConfigError(
+            f"no memory for blocks {span}: they take {takes:.0f} MB with K/V, there are {free:.0f} MB; "
+            "free some, or host fewer: leave --blocks out and the node takes what fits"
+        )
+    return Choice(span, f"as asked; it takes {takes:.0f} of {free:.0f} MB, with its K/V reserve")
+
+
+async def settle(
+    config: NodeConfig,
+    me: PeerId,
+    room: Room,
+    look: Callable[[], Awaitable[list[Claim]]],
+    announce: Callable[[Span], Awaitable[None]],
+) -> Choice:
+    """Choose a span, announce it as `joining`, and stay out of the way of those who outrank us.
+
+    look: what the others claim now. announce: publishes our claim; called with every span that we move to.
+    A span that the volunteer named is announced and kept, whoever else hosts it.
+    """
+    choice = as_told(config.blocks, room) if config.blocks is not None else await _first_choice(me, look, room)
+    await announce(choice.span)
+    if config.blocks is not None or not config.peers:
+        return choice
+    for _look in range(RACE_ROUNDS):
+        await asyncio.sleep(RACE_WAIT_S)
+        moved = look_again(me, choice, await look(), room)
+        if moved.span == choice.span:
+            break
+        choice = moved
+        await announce(choice.span)
+    return choice
+
+
+def look_again(me: PeerId, choice: Choice, others: Sequence[Claim], room: Room) -> Choice:
+    """The same choice, unless a joining peer that outranks us claims some of its blocks: then the best next to theirs. Pure."""
+    stronger = outranking(me, [(claim.peer, claim.served.span) for claim in others if claim.is_joining])
+    if not overlaps(choice.span, stronger):
+        return choice
+    hosted = [claim.served.span for claim in others if not claim.is_joining]
+    return choose(me, [*hosted, *stronger], room, current=choice.span)
+
+
+async def _first_choice(me: PeerId, look: Callable[[], Awaitable[list[Claim]]], room: Room) -> Choice:
+    return choose(me, [claim.served.span for claim in await look()], room)

@@ -1,0 +1,91 @@
+"""Choosing blocks: what counts as hosted, the format of the others, and who moves in a race. Pure parts, with records as they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from node.choosing import Claim, as_told, claims, look_again, other_weights, settle, usual_dtype
+from node.config import NodeConfig, default_data_dir, parse_address
+from protocols.errors import ConfigError
+from protocols.ids import ModelId, PeerId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.placement.choose import Choice, Room, outranking
+
+MODEL = ModelId("tiny", "a" * 64)
+ROOM = Room(free_bytes=39, block_bytes=(10,) * 6)
+ME = PeerId("12D3KooW" + "7" * 44)
+
+
+@dataclass
+class Records:
+    peers: tuple[PeerRecord, ...]
+
+
+def record(letter: str, span: Span, *, state: str = "serving", model: ModelId = MODEL, dtype: str = "float32") -> PeerRecord:
+    served = ServedSpan(model=model, span=span, num_blocks=6, dtype=dtype)
+    return PeerRecord(peer=PeerId("12D3KooW" + letter * 44), state=state, spans=(served,))
+
+
+def claim(letter: str, span: Span, is_joining: bool) -> Claim:
+    served = ServedSpan(model=MODEL, span=span, num_blocks=6, dtype="float32")
+    return Claim(PeerId("12D3KooW" + letter * 44), served, is_joining)
+
+
+def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
+    records = Records(
+        (
+            record("1", Span(0, 3)),
+            record("2", Span(3, 6), state="draining"),
+            record("3", Span(3, 6), model=ModelId("tiny", "b" * 64)),
+            record("7", Span(0, 6)),  # ourselves
+            record("4", Span(3, 6), state="joining", dtype="bfloat16"),
+        )
+    )
+    found = claims(records, MODEL, ME)
+    assert [(str(one.served.span), one.is_joining) for one in found] == [("0:3", False), ("3:6", True)]
+    assert other_weights(records, MODEL) == ["b" * 64]
+    assert usual_dtype(found[:1]) == "float32"
+    assert usual_dtype([]) is None
+
+
+def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
+    for letter in "123456":
+        rival = claim(letter, Span(0, 3), is_joining=True)
+        after = look_again(ME, Choice(Span(0, 3), "first"), [rival], ROOM)
+        is_weaker = bool(outranking(ME, [(rival.peer, Span(0, 3))]))
+        assert after.span == (Span(3, 6) if is_weaker else Span(0, 3))
+    hosted = claim("1", Span(0, 3), is_joining=False)
+    assert look_again(ME, Choice(Span(0, 3), "first"), [hosted], ROOM).span == Span(0, 3)  # a replica is no race
+
+
+async def test_a_node_that_was_told_its_blocks_announces_and_keeps_them() -> None:
+    announced: list[Span] = []
+
+    async def look() -> list[Claim]:
+        raise AssertionError("nothing to decide")
+
+    async def announce(span: Span) -> None:
+        announced.append(span)
+
+    config = NodeConfig(model="m", blocks=Span(1, 3), data_dir=default_data_dir({"HOME": "/h"}))
+    choice = await settle(config, ME, ROOM, look, announce)
+    assert (choice.span, announced) == (Span(1, 3), [Span(1, 3)])
+
+
+def test_told_blocks_are_checked_against_model_and_memory() -> None:
+    with pytest.raises(ConfigError, match="--blocks 3:9 goes beyond the model: it has 6 blocks"):
+        as_told(Span(3, 9), ROOM)
+    with pytest.raises(ConfigError, match="no memory for blocks 0:6"):
+        as_told(Span(0, 6), ROOM)
+
+
+def test_addresses_are_read_with_both_kinds_of_host() -> None:
+    assert parse_address("127.0.0.1:0", "--listen") == ("127.0.0.1", 0)
+    assert parse_address("[::1]:4000", "--listen") == ("::1", 4000)
+
+
+def test_the_data_directory_follows_the_environment() -> None:
+    assert str(default_data_dir({"XDG_DATA_HOME": "/x"})) == "/x/murmuration"
+    assert str(default_data_dir({"HOME": "/h"})) == "/h/.local/share/murmuration"
