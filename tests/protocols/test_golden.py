@@ -136,7 +136,10 @@ def test_a_grant_is_signed_over_bytes_that_older_peers_rebuild() -> None:
 
 def test_a_record_is_signed_over_key_subkey_payload_and_expiry() -> None:
     signed = records.signed_bytes(b"key", b"subkey", b"payload", 1_900_000_000.5)
-    assert signed.hex() == "6d75726d75726174696f6e2d7265636f72642f310082708ab9facc67f7ea6c840eda446b5edff5e09d9926bf396d313903efdb64be"
+    assert (
+        signed.hex()
+        == "6d75726d75726174696f6e2d7265636f72642f310082708ab9facc67f7ea6c840eda446b5edff5e09d9926bf396d313903efdb64be"
+    )
     for other in ((b"keys", b"ubkey", b"payload", 1_900_000_000.5), (b"key", b"subkey", b"payload", 1_900_000_001.5)):
         assert records.signed_bytes(*other) != signed
 
