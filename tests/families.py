@@ -1,6 +1,7 @@
 """Tiny random checkpoints, one per family: real directories in Hugging Face form, made in a moment, with a seed.
 
 Weights are drawn with a standard deviation of 0.2: with the usual 0.02 every model repeats one token, and tests show nothing.
+For the same reason some families are untied here, whose tied head would only echo the last token (gemma, falcon, bloom).
 `FAMILIES[name]` makes a config; `make_checkpoint(name, directory)` writes config.json and safetensors, float32.
 """
 
@@ -40,7 +41,8 @@ _LINEAR_HEADS: dict[str, Any] = dict(
     linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16
 )
 _GPT2: dict[str, Any] = dict(vocab_size=256, n_embd=64, n_layer=5, n_head=4, n_positions=256, **_TOKENS)
-_FALCON: dict[str, Any] = dict(vocab_size=256, hidden_size=64, num_hidden_layers=5, num_attention_heads=4, **_TOKENS)
+_FALCON: dict[str, Any] = dict(vocab_size=256, hidden_size=64, num_hidden_layers=5, num_attention_heads=4,
+                               tie_word_embeddings=False, **_TOKENS)  # fmt: skip
 
 
 def _with(**changes: Any) -> dict[str, Any]:
@@ -56,16 +58,18 @@ LISTED: dict[str, Callable[[], Any]] = {
     ),
     "qwen3": lambda: T.Qwen3Config(**_with(head_dim=16)),
     "qwen3_moe": lambda: T.Qwen3MoeConfig(**_with(**_EXPERTS, head_dim=16, mlp_only_layers=[1])),
-    "gemma2": lambda: T.Gemma2Config(**_with(head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=16)),
+    "gemma2": lambda: T.Gemma2Config(
+        **_with(tie_word_embeddings=False, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=16)
+    ),
     "gemma3_text": lambda: T.Gemma3TextConfig(
-        **_with(head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=16, layer_types=_MIXED)
+        **_with(tie_word_embeddings=False, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=16, layer_types=_MIXED)
     ),
     "phi3": lambda: T.Phi3Config(**_BASE),
     "gpt2": lambda: T.GPT2Config(**_GPT2),
     "gpt_neox": lambda: T.GPTNeoXConfig(**_NO_GROUPS),
     "falcon_alibi": lambda: T.FalconConfig(**_FALCON, alibi=True, multi_query=True, new_decoder_architecture=False),
     "falcon_rotary": lambda: T.FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
-    "bloom": lambda: T.BloomConfig(vocab_size=256, hidden_size=64, n_layer=5, n_head=4, **_TOKENS),
+    "bloom": lambda: T.BloomConfig(vocab_size=256, hidden_size=64, n_layer=5, n_head=4, tie_word_embeddings=False, **_TOKENS),
     "opt": lambda: T.OPTConfig(
         vocab_size=256,
         hidden_size=64,
