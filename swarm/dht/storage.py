@@ -65,12 +65,11 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
         held = self.get(key)
         entries = held.value.data if held and isinstance(held.value, DictionaryDHTValue) else {}
-        if subkey not in entries and not self._has_room():
-            return False
-        if subkey in entries and expiration_time <= entries[subkey].expiration_time:
+        is_new = subkey not in entries
+        if not self._has_room() if is_new else expiration_time <= entries[subkey].expiration_time:
             return False
         is_stored = bool(super().store_subkey(key, subkey, value, expiration_time))
-        self._num_entries += is_stored and subkey not in entries
+        self._num_entries += is_new and is_stored
         return is_stored
 
     def _has_room(self) -> bool:

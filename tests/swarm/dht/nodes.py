@@ -1,0 +1,39 @@
+"""Real members of a DHT on loopback, several in one process: importing hivemind takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+from protocols.identity import from_seed
+from swarm.dht.address import PeerAddress
+from swarm.dht.node import Dht
+from swarm.keys import Keys
+
+
+@contextlib.asynccontextmanager
+async def members(count: int) -> AsyncIterator[list[Dht]]:
+    """`count` full members; each has joined by the first."""
+    async with contextlib.AsyncExitStack() as stack:
+        found: list[Dht] = []
+        for _ in range(count):
+            found.append(await stack.enter_async_context(member()))
+            if len(found) > 1:
+                await found[-1].join(address_of(found[0]))
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def member(*, client_mode: bool = False) -> AsyncIterator[Dht]:
+    keys = Keys(identity=from_seed(os.urandom(32)), certificate=None, path=None)
+    dht = Dht(keys.identity, keys.file, None if client_mode else ("127.0.0.1", 0), client_mode=client_mode)
+    await dht.start()
+    try:
+        yield dht
+    finally:
+        await dht.stop()
+
+
+def address_of(dht: Dht) -> PeerAddress:
+    return PeerAddress.parse(f"{dht.addresses[0]}/p2p/{dht._identity.peer_id}")
