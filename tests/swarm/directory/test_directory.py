@@ -1,0 +1,108 @@
+"""Announcing and looking, over real DHT members."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from protocols.errors import BadRequestError
+from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord, ServedSpan, bucket
+from swarm.dht.node import Dht
+from swarm.directory import directory as module
+from swarm.directory.directory import Directory
+from tests.swarm.dht.nodes import members
+
+MODEL = ModelId("tiny", "a" * 64)
+
+
+def directory(dht: Dht, swarm: str = "test") -> Directory:
+    return Directory(swarm, dht._identity.peer_id, dht)
+
+
+def record(dht: Dht, span: str, **changes: object) -> PeerRecord:
+    served = ServedSpan(model=MODEL, span=Span.parse(span), num_blocks=4, dtype="float32")
+    return replace(PeerRecord(peer=dht._identity.peer_id, spans=(served,)), **changes)  # type: ignore[arg-type]
+
+
+async def test_what_is_announced_is_seen_until_it_is_withdrawn() -> None:
+    async with members(3) as (one, two, three):
+        first, second, looking = map(directory, (one, two, three))
+        await first.announce(lambda: record(one, "0:2"), ["tiny"])
+        await second.announce(lambda: record(two, "2:4", state="joining"), ["tiny"])
+        seen = await looking.snapshot("tiny")
+        assert {peer.peer: peer.state for peer in seen.peers} == {
+            one._identity.peer_id: "serving",
+            two._identity.peer_id: "joining",
+        }
+        assert seen.missing(4, MODEL.digest) == [Span(2, 4)]
+        assert await looking.models() == {"tiny": 2}
+        await first.withdraw()
+        assert [peer.peer for peer in (await looking.snapshot("tiny")).peers] == [two._identity.peer_id]
+        assert await looking.models() == {"tiny": 1}
+        await second.withdraw()
+        await second.withdraw()  # harmless
+        assert (await looking.snapshot("tiny")).peers == () and await looking.models() == {}
+
+
+async def test_a_change_is_pushed_at_once() -> None:
+    async with members(2) as (one, two):
+        here, looking = directory(one), directory(two)
+        state = "joining"
+        await here.announce(lambda: record(one, "0:4", state=state), ["tiny"])
+        for state in ("serving", "draining", "serving"):
+            assert await here.refresh()
+            assert (await looking.snapshot("tiny")).peers[0].state == state
+        await here.withdraw()
+
+
+async def test_an_announcement_is_renewed_before_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECORD_LIFE_S", 1.5)
+    monkeypatch.setattr(module, "RECORD_RENEW_S", 0.4)
+    async with members(2) as (one, two):
+        here, looking, began = directory(one), directory(two), time.monotonic()
+        await here.announce(lambda: record(one, "0:4"), ["tiny"])
+        while time.monotonic() - began < 2.5:  # longer than a life: that it lasts is the thing under test
+            assert len((await looking.snapshot("tiny")).peers) == 1
+            await asyncio.sleep(0.1)
+        assert here._renewing
+        here._renewing.cancel()  # as a death would
+        async with asyncio.timeout(10):
+            while (await looking.snapshot("tiny")).peers:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+
+async def test_swarms_and_models_do_not_mix() -> None:
+    async with members(1) as (one,):
+        here = directory(one, "blue")
+        await here.announce(lambda: record(one, "0:4"), ["tiny"])
+        assert len((await here.snapshot("tiny")).peers) == 1
+        assert (await here.snapshot("other")).peers == ()
+        assert (await directory(one, "red").snapshot("tiny")).peers == () and await directory(one, "red").models() == {}
+        await here.withdraw()
+
+
+async def test_what_a_peer_says_that_does_not_parse_hides_nobody() -> None:
+    """Signed and bounded, so the DHT carries it; but it is no record, or one in another's name."""
+    async with members(4) as (one, two, three, four):
+        here = directory(one)
+        await here.announce(lambda: record(one, "0:4"), ["tiny"])
+        for liar, payload in ((two, b"\xc1"), (three, record(one, "0:1").encode()), (four, b"\x81\xa1v\x01")):
+            key = here._model_key("tiny", bucket(liar._identity.peer_id))
+            assert await liar.store(key, payload, time.time() + 60)
+            await liar.store(here._names_key(bucket(liar._identity.peer_id)), payload, time.time() + 60)
+        seen = await directory(two).snapshot("tiny")
+        assert [(peer.peer, peer.spans[0].span) for peer in seen.peers] == [(one._identity.peer_id, Span(0, 4))]
+        assert await directory(two).models() == {"tiny": 1}
+        await here.withdraw()
+
+
+async def test_a_record_that_cannot_be_encoded_is_the_callers_fault() -> None:
+    async with members(1) as (one,):
+        here = directory(one)
+        with pytest.raises(BadRequestError):
+            await here.announce(lambda: record(one, "0:4", name="x" * 500), ["tiny"])
+        await here.withdraw()
