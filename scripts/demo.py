@@ -162,6 +162,7 @@ def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tup
     """The swarm's answer, with a death in its middle, and the answer of transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from swarm.client import SwarmModelForCausalLM
 
@@ -171,6 +172,7 @@ def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tup
         "do_sample": False,
         "repetition_penalty": 1.2,
     }
+    logging.disable_progress_bar()
     with console.status("a client finds the nodes and checks that they serve the same weights"):
         model = SwarmModelForCausalLM.from_pretrained(str(model_dir), peers=[nodes[0].said["multiaddr"]], dtype="float32")
     by_peer = {node.said["peer"]: node for node in nodes}
@@ -212,15 +214,16 @@ def report(answer: Answer, alone: list[int], nodes: list[Node]) -> bool:
             fate = f"a spare until then; took over from {answer.victim.name}"
         table.add_row(node.name, node.blocks, str(node.process.pid), fate)
     console.print(table)
-    console.print(f"speed           {answer.tokens_s():.1f} tokens/s over two hops, the death included")
-    console.print(f"longest pause   {answer.gap_ms():.0f} ms after the kill, where {answer.usual_gap_ms():.1f} ms is usual")
-    console.print(f"deaths survived {answer.replaced}")
     verdict = (
         "[bold green]the same[/]" if is_equal else f"[bold red]NOT the same[/], from token {_first_difference(answer.ids, alone)}"
     )
-    console.print(
-        f"the text        {verdict} as transformers alone says on one machine ({len(answer.times_s)} tokens, greedy, float32)"
-    )
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("answer", f"{len(answer.times_s)} tokens, greedy, float32")
+    facts.add_row("speed", f"{answer.tokens_s():.1f} tokens/s over two hops, the death included")
+    facts.add_row("longest pause", f"{answer.gap_ms():.0f} ms after the kill, where {answer.usual_gap_ms():.1f} ms is usual")
+    facts.add_row("deaths survived", str(answer.replaced))
+    facts.add_row("text", f"{verdict} as transformers alone says on one machine")
+    console.print(facts)
     return is_equal and answer.replaced >= 1 and answer.replacement is not None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -189,3 +191,47 @@ def test_a_model_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_model.make(tmp_path / "tiny", make_model.Recipe(hidden_size=32, num_blocks=1, vocab_size=300, batch=1), stop)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_demo_survives_a_kill_and_leaves_a_swarm_to_talk_to(tmp_path: Path) -> None:
+    """The real thing, with less training: it exits 0 only where the text is that of one machine and a death was survived."""
+    command = [
+        sys.executable,
+        "scripts/demo.py",
+        "--keep",
+        "--train-seconds",
+        "2",
+        "--tokens",
+        "24",
+        "--model-dir",
+        tmp_path / "tiny",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
+    commands = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ") and "--peer" in line]
+    stop = next((line.strip() for line in done.stdout.splitlines() if line.startswith("  kill ")), "")
+    pids = [int(word) for word in re.findall(r"\d+", stop.partition(";")[0])]
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "is dead" in done.stdout and "took over from" in done.stdout and "the same as transformers alone" in done.stdout
+        assert len(pids) == 2 and all(Path(f"/proc/{pid}").exists() for pid in pids), "the survivors serve on"
+        generate = [*shlex.split(next(line for line in commands if " generate " in line)), "--max-new-tokens", "4"]
+        generate[:1] = [sys.executable, "-m", "node"]
+        answer = subprocess.run(generate, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+        assert answer.returncode == 0 and answer.stdout.strip(), answer.stderr
+    finally:
+        assert stop, done.stdout + done.stderr
+        subprocess.run(["bash", "-c", stop], check=True)
+    deadline = time.monotonic() + 15
+    while (left := [pid for pid in pids if _is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left, "they were told to leave"
+
+
+def _is_running(pid: int) -> bool:
+    """False for a zombie, too: its parent, the demo, is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
