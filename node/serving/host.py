@@ -72,7 +72,7 @@ class Host:
         """Begin to serve; `pool` dials the hops below."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
-        self._hops = Hops(self.served, Links(pool), lambda: SessionRows(self.runner), self._limits)
+        self._hops = Hops(self.served, Links(pool), lambda session: SessionRows(self.runner, session), self._limits)
         self._hops.start()
         self._servicer = SessionServicer(self._hops)
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from node.serving.scheduler import Job, Scheduler
 from protocols.errors import InternalError, SwarmError
+from protocols.ids import SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
+from swarm.inference import trace
 
 if TYPE_CHECKING:
     from node.serving.engine import Engine, Row
@@ -32,8 +34,8 @@ Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 class SessionRows:
     """One session's rows at this node: what a hop computes with. Its rows belong to the runner's thread."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, session: SessionId) -> None:
+        self._runner, self.session = runner, session
         self.rows: list[Row] = []
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
 
@@ -125,6 +127,8 @@ class Runner:
 
     def _forward(self, batch: Batch) -> list[Tensor]:
         started = time.perf_counter()
+        for job, _ in batch:
+            trace.mark("computing", job.session.session, -1)
         items = [(row, count) for job, rows in batch for row, count in zip(rows, job.counts, strict=True) if count]
         hidden = torch.cat([job.hidden for job, _ in batch if job.hidden is not None])
         output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()

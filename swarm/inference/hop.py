@@ -283,6 +283,7 @@ class Hop:
             await self._give_up(error)
             return
         faults.point("after_compute", step.step)
+        trace.mark("computed", step.session, step.step, output.nbytes)
         self.next_step += 1
         if self.is_last:
             self._reply(step, output, (time.perf_counter() - started) * 1e3)

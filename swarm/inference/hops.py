@@ -41,7 +41,7 @@ class HopLimits:
 class Hops:
     """The sessions of one node by (client, session id): a stranger cannot reach another client's session."""
 
-    def __init__(self, served: grants.Served, links: Links, new_compute: Callable[[], SessionCompute], limits: HopLimits) -> None:
+    def __init__(self, served: grants.Served, links: Links, new_compute: Callable[[SessionId], SessionCompute], limits: HopLimits) -> None:
         self.served = served
         self.is_draining = False
         self._links, self._new_compute, self._limits = links, new_compute, limits
@@ -82,7 +82,7 @@ class Hops:
             raise DrainingError("this peer is leaving the swarm: try another one")
         if len(self._hops) >= self._limits.max_sessions:
             raise OverloadedError(f"this peer holds {len(self._hops)} sessions, its limit: try a replica, or later")
-        hop = Hop(grant, index, self.served.dtype, self._new_compute(), self._links)
+        hop = Hop(grant, index, self.served.dtype, self._new_compute(grant.session), self._links)
         self._hops[grant.client, grant.session] = hop
         task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")
         self._tasks.add(task)

@@ -88,6 +88,7 @@ class Session:
         """Find a route and open it; does nothing where there is one. NoRouteError or ModelMismatchError says why there is none."""
         if self._repairs is None:
             route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype)
+            trace.mark("routed", self.id, 0)
             self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
             await self._install(route)
 
@@ -106,6 +107,7 @@ class Session:
         spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
         """
         async with self._turn:
+            trace.mark("embedded", self.id, self._down.retained.next_step, hidden.nbytes)
             await self.open()
             if self._failure is not None:
                 raise self._failure
