@@ -98,6 +98,7 @@ LISTED: dict[str, Callable[[], Any]] = {
 """The families that the project promises to serve exactly."""
 
 OTHERS: dict[str, Callable[[], Any]] = {
+    "openai_gpt": lambda: T.OpenAIGPTConfig(**{**_GPT2, "n_positions": 1024}),
     "llama3_rope": lambda: T.LlamaConfig(
         **_with(
             rope_parameters=dict(
@@ -246,8 +247,20 @@ def make_checkpoint(name: str, directory: Path, shard: str | None = None, *, see
         torch.manual_seed(seed)
         model = (cls[0] if isinstance(cls, list | tuple) else cls)._from_config(config, dtype=torch.float32)
         draw_weights(model)
+    T.logging.disable_progress_bar()
     model.save_pretrained(directory, max_shard_size=shard or "5GB")
     return Path(directory)
+
+
+class Checkpoints:
+    """Checkpoints made on first use below one directory: `checkpoints("llama")`, `checkpoints("llama", shard="60KB")`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, name: str, shard: str | None = None) -> Path:
+        directory = self._root / f"{name}-{shard}"
+        return directory if directory.exists() else make_checkpoint(name, directory, shard)
 
 
 @torch.no_grad()

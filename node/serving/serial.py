@@ -197,6 +197,8 @@ class RecomputeEngine:
         self.can_crop = True
         self._span = span
         self._token_bytes = span.hidden_size * span.dtype.itemsize
+        if _fills_a_cache(span):
+            raise ModelNotSupportedError("it has a cache, but its runs with one differ from its run without")
 
     def open(self) -> RecomputeRow:
         return RecomputeRow()
@@ -252,6 +254,17 @@ class RecomputeEngine:
                 f"no memory for {num_tokens} tokens: they take {num_tokens * self._token_bytes} bytes, "
                 f"{free} of {self.limit_bytes} are free; end a session, or ask another peer"
             )
+
+
+@torch.inference_mode()
+def _fills_a_cache(span: SpanModule) -> bool:
+    """Whether these blocks keep anything in transformers' own cache; then `generate` uses it, and recomputing would differ."""
+    try:
+        cache = _CountingCache(config=span.config)
+        span(torch.zeros(1, _LEARN_TOKENS, span.hidden_size, dtype=span.dtype, device=span.device), cache)
+    except Exception:  # a family with a cache class of its own fails in its own way; its inputs can still be kept
+        return False
+    return _cache_bytes(cache) > 0
 
 
 def _cache_bytes(cache: Any) -> int:
