@@ -21,7 +21,6 @@ from protocols.errors import BadRequestError
 from protocols.ids import ModelId
 from protocols.inference import Op
 from protocols.records import PeerRecord
-from protocols.services import HELLO
 from protocols.weights import Manifest
 from swarm.client import served
 from swarm.client.loop import BackgroundLoop, background_loop
@@ -31,7 +30,6 @@ from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.resolve import resolve
-from swarm.routing.latency import PING_S
 from swarm.routing.router import Router
 
 if TYPE_CHECKING:
@@ -103,10 +101,8 @@ async def _join(
 
 def _session_maker(peer: Peer, model: ModelId, num_blocks: int, patience_s: float, dtype: str) -> Callable[[], Session]:
     async def ping(record: PeerRecord) -> None:
-        channel = await peer.pool.channel(record.peer, record.addresses, record.certificate)
-        await channel.unary(HELLO, hello, PING_S)
+        await peer.hello(record.peer, record.addresses, record.certificate)
 
-    hello = peer.hello().encode()
     router = Router(peer.directory, ping, model, num_blocks)
     links, config = Links(peer.pool), SessionConfig(patience_s=patience_s, dtype=dtype)
     return lambda: Session(router, links, peer.identity, config)

@@ -34,7 +34,7 @@ class SharedPeer:
 
         config = PeerConfig(swarm=self.swarm, bootstrap=tuple(sorted(self.bootstrap)), listen=None, client_mode=True)
         try:
-            async with Peer(config, {}) as peer:
+            async with Peer(config) as peer:
                 self.started.set_result(peer)
                 await self.unneeded.wait()
         except BaseException as error:
