@@ -64,7 +64,8 @@ def check_swarm(mine: Hello, theirs: Hello) -> None:
     """BadRequestError where the other peer is in another swarm."""
     if mine.swarm != theirs.swarm:
         raise BadRequestError(
-            f"that peer is in swarm {theirs.swarm!r}, we are in {mine.swarm!r}; use its address with --swarm {theirs.swarm}"
+            f"the two peers are in different swarms, {theirs.swarm!r} and {mine.swarm!r}; "
+            "join by a peer of your own swarm, or name the other one with --swarm"
         )
 
 

@@ -36,7 +36,7 @@ def test_the_older_side_is_told_to_upgrade() -> None:
 
 def test_another_swarm_is_refused_by_name() -> None:
     hello.check_swarm(speaks(1, 1), speaks(1, 1))
-    with pytest.raises(BadRequestError, match="that peer is in swarm 'ours', we are in 'public'"):
+    with pytest.raises(BadRequestError, match="different swarms, 'ours' and 'public'"):
         hello.check_swarm(speaks(1, 1), speaks(1, 1, swarm="ours"))
 
 
