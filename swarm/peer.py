@@ -40,12 +40,13 @@ DIAL_BACK_S = 3.0
 MAX_DIAL_BACKS = 8
 """Dials for others at once."""
 
-VERIFY_FIRST_S, VERIFY_AGAIN_S = 3.0, 300.0
-"""Pause between attempts to be dialled back, before and after the first success."""
+VERIFY_FIRST_S, VERIFY_AGAIN_S = 1.0, 300.0
+"""Pause between attempts to be dialled back: at first, and once one has succeeded."""
 
 _GRACE_S = 1.0
 _RESTART_S = 2.0
 _PORT_ATTEMPTS = 5
+_MAX_ROUND_TRIPS = 64
 _MAX_SWARM = 64
 
 
@@ -141,22 +142,23 @@ class Peer:
         self._dht = await self._start_dht()
         self.directory = Directory(config.swarm, self.peer_id, self._dht)
         self._stack.push_async_callback(self.directory.withdraw)
+        self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
         self._joiner = Joiner(self._dht, self._bootstrap, self._on_join)
-        self._own(self._joiner.run())
-        self._own(self._keep_daemon_alive())
+        self._own(self._joiner.run)
+        self._own(self._keep_daemon_alive)
         if config.client_mode:
             await self._joiner.joined(JOIN_S)
             if self.refusal:
                 raise self.refusal
         else:
-            self._own(self._verify())
+            self._own(self._verify)
 
-    def _own(self, work: Awaitable[None]) -> None:
+    def _own(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` until we stop; it never returns by itself, so whatever it raises is a fault, and is logged."""
 
         async def run() -> None:
             try:
-                await work
+                await work()
             except Exception:
                 log.exception("a task of peer %s failed", short_peer(self.peer_id))
 
@@ -265,6 +267,8 @@ class Peer:
         theirs = Hello.parse(await channel.unary(services.HELLO, self._hello().encode()))
         self.round_trips_ms.pop(peer, None)
         self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
+        while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
+            del self.round_trips_ms[next(iter(self.round_trips_ms))]
         agree(self._hello(), theirs)
         check_swarm(self._hello(), theirs)
         return theirs
@@ -314,18 +318,25 @@ class Peer:
         return DialBackReply(reachable=reachable, reason=reason).encode()
 
     async def _verify(self) -> None:
-        """Ask others to dial us, at first often, then now and then."""
+        """Ask others to dial us: soon after there are some, then ever more seldom."""
+        pause_s = VERIFY_FIRST_S
         while True:
-            await self._joiner.joined(float("inf"))
-            answer = await self.verify()
-            if answer is not None and answer != self.reachable:
-                self.reachable = answer
-                if not answer:
-                    log.warning(
-                        "other peers cannot dial us at %s: open the port, or pass --announce HOST:PORT", ", ".join(self.addresses)
-                    )
-                await self.directory.refresh()
-            await asyncio.sleep(VERIFY_AGAIN_S if self.reachable else VERIFY_FIRST_S)
+            if self.num_neighbours:
+                with contextlib.suppress(SwarmError):  # the DHT is being started again
+                    await self._verify_once()
+            if self.reachable is not None:
+                pause_s = VERIFY_AGAIN_S if self.reachable else min(2 * pause_s, VERIFY_AGAIN_S)
+            await asyncio.sleep(pause_s)
+
+    async def _verify_once(self) -> None:
+        answer = await self.verify()
+        if answer is None or answer == self.reachable:
+            return
+        self.reachable = answer
+        if not answer:
+            places = ", ".join(self.addresses)
+            log.warning("other peers cannot dial us at %s: open the port, or pass --announce HOST:PORT", places)
+        await self.directory.refresh()
 
     async def verify(self) -> bool | None:
         """Let up to three peers dial us back: True if one reached us, False if none did, None if nobody could be asked."""

@@ -38,7 +38,7 @@ ASK_S = 3.0
 GET_S = 6.0
 """Wait for all that peers know under some keys; whoever has not answered by then is left out."""
 
-STOP_S = 2.0
+STOP_S = 1.0
 NUM_REPLICAS = 5
 
 
@@ -76,9 +76,23 @@ class Dht:
         storage.install()
         await asyncio.to_thread(sockets.sweep)
         validator = SignedRecords(self._identity)
+        creating = asyncio.create_task(self._create(validator))
+        try:
+            node = await asyncio.shield(creating)
+        except asyncio.CancelledError:  # half a second more, or p2pd would outlive us
+            with contextlib.suppress(ConfigError):
+                await _end(await creating)
+            raise
+        node.protocol._validate_dictionary = functools.partial(keep_valid, validator)
+        self._node = node
+        with contextlib.suppress(ValueError):  # nowhere, if we do not listen
+            found = [str(address).split("/p2p/")[0] for address in await node.get_visible_maddrs(latest=True)]
+            self.addresses = tuple(address for address in found if "/tcp/" in address)
+
+    async def _create(self, validator: SignedRecords) -> DHTNode:
         try:
             with self._identity_file() as path:
-                node = await DHTNode.create(
+                return await DHTNode.create(
                     identity_path=path,
                     check_if_identity_free=False,  # it cannot read Ed25519 keys
                     strict=False,  # or a clock 3 s off keeps a laptop out
@@ -97,11 +111,6 @@ class Dht:
                 )
         except P2PDaemonError as error:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
-        node.protocol._validate_dictionary = functools.partial(keep_valid, validator)
-        self._node = node
-        with contextlib.suppress(ValueError):  # nowhere, if we do not listen
-            found = [str(address).split("/p2p/")[0] for address in await node.get_visible_maddrs(latest=True)]
-            self.addresses = tuple(address for address in found if "/tcp/" in address)
 
     @property
     def num_neighbours(self) -> int:
@@ -121,19 +130,8 @@ class Dht:
     async def stop(self) -> None:
         """End p2pd and remove its sockets, within 2 × STOP_S."""
         node, self._node = self._node, None
-        if node is None:
-            return
-        node.is_alive = False
-        with contextlib.suppress(Exception):  # whatever it says, the daemon ends next
-            async with asyncio.timeout(STOP_S):
-                await node.protocol.shutdown()
-        child = node.p2p._child
-        try:
-            async with asyncio.timeout(STOP_S):
-                await node.p2p.shutdown()
-        except TimeoutError:
-            child.kill()
-            await child.wait()
+        if node:
+            await _end(node)
 
     async def join(self, address: PeerAddress) -> None:
         """Meet the peer at `address` and, through it, others. PeerUnreachableError where it does not answer."""
@@ -177,6 +175,20 @@ class Dht:
             future.cancel()
         now_s = time.time()
         return {key: _entries(future, now_s) for key, future in futures.items()}
+
+
+async def _end(node: DHTNode) -> None:
+    node.is_alive = False
+    with contextlib.suppress(Exception):  # whatever it says, the daemon ends next
+        async with asyncio.timeout(STOP_S):
+            await node.protocol.shutdown()
+    child = node.p2p._child
+    try:
+        async with asyncio.timeout(STOP_S):
+            await node.p2p.shutdown()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
 
 
 def _entries(future: asyncio.Future[object], now_s: float) -> dict[PeerId, Entry]:

@@ -77,7 +77,7 @@ class PeerChannel:
         self._addresses: tuple[str, ...] = ()
         self._certificate = b""
         self._connection: _Connection | None = None
-        self._dialling = asyncio.Lock()
+        self._dialling: asyncio.Task[_Connection] | None = None
         self._streams: set[ClientStream] = set()
         self._num_unary = 0
         self._is_closed = False
@@ -124,7 +124,7 @@ class PeerChannel:
                 try:
                     return await self._unary_once(method, request, timeout.when())
                 except PeerUnreachableError:
-                    if not method.is_idempotent or self.is_connected:
+                    if not method.is_idempotent or self._is_closed:
                         raise
                 return await self._unary_once(method, request, timeout.when())
         except TimeoutError:
@@ -152,7 +152,7 @@ class PeerChannel:
         try:
             return await self._stream_once(method)
         except PeerUnreachableError:
-            if self.is_connected or self._is_closed:
+            if self._is_closed:
                 raise
         return await self._stream_once(method)  # nothing was sent on the first, so nothing is repeated
 
@@ -181,14 +181,26 @@ class PeerChannel:
     async def _connected(self) -> _Connection:
         if self._connection and self._connection.is_ready:
             return self._connection
-        async with self._dialling:
-            if self._connection and self._connection.is_ready:
-                return self._connection
-            await self._drop()
-            if self._is_closed:
-                raise PeerUnreachableError(f"the connection to peer {short_peer(self.peer)} was closed here")
-            self._connection = await self._dial()
-            return self._connection
+        if self._is_closed:
+            raise self._closed()
+        if self._dialling is None or self._dialling.done():  # else we share that one, and its failure
+            self._dialling = asyncio.create_task(self._redial(), name=f"dial {short_peer(self.peer)}")
+            self._dialling.add_done_callback(lambda task: task.cancelled() or task.exception())
+        dialling = self._dialling
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            if dialling.cancelled() and self._is_closed:
+                raise self._closed() from None
+            raise
+
+    def _closed(self) -> PeerUnreachableError:
+        return PeerUnreachableError(f"the connection to peer {short_peer(self.peer)} was closed here")
+
+    async def _redial(self) -> _Connection:
+        await self._drop()
+        self._connection = await self._dial()
+        return self._connection
 
     async def _dial(self) -> _Connection:
         """The first of the peer's addresses at which this very peer answers."""
@@ -240,6 +252,9 @@ class PeerChannel:
     async def close(self) -> None:
         """Break what is running and disconnect."""
         self._is_closed = True
+        if self._dialling:
+            self._dialling.cancel()
+            await asyncio.gather(self._dialling, return_exceptions=True)
         for stream in tuple(self._streams):
             stream.cancel()
         await self._drop()

@@ -163,12 +163,14 @@ async def test_a_killed_server_process_is_noticed_in_a_moment() -> None:
         assert process.stdout
         address = (await process.stdout.readline()).decode().strip()
         pool = pool_module.ChannelPool(CALLER)
-        stream = await (await pool.channel(SERVER.peer_id, (address,))).stream(TALK)
+        channel = await pool.channel(SERVER.peer_id, (address,))
+        stream = await channel.stream(TALK)
         waiting = asyncio.create_task(error_of(stream.receive(), PeerUnreachableError))
         process.kill()
         async with asyncio.timeout(2):
             await waiting
-        await error_of(pool.channel(SERVER.peer_id, (address,)), PeerUnreachableError)
+        for again in (channel.stream(TALK), channel.unary(ECHO, b""), pool.channel(SERVER.peer_id, (address,))):
+            await error_of(again, PeerUnreachableError)
         await pool.close()
     finally:
         with contextlib.suppress(ProcessLookupError):
