@@ -72,9 +72,8 @@ def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
 
 def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
     """Everything of `from_pretrained` but the ends; errors as documented there."""
-    cache_dir = Path(settings.cache_dir) if settings.cache_dir else _default_cache_dir()
-    checkpoint = open_checkpoint(resolve(str(model), cache_dir))
-    manifest = build_manifest(checkpoint, cache_dir)
+    checkpoint = open_checkpoint(resolve(str(model)))
+    manifest = build_manifest(checkpoint, Path(settings.cache_dir) if settings.cache_dir else _default_cache_dir())
     is_directory = Path(model).expanduser().is_dir()
     identity = ModelId(settings.model_name or (checkpoint.name if is_directory else str(model)), manifest.digest)
     loop, pool = _peer_pool()
@@ -109,8 +108,9 @@ def _session_maker(peer: Peer, model: ModelId, num_blocks: int, patience_s: floa
 
 
 def _default_cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "murmuration"
+    """Where nodes on this machine remember digests, too."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "murmuration" / "digests"
 
 
 class SwarmBackend:

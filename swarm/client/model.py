@@ -49,6 +49,7 @@ class SwarmModelForCausalLM(RemoteGeneration):
         unless `model_name` says otherwise.
         peers: multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints).
         dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
+        cache_dir: where the weights' hashes are remembered; the first time, every weight is read once.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
 
         Raises ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer answers),

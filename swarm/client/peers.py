@@ -41,6 +41,7 @@ class SharedPeer:
             if self.started.done():
                 raise
             self.started.set_exception(error)
+            self.started.exception()  # whoever waits is told; if nobody does any more, asyncio need not complain
 
 
 class PeerPool:

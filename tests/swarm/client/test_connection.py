@@ -1,0 +1,113 @@
+"""The real thing in one process: two nodes with DHT, TLS and engines on one loop, a client on another, nothing in between faked."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from node.app import Event, run_node
+from node.config import NodeConfig
+from protocols.errors import ModelMismatchError, NoRouteError
+from protocols.ids import Span
+from swarm.client import SwarmModelForCausalLM, connection
+from swarm.client.loop import BackgroundLoop
+
+PROMPT = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(21))
+GREEDY: dict[str, Any] = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
+
+
+@dataclass
+class Line:
+    """A swarm that serves one checkpoint: where it is, and whom to ask."""
+
+    path: Path
+    peer: str
+    client: dict[str, Any]
+
+
+async def start(path: Path, blocks: Span, peers: tuple[str, ...], data_dir: Path) -> tuple[asyncio.Task[None], str]:
+    """A node that serves; returns its task and its multiaddr. Raises what keeps it from serving."""
+    ready, addresses = asyncio.Event(), []
+
+    def on_event(event: Event) -> None:
+        if event.kind == "multiaddr":
+            addresses.append(event.text)
+        elif event.kind == "ready":
+            ready.set()
+
+    config = NodeConfig(
+        model=str(path), blocks=blocks, peers=peers, listen=("127.0.0.1", 0), data_dir=data_dir, dtype="float32", device="cpu"
+    )
+    task = asyncio.create_task(run_node(config, on_event))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    if task.done():
+        task.result()
+    assert ready.is_set(), "the node was not ready in time"
+    return task, addresses[0]
+
+
+@pytest.fixture(scope="module")
+def line(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    path, data_dir, loop = checkpoint("llama"), tmp_path_factory.mktemp("data"), BackgroundLoop()
+    first, address = loop.run(start(path, Span(0, 2), (), data_dir))
+    second, _ = loop.run(start(path, Span(2, 5), (address,), data_dir))
+    yield Line(path, address, dict(peers=[address], cache_dir=data_dir / "digests", patience_s=20))
+
+    async def stop() -> None:
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+
+    loop.run(stop())
+
+
+def num_peers() -> int:
+    _loop, pool = connection._peer_pool()
+    return len(pool._shared)
+
+
+async def test_a_model_over_two_nodes_answers_as_one_machine(line: Line, reference: Callable[[str], Any]) -> None:
+    model = await asyncio.to_thread(SwarmModelForCausalLM.from_pretrained, line.path, **line.client)
+    theirs = reference("llama")
+    assert isinstance(model, SwarmModelForCausalLM) and isinstance(model, type(theirs).__mro__[0])
+    assert model.remote.backend.dtype == torch.float32 and model.remote.backend.model.name == line.path.name
+    for options in (GREEDY, GREEDY | dict(num_beams=3, num_return_sequences=2), GREEDY | dict(use_cache=False)):
+        got = await asyncio.to_thread(model.generate, PROMPT, **options)
+        assert got.tolist() == theirs.generate(PROMPT, **options).tolist()
+    cache = model.new_cache()
+    await asyncio.to_thread(model.generate, PROMPT, past_key_values=cache, **GREEDY)
+    assert [hop.span for hop in cache.journey.route] == [Span(0, 2), Span(2, 5)] and cache.journey.replaced == 0
+    streamed = [token.id async for token in model.stream(PROMPT[0], max_new_tokens=12)]
+    assert streamed == theirs.generate(PROMPT[:1], **GREEDY)[0, 11 : 11 + len(streamed)].tolist()
+    sibling = await asyncio.to_thread(SwarmModelForCausalLM.from_pretrained, line.path, **line.client)
+    assert num_peers() == 1  # shared
+    sibling.close()
+    assert (await asyncio.to_thread(model, PROMPT, use_cache=False)).logits.shape == (2, 11, 256)
+    model.close()
+    model.close()
+    with pytest.raises(Exception, match="was closed"):
+        await asyncio.to_thread(model, PROMPT)
+
+
+def test_other_weights_of_the_same_name_are_refused_by_naming_the_tensor(line: Line, tmp_path: Path) -> None:
+    other = tmp_path / line.path.name
+    shutil.copytree(line.path, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelMismatchError, match=r"tensor 'model.layers.3.mlp.up_proj.weight': ours is F32 \[96,64\]"):
+        SwarmModelForCausalLM.from_pretrained(other, **line.client)
+
+
+def test_a_name_that_nobody_serves(line: Line) -> None:
+    with pytest.raises(NoRouteError, match=r"no peer serves somebody/else \(waited 0 s\); check the name"):
+        SwarmModelForCausalLM.from_pretrained(line.path, **line.client | dict(patience_s=0, model_name="somebody/else"))
