@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Grant, Reroute, Step
-from swarm.inference import faults, trace
+from swarm.inference import trace
 from swarm.inference.retained import Retained
 from swarm.inference.wire import Wire
 
@@ -65,7 +65,6 @@ class Downstream:
                 self.wire.post(history)
             self._wanted = self.retained.base
         for step in self.retained.steps_from(self._wanted):
-            faults.point("before_send", step.step)
             self.wire.post(replace(step, epoch=self.epoch))
             trace.mark("sent", self.session, step.step, step.payload.num_bytes)
             self._wanted = step.step + 1

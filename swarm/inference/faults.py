@@ -1,7 +1,10 @@
 """Named moments at which a test may let a process die, exactly: `SWARM_FAULT=after_send:step=5`.
 
-Points of a hop: `opened`, `before_compute`, `after_compute`, `before_send`, `after_send`, `before_history`, `after_history`.
-Without the variable, a point costs one comparison with None.
+Points of a hop: `opened` (step: the next one that it wants), `before_compute`, `after_compute`, `before_send`, `after_send` (the
+frame has been handed to the transport), `before_history`, `after_history` (step: the first one after the history).
+`SWARM_FAULTS=FOLDER` arms processes that run already: whoever first reaches a point that has a file there, named like
+`after_send:step=5` or `after_send`, removes the file and dies; so several replicas can share a folder, and one of them dies.
+Without these variables, a point costs one comparison.
 """
 
 from __future__ import annotations
@@ -24,14 +27,32 @@ class Fault:
     def parse(cls, text: str) -> Fault:
         point, _, rest = text.partition(":")
         if point not in POINTS or not (rest == "" or rest.startswith("step=")):
-            raise ValueError(f"SWARM_FAULT is POINT[:step=N] with POINT one of {', '.join(POINTS)}, got {text!r}")
+            raise ValueError(f"a fault is POINT[:step=N] with POINT one of {', '.join(POINTS)}, got {text!r}")
         return cls(point, int(rest.removeprefix("step=") or -1))
+
+    def __str__(self) -> str:
+        return self.point if self.step == -1 else f"{self.point}:step={self.step}"
 
 
 _armed = Fault.parse(os.environ["SWARM_FAULT"]) if os.environ.get("SWARM_FAULT") else None
+_folder = os.environ.get("SWARM_FAULTS") or None
+_is_tested = _armed is not None or _folder is not None
 
 
 def point(name: str, step: int) -> None:
     """Kill this process, as `kill -9` would, if the environment armed this point and step."""
-    if _armed is not None and _armed.point == name and _armed.step in (-1, step):
+    if _is_tested and (_armed in (Fault(name, step), Fault(name, -1)) or _is_taken(name, step)):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_taken(name: str, step: int) -> bool:
+    """Was there a file for this moment, and did we, and no other process, remove it?"""
+    if _folder is None:
+        return False
+    for fault in (Fault(name, step), Fault(name, -1)):
+        try:
+            os.unlink(os.path.join(_folder, str(fault)))
+        except FileNotFoundError:
+            continue
+        return True
+    return False

@@ -289,7 +289,6 @@ class Hop:
             self._reply(step, output, (time.perf_counter() - started) * 1e3)
         else:
             self._down.send(_carry(step, output))
-        faults.point("after_send", step.step)
 
     async def _forward(self, ops: Sequence[Op], counts: Sequence[int], message: Step | History) -> Tensor:
         hidden = compression.unpack(message.payload)

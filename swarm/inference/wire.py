@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from protocols import inference
 from protocols.errors import PeerUnreachableError, SwarmError
+from swarm.inference import faults
 from swarm.rpc.stream import Stream
 
 OnMessage = Callable[["Wire", inference.Message], Awaitable[None]]
@@ -25,7 +26,8 @@ class Wire:
         """linger_s: after `end`, wait this long for the other side to end too (the side that dialled should)."""
         self._linger_s = linger_s
         self._stream, self._on_message, self._on_lost = stream, on_message, on_lost
-        self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[bytes, int | None] | None] = asyncio.Queue()
+        """Frames and, for fault points, the numbers of the steps and replies among them."""
         self._task: asyncio.Task[SwarmError | None] | None = None
         self.is_open = True
 
@@ -37,7 +39,8 @@ class Wire:
     def post(self, message: inference.Message) -> None:
         """Send `message` when its turn comes."""
         if self.is_open:
-            self._outbox.put_nowait(message.encode())
+            step = message.step if isinstance(message, inference.Step | inference.Reply) else None
+            self._outbox.put_nowait((message.encode(), step))
 
     async def run(self) -> SwarmError | None:
         """Carry messages until either side ends or the stream breaks; then tell `on_lost`, unless we ended it. Returns why."""
@@ -64,8 +67,13 @@ class Wire:
             await self._on_message(self, inference.parse(data))
 
     async def _write(self) -> None:
-        while (data := await self._outbox.get()) is not None:
+        while (item := await self._outbox.get()) is not None:
+            data, step = item
+            if step is not None:
+                faults.point("before_send", step)
             await self._stream.send(data)
+            if step is not None:
+                faults.point("after_send", step)
         await self._stream.end()
 
     def end(self) -> None:
