@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols import fields, frame, inference
+from protocols import fields, frame, inference, tensors
 from protocols.errors import BadRequestError, SwarmError, TensorFormatError
 from protocols.ids import Span
 from tests.protocols.samples import GRANT, HIDDEN, SAMPLES, STRATEGIES, parser
@@ -180,6 +180,14 @@ def test_a_payload_without_its_buffer_is_refused() -> None:
     header, _ = _header_of(FRAMES["reply"])
     with pytest.raises(TensorFormatError, match="the frame has 0 buffers"):
         inference.parse(frame.encode(header))
+
+
+def test_tokens_without_width_are_still_counted() -> None:
+    """A payload of no bytes agrees with any number of tokens; the limit holds nevertheless."""
+    empty = tensors.WireTensor("float32", (65_537, 0), "none", b"")
+    step = inference.Reply(session=GRANT.session, epoch=0, step=0, counts=(65_536, 1), payload=empty)
+    with pytest.raises(BadRequestError, match="limit 65536 tokens"):
+        inference.parse(step.encode())
 
 
 def test_one_flipped_bit_in_a_payload_is_noticed() -> None:
