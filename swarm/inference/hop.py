@@ -352,7 +352,7 @@ class Hop:
         for row, count in zip(self._loading, history.counts, strict=True):
             positions = None if history.positions is None else history.positions[at : at + count]
             if count:
-                row.pieces.append(Piece(output[at : at + count], positions))
+                row.append(Piece(output[at : at + count], positions))
             at += count
         if history.part == history.parts - 1:
             self.next_step = history.base

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from protocols import compression
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import BadRequestError
 from protocols.ids import SessionId
 from protocols.inference import History, Step
 from swarm.inference import rows as row_operations
@@ -50,9 +49,12 @@ class PieceRow:
     """One row's retained inputs, oldest first."""
 
     pieces: list[Piece] = field(default_factory=list)
+    length: int = 0
+    """Tokens of all pieces."""
 
-    def __len__(self) -> int:
-        return sum(map(len, self.pieces))
+    def append(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.length += len(piece)
 
 
 class PieceStore:
@@ -62,11 +64,10 @@ class PieceStore:
         return PieceRow()
 
     def fork(self, row: PieceRow) -> PieceRow:
-        return PieceRow(list(row.pieces))
+        return PieceRow(list(row.pieces), row.length)
 
     def crop(self, row: PieceRow, tokens: int) -> None:
-        if tokens > len(row):
-            raise BadRequestError(f"cannot crop {tokens} tokens of a row that has {len(row)}")
+        row.length -= tokens
         while tokens:
             last = row.pieces.pop()
             if len(last) > tokens:
@@ -75,6 +76,7 @@ class PieceStore:
 
     def close(self, row: PieceRow) -> None:
         row.pieces.clear()
+        row.length = 0
 
 
 class Retained:
@@ -117,7 +119,7 @@ class Retained:
         at = 0
         for row, piece in zip(self._rows, values.split(list(step.counts)), strict=True):
             if len(piece):
-                row.pieces.append(Piece(piece, None if step.positions is None else step.positions[at : at + len(piece)]))
+                row.append(Piece(piece, None if step.positions is None else step.positions[at : at + len(piece)]))
             at += len(piece)
 
     def drop_history(self) -> None:
