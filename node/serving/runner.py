@@ -7,6 +7,7 @@ a batch that fails as a whole is run again one by one, and only those that fail 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from node.serving.scheduler import Job, Scheduler
-from protocols.errors import InternalError, SwarmError
+from protocols.errors import InternalError, OverloadedError, SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
@@ -46,9 +47,10 @@ class SessionRows:
         )
 
     async def clear(self) -> None:
-        """Give all rows back, after whatever of this session is still running."""
-        if self._runner.is_running:
-            await self._runner.run(lambda done: Job(session=self, done=done))
+        """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
+        with contextlib.suppress(OverloadedError):  # the runner is stopping, and the engine with it
+            if self._runner.is_running:
+                await self._runner.run(lambda done: Job(session=self, done=done))
 
 
 class Runner:
@@ -84,7 +86,8 @@ class Runner:
         future: asyncio.Future[Tensor] = loop.create_future()
 
         def done(outcome: Tensor | SwarmError) -> None:
-            loop.call_soon_threadsafe(_settle, future, outcome)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and this thread goes on
+                loop.call_soon_threadsafe(_settle, future, outcome)
 
         self.scheduler.submit(make_job(done))
         return await future
@@ -99,10 +102,11 @@ class Runner:
         batch = [(job, rows) for job in jobs if (rows := self._enter(job)) is not None]
         if not batch:
             return
+        lengths = [[row.length for row in rows] for _, rows in batch]
         try:
             outputs = self._forward(batch)
         except Exception as error:
-            self._one_by_one(batch, error)
+            self._one_by_one(batch, lengths, error)
         else:
             for (job, _), output in zip(batch, outputs, strict=True):
                 job.done(output)
@@ -117,8 +121,8 @@ class Runner:
                 return None
             session.rows = row_operations.apply(self.engine, session.rows, job.ops)
             session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
-        except SwarmError as error:
-            job.done(error)
+        except Exception as error:  # whatever an engine raises here: this thread must live
+            self._fail(job, error)
             return None
         if not job.num_tokens:
             job.done(job.hidden)
@@ -133,25 +137,33 @@ class Runner:
         hidden = torch.cat([job.hidden for job, _ in batch if job.hidden is not None])
         output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()
         self._count(len(batch), (time.perf_counter() - started) * 1e3)
-        return list(output.split([job.num_tokens for job, _ in batch]))
+        pieces = output.split([job.num_tokens for job, _ in batch])
+        # a hop retains its piece for as long as its session lives: as a view, it would keep everybody's output alive
+        return [piece.clone() for piece in pieces] if len(batch) > 1 else list(pieces)
 
-    def _one_by_one(self, batch: Batch, error: Exception) -> None:
-        if len(batch) > 1:
-            for single in batch:
-                self._step_alone(single)
-            return
-        if not isinstance(error, SwarmError):
-            log.error("a step failed in the forward", exc_info=error)
-            error = InternalError(f"the forward failed here: {type(error).__name__}; the peer's log says more")
-        batch[0][0].done(error)
+    def _one_by_one(self, batch: Batch, lengths: list[list[int]], error: Exception) -> None:
+        """The batch failed: run its steps again, each alone, from where they stood before."""
+        for (job, rows), before in zip(batch, lengths, strict=True):
+            try:
+                _rewind(self.engine, rows, before)
+                if len(batch) == 1:
+                    raise error
+                output = self._forward([(job, rows)])[0]
+            except Exception as own:
+                self._fail(job, own)
+            else:
+                job.done(output)
 
-    def _step_alone(self, single: tuple[Job, list[Row]]) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
+        """The step is lost, and the session's rows with it (it starts anew, here or elsewhere)."""
         try:
-            output = self._forward([single])[0]
-        except Exception as error:
-            self._one_by_one([single], error)
-        else:
-            single[0].done(output)
+            job.session.rows = _close_all(self.engine, job.session.rows)
+        except Exception:
+            log.exception("rows of a failed step could not be closed")
+        if not isinstance(error, SwarmError):
+            log.error("a step failed on the device", exc_info=error)
+            error = InternalError(f"the forward failed here: {type(error).__name__}; the peer's log says more")
+        job.done(error)
 
     def _count(self, num_steps: int, ms: float) -> None:
         self.num_forwards += 1
@@ -167,6 +179,13 @@ def _settle(future: asyncio.Future[Tensor], outcome: Tensor | SwarmError) -> Non
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+
+
+def _rewind(engine: Engine, rows: Sequence[Row], lengths: Sequence[int]) -> None:
+    """Take back what a failed forward had appended before it failed; raises where the engine cannot."""
+    for row, length in zip(rows, lengths, strict=True):
+        if row.length != length:
+            engine.crop(row, row.length - length)
 
 
 def _close_all(engine: Engine, rows: Sequence[Row]) -> list[Row]:

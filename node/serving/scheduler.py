@@ -1,14 +1,15 @@
 """Who goes into the next forward: a queue of steps that wait, and a pure policy that picks a batch from it.
 
 Continuous batching: whatever is ready goes together, decodes and prompt chunks of any session, up to a budget of tokens.
-A session has at most one step waiting (its hop computes in order), so any choice keeps every session's order.
+Of each session only the oldest job is eligible: a step whose caller was cancelled may still wait when the session's rows are given
+back, and a batch must never hold both.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,10 +73,12 @@ class Scheduler:
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Queue a step; OverloadedError when too many wait or the node is leaving."""
+        """Queue a step; OverloadedError when too many wait or the node is leaving. Rows may always be given back until `close`."""
         with self._ready:
-            if self._is_closed or len(self._waiting) >= MAX_WAITING:
-                raise OverloadedError(f"{len(self._waiting)} steps wait here, the limit is {MAX_WAITING}: try a replica")
+            is_full = len(self._waiting) >= MAX_WAITING and job.hidden is not None
+            if self._is_closed or is_full:
+                reason = "this node is leaving" if self._is_closed else f"{MAX_WAITING} steps wait here, the limit"
+                raise OverloadedError(f"{reason}: try a replica")
             self._waiting.append(job)
             self._ready.notify()
 
@@ -86,16 +89,21 @@ class Scheduler:
                 self._ready.wait()
             if not self._waiting:
                 return None
-            jobs = list(self._waiting)
-            chosen = {
-                id(jobs[index])
-                for index in choose([job.num_tokens for job in jobs], [job.priority for job in jobs], self._budget)
-            }
-            self._waiting = deque(job for job in jobs if id(job) not in chosen)
-            return [job for job in jobs if id(job) in chosen]
+            jobs = _oldest_of_each_session(self._waiting)
+            batch = [jobs[i] for i in choose([job.num_tokens for job in jobs], [job.priority for job in jobs], self._budget)]
+            chosen = set(map(id, batch))
+            self._waiting = deque(job for job in self._waiting if id(job) not in chosen)
+            return batch
 
     def close(self) -> None:
         """Take nothing new; what waits is still run."""
         with self._ready:
             self._is_closed = True
             self._ready.notify_all()
+
+
+def _oldest_of_each_session(waiting: Iterable[Job]) -> list[Job]:
+    first: dict[int, Job] = {}
+    for job in waiting:
+        first.setdefault(id(job.session), job)
+    return list(first.values())
