@@ -52,9 +52,9 @@ class State:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PagedRow:
-    """One sequence: its pages, and its states in blocks that keep one."""
+    """One sequence: its pages, and its states in blocks that keep one. A fork looks alike and is another row."""
 
     length: int = 0
     pages: list[int] = field(default_factory=list)

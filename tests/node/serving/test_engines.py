@@ -24,7 +24,8 @@ from tests.families import LISTED, OTHERS, WINDOW, Checkpoints
 
 LIMIT = 1 << 30
 EXACT = 5e-5
-"""Relative to the largest output. The project promises 1e-4; a right path has 1e-6 here, and 2e-5 where a recurrent block has two algorithms (qwen3_next)."""
+"""Relative to the largest output. The project promises 1e-4; a right path has 1e-6 here
+(2e-5 where a recurrent block has two algorithms, as in qwen3_next)."""
 
 MODES = dict.fromkeys([*LISTED, *OTHERS], "packed") | {
     **dict.fromkeys(["falcon_alibi", "falcon_rotary", "bloom", "gptj", "mpt"], "paged"),
