@@ -13,12 +13,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from node import choosing, hardware
+from node import choosing, hardware, neighbours
 from node.config import DEFAULT_SWARM, NodeConfig
 from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
 from protocols import services
-from protocols.errors import DrainingError, PeerUnreachableError
+from protocols.errors import ConfigError, DrainingError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
 from protocols.weights import Manifest
@@ -72,15 +72,22 @@ async def run_node(config: NodeConfig, on_event: OnEvent) -> None:
             await presence.serve(host)
             doors.open(host)
             _invite(config, peer, on_event)
-            await asyncio.Event().wait()  # until we are cancelled
-        finally:
+            await neighbours.keep_measuring(peer, presence.look_closely)  # until we are cancelled
+        except asyncio.CancelledError:
             on_event(Event("leaving"))
+            raise
+        finally:
             await _leave(presence)
 
 
 def _open_model(config: NodeConfig, on_event: OnEvent) -> tuple[Checkpoint, ModelId, Manifest]:
     """Files, name and digest of the model. The first time each weight is read once, so it may take a while."""
     checkpoint = open_checkpoint(resolve(config.model))
+    if config.blocks is not None and config.blocks.stop > checkpoint.num_blocks:
+        raise ConfigError(
+            f"--blocks {config.blocks} goes beyond the model, which has {checkpoint.num_blocks} blocks; "
+            f"give start:stop within 0:{checkpoint.num_blocks}"
+        )
     manifest = build_manifest(checkpoint, config.data_dir / "digests")
     model = ModelId(config.model_name or _name_of(config.model, checkpoint), manifest.digest)
     on_event(Event("model", f"{model.name}@{model.digest} ({checkpoint.num_blocks} blocks)"))
@@ -96,7 +103,7 @@ async def _meet(peer: Peer, on_event: OnEvent) -> None:
     on_event(Event("peer", peer.peer_id))
     for address in peer.multiaddrs:
         on_event(Event("multiaddr", address))
-    with contextlib.suppress(PeerUnreachableError):  # said through `on_join`; the peer keeps trying
+    with contextlib.suppress(PeerUnreachableError):  # its log says so, and it keeps trying
         await peer.joined(JOIN_WAIT_S)
     if peer.refusal:
         raise peer.refusal
@@ -153,7 +160,8 @@ async def _leave(presence: Presence) -> None:
 
 def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
     def tell(is_joined: bool, text: str) -> None:
-        on_event(Event("joined" if is_joined else "warning", text.removeprefix("joined: ")))
+        if is_joined:  # while nobody answers, the peer's log says so
+            on_event(Event("joined", text.removeprefix("joined: ")))
 
     return PeerConfig(
         swarm=config.swarm,
@@ -225,6 +233,11 @@ class Presence:
         """What the others hold, or are about to."""
         self.last_seen = await self._peer.directory.snapshot(self.model.name)
         return choosing.claims(self.last_seen, self.model, self.me)
+
+    async def look_closely(self) -> list[PeerRecord]:
+        """Those who host what comes right after our span."""
+        assert self._span is not None
+        return neighbours.successors((await self._peer.directory.snapshot(self.model.name)).peers, self.model, self._span)
 
     async def join(self, span: Span) -> None:
         """Announce that we are about to host `span`."""

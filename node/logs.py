@@ -1,7 +1,7 @@
 """Log lines of a node: one per decision, on stderr, never on stdout (which scripts read).
 
-`MURMURATION_LOG` names the level (default WARNING; `--debug` means DEBUG). The libraries below us are quietened: their
-loggers and progress bars would write over ours.
+`MURMURATION_LOG` names the level (default: WARNING for a node, ERROR for who asks; `--debug` means DEBUG). The libraries
+below us are quietened: their loggers and progress bars would write over ours.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import warnings
 OURS = ("node", "swarm", "protocols")
 
 
-def set_up(debug: bool) -> None:
+def set_up(level: str) -> None:
     """Configure logging for this process; call it before hivemind or transformers are imported."""
-    level = "DEBUG" if debug else os.environ.get("MURMURATION_LOG", "WARNING").upper()
-    if level not in logging.getLevelNamesMapping():
-        level = "WARNING"
-    _quieten_libraries(debug)
+    wanted = os.environ.get("MURMURATION_LOG", "").upper()
+    if level != "DEBUG" and wanted in logging.getLevelNamesMapping():
+        level = wanted
+    _quieten_libraries(level == "DEBUG")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
     for name in OURS:

@@ -37,7 +37,7 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or one line on stderr and the code of `failures.EXIT_CODES`."""
     given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
-    logs.set_up(debug)
+    logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
     try:
         code = app(args=given, prog_name="swarm", standalone_mode=False)
         sys.stdout.flush()
@@ -210,10 +210,9 @@ def status_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     peer: options.Peers = [],  # noqa: B006
     swarm: options.Swarm = DEFAULT_SWARM,
-    patience: options.Patience = 10.0,
     data_dir: options.DataDir = None,
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
 
-    status.run(model, tuple(peer), swarm, as_json=as_json, patience_s=patience, data_dir=data_dir)
+    status.run(model, tuple(peer), swarm, as_json=as_json, data_dir=data_dir)

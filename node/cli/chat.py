@@ -105,7 +105,8 @@ def _turn(model: Any, tokenizer: Any, conversation: Conversation, sampling: Samp
         remark(f"error: {error} (/reset starts over)")
         return
     finally:
-        print(flush=True)
+        if out.text:
+            print(flush=True)
     conversation.ids = sequence[0].tolist()[: conversation.cache.get_seq_length()]
     conversation.messages = [*messages, {"role": "assistant", "content": out.text.strip()}]
     if with_stats or sys.stderr.isatty():

@@ -24,6 +24,7 @@ def run(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool) -> No
         try:
             model.generate(ids, streamer=out, past_key_values=cache, **sampling.arguments())
         finally:
-            print(flush=True)
+            if out.text:
+                print(flush=True)
         if with_stats or sys.stderr.isatty():
             remark(summary(out, started_s, cache))

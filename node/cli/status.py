@@ -15,7 +15,7 @@ from typing import Any
 from node.cli.asking import check_peers
 from node.cli.console import remark
 from node.config import check_swarm, default_data_dir
-from protocols.ids import short_peer
+from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord, ServedSpan
 from swarm.placement.choose import count_replicas
 
@@ -111,14 +111,12 @@ def _is_gap(replicas: Sequence[int], block: int) -> bool:
 # --- asking and showing
 
 
-def run(
-    model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool, patience_s: float, data_dir: Path | None
-) -> None:
+def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool, data_dir: Path | None) -> None:
     """Print what the swarm says now. PeerUnreachableError where none of `peers` answers in time."""
     check_peers(peers)
     check_swarm(swarm)
     name = None if model is None else _name(model)
-    models = asyncio.run(_ask(name, peers, swarm, patience_s, data_dir or default_data_dir()))
+    models = asyncio.run(_ask(name, peers, swarm, data_dir or default_data_dir()))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
@@ -135,7 +133,7 @@ def _name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, patience_s: float, data_dir: Path) -> list[ModelRows]:
+async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, data_dir: Path) -> list[ModelRows]:
     from swarm.peer import Peer, PeerConfig
 
     config = PeerConfig(swarm=swarm, bootstrap=peers, listen=None, data_dir=data_dir, client_mode=True)
@@ -148,30 +146,41 @@ async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, patience_s:
 def _show(models: Sequence[ModelRows]) -> None:
     from rich.console import Console
 
-    console = Console(soft_wrap=not Console().is_terminal)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
     for rows in models:
         console.print(_table(rows))
-        if rows.is_complete:
-            remark_ = f"complete: every block has at least {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''}"
-        else:
-            remark_ = f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]}"
-        console.print(remark_, markup=False, highlight=False)
+        console.print(_verdict(rows), markup=False, highlight=False)
+
+
+def _verdict(rows: ModelRows) -> str:
+    if not rows.is_complete:
+        return f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]}"
+    return f"complete: every block has {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''} or more"
 
 
 def _table(rows: ModelRows) -> Any:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     title = f"{escape(rows.name)}@{rows.digest[:12]}, {rows.num_blocks} blocks"
-    table = Table(title=title, title_justify="left")
-    for heading, justify in (("blocks", "right"), ("node", "left"), ("state", "left"), ("format", "left"), ("step", "right"),
-                             ("queue", "right"), ("free tokens", "right"), ("reachable", "left"), ("address", "left")):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=heading != "address")  # type: ignore[arg-type]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True)
+    for heading in ("blocks", "node", "state", "format", "step", "queue", "free tokens", "address"):
+        table.add_column(heading, justify="right" if heading in ("step", "queue", "free tokens") else "left", overflow="fold")
     for row in rows.peers:
-        label = f"{escape(row.name)} {short_peer(row.peer)}".strip()  # type: ignore[arg-type]
-        reachable = {None: "untried", True: "yes", False: "no"}[row.reachable]
+        label = f"{escape(row.name)} {short_peer(PeerId(row.peer))}".strip()
+        reached = {None: " (not dialled back yet)", True: "", False: " (cannot be dialled)"}[row.reachable]
         step = f"{row.step_ms:.1f} ms" if row.step_ms else "-"
-        format_ = row.dtype if row.quantization == "none" else f"{row.dtype} {row.quantization}"
-        table.add_row(f"{row.start}:{row.stop}", label, row.state, escape(format_), step, str(row.queue), str(row.free_tokens),
-                      reachable, escape(", ".join(row.addresses)))  # fmt: skip
+        kind = row.dtype if row.quantization == "none" else f"{row.dtype} {row.quantization}"
+        cells = (
+            row.state,
+            escape(kind),
+            step,
+            str(row.queue),
+            f"{row.free_tokens:,}",
+            escape(", ".join(row.addresses)) + reached,
+        )
+        table.add_row(f"{row.start}:{row.stop}", label, *cells)
     return table

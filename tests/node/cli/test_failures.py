@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from node import logs
 from node.cli.app import main
 from node.cli.failures import describe, first_cause
 from protocols.errors import CacheFullError, NoRouteError, SwarmError
@@ -35,25 +31,6 @@ BAD = {
     "nobody to ask for status": (["status"], 2, ["--peer"]),
     "a client's bad dtype": (["chat", "m", "--peer", PEER, "--dtype", "f32"], 2, ["--dtype", "'f32'"]),
 }
-
-
-@pytest.fixture(autouse=True)
-def loggers_as_before() -> Iterator[None]:
-    """`main` sets up logging for its process, which here is everybody's."""
-    before = [(logging.getLogger(name), logging.getLogger(name).level, logging.getLogger(name).handlers) for name in logs.OURS]
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "HIVEMIND_LOGLEVEL",
-            "TRANSFORMERS_VERBOSITY",
-            "HF_HUB_DISABLE_PROGRESS_BARS",
-            "TOKENIZERS_PARALLELISM",
-            "GRPC_VERBOSITY",
-        ):
-            patch.setenv(name, os.environ.get(name, ""))
-            patch.delenv(name)
-        yield
-    for logger, level, handlers in before:
-        logger.level, logger.handlers = level, handlers
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -33,7 +33,7 @@ FLAGS = {
     ],
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
     "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],
-    "status": ["[MODEL]", "--json", "--peer", "--swarm", "--patience", "--data-dir"],
+    "status": ["[MODEL]", "--json", "--peer", "--swarm", "--data-dir"],
 }
 
 

@@ -1,0 +1,256 @@
+"""The commands for real: two nodes as processes, and what a newcomer types at them.
+
+The nodes serve one tiny random llama; clients run in this process, since importing torch again would take seconds each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from node.cli.app import main
+from protocols.ids import PeerId
+from tests.families import make_checkpoint
+
+ROOT = Path(__file__).parents[3]
+PROMPT = "The quick brown fox"
+NEW = 12
+READY_S, LEAVE_S = 90.0, 15.0
+NOBODY = PeerId("12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr")
+
+
+class Node:
+    """A `swarm node` process. `start` returns when it is ready; `lines` is what it has printed."""
+
+    def __init__(self, data_dir: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "node", "node", *arguments, "--listen", "127.0.0.1:0", "--data-dir", str(data_dir)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: dict[str, str] = {}
+
+    def start(self) -> Node:
+        assert self.process.stdout and self.process.stderr
+        for line in self.process.stdout:
+            kind, _, text = line.rstrip("\n").partition(": ")
+            self.lines.setdefault(kind, text)
+            if kind == "ready":
+                return self
+        pytest.fail(f"the node ended with {self.process.wait()}: {self.process.stderr.read()}")
+
+    def children(self) -> list[int]:
+        """Processes that it has started."""
+        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Poll until it holds; a deadline, not a pause."""
+    ends_at = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.stdin = sys.stdin, io.StringIO(stdin)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exited:
+            main(arguments)
+    finally:
+        sys.stdin = before
+    assert isinstance(exited.value.code, int)
+    return exited.value.code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five blocks, and a tokenizer whose 256 tokens are the bytes."""
+    directory = make_checkpoint("llama", tmp_path_factory.mktemp("models") / "tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def swarm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
+    """The first two blocks at one node, and a second that finds out by itself what is missing."""
+    data = tmp_path_factory.mktemp("data")
+    first = Node(data, str(model), "--blocks", "0:2", "--name", "first")
+    try:
+        first.start()
+        second = Node(data, str(model), "--peer", first.lines["multiaddr"], "--name", "second")
+        try:
+            yield first, second.start()
+        finally:
+            second.end()
+    finally:
+        first.end()
+
+
+@pytest.fixture
+def peer(swarm: tuple[Node, Node]) -> str:
+    return swarm[0].lines["multiaddr"]
+
+
+def local_text(model: Path, new: int) -> str:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    output = AutoModelForCausalLM.from_pretrained(model).generate(ids, max_new_tokens=new, do_sample=False)
+    text: str = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def test_a_node_says_who_and_where_it_is_and_how_to_invite(swarm: tuple[Node, Node], model: Path) -> None:
+    first, second = (node.lines for node in swarm)
+    assert first["serving"].startswith("blocks 0:2 of tiny@") and first["serving"].endswith("(packed, float32)")
+    assert second["serving"].startswith("blocks 2:5 of tiny@")  # what was missing
+    assert "nobody hosts them" in second["placement"]
+    assert first["multiaddr"].startswith("/ip4/127.0.0.1/tcp/") and first["multiaddr"].endswith(f"/p2p/{first['peer']}")
+    assert first["peer"] != second["peer"]  # the second took the next identity by itself
+    assert first["invite"] == f"swarm node {model} --peer {first['multiaddr']}"
+    assert first["model"].startswith("tiny@") and first["model"].endswith("(5 blocks)")
+
+
+def test_generate_streams_what_one_machine_would_say(model: Path, peer: str) -> None:
+    code, said, remarks = run("generate", str(model), PROMPT, "--max-new-tokens", str(NEW), "--peer", peer, "--stats")
+    assert (code, said) == (0, local_text(model, NEW) + "\n"), remarks
+    assert f"{NEW} tokens" in remarks and "over 2 hops, 0 replaced" in remarks
+    assert run("generate", str(model), "-", "--max-new-tokens", str(NEW), "--peer", peer, stdin=PROMPT)[:2] == (0, said)
+
+
+def test_sampling_is_repeatable_with_a_seed(model: Path, peer: str) -> None:
+    asked = ("generate", str(model), PROMPT, "--max-new-tokens", "8", "--peer", peer, "--temperature", "1.5")
+    first, again, other = (run(*asked, "--seed", seed)[1] for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_chat_remembers_until_it_is_told_to_forget(model: Path, peer: str) -> None:
+    """The K/V of earlier turns are at the nodes: what a turn says must not depend on whether they still are."""
+    asked = ("chat", str(model), "--peer", peer, "--max-new-tokens", "6", "--stats")
+    code, said, remarks = run(*asked, stdin="hello\nand you?\n/reset\nhello\n/exit\nnever read\n")
+    assert code == 0, remarks
+    assert remarks.count("tokens, the first after") == 3
+    alone = run(*asked, stdin="hello\n")[1]
+    assert said.startswith(alone) and said.endswith(alone), (said, alone)
+
+
+def test_status_shows_spans_and_gaps(model: Path, peer: str) -> None:
+    code, said, _ = run("status", str(model), "--json", "--peer", peer)
+    (rows,) = json.loads(said)["models"]
+    assert code == 0 and rows["is_complete"] and rows["missing"] == []
+    assert [(row["name"], row["start"], row["stop"], row["state"]) for row in rows["peers"]] == [
+        ("first", 0, 2, "serving"),
+        ("second", 2, 5, "serving"),
+    ]
+    code, said, _ = run("status", "--peer", peer)  # all models
+    assert code == 0 and "tiny@" in said and "complete: every block has 1 node" in said
+
+
+def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[str]]]:
+    cut = model.parent / "cut"
+    if not cut.exists():
+        cut.mkdir()
+        (cut / "config.json").write_bytes((model / "config.json").read_bytes())
+        (cut / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-1_000])
+    port = peer.split("/")[4]
+    dead = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"
+    return {
+        "unknown model": (["node", "/nowhere/model"], 4, ["/nowhere/model", "check the spelling"]),
+        "truncated file": (["node", str(cut)], 4, ["model.safetensors", "truncated", "download it again"]),
+        "unknown device": (["node", str(model), "--device", "tpu"], 2, ["'tpu'", "cpu", "--device auto"]),
+        "blocks beyond": (["node", str(model), "--blocks", "3:9"], 2, ["3:9", "5 blocks", "within 0:5"]),
+        "port taken": (["node", str(model), "--listen", f"127.0.0.1:{port}"], 2, [port, "taken", "--listen"]),
+        "long prompt": (["generate", str(model), "x" * 300, "--peer", peer], 2, ["300 tokens", "limit is 256", "shorten"]),
+        "too many new": (
+            ["generate", str(model), "x", "--max-new-tokens", "999", "--peer", peer],
+            2,
+            ["limit of 256", "at most 256"],
+        ),
+        "empty prompt": (["generate", str(model), "", "--peer", peer], 2, ["empty"]),
+        "another swarm": (["status", "--peer", peer, "--swarm", "other"], 2, ["different swarms", "--swarm"]),
+        "nobody serves it": (
+            ["generate", str(model), "x", "--model-name", "foo", "--patience", "0.5", "--peer", peer],
+            7,
+            ["foo", "swarm node"],
+        ),
+        "dead peer": (["status", "--peer", dead], 6, ["/ip4/127.0.0.1/tcp/1", "check --peer"]),
+    }
+
+
+def test_bad_input_is_one_line_and_the_documented_code(
+    model: Path, peer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm.peer.JOIN_S", 1.0)  # how long to wait for the dead peer
+    for name, (arguments, code, words) in bad_inputs(model, peer).items():
+        got, _, remarks = run(*arguments, "--data-dir", str(tmp_path))
+        errors = [line for line in remarks.splitlines() if line.startswith("error: ")]
+        assert got == code and len(errors) == 1 and "Traceback" not in remarks, f"{name}: {got} {remarks}"
+        assert all(word in errors[0] for word in words), f"{name}: {errors}"
+
+
+def test_ctrl_c_ends_an_answer_with_130(model: Path, peer: str) -> None:
+    command = [sys.executable, "-m", "node", "generate", str(model), PROMPT, "--max-new-tokens", "230", "--peer", peer]
+    asking = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        assert asking.stdout and asking.stdout.read(1)  # it is answering
+        asking.send_signal(signal.SIGINT)
+        _, remarks = asking.communicate(timeout=LEAVE_S)
+        assert asking.returncode == 130 and b"Traceback" not in remarks, remarks
+    finally:
+        asking.kill()
+        asking.communicate()
+
+
+def test_leaving_and_dying_leave_nothing_behind(model: Path, swarm: tuple[Node, Node], peer: str) -> None:
+    """Last of this file: it ends both nodes."""
+    first, second = swarm
+    helpers = second.children()
+    assert helpers, "p2pd is a child process"
+    second.process.send_signal(signal.SIGTERM)
+    out, remarks = second.process.communicate(timeout=LEAVE_S)
+    assert (second.process.returncode, out.split()) == (0, ["leaving", "left"]), remarks
+    assert not any(map(is_running, helpers))
+
+    (rows,) = json.loads(run("status", str(model), "--json", "--peer", peer)[1])["models"]
+    assert rows["missing"] == ["2:5"] and [row["name"] for row in rows["peers"]] == ["first"]  # withdrawn, not merely expiring
+    code, _, remarks = run("generate", str(model), "x", "--patience", "1", "--peer", peer)
+    assert code == 7 and "2:5" in remarks and "swarm node" in remarks
+
+    helpers = first.children()
+    first.process.kill()
+    first.process.wait()
+    assert helpers and eventually(lambda: not any(map(is_running, helpers)))
