@@ -61,8 +61,7 @@ class Downstream:
         if self._wanted < self.retained.base:
             if not self.retained.has_history:
                 return
-            for history in self.retained.histories(self.session, self.epoch):
-                self.wire.post(history)
+            self.wire.post(self.retained.histories(self.session, self.epoch))
             self._wanted = self.retained.base
         for step in self.retained.steps_from(self._wanted):
             self.wire.post(replace(step, epoch=self.epoch))

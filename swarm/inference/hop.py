@@ -356,7 +356,7 @@ class Hop:
             at += count
         if history.part == history.parts - 1:
             self.next_step = history.base
-            self._down.retained.load(history.base, [] if self.is_last else self._loading)
+            self._down.retained.load(history.base, [] if self.is_last else self._loading, output[:0])
             self._loading = []
             self._down.pump()
 

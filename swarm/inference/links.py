@@ -14,9 +14,6 @@ from swarm.rpc.pool import ChannelPool
 DIAL_S = 6.0
 """How long a hop may take to accept a stream; a live one needs a few round trips."""
 
-LINGER_S = 3.0
-"""After our last word on a wire: how long the other side may take to end it too."""
-
 
 class Links:
     """Opens wires to the peers of a route, each pinned to the certificate that the route names."""
@@ -41,7 +38,7 @@ class Links:
         try:
             async with asyncio.timeout(DIAL_S):
                 channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
-                return Wire(await channel.stream(method), on_message, on_lost, linger_s=LINGER_S)
+                return Wire(await channel.stream(method), on_message, on_lost, has_dialled=True)
         except TimeoutError:
             raise PeerUnreachableError(
                 f"{short_peer(hop.peer)} at {', '.join(hop.addresses)} did not answer within {DIAL_S:.0f} s"

@@ -2,8 +2,8 @@
 
 Two parts, because row operations make old frames impossible to rebuild from rows alone:
 - the **history**: each row's inputs of the steps before `base`, as pieces; it follows `rows`, `repeat` and `crop`;
-- the **window**: the last steps as they were sent. The client has at most WINDOW_STEPS in flight, so that every living hop
-  wants a step at or after `base`: it gets frames, and only a hop that holds nothing gets the history.
+- the **window**: the last steps as they were sent. The client has at most WINDOW_STEPS steps and WINDOW_BYTES (or a single step) in
+  flight, so that every living hop wants a step at or after `base`: it gets frames, and only a hop that holds nothing gets the history.
 
 Pieces are views of what was sent: forking a row copies a list, no values.
 """
@@ -92,6 +92,7 @@ class Retained:
         self._rows: list[PieceRow] = []
         self._empty = torch.empty(0, 0)
         self._window: deque[Step] = deque()
+        self._window_bytes = 0
         self._store = PieceStore()
 
     @property
@@ -103,12 +104,14 @@ class Retained:
         """Keep a step that is about to be sent. Steps come in order."""
         assert step.step == self.next_step, f"step {step.step} retained at {self.next_step}"
         self._window.append(step)
+        self._window_bytes += step.payload.num_bytes
         self.num_bytes += step.payload.num_bytes
-        while len(self._window) > WINDOW_STEPS:
+        while len(self._window) > WINDOW_STEPS or (len(self._window) > 1 and self._window_bytes > WINDOW_BYTES):
             self._fold(self._window.popleft())
 
     def _fold(self, step: Step) -> None:
         self.base = step.step + 1
+        self._window_bytes -= step.payload.num_bytes
         if not self.has_history:
             self.num_bytes -= step.payload.num_bytes
             return
@@ -125,48 +128,48 @@ class Retained:
     def drop_history(self) -> None:
         """Give the history's memory back; a hop below that holds nothing can then be served only after a replay from above."""
         self.has_history, self._rows = False, []
-        self.num_bytes = sum(step.payload.num_bytes for step in self._window)
+        self.num_bytes = self._window_bytes
 
     def steps_from(self, step: int) -> Iterator[Step]:
         """The retained frames with this number and later, oldest first."""
         return (kept for kept in tuple(self._window) if kept.step >= step)
 
-    def load(self, base: int, rows: Sequence[PieceRow]) -> None:
-        """Start anew from a history: the rows as they were before step `base`."""
+    def load(self, base: int, rows: Sequence[PieceRow], empty: Tensor | None = None) -> None:
+        """Start anew from a history: the rows as they were before step `base`; `empty` [0, width] tells dtype and width."""
         self.base, self._rows, self.has_history = base, list(rows), True
         self._window.clear()
-        self._empty = next((piece.values[:0] for row in self._rows for piece in row.pieces), self._empty)
+        self._window_bytes = 0
+        self._empty = self._empty if empty is None else empty
         self.num_bytes = sum(piece.values.nbytes for row in self._rows for piece in row.pieces)
 
-    def histories(self, session: SessionId, epoch: int) -> list[History]:
-        """The frames that bring a hop which holds nothing to step `base`; empty rows are told by a count of 0."""
-        parts = list(_parts(self._rows)) or [[Piece(self._empty) for _ in self._rows]]
-        return [
-            History(
-                session=session,
-                epoch=epoch,
-                base=self.base,
-                counts=tuple(len(piece) for piece in pieces),
-                payload=compression.pack(torch.cat([self._empty, *(piece.values for piece in pieces)])),
-                positions=_positions(pieces),
-                part=number,
-                parts=len(parts),
-            )
-            for number, pieces in enumerate(parts)
-        ]
+    def histories(self, session: SessionId, epoch: int) -> Iterator[History]:
+        """The frames that bring a hop which holds nothing to step `base`; empty rows are told by a count of 0.
+
+        They are cut out one by one as they are asked for, but show the rows as they are now, whatever is added meanwhile.
+        """
+        rows = [self._store.fork(row) for row in self._rows]
+        return _histories(rows, self._empty, session, epoch, self.base)
 
 
-def _parts(rows: Sequence[PieceRow]) -> Iterator[list[Piece]]:
-    """Cut all rows into rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes, a piece of each row a round."""
-    pieces = [piece for row in rows for piece in row.pieces]
-    if not pieces:
-        return
-    empty, explicit = pieces[0].values[:0], any(piece.positions is not None for piece in pieces)
+def _histories(rows: Sequence[PieceRow], empty: Tensor, session: SessionId, epoch: int, base: int) -> Iterator[History]:
+    """Rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes (but a token a row), a piece of each row a round."""
+    explicit = any(piece.positions is not None for row in rows for piece in row.pieces)
+    tokens = min(HISTORY_PART_TOKENS, WINDOW_BYTES // max(1, empty.shape[1] * empty.element_size()))
+    share = max(1, tokens // max(1, len(rows)))
+    parts = max(1, max((-(-row.length // share) for row in rows), default=1))
     whole = [_join(row, empty, explicit) for row in rows]
-    tokens = min(HISTORY_PART_TOKENS, max(1, WINDOW_BYTES // max(1, pieces[0].values[:1].nbytes)))
-    share, longest = max(1, tokens // len(rows)), max(len(piece) for piece in whole)
-    for start in range(0, longest, share):
-        yield [piece.tail(start).head(share) for piece in whole]
+    for part in range(parts):
+        pieces = [piece.tail(part * share).head(share) for piece in whole]
+        yield History(
+            session=session,
+            epoch=epoch,
+            base=base,
+            counts=tuple(len(piece) for piece in pieces),
+            payload=compression.pack(torch.cat([empty, *(piece.values for piece in pieces)])),
+            positions=tuple(place for piece in pieces for place in piece.positions or ()) if explicit else None,
+            part=part,
+            parts=parts,
+        )
 
 
 def _join(row: PieceRow, empty: Tensor, explicit: bool) -> Piece:
@@ -176,8 +179,3 @@ def _join(row: PieceRow, empty: Tensor, explicit: bool) -> Piece:
         positions += piece.positions if piece.positions is not None else range(len(positions), len(positions) + len(piece))
     values = torch.cat([piece.values for piece in row.pieces]) if row.pieces else empty
     return Piece(values, tuple(positions) if explicit else None)
-
-
-def _positions(pieces: Sequence[Piece]) -> tuple[int, ...] | None:
-    known = [piece.positions for piece in pieces if piece.positions is not None]
-    return tuple(position for positions in known for position in positions) if known else None

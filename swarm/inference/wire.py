@@ -2,32 +2,44 @@
 
 Client and hops use the same: `post` never waits (the client's window bounds what can pile up), `on_message` may,
 and then the far side feels it through gRPC's flow control. `on_lost` is called once, with the reason or None for a clean end.
+
+What waits to be sent is kept as messages and encoded one by one: they share the memory of what their sender retains anyway, so that
+a peer which reads slowly, or asks for the same again and again, costs no copies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from protocols import inference
 from protocols.errors import PeerUnreachableError, SwarmError
+from protocols.inference import Message, Reply, Step
 from swarm.inference import faults
 from swarm.rpc.stream import Stream
 
-OnMessage = Callable[["Wire", inference.Message], Awaitable[None]]
+OnMessage = Callable[["Wire", Message], Awaitable[None]]
 OnLost = Callable[["Wire", SwarmError | None], Awaitable[None]]
+
+MAX_OUTBOX = 256
+"""Messages that wait to be sent; an honest session has a window of 8 steps and a few words. Beyond it the wire is given up."""
+
+LINGER_S = 3.0
+"""After our last word: how long it may take to be sent, and how long the other side may then take to end too."""
 
 
 class Wire:
     """One direction-less pipe of messages over a stream. After `on_lost`, or `close`, `post` does nothing."""
 
-    def __init__(self, stream: Stream, on_message: OnMessage, on_lost: OnLost, *, linger_s: float = 0.0) -> None:
-        """linger_s: after `end`, wait this long for the other side to end too (the side that dialled should)."""
-        self._linger_s = linger_s
+    def __init__(self, stream: Stream, on_message: OnMessage, on_lost: OnLost, *, has_dialled: bool = False) -> None:
+        """has_dialled: the other side is one that we chose; it ends after us, and nonsense from it is its fault, not a refusal."""
+        self._has_dialled = has_dialled
         self._stream, self._on_message, self._on_lost = stream, on_message, on_lost
-        self._outbox: asyncio.Queue[tuple[bytes, int | None] | None] = asyncio.Queue()
-        """Frames and, for fault points, the numbers of the steps and replies among them."""
+        self._outbox: asyncio.Queue[Message | Iterator[Message] | None] = asyncio.Queue()
+        self._has_overflowed = False
+        self._alarm = asyncio.Event()
+        """Set when the last word was said, or too much waits: from then on the wire has little time."""
         self._task: asyncio.Task[SwarmError | None] | None = None
         self.is_open = True
 
@@ -36,26 +48,29 @@ class Wire:
         self._task = asyncio.create_task(self.run())
         return self
 
-    def post(self, message: inference.Message) -> None:
-        """Send `message` when its turn comes."""
-        if self.is_open:
-            step = message.step if isinstance(message, inference.Step | inference.Reply) else None
-            self._outbox.put_nowait((message.encode(), step))
+    def post(self, message: Message | Iterator[Message]) -> None:
+        """Send `message` when its turn comes; an iterator is asked for its messages then, one by one."""
+        if self.is_open and self._outbox.qsize() >= MAX_OUTBOX:
+            self._has_overflowed = True
+            self._alarm.set()
+        elif self.is_open:
+            self._outbox.put_nowait(message)
 
     async def run(self) -> SwarmError | None:
         """Carry messages until either side ends or the stream breaks; then tell `on_lost`, unless we ended it. Returns why."""
         reason: SwarmError | None = None
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
+        watch = asyncio.create_task(self._watch())
         try:
-            done, _ = await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
-            if reader not in done and not writer.exception() and self._linger_s:
-                await asyncio.wait((reader,), timeout=self._linger_s)
-            reason = _failure(reader) or _failure(writer)
+            done, _ = await asyncio.wait((writer, reader, watch), return_when=asyncio.FIRST_COMPLETED)
+            if done == {writer} and not writer.exception() and self._has_dialled:
+                await asyncio.wait((reader,), timeout=LINGER_S)
+            reason = _failure(reader) or _failure(writer) or _failure(watch)
         finally:
-            for task in (writer, reader):
+            for task in (writer, reader, watch):
                 task.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            await asyncio.gather(writer, reader, watch, return_exceptions=True)
             self._stream.cancel()
             was_open, self.is_open = self.is_open, False
             if was_open:  # also where gRPC cancels a handler because its caller is gone
@@ -64,23 +79,48 @@ class Wire:
 
     async def _read(self) -> None:
         while (data := await self._stream.receive()) is not None:
-            await self._on_message(self, inference.parse(data))
+            await self._on_message(self, self._parse(data))
+
+    def _parse(self, data: bytes) -> Message:
+        try:
+            return inference.parse(data)
+        except SwarmError as error:
+            if not self._has_dialled:
+                raise
+            raise PeerUnreachableError(f"the peer sent what is no message: {error}") from error
 
     async def _write(self) -> None:
         while (item := await self._outbox.get()) is not None:
-            data, step = item
-            if step is not None:
-                faults.point("before_send", step)
-            await self._stream.send(data)
-            if step is not None:
-                faults.point("after_send", step)
+            for message in item if isinstance(item, Iterator) else (item,):
+                await self._send(message)
         await self._stream.end()
+
+    async def _send(self, message: Message) -> None:
+        step = message.step if isinstance(message, Step | Reply) else None
+        if step is not None:
+            faults.point("before_send", step)
+        await self._stream.send(message.encode())
+        if step is not None:
+            faults.point("after_send", step)
+
+    async def _watch(self) -> None:
+        """Return where the last word does not get through, since the other side reads nothing; raise where too much waits."""
+        await self._alarm.wait()
+        if self._has_overflowed:
+            raise PeerUnreachableError(f"{MAX_OUTBOX} messages wait for a peer that does not read: the stream is given up")
+        await asyncio.sleep(LINGER_S)
 
     def end(self) -> None:
         """Say nothing more after what was posted; `on_lost` will not be called."""
         if self.is_open:
             self.is_open = False
             self._outbox.put_nowait(None)
+            self._alarm.set()
+
+    async def ended(self) -> None:
+        """Wait until what was posted before `end` has been sent and the other side has ended too, LINGER_S each at most."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            await asyncio.wait((self._task,))
 
     async def close(self) -> None:
         """Stop at once, whatever is in flight; `on_lost` will not be called."""
