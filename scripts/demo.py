@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from make_model import Recipe, default_directory, make_with_bar
+from make_model import Recipe, default_directory, make_with_bar, share_cores
 from rich.console import Console
 from rich.table import Table
 
@@ -287,6 +287,7 @@ def run(arguments: argparse.Namespace) -> bool:
 
 
 def main() -> int:
+    share_cores()
     recipe = Recipe()
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the swarm up, and print the commands to talk to it")

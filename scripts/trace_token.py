@@ -1,0 +1,139 @@
+"""Follows one real token through a real swarm on this machine: T1 to T9 of docs/architecture.md, in milliseconds and bytes.
+
+Every part notes when a step passes it (`swarm/inference/trace.py`, switched on by SWARM_TRACE); all processes share this machine's
+monotonic clock. Two tables: the prompt's last token, which also finds and opens the route, and a later one, which only decodes.
+
+Run: scripts/trace_token "A class definition is"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo import DemoError, Node, console, start_node, stop
+from make_model import Recipe, default_directory, make_with_bar
+from rich.table import Table
+
+STAGES = {
+    "taken": ("T1", "the client takes the prompt"),
+    "embedded": ("T2", "tokenized and embedded; the session is asked for a step"),
+    "routed": ("T3", "a route is picked from the directory's snapshot"),
+    "framed": ("T4", "the step is framed"),
+    "received": ("T5", "the hop has checked and decoded it"),
+    "computing": ("T6", "its batch begins"),
+    "computed": ("T7", "the span has run"),
+    "sent": ("T8", "its output is on the way to the next hop"),
+    "replied": ("T9", "the last hop answers the client"),
+    "answered": ("T9", "the client has the answer, and samples"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One line of the trace."""
+
+    place: str
+    step: int
+    num_bytes: int
+    at_ns: int
+    process: int
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """All marks of all processes, by time."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    marks = [Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines]
+    return sorted(marks, key=lambda mark: mark.at_ns)
+
+
+def of_step(marks: list[Mark], step: int) -> list[Mark]:
+    """The marks of one step; a batch's begin carries no step number, and belongs to the step that its process has in hand."""
+    in_hand: dict[int, int] = {}
+    found = []
+    for mark in marks:
+        if mark.place == "received":
+            in_hand[mark.process] = mark.step
+        belongs = in_hand.get(mark.process, -1) if mark.place == "computing" else mark.step
+        if belongs == step:
+            found.append(mark)
+    return found
+
+
+def show(title: str, marks: list[Mark], names: dict[int, str]) -> None:
+    """One row per stage and hop: since the first mark, since the one before, and the payload's bytes."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "where", "what"):
+        table.add_column(column)
+    for column in ("ms", "+ ms", "bytes"):
+        table.add_column(column, justify="right")
+    first = before = marks[0].at_ns
+    for mark in marks:
+        stage, text = STAGES[mark.place]
+        since, step = (mark.at_ns - first) / 1e6, (mark.at_ns - before) / 1e6
+        table.add_row(stage, names.get(mark.process, "client"), text, f"{since:.2f}", f"{step:.2f}", str(mark.num_bytes or ""))
+        before = mark.at_ns
+    console.print(table)
+
+
+def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> int:
+    """Generate over the nodes; when the client took the prompt, in ns."""
+    from transformers.utils import logging
+
+    from swarm.client import SwarmModelForCausalLM
+
+    logging.disable_progress_bar()
+    with SwarmModelForCausalLM.from_pretrained(str(model_dir), peers=[nodes[0].said["multiaddr"]], dtype="float32") as model:
+        taken_ns = time.monotonic_ns()
+        ids = model.tokenizer(prompt, return_tensors="pt").input_ids
+        output = model.generate(ids, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False)
+        console.print(f"[dim]{model.tokenizer.decode(output[0])}[/]", soft_wrap=True)
+    return taken_ns
+
+
+def run(model: Path, prompt: str, num_tokens: int) -> None:
+    make_with_bar(model, Recipe())
+    folder, nodes = Path(tempfile.mkdtemp(prefix="murmuration-trace-")), list[Node]()
+    os.environ["SWARM_TRACE"] = str(folder / "trace.jsonl")
+    try:
+        with console.status("two nodes and a client start"):
+            nodes.append(start_node("anna", "0:3", model, [], folder))
+            nodes.append(start_node("ben", "3:6", model, [nodes[0].wait_for("multiaddr")], folder))
+            for node in nodes:
+                node.wait_for("ready")
+        taken_ns = ask(model, prompt, num_tokens, nodes)
+        marks = read_marks(folder / "trace.jsonl")
+        names = {node.process.pid: node.name for node in nodes}
+        show("the prompt, up to its first token", [Mark("taken", 0, 0, taken_ns, 0), *of_step(marks, 0)], names)
+        show(f"token {num_tokens}: one decode step", of_step(marks, num_tokens - 1), names)
+    finally:
+        stop(nodes)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/trace_token", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("prompt", nargs="?", default="A class definition is", help="what to go on with (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=24, help="tokens to generate; the last one is traced (default: %(default)s)"
+    )
+    parser.add_argument("--model-dir", type=Path, default=default_directory(Recipe()), help="default: the demo's (%(default)s)")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        run(arguments.model_dir, arguments.prompt, max(2, arguments.tokens))
+    except DemoError as error:
+        print(f"trace_token: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
