@@ -34,7 +34,7 @@ LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
 """First pattern that matches a key's name -> largest number under it."""
 
 _INTERMEDIATE = re.compile(r"intermediate|inner|ffn|d_ff")
-_CODE_KEYS = ("auto_map", "custom_pipelines", "kernel_config", "fusion_config", "transformers_weights")
+_CODE_KEYS = ("auto_map", "custom_pipelines", "kernel_config", "fusion_config", "transformers_weights", "configuration_files")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", None)
 
 

@@ -35,8 +35,8 @@ def check_chain(span: SpanModule) -> None:
         raise ModelNotSupportedError(
             f"blocks of {kind!r} turn {list(hidden.shape)} into {list(output.shape)}; a hop hands on one hidden state a token"
         )
-    other = _run_on_other_input(span, hidden)
-    if not torch.equal(output, other):
+    noise = (span(hidden) - output).abs().max()  # 0, but for kernels that add up in any order
+    if (_run_on_other_input(span, hidden) - output).abs().max() > 10 * noise:
         raise ModelNotSupportedError(f"blocks of {kind!r} read the embeddings besides the block before them")
 
 

@@ -29,8 +29,8 @@ from swarm.models.checkpoint import Checkpoint
 from swarm.models.skeleton import Location, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
 
-MAX_OUTER_BYTES = 2 << 30
-"""Memory of a span outside its blocks (position tables, mask buffers): an honest model needs some MB."""
+MAX_OUTER_VALUES = 1 << 28
+"""Numbers that a span makes beyond what is stored for it (position tables, mask buffers): an honest model makes some million."""
 
 _LOADING = threading.Lock()  # from_pretrained sets process-wide defaults while it works
 
@@ -88,8 +88,8 @@ def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> 
     config = copy.deepcopy(checkpoint.config)
     with _LOADING, _quiet():
         probe = meta_model(config, start, stop, dtype)
-        _check_outer_size(probe)
         needed = _needed(probe, checkpoint, start, stop)
+        _check_size(probe, sum(checkpoint.tensors[name].num_values for name in needed.values()))
         prefix = _block_prefix(probe) if start < stop else ""
         with _slices(checkpoint, needed) as slices:
             cls = pruned(model_class(config), start, stop)
@@ -105,7 +105,7 @@ def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> 
 
 def _needed(probe: Any, checkpoint: Checkpoint, start: int, stop: int) -> dict[str, str]:
     """Name in the pruned model's numbering -> name in the checkpoint, for every tensor that ends up in the pruned model."""
-    state = dict(probe.state_dict())
+    state: dict[str, Any] = dict(probe.state_dict())
     if start < stop:
         prefix = _block_prefix(probe)
         state = {key: value for key, value in state.items() if key.startswith(prefix)}
@@ -115,7 +115,7 @@ def _needed(probe: Any, checkpoint: Checkpoint, start: int, stop: int) -> dict[s
     needed = {}
     for name in checkpoint.tensors:
         key = _renumbered(name, checkpoint, start, stop)
-        if key is not None and _lands(key, renames, converters, probe.base_model_prefix, state):
+        if key is not None and rename_source_key(key, renames, converters, probe.base_model_prefix, state)[0] in state:
             needed[key] = name
     return needed
 
@@ -132,26 +132,19 @@ def _renumbered(name: str, checkpoint: Checkpoint, start: int, stop: int) -> str
     return f"{checkpoint.block_prefix}{block - start}.{rest}"
 
 
-def _lands(key: str, renames: list[Any], converters: list[Any], prefix: str, state: Mapping[str, Any]) -> bool:
-    return rename_source_key(key, renames, converters, prefix, dict(state))[0] in state
-
-
 def _block_prefix(model: Any) -> str:
     blocks = model.swarm_location.blocks
     found: str = next(name for name, module in model.named_modules() if module is blocks)
     return found + "."
 
 
-def _check_outer_size(probe: Any) -> None:
-    blocks = probe.swarm_location.blocks
-    inside = {id(tensor) for tensor in (*blocks.parameters(), *blocks.buffers())} if len(blocks) else set()
-    outer = [tensor for tensor in (*probe.parameters(), *probe.buffers()) if id(tensor) not in inside]
-    tables = sum(tensor.numel() * tensor.element_size() for tensor in outer) if len(blocks) else 0
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in probe.buffers())
-    if tables > MAX_OUTER_BYTES or buffers > MAX_OUTER_BYTES:
+def _check_size(probe: Any, stored_values: int) -> None:
+    """Refuse a config that makes more than the files justify: what they lack would be made up, at the config's size."""
+    made = sum(tensor.numel() for tensor in (*probe.parameters(), *probe.buffers()))
+    if made > 2 * stored_values + MAX_OUTER_VALUES:
         raise ModelNotSupportedError(
-            f"config.json makes tables of {max(tables, buffers)} bytes besides the blocks' weights, at most {MAX_OUTER_BYTES} "
-            "are built; look at its max_position_embeddings"
+            f"config.json makes tables of {made} numbers, the files hold {stored_values} for them; "
+            "look at its sizes, such as max_position_embeddings"
         )
 
 
