@@ -9,7 +9,7 @@ import time
 from typing import TypeVar
 
 from protocols import inference, services
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, PeerUnreachableError
 from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
 from swarm.inference.hop import Hop
 from swarm.inference.hops import Hops
@@ -35,33 +35,35 @@ class SessionServicer:
         Leaving without Close keeps the session for `resume_s`: the hop above may come back, or a replacement for it.
         """
         opening = await _first(stream, Open)
-        await self._carry(stream, self._hops.enter(opening, call.peer, time.time()), opening)
+        await self._carry(stream, call, opening)
 
     async def attach(self, stream: Stream, call: Call) -> None:
         """Send a session's replies to its client, from the step that Attach names on."""
         opening = await _first(stream, Attach)
-        await self._carry(stream, self._hops.enter(opening, call.peer, time.time()), opening)
+        await self._carry(stream, call, opening)
 
-    async def _carry(self, stream: Stream, hop: Hop, opening: Open | Attach) -> None:
+    async def _carry(self, stream: Stream, call: Call, opening: Open | Attach) -> None:
+        hop = self._hops.enter(opening, call.peer, time.time())
+
         async def take(wire: Wire, message: Message) -> None:
-            self._check(hop, opening, message)
+            self._check(hop, call, opening, message)
             await hop.put(wire, message)
 
         wire = Wire(stream, take, hop.lose)
         await hop.put(wire, opening)
         refusal = await wire.run()
-        if isinstance(refusal, BadRequestError):
+        if refusal is not None and not isinstance(refusal, PeerUnreachableError):
             raise refusal
 
-    def _check(self, hop: Hop, opening: Open | Attach, message: Message) -> None:
+    def _check(self, hop: Hop, call: Call, opening: Open | Attach, message: Message) -> None:
         allowed = (Step, History, Reroute, Close) if isinstance(opening, Open) else ()
         if not isinstance(message, allowed):
             raise BadRequestError(f"{type(message).__name__} does not belong on this stream")
-        if isinstance(message, Reroute):
-            self._hops.check_reroute(message, time.time())
         session = message.grant.session if isinstance(message, Reroute) else message.session
         if session != hop.grant.session:
             raise BadRequestError("a stream carries one session, and this message names another")
+        if isinstance(message, Reroute):
+            self._hops.check_reroute(message, hop, call.peer, time.time())
 
 
 T = TypeVar("T", Open, Attach)

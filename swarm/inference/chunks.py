@@ -57,3 +57,12 @@ def join(chunks: Sequence[Chunk], outputs: Sequence[tuple[Sequence[int], Tensor]
         for row, piece, needed in zip(rows, values.split(list(counts)), chunk.needed, strict=True):
             row.append(piece[len(piece) - needed :])
     return torch.cat([piece for row in rows for piece in row])
+
+
+def select(want: int, counts: Sequence[int], output: Tensor) -> tuple[list[int], Tensor]:
+    """The tokens that a step wants back: (counts, values), the last `want` of each row, all, or none."""
+    if want == WANT_ALL:
+        return list(counts), output
+    kept = [min(want, count) for count in counts]
+    pieces = [piece[len(piece) - keep :] for piece, keep in zip(output.split(list(counts)), kept, strict=True)]
+    return kept, torch.cat(pieces) if pieces else output[:0]

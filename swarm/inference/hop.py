@@ -17,18 +17,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from protocols import compression
-from protocols.defaults import WINDOW_STEPS
-from protocols.errors import BadRequestError, PeerUnreachableError, SwarmError
+from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
+from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SwarmError
 from protocols.ids import short, short_peer
 from protocols.inference import (
-    WANT_ALL,
     Attach,
     Close,
     Expect,
@@ -42,10 +41,10 @@ from protocols.inference import (
     Reroute,
     Step,
 )
-from swarm.inference import faults, trace
+from swarm.inference import chunks, faults, trace
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
-from swarm.inference.retained import Piece, PieceRow
+from swarm.inference.retained import Loading, PieceRow
 from swarm.inference.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Hop:
         self._client: Wire | None = None
         self._down = Downstream(grant.session)
         self._replies: deque[Reply] = deque(maxlen=WINDOW_STEPS)
-        self._loading: list[PieceRow] = []
+        self._loading: Loading | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._is_waiting = False
         """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
@@ -119,11 +118,21 @@ class Hop:
 
     async def put(self, wire: Wire | None, message: Message) -> None:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
-        await self._inbox.put((wire, message))
+        if self.is_closed:
+            _end(wire)
+        else:
+            await self._inbox.put((wire, message))
+
+    async def _put_from_below(self, wire: Wire, message: Message) -> None:
+        """The hop below may say what it wants and who is lost. Anything else is not for it to say, and nobody checked it."""
+        if not isinstance(message, Expect | HopLost):
+            raise PeerUnreachableError(f"the hop below sent {type(message).__name__}, which does not belong on its stream")
+        await self.put(wire, message)
 
     async def lose(self, wire: Wire | None, cause: SwarmError | None) -> None:
         """`wire` is gone, or the hop below could not be reached."""
-        await self._inbox.put((None, _Lost(wire, cause, self.grant.epoch)))
+        if not self.is_closed:
+            await self._inbox.put((None, _Lost(wire, cause, self.grant.epoch)))
 
     async def run(self) -> None:
         """Take events in order until the session closes. The caller owns this task; afterwards every row is given back."""
@@ -137,36 +146,36 @@ class Hop:
 
     async def _handle(self, wire: Wire | None, message: Message | _Lost) -> None:
         self.last_active_s = time.monotonic()
+        is_above, is_below = wire is not None and wire is self._up, wire is not None and wire is self._down.wire
         match message:
-            case Step():
-                await self._on_step(message)
-            case Open() | Reroute():
+            case Open():
                 self._on_route(wire, message)
-            case Expect():
-                await self._on_expect(message)
-            case History():
-                await self._on_history(message)
             case Attach():
                 self._on_attach(wire, message)
-            case HopLost():
-                self._tell(message)
             case _Lost():
                 self._on_lost(message)
-            case Close():
-                self._on_close(wire, message)
-            case Reply():
-                raise AssertionError("the servicer lets no reply in")
-
-    def _on_close(self, wire: Wire | None, close: Close) -> None:
-        """Only the hop above may close (wire None: time is up): a hop that a new route left out has nothing to say any more."""
-        if wire is None or wire is self._up:
-            self.is_closed = True
-            self._last_word = Close(session=self.grant.session) if close.below else None
+            case Close() if is_above or wire is None:  # None: its time is over
+                self.is_closed = True
+                self._last_word = message if message.below else None
+            case Reroute() if is_above:
+                self._on_route(wire, message)
+            case Step() if is_above:
+                await self._on_step(message)
+            case History() if is_above:
+                await self._on_history(message)
+            case Expect() if is_below:
+                await self._on_expect(message)
+            case HopLost() if is_below and message.index > self.index:
+                self._tell(message)
+            case _:  # a hop that a new route left out has nothing to say any more
+                log.debug("%s: a %s that does not belong here was dropped", self, type(message).__name__)
 
     # --- the route
 
     def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
         if message.grant.epoch < self.grant.epoch:
+            if wire is not self._up:
+                _end(wire)
             return
         if isinstance(message, Open):
             self._take_up(wire)
@@ -201,9 +210,13 @@ class Hop:
 
     async def _connect(self, grant: Grant, index: int) -> None:
         try:
-            wire = await self._links.open(grant, index, self.dtype, self.put, self.lose)
+            wire = await self._links.open(grant, index, self.dtype, self._put_from_below, self.lose)
         except SwarmError as error:
             await self.lose(None, error)
+            return
+        except Exception as error:
+            log.exception("%s: dialling hop %d failed by a fault of ours", self, index)
+            await self.lose(None, InternalError(f"the hop above could not dial: {type(error).__name__}; its log says more"))
             return
         if grant.epoch == self.grant.epoch and not self.is_closed:
             self._down.connect(wire, grant.epoch)
@@ -261,6 +274,8 @@ class Hop:
         elif step.step < self.next_step:
             self._repeat(step.step)
         else:
+            if self._loading is not None:  # a history broke off, and the hop above now begins with step 0
+                await self._forget()
             await self._advance(step)
 
     def _repeat(self, number: int) -> None:
@@ -288,7 +303,7 @@ class Hop:
         if self.is_last:
             self._reply(step, output, (time.perf_counter() - started) * 1e3)
         else:
-            self._down.send(_carry(step, output))
+            self._down.send(replace(step, payload=compression.pack(output)))
 
     async def _forward(self, ops: Sequence[Op], counts: Sequence[int], message: Step | History) -> Tensor:
         hidden = compression.unpack(message.payload)
@@ -309,15 +324,17 @@ class Hop:
 
     async def _forget(self) -> None:
         await self._compute.clear()
-        self.next_step, self._loading = 0, []
+        self.next_step, self._loading = 0, None
         self._replies.clear()
         self._down.retained.load(0, [])
 
     def _reply(self, step: Step, output: Tensor, compute_ms: float) -> None:
-        counts, wanted = select(step.want, step.counts, output)
+        counts, wanted = chunks.select(step.want, step.counts, output)
         reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=tuple(counts),
                       payload=compression.pack(wanted), compute_ms=compute_ms)  # fmt: skip
         self._replies.append(reply)
+        while len(self._replies) > 1 and sum(kept.payload.num_bytes for kept in self._replies) > WINDOW_BYTES:
+            self._replies.popleft()  # as in `Retained`: the client cannot have more in flight
         self._answer(reply)
 
     def _answer(self, reply: Reply) -> None:
@@ -331,48 +348,56 @@ class Hop:
         """Start anew from the rows' inputs before step `base`; our outputs become our own retained history."""
         if history.epoch != self.grant.epoch or self._has_given_up:
             return
-        self._is_waiting = False
-        faults.point("before_history", history.base)
         if history.part == 0:
             await self._forget()
-            self._loading = [PieceRow() for _ in history.counts]
-        if len(history.counts) != len(self._loading):
-            self._expect_from_above()
+            self._loading = Loading(history.base, history.parts, [PieceRow() for _ in history.counts])
+        if self._loading is None or not self._loading.is_next(history):
+            if not self._is_waiting:
+                await self._forget()
+                self._expect_from_above()
             return
+        self._is_waiting = False
+        faults.point("before_history", history.base)
         try:
             output = await self._forward((), history.counts, history)
         except SwarmError as error:
             await self._give_up(error)
             return
-        self._take(history, output)
-        faults.point("after_history", history.base)
-
-    def _take(self, history: History, output: Tensor) -> None:
-        at = 0
-        for row, count in zip(self._loading, history.counts, strict=True):
-            positions = None if history.positions is None else history.positions[at : at + count]
-            if count:
-                row.append(Piece(output[at : at + count], positions))
-            at += count
-        if history.part == history.parts - 1:
+        self._loading.take(history, output)
+        if self._loading.is_complete:
             self.next_step = history.base
-            self._down.retained.load(history.base, [] if self.is_last else self._loading, output[:0])
-            self._loading = []
+            self._down.retained.load(history.base, [] if self.is_last else self._loading.rows, output[:0])
+            self._loading = None
             self._down.pump()
+        faults.point("after_history", history.base)
 
     def drop_retained(self) -> None:
         """Give back what we retain (the node's bound is reached): a death below then costs a replay from above."""
-        log.info("%s: %d retained bytes dropped: the node's limit is reached", self, self.retained_bytes)
-        self._down.retained.drop_history()
+        if self._down.retained.has_history:
+            log.info("%s: %d retained bytes dropped: the node's limit is reached", self, self.retained_bytes)
+            self._down.retained.drop_history()
 
     async def _release(self) -> None:
         if self._dialling is not None:
             self._dialling.cancel()
         self._down.end(self._last_word)
-        for wire in (self._up, self._client):
-            if wire is not None:
-                wire.end()
+        _end(self._up)
+        _end(self._client)
+        await self._empty_inbox()
         await self._compute.clear()
+
+    async def _empty_inbox(self) -> None:
+        """Whoever came too late is told by the end of its stream, and whoever waits to put is woken."""
+        while not self._inbox.empty():
+            wire, message = self._inbox.get_nowait()
+            if isinstance(message, Open | Attach):
+                _end(wire)
+            await asyncio.sleep(0)  # one that waits may put now
+
+
+def _end(wire: Wire | None) -> None:
+    if wire is not None:
+        wire.end()
 
 
 def _same_peer_below(before: Grant, after: Grant, index: int) -> bool:
@@ -380,29 +405,3 @@ def _same_peer_below(before: Grant, after: Grant, index: int) -> bool:
     old = [hop for hop in before.route if hop.span.start == after.route[index].span.stop]
     new = after.route[index + 1]
     return bool(old) and (old[0].peer, old[0].span) == (new.peer, new.span)
-
-
-def _carry(step: Step, output: Tensor) -> Step:
-    """The same step for the hop below: only the payload changes."""
-    return Step(
-        session=step.session,
-        epoch=step.epoch,
-        step=step.step,
-        counts=step.counts,
-        payload=compression.pack(output),
-        ops=step.ops,
-        positions=step.positions,
-        want=step.want,
-        result=step.result,
-        budget_ms=step.budget_ms,
-        priority=step.priority,
-    )
-
-
-def select(want: int, counts: Sequence[int], output: Tensor) -> tuple[list[int], Tensor]:
-    """The tokens that a step wants back: (counts, values), the last `want` of each row, all, or none."""
-    if want == WANT_ALL:
-        return list(counts), output
-    kept = [min(want, count) for count in counts]
-    pieces = [piece[len(piece) - keep :] for piece, keep in zip(output.split(list(counts)), kept, strict=True)]
-    return kept, torch.cat(pieces) if pieces else output[:0]

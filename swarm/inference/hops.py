@@ -41,7 +41,9 @@ class HopLimits:
 class Hops:
     """The sessions of one node by (client, session id): a stranger cannot reach another client's session."""
 
-    def __init__(self, served: grants.Served, links: Links, new_compute: Callable[[SessionId], SessionCompute], limits: HopLimits) -> None:
+    def __init__(
+        self, served: grants.Served, links: Links, new_compute: Callable[[SessionId], SessionCompute], limits: HopLimits
+    ) -> None:
         self.served = served
         self.is_draining = False
         self._links, self._new_compute, self._limits = links, new_compute, limits
@@ -70,12 +72,18 @@ class Hops:
             raise BadRequestError(
                 f"this peer computes in {self.served.dtype}, the route in {opening.dtype}: a route uses one precision"
             )
-        return self._hops.get((grant.client, grant.session)) or self._create(grant, index)
+        hop = self._hops.get((grant.client, grant.session))
+        return hop if hop is not None and not hop.is_closed else self._create(grant, index)
 
-    def check_reroute(self, reroute: Reroute, now_s: float) -> None:
+    def check_reroute(self, reroute: Reroute, hop: Hop, caller: PeerId, now_s: float) -> None:
         """A Reroute came over a stream that is already trusted: its grant must be the client's all the same."""
-        grants.verify(reroute.grant, self.served, now_s)
-        grants.verify_place(reroute.grant, reroute.index, self.served)
+        grant = reroute.grant
+        grants.verify(grant, self.served, now_s)
+        grants.verify_place(grant, reroute.index, self.served)
+        if (grant.client, grant.session) != (hop.grant.client, hop.grant.session):
+            raise UnauthenticatedError("a new route must be granted by the client that opened the session")
+        if caller != grants.caller_of(grant, reroute.index):
+            raise UnauthenticatedError(f"the new route has another hop above this one than {short_peer(caller)}")
 
     def _create(self, grant: Grant, index: int) -> Hop:
         if self.is_draining:
@@ -90,12 +98,14 @@ class Hops:
         return hop
 
     async def _run(self, hop: Hop) -> None:
+        key = hop.grant.client, hop.grant.session
         try:
             await hop.run()
         except Exception:
             log.exception("%s: ended by a fault of ours", hop)
         finally:
-            self._hops.pop((hop.grant.client, hop.grant.session), None)
+            if self._hops.get(key) is hop:  # the client may have opened it anew while this one gave its memory back
+                del self._hops[key]
 
     def start(self) -> None:
         """Drop sessions whose time is over, from now on until `stop`."""

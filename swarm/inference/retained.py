@@ -179,3 +179,30 @@ def _join(row: PieceRow, empty: Tensor, explicit: bool) -> Piece:
         positions += piece.positions if piece.positions is not None else range(len(positions), len(positions) + len(piece))
     values = torch.cat([piece.values for piece in row.pieces]) if row.pieces else empty
     return Piece(values, tuple(positions) if explicit else None)
+
+
+@dataclass(slots=True)
+class Loading:
+    """A history that is coming in, part by part."""
+
+    base: int
+    parts: int
+    rows: list[PieceRow]
+    taken: int = 0
+
+    def is_next(self, history: History) -> bool:
+        same = (history.base, history.parts, len(history.counts)) == (self.base, self.parts, len(self.rows))
+        return same and history.part == self.taken
+
+    def take(self, history: History, output: Tensor) -> None:
+        at = 0
+        for row, count in zip(self.rows, history.counts, strict=True):
+            if count:
+                positions = None if history.positions is None else history.positions[at : at + count]
+                row.append(Piece(output[at : at + count], positions))
+            at += count
+        self.taken += 1
+
+    @property
+    def is_complete(self) -> bool:
+        return self.taken == self.parts
