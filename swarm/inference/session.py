@@ -20,7 +20,7 @@ from torch import Tensor
 
 from protocols import compression
 from protocols.defaults import GRANT_LIFE_S, PATIENCE_S, PREFILL_CHUNK_TOKENS, STALL_S, WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import NoRouteError, PeerUnreachableError, SwarmError, from_wire
+from protocols.errors import InternalError, NoRouteError, PeerUnreachableError, SwarmError, from_wire
 from protocols.identity import Identity
 from protocols.ids import SessionId, short, short_peer
 from protocols.inference import WANT_ALL, Close, Expect, Grant, HopLost, Message, Op, Reply, Route, Step
@@ -32,6 +32,11 @@ from swarm.inference.wire import Wire
 from swarm.routing.router import Router
 
 log = logging.getLogger(__name__)
+
+MAX_LOSSES = 64
+"""Losses of one epoch that wait to be answered; any further ones tell nothing new."""
+
+MAX_BUDGET_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,23 @@ class SessionConfig:
     """-100 to 100; higher goes first where steps wait."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A step in flight: what its reply must look like."""
+
+    reply: asyncio.Future[Reply]
+    counts: tuple[int, ...]
+    width: int
+    dtype: str
+
+    def fits(self, reply: Reply) -> bool:
+        payload = reply.payload
+        return (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (self.width,), self.dtype)
+
+    def __str__(self) -> str:
+        return f"counts {list(self.counts)[:8]} of {self.dtype} [{self.width}]"
+
+
 class Session:
     """One generation over one route at a time. All methods belong to one event loop; steps are run one after the other."""
 
@@ -72,7 +94,7 @@ class Session:
         self._grant: Grant | None = None
         self._down = Downstream(self.id)
         self._last: Wire | None = None
-        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._pending: dict[int, _Awaited] = {}
         self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
         self._repairs: asyncio.Task[None] | None = None
         self._lost_at_s: float | None = None
@@ -86,6 +108,8 @@ class Session:
 
     async def open(self) -> None:
         """Find a route and open it; does nothing where there is one. NoRouteError or ModelMismatchError says why there is none."""
+        if self._failure is not None:
+            raise self._failure
         if self._repairs is None:
             route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype)
             trace.mark("routed", self.id, 0)
@@ -109,21 +133,24 @@ class Session:
         async with self._turn:
             trace.mark("embedded", self.id, self._down.retained.next_step, hidden.nbytes)
             await self.open()
-            if self._failure is not None:
-                raise self._failure
             pieces = chunks.plan(counts, want, self._config.chunk_tokens)
             return chunks.join(pieces, await self._run(pieces, ops, counts, hidden, positions))
 
     async def close(self) -> None:
-        """End the session everywhere; what the hops lent is returned at once. Safe to repeat."""
+        """End the session everywhere; what the hops lent is returned at once. Safe to repeat.
+
+        Returns when the first hop has been told (or does not listen any more): the connection may be closed then.
+        """
         if self._repairs is not None:
             self._repairs.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._repairs
+        self._fail(PeerUnreachableError("the session was closed"))
+        wires = [wire for wire in (self._down.wire, self._last) if wire is not None]
         self._down.end(Close(session=self.id))
         if self._last is not None:
             self._last.end()
-        self._fail(PeerUnreachableError("the session was closed"))
+        await asyncio.gather(*(wire.ended() for wire in wires))
 
     # --- steps
 
@@ -139,7 +166,7 @@ class Session:
                 len(flying) >= WINDOW_STEPS or sum(size for _, size in flying) + step.payload.num_bytes > WINDOW_BYTES
             ):
                 outputs.append(await self._reply(flying.popleft()[0]))
-            self._pending[step.step] = asyncio.get_running_loop().create_future()
+            self._pending[step.step] = _awaited(step)
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._down.send(step)
             flying.append((step.step, step.payload.num_bytes))
@@ -158,12 +185,12 @@ class Session:
             ops=tuple(ops),
             positions=places,
             want=piece.want,
-            budget_ms=int(self._config.patience_s * 1e3),
+            budget_ms=int(min(MAX_BUDGET_S, self._config.patience_s) * 1e3),
             priority=self._config.priority,
         )
 
     async def _reply(self, number: int) -> tuple[Sequence[int], Tensor]:
-        future = self._pending[number]
+        future = self._pending[number].reply
         try:
             while not future.done():
                 await asyncio.wait((future,), timeout=self._config.stall_s)
@@ -185,24 +212,29 @@ class Session:
 
     async def _on_message(self, wire: Wire, message: Message) -> None:
         match message:
-            case Reply():
+            case Reply() if wire is self._last:
                 self._on_reply(message)
             case Expect() if wire is self._down.wire:
                 self._down.expect(message)
-            case HopLost():
-                self._losses.put_nowait(message)
+            case HopLost() if wire in (self._down.wire, self._last):
+                self._note_loss(message)
             case _:
                 log.warning("%s: %s does not belong here; dropped", self, type(message).__name__)
 
     def _on_reply(self, reply: Reply) -> None:
-        future = self._pending.get(reply.step)
-        if future is None or future.done():
+        awaited = self._pending.get(reply.step)
+        if awaited is None or awaited.reply.done():
+            return
+        if not awaited.fits(reply):
+            got = f"{list(reply.counts)[:8]} of {reply.payload.dtype} {list(reply.payload.shape)}"
+            nonsense = InternalError(f"the last hop answers step {reply.step} with counts {got}, expected {awaited}")
+            self._lose(len(self.route) - 1, nonsense, self._epoch)
             return
         trace.mark("answered", self.id, reply.step, reply.payload.num_bytes)
         if self._lost_at_s is not None:
             self.pauses_s.append(time.monotonic() - self._lost_at_s)
             self._lost_at_s = None
-        future.set_result(reply)
+        awaited.reply.set_result(reply)
 
     async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
         reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
@@ -212,7 +244,12 @@ class Session:
             self._lose(len(self.route) - 1, reason, self._epoch)
 
     def _lose(self, index: int, cause: SwarmError, epoch: int) -> None:
-        self._losses.put_nowait(HopLost(session=self.id, epoch=epoch, index=index, code=cause.code, message=str(cause)))
+        self._note_loss(HopLost(session=self.id, epoch=epoch, index=index, code=cause.code, message=str(cause)))
+
+    def _note_loss(self, lost: HopLost) -> None:
+        """Of each epoch only the first loss matters, since it ends the epoch: the rest need not be kept."""
+        if lost.epoch == self._epoch and self._losses.qsize() < MAX_LOSSES:
+            self._losses.put_nowait(lost)
 
     # --- deaths
 
@@ -225,6 +262,9 @@ class Session:
                     await self._replace(lost)
                 except SwarmError as error:
                     self._fail(error)
+                except Exception as error:  # else whoever waits for a reply would wait forever
+                    log.exception("%s: a repair failed by a fault of ours", self)
+                    self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
 
     async def _replace(self, lost: HopLost) -> None:
         """Route around a lost hop. Raises where nobody else could do better, or nobody is left within `patience_s`."""
@@ -233,7 +273,8 @@ class Session:
             raise cause
         hop = self.route[lost.index]
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", self, lost.index, short_peer(hop.peer), hop.span, cause)
-        self._lost_at_s = self._lost_at_s or time.monotonic()
+        if self._lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
+            self._lost_at_s = time.monotonic()
         self._router.failed(hop.peer, cause)
         staying = {(other.peer, other.span) for other in self.route if other is not hop}
         left_s = self._lost_at_s + self._config.patience_s - time.monotonic()
@@ -284,10 +325,15 @@ class Session:
 
     def _fail(self, error: SwarmError) -> None:
         self._failure = self._failure or error
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(self._failure)
-                future.exception()  # whoever waits raises it; whoever was cancelled should not be warned about it
+        for awaited in self._pending.values():
+            if not awaited.reply.done():
+                awaited.reply.set_exception(self._failure)
+                awaited.reply.exception()  # whoever waits raises it; whoever was cancelled should not be warned about it
+
+
+def _awaited(step: Step) -> _Awaited:
+    counts = step.counts if step.want == WANT_ALL else tuple(min(step.want, count) for count in step.counts)
+    return _Awaited(asyncio.get_running_loop().create_future(), counts, step.payload.shape[-1], step.payload.dtype)
 
 
 def _same(a: object, b: object) -> bool:
