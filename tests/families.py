@@ -98,6 +98,7 @@ LISTED: dict[str, Callable[[], Any]] = {
 """The families that the project promises to serve exactly."""
 
 OTHERS: dict[str, Callable[[], Any]] = {
+    "bert": lambda: T.BertConfig(**_NO_GROUPS, is_decoder=True),
     "openai_gpt": lambda: T.OpenAIGPTConfig(**{**_GPT2, "n_positions": 1024}),
     "llama3_rope": lambda: T.LlamaConfig(
         **_with(

@@ -39,7 +39,7 @@ class SelfTest:
     @torch.inference_mode()
     def __init__(self, span: SpanModule) -> None:
         self._span = span
-        length = 16 + max((size for key in _KEYS if isinstance(size := getattr(span.config, key, None), int)), default=0)
+        length = 16 + max((size for key in _KEYS if isinstance(size := vars(span.config).get(key), int)), default=0)
         self._inputs = [_noise(span, length, seed=1), _noise(span, 10, seed=2)]
         self._expected = [span(hidden) for hidden in self._inputs]
 

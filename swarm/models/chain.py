@@ -115,11 +115,12 @@ def returns_tuple(model: Any, location: Location, template: nn.Module) -> bool:
     for as_tuple in (True, False):
         setattr(location.owner, location.attribute, nn.ModuleList([_StandIn(template, as_tuple)]))
         try:
-            location.decoder(inputs_embeds=blank, use_cache=False)
-            return as_tuple
+            last = location.decoder(inputs_embeds=blank, use_cache=False)[0]
+            if isinstance(last, Tensor):  # a decoder without a final norm hands even a tuple through
+                return as_tuple
         except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):
             if not as_tuple:
                 raise
         finally:
             setattr(location.owner, location.attribute, empty)
-    raise AssertionError("unreachable")
+    raise ModelNotSupportedError(f"what blocks of {model.config.model_type!r} return could not be found out")

@@ -136,7 +136,10 @@ def _parse_config(raw: Mapping[str, Any], directory: Path) -> Any:
 
 
 def _size(config: Any, key: str, low: int, high: int, directory: Path) -> int:
-    value = getattr(config, key, None)
+    try:
+        value = getattr(config, key, None)
+    except RuntimeError as error:  # an entry that differs from block to block
+        raise ModelNotSupportedError(f"{directory}/config.json: {key} is not the same for all blocks") from error
     if type(value) is not int or not low <= value <= high:
         raise CheckpointError(f"{directory}/config.json: {key} is {str(value)[:40]}, expected an integer from {low} to {high}")
     return value

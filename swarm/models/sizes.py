@@ -23,8 +23,13 @@ def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:
     """
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * span.stop
-    attending = sum("attention" in kind and "linear" not in kind for kind in kinds[span.start : span.stop])
-    return max(1, attending * _values_per_token(text) * dtype.itemsize)
+    attending = [block for block in range(span.start, span.stop) if _keeps_tokens(kinds[block])]
+    layers = text.per_layer_config  # head sizes may differ from block to block (gemma4)
+    return max(1, sum(_values_per_token(layers[block]) for block in attending) * dtype.itemsize)
+
+
+def _keeps_tokens(kind: str) -> bool:
+    return "hybrid" in kind or ("attention" in kind and "linear" not in kind)
 
 
 def _values_per_token(config: Any) -> int:

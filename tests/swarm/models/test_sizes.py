@@ -28,7 +28,7 @@ def test_bytes_of_a_span_are_those_of_its_parameters(checkpoints: Checkpoints, f
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "opt", "deepseek_v3", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "opt", "deepseek_v3", "gemma3_text", "gemma4_text", "gpt_oss"])
 def test_kv_bytes_are_those_that_a_packed_engine_takes(checkpoints: Checkpoints, family: str) -> None:
     checkpoint = open_checkpoint(checkpoints(family))
     engine = choose_engine(load_span(checkpoint, Span(0, 3), dtype=torch.float32), 1 << 30)
