@@ -36,6 +36,9 @@ VOLUNTEERS = (("anna", "0:3"), ("ben", "3:6"), ("cleo", "3:6"))
 READY_S = 90.0
 """How long a node may take from its start to its first block; half of it is imports on a slow machine."""
 
+LEAVE_S = 12.0
+"""A node leaves within 5 s of SIGTERM; on a machine that is very busy everything takes longer."""
+
 console = Console(highlight=False)
 
 
@@ -53,7 +56,7 @@ class Node:
     directory: Path
     is_killed: bool = False
     said: dict[str, str] = field(default_factory=dict)
-    """The newest text of each kind of line."""
+    """The first text of each kind of line (docs/commands.md); of several addresses the first is the best."""
 
     def wait_for(self, kind: str, tick: Callable[[], None] = lambda: None) -> str:
         """Read its lines until one of this kind; DemoError with its last words where it ends or takes too long."""
@@ -65,7 +68,7 @@ class Node:
             time.sleep(0.05)
             for line in (self.directory / "stdout").read_text().splitlines():
                 word, _, text = line.partition(":")
-                self.said[word] = text.strip()
+                self.said.setdefault(word, text.strip())
         return self.said[kind]
 
     def last_words(self) -> str:
@@ -170,7 +173,7 @@ def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tup
         "max_new_tokens": num_tokens,
         "min_new_tokens": num_tokens,
         "do_sample": False,
-        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 3,
     }
     logging.disable_progress_bar()
     with console.status("a client finds the nodes and checks that they serve the same weights"):
@@ -233,13 +236,13 @@ def _first_difference(ours: list[int], theirs: list[int]) -> int:
 
 
 def stop(nodes: list[Node]) -> None:
-    """SIGTERM, and what does not leave within its 5 s is killed."""
+    """SIGTERM, and what does not leave is killed."""
     running = [node for node in nodes if node.process.poll() is None]
     for node in running:
         node.process.send_signal(signal.SIGTERM)
     for node in running:
         try:
-            node.process.wait(8)
+            node.process.wait(LEAVE_S)
         except subprocess.TimeoutExpired:
             node.process.kill()
             console.print(f"[yellow]{node.name} did not leave by itself and was killed[/]")

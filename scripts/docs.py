@@ -1,4 +1,4 @@
-"""Writes what the documents repeat from the code: README's file tree, and the table of defaults in docs/architecture.md.
+"""Writes what the documents repeat from the code: README's file tree and exit codes, and the defaults in docs/architecture.md.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("protocols", "swarm", "node", "scripts")
 DEFAULTS = Path("protocols/defaults.py")
+FAILURES = Path("node/cli/failures.py")
 
 
 # --- README's tree
@@ -78,6 +79,23 @@ def defaults_table() -> str:
     return "| name | value | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
+# --- the exit codes
+
+
+def exit_codes_table() -> str:
+    """Markdown: the literal dictionary EXIT_CODES of the command line, read without importing it."""
+    for node in ast.parse((ROOT / FAILURES).read_text(encoding="utf-8")).body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == "EXIT_CODES"
+            and node.value
+        ):
+            codes: dict[int, str] = ast.literal_eval(node.value)
+            return "| code | meaning |\n|---|---|\n" + "".join(f"| {code} | {meaning} |\n" for code, meaning in codes.items())
+    raise ValueError(f"no EXIT_CODES in {FAILURES}")
+
+
 # --- putting them in
 
 
@@ -95,9 +113,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write README's file tree and the table of defaults from the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
     is_check = parser.parse_args().check
-    old = []
+    old: list[str] = []
     for document, name, content in (
         ("README.md", "tree", tree(present_files())),
+        ("README.md", "exit codes", exit_codes_table()),
         ("docs/architecture.md", "defaults", defaults_table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
