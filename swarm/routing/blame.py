@@ -38,8 +38,9 @@ class Blame:
 
     def add(self, peer: PeerId, cause: SwarmError, now_s: float) -> None:
         """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes."""
+        self._failures = {other: failure for other, failure in self._failures.items() if now_s - failure.at_s < FORGET_S}
         before = self._failures.get(peer)
-        strikes = before.strikes + 1 if before is not None and now_s - before.at_s < FORGET_S else 1
+        strikes = 1 if before is None else before.strikes + 1
         self._failures[peer] = Failure(cause, now_s, now_s + min(MAX_AVOID_S, AVOID_S * 2 ** (strikes - 1)), strikes)
 
     def is_avoided(self, peer: PeerId, now_s: float) -> bool:

@@ -14,6 +14,9 @@ Ping = Callable[[PeerRecord], Awaitable[None]]
 """Says hello to a peer and returns when it has answered; SwarmError where it does not."""
 
 FRESH_S = 60.0
+FORGET_S = 900.0
+"""A peer that was not measured for this long is no longer remembered."""
+
 PING_S = 2.0
 MAX_PINGS = 64
 """Peers measured at once."""
@@ -45,7 +48,9 @@ class Latency:
         except SwarmError as error:
             self.forget(record.peer)
             return error
-        self._measured[record.peer] = ((time.perf_counter() - started) * 1e3, time.monotonic())
+        now_s = time.monotonic()
+        self._measured = {peer: entry for peer, entry in self._measured.items() if now_s - entry[1] < FORGET_S}
+        self._measured[record.peer] = ((time.perf_counter() - started) * 1e3, now_s)
         return None
 
     def forget(self, peer: PeerId) -> None:
@@ -53,8 +58,9 @@ class Latency:
         self._measured.pop(peer, None)
 
     def round_trip_ms(self, peer: PeerId) -> float:
-        """Milliseconds to `peer` and back; 0 where it was never measured."""
-        return self._measured.get(peer, (0.0, 0.0))[0]
+        """Milliseconds to `peer` and back; the longest known way where it was never measured: unknown is not near."""
+        entry = self._measured.get(peer)
+        return entry[0] if entry is not None else max((ms for ms, _ in self._measured.values()), default=0.0)
 
     def between_ms(self, a: PeerRecord | None, b: PeerRecord | None) -> float:
         """One-way milliseconds; None is this peer. Between two others: what they announce, else the longer of our own ways."""

@@ -47,7 +47,8 @@ def cost_ms(candidate: Candidate, any_holding: bool) -> float:
 def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way) -> list[Candidate] | None:
     """The cheapest candidates whose spans cover [0, num_blocks) without gap or overlap; None where there are none.
 
-    Ties go to fewer hops, then to the smaller PeerIDs, so that equal inputs give equal routes.
+    Ties go to fewer hops, then to the smaller PeerIDs, so that equal inputs give equal routes. A peer takes part once; the search is
+    exact where each offers one span (as our nodes do), and may miss a path where one offers several.
     """
     any_holding = any(candidate.is_holding for candidate in candidates)
     starting: dict[int, list[Candidate]] = {}
@@ -92,7 +93,8 @@ def _steps(
 
 def missing(spans: Collection[Span], num_blocks: int) -> list[Span]:
     """The blocks that no path can cross, as spans: those that no candidate hosts, else those where the candidates do not join."""
-    hosted = {block for span in spans for block in range(span.start, min(span.stop, num_blocks))}
+    spans = [span for span in spans if span.stop <= num_blocks]
+    hosted = {block for span in spans for block in range(span.start, span.stop)}
     gaps = [block for block in range(num_blocks) if block not in hosted]
     if not gaps and spans:
         reachable = {0}
