@@ -256,6 +256,7 @@ class PackedEngine:
 
     @torch.inference_mode()
     def step(self, items: Sequence[tuple[PackedRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        assert hidden.shape[1] == sum(count for _, count in items)
         self._store.reserve(items)
         step = _Step(items, self._windows)
         output = self._run(step, hidden, self._positions(items) if positions is None else positions[None])

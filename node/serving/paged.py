@@ -85,6 +85,7 @@ class PagedEngine:
 
     @torch.inference_mode()
     def step(self, items: Sequence[tuple[PagedRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        assert hidden.shape[1] == sum(count for _, count in items)
         self._reserve(items)
         before = [(row.length, dict(row.states)) for row, _ in items]
         flat = [None] * len(items) if positions is None else list(positions.split([count for _, count in items]))
