@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,18 @@ def make_tiny(directory: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=NUM_BLOCKS, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, bos_token_id=1, eos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=NUM_BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
     LlamaForCausalLM(config).save_pretrained(directory)
     return directory
 
@@ -74,7 +85,7 @@ class Clock:
     def gaps_ms(self) -> list[float]:
         """Since the call for the first token (put number 2: the prompt itself is number 1), then from token to token."""
         times = [self.at_s[0], *self.at_s[2:]]
-        return [(later - earlier) * 1e3 for earlier, later in zip(times, times[1:], strict=False)]
+        return [(later - earlier) * 1e3 for earlier, later in pairwise(times)]
 
 
 def decoder(model: Any, ids: Any, num_tokens: int) -> Decode:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import torch
@@ -192,6 +194,40 @@ async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) ->
     async with asyncio.timeout(10):
         while any(node.engine.used_bytes for node in nodes):
             await asyncio.sleep(0.02)
+
+
+async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm: ToySwarm) -> None:
+    """The last hop holds its first chunk until the first hop has computed its third: without overlap this would never end."""
+    first, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    third_chunk, step_of_first, step_of_last = threading.Event(), first.engine.step, last.engine.step
+
+    def counting(*args: Any) -> Tensor:
+        output: Tensor = step_of_first(*args)
+        if first.engine.forwards == 3:
+            third_chunk.set()
+        return output
+
+    def waiting(*args: Any) -> Tensor:
+        assert third_chunk.wait(20), "the first hop waited for the last one"
+        output: Tensor = step_of_last(*args)
+        return output
+
+    first.engine.step, last.engine.step = counting, waiting
+    tokens, session = random_tokens(40), swarm.session(chunk_tokens=8)
+    assert torch.allclose(await session.step((), [40], tokens), expected(tokens))
+    await session.close()
+
+
+async def test_an_idle_session_loses_its_memory_and_goes_on_by_a_replay(swarm: ToySwarm) -> None:
+    limits = HopLimits(idle_s=0.3)
+    nodes = [await swarm.serve(0, 2, limits=limits), await swarm.serve(2, 4, limits=limits)]
+    tokens, session = random_tokens(9), swarm.session(patience_s=30)
+    before = await one_by_one(session, tokens[:6])
+    async with asyncio.timeout(10):
+        while any(node.engine.used_bytes for node in nodes):
+            await asyncio.sleep(0.02)
+    assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[6:])]), expected(tokens))
+    await session.close()
 
 
 async def test_concurrent_sessions_share_forwards(swarm: ToySwarm) -> None:

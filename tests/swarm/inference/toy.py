@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -107,7 +108,7 @@ class ToyNode:
     """One node: a real gRPC server, a real host, a toy engine."""
 
     span: Span
-    engine: ToyEngine
+    engine: Any
     host: Host
     identity: Identity
     certificate: tls.TlsCertificate
@@ -134,8 +135,8 @@ class ToyNode:
             await self.host.stop()
 
     def record(self) -> PeerRecord:
-        load = self.host.load()
-        served = ServedSpan(model=MODEL, span=self.span, num_blocks=NUM_BLOCKS, dtype="float32")
+        load, what = self.host.load(), self.host.served
+        served = ServedSpan(model=what.model, span=self.span, num_blocks=what.num_blocks, dtype=what.dtype)
         return PeerRecord(
             peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der, spans=(served,),
             free_tokens=load.free_tokens, step_ms=1.0,
@@ -150,11 +151,12 @@ class Records:
 class ToySwarm:
     """Nodes and one client; the directory is the list of nodes, dead ones included until `expire`."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: ModelId = MODEL, num_blocks: int = NUM_BLOCKS, manifest: weights.Manifest = MANIFEST) -> None:
+        self.model, self.num_blocks, self.manifest = model, num_blocks, manifest
         self.nodes: list[ToyNode] = []
         self.identity = new_identity()
         self.pool = ChannelPool(self.identity)
-        self.router = Router(self, self._ping, MODEL, NUM_BLOCKS)
+        self.router = Router(self, self._ping, model, num_blocks)
 
     async def snapshot(self, model_name: str) -> Records:
         return Records(tuple(node.record() for node in self.nodes if node.address))
@@ -164,10 +166,15 @@ class ToySwarm:
         await channel.unary(services.HELLO, hello.Hello(software="toy", swarm="test").encode(), 2.0)
 
     async def serve(self, start: int, stop: int, *, limit_tokens: int = 100_000, limits: HopLimits | None = None) -> ToyNode:
-        span, identity = Span(start, stop), new_identity()
-        engine = ToyEngine(span, limit_tokens)
-        served = Served(peer=identity.peer_id, model=MODEL, span=span, num_blocks=NUM_BLOCKS, hidden_size=WIDTH, dtype="float32")
-        host = Host(engine, served, MANIFEST, kv_bytes_per_token=1, limits=limits)  # type: ignore[arg-type]
+        span = Span(start, stop)
+        return await self.add(ToyEngine(span, limit_tokens), span, limits)
+
+    async def add(self, engine: Any, span: Span, limits: HopLimits | None = None) -> ToyNode:
+        """One more node, with an engine of any kind."""
+        identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
+        served = Served(peer=identity.peer_id, model=self.model, span=span, num_blocks=self.num_blocks,
+                        hidden_size=engine.hidden_size, dtype=dtype)  # fmt: skip
+        host = Host(engine, served, self.manifest, kv_bytes_per_token=1, limits=limits)
         node = ToyNode(span, engine, host, identity, tls.make(identity), ChannelPool(identity))
         await node.start()
         self.nodes.append(node)

@@ -1,0 +1,93 @@
+"""Every listed family over real gRPC, sessions and batching: token for token what transformers says on one machine."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.end_to_end.wire import WireSwarm
+from tests.families import LISTED, make_checkpoint
+
+NUM_TOKENS = 32
+SPANS = {1: [(0, 5)], 2: [(0, 2), (2, 5)], 3: [(0, 1), (1, 4), (4, 5)]}
+
+
+def greedy(model: Any, ids: torch.Tensor, num_tokens: int = NUM_TOKENS, **settings: Any) -> torch.Tensor:
+    return model.generate(ids, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, **settings)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", sorted(LISTED))
+def test_a_family_over_the_wire_with_eight_sessions_batched_and_the_prompt_in_chunks(family: str, tmp_path: Path) -> None:
+    """Eight prompts of different lengths at once over uneven spans; the longest prompts travel in several chunks."""
+    path = make_checkpoint(family, tmp_path / family, shard="100KB")
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    swarm = WireSwarm(path, SPANS[2], chunk_tokens=8)
+    torch.manual_seed(5)
+    prompts = [torch.randint(3, 256, (1, 3 + 4 * index)) for index in range(8)]
+    answers: dict[int, torch.Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda i=index: answers.__setitem__(i, greedy(swarm.model, prompts[i]))) for index in range(8)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        for index, prompt in enumerate(prompts):
+            assert torch.equal(answers[index], greedy(theirs, prompt)), f"session {index} of {family}"
+        if swarm.nodes[0].engine.mode != "serial":
+            for node in swarm.nodes:
+                runner = node.host.runner
+                assert runner.largest_batch > 1 and runner.num_forwards < runner.num_steps, "sessions never shared a forward"
+    finally:
+        swarm.close()
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "bloom", "gemma3_text"])
+def test_one_and_three_nodes(family: str, num_nodes: int, tmp_path: Path) -> None:
+    path = make_checkpoint(family, tmp_path / family)
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    swarm = WireSwarm(path, SPANS[num_nodes])
+    prompt = torch.randint(3, 256, (1, 12))
+    try:
+        assert torch.equal(greedy(swarm.model, prompt), greedy(theirs, prompt))
+    finally:
+        swarm.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_death_under_beams_of_a_padded_batch_changes_nothing(family: str, tmp_path: Path) -> None:
+    path = make_checkpoint(family, tmp_path / family)
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    swarm = WireSwarm(path, [*SPANS[2], (2, 5)])
+    ids, mask = torch.randint(3, 256, (2, 12)), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    settings = {"attention_mask": mask, "num_beams": 3, "num_return_sequences": 2}
+    killer = _KillAfter(9, swarm)
+    try:
+        ours = greedy(swarm.model, ids, 24, **settings, stopping_criteria=[killer])
+        assert torch.equal(ours, greedy(theirs, ids, 24, **settings))
+        assert killer.has_killed
+    finally:
+        swarm.close()
+
+
+class _KillAfter:
+    """A stopping criterion that never stops, but kills the last hop of the route after some tokens."""
+
+    def __init__(self, num_calls: int, swarm: WireSwarm) -> None:
+        self._left, self._swarm, self.has_killed = num_calls, swarm, False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._left -= 1
+        if self._left == 0:
+            busy = [index for index in (1, 2) if self._swarm.nodes[index].engine.used_bytes]
+            self._swarm.kill(busy[0])
+            self.has_killed = True
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)

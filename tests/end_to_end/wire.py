@@ -1,0 +1,58 @@
+"""A swarm of real engines on loopback, in this process: gRPC, sessions and batching are the real ones, only the DHT is a list.
+
+For what needs many models or an inside look; `processes.py` has the real commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from node.serving.engine import choose_engine
+from protocols.ids import ModelId, Span
+from swarm.client.connection import SwarmBackend
+from swarm.client.loop import background_loop
+from swarm.client.model import build
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.digest import build_manifest
+from swarm.models.loading import load_ends, load_span
+from tests.swarm.inference.toy import ToySwarm
+
+LIMIT_BYTES = 64 << 20
+
+
+class WireSwarm:
+    """`spans` of a checkpoint at as many nodes, and `model`: the Hugging Face class whose blocks they are."""
+
+    def __init__(
+        self, path: Path, spans: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float32, chunk_tokens: int = 128
+    ) -> None:
+        self._loop, checkpoint = background_loop(), open_checkpoint(path)
+        manifest = build_manifest(checkpoint, path)
+        self.toys = self._loop.run(_make(ModelId(checkpoint.name, manifest.digest), checkpoint.num_blocks, manifest))
+        for start, stop in spans:
+            engine = choose_engine(load_span(checkpoint, Span(start, stop), dtype=dtype), LIMIT_BYTES)
+            self._loop.run(self.toys.add(engine, Span(start, stop)))
+        self.backend = SwarmBackend(
+            self._loop, lambda: None, lambda: self.toys.session(chunk_tokens=chunk_tokens), self.toys.model, dtype
+        )
+        self.model: Any = build(load_ends(checkpoint, dtype=dtype), checkpoint, self.backend)
+
+    @property
+    def nodes(self) -> list[Any]:
+        return self.toys.nodes
+
+    def kill(self, index: int) -> None:
+        """As if that node's process had died."""
+        self._loop.run(self.toys.nodes[index].kill())
+
+    def close(self) -> None:
+        self.model.close()
+        self._loop.run(self.toys.stop())
+
+
+async def _make(model: ModelId, num_blocks: int, manifest: Any) -> ToySwarm:
+    return ToySwarm(model, num_blocks, manifest)
