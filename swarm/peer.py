@@ -172,7 +172,7 @@ class Peer:
 
     async def _start_dht(self) -> Dht:
         """Server first, then p2pd: the server's port cannot be shared, so whoever holds it owns the pair."""
-        await asyncio.to_thread(importlib.import_module, "swarm.dht.node")  # seconds, during which our loop should live
+        importlib.import_module("swarm.dht.node")  # seconds; in a thread it would race with whoever imports torch elsewhere
         if self.config.listen is None:
             return await self._start_daemon(None)
         host, wanted = self.config.listen

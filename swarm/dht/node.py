@@ -25,7 +25,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.identity import Identity
 from protocols.ids import PeerId, parse_peer_id, short_peer
-from swarm.dht import sockets, storage
+from swarm.dht import daemon, sockets, storage
 from swarm.dht.address import PeerAddress, transport
 from swarm.dht.validator import SignedRecords, keep_valid
 
@@ -74,6 +74,7 @@ class Dht:
         """Start p2pd, alone. ConfigError where its port cannot be had."""
         _quiet()
         storage.install()
+        daemon.install()
         await asyncio.to_thread(sockets.sweep)
         validator = SignedRecords(self._identity)
         creating = asyncio.create_task(self._create(validator))

@@ -228,6 +228,31 @@ async def test_a_daemon_that_dies_is_started_again_and_the_record_said_again(tmp
         assert [peer.peer for peer in (await first.directory.snapshot("tiny")).peers] == [second.peer_id]
 
 
+async def test_a_start_that_is_given_up_leaves_no_daemon(tmp_path: Path) -> None:
+    for pause_s in (0.0, 0.05, 0.3):
+        peer = Peer(PeerConfig(data_dir=tmp_path))
+        starting = asyncio.create_task(peer.__aenter__())
+        await asyncio.sleep(pause_s)  # somewhere in the middle
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        if not starting.cancelled():
+            await peer.__aexit__()
+        assert [name for name in children() if name == "p2pd"] == []
+
+
+def children() -> list[str]:
+    """Names of the processes whose parent is this one."""
+    pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids]
+
+
+async def test_sockets_of_every_kind_of_listening_are_told(tmp_path: Path) -> None:
+    async with Peer(PeerConfig(data_dir=tmp_path, listen=("0.0.0.0", 0))) as node:
+        assert node.multiaddrs and node.addresses and not any("/0.0.0.0/" in address for address in node.multiaddrs)
+        async with client(node.multiaddrs[0]) as asking:
+            assert (await asking.hello(node.peer_id, node.addresses)).swarm == "public"
+
+
 PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
@@ -278,6 +303,7 @@ def is_running(pid: int) -> bool:
 async def test_a_peer_that_leaves_leaves_nothing_behind(tmp_path: Path) -> None:
     async with process(tmp_path) as (started, pids, files):
         assert all(map(is_running, pids)) and any(file.exists() for file in files)
+        assert os.getpgid(started.pid) not in map(os.getpgid, pids)  # so Ctrl-C does not reach them before us
         await started.communicate(b"\n")
         assert started.returncode == 0
         assert not any(map(is_running, pids))

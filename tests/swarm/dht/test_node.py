@@ -81,12 +81,23 @@ async def test_a_replay_of_an_older_word_does_not_end_the_newer_one_early() -> N
         now_s = time.time()
         old = sealed(alice, b"old", now_s + 1.0)
         assert await alice.store(KEY, b"new", now_s + 60)
-        for target in (alice, bob):
-            assert not await push(mallory, target, str(name(alice)), old, now_s + 1.0)
+        for sender, target in ((mallory, alice), (mallory, bob), (bob, mallory)):
+            assert not await push(sender, target, str(name(alice)), old, now_s + 1.0)
         await asyncio.sleep(
             max(0.0, now_s + 1.2 - time.time())
         )  # until the replayed one has expired: that is the thing under test
         assert await payloads(bob) == {name(alice): b"new"}
+
+
+async def test_a_bad_entry_in_the_only_replica_does_not_cost_the_good_one() -> None:
+    async with members(3) as (alice, replica, bob):
+        assert await alice.store(KEY, b"true", time.time() + 60)
+        key = DHTID.generate(KEY)
+        for other in (alice, bob):
+            del other._running.protocol.storage[key]
+        held = replica._running.protocol.storage.get(key)
+        held.value.data["x" * 52] = type(held)(b"\xc1" * 80, time.time() + 90)
+        assert await payloads(bob) == {name(alice): b"true"}
 
 
 async def test_what_has_expired_is_gone() -> None:
