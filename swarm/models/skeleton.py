@@ -30,7 +30,7 @@ _PER_BLOCK_WORDS = ("layer", "mode", "attention", "types")
 class Hole(nn.Module):
     """Stands where a module that this peer does not host was; hands its first input on."""
 
-    weight = None  # tying and some initialisers look at `lm_head.weight`
+    weight = torch.empty(0)  # tying, initialisers and some decoders look at the weight of an embedding or a head
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return args[0] if args else next(iter(kwargs.values()))
