@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from protocols.errors import BadRequestError, InternalError
 from protocols.inference import WANT_ALL
@@ -26,14 +26,20 @@ from swarm.client.backend import StepSession
 from swarm.client.cache import RemoteCache
 
 NO_ATTENTION = "murmuration_remote"
-"""An attention name without a mask function: the model's forward then builds no mask, which nobody would read."""
+"""The attention that a client's model runs with: none. Its masks are shapes without memory, since nobody reads them."""
 
 
 def _no_attention(*args: Any, **kwargs: Any) -> NoReturn:
     raise AssertionError("a block ran in the client: its layer list was not replaced")
 
 
+def _no_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor:
+    """One value under the shape of a mask. (Without a mask function transformers gives None, on which mpt's forward fails.)"""
+    return torch.zeros((), dtype=torch.bool, device=kwargs.get("device")).expand(batch_size, 1, q_length, kv_length)
+
+
 AttentionInterface.register(NO_ATTENTION, _no_attention)
+AttentionMaskInterface.register(NO_ATTENTION, _no_mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.inference import WANT_ALL
 from swarm.client import checks, padding
 from swarm.client.backend import Backend
@@ -34,8 +35,8 @@ class Remote:
     num_blocks: int
     vocab_size: int
     max_positions: int | None
-    cache_key: str
-    """What this family calls its cache argument: `past_key_values`, or `cache_params` for the mamba-like."""
+    cache_key: str | None
+    """What this family calls its cache argument: `past_key_values`, `cache_params` for the mamba-like, or None if it has none."""
     path: Path
     """The checkpoint's directory, for its tokenizer."""
 
@@ -49,9 +50,9 @@ class RemoteGeneration:
 
     def remote_forward(self, own: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent."""
-        cache = self._checked_cache(kwargs.pop(self.remote.cache_key, None))
-        use_cache = kwargs.pop("use_cache", None)
-        if cache is None and (self._default("use_cache", True) if use_cache is None else use_cache):
+        key, use_cache = self.remote.cache_key, kwargs.pop("use_cache", None)
+        cache = self._checked_cache(kwargs.pop(key or "past_key_values", None))
+        if key and cache is None and (self._default("use_cache", True) if use_cache is None else use_cache):
             cache = self.new_cache()
         if kwargs.pop("output_attentions", None):
             raise BadRequestError(
@@ -60,10 +61,13 @@ class RemoteGeneration:
         wants_hidden = bool(kwargs.pop("output_hidden_states", None))
         return_dict = kwargs.pop("return_dict", None)
         plan = self._plan(kwargs, cache, wants_hidden)
-        kwargs[self.remote.cache_key] = cache
+        if key:
+            kwargs |= {key: cache, "use_cache": cache is not None}
         with planned(plan), noted() as outputs:
-            result = own(self, **kwargs, use_cache=cache is not None, return_dict=True)
+            result = own(self, **kwargs, return_dict=True)
         if wants_hidden:
+            if not outputs:
+                raise ModelNotSupportedError(f"{type(self).__name__} does not show its last hidden state; ask for logits only")
             result.hidden_states = LastHiddenState(outputs[-1], self.remote.num_blocks)
         return result.to_tuple() if return_dict is False else result
 
@@ -71,6 +75,8 @@ class RemoteGeneration:
         return bool(getattr(self.config, name, otherwise))  # type: ignore[attr-defined]
 
     def _checked_cache(self, cache: object) -> RemoteCache | None:
+        if cache is not None and self.remote.cache_key is None:
+            raise BadRequestError(f"{type(self).__name__} has no cache: every step brings all tokens; pass no past_key_values")
         if cache is None or isinstance(cache, RemoteCache):
             return cache
         raise BadRequestError(
@@ -83,7 +89,9 @@ class RemoteGeneration:
         size, columns = self._check_inputs(ids, embeds)
         past, lengths = (0, None) if cache is None else (cache.columns, cache.rows)
         checks.check_rows(size, lengths)
-        real = checks.check_mask(kwargs.get("attention_mask"), size, columns, past, lengths)
+        mask = kwargs.get("attention_mask")
+        is_dropped = mask is None and self.remote.cache_key == "cache_params"  # these pass no mask after the prompt: all is real
+        real = None if is_dropped else checks.check_mask(mask, size, columns, past, lengths)
         counts = [columns] * size if real is None else real.sum(1).tolist()
         before = lengths or [0] * size
         checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)
@@ -116,11 +124,12 @@ class RemoteGeneration:
     ) -> None:
         """transformers asks here for a cache, when it knows how long everything may become."""
         self._check_room(generation_config, model_kwargs.get("attention_mask"), max_cache_length)
-        cache = self._checked_cache(model_kwargs.get(self.remote.cache_key))
+        key = self.remote.cache_key
+        cache = self._checked_cache(model_kwargs.get(key or "past_key_values"))
         if cache is not None:
             cache._is_user_defined = True
-        elif generation_config.use_cache is not False:
-            cache = model_kwargs[self.remote.cache_key] = self.new_cache()
+        elif key and generation_config.use_cache is not False:
+            cache = model_kwargs[key] = self.new_cache()
             opened = _opened.get()
             if opened is not None:
                 opened.append(cache)
@@ -143,7 +152,7 @@ class RemoteGeneration:
         prompt = given.get("input_ids")
         is_moved = padding.is_right_padded(given.get("attention_mask"))
         if is_moved:
-            cache = given.get(self.remote.cache_key)
+            cache = given.get(self.remote.cache_key or "")
             given = padding.aligned(given, 0 if cache is None else cache.columns)
         result = self._generate_owned(args, given)
         if not is_moved or prompt is None:
@@ -159,7 +168,7 @@ class RemoteGeneration:
         kept = None
         try:
             result = super().generate(None, *args, **given)  # type: ignore[misc]
-            kept = getattr(result, "past_key_values", None)
+            kept = getattr(result, self.remote.cache_key or "", None)
             return result
         finally:
             _opened.reset(token)
@@ -173,7 +182,7 @@ class RemoteGeneration:
             raise BadRequestError(
                 "cache_implementation='paged' batches on this machine; the swarm batches by itself: leave it out"
             )
-        cache = self._checked_cache(given.get(self.remote.cache_key))
+        cache = self._checked_cache(given.get(self.remote.cache_key or "past_key_values"))
         ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
         if ids is None and embeds is None:
             return  # transformers starts from bos_token_id
@@ -205,9 +214,9 @@ def remote_class(base: type, *mixins: type) -> type:
     return type(base.__name__, (*mixins, base), body)
 
 
-def cache_key(base: type) -> str:
+def cache_key(base: type) -> str | None:
     parameters = inspect.signature(base.forward).parameters  # type: ignore[attr-defined]
-    return "past_key_values" if "past_key_values" in parameters else "cache_params"
+    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
 
 
 def attach(model: nn.Module, blocks: RemoteBlocks, owner: nn.Module, attribute: str) -> None:
@@ -217,6 +226,6 @@ def attach(model: nn.Module, blocks: RemoteBlocks, owner: nn.Module, attribute: 
     for config in configs:
         config._attn_implementation_internal = NO_ATTENTION
         config.output_hidden_states = config.output_attentions = False  # whoever wants some says so in the call
-    remember_output(model.get_decoder())  # type: ignore[operator]
+    remember_output(owner if isinstance(owner, PreTrainedModel) else model.get_decoder())  # type: ignore[operator]
     model.requires_grad_(False)
     model.eval()

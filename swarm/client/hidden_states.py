@@ -39,7 +39,7 @@ class LastHiddenState(Sequence[Tensor]):
 
 
 def remember_output(decoder: nn.Module) -> None:
-    """Make `decoder` note its final output for whoever is in `noted`."""
+    """Make the module that runs the blocks and the final norm note its output for whoever is in `noted`."""
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         box = _box.get()

@@ -110,15 +110,17 @@ async def stream(
     sampler, pieces = Sampler(sampling), TextPieces(tokenizer)
     try:
         while left:
-            await asyncio.to_thread(_first_pass, model, ids, cache)
-            await session.fetch()
-            token = await asyncio.to_thread(_second_pass, model, ids, cache, sampler)
+            if model.remote.cache_key is not None:
+                await asyncio.to_thread(_first_pass, model, ids, cache)
+                await session.fetch()
+            token = await asyncio.to_thread(_last_pass, model, ids, cache, sampler)
             left -= 1
             finish = "stop" if token in ends else None if left else "length"
             yield StreamedToken(id=token, text=pieces.add(token, finish is not None), finish=finish)
             if finish:
                 return
-            ids = torch.tensor([[token]], device=ids.device)
+            new = torch.tensor([[token]], device=ids.device)
+            ids = new if model.remote.cache_key is not None else torch.cat([ids, new], dim=1)
     finally:
         cache.close()
         session.close()
@@ -144,9 +146,11 @@ def _end_tokens(generation_config: Any) -> frozenset[int]:
 
 
 def _forward(model: Any, ids: Tensor, cache: RemoteCache) -> Any:
-    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    if model.remote.cache_key is not None:  # else a session for every step, which brings all tokens, in this thread
+        options |= {"use_cache": True, model.remote.cache_key: cache}
     with torch.no_grad():
-        return model(input_ids=ids, use_cache=True, **{model.remote.cache_key: cache}, **options)
+        return model(input_ids=ids, **options)
 
 
 def _first_pass(model: Any, ids: Tensor, cache: RemoteCache) -> None:
@@ -157,5 +161,5 @@ def _first_pass(model: Any, ids: Tensor, cache: RemoteCache) -> None:
     raise AssertionError("the model's forward did not reach its blocks")
 
 
-def _second_pass(model: Any, ids: Tensor, cache: RemoteCache, sampler: Sampler) -> int:
+def _last_pass(model: Any, ids: Tensor, cache: RemoteCache, sampler: Sampler) -> int:
     return sampler.choose(_forward(model, ids, cache).logits[0, -1])

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from node.serving.engine import choose_engine
 from torch import Tensor
 
+from node.serving.engine import choose_engine
 from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Op
 from swarm.client.model import build
@@ -108,11 +108,11 @@ class LocalSession:
                     engine.close(row)
 
 
-def local_model(path: Path, *cuts: int) -> tuple[Any, LocalBackend]:
+def local_model(path: Path, *cuts: int, dtype: torch.dtype = torch.float32) -> tuple[Any, LocalBackend]:
     """A model over the spans between `cuts` (the first is 0, the last the number of blocks), and its backend."""
     checkpoint = open_checkpoint(path)
     edges = (0, *cuts, checkpoint.num_blocks)
     spans = [Span(start, stop) for start, stop in pairwise(edges)]
-    engines = [choose_engine(load_span(checkpoint, span, dtype=torch.float32), LIMIT_BYTES) for span in spans]
-    backend = LocalBackend(checkpoint, engines)
-    return build(load_ends(checkpoint, dtype=torch.float32), checkpoint, backend), backend
+    engines = [choose_engine(load_span(checkpoint, span, dtype=dtype), LIMIT_BYTES) for span in spans]
+    backend = LocalBackend(checkpoint, engines, dtype)
+    return build(load_ends(checkpoint, dtype=dtype), checkpoint, backend), backend
