@@ -16,7 +16,7 @@ from protocols.errors import CacheFullError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Repeat, Rows
 from swarm.inference.hops import HopLimits
 from swarm.inference.session import Session
-from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference
+from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
 
@@ -178,9 +178,7 @@ async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> No
     assert all(node.engine.used_bytes == 30 for node in nodes)
     for session in sessions:
         await session.close()
-    async with asyncio.timeout(5):
-        while any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes):
-            await asyncio.sleep(0.01)
+    await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes))
 
 
 async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) -> None:
@@ -191,9 +189,7 @@ async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) ->
     assert session._repairs is not None
     session._repairs.cancel()  # a dead process repairs nothing …
     await swarm.pool.close()  # … its connections break, and nobody says close
-    async with asyncio.timeout(10):
-        while any(node.engine.used_bytes for node in nodes):
-            await asyncio.sleep(0.02)
+    await until(lambda: not any(node.engine.used_bytes for node in nodes))
 
 
 async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm: ToySwarm) -> None:
@@ -223,9 +219,7 @@ async def test_an_idle_session_loses_its_memory_and_goes_on_by_a_replay(swarm: T
     nodes = [await swarm.serve(0, 2, limits=limits), await swarm.serve(2, 4, limits=limits)]
     tokens, session = random_tokens(9), swarm.session(patience_s=30)
     before = await one_by_one(session, tokens[:6])
-    async with asyncio.timeout(10):
-        while any(node.engine.used_bytes for node in nodes):
-            await asyncio.sleep(0.02)
+    await until(lambda: not any(node.engine.used_bytes for node in nodes))
     assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[6:])]), expected(tokens))
     await session.close()
 

@@ -6,8 +6,9 @@ repeated or lost step changes the answer. The exact models are tested in tests/s
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,3 +210,10 @@ def fresh_seed() -> int:
     print("seed", seed)
     torch.manual_seed(seed)
     return seed
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until `condition` holds, which nobody announces; TimeoutError otherwise."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
