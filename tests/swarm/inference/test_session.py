@@ -16,7 +16,7 @@ from protocols.errors import CacheFullError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Repeat, Rows
 from swarm.inference.hops import HopLimits
 from swarm.inference.session import Session
-from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until, until
 
 HALVES = [(0, 2), (2, 4)]
 

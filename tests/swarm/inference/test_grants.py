@@ -1,0 +1,103 @@
+"""Grants: a session runs only where its client signed for it, now, for these weights and this place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, SwarmError, UnauthenticatedError
+from protocols.identity import Identity
+from protocols.ids import ModelId, SessionId, Span
+from protocols.inference import Grant, Hop
+from swarm.inference import grants
+from swarm.inference.grants import Served
+from tests.swarm.inference.toy import new_identity
+
+MODEL = ModelId("toy", "ab" * 32)
+NOW_S = 1_000.0
+
+
+@pytest.fixture
+def client() -> Identity:
+    return new_identity()
+
+
+def route_of(*spans: tuple[int, int]) -> tuple[Hop, ...]:
+    return tuple(Hop(new_identity().peer_id, ("127.0.0.1:1",), b"", Span(*span)) for span in spans)
+
+
+def grant_of(client: Identity, route: tuple[Hop, ...]) -> Grant:
+    grant = Grant(client=client.peer_id, session=SessionId(bytes(16)), epoch=3, model=MODEL, route=route, expires_s=NOW_S + 60)
+    return grant.signed(client.sign)
+
+
+def served_by(hop: Hop) -> Served:
+    return Served(peer=hop.peer, model=MODEL, span=hop.span, num_blocks=4, hidden_size=4, dtype="float32")
+
+
+def test_what_the_client_signed_is_taken(client: Identity) -> None:
+    route = route_of((0, 2), (2, 4))
+    grant = grant_of(client, route)
+    for index, hop in enumerate(route):
+        grants.verify(grant, served_by(hop), NOW_S)
+        grants.verify_place(grant, index, served_by(hop))
+
+
+@pytest.mark.parametrize("field", ["session", "epoch", "route", "expires_s", "client", "signature"])
+def test_one_changed_field_voids_the_signature(client: Identity, field: str) -> None:
+    route = route_of((0, 4))
+    changes = {
+        "session": SessionId(b"x" * 16), "epoch": 4, "route": route_of((0, 4)), "expires_s": NOW_S + 61,
+        "client": new_identity().peer_id, "signature": bytes(64),
+    }  # fmt: skip
+    forged = replace(grant_of(client, route), **{field: changes[field]})
+    with pytest.raises(UnauthenticatedError):
+        grants.verify(forged, served_by(route[0]), NOW_S)
+
+
+@pytest.mark.parametrize(("late_s", "is_taken"), [(-0.001, True), (0.0, False), (100.0, False)])
+def test_a_grant_ends_when_it_says(client: Identity, late_s: float, is_taken: bool) -> None:
+    route = route_of((0, 4))
+    grant = grant_of(client, route)
+    if is_taken:
+        grants.verify(grant, served_by(route[0]), grant.expires_s + late_s)
+    else:
+        with pytest.raises(UnauthenticatedError, match="expired"):
+            grants.verify(grant, served_by(route[0]), grant.expires_s + late_s)
+
+
+def test_other_weights_are_named(client: Identity) -> None:
+    route = route_of((0, 4))
+    served = replace(served_by(route[0]), model=ModelId("toy", "cd" * 32))
+    with pytest.raises(ModelMismatchError, match=r"toy@cdcdcdcdcdcd.*toy@abababababab"):
+        grants.verify(grant_of(client, route), served, NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("spans", "index", "served_span", "error"),
+    [
+        ([(0, 2), (2, 4)], 0, (0, 3), SpanNotServedError),
+        ([(0, 2), (2, 3)], 0, (0, 2), BadRequestError),  # the route ends early
+        ([(1, 4)], 0, (1, 4), BadRequestError),  # … or begins late
+        ([(0, 6)], 0, (0, 6), BadRequestError),
+    ],
+)
+def test_a_place_that_is_not_ours_is_refused(
+    client: Identity, spans: list[tuple[int, int]], index: int, served_span: tuple[int, int], error: type[SwarmError]
+) -> None:
+    route = route_of(*spans)
+    with pytest.raises(error):
+        grants.verify_place(grant_of(client, route), index, replace(served_by(route[index]), span=Span(*served_span)))
+
+
+def test_another_peers_place_is_refused(client: Identity) -> None:
+    route = route_of((0, 2), (2, 4))
+    with pytest.raises(BadRequestError, match="hop 0 of the route is"):
+        grants.verify_place(grant_of(client, route), 0, served_by(route[1]))
+
+
+def test_each_hop_is_called_by_the_one_above(client: Identity) -> None:
+    route = route_of((0, 1), (1, 2), (2, 4))
+    grant = grant_of(client, route)
+    assert [grants.caller_of(grant, index) for index in range(3)] == [client.peer_id, route[0].peer, route[1].peer]

@@ -1,0 +1,81 @@
+"""Round trips: measured once in a while, all at once; who does not answer is named with the reason."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protocols.errors import DeadlineError, PeerUnreachableError
+from protocols.ids import PeerId
+from protocols.records import PeerRecord
+from swarm.routing import latency
+from swarm.routing.latency import Latency
+from tests.swarm.inference.toy import new_identity
+
+
+class Pinger:
+    """Peers that answer after a time of their own, or not at all."""
+
+    def __init__(self) -> None:
+        self.delays_s: dict[PeerId, float | None] = {}
+        self.asked: list[PeerId] = []
+        self.at_once = self.most_at_once = 0
+
+    def record(self, delay_s: float | None = 0.0, trips: tuple[tuple[PeerId, float], ...] = ()) -> PeerRecord:
+        peer = new_identity().peer_id
+        self.delays_s[peer] = delay_s
+        return PeerRecord(peer=peer, addresses=("127.0.0.1:1",), certificate=b"", round_trips=trips)
+
+    async def __call__(self, record: PeerRecord) -> None:
+        self.asked.append(record.peer)
+        delay_s = self.delays_s[record.peer]
+        if delay_s is None:
+            raise PeerUnreachableError("nobody there")
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(delay_s)
+        self.at_once -= 1
+
+
+async def test_peers_are_measured_together_and_then_remembered() -> None:
+    ping = Pinger()
+    measured = Latency(ping)
+    near, far, dead = ping.record(0.01), ping.record(0.1), ping.record(None)
+    lost = await measured.measure([near, far, dead])
+    assert set(lost) == {dead.peer} and isinstance(lost[dead.peer], PeerUnreachableError)
+    assert ping.most_at_once == 2
+    assert 10 <= measured.round_trip_ms(near.peer) < 100 <= measured.round_trip_ms(far.peer)
+    assert not await measured.measure([near, far]) and len(ping.asked) == 3
+    measured.forget(near.peer)
+    await measured.measure([near, far])
+    assert ping.asked[3:] == [near.peer]
+
+
+async def test_silence_is_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "PING_S", 0.05)
+    ping = Pinger()
+    silent = ping.record(10.0)
+    assert isinstance(await Latency(ping).probe(silent), DeadlineError)
+
+
+async def test_an_unmeasured_peer_is_not_taken_for_a_near_one() -> None:
+    ping = Pinger()
+    measured = Latency(ping)
+    assert measured.round_trip_ms(new_identity().peer_id) == 0
+    near, far, unknown = ping.record(0.0), ping.record(0.05), ping.record()
+    await measured.measure([near, far])
+    assert measured.round_trip_ms(unknown.peer) == measured.round_trip_ms(far.peer)
+
+
+async def test_ways_between_others_are_what_they_announce_else_the_longer_of_ours() -> None:
+    ping = Pinger()
+    measured = Latency(ping)
+    a = ping.record(0.02)
+    b = ping.record(0.0, trips=((a.peer, 8.0),))
+    c = ping.record(0.0)
+    await measured.measure([a, b, c])
+    assert measured.between_ms(a, b) == measured.between_ms(b, a) == 4.0
+    assert measured.between_ms(a, c) == measured.round_trip_ms(a.peer) / 2
+    assert measured.between_ms(None, a) == measured.between_ms(a, None) == measured.round_trip_ms(a.peer) / 2
+    assert measured.between_ms(None, None) == 0

@@ -1,0 +1,151 @@
+"""The router over a directory in memory: which routes it finds, what it waits for, and what it says where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from protocols.errors import CacheFullError, ModelMismatchError, NoRouteError, PeerUnreachableError
+from protocols.ids import ModelId, PeerId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.routing.router import Router
+from tests.swarm.inference.toy import new_identity, until
+
+MODEL = ModelId("toy", "ab" * 32)
+
+
+@dataclass
+class Town:
+    """Peers, who of them is dead, and how often the directory was asked."""
+
+    peers: tuple[PeerRecord, ...] = ()
+    dead: set[PeerId] = field(default_factory=set)
+    snapshots: int = 0
+    pinged: list[PeerId] = field(default_factory=list)
+
+    async def snapshot(self, model_name: str) -> Town:
+        self.snapshots += 1
+        return self
+
+    async def ping(self, record: PeerRecord) -> None:
+        self.pinged.append(record.peer)
+        if record.peer in self.dead:
+            raise PeerUnreachableError("nobody there")
+
+    def add(self, start: int, stop: int, *, dtype: str = "float32", model: ModelId = MODEL, **about: object) -> PeerRecord:
+        served = ServedSpan(model=model, span=Span(start, stop), num_blocks=4, dtype=dtype)
+        record = PeerRecord(peer=new_identity().peer_id, addresses=("127.0.0.1:1",), certificate=b"", spans=(served,),
+                            free_tokens=10**6, step_ms=1.0)  # fmt: skip
+        record = replace(record, **about)  # type: ignore[arg-type]
+        self.peers += (record,)
+        return record
+
+    def router(self) -> Router:
+        return Router(self, self.ping, MODEL, 4)
+
+
+def peers_of(found: tuple[object, ...]) -> list[PeerId]:
+    return [hop.peer for hop in found[0]]  # type: ignore[attr-defined]
+
+
+async def test_a_route_covers_the_model_with_the_faster_peers() -> None:
+    town = Town()
+    town.add(0, 2, step_ms=50.0)
+    first, last = town.add(0, 2), town.add(2, 4)
+    town.add(2, 4, queue=100)
+    assert peers_of(await town.router().find(0)) == [first.peer, last.peer]
+
+
+@pytest.mark.parametrize("state", ["joining", "draining"])
+async def test_only_those_that_serve_are_used(state: str) -> None:
+    town = Town()
+    town.add(0, 4, state=state)
+    with pytest.raises(NoRouteError, match="blocks 0:4"):
+        await town.router().find(0)
+
+
+async def test_a_route_has_one_precision_float32_first() -> None:
+    town = Town()
+    town.add(0, 2, dtype="bfloat16", step_ms=0.1)
+    town.add(2, 4, dtype="bfloat16", step_ms=0.1)
+    half = town.add(0, 2)
+    with pytest.raises(NoRouteError, match="blocks 2:4"):
+        await town.router().find(0, "float32")
+    assert (await town.router().find(0))[1] == "bfloat16"
+    other = town.add(2, 4)
+    route, dtype = await town.router().find(0)
+    assert ([hop.peer for hop in route], dtype) == ([half.peer, other.peer], "float32")
+
+
+async def test_dead_peers_are_passed_by_and_blamed() -> None:
+    town = Town()
+    dead, alive = town.add(0, 4, step_ms=0.1), town.add(0, 4)
+    town.dead = {dead.peer}
+    router = town.router()
+    assert peers_of(await router.find(0)) == [alive.peer]
+    assert router.blame.is_avoided(dead.peer, time.monotonic()) and not router.blame.is_avoided(alive.peer, time.monotonic())
+
+
+async def test_hops_that_hold_the_session_are_kept() -> None:
+    town = Town()
+    holder, last = town.add(0, 2, step_ms=30.0), town.add(2, 4)
+    town.add(0, 2)
+    assert peers_of(await town.router().find(0, None, {(holder.peer, Span(0, 2))})) == [holder.peer, last.peer]
+
+
+async def test_a_failed_peer_is_avoided_while_there_is_another_and_asked_again_where_there_is_none() -> None:
+    town = Town()
+    fast, slow = town.add(0, 4, step_ms=0.1), town.add(0, 4, step_ms=9.0)
+    router = town.router()
+    router.failed(fast.peer, PeerUnreachableError("gone"))
+    assert peers_of(await router.find(0)) == [slow.peer]
+    town.peers = (fast,)
+    assert peers_of(await router.find(5)) == [fast.peer]  # it answers again, so it is forgiven
+
+
+async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
+    town = Town()
+    full = town.add(0, 4)
+    router = town.router()
+    router.failed(full.peer, CacheFullError("no memory for 9 tokens"))
+    with pytest.raises(NoRouteError, match="last failure: no memory for 9 tokens"):
+        await router.find(0.6)
+
+
+async def test_a_route_that_appears_in_time_is_found() -> None:
+    town = Town()
+    town.add(0, 2)
+    finding = asyncio.create_task(town.router().find(20))
+    await until(lambda: town.snapshots >= 2)  # the directory has been asked, in vain
+    last = town.add(2, 4)
+    assert peers_of(await finding)[1] == last.peer
+
+
+async def test_other_weights_by_this_name_are_named_at_once() -> None:
+    town = Town()
+    town.add(0, 4, model=ModelId("toy", "cd" * 32))
+    with pytest.raises(ModelMismatchError, match=r"digest cdcdcdcdcdcd.*yours \(abababababab\)"):
+        await town.router().find(60)
+    town.add(0, 4)
+    await town.router().find(0)  # … but they disturb nobody while ours are there as well
+
+
+async def test_no_route_says_which_blocks_and_what_would_help() -> None:
+    town = Town()
+    town.add(0, 1)
+    with pytest.raises(NoRouteError, match=r"blocks 1:4 of toy.*swarm node toy --blocks 1:4"):
+        await town.router().find(0)
+
+
+async def test_signs_of_life_of_a_route() -> None:
+    town = Town()
+    first, last = town.add(0, 2), town.add(2, 4)
+    router = town.router()
+    route, _ = await router.find(0)
+    town.dead = {last.peer}
+    answers = await router.alive(route)
+    assert answers[0] is None and isinstance(answers[1], PeerUnreachableError)
+    assert [hop.peer for hop in route] == [first.peer, last.peer]
