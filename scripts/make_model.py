@@ -4,7 +4,7 @@ The text is the English prose that every Python carries (`pydoc_data.topics`, th
 tokenizer a byte-level BPE trained on it, the model a Llama of 1.6 million parameters, trained with plain torch and AdamW
 for a given number of seconds. A directory appears whole or not at all, so that a second call can trust what it finds.
 
-Run: .venv/bin/python scripts/make_model.py DIRECTORY [--seconds 65]
+Run: .venv/bin/python scripts/make_model.py DIRECTORY [--seconds 75]
 Shapes: B sequences, T tokens each.
 """
 
@@ -45,7 +45,7 @@ class Recipe:
     num_kv_heads: int = 2
     context_tokens: int = 512
 
-    train_s: float = 65.0
+    train_s: float = 75.0
     """Seconds of training; the learning rate falls to zero over this time."""
 
     enough_steps: int = 250
