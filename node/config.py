@@ -37,7 +37,7 @@ class NodeConfig:
     """The blocks to host; None = choose what the swarm needs most."""
 
     num_blocks: int | None = None
-    """How many blocks to host, where `blocks` is not given; None = as many as fit."""
+    """At most so many blocks, where `blocks` is not given; None = as many as fit."""
 
     peers: tuple[str, ...] = ()
     """Multiaddrs of peers to join by; none = the first of a new swarm."""

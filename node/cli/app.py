@@ -89,7 +89,7 @@ def node_command(
         str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
     ] = None,
     num_blocks: Annotated[
-        int | None, typer.Option("--num-blocks", metavar="N", help="Host N blocks; default: as many as fit.")
+        int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
     ] = None,
     peer: options.Peers = [],  # noqa: B006  (typer reads it and never changes it)
     listen: Annotated[

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from node.cli.text import TextOut
-from node.config import DTYPES, check_multiaddrs, check_swarm
+from node.config import DTYPES, check_multiaddrs, check_swarm, default_data_dir
 from protocols.errors import ConfigError
 
 
@@ -84,7 +84,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
         device=pick_device(asking.device),
         patience_s=asking.patience_s,
         model_name=asking.model_name,
-        cache_dir=None if asking.data_dir is None else asking.data_dir / "digests",
+        cache_dir=(asking.data_dir or default_data_dir()) / "digests",  # as a node: what one has hashed, the other knows
     )
     try:
         yield model

@@ -12,8 +12,8 @@ from protocols.errors import BadRequestError
 
 
 def run(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool) -> None:
-    """Write the continuation of `prompt` (`-` = what stdin holds) to stdout, a piece at a time."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    """Write the continuation of `prompt` (`-` = what stdin holds, without its last line end) to stdout, a piece at a time."""
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     with open_model(asking) as model:
         ids = model.tokenizer(text, return_tensors="pt").input_ids.to(model.device)
         if ids.shape[1] == 0:

@@ -8,6 +8,7 @@ import pytest
 
 from node.choosing import Claim, as_told, claims, look_again, other_weights, settle, usual_dtype
 from node.config import NodeConfig, default_data_dir, parse_address
+from node.neighbours import successors
 from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
@@ -77,6 +78,18 @@ async def test_a_node_that_was_told_its_blocks_announces_and_keeps_them() -> Non
 def test_told_blocks_are_checked_against_memory() -> None:
     with pytest.raises(ConfigError, match="no memory for blocks 0:6"):
         as_told(Span(0, 6), ROOM)
+
+
+def test_successors_are_those_who_serve_what_comes_next() -> None:
+    records = [
+        record("1", Span(2, 4)),
+        record("2", Span(2, 6), state="joining"),
+        record("3", Span(1, 4)),
+        record("4", Span(2, 3)),
+    ]
+    assert [found.peer[-1] for found in successors(records, MODEL, Span(0, 2))] == ["1", "4"]
+    assert successors(records, ModelId("tiny", "b" * 64), Span(0, 2)) == []
+    assert len(successors([record("1", Span(2, 4))] * 20, MODEL, Span(0, 2))) == 8
 
 
 def test_addresses_are_read_with_both_kinds_of_host() -> None:
