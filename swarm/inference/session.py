@@ -113,8 +113,8 @@ class Session:
         if self._repairs is None:
             route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype)
             trace.mark("routed", self.id, 0)
+            await self._install(route)  # losses wait until it is done: two routes must never be installed at once
             self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
-            await self._install(route)
 
     async def step(
         self,
