@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from node.serving.scheduler import Job, Scheduler
-from protocols.errors import InternalError, OverloadedError, SwarmError
+from protocols.errors import DeadlineError, InternalError, OverloadedError, SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
+from swarm.inference.hop import ORDINARY, Urgency
 
 if TYPE_CHECKING:
     from node.serving.engine import Engine, Row
@@ -40,10 +41,12 @@ class SessionRows:
         self.rows: list[Row] = []
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
 
-    async def step(self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None) -> Tensor:
+    async def step(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
+    ) -> Tensor:
         """Wait for a turn in a batch: hidden [T, H] of all rows after `ops` -> [T, H] on the CPU."""
         return await self._runner.run(
-            lambda done: Job(session=self, ops=ops, counts=counts, hidden=hidden, positions=positions, done=done)
+            lambda done: Job(session=self, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency, done=done)
         )
 
     async def clear(self) -> None:
@@ -119,6 +122,8 @@ class Runner:
                 session.rows = _close_all(self.engine, session.rows)
                 job.done(torch.empty(0))
                 return None
+            if time.monotonic() > job.urgency.expires_s:
+                raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
             session.rows = row_operations.apply(self.engine, session.rows, job.ops)
             session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
         except Exception as error:  # whatever an engine raises here: this thread must live

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from protocols.errors import OverloadedError, SwarmError
 from protocols.inference import Op
+from swarm.inference.hop import ORDINARY, Urgency
 
 if TYPE_CHECKING:
     from node.serving.runner import SessionRows
@@ -35,7 +36,7 @@ class Job:
     hidden: Tensor | None = None
     """[T, H]; None: give all rows of the session back."""
     positions: Tensor | None = None
-    priority: int = 0
+    urgency: Urgency = ORDINARY
     done: Callable[[Tensor | SwarmError], None] = field(repr=False)
 
     @property
@@ -90,7 +91,9 @@ class Scheduler:
             if not self._waiting:
                 return None
             jobs = _oldest_of_each_session(self._waiting)
-            batch = [jobs[i] for i in choose([job.num_tokens for job in jobs], [job.priority for job in jobs], self._budget)]
+            batch = [
+                jobs[i] for i in choose([job.num_tokens for job in jobs], [job.urgency.priority for job in jobs], self._budget)
+            ]
             chosen = set(map(id, batch))
             self._waiting = deque(job for job in self._waiting if id(job) not in chosen)
             return batch

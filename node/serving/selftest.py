@@ -24,8 +24,9 @@ WINDOW = 5
 OWN_WINDOW = 16
 TEST_LIMIT_BYTES = 1 << 50
 
-EXACT = 5e-5
-"""Largest error in float32, relative to the largest output. Measured: 5e-7 typically, 4e-6 at most; wrong paths: above 1e-4."""
+EXACT = 1e-4
+"""Largest error in float32, relative to the largest output. Right paths: 4e-6 at most, 2e-5 where a recurrent block has one algorithm
+for chunks and another for single tokens (qwen3_next); wrong ones: from 1e-2 on."""
 ROUGH = 0.1
 """Median error of a token in half precision, relative to what the span adds to it; wrong masks give several times that.
 A median, since a router's tie may send single tokens to other experts."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -52,13 +53,29 @@ log = logging.getLogger(__name__)
 INBOX = 4 * WINDOW_STEPS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Urgency:
+    """How a step stands among others that wait."""
+
+    priority: int = 0
+    """-100 to 100; higher goes first."""
+
+    expires_s: float = math.inf
+    """On the monotonic clock: a step that still waits then is refused with DeadlineError, and its client asks another peer."""
+
+
+ORDINARY = Urgency()
+
+
 class SessionCompute(Protocol):
     """What the node lends a session: rows of K/V on its device, and a turn in its batches."""
 
     hidden_size: int
     dtype: torch.dtype
 
-    async def step(self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None) -> Tensor:
+    async def step(
+        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
+    ) -> Tensor:
         """Apply `ops`, then run hidden [T, H] of all rows through the blocks: [T, H]. Typed errors; then the rows are lost."""
         ...
 
@@ -293,19 +310,26 @@ class Hop:
         trace.mark("received", step.session, step.step, step.payload.num_bytes)
         started = time.perf_counter()
         try:
-            output = await self._forward(step.ops, step.counts, step)
+            urgency = Urgency(priority=step.priority, expires_s=time.monotonic() + step.budget_ms / 1e3)
+            output = await self._forward(step.ops, step.counts, step, urgency)
         except SwarmError as error:
             await self._give_up(error)
             return
         faults.point("after_compute", step.step)
         trace.mark("computed", step.session, step.step, output.nbytes)
         self.next_step += 1
+        spent_ms = (time.perf_counter() - started) * 1e3
         if self.is_last:
-            self._reply(step, output, (time.perf_counter() - started) * 1e3)
+            self._reply(step, output, spent_ms)
         else:
-            self._down.send(replace(step, payload=compression.pack(output)))
+            budget_ms = max(0, step.budget_ms - round(spent_ms))
+            self._down.send(replace(step, payload=compression.pack(output), budget_ms=budget_ms))
 
-    async def _forward(self, ops: Sequence[Op], counts: Sequence[int], message: Step | History) -> Tensor:
+    async def _forward(
+        self, ops: Sequence[Op], counts: Sequence[int], message: Step | History, urgency: Urgency = ORDINARY
+    ) -> Tensor:
+        if isinstance(message, Step) and message.result != "hidden":
+            raise BadRequestError(f"this peer's blocks give hidden states, the step asks for {message.result!r}")
         hidden = compression.unpack(message.payload)
         if hidden.shape[1:] != (self._compute.hidden_size,) or hidden.dtype != self._compute.dtype:
             expected = f"[tokens, {self._compute.hidden_size}] {self._compute.dtype}"
@@ -313,7 +337,7 @@ class Hop:
         if not bool(torch.isfinite(hidden).all()):
             raise BadRequestError("hidden states must be finite, got NaN or infinity: the hop above computed nonsense")
         positions = None if message.positions is None else torch.tensor(message.positions)
-        return await self._compute.step(ops, counts, hidden, positions)
+        return await self._compute.step(ops, counts, hidden, positions, urgency)
 
     async def _give_up(self, error: SwarmError) -> None:
         """We cannot compute this session any further: report ourselves lost and let the client choose another."""

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.errors import CacheFullError, NoRouteError
+from protocols.errors import CacheFullError, DeadlineError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Repeat, Rows
 from swarm.inference.hops import HopLimits
 from swarm.inference.session import Session
-from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until, until
+from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
 
@@ -234,3 +234,24 @@ async def test_concurrent_sessions_share_forwards(swarm: ToySwarm) -> None:
     assert node.host.runner.largest_batch > 1 and node.host.runner.num_forwards < 160
     for session in sessions:
         await session.close()
+
+
+async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) -> None:
+    """The first node is held up for longer than the step's budget; the second answers, and nothing is computed twice."""
+    held = await swarm.serve(0, 4)
+    tokens, session = random_tokens(3), swarm.session(patience_s=1.0)
+    before = await one_by_one(session, tokens[:2])
+    release, step_of_held = threading.Event(), held.engine.step
+    held.engine.step = lambda *args: step_of_held(*args) if release.wait(20) else None
+    blocker = swarm.session()
+    held_up = asyncio.create_task(blocker.step((), [1], random_tokens(1)))
+    await until(lambda: len(held.host.runner.scheduler) == 0 and held.host.load().num_sessions == 2)
+    spare = await swarm.serve(0, 4)
+    late = asyncio.create_task(session.step((), [1], tokens[2:]))
+    await until(lambda: len(held.host.runner.scheduler) == 1)
+    await asyncio.wait((late,), timeout=1.2)  # the budget itself, not readiness
+    release.set()
+    assert torch.allclose(torch.cat([before, await late]), expected(tokens, [(0, 4)]))
+    assert isinstance(swarm.router.blame.last_cause, DeadlineError) and spare.engine.forwards > 0
+    await held_up
+    await asyncio.gather(session.close(), blocker.close())
