@@ -205,13 +205,6 @@ def random_tokens(count: int) -> Tensor:
     return torch.rand(count, WIDTH)
 
 
-async def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    """Wait for what has no event of its own; TimeoutError fails the test."""
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 def fresh_seed() -> int:
     seed = secrets.randbelow(1 << 30)
     print("seed", seed)

@@ -1,0 +1,202 @@
+"""The thread that owns the device: one bad step takes no other with it, and nothing that it lent is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from node.serving.runner import Runner, SessionRows
+from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
+from protocols.ids import SessionId, Span
+from protocols.inference import Crop, Op, Repeat, Rows
+from tests.swarm.inference.toy import WIDTH, ToyEngine, ToyRow, reference
+
+POISON = 666.0
+
+
+class Engine(ToyEngine):
+    """A toy that can be held before a forward, and that chokes on POISON after it has taken the rows before it."""
+
+    def __init__(self, limit_tokens: int = 100_000) -> None:
+        super().__init__(Span(0, 1), limit_tokens)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        self.entered.set()
+        self.gate.wait(10)
+        if (hidden == POISON).any():
+            pieces = hidden[0].split([count for _, count in items])
+            for (row, count), piece in zip(items, pieces, strict=True):
+                if (piece == POISON).any():
+                    raise RuntimeError("choked")
+                row.tokens += list(piece)  # as an engine that runs row by row would leave it
+                self.used_bytes += count
+        return super().step(items, hidden, positions)
+
+    def fork(self, row: ToyRow) -> ToyRow:
+        if row.length == 13:
+            raise RuntimeError("out of device memory, says torch")
+        return super().fork(row)
+
+
+@pytest.fixture
+async def runner() -> AsyncIterator[Runner]:
+    runner = Runner(Engine())  # type: ignore[arg-type]
+    runner.start()
+    yield runner
+    runner.engine.gate.set()  # type: ignore[attr-defined]
+    await runner.stop()
+    assert not runner.is_running
+
+
+def rows_of(runner: Runner) -> SessionRows:
+    return SessionRows(runner, SessionId(bytes(16)))
+
+
+async def step(rows: SessionRows, tokens: Tensor, ops: Sequence[Op] = (), counts: Sequence[int] | None = None) -> Tensor:
+    return await rows.step(ops, counts or [len(tokens)], tokens, None)
+
+
+async def together(runner: Runner, *steps: asyncio.Task[Tensor] | object) -> list[Tensor | BaseException]:
+    """Run steps in one batch: they queue up while the device is held by another session."""
+    engine: Engine = runner.engine  # type: ignore[assignment]
+    engine.gate.clear()
+    engine.entered.clear()
+    first = asyncio.create_task(step(rows_of(runner), torch.zeros(1, WIDTH)))
+    await asyncio.to_thread(engine.entered.wait, 10)
+    tasks = [asyncio.ensure_future(each) for each in steps]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await first
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def expected(tokens: Tensor) -> Tensor:
+    return torch.stack(reference(list(tokens), [(0, 1)]))
+
+
+async def test_a_failing_step_takes_no_other_with_it_and_leaves_no_token_twice(runner: Runner) -> None:
+    before, bad, after = rows_of(runner), rows_of(runner), rows_of(runner)
+    tokens = torch.rand(4, WIDTH)
+    outcomes = await together(
+        runner, step(before, tokens[:2]), step(bad, torch.full((1, WIDTH), POISON)), step(after, tokens[:2])
+    )
+    assert isinstance(outcomes[1], InternalError) and "RuntimeError" in str(outcomes[1])
+    for rows, outcome in ((before, outcomes[0]), (after, outcomes[2])):
+        assert isinstance(outcome, Tensor)
+        assert torch.allclose(torch.cat([outcome, await step(rows, tokens[2:])]), expected(tokens))
+    assert [row.length for row in bad.rows] == [] and runner.engine.used_bytes == 4 + 4 + 1
+
+
+async def test_a_batch_that_does_not_fit_serves_those_that_do(runner: Runner) -> None:
+    runner.engine.limit_bytes = 6  # type: ignore[misc]
+    small, large = rows_of(runner), rows_of(runner)
+    outcomes = await together(runner, step(large, torch.rand(9, WIDTH)), step(small, tokens := torch.rand(3, WIDTH)))
+    assert isinstance(outcomes[0], CacheFullError)
+    assert isinstance(outcomes[1], Tensor) and torch.allclose(outcomes[1], expected(tokens))
+    assert runner.engine.used_bytes == 1 + 3
+
+
+@pytest.mark.parametrize("ops", [(Rows((5,)),), (Repeat(2), Rows((9,))), (Crop(4),), (Repeat(3), Crop(4))])
+async def test_a_refused_operation_gives_all_rows_back_and_the_thread_lives(runner: Runner, ops: tuple[Op, ...]) -> None:
+    rows = rows_of(runner)
+    await step(rows, torch.rand(3, WIDTH))
+    with pytest.raises(BadRequestError):
+        await step(rows, torch.rand(1, WIDTH), ops)
+    assert runner.engine.used_bytes == 0 and rows.rows == []
+    assert torch.allclose(await step(rows, tokens := torch.rand(2, WIDTH)), expected(tokens))
+
+
+async def test_an_engine_that_breaks_in_a_row_operation_does_not_end_the_thread(runner: Runner) -> None:
+    rows = rows_of(runner)
+    await step(rows, torch.rand(13, WIDTH))
+    with pytest.raises(InternalError, match="RuntimeError"):
+        await step(rows, torch.rand(2, WIDTH), (Repeat(2),), [1, 1])
+    assert runner.is_running and runner.engine.used_bytes == 0
+
+
+async def test_clear_gives_everything_back_and_may_be_repeated(runner: Runner) -> None:
+    rows = rows_of(runner)
+    await step(rows, torch.rand(5, WIDTH), counts=[2, 3])
+    assert runner.engine.used_bytes == 5
+    await rows.clear()
+    await rows.clear()
+    assert runner.engine.used_bytes == 0 and rows.rows == []
+
+
+async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner: Runner) -> None:
+    engine: Engine = runner.engine  # type: ignore[assignment]
+    engine.gate.clear()
+    holder, rows = rows_of(runner), rows_of(runner)
+    holding = asyncio.create_task(step(holder, torch.rand(1, WIDTH)))
+    await asyncio.to_thread(engine.entered.wait, 10)
+    cancelled = asyncio.create_task(step(rows, torch.rand(3, WIDTH)))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    clearing = asyncio.create_task(rows.clear())
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await asyncio.gather(holding, clearing)
+    assert cancelled.cancelled() and rows.rows == [] and engine.used_bytes == 1
+
+
+async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
+    """A hop retains its output for the whole session: as a view, one token would pin what everybody had in that batch."""
+    small, large = await together(
+        runner, step(rows_of(runner), torch.rand(1, WIDTH)), step(rows_of(runner), torch.rand(50, WIDTH))
+    )
+    assert isinstance(small, Tensor) and isinstance(large, Tensor) and runner.largest_batch == 2
+    assert small.untyped_storage().nbytes() == small.nbytes and large.untyped_storage().nbytes() == large.nbytes
+
+
+async def test_a_step_without_tokens_opens_its_rows_and_needs_no_forward(runner: Runner) -> None:
+    rows = rows_of(runner)
+    assert (await step(rows, torch.zeros(0, WIDTH), counts=[0, 0])).shape == (0, WIDTH)
+    assert len(rows.rows) == 2 and runner.num_forwards == 0
+
+
+async def test_stop_finishes_what_waits_and_then_refuses(runner: Runner) -> None:
+    engine: Engine = runner.engine  # type: ignore[assignment]
+    engine.gate.clear()
+    waiting = [asyncio.create_task(step(rows_of(runner), torch.rand(2, WIDTH))) for _ in range(5)]
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(runner.stop())
+    await asyncio.sleep(0)
+    engine.gate.set()
+    assert all(output.shape == (2, WIDTH) for output in await asyncio.gather(*waiting))
+    await stopping
+    with pytest.raises(OverloadedError, match="leaving"):
+        await step(rows_of(runner), torch.rand(1, WIDTH))
+    await rows_of(runner).clear()  # harmless
+
+
+async def test_positions_are_given_to_the_steps_that_have_some_and_counted_for_the_others(runner: Runner) -> None:
+    own, plain = rows_of(runner), rows_of(runner)
+    tokens, places = torch.rand(2, WIDTH), [7, 9]
+    outcomes = await together(runner, own.step((), [2], tokens, torch.tensor(places)), step(plain, tokens))
+    assert isinstance(outcomes[0], Tensor) and isinstance(outcomes[1], Tensor) and runner.largest_batch == 2
+    assert torch.allclose(outcomes[0], torch.stack(reference(list(tokens), [(0, 1)], places)))
+    assert torch.allclose(outcomes[1], expected(tokens))
+
+
+def test_a_loop_that_is_gone_does_not_end_the_thread() -> None:
+    runner = Runner(engine := Engine())  # type: ignore[arg-type]
+    runner.start()
+    engine.gate.clear()
+
+    async def abandon() -> None:
+        task = asyncio.create_task(step(rows_of(runner), torch.rand(1, WIDTH)))
+        await asyncio.to_thread(engine.entered.wait, 10)
+        task.cancel()
+
+    asyncio.run(abandon())
+    engine.gate.set()
+    assert asyncio.run(step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
+    asyncio.run(runner.stop())
