@@ -7,15 +7,19 @@ Every hop has a folder of armed faults that its replicas share (`swarm/inference
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from protocols.errors import SwarmError
 from swarm.client import SwarmModelForCausalLM
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.families import draw_weights
+
+OnToken = Callable[[int, Any], None]
 
 SPANS = ("0:2", "2:4", "4:6")
 REPLICAS = (2, 3, 2)
@@ -51,8 +55,8 @@ class Town:
         self.alone = transformers.AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32).eval()
         self.nodes: dict[str, NodeProcess] = {}
         self.pauses_s: list[float] = []
-        """Of every answer in which a hop died: from the loss to the next reply."""
-        self.num_deaths = 0
+        """Of every answer during which a hop was lost while a replica was up: from the loss to the next reply."""
+        self._peers: dict[str, str] = {}
         for hop in range(len(SPANS)):
             self.faults(hop).mkdir()
         self.names = [f"{hop}.{replica}" for replica in range(max(REPLICAS)) for hop in range(3) if replica < REPLICAS[hop]]
@@ -80,7 +84,9 @@ class Town:
                 arguments += ["--peer", other.said["multiaddr"]]
         if name in self.nodes:
             self.nodes[name].close()
-        self.nodes[name] = self.nursery.start(name, arguments, {"SWARM_FAULTS": str(self.faults(hop))})
+        scratch = self.folder / f"{name}.tmp"
+        scratch.mkdir(exist_ok=True)
+        self.nodes[name] = self.nursery.start(name, arguments, {"SWARM_FAULTS": str(self.faults(hop)), "TMPDIR": str(scratch)})
 
     def heal(self) -> None:
         """Disarm what has not fired, start whoever is dead, and wait until all serve."""
@@ -90,17 +96,15 @@ class Town:
         for name in self.names:
             if name not in self.nodes or self.nodes[name].has_ended():
                 self.start(name)
-        for node in self.nodes.values():
+        for name, node in self.nodes.items():
             node.wait_for("ready")
+            assert self._peers.setdefault(name, node.said["peer"]) == node.said["peer"], "it came back as somebody else"
 
     def arm(self, hop: int, fault: str) -> Path:
         """Let the first replica of `hop` that reaches the moment die there; the file is gone once it has."""
         path = self.faults(hop) / fault
         path.touch()
         return path
-
-    def dead(self) -> list[str]:
-        return [name for name, node in self.nodes.items() if node.has_ended()]
 
     def on_route(self, journey: Any, hop: int) -> NodeProcess:
         """The node that serves a session as hop number `hop`."""
@@ -120,17 +124,38 @@ class Town:
         with torch.no_grad():
             return list(self.alone.generate(ids, **greedy(settings)).tolist())
 
-    def answer(self, ids: torch.Tensor, on_token: Callable[[int, Any], None] | None = None, **settings: Any) -> tuple[Any, Any]:
-        """Ours, and the session that it came from. on_token(n, session) is called as token n comes out."""
-        cache = self.model.new_cache()
+    def answer(self, ids: torch.Tensor, on_token: OnToken | None = None, model: Any = None, **settings: Any) -> Answer:
+        """Ours, by the town's client or another `model`. on_token(n, session) is called as token n comes out, from 0."""
+        cache = (model or self.model).new_cache()
         streamer = None if on_token is None else _Watcher(lambda number: on_token(number, cache.journey))
         try:
-            output = self.model.generate(ids, past_key_values=cache, streamer=streamer, **greedy(settings))
+            output = (model or self.model).generate(ids, past_key_values=cache, streamer=streamer, **greedy(settings))
+        except SwarmError as error:
+            error.add_note(f"ended: {[(name, node.code) for name, node in self.nodes.items() if node.has_ended()]}")
+            raise
         finally:
             journey = cache.journey
             cache.close()
-        self.pauses_s += journey.pauses_s
-        return output.tolist(), journey
+        return Answer(output.tolist(), journey.replaced, tuple(journey.pauses_s))
+
+    def check(self, ids: torch.Tensor, on_token: OnToken | None = None, **settings: Any) -> Answer:
+        """An answer that is what transformers says, after at least one hop was replaced by one that was up already."""
+        answer = self.answer(ids, on_token, **settings)
+        assert answer.tokens == self.expected(ids, **settings)
+        assert answer.replaced >= 1, "nobody was lost, so this test has shown nothing"
+        self.pauses_s += answer.pauses_s
+        print("pauses in s:", [round(pause_s, 3) for pause_s in answer.pauses_s])
+        return answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out, and what it took."""
+
+    tokens: list[list[int]]
+    replaced: int
+    """Hops that were lost on the way."""
+    pauses_s: tuple[float, ...]
 
 
 def greedy(settings: dict[str, Any]) -> dict[str, Any]:

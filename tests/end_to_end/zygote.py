@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from typing import Any, NoReturn
 
 
@@ -38,7 +39,8 @@ class Zygote:
             if 0 in ready:
                 line = sys.stdin.buffer.readline()
                 if not line:
-                    return self._end()
+                    self._end()
+                    return None
                 pid = os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
@@ -78,9 +80,9 @@ def become(request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["environment"])
     for name in ("swarm.inference.faults", "swarm.inference.trace"):  # they read the environment when they are imported
         importlib.reload(sys.modules[name])
+    tempfile.tempdir = None  # it remembers the one of the first look
     sys.argv = ["swarm", *request["arguments"]]
-    main = importlib.import_module("node.cli.app").main
-    main()
+    sys.exit(importlib.import_module("node.cli.app").main())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""When nobody is left who could stand in: an error that says what is missing, in time, or the same call going on with who joins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from protocols.errors import NoRouteError
+from tests.end_to_end.town import Town
+
+LAST, BLOCKS = 2, "4:6"
+
+
+def kill_all(town: Town) -> None:
+    """Every replica of the last hop."""
+    for node in town.replicas(LAST):
+        os.kill(node.pid, signal.SIGKILL)
+    assert all(node.has_ended(10.0) for node in town.replicas(LAST))
+
+
+def test_the_error_names_the_missing_blocks_and_what_would_help(town: Town) -> None:
+    patience_s, killed_at_s = 4.0, [0.0]
+    model = town.new_model(patience_s)
+
+    def kill(number: int, journey: Any) -> None:
+        if number == 5:
+            kill_all(town)
+            killed_at_s[0] = time.monotonic()
+
+    try:
+        with pytest.raises(NoRouteError, match=rf"blocks {BLOCKS} of llama.*swarm node llama --blocks {BLOCKS}"):
+            town.answer(town.prompt(1), kill, model)
+    finally:
+        model.close()
+    took_s = time.monotonic() - killed_at_s[0]
+    print(f"the error came after {took_s:.1f} s")
+    assert patience_s - 1 < took_s < patience_s + 4
+
+
+def test_the_same_call_goes_on_when_a_node_joins_in_time(town: Town) -> None:
+    def kill_and_start_one_again(number: int, journey: Any) -> None:
+        if number == 15:
+            kill_all(town)
+            town.start(f"{LAST}.1")
+
+    ids = town.prompt(2)
+    answer = town.answer(ids, kill_and_start_one_again)
+    assert answer.tokens == town.expected(ids)
+    assert answer.replaced >= 1
+    print("pauses in s, the start of a node included:", [round(pause_s, 3) for pause_s in answer.pauses_s])

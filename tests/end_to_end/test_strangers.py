@@ -1,0 +1,72 @@
+"""A stranger who pokes the ports of every node with bytes changes nothing: no node ends, no answer is another."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.processes import NodeProcess
+from tests.end_to_end.town import Town
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+MULTISTREAM = b"\x13/multistream/1.0.0\n"
+
+
+def pokes(dice: random.Random) -> Iterator[bytes]:
+    """Nothing, noise of many sizes, and noise after what the protocols begin with."""
+    yield b""
+    for size in (1, 9, 100, 5_000, 300_000):
+        noise = dice.randbytes(size)
+        yield from (noise, PREFACE + noise, MULTISTREAM + noise, b"\x16\x03\x01" + noise)
+
+
+def poke(port: int, data: bytes, through_tls: bool) -> socket.socket | None:
+    """The open connection after the bytes have been sent; None where the node has closed it already."""
+    with contextlib.suppress(OSError):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5.0)
+        if through_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.set_alpn_protocols(["h2"])
+            connection = context.wrap_socket(connection)
+        connection.sendall(data)
+        return connection
+    return None
+
+
+def ports(node: NodeProcess) -> tuple[int, int]:
+    """(p2p, gRPC)"""
+    port = int(node.said["multiaddr"].split("/")[4])
+    return port, port + 1
+
+
+@pytest.mark.parametrize("door", ["p2p", "grpc", "grpc behind TLS"])
+def test_bytes_change_nothing(town: Town, door: str) -> None:
+    seed = secrets.randbelow(1 << 30)
+    print("seed", seed)
+    dice = random.Random(seed)
+    nodes = list(town.nodes.values())
+    held: list[socket.socket] = []
+
+    def poke_all(number: int, _journey: object) -> None:
+        if number == 3:
+            for data in pokes(dice):
+                port = ports(dice.choice(nodes))[door != "p2p"]
+                if (connection := poke(port, data, door.endswith("TLS"))) is not None:
+                    held.append(connection)
+
+    ids = town.prompt(4)
+    answer = town.answer(ids, poke_all)
+    assert answer.tokens == town.expected(ids)
+    assert answer.replaced == 0
+    assert held, "no node took a connection, so nobody was poked"
+    assert town.answer(ids).tokens == answer.tokens  # while half of the connections are still open
+    for connection in held:
+        connection.close()
+    assert not [node.name for node in nodes if node.has_ended()]
