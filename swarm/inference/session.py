@@ -255,7 +255,7 @@ class Session:
 
     async def _repair(self) -> None:
         """Answer every loss with a new route, for as long as the session lives."""
-        while True:
+        while self._failure is None:
             lost = await self._losses.get()
             if lost.epoch == self._epoch and lost.index < len(self.route):
                 try:
