@@ -190,6 +190,8 @@ async def _end(node: DHTNode) -> None:
     except TimeoutError:
         child.kill()
         await child.wait()
+    control = node.p2p._client.control  # its tasks may have failed, since the daemon is gone: else asyncio would log that
+    await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)
 
 
 def _entries(future: asyncio.Future[object], now_s: float) -> dict[PeerId, Entry]:
