@@ -104,6 +104,9 @@ class RemoteCache(Cache):  # type: ignore[misc]
             raise BadRequestError(f"row indices {list(chosen)[:8]} do not fit a cache of {len(self.rows)} rows")
         chosen = tuple(index % len(self.rows) for index in chosen)
         self.rows = [self.rows[index] for index in chosen]
+        if self.ops and isinstance(self.ops[-1], Rows):  # one after the other is one
+            before = self.ops.pop().indices  # type: ignore[union-attr]
+            chosen = tuple(before[index] for index in chosen)
         self.ops.append(Rows(chosen))
 
     def batch_repeat_interleave(self, repeats: int) -> None:

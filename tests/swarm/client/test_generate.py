@@ -206,7 +206,8 @@ def test_row_operations_reach_the_hops_in_order_and_cost_no_step(pair: Callable[
     theirs, ours, backend = pair("llama")
     cache = ours(BATCH[:2], use_cache=True).past_key_values
     cache.batch_repeat_interleave(2)
-    cache.batch_select_indices(torch.tensor([3, 0, 0]))
+    cache.batch_select_indices(torch.tensor([0, 3, 1]))
+    cache.reorder_cache(torch.tensor([1, 0, 0]))
     cache.crop(-2)
     cache.crop(-1)
     cache.crop(0)
