@@ -26,7 +26,7 @@ from swarm.inference.grants import Served
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import load_span
-from swarm.models.resolve import resolve
+from swarm.models.resolve import name_in_swarm, resolve
 from swarm.models.sizes import kv_bytes_per_token, span_bytes
 from swarm.peer import Peer, PeerConfig, software
 from swarm.rpc.call import Call, Handler, Handlers
@@ -89,13 +89,9 @@ def _open_model(config: NodeConfig, on_event: OnEvent) -> tuple[Checkpoint, Mode
             f"give start:stop within 0:{checkpoint.num_blocks}"
         )
     manifest = build_manifest(checkpoint, config.data_dir / "digests")
-    model = ModelId(config.model_name or _name_of(config.model, checkpoint), manifest.digest)
+    model = ModelId(config.model_name or name_in_swarm(config.model), manifest.digest)
     on_event(Event("model", f"{model.name}@{model.digest} ({checkpoint.num_blocks} blocks)"))
     return checkpoint, model, manifest
-
-
-def _name_of(given: str, checkpoint: Checkpoint) -> str:
-    return checkpoint.name if checkpoint.path.name == given.rstrip("/").rpartition("/")[2] else given
 
 
 async def _meet(peer: Peer, on_event: OnEvent) -> None:

@@ -29,7 +29,7 @@ from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
-from swarm.models.resolve import resolve
+from swarm.models.resolve import name_in_swarm, resolve
 from swarm.routing.router import Router
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBac
     """Everything of `from_pretrained` but the ends; errors as documented there."""
     checkpoint = open_checkpoint(resolve(str(model)))
     manifest = build_manifest(checkpoint, Path(settings.cache_dir) if settings.cache_dir else _default_cache_dir())
-    is_directory = Path(model).expanduser().is_dir()
-    identity = ModelId(settings.model_name or (checkpoint.name if is_directory else str(model)), manifest.digest)
+    identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
     loop, pool = _peer_pool()
     return checkpoint, loop.run(_join(loop, pool, identity, manifest, checkpoint.num_blocks, settings))
 

@@ -33,6 +33,12 @@ def resolve(model: str, cache_dir: Path | None = None) -> Path:
     return _from_hub(model, cache_dir)
 
 
+def name_in_swarm(model: str) -> str:
+    """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), the Hub's by their name."""
+    directory = Path(model).expanduser()
+    return directory.resolve().name if directory.is_dir() else model
+
+
 def _from_hub(model: str, cache_dir: Path | None) -> Path:
     from huggingface_hub import snapshot_download  # takes a quarter of a second, which a local directory need not wait for
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

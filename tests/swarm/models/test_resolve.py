@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from protocols.errors import ModelNotFoundError
-from swarm.models.resolve import resolve
+from swarm.models.resolve import name_in_swarm, resolve
 
 
 def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +35,13 @@ def test_a_hub_name_says_that_both_places_were_tried(tmp_path: Path, monkeypatch
     with pytest.raises(ModelNotFoundError, match="no such directory, and the Hugging Face Hub") as refusal:
         resolve("nobody/nothing", tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_directory_has_one_name_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node and client may be told of the same checkpoint in different ways, and must mean the same model."""
+    real = tmp_path / "tiny-prose"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    monkeypatch.chdir(real)
+    assert {name_in_swarm(given) for given in (str(real), f"{real}/", ".", str(tmp_path / "link"))} == {"tiny-prose"}
+    assert name_in_swarm("meta-llama/Llama-3-8B") == "meta-llama/Llama-3-8B"
