@@ -37,10 +37,13 @@ class Blame:
         self._failures: dict[PeerId, Failure] = {}
 
     def add(self, peer: PeerId, cause: SwarmError, now_s: float) -> None:
-        """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes."""
+        """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes.
+
+        Where it is avoided already, that is no new strike: many sessions tell of one death.
+        """
         self._failures = {other: failure for other, failure in self._failures.items() if now_s - failure.at_s < FORGET_S}
         before = self._failures.get(peer)
-        strikes = 1 if before is None else before.strikes + 1
+        strikes = 1 if before is None else before.strikes + (now_s >= before.until_s)
         self._failures[peer] = Failure(cause, now_s, now_s + min(MAX_AVOID_S, AVOID_S * 2 ** (strikes - 1)), strikes)
 
     def is_avoided(self, peer: PeerId, now_s: float) -> bool:

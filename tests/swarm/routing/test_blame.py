@@ -28,6 +28,14 @@ def test_each_failure_doubles_the_time_up_to_ten_minutes() -> None:
         now_s += avoided_s
 
 
+def test_many_sessions_that_tell_of_one_death_are_one_strike() -> None:
+    blame = Blame()
+    for now_s in (0.0, 0.1, 0.2):
+        blame.add(A, GONE, now_s)
+    assert not blame.is_avoided(A, 0.2 + AVOID_S)
+    assert blame.can_be_asked_again(A, 0.5)
+
+
 def test_strikes_are_remembered_when_forgiven_and_forgotten_after_a_quarter_of_an_hour() -> None:
     blame = Blame()
     blame.add(A, GONE, 0)
@@ -55,6 +63,7 @@ def test_a_failed_peer_may_be_asked_again_soon_and_ever_less_often() -> None:
             next(pause for pause in (tenth / 10 for tenth in range(1, 200)) if blame.can_be_asked_again(A, now_s + pause))
         )
         now_s += pauses[-1]
+        blame.forgive(A, now_s)
     assert pauses[0] <= 0.3 and pauses == sorted(pauses) and pauses[-1] <= MAX_PAUSE_S + 0.1 and pauses[-1] > 20 * pauses[0]
 
 
