@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from demo import DemoError, Node, console, start_node, stop
+from volunteers import Node, VolunteerError, console, start_node, stop
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "docs" / "bench" / "inference.json"
@@ -192,7 +192,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         result = run_inference(arguments.repeats, arguments.tokens, arguments.nodes)
-    except DemoError as error:
+    except VolunteerError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

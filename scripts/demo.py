@@ -12,84 +12,24 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from make_model import Recipe, default_directory, make_with_bar, share_cores
-from rich.console import Console
 from rich.table import Table
+from volunteers import Node, VolunteerError, console, start_node, stop
 
 if TYPE_CHECKING:
     import torch
 
 VOLUNTEERS = (("anna", "0:3"), ("ben", "3:6"), ("cleo", "3:6"))
 """Names and blocks: anna's are needed, ben and cleo can each stand in for the other."""
-
-READY_S = 90.0
-"""How long a node may take from its start to its first block; half of it is imports on a slow machine."""
-
-LEAVE_S = 12.0
-"""A node leaves within 5 s of SIGTERM; on a machine that is very busy everything takes longer."""
-
-console = Console(highlight=False)
-
-
-class DemoError(Exception):
-    """Something did not go as it must; the text is one line that says what and where to look."""
-
-
-@dataclass(kw_only=True)
-class Node:
-    """One volunteer's process. What it says on stdout (`kind: text` lines) and stderr goes to files in its own directory."""
-
-    name: str
-    blocks: str
-    process: subprocess.Popen[bytes]
-    directory: Path
-    is_killed: bool = False
-    said: dict[str, str] = field(default_factory=dict)
-    """The first text of each kind of line (docs/commands.md); of several addresses the first is the best."""
-
-    def wait_for(self, kind: str, tick: Callable[[], None] = lambda: None) -> str:
-        """Read its lines until one of this kind; DemoError with its last words where it ends or takes too long."""
-        deadline = time.monotonic() + READY_S
-        while kind not in self.said:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"{self.name} did not get to say {kind!r}: {self.last_words()} (see {self.directory})")
-            tick()
-            time.sleep(0.05)
-            for line in (self.directory / "stdout").read_text().splitlines():
-                word, _, text = line.partition(":")
-                self.said.setdefault(word, text.strip())
-        return self.said[kind]
-
-    def last_words(self) -> str:
-        lines = (self.directory / "stderr").read_text().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-
-def start_node(name: str, blocks: str, model: Path, peers: list[str], folder: Path) -> Node:
-    """`swarm node` in a process and session of its own, on free ports of this machine."""
-    directory = folder / name
-    directory.mkdir()
-    command = [sys.executable, "-m", "node", "node", str(model), "--name", name, "--blocks", blocks, "--listen", "127.0.0.1:0"]
-    command += ["--dtype", "float32", "--data-dir", str(directory / "data")]
-    for peer in peers:
-        command += ["--peer", peer]
-    with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # two cores for three nodes and a client
-        process = subprocess.Popen(
-            command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-    return Node(name=name, blocks=blocks, process=process, directory=directory)
 
 
 def gather(model: Path, folder: Path, nodes: list[Node]) -> None:
@@ -235,21 +175,6 @@ def _first_difference(ours: list[int], theirs: list[int]) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
-def stop(nodes: list[Node]) -> None:
-    """SIGTERM, and what does not leave is killed."""
-    running = [node for node in nodes if node.process.poll() is None]
-    for node in running:
-        node.process.send_signal(signal.SIGTERM)
-    for node in running:
-        try:
-            node.process.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            node.process.kill()
-            console.print(f"[yellow]{node.name} did not leave by itself and was killed[/]")
-    for node in nodes:
-        node.process.wait()
-
-
 def explain_how_to_talk(model: Path, nodes: list[Node], folder: Path) -> None:
     living = [node for node in nodes if node.process.poll() is None]
     swarm, peer = shlex.quote(os.path.relpath(Path(sys.executable).parent / "swarm")), living[0].said["multiaddr"]
@@ -312,7 +237,7 @@ def main() -> int:
     except Exception as error:
         from protocols.errors import SwarmError
 
-        if not isinstance(error, (DemoError, SwarmError, OSError)):
+        if not isinstance(error, (VolunteerError, SwarmError, OSError)):
             raise
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

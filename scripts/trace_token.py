@@ -18,9 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import DemoError, Node, console, start_node, stop
 from make_model import Recipe, default_directory, make_with_bar
 from rich.table import Table
+from volunteers import Node, VolunteerError, console, start_node, stop
 
 STAGES = {
     "taken": ("T1", "the client takes the prompt"),
@@ -129,7 +129,7 @@ def main() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         run(arguments.model_dir, arguments.prompt, max(2, arguments.tokens))
-    except DemoError as error:
+    except VolunteerError as error:
         print(f"trace_token: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,6 +17,7 @@ from node.cli.console import remark
 from node.config import check_swarm, default_data_dir
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord, ServedSpan
+from swarm.models.resolve import name_in_swarm
 from swarm.placement.choose import count_replicas
 
 
@@ -115,7 +116,7 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
     """Print what the swarm says now. PeerUnreachableError where none of `peers` answers in time."""
     check_peers(peers)
     check_swarm(swarm)
-    name = None if model is None else _name(model)
+    name = None if model is None else name_in_swarm(model)
     models = asyncio.run(_ask(name, peers, swarm, data_dir or default_data_dir()))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
@@ -126,11 +127,6 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
         remark(
             f"no node of swarm {swarm!r} serves {what}; be the first: swarm node {'MODEL' if model is None else model} --peer {peers[0]}"
         )
-
-
-def _name(model: str) -> str:
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
 
 
 async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, data_dir: Path) -> list[ModelRows]:
