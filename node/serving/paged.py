@@ -14,6 +14,7 @@ from torch import Tensor
 
 from node.serving.paged_cache import Batch, LearningCache, PagedCache, PagedRow, has_own_windows, install_masks, use_batch
 from node.serving.pages import PAGE_TOKENS, PagePool
+from node.serving.recurrent import check_chunks
 from node.serving.row_store import BlockShape, Mode
 from protocols.errors import BadRequestError, CacheFullError, ModelNotSupportedError
 from swarm.models.span import SpanModule
@@ -44,6 +45,8 @@ class PagedEngine:
         self._cache = PagedCache(span.config, self._pool)
         self._num_states = 0
         self.can_crop = not self._cache.recurrent
+        if self._cache.recurrent and not unroll:
+            check_chunks(span)
 
     @property
     def used_bytes(self) -> int:

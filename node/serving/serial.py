@@ -12,34 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from node.serving.recurrent import CountingCache, check_chunks
 from node.serving.row_store import Mode
 from protocols.errors import BadRequestError, CacheFullError, InternalError, ModelNotSupportedError
 from swarm.models.span import SpanModule
 
 _PLAIN = {DynamicLayer, DynamicSlidingWindowLayer}
 _LEARN_TOKENS = 8
-
-
-class _CountingCache(DynamicCache):  # type: ignore[misc]
-    """A DynamicCache that knows its length even where no block of the span has attention."""
-
-    seen = 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        if layer_idx == 0 and not self._has_attention():
-            return self.seen
-        return int(super().get_seq_length(layer_idx))
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        if layer_idx == 0 and not self._has_attention():
-            return self.seen + query_length, 0
-        length, offset = super().get_mask_sizes(query_length, layer_idx)
-        return length, offset
-
-    def _has_attention(self) -> bool:
-        return not self.layers or any(isinstance(layer, CacheLayerMixin) for layer in self.layers)
 
 
 class SerialRow:
@@ -68,6 +49,8 @@ class SerialEngine:
         kinds = {type(layer) for layer in DynamicCache(config=span.config).layers}
         self._is_plain = kinds <= _PLAIN  # then a cache of plain layers is exact too (masks make the windows), and can be cropped
         self.can_crop = self._is_plain
+        if not self._is_plain and not unroll:
+            check_chunks(span)
         self._row_bytes, self._token_bytes = self._learn()
 
     def open(self) -> SerialRow:
@@ -142,8 +125,8 @@ class SerialEngine:
         if row.is_broken:
             raise InternalError("an earlier step of this row failed half-way; open the session anew")
 
-    def _new_cache(self) -> _CountingCache:
-        return _CountingCache() if self._is_plain else _CountingCache(config=self._span.config)
+    def _new_cache(self) -> CountingCache:
+        return CountingCache() if self._is_plain else CountingCache(config=self._span.config)
 
     def _cost(self, length: int) -> int:
         return self._row_bytes + length * self._token_bytes
@@ -260,7 +243,7 @@ class RecomputeEngine:
 def _fills_a_cache(span: SpanModule) -> bool:
     """Whether these blocks keep anything in transformers' own cache; then `generate` uses it, and recomputing would differ."""
     try:
-        cache = _CountingCache(config=span.config)
+        cache = CountingCache(config=span.config)
         span(torch.zeros(1, _LEARN_TOKENS, span.hidden_size, dtype=span.dtype, device=span.device), cache)
     except Exception:  # a family with a cache class of its own fails in its own way; its inputs can still be kept
         return False

@@ -36,19 +36,31 @@ def check_chain(span: SpanModule) -> None:
             f"blocks of {kind!r} turn {list(hidden.shape)} into {list(output.shape)}; a hop hands on one hidden state a token"
         )
     noise = (span(hidden) - output).abs().max()  # 0, but for kernels that add up in any order
-    if (_run_on_other_input(span, hidden) - output).abs().max() > 10 * noise:
-        raise ModelNotSupportedError(f"blocks of {kind!r} read the embeddings besides the block before them")
+    if (_run_on_other_surroundings(span, hidden) - output).abs().max() > 10 * noise:
+        raise ModelNotSupportedError(
+            f"blocks of {kind!r} read the embeddings, or a table that is no block's, besides the block before"
+        )
 
 
-def _run_on_other_input(span: SpanModule, hidden: Tensor) -> Tensor:
-    """The same run while the model's own forward, around the blocks, works on other numbers."""
+def _run_on_other_surroundings(span: SpanModule, hidden: Tensor) -> Tensor:
+    """The same run while everything around the blocks is something else: what comes in, and every weight that is no block's.
+
+    Those weights are not the checkpoint's anyway (a span does not load them), so blocks that read one would be wrong.
+    """
+    mine = {id(parameter) for parameter in span.layers.parameters()}
+    others = [parameter for parameter in span.decoder.parameters() if id(parameter) not in mine]
+    kept = [parameter.clone() for parameter in others]
     zeros = span._outer_input
     span.__dict__["_outer_input"] = lambda hidden: zeros(hidden) + 1
     try:
+        for parameter in others:
+            parameter.add_(1)
         output: Tensor = span(hidden)
         return output
     finally:
         del span.__dict__["_outer_input"]
+        for parameter, value in zip(others, kept, strict=True):
+            parameter.copy_(value)
 
 
 class _SideWatch:

@@ -10,8 +10,6 @@ Shapes: B rows, T tokens, H hidden size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -82,16 +80,6 @@ class SpanModule(nn.Module):
     def _outer_input(self, hidden: Tensor) -> Tensor:
         """What the model's own forward works on before the first block; `check_chain` replaces it."""
         return hidden.new_zeros(*hidden.shape[:2], self._embed_width)
-
-    @contextmanager
-    def attention(self, name: str) -> Iterator[None]:
-        """Run with another attention function of transformers for the length of a `with` block."""
-        before = self.set_attention(name)
-        try:
-            yield
-        finally:
-            for config, value in before:
-                config._attn_implementation_internal = value
 
     def set_attention(self, name: str) -> list[tuple[Any, str | None]]:
         """Make every attention module here use the attention function registered as `name`; returns what they used before.

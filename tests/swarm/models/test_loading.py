@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError
 from protocols.ids import Span
@@ -147,6 +148,27 @@ def test_blocks_that_are_no_chain_are_refused_with_the_reason(checkpoints: Check
     with pytest.raises(ModelNotSupportedError, match="read") as refusal:
         load_span(open_checkpoint(checkpoints(family)), Span(0, 2), dtype=torch.float32)
     assert "\n" not in str(refusal.value)
+
+
+def test_blocks_that_read_a_table_outside_the_block_list_are_refused(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A span does not load such a table, so the blocks would compute with made-up numbers (roformer's positions)."""
+    forward = LlamaModel.forward
+
+    def reads_its_norm(self: LlamaModel, inputs_embeds: Tensor, **kwargs: Any) -> Any:
+        scale = self.norm.weight.mean()
+        hook = self.layers[0].self_attn.register_forward_hook(lambda _module, _args, output: (output[0] * scale, *output[1:]))
+        try:
+            return forward(self, inputs_embeds=inputs_embeds, **kwargs)
+        finally:
+            hook.remove()
+
+    checkpoint = open_checkpoint(checkpoints("llama"))
+    load_span(checkpoint, Span(0, 2), dtype=torch.float32)
+    monkeypatch.setattr(LlamaModel, "forward", reads_its_norm)
+    with pytest.raises(ModelNotSupportedError, match="table that is no block's"):
+        load_span(checkpoint, Span(0, 2), dtype=torch.float32)
 
 
 def test_huge_tables_are_refused_before_they_are_built(checkpoints: Checkpoints, tmp_path: Path) -> None:
