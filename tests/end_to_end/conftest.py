@@ -24,13 +24,13 @@ def running_town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         town = Town(folder, nursery)
         yield town
         _pauses_s.extend(town.pauses_s)
-        town.model.close()
+        town.close()
 
 
 @pytest.fixture
 def town(running_town: Town) -> Town:
-    """Everybody alive, nothing armed."""
-    running_town.heal()
+    """Everybody alive, nothing armed, nobody blamed."""
+    running_town.renew()
     return running_town
 
 

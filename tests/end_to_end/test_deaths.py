@@ -76,6 +76,20 @@ def test_a_survivor_dies_when_it_hears_of_a_death(town: Town) -> None:
     assert answer.replaced >= 2
 
 
+def test_replicas_die_in_turn_and_return_in_time(town: Town) -> None:
+    """Who failed is avoided for a while, but forgiven when there is no way without it."""
+
+    def kill_and_start_anew(number: int, journey: Any) -> None:
+        if number in (6, 12, 18):
+            victim = town.on_route(journey, 2)
+            assert victim.end(signal.SIGKILL) == -signal.SIGKILL
+            town.start(victim.name)
+            town.nodes[victim.name].wait_for("ready")
+
+    answer = town.check(town.prompt(SEED + 700), kill_and_start_anew)
+    assert answer.replaced >= 3
+
+
 @pytest.mark.parametrize("hop", range(3))
 def test_beam_search_survives_a_death(town: Town, hop: int) -> None:
     """Three beams are three rows that are reordered with every token: a replacement must get them as they are now."""

@@ -24,7 +24,7 @@ def kill_all(town: Town) -> None:
 
 def test_the_error_names_the_missing_blocks_and_what_would_help(town: Town) -> None:
     patience_s, killed_at_s = 4.0, [0.0]
-    model = town.new_model(patience_s)
+    model = town.new_model(patience_s=patience_s)
 
     def kill(number: int, journey: Any) -> None:
         if number == 5:

@@ -1,4 +1,4 @@
-"""A swarm of real nodes for the tests of deaths: three hops of a tiny llama, each with replicas, and one client that outlives them all.
+"""A swarm of real nodes for the tests of deaths: three hops of a tiny llama, each with replicas, and a client that outlives them all.
 
 Every hop has a folder of armed faults that its replicas share (`swarm/inference/faults.py`): whichever is on the route dies.
 `heal` starts the dead again, with their data directories and hence their identities, before the next case.
@@ -6,7 +6,7 @@ Every hop has a folder of armed faults that its replicas share (`swarm/inference
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,17 @@ class Town:
         self.start(self.names[0])
         self.nodes[self.names[0]].wait_for("ready")
         self.heal()
-        self.model: Any = self.new_model()
+        self._anchor = self.new_model([node.said["multiaddr"] for node in self.nodes.values()])
+        self.model: Any = self._anchor
 
-    def new_model(self, patience_s: float = 30.0) -> Any:
-        peers = [node.said["multiaddr"] for node in self.nodes.values() if not node.has_ended()]
+    def new_model(self, peers: Sequence[str] = (), patience_s: float = 30.0) -> Any:
+        """A client that blames nobody yet; without `peers` it shares the DHT of the one that is there."""
         return SwarmModelForCausalLM.from_pretrained(self.checkpoint, peers=peers, patience_s=patience_s)
+
+    def close(self) -> None:
+        """The client leaves; the nodes end with their nursery."""
+        self.model.close()
+        self._anchor.close()
 
     # --- nodes
 
@@ -87,6 +93,13 @@ class Town:
         scratch = self.folder / f"{name}.tmp"
         scratch.mkdir(exist_ok=True)
         self.nodes[name] = self.nursery.start(name, arguments, {"SWARM_FAULTS": str(self.faults(hop)), "TMPDIR": str(scratch)})
+
+    def renew(self) -> None:
+        """Everybody alive, nothing armed, and a client without a grudge: the next case is like the first."""
+        self.heal()
+        if self.model is not self._anchor:
+            self.model.close()
+        self.model = self.new_model()
 
     def heal(self) -> None:
         """Disarm what has not fired, start whoever is dead, and wait until all serve."""
