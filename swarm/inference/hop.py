@@ -334,7 +334,7 @@ class Hop:
         if hidden.shape[1:] != (self._compute.hidden_size,) or hidden.dtype != self._compute.dtype:
             expected = f"[tokens, {self._compute.hidden_size}] {self._compute.dtype}"
             raise BadRequestError(f"hidden states must be {expected}, got {list(hidden.shape)} {hidden.dtype}")
-        if not bool(torch.isfinite(hidden).all()):
+        if len(hidden) and not all(map(math.isfinite, hidden.aminmax())):  # one pass; NaN is in both ends
             raise BadRequestError("hidden states must be finite, got NaN or infinity: the hop above computed nonsense")
         positions = None if message.positions is None else torch.tensor(message.positions)
         return await self._compute.step(ops, counts, hidden, positions, urgency)
