@@ -64,7 +64,7 @@ class Wire:
         watch = asyncio.create_task(self._watch())
         try:
             done, _ = await asyncio.wait((writer, reader, watch), return_when=asyncio.FIRST_COMPLETED)
-            if done == {writer} and not writer.exception() and self._has_dialled:
+            if done == {writer} and self._has_dialled:  # the other side ends after us, or has said why it takes nothing more
                 await asyncio.wait((reader,), timeout=LINGER_S)
             reason = _failure(reader) or _failure(writer) or _failure(watch)
         finally:

@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from protocols import compression, inference, services
+from protocols import compression, hello, inference, services
 from protocols.identity import Identity
 from protocols.ids import SessionId, Span
 from protocols.inference import Attach, Grant, Hop, Message, Op, Open, Step
+from protocols.records import PeerRecord, ServedSpan
 from swarm.rpc import tls
 from swarm.rpc.call import Call
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
 from swarm.rpc.stream import Stream
-from tests.swarm.inference.toy import MODEL, WIDTH, ToyNode, new_identity, random_tokens
+from tests.swarm.inference.toy import MODEL, NUM_BLOCKS, WIDTH, ToyNode, new_identity, random_tokens
 
 WAIT_S = 10.0
 
@@ -100,16 +101,22 @@ class Probe:
 
 @dataclass
 class FakeHop:
-    """A server whose session streams the test itself answers: `await fake.lines.get()`."""
+    """A server whose session and attach streams the test itself answers: `await fake.lines.get()`, `fake.attached.get()`."""
 
     span: Span
     identity: Identity = field(default_factory=new_identity)
     lines: asyncio.Queue[Line] = field(default_factory=asyncio.Queue)
+    attached: asyncio.Queue[Line] = field(default_factory=asyncio.Queue)
     address: str = ""
 
     def __post_init__(self) -> None:
         self.certificate = tls.make(self.identity)
-        self.server = RpcServer(self.identity, self.certificate, {services.SESSION.name: self._session})
+        handlers = {
+            services.SESSION.name: self._session,
+            services.ATTACH.name: self._attach,
+            services.HELLO.name: self._hello,
+        }
+        self.server = RpcServer(self.identity, self.certificate, handlers)
         self._release = asyncio.Event()
 
     async def start(self) -> FakeHop:
@@ -119,6 +126,22 @@ class FakeHop:
     async def _session(self, stream: Stream, call: Call) -> None:
         self.lines.put_nowait(Line(stream))
         await self._release.wait()
+
+    async def _attach(self, stream: Stream, call: Call) -> None:
+        self.attached.put_nowait(Line(stream))
+        await self._release.wait()
+
+    async def _hello(self, request: bytes, call: Call) -> bytes:
+        return hello.Hello(software="fake", swarm="test").encode()
+
+    def record(self) -> PeerRecord:
+        """As a node that looks better than any honest one."""
+        served = ServedSpan(model=MODEL, span=self.span, num_blocks=NUM_BLOCKS, dtype="float32")
+        return PeerRecord(peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der,
+                          spans=(served,), free_tokens=10**6, step_ms=0.01)  # fmt: skip
+
+    async def kill(self) -> None:
+        await self.stop()
 
     async def stop(self) -> None:
         self._release.set()

@@ -1,0 +1,84 @@
+"""A host: its lifetime, what it says of its load, and its manifest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from protocols import services, weights
+from protocols.errors import DrainingError, InternalError, ModelNotFoundError, NoRouteError
+from protocols.ids import ModelId
+from tests.swarm.inference.probe import Probe, grant_of, hop_of
+from tests.swarm.inference.toy import MANIFEST, MODEL, ToySwarm, fresh_seed, random_tokens, reference, until
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = ToySwarm()
+    yield toys
+    await toys.stop()
+
+
+async def test_the_manifest_is_given_to_whoever_asks_for_this_model(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    channel = await swarm.pool.channel(node.identity.peer_id, (node.address,), node.certificate.der)
+    answer = await channel.unary(services.MANIFEST, weights.ManifestRequest(model=MODEL).encode(), 5.0)
+    assert weights.Manifest.parse(answer) == MANIFEST
+    with pytest.raises(ModelNotFoundError, match="this peer serves toy, not other"):
+        await channel.unary(services.MANIFEST, weights.ManifestRequest(model=ModelId("other", MODEL.digest)).encode(), 5.0)
+
+
+async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4, limit_tokens=50)
+    assert (node.host.load().free_tokens, node.host.load().num_sessions, node.host.load().queue) == (50, 0, 0)
+    session = swarm.session()
+    await session.step((), [20], random_tokens(20))
+    assert (node.host.load().free_tokens, node.host.load().num_sessions) == (30, 1)
+    assert node.host.load().step_ms > 0
+    await session.close()
+    await until(lambda: node.host.load().free_tokens == 50)
+
+
+async def test_before_its_start_and_after_its_stop_a_host_refuses(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    servicer, node.host._servicer = node.host._servicer, None
+    probe = Probe()
+    with pytest.raises((DrainingError, InternalError)):  # gRPC may lose the reason where the caller is still sending
+        await (await probe.open(node, grant_of(probe.identity, [hop_of(node)]))).hear_nothing_more()
+    node.host._servicer = servicer
+    await node.host.stop()
+    await node.host.stop()
+    with pytest.raises(DrainingError, match="leaving"):
+        await (await probe.open(node, grant_of(probe.identity, [hop_of(node)]))).hear_nothing_more()
+    assert not node.host.runner.is_running
+    await probe.close()
+
+
+async def test_a_host_that_leaves_gives_all_memory_back_and_its_sessions_go_on_elsewhere(swarm: ToySwarm) -> None:
+    leaving, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    session, tokens = swarm.session(), random_tokens(10)
+    before = [await session.step((), [1], token[None]) for token in tokens[:5]]
+    await swarm.serve(0, 2)
+    await leaving.host.stop()
+    assert leaving.engine.used_bytes == 0 and leaving.host.load().num_sessions == 0
+    after = [await session.step((), [1], token[None]) for token in tokens[5:]]
+    expected = torch.stack(reference(list(tokens), [(0, 2), (2, 4)]))
+    assert torch.allclose(torch.cat(before + after), expected, atol=1e-6)
+    assert last.engine.forwards == 10, "the hop below was not closed with the one that left, and computed nothing twice"
+    await session.close()
+
+
+async def test_a_host_that_leaves_under_running_steps_leaks_nothing(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    sessions = [swarm.session(patience_s=0.2) for _ in range(6)]
+    steps = [asyncio.create_task(session.step((), [300], random_tokens(300))) for session in sessions]
+    await until(lambda: node.engine.forwards > 0)
+    await node.host.stop()
+    assert node.engine.used_bytes == 0
+    outcomes = await asyncio.gather(*steps, return_exceptions=True)
+    assert any(isinstance(outcome, NoRouteError) for outcome in outcomes)
+    await asyncio.gather(*(session.close() for session in sessions))
