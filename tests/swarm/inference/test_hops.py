@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -22,7 +23,7 @@ from protocols.ids import ModelId, SessionId
 from protocols.inference import Attach, Close, Expect, Open, Reply
 from swarm.inference.hops import HopLimits
 from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
-from tests.swarm.inference.toy import ToySwarm, fresh_seed, new_identity, random_tokens, reference, until
+from tests.swarm.inference.toy import ToyRow, ToySwarm, fresh_seed, new_identity, random_tokens, reference, until
 
 SESSION = SessionId(b"s" * 16)
 
@@ -148,20 +149,26 @@ async def test_a_node_that_leaves_takes_nothing_new(swarm: ToySwarm, client: Pro
 
 async def test_a_session_opened_anew_while_it_closes_is_a_new_session(swarm: ToySwarm, client: Probe) -> None:
     """A closing session waits for the device to take its rows back; whoever comes meanwhile must not be swallowed by it."""
-    node = await swarm.serve(0, 4)
-    for epoch in range(0, 20, 2):
-        line = await client.open(node, grant_of(client.identity, [hop_of(node)], epoch=epoch))
-        assert await line.hear() == Expect(session=SESSION, epoch=epoch, step=0)
-        await line.say(step_of(0, random_tokens(3), epoch=epoch), Close(session=SESSION))
-        again = await client.open(node, grant_of(client.identity, [hop_of(node)], epoch=epoch + 1))
-        expected = await again.hear()
-        while expected is None:  # it came while the old one was ending: it is shown out, never left waiting
-            again = await client.open(node, grant_of(client.identity, [hop_of(node)], epoch=epoch + 1))
-            expected = await again.hear()
-        assert isinstance(expected, Expect)
-        await again.say(Close(session=SESSION))
-        assert await again.hear() is None
-    await until(lambda: node.host.load().num_sessions == 0 and node.engine.used_bytes == 0)
+    node, release = await swarm.serve(0, 4), threading.Event()
+    give_back = node.engine.close
+
+    def slowly(row: ToyRow) -> None:
+        release.wait(10)
+        give_back(row)
+
+    node.engine.close = slowly  # type: ignore[method-assign]
+    line = await client.open(node, grant_of(client.identity, [hop_of(node)]))
+    await line.hear()
+    await line.say(step_of(0, random_tokens(3)), Close(session=SESSION))
+    assert await line.hear() is None
+    again = await client.open(node, grant_of(client.identity, [hop_of(node)], epoch=1))
+    assert await again.hear() == Expect(session=SESSION, epoch=1, step=0)
+    assert node.engine.used_bytes == 3  # the old one is still there
+    release.set()
+    await until(lambda: node.engine.used_bytes == 0)
+    assert node.host.load().num_sessions == 1  # and its end was not taken for the new one's
+    await again.say(step_of(0, random_tokens(2), epoch=1))
+    await until(lambda: node.engine.used_bytes == 2)
 
 
 async def test_lines_that_crowd_into_a_closing_session_neither_hang_the_node_nor_cost_memory(
