@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from protocols.defaults import RECORD_LIFE_S
 from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
@@ -58,6 +59,8 @@ class Router:
         self.blame = Blame()
         self._directory = directory
         self._latency = Latency(ping)
+        self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
+        """Records by peer, and when the directory last showed them: right after deaths it may not find all who live."""
 
     def failed(self, peer: PeerId, cause: SwarmError) -> None:
         """`peer` failed: avoid it for a while."""
@@ -74,8 +77,13 @@ class Router:
         Raises ModelMismatchError where only other weights go by this name, NoRouteError where no live peers cover the model.
         """
         deadline_s = time.monotonic() + patience_s
+        if holding and (found := await self._choose(self._remembered(dtype), holding)) is not None:
+            return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
         while True:
             offers = await self._offers(dtype)
+            if (found := await self._choose(offers, holding)) is not None:
+                return found
+            offers = self._remembered(dtype)
             if (found := await self._choose(offers, holding)) is not None:
                 return found
             if await self._forgive(offers):
@@ -85,12 +93,23 @@ class Router:
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
 
     async def _offers(self, dtype: str | None) -> list[_Offer]:
-        snapshot = await self._directory.snapshot(self.model.name)
-        serving = [_Offer(record, served) for record in snapshot.peers if record.state == "serving" for served in record.spans]
-        named = [offer for offer in serving if offer.served.model.name == self.model.name]
-        ours = [offer for offer in named if offer.served.model.digest == self.model.digest]
-        if named and not ours:
+        """What the directory shows now, and remembered."""
+        peers = (await self._directory.snapshot(self.model.name)).peers
+        now_s = time.monotonic()
+        self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
+        self._seen |= {record.peer: (now_s, record) for record in peers}
+        named = _named(peers, self.model.name)
+        if named and not any(offer.served.model.digest == self.model.digest for offer in named):
             raise self._mismatch(named)
+        return self._ours(named, dtype)
+
+    def _remembered(self, dtype: str | None) -> list[_Offer]:
+        """What the directory has shown within the life of a record. Who has left since does not answer, and is blamed then."""
+        oldest_s = time.monotonic() - RECORD_LIFE_S
+        return self._ours(_named([record for seen_s, record in self._seen.values() if seen_s > oldest_s], self.model.name), dtype)
+
+    def _ours(self, named: Sequence[_Offer], dtype: str | None) -> list[_Offer]:
+        ours = [offer for offer in named if offer.served.model.digest == self.model.digest]
         return [offer for offer in ours if dtype is None or offer.served.dtype == dtype]
 
     async def _choose(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]]) -> tuple[Route, str] | None:
@@ -149,6 +168,12 @@ class Router:
             f"no live peers cover blocks {', '.join(map(str, gaps))} of {self.model.name} after {patience_s:.0f} s{cause}; "
             f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]}"
         )
+
+
+def _named(peers: Sequence[PeerRecord], name: str) -> list[_Offer]:
+    """What is served now under a name."""
+    serving = [_Offer(record, served) for record in peers if record.state == "serving" for served in record.spans]
+    return [offer for offer in serving if offer.served.model.name == name]
 
 
 def _candidate(offer: _Offer, is_holding: bool) -> path.Candidate:

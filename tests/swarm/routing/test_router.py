@@ -102,8 +102,21 @@ async def test_a_failed_peer_is_avoided_while_there_is_another_and_asked_again_w
     router = town.router()
     router.failed(fast.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [slow.peer]
-    town.peers = (fast,)
+    router.failed(slow.peer, CacheFullError("no memory"))
     assert peers_of(await router.find(5)) == [fast.peer]  # it answers again, so it is forgiven
+
+
+async def test_who_was_seen_a_moment_ago_stands_in_even_if_the_directory_misses_it() -> None:
+    """Right after deaths, those who kept a living peer's record may be among the dead."""
+    town = Town()
+    first, doomed, spare = town.add(0, 2), town.add(2, 4, step_ms=0.1), town.add(2, 4)
+    router = town.router()
+    assert peers_of(await router.find(0)) == [first.peer, doomed.peer]
+    town.peers = (first, doomed)
+    router.failed(doomed.peer, PeerUnreachableError("gone"))
+    assert peers_of(await router.find(0)) == [first.peer, spare.peer]
+    assert peers_of(await router.find(0, None, {(first.peer, Span(0, 2))})) == [first.peer, spare.peer]
+    assert town.snapshots == 2  # in the middle of an answer, what was seen a moment ago is enough
 
 
 async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
