@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
+import ipaddress
 import re
 import ssl
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,6 +37,11 @@ _CONTEXT = b"libp2p-tls-handshake:"
 _KEY_PREFIX = bytes.fromhex("30680424" + "08011220")  # DER: sequence, octets(36): protobuf PublicKey{Ed25519, 32 bytes}
 _SIGNATURE_PREFIX = bytes.fromhex("0440")  # DER: octets(64)
 _PROOF_BYTES = 106
+_NO_CERTIFICATE = (
+    *(ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion),
+    *(x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What cryptography raises on a stranger's bytes: a curve that it does not know, a point beside the curve, version 34, …"""
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):([0-9]{1,5})")
 
 
@@ -94,13 +101,14 @@ def owner(der: bytes) -> PeerId:
     try:
         certificate = x509.load_der_x509_certificate(der)
         extension = certificate.extensions.get_extension_for_oid(_OID).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise UnauthenticatedError(f"the TLS certificate carries no proof of a peer: {error}") from None
+        key = _spki(_key_of(certificate))
+    except _NO_CERTIFICATE as error:
+        raise UnauthenticatedError(f"the TLS certificate carries no proof of a peer: {' '.join(str(error).split())}") from None
     proof = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
     if len(proof) != _PROOF_BYTES or proof[:8] != _KEY_PREFIX or proof[40:42] != _SIGNATURE_PREFIX:
         raise UnauthenticatedError(f"the TLS certificate's proof of a peer is malformed ({len(proof)} bytes)")
     peer = peer_id_of(proof[8:40])
-    verify(peer, proof[42:], _CONTEXT + _spki(_key_of(certificate)))
+    verify(peer, proof[42:], _CONTEXT + key)
     return peer
 
 
@@ -121,11 +129,23 @@ def pem(der: bytes) -> bytes:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port`; PeerUnreachableError for anything else, since it came from a peer."""
+    """`host:port` or `[v6]:port`; PeerUnreachableError for anything else, since it came from a peer.
+
+    Refused too is what no peer can have and a stranger would like us to dial: link-local (the metadata of a cloud's machines),
+    multicast, and 0.0.0.0, which is ourselves.
+    """
     match = _ADDRESS.fullmatch(address)
     if not match or not 0 < int(match[2]) < 65_536:
         raise PeerUnreachableError(f"an address is host:port, got {address[:80]!r}")
-    return match[1].strip("[]"), int(match[2])
+    host = match[1].strip("[]")
+    with contextlib.suppress(ValueError):  # a name
+        ip = ipaddress.ip_address(host)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+            raise PeerUnreachableError(
+                f"{address} is no address of a peer: link-local, multicast or unspecified ones are not dialled"
+            )
+    return host, int(match[2])
 
 
 async def fetch(address: str, timeout_s: float = 3.0) -> bytes:
