@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.config import DTYPES as NUMBER_FORMATS
 from node.config import NodeConfig
 from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
@@ -65,8 +66,8 @@ def other_weights(records: Records, model: ModelId) -> list[str]:
 
 
 def usual_dtype(others: Sequence[Claim]) -> str | None:
-    """The format that most of the others compute in; None where there are none."""
-    counts = Counter(claim.served.dtype for claim in others)
+    """The format, of those we know, that most of the others compute in; None where there are none."""
+    counts = Counter(claim.served.dtype for claim in others if claim.served.dtype in NUMBER_FORMATS)
     return min(counts, key=lambda dtype: (-counts[dtype], dtype), default=None)
 
 

@@ -87,9 +87,11 @@ async def _join(
     try:
         peer = shared.started.result()
         spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s)
-        name = served.best_dtype(spans) if settings.dtype == "auto" else str(settings.dtype).removeprefix("torch.")
-        if name not in DTYPES:
-            raise BadRequestError(f"{model.name} is served in {name[:20]!r}, which is unknown here; known: {', '.join(DTYPES)}")
+        name = (
+            served.best_dtype(spans, num_blocks, DTYPES)
+            if settings.dtype == "auto"
+            else str(settings.dtype).removeprefix("torch.")
+        )
         sessions = _session_maker(peer, model, num_blocks, settings.patience_s, name)
     except BaseException:
         pool.release(shared)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
@@ -37,11 +37,15 @@ def served(peers: Iterable[PeerRecord], name: str) -> list[tuple[PeerRecord, Ser
     return [(peer, span) for peer in peers if peer.state != "draining" for span in peer.spans if span.model.name == name]
 
 
-def best_dtype(spans: Iterable[ServedSpan]) -> str:
-    """The compute dtype in which most blocks are served; float32 wins a tie, and where there are none."""
+def best_dtype(spans: Iterable[ServedSpan], num_blocks: int, known: Collection[str]) -> str:
+    """The compute dtype, of those `known`, in which most of the model's blocks are served; float32 wins a tie, and where there are none.
+
+    What a record claims beyond the model, or in a format that nobody knows, counts for nothing.
+    """
     blocks: dict[str, set[int]] = {"float32": set()}
     for span in spans:
-        blocks.setdefault(span.dtype, set()).update(range(span.span.start, span.span.stop))
+        if span.dtype in known:
+            blocks.setdefault(span.dtype, set()).update(range(span.span.start, min(span.span.stop, num_blocks)))
     return max(blocks, key=lambda dtype: (len(blocks[dtype]), dtype == "float32"))
 
 

@@ -20,6 +20,10 @@ SCARCE_TOKENS = 2_048
 """Below this many free tokens a hop becomes dearer, linearly, up to SCARCE_MS."""
 SCARCE_MS = 200.0
 
+MAX_REPLICAS = 16
+"""Replicas of one span that are looked at: the cheapest, with their way from the client. Records cost nothing to make up, and every
+one of thousands with every other takes minutes."""
+
 Way = Callable[[PeerId | None, PeerId | None], float]
 """One-way milliseconds between two peers; None is the client."""
 
@@ -52,7 +56,7 @@ def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way) -> list[
     """
     any_holding = any(candidate.is_holding for candidate in candidates)
     starting: dict[int, list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda c: (c.span, c.peer)):
+    for candidate in _cheapest(candidates, way_ms, any_holding):
         starting.setdefault(candidate.span.start, []).append(candidate)
     frontier: list[tuple[float, int, int, int, list[Candidate]]] = [(0.0, 0, 0, 0, [])]
     finished: set[tuple[int, PeerId | None]] = set()
@@ -69,6 +73,20 @@ def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way) -> list[
             serial += 1
             heapq.heappush(frontier, (cost + step, hops + 1, serial, position, longer))
     return None
+
+
+def _cheapest(candidates: Sequence[Candidate], way_ms: Way, any_holding: bool) -> list[Candidate]:
+    """At most MAX_REPLICAS of each span, and whoever holds the session; in the order of spans and PeerIDs."""
+    replicas: dict[Span, list[Candidate]] = {}
+    for candidate in candidates:
+        replicas.setdefault(candidate.span, []).append(candidate)
+    chosen: list[Candidate] = []
+    for group in replicas.values():
+        if len(group) > MAX_REPLICAS:
+            group.sort(key=lambda c: (not c.is_holding, way_ms(None, c.peer) + cost_ms(c, any_holding), c.peer))
+            del group[MAX_REPLICAS:]
+        chosen += group
+    return sorted(chosen, key=lambda c: (c.span, c.peer))
 
 
 def _steps(

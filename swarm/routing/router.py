@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from protocols.defaults import RECORD_LIFE_S
-from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
+from protocols.errors import ModelMismatchError, NoRouteError, PeerUnreachableError, SwarmError
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
 from protocols.records import PeerRecord, ServedSpan
@@ -69,18 +69,20 @@ class Router:
         self._latency.forget(peer)
 
     async def find(
-        self, patience_s: float, dtype: str | None = None, holding: Collection[tuple[PeerId, Span]] = ()
+        self, patience_s: float, dtype: str | None = None, holding: Collection[tuple[PeerId, Span]] | None = None
     ) -> tuple[Route, str]:
         """A route over all blocks and its compute dtype, looking again for up to `patience_s` seconds.
 
-        holding: hops that hold this session's K/V already; they are kept unless that is impossible. dtype: None = any one.
-        Raises ModelMismatchError where only other weights go by this name, NoRouteError where no live peers cover the model.
+        holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
+        dtype: None = any one. Raises NoRouteError where no live peers cover the model in time, ModelMismatchError where only other
+        weights go by this name; at once, but in the middle of a session: then ours were there, and may come back.
         """
+        is_opening, holding = holding is None, holding or ()
         deadline_s = time.monotonic() + patience_s
         if holding and (found := await self._choose(self._remembered(dtype), holding)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
         while True:
-            offers = await self._offers(dtype)
+            offers = await self._offers(dtype, is_opening)
             if (found := await self._choose(offers, holding)) is not None:
                 return found
             offers = self._remembered(dtype)
@@ -92,14 +94,18 @@ class Router:
                 raise self._no_route(offers, patience_s)
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
 
-    async def _offers(self, dtype: str | None) -> list[_Offer]:
+    async def _offers(self, dtype: str | None, is_opening: bool) -> list[_Offer]:
         """What the directory shows now, and remembered."""
-        peers = (await self._directory.snapshot(self.model.name)).peers
+        try:
+            peers = (await self._directory.snapshot(self.model.name)).peers
+        except PeerUnreachableError as error:  # our p2pd is being started again
+            log.warning("the directory cannot be read, we look again: %s", error)
+            peers = ()
         now_s = time.monotonic()
         self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
         self._seen |= {record.peer: (now_s, record) for record in peers}
         named = _named(peers, self.model.name)
-        if named and not any(offer.served.model.digest == self.model.digest for offer in named):
+        if is_opening and named and not any(offer.served.model.digest == self.model.digest for offer in named):
             raise self._mismatch(named)
         return self._ours(named, dtype)
 

@@ -51,6 +51,12 @@ def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
     assert usual_dtype([]) is None
 
 
+def test_formats_that_nobody_knows_do_not_keep_a_newcomer_out() -> None:
+    odd = claims(Records(tuple(record(letter, Span(0, 3), dtype="float3") for letter in "123")), MODEL, ME)
+    assert len(odd) == 3 and usual_dtype(odd) is None
+    assert usual_dtype([*odd, *claims(Records((record("4", Span(0, 3), dtype="bfloat16"),)), MODEL, ME)]) == "bfloat16"
+
+
 def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
     for letter in "123456":
         rival = claim(letter, Span(0, 3), is_joining=True)

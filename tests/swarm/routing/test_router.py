@@ -162,3 +162,29 @@ async def test_signs_of_life_of_a_route() -> None:
     answers = await router.alive(route)
     assert answers[0] is None and isinstance(answers[1], PeerUnreachableError)
     assert [hop.peer for hop in route] == [first.peer, last.peer]
+
+
+async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_a_moment() -> None:
+    town = Town()
+    town.add(0, 4, model=ModelId("toy", "cd" * 32))
+    router = town.router()
+    finding = asyncio.create_task(router.find(20, "float32", ()))
+    await until(lambda: town.snapshots > 0)
+    back = town.add(0, 4)
+    assert peers_of(await finding) == [back.peer]
+    with pytest.raises(NoRouteError, match="blocks 0:4"):
+        town.peers = town.peers[:1]
+        await town.router().find(0, "float32", ())
+
+
+async def test_a_directory_that_starts_again_is_waited_for() -> None:
+    town = Town()
+    record = town.add(0, 4)
+    router, snapshot = town.router(), town.snapshot
+
+    async def starting(model_name: str) -> Town:
+        town.snapshot = snapshot  # type: ignore[method-assign]
+        raise PeerUnreachableError("the DHT is not running here")
+
+    town.snapshot = starting  # type: ignore[method-assign]
+    assert peers_of(await router.find(20)) == [record.peer]
