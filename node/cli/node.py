@@ -43,7 +43,8 @@ def run(model: str, flags: Flags) -> NoReturn:
     """Serve until Ctrl-C or SIGTERM, then end the process; raises whatever kept the node from serving."""
     config = read(model, flags)
     lines = Lines()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
+    # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from node.app import Event, run_node  # 5 s of imports: only after the flags have proved right
 
     def on_event(event: Event) -> None:

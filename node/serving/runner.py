@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from node.serving.scheduler import Job, Scheduler
+from node.serving.scheduler import HeldRows, Job, Scheduler
 from protocols.errors import DeadlineError, InternalError, OverloadedError, SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
-from swarm.inference.hop import ORDINARY, Urgency
+from swarm.inference.compute import ORDINARY, Urgency
 
 if TYPE_CHECKING:
     from node.serving.engine import Engine, Row
@@ -37,8 +37,7 @@ class SessionRows:
     """One session's rows at this node: what a hop computes with. Its rows belong to the runner's thread."""
 
     def __init__(self, runner: Runner, session: SessionId) -> None:
-        self._runner, self.session = runner, session
-        self.rows: list[Row] = []
+        self._runner, self.held = runner, HeldRows(session)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
 
     async def step(
@@ -46,14 +45,16 @@ class SessionRows:
     ) -> Tensor:
         """Wait for a turn in a batch: hidden [T, H] of all rows after `ops` -> [T, H] on the CPU."""
         return await self._runner.run(
-            lambda done: Job(session=self, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency, done=done)
+            lambda done: Job(
+                session=self.held, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency, done=done
+            )
         )
 
     async def clear(self) -> None:
         """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
         with contextlib.suppress(OverloadedError):  # the runner is stopping, and the engine with it
             if self._runner.is_running:
-                await self._runner.run(lambda done: Job(session=self, done=done))
+                await self._runner.run(lambda done: Job(session=self.held, done=done))
 
 
 class Runner:
@@ -137,7 +138,7 @@ class Runner:
     def _forward(self, batch: Batch) -> list[Tensor]:
         started = time.perf_counter()
         for job, _ in batch:
-            trace.mark("computing", job.session.session, -1)
+            trace.mark("computing", job.session.id, -1)
         items = [(row, count) for job, rows in batch for row, count in zip(rows, job.counts, strict=True) if count]
         hidden = torch.cat([job.hidden for job, _ in batch if job.hidden is not None])
         output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()

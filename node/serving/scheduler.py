@@ -16,21 +16,30 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from protocols.errors import OverloadedError, SwarmError
+from protocols.ids import SessionId
 from protocols.inference import Op
-from swarm.inference.hop import ORDINARY, Urgency
+from swarm.inference.compute import ORDINARY, Urgency
 
 if TYPE_CHECKING:
-    from node.serving.runner import SessionRows
+    from node.serving.engine import Row
 
 MAX_WAITING = 1_024
 """Steps that wait at most; the next one is refused."""
+
+
+@dataclass(slots=True, eq=False)
+class HeldRows:
+    """The rows of one session; only the runner's thread touches them."""
+
+    id: SessionId
+    rows: list[Row] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
 class Job:
     """One step of one session, waiting for its turn on the device. `done` is called once, from the runner's thread."""
 
-    session: SessionRows
+    session: HeldRows
     ops: Sequence[Op] = ()
     counts: Sequence[int] = ()
     hidden: Tensor | None = None

@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +42,7 @@ from protocols.inference import (
     Step,
 )
 from swarm.inference import chunks, faults, trace
+from swarm.inference.compute import ORDINARY, SessionCompute, Urgency
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
 from swarm.inference.retained import Loading, PieceRow
@@ -51,37 +51,6 @@ from swarm.inference.wire import Wire
 log = logging.getLogger(__name__)
 
 INBOX = 4 * WINDOW_STEPS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Urgency:
-    """How a step stands among others that wait."""
-
-    priority: int = 0
-    """-100 to 100; higher goes first."""
-
-    expires_s: float = math.inf
-    """On the monotonic clock: a step that still waits then is refused with DeadlineError, and its client asks another peer."""
-
-
-ORDINARY = Urgency()
-
-
-class SessionCompute(Protocol):
-    """What the node lends a session: rows of K/V on its device, and a turn in its batches."""
-
-    hidden_size: int
-    dtype: torch.dtype
-
-    async def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
-    ) -> Tensor:
-        """Apply `ops`, then run hidden [T, H] of all rows through the blocks: [T, H]. Typed errors; then the rows are lost."""
-        ...
-
-    async def clear(self) -> None:
-        """Give all rows back; the next step starts from nothing."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from protocols.errors import BadRequestError, DrainingError, OverloadedError, Un
 from protocols.ids import PeerId, SessionId, short, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
 from swarm.inference import grants
-from swarm.inference.hop import Hop, SessionCompute
+from swarm.inference.compute import SessionCompute
+from swarm.inference.hop import Hop
 from swarm.inference.links import Links
 
 log = logging.getLogger(__name__)

@@ -92,7 +92,7 @@ async def test_a_failing_step_takes_no_other_with_it_and_leaves_no_token_twice(r
     for rows, outcome in ((before, outcomes[0]), (after, outcomes[2])):
         assert isinstance(outcome, Tensor)
         assert torch.allclose(torch.cat([outcome, await step(rows, tokens[2:])]), expected(tokens))
-    assert [row.length for row in bad.rows] == [] and runner.engine.used_bytes == 4 + 4 + 1
+    assert [row.length for row in bad.held.rows] == [] and runner.engine.used_bytes == 4 + 4 + 1
 
 
 async def test_a_batch_that_does_not_fit_serves_those_that_do(runner: Runner) -> None:
@@ -110,7 +110,7 @@ async def test_a_refused_operation_gives_all_rows_back_and_the_thread_lives(runn
     await step(rows, torch.rand(3, WIDTH))
     with pytest.raises(BadRequestError):
         await step(rows, torch.rand(1, WIDTH), ops)
-    assert runner.engine.used_bytes == 0 and rows.rows == []
+    assert runner.engine.used_bytes == 0 and rows.held.rows == []
     assert torch.allclose(await step(rows, tokens := torch.rand(2, WIDTH)), expected(tokens))
 
 
@@ -128,7 +128,7 @@ async def test_clear_gives_everything_back_and_may_be_repeated(runner: Runner) -
     assert runner.engine.used_bytes == 5
     await rows.clear()
     await rows.clear()
-    assert runner.engine.used_bytes == 0 and rows.rows == []
+    assert runner.engine.used_bytes == 0 and rows.held.rows == []
 
 
 async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner: Runner) -> None:
@@ -144,7 +144,7 @@ async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner:
     await asyncio.sleep(0)
     engine.gate.set()
     await asyncio.gather(holding, clearing)
-    assert cancelled.cancelled() and rows.rows == [] and engine.used_bytes == 1
+    assert cancelled.cancelled() and rows.held.rows == [] and engine.used_bytes == 1
 
 
 async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
@@ -159,7 +159,7 @@ async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
 async def test_a_step_without_tokens_opens_its_rows_and_needs_no_forward(runner: Runner) -> None:
     rows = rows_of(runner)
     assert (await step(rows, torch.zeros(0, WIDTH), counts=[0, 0])).shape == (0, WIDTH)
-    assert len(rows.rows) == 2 and runner.num_forwards == 0
+    assert len(rows.held.rows) == 2 and runner.num_forwards == 0
 
 
 async def test_stop_finishes_what_waits_and_then_refuses(runner: Runner) -> None:

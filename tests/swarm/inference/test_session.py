@@ -239,7 +239,7 @@ async def test_concurrent_sessions_share_forwards(swarm: ToySwarm) -> None:
 async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) -> None:
     """The first node is held up for longer than the step's budget; the second answers, and nothing is computed twice."""
     held = await swarm.serve(0, 4)
-    tokens, session = random_tokens(3), swarm.session(patience_s=1.0)
+    tokens, session = random_tokens(3), swarm.session(patience_s=2.5)
     before = await one_by_one(session, tokens[:2])
     release, step_of_held = threading.Event(), held.engine.step
     held.engine.step = lambda *args: step_of_held(*args) if release.wait(20) else None
@@ -249,7 +249,7 @@ async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) ->
     spare = await swarm.serve(0, 4)
     late = asyncio.create_task(session.step((), [1], tokens[2:]))
     await until(lambda: len(held.host.runner.scheduler) == 1)
-    await asyncio.wait((late,), timeout=1.2)  # the budget itself, not readiness
+    await asyncio.wait((late,), timeout=2.7)  # the budget itself, not readiness
     release.set()
     assert torch.allclose(torch.cat([before, await late]), expected(tokens, [(0, 4)]))
     assert isinstance(swarm.router.blame.last_cause, DeadlineError) and spare.engine.forwards > 0
