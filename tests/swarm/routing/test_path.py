@@ -118,11 +118,11 @@ def test_what_is_missing_is_said_exactly_where_no_path_is(found: list[Candidate]
 
 def test_thousands_of_made_up_records_neither_take_minutes_nor_push_a_session_off_its_hops() -> None:
     crowd = [
-        Candidate(peer=PeerId(f"p{number:05}"), span=Span(start, start + 1), step_ms=0.0, free_tokens=10**6)
+        Candidate(peer=PeerId(f"p{number:05}"), span=Span(start, start + 1), step_ms=1e6 * (start == 7), free_tokens=10**6)
         for number, start in enumerate(list(range(8)) * 500)
-    ]
+    ]  # the last ones are dear, so that every way to them is looked at
     mine = Candidate(peer=PeerId("mine"), span=Span(3, 4), step_ms=500.0, free_tokens=0, is_holding=True)
     started = time.process_time()
     chosen = path.best([*crowd, mine], 8, way_ms)
-    assert time.process_time() - started < 2.0  # 0.05 s; with all against all, half a minute
+    assert time.process_time() - started < 2.0  # 0.02 s; with all against all, 19 s
     assert chosen is not None and len(chosen) == 8 and chosen[3] is mine
