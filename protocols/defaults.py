@@ -52,6 +52,9 @@ PATIENCE_S: Final = 60.0
 STALL_S: Final = 15.0
 """Seconds without a reply before a client asks each hop whether it is alive."""
 
+SILENCE_S: Final = 180.0
+"""Seconds without a reply before a client gives up hops that are alive and yet pass nothing on."""
+
 RETAINED_BYTES: Final = 1 << 30
 """Sent activations that one hop keeps for all its sessions; beyond it the oldest session's are dropped, and said so."""
 

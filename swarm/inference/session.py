@@ -19,8 +19,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from protocols import compression
-from protocols.defaults import GRANT_LIFE_S, PATIENCE_S, PREFILL_CHUNK_TOKENS, STALL_S, WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import InternalError, NoRouteError, PeerUnreachableError, SwarmError, from_wire
+from protocols.defaults import GRANT_LIFE_S, PATIENCE_S, PREFILL_CHUNK_TOKENS, SILENCE_S, STALL_S, WINDOW_BYTES, WINDOW_STEPS
+from protocols.errors import (
+    DeadlineError,
+    InternalError,
+    NoRouteError,
+    PeerUnreachableError,
+    SwarmError,
+    TensorFormatError,
+    from_wire,
+)
 from protocols.identity import Identity
 from protocols.ids import SessionId, short, short_peer
 from protocols.inference import WANT_ALL, Close, Expect, Grant, HopLost, Message, Op, Reply, Route, Step
@@ -49,6 +57,9 @@ class SessionConfig:
     stall_s: float = STALL_S
     """Seconds without a reply before each hop is asked whether it is alive."""
 
+    silence_s: float = SILENCE_S
+    """Seconds without a reply before hops that all say that they are alive are replaced all the same."""
+
     chunk_tokens: int = PREFILL_CHUNK_TOKENS
     """Longest piece of a prompt that travels as one step."""
 
@@ -63,7 +74,7 @@ class SessionConfig:
 class _Awaited:
     """A step in flight: what its reply must look like."""
 
-    reply: asyncio.Future[Reply]
+    reply: asyncio.Future[tuple[Sequence[int], Tensor]]
     counts: tuple[int, ...]
     width: int
     dtype: str
@@ -98,6 +109,9 @@ class Session:
         self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
         self._repairs: asyncio.Task[None] | None = None
         self._lost_at_s: float | None = None
+        self._heard_s = 0.0
+        """When the last step was sent, the last reply came, or the last route was opened."""
+        self._is_repairing = False
         self._failure: SwarmError | None = None
         self._turn = asyncio.Lock()
 
@@ -113,7 +127,11 @@ class Session:
         if self._repairs is None:
             route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype)
             trace.mark("routed", self.id, 0)
-            await self._install(route)  # losses wait until it is done: two routes must never be installed at once
+            if self._failure is None:
+                await self._install(route)  # losses wait until it is done: two routes must never be installed at once
+            if self._failure is not None:  # closed in the meantime: what was opened since would stay at the hops for long
+                self._let_go()
+                raise self._failure
             self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
 
     async def step(
@@ -147,10 +165,14 @@ class Session:
                 await self._repairs
         self._fail(PeerUnreachableError("the session was closed"))
         wires = [wire for wire in (self._down.wire, self._last) if wire is not None]
+        self._let_go()
+        await asyncio.gather(*(wire.ended() for wire in wires))
+
+    def _let_go(self) -> None:
+        """Say the last word on both wires."""
         self._down.end(Close(session=self.id))
         if self._last is not None:
             self._last.end()
-        await asyncio.gather(*(wire.ended() for wire in wires))
 
     # --- steps
 
@@ -167,6 +189,7 @@ class Session:
             ):
                 outputs.append(await self._reply(flying.popleft()[0]))
             self._pending[step.step] = _awaited(step)
+            self._heard_s = time.monotonic()
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._down.send(step)
             flying.append((step.step, step.payload.num_bytes))
@@ -196,17 +219,24 @@ class Session:
                 await asyncio.wait((future,), timeout=self._config.stall_s)
                 if not future.done():
                     await self._look_for_the_dead()
-            reply = future.result()
+            return future.result()
         finally:
             self._pending.pop(number, None)
-        return reply.counts, compression.unpack(reply.payload)
 
     async def _look_for_the_dead(self) -> None:
-        """Nothing came for a while: whoever does not answer a hello is lost. A step that only takes long goes on."""
+        """Nothing came for a while: whoever does not answer a hello is lost. A step that only takes long goes on, up to `silence_s`."""
         epoch = self._epoch
         for index, cause in enumerate(await self._router.alive(self.route)):
             if cause is not None:
                 self._lose(index, cause, epoch)
+        silent_s = time.monotonic() - self._heard_s
+        if (
+            epoch == self._epoch and not self._is_repairing and silent_s >= self._config.silence_s
+        ):  # one of them swallows steps, and nobody can tell which
+            silence = DeadlineError(f"no reply for {silent_s:.0f} s from a route whose hops all answer hello")
+            for hop in self.route:
+                self._router.failed(hop.peer, silence)
+            self._lose(0, silence, epoch)
 
     # --- wires
 
@@ -216,8 +246,8 @@ class Session:
                 self._on_reply(message)
             case Expect() if wire is self._down.wire:
                 self._down.expect(message)
-            case HopLost() if wire in (self._down.wire, self._last):
-                self._note_loss(message)
+            case HopLost() if wire is self._down.wire or (wire is self._last and message.index == len(self.route) - 1):
+                self._note_loss(message)  # of others, the last hop knows nothing: it must not accuse them
             case _:
                 log.warning("%s: %s does not belong here; dropped", self, type(message).__name__)
 
@@ -227,14 +257,22 @@ class Session:
             return
         if not awaited.fits(reply):
             got = f"{list(reply.counts)[:8]} of {reply.payload.dtype} {list(reply.payload.shape)}"
-            nonsense = InternalError(f"the last hop answers step {reply.step} with counts {got}, expected {awaited}")
-            self._lose(len(self.route) - 1, nonsense, self._epoch)
+            self._doubt_last(f"the last hop answers step {reply.step} with counts {got}, expected {awaited}")
             return
+        try:
+            output = compression.unpack(reply.payload, finite=True)
+        except TensorFormatError as error:
+            self._doubt_last(f"the last hop answers step {reply.step} with nonsense: {error}")
+            return
+        self._heard_s = time.monotonic()
         trace.mark("answered", self.id, reply.step, reply.payload.num_bytes)
         if self._lost_at_s is not None:
             self.pauses_s.append(time.monotonic() - self._lost_at_s)
             self._lost_at_s = None
-        awaited.reply.set_result(reply)
+        awaited.reply.set_result((reply.counts, output))
+
+    def _doubt_last(self, why: str) -> None:
+        self._lose(len(self.route) - 1, InternalError(why), self._epoch)
 
     async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
         reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
@@ -258,6 +296,7 @@ class Session:
         while self._failure is None:
             lost = await self._losses.get()
             if lost.epoch == self._epoch and lost.index < len(self.route):
+                self._is_repairing = True
                 try:
                     await self._replace(lost)
                 except SwarmError as error:
@@ -265,6 +304,8 @@ class Session:
                 except Exception as error:  # else whoever waits for a reply would wait forever
                     log.exception("%s: a repair failed by a fault of ours", self)
                     self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
+                finally:
+                    self._is_repairing, self._heard_s = False, time.monotonic()
 
     async def _replace(self, lost: HopLost) -> None:
         """Route around a lost hop. Raises where nobody else could do better, or nobody is left within `patience_s`."""

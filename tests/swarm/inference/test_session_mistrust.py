@@ -1,0 +1,109 @@
+"""A client that hops try to fool: numbers that are none, silence without end, accusations, and a close in the middle of an opening."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from protocols import compression
+from protocols.errors import DeadlineError, NoRouteError, PeerUnreachableError
+from protocols.ids import Span
+from protocols.inference import Expect, HopLost, Open, Reply
+from tests.swarm.inference.probe import FakeHop
+from tests.swarm.inference.toy import WIDTH, ToySwarm, fresh_seed, random_tokens, reference, until
+
+WHOLE = [(0, 4)]
+ALL_BLOCKS = Span(0, 4)
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = ToySwarm()
+    yield toys
+    await toys.stop()
+
+
+async def lure(swarm: ToySwarm, span: Span = ALL_BLOCKS) -> FakeHop:
+    fake = await FakeHop(span).start()
+    swarm.nodes.insert(0, fake)  # type: ignore[arg-type]
+    return fake
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_a_reply_that_is_no_number_costs_the_hop_its_place(swarm: ToySwarm, value: float) -> None:
+    """Sampling from NaN would end in a traceback of torch's, and greedy choice in token 0."""
+    fake = await lure(swarm)
+    session, tokens = swarm.session(), random_tokens(3)
+    asking = asyncio.create_task(session.step((), [3], tokens))
+    replies = await fake.attached.get()
+    await until(lambda: bool(session._pending))
+    honest = await swarm.serve(0, 4)
+    nonsense = torch.zeros(3, WIDTH)
+    nonsense[1, 2] = value
+    await replies.say(Reply(session=session.id, epoch=0, step=0, counts=(3,), payload=compression.pack(nonsense)))
+    assert torch.allclose(await asking, torch.stack(reference(list(tokens), WHOLE)))
+    assert session.replaced == 1 and session.route[0].peer == honest.identity.peer_id
+    await session.close()
+
+
+async def test_hops_that_are_alive_and_say_nothing_are_replaced(swarm: ToySwarm) -> None:
+    fake = await lure(swarm)
+    session, tokens = swarm.session(stall_s=0.1, silence_s=0.5), random_tokens(2)
+    asking = asyncio.create_task(session.step((), [2], tokens))
+    line = await fake.lines.get()
+    opening = await line.hear()
+    assert isinstance(opening, Open)
+    await line.say(Expect(session=session.id, epoch=0, step=1 << 30))  # it wants none of what the client has
+    honest = await swarm.serve(0, 4)
+    assert torch.allclose(await asking, torch.stack(reference(list(tokens), WHOLE)))
+    assert session.route[0].peer == honest.identity.peer_id
+    assert isinstance(swarm.router.blame.last_cause, DeadlineError)
+    await session.close()
+
+
+async def test_silence_without_a_replica_ends_in_a_typed_error(swarm: ToySwarm) -> None:
+    await lure(swarm)
+    session = swarm.session(stall_s=0.1, silence_s=0.6, patience_s=0.5)
+    with pytest.raises(NoRouteError, match="no reply"):
+        async with asyncio.timeout(10):
+            await session.step((), [1], random_tokens(1))
+    await session.close()
+
+
+async def test_the_last_hop_cannot_accuse_the_others(swarm: ToySwarm) -> None:
+    first, fake = await swarm.serve(0, 2), await lure(swarm, Span(2, 4))
+    session, tokens = swarm.session(), random_tokens(1)
+    asking = asyncio.create_task(session.step((), [1], tokens))
+    replies = await fake.attached.get()
+    accused = HopLost(session=session.id, epoch=0, index=0, code="internal", message="it was the other one")
+    await replies.say(accused, accused)
+    await replies.say(Reply(session=session.id, epoch=0, step=0, counts=(1,), payload=compression.pack(tokens)))
+    assert torch.equal(await asking, tokens)
+    assert session.replaced == 0 and not swarm.router.blame.is_avoided(first.identity.peer_id, 0)
+    await session.close()
+
+
+async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hops(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    session = swarm.session()
+    reached, gate = asyncio.Event(), asyncio.Event()
+    install = session._install
+
+    async def slow(route: object) -> None:
+        reached.set()
+        await gate.wait()
+        await install(route)  # type: ignore[arg-type]
+
+    session._install = slow  # type: ignore[method-assign, assignment]
+    asking = asyncio.create_task(session.step((), [1], random_tokens(1)))
+    await reached.wait()
+    await session.close()
+    gate.set()
+    with pytest.raises(PeerUnreachableError, match="closed"):
+        await asking
+    await until(lambda: node.host.load().num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
+    assert not session._pending and session._repairs is None
