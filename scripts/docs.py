@@ -1,4 +1,4 @@
-"""Writes what the documents repeat from the code: README's file tree and exit codes, and the defaults in docs/architecture.md.
+"""Writes what the documents repeat from the code: README's file tree, exit codes and benchmark, and the defaults in docs/architecture.md.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("protocols", "swarm", "node", "scripts")
@@ -117,6 +120,7 @@ def main() -> int:
     for document, name, content in (
         ("README.md", "tree", tree(present_files())),
         ("README.md", "exit codes", exit_codes_table()),
+        ("README.md", "inference", bench.table(json.loads(bench.RESULT.read_text(encoding="utf-8")))),
         ("docs/architecture.md", "defaults", defaults_table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
