@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.end_to_end.wire import WireSwarm
 from tests.families import LISTED, make_checkpoint
 
-NUM_TOKENS = 32
+NUM_TOKENS = 64
 SPANS = {1: [(0, 5)], 2: [(0, 2), (2, 5)], 3: [(0, 1), (1, 4), (4, 5)]}
 
 
