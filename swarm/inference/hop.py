@@ -44,13 +44,14 @@ from protocols.inference import (
 from swarm.inference import chunks, faults, trace
 from swarm.inference.compute import ORDINARY, SessionCompute, Urgency
 from swarm.inference.downstream import Downstream
+from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
 from swarm.inference.retained import Loading, PieceRow
 from swarm.inference.wire import Wire
 
 log = logging.getLogger(__name__)
 
-INBOX = 4 * WINDOW_STEPS
+INBOX_EVENTS, INBOX_BYTES = 4 * WINDOW_STEPS, 2 * WINDOW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Hop:
         self.orphaned_since_s: float | None = self.last_active_s
         self.is_closed = False
         self._compute, self._links = compute, links
-        self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX)
+        self._inbox: Inbox[Event] = Inbox(INBOX_EVENTS, INBOX_BYTES)
         self._up: Wire | None = None
         self._client: Wire | None = None
         self._down = Downstream(grant.session)
@@ -86,6 +87,8 @@ class Hop:
         """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
         self._last_word: Close | None = None
         """What the hop below is told at the end; None where this node leaves and the session goes on without it."""
+        self._told: set[int] = set()
+        """Hops of this epoch of whose loss we have told: once is enough, however often we hear of it."""
         self._has_given_up = False
         """We reported ourselves lost: whatever is still in flight for us is void until a new route wants us again."""
 
@@ -95,7 +98,15 @@ class Hop:
 
     @property
     def retained_bytes(self) -> int:
+        """What `drop_retained` may give back, and the window."""
         return self._down.retained.num_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """All activations that this session keeps alive here: retained, waiting, coming in as a history, and its last replies."""
+        replies = sum(reply.payload.num_bytes for reply in self._replies)
+        loading = 0 if self._loading is None else self._loading.num_bytes
+        return self.retained_bytes + self._inbox.num_bytes + loading + replies
 
     def __str__(self) -> str:
         return f"session {short(self.grant.session)} hop {self.index} epoch {self.grant.epoch}"
@@ -107,7 +118,7 @@ class Hop:
         if self.is_closed:
             _end(wire)
         else:
-            await self._inbox.put((wire, message))
+            await self._inbox.put((wire, message), weight(message))
 
     async def _put_from_below(self, wire: Wire, message: Message) -> None:
         """The hop below may say what it wants and who is lost. Anything else is not for it to say, and nobody checked it."""
@@ -151,7 +162,7 @@ class Hop:
                 await self._on_history(message)
             case Expect() if is_below:
                 await self._on_expect(message)
-            case HopLost() if is_below and message.index > self.index:
+            case HopLost() if is_below and message.index > self.index and message.epoch == self.grant.epoch:
                 self._tell(message)
             case _:  # a hop that a new route left out has nothing to say any more
                 log.debug("%s: a %s that does not belong here was dropped", self, type(message).__name__)
@@ -167,6 +178,7 @@ class Hop:
             self._take_up(wire)
         previous, self.grant, self.index = self.grant, message.grant, message.index
         self._has_given_up = False
+        self._told.clear()
         faults.point("opened", self.next_step)
         self._expect_from_above()
         if self.is_last:
@@ -245,6 +257,9 @@ class Hop:
 
     def _tell(self, lost: HopLost) -> None:
         """Pass bad news towards the client, over whichever way is open."""
+        if lost.index in self._told:
+            return
+        self._told.add(lost.index)
         for wire in (self._up, self._client):
             if wire is not None and wire.is_open:
                 wire.post(lost)
@@ -381,7 +396,7 @@ class Hop:
 
     async def _empty_inbox(self) -> None:
         """Whoever came too late is told by the end of its stream, and whoever waits to put is woken."""
-        while not self._inbox.empty():
+        while len(self._inbox):
             wire, message = self._inbox.get_nowait()
             if isinstance(message, Open | Attach):
                 _end(wire)

@@ -38,6 +38,9 @@ class HopLimits:
     retained_bytes: int = RETAINED_BYTES
     """Sent activations kept for all sessions; beyond it the largest session's history is dropped."""
 
+    held_bytes: int = 2 * RETAINED_BYTES
+    """All activations that sessions keep alive: what waits, comes in and was answered included; beyond it the largest session ends."""
+
 
 class Hops:
     """The sessions of one node by (client, session id): a stranger cannot reach another client's session."""
@@ -121,6 +124,9 @@ class Hops:
                     log.info("%s: dropped: nobody asked for it in time", hop)
                     await hop.put(None, _close(hop))
             self._bound_retained()
+            for hop in self._too_large():
+                log.info("%s: ended: it keeps %d bytes, and this node's limit is passed", hop, hop.held_bytes)
+                await hop.put(None, _close(hop))
 
     def _is_over(self, hop: Hop, now_s: float) -> bool:
         is_orphan = hop.orphaned_since_s is not None and now_s - hop.orphaned_since_s > self._limits.resume_s
@@ -133,6 +139,17 @@ class Hops:
                 return
             total -= hop.retained_bytes
             hop.drop_retained()
+
+    def _too_large(self) -> list[Hop]:
+        """The largest sessions, as many as must end: what no `drop_retained` gives back must not grow without a bound either."""
+        total = sum(hop.held_bytes for hop in self._hops.values())
+        found: list[Hop] = []
+        for hop in sorted(self._hops.values(), key=lambda hop: -hop.held_bytes):
+            if total <= self._limits.held_bytes:
+                break
+            total -= hop.held_bytes
+            found.append(hop)
+        return found
 
     async def stop(self) -> None:
         """End every session: rows are given back, and the hops above see their streams end."""

@@ -189,6 +189,7 @@ class Loading:
     parts: int
     rows: list[PieceRow]
     taken: int = 0
+    num_bytes: int = 0
 
     def is_next(self, history: History) -> bool:
         same = (history.base, history.parts, len(history.counts)) == (self.base, self.parts, len(self.rows))
@@ -202,6 +203,7 @@ class Loading:
                 row.append(Piece(output[at : at + count], positions))
             at += count
         self.taken += 1
+        self.num_bytes += output.nbytes
 
     @property
     def is_complete(self) -> bool:

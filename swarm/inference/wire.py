@@ -14,9 +14,11 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
 from protocols import inference
+from protocols.defaults import WINDOW_BYTES
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.inference import Message, Reply, Step
 from swarm.inference import faults
+from swarm.inference.inbox import weight
 from swarm.rpc.stream import Stream
 
 OnMessage = Callable[["Wire", Message], Awaitable[None]]
@@ -24,6 +26,9 @@ OnLost = Callable[["Wire", SwarmError | None], Awaitable[None]]
 
 MAX_OUTBOX = 256
 """Messages that wait to be sent; an honest session has a window of 8 steps and a few words. Beyond it the wire is given up."""
+
+MAX_OUTBOX_BYTES = 4 * WINDOW_BYTES
+"""What they keep alive, a single message excepted; an honest session has WINDOW_BYTES in flight, and may ask for them once more."""
 
 LINGER_S = 3.0
 """After our last word: how long it may take to be sent, and how long the other side may then take to end too."""
@@ -37,6 +42,7 @@ class Wire:
         self._has_dialled = has_dialled
         self._stream, self._on_message, self._on_lost = stream, on_message, on_lost
         self._outbox: asyncio.Queue[Message | Iterator[Message] | None] = asyncio.Queue()
+        self._outbox_bytes = 0
         self._has_overflowed = False
         self._alarm = asyncio.Event()
         """Set when the last word was said, or too much waits: from then on the wire has little time."""
@@ -50,10 +56,14 @@ class Wire:
 
     def post(self, message: Message | Iterator[Message]) -> None:
         """Send `message` when its turn comes; an iterator is asked for its messages then, one by one."""
-        if self.is_open and self._outbox.qsize() >= MAX_OUTBOX:
+        if not self.is_open:
+            return
+        num_bytes = self._outbox_bytes + weight(message)
+        if self._outbox.qsize() >= MAX_OUTBOX or (self._outbox_bytes and num_bytes > MAX_OUTBOX_BYTES):
             self._has_overflowed = True
             self._alarm.set()
-        elif self.is_open:
+        else:
+            self._outbox_bytes = num_bytes
             self._outbox.put_nowait(message)
 
     async def run(self) -> SwarmError | None:
@@ -93,6 +103,7 @@ class Wire:
         while (item := await self._outbox.get()) is not None:
             for message in item if isinstance(item, Iterator) else (item,):
                 await self._send(message)
+            self._outbox_bytes -= weight(item)
         await self._stream.end()
 
     async def _send(self, message: Message) -> None:
@@ -107,7 +118,8 @@ class Wire:
         """Return where the last word does not get through, since the other side reads nothing; raise where too much waits."""
         await self._alarm.wait()
         if self._has_overflowed:
-            raise PeerUnreachableError(f"{MAX_OUTBOX} messages wait for a peer that does not read: the stream is given up")
+            waiting = f"{self._outbox.qsize()} messages of {self._outbox_bytes} bytes"
+            raise PeerUnreachableError(f"{waiting} wait for a peer that does not read: the stream is given up")
         await asyncio.sleep(LINGER_S)
 
     def end(self) -> None:

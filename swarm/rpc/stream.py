@@ -20,6 +20,9 @@ from protocols.ids import PeerId, short_peer
 from swarm.rpc import status
 
 _QUEUE = 4
+_QUEUE_BYTES = 8 << 20
+"""While received frames of so many bytes wait, no further one is read."""
+
 _END = b""
 
 
@@ -38,6 +41,8 @@ class Stream(ABC):
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
         self._queue: asyncio.Queue[bytes | SwarmError | None] = asyncio.Queue(_QUEUE)
+        self._num_bytes = 0
+        self._has_room = asyncio.Event()
         self._outcome: SwarmError | None = None
         self._is_over = False
         self._reader = asyncio.create_task(self._read_all(), name=f"reader of {short_peer(peer)}")
@@ -51,6 +56,8 @@ class Stream(ABC):
             item = await self._queue.get()
             if item:
                 if isinstance(item, bytes):
+                    self._num_bytes -= len(item)
+                    self._has_room.set()
                     return item
                 self._outcome = item
             self._is_over = True
@@ -84,10 +91,14 @@ class Stream(ABC):
     async def _read_all(self) -> None:
         item: bytes | SwarmError | None = _END
         while isinstance(item, bytes):
+            while self._num_bytes >= _QUEUE_BYTES:
+                self._has_room.clear()
+                await self._has_room.wait()
             try:
                 item = await self._read()
             except SwarmError as error:
                 item = error
+            self._num_bytes += len(item) if isinstance(item, bytes) else 0
             await self._queue.put(item)
 
 

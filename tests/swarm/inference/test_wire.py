@@ -13,6 +13,7 @@ from protocols.errors import BadRequestError, PeerUnreachableError, SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Message
 from swarm.inference import wire as module
+from swarm.inference.inbox import weight
 from swarm.inference.wire import Wire
 from swarm.rpc import tls
 from swarm.rpc.call import Call
@@ -175,6 +176,26 @@ async def test_a_peer_that_does_not_read_is_given_up(pair: Pair, monkeypatch: py
     pair.serve = read_nothing
     wire = await pair.start()
     for _ in range(60):
+        wire.post(_large())
+    await until(lambda: bool(pair.near.lost))
+    assert "does not read" in str(pair.near.lost[0]) and not wire.is_open
+    hold.set()
+
+
+async def test_a_few_large_messages_are_enough_to_give_up_a_peer_that_does_not_read(pair: Pair) -> None:
+    """Else 256 replies of 64 MB each, asked for by a client that reads none, would be 16 GB."""
+    hold = asyncio.Event()
+
+    async def read_nothing(stream: Stream) -> None:
+        await hold.wait()
+
+    pair.serve = read_nothing
+    wire = await pair.start()
+    fits = module.MAX_OUTBOX_BYTES // weight(_large())
+    for _ in range(fits - 1):
+        wire.post(_large())
+    assert not wire._alarm.is_set()
+    for _ in range(20):
         wire.post(_large())
     await until(lambda: bool(pair.near.lost))
     assert "does not read" in str(pair.near.lost[0]) and not wire.is_open
