@@ -125,7 +125,8 @@ async def _take_a_place(
         Event("serving", f"blocks {choice.span} of {served.model.name}@{served.model.digest[:12]} ({engine.mode}, {dtype.name})")
     )
     kind = hardware.torch_dtype(dtype.name)
-    return Host(engine, served, manifest, kv_bytes_per_token=kv_bytes_per_token(checkpoint.config, choice.span, kind))
+    token_bytes = kv_bytes_per_token(checkpoint.config, choice.span, kind)
+    return Host(engine, served, manifest, kv_bytes_per_token=token_bytes, max_positions=checkpoint.max_positions)
 
 
 def _load(checkpoint: Checkpoint, span: Span, dtype: str, device: str, free_bytes: int) -> Engine:

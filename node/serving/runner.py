@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from node.serving.scheduler import HeldRows, Job, Scheduler
-from protocols.errors import DeadlineError, InternalError, OverloadedError, SwarmError
+from protocols.errors import BadRequestError, DeadlineError, InternalError, OverloadedError, SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from node.serving.engine import Engine, Row
 
 log = logging.getLogger(__name__)
+
+MAX_JOB_TOKENS = 4_096
+"""Tokens of one step: its activations are not counted as K/V, and nobody else is served meanwhile. Our clients send 1,024 at most."""
 
 Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
@@ -60,8 +63,9 @@ class SessionRows:
 class Runner:
     """Runs an engine in a thread of its own. `start`, then `run` from any event loop, then `stop`."""
 
-    def __init__(self, engine: Engine, budget_tokens: int = 1_024) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, budget_tokens: int = 1_024, max_positions: int | None = None) -> None:
+        """max_positions: longest row, and first position too many; None = the architecture has no such limit."""
+        self.engine, self._max_positions = engine, max_positions
         self.scheduler = Scheduler(budget_tokens)
         self.num_forwards = 0
         self.num_steps = 0
@@ -127,6 +131,7 @@ class Runner:
                 raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
             session.rows = row_operations.apply(self.engine, session.rows, job.ops)
             session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
+            _check_size(job, session.rows, self._max_positions)
         except Exception as error:  # whatever an engine raises here: this thread must live
             self._fail(job, error)
             return None
@@ -176,6 +181,22 @@ class Runner:
         self.num_steps += num_steps
         self.largest_batch = max(self.largest_batch, num_steps)
         self.step_ms = ms if self.num_forwards == 1 else 0.9 * self.step_ms + 0.1 * ms
+
+
+def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> None:
+    """BadRequestError for what would cost everybody here: a step without end, or places for which the model has no table.
+
+    A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
+    """
+    if job.num_tokens > MAX_JOB_TOKENS:
+        raise BadRequestError(f"a step has at most {MAX_JOB_TOKENS} tokens here, got {job.num_tokens}: send it in chunks")
+    longest = max((row.length + count for row, count in zip(rows, job.counts, strict=True)), default=0)
+    if job.positions is not None and len(job.positions):
+        longest = max(longest, int(job.positions.max()) + 1)
+    if max_positions is not None and longest > max_positions:
+        raise BadRequestError(
+            f"this model has places for {max_positions} tokens of a row, the step needs place {longest}: shorten it"
+        )
 
 
 def _settle(future: asyncio.Future[Tensor], outcome: Tensor | SwarmError) -> None:

@@ -73,7 +73,8 @@ class Checkpoint:
     hidden_size: int
     vocab_size: int
     max_positions: int | None
-    """Longest sequence the model was made for; None where the architecture has no such number."""
+    """Longest sequence that is served: what the model was made for, less where its rotary table changes (`_max_positions`); None
+    where the architecture has no such number."""
     block_prefix: str = field(default="")
     """What stands before a block's number in the tensors' names, as `model.layers.`."""
 
@@ -106,7 +107,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     tensors = _read_tensors(directory)
     num_blocks = _size(text, "num_hidden_layers", 1, MAX_BLOCKS, directory)
     prefix = _block_prefix(tensors, num_blocks, directory)
-    positions = getattr(text, "max_position_embeddings", None)
     return Checkpoint(
         path=directory,
         name=directory.name,
@@ -116,7 +116,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         num_blocks=num_blocks,
         hidden_size=_size(text, "hidden_size", 1, MAX_HIDDEN, directory),
         vocab_size=_size(text, "vocab_size", 1, MAX_VOCAB, directory),
-        max_positions=positions if isinstance(positions, int) and positions > 0 else None,
+        max_positions=_max_positions(text),
         block_prefix=prefix,
     )
 
@@ -143,6 +143,21 @@ def _size(config: Any, key: str, low: int, high: int, directory: Path) -> int:
     if type(value) is not int or not low <= value <= high:
         raise CheckpointError(f"{directory}/config.json: {key} is {str(value)[:40]}, expected an integer from {low} to {high}")
     return value
+
+
+def _max_positions(text: Any) -> int | None:
+    """Where sequences must end. A longrope table (phi3's 128k variants) is another one for the whole forward as soon as any token
+    stands beyond `original_max_position_embeddings`: one long row would change its neighbours in a batch, and the later chunks of
+    a prompt would not fit the earlier ones. So such models are served up to there."""
+    rope = getattr(text, "rope_parameters", None)
+    tables = [rope, *rope.values()] if isinstance(rope, dict) else []
+    changes = [table.get("original_max_position_embeddings") for table in tables if _is_longrope(table)]
+    limits = [limit for limit in (getattr(text, "max_position_embeddings", None), *changes) if type(limit) is int and limit > 0]
+    return min(limits, default=None)
+
+
+def _is_longrope(table: object) -> bool:
+    return isinstance(table, dict) and table.get("rope_type") == "longrope"
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorInfo]:

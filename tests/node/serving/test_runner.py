@@ -186,6 +186,28 @@ async def test_positions_are_given_to_the_steps_that_have_some_and_counted_for_t
     assert torch.allclose(outcomes[1], expected(tokens))
 
 
+async def test_a_step_beyond_the_model_s_places_is_refused_and_its_neighbour_runs(runner: Runner) -> None:
+    """A table that is stretched for one row is stretched for every row of the batch."""
+    runner._max_positions = 10
+    good, long, far, tokens = rows_of(runner), rows_of(runner), rows_of(runner), torch.rand(10, WIDTH)
+    await step(long, tokens)
+    outcomes = await together(
+        runner, step(good, tokens), step(long, tokens[:1]), far.step((), [2], tokens[:2], torch.tensor([3, 10]))
+    )
+    assert isinstance(outcomes[0], Tensor) and torch.allclose(outcomes[0], expected(tokens))
+    for outcome in outcomes[1:]:
+        assert isinstance(outcome, BadRequestError) and "10 tokens" in str(outcome) and "place 11" in str(outcome)
+    await asyncio.gather(good.clear(), long.clear(), far.clear())
+    assert runner.engine.used_bytes == 1  # the session that held the device for the others
+
+
+async def test_a_step_of_endless_tokens_is_refused_before_it_is_run(runner: Runner) -> None:
+    before = runner.num_forwards
+    with pytest.raises(BadRequestError, match="at most 4096 tokens"):
+        await step(rows_of(runner), torch.zeros(4_097, WIDTH))
+    assert runner.num_forwards == before and runner.engine.used_bytes == 0
+
+
 def test_a_loop_that_is_gone_does_not_end_the_thread() -> None:
     runner = Runner(engine := Engine())  # type: ignore[arg-type]
     runner.start()

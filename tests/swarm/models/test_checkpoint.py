@@ -45,6 +45,20 @@ def test_a_sharded_checkpoint_is_described_without_reading_weights(sharded: Path
     assert checkpoint.block_of("model.embed_tokens.weight") is None
 
 
+def test_sequences_end_where_a_rotary_table_changes_for_all_its_neighbours(sharded: Path) -> None:
+    factors = {
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
+    for kind, limit in (("longrope", 32), ("llama3", 256)):
+        table = {"rope_type": kind, "rope_theta": 10_000.0, "original_max_position_embeddings": 32, **factors}
+        edit_config(sharded, lambda config, table=table: config.update(rope_parameters=table))  # type: ignore[misc]
+        assert open_checkpoint(sharded).max_positions == limit
+
+
 def test_a_missing_shard_is_named_with_its_size(sharded: Path) -> None:
     shards = sorted(sharded.glob("*.safetensors"))
     data = sum(info.stop - info.start for info in read_header(shards[2]).values())
