@@ -11,6 +11,7 @@ ends, since a peer that averages or caches one never gets rid of it. Packing wha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,7 +74,9 @@ def _narrowed(values: torch.Tensor, codec: str) -> torch.Tensor:
 
 
 def _refuse_non_finite(values: torch.Tensor, codec: str) -> None:
-    if values.is_floating_point() and not values.isfinite().all():
+    if (
+        values.is_floating_point() and values.numel() and not all(map(math.isfinite, values.aminmax()))
+    ):  # one pass over the values
         raise TensorFormatError(
             f"NaN or infinity in a {values.dtype} {list(values.shape)} tensor (codec {codec}), expected finite values only"
         )

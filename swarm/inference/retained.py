@@ -26,6 +26,9 @@ from swarm.inference import rows as row_operations
 HISTORY_PART_TOKENS = 512
 """Tokens of one History frame: also the longest forward that a replay asks of a hop."""
 
+MAX_UNFOLDED = 256
+"""Steps whose folding into rows is put off: a frame each instead of a piece, and 20 ms when they are folded together."""
+
 
 @dataclass(slots=True)
 class Piece:
@@ -93,6 +96,8 @@ class Retained:
         self._empty = torch.empty(0, 0)
         self._window: deque[Step] = deque()
         self._window_bytes = 0
+        self._unfolded: deque[Step] = deque()
+        """Steps that have left the window and are not in the rows yet: most sessions never need their history."""
         self._store = PieceStore()
 
     @property
@@ -107,14 +112,23 @@ class Retained:
         self._window_bytes += step.payload.num_bytes
         self.num_bytes += step.payload.num_bytes
         while len(self._window) > WINDOW_STEPS or (len(self._window) > 1 and self._window_bytes > WINDOW_BYTES):
-            self._fold(self._window.popleft())
+            self._leave_window(self._window.popleft())
 
-    def _fold(self, step: Step) -> None:
+    def _leave_window(self, step: Step) -> None:
         self.base = step.step + 1
         self._window_bytes -= step.payload.num_bytes
         if not self.has_history:
             self.num_bytes -= step.payload.num_bytes
             return
+        self._unfolded.append(step)
+        if len(self._unfolded) >= MAX_UNFOLDED or step.ops:  # with operations, what rows forget is to be let go of at once
+            self._fold_all()
+
+    def _fold_all(self) -> None:
+        while self._unfolded:
+            self._fold(self._unfolded.popleft())
+
+    def _fold(self, step: Step) -> None:
         values = compression.unpack(step.payload)
         self._empty = values[:0]
         rows = row_operations.apply(self._store, self._rows, step.ops)
@@ -128,6 +142,7 @@ class Retained:
     def drop_history(self) -> None:
         """Give the history's memory back; a hop below that holds nothing can then be served only after a replay from above."""
         self.has_history, self._rows = False, []
+        self._unfolded.clear()
         self.num_bytes = self._window_bytes
 
     def steps_from(self, step: int) -> Iterator[Step]:
@@ -138,6 +153,7 @@ class Retained:
         """Start anew from a history: the rows as they were before step `base`; `empty` [0, width] tells dtype and width."""
         self.base, self._rows, self.has_history = base, list(rows), True
         self._window.clear()
+        self._unfolded.clear()
         self._window_bytes = 0
         self._empty = self._empty if empty is None else empty
         self.num_bytes = sum(piece.values.nbytes for row in self._rows for piece in row.pieces)
@@ -147,6 +163,7 @@ class Retained:
 
         They are cut out one by one as they are asked for, but show the rows as they are now, whatever is added meanwhile.
         """
+        self._fold_all()
         rows = [self._store.fork(row) for row in self._rows]
         return _histories(rows, self._empty, session, epoch, self.base)
 
