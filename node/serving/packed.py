@@ -31,6 +31,12 @@ _HARMLESS = {"sliding_window", "is_causal", "position_ids", "output_attentions",
 """Keyword arguments of an attention function that change nothing here; any other that is not None is refused."""
 
 
+MAX_MASK = 1 << 22
+"""Queries times keys of one masked attention: bytes of its mask, times four where it is made to numbers."""
+MAX_SCORES = 1 << 26
+"""Values of one tensor of scores where they are made one by one: 256 MB in float32, a few times."""
+
+
 class _Attending(Protocol):
     """What the attention function hands its arguments to while a step runs."""
 
@@ -115,9 +121,11 @@ class _Step:
             keys, values = buffer.keys[layer], buffer.values[layer]
             keys[:, past:end] = key[0, :, start:stop]
             values[:, past:end] = value[0, :, start:stop]
-            piece = query[:, :, start:stop]
-            where = (past, end, first, window, chunk)
-            outputs.append(self._one_row(piece, keys[None, :, first:end], values[None, :, first:end], where, options))
+            for at, upto in _slices(past, end, first, query.shape[1], options):
+                begin = first if at == past else _first_key(at, window, chunk)
+                piece = query[:, :, start + at - past : start + upto - past]
+                where = (at, upto, begin, window, chunk)
+                outputs.append(self._one_row(piece, keys[None, :, begin:upto], values[None, :, begin:upto], where, options))
         return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
     def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, firsts: list[int], options: _Options) -> Tensor:
@@ -187,6 +195,18 @@ class _Step:
                 mask &= key // chunk == query // chunk
             self.masks[where] = mask
         return mask
+
+
+def _slices(past: int, end: int, first: int, num_heads: int, options: _Options) -> list[tuple[int, int]]:
+    """A row's new tokens [past, end) in slices whose mask, or capped scores, stay small; mostly one.
+
+    Every query's attention is its own, and what a step takes beside its K/V must not grow with its tokens times its past.
+    """
+    is_capped = options.softcap is not None or options.sinks is not None
+    if not is_capped and past == first == 0:
+        return [(past, end)]  # mostly no mask is made; the largest that a window asks for has MAX_JOB_TOKENS squared bytes
+    size = max(1, MAX_SCORES // num_heads // (end - first) if is_capped else MAX_MASK // (end - first))
+    return [(at, min(at + size, end)) for at in range(past, end, size)]
 
 
 def _first_key(past: int, window: int, chunk: int) -> int:

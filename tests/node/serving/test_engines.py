@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from node.serving import packed
 from node.serving.engine import Engine, choose_engine
 from node.serving.packed import PackedEngine
 from node.serving.paged import PagedEngine
@@ -123,6 +124,28 @@ def test_batched_spans_equal_the_whole_model(checkpoints: Checkpoints, family: s
     assert worst < EXACT
     if MODES[family] == "packed":  # otherwise rows would not have shared their forwards
         assert engines[1].forwards - before == len(SCHEDULE)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "llama4_text"])
+def test_long_steps_attend_in_slices_of_bounded_memory(
+    checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a stranger's longest step on its longest row takes more memory than any limit on K/V allows for."""
+    masks: list[int] = []
+    make = packed._Step._mask
+
+    def counted(self: Any, where: tuple[int, ...], device: torch.device) -> Tensor:
+        masks.append(make(self, where, device).numel())
+        return make(self, where, device)
+
+    monkeypatch.setattr(packed._Step, "_mask", counted)
+    monkeypatch.setattr(packed, "MAX_MASK", 40)
+    monkeypatch.setattr(packed, "MAX_SCORES", 40 * 4)
+    reference = Boundaries(open_checkpoint(checkpoints(family)))
+    pairs = [reference.run(length, seed=seed) for seed, length in enumerate(LENGTHS)]
+    outputs = run_schedule(engines_of(checkpoints, family), [given for given, _ in pairs])
+    assert max(error(output, expected) for output, (_, expected) in zip(outputs, pairs, strict=True)) < EXACT
+    assert masks and max(masks) <= (LENGTHS[2] ** 2 if family in ("mistral", "llama4_text") else 49)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
