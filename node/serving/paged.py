@@ -22,6 +22,16 @@ from swarm.models.span import SpanModule
 LONG_TOKENS = 8
 """Steps longer than this do not share a forward with shorter ones: padding would cost more than the second forward."""
 
+MAX_GATHERED = 1 << 14
+"""Rows times tokens of the longest one, of one forward: every block copies so many keys and values out of their pages. So a long row
+does not stretch a crowd of short ones."""
+
+MAX_PAIRS = 1 << 20
+"""Rows times new tokens times tokens of the longest row: scores of one head. Longer steps are fed in parts."""
+
+Piece = tuple[int, int, int]
+"""(item, first token, last token + 1) of a step."""
+
 _LEARN_TOKENS = 8  # longer than the convolutions of recurrent blocks, whose states are sized by the first run
 
 
@@ -107,13 +117,15 @@ class PagedEngine:
     def detach(self) -> None:
         """Nothing of the span was changed."""
 
-    def _groups(self, items: Sequence[tuple[PagedRow, int]]) -> list[list[tuple[int, int, int]]]:
+    def _groups(self, items: Sequence[tuple[PagedRow, int]]) -> list[list[Piece]]:
         """Forwards of a step, each a list of (item, first token, last token + 1)."""
         whole = [(index, 0, count) for index, (_, count) in enumerate(items)]
         if not self._cache.recurrent:
             short = [piece for piece in whole if piece[2] <= LONG_TOKENS]
-            return [group for group in (short, [piece for piece in whole if piece[2] > LONG_TOKENS]) if group]
-        groups: dict[tuple[int, bool, int], list[tuple[int, int, int]]] = {}
+            long = [piece for piece in whole if piece[2] > LONG_TOKENS]
+            lengths = [row.length + count for row, count in items]
+            return [group for pieces in (short, long) for group in bounded(pieces, lengths)]
+        groups: dict[tuple[int, bool, int], list[Piece]] = {}
         for index, _, count in whole:
             row = items[index][0]
             if self._unroll and row.length:
@@ -126,7 +138,7 @@ class PagedEngine:
     def _forward(
         self,
         items: Sequence[tuple[PagedRow, int]],
-        group: Sequence[tuple[int, int, int]],
+        group: Sequence[Piece],
         pieces: Sequence[Tensor],
         positions: Sequence[Tensor | None],
         outputs: list[list[Tensor]],
@@ -198,3 +210,27 @@ class PagedEngine:
         cache = LearningCache(self._span.config)
         self._span(torch.zeros(1, _LEARN_TOKENS, self.hidden_size, dtype=self.dtype, device=self.device), cache)
         return cache.shapes(), cache.state_bytes()
+
+
+def bounded(pieces: Sequence[Piece], lengths: Sequence[int]) -> list[list[Piece]]:
+    """Forwards for these pieces, whole steps of rows that will have `lengths` tokens, so that none passes the two limits above. Pure.
+
+    A piece that passes them alone is cut into parts, one after the other; mostly there is one forward for all.
+    """
+    groups: list[list[Piece]] = []
+    group: list[Piece] = []
+    widest = 0
+    for piece in sorted(pieces, key=lambda piece: lengths[piece[0]]):
+        index, _, count = piece
+        longest = lengths[index]
+        if count * longest > MAX_PAIRS:
+            size = max(1, MAX_PAIRS // longest)
+            groups += [[(index, at, min(at + size, count))] for at in range(0, count, size)]
+            continue
+        rows, wide = len(group) + 1, max(widest, count)
+        if group and (rows * longest > MAX_GATHERED or rows * wide * longest > MAX_PAIRS):
+            groups.append(group)
+            group, wide = [], count
+        group.append(piece)
+        widest = wide
+    return [*groups, group] if group else groups

@@ -19,6 +19,9 @@ from node.serving.row_store import Mode
 from protocols.errors import BadRequestError, CacheFullError, InternalError, ModelNotSupportedError
 from swarm.models.span import SpanModule
 
+MAX_PAIRS = 1 << 20
+"""New tokens times tokens of a row in one forward: scores of one head. Longer steps are fed in parts."""
+
 _PLAIN = {DynamicLayer, DynamicSlidingWindowLayer}
 _LEARN_TOKENS = 8
 
@@ -103,11 +106,12 @@ class SerialEngine:
     def _advance(self, row: SerialRow, hidden: Tensor, positions: Tensor | None) -> Tensor:
         if row.cache is None:
             row.cache = self._new_cache()
-        size = 1 if self._unroll and row.length else len(hidden)
+        longest = 1 if self._unroll and row.length else max(1, MAX_PAIRS // (row.length + len(hidden)))
         outputs = []
         row.is_broken = True  # until every part is in: an interrupted forward leaves a cache that nobody can trust
-        for at in range(0, len(hidden), size):
-            part = hidden[None, at : at + size]
+        for at in range(0, len(hidden), longest):
+            part = hidden[None, at : at + longest]
+            size = part.shape[1]
             numbers = (
                 torch.arange(row.length, row.length + size, device=self.device)
                 if positions is None

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import transformers
+from hypothesis import strategies as st
 from torch import Tensor
 
-from node.serving import packed
+from node.serving import packed, paged, serial
 from node.serving.engine import Engine, choose_engine
 from node.serving.packed import PackedEngine
 from node.serving.paged import PagedEngine
@@ -146,6 +148,36 @@ def test_long_steps_attend_in_slices_of_bounded_memory(
     outputs = run_schedule(engines_of(checkpoints, family), [given for given, _ in pairs])
     assert max(error(output, expected) for output, (_, expected) in zip(outputs, pairs, strict=True)) < EXACT
     assert masks and max(masks) <= (LENGTHS[2] ** 2 if family in ("mistral", "llama4_text") else 49)
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon_rotary", "gptj", "gpt_neo"])
+def test_long_steps_on_long_rows_are_fed_in_parts(checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged, "MAX_GATHERED", 40)
+    monkeypatch.setattr(paged, "MAX_PAIRS", 50)
+    monkeypatch.setattr(serial, "MAX_PAIRS", 50)
+    reference = Boundaries(open_checkpoint(checkpoints(family)))
+    pairs = [reference.run(length, seed=seed) for seed, length in enumerate(LENGTHS)]
+    engines = engines_of(checkpoints, family)
+    before = engines[0].forwards
+    outputs = run_schedule(engines, [given for given, _ in pairs])
+    assert max(error(output, expected) for output, (_, expected) in zip(outputs, pairs, strict=True)) < EXACT
+    assert engines[0].forwards - before > 2 * len(SCHEDULE)
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 400)), min_size=1, max_size=12))
+def test_forwards_have_every_token_once_in_order_and_keep_the_bounds(steps: list[tuple[int, int]]) -> None:
+    lengths = [past + count for count, past in steps]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged, "MAX_GATHERED", 600)
+        patch.setattr(paged, "MAX_PAIRS", 2_000)
+        groups = paged.bounded([(index, 0, count) for index, (count, _) in enumerate(steps)], lengths)
+    for index, (count, _) in enumerate(steps):
+        fed = [token for group in groups for at, start, stop in group if at == index for token in range(start, stop)]
+        assert fed == list(range(count))
+    for group in groups:
+        longest, widest = max(lengths[at] for at, _, _ in group), max(stop - start for _, start, stop in group)
+        assert len(group) == 1 or len(group) * longest <= 600
+        assert len(group) * longest * widest <= 2_000
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
