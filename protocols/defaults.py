@@ -37,11 +37,8 @@ WINDOW_BYTES: Final = 8 << 20
 PREFILL_CHUNK_TOKENS: Final = 128
 """Tokens of a prompt that travel as one step, so that several hops work on one prompt at once."""
 
-ATTACH_WAIT_S: Final = 5.0
-"""How long a last hop keeps replies for a client that has not attached yet."""
-
 RESUME_S: Final = 30.0
-"""How long a hop keeps a session whose neighbour vanished without `close`."""
+"""How long a hop keeps a session whose neighbour vanished without `close`, or has not come yet."""
 
 IDLE_S: Final = 600.0
 """Seconds without a step before a session loses its memory."""
@@ -56,7 +53,7 @@ SILENCE_S: Final = 180.0
 """Seconds without a reply before a client gives up hops that are alive and yet pass nothing on."""
 
 RETAINED_BYTES: Final = 1 << 30
-"""Sent activations that one hop keeps for all its sessions; beyond it the oldest session's are dropped, and said so."""
+"""Sent activations that one hop keeps for all its sessions; beyond it the largest session's are dropped, and said so."""
 
 MAX_SESSIONS: Final = 512
 """Sessions that one node holds."""

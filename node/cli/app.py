@@ -134,7 +134,7 @@ def generate_command(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
-    peer: options.Peers = [],  # noqa: B006
+    peer: options.AskedPeers = [],  # noqa: B006
     swarm: options.Swarm = DEFAULT_SWARM,
     model_name: options.ModelName = None,
     device: options.Device = "cpu",
@@ -172,7 +172,7 @@ def chat_command(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
-    peer: options.Peers = [],  # noqa: B006
+    peer: options.AskedPeers = [],  # noqa: B006
     swarm: options.Swarm = DEFAULT_SWARM,
     model_name: options.ModelName = None,
     device: options.Device = "cpu",
@@ -208,7 +208,7 @@ def status_command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    peer: options.Peers = [],  # noqa: B006
+    peer: options.AskedPeers = [],  # noqa: B006
     swarm: options.Swarm = DEFAULT_SWARM,
     data_dir: options.DataDir = None,
 ) -> None:

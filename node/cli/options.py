@@ -19,6 +19,15 @@ Peers = Annotated[
         show_default=False,
     ),
 ]
+AskedPeers = Annotated[
+    list[str],
+    typer.Option(
+        "--peer",
+        metavar="MULTIADDR",
+        help="Ask by this peer: an address that `swarm node` printed. At least one; repeatable, and any that answers will do.",
+        show_default=False,
+    ),
+]
 Swarm = Annotated[str, typer.Option("--swarm", metavar="NAME", help="Which swarm; peers of different names never meet.")]
 ModelName = Annotated[
     str | None,

@@ -27,7 +27,7 @@ HISTORY_PART_TOKENS = 512
 """Tokens of one History frame: also the longest forward that a replay asks of a hop."""
 
 MAX_UNFOLDED = 256
-"""Steps whose folding into rows is put off: a frame each instead of a piece, and 20 ms when they are folded together."""
+"""Pieces whose folding into rows is put off, a row's part of a step each: 20 ms when they are folded together, however many rows."""
 
 
 @dataclass(slots=True)
@@ -121,7 +121,9 @@ class Retained:
             self.num_bytes -= step.payload.num_bytes
             return
         self._unfolded.append(step)
-        if len(self._unfolded) >= MAX_UNFOLDED or step.ops:  # with operations, what rows forget is to be let go of at once
+        if (
+            len(self._unfolded) * max(1, len(step.counts)) >= MAX_UNFOLDED or step.ops
+        ):  # with operations, what rows forget is to be let go of at once
             self._fold_all()
 
     def _fold_all(self) -> None:
