@@ -58,6 +58,9 @@ RETAINED_BYTES: Final = 1 << 30
 MAX_SESSIONS: Final = 512
 """Sessions that one node holds."""
 
+MAX_SESSIONS_PER_CLIENT: Final = 128
+"""Of these, sessions of one client: so that nobody alone can fill a node."""
+
 KEEPALIVE_S: Final = 10.0
 KEEPALIVE_TIMEOUT_S: Final = 5.0
 

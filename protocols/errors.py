@@ -12,8 +12,6 @@
   - ModelNotSupportedError     the architecture cannot be served, with the reason
   - CheckpointError            a missing, truncated or inconsistent file of a checkpoint
   - SpanNotServedError         this peer does not (or no longer) host those blocks
-  - SessionNotFoundError       this peer has (or keeps) no such session
-  - StepGapError               a step from the future: the one we wait for is named
   - CacheFullError             no memory for more tokens
   - OverloadedError            queue or session limit reached
   - DrainingError              this peer is leaving
@@ -117,21 +115,6 @@ class SpanNotServedError(SwarmError):
 
     code = "span_not_served"
     try_another_peer = True
-    exit_code = 5
-
-
-class SessionNotFoundError(SwarmError):
-    """This peer has no such session, or has dropped it after its idle time."""
-
-    code = "session_not_found"
-    try_another_peer = True
-    exit_code = 5
-
-
-class StepGapError(SwarmError):
-    """A step from the future arrived; the message names the step that we wait for."""
-
-    code = "step_gap"
     exit_code = 5
 
 

@@ -122,6 +122,7 @@ class Step:
     result: str = "hidden"
     budget_ms: int = 60_000
     priority: int = 0
+    """Below 0: others go first. Above 0 counts as 0, for as long as nobody can tell a contributor from a stranger."""
 
     def encode(self) -> bytes:
         header = {"t": "step", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),

@@ -18,7 +18,7 @@ class Urgency:
     """How a step stands among others that wait."""
 
     priority: int = 0
-    """-100 to 100; higher goes first."""
+    """Higher goes first."""
 
     expires_s: float = math.inf
     """On the monotonic clock: a step that still waits then is refused with DeadlineError, and its client asks another peer."""

@@ -16,7 +16,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,6 +41,7 @@ from protocols.inference import (
     Step,
 )
 from swarm.inference import chunks, faults, trace
+from swarm.inference.answers import Answers
 from swarm.inference.compute import ORDINARY, SessionCompute, Urgency
 from swarm.inference.downstream import Downstream
 from swarm.inference.inbox import Inbox, weight
@@ -78,9 +78,8 @@ class Hop:
         self._compute, self._links = compute, links
         self._inbox: Inbox[Event] = Inbox(INBOX_EVENTS, INBOX_BYTES)
         self._up: Wire | None = None
-        self._client: Wire | None = None
+        self._answers = Answers()
         self._down = Downstream(grant.session)
-        self._replies: deque[Reply] = deque(maxlen=WINDOW_STEPS)
         self._loading: Loading | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._is_waiting = False
@@ -104,9 +103,8 @@ class Hop:
     @property
     def held_bytes(self) -> int:
         """All activations that this session keeps alive here: retained, waiting, coming in as a history, and its last replies."""
-        replies = sum(reply.payload.num_bytes for reply in self._replies)
         loading = 0 if self._loading is None else self._loading.num_bytes
-        return self.retained_bytes + self._inbox.num_bytes + loading + replies
+        return self.retained_bytes + self._inbox.num_bytes + loading + self._answers.num_bytes
 
     def __str__(self) -> str:
         return f"session {short(self.grant.session)} hop {self.index} epoch {self.grant.epoch}"
@@ -148,7 +146,7 @@ class Hop:
             case Open():
                 self._on_route(wire, message)
             case Attach():
-                self._on_attach(wire, message)
+                self._answers.attach(wire, message)
             case _Lost():
                 self._on_lost(message)
             case Close() if is_above or wire is None:  # None: its time is over
@@ -221,17 +219,9 @@ class Hop:
         else:
             await wire.close()
 
-    def _on_attach(self, wire: Wire | None, attach: Attach) -> None:
-        if self._client is not None and self._client is not wire:
-            self._client.end()
-        self._client = wire
-        for reply in self._replies:
-            if reply.step >= attach.step:
-                self._answer(reply)
-
     def _on_lost(self, lost: _Lost) -> None:
-        if lost.wire is not None and lost.wire is self._client:
-            self._client = None
+        if lost.wire is not None and lost.wire is self._answers.wire:
+            self._answers.wire = None
         elif lost.wire is not None and lost.wire is self._up:
             self._up, self.orphaned_since_s = None, time.monotonic()
             log.info("%s: the hop above left (%s); kept for a while", self, lost.cause or "stream ended")
@@ -260,7 +250,7 @@ class Hop:
         if lost.index in self._told:
             return
         self._told.add(lost.index)
-        for wire in (self._up, self._client):
+        for wire in (self._up, self._answers.wire):
             if wire is not None and wire.is_open:
                 wire.post(lost)
 
@@ -281,9 +271,7 @@ class Hop:
 
     def _repeat(self, number: int) -> None:
         if self.is_last:
-            for reply in self._replies:
-                if reply.step == number:
-                    self._answer(reply)
+            self._answers.repeat(number)
         else:
             self._down.resend(number)
 
@@ -294,7 +282,7 @@ class Hop:
         trace.mark("received", step.session, step.step, step.payload.num_bytes)
         started = time.perf_counter()
         try:
-            urgency = Urgency(priority=step.priority, expires_s=time.monotonic() + step.budget_ms / 1e3)
+            urgency = Urgency(priority=min(0, step.priority), expires_s=time.monotonic() + step.budget_ms / 1e3)
             output = await self._forward(step.ops, step.counts, step, urgency)
         except SwarmError as error:
             await self._give_up(error)
@@ -333,22 +321,14 @@ class Hop:
     async def _forget(self) -> None:
         await self._compute.clear()
         self.next_step, self._loading = 0, None
-        self._replies.clear()
+        self._answers.clear()
         self._down.retained.load(0, [])
 
     def _reply(self, step: Step, output: Tensor, compute_ms: float) -> None:
         counts, wanted = chunks.select(step.want, step.counts, output)
         reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=tuple(counts),
                       payload=compression.pack(wanted), compute_ms=compute_ms)  # fmt: skip
-        self._replies.append(reply)
-        while len(self._replies) > 1 and sum(kept.payload.num_bytes for kept in self._replies) > WINDOW_BYTES:
-            self._replies.popleft()  # as in `Retained`: the client cannot have more in flight
-        self._answer(reply)
-
-    def _answer(self, reply: Reply) -> None:
-        if self._client is not None:
-            self._client.post(reply)
-            trace.mark("replied", reply.session, reply.step, reply.payload.num_bytes)
+        self._answers.add(reply)
 
     # --- replay
 
@@ -390,7 +370,7 @@ class Hop:
             self._dialling.cancel()
         self._down.end(self._last_word)
         _end(self._up)
-        _end(self._client)
+        _end(self._answers.wire)
         await self._empty_inbox()
         await self._compute.clear()
 

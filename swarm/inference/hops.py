@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols.defaults import IDLE_S, MAX_SESSIONS, RESUME_S, RETAINED_BYTES
+from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RESUME_S, RETAINED_BYTES
 from protocols.errors import BadRequestError, DrainingError, OverloadedError, UnauthenticatedError
 from protocols.ids import PeerId, SessionId, short, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
@@ -28,6 +28,9 @@ class HopLimits:
 
     max_sessions: int = MAX_SESSIONS
     """Sessions held at once; the next one is refused with OverloadedError."""
+
+    max_sessions_per_client: int = MAX_SESSIONS_PER_CLIENT
+    """Of one client; its next one is refused with OverloadedError."""
 
     resume_s: float = RESUME_S
     """Seconds that a session without a hop above is kept."""
@@ -94,6 +97,10 @@ class Hops:
             raise DrainingError("this peer is leaving the swarm: try another one")
         if len(self._hops) >= self._limits.max_sessions:
             raise OverloadedError(f"this peer holds {len(self._hops)} sessions, its limit: try a replica, or later")
+        if sum(client == grant.client for client, _ in self._hops) >= self._limits.max_sessions_per_client:
+            raise OverloadedError(
+                f"you hold {self._limits.max_sessions_per_client} sessions here, the limit of one client: close some, or use a replica"
+            )
         hop = Hop(grant, index, self.served.dtype, self._new_compute(grant.session), self._links)
         self._hops[grant.client, grant.session] = hop
         task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")

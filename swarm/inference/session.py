@@ -67,7 +67,7 @@ class SessionConfig:
     """Compute dtype of the route; None = whatever the swarm serves, float32 first."""
 
     priority: int = 0
-    """-100 to 100; higher goes first where steps wait."""
+    """0, or down to -100: where steps wait, others go first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,3 +255,20 @@ async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) ->
     assert isinstance(swarm.router.blame.last_cause, DeadlineError) and spare.engine.forwards > 0
     await held_up
     await asyncio.gather(session.close(), blocker.close())
+
+
+async def test_one_client_cannot_fill_a_node(swarm: ToySwarm) -> None:
+    limits = HopLimits(max_sessions_per_client=2)
+    node = await swarm.serve(0, 4, limits=limits)
+    mine = [swarm.session() for _ in range(2)]
+    for session in mine:
+        await session.step((), [1], random_tokens(1))
+    greedy = swarm.session(patience_s=0.5)
+    with pytest.raises(NoRouteError, match="limit of one client"):
+        await greedy.step((), [1], random_tokens(1))
+    other = ToySwarm()
+    other.nodes.append(node)
+    stranger = other.session()
+    assert (await stranger.step((), [1], random_tokens(1))).shape == (1, 4)
+    await asyncio.gather(greedy.close(), stranger.close(), *(session.close() for session in mine))
+    await other.pool.close()

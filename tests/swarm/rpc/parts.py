@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from protocols.errors import CacheFullError, StepGapError, SwarmError
+from protocols.errors import CacheFullError, SpanNotServedError, SwarmError
 from protocols.identity import Identity, from_seed
 from protocols.services import Method
 from swarm.rpc import Call, ChannelPool, Handler, PeerChannel, RpcServer, Stream, TlsCertificate, tls
@@ -74,7 +74,7 @@ class Handlers:
         try:
             while (frame := await stream.receive()) is not None:
                 if frame == b"gap":
-                    raise StepGapError("we wait for step 3")
+                    raise SpanNotServedError("we wait for step 3")
                 if frame == b"hold":
                     await self.release.wait()
                 await stream.send(frame)

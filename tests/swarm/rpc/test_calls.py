@@ -21,7 +21,7 @@ from protocols.errors import (
     OverloadedError,
     PeerUnreachableError,
     ProtocolVersionError,
-    StepGapError,
+    SpanNotServedError,
 )
 from protocols.services import Method
 from swarm.rpc import pool as pool_module
@@ -119,9 +119,9 @@ async def test_a_refusal_in_a_stream_reaches_receive_and_send() -> None:
     async with running() as there:
         stream = await (await there.channel()).stream(TALK)
         await stream.send(b"gap")
-        assert await error_of(stream.receive(), StepGapError) == "we wait for step 3"
-        await error_of(stream.receive(), StepGapError)
-        await error_of(stream.send(b"x"), StepGapError)
+        assert await error_of(stream.receive(), SpanNotServedError) == "we wait for step 3"
+        await error_of(stream.receive(), SpanNotServedError)
+        await error_of(stream.send(b"x"), SpanNotServedError)
         await stream.end()
 
 
