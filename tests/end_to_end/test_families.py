@@ -49,7 +49,7 @@ def test_a_family_over_the_wire_with_eight_sessions_batched_and_the_prompt_in_ch
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3])
-@pytest.mark.parametrize("family", ["llama", "bloom", "gemma3_text"])
+@pytest.mark.parametrize("family", sorted(LISTED))
 def test_one_and_three_nodes(family: str, num_nodes: int, tmp_path: Path) -> None:
     path = make_checkpoint(family, tmp_path / family)
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
