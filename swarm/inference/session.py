@@ -333,8 +333,11 @@ class Session:
         grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self._epoch, model=self._router.model, route=route,
                       expires_s=expires_s)  # fmt: skip
         self._grant = grant.signed(self._identity.sign)
+        if self._last is not None and not (before and _same(before[-1], route[-1])):
+            self._last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
+            self._last = None
         if await self._connect_first(before):
-            await self._attach_last(before)
+            await self._attach_last()
 
     async def _connect_first(self, before: Route) -> bool:
         assert self._grant is not None and self.dtype is not None
@@ -351,12 +354,10 @@ class Session:
         self._down.connect(opened, self._epoch)
         return True
 
-    async def _attach_last(self, before: Route) -> None:
+    async def _attach_last(self) -> None:
         assert self._grant is not None
-        if self._last is not None and self._last.is_open and before and _same(before[-1], self.route[-1]):
+        if self._last is not None and self._last.is_open:
             return
-        if self._last is not None:
-            self._last.end()
         oldest = min(self._pending, default=self._down.retained.next_step)
         try:
             self._last = await self._links.attach(self._grant, oldest, self._on_message, self._on_lost)

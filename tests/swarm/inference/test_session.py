@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from protocols.errors import CacheFullError, DeadlineError, NoRouteError
-from protocols.inference import WANT_ALL, Crop, Repeat, Rows
+from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Rows
 from swarm.inference.hops import HopLimits
-from swarm.inference.session import Session
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from swarm.inference.wire import Wire
 from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
@@ -168,6 +170,29 @@ async def test_full_memory_is_refused_and_a_replica_takes_over(swarm: ToySwarm) 
     assert isinstance(swarm.router.blame.last_cause, CacheFullError)
     await session.close()
     assert small.engine.used_bytes == 0
+
+
+class SlowToDial(Links):
+    """Dials of a new route take their time: whatever the old route's hops say is heard before."""
+
+    async def open(self, grant: Grant, *arguments: Any) -> Wire:
+        if grant.epoch:
+            await asyncio.sleep(0.2)
+        return await super().open(grant, *arguments)
+
+
+async def test_the_end_of_a_hop_left_out_is_not_taken_for_a_loss_of_the_new_one(swarm: ToySwarm) -> None:
+    small = await swarm.serve(0, 4, limit_tokens=3)
+    tokens, session = (
+        random_tokens(6),
+        Session(swarm.router, SlowToDial(swarm.pool), swarm.identity, SessionConfig(patience_s=10)),
+    )
+    before = await one_by_one(session, tokens[:3])
+    await swarm.serve(0, 4)
+    assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[3:])]), expected(tokens, [(0, 4)]))
+    assert session.replaced == 1 and isinstance(swarm.router.blame.last_cause, CacheFullError)
+    await session.close()
+    await until(lambda: small.engine.used_bytes == 0)
 
 
 async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> None:
