@@ -51,7 +51,7 @@ def parse_private(data: bytes) -> Identity:
     if len(data) != PRIVATE_BYTES or not data.startswith(_PRIVATE_PREFIX):
         raise ConfigError(
             f"not an Ed25519 libp2p key: expected {PRIVATE_BYTES} bytes that start with {_PRIVATE_PREFIX.hex()}, "
-            f"got {len(data)}; name another identity file, or remove this one and a new identity is made"
+            f"got {len(data)}; name another identity file or, if this was one, remove it and a new identity is made"
         )
     identity = Identity(Ed25519PrivateKey.from_private_bytes(data[4:36]))
     if identity.public_bytes != data[36:]:

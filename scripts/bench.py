@@ -198,6 +198,7 @@ def main() -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
+    print(f"bench: the numbers are in {arguments.out}", file=sys.stderr)
     return 0
 
 

@@ -88,7 +88,9 @@ def _open(path: Path) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"the identity {path} cannot be opened: {error.strerror}; name another with --identity") from None
+        raise ConfigError(
+            f"the identity {path} cannot be opened: {error.strerror}; name another file with --identity, or another folder with --data-dir"
+        ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

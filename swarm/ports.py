@@ -59,7 +59,12 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except OSError:
+    except OSError as error:
         found.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(
+                f"--listen takes an address of this machine, got {host}; "
+                f"listen on 0.0.0.0:{port}, and give what others dial to --announce"
+            ) from None
         raise
     return found

@@ -5,6 +5,7 @@ Torch and transformers come in with `open_model`; nothing of a node is needed to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Asking:
     def __post_init__(self) -> None:
         check_peers(self.peers)
         check_swarm(self.swarm)
+        check_range("--patience", self.patience_s, "0 seconds or more", self.patience_s >= 0)
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype[:40]!r}")
 
@@ -45,6 +47,17 @@ class Sampling:
     top_p: float | None
     top_k: int | None
     seed: int | None
+
+    def __post_init__(self) -> None:
+        check_range("--max-new-tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1)
+        if self.temperature is not None:
+            check_range("--temperature", self.temperature, "0 (greedy) or more", 0 <= self.temperature < math.inf)
+        if self.top_p is not None:
+            check_range("--top-p", self.top_p, "between 0 and 1", 0 <= self.top_p <= 1)
+        if self.top_k is not None:
+            check_range("--top-k", self.top_k, "1 or more", self.top_k >= 1)
+        if self.seed is not None:
+            check_range("--seed", self.seed, "from -2^63 to 2^64 - 1", -(2**63) <= self.seed < 2**64)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `generate`."""
@@ -61,6 +74,12 @@ class Sampling:
             import torch
 
             torch.manual_seed(self.seed)
+
+
+def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
+    """ConfigError where a number is out of its range: typer's own words for that leave out what it got."""
+    if not is_right:
+        raise ConfigError(f"{flag} is {expected}, got {got}")
 
 
 def check_peers(peers: tuple[str, ...]) -> None:

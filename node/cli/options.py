@@ -46,18 +46,12 @@ DataDir = Annotated[
 
 # --- generate and chat
 
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Stop after so many tokens.")]
-Temperature = Annotated[
-    float | None, typer.Option("--temperature", min=0.0, metavar="T", help="Sample; 0 = greedy, as is the default.")
-]
-TopP = Annotated[
-    float | None, typer.Option("--top-p", min=0.0, max=1.0, metavar="P", help="Sample from the likeliest tokens that sum to P.")
-]
-TopK = Annotated[int | None, typer.Option("--top-k", min=1, metavar="K", help="Sample from the K likeliest tokens.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Stop after so many tokens.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", metavar="T", help="Sample; 0 = greedy, as is the default.")]
+TopP = Annotated[float | None, typer.Option("--top-p", metavar="P", help="Sample from the likeliest tokens that sum to P.")]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Sample from the K likeliest tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
-Patience = Annotated[
-    float, typer.Option("--patience", min=0.0, metavar="S", help="Seconds to wait for nodes that cover the model.")
-]
+Patience = Annotated[float, typer.Option("--patience", metavar="S", help="Seconds to wait for nodes that cover the model.")]
 Stats = Annotated[
     bool, typer.Option("--stats", help="Say tokens/s, hops and deaths survived on stderr (always done on a terminal).")
 ]

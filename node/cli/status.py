@@ -152,7 +152,7 @@ def _show(models: Sequence[ModelRows]) -> None:
 
 def _verdict(rows: ModelRows) -> str:
     if not rows.is_complete:
-        return f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]}"
+        return f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]} --peer …"
     return f"complete: every block has {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''} or more"
 
 

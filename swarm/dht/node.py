@@ -142,7 +142,7 @@ class Dht:
             async with asyncio.timeout(CONNECT_S):
                 await node.p2p._client.connect(peer, [Multiaddr(address.transport)])
         except (ControlFailure, TimeoutError, ValueError, OSError, asyncio.IncompleteReadError) as error:
-            raise PeerUnreachableError(f"no peer answers at {address}: {_one_line(error) or 'no answer in time'}") from None
+            raise PeerUnreachableError(f"no peer answers at {address}: {_reason(error) or 'no answer in time'}") from None
         found = await protocol.call_ping(peer, validate=not self._client_mode, strict=False)
         if found is None:
             raise PeerUnreachableError(
@@ -205,8 +205,9 @@ def _entries(future: asyncio.Future[object], now_s: float) -> dict[PeerId, Entry
     return found
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _reason(error: BaseException) -> str:
+    """What p2pd says after the address it dialled last; before that it repeats the peer and its addresses."""
+    return " ".join(str(error).split()).rpartition("] ")[2].removeprefix("dial ")[:200]
 
 
 def _quiet() -> None:

@@ -50,7 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror or error}; a checkpoint directory holds a config.json"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}; download it again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a {type(config).__name__}, expected a JSON object")
     check_config(config, str(path))

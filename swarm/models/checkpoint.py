@@ -164,7 +164,11 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
     if not (directory / INDEX).exists():
         if not (directory / SINGLE).exists():
             others = [file.name for file in sorted(directory.glob("*.bin"))[:1]]
-            hint = f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors" if others else ""
+            hint = (
+                f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors"
+                if others
+                else ": download it again"
+            )
             raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}{hint}")
         return read_header(directory / SINGLE)
     weight_map, total = _read_index(directory / INDEX)

@@ -46,7 +46,8 @@ def _from_hub(model: str, cache_dir: Path | None) -> Path:
     try:
         found = snapshot_download(model, cache_dir=cache_dir, allow_patterns=PATTERNS, etag_timeout=ETAG_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        told = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error  # the rest is prose
+        reason = " ".join(str(told).split())[:200]
         raise ModelNotFoundError(
             f"model {model!r}: no such directory, and the Hugging Face Hub did not give it ({reason}); "
             "check the name and the connection, or give a directory with config.json and *.safetensors"

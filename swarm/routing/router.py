@@ -172,7 +172,7 @@ class Router:
         cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
         return NoRouteError(
             f"no live peers cover blocks {', '.join(map(str, gaps))} of {self.model.name} after {patience_s:.0f} s{cause}; "
-            f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]}"
+            f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]} --peer …"
         )
 
 

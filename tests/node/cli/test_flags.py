@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from node.cli.app import app
+from node.cli.app import app, main
 from node.cli.failures import EXIT_CODES
 from protocols.errors import BY_CODE
 
+PEER = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWJ7NKEeJEXYdWmFd1HXJgn5minVvmV74PEhEpt76MVbY7"
 ASKING = [
     "--max-new-tokens",
     "--temperature",
@@ -64,3 +65,20 @@ def test_every_error_has_a_documented_exit_code() -> None:
     assert {kind.exit_code for kind in BY_CODE.values()} <= set(EXIT_CODES)
     page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text(encoding="utf-8")
     assert all(f"| {code} | {meaning} |" in page for code, meaning in EXIT_CODES.items())
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--max-new-tokens", "0"), ("--temperature", "-1.0"), ("--temperature", "nan"), ("--top-p", "3.0")),
+        *(("--top-k", "0"), ("--seed", str(2**64)), ("--patience", "-1.0")),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_with_what_was_given(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "model", "x", "--peer", PEER, flag, value])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {flag} is ") and said.endswith(f", got {value}\n"), said
