@@ -82,6 +82,7 @@ class Hop:
         self._down = Downstream(grant.session)
         self._loading: Loading | None = None
         self._dialling: asyncio.Task[None] | None = None
+        self._was_opened = False
         self._is_waiting = False
         """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
         self._last_word: Close | None = None
@@ -190,7 +191,7 @@ class Hop:
     def _take_up(self, wire: Wire | None) -> None:
         if self._up is not None and self._up is not wire:
             self._up.end()
-        self._up, self.orphaned_since_s = wire, None
+        self._up, self.orphaned_since_s, self._was_opened = wire, None, True
 
     def _expect_from_above(self) -> None:
         self._is_waiting = True
@@ -222,6 +223,8 @@ class Hop:
     def _on_lost(self, lost: _Lost) -> None:
         if lost.wire is not None and lost.wire is self._answers.wire:
             self._answers.wire = None
+            if not self._was_opened:  # an Attach that came after the session's Close, or in vain: there is nothing to wait for
+                self.is_closed = True
         elif lost.wire is not None and lost.wire is self._up:
             self._up, self.orphaned_since_s = None, time.monotonic()
             log.info("%s: the hop above left (%s); kept for a while", self, lost.cause or "stream ended")
