@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from protocols import services
-from protocols.errors import ConfigError, OverloadedError, PeerUnreachableError, SwarmError, UnauthenticatedError
+from protocols.errors import ConfigError, DrainingError, OverloadedError, PeerUnreachableError, SwarmError, UnauthenticatedError
 from protocols.hello import DialBack, DialBackReply, Hello, agree, check_swarm
 from protocols.ids import PeerId, short_peer
 from swarm import keys, ports
 from swarm.dht.address import PeerAddress, host_port, transport
+from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.joining import Joiner
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer, tls
@@ -102,12 +103,14 @@ class Peer:
     """One member of a swarm, for as long as the context lasts."""
 
     def __init__(self, config: PeerConfig, handlers: Handlers | None = None) -> None:
-        """handlers: what this peer offers, by the names of `protocols.services`; `hello` and `dial_back` are its own."""
+        """handlers: what this peer offers, by the names of `protocols.services`; `hello`, `dial_back` and `directory` are its own."""
         self.config = config
+        self._answers = Answers(config.swarm, self._opened_directory)
         self._handlers: Handlers = {
             **(handlers or {}),
             services.HELLO.name: self._answer_hello,
             services.DIAL_BACK.name: self._answer_dial_back,
+            services.DIRECTORY.name: self._answers.answer,
         }
         self._bootstrap = tuple(PeerAddress.parse(address) for address in config.bootstrap)
         self._stack = contextlib.AsyncExitStack()
@@ -142,6 +145,7 @@ class Peer:
         self._dht = await self._start_dht()
         self.directory = Directory(config.swarm, self.peer_id, self._dht)
         self._stack.push_async_callback(self.directory.withdraw)
+        self._stack.push_async_callback(self._answers.close)
         self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
         self._joiner = Joiner(self._dht, self._bootstrap, self._on_join)
         self._own(self._joiner.run)
@@ -169,6 +173,11 @@ class Peer:
             await asyncio.gather(task, return_exceptions=True)
 
         self._stack.push_async_callback(end)
+
+    def _opened_directory(self) -> Directory:
+        if not hasattr(self, "directory"):
+            raise DrainingError("this peer is still starting: ask another one, or again in a moment")
+        return self.directory
 
     async def _start_dht(self) -> Dht:
         """Server first, then p2pd: the server's port cannot be shared, so whoever holds it owns the pair."""

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
@@ -22,6 +21,7 @@ from hivemind.p2p import P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
 
+from protocols.entries import SignedEntry
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.identity import Identity
 from protocols.ids import PeerId, parse_peer_id, short_peer
@@ -40,15 +40,6 @@ GET_S = 6.0
 
 STOP_S = 1.0
 NUM_REPLICAS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one peer says under a key, signature checked. An empty payload is a withdrawal."""
-
-    payload: bytes
-    expires_s: float
-    """Unix time."""
 
 
 class Dht:
@@ -168,8 +159,9 @@ class Dht:
         except TimeoutError:
             return False
 
-    async def get(self, keys: Collection[str], timeout_s: float = GET_S) -> dict[str, dict[PeerId, Entry]]:
-        """What peers say under each key: newest, unexpired, by the peer who signed it. A key without answer in time is empty."""
+    async def get(self, keys: Collection[str], timeout_s: float = GET_S) -> dict[str, dict[PeerId, SignedEntry]]:
+        """What peers say under each key: newest, unexpired, by the peer who signed it, signature checked. A key without answer in
+        time is empty."""
         futures = await self._running.get_many(tuple(keys), sufficient_expiration_time=float("inf"), return_futures=True)
         _done, late = await asyncio.wait(set(futures.values()), timeout=timeout_s)
         for future in late:
@@ -194,14 +186,14 @@ async def _end(node: DHTNode) -> None:
     await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)
 
 
-def _entries(future: asyncio.Future[object], now_s: float) -> dict[PeerId, Entry]:
+def _entries(future: asyncio.Future[object], now_s: float) -> dict[PeerId, SignedEntry]:
     result = None if future.cancelled() or not future.done() or future.exception() else future.result()
     values = getattr(result, "value", None)
-    found: dict[PeerId, Entry] = {}
-    for subkey, (payload, expires_s) in values.items() if isinstance(values, dict) else ():
+    found: dict[PeerId, SignedEntry] = {}
+    for subkey, (value, expires_s) in values.items() if isinstance(values, dict) else ():
         with contextlib.suppress(BadRequestError):
-            if isinstance(payload, bytes) and expires_s > now_s:
-                found[parse_peer_id(subkey)] = Entry(payload, expires_s)
+            if isinstance(value, bytes) and expires_s > now_s:
+                found[parse_peer_id(subkey)] = SignedEntry(value, expires_s)
     return found
 
 

@@ -1,30 +1,24 @@
 """Which records count: signed by the peer under whose name they stand, bounded, and one per peer and key.
 
-Runs on every peer that stores or reads a record. An entry of a key's dictionary is: subkey = the author's PeerID; value = bytes, packed
-as msgpack `bin`, then 64 bytes of signature over key, subkey, payload and expiry (`protocols.records.signed_bytes`).
+Runs on every peer that stores or reads a record. What an entry is, and what makes it its author's: `protocols/entries.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from typing import Any
 
-from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils.serializer import MSGPackSerializer
 from hivemind.utils.timed_storage import get_dht_time
 
-from protocols.errors import SwarmError
-from protocols.identity import SIGNATURE_BYTES, Identity, verify
-from protocols.ids import parse_peer_id
+from protocols import entries
+from protocols.errors import UnauthenticatedError
+from protocols.identity import Identity
 from protocols.records import signed_bytes
 
-MAX_VALUE_BYTES = 4_096
-MAX_LIFE_S = 900.0
-_STR8, _BIN = 0xD9, (0xC4, 0xC5)
 _MAX_KNOWN = 20_000
 
 
@@ -43,22 +37,20 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
         return value + signature
 
     def strip_value(self, record: DHTRecord) -> bytes:
-        value: bytes = record.value
-        return value[:-SIGNATURE_BYTES]
+        """What a reader unpacks: here the whole value, since our readers pass signatures on (`entries.SignedEntry`)."""
+        value: bytes = MSGPackSerializer.dumps(record.value)
+        return value
 
     def validate(self, record: DHTRecord) -> bool:
         """False for anything that is not a signed, bounded entry of its author's. Never raises: hivemind would hang a reader."""
-        value, subkey, expires_s = record.value, record.subkey, record.expiration_time
-        if not isinstance(expires_s, float) or not math.isfinite(expires_s) or expires_s > get_dht_time() + MAX_LIFE_S:
-            return False
-        if not SIGNATURE_BYTES < len(value) <= MAX_VALUE_BYTES or value[0] not in _BIN:
-            return False  # whatever does not unpack makes every reader's get() hang, so only one simple form is let in
-        if not subkey or subkey[0] != _STR8:
-            return False  # a value without subkey would replace the whole dictionary of its key
-        seen = _digest(record)
-        if seen in self._known:
-            return True
-        if not _is_signed(record):
+        now_s = get_dht_time()
+        try:
+            entries.check_form(record.subkey, record.value, record.expiration_time, now_s)
+            seen = _digest(record)
+            if seen in self._known:
+                return True
+            entries.check(record.key, record.subkey, record.value, record.expiration_time, now_s)
+        except UnauthenticatedError:
             return False
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
@@ -72,17 +64,6 @@ def _digest(record: DHTRecord) -> bytes:
     return hashlib.blake2b(lengths + b"".join(parts), digest_size=24).digest()
 
 
-def _is_signed(record: DHTRecord) -> bool:
-    payload, signature = record.value[:-SIGNATURE_BYTES], record.value[-SIGNATURE_BYTES:]
-    try:
-        MSGPackSerializer.loads(payload)
-        peer = parse_peer_id(MSGPackSerializer.loads(record.subkey))
-        verify(peer, signature, signed_bytes(record.key, record.subkey, payload, record.expiration_time))
-    except (ValueError, SwarmError):
-        return False
-    return True
-
-
 def keep_valid(validator: SignedRecords, key: bytes, dictionary: Any) -> bool:
     """In place of hivemind's `_validate_dictionary`, which drops all entries of a replica for one bad one: drop only the bad ones."""
     if not isinstance(dictionary, DictionaryDHTValue):
@@ -91,8 +72,3 @@ def keep_valid(validator: SignedRecords, key: bytes, dictionary: Any) -> bool:
         if not validator.validate(DHTRecord(key, MSGPackSerializer.dumps(subkey), value, expires_s)):
             del dictionary[subkey]
     return True
-
-
-def key_id(key: str) -> DHTID:
-    """Where in the DHT a key lives."""
-    return DHTID.generate(key)

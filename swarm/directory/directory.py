@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from protocols import fields, frame
+from protocols import frame
 from protocols.defaults import RECORD_LIFE_S, RECORD_RENEW_S
+from protocols.directory import DirectoryReply, DirectoryRequest
+from protocols.entries import SignedEntry, model_key, names_key
 from protocols.errors import SwarmError
-from protocols.ids import PeerId, short_peer
-from protocols.records import BUCKETS, MAX_SPANS, PeerRecord, bucket
-from swarm.directory.snapshot import Snapshot
+from protocols.ids import PeerId
+from protocols.records import MAX_SPANS, PeerRecord, bucket
+from swarm.directory.snapshot import Snapshot, counted, of_entries
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +28,6 @@ RETRY_S = 2.0
 """Pause after an announcement that nobody took."""
 
 WITHDRAW_S = 2.0
-_MAX_NAME = 200
-
-
-class Entry(Protocol):
-    """What one peer says under a key."""
-
-    @property
-    def payload(self) -> bytes: ...
-
-    @property
-    def expires_s(self) -> float: ...
 
 
 class Book(Protocol):
@@ -44,7 +35,7 @@ class Book(Protocol):
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = ...) -> bool: ...
 
-    async def get(self, keys: Sequence[str], timeout_s: float = ...) -> Mapping[str, Mapping[PeerId, Entry]]: ...
+    async def get(self, keys: Sequence[str], timeout_s: float = ...) -> Mapping[str, Mapping[PeerId, SignedEntry]]: ...
 
 
 class Directory:
@@ -57,12 +48,6 @@ class Directory:
         self._expires_s = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._storing = asyncio.Lock()
-
-    def _model_key(self, model: str, number: int) -> str:
-        return f"murmuration/1\0{self._swarm}\0model\0{model}\0{number}"
-
-    def _names_key(self, number: int) -> str:
-        return f"murmuration/1\0{self._swarm}\0names\0{number}"
 
     async def announce(self, make_record: Callable[[], PeerRecord], models: Sequence[str]) -> None:
         """Announce now, and every RECORD_RENEW_S until `withdraw`. `make_record` is asked each time; `models` are names.
@@ -88,7 +73,9 @@ class Directory:
     async def _say(self, payload: bytes, names: bytes, life_s: float) -> bool:
         self._expires_s = max(time.time() + life_s, self._expires_s + 0.001)  # what is not later is refused
         number = bucket(self._peer)
-        said = [(self._model_key(model, number), payload) for model in self._models] + [(self._names_key(number), names)]
+        said = [(model_key(self._swarm, model, number), payload) for model in self._models] + [
+            (names_key(self._swarm, number), names)
+        ]
         return all(await asyncio.gather(*(self._book.store(key, data, self._expires_s) for key, data in said)))
 
     async def _renew(self) -> None:
@@ -117,41 +104,18 @@ class Directory:
 
     async def snapshot(self, model: str) -> Snapshot:
         """Everybody who announces `model`, ourselves included. What does not parse is left out."""
-        found = await self._book.get([self._model_key(model, number) for number in range(BUCKETS)])
-        newest: dict[PeerId, Entry] = {}
-        for entries in found.values():
-            for peer, entry in entries.items():
-                if peer not in newest or entry.expires_s > newest[peer].expires_s:
-                    newest[peer] = entry
-        records = (_read(peer, entry) for peer, entry in sorted(newest.items()))
-        return Snapshot(model, tuple(record for record in records if record), time.time())
+        return of_entries(model, await self._look(model), time.time())
 
     async def models(self) -> dict[str, int]:
         """Names that are announced in this swarm, with the number of peers of each; most peers first."""
-        found = await self._book.get([self._names_key(number) for number in range(BUCKETS)])
-        counts: dict[str, int] = {}
-        for entries in found.values():
-            for entry in entries.values():
-                for name in set(_names(entry.payload)):
-                    counts[name] = counts.get(name, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return counted(await self._look(""))
 
+    async def signed(self, model: str) -> DirectoryReply:
+        """The same ("" = the names of models) as the peers have signed it, for who asks by gRPC."""
+        return DirectoryReply(tuple((await self._look(model)).items()))
 
-def _read(peer: PeerId, entry: Entry) -> PeerRecord | None:
-    if not entry.payload:
-        return None
-    try:
-        record = PeerRecord.parse(entry.payload)
-    except SwarmError as error:
-        log.debug("the record of peer %s does not parse: %s", short_peer(peer), error)
-        return None
-    return record if record.peer == peer else None
-
-
-def _names(payload: bytes) -> tuple[str, ...]:
-    if not payload:
-        return ()
-    try:
-        return fields.texts(frame.decode_kind(payload, "models").header, "models", MAX_SPANS, _MAX_NAME)
-    except SwarmError:
-        return ()
+    async def _look(self, model: str) -> dict[PeerId, SignedEntry]:
+        """The newest of every author; those of another bucket than their author's were not put there by our code."""
+        request = DirectoryRequest(swarm=self._swarm, model=model)
+        found = await self._book.get(request.all_keys())
+        return {peer: entry for key, entries in found.items() for peer, entry in entries.items() if key == request.key(peer)}

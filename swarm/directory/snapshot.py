@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocols.ids import Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols import fields, frame
+from protocols.entries import SignedEntry
+from protocols.errors import SwarmError
+from protocols.ids import PeerId, Span, short_peer
+from protocols.records import MAX_SPANS, PeerRecord, ServedSpan
+
+log = logging.getLogger(__name__)
+
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +66,35 @@ class Snapshot:
                 gaps.append(Span(start, block))
                 start = None
         return gaps
+
+
+def of_entries(model: str, entries: Mapping[PeerId, SignedEntry], now_s: float) -> Snapshot:
+    """What peers say of a model, by author, signatures checked already. What does not parse is left out, and so is a withdrawal."""
+    records = (_read(peer, entry) for peer, entry in sorted(entries.items()))
+    return Snapshot(model, tuple(record for record in records if record), now_s)
+
+
+def counted(entries: Mapping[PeerId, SignedEntry]) -> dict[str, int]:
+    """Names of models in what peers say of them, with the number of peers of each; most peers first."""
+    counts: dict[str, int] = {}
+    for entry in entries.values():
+        for name in set(_names(entry)):
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _read(peer: PeerId, entry: SignedEntry) -> PeerRecord | None:
+    try:
+        record = PeerRecord.parse(entry.payload) if entry.payload else None
+    except SwarmError as error:
+        log.debug("the record of peer %s does not parse: %s", short_peer(peer), error)
+        return None
+    return record if record and record.peer == peer else None
+
+
+def _names(entry: SignedEntry) -> tuple[str, ...]:
+    try:
+        payload = entry.payload
+        return fields.texts(frame.decode_kind(payload, "models").header, "models", MAX_SPANS, _MAX_NAME) if payload else ()
+    except SwarmError:
+        return ()

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import hello, inference, records, tensors, weights
+from protocols import directory, entries, hello, inference, records, tensors, weights
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, PeerId, SessionId, Span
 
@@ -56,6 +56,8 @@ SAMPLES: dict[str, Any] = {
     "dialled_back": hello.DialBackReply(reachable=("192.0.2.7:4002",), reason="timed out"),
     "manifest": MANIFEST,
     "manifest?": weights.ManifestRequest(model=MODEL),
+    "directory?": directory.DirectoryRequest(swarm="public", model="tiny"),
+    "directory": directory.DirectoryReply(((ALICE.peer_id, entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1_900_000_000.5)),)),
     "record": RECORD,
     "open": inference.Open(grant=GRANT, index=1, dtype="float32"),
     "step": inference.Step(
@@ -85,6 +87,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "dialled_back": hello.DialBackReply.parse,
     "manifest": weights.Manifest.parse,
     "manifest?": weights.ManifestRequest.parse,
+    "directory?": directory.DirectoryRequest.parse,
+    "directory": directory.DirectoryReply.parse,
     "record": records.PeerRecord.parse,
 }
 
@@ -277,6 +281,10 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "dialled_back": st.builds(hello.DialBackReply, reachable=address_lists, reason=text(300)),
     "manifest": manifests,
     "manifest?": st.builds(weights.ManifestRequest, model=models),
+    "directory?": st.builds(directory.DirectoryRequest, swarm=text(64), model=text(200)),
+    "directory": st.lists(
+        st.tuples(peers, st.builds(entries.SignedEntry, st.binary(max_size=200), st.floats(0, 1e12))), max_size=4
+    ).map(lambda found: directory.DirectoryReply(tuple(sorted(found, key=lambda item: -item[1].expires_s)))),
     "record": peer_records(),
     "open, reroute, attach": with_grant(),
     "step": step_messages(),

@@ -13,9 +13,10 @@ def test_the_table_is_complete_and_its_names_are_unique() -> None:
 
 
 def test_paths_are_what_older_peers_call() -> None:
-    assert [row.path for row in ALL if row.name in ("hello", "manifest", "dial_back", "session", "attach")] == [
+    assert [row.path for row in ALL if row.name in ("hello", "manifest", "directory", "dial_back", "session", "attach")] == [
         "/murmuration.v1/hello",
         "/murmuration.v1/manifest",
+        "/murmuration.v1/directory",
         "/murmuration.v1/dial_back",
         "/murmuration.v1/session",
         "/murmuration.v1/attach",

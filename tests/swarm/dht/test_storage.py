@@ -9,11 +9,12 @@ from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
 from hivemind.utils.serializer import MSGPackSerializer
 
+from protocols.entries import MAX_LIFE_S, MAX_VALUE_BYTES, SignedEntry, key_id
 from protocols.identity import Identity, from_seed
 from protocols.records import signed_bytes
 from swarm.dht import storage
 from swarm.dht.storage import BoundedStorage
-from swarm.dht.validator import MAX_LIFE_S, MAX_VALUE_BYTES, SignedRecords, keep_valid
+from swarm.dht.validator import SignedRecords, keep_valid
 
 storage.install()
 
@@ -38,6 +39,10 @@ def record(author: Identity, payload: object, expires_s: float, *, key: DHTID = 
 def signed(author: Identity, payload: bytes, subkey: bytes, expires_s: float, key: DHTID = KEY) -> DHTRecord:
     signature = author.sign(signed_bytes(key.to_bytes(), subkey, payload, expires_s))
     return DHTRecord(key.to_bytes(), subkey, payload + signature, expires_s)
+
+
+def test_the_torch_free_key_is_hiveminds() -> None:
+    assert key_id("a key") == KEY.to_bytes()
 
 
 def test_a_replayed_older_entry_neither_wins_nor_shortens_the_newer_ones_life(clock: list[float]) -> None:
@@ -87,7 +92,10 @@ def test_the_author_is_believed(clock: list[float]) -> None:
     validator = SignedRecords(MALLORY)
     good = record(ALICE, b"hello", 1_060.0)
     assert validator.validate(good) and validator.validate(good)
-    assert MSGPackSerializer.loads(validator.strip_value(good)) == b"hello"
+    handed = MSGPackSerializer.loads(validator.strip_value(good))  # what a reader gets: still signed
+    entry = SignedEntry(handed, 1_060.0)
+    assert entry.payload == b"hello"
+    entry.check("a key", ALICE.peer_id, 1_000.0)
 
 
 def test_what_we_sign_ourselves_is_valid_elsewhere(clock: list[float]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from protocols.entries import model_key, names_key
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan, bucket
@@ -91,9 +92,9 @@ async def test_what_a_peer_says_that_does_not_parse_hides_nobody() -> None:
         here = directory(one)
         await here.announce(lambda: record(one, "0:4"), ["tiny"])
         for liar, payload in ((two, b"\xc1"), (three, record(one, "0:1").encode()), (four, b"\x81\xa1v\x01")):
-            key = here._model_key("tiny", bucket(liar._identity.peer_id))
+            key = model_key("test", "tiny", bucket(liar._identity.peer_id))
             assert await liar.store(key, payload, time.time() + 60)
-            await liar.store(here._names_key(bucket(liar._identity.peer_id)), payload, time.time() + 60)
+            await liar.store(names_key("test", bucket(liar._identity.peer_id)), payload, time.time() + 60)
         seen = await directory(two).snapshot("tiny")
         assert [(peer.peer, peer.spans[0].span) for peer in seen.peers] == [(one._identity.peer_id, Span(0, 4))]
         assert await directory(two).models() == {"tiny": 1}

@@ -1,0 +1,221 @@
+"""The directory by gRPC: what peers have signed arrives whoever tells it, and a liar can at most say less."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgpack
+import pytest
+
+from protocols import frame
+from protocols.directory import DirectoryReply, DirectoryRequest
+from protocols.entries import SignedEntry, key_id, packed_subkey
+from protocols.errors import BadRequestError, OverloadedError, PeerUnreachableError
+from protocols.identity import Identity, from_seed
+from protocols.ids import ModelId, PeerId, Span
+from protocols.records import PeerRecord, ServedSpan, signed_bytes
+from protocols.services import Method
+from swarm.directory import answering
+from swarm.directory.answering import Answers
+from swarm.directory.remote import FANOUT, RemoteDirectory, Source
+from swarm.rpc.call import Call
+
+ALICE, BOB, CAROL, DAVE = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
+NOW_S = 1_000.0
+
+
+def said(author: Identity, payload: bytes, model: str = "tiny", expires_s: float = 1_060.0) -> tuple[PeerId, SignedEntry]:
+    key = DirectoryRequest(swarm="test", model=model).key(author.peer_id)
+    packed = msgpack.packb(payload)
+    signature = author.sign(signed_bytes(key_id(key), packed_subkey(author.peer_id), packed, expires_s))
+    return author.peer_id, SignedEntry(packed + signature, expires_s)
+
+
+def record(author: Identity, **changes: object) -> tuple[PeerId, SignedEntry]:
+    span = ServedSpan(model=ModelId("tiny", "a" * 64), span=Span(0, 4), num_blocks=4, dtype="float32")
+    state, expires_s = str(changes.get("state", "serving")), float(str(changes.get("expires_s", 1_060.0)))
+    made = PeerRecord(peer=author.peer_id, addresses=(f"{author.peer_id[-4:]}:1",), spans=(span,), state=state)
+    return said(author, made.encode(), expires_s=expires_s)
+
+
+@dataclass
+class Peers:
+    """Peers that answer what they are told to; one without an answer is dead."""
+
+    answers: dict[PeerId, list[tuple[PeerId, SignedEntry]] | Exception]
+    asked: list[PeerId] = field(default_factory=list)
+
+    async def channel(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Line:
+        self.asked.append(peer)
+        if peer not in self.answers:
+            raise PeerUnreachableError(f"nobody answers at {addresses}")
+        return Line(self.answers[peer])
+
+
+@dataclass
+class Line:
+    answer: list[tuple[PeerId, SignedEntry]] | Exception
+
+    async def unary(self, method: Method, request: bytes, timeout_s: float | None = None) -> bytes:
+        assert method.name == "directory"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return DirectoryReply(tuple(self.answer)).encode()
+
+
+def directory(peers: Peers, *given: Identity, clock: list[float] | None = None) -> RemoteDirectory:
+    now = clock or [NOW_S]
+    sources = [Source(peer=one.peer_id, addresses=("given:1",), is_given=True) for one in given]
+    return RemoteDirectory("test", peers, sources, lambda: now[0])
+
+
+async def seen(remote: RemoteDirectory) -> set[PeerId]:
+    return {peer.peer for peer in (await remote.snapshot("tiny")).peers}
+
+
+async def test_one_who_leaves_something_out_hides_nothing() -> None:
+    peers = Peers({ALICE.peer_id: [record(CAROL)], BOB.peer_id: [record(CAROL), record(DAVE)]})
+    assert await seen(directory(peers, ALICE, BOB)) == {CAROL.peer_id, DAVE.peer_id}
+
+
+async def test_a_forged_entry_is_dropped_and_the_rest_of_the_answer_counts() -> None:
+    author, real = record(CAROL)
+    forged = (DAVE.peer_id, real)
+    changed = (author, SignedEntry(real.value.replace(b"serving", b"joining"), real.expires_s))
+    peers = Peers({ALICE.peer_id: [forged, changed, record(BOB)]})
+    assert await seen(directory(peers, ALICE)) == {BOB.peer_id}
+
+
+async def test_the_newest_of_each_author_counts_and_a_replay_does_not_bring_the_old_back() -> None:
+    old, new = record(CAROL, state="joining", expires_s=1_050.0), record(CAROL, expires_s=1_060.0)
+    peers = Peers({ALICE.peer_id: [new], BOB.peer_id: [old]})
+    remote = directory(peers, ALICE, BOB)
+    assert [peer.state for peer in (await remote.snapshot("tiny")).peers] == ["serving"]
+    peers.answers[ALICE.peer_id] = [old]
+    assert [peer.state for peer in (await remote.snapshot("tiny")).peers] == ["serving"]
+    peers.answers[BOB.peer_id] = [said(CAROL, b"", expires_s=1_061.0)]  # it left
+    assert await seen(remote) == set()
+
+
+async def test_what_has_expired_is_forgotten() -> None:
+    clock = [NOW_S]
+    peers = Peers({ALICE.peer_id: [record(CAROL, expires_s=1_010.0), record(DAVE)]})
+    remote = directory(peers, ALICE, clock=clock)
+    assert await seen(remote) == {CAROL.peer_id, DAVE.peer_id}
+    clock[0] = 1_020.0
+    assert await seen(remote) == {DAVE.peer_id}
+
+
+async def test_peers_that_are_heard_of_are_asked_too_and_dropped_when_they_are_dead() -> None:
+    peers = Peers({ALICE.peer_id: [record(BOB), record(CAROL)], BOB.peer_id: [record(DAVE)]})
+    remote = directory(peers, ALICE)
+    assert await seen(remote) == {BOB.peer_id, CAROL.peer_id}
+    assert set(remote.sources) == {ALICE.peer_id, BOB.peer_id, CAROL.peer_id}
+    assert await seen(remote) == {BOB.peer_id, CAROL.peer_id, DAVE.peer_id}  # carol is dead, bob knows dave
+    assert CAROL.peer_id in peers.asked and CAROL.peer_id not in remote.sources[1:]
+
+
+async def test_the_next_peers_are_asked_where_the_first_are_dead() -> None:
+    dead = [from_seed(bytes([number]) * 32) for number in range(40, 40 + FANOUT)]
+    peers = Peers({ALICE.peer_id: [record(BOB)]})
+    remote = directory(peers, *dead, ALICE)
+    assert await seen(remote) == {BOB.peer_id}
+    assert ALICE.peer_id in remote.sources and set(remote.sources) >= {one.peer_id for one in dead}  # given ones stay
+
+
+async def test_nobody_answers_is_said_but_what_was_told_before_still_holds() -> None:
+    peers = Peers({ALICE.peer_id: [record(BOB)]})
+    remote = directory(peers, ALICE)
+    await remote.snapshot("tiny")
+    peers.answers.clear()
+    assert await seen(remote) == {BOB.peer_id}
+    with pytest.raises(PeerUnreachableError, match="check --peer"):
+        await remote.snapshot("other")
+
+
+async def test_what_is_wrong_with_the_question_is_said_as_it_was_heard() -> None:
+    peers = Peers({ALICE.peer_id: BadRequestError("this peer is in swarm 'a', not 'test'")})
+    with pytest.raises(BadRequestError, match="swarm 'a'"):
+        await directory(peers, ALICE).snapshot("tiny")
+
+
+async def test_names_of_models_are_counted() -> None:
+    def names(*models: str) -> bytes:
+        return frame.encode({"t": "models", "models": list(models)})
+
+    told = [said(ALICE, names("tiny", "big"), ""), said(BOB, names("big"), ""), said(CAROL, b"nonsense", "")]
+    assert await directory(Peers({ALICE.peer_id: told}), ALICE).models() == {"big": 2, "tiny": 1}
+
+
+# --- the side that answers
+
+
+class Looks:
+    """A directory that counts how often it is looked into; `gate` holds the looks."""
+
+    def __init__(self) -> None:
+        self.models: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def signed(self, model: str) -> DirectoryReply:
+        self.models.append(model)
+        await self.gate.wait()
+        return DirectoryReply((record(ALICE),))
+
+
+def asked(model: str, swarm: str = "test") -> bytes:
+    return DirectoryRequest(swarm=swarm, model=model).encode()
+
+
+CALL = Call(BOB.peer_id, lambda: None)
+
+
+async def test_a_second_question_within_a_moment_costs_no_look() -> None:
+    looks, clock = Looks(), [0.0]
+    answers = Answers("test", lambda: looks, lambda: clock[0])
+    looks.gate.clear()
+    both = [asyncio.create_task(answers.answer(asked("tiny"), CALL)) for _ in range(2)]
+    await asyncio.sleep(0)
+    looks.gate.set()
+    first, second = await asyncio.gather(*both)
+    assert first == second and DirectoryReply.parse(first).entries[0][0] == ALICE.peer_id
+    await answers.answer(asked("tiny"), CALL)
+    assert looks.models == ["tiny"]
+    clock[0] = answering.FRESH_S + 0.1
+    await answers.answer(asked("tiny"), CALL)
+    assert looks.models == ["tiny", "tiny"]
+
+
+async def test_strangers_cannot_make_us_hammer_the_dht() -> None:
+    looks, clock = Looks(), [0.0]
+    answers = Answers("test", lambda: looks, lambda: clock[0])
+    for number in range(answering.MAX_LOOKS_PER_CALLER):
+        await answers.answer(asked(f"model {number}"), CALL)
+    with pytest.raises(OverloadedError, match="you have caused"):
+        await answers.answer(asked("one more"), CALL)
+    await answers.answer(asked("model 0"), CALL)  # known already: free
+    await answers.answer(asked("one more"), Call(CAROL.peer_id, lambda: None))
+    clock[0] = answering.WINDOW_S
+    await answers.answer(asked("another"), CALL)
+
+    looks.gate.clear()
+    callers = [from_seed(bytes([number]) * 32) for number in range(50, 50 + answering.MAX_LOOKS)]
+    running = [
+        asyncio.create_task(answers.answer(asked(f"m{n}"), Call(one.peer_id, lambda: None))) for n, one in enumerate(callers)
+    ]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="looks into the directory are running"):
+        await answers.answer(asked("too many"), Call(DAVE.peer_id, lambda: None))
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await answers.close()
+
+
+async def test_another_swarms_question_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="'test', not 'other'"):
+        await Answers("test", Looks).answer(asked("tiny", "other"), CALL)

@@ -1,0 +1,44 @@
+"""A thin peer beside real ones: what the DHT's members announce reaches it by gRPC alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
+from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.peer import Peer, PeerConfig
+from swarm.thin.peer import ThinPeer
+
+
+def record(peer: Peer) -> PeerRecord:
+    span = ServedSpan(model=ModelId("tiny", "a" * 64), span=Span(0, 4), num_blocks=4, dtype="float32")
+    return PeerRecord(peer=peer.peer_id, addresses=peer.addresses, certificate=peer.certificate, spans=(span,))
+
+
+async def test_it_sees_what_peers_announce_and_goes_on_when_the_given_one_has_gone(tmp_path: Path) -> None:
+    async with Peer(PeerConfig(data_dir=tmp_path)) as one, Peer(PeerConfig(data_dir=tmp_path, bootstrap=one.multiaddrs)) as two:
+        await one.directory.announce(lambda: record(one), ["tiny"])
+        await two.directory.announce(lambda: record(two), ["tiny"])
+        async with ThinPeer(two.multiaddrs) as thin:
+            snapshot = await thin.directory.snapshot("tiny")
+            assert {peer.peer for peer in snapshot.peers} == {one.peer_id, two.peer_id}
+            assert await thin.directory.models() == {"tiny": 2}
+            await two.__aexit__()
+            assert one.peer_id in {peer.peer for peer in (await thin.directory.snapshot("tiny")).peers}
+            assert one.peer_id in thin.directory.sources
+
+
+async def test_what_is_wrong_with_the_given_peer_is_one_line(tmp_path: Path) -> None:
+    async with Peer(PeerConfig(data_dir=tmp_path, swarm="theirs")) as peer:
+        with pytest.raises(BadRequestError, match="different swarms, 'ours' and 'theirs'"):
+            async with ThinPeer(peer.multiaddrs, swarm="ours"):
+                pass
+        address = peer.multiaddrs[0]
+    with pytest.raises(PeerUnreachableError, match=r"no peer of the swarm answers: .*check --peer"):
+        async with ThinPeer((address,)):
+            pass
+    with pytest.raises(ConfigError, match="no peer to ask"):
+        ThinPeer(())
