@@ -27,10 +27,13 @@ STAGES = {
     "embedded": ("T2", "tokenized and embedded; the session is asked for a step"),
     "routed": ("T3", "a route is picked from the directory's snapshot"),
     "framed": ("T4", "the step is framed"),
-    "received": ("T5", "the hop has checked and decoded it"),
+    "encoded": ("T4", "its bytes go to gRPC"),
+    "arrived": ("T5", "the message is here, and parsed"),
+    "received": ("T5", "the session's actor takes it"),
     "computing": ("T6", "its batch begins"),
-    "computed": ("T7", "the span has run"),
-    "sent": ("T8", "its output is on the way to the next hop"),
+    "forwarded": ("T7", "the span has run"),
+    "computed": ("T7", "the event loop has its output"),
+    "sent": ("T8", "the output is framed for the next hop"),
     "replied": ("T9", "the last hop answers the client"),
     "answered": ("T9", "the client has the answer, and samples"),
 }
@@ -50,18 +53,20 @@ class Mark:
 def read_marks(path: Path) -> list[Mark]:
     """All marks of all processes, by time."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    marks = [Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines]
+    marks = [
+        Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines if line["place"] in STAGES
+    ]
     return sorted(marks, key=lambda mark: mark.at_ns)
 
 
 def of_step(marks: list[Mark], step: int) -> list[Mark]:
-    """The marks of one step; a batch's begin carries no step number, and belongs to the step that its process has in hand."""
+    """The marks of one step; a batch's begin and end carry no step number, and belong to the step that its process has in hand."""
     in_hand: dict[int, int] = {}
     found = []
     for mark in marks:
         if mark.place == "received":
             in_hand[mark.process] = mark.step
-        belongs = in_hand.get(mark.process, -1) if mark.place == "computing" else mark.step
+        belongs = in_hand.get(mark.process, -1) if mark.place in ("computing", "forwarded") else mark.step
         if belongs == step:
             found.append(mark)
     return found
@@ -102,6 +107,8 @@ def run(model: Path, prompt: str, num_tokens: int) -> None:
     make_with_bar(model, Recipe())
     folder, nodes = Path(tempfile.mkdtemp(prefix="murmuration-trace-")), list[Node]()
     os.environ["SWARM_TRACE"] = str(folder / "trace.jsonl")
+    from swarm.inference import trace  # which reads that when it is imported
+
     try:
         with console.status("two nodes and a client start"):
             nodes.append(start_node("anna", "0:3", model, [], folder))
@@ -109,6 +116,8 @@ def run(model: Path, prompt: str, num_tokens: int) -> None:
             for node in nodes:
                 node.wait_for("ready")
         taken_ns = ask(model, prompt, num_tokens, nodes)
+        trace.flush()
+        stop(nodes)  # which writes their marks
         marks = read_marks(folder / "trace.jsonl")
         names = {node.process.pid: node.name for node in nodes}
         show("the prompt, up to its first token", [Mark("taken", 0, 0, taken_ns, 0), *of_step(marks, 0)], names)

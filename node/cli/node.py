@@ -46,6 +46,7 @@ def run(model: str, flags: Flags) -> NoReturn:
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from node.app import Event, run_node  # 5 s of imports: only after the flags have proved right
+    from swarm.inference import trace
 
     def on_event(event: Event) -> None:
         lines.say(event.kind, event.text)
@@ -53,6 +54,7 @@ def run(model: str, flags: Flags) -> NoReturn:
     asyncio.run(_until_signalled(lambda: run_node(config, on_event)))
     lines.say("left")
     sys.stderr.flush()
+    trace.flush()
     os._exit(0)  # everything of ours is closed; taking torch apart took 7 s more on a busy machine
 
 

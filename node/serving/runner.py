@@ -148,6 +148,8 @@ class Runner:
         hidden = torch.cat([job.hidden for job, _ in batch if job.hidden is not None])
         output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()
         self._count(len(batch), (time.perf_counter() - started) * 1e3)
+        for job, _ in batch:
+            trace.mark("forwarded", job.session.id, -1)
         pieces = output.split([job.num_tokens for job, _ in batch])
         # a hop retains its piece for as long as its session lives: as a view, it would keep everybody's output alive
         return [piece.clone() for piece in pieces] if len(batch) > 1 else list(pieces)

@@ -25,6 +25,7 @@ from protocols.weights import Manifest
 from swarm.client import served
 from swarm.client.loop import BackgroundLoop, background_loop
 from swarm.client.peers import PeerPool
+from swarm.inference import trace
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
@@ -178,7 +179,10 @@ class SwarmSession:
     def step(
         self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
     ) -> Tensor:
-        return self._loop.run(self._step(ops, counts, hidden, want, positions))
+        trace.mark("asked", trace.NOBODY, -1, hidden.nbytes)
+        output = self._loop.run(self._step(ops, counts, hidden, want, positions))
+        trace.mark("returned", trace.NOBODY, -1, output.nbytes)
+        return output
 
     async def step_async(
         self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None

@@ -23,6 +23,7 @@ from swarm.client.backend import Backend
 from swarm.client.blocks import NO_ATTENTION, RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
 from swarm.client.hidden_states import LastHiddenState, noted, remember_output
+from swarm.inference import trace
 
 _opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_caches", default=None)
 
@@ -50,6 +51,7 @@ class RemoteGeneration:
 
     def remote_forward(self, own: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent."""
+        trace.mark("called", trace.NOBODY, -1)
         key, use_cache = self.remote.cache_key, kwargs.pop("use_cache", None)
         cache = self._checked_cache(kwargs.pop(key or "past_key_values", None))
         if key and cache is None and (self._default("use_cache", True) if use_cache is None else use_cache):
@@ -63,6 +65,7 @@ class RemoteGeneration:
         plan = self._plan(kwargs, cache, wants_hidden)
         if key:
             kwargs |= {key: cache, "use_cache": cache is not None}
+        trace.mark("planned", trace.NOBODY, -1)
         with planned(plan), noted() as outputs:
             result = own(self, **kwargs, return_dict=True)
         if wants_hidden:

@@ -108,6 +108,7 @@ class Session:
         self._pending: dict[int, _Awaited] = {}
         self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
         self._repairs: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._lost_at_s: float | None = None
         self._heard_s = 0.0
         """When the last step was sent, the last reply came, or the last route was opened."""
@@ -133,6 +134,7 @@ class Session:
                 self._let_go()
                 raise self._failure
             self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
+            self._watching = asyncio.create_task(self._watch(), name=f"watch over session {short(self.id)}")
 
     async def step(
         self,
@@ -159,10 +161,11 @@ class Session:
 
         Returns when the first hop has been told (or does not listen any more): the connection may be closed then.
         """
-        if self._repairs is not None:
-            self._repairs.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._repairs
+        for task in (self._watching, self._repairs):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         self._fail(PeerUnreachableError("the session was closed"))
         wires = [wire for wire in (self._down.wire, self._last) if wire is not None]
         self._let_go()
@@ -215,13 +218,26 @@ class Session:
     async def _reply(self, number: int) -> tuple[Sequence[int], Tensor]:
         future = self._pending[number].reply
         try:
-            while not future.done():
-                await asyncio.wait((future,), timeout=self._config.stall_s)
-                if not future.done():
-                    await self._look_for_the_dead()
-            return future.result()
+            return await future
         finally:
             self._pending.pop(number, None)
+
+    async def _watch(self) -> None:
+        """While replies are awaited and none comes for `stall_s`, look who is dead. A task of its own: no reply waits for a timer."""
+        stall_s = self._config.stall_s
+        while self._failure is None:
+            silent_s = time.monotonic() - self._heard_s
+            if not self._pending:
+                await asyncio.sleep(stall_s / 4)
+            elif silent_s < stall_s:
+                await asyncio.sleep(stall_s - silent_s + 0.001)
+            else:
+                try:
+                    await self._look_for_the_dead()
+                except Exception as error:  # else whoever waits for a reply would wait forever
+                    log.exception("%s: the look for the dead failed by a fault of ours", self)
+                    self._fail(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
+                await asyncio.sleep(stall_s)
 
     async def _look_for_the_dead(self) -> None:
         """Nothing came for a while: whoever does not answer a hello is lost. A step that only takes long goes on, up to `silence_s`."""

@@ -17,7 +17,7 @@ from protocols import inference
 from protocols.defaults import WINDOW_BYTES
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.inference import Message, Reply, Step
-from swarm.inference import faults
+from swarm.inference import faults, trace
 from swarm.inference.inbox import weight
 from swarm.rpc.stream import Stream
 
@@ -70,7 +70,7 @@ class Wire:
         """Carry messages until either side ends or the stream breaks; then tell `on_lost`, unless we ended it. Returns why."""
         reason: SwarmError | None = None
         writer = asyncio.create_task(self._write())
-        reader = asyncio.create_task(self._read())
+        reader = asyncio.create_task(self._stream.receive_each(self._take))
         watch = asyncio.create_task(self._watch())
         try:
             done, _ = await asyncio.wait((writer, reader, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -87,9 +87,11 @@ class Wire:
                 await self._on_lost(self, reason)
         return reason
 
-    async def _read(self) -> None:
-        while (data := await self._stream.receive()) is not None:
-            await self._on_message(self, self._parse(data))
+    async def _take(self, data: bytes) -> None:
+        message = self._parse(data)
+        if isinstance(message, Step | Reply):
+            trace.mark("arrived", message.session, message.step, len(data))
+        await self._on_message(self, message)
 
     def _parse(self, data: bytes) -> Message:
         try:
@@ -107,12 +109,14 @@ class Wire:
         await self._stream.end()
 
     async def _send(self, message: Message) -> None:
-        step = message.step if isinstance(message, Step | Reply) else None
-        if step is not None:
-            faults.point("before_send", step)
-        await self._stream.send(message.encode())
-        if step is not None:
-            faults.point("after_send", step)
+        if not isinstance(message, Step | Reply):
+            await self._stream.send(message.encode())
+            return
+        faults.point("before_send", message.step)
+        frame = message.encode()
+        trace.mark("encoded", message.session, message.step, len(frame))
+        await self._stream.send(frame)
+        faults.point("after_send", message.step)
 
     async def _watch(self) -> None:
         """Return where the last word does not get through, since the other side reads nothing; raise where too much waits."""

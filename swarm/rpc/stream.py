@@ -3,12 +3,14 @@
 gRPC shows a server the same end of stream whether its caller finished or vanished, so a clean end is said: the client's last
 message is empty (no frame is). A cancelled gRPC read cancels the whole call, so one task reads into a short queue, and `receive`
 waits at the queue. The queue is short on purpose: when nobody receives, gRPC's flow control stops the sender.
+`receive_each` spares a frame the queue, and with it a turn of the event loop and a change of tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -40,10 +42,14 @@ class Stream(ABC):
 
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
-        self._queue: asyncio.Queue[bytes | SwarmError | None] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(_QUEUE)
         self._num_bytes = 0
         self._has_room = asyncio.Event()
-        self._outcome: SwarmError | None = None
+        self._outcome: Exception | None = None
+        self._take: Callable[[bytes], Awaitable[None]] | None = None
+        """Who takes frames from the reader's own hand; None while they go through the queue."""
+        self._is_taking = False
+        """A frame that went through the queue is being taken: those behind it must queue, too."""
         self._is_over = False
         self._reader = asyncio.create_task(self._read_all(), name=f"reader of {short_peer(peer)}")
 
@@ -64,6 +70,18 @@ class Stream(ABC):
         if self._outcome:
             raise self._outcome
         return None
+
+    async def receive_each(self, take: Callable[[bytes], Awaitable[None]]) -> None:
+        """Hand every further frame to `take`, one after the other, until the other side has ended cleanly.
+
+        Nothing more is read while `take` waits. Raises as `receive` does, or what `take` raised; cancelled, the stream is of no
+        more use than to be cancelled too.
+        """
+        self._take = take
+        while (frame := await self.receive()) is not None:
+            self._is_taking = True
+            await take(frame)
+            self._is_taking = False
 
     @abstractmethod
     async def send(self, frame: bytes) -> None:
@@ -89,14 +107,17 @@ class Stream(ABC):
         self._queue.put_nowait(error)
 
     async def _read_all(self) -> None:
-        item: bytes | SwarmError | None = _END
+        item: bytes | Exception | None = _END
         while isinstance(item, bytes):
             while self._num_bytes >= _QUEUE_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
             try:
                 item = await self._read()
-            except SwarmError as error:
+                if item and self._take and not self._is_taking and self._queue.empty():
+                    await self._take(item)
+                    continue
+            except Exception as error:  # the connection's, or of whoever takes frames: `receive` raises it
                 item = error
             self._num_bytes += len(item) if isinstance(item, bytes) else 0
             await self._queue.put(item)
