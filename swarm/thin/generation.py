@@ -1,0 +1,134 @@
+"""One row that grows token by token over a session: feed, pick, go on; with as many tokens at once as a proposer guesses.
+
+A step sends what the hops do not hold yet and gets back just what decides the next token: the largest logit for greedy, a few for
+top-k, all where a penalty or nucleus needs them. A *proposer* may guess how the text goes on: the guesses travel with the step, each
+position's own choice decides whether its guess was right, and what was wrong is forgotten by the next step. So guessing changes
+how many trips a text takes, never the text.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocols.errors import BadRequestError
+from protocols.inference import Crop, Op
+from protocols.tensors import WireTensor
+from swarm.thin.choosing import Chooser, Position
+
+Proposer = Callable[[Sequence[int]], Sequence[int]]
+"""All tokens so far -> guesses of the next ones, likeliest text first; empty = none."""
+
+
+class Output(Protocol):
+    @property
+    def values(self) -> WireTensor: ...
+
+    @property
+    def ids(self) -> WireTensor | None: ...
+
+
+class Steps(Protocol):
+    """What a row needs of `swarm.inference.session.Session`."""
+
+    async def step(
+        self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, want: int = ..., positions: Sequence[int] | None = None,
+        *, kind: str = ..., result: str = ..., top: int = ...,
+    ) -> Output: ...  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Where an answer ends."""
+
+    max_new_tokens: int
+    ends: frozenset[int] = frozenset()
+    """Tokens after which it is over; the token itself is given out."""
+    max_positions: int | None = None
+    """Longest sequence that the model takes; None = not known here."""
+
+
+class Row:
+    """The tokens of one sequence at every hop. After an exception its session is of no use: close it."""
+
+    def __init__(self, session: Steps) -> None:
+        self._session = session
+        self.held: list[int] = []
+        """What the hops hold."""
+        self._crop = 0
+
+    def cut_back(self, ids: Sequence[int]) -> None:
+        """Forget what does not begin `ids`, and at least the last of them, since something must be fed. Costs no trip of its own."""
+        common = 0
+        for old, new in zip(self.held, ids, strict=False):
+            if old != new:
+                break
+            common += 1
+        self.forget(max(0, len(self.held) - min(common, len(ids) - 1)))
+
+    def forget(self, tokens: int) -> None:
+        """Forget the last tokens, with the next step."""
+        self._crop += tokens
+        del self.held[len(self.held) - tokens :]
+
+    async def feed(self, ids: Sequence[int], want: int, top: int) -> list[Position]:
+        """Send tokens; the logits after each of the last `want`: the `top` largest, or all where `top` is 0."""
+        ops = (Crop(self._crop),) if self._crop else ()
+        tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
+        output = await self._session.step(ops, (len(ids),), tokens, want, kind="ids", result="top" if top else "logits", top=top)
+        self._crop = 0
+        self.held += ids
+        return _positions(output, want)
+
+
+def _positions(output: Output, want: int) -> list[Position]:
+    values = memoryview(output.values.data).cast("B")
+    size = len(values) // want
+    if output.ids is None:
+        return [Position(values[at * size : (at + 1) * size]) for at in range(want)]
+    ids = memoryview(output.ids.data).cast("B")
+    return [Position(values[at * size : (at + 1) * size], ids[at * size : (at + 1) * size]) for at in range(want)]
+
+
+async def generate(
+    row: Row, prompt: Sequence[int], chooser: Chooser, limits: Limits, propose: Proposer | None = None
+) -> AsyncIterator[int]:
+    """Continue `prompt`, of which the row may hold a beginning already. The last token given out is not fed."""
+    if not prompt:
+        raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
+    left = _room(len(prompt), limits)
+    row.cut_back(prompt)
+    said, new = list(prompt), list(prompt[len(row.held) :])
+    while True:
+        guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
+        logits = await row.feed([*new, *guesses], 1 + len(guesses), chooser.choosing.asks)
+        for number, position in enumerate(logits):
+            token = chooser.choose(position, said)
+            said.append(token)
+            left -= 1
+            is_right = number < len(guesses) and guesses[number] == token
+            if token in limits.ends or not left or not is_right:
+                row.forget(len(guesses) - number)  # a guess that was right and ends the answer is not kept either
+                new = [token]
+            yield token
+            if token in limits.ends or not left:
+                return
+            if not is_right:
+                break
+
+
+def _room(length: int, limits: Limits) -> int:
+    """New tokens, of which the last is never fed; BadRequestError where they do not fit."""
+    most = limits.max_positions
+    if most is not None and length > most:
+        raise BadRequestError(
+            f"the prompt is too long: {length} tokens, this model's limit is {most}; shorten it by {length - most}"
+        )
+    if most is not None and length + limits.max_new_tokens - 1 > most:
+        raise BadRequestError(
+            f"{length} tokens of prompt and {limits.max_new_tokens} new ones exceed this model's limit of {most}; "
+            f"ask for at most {most - length + 1} (max_new_tokens)"
+        )
+    return limits.max_new_tokens

@@ -1,0 +1,146 @@
+"""A row that grows: what is sent, what is picked, and that guessing changes only the number of trips."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from protocols.errors import BadRequestError
+from protocols.inference import Crop, Op
+from protocols.tensors import WireTensor
+from swarm.thin.choosing import Chooser, Choosing
+from swarm.thin.generation import Limits, Proposer, Row, generate
+
+VOCABULARY = 50
+
+
+def logits_after(tokens: Sequence[int]) -> list[float]:
+    """A model: depends on all tokens, repeats itself often."""
+    seed = sum(token * (index % 3 + 1) for index, token in enumerate(tokens[-4:]))
+    return [float((seed * 7 + token * token * 13) % 31) for token in range(VOCABULARY)]
+
+
+@dataclass
+class Output:
+    values: WireTensor
+    ids: WireTensor | None
+
+
+@dataclass
+class Hops:
+    """Answers a row as the hops of a thin session do."""
+
+    tokens: list[int] = field(default_factory=list)
+    steps: list[tuple[int, int, str]] = field(default_factory=list)
+
+    async def step(
+        self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, want: int = -1, positions: Sequence[int] | None = None,
+        *, kind: str = "hidden", result: str = "hidden", top: int = 0,
+    ) -> Output:  # fmt: skip
+        assert kind == "ids" and tokens.dtype == "int32"
+        for op in ops:
+            assert isinstance(op, Crop)
+            del self.tokens[len(self.tokens) - op.tokens :]
+        values, ids = b"", b""
+        for number, token in enumerate(struct.unpack(f"<{counts[0]}i", tokens.data)):
+            self.tokens.append(token)
+            if number < counts[0] - want:
+                continue
+            row = logits_after(self.tokens)
+            best = sorted(range(VOCABULARY), key=lambda token: (-row[token], token))[: top or VOCABULARY]
+            chosen = best if result == "top" else range(VOCABULARY)
+            values += struct.pack(f"<{len(chosen)}f", *(row[token] for token in chosen))
+            ids += struct.pack(f"<{len(chosen)}i", *chosen)
+        self.steps.append((counts[0], want, result))
+        width = top or VOCABULARY
+        held = WireTensor("int32", (want, width), "none", ids) if result == "top" else None
+        return Output(WireTensor("float32", (want, width), "none", values), held)
+
+
+async def answer(
+    hops: Hops, prompt: Sequence[int], choosing: Choosing, limits: Limits, propose: Proposer | None = None, row: Row | None = None
+) -> list[int]:
+    return [token async for token in generate(row or Row(hops), prompt, Chooser(choosing), limits, propose)]
+
+
+def greedily(prompt: Sequence[int], count: int) -> list[int]:
+    said = list(prompt)
+    for _ in range(count):
+        row = logits_after(said)
+        said.append(max(range(VOCABULARY), key=lambda token: (row[token], -token)))
+    return said[len(prompt) :]
+
+
+async def test_greedy_asks_for_one_logit_a_token_and_feeds_each_token_once() -> None:
+    hops = Hops()
+    got = await answer(hops, [3, 1, 4], Choosing(), Limits(max_new_tokens=6))
+    assert got == greedily([3, 1, 4], 6)
+    assert hops.steps == [(3, 1, "top"), *[(1, 1, "top")] * 5]
+    assert hops.tokens == [3, 1, 4, *got[:-1]]
+
+
+@pytest.mark.parametrize(
+    "choosing",
+    [Choosing(), Choosing(temperature=1.5, seed=4), Choosing(temperature=0.8, top_k=5, seed=9), Choosing(repetition_penalty=1.4)],
+    ids=["greedy", "sampled", "top-k", "penalty"],
+)
+@pytest.mark.parametrize("quality", [0, 1, 2], ids=["always wrong", "half right", "right"])
+async def test_guessing_changes_the_trips_and_never_the_text(choosing: Choosing, quality: int) -> None:
+    limits = Limits(max_new_tokens=24)
+    plain = Hops()
+    expected = await answer(plain, [3, 1, 4], choosing, limits)
+    text = [3, 1, 4, *expected]
+
+    def propose(said: Sequence[int]) -> list[int]:
+        right = text[len(said) : len(said) + 4]
+        return [token if quality == 2 or (quality == 1 and index < 2) else token + 1 for index, token in enumerate(right)]
+
+    guessed, row = Hops(), None
+    row = Row(guessed)
+    assert await answer(guessed, [3, 1, 4], choosing, limits, propose, row) == expected
+    assert len(plain.steps) == 24
+    assert len(guessed.steps) == {0: 24, 1: 8, 2: 5}[quality]
+    more = await answer(guessed, [*text, 7], choosing, Limits(max_new_tokens=3), None, row)  # the cache is right afterwards
+    assert more == await answer(Hops(), [*text, 7], choosing, Limits(max_new_tokens=3))
+
+
+async def test_an_end_token_ends_it_wherever_it_was_guessed() -> None:
+    whole = greedily([3, 1, 4], 20)
+    end = whole[6]
+    first = whole.index(end)
+    limits = Limits(max_new_tokens=20, ends=frozenset([end]))
+    hops = Hops()
+    row = Row(hops)
+    assert (
+        await answer(hops, [3, 1, 4], Choosing(), limits, lambda said: whole[len(said) - 3 : len(said) + 5], row)
+        == whole[: first + 1]
+    )
+    row.cut_back([3, 1, 4, *whole[: first + 1], 9])
+    assert row.held == [3, 1, 4, *whole[:first]]
+
+
+async def test_a_second_turn_feeds_only_what_is_new_and_forgets_what_changed() -> None:
+    hops = Hops()
+    row = Row(hops)
+    first = await answer(hops, [3, 1, 4], Choosing(), Limits(max_new_tokens=4), row=row)
+    hops.steps.clear()
+    said = [3, 1, 4, *first[:2], 8, 8]  # the last two of the answer are written differently
+    second = await answer(hops, said, Choosing(), Limits(max_new_tokens=2), row=row)
+    assert hops.steps[0] == (2, 1, "top") and second == greedily(said, 2)
+    hops.steps.clear()
+    again = await answer(hops, said, Choosing(), Limits(max_new_tokens=2), row=row)  # nothing new: the last is fed again
+    assert hops.steps[0] == (1, 1, "top") and again == second
+
+
+async def test_what_does_not_fit_is_said_before_anything_is_sent() -> None:
+    hops = Hops()
+    limits = Limits(max_new_tokens=6, max_positions=8)
+    assert len(await answer(hops, [1, 2, 3], Choosing(), limits)) == 6
+    hops.steps.clear()
+    for prompt, text in (([1] * 4, "at most 5"), ([1] * 9, "too long: 9 tokens"), ([], "is empty")):
+        with pytest.raises(BadRequestError, match=text):
+            await answer(hops, prompt, Choosing(), limits)
+    assert not hops.steps
