@@ -22,6 +22,9 @@ MAX_ROWS: Final = 1_024
 MAX_STEP_TOKENS: Final = 65_536
 """New tokens of one step, all rows together."""
 
+MAX_TOP: Final = 1_024
+"""Largest logits, with their token ids, that a step may ask for instead of all."""
+
 MAX_OPS: Final = 64
 """Row operations that travel with one step."""
 
@@ -33,6 +36,9 @@ WINDOW_STEPS: Final = 8
 
 WINDOW_BYTES: Final = 8 << 20
 """Bytes of one session in flight (one step may exceed it alone)."""
+
+REPLY_BYTES: Final = 8 << 20
+"""Logits that one step may ask for (those of one token may exceed it alone): clients cut their steps so, nodes refuse more."""
 
 PREFILL_CHUNK_TOKENS: Final = 128
 """Tokens of a prompt that travel as one step, so that several hops work on one prompt at once."""

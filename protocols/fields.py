@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from protocols.errors import BadRequestError, shown
@@ -36,6 +36,14 @@ def text(header: Header, key: str, longest: int) -> str:
     value = header.get(key)
     if not isinstance(value, str) or len(value) > longest or not value.isprintable():
         raise _refuse(key, f"printable text of at most {longest} letters", value)
+    return value
+
+
+def one_of(header: Header, key: str, words: Sequence[str]) -> str:
+    """One of a few words."""
+    value = header.get(key)
+    if not isinstance(value, str) or value not in words:
+        raise _refuse(key, f"one of {', '.join(words)}", value)
     return value
 
 

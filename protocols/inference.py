@@ -17,9 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocols import fields, frame, tensors
-from protocols.defaults import MAX_HOPS, MAX_OPS, MAX_ROWS, MAX_STEP_TOKENS
+from protocols.defaults import MAX_HOPS, MAX_OPS, MAX_ROWS, MAX_STEP_TOKENS, MAX_TOP
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import SessionId, parse_session_id
+from protocols.operations import MAX_LENGTH as MAX_LENGTH
+from protocols.operations import Crop as Crop
+from protocols.operations import Op as Op
+from protocols.operations import Repeat as Repeat
+from protocols.operations import Rows as Rows
+from protocols.operations import pack_op, parse_op
 from protocols.route import MAX_EPOCH as MAX_EPOCH  # seen from outside, a grant and its route are part of this conversation
 from protocols.route import Grant as Grant
 from protocols.route import Hop as Hop
@@ -27,61 +33,15 @@ from protocols.route import Route as Route
 from protocols.route import parse_route as parse_route
 
 MAX_STEP = 1 << 40
-MAX_LENGTH = 1 << 24
 WANT_NONE, WANT_ALL = 0, -1
 
-# --- row operations: every hop applies them before the step that carries them, to K/V and to what it has retained
+KINDS = ("hidden", "ids", "embeds")
+"""What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
+first hop puts through the model's own embedding stage. A session that brings either of the last two is thin."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The new rows are copies of the old rows with these indices (beam search reorders, drops and repeats rows)."""
-
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """Every row becomes `times` neighbouring rows."""
-
-    times: int
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """Every row forgets its last `tokens` tokens (a refused speculation)."""
-
-    tokens: int
-
-
-Op = Rows | Repeat | Crop
-
-
-def _pack_op(op: Op) -> list[object]:
-    match op:
-        case Rows(indices):
-            return ["rows", list(indices)]
-        case Repeat(times):
-            return ["repeat", times]
-        case Crop(tokens):
-            return ["crop", tokens]
-
-
-def _parse_op(value: object) -> Op:
-    if not isinstance(value, list) or len(value) != 2:
-        raise BadRequestError(f"a row operation is [name, argument], got {shown(value)}")
-    argument = {"argument": value[1]}
-    match value[0]:
-        case "rows":
-            return Rows(fields.integers(argument, "argument", MAX_ROWS, 0, MAX_ROWS - 1))
-        case "repeat":
-            return Repeat(fields.integer(argument, "argument", 1, MAX_ROWS))
-        case "crop":
-            return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
-    raise BadRequestError(f"row operations are rows, repeat and crop, got {shown(value[0])}")
-
-
-# --- messages
+RESULTS = ("hidden", "logits", "top")
+"""What the last hop answers: hidden states [T', H]; float32 logits [T', V]; or the `top` largest of them, values [T', k] and ids
+[T', k] int32, largest first, ties to the lowest id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +66,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Some tokens of every row, going once through the route. `payload` is [tokens, width] hidden states or [tokens] ids."""
+    """Some tokens of every row, going once through the route. `payload` is what `kind` says, on one flat token axis."""
 
     session: SessionId
     epoch: int
@@ -119,15 +79,19 @@ class Step:
     """A position per token, where the caller set some; None = each row counts its own tokens from 0."""
     want: int = WANT_ALL
     """What the last hop returns: 0 nothing, -1 all tokens, n the last n of each row."""
+    kind: str = "hidden"
     result: str = "hidden"
+    top: int = 0
+    """How many of the largest logits come back, from 1 on; 0 where `result` is not "top"."""
     budget_ms: int = 60_000
     priority: int = 0
     """Below 0: others go first. Above 0 counts as 0, for as long as nobody can tell a contributor from a stranger."""
 
     def encode(self) -> bytes:
         header = {"t": "step", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
-                  "ops": [_pack_op(op) for op in self.ops], "payload": self.payload.header(), "want": self.want,
-                  "result": self.result, "budget": self.budget_ms, "priority": self.priority}  # fmt: skip
+                  "ops": [pack_op(op) for op in self.ops], "payload": self.payload.header(), "want": self.want,
+                  "kind": self.kind, "result": self.result, "top": self.top, "budget": self.budget_ms,
+                  "priority": self.priority}  # fmt: skip
         if self.positions is not None:
             header["positions"] = list(self.positions)
         return frame.encode(header, [self.payload.data])
@@ -142,10 +106,12 @@ class Step:
             step=fields.integer(header, "step", 0, MAX_STEP),
             counts=counts,
             payload=payload,
-            ops=tuple(_parse_op(op) for op in fields.array(header, "ops", MAX_OPS)),
+            ops=tuple(parse_op(op) for op in fields.array(header, "ops", MAX_OPS)),
             positions=_positions(header, sum(counts)),
             want=fields.integer(header, "want", -1, MAX_STEP_TOKENS),
-            result=fields.text(header, "result", 16),
+            kind=fields.one_of(header, "kind", KINDS),
+            result=fields.one_of(header, "result", RESULTS),
+            top=_top(header),
             budget_ms=fields.integer(header, "budget", 0, 86_400_000),
             priority=fields.integer(header, "priority", -100, 100),
         )
@@ -166,10 +132,12 @@ class History:
     positions: tuple[int, ...] | None = None
     part: int = 0
     parts: int = 1
+    kind: str = "hidden"
+    """As a step's; parts of one history may differ, since a caller's embeddings may be followed by token ids."""
 
     def encode(self) -> bytes:
         header = {"t": "history", "session": self.session, "epoch": self.epoch, "base": self.base, "counts": list(self.counts),
-                  "payload": self.payload.header(), "part": self.part, "parts": self.parts}  # fmt: skip
+                  "payload": self.payload.header(), "part": self.part, "parts": self.parts, "kind": self.kind}  # fmt: skip
         if self.positions is not None:
             header["positions"] = list(self.positions)
         return frame.encode(header, [self.payload.data])
@@ -188,7 +156,17 @@ class History:
             positions=_positions(header, sum(counts)),
             part=fields.integer(header, "part", 0, parts - 1),
             parts=parts,
+            kind=fields.one_of(header, "kind", KINDS),
         )
+
+
+def _top(header: fields.Header) -> int:
+    top = fields.integer(header, "top", 0, MAX_TOP)
+    if (top > 0) is not (header.get("result") == "top"):
+        raise BadRequestError(
+            f"top is 1 to {MAX_TOP} where the result is 'top', and else 0; got {top} for {shown(header.get('result'))}"
+        )
+    return top
 
 
 def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None:
@@ -316,13 +294,23 @@ class Reply:
     step: int
     counts: tuple[int, ...]
     payload: tensors.WireTensor
+    ids: tensors.WireTensor | None = None
+    """[tokens, k] token ids of a payload of the k largest logits, else None."""
     compute_ms: float = 0.0
     """Milliseconds that the step spent computing at the last hop."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the buffers."""
+        return self.payload.num_bytes + (0 if self.ids is None else self.ids.num_bytes)
 
     def encode(self) -> bytes:
         header = {"t": "reply", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
                   "payload": self.payload.header(), "compute": self.compute_ms}  # fmt: skip
-        return frame.encode(header, [self.payload.data])
+        if self.ids is None:
+            return frame.encode(header, [self.payload.data])
+        header["ids"] = self.ids.header()
+        return frame.encode(header, [self.payload.data, self.ids.data])
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Reply:
@@ -334,8 +322,18 @@ class Reply:
             step=fields.integer(header, "step", 0, MAX_STEP),
             counts=counts,
             payload=payload,
+            ids=_ids(received, payload.shape),
             compute_ms=fields.number(header, "compute", 0, 1e9),
         )
+
+
+def _ids(received: frame.Frame, shape: tuple[int, ...]) -> tensors.WireTensor | None:
+    if received.header.get("ids") is None:
+        return None
+    ids = tensors.parse(received.header["ids"], received.buffers, 1)
+    if (ids.dtype, ids.shape, ids.codec) != ("int32", shape, "none"):
+        raise BadRequestError(f"ids must be int32 {list(shape)} like the values, got {ids.dtype} {list(ids.shape)}")
+    return ids
 
 
 Message = Open | Step | History | Reroute | Close | Expect | HopLost | Attach | Reply

@@ -32,6 +32,11 @@ class Hop:
     """DER of the TLS certificate to pin; empty = fetch it and check its owner."""
     span: Span
 
+    @property
+    def place(self) -> tuple[PeerId, Span]:
+        """Who and what, wherever it can be reached."""
+        return self.peer, self.span
+
     def pack(self) -> list[object]:
         return [self.peer, list(self.addresses), self.certificate, self.span.start, self.span.stop]
 

@@ -20,6 +20,13 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 CODECS = ("none", "float16", "bfloat16")
 """How values are packed; a codec that is a dtype stores each value in that dtype."""
 
+_EXPONENTS = {
+    "float32": ("f", bytes([0x7F, 0xFF]), 0),
+    "float16": ("H", bytes([*range(0x7C, 0x80), *range(0xFC, 0x100)]), 0x7C00),
+    "bfloat16": ("H", bytes([0x7F, 0xFF]), 0x7F80),
+}
+"""Of each float: how to read one, what its highest byte may be where it is NaN or infinite, and the mask of its exponent."""
+
 MAX_DIMS = 4
 MAX_DIM = 1 << 24
 
@@ -54,9 +61,56 @@ class WireTensor:
         stored = self.dtype if self.codec == "none" else self.codec
         return math.prod(self.shape) * ITEM_BYTES[stored]
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one entry along the first axis."""
+        stored = self.dtype if self.codec == "none" else self.codec
+        return math.prod(self.shape[1:]) * ITEM_BYTES[stored]
+
     def header(self) -> dict[str, object]:
         """What goes into a frame's header; the data travel as a buffer."""
         return {"d": self.dtype, "s": list(self.shape), "c": self.codec, "k": zlib.crc32(self.data)}
+
+
+def cut(wire: WireTensor, start: int, stop: int) -> WireTensor:
+    """Entries [start, stop) along the first axis, 0 <= start <= stop <= its length: a view of the same bytes."""
+    assert 0 <= start <= stop <= wire.shape[0], f"cut {start}:{stop} of {list(wire.shape)}"
+    if stop - start == wire.shape[0]:
+        return wire
+    size = wire.token_bytes
+    data = memoryview(wire.data).cast("B")[start * size : stop * size] if start < stop and size else b""
+    return WireTensor(wire.dtype, (stop - start, *wire.shape[1:]), wire.codec, data)
+
+
+def join(wires: Sequence[WireTensor]) -> WireTensor:
+    """At least one tensor, all of one kind, one after the other along the first axis. A single one is handed on; else bytes are copied.
+
+    TensorFormatError where dtype, codec or width differ: they come from a peer.
+    """
+    first, width = wires[0], wires[0].shape[1:]
+    if any((wire.dtype, wire.codec, wire.shape[1:]) != (first.dtype, first.codec, width) for wire in wires):
+        raise TensorFormatError(f"cannot join {first.dtype} [tokens, *{list(width)}] with tensors of another kind")
+    if len(wires) == 1:
+        return first
+    count = sum(wire.shape[0] for wire in wires)
+    return WireTensor(first.dtype, (count, *width), first.codec, b"".join(wire.data for wire in wires))
+
+
+def is_finite(wire: WireTensor) -> bool:
+    """Is none of the values NaN or infinite? One pass over each value's highest byte; the values themselves are read only where that
+    byte leaves a doubt (from 1.7e38 on). Integers are finite."""
+    stored = wire.dtype if wire.codec == "none" else wire.codec
+    if stored not in _EXPONENTS or not wire.num_bytes:
+        return True
+    letter, doubtful, mask = _EXPONENTS[stored]
+    data, size = bytes(wire.data), ITEM_BYTES[stored]
+    highest = data[size - 1 :: size]
+    if len(highest.translate(None, doubtful)) == len(highest):
+        return True
+    values = memoryview(data).cast(letter)  # type: ignore[call-overload]  # one of two letters
+    if mask:
+        return not any(value & mask == mask for value in values)
+    return math.isfinite(sum(values))  # of doubles: 2**63 float32 values would be needed to pass their range
 
 
 def parse(header: object, buffers: Sequence[memoryview], index: int = 0) -> WireTensor:

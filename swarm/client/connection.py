@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from protocols import compression
 from protocols.defaults import PATIENCE_S
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId
@@ -197,8 +198,9 @@ class SwarmSession:
         if self.journey is None:
             self.journey = self._backend.started()
         places = None if positions is None else positions.tolist()
-        output = await self.journey.step(ops, counts, hidden[0].detach().to("cpu", self._backend.dtype), want, places)
-        return output[None]
+        tokens = compression.pack(hidden[0].detach().to("cpu", self._backend.dtype))
+        output = await self.journey.step(ops, counts, tokens, want, places)
+        return compression.unpack(output.values)[None]
 
     def close(self) -> None:
         if not self._is_closed:

@@ -20,7 +20,7 @@ class Answers:
 
     @property
     def num_bytes(self) -> int:
-        return sum(reply.payload.num_bytes for reply in self._replies)
+        return sum(reply.num_bytes for reply in self._replies)
 
     def attach(self, wire: Wire | None, attach: Attach) -> None:
         """The client listens on `wire` from now on, and has had everything before step `attach.step`."""
@@ -50,4 +50,4 @@ class Answers:
     def _send(self, reply: Reply) -> None:
         if self.wire is not None:
             self.wire.post(reply)
-            trace.mark("replied", reply.session, reply.step, reply.payload.num_bytes)
+            trace.mark("replied", reply.session, reply.step, reply.num_bytes)

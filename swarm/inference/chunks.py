@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from protocols import tensors
 from protocols.inference import WANT_ALL
+from protocols.tensors import WireTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +23,42 @@ class Chunk:
     needed: tuple[int, ...]
 
 
-def plan(counts: Sequence[int], want: int, limit_tokens: int) -> list[Chunk]:
-    """Chunks of at most `limit_tokens` tokens (but at least one a row), in order. Never empty: a step without tokens is one chunk."""
+def plan(counts: Sequence[int], want: int, limit_tokens: int, limit_wanted: int | None = None) -> list[Chunk]:
+    """Chunks of at most `limit_tokens` tokens (but at least one a row), in order. Never empty: a step without tokens is one chunk.
+
+    limit_wanted: at most so many tokens of a chunk come back, at least 1; rows take turns where they would be more.
+    """
     share = max(1, limit_tokens // max(1, len(counts)))
-    return [_chunk(counts, want, start, share) for start in range(0, max([*counts, 1]), share)]
+    if limit_wanted is not None and (want == WANT_ALL or want > limit_wanted):
+        share = min(share, limit_wanted)  # so that one row's part never exceeds it
+    whole = (_chunk(counts, want, start, share) for start in range(0, max([*counts, 1]), share))
+    if limit_wanted is None:
+        return list(whole)
+    return [part for chunk in whole for part in _taking_turns(chunk, limit_wanted)]
+
+
+def _taking_turns(chunk: Chunk, limit: int) -> list[Chunk]:
+    """The same tokens in parts of consecutive rows, of which at most `limit` tokens each come back."""
+    turns, turn, total = [], 0, 0
+    for size in kept(chunk.want, chunk.counts):
+        if total and total + size > limit:
+            turn, total = turn + 1, 0
+        turns.append(turn)
+        total += size
+    return [chunk] if turn == 0 else [_of_turn(chunk, turns, number) for number in range(turn + 1)]
+
+
+def _of_turn(chunk: Chunk, turns: Sequence[int], turn: int) -> Chunk:
+    """The rows whose turn it is; of those before, everything is sent, and of those after, nothing yet."""
+    needed = tuple(count if own == turn else 0 for own, count in zip(turns, chunk.needed, strict=True))
+    return Chunk(
+        starts=tuple(
+            start + (size if own < turn else 0) for own, start, size in zip(turns, chunk.starts, chunk.counts, strict=True)
+        ),
+        counts=tuple(size if own == turn else 0 for own, size in zip(turns, chunk.counts, strict=True)),
+        want=WANT_ALL if chunk.want == WANT_ALL else max(needed),
+        needed=needed,
+    )
 
 
 def _chunk(counts: Sequence[int], want: int, start: int, share: int) -> Chunk:
@@ -40,29 +71,63 @@ def _chunk(counts: Sequence[int], want: int, start: int, share: int) -> Chunk:
     return Chunk(starts, taken, max([*needed, 0]), needed)
 
 
-def cut(chunk: Chunk, counts: Sequence[int], values: Tensor) -> Tensor:
+def cut(chunk: Chunk, counts: Sequence[int], values: WireTensor) -> WireTensor:
     """The chunk's tokens of `values` [T, …], whose rows follow each other with `counts` tokens each."""
     if chunk.counts == tuple(counts):
         return values
-    pieces = values.split(list(counts))
-    return torch.cat([piece[begin : begin + size] for piece, begin, size in zip(pieces, chunk.starts, chunk.counts, strict=True)])
+    pieces, at = [], 0
+    for count, begin, size in zip(counts, chunk.starts, chunk.counts, strict=True):
+        if size:
+            pieces.append(tensors.cut(values, at + begin, at + begin + size))
+        at += count
+    return tensors.join(pieces or [tensors.cut(values, 0, 0)])
 
 
-def join(chunks: Sequence[Chunk], outputs: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
-    """All needed tokens, row after row: outputs are (counts, values [T', H]) of each chunk, as its `want` asked."""
+def cut_positions(chunk: Chunk, counts: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:
+    """The same of a position per token."""
+    kept: list[int] = []
+    at = 0
+    for count, start, size in zip(counts, chunk.starts, chunk.counts, strict=True):
+        kept += positions[at + start : at + start + size]
+        at += count
+    return tuple(kept)
+
+
+def join(chunks: Sequence[Chunk], outputs: Sequence[tuple[Sequence[int], WireTensor]]) -> WireTensor:
+    """All needed tokens, row after row: outputs are (counts, values [T', …]) of each chunk, as its `want` asked."""
     if len(chunks) == 1 and tuple(outputs[0][0]) == chunks[0].needed:
         return outputs[0][1]
-    rows: list[list[Tensor]] = [[] for _ in chunks[0].counts]
+    rows: list[list[WireTensor]] = [[] for _ in chunks[0].counts]
     for chunk, (counts, values) in zip(chunks, outputs, strict=True):
-        for row, piece, needed in zip(rows, values.split(list(counts)), chunk.needed, strict=True):
-            row.append(piece[len(piece) - needed :])
-    return torch.cat([piece for row in rows for piece in row])
+        at = 0
+        for row, count, needed in zip(rows, counts, chunk.needed, strict=True):
+            at += count
+            if needed:
+                row.append(tensors.cut(values, at - needed, at))
+    return tensors.join([piece for row in rows for piece in row] or [tensors.cut(outputs[0][1], 0, 0)])
 
 
-def select(want: int, counts: Sequence[int], output: Tensor) -> tuple[list[int], Tensor]:
-    """The tokens that a step wants back: (counts, values), the last `want` of each row, all, or none."""
-    if want == WANT_ALL:
-        return list(counts), output
-    kept = [min(want, count) for count in counts]
-    pieces = [piece[len(piece) - keep :] for piece, keep in zip(output.split(list(counts)), kept, strict=True)]
-    return kept, torch.cat(pieces) if pieces else output[:0]
+def kept(want: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """How many of each row's last tokens a step wants back."""
+    return tuple(counts) if want == WANT_ALL else tuple(min(want, count) for count in counts)
+
+
+def wanted(want: int, counts: Sequence[int]) -> list[tuple[int, int]] | None:
+    """Where on the flat axis they are, as [start, stop), one after the other; None = everywhere."""
+    keep = kept(want, counts)
+    if keep == tuple(counts):
+        return None
+    places, at = [], 0
+    for count, last in zip(counts, keep, strict=True):
+        at += count
+        if last:
+            places.append((at - last, at))
+    return places
+
+
+def select(want: int, counts: Sequence[int], output: WireTensor) -> WireTensor:
+    """The tokens that a step wants back: the last `want` of each row, all, or none."""
+    places = wanted(want, counts)
+    if places is None:
+        return output
+    return tensors.join([tensors.cut(output, *place) for place in places] or [tensors.cut(output, 0, 0)])

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from protocols import compression
+from protocols import compression, tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SwarmError
+from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SpanNotServedError, SwarmError
 from protocols.ids import short, short_peer
 from protocols.inference import (
     Attach,
@@ -298,13 +298,15 @@ class Hop:
             self._reply(step, output, spent_ms)
         else:
             budget_ms = max(0, step.budget_ms - round(spent_ms))
-            self._down.send(replace(step, payload=compression.pack(output), budget_ms=budget_ms))
+            self._down.send(replace(step, kind="hidden", payload=compression.pack(output), budget_ms=budget_ms))
 
     async def _forward(
         self, ops: Sequence[Op], counts: Sequence[int], message: Step | History, urgency: Urgency = ORDINARY
     ) -> Tensor:
-        if isinstance(message, Step) and message.result != "hidden":
-            raise BadRequestError(f"this peer's blocks give hidden states, the step asks for {message.result!r}")
+        if message.kind != "hidden" or (isinstance(message, Step) and message.result != "hidden"):
+            raise SpanNotServedError(
+                f"this peer hosts blocks, not the model's ends: it takes and gives hidden states, not {message.kind}"
+            )
         hidden = compression.unpack(message.payload)
         if hidden.shape[1:] != (self._compute.hidden_size,) or hidden.dtype != self._compute.dtype:
             expected = f"[tokens, {self._compute.hidden_size}] {self._compute.dtype}"
@@ -328,9 +330,9 @@ class Hop:
         self._down.retained.load(0, [])
 
     def _reply(self, step: Step, output: Tensor, compute_ms: float) -> None:
-        counts, wanted = chunks.select(step.want, step.counts, output)
-        reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=tuple(counts),
-                      payload=compression.pack(wanted), compute_ms=compute_ms)  # fmt: skip
+        wanted = chunks.select(step.want, step.counts, compression.pack(output))
+        reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=chunks.kept(step.want, step.counts),
+                      payload=wanted, compute_ms=compute_ms)  # fmt: skip
         self._answers.add(reply)
 
     # --- replay
@@ -350,14 +352,14 @@ class Hop:
         self._is_waiting = False
         faults.point("before_history", history.base)
         try:
-            output = await self._forward((), history.counts, history)
+            output = compression.pack(await self._forward((), history.counts, history))
         except SwarmError as error:
             await self._give_up(error)
             return
         self._loading.take(history, output)
         if self._loading.is_complete:
             self.next_step = history.base
-            self._down.retained.load(history.base, [] if self.is_last else self._loading.rows, output[:0])
+            self._down.retained.load(history.base, [] if self.is_last else self._loading.rows, tensors.cut(output, 0, 0))
             self._loading = None
             self._down.pump()
         faults.point("after_history", history.base)

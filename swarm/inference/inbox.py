@@ -18,7 +18,9 @@ def weight(message: Message | Iterator[Message] | object) -> int:
     """Bytes that a waiting message keeps alive, about; those that are made only when they are sent weigh nothing."""
     if not isinstance(message, Step | History | Reply):
         return 0
-    positions = () if isinstance(message, Reply) else message.positions or ()
+    if isinstance(message, Reply):
+        return message.num_bytes
+    positions = message.positions or ()
     return message.payload.num_bytes + POSITION_BYTES * len(positions)
 
 

@@ -5,7 +5,8 @@ Two parts, because row operations make old frames impossible to rebuild from row
 - the **window**: the last steps as they were sent. The client has at most WINDOW_STEPS steps and WINDOW_BYTES (or a single step) in
   flight, so that every living hop wants a step at or after `base`: it gets frames, and only a hop that holds nothing gets the history.
 
-Pieces are views of what was sent: forking a row copies a list, no values.
+Pieces are views of what was sent: forking a row copies a list, no values. Nothing here computes, so values stay bytes. At the client of
+a thin session a row may hold a caller's embeddings and then token ids: a piece has one kind, and so has each part of a history.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from protocols import compression
+from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
 from protocols.inference import History, Step
+from protocols.tensors import WireTensor
 from swarm.inference import rows as row_operations
 
 HISTORY_PART_TOKENS = 512
@@ -32,19 +31,18 @@ MAX_UNFOLDED = 256
 
 @dataclass(slots=True)
 class Piece:
-    """Consecutive tokens of one row: values [tokens, width], and their positions where the caller set some."""
+    """Consecutive tokens of one row: values [tokens, …] of one kind, and their positions where the caller set some."""
 
-    values: Tensor
+    values: WireTensor
     positions: tuple[int, ...] | None = None
+    kind: str = "hidden"
 
     def __len__(self) -> int:
-        return int(self.values.shape[0])
+        return self.values.shape[0]
 
-    def head(self, tokens: int) -> Piece:
-        return Piece(self.values[:tokens], None if self.positions is None else self.positions[:tokens])
-
-    def tail(self, start: int) -> Piece:
-        return Piece(self.values[start:], None if self.positions is None else self.positions[start:])
+    def part(self, start: int, stop: int) -> Piece:
+        positions = None if self.positions is None else self.positions[start:stop]
+        return Piece(tensors.cut(self.values, start, stop), positions, self.kind)
 
 
 @dataclass(slots=True)
@@ -74,7 +72,7 @@ class PieceStore:
         while tokens:
             last = row.pieces.pop()
             if len(last) > tokens:
-                row.pieces.append(last.head(len(last) - tokens))
+                row.pieces.append(last.part(0, len(last) - tokens))
             tokens -= min(tokens, len(last))
 
     def close(self, row: PieceRow) -> None:
@@ -93,7 +91,8 @@ class Retained:
         self.has_history = True
         """False once `drop_history` was called: then only the window can be sent again."""
         self._rows: list[PieceRow] = []
-        self._empty = torch.empty(0, 0)
+        self._empty = Piece(WireTensor("float32", (0, 0), "none", b""))
+        """No tokens, but of the kind and width that were sent last: what a history of empty rows carries."""
         self._window: deque[Step] = deque()
         self._window_bytes = 0
         self._unfolded: deque[Step] = deque()
@@ -131,15 +130,15 @@ class Retained:
             self._fold(self._unfolded.popleft())
 
     def _fold(self, step: Step) -> None:
-        values = compression.unpack(step.payload)
-        self._empty = values[:0]
+        whole = Piece(step.payload, step.positions, step.kind)
+        self._empty = whole.part(0, 0)
         rows = row_operations.apply(self._store, self._rows, step.ops)
         self._rows = row_operations.enter(self._store, rows, len(step.counts))
         at = 0
-        for row, piece in zip(self._rows, values.split(list(step.counts)), strict=True):
-            if len(piece):
-                row.append(Piece(piece, None if step.positions is None else step.positions[at : at + len(piece)]))
-            at += len(piece)
+        for row, count in zip(self._rows, step.counts, strict=True):
+            if count:
+                row.append(whole.part(at, at + count))
+            at += count
 
     def drop_history(self) -> None:
         """Give the history's memory back; a hop below that holds nothing can then be served only after a replay from above."""
@@ -151,14 +150,14 @@ class Retained:
         """The retained frames with this number and later, oldest first."""
         return (kept for kept in tuple(self._window) if kept.step >= step)
 
-    def load(self, base: int, rows: Sequence[PieceRow], empty: Tensor | None = None) -> None:
+    def load(self, base: int, rows: Sequence[PieceRow], empty: WireTensor | None = None) -> None:
         """Start anew from a history: the rows as they were before step `base`; `empty` [0, width] tells dtype and width."""
         self.base, self._rows, self.has_history = base, list(rows), True
         self._window.clear()
         self._unfolded.clear()
         self._window_bytes = 0
-        self._empty = self._empty if empty is None else empty
-        self.num_bytes = sum(piece.values.nbytes for row in self._rows for piece in row.pieces)
+        self._empty = self._empty if empty is None else Piece(empty)
+        self.num_bytes = sum(piece.values.num_bytes for row in self._rows for piece in row.pieces)
 
     def histories(self, session: SessionId, epoch: int) -> Iterator[History]:
         """The frames that bring a hop which holds nothing to step `base`; empty rows are told by a count of 0.
@@ -170,34 +169,67 @@ class Retained:
         return _histories(rows, self._empty, session, epoch, self.base)
 
 
-def _histories(rows: Sequence[PieceRow], empty: Tensor, session: SessionId, epoch: int, base: int) -> Iterator[History]:
+def _histories(rows: Sequence[PieceRow], empty: Piece, session: SessionId, epoch: int, base: int) -> Iterator[History]:
     """Rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes (but a token a row), a piece of each row a round."""
     explicit = any(piece.positions is not None for row in rows for piece in row.pieces)
-    tokens = min(HISTORY_PART_TOKENS, WINDOW_BYTES // max(1, empty.shape[1] * empty.element_size()))
-    share = max(1, tokens // max(1, len(rows)))
-    parts = max(1, max((-(-row.length // share) for row in rows), default=1))
-    whole = [_join(row, empty, explicit) for row in rows]
-    for part in range(parts):
-        pieces = [piece.tail(part * share).head(share) for piece in whole]
+    widest = max((piece.values.token_bytes for row in rows for piece in row.pieces), default=1)
+    share = max(1, min(HISTORY_PART_TOKENS, WINDOW_BYTES // max(1, widest)) // max(1, len(rows)))
+    runs = [_runs(row, explicit) for row in rows]
+    rounds = _rounds([[(piece.kind, len(piece)) for piece in own] for own in runs], share) or [[(0, 0, 0)] * len(rows)]
+    for part, places in enumerate(rounds):
+        pieces = [
+            own[run].part(start, stop) if stop > start else None for own, (run, start, stop) in zip(runs, places, strict=True)
+        ]
+        full = [piece for piece in pieces if piece is not None] or [empty]
         yield History(
             session=session,
             epoch=epoch,
             base=base,
-            counts=tuple(len(piece) for piece in pieces),
-            payload=compression.pack(torch.cat([empty, *(piece.values for piece in pieces)])),
-            positions=tuple(place for piece in pieces for place in piece.positions or ()) if explicit else None,
+            counts=tuple(0 if piece is None else len(piece) for piece in pieces),
+            payload=tensors.join([piece.values for piece in full]),
+            positions=tuple(place for piece in full for place in piece.positions or ()) if explicit else None,
             part=part,
-            parts=parts,
+            parts=len(rounds),
+            kind=full[0].kind,
         )
 
 
-def _join(row: PieceRow, empty: Tensor, explicit: bool) -> Piece:
-    """A row's pieces as one; with `explicit`, tokens without positions of their own get the ones that they have by default."""
-    positions: list[int] = []
+def _rounds(runs: Sequence[Sequence[tuple[str, int]]], share: int) -> list[list[tuple[int, int, int]]]:
+    """Which part of which run of each row goes in which round, as (run, start, stop): at most `share` tokens of a row, one kind a round.
+
+    runs: of each row, (kind, length) one after the other. The kind of the first row that has any left decides.
+    """
+    at = [(0, 0) for _ in runs]
+    rounds: list[list[tuple[int, int, int]]] = []
+    while any(run < len(own) for (run, _), own in zip(at, runs, strict=True)):
+        kind = next(own[run][0] for (run, _), own in zip(at, runs, strict=True) if run < len(own))
+        places: list[tuple[int, int, int]] = []
+        for row, ((run, start), own) in enumerate(zip(at, runs, strict=True)):
+            is_turn = run < len(own) and own[run][0] == kind
+            stop = min(own[run][1], start + share) if is_turn else start
+            places.append((run, start, stop))
+            at[row] = (run + 1, 0) if is_turn and stop == own[run][1] else (run, stop)
+        rounds.append(places)
+    return rounds
+
+
+def _runs(row: PieceRow, explicit: bool) -> list[Piece]:
+    """A row's pieces, neighbours of one kind joined; with `explicit`, tokens without positions get the ones that they have by default."""
+    runs: list[list[Piece]] = []
     for piece in row.pieces:
-        positions += piece.positions if piece.positions is not None else range(len(positions), len(positions) + len(piece))
-    values = torch.cat([piece.values for piece in row.pieces]) if row.pieces else empty
-    return Piece(values, tuple(positions) if explicit else None)
+        if runs and runs[-1][0].kind == piece.kind:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    joined, at = [], 0
+    for run in runs:
+        positions: list[int] = []
+        for piece in run:
+            positions += range(at, at + len(piece)) if piece.positions is None else piece.positions
+            at += len(piece)
+        values = tensors.join([piece.values for piece in run])
+        joined.append(Piece(values, tuple(positions) if explicit else None, run[0].kind))
+    return joined
 
 
 @dataclass(slots=True)
@@ -214,15 +246,15 @@ class Loading:
         same = (history.base, history.parts, len(history.counts)) == (self.base, self.parts, len(self.rows))
         return same and history.part == self.taken
 
-    def take(self, history: History, output: Tensor) -> None:
-        at = 0
+    def take(self, history: History, output: WireTensor) -> None:
+        """Append a part: `output` [T, …] is what it became here."""
+        whole, at = Piece(output, history.positions), 0
         for row, count in zip(self.rows, history.counts, strict=True):
             if count:
-                positions = None if history.positions is None else history.positions[at : at + count]
-                row.append(Piece(output[at : at + count], positions))
+                row.append(whole.part(at, at + count))
             at += count
         self.taken += 1
-        self.num_bytes += output.nbytes
+        self.num_bytes += output.num_bytes
 
     @property
     def is_complete(self) -> bool:

@@ -16,26 +16,34 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from protocols import compression
-from protocols.defaults import GRANT_LIFE_S, PATIENCE_S, PREFILL_CHUNK_TOKENS, SILENCE_S, STALL_S, WINDOW_BYTES, WINDOW_STEPS
+from protocols import tensors
+from protocols.defaults import (
+    GRANT_LIFE_S,
+    PATIENCE_S,
+    PREFILL_CHUNK_TOKENS,
+    SILENCE_S,
+    STALL_S,
+    WINDOW_BYTES,
+    WINDOW_STEPS,
+)
 from protocols.errors import (
+    BadRequestError,
     DeadlineError,
     InternalError,
     NoRouteError,
     PeerUnreachableError,
     SwarmError,
-    TensorFormatError,
     from_wire,
 )
 from protocols.identity import Identity
 from protocols.ids import SessionId, short, short_peer
 from protocols.inference import WANT_ALL, Close, Expect, Grant, HopLost, Message, Op, Reply, Route, Step
+from protocols.tensors import WireTensor
 from swarm.inference import chunks, trace
 from swarm.inference.chunks import Chunk
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
+from swarm.inference.requests import Asked, Awaited, Request, StepOutput
 from swarm.inference.wire import Wire
 from swarm.routing.router import Router
 
@@ -69,22 +77,11 @@ class SessionConfig:
     priority: int = 0
     """0, or down to -100: where steps wait, others go first."""
 
+    hidden_size: int | None = None
+    """Width of the model's hidden states; a thin session has to know it."""
 
-@dataclass(frozen=True, slots=True)
-class _Awaited:
-    """A step in flight: what its reply must look like."""
-
-    reply: asyncio.Future[tuple[Sequence[int], Tensor]]
-    counts: tuple[int, ...]
-    width: int
-    dtype: str
-
-    def fits(self, reply: Reply) -> bool:
-        payload = reply.payload
-        return (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (self.width,), self.dtype)
-
-    def __str__(self) -> str:
-        return f"counts {list(self.counts)[:8]} of {self.dtype} [{self.width}]"
+    vocab_size: int | None = None
+    """How many token ids, and logits of a token, the model has; a thin session has to know it."""
 
 
 class Session:
@@ -105,7 +102,7 @@ class Session:
         self._grant: Grant | None = None
         self._down = Downstream(self.id)
         self._last: Wire | None = None
-        self._pending: dict[int, _Awaited] = {}
+        self._pending: dict[int, Awaited] = {}
         self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
         self._repairs: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -113,6 +110,7 @@ class Session:
         self._heard_s = 0.0
         """When the last step was sent, the last reply came, or the last route was opened."""
         self._is_repairing = False
+        self._is_thin = False
         self._failure: SwarmError | None = None
         self._turn = asyncio.Lock()
 
@@ -121,12 +119,16 @@ class Session:
 
     # --- what callers use
 
-    async def open(self) -> None:
-        """Find a route and open it; does nothing where there is one. NoRouteError or ModelMismatchError says why there is none."""
+    async def open(self, thin: bool = False) -> None:
+        """Find a route and open it; does nothing where there is one. NoRouteError or ModelMismatchError says why there is none.
+
+        thin: the route needs the model's ends at its first and at its last hop, for a session whose steps bring ids or embeddings.
+        """
         if self._failure is not None:
             raise self._failure
         if self._repairs is None:
-            route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype)
+            self._is_thin = thin
+            route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype, thin=thin)
             trace.mark("routed", self.id, 0)
             if self._failure is None:
                 await self._install(route)  # losses wait until it is done: two routes must never be installed at once
@@ -140,21 +142,51 @@ class Session:
         self,
         ops: Sequence[Op],
         counts: Sequence[int],
-        hidden: Tensor,
+        tokens: WireTensor,
         want: int = WANT_ALL,
         positions: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Send tokens of every row through the route: hidden [T, H], rows one after the other with `counts` tokens each.
+        *,
+        kind: str = "hidden",
+        result: str = "hidden",
+        top: int = 0,
+    ) -> StepOutput:
+        """Send tokens of every row through the route: `counts` tokens of each, rows one after the other on the first axis of `tokens`.
 
-        want: the last n tokens of each row come back (WANT_ALL: all, 0: none): [T', H], rows one after the other.
+        kind: what `tokens` are: "hidden" [T, H], "ids" [T] int32, or "embeds" [T, E]: a caller's embeddings, for the model's own
+        embedding stage. A session stays with hidden states, or with the other two.
+        want: the last n tokens of each row come back (WANT_ALL: all, 0: none), T' in all, rows one after the other.
+        result: "hidden" [T', H], "logits" [T', V] float32, or "top": the `top` largest logits [T', top] and their ids, largest first.
         Deaths are survived in here. Raises NoRouteError after `patience_s` without a route, or the error that no other peer would
         spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
         """
+        asked = Asked(counts=tuple(counts), tokens=tokens, want=want, positions=positions, kind=kind, result=result, top=top)
+        asked.check()
         async with self._turn:
-            trace.mark("embedded", self.id, self._down.retained.next_step, hidden.nbytes)
-            await self.open()
-            pieces = chunks.plan(counts, want, self._config.chunk_tokens)
-            return chunks.join(pieces, await self._run(pieces, ops, counts, hidden, positions))
+            trace.mark("embedded", self.id, self._down.retained.next_step, tokens.num_bytes)
+            if self._repairs is not None and asked.is_thin != self._is_thin:
+                before = "ids or embeddings" if self._is_thin else "hidden states"
+                raise BadRequestError(f"this session has sent {before}; {kind} need a session of their own")
+            await self.open(asked.is_thin)
+            request = self._request(asked)
+            pieces = chunks.plan(counts, want, self._config.chunk_tokens, request.limit_wanted)
+            replies = await self._run(pieces, ops, request)
+            values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
+            ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
+            return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
+
+    def _request(self, asked: Asked) -> Request:
+        """The same with what its replies must look like."""
+        if not asked.is_thin:
+            return Request(asked=asked, width=asked.tokens.shape[-1], dtype=asked.tokens.dtype)
+        hidden_size, vocab_size = self._config.hidden_size, self._config.vocab_size
+        if hidden_size is None or vocab_size is None or self.dtype is None:
+            raise BadRequestError(
+                "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
+            )
+        width = {"hidden": hidden_size, "logits": vocab_size, "top": asked.top}[asked.result]
+        return Request(
+            asked=asked, width=width, dtype=self.dtype if asked.result == "hidden" else "float32", vocab_size=vocab_size
+        )
 
     async def close(self) -> None:
         """End the session everywhere; what the hops lent is returned at once. Safe to repeat.
@@ -179,43 +211,42 @@ class Session:
 
     # --- steps
 
-    async def _run(
-        self, pieces: list[Chunk], ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Sequence[int] | None
-    ) -> list[tuple[Sequence[int], Tensor]]:
-        """Send the chunks with a bounded number in flight; the replies in order."""
-        outputs: list[tuple[Sequence[int], Tensor]] = []
+    async def _run(self, pieces: list[Chunk], ops: Sequence[Op], request: Request) -> list[Reply]:
+        """Send the chunks with a bounded number in flight, and no more bytes than the last hop keeps replies of; the replies in order."""
+        replies: list[Reply] = []
         flying: deque[tuple[int, int]] = deque()
         for number, piece in enumerate(pieces):
-            step = self._frame(piece, ops if number == 0 else (), counts, hidden, positions)
-            while flying and (
-                len(flying) >= WINDOW_STEPS or sum(size for _, size in flying) + step.payload.num_bytes > WINDOW_BYTES
-            ):
-                outputs.append(await self._reply(flying.popleft()[0]))
-            self._pending[step.step] = _awaited(step)
+            step = self._frame(piece, ops if number == 0 else (), request)
+            awaited = Awaited(asyncio.get_running_loop().create_future(), chunks.kept(step.want, step.counts), request)
+            size = max(step.payload.num_bytes, sum(awaited.counts) * request.token_bytes)
+            while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
+                replies.append(await self._reply(flying.popleft()[0]))
+            self._pending[step.step] = awaited
             self._heard_s = time.monotonic()
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._down.send(step)
-            flying.append((step.step, step.payload.num_bytes))
-        return outputs + [await self._reply(number) for number, _ in flying]
+            flying.append((step.step, size))
+        return replies + [await self._reply(number) for number, _ in flying]
 
-    def _frame(
-        self, piece: Chunk, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Sequence[int] | None
-    ) -> Step:
-        places = None if positions is None else _cut_positions(piece, counts, positions)
+    def _frame(self, piece: Chunk, ops: Sequence[Op], request: Request) -> Step:
+        asked = request.asked
         return Step(
             session=self.id,
             epoch=max(0, self._epoch),
             step=self._down.retained.next_step,
             counts=piece.counts,
-            payload=compression.pack(chunks.cut(piece, counts, hidden)),
+            payload=chunks.cut(piece, asked.counts, asked.tokens),
             ops=tuple(ops),
-            positions=places,
+            positions=None if asked.positions is None else chunks.cut_positions(piece, asked.counts, asked.positions),
             want=piece.want,
+            kind=asked.kind,
+            result=asked.result,
+            top=asked.top,
             budget_ms=int(min(MAX_BUDGET_S, self._config.patience_s) * 1e3),
             priority=self._config.priority,
         )
 
-    async def _reply(self, number: int) -> tuple[Sequence[int], Tensor]:
+    async def _reply(self, number: int) -> Reply:
         future = self._pending[number].reply
         try:
             return await future
@@ -271,21 +302,16 @@ class Session:
         awaited = self._pending.get(reply.step)
         if awaited is None or awaited.reply.done():
             return
-        if not awaited.fits(reply):
+        if not awaited.fits(reply) or not tensors.is_finite(reply.payload):
             got = f"{list(reply.counts)[:8]} of {reply.payload.dtype} {list(reply.payload.shape)}"
-            self._doubt_last(f"the last hop answers step {reply.step} with counts {got}, expected {awaited}")
-            return
-        try:
-            output = compression.unpack(reply.payload, finite=True)
-        except TensorFormatError as error:
-            self._doubt_last(f"the last hop answers step {reply.step} with nonsense: {error}")
+            self._doubt_last(f"the last hop answers step {reply.step} with counts {got}, expected finite {awaited}")
             return
         self._heard_s = time.monotonic()
-        trace.mark("answered", self.id, reply.step, reply.payload.num_bytes)
+        trace.mark("answered", self.id, reply.step, reply.num_bytes)
         if self._lost_at_s is not None:
             self.pauses_s.append(time.monotonic() - self._lost_at_s)
             self._lost_at_s = None
-        awaited.reply.set_result((reply.counts, output))
+        awaited.reply.set_result(reply)
 
     def _doubt_last(self, why: str) -> None:
         self._lose(len(self.route) - 1, InternalError(why), self._epoch)
@@ -333,9 +359,9 @@ class Session:
         if self._lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
             self._lost_at_s = time.monotonic()
         self._router.failed(hop.peer, cause)
-        staying = {(other.peer, other.span) for other in self.route if other is not hop}
+        staying = {other.place for other in self.route if other is not hop}
         left_s = self._lost_at_s + self._config.patience_s - time.monotonic()
-        route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying)
+        route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying, thin=self._is_thin)
         if left_s <= 0:
             raise NoRouteError(f"hops were lost again and again for {self._config.patience_s:.0f} s; the last one: {cause}")
         self.replaced += 1
@@ -349,7 +375,7 @@ class Session:
         grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self._epoch, model=self._router.model, route=route,
                       expires_s=expires_s)  # fmt: skip
         self._grant = grant.signed(self._identity.sign)
-        if self._last is not None and not (before and _same(before[-1], route[-1])):
+        if self._last is not None and not (before and before[-1].place == route[-1].place):
             self._last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
             self._last = None
         if await self._connect_first(before):
@@ -358,7 +384,7 @@ class Session:
     async def _connect_first(self, before: Route) -> bool:
         assert self._grant is not None and self.dtype is not None
         wire = self._down.wire
-        if wire is not None and wire.is_open and before and _same(before[0], self.route[0]):
+        if wire is not None and wire.is_open and before and before[0].place == self.route[0].place:
             self._down.reroute(self._grant, 0)
             return True
         self._down.end(Close(session=self.id, below=False))
@@ -387,22 +413,3 @@ class Session:
             if not awaited.reply.done():
                 awaited.reply.set_exception(self._failure)
                 awaited.reply.exception()  # whoever waits raises it; whoever was cancelled should not be warned about it
-
-
-def _awaited(step: Step) -> _Awaited:
-    counts = step.counts if step.want == WANT_ALL else tuple(min(step.want, count) for count in step.counts)
-    return _Awaited(asyncio.get_running_loop().create_future(), counts, step.payload.shape[-1], step.payload.dtype)
-
-
-def _same(a: object, b: object) -> bool:
-    """Same peer, same span."""
-    return (getattr(a, "peer", None), getattr(a, "span", None)) == (getattr(b, "peer", None), getattr(b, "span", None))
-
-
-def _cut_positions(piece: Chunk, counts: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:
-    kept: list[int] = []
-    at = 0
-    for count, start, size in zip(counts, piece.starts, piece.counts, strict=True):
-        kept += positions[at + start : at + start + size]
-        at += count
-    return tuple(kept)

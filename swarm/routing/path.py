@@ -36,6 +36,8 @@ class Candidate:
     span: Span
     step_ms: float
     free_tokens: int
+    ends: bool = False
+    """Hosts embedding, final norm and head as well."""
     is_holding: bool = False
     """Holds this session's K/V already."""
 
@@ -48,13 +50,21 @@ def cost_ms(candidate: Candidate, any_holding: bool) -> float:
     return candidate.step_ms + scarce + (REPLAY_MS if any_holding else 0.0)
 
 
-def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way) -> list[Candidate] | None:
+def can_take_part(span: Span, ends: bool, num_blocks: int, thin: bool) -> bool:
+    """Is there a place for it in a route? A thin client has no ends: its first and its last hop need them."""
+    return span.stop <= num_blocks and (ends or not thin or (span.start > 0 and span.stop < num_blocks))
+
+
+def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way, thin: bool = False) -> list[Candidate] | None:
     """The cheapest candidates whose spans cover [0, num_blocks) without gap or overlap; None where there are none.
+
+    thin: the first and the last of them must host the model's ends too.
 
     Ties go to fewer hops, then to the smaller PeerIDs, so that equal inputs give equal routes. A peer takes part once; the search is
     exact where each offers one span (as our nodes do), and may miss a path where one offers several.
     """
     any_holding = any(candidate.is_holding for candidate in candidates)
+    candidates = [c for c in candidates if can_take_part(c.span, c.ends, num_blocks, thin)]
     starting: dict[int, list[Candidate]] = {}
     for candidate in _cheapest(candidates, way_ms, any_holding):
         starting.setdefault(candidate.span.start, []).append(candidate)
@@ -105,7 +115,7 @@ def _steps(
     return [
         (way_ms(here, c.peer) + cost_ms(c, any_holding), c.span.stop, [*path, c])
         for c in starting.get(block, [])
-        if c.peer not in used and c.span.stop <= num_blocks
+        if c.peer not in used
     ]
 
 

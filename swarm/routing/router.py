@@ -69,29 +69,34 @@ class Router:
         self._latency.forget(peer)
 
     async def find(
-        self, patience_s: float, dtype: str | None = None, holding: Collection[tuple[PeerId, Span]] | None = None
+        self,
+        patience_s: float,
+        dtype: str | None = None,
+        holding: Collection[tuple[PeerId, Span]] | None = None,
+        thin: bool = False,
     ) -> tuple[Route, str]:
         """A route over all blocks and its compute dtype, looking again for up to `patience_s` seconds.
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
-        dtype: None = any one. Raises NoRouteError where no live peers cover the model in time, ModelMismatchError where only other
-        weights go by this name; at once, but in the middle of a session: then ours were there, and may come back.
+        dtype: None = any one. thin: first and last hop host the model's ends. Raises NoRouteError where no live peers cover the model
+        in time, ModelMismatchError where only other weights go by this name; at once, but in the middle of a session: then ours were
+        there, and may come back.
         """
         is_opening, holding = holding is None, holding or ()
         deadline_s = time.monotonic() + patience_s
-        if holding and (found := await self._choose(self._remembered(dtype), holding)) is not None:
+        if holding and (found := await self._choose(self._remembered(dtype), holding, thin)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
         while True:
             offers = await self._offers(dtype, is_opening)
-            if (found := await self._choose(offers, holding)) is not None:
+            if (found := await self._choose(offers, holding, thin)) is not None:
                 return found
             offers = self._remembered(dtype)
-            if (found := await self._choose(offers, holding)) is not None:
+            if (found := await self._choose(offers, holding, thin)) is not None:
                 return found
             if await self._forgive(offers):
                 continue
             if time.monotonic() >= deadline_s:
-                raise self._no_route(offers, patience_s)
+                raise self._no_route(offers, patience_s, thin)
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
 
     async def _offers(self, dtype: str | None, is_opening: bool) -> list[_Offer]:
@@ -118,7 +123,9 @@ class Router:
         ours = [offer for offer in named if offer.served.model.digest == self.model.digest]
         return [offer for offer in ours if dtype is None or offer.served.dtype == dtype]
 
-    async def _choose(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]]) -> tuple[Route, str] | None:
+    async def _choose(
+        self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]], thin: bool
+    ) -> tuple[Route, str] | None:
         usable = [offer for offer in offers if not self.blame.is_avoided(offer.record.peer, time.monotonic())]
         dead = await self._latency.measure({offer.record.peer: offer.record for offer in usable}.values())
         for peer, cause in dead.items():
@@ -128,16 +135,17 @@ class Router:
             {(offer.served.dtype, offer.served.quantization) for offer in usable}, key=lambda p: p[0] != "float32"
         ):
             group = [offer for offer in usable if (offer.served.dtype, offer.served.quantization) == precision]
-            if (route := self._best(group, holding)) is not None:
+            if (route := self._best(group, holding, thin)) is not None:
                 return route, precision[0]
         return None
 
-    def _best(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]]) -> Route | None:
+    def _best(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]], thin: bool) -> Route | None:
         records = {offer.record.peer: offer.record for offer in offers}
         chosen = path.best(
             [_candidate(offer, (offer.record.peer, offer.served.span) in holding) for offer in offers],
             self.num_blocks,
             lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
+            thin,
         )
         if chosen is None:
             return None
@@ -165,14 +173,31 @@ class Router:
             "use the same checkpoint as its nodes, or host yours under another --model-name"
         )
 
-    def _no_route(self, offers: list[_Offer], patience_s: float) -> NoRouteError:
+    def _no_route(self, offers: list[_Offer], patience_s: float, thin: bool) -> NoRouteError:
         now_s = time.monotonic()
-        live = {offer.served.span for offer in offers if not self.blame.is_avoided(offer.record.peer, now_s)}
-        gaps = path.missing(live, self.num_blocks) or [Span(0, self.num_blocks)]
+        live = [offer.served for offer in offers if not self.blame.is_avoided(offer.record.peer, now_s)]
+        gaps = path.missing({served.span for served in live}, self.num_blocks)
         cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
+        if thin and live and not gaps:
+            return self._no_ends(live, patience_s, cause)
+        gaps = gaps or [Span(0, self.num_blocks)]
         return NoRouteError(
             f"no live peers cover blocks {', '.join(map(str, gaps))} of {self.model.name} after {patience_s:.0f} s{cause}; "
             f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]} --peer …"
+        )
+
+    def _no_ends(self, live: Sequence[ServedSpan], patience_s: float, cause: str) -> NoRouteError:
+        """The blocks are there, but a thin client needs more."""
+        spans = [served.span for served in live]
+        edges = {0: [span for span in spans if span.start == 0],
+                 self.num_blocks - 1: [span for span in spans if span.stop == self.num_blocks]}  # fmt: skip
+        hosted = {o.span for o in live if o.ends}
+        lacking = [block for block, there in edges.items() if not hosted.intersection(there)]
+        where = " and ".join(f"block {block}" for block in lacking or edges)
+        span = min(edges[(lacking or [0])[0]])
+        return NoRouteError(
+            f"no node hosts the ends of {self.model.name} with {where} after {patience_s:.0f} s{cause}, and a thin client needs them; "
+            f"start one with --ends: swarm node {self.model.name} --ends --blocks {span} --peer …, or ask without --thin"
         )
 
 
@@ -186,7 +211,12 @@ def _candidate(offer: _Offer, is_holding: bool) -> path.Candidate:
     span, record = offer.served.span, offer.record
     step_ms = record.step_ms or UNMEASURED_MS_PER_BLOCK * len(span)
     return path.Candidate(
-        peer=record.peer, span=span, step_ms=step_ms * (1 + record.queue), free_tokens=record.free_tokens, is_holding=is_holding
+        peer=record.peer,
+        span=span,
+        step_ms=step_ms * (1 + record.queue),
+        free_tokens=record.free_tokens,
+        ends=offer.served.ends,
+        is_holding=is_holding,
     )
 
 

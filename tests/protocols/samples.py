@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,7 +18,8 @@ ALICE, BOB, CAROL = (from_seed(bytes([number]) * 32) for number in (1, 2, 3))
 MODEL = ModelId("tiny", "ab" * 32)
 SESSION = SessionId(bytes(range(16)))
 HIDDEN = tensors.WireTensor("float32", (3, 1), "none", bytes.fromhex("0000803f00000040000040c0"))  # 1, 2, -3
-TOKENS = tensors.WireTensor("int64", (2,), "none", bytes.fromhex("0700000000000000ff00000000000000"))  # 7, 255
+TOKENS = tensors.WireTensor("int32", (2,), "none", bytes.fromhex("07000000ff000000"))  # 7, 255
+IDS = tensors.WireTensor("int32", (3, 1), "none", bytes.fromhex("0700000008000000ff000000"))
 
 ROUTE = (
     inference.Hop(BOB.peer_id, ("10.0.0.2:4001", "[2001:db8::2]:4001"), b"DER", Span(0, 2)),
@@ -69,16 +71,19 @@ SAMPLES: dict[str, Any] = {
         ops=(inference.Rows((1, 0)), inference.Repeat(2), inference.Crop(3)),
         positions=(4, 5, 9),
         want=1,
+        kind="embeds",
+        result="top",
+        top=2,
         budget_ms=2_500,
         priority=-1,
     ),
-    "history": inference.History(session=SESSION, epoch=1, base=5, counts=(1, 1), payload=TOKENS, part=0, parts=2),
+    "history": inference.History(session=SESSION, epoch=1, base=5, counts=(1, 1), payload=TOKENS, part=0, parts=2, kind="ids"),
     "reroute": inference.Reroute(grant=GRANT, index=0),
     "close": inference.Close(session=SESSION, below=True),
     "expect": inference.Expect(session=SESSION, epoch=1, step=0),
     "lost": inference.HopLost(session=SESSION, epoch=1, index=1, code="peer_unreachable", message="it\nbroke"),
     "attach": inference.Attach(grant=GRANT, step=3),
-    "reply": inference.Reply(session=SESSION, epoch=1, step=5, counts=(3,), payload=HIDDEN, compute_ms=1.25),
+    "reply": inference.Reply(session=SESSION, epoch=1, step=5, counts=(3,), payload=HIDDEN, ids=IDS, compute_ms=1.25),
 }
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
@@ -142,8 +147,8 @@ def grants(draw: st.DrawFn) -> inference.Grant:
 
 @st.composite
 def payloads(draw: st.DrawFn, num_tokens: int) -> tensors.WireTensor:
-    dtype, codec = draw(st.sampled_from([("float32", "none"), ("bfloat16", "none"), ("float32", "float16"), ("int64", "none")]))
-    shape = (num_tokens,) if dtype == "int64" else (num_tokens, draw(st.integers(0, 5)))
+    dtype, codec = draw(st.sampled_from([("float32", "none"), ("bfloat16", "none"), ("float32", "float16"), ("int32", "none")]))
+    shape = (num_tokens,) if dtype == "int32" else (num_tokens, draw(st.integers(0, 5)))
     num_bytes = tensors.ITEM_BYTES[dtype if codec == "none" else codec] * (shape[0] * (1 if len(shape) == 1 else shape[1]))
     return tensors.WireTensor(dtype, shape, codec, random.Random(draw(st.integers(0, 99))).randbytes(num_bytes))
 
@@ -172,7 +177,8 @@ def step_messages(draw: st.DrawFn) -> inference.Step:
         step=draw(steps),
         ops=tuple(draw(st.lists(ops, max_size=4))),
         want=draw(st.integers(-1, 65_536)),
-        result=draw(st.sampled_from(["hidden", "logits"])),
+        kind=draw(st.sampled_from(inference.KINDS)),
+        **draw(st.sampled_from([{"result": "hidden"}, {"result": "logits"}, {"result": "top", "top": 7}])),
         budget_ms=draw(st.integers(0, 86_400_000)),
         priority=draw(st.integers(-100, 100)),
         **draw(tokens_of_rows()),
@@ -183,15 +189,23 @@ def step_messages(draw: st.DrawFn) -> inference.Step:
 def histories(draw: st.DrawFn) -> inference.History:
     parts = draw(st.integers(1, 9))
     head: dict[str, Any] = {"session": draw(sessions), "epoch": draw(epochs), "base": draw(steps)}
-    return inference.History(**head, part=draw(st.integers(0, parts - 1)), parts=parts, **draw(tokens_of_rows()))
+    return inference.History(**head, part=draw(st.integers(0, parts - 1)), parts=parts, kind=draw(st.sampled_from(inference.KINDS)),
+                             **draw(tokens_of_rows()))  # fmt: skip
 
 
 @st.composite
 def replies(draw: st.DrawFn) -> inference.Reply:
     table = draw(tokens_of_rows())
     del table["positions"]
+    shape = table["payload"].shape
+    ids = tensors.WireTensor("int32", shape, "none", bytes(4 * math.prod(shape)))
     return inference.Reply(
-        session=draw(sessions), epoch=draw(epochs), step=draw(steps), compute_ms=draw(st.floats(0, 1e9)), **table
+        session=draw(sessions),
+        epoch=draw(epochs),
+        step=draw(steps),
+        compute_ms=draw(st.floats(0, 1e9)),
+        ids=draw(st.sampled_from([None, ids])),
+        **table,
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from protocols import fields, frame, inference, tensors
 from protocols.errors import BadRequestError, SwarmError, TensorFormatError
 from protocols.ids import Span
-from tests.protocols.samples import GRANT, HIDDEN, SAMPLES, STRATEGIES, parser
+from tests.protocols.samples import GRANT, HIDDEN, IDS, SAMPLES, STRATEGIES, parser
 
 FRAMES = {kind: message.encode() for kind, message in SAMPLES.items() if kind != "record"}
 
@@ -24,7 +24,7 @@ def _header_of(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     return decoded.header, [bytes(buffer) for buffer in decoded.buffers]
 
 
-def changed(kind: str, **changes: object) -> bytes:
+def changed(kind: str, /, **changes: object) -> bytes:
     """The sample's frame with other values under some keys; `None` leaves a key out."""
     header, buffers = _header_of(FRAMES[kind])
     header = {key: value for key, value in {**header, **changes}.items() if value is not None}
@@ -133,6 +133,14 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "hop beyond the limit": ("lost", {"index": 128}),
     "message too long": ("lost", {"message": "x" * 2_001}),
     "code with a line end": ("lost", {"code": "a\nb"}),
+    "an unknown kind of tokens": ("step", {"kind": "words"}),
+    "a kind that is no text": ("history", {"kind": 1}),
+    "an unknown result": ("step", {"result": "probabilities"}),
+    "top of a result that is all": ("step", {"result": "logits"}),
+    "top of nothing": ("step", {"top": 0}),
+    "top beyond the limit": ("step", {"top": 1_025}),
+    "ids of another shape": ("reply", {"ids": {**IDS.header(), "s": [1, 3]}}),
+    "ids that are the values": ("reply", {"ids": HIDDEN.header()}),
     "compute NaN": ("reply", {"compute": float("nan")}),
     "compute infinite": ("reply", {"compute": float("inf")}),
     "compute below 0": ("reply", {"compute": -1.0}),

@@ -12,7 +12,7 @@ from protocols import services, weights
 from protocols.errors import DrainingError, InternalError, ModelNotFoundError, NoRouteError
 from protocols.ids import ModelId
 from tests.swarm.inference.probe import Probe, grant_of, hop_of
-from tests.swarm.inference.toy import MANIFEST, MODEL, ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import MANIFEST, MODEL, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4, limit_tokens=50)
     assert (node.host.load().free_tokens, node.host.load().num_sessions, node.host.load().queue) == (50, 0, 0)
     session = swarm.session()
-    await session.step((), [20], random_tokens(20))
+    await ask(session, (), [20], random_tokens(20))
     assert (node.host.load().free_tokens, node.host.load().num_sessions) == (30, 1)
     assert node.host.load().step_ms > 0
     await session.close()
@@ -61,11 +61,11 @@ async def test_before_its_start_and_after_its_stop_a_host_refuses(swarm: ToySwar
 async def test_a_host_that_leaves_gives_all_memory_back_and_its_sessions_go_on_elsewhere(swarm: ToySwarm) -> None:
     leaving, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
     session, tokens = swarm.session(), random_tokens(10)
-    before = [await session.step((), [1], token[None]) for token in tokens[:5]]
+    before = [await ask(session, (), [1], token[None]) for token in tokens[:5]]
     await swarm.serve(0, 2)
     await leaving.host.stop()
     assert leaving.engine.used_bytes == 0 and leaving.host.load().num_sessions == 0
-    after = [await session.step((), [1], token[None]) for token in tokens[5:]]
+    after = [await ask(session, (), [1], token[None]) for token in tokens[5:]]
     expected = torch.stack(reference(list(tokens), [(0, 2), (2, 4)]))
     assert torch.allclose(torch.cat(before + after), expected, atol=1e-6)
     assert last.engine.forwards == 10, "the hop below was not closed with the one that left, and computed nothing twice"
@@ -75,7 +75,7 @@ async def test_a_host_that_leaves_gives_all_memory_back_and_its_sessions_go_on_e
 async def test_a_host_that_leaves_under_running_steps_leaks_nothing(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
     sessions = [swarm.session(patience_s=0.2) for _ in range(6)]
-    steps = [asyncio.create_task(session.step((), [300], random_tokens(300))) for session in sessions]
+    steps = [asyncio.create_task(ask(session, (), [300], random_tokens(300))) for session in sessions]
     await until(lambda: node.engine.forwards > 0)
     await node.host.stop()
     assert node.engine.used_bytes == 0

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from protocols import compression
 from protocols.inference import WANT_ALL
+from protocols.tensors import WireTensor
 from swarm.inference import chunks
 
 some_counts = st.lists(st.integers(0, 9), max_size=5)
@@ -19,23 +21,34 @@ def tokens_of(counts: list[int]) -> Tensor:
     return torch.tensor(values).reshape(-1, 2)
 
 
-@given(some_counts, st.integers(-1, 12), st.integers(1, 30))
-def test_chunks_answer_what_one_step_would(counts: list[int], want: int, limit: int) -> None:
-    values = tokens_of(counts)
-    pieces = chunks.plan(counts, want, limit)
+limits = st.tuples(st.integers(1, 30), st.none() | st.integers(1, 8))
+
+
+def wire_of(counts: list[int]) -> WireTensor:
+    return compression.pack(tokens_of(counts))
+
+
+@given(some_counts, st.integers(-1, 12), limits)
+def test_chunks_answer_what_one_step_would(counts: list[int], want: int, limit: tuple[int, int | None]) -> None:
+    values = wire_of(counts)
+    pieces = chunks.plan(counts, want, *limit)
     outputs = []
     for piece in pieces:
         cut = chunks.cut(piece, counts, values)
-        assert len(cut) == sum(piece.counts) <= max(limit, len(counts))
-        outputs.append(chunks.select(piece.want, piece.counts, cut))
-    direct = chunks.select(want, counts, values)[1]
-    assert torch.equal(chunks.join(pieces, outputs), direct)
+        assert cut.shape[0] == sum(piece.counts) <= max(limit[0], len(counts))
+        answer = chunks.select(piece.want, piece.counts, cut)
+        assert limit[1] is None or answer.shape[0] <= limit[1]
+        outputs.append((chunks.kept(piece.want, piece.counts), answer))
+    direct = chunks.select(want, counts, values)
+    assert torch.equal(compression.unpack(chunks.join(pieces, outputs)), compression.unpack(direct))
 
 
-@given(some_counts, st.integers(-1, 12), st.integers(1, 30))
-def test_chunks_cover_every_token_once_and_in_order(counts: list[int], want: int, limit: int) -> None:
-    pieces = chunks.plan(counts, want, limit)
+@given(some_counts, st.integers(-1, 12), limits)
+def test_chunks_cover_every_token_once_and_in_order(counts: list[int], want: int, limit: tuple[int, int | None]) -> None:
+    pieces = chunks.plan(counts, want, *limit)
+    positions = list(range(sum(counts)))
     assert len(pieces) >= 1
+    assert sorted(place for piece in pieces for place in chunks.cut_positions(piece, counts, positions)) == positions
     at = [0] * len(counts)
     for piece in pieces:
         assert list(piece.starts) == at
@@ -50,7 +63,13 @@ def test_chunks_that_nobody_needs_ask_for_nothing_back() -> None:
 
 @given(some_counts, st.integers(0, 12))
 def test_select_takes_the_last_of_each_row(counts: list[int], want: int) -> None:
-    kept, values = chunks.select(want, counts, tokens_of(counts))
+    kept, values = chunks.kept(want, counts), compression.unpack(chunks.select(want, counts, wire_of(counts)))
     expected = [[row, token] for row, count in enumerate(counts) for token in range(max(0, count - want), count)]
-    assert kept == [min(want, count) for count in counts]
+    assert kept == tuple(min(want, count) for count in counts)
     assert values.tolist() == expected
+
+
+def test_logits_of_many_rows_come_back_in_turns() -> None:
+    """32 rows of one token each, of which 16 fit a reply: two steps, each with half of the rows."""
+    first, second = chunks.plan([1] * 32, 1, 128, 16)
+    assert (sum(first.counts), sum(second.counts)) == (16, 16) and first.counts[:16] == (1,) * 16 == second.counts[16:]

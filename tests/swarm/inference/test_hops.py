@@ -23,7 +23,7 @@ from protocols.ids import ModelId, SessionId
 from protocols.inference import Attach, Close, Expect, Open, Reply
 from swarm.inference.hops import HopLimits
 from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
-from tests.swarm.inference.toy import ToyRow, ToySwarm, fresh_seed, new_identity, random_tokens, reference, until
+from tests.swarm.inference.toy import ToyRow, ToySwarm, ask, fresh_seed, new_identity, random_tokens, reference, until
 
 SESSION = SessionId(b"s" * 16)
 
@@ -228,7 +228,7 @@ async def test_a_death_below_a_hop_that_dropped_its_history_changes_no_token(swa
     spans = [(0, 1), (1, 3), (3, 4)]
     nodes = [await swarm.serve(*span, limits=HopLimits(retained_bytes=limit)) for span in spans]
     session, tokens = swarm.session(), random_tokens(40)
-    before = [await session.step((), [1], token[None]) for token in tokens[:30]]
+    before = [await ask(session, (), [1], token[None]) for token in tokens[:30]]
     for node in nodes:
         hops = node.host._hops
         assert hops is not None
@@ -236,7 +236,7 @@ async def test_a_death_below_a_hop_that_dropped_its_history_changes_no_token(swa
         assert sum(hop.retained_bytes for hop in hops._hops.values()) <= 8 * 16
     await swarm.serve(3, 4)
     await nodes[2].kill()
-    after = [await session.step((), [1], token[None]) for token in tokens[30:]]
+    after = [await ask(session, (), [1], token[None]) for token in tokens[30:]]
     assert torch.allclose(torch.cat(before + after), torch.stack(reference(list(tokens), spans)), atol=1e-6)
     assert session.replaced == 1 and nodes[1].engine.used_bytes == 40
     await session.close()
@@ -247,7 +247,7 @@ async def test_the_largest_history_is_dropped_first_and_no_more_than_needed(swar
     await swarm.serve(2, 4)
     sessions = [swarm.session(chunk_tokens=4) for _ in range(2)]
     for session, count in zip(sessions, (160, 60), strict=True):
-        await session.step((), [count], random_tokens(count))
+        await ask(session, (), [count], random_tokens(count))
     hops = first.host._hops
     assert hops is not None
     assert sorted(hop.retained_bytes for hop in hops._hops.values()) == [60 * 16, 160 * 16]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
 
-from protocols import compression
+from protocols import compression, tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
 from protocols.inference import Crop, History, Op, Repeat, Rows, Step
@@ -51,14 +53,14 @@ def loaded(histories: list[History]) -> list[list[Token]]:
     loading = Loading(histories[0].base, histories[0].parts, [PieceRow() for _ in histories[0].counts])
     for history in histories:
         assert loading.is_next(history)
-        loading.take(history, compression.unpack(history.payload))
+        loading.take(history, history.payload)
     assert loading.is_complete
     rows: list[list[Token]] = []
     for row in loading.rows:
         tokens: list[Token] = []
         for piece in row.pieces:
             places = piece.positions or range(len(tokens), len(tokens) + len(piece))
-            tokens += [(float(value[0]), place) for value, place in zip(piece.values, places, strict=True)]
+            tokens += [(float(value[0]), place) for value, place in zip(compression.unpack(piece.values), places, strict=True)]
         assert row.length == len(tokens)
         rows.append(tokens)
     return rows
@@ -112,9 +114,9 @@ class RetainedMachine(RuleBasedStateMachine):
         histories, window = list(self.retained.histories(SESSION, 1)), list(self.retained.steps_from(0))
         loading = Loading(self.retained.base, histories[0].parts, [PieceRow() for _ in histories[0].counts])
         for history in histories:
-            loading.take(history, compression.unpack(history.payload))
+            loading.take(history, history.payload)
         anew = Retained()
-        anew.load(self.retained.base, loading.rows, compression.unpack(histories[0].payload)[:0])
+        anew.load(self.retained.base, loading.rows, tensors.cut(histories[0].payload, 0, 0))
         for step in window:
             anew.add(step)
         self.retained = anew
@@ -175,7 +177,38 @@ def test_a_history_of_empty_rows_keeps_width_and_dtype_over_two_deaths() -> None
         retained.add(step_of(number, (), [0, 0], torch.zeros(0, WIDTH, dtype=torch.bfloat16)))
     (history,) = retained.histories(SESSION, 0)
     again = Retained()
-    again.load(history.base, [PieceRow(), PieceRow()], compression.unpack(history.payload)[:0])
+    again.load(history.base, [PieceRow(), PieceRow()], history.payload)
     (copy,) = again.histories(SESSION, 0)
     assert copy.counts == history.counts == (0, 0)
     assert copy.payload.shape == history.payload.shape == (0, WIDTH) and copy.payload.dtype == "bfloat16"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ids", "embeds"]), st.lists(st.sampled_from([0, 1, 2, 700]), min_size=2, max_size=2)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_embeddings_followed_by_ids_and_ids_by_embeddings_come_back_in_order(steps: list[tuple[str, list[int]]]) -> None:
+    """What a thin client holds: each part of its history is of one kind, and each row comes back as it was sent."""
+    retained, value = Retained(), 0
+    rows: list[list[tuple[str, float]]] = [[], []]
+    for number in range(len(steps) + WINDOW_STEPS):
+        kind, counts = steps[number] if number < len(steps) else ("ids", [0, 0])
+        numbers = torch.arange(value, value + sum(counts), dtype=torch.int32)
+        value += sum(counts)
+        values = numbers if kind == "ids" else numbers.float()[:, None].repeat(1, WIDTH)
+        retained.add(replace(step_of(number, (), counts, values), kind=kind))
+        for row, piece in zip(rows, numbers.split(counts), strict=True):
+            row += [(kind, float(token)) for token in piece]
+    back: list[list[tuple[str, float]]] = [[], []]
+    histories = list(retained.histories(SESSION, 0))
+    assert [history.part for history in histories] == list(range(histories[0].parts))
+    for history in histories:
+        values, at = compression.unpack(history.payload).reshape(sum(history.counts), WIDTH if history.kind == "embeds" else 1), 0
+        assert history.payload.num_bytes <= WINDOW_BYTES and sum(history.counts) <= 512
+        for row, count in zip(back, history.counts, strict=True):
+            row += [(history.kind, float(token[0])) for token in values[at : at + count]]
+            at += count
+    assert back == rows

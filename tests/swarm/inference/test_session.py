@@ -18,7 +18,7 @@ from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.inference.wire import Wire
-from tests.swarm.inference.toy import ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
 
@@ -32,7 +32,7 @@ async def swarm() -> AsyncIterator[ToySwarm]:
 
 
 async def one_by_one(session: Session, tokens: Tensor) -> Tensor:
-    return torch.cat([await session.step((), [1], token[None]) for token in tokens])
+    return torch.cat([await ask(session, (), [1], token[None]) for token in tokens])
 
 
 def expected(tokens: Tensor, spans: list[tuple[int, int]] = HALVES) -> Tensor:
@@ -51,7 +51,7 @@ async def test_a_prompt_travels_in_chunks_and_only_what_is_wanted_comes_back(swa
     first, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
     session = swarm.session(chunk_tokens=8)
     tokens = random_tokens(100)
-    answer = await session.step((), [100], tokens, want=3)
+    answer = await ask(session, (), [100], tokens, want=3)
     assert torch.allclose(answer, expected(tokens)[-3:])
     assert first.engine.forwards == last.engine.forwards == 13  # more chunks than the window holds
     await session.close()
@@ -62,8 +62,8 @@ async def test_rows_of_different_lengths_and_row_operations(swarm: ToySwarm) -> 
     await swarm.serve(2, 4)
     session = swarm.session(chunk_tokens=4)
     a, b, more = random_tokens(7), random_tokens(2), random_tokens(4)
-    assert torch.allclose(await session.step((), [7, 2], torch.cat([a, b])), torch.cat([expected(a), expected(b)]))
-    answer = await session.step((Rows((1, 0)), Repeat(2), Crop(1)), [1, 1, 1, 1], more, want=WANT_ALL)
+    assert torch.allclose(await ask(session, (), [7, 2], torch.cat([a, b])), torch.cat([expected(a), expected(b)]))
+    answer = await ask(session, (Rows((1, 0)), Repeat(2), Crop(1)), [1, 1, 1, 1], more, want=WANT_ALL)
     rows = [torch.cat([row[:-1], token[None]]) for row, token in zip((b, b, a, a), more, strict=True)]
     assert torch.allclose(answer, torch.stack([expected(row)[-1] for row in rows]))
     await session.close()
@@ -73,7 +73,7 @@ async def test_positions_of_the_caller_reach_every_hop(swarm: ToySwarm) -> None:
     await swarm.serve(0, 2)
     await swarm.serve(2, 4)
     tokens, places, session = random_tokens(6), [3, 4, 5, 6, 9, 9], swarm.session(chunk_tokens=2)
-    answer = await session.step((), [6], tokens, positions=places)
+    answer = await ask(session, (), [6], tokens, positions=places)
     assert torch.allclose(answer, torch.stack(reference(list(tokens), HALVES, places)))
     await session.close()
 
@@ -125,7 +125,7 @@ async def test_deaths_at_random_moments_change_no_token(swarm: ToySwarm, case: i
         new = [random_tokens(count) for count in counts]
         rows = [torch.cat([row, piece]) for row, piece in zip(rows, new, strict=True)]
         murder = asyncio.create_task(kill_one_hop_of_the_route()) if session.route and rng.random() < 0.4 else None
-        answer = await session.step(ops, counts, torch.cat(new))
+        answer = await ask(session, ops, counts, torch.cat(new))
         truth = torch.cat([expected(row)[len(row) - count :] for row, count in zip(rows, counts, strict=True) if count])
         assert torch.allclose(answer, truth, atol=1e-6)
         if murder is not None:
@@ -138,10 +138,10 @@ async def test_without_a_spare_the_error_names_the_blocks_and_what_would_help(sw
     await swarm.serve(0, 2)
     last = await swarm.serve(2, 4)
     session = swarm.session(patience_s=1.5)
-    await session.step((), [1], random_tokens(1))
+    await ask(session, (), [1], random_tokens(1))
     await last.kill()
     with pytest.raises(NoRouteError, match=r"blocks 2:4.*swarm node toy --blocks 2:4"):
-        await session.step((), [1], random_tokens(1))
+        await ask(session, (), [1], random_tokens(1))
     await session.close()
 
 
@@ -151,7 +151,7 @@ async def test_the_same_call_goes_on_when_a_node_joins_in_time(swarm: ToySwarm) 
     tokens, session = random_tokens(8), swarm.session(patience_s=30)
     before = await one_by_one(session, tokens[:7])
     await last.kill()
-    waiting = asyncio.create_task(session.step((), [1], tokens[7:]))
+    waiting = asyncio.create_task(ask(session, (), [1], tokens[7:]))
     await asyncio.wait((waiting,), timeout=0.5)
     assert not waiting.done()
     await swarm.serve(2, 4)
@@ -199,7 +199,7 @@ async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> No
     nodes = [await swarm.serve(0, 2), await swarm.serve(2, 4)]
     sessions = [swarm.session() for _ in range(5)]
     for session in sessions:
-        await session.step((), [6], random_tokens(6))
+        await ask(session, (), [6], random_tokens(6))
     assert all(node.engine.used_bytes == 30 for node in nodes)
     for session in sessions:
         await session.close()
@@ -210,7 +210,7 @@ async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) ->
     limits = HopLimits(resume_s=0.5)
     nodes = [await swarm.serve(0, 2, limits=limits), await swarm.serve(2, 4, limits=limits)]
     session = swarm.session()
-    await session.step((), [6], random_tokens(6))
+    await ask(session, (), [6], random_tokens(6))
     assert session._repairs is not None
     session._repairs.cancel()  # a dead process repairs nothing …
     await swarm.pool.close()  # … its connections break, and nobody says close
@@ -235,7 +235,7 @@ async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm:
 
     first.engine.step, last.engine.step = counting, waiting
     tokens, session = random_tokens(40), swarm.session(chunk_tokens=8)
-    assert torch.allclose(await session.step((), [40], tokens), expected(tokens))
+    assert torch.allclose(await ask(session, (), [40], tokens), expected(tokens))
     await session.close()
 
 
@@ -269,10 +269,10 @@ async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) ->
     release, step_of_held = threading.Event(), held.engine.step
     held.engine.step = lambda *args: step_of_held(*args) if release.wait(20) else None
     blocker = swarm.session()
-    held_up = asyncio.create_task(blocker.step((), [1], random_tokens(1)))
+    held_up = asyncio.create_task(ask(blocker, (), [1], random_tokens(1)))
     await until(lambda: len(held.host.runner.scheduler) == 0 and held.host.load().num_sessions == 2)
     spare = await swarm.serve(0, 4)
-    late = asyncio.create_task(session.step((), [1], tokens[2:]))
+    late = asyncio.create_task(ask(session, (), [1], tokens[2:]))
     await until(lambda: len(held.host.runner.scheduler) == 1)
     await asyncio.wait((late,), timeout=2.7)  # the budget itself, not readiness
     release.set()
@@ -287,13 +287,13 @@ async def test_one_client_cannot_fill_a_node(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4, limits=limits)
     mine = [swarm.session() for _ in range(2)]
     for session in mine:
-        await session.step((), [1], random_tokens(1))
+        await ask(session, (), [1], random_tokens(1))
     greedy = swarm.session(patience_s=0.5)
     with pytest.raises(NoRouteError, match="limit of one client"):
-        await greedy.step((), [1], random_tokens(1))
+        await ask(greedy, (), [1], random_tokens(1))
     other = ToySwarm()
     other.nodes.append(node)
     stranger = other.session()
-    assert (await stranger.step((), [1], random_tokens(1))).shape == (1, 4)
+    assert (await ask(stranger, (), [1], random_tokens(1))).shape == (1, 4)
     await asyncio.gather(greedy.close(), stranger.close(), *(session.close() for session in mine))
     await other.pool.close()

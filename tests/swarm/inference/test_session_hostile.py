@@ -15,7 +15,7 @@ from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
 from swarm.inference import wire
 from tests.swarm.inference.probe import FakeHop, Line
-from tests.swarm.inference.toy import WIDTH, ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 WHOLE = [(0, 4)]
 
@@ -60,7 +60,7 @@ WRONG = {
 async def test_a_reply_that_is_not_what_was_asked_for_costs_the_hop_its_place(swarm: ToySwarm, kind: str) -> None:
     fake = await lure(swarm)
     session, tokens = swarm.session(), random_tokens(3)
-    asking = asyncio.create_task(session.step((), [3], tokens))
+    asking = asyncio.create_task(ask(session, (), [3], tokens))
     _, replies, _ = await first_step(fake)
     honest = await swarm.serve(0, 4)
     await replies.say(WRONG[kind])
@@ -74,7 +74,7 @@ async def test_the_first_hop_cannot_answer_in_the_place_of_the_last(swarm: ToySw
     honest, fake = await swarm.serve(2, 4), await FakeHop(Span(0, 2)).start()
     swarm.nodes.insert(0, fake)  # type: ignore[arg-type]
     session = swarm.session()
-    asking = asyncio.create_task(session.step((), [1], random_tokens(1)))
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     line = await fake.lines.get()
     assert isinstance(await line.hear(), Open)
     forged = Reply(session=session.id, epoch=0, step=0, counts=(1,), payload=compression.pack(torch.zeros(1, WIDTH)))
@@ -90,7 +90,7 @@ async def test_the_first_hop_cannot_answer_in_the_place_of_the_last(swarm: ToySw
 async def test_losses_without_end_take_no_memory_and_do_not_stop_the_session(swarm: ToySwarm) -> None:
     fake = await lure(swarm)
     session, tokens = swarm.session(), random_tokens(2)
-    asking = asyncio.create_task(session.step((), [2], tokens))
+    asking = asyncio.create_task(ask(session, (), [2], tokens))
     line, _, _ = await first_step(fake)
     honest = await swarm.serve(0, 4)
     with contextlib.suppress(SwarmError):
@@ -105,7 +105,7 @@ async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) ->
     """Idle time between two deaths must not count as waiting for a route."""
     nodes = [await swarm.serve(0, 4), await swarm.serve(0, 4), await swarm.serve(0, 4)]
     session, tokens = swarm.session(patience_s=2), random_tokens(2)
-    first = await session.step((), [1], tokens[:1])
+    first = await ask(session, (), [1], tokens[:1])
     for count in (1, 2):
         peer = session.route[0].peer
         doomed = next(node for node in nodes if node.identity.peer_id == peer)
@@ -113,7 +113,7 @@ async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) ->
         await until(lambda count=count: session.replaced == count)  # type: ignore[misc]
         if session._lost_at_s is not None:
             session._lost_at_s -= 100  # an hour passes, as it were
-    second = await session.step((), [1], tokens[1:])
+    second = await ask(session, (), [1], tokens[1:])
     assert torch.allclose(torch.cat([first, second]), torch.stack(reference(list(tokens), WHOLE)))
     await session.close()
 
@@ -121,16 +121,16 @@ async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) ->
 async def test_a_fault_of_ours_in_a_repair_fails_the_step_and_does_not_hang_it(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
     session = swarm.session()
-    await session.step((), [1], random_tokens(1))
+    await ask(session, (), [1], random_tokens(1))
 
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     session._router.find = broken  # type: ignore[method-assign, assignment]
     await node.kill()
     with pytest.raises(InternalError, match="ZeroDivisionError"):
         async with asyncio.timeout(10):
-            await session.step((), [1], random_tokens(1))
+            await ask(session, (), [1], random_tokens(1))
     await session.close()
 
 
@@ -140,7 +140,7 @@ async def test_a_closed_session_takes_no_step_and_opens_nothing(swarm: ToySwarm)
     await session.close()
     await session.close()
     with pytest.raises(PeerUnreachableError, match="closed"):
-        await session.step((), [1], random_tokens(1))
+        await ask(session, (), [1], random_tokens(1))
     assert node.host.load().num_sessions == 0
 
 
@@ -148,7 +148,7 @@ async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
     """A command that ends right after would otherwise leave its rows there for `resume_s`."""
     nodes = [await swarm.serve(0, 2), await swarm.serve(2, 4)]
     session = swarm.session()
-    await session.step((), [6], random_tokens(6))
+    await ask(session, (), [6], random_tokens(6))
     await session.close()
     await swarm.pool.close()
     await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes), 5)
@@ -158,7 +158,7 @@ async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm, monkeyp
     monkeypatch.setattr(wire, "LINGER_S", 0.1)  # the hop says nothing at all, not even goodbye
     await lure(swarm)
     session = swarm.session()
-    asking = asyncio.create_task(session.step((), [1], random_tokens(1)))
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     await until(lambda: bool(session._pending))
     await session.close()
     with pytest.raises(PeerUnreachableError, match="closed"):

@@ -13,7 +13,7 @@ from protocols.errors import DeadlineError, NoRouteError, PeerUnreachableError
 from protocols.ids import Span
 from protocols.inference import Expect, HopLost, Open, Reply
 from tests.swarm.inference.probe import FakeHop
-from tests.swarm.inference.toy import WIDTH, ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 WHOLE = [(0, 4)]
 ALL_BLOCKS = Span(0, 4)
@@ -38,7 +38,7 @@ async def test_a_reply_that_is_no_number_costs_the_hop_its_place(swarm: ToySwarm
     """Sampling from NaN would end in a traceback of torch's, and greedy choice in token 0."""
     fake = await lure(swarm)
     session, tokens = swarm.session(), random_tokens(3)
-    asking = asyncio.create_task(session.step((), [3], tokens))
+    asking = asyncio.create_task(ask(session, (), [3], tokens))
     replies = await fake.attached.get()
     await until(lambda: bool(session._pending))
     honest = await swarm.serve(0, 4)
@@ -53,7 +53,7 @@ async def test_a_reply_that_is_no_number_costs_the_hop_its_place(swarm: ToySwarm
 async def test_hops_that_are_alive_and_say_nothing_are_replaced(swarm: ToySwarm) -> None:
     fake = await lure(swarm)
     session, tokens = swarm.session(stall_s=0.1, silence_s=0.5), random_tokens(2)
-    asking = asyncio.create_task(session.step((), [2], tokens))
+    asking = asyncio.create_task(ask(session, (), [2], tokens))
     line = await fake.lines.get()
     opening = await line.hear()
     assert isinstance(opening, Open)
@@ -70,14 +70,14 @@ async def test_silence_without_a_replica_ends_in_a_typed_error(swarm: ToySwarm) 
     session = swarm.session(stall_s=0.1, silence_s=0.6, patience_s=0.5)
     with pytest.raises(NoRouteError, match="no reply"):
         async with asyncio.timeout(10):
-            await session.step((), [1], random_tokens(1))
+            await ask(session, (), [1], random_tokens(1))
     await session.close()
 
 
 async def test_the_last_hop_cannot_accuse_the_others(swarm: ToySwarm) -> None:
     first, fake = await swarm.serve(0, 2), await lure(swarm, Span(2, 4))
     session, tokens = swarm.session(), random_tokens(1)
-    asking = asyncio.create_task(session.step((), [1], tokens))
+    asking = asyncio.create_task(ask(session, (), [1], tokens))
     replies = await fake.attached.get()
     accused = HopLost(session=session.id, epoch=0, index=0, code="internal", message="it was the other one")
     await replies.say(accused, accused)
@@ -99,7 +99,7 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
         await install(route)  # type: ignore[arg-type]
 
     session._install = slow  # type: ignore[method-assign, assignment]
-    asking = asyncio.create_task(session.step((), [1], random_tokens(1)))
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     await reached.wait()
     await session.close()
     gate.set()

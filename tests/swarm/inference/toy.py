@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
 from node.serving.host import Host
-from protocols import hello, services, weights
+from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
 from protocols.identity import Identity
 from protocols.ids import ModelId, Span
+from protocols.inference import WANT_ALL, Op
 from protocols.records import PeerRecord, ServedSpan
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits
@@ -191,6 +192,20 @@ class ToySwarm:
         await self.pool.close()
         for node in self.nodes:
             await node.kill()
+
+
+async def ask(
+    session: Session,
+    ops: Sequence[Op],
+    counts: Sequence[int],
+    hidden: Tensor,
+    want: int = WANT_ALL,
+    positions: Sequence[int] | None = None,
+) -> Tensor:
+    """`Session.step` for whoever holds hidden states: tensor in, tensor out."""
+    output = await session.step(ops, counts, compression.pack(hidden), want, positions)
+    assert output.ids is None
+    return compression.unpack(output.values)
 
 
 def reference(tokens: Sequence[Tensor], spans: Sequence[tuple[int, int]], positions: Sequence[int] | None = None) -> list[Tensor]:

@@ -35,6 +35,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
                 step_ms=float(draw(st.integers(0, 20))),
                 free_tokens=draw(st.sampled_from([0, path.SCARCE_TOKENS // 2, path.SCARCE_TOKENS, 10**6])),
                 is_holding=draw(st.booleans()),
+                ends=draw(st.booleans()),
             )
         )
     return found
@@ -57,9 +58,12 @@ def total_ms(chosen: Sequence[Candidate], any_holding: bool) -> float:
     return ways + sum(path.cost_ms(candidate, any_holding) for candidate in chosen)
 
 
-@given(candidates())
-def test_no_path_is_cheaper_and_none_of_equal_cost_has_fewer_hops(found: list[Candidate]) -> None:
-    chosen, others = path.best(found, BLOCKS, way_ms), all_paths(found)
+@given(candidates(), st.booleans())
+def test_no_path_is_cheaper_and_none_of_equal_cost_has_fewer_hops(found: list[Candidate], thin: bool) -> None:
+    """A thin client's path is the cheapest of those with the ends at both ends."""
+    chosen, others = path.best(found, BLOCKS, way_ms, thin), all_paths(found)
+    if thin:
+        others = [other for other in others if other[0].ends and other[-1].ends]
     any_holding = any(candidate.is_holding for candidate in found)
     if not others:
         assert chosen is None

@@ -35,8 +35,10 @@ class Town:
         if record.peer in self.dead:
             raise PeerUnreachableError("nobody there")
 
-    def add(self, start: int, stop: int, *, dtype: str = "float32", model: ModelId = MODEL, **about: object) -> PeerRecord:
-        served = ServedSpan(model=model, span=Span(start, stop), num_blocks=4, dtype=dtype)
+    def add(
+        self, start: int, stop: int, *, dtype: str = "float32", model: ModelId = MODEL, ends: bool = False, **about: object
+    ) -> PeerRecord:
+        served = ServedSpan(model=model, span=Span(start, stop), num_blocks=4, dtype=dtype, ends=ends)
         record = PeerRecord(peer=new_identity().peer_id, addresses=("127.0.0.1:1",), certificate=b"", spans=(served,),
                             free_tokens=10**6, step_ms=1.0)  # fmt: skip
         record = replace(record, **about)  # type: ignore[arg-type]
@@ -151,6 +153,30 @@ async def test_no_route_says_which_blocks_and_what_would_help() -> None:
     town.add(0, 1)
     with pytest.raises(NoRouteError, match=r"blocks 1:4 of toy.*swarm node toy --blocks 1:4"):
         await town.router().find(0)
+
+
+async def test_a_thin_route_has_the_ends_at_both_ends() -> None:
+    town = Town()
+    town.add(0, 2, step_ms=0.1)
+    town.add(2, 4, step_ms=0.1)
+    with pytest.raises(
+        NoRouteError, match=r"no node hosts the ends of toy with block 0 and block 3 .*swarm node toy --ends --blocks 0:2"
+    ):
+        await town.router().find(0, thin=True)
+    first = town.add(0, 2, ends=True)
+    with pytest.raises(NoRouteError, match=r"with block 3 after 0 s, .*--ends --blocks 2:4"):
+        await town.router().find(0, thin=True)
+    last = town.add(2, 4, ends=True)
+    router = town.router()
+    assert peers_of(await router.find(0, thin=True)) == [first.peer, last.peer]
+    assert peers_of(await router.find(0)) != [first.peer, last.peer]  # whoever has ends of its own takes the faster ones
+
+
+async def test_where_blocks_are_missing_a_thin_client_hears_of_those_first() -> None:
+    town = Town()
+    town.add(0, 2)
+    with pytest.raises(NoRouteError, match=r"blocks 2:4 of toy"):
+        await town.router().find(0, thin=True)
 
 
 async def test_signs_of_life_of_a_route() -> None:

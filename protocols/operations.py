@@ -1,0 +1,63 @@
+"""Row operations: what a step does to a session's rows before it adds tokens.
+
+Every hop applies them before the step that carries them, to K/V and to what it has retained (`swarm/inference/rows.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols import fields
+from protocols.defaults import MAX_ROWS
+from protocols.errors import BadRequestError, shown
+
+MAX_LENGTH = 1 << 24
+"""Tokens of one row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The new rows are copies of the old rows with these indices (beam search reorders, drops and repeats rows)."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Every row becomes `times` neighbouring rows."""
+
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Every row forgets its last `tokens` tokens (a refused speculation)."""
+
+    tokens: int
+
+
+Op = Rows | Repeat | Crop
+
+
+def pack_op(op: Op) -> list[object]:
+    match op:
+        case Rows(indices):
+            return ["rows", list(indices)]
+        case Repeat(times):
+            return ["repeat", times]
+        case Crop(tokens):
+            return ["crop", tokens]
+
+
+def parse_op(value: object) -> Op:
+    if not isinstance(value, list) or len(value) != 2:
+        raise BadRequestError(f"a row operation is [name, argument], got {shown(value)}")
+    argument = {"argument": value[1]}
+    match value[0]:
+        case "rows":
+            return Rows(fields.integers(argument, "argument", MAX_ROWS, 0, MAX_ROWS - 1))
+        case "repeat":
+            return Repeat(fields.integer(argument, "argument", 1, MAX_ROWS))
+        case "crop":
+            return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
+    raise BadRequestError(f"row operations are rows, repeat and crop, got {shown(value[0])}")

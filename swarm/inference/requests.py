@@ -1,0 +1,92 @@
+"""What a client asks of one step, and what the replies to it must look like before anybody uses them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocols import tensors
+from protocols.defaults import REPLY_BYTES
+from protocols.errors import BadRequestError
+from protocols.inference import KINDS, RESULTS, Reply
+from protocols.tensors import WireTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The arguments of one `Session.step`."""
+
+    counts: tuple[int, ...]
+    tokens: WireTensor
+    want: int
+    positions: Sequence[int] | None
+    kind: str
+    result: str
+    top: int
+
+    @property
+    def is_thin(self) -> bool:
+        return self.kind != "hidden"
+
+    def check(self) -> None:
+        """BadRequestError where it makes no sense, whoever is asked."""
+        if self.kind not in KINDS or self.result not in RESULTS:
+            raise BadRequestError(
+                f"tokens are {', '.join(KINDS)}, results {', '.join(RESULTS)}; got {self.kind!r} and {self.result!r}"
+            )
+        if (self.top > 0) is not (self.result == "top"):
+            raise BadRequestError(f"top is above 0 where the result is 'top', and else 0; got {self.top} for {self.result!r}")
+        if not self.is_thin and self.result != "hidden":
+            raise BadRequestError(f"whoever sends hidden states has the model's ends, and gets hidden states, not {self.result}")
+        if self.kind == "ids" and (self.tokens.dtype, len(self.tokens.shape)) != ("int32", 1):
+            raise BadRequestError(f"ids are int32 [tokens], got {self.tokens.dtype} {list(self.tokens.shape)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked, and what one wanted token brings back: `width` values of `dtype`."""
+
+    asked: Asked
+    width: int
+    dtype: str
+    vocab_size: int = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one wanted token brings back."""
+        return self.width * (tensors.ITEM_BYTES[self.dtype] + (4 if self.asked.result == "top" else 0))
+
+    @property
+    def limit_wanted(self) -> int | None:
+        """How many tokens a chunk may want back. Hidden states are not bounded: a chunk's length does that already."""
+        return None if self.asked.result == "hidden" else max(1, REPLY_BYTES // self.token_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A step in flight: its reply to come, with `counts[i]` tokens of row i."""
+
+    reply: asyncio.Future[Reply]
+    counts: tuple[int, ...]
+    request: Request
+
+    def fits(self, reply: Reply) -> bool:
+        """Has the reply the shape that was asked for?"""
+        payload, request = reply.payload, self.request
+        is_alike = (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (request.width,), request.dtype)
+        if reply.ids is None or not is_alike:
+            return is_alike and request.asked.result != "top"
+        ids = memoryview(reply.ids.data).cast("i") if reply.ids.num_bytes else ()
+        return request.asked.result == "top" and all(0 <= token < request.vocab_size for token in ids)
+
+    def __str__(self) -> str:
+        return f"counts {list(self.counts)[:8]} of {self.request.dtype} [{self.request.width}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What a step's wanted tokens came to: `values` [T', …], and their token ids [T', k] where the largest logits were asked for."""
+
+    values: WireTensor
+    ids: WireTensor | None = None
