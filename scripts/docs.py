@@ -1,4 +1,4 @@
-"""Writes what the documents repeat from the code: README's file tree, exit codes and benchmark, and the defaults in docs/architecture.md.
+"""Writes what the documents repeat from the code: README's file tree, exit codes and benchmark, the defaults, the options.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -19,6 +19,10 @@ from pathlib import Path
 import bench
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from node.cli import app as commands  # noqa: E402
+from node.cli import surface  # noqa: E402
+
 FOLDERS = ("protocols", "swarm", "node", "scripts")
 DEFAULTS = Path("protocols/defaults.py")
 FAILURES = Path("node/cli/failures.py")
@@ -99,6 +103,23 @@ def exit_codes_table() -> str:
     raise ValueError(f"no EXIT_CODES in {FAILURES}")
 
 
+# --- the options
+
+
+def options_table() -> str:
+    """Markdown: one row per flag, with its variable, its key and the commands that have it."""
+    rows: dict[str, list[surface.Option]] = {}
+    for option in surface.options(commands.app):
+        rows.setdefault(option.flag, []).append(option)
+    lines = []
+    for flag, found in rows.items():
+        where = ", ".join(dict.fromkeys(" ".join(option.command) or "all" for option in found))
+        usual = ", ".join(dict.fromkeys(f"`{option.default}`" for option in found if option.default not in (None, "", [], False)))
+        meaning = found[0].help.replace("|", chr(92) + "|")
+        lines.append(f"| `{flag}` | `{found[0].variable}` | `{found[0].key}` | {where} | {usual} | {meaning} |")
+    return "| flag | variable | key | commands | default | meaning |\n|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+
+
 # --- putting them in
 
 
@@ -122,6 +143,7 @@ def main() -> int:
         ("README.md", "exit codes", exit_codes_table()),
         ("README.md", "inference", bench.table(json.loads(bench.RESULT.read_text(encoding="utf-8")))),
         ("docs/architecture.md", "defaults", defaults_table()),
+        ("docs/commands.md", "options", options_table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
         if (new := replace_part(text, name, content)) != text:

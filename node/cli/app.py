@@ -12,14 +12,16 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.main
 
 from node import logs
-from node.cli import failures, options
+from node.cli import configuration, failures, options, surface
+from node.cli.configuration import Settings
 from node.config import DEFAULT_SWARM
-from protocols.defaults import PATIENCE_S
+from protocols.errors import ConfigError
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
 
@@ -37,16 +39,29 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or one line on stderr and the code of `failures.EXIT_CODES`."""
     given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
-    logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
+    settings: Settings | None = None
     try:
-        code = app(args=given, prog_name="swarm", standalone_mode=False)
+        given, file = _without_config(given)
+        settings = _settings(given, file)
+        debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
+        logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
+        command: Any = typer.main.get_command(app)
+        code = command(args=given, prog_name="swarm", standalone_mode=False, default_map=settings.default_map(), obj=settings)
         sys.stdout.flush()
     except BaseException as error:
-        sys.exit(_fail(error, debug))
+        sys.exit(_fail(error, debug, given, settings))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(error: BaseException, debug: bool) -> int:
+def _settings(given: list[str], file: Path | None) -> Settings:
+    """What environment and file say; whoever asks for help gets it, even where those are wrong."""
+    known = surface.options(app)
+    own = given[: given.index("--")] if "--" in given else given
+    is_help = not own or not {"-h", "--help", "--version"}.isdisjoint(own)
+    return configuration.read(known, {} if is_help else os.environ, None if is_help else file)
+
+
+def _fail(error: BaseException, debug: bool, given: list[str], settings: Settings | None) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if debug:
@@ -55,7 +70,7 @@ def _fail(error: BaseException, debug: bool) -> int:
     if code == 141:  # or Python complains once more when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if text:
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        print(f"error: {settings.sources(text, given) if settings else text}", file=sys.stderr, flush=True)
     return code
 
 
@@ -64,6 +79,20 @@ def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
     return rest, len(rest) < len(arguments)
+
+
+def _without_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """`--config FILE` may stand anywhere before `--`, too."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    at = next((at for at, word in enumerate(arguments[:end]) if word == "--config" or word.startswith("--config=")), None)
+    if at is None:
+        return arguments, None
+    _, _, joined = arguments[at].partition("=")
+    words = 1 if joined else 2
+    file = joined or next(iter(arguments[at + 1 : end]), "")
+    if not file:
+        raise ConfigError("--config needs the name of a TOML file; `swarm config --example` prints one")
+    return arguments[:at] + arguments[at + words :], Path(file)
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,6 +107,15 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Options from this TOML file; default: $SWARM_CONFIG, or ~/.config/murmuration/config.toml where there is one. "
+            "This and --debug may stand anywhere in the line.",
+        ),
+    ] = None,
 ) -> None:
     pass
 
@@ -124,79 +162,34 @@ def node_command(
 
 
 @app.command("generate")
+@options.with_asked(max_new_tokens=64)
 def generate_command(
     model: options.Model,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from stdin.", show_default=False)
     ],
-    max_new_tokens: options.MaxNewTokens = 64,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    peer: options.AskedPeers = [],  # noqa: B006
-    swarm: options.Swarm = DEFAULT_SWARM,
-    model_name: options.ModelName = None,
-    device: options.Device = "cpu",
-    dtype: options.Dtype = "auto",
-    patience: options.Patience = PATIENCE_S,
-    data_dir: options.DataDir = None,
-    stats: options.Stats = False,
+    asked: options.Asked,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
     from node.cli import generate
-    from node.cli.asking import Asking, Sampling
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    asking = Asking(
-        model=model,
-        peers=tuple(peer),
-        swarm=swarm,
-        model_name=model_name,
-        device=device,
-        dtype=dtype,
-        patience_s=patience,
-        data_dir=data_dir,
-    )
-    generate.run(asking, sampling, prompt, stats)
+    generate.run(asked.asking(model), asked.sampling(), prompt, asked.stats)
 
 
 @app.command("chat")
+@options.with_asked(max_new_tokens=512)
 def chat_command(
     model: options.Model,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the first turn.")
     ] = None,
-    max_new_tokens: options.MaxNewTokens = 512,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    peer: options.AskedPeers = [],  # noqa: B006
-    swarm: options.Swarm = DEFAULT_SWARM,
-    model_name: options.ModelName = None,
-    device: options.Device = "cpu",
-    dtype: options.Dtype = "auto",
-    patience: options.Patience = PATIENCE_S,
-    data_dir: options.DataDir = None,
-    stats: options.Stats = False,
+    *,
+    asked: options.Asked,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
     from node.cli import chat
-    from node.cli.asking import Asking, Sampling
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    asking = Asking(
-        model=model,
-        peers=tuple(peer),
-        swarm=swarm,
-        model_name=model_name,
-        device=device,
-        dtype=dtype,
-        patience_s=patience,
-        data_dir=data_dir,
-    )
-    chat.run(asking, sampling, system, stats)
+    chat.run(asked.asking(model), asked.sampling(), system, asked.stats)
 
 
 @app.command("status")
@@ -216,3 +209,17 @@ def status_command(
     from node.cli import status
 
     status.run(model, tuple(peer), swarm, as_json=as_json, data_dir=data_dir)
+
+
+@app.command("config")
+def config_command(
+    context: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(metavar="[COMMAND]", help="The options of this command; none = of all.", show_default=False)
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a file with every key, to start from.")] = False,
+) -> None:
+    """Show what every option is set to, and by what: a default, the file, or the environment."""
+    from node.cli import show_config
+
+    show_config.run(context.obj, command, example)

@@ -5,6 +5,9 @@ The codes are the contract with scripts (docs/commands.md); each typed error car
 
 from __future__ import annotations
 
+import errno
+import resource
+
 import typer
 
 from protocols.errors import SwarmError
@@ -22,6 +25,8 @@ EXIT_CODES: dict[int, str] = {
     141: "whoever read our output went away",
 }
 
+NO_MEMORY = "out of memory; free some, host fewer blocks (--num-blocks) or ask for fewer tokens"
+
 _TYPERS_OWN = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """The root of typer's usage errors, which typer itself does not export (it is click's before typer 0.27)."""
 
@@ -35,16 +40,26 @@ def describe(error: BaseException) -> tuple[str, int]:
             return "", 141
         case SwarmError():
             return _one_line(str(error) or error.code), error.exit_code
+        case ImportError() | OSError() | SystemError() if _is_want_of_memory(error):
+            return NO_MEMORY, 2
         case OSError():
             where = f": {error.filename}" if error.filename else ""
             return _one_line(f"{error.strerror or error}{where}; check that the file or address is right and allowed"), 1
         case MemoryError():
-            return "out of memory; free some, host fewer blocks (--num-blocks) or ask for fewer tokens", 2
+            return NO_MEMORY, 2
     if isinstance(error, _TYPERS_OWN):
         return _usage(error)
     return _one_line(
         f"unexpected {type(error).__name__}: {error}; this is a fault of ours: run again with --debug and report it"
     ), 1
+
+
+def _is_want_of_memory(error: BaseException) -> bool:
+    """How a limit on memory shows while libraries are loaded: in the loader's words, or as ENOMEM."""
+    said = str(error).lower()
+    if isinstance(error, SystemError):  # a C library that does not check its own allocations
+        return "without exception set" in said and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in said for words in _LOADERS_WORDS)
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -55,11 +70,26 @@ def first_cause(error: BaseException) -> BaseException:
     return next((one for one in inner if isinstance(one, SwarmError)), inner[0])
 
 
+_LOADERS_WORDS = (
+    "cannot allocate",
+    "failed to map segment",
+    "cannot map zero-fill pages",
+    "cannot create shared object descriptor",
+    "cannot apply additional memory protection",
+)
+"""glibc's ld.so, when a library does not fit; Python wraps them as ImportError or OSError."""
+
+
 def _usage(error: BaseException) -> tuple[str, int]:
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "swarm")
     said: str = error.format_message() if hasattr(error, "format_message") else str(error)
-    return _one_line(f"{said.rstrip('.')}; see {command} --help"), int(getattr(error, "exit_code", 2))
+    option = getattr(error, "option_name", None)
+    if option and said.startswith("No such option"):
+        nearest = next(iter(getattr(error, "possibilities", None) or ()), None)
+        said = f"unknown option {option}" + (f": did you mean {nearest}?" if nearest else "")
+    see = f"see {command} --help"
+    return _one_line(f"{said} {see}" if said.endswith("?") else f"{said.rstrip('.')}; {see}"), int(getattr(error, "exit_code", 2))
 
 
 def _one_line(text: str) -> str:

@@ -1,11 +1,20 @@
-"""The flags that several commands share, each worded once."""
+"""The flags that several commands share, each worded once, and those that `generate` and `chat` have in common, declared once."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from node.config import DEFAULT_SWARM
+from protocols.defaults import PATIENCE_S
+
+if TYPE_CHECKING:
+    from node.cli.asking import Asking, Sampling
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face form, or a Hub name.", show_default=False)
@@ -55,3 +64,63 @@ Patience = Annotated[float, typer.Option("--patience", metavar="S", help="Second
 Stats = Annotated[
     bool, typer.Option("--stats", help="Say tokens/s, hops and deaths survived on stderr (always done on a terminal).")
 ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The flags of whoever asks; a field is a flag, in this order, and its name is typer's parameter."""
+
+    max_new_tokens: MaxNewTokens
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    seed: Seed = None
+    peer: AskedPeers = dataclasses.field(default_factory=list)
+    swarm: Swarm = DEFAULT_SWARM
+    model_name: ModelName = None
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
+    patience: Patience = PATIENCE_S
+    data_dir: DataDir = None
+    stats: Stats = False
+
+    def asking(self, model: str) -> Asking:
+        """Which model and where its nodes are, checked."""
+        from node.cli.asking import Asking
+
+        return Asking(
+            model=model, peers=tuple(self.peer), swarm=self.swarm, model_name=self.model_name, device=self.device,
+            dtype=self.dtype, patience_s=self.patience, data_dir=self.data_dir,
+        )  # fmt: skip
+
+    def sampling(self) -> Sampling:
+        """How tokens are picked, checked."""
+        from node.cli.asking import Sampling
+
+        return Sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed
+        )
+
+
+def with_asked(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command's function whose last parameter, `asked`, stands for all flags of `Asked`. defaults: this command's own, by field."""
+
+    def unfold(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "asked"]
+        shared = list(inspect.signature(Asked, eval_str=True).parameters.values())
+        usual = {field.name: field.default_factory() for field in dataclasses.fields(Asked) if callable(field.default_factory)}
+        shared = [one.replace(default=(usual | defaults).get(one.name, one.default)) for one in shared]
+
+        def command(**given: Any) -> None:
+            names = {one.name for one in shared}
+            asked = Asked(**{name: value for name, value in given.items() if name in names})
+            function(**{name: value for name, value in given.items() if name not in names}, asked=asked)
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *shared)]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return command
+
+    return unfold

@@ -64,6 +64,31 @@ def test_errors_are_described_by_their_class() -> None:
     assert "\x1b" not in describe(SwarmError("\x1b[31mred"))[0]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError("libfoo.so: cannot allocate memory in static TLS block"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_a_library_that_does_not_fit_is_want_of_memory(error: BaseException) -> None:
+    text, code = describe(error)
+    assert code == 2 and text.startswith("out of memory")
+    assert describe(ImportError("no module named x"))[1] == 1
+
+
+def test_a_limit_on_memory_is_not_a_fault_of_ours() -> None:
+    """`ulimit -v` of 350 MB: torch's libraries do not fit."""
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (350 << 20, 350 << 20))\n"
+        f"from node.cli.app import main; main(['generate', 'm', 'x', '--peer', {PEER!r}])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr.startswith("error: out of memory")) == (2, True), result.stderr
+
+
 def test_the_typed_error_is_found_in_a_group() -> None:
     inner = ExceptionGroup("inner", [ValueError("x"), CacheFullError("full")])
     assert isinstance(first_cause(ExceptionGroup("outer", [KeyError("y"), inner])), CacheFullError)

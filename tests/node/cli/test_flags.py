@@ -34,6 +34,7 @@ FLAGS = {
     ],
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
     "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],
+    "config": ["[COMMAND]", "--example"],
     "status": ["[MODEL]", "--json", "--peer", "--swarm", "--data-dir"],
 }
 
@@ -46,7 +47,7 @@ def surface(command: Any) -> list[str]:
 def test_the_commands_and_their_flags_are_these() -> None:
     group: Any = typer.main.get_command(app)
     assert {name: surface(command) for name, command in group.commands.items()} == FLAGS
-    assert surface(group) == ["--version", "--debug"]
+    assert surface(group) == ["--version", "--debug", "--config"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["node", "--help"], ["generate", "--help"], ["node", "x", "--blocks", "no"]])
