@@ -2,12 +2,14 @@
 
 `connection.py` is the real one, over `swarm.inference.session`; the tests have one that runs the engines in this process.
 
-Shapes: T new tokens of all rows (one flat token axis), T' of them wanted back, H hidden size.
+Shapes: T new tokens of all rows (one flat token axis), T' of them wanted back, H hidden size, E width of the embeddings that callers may
+bring, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,23 +19,50 @@ from protocols.ids import ModelId
 from protocols.inference import Op
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a step brings, and what comes back of its wanted tokens."""
+
+    kind: str
+    """`hidden` [1, T, H] float, `ids` [1, T] integers, or `embeds` [1, T, E] float, as in `protocols.inference.KINDS`."""
+    result: str
+    """`hidden` [1, T', H] or `logits` [1, T', V] float32."""
+
+
+BLOCKS = Form("hidden", "hidden")
+IDS, EMBEDS = Form("ids", "logits"), Form("embeds", "logits")
+"""A client with the model's ends asks for blocks; one without brings ids, or embeddings of its own, and gets logits."""
+
+
 class StepSession(Protocol):
     """One session's rows at every hop. Steps follow each other: the next one starts when the last has returned."""
 
     def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
         """Apply `ops` to the rows, then run `counts[i]` new tokens of row i through every block.
 
-        hidden: [1, T, H] with T = sum(counts), rows one after the other; a session's first step makes its rows.
-        want: WANT_ALL, or n for the last n new tokens of each row, or 0. Returns [1, T', H], rows one after the other.
+        tokens: [1, T, …] with T = sum(counts), rows one after the other, as `form` says; a session's first step makes its rows.
+        want: WANT_ALL, or n for the last n new tokens of each row, or 0. Returns [1, T', …], rows one after the other.
         positions: [T] where the caller has set some; None = each row counts its own tokens from 0.
         After an exception the rows are in an unknown state: close the session.
         """
         ...
 
     async def step_async(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
         """The same for callers that have a loop of their own (any loop); cancelling it leaves the rows in an unknown state."""
         ...

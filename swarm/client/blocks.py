@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from protocols.errors import BadRequestError, InternalError
 from protocols.inference import WANT_ALL
-from swarm.client.backend import StepSession
+from swarm.client.backend import BLOCKS, Form, StepSession
 from swarm.client.cache import RemoteCache
 
 NO_ATTENTION = "murmuration_remote"
@@ -95,34 +95,40 @@ class RemoteBlocks(nn.Module):
         return (output, None) if self.returns_tuple else output
 
 
-def carry(plan: StepPlan, hidden_BqH: Tensor, open_session: Callable[[], StepSession]) -> Tensor:
-    """One step: [B, q, H] in, [B, q, H] out, zeros where nothing was wanted or a column is padding."""
-    size, columns, _ = hidden_BqH.shape
+def carry(
+    plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], form: Form = BLOCKS, width: int = 0
+) -> Tensor:
+    """One step: [B, q, …] in, as `form` says; [B, q, width] out (the width of the input where that is 0), zeros where nothing was
+    wanted or a column is padding."""
+    size, columns = tokens_BqX.shape[:2]
+    width = width or tokens_BqX.shape[-1]
+    dtype = torch.float32 if form.result == "logits" else tokens_BqX.dtype
     real = plan.real_Bq
     counts = [columns] * size if real is None else real.sum(1).tolist()
-    flat_TH = hidden_BqH.flatten(0, 1) if real is None else hidden_BqH[real]
-    if not len(flat_TH):
-        reply = flat_TH[None]
+    flat_TX = tokens_BqX.flatten(0, 1) if real is None else tokens_BqX[real]
+    if not len(flat_TX):
+        reply = torch.empty((1, 0, width), dtype=dtype)
         if plan.cache is not None:
             plan.cache.skip(size, columns)
     elif plan.cache is not None:
-        reply = plan.cache.step(counts, columns, flat_TH[None], plan.want, plan.positions_T)
+        reply = plan.cache.step(counts, columns, flat_TX[None], plan.want, plan.positions_T, form)
     else:
-        reply = _step_alone(open_session(), counts, flat_TH[None], plan)
-    where = wanted(real, size, columns, plan.want, hidden_BqH.device)
-    expected = (1, size * columns if where is None else int(where.sum()), hidden_BqH.shape[-1])
+        reply = _step_alone(open_session(), counts, flat_TX[None], plan, form)
+    where = wanted(real, size, columns, plan.want, tokens_BqX.device)
+    expected = (1, size * columns if where is None else int(where.sum()), width)
     if tuple(reply.shape) != expected:
-        raise InternalError(f"the last hop returned hidden states of shape {list(reply.shape)}, expected {list(expected)}")
+        raise InternalError(f"the last hop returned {form.result} of shape {list(reply.shape)}, expected {list(expected)}")
+    reply = reply.to(device=tokens_BqX.device, dtype=dtype)
     if where is None:
-        return reply.to(hidden_BqH).view_as(hidden_BqH)
-    output = torch.zeros_like(hidden_BqH)
-    output[where] = reply[0].to(hidden_BqH)
+        return reply.view(size, columns, width)
+    output = torch.zeros((size, columns, width), dtype=dtype, device=tokens_BqX.device)
+    output[where] = reply[0]
     return output
 
 
-def _step_alone(session: StepSession, counts: list[int], hidden_1TH: Tensor, plan: StepPlan) -> Tensor:
+def _step_alone(session: StepSession, counts: list[int], tokens_1TX: Tensor, plan: StepPlan, form: Form) -> Tensor:
     try:
-        return session.step((), counts, hidden_1TH, plan.want, plan.positions_T)
+        return session.step((), counts, tokens_1TX, plan.want, plan.positions_T, form)
     finally:
         session.close()
 

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, Repeat, Rows
-from swarm.client.backend import StepSession
+from swarm.client.backend import BLOCKS, Form, StepSession
 
 
 class StepPausedError(Exception):
@@ -49,11 +49,19 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     # --- what a step does
 
-    def step(self, counts: Sequence[int], columns: int, hidden: Tensor, want: int, positions: Tensor | None) -> Tensor:
+    def step(
+        self,
+        counts: Sequence[int],
+        columns: int,
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None,
+        form: Form = BLOCKS,
+    ) -> Tensor:
         """Send one step, the waiting operations first, and count it; whatever goes wrong closes the session."""
         session = self._opened()
         try:
-            output = session.step(tuple(self.ops), tuple(counts), hidden, want, positions)
+            output = session.step(tuple(self.ops), tuple(counts), tokens, want, positions, form)
         except StepPausedError:
             raise
         except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state

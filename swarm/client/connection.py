@@ -24,6 +24,7 @@ from protocols.inference import Op
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from swarm.client import served
+from swarm.client.backend import BLOCKS, Form
 from swarm.client.loop import BackgroundLoop, background_loop
 from swarm.client.peers import PeerPool
 from swarm.inference import trace
@@ -178,28 +179,41 @@ class SwarmSession:
         """The session on the loop: its `route`, and how many hops were `replaced`."""
 
     def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
-        trace.mark("asked", trace.NOBODY, -1, hidden.nbytes)
-        output = self._loop.run(self._step(ops, counts, hidden, want, positions))
+        trace.mark("asked", trace.NOBODY, -1, tokens.nbytes)
+        output = self._loop.run(self._step(ops, counts, tokens, want, positions, form))
         trace.mark("returned", trace.NOBODY, -1, output.nbytes)
         return output
 
     async def step_async(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
-        return await self._loop.wait(self._step(ops, counts, hidden, want, positions))
+        return await self._loop.wait(self._step(ops, counts, tokens, want, positions, form))
 
     async def _step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None
+        self, ops: Sequence[Op], counts: Sequence[int], tokens: Tensor, want: int, positions: Tensor | None, form: Form
     ) -> Tensor:
         if self._is_closed:
             raise BadRequestError("this session has ended")
         if self.journey is None:
             self.journey = self._backend.started()
         places = None if positions is None else positions.tolist()
-        tokens = compression.pack(hidden[0].detach().to("cpu", self._backend.dtype))
-        output = await self.journey.step(ops, counts, tokens, want, places)
+        dtype = torch.int32 if form.kind == "ids" else self._backend.dtype
+        packed = compression.pack(tokens[0].detach().to("cpu", dtype))
+        output = await self.journey.step(ops, counts, packed, want, places, kind=form.kind, result=form.result)
         return compression.unpack(output.values)[None]
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ plans the step (`blocks.py`) and calls the model's own; its `generate` sees to i
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.inference import WANT_ALL
@@ -24,6 +25,7 @@ from swarm.client.blocks import NO_ATTENTION, RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
 from swarm.client.hidden_states import LastHiddenState, noted, remember_output
 from swarm.inference import trace
+from swarm.models.checkpoint import Checkpoint
 
 _opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_caches", default=None)
 
@@ -66,13 +68,18 @@ class RemoteGeneration:
         if key:
             kwargs |= {key: cache, "use_cache": cache is not None}
         trace.mark("planned", trace.NOBODY, -1)
+        result = self.answered(own, plan, kwargs, wants_hidden)
+        return result.to_tuple() if return_dict is False else result
+
+    def answered(self, own: Callable[..., Any], plan: StepPlan, kwargs: dict[str, Any], wants_hidden: bool) -> Any:
+        """The model's own forward: it embeds, sends its blocks' step by `plan`, normalises and projects."""
         with planned(plan), noted() as outputs:
             result = own(self, **kwargs, return_dict=True)
         if wants_hidden:
             if not outputs:
                 raise ModelNotSupportedError(f"{type(self).__name__} does not show its last hidden state; ask for logits only")
             result.hidden_states = LastHiddenState(outputs[-1], self.remote.num_blocks)
-        return result.to_tuple() if return_dict is False else result
+        return result
 
     def _default(self, name: str, otherwise: bool) -> bool:
         return bool(getattr(self.config, name, otherwise))  # type: ignore[attr-defined]
@@ -215,6 +222,26 @@ def remote_class(base: type, *mixins: type) -> type:
     forward.__signature__ = signature  # type: ignore[attr-defined]
     body = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (*mixins, base), body)
+
+
+def become_remote(
+    model: Any, mixins: tuple[type, ...], checkpoint: Checkpoint, backend: Backend, num_blocks: int, vocab_size: int
+) -> None:
+    """Give a model the class whose forward and `generate` are ours, and what its checkpoint says about generating."""
+    base = next(cls for cls in type(model).__mro__ if "forward" in cls.__dict__)
+    model.__class__ = remote_class(type(model), *mixins)
+    model.remote = Remote(
+        backend=backend,
+        num_blocks=num_blocks,
+        vocab_size=vocab_size,
+        max_positions=checkpoint.max_positions,
+        cache_key=cache_key(base),
+        path=checkpoint.path,
+    )
+    if (checkpoint.path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    model.name_or_path = model.config._name_or_path = str(checkpoint.path)
+    model.__dict__["swarm_finalizer"] = weakref.finalize(model, backend.close)
 
 
 def cache_key(base: type) -> str | None:

@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from protocols.defaults import PATIENCE_S
 from protocols.errors import CheckpointError
 from swarm.client import connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
-from swarm.client.generation import Remote, RemoteGeneration, attach, cache_key, remote_class
+from swarm.client.generation import RemoteGeneration, attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, stream
 from swarm.models.checkpoint import Checkpoint
@@ -113,20 +113,8 @@ class SwarmModelForCausalLM(RemoteGeneration):
 def build(ends: EndsModel, checkpoint: Checkpoint, backend: Backend) -> Any:
     """Join the ends and a backend into a model that generates."""
     model = ends.model
-    base = next(cls for cls in type(model).__mro__ if "forward" in cls.__dict__)
     blocks = RemoteBlocks(backend.open, ends.returns_tuple, ends.template)
     attach(model, blocks, ends.owner, ends.attribute)
-    model.__class__ = remote_class(type(model), SwarmModelForCausalLM)
-    model.remote = Remote(
-        backend=backend,
-        num_blocks=ends.num_blocks,
-        vocab_size=model.get_input_embeddings().weight.shape[0],
-        max_positions=checkpoint.max_positions,
-        cache_key=cache_key(base),
-        path=checkpoint.path,
-    )
-    if (checkpoint.path / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    model.name_or_path = model.config._name_or_path = str(checkpoint.path)
-    model.__dict__["swarm_finalizer"] = weakref.finalize(model, backend.close)
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    become_remote(model, (SwarmModelForCausalLM,), checkpoint, backend, ends.num_blocks, vocab_size)
     return model

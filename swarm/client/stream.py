@@ -18,7 +18,7 @@ from torch import Tensor
 from protocols.errors import BadRequestError
 from protocols.inference import Op
 from swarm.client import checks
-from swarm.client.backend import StepSession
+from swarm.client.backend import BLOCKS, Form, StepSession
 from swarm.client.cache import RemoteCache, StepPausedError
 from swarm.client.sampling import Sampler, Sampling
 
@@ -39,22 +39,34 @@ class TwoPassSession:
 
     def __init__(self, session: StepSession) -> None:
         self._session = session
-        self._request: tuple[Sequence[Op], Sequence[int], Tensor, int, Tensor | None] | None = None
+        self._request: tuple[Sequence[Op], Sequence[int], Tensor, int, Tensor | None, Form] | None = None
         self._reply: Tensor | None = None
 
     def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
         if self._reply is None:
-            self._request = (ops, counts, hidden, want, positions)
+            self._request = (ops, counts, tokens, want, positions, form)
             raise StepPausedError
         reply, self._reply = self._reply, None
         return reply
 
     async def step_async(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        tokens: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
-        return await self._session.step_async(ops, counts, hidden, want, positions)
+        return await self._session.step_async(ops, counts, tokens, want, positions, form)
 
     async def fetch(self) -> None:
         """Send what the first pass noted, and keep the reply for the second."""

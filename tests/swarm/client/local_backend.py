@@ -16,6 +16,7 @@ from torch import Tensor
 from node.serving.engine import choose_engine
 from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Op
+from swarm.client.backend import BLOCKS, Form
 from swarm.client.model import build
 from swarm.inference import rows as row_operations
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
@@ -72,9 +73,16 @@ class LocalSession:
         self._is_closed = False
 
     def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        hidden: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
         backend = self._backend
+        assert form == BLOCKS
         assert not self._is_closed
         assert hidden.shape[:2] == (1, sum(counts)) and hidden.dtype == backend.dtype
         with backend.lock:  # all calls of an engine come one after the other
@@ -93,9 +101,15 @@ class LocalSession:
         return torch.cat([piece[max(0, len(piece) - want) :] for piece in pieces])[None]
 
     async def step_async(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, want: int, positions: Tensor | None = None
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        hidden: Tensor,
+        want: int,
+        positions: Tensor | None = None,
+        form: Form = BLOCKS,
     ) -> Tensor:
-        return await asyncio.to_thread(self.step, ops, counts, hidden, want, positions)
+        return await asyncio.to_thread(self.step, ops, counts, hidden, want, positions, form)
 
     def close(self) -> None:
         if self._is_closed:

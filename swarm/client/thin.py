@@ -1,0 +1,110 @@
+"""A Hugging Face model without a single weight: its forward sends token ids and gets logits, for the ends are at the hops as well.
+
+`generate`, its processors, beams, speculation and streams are transformers', as in the full client; so are our checks, sessions and
+cache (`generation.py`, `blocks.py`). Only what happened inside of the model's own forward is somewhere else.
+
+Shapes: B rows, q new columns, E width of embeddings, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from protocols.errors import BadRequestError
+from swarm.client.backend import EMBEDS, IDS, Backend
+from swarm.client.blocks import StepPlan, carry
+from swarm.client.generation import RemoteGeneration, become_remote
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.skeleton import meta_model
+
+_SHAPES_ONLY = frozenset(("cache_position", "position_ids", "attention_mask", "use_cache", "past_key_values", "cache_params"))
+"""Arguments of a forward that have been read already, or say nothing beyond what has."""
+
+
+@dataclass
+class ThinOutput(ModelOutput):  # type: ignore[misc]
+    """What a forward returns; what is None is left out, as in transformers' own outputs."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    cache_params: Any = None
+
+
+class ThinGeneration(RemoteGeneration):
+    """Comes before the model's own class, in place of RemoteGeneration."""
+
+    def answered(self, own: Callable[..., Any], plan: StepPlan, kwargs: dict[str, Any], wants_hidden: bool) -> Any:
+        """One step of ids or embeddings, and the logits that it wants: [B, kept columns, V] float32, zeros at padding."""
+        if wants_hidden:
+            raise BadRequestError(
+                "hidden states are not here: a thin model gets logits only; ask without output_hidden_states, or load without thin=True"
+            )
+        given = {name: value for name, value in kwargs.items() if value is not None and name not in _SHAPES_ONLY}
+        ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
+        keep, labels = given.pop("logits_to_keep", 0), given.pop("labels", None)
+        if given:
+            raise BadRequestError(
+                f"a thin model's forward takes no {', '.join(sorted(given))}; leave it out, or load without thin=True"
+            )
+        tokens, form = (ids, IDS) if embeds is None else (embeds, EMBEDS)
+        logits = carry(plan, tokens, self.remote.backend.open, form, self.remote.vocab_size)
+        logits = logits[:, keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)]
+        loss = None if labels is None else self._loss(logits, labels)
+        return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: plan.cache} if self.remote.cache_key else {}))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.loss_function(logits=logits, labels=labels, vocab_size=self.remote.vocab_size)  # type: ignore[attr-defined]
+        return loss
+
+    # --- what a model without weights is asked
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts and logits are: there is no weight that says so."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype of every hop. Logits come as float32."""
+        return self.remote.backend.dtype
+
+    def get_input_embeddings(self) -> NoReturn:
+        raise _no_weights("get_input_embeddings")
+
+    def get_output_embeddings(self) -> NoReturn:
+        raise _no_weights("get_output_embeddings")
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _no_weights("resize_token_embeddings")
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _no_weights("save_pretrained")
+
+
+def _no_weights(what: str) -> BadRequestError:
+    return BadRequestError(
+        f"a thin model holds no weights, so {what} has nothing to work on; load it without thin=True for the ends"
+    )
+
+
+def build_thin(checkpoint: Checkpoint, backend: Backend, *mixins: type) -> Any:
+    """A model of the checkpoint's own class that generates over `backend`; of the checkpoint only configs are read."""
+    model = meta_model(checkpoint.config, 0, 0, backend.dtype)
+    for module in model.modules():
+        _empty(module)
+    num_blocks = model.swarm_location.num_blocks
+    become_remote(model, (ThinGeneration, *mixins), checkpoint, backend, num_blocks, checkpoint.vocab_size)
+    return model.eval()
+
+
+def _empty(module: nn.Module) -> None:
+    """Take the shapes of weights away: what is left moves to any device, counts no parameter and saves nothing by mistake."""
+    module._parameters.clear()
+    module._buffers.clear()
