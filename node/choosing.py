@@ -51,11 +51,11 @@ class Claim:
 def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
     """What the others hold of these very weights; those who are leaving do not count."""
     return [
-        Claim(record.peer, served, record.state == "joining")
+        Claim(record.peer, served, record.state_of(served) == "joining")
         for record in records.peers
-        if record.state != "draining" and record.peer != me
+        if record.peer != me
         for served in record.spans
-        if served.model.digest == model.digest
+        if served.model.digest == model.digest and record.state_of(served) != "draining"
     ]
 
 

@@ -24,8 +24,10 @@ def successors(records: Iterable[PeerRecord], model: ModelId, span: Span) -> lis
     return [
         record
         for record in records
-        if record.state == "serving"
-        and any(served.model.digest == model.digest and served.span.start == span.stop for served in record.spans)
+        if any(
+            served.model.digest == model.digest and served.span.start == span.stop and record.state_of(served) == "serving"
+            for served in record.spans
+        )
     ][:MAX_ROUND_TRIPS]
 
 

@@ -49,17 +49,20 @@ class ServedSpan:
     quantization: str = "none"
     version: int = 0
     """Global optimizer steps applied; 0 = static weights."""
+    state: str = ""
+    """One of STATES; empty = as its record's: a node that moves holds an old span and a new one for a while."""
 
     def _pack(self) -> list[object]:
-        return [self.model.name, bytes.fromhex(self.model.digest), self.span.start, self.span.stop, self.num_blocks,
-                self.ends, self.dtype, self.quantization, self.version]  # fmt: skip
+        fields_of_all = [self.model.name, bytes.fromhex(self.model.digest), self.span.start, self.span.stop, self.num_blocks,
+                         self.ends, self.dtype, self.quantization, self.version]  # fmt: skip
+        return [*fields_of_all, self.state] if self.state else fields_of_all
 
     @classmethod
     def _parse(cls, value: object) -> ServedSpan:
         names = ("name", "digest", "start", "stop", "num_blocks", "ends", "dtype", "quantization", "version")
         if not isinstance(value, list) or len(value) < len(names):
             raise BadRequestError(f"a served span is [{', '.join(names)}], got {shown(value)}")
-        table = dict(zip(names, value, strict=False))
+        table = dict(zip((*names, "state"), value, strict=False))
         num_blocks = fields.integer(table, "num_blocks", 1, MAX_BLOCKS)
         span = Span(*(fields.integer(table, key, 0, num_blocks) for key in ("start", "stop")))
         return cls(
@@ -70,6 +73,7 @@ class ServedSpan:
             dtype=fields.text(table, "dtype", 16),
             quantization=fields.text(table, "quantization", 16),
             version=fields.integer(table, "version", 0, _MAX_COUNT),
+            state=_state(table, "state") if table.get("state") else "",
         )
 
 
@@ -101,8 +105,16 @@ class PeerRecord:
     """Typical milliseconds of one decode step over its span; 0 = not measured."""
     upload_bytes_s: int = 0
     """Cap of its uplink; 0 = none known."""
+    block_ms: float = 0.0
+    """Milliseconds of one token through one block, measured alone when its span was loaded; 0 = not measured."""
+    room_blocks: int = 0
+    """How many consecutive blocks it could host instead, wherever the swarm needs them; 0 = it stays where it is."""
     round_trips: tuple[tuple[PeerId, float], ...] = ()
     """Measured milliseconds to peers of neighbouring spans, the most useful first."""
+
+    def state_of(self, served: ServedSpan) -> str:
+        """A span's state; of a peer that leaves, every span is draining."""
+        return self.state if self.state == "draining" else served.state or self.state
 
     def encode(self) -> bytes:
         """The bytes to sign and store; BadRequestError where they pass 1.5 KiB or `parse` would refuse them."""
@@ -132,6 +144,8 @@ class PeerRecord:
                    "t": self.state, "a": list(self.addresses), "c": self.certificate, "m": p2p, "r": self.reachable,
                    "b": [span._pack() for span in self.spans], "f": self.free_tokens, "q": self.queue,
                    "w": _hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
+        table |= {"x": _hundredths(self.block_ms)} if self.block_ms else {}
+        table |= {"h": self.room_blocks} if self.room_blocks else {}
         packed: bytes = msgpack.packb(table)
         return packed
 
@@ -149,7 +163,7 @@ class PeerRecord:
             name=fields.text(header, "n", MAX_NAME),
             software=fields.text(header, "s", MAX_NAME),
             protocol=(oldest, fields.integer(_pair(header), "newest", oldest, 1 << 16)),
-            state=_state(header),
+            state=_state(header, "t"),
             addresses=fields.addresses(header, "a", MAX_ADDRESSES),
             certificate=fields.raw(header, "c", MAX_CERTIFICATE_BYTES),
             p2p_addresses=tuple(
@@ -161,6 +175,8 @@ class PeerRecord:
             queue=fields.integer(header, "q", 0, 1 << 20),
             step_ms=fields.integer(header, "w", 0, _MAX_HUNDREDTHS) / 100,
             upload_bytes_s=fields.integer(header, "u", 0, _MAX_COUNT),
+            block_ms=fields.integer({"x": 0, **header}, "x", 0, _MAX_HUNDREDTHS) / 100,
+            room_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
         )
 
@@ -179,8 +195,8 @@ def _pair(header: fields.Header) -> dict[str, Any]:
     return dict(zip(("oldest", "newest"), fields.array(header, "p", 2), strict=False))
 
 
-def _state(header: fields.Header) -> str:
-    state = fields.text(header, "t", 16)
+def _state(header: fields.Header, key: str) -> str:
+    state = fields.text(header, key, 16)
     if state not in STATES:
         raise BadRequestError(f"a peer's state is one of {', '.join(STATES)}, got {state!r}")
     return state

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from node.cli.console import Lines, remark
 from node.config import NodeConfig, default_data_dir, parse_address
+from node.events import Event
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 
@@ -45,7 +46,7 @@ def run(model: str, flags: Flags) -> NoReturn:
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from node.app import Event, run_node  # 5 s of imports: only after the flags have proved right
+    from node.app import run_node  # 5 s of imports: only after the flags have proved right
     from swarm.inference import trace
 
     def on_event(event: Event) -> None:

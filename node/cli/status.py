@@ -66,7 +66,7 @@ def summarize(records: Iterable[PeerRecord], name: str) -> list[ModelRows]:
 
 
 def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, ServedSpan]]) -> ModelRows:
-    replicas = count_replicas((served.span for record, served in hosted if record.state == "serving"), num_blocks)
+    replicas = count_replicas((served.span for record, served in hosted if record.state_of(served) == "serving"), num_blocks)
     missing = tuple(gaps(replicas))
     rows = sorted((_peer(*pair) for pair in hosted), key=lambda row: (row.start, row.stop, row.peer))
     return ModelRows(
@@ -84,7 +84,7 @@ def _peer(record: PeerRecord, served: ServedSpan) -> PeerRow:
     return PeerRow(
         peer=record.peer,
         name=record.name,
-        state=record.state,
+        state=record.state_of(served),
         start=served.span.start,
         stop=served.span.stop,
         dtype=served.dtype,

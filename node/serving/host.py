@@ -56,7 +56,7 @@ class Host:
     ) -> None:
         self.served, self.manifest = served, manifest
         self.engine, self.runner = engine, Runner(engine, max_positions=max_positions)
-        self._manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any stranger may ask for it
+        self.manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any stranger may ask for it
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits = limits or HopLimits()
         self._hops: Hops | None = None
@@ -76,7 +76,8 @@ class Host:
         self.runner.start()
         self._hops = Hops(self.served, Links(pool), lambda session: SessionRows(self.runner, session), self._limits)
         self._hops.start()
-        self._servicer = SessionServicer(self._hops)
+        hops = self._hops
+        self._servicer = SessionServicer(lambda _opening: hops)
 
     async def stop(self) -> None:
         """Refuse what is new, finish the running steps, give all memory back. Clients go on with a replica."""
@@ -85,11 +86,23 @@ class Host:
             await self._hops.stop()
         await self.runner.stop()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether new sessions are refused because this span is about to be given up."""
+        return self._hops is not None and self._hops.is_draining
+
     def load(self) -> Load:
         """For the record."""
         free = max(0, self.engine.limit_bytes - self.engine.used_bytes) // self._kv_bytes_per_token
         num_sessions = 0 if self._hops is None else len(self._hops)
         return Load(free_tokens=free, queue=len(self.runner.scheduler), step_ms=self.runner.step_ms, num_sessions=num_sessions)
+
+    @property
+    def hops(self) -> Hops:
+        """The sessions of this span. DrainingError before `start`."""
+        if self._hops is None:
+            raise DrainingError("this peer is still starting: try another one, or again in a moment")
+        return self._hops
 
     def _serving(self) -> SessionServicer:
         if self._servicer is None:
@@ -106,4 +119,4 @@ class Host:
         wanted = weights.ManifestRequest.parse(request).model
         if wanted.name != self.served.model.name:
             raise ModelNotFoundError(f"this peer serves {self.served.model.name}, not {wanted.name}")
-        return self._manifest_frame
+        return self.manifest_frame

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TypeVar
 
 from protocols import inference, services
@@ -21,8 +22,9 @@ from swarm.rpc.stream import Stream
 class SessionServicer:
     """Serves one node's hop of any number of sessions."""
 
-    def __init__(self, hops: Hops) -> None:
-        self._hops = hops
+    def __init__(self, hops_for: Callable[[Open | Attach], Hops]) -> None:
+        """hops_for: who serves the span that a stream's first message is about; raises a SwarmError where nobody here does."""
+        self._hops_for = hops_for
 
     def handlers(self) -> Handlers:
         return {services.SESSION.name: self.session, services.ATTACH.name: self.attach}
@@ -43,10 +45,11 @@ class SessionServicer:
         await self._carry(stream, call, opening)
 
     async def _carry(self, stream: Stream, call: Call, opening: Open | Attach) -> None:
-        hop = self._hops.enter(opening, call.peer, time.time())
+        hops = self._hops_for(opening)
+        hop = hops.enter(opening, call.peer, time.time())
 
         async def take(wire: Wire, message: Message) -> None:
-            self._check(hop, call, opening, message)
+            _check(hops, hop, call, opening, message)
             await hop.put(wire, message)
 
         wire = Wire(stream, take, hop.lose)
@@ -55,15 +58,16 @@ class SessionServicer:
         if refusal is not None and not isinstance(refusal, PeerUnreachableError):
             raise refusal
 
-    def _check(self, hop: Hop, call: Call, opening: Open | Attach, message: Message) -> None:
-        allowed = (Step, History, Reroute, Close) if isinstance(opening, Open) else ()
-        if not isinstance(message, allowed):
-            raise BadRequestError(f"{type(message).__name__} does not belong on this stream")
-        session = message.grant.session if isinstance(message, Reroute) else message.session
-        if session != hop.grant.session:
-            raise BadRequestError("a stream carries one session, and this message names another")
-        if isinstance(message, Reroute):
-            self._hops.check_reroute(message, hop, call.peer, time.time())
+
+def _check(hops: Hops, hop: Hop, call: Call, opening: Open | Attach, message: Message) -> None:
+    allowed = (Step, History, Reroute, Close) if isinstance(opening, Open) else ()
+    if not isinstance(message, allowed):
+        raise BadRequestError(f"{type(message).__name__} does not belong on this stream")
+    session = message.grant.session if isinstance(message, Reroute) else message.session
+    if session != hop.grant.session:
+        raise BadRequestError("a stream carries one session, and this message names another")
+    if isinstance(message, Reroute):
+        hops.check_reroute(message, hop, call.peer, time.time())
 
 
 T = TypeVar("T", Open, Attach)

@@ -49,7 +49,7 @@ class Snapshot:
 
     def serving(self, digest: str | None = None) -> tuple[tuple[PeerRecord, ServedSpan], ...]:
         """Spans whose peer is ready to compute: neither joining nor draining."""
-        return tuple((peer, span) for peer, span in self.spans(digest) if peer.state == "serving")
+        return tuple((peer, span) for peer, span in self.spans(digest) if peer.state_of(span) == "serving")
 
     def missing(self, num_blocks: int, digest: str | None = None) -> list[Span]:
         """Maximal runs of blocks that nobody serves now."""

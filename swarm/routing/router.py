@@ -203,7 +203,7 @@ class Router:
 
 def _named(peers: Sequence[PeerRecord], name: str) -> list[_Offer]:
     """What is served now under a name."""
-    serving = [_Offer(record, served) for record in peers if record.state == "serving" for served in record.spans]
+    serving = [_Offer(record, served) for record in peers for served in record.spans if record.state_of(served) == "serving"]
     return [offer for offer in serving if offer.served.model.name == name]
 
 

@@ -54,9 +54,7 @@ def test_a_planned_leaving_in_the_middle_of_an_answer(town: Town, hop: int) -> N
     print(f"left after at most {time.monotonic() - asked_at_s:.1f} s")
     assert node.code == 0
     node.wait_for("left")
-    assert files and not [
-        file for name in files for file in Path("/tmp").glob(f"*{name.name.rpartition('-')[2]}") if file.exists()
-    ]
+    assert files and not [file for name in files for file in Path("/tmp").glob(f"*{name.name.split('-', 2)[2]}") if file.exists()]
     assert not members(node.pid)
     assert not set(ports(node)) & listening()
     assert not list(node.log.with_suffix(".tmp").iterdir())

@@ -260,6 +260,7 @@ def served_spans(draw: st.DrawFn) -> records.ServedSpan:
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         quantization=draw(st.sampled_from(["none", "int8"])),
         version=draw(st.integers(0, 1 << 40)),
+        state=draw(st.sampled_from(["", *records.STATES])),
     )
 
 
@@ -285,6 +286,8 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         queue=draw(st.integers(0, 1 << 20)),
         step_ms=draw(_milliseconds),
         upload_bytes_s=draw(st.integers(0, 1 << 40)),
+        block_ms=draw(_milliseconds),
+        room_blocks=draw(st.integers(0, 1_000)),
         round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
     )
 

@@ -6,10 +6,12 @@ An intended change raises PROTOCOL_VERSION, and takes the new bytes from the fai
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
 from protocols import inference, records, weights
+from protocols.ids import Span
 from tests.protocols.samples import ALICE, BOB, GRANT, MANIFEST, PARSERS, SAMPLES, parser
 
 VECTORS = {
@@ -118,6 +120,18 @@ VECTORS = {
 }
 
 
+MOVING = (
+    "de0012a17601a16bc4208a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5ca16ea56174746963a173b16d7572"
+    "6d75726174696f6e20302e312e30a170920101a174a773657276696e67a16191ae3139322e302e322e373a34303032a163c403444552a16d"
+    "92bc2f6970342f3139322e302e322e372f7463702f343030312f7032702fd9502f6970342f3139322e302e322e392f7463702f343030312f"
+    "7032702f313244334b6f6f574a576f61715a6844616f454673684637526831627059396f68696846687a6357366436394c72324e41537571"
+    "a172c3a1629299a474696e79c420abababababababababababababababababababababababababababababababab000204c3a7666c6f6174"
+    "3332a46e6f6e65009aa474696e79c420abababababababababababababababababababababababababababababababab020404c3a7666c6f"
+    "61743332a46e6f6e6500a76a6f696e696e67a166cd1000a17102a177cd04d2a175ce001312d0a1649192c4208139770ea87d175f56a35466"
+    "c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394cd0802a1787da16803"
+)
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_a_message_has_the_bytes_that_older_peers_know(kind: str) -> None:
     assert SAMPLES[kind].encode().hex() == VECTORS[kind]
@@ -126,6 +140,17 @@ def test_a_message_has_the_bytes_that_older_peers_know(kind: str) -> None:
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_the_bytes_that_older_peers_send_are_understood(kind: str) -> None:
     assert parser(kind)(bytes.fromhex(VECTORS[kind])) == SAMPLES[kind]
+
+
+def test_a_peer_that_moves_says_so_behind_what_older_peers_read() -> None:
+    moving = replace(
+        SAMPLES["record"],
+        spans=(*SAMPLES["record"].spans, replace(SAMPLES["record"].spans[0], span=Span(2, 4), state="joining")),
+        block_ms=1.25,
+        room_blocks=3,
+    )
+    assert moving.encode().hex() == MOVING
+    assert records.PeerRecord.parse(bytes.fromhex(MOVING)) == moving
 
 
 def test_every_kind_of_message_has_a_vector() -> None:

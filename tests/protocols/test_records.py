@@ -106,7 +106,16 @@ def test_a_layout_of_the_future_says_who_must_upgrade() -> None:
 
 def test_unknown_claims_are_ignored() -> None:
     (span,) = msgpack.unpackb(RECORD.encode())["b"]
-    assert records.PeerRecord.parse(changed(zz=[{"new": 1}], b=[[*span, "new"]])) == RECORD
+    assert records.PeerRecord.parse(changed(zz=[{"new": 1}], b=[[*span, "", "new"]])) == RECORD
+
+
+def test_a_span_may_have_a_state_of_its_own_until_its_peer_leaves() -> None:
+    old = RECORD.spans[0]
+    moving = replace(RECORD, spans=(old, replace(old, span=Span(2, 4), state="joining")))
+    parsed = records.PeerRecord.parse(moving.encode())
+    assert [parsed.state_of(span) for span in parsed.spans] == ["serving", "joining"]
+    leaving = replace(moving, state="draining")
+    assert [leaving.state_of(span) for span in leaving.spans] == ["draining", "draining"]
 
 
 SPAN: list[object] = ["tiny", b"\xab" * 32, 0, 2, 4, True, "float32", "none", 0]
@@ -121,6 +130,10 @@ WRONG: dict[str, dict[str, object]] = {
     "one version": {"p": [1]},
     "versions as map": {"p": {}},
     "unknown state": {"t": "sleeping"},
+    "unknown state of a span": {"b": [["tiny", b"\xab" * 32, 0, 2, 4, True, "float32", "none", 0, "sleeping"]]},
+    "room below nothing": {"h": -1},
+    "room as text": {"h": "3"},
+    "a speed below nothing": {"x": -1},
     "a socket file as address": {"a": ["unix:1"]},
     "nine addresses": {"a": ["a:1"] * 9},
     "address a number": {"a": [1]},

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from node.app import Event, run_node
+from node.app import run_node
 from node.config import NodeConfig
+from node.events import Event
 from protocols.errors import ModelMismatchError, NoRouteError
 from protocols.ids import Span
 from swarm.client import SwarmModelForCausalLM, connection

@@ -1,0 +1,52 @@
+"""The node's handlers: the server must listen before a span can be chosen, and a node that moves holds two spans for a while.
+
+A session goes to the host of the span that its route names for this hop.
+"""
+
+from __future__ import annotations
+
+from node.serving.host import Host
+from node.serving.servicer import SessionServicer
+from protocols import services, weights
+from protocols.errors import DrainingError, ModelNotFoundError
+from protocols.ids import Span
+from protocols.inference import Attach, Open
+from swarm.inference.hops import Hops
+from swarm.rpc.call import Call, Handler
+
+
+class Doors:
+    """Opens and closes with each host; before the first one, calls are refused."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[Span, Host] = {}
+
+    def open(self, host: Host) -> None:
+        """From now on, sessions reach the host. It has started."""
+        self._hosts[host.served.span] = host
+
+    def close(self, host: Host) -> None:
+        """From now on they do not."""
+        if self._hosts.get(host.served.span) is host:
+            del self._hosts[host.served.span]
+
+    def handlers(self) -> dict[str, Handler]:
+        """By method name, for the peer's server."""
+        return {**SessionServicer(self._hops_for).handlers(), services.MANIFEST.name: self._manifest}
+
+    def _any_host(self) -> Host:
+        if not self._hosts:
+            raise DrainingError("this node is still loading its blocks: try another one, or again in a moment")
+        return next(iter(self._hosts.values()))
+
+    def _hops_for(self, opening: Open | Attach) -> Hops:
+        route = opening.grant.route
+        wanted = route[opening.index if isinstance(opening, Open) else -1].span
+        return self._hosts.get(wanted, self._any_host()).hops  # another span's host says what is served here instead
+
+    async def _manifest(self, request: bytes, call: Call) -> bytes:
+        wanted = weights.ManifestRequest.parse(request).model
+        host = self._any_host()
+        if wanted.name != host.served.model.name:
+            raise ModelNotFoundError(f"this peer serves {host.served.model.name}, not {wanted.name}")
+        return host.manifest_frame

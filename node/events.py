@@ -1,0 +1,17 @@
+"""What a node tells whoever runs it: one line for a person or a script, `kind: text`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a person, or a script, wants to know: one line, `kind: text`."""
+
+    kind: str
+    text: str = ""
+
+
+OnEvent = Callable[[Event], None]

@@ -1,0 +1,103 @@
+"""What the swarm sees of this node: its record, from `joining` to withdrawn, and its look at the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from node import choosing, neighbours
+from node.config import NodeConfig
+from node.serving.host import Host
+from protocols.ids import ModelId, Span
+from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
+from swarm.inference.grants import Served
+from swarm.peer import Peer, software
+
+
+class Presence:
+    """The record lists every host, and the span that is being loaded; each with its own state."""
+
+    def __init__(self, config: NodeConfig, peer: Peer, model: ModelId, num_blocks: int) -> None:
+        self.model, self.me, self.dtype = model, peer.peer_id, ""
+        self.last_seen: choosing.Records = _Nobody()
+        self.hosts: list[Host] = []
+        """The newest last; a draining one is listed until it has stopped."""
+        self.joining: Span | None = None
+        """The span that we are about to host."""
+        self._peer, self._num_blocks = peer, num_blocks
+        self._record = PeerRecord(
+            peer=peer.peer_id,
+            name=config.name,
+            software=software(),
+            addresses=tuple(peer.addresses),
+            certificate=peer.certificate,
+            p2p_addresses=tuple(peer.multiaddrs),
+        )
+
+    async def look(self) -> list[choosing.Claim]:
+        """What the others hold, or are about to."""
+        self.last_seen = await self._peer.directory.snapshot(self.model.name)
+        return choosing.claims(self.last_seen, self.model, self.me)
+
+    async def look_closely(self) -> list[PeerRecord]:
+        """Those who host what comes right after our span."""
+        records = (await self._peer.directory.snapshot(self.model.name)).peers
+        return neighbours.successors(records, self.model, self.hosts[-1].served.span)
+
+    async def join(self, span: Span | None) -> None:
+        """Announce that we are about to host `span`; None: that we are not."""
+        self.joining = span
+        await self.tell()
+
+    async def serve(self, host: Host) -> None:
+        """Announce that we host it."""
+        self.hosts.append(host)
+        self.joining = None
+        await self.tell()
+
+    async def drop(self, host: Host) -> None:
+        """Announce that we no longer host it."""
+        self.hosts.remove(host)
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Push the record as it is now."""
+        await self._peer.directory.announce(self.record, (self.model.name,))
+
+    async def withdraw(self) -> None:
+        """Take the announcement back, if there was one."""
+        await self._peer.directory.withdraw()
+
+    async def stop_serving(self) -> None:
+        for host in self.hosts:
+            await host.stop()
+
+    def served(self, span: Span, hidden_size: int) -> Served:
+        """What sessions have to agree with."""
+        return Served(
+            peer=self.me, model=self.model, span=span, num_blocks=self._num_blocks, hidden_size=hidden_size, dtype=self.dtype
+        )
+
+    def record(self) -> PeerRecord:
+        """This node now."""
+        trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
+        record = replace(self._record, state="joining", reachable=self._peer.reachable, round_trips=trips)
+        spans = [self._span(host.served.span, "draining" if host.is_draining else "serving") for host in reversed(self.hosts)]
+        if self.joining is not None:
+            spans.append(self._span(self.joining, "joining"))
+        if self.hosts:
+            load = self.hosts[-1].load()
+            record = replace(record, state="serving", free_tokens=load.free_tokens, queue=load.queue, step_ms=load.step_ms)
+        return replace(record, spans=tuple(_as_the_record(span, record.state) for span in spans)).fitted()
+
+    def _span(self, span: Span, state: str) -> ServedSpan:
+        return ServedSpan(model=self.model, span=span, num_blocks=self._num_blocks, dtype=self.dtype, state=state)
+
+
+def _as_the_record(served: ServedSpan, state: str) -> ServedSpan:
+    """A span whose state is its record's does not say it again."""
+    return replace(served, state="") if served.state == state else served
+
+
+class _Nobody:
+    peers: Sequence[PeerRecord] = ()
