@@ -18,7 +18,7 @@ from torch import Tensor
 
 from node.serving.packed import PackedEngine
 from node.serving.paged import PagedEngine
-from node.serving.row_store import Mode
+from node.serving.row_store import Cuts, Mode
 from node.serving.selftest import SelfTest, small_windows
 from node.serving.serial import RecomputeEngine, SerialEngine
 from protocols.errors import ModelNotSupportedError
@@ -43,6 +43,8 @@ class Engine(Protocol):
     device: torch.device
     can_crop: bool
     """False: a row can be cropped to nothing only, since some block keeps a running state."""
+    cuts: Cuts
+    """Where a row's step may be run in parts that cost no more than the whole."""
     forwards: int
     """Forwards run so far: with batching, fewer than rows times steps."""
 

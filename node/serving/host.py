@@ -17,6 +17,7 @@ from node.serving.runner import Runner, SessionRows
 from node.serving.servicer import SessionServicer
 from protocols import services, weights
 from protocols.errors import DrainingError, ModelNotFoundError
+from protocols.inference import Grant
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
 from swarm.inference.links import Links
@@ -74,7 +75,7 @@ class Host:
         """Begin to serve; `pool` dials the hops below."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
-        self._hops = Hops(self.served, Links(pool), lambda session: SessionRows(self.runner, session), self._limits)
+        self._hops = Hops(self.served, Links(pool), self._rows, self._limits)
         self._hops.start()
         hops = self._hops
         self._servicer = SessionServicer(lambda _opening: hops)
@@ -103,6 +104,9 @@ class Host:
         if self._hops is None:
             raise DrainingError("this peer is still starting: try another one, or again in a moment")
         return self._hops
+
+    def _rows(self, grant: Grant) -> SessionRows:
+        return SessionRows(self.runner, grant.session, grant.client, len(grant.route))
 
     def _serving(self) -> SessionServicer:
         if self._servicer is None:

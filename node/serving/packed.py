@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from node.serving.row_store import BlockShape, Mode, PackedRow, RowStore
+from node.serving.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
 from protocols.errors import ModelNotSupportedError
 from swarm.models.span import SpanModule
 
@@ -231,6 +231,7 @@ class PackedEngine:
     """Engine for blocks that attend through transformers' attention interface and keep nothing but keys and values."""
 
     mode: Mode = "packed"
+    cuts: Cuts = "anywhere"
 
     def __init__(self, span: SpanModule, limit_bytes: int) -> None:
         """Takes the span over: it cannot be run by itself until `detach`. ModelNotSupportedError where packing cannot work."""

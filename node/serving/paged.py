@@ -15,7 +15,7 @@ from torch import Tensor
 from node.serving.paged_cache import Batch, LearningCache, PagedCache, PagedRow, has_own_windows, install_masks, use_batch
 from node.serving.pages import PAGE_TOKENS, PagePool
 from node.serving.recurrent import check_chunks
-from node.serving.row_store import BlockShape, Mode
+from node.serving.row_store import BlockShape, Cuts, Mode
 from protocols.errors import BadRequestError, CacheFullError, ModelNotSupportedError
 from swarm.models.span import SpanModule
 
@@ -46,6 +46,7 @@ class PagedEngine:
         self.limit_bytes = limit_bytes
         self.forwards = 0
         self._span, self._unroll = span, unroll
+        self.cuts: Cuts = "continued" if unroll else "anywhere"
         if has_own_windows(span.layers):
             raise ModelNotSupportedError("its attention has windows of its own, besides transformers' masks")
         install_masks()
@@ -133,7 +134,9 @@ class PagedEngine:
                     groups.setdefault((at, True, 1), []).append((index, at, at + 1))
             else:
                 groups.setdefault((0, bool(row.states), count), []).append((index, 0, count))
-        return [groups[key] for key in sorted(groups)]
+        lengths = [row.length + count for row, count in items]
+        can_cut = not self._unroll  # a state that goes on token by token begins with all of its row's first tokens at once
+        return [group for key in sorted(groups) for group in bounded(groups[key], lengths, can_cut=can_cut)]
 
     def _forward(
         self,
@@ -212,20 +215,20 @@ class PagedEngine:
         return cache.shapes(), cache.state_bytes()
 
 
-def bounded(pieces: Sequence[Piece], lengths: Sequence[int]) -> list[list[Piece]]:
-    """Forwards for these pieces, whole steps of rows that will have `lengths` tokens, so that none passes the two limits above. Pure.
+def bounded(pieces: Sequence[Piece], lengths: Sequence[int], *, can_cut: bool = True) -> list[list[Piece]]:
+    """Forwards for these pieces, of rows that will have `lengths` tokens, so that none passes the two limits above. Pure.
 
-    A piece that passes them alone is cut into parts, one after the other; mostly there is one forward for all.
+    A piece that passes them alone is cut into parts, one after the other, or has a forward of its own; mostly there is one for all.
     """
     groups: list[list[Piece]] = []
     group: list[Piece] = []
     widest = 0
     for piece in sorted(pieces, key=lambda piece: lengths[piece[0]]):
-        index, _, count = piece
-        longest = lengths[index]
+        index, start, stop = piece
+        count, longest = stop - start, lengths[index]
         if count * longest > MAX_PAIRS:
-            size = max(1, MAX_PAIRS // longest)
-            groups += [[(index, at, min(at + size, count))] for at in range(0, count, size)]
+            size = max(1, MAX_PAIRS // longest) if can_cut else count
+            groups += [[(index, at, min(at + size, stop))] for at in range(start, stop, size)]
             continue
         rows, wide = len(group) + 1, max(widest, count)
         if group and (rows * longest > MAX_GATHERED or rows * wide * longest > MAX_PAIRS):

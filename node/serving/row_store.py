@@ -23,6 +23,9 @@ from protocols.errors import CacheFullError
 Mode = Literal["packed", "paged", "serial"]
 """The ways in which an engine serves."""
 
+Cuts = Literal["anywhere", "continued", "never"]
+"""Steps that may be run in parts: all; those of rows that have tokens already (and go on token by token anyway); none."""
+
 GROW_TOKENS = 64
 """Capacities are multiples of this."""
 

@@ -2,6 +2,10 @@
 
 The event loop never computes and this thread never waits for the network. A step that fails takes no other step with it:
 a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
+
+A long step is run in pieces, as `scheduler.py` cuts it: its row operations come before the first, memory for all of it is asked for
+then, and its caller gets the whole output after the last. Whatever ends it in between (no memory, its deadline, an error) loses the
+session's rows, exactly as for a step that runs at once.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ import torch
 from torch import Tensor
 
 from node.serving.scheduler import HeldRows, Job, Scheduler
-from protocols.errors import BadRequestError, DeadlineError, InternalError, OverloadedError, SwarmError
-from protocols.ids import SessionId
+from protocols.errors import BadRequestError, CacheFullError, DeadlineError, InternalError, OverloadedError, SwarmError
+from protocols.ids import PeerId, SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_JOB_TOKENS = 4_096
-"""Tokens of one step: its activations are not counted as K/V, and nobody else is served meanwhile. Our clients send 1,024 at most."""
+"""Tokens of one step: its activations are not counted as K/V. Our clients send 1,024 at most."""
 
 Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
@@ -39,19 +43,26 @@ Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 class SessionRows:
     """One session's rows at this node: what a hop computes with. Its rows belong to the runner's thread."""
 
-    def __init__(self, runner: Runner, session: SessionId) -> None:
-        self._runner, self.held = runner, HeldRows(session)
+    def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1) -> None:
+        """client: who pays for it, in turns and in memory. num_hops: of its route."""
+        self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
     ) -> Tensor:
-        """Wait for a turn in a batch: hidden [T, H] of all rows after `ops` -> [T, H] on the CPU."""
+        """Wait for turns in batches: hidden [T, H] of all rows after `ops` -> [T, H] on the CPU.
+
+        Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
+        """
+        cuts = self._runner.engine.cuts
+        is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
         return await self._runner.run(
             lambda done: Job(
-                session=self.held, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency, done=done
+                session=self.held, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency,
+                is_whole=is_whole, done=done,
             )
-        )
+        )  # fmt: skip
 
     async def clear(self) -> None:
         """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
@@ -97,8 +108,14 @@ class Runner:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and this thread goes on
                 loop.call_soon_threadsafe(_settle, future, outcome)
 
-        self.scheduler.submit(make_job(done))
-        return await future
+        job = make_job(done)
+        self.scheduler.submit(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if job.hidden is not None:  # a clearing is done all the same: others wait for the memory
+                self.scheduler.cancel(job)
+            raise
 
     def _loop(self) -> None:
         while (jobs := self.scheduler.take()) is not None:
@@ -111,27 +128,33 @@ class Runner:
         if not batch:
             return
         lengths = [[row.length for row in rows] for _, rows in batch]
+        started = time.perf_counter()
         try:
             outputs = self._forward(batch)
         except Exception as error:
-            self._one_by_one(batch, lengths, error)
-        else:
-            for (job, _), output in zip(batch, outputs, strict=True):
-                job.done(output)
+            batch, outputs = self._one_by_one(batch, lengths, error)
+        ms = (time.perf_counter() - started) * 1e3
+        for (job, rows), output in zip(batch, outputs, strict=True):
+            job.outputs.append(output)
+            job.session.num_tokens = sum(row.length for row in rows)
+        self.scheduler.finished([job for job, _ in batch], ms)
+        for job, _ in batch:
+            if not job.num_left:
+                job.done(torch.cat(job.outputs) if len(job.outputs) > 1 else job.outputs[0])
 
     def _enter(self, job: Job) -> list[Row] | None:
         """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""
         session = job.session
         try:
             if job.hidden is None:
-                session.rows = _close_all(self.engine, session.rows)
+                session.rows, session.num_tokens = _close_all(self.engine, session.rows), 0
+                self.scheduler.forget(session)
                 job.done(torch.empty(0))
                 return None
             if time.monotonic() > job.urgency.expires_s:
                 raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
-            session.rows = row_operations.apply(self.engine, session.rows, job.ops)
-            session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
-            _check_size(job, session.rows, self._max_positions)
+            if not job.is_entered:
+                self._begin(job)
         except Exception as error:  # whatever an engine raises here: this thread must live
             self._fail(job, error)
             return None
@@ -140,37 +163,61 @@ class Runner:
             return None
         return session.rows
 
+    def _begin(self, job: Job) -> None:
+        """Before a job's first piece: its row operations, and whether all of it may run here."""
+        session = job.session
+        session.rows = row_operations.apply(self.engine, session.rows, job.ops)
+        session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
+        _check_size(job, session.rows, self._max_positions)
+        if job.size < job.num_tokens:
+            self._check_memory(job, session.rows)
+        job.is_entered = True
+
+    def _check_memory(self, job: Job, rows: Sequence[Row]) -> None:
+        """CacheFullError now, instead of after half the pieces. A step that runs at once is judged by the engine itself."""
+        needed = self.engine.growth_bytes([(row, count) for row, count in zip(rows, job.counts, strict=True) if count])
+        free = self.engine.limit_bytes - self.engine.used_bytes
+        if needed > free:
+            raise CacheFullError(
+                f"no memory for {job.num_tokens} more tokens: they take {needed} bytes, {free} of {self.engine.limit_bytes} are free; "
+                "end a session, or ask another peer"
+            )
+
     def _forward(self, batch: Batch) -> list[Tensor]:
         started = time.perf_counter()
         for job, _ in batch:
-            trace.mark("computing", job.session.id, -1)
-        items = [(row, count) for job, rows in batch for row, count in zip(rows, job.counts, strict=True) if count]
-        hidden = torch.cat([job.hidden for job, _ in batch if job.hidden is not None])
+            if not job.at:
+                trace.mark("computing", job.session.id, -1)
+        items = [(row, count) for job, rows in batch for row, count in zip(rows, job.piece_counts(), strict=True) if count]
+        hidden = torch.cat([job.hidden[job.at : job.at + job.size] for job, _ in batch if job.hidden is not None])
         output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()
         self._count(len(batch), (time.perf_counter() - started) * 1e3)
         for job, _ in batch:
-            trace.mark("forwarded", job.session.id, -1)
-        pieces = output.split([job.num_tokens for job, _ in batch])
+            if not job.num_left - job.size:
+                trace.mark("forwarded", job.session.id, -1)
+        pieces = output.split([job.size for job, _ in batch])
         # a hop retains its piece for as long as its session lives: as a view, it would keep everybody's output alive
         return [piece.clone() for piece in pieces] if len(batch) > 1 else list(pieces)
 
-    def _one_by_one(self, batch: Batch, lengths: list[list[int]], error: Exception) -> None:
-        """The batch failed: run its steps again, each alone, from where they stood before."""
+    def _one_by_one(self, batch: Batch, lengths: list[list[int]], error: Exception) -> tuple[Batch, list[Tensor]]:
+        """The batch failed: run its steps again, each alone, from where they stood before. Those that succeed, and their outputs."""
+        succeeded: Batch = []
+        outputs = []
         for (job, rows), before in zip(batch, lengths, strict=True):
             try:
                 _rewind(self.engine, rows, before)
                 if len(batch) == 1:
                     raise error
-                output = self._forward([(job, rows)])[0]
+                outputs += self._forward([(job, rows)])
+                succeeded.append((job, rows))
             except Exception as own:
                 self._fail(job, own)
-            else:
-                job.done(output)
+        return succeeded, outputs
 
     def _fail(self, job: Job, error: Exception) -> None:
         """The step is lost, and the session's rows with it (it starts anew, here or elsewhere)."""
         try:
-            job.session.rows = _close_all(self.engine, job.session.rows)
+            job.session.rows, job.session.num_tokens = _close_all(self.engine, job.session.rows), 0
         except Exception:
             log.exception("rows of a failed step could not be closed")
         if not isinstance(error, SwarmError):
@@ -229,6 +276,8 @@ def _positions(batch: Batch, device: torch.device) -> Tensor | None:
         return None
     pieces = []
     for job, rows in batch:
-        default = [torch.arange(row.length, row.length + count) for row, count in zip(rows, job.counts, strict=True)]
-        pieces.append(job.positions if job.positions is not None else torch.cat(default))
+        if job.positions is not None:
+            pieces.append(job.positions[job.at : job.at + job.size])
+        else:
+            pieces += [torch.arange(row.length, row.length + n) for row, n in zip(rows, job.piece_counts(), strict=True)]
     return torch.cat(pieces).to(device)

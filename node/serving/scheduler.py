@@ -1,6 +1,7 @@
-"""Who goes into the next forward: a queue of steps that wait, and a pure policy that picks a batch from it.
+"""Who goes into the next forward: a queue of steps that wait. The rules are in `turns.py`, `fairness.py` and `costs.py`, all pure.
 
-Continuous batching: whatever is ready goes together, decodes and prompt chunks of any session, up to a budget of tokens.
+Continuous batching: decodes that are ready go together, in the order of their clients' turns, and beside them a piece of a prompt. A
+prompt that does not fit is run in pieces over several forwards, and waits in between like any other step.
 Of each session only the oldest job is eligible: a step whose caller was cancelled may still wait when the session's rows are given
 back, and a batch must never hold both.
 """
@@ -8,6 +9,7 @@ back, and a batch must never hold both.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +17,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from node.serving import fairness, turns
+from node.serving.costs import Costs
 from protocols.errors import OverloadedError, SwarmError
-from protocols.ids import SessionId
+from protocols.ids import PeerId, SessionId
 from protocols.inference import Op
 from swarm.inference.compute import ORDINARY, Urgency
 
@@ -26,16 +30,28 @@ if TYPE_CHECKING:
 MAX_WAITING = 1_024
 """Steps that wait at most; the next one is refused."""
 
+RHYTHM = 0.3
+"""Weight of the newest of a session's absences."""
+
 
 @dataclass(slots=True, eq=False)
 class HeldRows:
     """The rows of one session; only the runner's thread touches them."""
 
     id: SessionId
+    client: PeerId
     rows: list[Row] = field(default_factory=list)
+    num_hops: int = 1
+    """Of its route."""
+    num_tokens: int = 0
+    """Of all rows, after the last forward."""
+    decoded_s: float | None = None
+    """When its last step was done, if that was a decode."""
+    away_s: float = 0.0
+    """How long it was away between two decodes, lately."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """One step of one session, waiting for its turn on the device. `done` is called once, from the runner's thread."""
 
@@ -48,36 +64,60 @@ class Job:
     urgency: Urgency = ORDINARY
     done: Callable[[Tensor | SwarmError], None] = field(repr=False)
 
+    is_whole: bool = False
+    """It must not be cut: here a row that goes on costs more than one that begins."""
+    came_s: float = 0.0
+    at: int = 0
+    """Tokens that were run in earlier forwards."""
+    size: int = 0
+    """Tokens that run in this one."""
+    is_entered: bool = False
+    """Its operations were done, and its rows are there."""
+    is_cancelled: bool = False
+    """Nobody waits for it any more."""
+    outputs: list[Tensor] = field(default_factory=list, repr=False)
+
     @property
     def num_tokens(self) -> int:
         return sum(self.counts)
 
+    @property
+    def num_left(self) -> int:
+        return self.num_tokens - self.at
 
-def choose(sizes: Sequence[int], priorities: Sequence[int], budget: int) -> list[int]:
-    """Which waiting steps run next, by index: higher priority first, then short steps (decodes), then the oldest.
+    @property
+    def is_decode(self) -> bool:
+        return max(self.counts, default=0) <= turns.DECODE_TOKENS
 
-    sizes: new tokens of each step, oldest first. At most `budget` tokens together, except that one step may exceed it alone.
-    The oldest of the highest priority always goes, so that nothing waits forever.
-    """
-    top = max(priorities)
-    first = next(index for index, priority in enumerate(priorities) if priority == top)
-    order = sorted((index for index in range(len(sizes)) if index != first), key=lambda i: (-priorities[i], sizes[i] > 1, i))
-    chosen, total = [first], sizes[first]
-    for index in order:
-        if total + sizes[index] <= budget:
-            chosen.append(index)
-            total += sizes[index]
-    return sorted(chosen)
+    @property
+    def weight(self) -> float:
+        return fairness.weight_of(self.urgency.priority)
+
+    def piece_counts(self) -> list[int]:
+        """Tokens of each row that run in this forward: [at, at + size) of the flat axis."""
+        counts, begin = [], 0
+        for count in self.counts:
+            counts.append(max(0, min(begin + count, self.at + self.size) - max(begin, self.at)))
+            begin += count
+        return counts
 
 
 class Scheduler:
     """A queue between the event loop, which submits, and the runner's thread, which takes batches."""
 
-    def __init__(self, budget_tokens: int) -> None:
-        self._budget = budget_tokens
+    def __init__(self, budget_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.costs = Costs()
+        self._budget, self._clock = budget_tokens, clock
         self._waiting: deque[Job] = deque()
         self._ready = threading.Condition()
         self._is_closed = False
+        self._ledger = fairness.Ledger()
+        self._credit_ms = turns.LEAST_CREDIT_MS
+        self._decoding: dict[HeldRows, None] = {}
+        self._num_short = 0
+        """Forwards in a row with fewer decodes than they should have."""
+        self._free_s = 0.0
+        """When the last forward ended."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -89,29 +129,176 @@ class Scheduler:
             if self._is_closed or is_full:
                 reason = "this node is leaving" if self._is_closed else f"{MAX_WAITING} steps wait here, the limit"
                 raise OverloadedError(f"{reason}: try a replica")
+            job.came_s = self._clock()
+            session = job.session
+            if session.decoded_s is not None and job.is_decode and job.hidden is not None:
+                session.away_s += RHYTHM * (job.came_s - session.decoded_s - session.away_s) if session.away_s else 0.0
+                session.away_s = session.away_s or job.came_s - session.decoded_s
             self._waiting.append(job)
             self._ready.notify()
 
-    def take(self) -> list[Job] | None:
-        """Wait for work and take the next batch; None once closed and empty."""
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for it any more: it, or what is left of it, is not run. Its session's rows must be given back then."""
         with self._ready:
-            while not self._waiting and not self._is_closed:
-                self._ready.wait()
-            if not self._waiting:
-                return None
-            jobs = _oldest_of_each_session(self._waiting)
-            batch = [
-                jobs[i] for i in choose([job.num_tokens for job in jobs], [job.urgency.priority for job in jobs], self._budget)
-            ]
+            job.is_cancelled = True
+            if any(other is job for other in self._waiting):
+                self._waiting.remove(job)
+                self._ready.notify()
+
+    def take(self) -> list[Job] | None:
+        """Wait for work and take the next batch: jobs with their `size` set. None once closed and empty."""
+        with self._ready:
+            while True:
+                while not self._waiting and not self._is_closed:
+                    self._ready.wait()
+                if not self._waiting:
+                    return None
+                batch, pause_s = self._poll()
+                if batch:
+                    return batch
+                self._ready.wait(pause_s)
+
+    def poll(self) -> list[Job]:
+        """As `take`, without waiting: nothing where nothing waits, or where it pays to wait for more."""
+        with self._ready:
+            return self._poll()[0]
+
+    def _poll(self) -> tuple[list[Job], float]:
+        now_s = self._clock()
+        batch, until_s = self._choose(now_s)
+        if batch:
             chosen = set(map(id, batch))
             self._waiting = deque(job for job in self._waiting if id(job) not in chosen)
-            return batch
+        return batch, max(0.0, until_s - now_s)
+
+    def finished(self, batch: Sequence[Job], ms: float) -> None:
+        """A forward of these jobs took `ms`: learn from it, charge for it, and queue again what is not run to its end."""
+        with self._ready:
+            num_rows = sum(job.size for job in batch if job.is_decode)
+            num_tokens = sum(job.size for job in batch if not job.is_decode)
+            self._pay(batch, num_rows, num_tokens, ms)
+            self._free_s = now_s = self._clock()
+            for job in batch:
+                job.at += job.size
+                job.size = 0
+                job.session.decoded_s = now_s if job.is_decode else None
+                if job.is_decode:
+                    self._decoding[job.session] = None
+                else:
+                    self._decoding.pop(job.session, None)
+                if job.num_left and not job.is_cancelled:
+                    self._waiting.appendleft(job)
+
+    def forget(self, session: HeldRows) -> None:
+        """The session has given its rows back: it is not expected any more."""
+        with self._ready:
+            self._decoding.pop(session, None)
+            session.decoded_s, session.away_s = None, 0.0
 
     def close(self) -> None:
         """Take nothing new; what waits is still run."""
         with self._ready:
             self._is_closed = True
             self._ready.notify_all()
+
+    def _choose(self, now_s: float) -> tuple[list[Job], float]:
+        """The next batch; or none, and until when to wait for more. Sets the `size` of those that it takes."""
+        jobs = _oldest_of_each_session(self._waiting)
+        clearing = [job for job in jobs if job.hidden is None]
+        decodes = [job for job in jobs if job.hidden is not None and job.is_decode]
+        prompts = [job for job in jobs if job.hidden is not None and not job.is_decode]
+        until_s = now_s
+        if decodes or prompts:
+            decoding = self._active(now_s, decodes, prompts)
+            decodes, until_s = self._choose_decodes(decodes, decoding, now_s)
+            prompts = self._choose_pieces(prompts, decodes, decoding)
+        for job in decodes:
+            job.size = job.num_left
+        return [*clearing, *decodes, *prompts], until_s
+
+    def _active(self, now_s: float, decodes: Sequence[Job], prompts: Sequence[Job]) -> list[HeldRows]:
+        """Sessions that decode now: those that wait, and those whose last decode was a moment ago."""
+        oldest_s = now_s - turns.ACTIVE_S
+        away = [session for session in self._decoding if (session.decoded_s or 0.0) < oldest_s]
+        waiting = {job.session for job in decodes}
+        for session in away:
+            if session not in waiting:
+                del self._decoding[session]
+        others = {job.session for job in prompts}
+        return [session for session in {**self._decoding, **dict.fromkeys(waiting)} if session not in others]
+
+    def _choose_decodes(self, decodes: list[Job], decoding: list[HeldRows], now_s: float) -> tuple[list[Job], float]:
+        """The decodes of the next forward; none where it pays to wait for others that are due."""
+        if not decodes or (len(decoding) == 1 and decodes[0].num_left <= self._budget):
+            return decodes, now_s
+        waiting = {job.session for job in decodes}
+        away_ms = [session.away_s * 1e3 for session in decoding if session.away_s]
+        num_hops = max(session.num_hops for session in decoding)
+        size = turns.wave_size(self.costs, len(decoding), num_hops, sum(away_ms) / len(away_ms) if away_ms else 0.0)
+        if len(decodes) < size and not self._is_closed:
+            due_s = [
+                session.decoded_s + session.away_s
+                for session in decoding
+                if session not in waiting and session.decoded_s is not None and session.away_s
+            ]
+            patience_s = turns.patience_s(self.costs, size, self._num_short)
+            since_s = max(self._free_s, min(job.came_s for job in decodes))
+            until_s = turns.gather_until(now_s, since_s, due_s, patience_s)
+            if until_s > now_s:
+                return [], until_s
+        chosen = self._within_limits(decodes, size)
+        self._num_short = self._num_short + 1 if len(chosen) < size and self._num_short < turns.MANY_SHORT else 0
+        return chosen, now_s
+
+    def _within_limits(self, decodes: list[Job], size: int) -> list[Job]:
+        num_clients = len({job.session.client for job in decodes})
+        chosen: list[Job] = []
+        num_rows = 0
+        for job in self._in_turn(decodes, self.costs.decode_ms(1)):
+            more = num_rows + job.num_left
+            fits = len(chosen) < size and more <= self._budget and turns.fits_a_turn(self.costs, more, num_clients)
+            if fits or not chosen:
+                chosen.append(job)
+                num_rows = more
+        return chosen
+
+    def _choose_pieces(self, prompts: list[Job], decodes: Sequence[Job], decoding: Sequence[HeldRows]) -> list[Job]:
+        """Prompts of the next forward, each with the `size` of its piece."""
+        if not prompts:
+            return []
+        ms = turns.piece_ms(self.costs, len(decoding), len(decodes), self._credit_ms)
+        left = turns.piece_tokens(self.costs, ms, is_alone=not decoding) if ms else 0
+        left = min(left, self._budget - sum(job.num_left for job in decodes))
+        chosen: list[Job] = []
+        for job in self._in_turn(prompts, self.costs.token_ms or 1.0):
+            size = job.num_left if job.is_whole else min(job.num_left, left)
+            if left > 0 and (size <= left or not chosen):
+                job.size = size
+                left -= size
+                chosen.append(job)
+        return chosen
+
+    def _in_turn(self, jobs: list[Job], token_ms: float) -> list[Job]:
+        if len(jobs) == 1:
+            return jobs
+        claims = [
+            fairness.Claim(client=job.session.client, session=job.session, cost_ms=token_ms * job.num_left / job.weight)
+            for job in jobs
+        ]
+        return [jobs[index] for index in self._ledger.order(claims)]
+
+    def _pay(self, batch: Sequence[Job], num_rows: int, num_tokens: int, ms: float) -> None:
+        """Costs, credit and accounts after a forward."""
+        row_ms, token_ms = self.costs.decode_ms(1) or 1.0, self.costs.token_ms or 1.0
+        shares = [job.size * (row_ms if job.is_decode else token_ms) for job in batch]
+        unit = ms / (sum(shares) or 1.0)
+        for job, share in zip(batch, shares, strict=True):
+            self._ledger.charge(job.session.client, job.session, unit * share / job.weight)
+        self.costs = self.costs.learn(num_rows, num_tokens, ms)
+        decodes_ms = min(ms, self.costs.decode_ms(num_rows)) if num_rows else 0.0
+        spent_ms = ms - decodes_ms if num_tokens else 0.0
+        limit_ms = max(turns.LEAST_CREDIT_MS, self.costs.decode_ms(len(self._decoding) + 1))
+        self._credit_ms = min(limit_ms, max(0.0, self._credit_ms - spent_ms / turns.PIECE_SHARE) + decodes_ms)
 
 
 def _oldest_of_each_session(waiting: Iterable[Job]) -> list[Job]:

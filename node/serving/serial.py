@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from node.serving.recurrent import CountingCache, check_chunks
-from node.serving.row_store import Mode
+from node.serving.row_store import Cuts, Mode
 from protocols.errors import BadRequestError, CacheFullError, InternalError, ModelNotSupportedError
 from swarm.models.span import SpanModule
 
@@ -49,6 +49,7 @@ class SerialEngine:
         self.used_bytes = 0
         self.forwards = 0
         self._span, self._unroll = span, unroll
+        self.cuts: Cuts = "continued" if unroll else "anywhere"
         kinds = {type(layer) for layer in DynamicCache(config=span.config).layers}
         self._is_plain = kinds <= _PLAIN  # then a cache of plain layers is exact too (masks make the windows), and can be cropped
         self.can_crop = self._is_plain
@@ -175,6 +176,7 @@ class RecomputeEngine:
     """Engine that keeps inputs instead of keys and values, and runs each row from its first token at every step."""
 
     mode: Mode = "serial"
+    cuts: Cuts = "never"
 
     def __init__(self, span: SpanModule, limit_bytes: int) -> None:
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device

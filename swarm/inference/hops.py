@@ -49,7 +49,7 @@ class Hops:
     """The sessions of one node by (client, session id): a stranger cannot reach another client's session."""
 
     def __init__(
-        self, served: grants.Served, links: Links, new_compute: Callable[[SessionId], SessionCompute], limits: HopLimits
+        self, served: grants.Served, links: Links, new_compute: Callable[[Grant], SessionCompute], limits: HopLimits
     ) -> None:
         self.served = served
         self.is_draining = False
@@ -101,7 +101,7 @@ class Hops:
             raise OverloadedError(
                 f"you hold {self._limits.max_sessions_per_client} sessions here, the limit of one client: close some, or use a replica"
             )
-        hop = Hop(grant, index, self.served.dtype, self._new_compute(grant.session), self._links)
+        hop = Hop(grant, index, self.served.dtype, self._new_compute(grant), self._links)
         self._hops[grant.client, grant.session] = hop
         task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")
         self._tasks.add(task)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from node.serving.runner import Runner, SessionRows
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
-from protocols.ids import SessionId, Span
+from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Op, Repeat, Rows
 from tests.swarm.inference.toy import WIDTH, ToyEngine, ToyRow, reference
 
@@ -57,7 +57,7 @@ async def runner() -> AsyncIterator[Runner]:
 
 
 def rows_of(runner: Runner) -> SessionRows:
-    return SessionRows(runner, SessionId(bytes(16)))
+    return SessionRows(runner, SessionId(bytes(16)), PeerId("client"))
 
 
 async def step(rows: SessionRows, tokens: Tensor, ops: Sequence[Op] = (), counts: Sequence[int] | None = None) -> Tensor:

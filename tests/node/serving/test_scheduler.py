@@ -1,98 +1,198 @@
-"""Who goes next: the budget holds, the oldest always goes, nothing waits forever, and a session's jobs keep their order."""
+"""Who goes next: budgets hold, long prompts yield, crowds share, nothing waits forever, and a session's jobs keep their order."""
 
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.serving import scheduler as module
-from node.serving.scheduler import Job, Scheduler, choose
+from node.serving.scheduler import HeldRows, Job, Scheduler
+from node.serving.turns import DECODE_TOKENS
 from protocols.errors import OverloadedError
-
-sizes = st.lists(st.integers(0, 50), min_size=1, max_size=12)
-
-
-@given(sizes, st.data(), st.integers(1, 60))
-def test_a_batch_keeps_the_budget_and_has_the_oldest_of_the_highest_priority(
-    waiting: list[int], data: st.DataObject, budget: int
-) -> None:
-    priorities = data.draw(st.lists(st.integers(-2, 2), min_size=len(waiting), max_size=len(waiting)))
-    chosen = choose(waiting, priorities, budget)
-    assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(len(waiting)))
-    assert sum(waiting[index] for index in chosen) <= budget or len([i for i in chosen if waiting[i]]) == 1
-    assert priorities.index(max(priorities)) in chosen
+from protocols.ids import PeerId, SessionId
+from tests.node.serving.simulated import Chat, Swarm, p99
 
 
-@given(sizes, st.integers(1, 60))
-def test_nothing_more_would_fit(waiting: list[int], budget: int) -> None:
-    chosen = choose(waiting, [0] * len(waiting), budget)
-    left = budget - sum(waiting[index] for index in chosen)
-    assert all(waiting[index] > left for index in range(len(waiting)) if index not in chosen)
+def session(client: str = "client") -> HeldRows:
+    return HeldRows(SessionId(bytes(16)), PeerId(client))
 
 
-@given(sizes, st.integers(1, 60), st.lists(st.integers(0, 50), max_size=40))
-def test_nothing_waits_forever_however_many_come_after_it(waiting: list[int], budget: int, later: list[int]) -> None:
-    """At equal priority the oldest goes in every round: whoever has n before it waits n rounds at most."""
-    queue = list(enumerate(waiting))
-    arriving = iter(enumerate(later, start=len(waiting)))
-    rounds = 0
-    while any(number < len(waiting) for number, _ in queue):
-        chosen = set(choose([size for _, size in queue], [0] * len(queue), budget))
-        queue = [job for index, job in enumerate(queue) if index not in chosen]
-        queue += [job for _, job in zip(range(2), arriving, strict=False)]
-        rounds += 1
-    assert rounds <= len(waiting)
-
-
-def test_decodes_go_before_other_prompts() -> None:
-    assert choose([1, 90, 1, 1], [0] * 4, 92) == [0, 2, 3]
-
-
-def job(session: object, tokens: int = 1, *, clears: bool = False) -> Job:
+def job(held: HeldRows | None = None, tokens: int = 1, *, clears: bool = False) -> Job:
     hidden = None if clears else torch.zeros(tokens, 1)
-    return Job(session=session, counts=(tokens,), hidden=hidden, done=lambda outcome: None)  # type: ignore[arg-type]
+    return Job(session=held or session(), counts=() if clears else (tokens,), hidden=hidden, done=lambda outcome: None)
+
+
+def drain(scheduler: Scheduler) -> list[list[tuple[Job, int]]]:
+    """Run everything that waits, at 1 ms a forward: what each had."""
+    forwards = []
+    while len(scheduler):
+        batch = scheduler.take()
+        assert batch is not None
+        forwards.append([(job, job.size) for job in batch])
+        scheduler.finished([job for job in batch if job.hidden is not None], 1.0)
+    return forwards
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), min_size=1, max_size=12), st.integers(DECODE_TOKENS, 60))
+@settings(deadline=None)
+def test_every_token_is_run_once_within_the_budget_and_in_its_session_s_order(steps: list[tuple[int, int]], budget: int) -> None:
+    scheduler, sessions = Scheduler(budget), [session(f"client {number % 2}") for number in range(4)]
+    jobs = [job(sessions[number], tokens) for number, tokens in steps]
+    for each in jobs:
+        scheduler.submit(each)
+    forwards = drain(scheduler)
+    assert all(0 < sum(size for _, size in forward) <= budget for forward in forwards)
+    assert all(len({id(each.session) for each, _ in forward}) == len(forward) for forward in forwards)
+    flat = [(each, size) for forward in forwards for each, size in forward]
+    assert [sum(size for each, size in flat if each is wanted) for wanted in jobs] == [tokens for _, tokens in steps]
+    for held in sessions:
+        order = [id(each) for each, _ in flat if each.session is held]
+        assert list(dict.fromkeys(order)) == [id(each) for each in jobs if each.session is held]
+
+
+def test_a_piece_names_the_tokens_of_each_row() -> None:
+    step = Job(session=session(), counts=(3, 0, 20, 1), hidden=torch.zeros(24, 1), done=lambda outcome: None)
+    seen = []
+    for step.size in (2, 10, 12):
+        seen.append(step.piece_counts())
+        step.at += step.size
+    assert seen == [[2, 0, 0, 0], [1, 0, 9, 0], [0, 0, 11, 1]]
+
+
+def test_a_step_that_must_not_be_cut_runs_whole() -> None:
+    scheduler = Scheduler(10)
+    scheduler.submit(Job(session=session(), counts=(50,), hidden=torch.zeros(50, 1), is_whole=True, done=lambda outcome: None))
+    assert [[size for _, size in forward] for forward in drain(scheduler)] == [[50]]
+
+
+# --- crowds, in virtual time
+
+
+def cost_ms(rows: int, tokens: int) -> float:
+    """A step of one takes 5 ms, of eight 12; a prompt half a millisecond a token."""
+    return 4.0 + rows + 0.5 * tokens
+
+
+@pytest.mark.parametrize("num_hops", [1, 2])
+@pytest.mark.parametrize("think_s", [0.0005, 0.02])
+def test_a_long_prompt_does_not_stall_chats(num_hops: int, think_s: float) -> None:
+    def chats() -> list[Chat]:
+        return [Chat(client=f"client {number}", think_s=think_s) for number in range(8)]
+
+    alone, disturbed = chats(), chats()
+    Swarm(num_hops, cost_ms).run(alone, until_s=3.0)
+    prompt = Chat(client="reader", prompt=2_000, max_tokens=0, begin_s=0.5)
+    swarm = Swarm(num_hops, cost_ms)
+    swarm.run([*disturbed, prompt], until_s=8.0)
+    during = [b - a for c in disturbed for a, b in zip(c.done_s, c.done_s[1:], strict=False) if 0.5 < b < prompt.done_s[0]]
+    assert len(during) > 200  # it was not over at once
+    assert p99(during) <= 2 * p99([gap for chat in alone for gap in chat.gaps_s()])
+    assert prompt.done_s[0] < 0.5 + 5 * 2_000 * 0.0005 * num_hops  # about half of the device was its own
+    assert sum(tokens > 0 for _, tokens in swarm.forwards[0]) > 30  # it was run in many pieces
+
+
+def test_a_prompt_alone_goes_in_large_pieces_and_a_newcomer_does_not_wait_for_all_of_it() -> None:
+    reader, newcomer = Chat(client="reader", prompt=2_000, max_tokens=0), Chat(client="newcomer", prompt=16, begin_s=0.3)
+    swarm = Swarm(1, cost_ms)
+    swarm.run([reader, newcomer], until_s=3.0)
+    assert max(tokens for _, tokens in swarm.forwards[0]) >= 400
+    assert newcomer.done_s[0] < 0.3 + 2 * 0.26
+
+
+def test_a_client_with_a_hundred_sessions_leaves_another_with_one_its_turns() -> None:
+    crowd = [Chat(client="crowd") for _ in range(100)]
+    single = Chat(client="single")
+    Swarm(1, cost_ms).run([*crowd, single], until_s=5.0)
+    alone = Chat(client="single")
+    Swarm(1, cost_ms).run([alone], until_s=5.0)
+    others = sorted(len(chat.done_s) for chat in crowd)
+    assert len(single.done_s) >= len(alone.done_s) / 10 and len(single.done_s) >= 3 * others[-1]
+    assert others[0] >= 0.8 * others[-1] > 0  # and within the crowd all get the same
+
+
+def test_prompts_of_two_clients_share_the_device_by_priority() -> None:
+    """Nobody is shut out: ten less is half the share."""
+    high = Chat(client="high", prompt=4_000, max_tokens=0)
+    low = Chat(client="low", prompt=4_000, max_tokens=0, priority=-10)
+    Swarm(1, cost_ms).run([high, low], until_s=60.0)
+    assert high.done_s[0] / low.done_s[0] == pytest.approx(0.75, abs=0.06)  # 4,000 and 2,000 tokens then, of 8,000
+
+
+def test_sessions_over_two_hops_keep_both_busy() -> None:
+    def tokens_per_s(num_hops: int, num_chats: int) -> tuple[float, Swarm]:
+        chats = [Chat(client=f"client {number}", think_s=0.0005) for number in range(num_chats)]
+        swarm = Swarm(num_hops, lambda rows, tokens: cost_ms(rows, tokens) / num_hops)
+        swarm.run(chats, until_s=4.0)
+        return sum(len(chat.done_s) for chat in chats) / 4.0, swarm
+
+    one, _ = tokens_per_s(1, 1)
+    eight, whole = tokens_per_s(1, 8)
+    over_two, swarm = tokens_per_s(2, 8)
+    assert eight >= 2.9 * one and whole.forwards[0][-20:].count((8, 0)) >= 15  # one hop: all in one batch
+    assert over_two >= 3.9 * one and min(swarm.busy_s) > 0.85 * 4.0  # two: half of them here, half there
+    assert sum(rows == 4 for rows, _ in swarm.forwards[0][-20:]) >= 15
+
+
+# --- order, limits and the end
 
 
 def test_a_batch_never_holds_two_jobs_of_one_session() -> None:
     """Else rows could be given back under a step of a caller that was cancelled."""
-    scheduler, session = Scheduler(100), SimpleNamespace()
-    step, clearing, other = job(session, 5), job(session, 0, clears=True), job(SimpleNamespace())
+    scheduler, held = Scheduler(100), session()
+    step, clearing, other = job(held, 5), job(held, clears=True), job()
     for each in (step, clearing, other):
         scheduler.submit(each)
-    assert scheduler.take() == [step, other]
+    assert {id(each) for each in scheduler.take() or ()} == {id(step), id(other)}
     assert scheduler.take() == [clearing]
 
 
-def test_a_clearing_never_overtakes_a_step_too_large_for_the_batch() -> None:
-    scheduler, session = Scheduler(10), SimpleNamespace()
-    first, large, clearing = job(SimpleNamespace(), 9), job(session, 9), job(session, 0, clears=True)
-    for each in (first, large, clearing):
+def test_a_clearing_never_overtakes_a_step_that_runs_in_pieces() -> None:
+    scheduler, held = Scheduler(10), session()
+    large, clearing = job(held, 30), job(held, clears=True)
+    for each in (large, clearing):
         scheduler.submit(each)
-    assert [scheduler.take() for _ in range(3)] == [[first], [large], [clearing]]
+    assert [[each for each, _ in forward] for forward in drain(scheduler)] == [[large], [large], [large], [clearing]]
+
+
+def test_what_is_left_of_a_cancelled_prompt_is_not_run() -> None:
+    scheduler, held = Scheduler(10), session()
+    large, clearing = job(held, 1_000), job(held, clears=True)
+    scheduler.submit(large)
+    batch = scheduler.take()
+    scheduler.cancel(large)  # while its first piece runs
+    scheduler.submit(clearing)
+    scheduler.finished(batch or [], 1.0)
+    assert scheduler.take() == [clearing] and not len(scheduler)
+
+
+def test_a_cancelled_step_that_waits_is_gone_at_once() -> None:
+    scheduler, waiting = Scheduler(10), job(tokens=100)
+    scheduler.submit(waiting)
+    scheduler.cancel(waiting)
+    assert not len(scheduler) and scheduler.poll() == []
 
 
 def test_a_full_queue_refuses_steps_but_takes_rows_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 2)
     scheduler = Scheduler(10)
     for _ in range(2):
-        scheduler.submit(job(SimpleNamespace()))
+        scheduler.submit(job())
     with pytest.raises(OverloadedError, match="2 steps wait here, the limit: try a replica"):
-        scheduler.submit(job(SimpleNamespace()))
-    scheduler.submit(job(SimpleNamespace(), 0, clears=True))
+        scheduler.submit(job())
+    scheduler.submit(job(clears=True))
     assert len(scheduler) == 3
 
 
 def test_what_waits_at_the_close_is_still_run() -> None:
-    scheduler, waiting = Scheduler(10), job(SimpleNamespace())
+    scheduler, waiting = Scheduler(10), job()
     scheduler.submit(waiting)
     scheduler.close()
     with pytest.raises(OverloadedError, match="leaving"):
-        scheduler.submit(job(SimpleNamespace()))
+        scheduler.submit(job())
     assert scheduler.take() == [waiting] and scheduler.take() is None
 
 
@@ -105,9 +205,10 @@ def test_close_wakes_whoever_waits_for_work() -> None:
     assert taken == [None]
 
 
-def test_jobs_of_many_threads_are_each_taken_once_and_in_their_session_s_order() -> None:
-    scheduler, taken = Scheduler(7), []
-    sessions = [[job(session, 1 + number % 3) for number in range(200)] for session in [SimpleNamespace() for _ in range(4)]]
+def test_jobs_of_many_threads_are_each_run_to_their_end_and_in_their_session_s_order() -> None:
+    scheduler = Scheduler(16)
+    finished: list[Job] = []
+    sessions = [[job(held, 1 + 11 * (number % 3)) for number in range(200)] for held in (session(), session("b"), session("b"))]
 
     def submit(jobs: list[Job]) -> None:
         for each in jobs:
@@ -115,7 +216,8 @@ def test_jobs_of_many_threads_are_each_taken_once_and_in_their_session_s_order()
 
     def run() -> None:
         while (batch := scheduler.take()) is not None:
-            taken.extend(batch)
+            scheduler.finished(batch, 0.01)
+            finished.extend(each for each in batch if not each.num_left)
 
     threads = [threading.Thread(target=submit, args=(jobs,)) for jobs in sessions]
     runner = threading.Thread(target=run)
@@ -125,7 +227,7 @@ def test_jobs_of_many_threads_are_each_taken_once_and_in_their_session_s_order()
         thread.join(10)
     scheduler.close()
     runner.join(10)
-    assert not runner.is_alive() and len(taken) == 800
-    order = {id(each): number for number, each in enumerate(taken)}
+    assert not runner.is_alive() and len(finished) == 600
+    order = {id(each): number for number, each in enumerate(finished)}
     for jobs in sessions:
         assert [order[id(each)] for each in jobs] == sorted(order[id(each)] for each in jobs)

@@ -56,6 +56,7 @@ class ToyEngine:
     """The face of `node.serving.engine.Engine`, with a limit on tokens for the tests of full memory."""
 
     mode = "toy"
+    cuts = "anywhere"
     hidden_size, dtype, device = WIDTH, torch.float64, torch.device("cpu")
 
     def __init__(self, span: Span, limit_tokens: int = 100_000) -> None:

@@ -1,0 +1,99 @@
+"""Whose turn it is: device time shared by clients, and a client's share by its sessions, each in proportion to its priority.
+
+Every account has a *virtual time*: the milliseconds that it was served, divided by its weight. Whoever has the least goes next, so that
+over time all who want more get the same; a client with a hundred sessions gets what a client with one gets. An account that wanted
+nothing for a while starts again at the present, so that nobody saves up turns and then holds the device.
+
+Source: start-time fair queueing (Goyal, Vin, Cheng 1996, https://doi.org/10.1145/248156.248171), in two levels.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+
+HALVING = 10
+"""A priority lower by so much has half the weight: nobody is ever shut out, and -100 gets a thousandth."""
+
+MAX_IDLE = 256
+"""Accounts of those who want nothing that are kept; more are settled in one go."""
+
+
+def weight_of(priority: int) -> float:
+    """Weight of a step whose priority is 0 or lower."""
+    return float(2 ** (min(0, priority) / HALVING))
+
+
+@dataclass(slots=True)
+class Accounts:
+    """Virtual times by key. `present` is that of whoever waits and had least: it never goes back."""
+
+    present: float = 0.0
+    spent: dict[Hashable, float] = field(default_factory=dict)
+
+    def of(self, key: Hashable) -> float:
+        return max(self.spent.get(key, 0.0), self.present)
+
+    def charge(self, key: Hashable, ms: float) -> None:
+        """`key` was served for `ms`, weighted already."""
+        self.spent[key] = self.of(key) + ms
+
+    def advance(self, waiting: Collection[Hashable]) -> None:
+        """Time goes on: those who wait now define the present, and those who do not and are not ahead of it are forgotten."""
+        if waiting:
+            self.present = max(self.present, min(map(self.of, waiting)))
+        if len(self.spent) > MAX_IDLE:
+            self.spent = {key: value for key, value in self.spent.items() if value > self.present or key in waiting}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One step that waits."""
+
+    client: Hashable
+    session: Hashable
+    cost_ms: float
+    """What serving it would take, divided by its weight."""
+
+
+class Ledger:
+    """The accounts of all clients, and of the sessions of each."""
+
+    def __init__(self) -> None:
+        self.clients = Accounts()
+        self._sessions: dict[Hashable, Accounts] = {}
+
+    def charge(self, client: Hashable, session: Hashable, ms: float) -> None:
+        """A session was served for `ms`, weighted already."""
+        self.clients.charge(client, ms)
+        self._sessions.setdefault(client, Accounts()).charge(session, ms)
+
+    def order(self, claims: Sequence[Claim]) -> list[int]:
+        """All claims, by index, in the order of their turns: as if each that is taken had been charged when the next is chosen."""
+        by_client: dict[Hashable, list[int]] = {}
+        for index, claim in enumerate(claims):
+            by_client.setdefault(claim.client, []).append(index)
+        self._advance(claims, by_client)
+        queue = []
+        for number, (client, indexes) in enumerate(by_client.items()):
+            sessions = self._sessions.get(client, Accounts())
+            indexes.sort(key=lambda index: (sessions.of(claims[index].session), index))
+            queue.append((self.clients.of(client), number, indexes[::-1]))
+        heapq.heapify(queue)
+        order = []
+        while queue:
+            spent, number, indexes = heapq.heappop(queue)
+            order.append(index := indexes.pop())
+            if indexes:
+                heapq.heappush(queue, (spent + claims[index].cost_ms, number, indexes))
+        return order
+
+    def _advance(self, claims: Sequence[Claim], by_client: dict[Hashable, list[int]]) -> None:
+        self.clients.advance(by_client.keys())
+        for client, indexes in by_client.items():
+            if client in self._sessions:
+                self._sessions[client].advance({claims[index].session for index in indexes})
+        if len(self._sessions) > MAX_IDLE:
+            known = self.clients.spent
+            self._sessions = {client: held for client, held in self._sessions.items() if client in known}

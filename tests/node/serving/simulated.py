@@ -1,0 +1,103 @@
+"""Schedulers in virtual time: devices whose forwards take what a formula says, and sessions that go around a route of them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from node.serving.scheduler import HeldRows, Job, Scheduler
+from protocols.ids import PeerId, SessionId
+from swarm.inference.compute import Urgency
+
+
+@dataclass
+class Chat:
+    """A session that sends its prompt, then one token after the other, each as soon as it has the last."""
+
+    client: str
+    prompt: int = 1
+    max_tokens: int = 1 << 30
+    think_s: float = 0.001
+    """From the last hop's answer to the next step."""
+    priority: int = 0
+    begin_s: float = 0.0
+    done_s: list[float] = field(default_factory=list)
+    """When each step was answered: the prompt, then every token."""
+
+    def gaps_s(self) -> list[float]:
+        """Between tokens, the first few left out: nothing has been learnt yet then."""
+        return [after - before for before, after in itertools.pairwise(self.done_s)][20:]
+
+
+class Swarm:
+    """Chats over a route of devices with one cost: (decode rows, prompt tokens) -> milliseconds."""
+
+    def __init__(self, num_hops: int, cost_ms: Callable[[int, int], float], seed: int = 0, budget_tokens: int = 1_024) -> None:
+        self.now_s = 0.0
+        self.hops = [Scheduler(budget_tokens, clock=lambda: self.now_s) for _ in range(num_hops)]
+        self.busy_s = [0.0] * num_hops
+        self.forwards: list[list[tuple[int, int]]] = [[] for _ in range(num_hops)]
+        """(decodes, tokens of prompts) of every forward, by hop."""
+        self._cost_ms, self._dice = cost_ms, random.Random(seed)
+        self._is_busy = [False] * num_hops
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+
+    def run(self, chats: list[Chat], until_s: float) -> None:
+        for number, chat in enumerate(chats):
+            rows = [HeldRows(SessionId(number.to_bytes(16)), PeerId(chat.client), num_hops=len(self.hops)) for _ in self.hops]
+            self._at(chat.begin_s + self._dice.random() * 1e-3, lambda c=chat, r=rows: self._send(c, r, 0, c.prompt))  # type: ignore[misc]
+        while self._events and self.now_s < until_s:
+            self.now_s, _, act = heapq.heappop(self._events)
+            act()
+
+    def _at(self, when_s: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when_s, next(self._serial), act))
+
+    def _send(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
+        job = Job(
+            session=rows[hop], counts=(tokens,), hidden=torch.empty(tokens, 0), urgency=Urgency(priority=chat.priority),
+            done=lambda _: self._passed(chat, rows, hop, tokens),
+        )  # fmt: skip
+        self.hops[hop].submit(job)
+        self._look(hop)
+
+    def _passed(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
+        way_s = 0.0002 * (1 + self._dice.random())
+        if hop + 1 < len(self.hops):
+            self._at(self.now_s + way_s, lambda: self._send(chat, rows, hop + 1, tokens))
+            return
+        chat.done_s.append(self.now_s)
+        if len(chat.done_s) <= chat.max_tokens:
+            self._at(self.now_s + way_s + chat.think_s, lambda: self._send(chat, rows, 0, 1))
+
+    def _look(self, hop: int) -> None:
+        if self._is_busy[hop]:
+            return
+        batch = self.hops[hop].poll()
+        if batch:
+            rows, tokens = sum(j.size for j in batch if j.is_decode), sum(j.size for j in batch if not j.is_decode)
+            ms = self._cost_ms(rows, tokens) * self._dice.uniform(0.95, 1.05)
+            self.forwards[hop].append((rows, tokens))
+            self.busy_s[hop] += ms / 1e3
+            self._is_busy[hop] = True
+            self._at(self.now_s + ms / 1e3, lambda: self._finish(hop, batch, ms))
+        elif len(self.hops[hop]):
+            self._at(self.now_s + 0.0005, lambda: self._look(hop))  # it waits for others that are due
+
+    def _finish(self, hop: int, batch: list[Job], ms: float) -> None:
+        self._is_busy[hop] = False
+        self.hops[hop].finished(batch, ms)
+        for job in batch:
+            if not job.num_left and job.hidden is not None:
+                job.done(job.hidden)
+        self._look(hop)
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * (len(values) - 1))]
