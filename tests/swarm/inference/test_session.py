@@ -266,11 +266,16 @@ async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) ->
     held = await swarm.serve(0, 4)
     tokens, session = random_tokens(3), swarm.session(patience_s=2.5)
     before = await one_by_one(session, tokens[:2])
-    release, step_of_held = threading.Event(), held.engine.step
-    held.engine.step = lambda *args: step_of_held(*args) if release.wait(20) else None
+    entered, release, step_of_held = threading.Event(), threading.Event(), held.engine.step
+
+    def held_step(*args: object) -> object:
+        entered.set()
+        return step_of_held(*args) if release.wait(20) else None
+
+    held.engine.step = held_step
     blocker = swarm.session()
     held_up = asyncio.create_task(ask(blocker, (), [1], random_tokens(1)))
-    await until(lambda: len(held.host.runner.scheduler) == 0 and held.host.load().num_sessions == 2)
+    await until(entered.is_set)
     spare = await swarm.serve(0, 4)
     late = asyncio.create_task(ask(session, (), [1], tokens[2:]))
     await until(lambda: len(held.host.runner.scheduler) == 1)
