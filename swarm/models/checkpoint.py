@@ -24,7 +24,7 @@ from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import MAX_BLOCKS
 from protocols.weights import MAX_TENSORS
 from swarm.models import bounds
-from swarm.models.quirks import refuse_known
+from swarm.models.quirks import TOWER, refuse_known
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -258,7 +258,7 @@ def _tensor(name: str, entry: Mapping[str, Any], path: Path, base: int) -> Tenso
 
 
 def _block_prefix(tensors: Mapping[str, TensorInfo], num_blocks: int, directory: Path) -> str:
-    """The prefix before the block numbers: of all prefixes with numbers behind, the heaviest one.
+    """The prefix before the block numbers: of all prefixes with numbers behind, the heaviest one that is no image or sound tower's.
 
     Every block must have a tensor: so a config cannot make us build more blocks than somebody has stored.
     """
@@ -269,7 +269,7 @@ def _block_prefix(tensors: Mapping[str, TensorInfo], num_blocks: int, directory:
         if match and int(match[2]) < num_blocks:
             weight[match[1]] = weight.get(match[1], 0) + info.num_values
             blocks.setdefault(match[1], set()).add(int(match[2]))
-    prefix = max(weight, key=lambda prefix: weight[prefix], default="")
+    prefix = max(weight, key=lambda prefix: (not TOWER.search(prefix), weight[prefix]), default="")
     absent = sorted(set(range(num_blocks)) - blocks.get(prefix, set()))
     if absent:
         raise CheckpointError(f"{directory}: config.json says {num_blocks} blocks, but no tensor of block {absent[0]} is stored")

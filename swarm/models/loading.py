@@ -26,7 +26,7 @@ from protocols.errors import BadRequestError, CheckpointError, ModelNotSupported
 from protocols.ids import Span
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
-from swarm.models.skeleton import Location, meta_model, model_class, pruned, shorten
+from swarm.models.skeleton import Location, causal_config, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
 
 MAX_OUTER_VALUES = 1 << 28
@@ -93,7 +93,9 @@ def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> 
         prefix = _block_prefix(probe) if start < stop else ""
         with _slices(checkpoint, needed) as slices:
             cls = pruned(model_class(config), start, stop)
-            model, info = cls.from_pretrained(None, config=config, dtype=dtype, state_dict=slices, output_loading_info=True)
+            model, info = cls.from_pretrained(
+                None, config=causal_config(config), dtype=dtype, state_dict=slices, output_loading_info=True
+            )
     missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
     if missing:
         raise CheckpointError(

@@ -6,6 +6,7 @@ A row exists only where those tests cannot see the fault. Source of the rows: re
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from protocols.errors import ModelNotSupportedError
@@ -27,11 +28,15 @@ REFUSED: dict[str, str] = {
     "inkling2_text": "a block reads another block's residual",
     "gemma3n": "a block reads other blocks' keys and values, and the token ids",
     "gemma3n_text": "a block reads other blocks' keys and values, and the token ids",
+    "minimax": "its attention wants a cache class of its own, which holds what no hop keeps",
     "prophetnet": "it has no list with one entry per block",
     "xlnet": "its blocks carry two streams",
     "reformer": "its blocks carry two streams",
 }
 """`model_type` -> why not."""
+
+TOWER = re.compile(r"vision|visual|image|audio|speech|sound|patcher")
+"""Marks tensor names of what a multimodal checkpoint has besides the language model's blocks; it may be the heavier part."""
 
 REFUSED_FEATURES: dict[str, str] = {
     "num_kv_shared_layers": "a block reads other blocks' keys and values (num_kv_shared_layers)",

@@ -63,6 +63,12 @@ def model_class(config: Any) -> type[Any]:
     return found
 
 
+def causal_config(config: Any) -> Any:
+    """What the causal model class is made from: the text part of a multimodal config where that class is for text alone."""
+    cls = model_class(config)
+    return config.get_text_config(decoder=True) if cls.config_class is config.sub_configs.get("text_config") else config
+
+
 def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
     """A subclass of `cls` that builds blocks [start, stop) only, or the ends only where start == stop."""
 
@@ -82,8 +88,9 @@ def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
 
 def meta_model(config: Any, start: int, stop: int, dtype: torch.dtype) -> Any:
     """The pruned model without memory: names, shapes and dtypes."""
+    cls = pruned(model_class(config), start, stop)
     with torch.device("meta"):
-        return pruned(model_class(config), start, stop)._from_config(copy.deepcopy(config), dtype=dtype)
+        return cls._from_config(copy.deepcopy(causal_config(config)), dtype=dtype)
 
 
 def shorten(model: Any, start: int, stop: int) -> None:
