@@ -1,0 +1,186 @@
+"""Who moves where when blocks are hosted by nobody, or spans do not meet: as few as needed, and never at the cost of another gap. Pure.
+
+  1. The *backbone*: of the spans that are there, those without overlap that together hold the most blocks. Its members stay.
+  2. Each hole between them is filled by *spare* members (whose blocks others hold, too): the one who is missed least and can fill
+     it alone; else the roomiest first.
+  3. No spares left: the shortest stretch of the backbone that has unused room for its holes is tiled anew; its members shift and grow.
+  4. No stretch has: everybody who can move is tiled from the left. This holds as many blocks as there is room for.
+
+Step 3 finds a stretch whenever all rooms together hold the model, since by then every room is in the backbone; so with nobody
+pinned one plan always reaches min(num_blocks, sum of rooms), and a plan made from its own result is empty. Between members that
+stay where they are (`--blocks`) step 4 is first fit, largest first: filling fixed holes with whole rooms is bin packing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from protocols.ids import Span
+from swarm.placement.members import Member, digest, is_routable, num_covered
+
+
+def cover(members: Sequence[Member], num_blocks: int) -> list[Member]:
+    """Everybody, those who should move with their new spans. The same list where nothing better can be had."""
+    members = sorted(members, key=lambda member: digest(member.peer))
+    if is_routable(members, num_blocks):
+        return members
+    backbone, spare = _backbone(members, num_blocks)
+    backbone, spare = _fill(backbone, spare, _counts(members, num_blocks), num_blocks)
+    while (stretch := _stretch(backbone, num_blocks)) is not None:  # each that is tiled anew has a hole less
+        backbone = _tile_anew(backbone, stretch)
+    repaired = [*backbone, *spare]
+    rebuilt = _rebuild(members, num_blocks)
+    # what is not routable yet but holds as much is no reason to move everybody
+    found = max((members, repaired, rebuilt), key=lambda plan: (num_covered(plan, num_blocks), is_routable(plan, num_blocks)))
+    return sorted(found, key=lambda member: digest(member.peer))
+
+
+# --- 1. the backbone
+
+
+def _backbone(members: Sequence[Member], num_blocks: int) -> tuple[list[Member], list[Member]]:
+    """(disjoint members that hold the most blocks, with as few members as that takes; the others who can move). Pinned ones first."""
+    ending: dict[int, list[Member]] = {}
+    for member in _one_per_span(members):
+        if member.span.stop <= num_blocks:
+            ending.setdefault(member.span.stop, []).append(member)
+    best: list[tuple[int, int]] = [(0, 0)]  # (blocks held, -members) up to each block
+    taken: list[Member | None] = [None]
+    for stop in range(1, num_blocks + 1):
+        score, last = best[stop - 1], None
+        for member in ending.get(stop, []):
+            blocks, fewer = best[member.span.start]
+            with_it = (blocks + len(member.span), fewer - (0 if member.room_blocks == 0 else 1))
+            if with_it > score:
+                score, last = with_it, member
+        best.append(score)
+        taken.append(last)
+    chain: list[Member] = []
+    block = num_blocks
+    while block > 0:
+        found = taken[block]
+        chain += [found] if found else []
+        block = found.span.start if found else block - 1
+    chosen = {member.peer for member in chain}
+    return chain[::-1], [member for member in members if member.peer not in chosen and member.room_blocks]
+
+
+def _one_per_span(members: Sequence[Member]) -> list[Member]:
+    """Of those with the same span the one that stays anyway, else the one with the least room: the others can be of use elsewhere."""
+    found: dict[Span, Member] = {}
+    for member in members:
+        other = found.get(member.span)
+        if other is None or (other.room_blocks, other.peer) > (member.room_blocks, member.peer):
+            found[member.span] = member
+    return [found[span] for span in sorted(found)]
+
+
+def _holes(backbone: Sequence[Member], num_blocks: int) -> list[Span]:
+    """What lies between the members, which are disjoint and in order."""
+    edges = [0, *(edge for member in backbone for edge in (member.span.start, member.span.stop)), num_blocks]
+    return [Span(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+# --- 2. spare members
+
+
+def _fill(
+    backbone: list[Member], spare: list[Member], counts: Sequence[int], num_blocks: int
+) -> tuple[list[Member], list[Member]]:
+    """Put spare members into the holes until one of both is used up."""
+    counted = Counter(dict(enumerate(counts)))
+    while spare and (holes := _holes(backbone, num_blocks)):
+        hole = max(holes, key=lambda hole: (len(hole), -hole.start))
+        alone = [member for member in spare if member.room_blocks >= len(hole)]
+        least_missed = min(
+            alone or [member for member in spare if member.room_blocks == max(one.room_blocks for one in spare)],
+            key=lambda member: (-min((counted[block] for block in _blocks(member.span)), default=0), digest(member.peer)),
+        )
+        counted.subtract(_blocks(least_missed.span))
+        moved = replace(least_missed, span=Span(hole.start, min(hole.stop, hole.start + least_missed.room_blocks)))
+        spare = [member for member in spare if member is not least_missed]
+        backbone = sorted([*backbone, moved], key=lambda member: member.span)
+    return backbone, spare
+
+
+def _blocks(span: Span) -> range:
+    return range(span.start, span.stop)
+
+
+def _counts(members: Sequence[Member], num_blocks: int) -> list[int]:
+    counts = [0] * num_blocks
+    for member in members:
+        for block in range(member.span.start, min(member.span.stop, num_blocks)):
+            counts[block] += 1
+    return counts
+
+
+# --- 3. stretches of the backbone
+
+
+def _stretch(backbone: Sequence[Member], num_blocks: int) -> tuple[int, int, Span] | None:
+    """(first, last + 1, blocks) of the fewest neighbouring members who can move and have room for the holes beside and between them."""
+    found: list[tuple[int, int, int, Span]] = []
+    for first in range(len(backbone)):
+        start = backbone[first - 1].span.stop if first else 0
+        room = 0
+        for last in range(first, len(backbone)):
+            member = backbone[last]
+            if not member.room_blocks:
+                break
+            room += member.room_blocks
+            stop = backbone[last + 1].span.start if last + 1 < len(backbone) else num_blocks
+            held = sum(len(one.span) for one in backbone[first : last + 1])
+            if room >= stop - start > held:
+                found.append((last - first, first, last + 1, Span(start, stop)))
+                break
+    if not found:
+        return None
+    _size, first, last, span = min(found)
+    return first, last, span
+
+
+def _tile_anew(backbone: list[Member], stretch: tuple[int, int, Span]) -> list[Member]:
+    """The stretch's members in their order, without a hole; who stands well stays, and growing is left to those who have to move anyway."""
+    first, last, span = stretch
+    tiled: list[Member] = []
+    start = span.start
+    for index in range(first, last):
+        rest = sum(member.room_blocks for member in backbone[index + 1 : last])
+        needed = max(1, span.stop - start - rest)  # what the others cannot take
+        wanted = len(backbone[index].span) if backbone[index].span.start == start else backbone[index].span.stop - start
+        left = span.stop - start - (last - index - 1)  # a block for each of the others
+        length = min(max(needed, wanted), backbone[index].room_blocks, left)
+        if index == last - 1:
+            length = span.stop - start
+        tiled.append(replace(backbone[index], span=Span(start, start + length)))
+        start += length
+    return [*backbone[:first], *tiled, *backbone[last:]]
+
+
+# --- 4. everybody
+
+
+def _rebuild(members: Sequence[Member], num_blocks: int) -> list[Member]:
+    """All who can move, tiled into the holes between the pinned ones; those of one hole keep their order."""
+    pinned = [member for member in members if not member.room_blocks]
+    movers = [member for member in members if member.room_blocks]
+    fixed = _backbone(pinned, num_blocks)[0]
+    placed: list[Member] = []
+    for hole in sorted(_holes(fixed, num_blocks), key=lambda hole: (-len(hole), hole)):
+        crew, length = [], 0
+        movers.sort(key=lambda member: (-member.room_blocks, digest(member.peer)))
+        while movers and length < len(hole):
+            fits = [member for member in movers if member.room_blocks <= len(hole) - length]
+            member = fits[0] if fits else movers[-1]
+            movers.remove(member)
+            crew.append(member)
+            length += member.room_blocks
+        start = hole.start
+        for member in sorted(crew, key=lambda member: (member.span, digest(member.peer))):
+            stop = min(hole.stop, start + member.room_blocks)
+            placed += [replace(member, span=Span(start, stop))] if stop > start else [member]
+            start = stop
+    return [*pinned, *placed, *movers]

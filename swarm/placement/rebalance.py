@@ -1,0 +1,102 @@
+"""Whether this node should move, and where: one plan for all, computed by everybody from the same snapshot. Pure.
+
+A plan is a function of the snapshot alone, so nodes that see the same agree on who moves, without a word. They do not always
+see the same; what one of them gets wrong is seen by all in the next round, and a plan made from a plan's result is empty.
+  - Where no route exists, whoever is missed least fills the gap (`covering.py`).
+  - Where one does, they move for a gain of the whole swarm (`balancing.py`).
+
+A *round* is one look of everybody. From any state, if nobody comes or goes any more, ROUNDS rounds are enough for every block that
+the memory can cover; tests/swarm/placement simulates it, with snapshots one round old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from protocols.ids import PeerId, Span
+from swarm.placement.balancing import balance
+from swarm.placement.choose import count_replicas, gaps_of
+from swarm.placement.covering import cover
+from swarm.placement.members import Member, digest, is_routable, num_covered, throughputs
+
+ROUNDS = 3
+"""Rounds after the last arrival or departure within which all is covered: one to see it, one to move, one for who had an older look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Where a peer should go, and why. Urgent where some block is served by nobody: then it waits for no cool-down."""
+
+    span: Span
+    reason: str
+    is_urgent: bool
+
+
+def plan(members: Sequence[Member], num_blocks: int) -> dict[PeerId, Move]:
+    """Who should move now. `members`: one claim per peer, in any order; empty where the swarm is best left alone."""
+    old = {member.peer: member.span for member in members}
+    after = cover(members, num_blocks)
+    is_urgent = not is_routable(members, num_blocks)
+    if not is_urgent:
+        after = balance(after, num_blocks)
+    why = _gap(members, num_blocks) if is_urgent else _gain(members, after, num_blocks)
+    return {member.peer: Move(member.span, why, is_urgent) for member in after if member.span != old[member.peer]}
+
+
+def decide(me: PeerId, members: Sequence[Member], num_blocks: int) -> Move | None:
+    """What the plan says of `me`; None = stay."""
+    return plan(members, num_blocks).get(me)
+
+
+@dataclass(slots=True)
+class Hysteresis:
+    """What keeps one node from following every passing plan. Urgent moves go through; others must be the same in two looks, and rest."""
+
+    cool_down_s: float
+    """Seconds between two moves that are not urgent."""
+    _last: Span | None = None
+    _moved_s: float = -float("inf")
+
+    def consider(self, move: Move | None, now_s: float) -> Move | None:
+        """The move, if it is to be made now."""
+        last, self._last = self._last, None if move is None else move.span
+        if move is None or move.is_urgent:
+            return move
+        return move if move.span == last and now_s - self._moved_s >= self.cool_down_s else None
+
+    def moved(self, now_s: float) -> None:
+        """A move was made."""
+        self._last, self._moved_s = None, now_s
+
+
+def may_switch(me: Member, new: Span, others: Sequence[Member], num_blocks: int) -> bool:
+    """The last look before `me` gives its span up for `new`: not at the cost of the last route, nor of a block while there is none.
+
+    others: what the others serve now, without what they are about to give up before us (`stands`).
+    """
+    before, after = [*others, me], [*others, replace(me, span=new)]
+    if is_routable(before, num_blocks) or is_routable(after, num_blocks):
+        return is_routable(after, num_blocks)
+    if num_covered(after, num_blocks) >= num_covered(before, num_blocks):
+        return True
+    move = decide(me.peer, before, num_blocks)  # one step of several that together hold more
+    return move is not None and move.span == new
+
+
+def stands(me: PeerId, other: PeerId, is_moving: bool) -> bool:
+    """Whether what `other` serves may be counted on: of two who move at once, the one with the larger hash waits for the other."""
+    return not is_moving or digest(me) < digest(other)
+
+
+def _gap(members: Sequence[Member], num_blocks: int) -> str:
+    gaps = gaps_of(count_replicas((member.span for member in members), num_blocks))
+    if gaps:
+        return f"nobody hosts {', '.join(map(str, gaps[:4]))}, and of those who can close that, this node is missed least"
+    return "all blocks are hosted, but the spans do not meet edge to edge, so there is no route"
+
+
+def _gain(members: Sequence[Member], after: Sequence[Member], num_blocks: int) -> str:
+    before, now = throughputs(members, num_blocks), throughputs(after, num_blocks)
+    slowest = before.index(min(before))
+    return f"block {slowest} is where every route is slowest; the whole swarm gets {min(now) / max(min(before), 1e-12):.2f} times as fast"
