@@ -56,7 +56,7 @@ class Host:
         limits: HopLimits | None = None,
     ) -> None:
         self.served, self.manifest = served, manifest
-        self.engine, self.runner = engine, Runner(engine, max_positions=max_positions)
+        self.engine, self.runner = engine, Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token)
         self.manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any stranger may ask for it
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits = limits or HopLimits()

@@ -21,8 +21,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from node.serving import memory
 from node.serving.scheduler import HeldRows, Job, Scheduler
-from protocols.errors import BadRequestError, CacheFullError, DeadlineError, InternalError, OverloadedError, SwarmError
+from protocols.errors import (
+    BadRequestError,
+    CacheFullError,
+    DeadlineError,
+    InternalError,
+    OverloadedError,
+    PeerUnreachableError,
+    SwarmError,
+)
 from protocols.ids import PeerId, SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
@@ -47,6 +56,8 @@ class SessionRows:
         """client: who pays for it, in turns and in memory. num_hops: of its route."""
         self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
+        self._job: Job | None = None
+        self._may_hold = False
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
@@ -55,28 +66,52 @@ class SessionRows:
 
         Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
         """
+        if not self.held.num_tokens:
+            self._runner.admit(self.held.client, sum(counts))
         cuts = self._runner.engine.cuts
         is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
-        return await self._runner.run(
-            lambda done: Job(
+
+        def make(done: Callable[[Tensor | SwarmError], None]) -> Job:
+            self._job = Job(
                 session=self.held, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency,
                 is_whole=is_whole, done=done,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+            return self._job
+
+        self._may_hold = True
+        try:
+            return await self._runner.run(make)
+        finally:
+            self._job = None
+
+    def abandon(self) -> None:
+        """The session is over: nothing more of a step that runs or waits is run, and its `step` raises. `clear` must follow."""
+        if self._job is not None:
+            self._runner.scheduler.cancel(self._job)
+            self._job.done(PeerUnreachableError("the session was closed while its step was computed"))
 
     async def clear(self) -> None:
         """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
+        if not self._may_hold:
+            return
         with contextlib.suppress(OverloadedError):  # the runner is stopping, and the engine with it
             if self._runner.is_running:
                 await self._runner.run(lambda done: Job(session=self.held, done=done))
+        self._may_hold = False
 
 
 class Runner:
     """Runs an engine in a thread of its own. `start`, then `run` from any event loop, then `stop`."""
 
-    def __init__(self, engine: Engine, budget_tokens: int = 1_024, max_positions: int | None = None) -> None:
-        """max_positions: longest row, and first position too many; None = the architecture has no such limit."""
-        self.engine, self._max_positions = engine, max_positions
+    def __init__(
+        self, engine: Engine, budget_tokens: int = 1_024, max_positions: int | None = None, token_bytes: int = 0
+    ) -> None:
+        """max_positions: longest row, and first position too many; None = the architecture has no such limit.
+
+        token_bytes: what one token of a row takes at least; 0 = not known, then a new session is judged at its turn only.
+        """
+        self.engine, self._max_positions, self._token_bytes = engine, max_positions, token_bytes
+        self.holdings = memory.Holdings()
         self.scheduler = Scheduler(budget_tokens)
         self.num_forwards = 0
         self.num_steps = 0
@@ -117,6 +152,23 @@ class Runner:
                 self.scheduler.cancel(job)
             raise
 
+    def admit(self, client: PeerId, num_tokens: int) -> None:
+        """CacheFullError for a new session's first step that cannot succeed: at once, not after a turn in the queue."""
+        self._judge(client, num_tokens * self._token_bytes, num_tokens, is_new=True)
+
+    def _judge(self, client: PeerId, needed_bytes: int, num_tokens: int, *, is_new: bool) -> None:
+        used, limit, now_s = self.engine.used_bytes, self.engine.limit_bytes, time.monotonic()
+        reason = memory.reason_against(
+            needed=needed_bytes, free=limit - used, limit=limit, held_by_client=used * self.holdings.part_of(client),
+            num_clients=self.holdings.num_clients(client, now_s), is_new=is_new,
+        )  # fmt: skip
+        if reason is not None:
+            self.holdings.refused(client, now_s)
+            raise CacheFullError(
+                f"no memory for {num_tokens} more tokens: {reason}; they take {needed_bytes} bytes, {limit - used} of {limit} are free; "
+                "end a session, or ask another peer"
+            )
+
     def _loop(self) -> None:
         while (jobs := self.scheduler.take()) is not None:
             self._step(jobs)
@@ -134,9 +186,9 @@ class Runner:
         except Exception as error:
             batch, outputs = self._one_by_one(batch, lengths, error)
         ms = (time.perf_counter() - started) * 1e3
-        for (job, rows), output in zip(batch, outputs, strict=True):
+        for (job, _), output in zip(batch, outputs, strict=True):
             job.outputs.append(output)
-            job.session.num_tokens = sum(row.length for row in rows)
+            self._hold(job.session)
         self.scheduler.finished([job for job, _ in batch], ms)
         for job, _ in batch:
             if not job.num_left:
@@ -147,7 +199,8 @@ class Runner:
         session = job.session
         try:
             if job.hidden is None:
-                session.rows, session.num_tokens = _close_all(self.engine, session.rows), 0
+                session.rows = _close_all(self.engine, session.rows)
+                self._hold(session)
                 self.scheduler.forget(session)
                 job.done(torch.empty(0))
                 return None
@@ -169,19 +222,20 @@ class Runner:
         session.rows = row_operations.apply(self.engine, session.rows, job.ops)
         session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
         _check_size(job, session.rows, self._max_positions)
-        if job.size < job.num_tokens:
-            self._check_memory(job, session.rows)
+        if job.num_tokens and self._is_short(job):
+            items = [(row, count) for row, count in zip(session.rows, job.counts, strict=True) if count]
+            self._judge(session.client, self.engine.growth_bytes(items), job.num_tokens, is_new=False)
         job.is_entered = True
 
-    def _check_memory(self, job: Job, rows: Sequence[Row]) -> None:
-        """CacheFullError now, instead of after half the pieces. A step that runs at once is judged by the engine itself."""
-        needed = self.engine.growth_bytes([(row, count) for row, count in zip(rows, job.counts, strict=True) if count])
+    def _is_short(self, job: Job) -> bool:
+        """Is it worth asking who may take what, and for all pieces at once? Else the engine itself refuses what does not fit."""
         free = self.engine.limit_bytes - self.engine.used_bytes
-        if needed > free:
-            raise CacheFullError(
-                f"no memory for {job.num_tokens} more tokens: they take {needed} bytes, {free} of {self.engine.limit_bytes} are free; "
-                "end a session, or ask another peer"
-            )
+        return job.size < job.num_tokens or free < 2 * memory.SHORT * self.engine.limit_bytes
+
+    def _hold(self, session: HeldRows) -> None:
+        """Note what a session holds after its rows have changed."""
+        before, session.num_tokens = session.num_tokens, sum(row.length for row in session.rows)
+        self.holdings.add(session.client, session.num_tokens - before)
 
     def _forward(self, batch: Batch) -> list[Tensor]:
         started = time.perf_counter()
@@ -217,7 +271,8 @@ class Runner:
     def _fail(self, job: Job, error: Exception) -> None:
         """The step is lost, and the session's rows with it (it starts anew, here or elsewhere)."""
         try:
-            job.session.rows, job.session.num_tokens = _close_all(self.engine, job.session.rows), 0
+            job.session.rows = _close_all(self.engine, job.session.rows)
+            self._hold(job.session)
         except Exception:
             log.exception("rows of a failed step could not be closed")
         if not isinstance(error, SwarmError):

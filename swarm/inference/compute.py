@@ -39,6 +39,10 @@ class SessionCompute(Protocol):
         """Apply `ops`, then run hidden [T, H] of all rows through the blocks: [T, H]. Typed errors; then the rows are lost."""
         ...
 
+    def abandon(self) -> None:
+        """The session is over: a `step` that is under way raises soon, and costs nothing more. `clear` must follow."""
+        ...
+
     async def clear(self) -> None:
         """Give all rows back; the next step starts from nothing."""
         ...

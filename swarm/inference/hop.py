@@ -91,6 +91,8 @@ class Hop:
         """Hops of this epoch of whose loss we have told: once is enough, however often we hear of it."""
         self._has_given_up = False
         """We reported ourselves lost: whatever is still in flight for us is void until a new route wants us again."""
+        self._opens_waiting = 0
+        """In the inbox: a Close of the hop above that they replace must not overtake them."""
 
     @property
     def is_last(self) -> bool:
@@ -116,8 +118,19 @@ class Hop:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
         if self.is_closed:
             _end(wire)
+        elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self._up):
+            await self._close(message)
         else:
+            self._opens_waiting += isinstance(message, Open)
             await self._inbox.put((wire, message), weight(message))
+
+    async def _close(self, message: Close) -> None:
+        """The session is over: at once, whatever waits before this message or is being computed."""
+        self.is_closed = True
+        self._last_word = message if message.below else None
+        self._compute.abandon()
+        if not len(self._inbox):
+            await self._inbox.put((None, message))  # wakes `run`
 
     async def _put_from_below(self, wire: Wire, message: Message) -> None:
         """The hop below may say what it wants and who is lost. Anything else is not for it to say, and nobody checked it."""
@@ -135,6 +148,9 @@ class Hop:
         try:
             while not self.is_closed:
                 wire, message = await self._inbox.get()
+                if self.is_closed:
+                    _dismiss(wire, message)
+                    break
                 await self._handle(wire, message)
         finally:
             self.is_closed = True
@@ -145,14 +161,14 @@ class Hop:
         is_above, is_below = wire is not None and wire is self._up, wire is not None and wire is self._down.wire
         match message:
             case Open():
+                self._opens_waiting -= 1
                 self._on_route(wire, message)
             case Attach():
                 self._answers.attach(wire, message)
             case _Lost():
                 self._on_lost(message)
-            case Close() if is_above or wire is None:  # None: its time is over
-                self.is_closed = True
-                self._last_word = message if message.below else None
+            case Close() if is_above or wire is None:  # that came after an Open that waited; None: its time is over
+                await self._close(message)
             case Reroute() if is_above:
                 self._on_route(wire, message)
             case Step() if is_above:
@@ -318,10 +334,12 @@ class Hop:
 
     async def _give_up(self, error: SwarmError) -> None:
         """We cannot compute this session any further: report ourselves lost and let the client choose another."""
+        if self.is_closed:
+            return
         log.info("%s: gives up: %s", self, error)
-        await self._forget()
         self._has_given_up = True
-        self._report(self.index, error)
+        self._report(self.index, error)  # first of all: giving rows back waits for the forward that runs, and the client need not
+        await self._forget()
 
     async def _forget(self) -> None:
         await self._compute.clear()
@@ -382,10 +400,14 @@ class Hop:
     async def _empty_inbox(self) -> None:
         """Whoever came too late is told by the end of its stream, and whoever waits to put is woken."""
         while len(self._inbox):
-            wire, message = self._inbox.get_nowait()
-            if isinstance(message, Open | Attach):
-                _end(wire)
+            _dismiss(*self._inbox.get_nowait())
             await asyncio.sleep(0)  # one that waits may put now
+
+
+def _dismiss(wire: Wire | None, message: Message | _Lost) -> None:
+    """An event that came too late: whoever opened a stream with it sees that end."""
+    if isinstance(message, Open | Attach):
+        _end(wire)
 
 
 def _end(wire: Wire | None) -> None:
