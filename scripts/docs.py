@@ -1,4 +1,4 @@
-"""Writes what the documents repeat from the code: README's file tree, exit codes and benchmark, the defaults, the options.
+"""Writes what the documents repeat from the code: README's file tree, exit codes and benchmark with its plots, the defaults, the options.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bench
+from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -137,11 +138,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write README's file tree and the table of defaults from the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
     is_check = parser.parse_args().check
+    result = json.loads(bench.RESULT.read_text(encoding="utf-8"))
     old: list[str] = []
+    for name, drawing in report.plots(result["sections"]).items():
+        path = bench.RESULT.with_name(f"{name}.svg")
+        if not path.exists() or path.read_text(encoding="utf-8") != drawing:
+            old.append(str(path.relative_to(ROOT)))
+            if not is_check:
+                path.write_text(drawing, encoding="utf-8")
     for document, name, content in (
         ("README.md", "tree", tree(present_files())),
         ("README.md", "exit codes", exit_codes_table()),
-        ("README.md", "inference", bench.table(json.loads(bench.RESULT.read_text(encoding="utf-8")))),
+        ("README.md", "inference", report.readme(result)),
         ("docs/architecture.md", "defaults", defaults_table()),
         ("docs/commands.md", "options", options_table()),
     ):

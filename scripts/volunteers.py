@@ -56,11 +56,21 @@ class Node:
         return lines[-1] if lines else "it said nothing"
 
 
-def start_node(name: str, blocks: str, model: Path, peers: list[str], folder: Path) -> Node:
-    """`swarm node` in a process and session of its own, on free ports of this machine."""
+def start_node(
+    name: str,
+    blocks: str,
+    model: Path,
+    peers: list[str],
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    before: tuple[str, ...] = (),
+) -> Node:
+    """`swarm node` in a process and session of its own, on free ports of `host`; `before`: words of a command that runs it there."""
     directory = folder / name
     directory.mkdir()
-    command = [sys.executable, "-m", "node", "node", str(model), "--name", name, "--blocks", blocks, "--listen", "127.0.0.1:0"]
+    command = [*before, sys.executable, "-m", "node", "node", str(model), "--name", name]
+    command += ["--blocks", blocks, "--listen", f"{host}:0"]
     command += ["--dtype", "float32", "--data-dir", str(directory / "data")]
     for peer in peers:
         command += ["--peer", peer]

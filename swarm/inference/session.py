@@ -378,23 +378,21 @@ class Session:
         if self._last is not None and not (before and before[-1].place == route[-1].place):
             self._last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
             self._last = None
-        if await self._connect_first(before):
-            await self._attach_last()
+        await asyncio.gather(self._connect_first(before), self._attach_last())  # two ends, one round trip
 
-    async def _connect_first(self, before: Route) -> bool:
+    async def _connect_first(self, before: Route) -> None:
         assert self._grant is not None and self.dtype is not None
         wire = self._down.wire
         if wire is not None and wire.is_open and before and before[0].place == self.route[0].place:
             self._down.reroute(self._grant, 0)
-            return True
+            return
         self._down.end(Close(session=self.id, below=False))
         try:
             opened = await self._links.open(self._grant, 0, self.dtype, self._on_message, self._on_lost)
         except SwarmError as error:
             self._lose(0, error, self._epoch)
-            return False
+            return
         self._down.connect(opened, self._epoch)
-        return True
 
     async def _attach_last(self) -> None:
         assert self._grant is not None

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 0.5
 """Pause between two looks at the directory while there is no route."""
 
+FRESH_S = 5.0
+"""For so long after a look at the directory, a new session goes by what was seen: reading the DHT takes 10 ms, or a wide area's
+round trips. Records are renewed every 20 s and are claims anyway: who has left since does not answer, and is replaced. A failure ends that."""
+
 UNMEASURED_MS_PER_BLOCK = 2.0
 """Assumed step time of a node that has not served yet."""
 
@@ -59,6 +63,8 @@ class Router:
         self.blame = Blame()
         self._directory = directory
         self._latency = Latency(ping)
+        self._looked_s = -FRESH_S
+        """When the directory was last read, on the monotonic clock."""
         self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
         """Records by peer, and when the directory last showed them: right after deaths it may not find all who live."""
 
@@ -67,6 +73,7 @@ class Router:
         log.info("peer %s failed: %s", short_peer(peer), cause)
         self.blame.add(peer, cause, time.monotonic())
         self._latency.forget(peer)
+        self._looked_s = -FRESH_S  # what was seen may be out of date in more
 
     async def find(
         self,
@@ -86,6 +93,9 @@ class Router:
         deadline_s = time.monotonic() + patience_s
         if holding and (found := await self._choose(self._remembered(dtype), holding, thin)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
+        is_fresh = time.monotonic() - self._looked_s < FRESH_S
+        if is_opening and is_fresh and (found := await self._choose(self._remembered(dtype), holding, thin)) is not None:
+            return found
         while True:
             offers = await self._offers(dtype, is_opening)
             if (found := await self._choose(offers, holding, thin)) is not None:
@@ -106,6 +116,9 @@ class Router:
         except PeerUnreachableError as error:  # our p2pd is being started again
             log.warning("the directory cannot be read, we look again: %s", error)
             peers = ()
+            self._looked_s = -FRESH_S
+        else:
+            self._looked_s = time.monotonic()
         now_s = time.monotonic()
         self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
         self._seen |= {record.peer: (now_s, record) for record in peers}

@@ -121,6 +121,18 @@ async def test_who_was_seen_a_moment_ago_stands_in_even_if_the_directory_misses_
     assert town.snapshots == 2  # in the middle of an answer, what was seen a moment ago is enough
 
 
+async def test_a_new_session_goes_by_what_was_seen_a_moment_ago_until_something_fails() -> None:
+    town = Town()
+    here, elsewhere = town.add(0, 4, step_ms=0.1), town.add(0, 4, step_ms=9.0)
+    router = town.router()
+    for _ in range(3):
+        assert peers_of(await router.find(0)) == [here.peer]
+    assert town.snapshots == 1
+    router.failed(here.peer, PeerUnreachableError("gone"))
+    assert peers_of(await router.find(0)) == [elsewhere.peer]
+    assert town.snapshots == 2
+
+
 async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
     town = Town()
     full = town.add(0, 4)

@@ -1,0 +1,77 @@
+"""The two models of the benchmark: random Llamas, one that is nearly all overhead, and one of 110 million parameters that is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a Llama is made of; float32."""
+
+    name: str
+    vocab: int
+    hidden: int
+    intermediate: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    deviation: float
+    """Of the random weights: large enough that greedy decoding does not repeat one token for ever."""
+
+    @property
+    def block_bytes(self) -> int:
+        """All blocks' weights in float32."""
+        head = self.hidden // self.heads
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
+        return 4 * self.blocks * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.blocks} blocks, hidden {self.hidden}, vocabulary {self.vocab}, float32)"
+
+
+TINY = Shape(name="tiny-llama", vocab=256, hidden=64, intermediate=128, blocks=4, heads=4, kv_heads=2, deviation=0.2)
+SMALL = Shape(name="llama-110m", vocab=32_000, hidden=768, intermediate=2_048, blocks=12, heads=12, kv_heads=12, deviation=0.02)
+"""The blocks have 85 million parameters, embedding and head (tied) 25 million."""
+
+
+def checkpoint(shape: Shape, folder: Path) -> Path:
+    """A checkpoint directory of that shape in `folder`, made where it is not there yet."""
+    directory = folder / shape.name
+    if not (directory / "config.json").exists():
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.blocks,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            max_position_embeddings=4_096,
+            initializer_range=shape.deviation,
+            tie_word_embeddings=shape is SMALL,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+        LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def local(path: Path) -> Any:
+    """transformers' own model, the reference."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def prompt(shape: Shape, tokens: int, rows: int = 1) -> Any:
+    """Random token ids [rows, tokens], the same in every run."""
+    import torch
+
+    return torch.randint(3, shape.vocab, (rows, tokens), generator=torch.Generator().manual_seed(tokens))

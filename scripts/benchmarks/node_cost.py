@@ -1,0 +1,59 @@
+"""What a node costs its volunteer: memory beyond the weights, seconds until it serves, and processes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models, timing
+from benchmarks.swarms import Town
+
+
+def measure(town: Town, repeats: int) -> dict[str, Any]:
+    """Section `node`: one node with all blocks of the 110M model, started again and again; weights on disk and in the page cache."""
+    shape = models.SMALL
+    town.path(shape)
+    starts, rss, extra, processes = [], [], [], [0]
+    for _ in range(repeats):
+        started = time.perf_counter()
+        (node,) = town.start(shape, 1)
+        starts.append(time.perf_counter() - started)
+        model = town.connect(shape, [node])
+        timing.decode_ms(model, models.prompt(shape, 512), 8)
+        family = _session_of(node.process.pid)
+        processes = [len(family)]
+        rss.append(_kilobytes(node.process.pid, "VmRSS") / 1e3)
+        extra.append(sum(_kilobytes(pid, "VmRSS") for pid in family if pid != node.process.pid) / 1e3)
+        town.stop_all()
+    weights_mb = shape.block_bytes / 1e6
+    return {
+        "model": str(shape),
+        "weights_mb": round(weights_mb, 1),
+        "rss_mb": timing.spread(rss, 1),
+        "beyond_weights_mb": timing.spread([value - weights_mb for value in rss], 1),
+        "helper_rss_mb": timing.spread(extra, 1),
+        "start_s": timing.spread(starts, 2),
+        "processes": processes[0],
+    }
+
+
+def _session_of(leader: int) -> list[int]:
+    """Processes of the node's session (it leads one), itself included; p2pd among them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            if int(fields[3]) == leader or int(fields[1]) == leader:
+                found.append(int(entry.name))
+    return found
+
+
+def _kilobytes(pid: int, key: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return float(line.split()[1])
+    raise ValueError(f"/proc/{pid}/status has no {key}")

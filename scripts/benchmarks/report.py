@@ -1,0 +1,197 @@
+"""The benchmark's JSON as text: the targets with what was measured, the table of a token's time, and the plots of docs/bench.
+
+Everything is a function of the JSON, so that README and the plots cannot say anything else (`scripts/docs.py` writes both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Sections = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound from the issue on a number of one section."""
+
+    section: str
+    what: str
+    bound: str
+    find: Callable[[dict[str, Any]], Iterator[tuple[str, float, float | None, bool]]]
+    """From a section's JSON: (case, best, median if there is one, whether it holds)."""
+
+
+def _hops(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+    for row in section["rows"]:
+        if row["hops"]:
+            value = row["overhead_per_hop_ms"]
+            yield row["path"], value["best"], value["median"], value["best"] <= 1.0
+
+
+def _speed(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+    row = section["rows"][-1]
+    yield row["model"], row["speed_of_local"]["best"], row["speed_of_local"]["median"], row["speed_of_local"]["best"] >= 0.9
+
+
+def _first(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+    for row in section["rows"]:
+        value = row["first_beyond_local_ms"]
+        yield row["model"], value["best"], value["median"], value["best"] <= 10
+
+
+def _sessions(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+    for row, bound in zip(section["rows"], (2.6, 3.8), strict=True):
+        yield f"{row['nodes']} node(s), ≥ {bound}", row["times"]["best"], row["times"]["median"], row["times"]["best"] >= bound
+
+
+def _prefill(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+    for row, bound in zip(section["rows"], (1.2, 1.0), strict=True):
+        yield (
+            f"{row['tokens']} tokens, ≤ {bound}",
+            row["of_local"]["best"],
+            row["of_local"]["median"],
+            row["of_local"]["best"] <= bound,
+        )
+
+
+def _value(
+    key: str, is_met: Callable[[float], bool]
+) -> Callable[[dict[str, Any]], Iterator[tuple[str, float, float | None, bool]]]:
+    def find(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+        value = section[key]
+        if isinstance(value, dict):
+            yield "", value["best"], value["median"], is_met(value["best"])
+        else:
+            yield "", value, None, is_met(value)
+
+    return find
+
+
+TARGETS = (
+    Target("hops", "overhead of a hop beyond compute, ms", "≤ 1.0", _hops),
+    Target("decode", "2 nodes decode at this share of local speed", "≥ 0.9", _speed),
+    Target("decode", "first token, prompt of 16, 2 nodes: ms beyond local", "≤ 10", _first),
+    Target("sessions", "8 sessions: tokens/s of one session, times", "≥ 2.6, 3.8", _sessions),
+    Target("prefill", "prompt over 2 nodes: share of local time", "≤ 1.2, 1.0", _prefill),
+    Target("chats", "p99 between tokens of 8 chats beside a prompt of 2,000, times undisturbed", "≤ 2", _value("times", lambda x: x <= 2)),
+    Target("node", "node's memory beyond its weights, MB", "≤ 600", _value("beyond_weights_mb", lambda x: x <= 600)),
+    Target("node", "start until servable, s", "≤ 10", _value("start_s", lambda x: x <= 10)),
+    Target("node", "processes: Python and hivemind's daemon", "2", _value("processes", lambda x: x == 2)),
+    Target("wide area", "3 hops, 100 ms: time per token over (one-way delays + compute)", "≤ 1.1", _value("of_floor", lambda x: x <= 1.1)),
+    Target("wide area", "bytes of a decoded token's frame", "< 14,000", _value("frame_bytes", lambda x: x < 14_000)),
+    Target("wide area", "prompt lookup on repetitive text, times faster", "≥ 1.5", _value("speculation", lambda x: x >= 1.5)),
+)  # fmt: skip
+
+
+def targets(sections: Sections) -> str:
+    """Markdown: every target whose section was measured."""
+    lines = ["| what | target | best | median | |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        if target.section in sections:
+            for case, best, median, is_met in target.find(sections[target.section]):
+                what = f"{target.what} ({case})" if case else target.what
+                middle = "" if median is None else f"{median:,.10g}"
+                lines.append(f"| {what} | {target.bound} | {best:,.10g} | {middle} | {'met' if is_met else '**missed**'} |")
+    return "\n".join(lines) + "\n"
+
+
+def stages(section: dict[str, Any]) -> str:
+    """Markdown: where a token's microseconds go, one column for each number of hops."""
+    rows = [row for row in section["rows"] if row["hops"]]
+    lines = [f"| µs of one token | {' | '.join(row['path'] for row in rows)} |", "|---" * (len(rows) + 1) + "|"]
+    for stage in rows[0]["stages_us_of_best_run"]:
+        cells = [f"{row['stages_us_of_best_run'][stage]:,.0f}" for row in rows]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme(result: dict[str, Any]) -> str:
+    """What README shows of docs/bench/inference.json."""
+    sections: Sections = result["sections"]
+    loads = [load for section in sections.values() for load in section["load_average"]]
+    repeats = sorted({section["repeats"] for section in sections.values()})
+    counts = " to ".join(str(number) for number in dict.fromkeys((repeats[0], repeats[-1])))
+    parts = [
+        f"{result['machine']}; one torch thread a process, everything on one machine over TLS; best and median of {counts} "
+        f"interleaved repeats; load average {min(loads):.1f} to {max(loads):.1f} while it ran.\n",
+        targets(sections),
+    ]
+    if "hops" in sections:
+        parts += [
+            f"Where the time of a token goes: {sections['hops']['model']}, medians of the best run.\n",
+            stages(sections["hops"]),
+        ]
+    parts += [f"![{alt}](docs/bench/{name}.svg)\n" for name, alt, _ in PLOTS if name in plots(sections)]
+    return "\n".join(parts)
+
+
+# --- plots
+
+
+def _stages_plot(sections: Sections) -> str:
+    rows = [row for row in sections["hops"]["rows"] if row["hops"]]
+    bars = []
+    for row in rows:
+        spent = row["stages_us_of_best_run"]
+        wire = spent["wire"]
+        forward = spent["node: forward"]
+        client = sum(value for stage, value in spent.items() if stage in _CLIENT_COMPUTE)
+        rest = sum(spent.values()) - wire - forward - client
+        bars.append((row["path"], [client / 1e3, forward / 1e3, wire / 1e3, rest / 1e3]))
+    return stacked(
+        "One token of the tiny model, ms", ("client's own compute", "nodes' forwards", "wire", "threads, checks, framing"), bars
+    )
+
+
+_CLIENT_COMPUTE = ("client: norm, head, sampling, generate", "client: embedding")
+
+
+def _speed_plot(sections: Sections) -> str:
+    bars = []
+    for row in sections["sessions"]["rows"]:
+        for sessions, key in ((1, "one_tokens_per_s"), (sections["sessions"]["sessions"], "many_tokens_per_s")):
+            bars.append(
+                (f"{row['nodes']} node{'s' * (row['nodes'] > 1)}, {sessions} session{'s' * (sessions > 1)}", [row[key]["best"]])
+            )
+    return stacked("Tokens per second, 110M parameters, best repeat", ("tokens/s",), bars)
+
+
+PLOTS: tuple[tuple[str, str, Callable[[Sections], str]], ...] = (
+    ("hops", "where one token's time goes, over 1, 2 and 4 nodes", _stages_plot),
+    ("sessions", "tokens per second of 1 and 8 sessions", _speed_plot),
+)
+
+
+def plots(sections: Sections) -> dict[str, str]:
+    """SVG by name, for the sections that were measured."""
+    return {name: draw(sections) for name, _, draw in PLOTS if name in sections}
+
+
+_COLOURS = ("#9aa5b1", "#3b7dd8", "#e0872f", "#c2452d")
+_LEFT, _WIDTH, _BAR, _TOP = 170, 520, 26, 64
+
+
+def stacked(title: str, legend: tuple[str, ...], bars: list[tuple[str, list[float]]]) -> str:
+    """Horizontal bars of stacked values, as SVG that GitHub shows; readable on a light and on a dark page."""
+    longest = max(sum(values) for _, values in bars)
+    height = _TOP + _BAR * len(bars) + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 70} {height}" '
+        'font-family="sans-serif" font-size="13" fill="#7a828c">',
+        f'<text x="8" y="20" font-size="15">{title}</text>',
+    ]
+    at = 8
+    for name, colour in zip(legend, _COLOURS, strict=False):
+        parts += [f'<rect x="{at}" y="34" width="12" height="12" fill="{colour}"/>', f'<text x="{at + 17}" y="45">{name}</text>']
+        at += 34 + 7 * len(name)
+    for row, (label, values) in enumerate(bars):
+        top, x = _TOP + row * _BAR, float(_LEFT)
+        parts.append(f'<text x="{_LEFT - 8}" y="{top + 15}" text-anchor="end">{label}</text>')
+        for value, colour in zip(values, _COLOURS, strict=False):
+            width = value / longest * _WIDTH
+            parts.append(f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{_BAR - 6}" fill="{colour}"/>')
+            x += width
+        parts.append(f'<text x="{x + 6:.1f}" y="{top + 15}">{sum(values):,.4g}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
