@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def measure(town: Town, repeats: int, num_tokens: int, num_nodes: Sequence[int])
         gaps = timing.decode_ms(model, ids, num_tokens)
         return Run(gaps, start_ns, time.monotonic_ns())
 
-    runs = timing.interleaved({name: lambda m=model: run(m) for name, model in paths.items()}, repeats, "hops")
+    runs = timing.interleaved({name: partial(run, model) for name, model in paths.items()}, repeats, "hops")
     town.stop_all()
     trace.flush()
     marks = read_marks(Path(os.environ["SWARM_TRACE"]))

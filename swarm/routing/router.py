@@ -28,7 +28,8 @@ LOOK_AGAIN_S = 0.5
 
 FRESH_S = 5.0
 """For so long after a look at the directory, a new session goes by what was seen: reading the DHT takes 10 ms, or a wide area's
-round trips. Records are renewed every 20 s and are claims anyway: who has left since does not answer, and is replaced. A failure ends that."""
+round trips. Records are renewed every 20 s and are claims anyway: who has left since does not answer, and is replaced.
+A failure ends that."""
 
 UNMEASURED_MS_PER_BLOCK = 2.0
 """Assumed step time of a node that has not served yet."""
