@@ -11,6 +11,7 @@
   - ModelMismatchError         same name, other weights
   - ModelNotSupportedError     the architecture cannot be served, with the reason
   - CheckpointError            a missing, truncated or inconsistent file of a checkpoint
+  - DiskFullError              no room on a disk of ours, with how much is needed
   - SpanNotServedError         this peer does not (or no longer) host those blocks
   - CacheFullError             no memory for more tokens
   - OverloadedError            queue or session limit reached
@@ -108,6 +109,12 @@ class CheckpointError(SwarmError):
 
     code = "bad_checkpoint"
     exit_code = 4
+
+
+class DiskFullError(SwarmError):
+    """There is no room on a disk of ours; the message says how much is needed."""
+
+    code = "disk_full"
 
 
 class SpanNotServedError(SwarmError):

@@ -4,7 +4,7 @@ Canonical form, whose SHA-256 is the model's digest (UTF-8, a line end after eve
 
     murmuration manifest 1
     config {"architectures":["LlamaForCausalLM"],…}            canonical_config()
-    file <64 hex of SHA-256> <name>                            tokenizer files, sorted by name
+    file <64 hex of SHA-256> <name>                            tokenizer, template and generation config
     tensor <64 hex of root> <dtype> <[2,3]> <name>             sorted by name; dtype as safetensors spells it (`BF16`)
 
 A tensor's root is SHA-256 over the SHA-256s of its 1 MiB pieces: pieces are checked alone, files may be split in any way.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,11 +25,17 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from protocols import fields, frame
-from protocols.errors import BadRequestError, FrameError
+from protocols.errors import BadRequestError, FrameError, ModelNotSupportedError
 from protocols.ids import ModelId
 
 PIECE_BYTES: Final = 1 << 20
 """Bytes of a tensor that are hashed, fetched and checked together; the last piece may be shorter."""
+
+ITEM_BYTES: Final = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+}
+"""Bytes of one value, by dtype as safetensors spells it; others are not served."""
 
 MAX_TENSORS: Final = 200_000
 MAX_FILES: Final = 64
@@ -55,9 +62,24 @@ class TensorEntry(NamedTuple):
     shape: tuple[int, ...]
     root: bytes
 
+    @property
+    def num_bytes(self) -> int:
+        """As stored. ModelNotSupportedError where the dtype is none of ITEM_BYTES."""
+        if self.dtype not in ITEM_BYTES:
+            raise ModelNotSupportedError(f"tensor {self.name!r} is stored as {self.dtype}; known are {', '.join(ITEM_BYTES)}")
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def num_pieces(self) -> int:
+        return -(-self.num_bytes // PIECE_BYTES)
+
+    def piece_bytes(self, piece: int) -> int:
+        """Length of one piece: PIECE_BYTES, or less for the last."""
+        return min(PIECE_BYTES, self.num_bytes - piece * PIECE_BYTES)
+
 
 class FileEntry(NamedTuple):
-    """One tokenizer file: its path below the checkpoint, with `/`, and the SHA-256 of its bytes (32 bytes)."""
+    """One file of the tokenizer or the generation config: its path below the checkpoint, with `/`, and the SHA-256 of its bytes (32 bytes)."""
 
     name: str
     sha256: bytes
@@ -231,7 +253,7 @@ def difference(mine: Manifest, theirs: Manifest) -> str | None:
     our_files, their_files = dict(mine.files), dict(theirs.files)
     for name in sorted(our_files.keys() | their_files.keys()):
         if our_files.get(name) != their_files.get(name):
-            return f"tokenizer file {name!r} differs, or one side lacks it"
+            return f"file {name!r} differs, or one side lacks it"
     return None
 
 

@@ -14,24 +14,24 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protocols.errors import BadRequestError, CheckpointError, ModelMismatchError
 from protocols.weights import PIECE_BYTES, FileEntry, Manifest, TensorEntry, canonical_config, tensor_root
-from swarm.models.checkpoint import Checkpoint, TensorInfo
+from swarm.models.stored import TensorInfo
+
+if TYPE_CHECKING:
+    from swarm.models.checkpoint import Checkpoint
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *(
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "chat_template.jinja",
-        "chat_template.json",
-    ),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json"),
 )
-MAX_TOKENIZER_BYTES = 256 << 20
+FILES = ("generation_config.json", *TOKENIZER_FILES)
+"""What a manifest lists beside config and tensors: all that decides which ids a text becomes, and where an answer ends."""
+
+MAX_FILE_BYTES = 256 << 20
 MAX_CACHED_BYTES = 80 << 20
 THREADS = 4
 
@@ -53,7 +53,7 @@ def build_manifest(checkpoint: Checkpoint, cache_dir: Path | None, progress: Pro
     infos = sorted(checkpoint.tensors.values(), key=lambda info: (info.file, info.start))
     roots = _roots(infos, progress)
     entries = (TensorEntry(info.name, info.dtype, info.shape, roots[info.name]) for info in infos)
-    manifest = Manifest(tuple(sorted(entries)), canonical_config(checkpoint.raw_config), _tokenizer_files(checkpoint.path))
+    manifest = Manifest(tuple(sorted(entries)), canonical_config(checkpoint.raw_config), _files(checkpoint.path))
     if place is not None:
         _remember(place, stamp, manifest)
     return manifest
@@ -118,14 +118,14 @@ def _root(info: TensorInfo, advance: Callable[[int], None]) -> bytes:
     return tensor_root(hashes)
 
 
-def _tokenizer_files(directory: Path) -> tuple[FileEntry, ...]:
+def _files(directory: Path) -> tuple[FileEntry, ...]:
     files = []
-    for name in sorted(TOKENIZER_FILES):
+    for name in sorted(FILES):
         path = directory / name
         if path.is_file():
-            if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            if path.stat().st_size > MAX_FILE_BYTES:
                 raise CheckpointError(
-                    f"{path} has {path.stat().st_size} bytes; a tokenizer file has at most {MAX_TOKENIZER_BYTES}"
+                    f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_FILE_BYTES}"
                 )
             files.append(FileEntry(name, hashlib.sha256(path.read_bytes()).digest()))
     return tuple(files)
@@ -134,11 +134,11 @@ def _tokenizer_files(directory: Path) -> tuple[FileEntry, ...]:
 def _stamp(checkpoint: Checkpoint) -> str:
     """Changes whenever a file that enters the manifest does."""
     paths = {info.file for info in checkpoint.tensors.values()} | {
-        checkpoint.path / name for name in ("config.json", *TOKENIZER_FILES)
+        checkpoint.path / name for name in ("config.json", *FILES)
     }
     found = [(path, path.stat()) for path in sorted(paths) if path.exists()]
     names = hashlib.sha256("\n".join(sorted(checkpoint.tensors)).encode()).hexdigest()
-    return json.dumps([1, names, [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]])
+    return json.dumps([2, names, [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]])
 
 
 def _recall(place: Path, stamp: str) -> Manifest | None:

@@ -46,8 +46,8 @@ def test_every_difference_changes_the_digest_and_is_named() -> None:
         "tensor 'a': ours is absent": replace(MANIFEST, entries=(second._replace(name="a"), *MANIFEST.entries)),
         "config: 'hidden_size' is 4 here, 5 there": replace(MANIFEST, config=b'{"hidden_size":5,"model_type":"llama"}'),
         "config: 'rope' is None here, 1 there": replace(MANIFEST, config=b'{"hidden_size":4,"model_type":"llama","rope":1}'),
-        "tokenizer file 'tokenizer.json' differs": replace(MANIFEST, files=(weights.FileEntry("tokenizer.json", bytes(32)),)),
-        "tokenizer file 'tokenizer.json' differs, or one side lacks it": replace(MANIFEST, files=()),
+        "file 'tokenizer.json' differs": replace(MANIFEST, files=(weights.FileEntry("tokenizer.json", bytes(32)),)),
+        "file 'tokenizer.json' differs, or one side lacks it": replace(MANIFEST, files=()),
     }
     assert weights.difference(MANIFEST, MANIFEST) is None
     assert len({other.digest for other in others.values()} | {MANIFEST.digest}) == len(others) + 1

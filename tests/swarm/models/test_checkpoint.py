@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, SwarmError
-from swarm.models.checkpoint import open_checkpoint, read_header
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.stored import read_header
 from tests.families import Checkpoints
 
 

@@ -1,0 +1,207 @@
+"""The cache of fetched models: a folder for each digest, in Hugging Face form, so that whatever opens a checkpoint opens it.
+
+    weights/<digest>.lock                  shared by whoever uses the model, exclusive for whoever removes it; its time = last used
+    weights/<digest>/manifest              what the digest stands for
+    weights/<digest>/config.json, tokenizer files, model.safetensors.index.json
+    weights/<digest>/unit-00003.safetensors     one block, or one tensor of the ends; `.part` and `.journal` until it is whole
+
+Two processes may fetch into one folder at once: each unit has a lock of its own (`unit_file.py`). All here is blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocols.errors import DiskFullError, SwarmError
+from protocols.ids import ModelId
+from protocols.weights import Manifest
+from swarm.models.bounds import check_config
+from swarm.models.stored import INDEX
+from swarm.weights.layout import MANIFEST, Layout, Unit, read_manifest
+from swarm.weights.unit_file import UnitFile
+
+ABOUT = "about.json"
+_SPARE_BYTES = 16 << 20
+"""Room that a download leaves on the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedModel:
+    """One model of the cache, for people."""
+
+    model: ModelId
+    num_bytes: int
+    """On disk, unfinished units included."""
+    blocks_here: int
+    num_blocks: int
+    is_complete: bool
+    """Every tensor is there."""
+    last_used_s: float
+    """Unix time."""
+    is_in_use: bool
+    """A running process holds it."""
+
+
+class ModelCache:
+    """The folder of one model, held (shared) until `close`."""
+
+    def __init__(self, root: Path, model: ModelId, manifest: Manifest) -> None:
+        """Make the folder where it is absent. Refuses a config that asks for code or absurd sizes, before anything is written."""
+        assert manifest.digest == model.digest
+        config = json.loads(manifest.config)
+        check_config(config, f"the config of {model.name}@{model.digest[:12]}")
+        self.model, self.manifest, self.layout = model, manifest, Layout(manifest)
+        self.directory = root / model.digest
+        self._opening = threading.Lock()
+        self._units: dict[int, UnitFile] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock_of(root, model.digest)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        os.utime(self._lock)
+        try:
+            self._write_files(json.dumps(config, indent=2).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def _write_files(self, config: bytes) -> None:
+        self.directory.mkdir(exist_ok=True)
+        self.write(ABOUT, json.dumps({"name": self.model.name}).encode())
+        wanted = {"config.json": lambda: config, INDEX: self.layout.index, MANIFEST: self.manifest.canonical}
+        for name, content in wanted.items():
+            if not (self.directory / name).exists():
+                self.write(name, content())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a small file there, whole or not at all. The name is one of ours."""
+        fresh = self.directory / f".{name}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            fresh.write_bytes(content)
+            fresh.replace(self.directory / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise DiskFullError(f"cannot write {len(content)} bytes to {self.directory / name}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Let go of the folder. Harmless when repeated."""
+        descriptor, self._lock = self._lock, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    # --- tensors
+
+    def unit(self, unit: Unit) -> UnitFile:
+        """The one object of this process for a unit."""
+        with self._opening:
+            if unit.number not in self._units:
+                self._units[unit.number] = UnitFile(self.directory, unit, self.manifest)
+            return self._units[unit.number]
+
+    def absent(self, names: Iterable[str]) -> tuple[Unit, ...]:
+        """The units that are still to be fetched for these tensors."""
+        return tuple(unit for unit in self.layout.units_with(names) if not self.unit(unit).is_complete)
+
+    def locate(self, tensor: int) -> tuple[Path, int] | None:
+        """Where the bytes of a tensor lie (file, offset); None while not all of them are here. Also tensors of an unfinished unit."""
+        file = self.unit(self.layout.unit_of[tensor])
+        if file.is_complete:
+            return file.final, file.start(tensor)
+        return (file.part, file.start(tensor)) if file.stored[tensor].is_full else None
+
+    def check_room(self, units: Iterable[Unit]) -> None:
+        """DiskFullError where the units do not fit the disk."""
+        files = [self.unit(unit) for unit in units]
+        needed = sum(file.unit.num_bytes - _on_disk(file.part) for file in files)
+        free = shutil.disk_usage(self.directory).free
+        if needed + _SPARE_BYTES > free:
+            raise DiskFullError(
+                f"no room for {self.model.name} at {self.directory.parent}: {needed / 1e6:.0f} MB more are needed, {free / 1e6:.0f} MB are free; "
+                "free some (`swarm cache prune`), host fewer blocks, or choose another --data-dir"
+            )
+
+
+def find(root: Path, name: str, digest: str = "") -> tuple[ModelId, Manifest] | None:
+    """The model of the cache that goes by this name (and a digest that begins so), used last; None where there is none."""
+    found = [one for one in _models(root) if one[0].name == name and one[0].digest.startswith(digest)]
+    newest = max(found, key=lambda one: _last_used_s(root, one[0].digest), default=None)
+    return newest
+
+
+def listed(root: Path) -> list[CachedModel]:
+    """What the cache holds, the one used last first."""
+    rows = [_described(root, model, manifest) for model, manifest in _models(root)]
+    return sorted(rows, key=lambda row: -row.last_used_s)
+
+
+def remove(root: Path, digest: str) -> bool:
+    """Delete one model; False where a running process uses it."""
+    lock = _lock_of(root, digest)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(root / digest)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _lock_of(root: Path, digest: str) -> int:
+    return os.open(root / f"{digest}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _models(root: Path) -> list[tuple[ModelId, Manifest]]:
+    found = []
+    for directory in sorted(root.glob("?" * 64)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SwarmError):  # not ours, or only half made
+            manifest = read_manifest(directory)
+            model = ModelId(json.loads((directory / ABOUT).read_bytes())["name"], directory.name)
+            if manifest and manifest.digest == model.digest:
+                found.append((model, manifest))
+    return found
+
+
+def _described(root: Path, model: ModelId, manifest: Manifest) -> CachedModel:
+    directory, layout = root / model.digest, Layout(manifest)
+    here = {unit.number for unit in layout.units if (directory / unit.file).exists()}
+    return CachedModel(
+        model=model,
+        num_bytes=sum(_on_disk(path) for path in directory.iterdir()),
+        blocks_here=sum(unit.number in here for unit in layout.blocks),
+        num_blocks=len(layout.blocks),
+        is_complete=len(here) == len(layout.units),
+        last_used_s=_last_used_s(root, model.digest),
+        is_in_use=_is_in_use(root, model.digest),
+    )
+
+
+def _is_in_use(root: Path, digest: str) -> bool:
+    lock = _lock_of(root, digest)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _last_used_s(root: Path, digest: str) -> float:
+    with contextlib.suppress(OSError):
+        return (root / f"{digest}.lock").stat().st_mtime
+    return 0.0
+
+
+def _on_disk(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_blocks * 512
+    return 0

@@ -1,0 +1,131 @@
+"""One source, seen by whoever fetches: a stream of questions and answers, each answer checked against the manifest before it is passed on.
+
+Whatever does not fit raises `LyingSourceError`: such a peer is not asked again in this download.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Self, TypeVar
+
+from protocols import pieces, services
+from protocols.errors import BadRequestError, DeadlineError, PeerUnreachableError, SwarmError
+from protocols.ids import ModelId, short_peer
+from protocols.records import PeerRecord
+from protocols.weights import Manifest
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.stream import Stream
+from swarm.weights.bitmap import Bitmap
+from swarm.weights.planner import Ask
+
+STALL_S = 30.0
+"""A source that owes an answer and sends nothing for so long is given up; with the slowest upload we take, a piece comes every 16 s."""
+
+T = TypeVar("T")
+
+
+class LyingSourceError(SwarmError):
+    """A peer sent what is not in the model: a wrong hash, length or number. Never crosses the wire."""
+
+    code = "lying_source"
+    try_another_peer = True
+
+
+class Source:
+    """An open stream to one peer. `num_bytes` counts all that came."""
+
+    def __init__(self, peer: PeerRecord, stream: Stream, model: ModelId, manifest: Manifest, stall_s: float) -> None:
+        self.peer, self.name = peer.peer, short_peer(peer.peer)
+        self.num_bytes = 0
+        self._stream, self._model, self._manifest, self._stall_s = stream, model, manifest, stall_s
+
+    @classmethod
+    async def open(cls, pool: ChannelPool, peer: PeerRecord, model: ModelId, manifest: Manifest, stall_s: float = STALL_S) -> Self:
+        """Dial, and open the stream; nothing has been asked yet. Raises where the peer is not there or refuses."""
+        channel = await pool.channel(peer.peer, peer.addresses, peer.certificate)
+        return cls(peer, await channel.stream(services.PIECES), model, manifest, stall_s)
+
+    def close(self) -> None:
+        self._stream.cancel()
+
+    # --- asking
+
+    async def holdings(self) -> frozenset[int]:
+        """The tensors that it says it has."""
+        await self._stream.send(pieces.WeightsRequest(model=self._model).encode())
+        answer = await self._expect(pieces.Holdings)
+        num = len(self._manifest.entries)
+        try:
+            held = Bitmap(num, answer.bits)
+        except BadRequestError as error:
+            raise LyingSourceError(f"peer {self.name} says which tensors it has in {len(answer.bits)} bytes: {error}") from None
+        return frozenset(index for index in range(num) if index in held)
+
+    async def ask(self, ask: Ask) -> None:
+        """Request hashes and pieces; the answers come by `receive`, in this order."""
+        if ask.hashes:
+            await self._stream.send(pieces.HashesRequest(tensors=ask.hashes).encode())
+        if ask.runs:
+            await self._stream.send(pieces.PiecesRequest(runs=ask.runs).encode())
+
+    async def receive(self) -> pieces.Hashes | pieces.Piece:
+        """The next answer to `ask`: its lengths are right, its hashes still unproven."""
+        answer = await self._answer()
+        if isinstance(answer, pieces.Hashes) and answer.tensor < len(self._manifest.entries):
+            if len(answer.hashes) == 32 * self._manifest.entries[answer.tensor].num_pieces:
+                return answer
+        elif isinstance(answer, pieces.Piece) and answer.tensor < len(self._manifest.entries):
+            entry = self._manifest.entries[answer.tensor]
+            if answer.piece < entry.num_pieces and len(answer.data) == entry.piece_bytes(answer.piece):
+                return answer
+        raise LyingSourceError(f"peer {self.name} sent {_described(answer)}, which this model does not have")
+
+    async def file(self, number: int) -> bytes:
+        """The whole of a file; LyingSourceError where its hash is another, or more comes than the peer announced."""
+        await self._stream.send(pieces.FileRequest(file=number).encode())
+        content = bytearray()
+        while True:
+            part = await self._expect(pieces.FilePart)
+            if part.file != number or part.offset != len(content) or not (len(part.data) or part.size == 0):
+                raise LyingSourceError(f"peer {self.name} sent {_described(part)} where byte {len(content)} of file {number} was due")
+            if len(content) + len(part.data) > part.size:
+                raise LyingSourceError(f"peer {self.name} sent more of file {number} than the {part.size} bytes it announced")
+            content += part.data
+            if len(content) == part.size:
+                break
+        entry = self._manifest.files[number]
+        if hashlib.sha256(content).digest() != entry.sha256:
+            raise LyingSourceError(f"peer {self.name} sent another {entry.name} than this model has")
+        return bytes(content)
+
+    async def _expect(self, kind: type[T]) -> T:
+        answer = await self._answer()
+        if not isinstance(answer, kind):
+            raise LyingSourceError(f"peer {self.name} sent {_described(answer)}, expected {kind.__name__}")
+        return answer
+
+    async def _answer(self) -> pieces.Answer:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                data = await self._stream.receive()
+        except TimeoutError:
+            raise DeadlineError(f"peer {self.name} sent nothing of the weights for {self._stall_s:.0f} s") from None
+        if data is None:
+            raise PeerUnreachableError(f"peer {self.name} ended the stream of weights")
+        self.num_bytes += len(data)
+        try:
+            return pieces.parse_answer(data)
+        except BadRequestError as error:
+            raise LyingSourceError(f"peer {self.name} sent no answer about weights: {error}") from None
+
+
+def _described(answer: pieces.Answer) -> str:
+    match answer:
+        case pieces.Piece():
+            return f"piece {answer.piece} of tensor {answer.tensor} with {len(answer.data)} bytes"
+        case pieces.Hashes():
+            return f"{len(answer.hashes)} bytes of hashes of tensor {answer.tensor}"
+        case pieces.FilePart():
+            return f"{len(answer.data)} bytes at {answer.offset} of file {answer.file}"
+    return "holdings"

@@ -1,0 +1,180 @@
+"""One unit of the cache while it is being fetched: the file that will be, and a journal of the pieces that are proven.
+
+`unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` holds, for each tensor, the hashes of its pieces and
+a bitmap of those that are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most pieces that were not
+marked; on opening, marked pieces are hashed again, so that a power cut or a damaged disk costs only those. When all are there the file is moved
+to its final name: what is called `.safetensors` is whole and verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from protocols.errors import BadRequestError, DiskFullError
+from protocols.weights import PIECE_BYTES, Manifest, tensor_root
+from swarm.weights.bitmap import Bitmap
+from swarm.weights.layout import Unit
+
+_HASH = 32
+
+
+class UnitFile:
+    """Made by `locked`, which also finds what an earlier process has left. Blocking; methods may be called from any thread."""
+
+    def __init__(self, directory: Path, unit: Unit, manifest: Manifest) -> None:
+        self.unit = unit
+        self._entries = manifest.entries
+        self.final = directory / unit.file
+        self.part = directory / f"{unit.file}.part"
+        self._journal = self.final.with_suffix(".journal")
+        self._lock = threading.Lock()
+        self._hashes: dict[int, bytes] = {}
+        self.stored = {tensor: Bitmap(self._entries[tensor].num_pieces) for tensor in unit.tensors}
+        self._starts = dict(zip(unit.tensors, unit.starts, strict=True))
+        self._data = self._marks = -1
+        self._places: dict[int, int] = {}
+        at = 0
+        for tensor in unit.tensors:
+            self._places[tensor] = at
+            at += _HASH * self._entries[tensor].num_pieces + -(-self._entries[tensor].num_pieces // 8)
+        self._journal_bytes = at
+
+    # --- what is there
+
+    @property
+    def is_complete(self) -> bool:
+        return self.final.exists()
+
+    def start(self, tensor: int) -> int:
+        """Where a tensor begins, in the file and in what will be it."""
+        return self._starts[tensor]
+
+    def hashes(self, tensor: int) -> bytes | None:
+        """The verified hashes of a tensor's pieces; None where they have not been fetched."""
+        return self._hashes.get(tensor)
+
+    # --- opening
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Hold the unit for writing: True, or False where another process does, or it is complete. DiskFullError: no room."""
+        lock = os.open(self.final.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if self.is_complete:
+                yield False
+                return
+            try:
+                self._open()
+                yield True
+            finally:
+                self._close()
+        finally:
+            os.close(lock)
+
+    def _open(self) -> None:
+        with self.room_for(self.unit.num_bytes):
+            self._data = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._marks = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if os.fstat(self._data).st_size != self.unit.num_bytes or os.fstat(self._marks).st_size != self._journal_bytes:
+                os.ftruncate(self._marks, 0)  # of another layout, or never begun: nothing in it can be trusted
+                os.ftruncate(self._data, 0)
+                os.posix_fallocate(self._data, 0, self.unit.num_bytes)
+                os.ftruncate(self._marks, self._journal_bytes)
+            os.pwrite(self._data, self.unit.header, 0)
+        for tensor in self.unit.tensors:
+            self._recall(tensor)
+        self._finish_if_full()
+
+    def _recall(self, tensor: int) -> None:
+        """What the journal says of one tensor, as far as it is still true."""
+        num = self._entries[tensor].num_pieces
+        hashes = os.pread(self._marks, _HASH * num, self._places[tensor])
+        if tensor_root(hashes[at : at + _HASH] for at in range(0, len(hashes), _HASH)) != self._entries[tensor].root:
+            return
+        self._hashes[tensor] = hashes
+        try:
+            marked = Bitmap(num, os.pread(self._marks, -(-num // 8), self._places[tensor] + _HASH * num))
+        except BadRequestError:
+            return
+        for piece in range(num):
+            if piece in marked and self._is_piece(tensor, piece, self._read(tensor, piece)):
+                self.stored[tensor].set(piece)
+
+    def _read(self, tensor: int, piece: int) -> bytes:
+        return os.pread(self._data, self._entries[tensor].piece_bytes(piece), self._starts[tensor] + piece * PIECE_BYTES)
+
+    def _is_piece(self, tensor: int, piece: int, data: bytes | memoryview) -> bool:
+        hashes = self._hashes[tensor]
+        return hashlib.sha256(data).digest() == hashes[_HASH * piece : _HASH * (piece + 1)]
+
+    def _close(self) -> None:
+        with self._lock:
+            for descriptor in (self._data, self._marks):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._data = self._marks = -1
+
+    # --- storing
+
+    def put_hashes(self, tensor: int, hashes: bytes | memoryview) -> bool:
+        """Keep a tensor's piece hashes; False where they do not make its root."""
+        if len(hashes) != _HASH * self._entries[tensor].num_pieces or hashlib.sha256(hashes).digest() != self._entries[tensor].root:
+            return False
+        with self._lock:
+            if self._marks >= 0 and tensor not in self._hashes:
+                with self.room_for(len(hashes)):
+                    os.pwrite(self._marks, hashes, self._places[tensor])
+                self._hashes[tensor] = bytes(hashes)
+        return True
+
+    def put(self, tensor: int, piece: int, data: bytes | memoryview) -> bool:
+        """Keep one piece; False where its hash is not the one in the tensor's list. The list of a one-piece tensor follows from the piece."""
+        if len(data) != self._entries[tensor].piece_bytes(piece):
+            return False
+        if tensor not in self._hashes and (
+            self._entries[tensor].num_pieces != 1 or not self.put_hashes(tensor, hashlib.sha256(data).digest())
+        ):
+            return False
+        if not self._is_piece(tensor, piece, data):
+            return False
+        with self._lock:
+            stored = self.stored[tensor]
+            if self._data < 0 or piece in stored:
+                return True
+            with self.room_for(len(data)):
+                os.pwrite(self._data, data, self._starts[tensor] + piece * PIECE_BYTES)
+                stored.set(piece)
+                at, byte = stored.byte(piece)
+                os.pwrite(self._marks, byte, self._places[tensor] + _HASH * stored.num + at)
+            self._finish_if_full()
+        return True
+
+    def _finish_if_full(self) -> None:
+        if all(bitmap.is_full for bitmap in self.stored.values()):
+            os.fsync(self._data)
+            self.part.replace(self.final)
+            self._journal.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def room_for(self, num_bytes: int) -> Iterator[None]:
+        """Turn a full disk into an error that says what is missing."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(
+                    f"no room for {num_bytes / 1e6:.0f} MB at {self.final.parent}; free some (`swarm cache prune`), or choose another --data-dir"
+                ) from error
+            raise

@@ -1,0 +1,286 @@
+"""Downloads over real sockets: from several peers, with liars, deaths, stalls, a full disk and a second process at the same cache."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from protocols import pieces
+from protocols.errors import DiskFullError, NoRouteError
+from protocols.weights import PIECE_BYTES
+from swarm.weights import cache as caches
+from swarm.weights.cache import ModelCache
+from swarm.weights.download import Options, Progress
+from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
+from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, make_model, town
+
+QUICK = Options(patience_s=20, stall_s=10)
+
+
+def run(work) -> None:  # type: ignore[no-untyped-def]
+    async def within() -> None:
+        async with asyncio.timeout(60):
+            await work
+
+    asyncio.run(within())
+
+
+def cache_of(model: Model, tmp_path: Path) -> ModelCache:
+    return ModelCache(tmp_path / "weights", model.model, model.manifest)
+
+
+def test_manifest_files_and_tensors_come_from_peers_and_open_as_any_directory(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source")
+        async with town() as here:
+            for _ in range(2):
+                await here.start(model)
+            manifest = await fetch_manifest(here.pool, await here.sources(), model.model)
+            cache = ModelCache(tmp_path / "weights", model.model, manifest)
+            directory = await fetch_files(here.pool, await here.sources(), cache)
+            for name, content in model.files.items():
+                assert (directory / name).read_bytes() == content
+            report = await fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK)
+            model.check(cache)
+            assert report.fetched_bytes <= 1.05 * model.num_bytes
+            assert len(report.from_peer) == 2 and all(report.from_peer.values()), "both were asked"
+
+    run(work())
+
+
+def test_only_the_units_of_the_names_are_fetched(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source")
+        async with town() as here:
+            await here.start(model)
+            cache = cache_of(model, tmp_path)
+            report = await fetch_tensors(["model.layers.2.norm.weight"], cache, here.pool, here.sources, QUICK)
+            wanted = ["model.layers.2.norm.weight", "model.layers.2.mlp.weight"]
+            model.check(cache, wanted)
+            assert report.total_bytes == sum(len(model.tensors[name]) for name in wanted)
+            assert [path.name for path in cache.directory.glob("*.safetensors*")] and len(list(cache.directory.glob("unit*safetensors"))) == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize("honest", [0, 5])
+def test_a_liar_is_named_and_what_it_owed_comes_from_others(tmp_path: Path, honest: int) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
+        liar, warnings = Liar(), []
+        liar.honest = honest
+        async with town() as here:
+            false = await here.start(model, liar)
+            slow = await here.start(model, Paused(0))
+            cache = cache_of(model, tmp_path)
+            options = Options(patience_s=20, stall_s=10, on_warning=warnings.append)
+            fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
+            while not warnings:  # the honest one gives nothing before the liar has lied
+                await asyncio.sleep(0.01)
+            assert isinstance(slow.uploader, Paused)
+            slow.uploader.release.set()
+            report = await fetching
+            model.check(cache)
+            assert list(report.liars) == [false.record.peer] and "wrong piece" in warnings[0] and false.record.peer[-6:] in warnings[0]
+            assert report.fetched_bytes <= model.num_bytes + 3 * PIECE_BYTES, "a liar costs its window"
+
+    run(work())
+
+
+def test_a_source_that_dies_half_way_costs_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
+        async with town() as here:
+            doomed = await here.start(model, Paused(3))
+            other = await here.start(model, Paused(3))
+            cache = cache_of(model, tmp_path)
+            fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK))
+            assert isinstance(doomed.uploader, Paused) and isinstance(other.uploader, Paused)
+            await doomed.uploader.has_stopped.wait()
+            await doomed.server.stop()
+            other.uploader.release.set()
+            report = await fetching
+            model.check(cache)
+            assert report.fetched_bytes <= 1.05 * model.num_bytes and not report.liars
+
+    run(work())
+
+
+def test_an_idle_source_takes_over_what_a_stalled_one_owes(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
+        async with town() as here:
+            await here.start(model, Paused(1))
+            await here.start(model)
+            cache = cache_of(model, tmp_path)
+            patient = Options(patience_s=50, stall_s=50)  # so that it is the endgame that ends this, not the stall
+            report = await fetch_tensors(model.tensors, cache, here.pool, here.sources, patient)
+            model.check(cache)
+            assert report.seconds < 40
+
+    run(work())
+
+
+def test_pieces_that_are_stored_are_not_fetched_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
+        async with town() as here:
+            await here.start(model)
+            first = cache_of(model, tmp_path)
+            enough = asyncio.Event()
+
+            def seen(progress: Progress) -> None:
+                if progress.done_bytes > model.num_bytes // 2:
+                    enough.set()
+
+            fetching = asyncio.create_task(fetch_tensors(model.tensors, first, here.pool, here.sources, Options(on_progress=seen)))
+            await enough.wait()
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+            first.close()
+            again = cache_of(model, tmp_path)
+            report = await fetch_tensors(model.tensors, again, here.pool, here.sources, QUICK)
+            model.check(again)
+            assert report.resumed_bytes > model.num_bytes // 2
+            assert report.fetched_bytes <= model.num_bytes - report.resumed_bytes + PIECE_BYTES // 8
+
+    run(work())
+
+
+def test_a_damaged_piece_of_an_unfinished_unit_is_fetched_again(tmp_path: Path) -> None:
+    """What a power cut or a dying disk leaves: the journal says that a piece is there, and the bytes are others."""
+
+    async def work() -> None:
+        model = make_model(tmp_path / "source", blocks=1, block_bytes=8 * PIECE_BYTES)
+        async with town() as here:
+            await here.start(model, Paused(5))
+            first = cache_of(model, tmp_path)
+            fetching = asyncio.create_task(fetch_tensors(model.tensors, first, here.pool, here.sources, QUICK))
+            paused = here.givers[0].uploader
+            assert isinstance(paused, Paused)
+            await paused.has_stopped.wait()
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+            first.close()
+            paused.release.set()
+            [part] = first.directory.glob("*.part")
+            with part.open("r+b") as file:
+                file.seek(part.stat().st_size - 8 * PIECE_BYTES)  # within the large tensor
+                file.write(b"damage")
+            again = cache_of(model, tmp_path)
+            await fetch_tensors(model.tensors, again, here.pool, here.sources, QUICK)
+            model.check(again)
+
+    run(work())
+
+
+def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
+    """As two nodes on one machine: units are locked one by one, and none is fetched twice."""
+
+    async def work() -> None:
+        model = make_model(tmp_path / "source")
+        async with town() as here:
+            await here.start(model)
+            one, two = cache_of(model, tmp_path), cache_of(model, tmp_path)
+            reports = await asyncio.gather(*(fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK) for cache in (one, two)))
+            model.check(one)
+            model.check(two)
+            assert sum(report.fetched_bytes for report in reports) <= 1.05 * model.num_bytes
+
+    run(work())
+
+
+def test_a_download_in_progress_is_a_source_for_its_whole_tensors(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source")
+        async with town() as here:
+            await here.start(model)
+            cache = cache_of(model, tmp_path)
+            await fetch_tensors(["model.layers.1.norm.weight"], cache, here.pool, here.sources, QUICK)
+            async with town() as there:
+                from swarm.weights.shelf import Shelf
+
+                await there.start(model, shelf=Shelf.of_cache(cache))
+                other = ModelCache(tmp_path / "other", model.model, model.manifest)
+                await fetch_tensors(["model.layers.1.norm.weight"], other, there.pool, there.sources, QUICK)
+                model.check(other, ["model.layers.1.mlp.weight"])
+                with pytest.raises(NoRouteError, match=r"no peer gave tensor 'model.layers.2"):
+                    await fetch_tensors(["model.layers.2.norm.weight"], other, there.pool, there.sources, Options(patience_s=0.1))
+
+    run(work())
+
+
+def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source")
+        async with town() as here:
+            await here.start(model)
+            cache = cache_of(model, tmp_path)
+            usage = caches.shutil.disk_usage(tmp_path)
+            monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: usage._replace(free=20 << 20))
+            with pytest.raises(DiskFullError, match=r"13 MB more are needed, 21 MB are free"):
+                await fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK)
+
+    run(work())
+
+
+def hostile(model: Model) -> dict[str, object]:
+    """Answers that no honest peer gives, by what they are."""
+    num = len(model.manifest.entries)
+    held = pieces.Holdings(bits=b"\xff" * (num // 8) + bytes([(1 << num % 8) - 1])).encode()
+
+    def with_holdings(*rest: bytes):  # type: ignore[no-untyped-def]
+        return lambda request: [held] if isinstance(request, pieces.WeightsRequest) else list(rest)
+
+    return {
+        "too many holdings": lambda request: [pieces.Holdings(bits=b"\xff" * 9_000).encode()],
+        "bits beyond the tensors": lambda request: [pieces.Holdings(bits=b"\xff" * (num // 8 + 1)).encode()],
+        "a huge list of hashes": with_holdings(pieces.Hashes(tensor=3, hashes=bytes(32 * 100_000)).encode()),
+        "a wrong list of hashes": with_holdings(pieces.Hashes(tensor=1, hashes=bytes(32 * 4)).encode()),
+        "a tensor that is none": with_holdings(pieces.Piece(tensor=150_000, piece=0, data=b"x").encode()),
+        "a piece too short": with_holdings(pieces.Piece(tensor=0, piece=0, data=b"x").encode()),
+        "a piece nobody asked for": with_holdings(*[pieces.Piece(tensor=1, piece=3, data=bytes(40)).encode()] * 100),
+        "no frame": lambda request: [b"nonsense"],
+        "a file instead": with_holdings(pieces.FilePart(file=0, size=1, offset=0, data=b"x").encode()),
+    }
+
+
+def test_hostile_answers_are_refused_and_their_sender_named(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source", blocks=1)
+        for number, (what, answers) in enumerate(hostile(model).items()):
+            async with town() as here:
+                false = await here.start(model, Scripted(answers))  # type: ignore[arg-type]
+                cache = ModelCache(tmp_path / str(number), model.model, model.manifest)
+                report = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK))
+                await asyncio.sleep(0)
+                await here.start(model)
+                assert list((await report).liars) == [false.record.peer], what
+                model.check(cache)
+                assert (await report).fetched_bytes < model.num_bytes + 4 * PIECE_BYTES, what
+
+    run(work())
+
+
+def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
+    async def work() -> None:
+        model = make_model(tmp_path / "source", blocks=1)
+
+        def endless(request: pieces.Request) -> list[bytes]:
+            if isinstance(request, pieces.FileRequest):
+                part = bytes(PIECE_BYTES)
+                return [pieces.FilePart(file=request.file, size=part_size, offset=0, data=part).encode() for part_size in [2 << 20] * 9]
+            return [pieces.Holdings(bits=bytes(-(-len(model.manifest.entries) // 8))).encode()]
+
+        async with town() as here:
+            await here.start(model, Scripted(endless))
+            await here.start(model)
+            cache = cache_of(model, tmp_path)
+            directory = await fetch_files(here.pool, await here.sources(), cache)
+            assert (directory / "tokenizer.json").read_bytes() == model.files["tokenizer.json"]
+
+    run(work())
+
+
