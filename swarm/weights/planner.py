@@ -21,10 +21,13 @@ MIN_WINDOW_BYTES, MAX_WINDOW_BYTES = 2 * PIECE_BYTES, 16 * PIECE_BYTES
 WINDOW_S = 2.0
 WINDOW_SHARE = 1 / 50
 TWICE_SHARE = 1 / 50
-"""Share of the download that may come twice."""
+"""Share of the download that may be asked twice (one piece always may)."""
 
 SLOWER = 2.0
 """In the endgame: how much later than the idle source the owner would have to deliver."""
+
+SILENT_S = 3.0
+"""What a source owes that has sent nothing for so long may be taken over by all, whatever that share: it will hardly come twice."""
 
 HASH_LISTS_AHEAD = 8
 """Lists of hashes that one source may owe."""
@@ -87,7 +90,7 @@ class Planner:
 
     @property
     def twice_bytes(self) -> int:
-        """Asked from a second source while the first one still owed them."""
+        """Asked from a second source while the first one, slow but not silent, still owed them."""
         return self._twice_bytes
 
     def _length(self, piece: PieceId) -> int:
@@ -191,7 +194,7 @@ class Planner:
     def _take_over(self, source: str, now_s: float) -> list[PieceId]:
         """One piece that the slowest of its owners would deliver much later than this idle source."""
         mine = self._sources[source]
-        candidates = []
+        candidates: list[tuple[float, bool, PieceId]] = []
         for owner_name, owner in self._sources.items():
             if owner_name == source:
                 continue
@@ -199,16 +202,16 @@ class Planner:
             for piece, length in owner.pieces.items():
                 ahead += length
                 due_s = _due_s(owner, ahead, now_s)
-                if piece.tensor in mine.held and len(self._flying[piece]) == 1 and due_s > SLOWER * _due_s(mine, length, now_s):
-                    candidates.append((due_s, piece))
-        slowest = max(candidates, default=None)
-        if slowest is None:
+                if piece.tensor in mine.held and len(self._flying.get(piece, ())) == 1 and due_s > SLOWER * _due_s(mine, length, now_s):
+                    candidates.append((due_s, now_s - owner.at_s > SILENT_S, piece))
+        if not candidates:
             return []
-        length = self._length(slowest[1])
-        if self._twice_bytes + length > max(self.total_bytes * TWICE_SHARE, PIECE_BYTES):
-            return []
-        self._twice_bytes += length
-        return [slowest[1]]
+        _due, is_silent, slowest = max(candidates)
+        if not is_silent:
+            if self._twice_bytes + self._length(slowest) > max(self.total_bytes * TWICE_SHARE, PIECE_BYTES):
+                return []
+            self._twice_bytes += self._length(slowest)
+        return [slowest]
 
     # --- arriving
 

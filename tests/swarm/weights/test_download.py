@@ -21,7 +21,7 @@ QUICK = Options(patience_s=20, stall_s=10)
 
 def run(work) -> None:  # type: ignore[no-untyped-def]
     async def within() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(30):
             await work
 
     asyncio.run(within())
@@ -116,9 +116,8 @@ def test_an_idle_source_takes_over_what_a_stalled_one_owes(tmp_path: Path) -> No
             await here.start(model)
             cache = cache_of(model, tmp_path)
             patient = Options(patience_s=50, stall_s=50)  # so that it is the endgame that ends this, not the stall
-            report = await fetch_tensors(model.tensors, cache, here.pool, here.sources, patient)
+            await fetch_tensors(model.tensors, cache, here.pool, here.sources, patient)  # within the deadline of 30 s
             model.check(cache)
-            assert report.seconds < 40
 
     run(work())
 
