@@ -1,49 +1,142 @@
-"""Where a node's model comes from: its description first, then the tensors of each span that it is about to load."""
+"""Where a node's model comes from: a directory, peers of the swarm, our cache of what they gave, or the Hub. And what we give to others.
+
+source = ModelSource(config, peer, uploader, on_event)
+checkpoint, model, manifest = await source.open()        the peer has joined by then
+await source.fetch(span, ends)                           the tensors are on this disk when it returns
+source.close()
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+from node.config import NodeConfig
 from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
-from swarm.models.resolve import name_in_swarm, resolve
+from swarm.models.loading import stored_names
+from swarm.models.resolve import is_place, name_in_swarm, resolve
+from swarm.weights.cache import ModelCache
+from swarm.weights.download import Options, Progress, Report
+from swarm.weights.fetch import fetch_tensors
+from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.shelf import Shelf
+from swarm.weights.sources import ranked
+from swarm.weights.uploader import Uploader
 
-OnProgress = Callable[[int, int], None]
-"""Told (bytes that are here, bytes that are needed)."""
+if TYPE_CHECKING:
+    from swarm.peer import Peer
+
+LOOK_AGAIN_S = 1.0
+"""Where a name was not found right after joining: a second look."""
+
+OnEvent = Callable[[str, str], None]
+"""Told (kind, text): one line for people and scripts."""
+
+OnProgress = Callable[[Progress], None]
 
 
-class ModelSource(Protocol):
-    """What a node needs of it."""
+def weights_dir(data_dir: Path) -> Path:
+    """Where fetched models are kept."""
+    return data_dir / "weights"
+
+
+class ModelSource:
+    """One node's model. `open` once, `fetch` for every span that it is about to load."""
+
+    def __init__(self, config: NodeConfig, peer: Peer, uploader: Uploader, on_event: OnEvent) -> None:
+        self._config, self._peer, self._uploader, self._on_event = config, peer, uploader, on_event
+        self._cache: ModelCache | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._shelf: Shelf | None = None
 
     async def open(self) -> tuple[Checkpoint, ModelId, Manifest]:
-        """Files, name and digest of the model. Called once, when the peer has joined."""
-        ...
+        """Find MODEL: an existing directory, a name that the swarm serves (or that we have fetched before), a Hub name.
 
-    async def fetch(self, span: Span, ends: bool, on_progress: OnProgress) -> None:
-        """Make the tensors of `span` present (with embedding, norm and head where `ends`); returns once all are."""
-        ...
+        A directory's weights are hashed the first time. From peers come manifest, config and tokenizer, no tensor yet.
+        """
+        self._cache = None if is_place(self._config.model) else await self._from_swarm()
+        if self._cache is None:
+            return await self._from_directory()
+        checkpoint = await asyncio.to_thread(open_checkpoint, self._cache.directory)
+        model = ModelId(self._config.model_name or self._cache.model.name, self._cache.model.digest)
+        return self._give(checkpoint, model, self._cache.manifest, Shelf.of_cache(self._cache))
 
+    async def _from_directory(self) -> tuple[Checkpoint, ModelId, Manifest]:
+        config = self._config
 
-class LocalSource:
-    """A directory of this machine, or the Hub's cache: everything is there once it is open."""
+        def read() -> tuple[Checkpoint, Manifest]:
+            checkpoint = open_checkpoint(resolve(config.model))
+            return checkpoint, build_manifest(checkpoint, config.data_dir / "digests")
 
-    def __init__(self, model: str, model_name: str | None, digests: Path) -> None:
-        """digests: folder that keeps what was hashed before."""
-        self._model, self._model_name, self._digests = model, model_name, digests
+        checkpoint, manifest = await asyncio.to_thread(read)
+        model = ModelId(config.model_name or name_in_swarm(config.model), manifest.digest)
+        return self._give(checkpoint, model, manifest, Shelf.of_directory(model, manifest, checkpoint.tensors, checkpoint.path))
 
-    async def open(self) -> tuple[Checkpoint, ModelId, Manifest]:
-        """The first time each weight is read once, so it may take a while. ModelNotFoundError says where we looked."""
-        return await asyncio.to_thread(self._open)
+    def _give(
+        self, checkpoint: Checkpoint, model: ModelId, manifest: Manifest, shelf: Shelf
+    ) -> tuple[Checkpoint, ModelId, Manifest]:
+        self._checkpoint, self._model = checkpoint, model
+        self._uploader.add(shelf)
+        return checkpoint, model, manifest
 
-    def _open(self) -> tuple[Checkpoint, ModelId, Manifest]:
-        checkpoint = open_checkpoint(resolve(self._model))
-        manifest = build_manifest(checkpoint, self._digests)
-        return checkpoint, ModelId(self._model_name or name_in_swarm(self._model), manifest.digest), manifest
+    async def _from_swarm(self) -> ModelCache | None:
+        root = weights_dir(self._config.data_dir)
+        found = await self._look_up()
+        if found:
+            if found.note:
+                self._on_event("warning", found.note)
+            return await open_cache(root, found, self._peer.pool)
+        cached = await asyncio.to_thread(find_in_cache, root, self._config.model)
+        if cached is None:
+            return None
+        model, _manifest = cached
+        self._on_event("warning", f"nobody serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})")
+        return await open_cache(root, Found(model=model, records=()), self._peer.pool)
 
-    async def fetch(self, span: Span, ends: bool, on_progress: OnProgress) -> None:
-        """Nothing to do."""
+    async def _look_up(self) -> Found | None:
+        found = await find_in_swarm(self._peer.directory, self._config.model)
+        if found is None and self._config.peers:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            found = await find_in_swarm(self._peer.directory, self._config.model)
+        return found
+
+    # --- tensors
+
+    async def fetch(self, span: Span | None, ends: bool, on_progress: OnProgress = lambda progress: None) -> Report | None:
+        """Make the tensors of a span (and of the ends) present. None = nothing was to be fetched.
+
+        NoRouteError: no peer gives them; DiskFullError. What was fetched stays, also where this is cancelled.
+        """
+        if self._cache is None:
+            return None
+        names = await asyncio.to_thread(self._names, span, ends)
+        if not await asyncio.to_thread(self._cache.absent, names):
+            return None
+        options = Options(on_progress=on_progress, on_warning=lambda text: self._on_event("warning", text))
+
+        async def sources() -> Sequence[PeerRecord]:
+            assert self._cache is not None
+            records = (await self._peer.directory.snapshot(self._cache.model.name)).peers
+            return ranked(records, self._cache.model.digest, span, ends, self._peer.peer_id, random.random)
+
+        return await fetch_tensors(names, self._cache, self._peer.pool, sources, options)
+
+    def _names(self, span: Span | None, ends: bool) -> list[str]:
+        """Stored tensors of the span's blocks, all of them (so that we can give whole blocks on), and those that the ends are made of."""
+        assert self._checkpoint is not None
+        checkpoint = self._checkpoint
+        blocks = {name: checkpoint.block_of(name) for name in checkpoint.tensors} if span else {}
+        inner = [name for name, block in blocks.items() if block is not None and span is not None and block in span]
+        return inner + (stored_names(checkpoint, None) if ends else [])
+
+    def close(self) -> None:
+        """Let go of the cache: from now on it may be pruned."""
+        if self._cache is not None:
+            self._cache.close()

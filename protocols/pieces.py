@@ -7,8 +7,8 @@
     file? (number)           →  file, in parts of at most 1 MiB
     weights? again           →  holdings, as they are now
 
-Tensors and files are numbered as the manifest lists them, so no name crosses the wire. Both sides have the manifest, which bounds everything:
-how many pieces a tensor has, how long each one is, how long a list of hashes. Whoever asks compares every length and hash.
+Tensors and files are numbered as the manifest lists them, so no name crosses the wire. Both sides have the manifest, which bounds
+everything: how many pieces a tensor has, how long each one is, how long a list of hashes. Whoever asks compares every length and hash.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class TensorEntry(NamedTuple):
 
 
 class FileEntry(NamedTuple):
-    """One file of the tokenizer or the generation config: its path below the checkpoint, with `/`, and the SHA-256 of its bytes (32 bytes)."""
+    """One file of the tokenizer or the generation config: its path below the checkpoint, with `/`, and its SHA-256 (32 bytes)."""
 
     name: str
     sha256: bytes

@@ -21,6 +21,7 @@ from protocols.ids import MAX_BLOCKS
 from swarm.models import bounds
 from swarm.models.quirks import TOWER, refuse_known
 from swarm.models.stored import TensorInfo, read_tensors
+from swarm.weights.layout import Layout, read_manifest
 
 MAX_HIDDEN = 1 << 17
 MAX_VOCAB = 1 << 22
@@ -72,14 +73,16 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a directory in Hugging Face form. CheckpointError names a missing, truncated or odd file; ModelNotSupportedError
+    """Open a directory in Hugging Face form, or a model of our cache, some of whose files may not have been fetched yet
+    (loading from those raises CheckpointError). CheckpointError names a missing, truncated or odd file; ModelNotSupportedError
     an architecture that cannot be served."""
     directory = Path(path).expanduser().resolve()
     raw = bounds.read_config(directory / "config.json")
     config = _parse_config(raw, directory)
     text = config.get_text_config(decoder=True)
     refuse_known(config.model_type, text)
-    tensors = read_tensors(directory)
+    cached = read_manifest(directory)
+    tensors = read_tensors(directory) if cached is None else Layout(cached).infos(directory)
     num_blocks = _size(text, "num_hidden_layers", 1, MAX_BLOCKS, directory)
     prefix = _block_prefix(tensors, num_blocks, directory)
     return Checkpoint(

@@ -124,18 +124,14 @@ def _files(directory: Path) -> tuple[FileEntry, ...]:
         path = directory / name
         if path.is_file():
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise CheckpointError(
-                    f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_FILE_BYTES}"
-                )
+                raise CheckpointError(f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_FILE_BYTES}")
             files.append(FileEntry(name, hashlib.sha256(path.read_bytes()).digest()))
     return tuple(files)
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
     """Changes whenever a file that enters the manifest does."""
-    paths = {info.file for info in checkpoint.tensors.values()} | {
-        checkpoint.path / name for name in ("config.json", *FILES)
-    }
+    paths = {info.file for info in checkpoint.tensors.values()} | {checkpoint.path / name for name in ("config.json", *FILES)}
     found = [(path, path.stat()) for path in sorted(paths) if path.exists()]
     names = hashlib.sha256("\n".join(sorted(checkpoint.tensors)).encode()).hexdigest()
     return json.dumps([2, names, [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]])

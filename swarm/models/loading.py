@@ -153,6 +153,12 @@ def _check_size(probe: Any, stored_values: int) -> None:
 @contextmanager
 def _slices(checkpoint: Checkpoint, needed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Lazy slices, by new name; only files that hold a needed tensor are opened."""
+    absent = sorted(name for name in needed.values() if not checkpoint.tensors[name].file.exists())
+    if absent:
+        raise CheckpointError(
+            f"{len(absent)} tensors of {checkpoint.name} are not in {checkpoint.path}, first {absent[0]!r}: "
+            "they have not been fetched from peers yet"
+        )
     with ExitStack() as stack:
         paths = {checkpoint.tensors[name].file for name in needed.values()}
         files: dict[Path, Any] = {path: stack.enter_context(safe_open(str(path), "pt")) for path in paths}

@@ -33,6 +33,11 @@ def resolve(model: str, cache_dir: Path | None = None) -> Path:
     return _from_hub(model, cache_dir)
 
 
+def is_place(model: str) -> bool:
+    """True where `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
+    return Path(model).expanduser().exists() or model.startswith((".", "/", "~"))
+
+
 def name_in_swarm(model: str) -> str:
     """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), the Hub's by their name."""
     directory = Path(model).expanduser()

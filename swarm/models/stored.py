@@ -130,7 +130,11 @@ def _tensor(name: str, entry: Mapping[str, Any], path: Path, base: int) -> Tenso
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     dtype = entry["dtype"]
-    if dtype not in ITEM_BYTES or not all(type(number) is int and number >= 0 for number in (*shape, start, stop)) or len(shape) > 8:
+    if (
+        dtype not in ITEM_BYTES
+        or not all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        or len(shape) > 8
+    ):
         raise CheckpointError(
             f"{path}: tensor {name[:100]!r} has dtype {str(dtype)[:20]!r} and shape {str(shape)[:60]}, which is not understood"
         )

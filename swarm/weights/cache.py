@@ -89,7 +89,9 @@ class ModelCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink()
-            raise DiskFullError(f"cannot write {len(content)} bytes to {self.directory / name}: {error.strerror or error}") from error
+            raise DiskFullError(
+                f"cannot write {len(content)} bytes to {self.directory / name}: {error.strerror or error}"
+            ) from error
 
     def close(self) -> None:
         """Let go of the folder. Harmless when repeated."""
@@ -124,8 +126,8 @@ class ModelCache:
         free = shutil.disk_usage(self.directory).free
         if needed + _SPARE_BYTES > free:
             raise DiskFullError(
-                f"no room for {self.model.name} at {self.directory.parent}: {needed / 1e6:.0f} MB more are needed, {free / 1e6:.0f} MB are free; "
-                "free some (`swarm cache prune`), host fewer blocks, or choose another --data-dir"
+                f"no room for {self.model.name} at {self.directory.parent}: {needed / 1e6:.0f} MB more are needed, "
+                f"{free / 1e6:.0f} MB are free; free some (`swarm cache prune`), host fewer blocks, or choose another --data-dir"
             )
 
 

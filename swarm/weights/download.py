@@ -1,7 +1,7 @@
 """One download: units of a model into the cache, from several peers at once, every piece proven before it is kept.
 
-`Download.run` holds the units' locks, keeps a few sources busy (`planner.py` says with what), and ends when all is there. A source that lies is named and not
-asked again; one that dies, stalls or refuses is tried again later; when sources run out, the directory is asked for others.
+`Download.run` holds the units' locks, keeps a few sources busy (`planner.py` says with what), and ends when all is there. A source that
+lies is named and not asked again; one that dies, stalls or refuses is tried again later; when sources run out, the directory is asked for others.
 """
 
 from __future__ import annotations
@@ -263,7 +263,9 @@ class Download:
             return
         piece = PieceId(answer.tensor, answer.piece)
         if not self._planner.is_asked(source.name, piece):
-            raise LyingSourceError(f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which nobody asked for")
+            raise LyingSourceError(
+                f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which nobody asked for"
+            )
         if not self._planner.arrived(source.name, piece, now_s):
             return  # another source was faster
         if not await self._on_disk(unit.put, answer.tensor, answer.piece, answer.data):

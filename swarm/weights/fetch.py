@@ -1,8 +1,8 @@
 """Fetch from peers: a manifest, the small files, tensors. What thin clients, full clients and nodes share; no torch here.
 
-    manifest = await fetch_manifest(pool, records, model)
-    directory = await fetch_files(pool, records, model, manifest, root)
-    report = await fetch_tensors(names, cache, pool, sources, options)
+manifest = await fetch_manifest(pool, records, model)
+directory = await fetch_files(pool, records, model, manifest, root)
+report = await fetch_tensors(names, cache, pool, sources, options)
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ async def fetch_manifest(pool: ChannelPool, records: Sequence[PeerRecord], model
         channel = await pool.channel(record.peer, record.addresses, record.certificate)
         manifest = Manifest.parse(await channel.unary(MANIFEST, ManifestRequest(model=model).encode()))
         if manifest.digest != model.digest:
-            raise ModelMismatchError(f"peer {short_peer(record.peer)} sent the manifest of {manifest.digest[:12]}…, not {model.digest[:12]}…")
+            raise ModelMismatchError(
+                f"peer {short_peer(record.peer)} sent the manifest of {manifest.digest[:12]}…, not {model.digest[:12]}…"
+            )
         return manifest
 
     return await _first(records, ask, f"the manifest of {model.name}")
@@ -51,7 +53,9 @@ async def fetch_files(pool: ChannelPool, records: Sequence[PeerRecord], cache: M
     wanted = []
     for number, entry in enumerate(cache.manifest.files):
         if entry.name not in FILES:
-            raise ModelNotSupportedError(f"the manifest of {cache.model.name} lists a file {entry.name!r}; only tokenizer files are taken from peers")
+            raise ModelNotSupportedError(
+                f"the manifest of {cache.model.name} lists a file {entry.name!r}; only tokenizer files are taken from peers"
+            )
         if not (cache.directory / entry.name).exists():
             wanted.append(number)
     if wanted:

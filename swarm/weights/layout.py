@@ -1,7 +1,7 @@
 """How a model's tensors lie in our cache: one ordinary safetensors file per unit, header and all computed from the manifest alone.
 
-A unit is what is fetched as a whole: the tensors of one block (names alike up to their first number, as `model.layers.3.`), or one tensor that has
-no number (embedding, norm, head). Files are numbered; no name that a stranger chose becomes a file's name. Pure.
+A unit is what is fetched as a whole: the tensors of one block (names alike up to their first number, as `model.layers.3.`), or one tensor
+that has no number (embedding, norm, head). Files are numbered; no name that a stranger chose becomes a file's name. Pure.
 Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, raw data without holes).
 """
 
@@ -55,9 +55,13 @@ class Layout:
         groups: dict[str, list[int]] = {}
         for number, entry in enumerate(manifest.entries):
             if entry.name == "__metadata__":  # in a safetensors header this is no tensor
-                raise CheckpointError("a tensor named '__metadata__' cannot be stored; the manifest is not that of an honest model")
+                raise CheckpointError(
+                    "a tensor named '__metadata__' cannot be stored; the manifest is not that of an honest model"
+                )
             if entry.num_pieces > MAX_PIECES:
-                raise CheckpointError(f"tensor {entry.name!r} has {entry.num_bytes} bytes; at most {MAX_PIECES} MiB can be fetched")
+                raise CheckpointError(
+                    f"tensor {entry.name!r} has {entry.num_bytes} bytes; at most {MAX_PIECES} MiB can be fetched"
+                )
             match = _NUMBERED.match(entry.name)
             groups.setdefault(f"{match[1]}." if match else entry.name, []).append(number)
         self.units = tuple(_unit(number, key, groups[key], manifest.entries) for number, key in enumerate(groups))
@@ -119,7 +123,9 @@ def _unit(number: int, key: str, tensors: list[int], entries: tuple[TensorEntry,
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    return Unit(number, key, tuple(order), struct.pack("<Q", len(text)) + text, tuple(start + offset for offset in offsets), start + at)
+    return Unit(
+        number, key, tuple(order), struct.pack("<Q", len(text)) + text, tuple(start + offset for offset in offsets), start + at
+    )
 
 
 def read_manifest(directory: Path) -> Manifest | None:

@@ -1,7 +1,7 @@
 """Which piece is asked from whom: pure bookkeeping of one download, fed with what arrives, asked for what to request next.
 
-Every source has a window of bytes in flight. It begins at one piece and grows with every piece that proves right, so a liar costs one piece; it is
-bounded by what the source delivers in two seconds and by a fiftieth of the download, so a death costs little and a fast source gets more.
+Every source has a window of bytes in flight. It begins at one piece and grows with every piece that proves right, so a liar costs one piece;
+it is bounded by what the source delivers in two seconds and by a fiftieth of the download, so a death costs little and a fast source gets more.
 What few sources hold goes first. When nothing is left to hand out, an idle source takes over pieces that a much slower one still
 owes (the endgame), as long as the bytes that come twice stay below 2 %.
 The idea is BitTorrent's (rarest first, endgame): https://bittorrent.org/bittorrentecon.pdf; the windows are TCP's.
@@ -72,7 +72,9 @@ class _Source:
 class Planner:
     """The state of one download. `now_s` is any clock that only grows."""
 
-    def __init__(self, sizes: Mapping[int, int], missing: Mapping[int, Collection[int]], with_hashes: Collection[int] = ()) -> None:
+    def __init__(
+        self, sizes: Mapping[int, int], missing: Mapping[int, Collection[int]], with_hashes: Collection[int] = ()
+    ) -> None:
         """sizes: bytes of each tensor. missing: the pieces of each that are still to come. with_hashes: tensors whose list is known."""
         self._sizes = dict(sizes)
         self._missing = {tensor: set(pieces) for tensor, pieces in missing.items() if pieces}
@@ -80,7 +82,9 @@ class Planner:
         self._flying: dict[PieceId, set[str]] = {}
         self._listed = {tensor for tensor, size in sizes.items() if tensor in with_hashes or size <= PIECE_BYTES}
         self._sources: dict[str, _Source] = {}
-        self.total_bytes = sum(self._length(PieceId(tensor, piece)) for tensor, pieces in self._missing.items() for piece in pieces)
+        self.total_bytes = sum(
+            self._length(PieceId(tensor, piece)) for tensor, pieces in self._missing.items() for piece in pieces
+        )
         self._left = sum(map(len, self._missing.values()))
         self._twice_bytes = 0
 
@@ -188,7 +192,9 @@ class Planner:
         if ready >= ENOUGH_LISTED:
             return ()
         asked = {tensor for other in self._sources.values() for tensor in other.hashes}
-        wanted = (tensor for tensor in source.order if tensor not in self._listed and tensor not in asked and self._missing.get(tensor))
+        wanted = (
+            tensor for tensor in source.order if tensor not in self._listed and tensor not in asked and self._missing.get(tensor)
+        )
         return tuple(tensor for _, tensor in zip(range(HASH_LISTS_AHEAD - len(source.hashes)), wanted, strict=False))
 
     def _take_over(self, source: str, now_s: float) -> list[PieceId]:
@@ -202,7 +208,11 @@ class Planner:
             for piece, length in owner.pieces.items():
                 ahead += length
                 due_s = _due_s(owner, ahead, now_s)
-                if piece.tensor in mine.held and len(self._flying.get(piece, ())) == 1 and due_s > SLOWER * _due_s(mine, length, now_s):
+                if (
+                    piece.tensor in mine.held
+                    and len(self._flying.get(piece, ())) == 1
+                    and due_s > SLOWER * _due_s(mine, length, now_s)
+                ):
                     candidates.append((due_s, now_s - owner.at_s > SILENT_S, piece))
         if not candidates:
             return []
@@ -228,7 +238,9 @@ class Planner:
         found.in_flight_bytes -= length
         took_s = max(now_s - found.at_s, 1e-6)
         found.at_s = now_s
-        weight = 1 - math.exp(-took_s) if found.bytes_s else 1.0  # by time, so that pieces that come in bursts do not count as fast
+        weight = (
+            1 - math.exp(-took_s) if found.bytes_s else 1.0
+        )  # by time, so that pieces that come in bursts do not count as fast
         found.bytes_s += weight * (length / took_s - found.bytes_s)
         return piece in self._flying
 

@@ -41,7 +41,9 @@ class Source:
         self._stream, self._model, self._manifest, self._stall_s = stream, model, manifest, stall_s
 
     @classmethod
-    async def open(cls, pool: ChannelPool, peer: PeerRecord, model: ModelId, manifest: Manifest, stall_s: float = STALL_S) -> Self:
+    async def open(
+        cls, pool: ChannelPool, peer: PeerRecord, model: ModelId, manifest: Manifest, stall_s: float = STALL_S
+    ) -> Self:
         """Dial, and open the stream; nothing has been asked yet. Raises where the peer is not there or refuses."""
         channel = await pool.channel(peer.peer, peer.addresses, peer.certificate)
         return cls(peer, await channel.stream(services.PIECES), model, manifest, stall_s)
@@ -88,7 +90,9 @@ class Source:
         while True:
             part = await self._expect(pieces.FilePart)
             if part.file != number or part.offset != len(content) or not (len(part.data) or part.size == 0):
-                raise LyingSourceError(f"peer {self.name} sent {_described(part)} where byte {len(content)} of file {number} was due")
+                raise LyingSourceError(
+                    f"peer {self.name} sent {_described(part)} where byte {len(content)} of file {number} was due"
+                )
             if len(content) + len(part.data) > part.size:
                 raise LyingSourceError(f"peer {self.name} sent more of file {number} than the {part.size} bytes it announced")
             content += part.data

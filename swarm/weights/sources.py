@@ -20,7 +20,9 @@ def split_name(text: str) -> tuple[str, str]:
     name, at, digest = text.rpartition("@")
     if at:
         if not _PREFIX.fullmatch(digest):
-            raise ModelNotFoundError(f"what follows the @ is a digest, or at least {MIN_PREFIX} letters of one, got {digest[:80]!r}")
+            raise ModelNotFoundError(
+                f"what follows the @ is a digest, or at least {MIN_PREFIX} letters of one, got {digest[:80]!r}"
+            )
         return name, digest
     return text, ""
 
@@ -48,9 +50,10 @@ def choose_model(found: dict[ModelId, int], text: str) -> tuple[ModelId, str]:
     Of several digests under one name the one of which most blocks are served; a beginning of a digest must fit one only.
     """
     digests = {model.digest for model in found}
-    if split_name(text)[1] or is_digest(text):
-        if len(digests) > 1:
-            raise ModelNotFoundError(f"{text!r} fits {len(digests)} models: {', '.join(map(_short, sorted(found, key=str)[:4]))}; give more of the digest")
+    if len(digests) > 1 and (split_name(text)[1] or (is_digest(text) and text not in {model.name for model in found})):
+        raise ModelNotFoundError(
+            f"{text!r} fits {len(digests)} models: {', '.join(map(_short, sorted(found, key=str)[:4]))}; give more of the digest"
+        )
     model = min(found, key=lambda one: (-found[one], str(one)))
     others = sorted((one for one in found if one.digest != model.digest), key=lambda one: -found[one])
     if not others:
@@ -84,7 +87,10 @@ def ranked(
     wanted = _wanted(span, ends)
     order, open_ = [], set(wanted)
     while waiting:
-        best = max(waiting, key=lambda one: (len(open_ & _offers(spans[one.peer], wanted)), one.upload_bytes_s or 1 << 40, lots[one.peer]))
+        best = max(
+            waiting,
+            key=lambda one: (len(open_ & _offers(spans[one.peer], wanted)), one.upload_bytes_s or 1 << 40, lots[one.peer]),
+        )
         if not open_ & _offers(spans[best.peer], wanted) and open_ != wanted:
             open_ = set(wanted)  # all that is announced is covered once: from here on, cover it again
             continue

@@ -1,9 +1,9 @@
 """One unit of the cache while it is being fetched: the file that will be, and a journal of the pieces that are proven.
 
-`unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` holds, for each tensor, the hashes of its pieces and
-a bitmap of those that are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most pieces that were not
-marked; on opening, marked pieces are hashed again, so that a power cut or a damaged disk costs only those. When all are there the file is moved
-to its final name: what is called `.safetensors` is whole and verified.
+`unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` holds, for each tensor, the hashes
+of its pieces and a bitmap of those that are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most
+pieces that were not marked; on opening, marked pieces are hashed again, so that a power cut or a damaged disk costs only those. When all
+are there the file is moved to its final name: what is called `.safetensors` is whole and verified.
 """
 
 from __future__ import annotations
@@ -130,7 +130,10 @@ class UnitFile:
 
     def put_hashes(self, tensor: int, hashes: bytes | memoryview) -> bool:
         """Keep a tensor's piece hashes; False where they do not make its root."""
-        if len(hashes) != _HASH * self._entries[tensor].num_pieces or hashlib.sha256(hashes).digest() != self._entries[tensor].root:
+        if (
+            len(hashes) != _HASH * self._entries[tensor].num_pieces
+            or hashlib.sha256(hashes).digest() != self._entries[tensor].root
+        ):
             return False
         with self._lock:
             if self._marks >= 0 and tensor not in self._hashes:
@@ -140,7 +143,7 @@ class UnitFile:
         return True
 
     def put(self, tensor: int, piece: int, data: bytes | memoryview) -> bool:
-        """Keep one piece; False where its hash is not the one in the tensor's list. The list of a one-piece tensor follows from the piece."""
+        """Keep one piece; False where its hash is not the one in the tensor's list (of a tensor of one piece that follows)."""
         if len(data) != self._entries[tensor].piece_bytes(piece):
             return False
         if tensor not in self._hashes and (
@@ -175,6 +178,7 @@ class UnitFile:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(
-                    f"no room for {num_bytes / 1e6:.0f} MB at {self.final.parent}; free some (`swarm cache prune`), or choose another --data-dir"
+                    f"no room for {num_bytes / 1e6:.0f} MB at {self.final.parent}; "
+                    "free some (`swarm cache prune`), or choose another --data-dir"
                 ) from error
             raise

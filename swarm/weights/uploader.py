@@ -1,6 +1,6 @@
 """The giving side: answers peers who ask for manifests, hashes, pieces and files, within a rate and a number of uploads.
 
-Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and every one waits for its turn in one token bucket.
+Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and each waits for its turn in one token bucket.
 Who comes when all places are taken is refused at once, and asks another peer.
 """
 
@@ -64,7 +64,7 @@ class Uploader:
         return {services.PIECES.name: self.give, services.MANIFEST.name: self.give_manifest}
 
     async def give_manifest(self, request: bytes, call: Call) -> bytes:
-        """The manifest of the model that is asked for. Of another one of that name where we have no such digest: so that a peer can tell what differs."""
+        """The manifest of the model that is asked for, or of another one of that name, so that a peer can tell what differs."""
         wanted = ManifestRequest.parse(request).model
         named = [shelf for shelf in self._shelves.values() if shelf.model.name == wanted.name]
         shelf = self._shelves.get(wanted.digest) or (named[0] if named else None)
@@ -107,7 +107,9 @@ class Uploader:
     @contextlib.contextmanager
     def _place(self, peer: PeerId) -> Iterator[None]:
         if self._running.total() >= self._max_uploads or self._running[peer] >= MAX_UPLOADS_PER_PEER:
-            raise OverloadedError(f"{self._running.total()} uploads are running here, the limit: ask another peer, or again later")
+            raise OverloadedError(
+                f"{self._running.total()} uploads are running here, the limit: ask another peer, or again later"
+            )
         self._running[peer] += 1
         try:
             yield
@@ -120,7 +122,9 @@ class Uploader:
             async with asyncio.timeout(IDLE_S):
                 return await stream.receive()
         except TimeoutError:
-            raise OverloadedError(f"nothing was asked for {IDLE_S:.0f} s: others may have this place; open another stream") from None
+            raise OverloadedError(
+                f"nothing was asked for {IDLE_S:.0f} s: others may have this place; open another stream"
+            ) from None
 
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)

@@ -21,6 +21,7 @@ from swarm.weights.shelf import Shelf
 from swarm.weights.uploader import Uploader
 
 ME = from_seed(bytes([99]) * 32)
+WHOLE = Span(0, 4)
 CONFIG = canonical_config({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 4})
 
 
@@ -56,10 +57,16 @@ class Model:
                 assert file.read(info.stop - info.start) == self.tensors[name], name
 
 
-def make_model(directory: Path, block_bytes: int = 3 * PIECE_BYTES + 40, blocks: int = 4, end_bytes: int = PIECE_BYTES // 2) -> Model:
+def make_model(
+    directory: Path, block_bytes: int = 3 * PIECE_BYTES + 40, blocks: int = 4, end_bytes: int = PIECE_BYTES // 2
+) -> Model:
     """Blocks of one large and one small tensor; an embedding, a norm, and an empty tensor."""
     draw = random.Random(7)
-    sizes = {f"model.layers.{block}.{part}.weight": size for block in range(blocks) for part, size in (("mlp", block_bytes), ("norm", 64))}
+    sizes = {
+        f"model.layers.{block}.{part}.weight": size
+        for block in range(blocks)
+        for part, size in (("mlp", block_bytes), ("norm", 64))
+    }
     sizes |= {"model.embed_tokens.weight": end_bytes, "model.norm.weight": 64, "model.empty": 0}
     tensors = {name: draw.randbytes(size) for name, size in sorted(sizes.items())}
     files = {"tokenizer.json": draw.randbytes(2 * PIECE_BYTES + 5), "generation_config.json": b"{}"}
@@ -139,11 +146,16 @@ class Town:
     pool: ChannelPool
     givers: list[Giver] = field(default_factory=list)
 
-    async def start(self, model: Model, uploader: Uploader | None = None, span: Span = Span(0, 4), shelf: Shelf | None = None) -> Giver:
+    async def start(
+        self, model: Model, uploader: Uploader | None = None, span: Span = WHOLE, shelf: Shelf | None = None
+    ) -> Giver:
         identity: Identity = from_seed(bytes([len(self.givers) + 1]) * 32)
         uploader, certificate = uploader or Uploader(), tls.make(identity)
         uploader.add(shelf or model.shelf())
-        handlers: Handlers = {services.PIECES.name: lambda stream, call: uploader.give(stream, call), services.MANIFEST.name: uploader.give_manifest}
+        handlers: Handlers = {
+            services.PIECES.name: lambda stream, call: uploader.give(stream, call),
+            services.MANIFEST.name: uploader.give_manifest,
+        }
         server = RpcServer(identity, certificate, handlers)
         port = await server.start()
         served = ServedSpan(model=model.model, span=span, num_blocks=4, dtype="float32")

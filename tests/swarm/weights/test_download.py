@@ -60,7 +60,9 @@ def test_only_the_units_of_the_names_are_fetched(tmp_path: Path) -> None:
             wanted = ["model.layers.2.norm.weight", "model.layers.2.mlp.weight"]
             model.check(cache, wanted)
             assert report.total_bytes == sum(len(model.tensors[name]) for name in wanted)
-            assert [path.name for path in cache.directory.glob("*.safetensors*")] and len(list(cache.directory.glob("unit*safetensors"))) == 1
+            assert [path.name for path in cache.directory.glob("*.safetensors*")] and len(
+                list(cache.directory.glob("unit*safetensors"))
+            ) == 1
 
     run(work())
 
@@ -69,21 +71,30 @@ def test_only_the_units_of_the_names_are_fetched(tmp_path: Path) -> None:
 def test_a_liar_is_named_and_what_it_owed_comes_from_others(tmp_path: Path, honest: int) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
-        liar, warnings = Liar(), []
+        liar, lied = Liar(), asyncio.Event()
+        warnings: list[str] = []
+
+        def warn(text: str) -> None:
+            warnings.append(text)
+            lied.set()
+
         liar.honest = honest
         async with town() as here:
             false = await here.start(model, liar)
             slow = await here.start(model, Paused(0))
             cache = cache_of(model, tmp_path)
-            options = Options(patience_s=20, stall_s=10, on_warning=warnings.append)
+            options = Options(patience_s=20, stall_s=10, on_warning=warn)
             fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
-            while not warnings:  # the honest one gives nothing before the liar has lied
-                await asyncio.sleep(0.01)
+            await lied.wait()  # the honest one gives nothing before
             assert isinstance(slow.uploader, Paused)
             slow.uploader.release.set()
             report = await fetching
             model.check(cache)
-            assert list(report.liars) == [false.record.peer] and "wrong piece" in warnings[0] and false.record.peer[-6:] in warnings[0]
+            assert (
+                list(report.liars) == [false.record.peer]
+                and "wrong piece" in warnings[0]
+                and false.record.peer[-6:] in warnings[0]
+            )
             assert report.fetched_bytes <= model.num_bytes + 3 * PIECE_BYTES, "a liar costs its window"
 
     run(work())
@@ -134,7 +145,9 @@ def test_pieces_that_are_stored_are_not_fetched_again(tmp_path: Path) -> None:
                 if progress.done_bytes > model.num_bytes // 2:
                     enough.set()
 
-            fetching = asyncio.create_task(fetch_tensors(model.tensors, first, here.pool, here.sources, Options(on_progress=seen)))
+            fetching = asyncio.create_task(
+                fetch_tensors(model.tensors, first, here.pool, here.sources, Options(on_progress=seen))
+            )
             await enough.wait()
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
@@ -183,7 +196,9 @@ def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
         async with town() as here:
             await here.start(model)
             one, two = cache_of(model, tmp_path), cache_of(model, tmp_path)
-            reports = await asyncio.gather(*(fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK) for cache in (one, two)))
+            reports = await asyncio.gather(
+                *(fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK) for cache in (one, two))
+            )
             model.check(one)
             model.check(two)
             assert sum(report.fetched_bytes for report in reports) <= 1.05 * model.num_bytes
@@ -270,7 +285,10 @@ def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
         def endless(request: pieces.Request) -> list[bytes]:
             if isinstance(request, pieces.FileRequest):
                 part = bytes(PIECE_BYTES)
-                return [pieces.FilePart(file=request.file, size=part_size, offset=0, data=part).encode() for part_size in [2 << 20] * 9]
+                return [
+                    pieces.FilePart(file=request.file, size=part_size, offset=0, data=part).encode()
+                    for part_size in [2 << 20] * 9
+                ]
             return [pieces.Holdings(bits=bytes(-(-len(model.manifest.entries) // 8))).encode()]
 
         async with town() as here:
@@ -281,5 +299,3 @@ def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
             assert (directory / "tokenizer.json").read_bytes() == model.files["tokenizer.json"]
 
     run(work())
-
-

@@ -1,0 +1,84 @@
+"""Which model of the swarm a name means: a look into the directory, by whichever directory is at hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from protocols.ids import ModelId
+from protocols.records import PeerRecord
+from protocols.weights import Manifest
+from swarm.rpc.pool import ChannelPool
+from swarm.weights.cache import ModelCache, find
+from swarm.weights.fetch import fetch_files, fetch_manifest
+from swarm.weights.layout import read_manifest
+from swarm.weights.sources import choose_model, coverage, is_digest, split_name
+
+MAX_NAMES = 64
+"""Names whose peers are looked at for a digest without a name."""
+
+
+class Peers(Protocol):
+    @property
+    def peers(self) -> tuple[PeerRecord, ...]: ...
+
+
+class Directory(Protocol):
+    """`swarm.directory.directory.Directory`, or the one that asks by gRPC."""
+
+    async def snapshot(self, model: str) -> Peers: ...
+
+    async def models(self) -> Mapping[str, int]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A model that the swarm serves."""
+
+    model: ModelId
+    records: tuple[PeerRecord, ...]
+    """All who announce it, whatever their weights."""
+    note: str = ""
+    """What to tell about other weights under the same name."""
+
+
+async def find_in_swarm(directory: Directory, text: str) -> Found | None:
+    """The model that `NAME`, `NAME@DIGEST` (or its beginning) or the beginning of a digest stands for; None where nobody serves such a one.
+
+    ModelNotFoundError where the beginning of a digest fits several.
+    """
+    name, prefix = split_name(text)
+    records = (await directory.snapshot(name)).peers
+    found = coverage(records, name, prefix)
+    if not found and not prefix and is_digest(text):
+        looks = await asyncio.gather(*(directory.snapshot(known) for known in list(await directory.models())[:MAX_NAMES]))
+        records = tuple(record for look in looks for record in look.peers)
+        found = coverage(records, None, text)
+    if not found:
+        return None
+    model, note = choose_model(found, text)
+    return Found(model=model, records=records, note=note)
+
+
+def find_in_cache(root: Path, text: str) -> tuple[ModelId, Manifest] | None:
+    """The same among what was fetched before, for a time when nobody serves it."""
+    name, prefix = split_name(text)
+    return find(root, name, prefix)
+
+
+async def open_cache(root: Path, found: Found, pool: ChannelPool) -> ModelCache:
+    """The model's folder with manifest, config and small files in it, fetched where they are not there; no tensor yet."""
+    holders = [record for record in found.records if any(served.model.digest == found.model.digest for served in record.spans)]
+    manifest = await asyncio.to_thread(read_manifest, root / found.model.digest)
+    if manifest is None or manifest.digest != found.model.digest:
+        manifest = await fetch_manifest(pool, holders, found.model)
+    cache = await asyncio.to_thread(ModelCache, root, found.model, manifest)
+    try:
+        await fetch_files(pool, holders, cache)
+    except BaseException:
+        cache.close()
+        raise
+    return cache
