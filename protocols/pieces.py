@@ -32,11 +32,11 @@ MAX_PIECES: Final = (60 << 20) // 32
 
 
 class Run(NamedTuple):
-    """Consecutive pieces `[first, first + count)` of one tensor."""
+    """Consecutive pieces `[first, first + num)` of one tensor."""
 
     tensor: int
     first: int
-    count: int
+    num: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,6 @@ def _runs(header: fields.Header) -> tuple[Run, ...]:
         table = dict(zip(("tensor", "first", "count"), value, strict=True))
         first = fields.integer(table, "first", 0, MAX_PIECES - 1)
         runs.append(Run(fields.integer(table, "tensor", 0, MAX_TENSORS - 1), first, fields.integer(table, "count", 1, MAX_ASKED)))
-    if sum(run.count for run in runs) > MAX_ASKED:
-        raise BadRequestError(f"one question is about at most {MAX_ASKED} pieces, got {sum(run.count for run in runs)}")
+    if sum(run.num for run in runs) > MAX_ASKED:
+        raise BadRequestError(f"one question is about at most {MAX_ASKED} pieces, got {sum(run.num for run in runs)}")
     return tuple(runs)

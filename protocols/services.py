@@ -29,7 +29,9 @@ class Method:
 HELLO = Method(name="hello")  # hello.Hello -> hello.Hello
 MANIFEST = Method(name="manifest", timeout_s=60.0)  # weights.ManifestRequest -> weights.Manifest
 DIRECTORY = Method(name="directory")  # directory.DirectoryRequest -> directory.DirectoryReply
-PIECES = Method(name="pieces", streaming=True, timeout_s=None)  # pieces.WeightsRequest … -> Holdings, Hashes, Piece, FilePart
+PIECES = Method(
+    name="pieces", streaming=True, is_idempotent=False, timeout_s=None
+)  # pieces.WeightsRequest … -> Holdings, Hashes, Piece, FilePart
 DIAL_BACK = Method(name="dial_back")  # hello.DialBack -> hello.DialBackReply
 SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Open … -> Expect, HopLost …
 ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …

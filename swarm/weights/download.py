@@ -1,7 +1,7 @@
 """One download: units of a model into the cache, from several peers at once, every piece proven before it is kept.
 
 `Download.run` holds the units' locks, keeps a few sources busy (`planner.py` says with what), and ends when all is there. A source that
-lies is named and not asked again; one that dies, stalls or refuses is tried again later; when sources run out, the directory is asked for others.
+lies is named and not asked again; one that dies, stalls or refuses is tried again later, and the directory is asked for others.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Download:
 
     def _reap(self) -> list[BaseException]:
         """What ended sources say; the disk's faults are raised."""
-        faults = []
+        faults: list[BaseException] = []
         for peer, task in list(self._active.items()):
             if not task.done():
                 continue

@@ -1,7 +1,8 @@
 """Which piece is asked from whom: pure bookkeeping of one download, fed with what arrives, asked for what to request next.
 
-Every source has a window of bytes in flight. It begins at one piece and grows with every piece that proves right, so a liar costs one piece;
-it is bounded by what the source delivers in two seconds and by a fiftieth of the download, so a death costs little and a fast source gets more.
+Every source has a window of bytes in flight. It begins at one piece and grows with every piece that proves right, so a liar costs one
+piece; it is bounded by what the source delivers in two seconds and by a fiftieth of the download, so a death costs little and a fast
+source gets more.
 What few sources hold goes first. When nothing is left to hand out, an idle source takes over pieces that a much slower one still
 owes (the endgame), as long as the bytes that come twice stay below 2 %.
 The idea is BitTorrent's (rarest first, endgame): https://bittorrent.org/bittorrentecon.pdf; the windows are TCP's.

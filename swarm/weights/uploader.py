@@ -94,7 +94,7 @@ class Uploader:
                             await self._send(stream, await self._read(_hashes, shelf, tensor))
                     case pieces.PiecesRequest(runs=runs):
                         for run in runs:
-                            for piece in range(run.first, run.first + run.count):
+                            for piece in range(run.first, run.first + run.num):
                                 await self._send(stream, await self._read(_piece, shelf, run.tensor, piece))
                     case pieces.FileRequest(file=number):
                         await self._give_file(stream, number, await self._read(shelf.file, number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from protocols import pieces
 from protocols.errors import DiskFullError, NoRouteError
 from protocols.weights import PIECE_BYTES
-from swarm.weights import cache as caches
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options, Progress
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
@@ -232,8 +232,8 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest
         async with town() as here:
             await here.start(model)
             cache = cache_of(model, tmp_path)
-            usage = caches.shutil.disk_usage(tmp_path)
-            monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: usage._replace(free=20 << 20))
+            usage = shutil.disk_usage(tmp_path)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20 << 20))
             with pytest.raises(DiskFullError, match=r"13 MB more are needed, 21 MB are free"):
                 await fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK)
 
