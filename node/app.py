@@ -16,7 +16,7 @@ from node.config import DEFAULT_SWARM, NodeConfig
 from node.doors import Doors
 from node.events import Event, OnEvent
 from node.hosting import HostMaker
-from node.model_source import LocalSource, ModelSource
+from node.model_source import ModelSource, OnFetch
 from node.presence import Presence
 from node.serving.host import Host
 from protocols.errors import ConfigError, PeerUnreachableError
@@ -24,6 +24,7 @@ from protocols.ids import ModelId
 from protocols.weights import Manifest
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
+from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,16 @@ LEAVE_S = 3.0
 """How long running steps and the withdrawal may take when we leave."""
 
 
-async def run_node(config: NodeConfig, on_event: OnEvent) -> None:
+async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = lambda progress: None) -> None:
     """Join the swarm and serve until this task is cancelled; then leave within LEAVE_S, and raise CancelledError.
 
     Whatever keeps the node from serving is raised as a SwarmError, after everything that was started has been stopped.
     """
     device = hardware.pick_device(config.device)
-    doors = Doors()
-    async with Peer(_peer_config(config, on_event), doors.handlers()) as peer:
+    doors, uploader = Doors(), Uploader(config.upload_bytes_s)
+    async with Peer(_peer_config(config, on_event), {**doors.handlers(), **uploader.handlers()}) as peer:
         await _meet(peer, on_event)
-        source = LocalSource(config.model, config.model_name, config.data_dir / "digests")
+        source = ModelSource(config, peer, uploader, on_event, on_fetch)
         checkpoint, model, manifest = await _open_model(source, config, on_event)
         presence = Presence(config, peer, model, checkpoint.num_blocks)
         try:
@@ -55,13 +56,14 @@ async def run_node(config: NodeConfig, on_event: OnEvent) -> None:
             await host.start(peer.pool)
             doors.open(host)
             await presence.serve(host)
-            _invite(config, peer, on_event)
+            _invite(config, model, peer, on_event)
             await neighbours.keep_measuring(peer, presence.look_closely)  # until we are cancelled
         except asyncio.CancelledError:
             on_event(Event("leaving"))
             raise
         finally:
             await _leave(presence)
+            source.close()
 
 
 async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent) -> tuple[Checkpoint, ModelId, Manifest]:
@@ -108,11 +110,9 @@ async def _take_a_place(config: NodeConfig, maker: HostMaker, on_event: OnEvent)
     return host
 
 
-def _invite(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
-    """The line that the next volunteer types, and the word that scripts wait for."""
-    words = ["swarm", "node", config.model, "--peer", peer.multiaddrs[0]]
-    if config.model_name is not None:
-        words += ["--model-name", config.model_name]
+def _invite(config: NodeConfig, model: ModelId, peer: Peer, on_event: OnEvent) -> None:
+    """The line that the next volunteer types, who needs no file of the model, and the word that scripts wait for."""
+    words = ["swarm", "node", model.name, "--peer", peer.multiaddrs[0]]
     if config.swarm != DEFAULT_SWARM:
         words += ["--swarm", config.swarm]
     on_event(Event("invite", shlex.join(words)))

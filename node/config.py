@@ -28,7 +28,7 @@ class NodeConfig:
     """Everything that `swarm node` needs to know before it starts."""
 
     model: str
-    """A directory, or a Hub name."""
+    """A directory, a name that the swarm serves (`name@digest` and the beginning of a digest too), or a Hub name."""
 
     model_name: str | None = None
     """The model's name in the swarm; None = the Hub name, or the directory's last part."""
@@ -51,6 +51,9 @@ class NodeConfig:
     swarm: str = DEFAULT_SWARM
     """The swarm's name; peers of other names never meet."""
 
+    upload_mbit: float = 0.0
+    """What other nodes may fetch of our weights at most, in megabits a second; 0 = no cap."""
+
     device: str = "auto"
     """A torch device, or auto."""
 
@@ -64,7 +67,11 @@ class NodeConfig:
     """The key file; None = the first one in `data_dir` that no running node holds."""
 
     data_dir: Path
-    """Where keys and digests are kept."""
+    """Where keys, digests and fetched weights are kept."""
+
+    @property
+    def upload_bytes_s(self) -> int:
+        return int(self.upload_mbit * 125_000)
 
     def __post_init__(self) -> None:
         if self.blocks is not None and self.num_blocks is not None:
@@ -73,6 +80,8 @@ class NodeConfig:
             raise ConfigError(f"--num-blocks is at least 1, got {self.num_blocks}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.upload_mbit and not 0.6 <= self.upload_mbit <= 1e6:
+            raise ConfigError(f"--upload-mbit is 0 (no cap) or from 0.6 to 1000000, got {self.upload_mbit:g}")
         check_swarm(self.swarm)
         check_multiaddrs(self.peers)
         if len(self.name) > 64 or not self.name.isprintable():

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from node.serving.host import Host
 from node.serving.servicer import SessionServicer
-from protocols import services, weights
-from protocols.errors import DrainingError, ModelNotFoundError
+from protocols.errors import DrainingError
 from protocols.ids import Span
 from protocols.inference import Attach, Open
 from swarm.inference.hops import Hops
-from swarm.rpc.call import Call, Handler
+from swarm.rpc.call import Handler
 
 
 class Doors:
@@ -32,7 +31,7 @@ class Doors:
 
     def handlers(self) -> dict[str, Handler]:
         """By method name, for the peer's server."""
-        return {**SessionServicer(self._hops_for).handlers(), services.MANIFEST.name: self._manifest}
+        return dict(SessionServicer(self._hops_for).handlers())
 
     def _any_host(self) -> Host:
         if not self._hosts:
@@ -43,10 +42,3 @@ class Doors:
         route = opening.grant.route
         wanted = route[opening.index if isinstance(opening, Open) else -1].span
         return self._hosts.get(wanted, self._any_host()).hops  # another span's host says what is served here instead
-
-    async def _manifest(self, request: bytes, call: Call) -> bytes:
-        wanted = weights.ManifestRequest.parse(request).model
-        host = self._any_host()
-        if wanted.name != host.served.model.name:
-            raise ModelNotFoundError(f"this peer serves {host.served.model.name}, not {wanted.name}")
-        return host.manifest_frame

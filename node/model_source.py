@@ -1,6 +1,6 @@
 """Where a node's model comes from: a directory, peers of the swarm, our cache of what they gave, or the Hub. And what we give to others.
 
-source = ModelSource(config, peer, uploader, on_event)
+source = ModelSource(config, peer, uploader, on_event, on_fetch)
 checkpoint, model, manifest = await source.open()        the peer has joined by then
 await source.fetch(span, ends)                           the tensors are on this disk when it returns
 source.close()
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.config import NodeConfig
+from node.events import Event, OnEvent
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 LOOK_AGAIN_S = 1.0
 """Where a name was not found right after joining: a second look."""
 
-OnEvent = Callable[[str, str], None]
-"""Told (kind, text): one line for people and scripts."""
+OnProgress = Callable[[int, int], None]
+"""Told (bytes that are here, bytes that are needed)."""
 
-OnProgress = Callable[[Progress], None]
+OnFetch = Callable[[Progress], None]
+"""Told more, for a progress bar."""
 
 
 def weights_dir(data_dir: Path) -> Path:
@@ -50,8 +52,9 @@ def weights_dir(data_dir: Path) -> Path:
 class ModelSource:
     """One node's model. `open` once, `fetch` for every span that it is about to load."""
 
-    def __init__(self, config: NodeConfig, peer: Peer, uploader: Uploader, on_event: OnEvent) -> None:
-        self._config, self._peer, self._uploader, self._on_event = config, peer, uploader, on_event
+    def __init__(self, config: NodeConfig, peer: Peer, uploader: Uploader, on_event: OnEvent, on_fetch: OnFetch) -> None:
+        """uploader: gives to others what we have, from `open` on."""
+        self._config, self._peer, self._uploader, self._on_event, self._on_fetch = config, peer, uploader, on_event, on_fetch
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None
         self._shelf: Shelf | None = None
@@ -91,13 +94,14 @@ class ModelSource:
         found = await self._look_up()
         if found:
             if found.note:
-                self._on_event("warning", found.note)
+                self._on_event(Event("warning", found.note))
             return await open_cache(root, found, self._peer.pool)
         cached = await asyncio.to_thread(find_in_cache, root, self._config.model)
         if cached is None:
             return None
         model, _manifest = cached
-        self._on_event("warning", f"nobody serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})")
+        text = f"nobody serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})"
+        self._on_event(Event("warning", text))
         return await open_cache(root, Found(model=model, records=()), self._peer.pool)
 
     async def _look_up(self) -> Found | None:
@@ -109,24 +113,30 @@ class ModelSource:
 
     # --- tensors
 
-    async def fetch(self, span: Span | None, ends: bool, on_progress: OnProgress = lambda progress: None) -> Report | None:
-        """Make the tensors of a span (and of the ends) present. None = nothing was to be fetched.
+    async def fetch(self, span: Span | None, ends: bool, on_progress: OnProgress = lambda here, needed: None) -> None:
+        """Make the tensors of a span (with embedding, norm and head where `ends`) present; returns once all are.
 
         NoRouteError: no peer gives them; DiskFullError. What was fetched stays, also where this is cancelled.
         """
         if self._cache is None:
-            return None
+            return
         names = await asyncio.to_thread(self._names, span, ends)
         if not await asyncio.to_thread(self._cache.absent, names):
-            return None
-        options = Options(on_progress=on_progress, on_warning=lambda text: self._on_event("warning", text))
+            return
+
+        def tell(progress: Progress) -> None:
+            self._on_fetch(progress)
+            on_progress(progress.done_bytes, progress.total_bytes)
+
+        options = Options(on_progress=tell, on_warning=lambda text: self._on_event(Event("warning", text)))
 
         async def sources() -> Sequence[PeerRecord]:
             assert self._cache is not None
             records = (await self._peer.directory.snapshot(self._cache.model.name)).peers
             return ranked(records, self._cache.model.digest, span, ends, self._peer.peer_id, random.random)
 
-        return await fetch_tensors(names, self._cache, self._peer.pool, sources, options)
+        report = await fetch_tensors(names, self._cache, self._peer.pool, sources, options)
+        self._on_event(Event("fetched", _told(report)))
 
     def _names(self, span: Span | None, ends: bool) -> list[str]:
         """Stored tensors of the span's blocks, all of them (so that we can give whole blocks on), and those that the ends are made of."""
@@ -140,3 +150,14 @@ class ModelSource:
         """Let go of the cache: from now on it may be pruned."""
         if self._cache is not None:
             self._cache.close()
+
+
+def _told(report: Report) -> str:
+    """One line about a download."""
+    resumed = f", {report.resumed_bytes / 1e6:.1f} MB of it before" if report.resumed_bytes else ""
+    rate = report.fetched_bytes / 1e6 / report.seconds if report.seconds else 0.0
+    num = len(report.from_peer)
+    return (
+        f"{report.total_bytes / 1e6:.1f} MB{resumed}, in {report.seconds:.1f} s from {num} peer{'' if num == 1 else 's'} "
+        f"({rate:.0f} MB/s, {report.fetched_bytes} bytes received)"
+    )

@@ -32,6 +32,7 @@ class Presence:
             addresses=tuple(peer.addresses),
             certificate=peer.certificate,
             p2p_addresses=tuple(peer.multiaddrs),
+            upload_bytes_s=config.upload_bytes_s,
         )
 
     async def look(self) -> list[choosing.Claim]:

@@ -148,6 +148,10 @@ def node_command(
         ),
     ] = None,
     data_dir: options.DataDir = None,
+    upload_mbit: Annotated[
+        float,
+        typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
+    ] = 0.0,
 ) -> None:
     """Join the swarm and serve a span of MODEL's blocks. Ctrl-C leaves in order."""
     from node.cli import node
@@ -157,6 +161,7 @@ def node_command(
         node.Flags(
             blocks=blocks, num_blocks=num_blocks, peers=tuple(peer), listen=listen, announce=announce, swarm=swarm, device=device,
             dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
+            upload_mbit=upload_mbit,
         ),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from node.cli.console import Lines, remark
+from node.cli.fetching import FetchProgress
 from node.config import NodeConfig, default_data_dir, parse_address
 from node.events import Event
 from protocols.errors import BadRequestError, ConfigError
@@ -38,6 +39,7 @@ class Flags:
     model_name: str | None
     identity: Path | None
     data_dir: Path | None
+    upload_mbit: float = 0.0
 
 
 def run(model: str, flags: Flags) -> NoReturn:
@@ -52,7 +54,8 @@ def run(model: str, flags: Flags) -> NoReturn:
     def on_event(event: Event) -> None:
         lines.say(event.kind, event.text)
 
-    asyncio.run(_until_signalled(lambda: run_node(config, on_event)))
+    with FetchProgress(lines) as progress:
+        asyncio.run(_until_signalled(lambda: run_node(config, on_event, progress.show)))
     lines.say("left")
     sys.stderr.flush()
     trace.flush()
@@ -75,6 +78,7 @@ def read(model: str, flags: Flags) -> NodeConfig:
         name=flags.name,
         identity=flags.identity,
         data_dir=flags.data_dir or default_data_dir(),
+        upload_mbit=flags.upload_mbit,
     )
 
 

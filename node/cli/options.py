@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from node.cli.asking import Asking, Sampling
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A directory in Hugging Face form, or a Hub name.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A directory in Hugging Face form, a name (or NAME@DIGEST) that the swarm serves, or a Hub name.",
+        show_default=False,
+    ),
 ]
 Peers = Annotated[
     list[str],
@@ -49,7 +54,9 @@ Dtype = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Number for
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", metavar="DIR", help="Keys and digests; default: $XDG_DATA_HOME/murmuration, ~/.local/share/murmuration."
+        "--data-dir",
+        metavar="DIR",
+        help="Keys, digests and fetched weights; default: $XDG_DATA_HOME/murmuration, ~/.local/share/murmuration.",
     ),
 ]
 

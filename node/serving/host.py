@@ -57,7 +57,6 @@ class Host:
     ) -> None:
         self.served, self.manifest = served, manifest
         self.engine, self.runner = engine, Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token)
-        self.manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any stranger may ask for it
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits = limits or HopLimits()
         self._hops: Hops | None = None
@@ -123,4 +122,4 @@ class Host:
         wanted = weights.ManifestRequest.parse(request).model
         if wanted.name != self.served.model.name:
             raise ModelNotFoundError(f"this peer serves {self.served.model.name}, not {wanted.name}")
-        return self.manifest_frame
+        return self.manifest.encode()

@@ -67,7 +67,7 @@ class Report:
     fetched_bytes: int = 0
     seconds: float = 0.0
     from_peer: dict[PeerId, int] = field(default_factory=dict)
-    """Bytes that came from each."""
+    """Bytes of pieces that each gave."""
     liars: dict[PeerId, str] = field(default_factory=dict)
     """Peers that sent what the model does not have, and what it was."""
 
@@ -238,7 +238,6 @@ class Download:
                 counted = source.num_bytes
         finally:
             self.report.fetched_bytes += source.num_bytes - counted
-            self.report.from_peer[peer.peer] = self.report.from_peer.get(peer.peer, 0) + source.num_bytes
             self._planner.drop(source.name)
             self._changed.set()
             source.close()
@@ -273,6 +272,7 @@ class Download:
             raise LyingSourceError(f"peer {source.name} sent a wrong piece {answer.piece} of {self._name(answer.tensor)}")
         if self._planner.proven(source.name, piece):
             self._here += len(answer.data)
+            self.report.from_peer[source.peer] = self.report.from_peer.get(source.peer, 0) + len(answer.data)
         self._progress_at_s = time.monotonic()
         self._tell()
         if self._planner.is_done:

@@ -139,7 +139,7 @@ def test_a_node_says_who_and_where_it_is_and_how_to_invite(swarm: tuple[Node, No
     assert "nobody hosts them" in second["placement"]
     assert first["multiaddr"].startswith("/ip4/127.0.0.1/tcp/") and first["multiaddr"].endswith(f"/p2p/{first['peer']}")
     assert first["peer"] != second["peer"]  # the second took the next identity by itself
-    assert first["invite"] == f"swarm node {model} --peer {first['multiaddr']}"
+    assert first["invite"] == f"swarm node {model.name} --peer {first['multiaddr']}"
     assert first["model"].startswith("tiny@") and first["model"].endswith("(5 blocks)")
 
 
