@@ -30,7 +30,7 @@ ASKING = [
 FLAGS = {
     "node": [
         *("MODEL", "--blocks", "--num-blocks", "--peer", "--listen", "--announce", "--swarm", "--device", "--dtype", "--name"),
-        *("--model-name", "--identity", "--data-dir"),
+        *("--model-name", "--identity", "--data-dir", "--upload-mbit"),
     ],
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
     "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],
