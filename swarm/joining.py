@@ -1,14 +1,15 @@
-"""Meeting the swarm and staying in it: tries the bootstrap addresses until one answers, says so, and again when all contacts are lost."""
+"""Meeting the swarm and staying in it: asks given peers, else the last known ones, else neighbours; again when all contacts are lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocols.errors import PeerUnreachableError
+from protocols.errors import PeerUnreachableError, SwarmError
 from swarm.dht.address import PeerAddress
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,9 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 LOOK_AROUND_S = 30.0
 """How often a peer that has joined asks for new neighbours, and whether it still has any."""
+
+NEIGHBOUR_S = 3.0
+"""How long a node that was given no peer looks for neighbours before it serves as the first; mDNS takes 0.8 to 1.6 s."""
 
 
 class Meeting(Protocol):
@@ -30,15 +34,55 @@ class Meeting(Protocol):
     async def look_around(self) -> None: ...
 
 
-class Joiner:
-    """Runs until cancelled. Without bootstrap addresses a peer is the first of its swarm, which counts as joined."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """How a round went: who answered and who did not, of which kind of peers."""
 
-    def __init__(self, dht: Meeting, bootstrap: Sequence[PeerAddress], on_change: Callable[[bool, str], Awaitable[None]]) -> None:
-        """on_change(True, text) once for every time that we join, on_change(False, text) for every round in which nobody answers."""
-        self._dht, self._bootstrap, self._on_change = dht, tuple(bootstrap), on_change
+    kind: str
+    """`given`, `remembered` or `neighbouring`."""
+
+    answered: tuple[PeerAddress, ...] = ()
+    failed: tuple[PeerAddress, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{len(self.answered)} of {len(self.answered) + len(self.failed)} {self.kind} peers answer"
+
+
+@dataclass(slots=True, kw_only=True)
+class Sources:
+    """Where peers can be found; each is tried only where those before it have nobody who answers."""
+
+    given: Sequence[PeerAddress] = ()
+    remembered: Callable[[], Sequence[PeerAddress]] = tuple
+    """Asked again every round."""
+
+    has_lan: bool = False
+    """Are neighbours looked for? `heard` says whom."""
+
+    check: Callable[[PeerAddress], Awaitable[None]]
+    """Raises a SwarmError unless the peer at the address, which nobody vouched for, proves its name and is in our swarm."""
+
+    neighbours: dict[PeerAddress, None] = field(default_factory=dict)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def heard(self, address: PeerAddress) -> None:
+        """A neighbour speaks. Call it on the loop."""
+        self.neighbours[address] = None
+        self.news.set()
+
+
+class Joiner:
+    """Runs until cancelled. Without any source a peer is the first of its swarm, which counts as joined."""
+
+    def __init__(self, dht: Meeting, sources: Sources, on_change: Callable[[Met | None, str], Awaitable[None]]) -> None:
+        """on_change(met, text) once for every time that we join, on_change(None, text) for every round in which nobody answers."""
+        self._dht, self._sources, self._on_change = dht, sources, on_change
         self._has_joined = asyncio.Event()
-        self._last_failure = "nobody was asked yet"
-        if not bootstrap:
+        self._ignored: set[PeerAddress] = set()
+        """Of other swarms, or not who they say they are."""
+        self._tried: set[PeerAddress] = set()
+        self._last_failure = ""
+        if not (sources.given or sources.remembered() or sources.has_lan):
             self._has_joined.set()
 
     async def joined(self, timeout_s: float) -> None:
@@ -47,35 +91,76 @@ class Joiner:
             async with asyncio.timeout(timeout_s):
                 await self._has_joined.wait()
         except TimeoutError:
+            why = self._last_failure or ("no neighbour has been heard" if self._sources.has_lan else "nobody was asked yet")
             raise PeerUnreachableError(
-                f"no peer of the swarm answers within {timeout_s:.0f} s: {self._last_failure}; check --peer, and that it runs"
+                f"no peer of the swarm answers within {timeout_s:.0f} s: {why}; check --peer, and that it runs"
             ) from None
 
     async def run(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
+            self._sources.news.clear()
             if self._dht.num_neighbours or await self._meet():
                 pause_s = FIRST_PAUSE_S
-                await asyncio.sleep(LOOK_AROUND_S)
+                await self._news_within(LOOK_AROUND_S)
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
                     await self._dht.look_around()
+                    await self._meet_neighbours(self._tried)  # another part of the swarm, perhaps, that has just come up
                 continue
-            await asyncio.sleep(pause_s)
+            await self._news_within(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    async def _news_within(self, pause_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._sources.news.wait()
+
     async def _meet(self) -> bool:
-        """One round: all bootstrap addresses at once. True where one answered, or there are none."""
-        if not self._bootstrap:
+        """One round. True where somebody answered, or there is nobody to ask and never will be."""
+        sources = self._sources
+        if sources.given and await self._try("given", sources.given):
             return True
-        results = await asyncio.gather(*map(self._dht.join, self._bootstrap), return_exceptions=True)
-        failures = [result for result in results if isinstance(result, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, PeerUnreachableError):
-                raise failure
-        if len(failures) < len(results):
-            await self._on_change(True, f"joined: {len(results) - len(failures)} of {len(results)} given peers answer")
+        remembered = [one for one in sources.remembered() if one not in sources.given and one not in self._ignored]
+        if (remembered and await self._try("remembered", remembered)) or await self._meet_neighbours():
+            return True
+        if sources.given or remembered:
+            await self._on_change(
+                None, f"no {'given' if sources.given else 'remembered'} peer answers, we keep trying: {self._last_failure}"
+            )
+        return not (sources.given or remembered or sources.has_lan)
+
+    async def _meet_neighbours(self, without: Collection[PeerAddress] = ()) -> bool:
+        chosen = [one for one in self._sources.neighbours if one not in self._ignored and one not in without]
+        self._tried.update(chosen)
+        return bool(chosen) and await self._try("neighbouring", chosen)
+
+    async def _try(self, kind: str, addresses: Sequence[PeerAddress]) -> bool:
+        """Ask all at once. True where one answered."""
+        results = await asyncio.gather(*(self._join(kind, address) for address in addresses), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, SwarmError):
+                raise result
+        pairs = list(zip(addresses, results, strict=True))
+        met = Met(
+            kind=kind,
+            answered=tuple(address for address, result in pairs if result is None),
+            failed=tuple(address for address, result in pairs if result is not None),
+        )
+        if met.answered:
+            await self._on_change(met, f"joined: {met}")
             self._has_joined.set()
             return True
-        self._last_failure = "; ".join(map(str, failures))
-        await self._on_change(False, f"no given peer answers, we keep trying: {self._last_failure}")
+        self._last_failure = "; ".join(str(result) for result in results)
         return False
+
+    async def _join(self, kind: str, address: PeerAddress) -> None:
+        if kind != "given":
+            try:
+                await self._sources.check(address)
+            except PeerUnreachableError:
+                raise
+            except SwarmError as error:  # of another swarm, or not who it says it is: it stays so
+                self._ignored.add(address)
+                log.warning("the %s peer at %s is not for us: %s", kind, address, error)
+                raise
+        await self._dht.join(address)

@@ -23,10 +23,11 @@ from protocols.errors import ConfigError, DrainingError, OverloadedError, PeerUn
 from protocols.hello import DialBack, DialBackReply, Hello, agree, check_swarm
 from protocols.ids import PeerId, short_peer
 from swarm import keys, ports
-from swarm.dht.address import PeerAddress, host_port, transport
+from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
-from swarm.joining import Joiner
+from swarm.finding import FindConfig, Finder
+from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer, tls
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ MAX_DIAL_BACKS = 8
 
 VERIFY_FIRST_S, VERIFY_AGAIN_S = 1.0, 300.0
 """Pause between attempts to be dialled back: at first, and once one has succeeded."""
+
+_REMEMBERED_FIRST_S = 2.0
+"""Start that the remembered peers get before a client looks for neighbours."""
 
 _GRACE_S = 1.0
 _RESTART_S = 2.0
@@ -67,7 +71,10 @@ class PeerConfig:
     """Name of the swarm: 1 to 64 printable letters. All keys in the DHT carry it."""
 
     bootstrap: tuple[str, ...] = ()
-    """Multiaddrs of any peers of the swarm; none = be the first."""
+    """Multiaddrs of any peers of the swarm; none = those that `find` finds, or be the first."""
+
+    find: FindConfig = field(default_factory=FindConfig)
+    """Whom else to ask; nobody, by default."""
 
     listen: tuple[str, int] | None = ("127.0.0.1", 0)
     """Host and port of p2pd; gRPC takes the next port; 0 = a free pair; None = listen nowhere (clients)."""
@@ -147,9 +154,20 @@ class Peer:
         self._stack.push_async_callback(self.directory.withdraw)
         self._stack.push_async_callback(self._answers.close)
         self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
-        self._joiner = Joiner(self._dht, self._bootstrap, self._on_join)
+        self._finder = Finder(config.find, self.peer_id, config.listen and config.listen[0])
+        self._sources = Sources(
+            given=self._bootstrap,
+            remembered=self._finder.remembered,
+            has_lan=self._finder.has_lan and not self._bootstrap,
+            check=self._check,
+        )
+        self._joiner = Joiner(self._dht, self._sources, self._on_join)
+        self._stack.push_async_callback(self._finder.write_down)
+        self._own(self._finder.keep_writing_down)
         self._own(self._joiner.run)
         self._own(self._keep_daemon_alive)
+        if self._finder.has_lan and not (config.client_mode and self._bootstrap):
+            self._own(self._tell_and_hear_neighbours)
         if config.client_mode:
             await self._joiner.joined(JOIN_S)
             if self.refusal:
@@ -219,7 +237,7 @@ class Peer:
             log.error("the daemon of the DHT (p2pd) has ended; we start it again")
             await self._dht.stop()
             await self._restart()
-            for address in self._bootstrap:
+            for address in dict.fromkeys((*self._bootstrap, *self._finder.remembered())):
                 with contextlib.suppress(PeerUnreachableError):
                     await self._dht.join(address)
             await self.directory.refresh()
@@ -260,8 +278,14 @@ class Peer:
         return self._dht.num_neighbours
 
     async def joined(self, timeout_s: float = JOIN_S) -> None:
-        """Returns once a given peer has answered; PeerUnreachableError if none does in time. A first peer has always joined."""
-        await self._joiner.joined(timeout_s)
+        """Returns once a peer has answered; PeerUnreachableError if none does in time.
+
+        A node that was given none returns within NEIGHBOUR_S, alone or not: nobody may be there yet, and it goes on looking.
+        """
+        if self._bootstrap or self.config.client_mode:
+            return await self._joiner.joined(timeout_s)
+        with contextlib.suppress(PeerUnreachableError):
+            await self._joiner.joined(min(timeout_s, NEIGHBOUR_S))
 
     # --- hello
 
@@ -280,6 +304,7 @@ class Peer:
             del self.round_trips_ms[next(iter(self.round_trips_ms))]
         agree(self._hello(), theirs)
         check_swarm(self._hello(), theirs)
+        self._finder.note_answering(found for found in (beside(address, peer) for address in addresses[:2]) if found)
         return theirs
 
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
@@ -288,12 +313,16 @@ class Peer:
         check_swarm(mine, theirs)
         return mine.encode()
 
-    async def _on_join(self, is_joined: bool, text: str) -> None:
-        log.log(logging.INFO if is_joined else logging.WARNING, "%s", text)
-        if is_joined:
-            await self._greet_bootstrap()
+    async def _on_join(self, met: Met | None, text: str) -> None:
+        log.log(logging.INFO if met else logging.WARNING, "%s", text)
+        if met:
+            if met.kind == "given":
+                await self._greet_bootstrap()
+            if self.refusal is None:
+                self._finder.note_answering(met.answered)
+            await self._finder.write_down(met.failed)
         if self.config.on_join:
-            self.config.on_join(is_joined, text)
+            self.config.on_join(met is not None, text)
 
     async def _greet_bootstrap(self) -> None:
         """Learn at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine."""
@@ -309,6 +338,21 @@ class Peer:
                 log.warning("peer %s does not take us: %s", short_peer(address.peer), error)
 
         await asyncio.gather(*map(greet, self._bootstrap))
+
+    # --- whom to ask where nobody was named
+
+    async def _tell_and_hear_neighbours(self) -> None:
+        """A node tells of itself, and listens where it was named no peer; a client only listens, and only if it must."""
+        is_client = self.config.client_mode
+        if is_client and self._finder.remembered():
+            with contextlib.suppress(PeerUnreachableError):
+                return await self._joiner.joined(_REMEMBERED_FIRST_S)
+        announced = () if is_client else self._dht.addresses
+        await self._finder.run_lan(announced, None if self._bootstrap else self._sources.heard)
+
+    async def _check(self, address: PeerAddress) -> None:
+        """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
+        await self.hello(address.peer, (address.grpc,))
 
     # --- being dialled back
 
@@ -363,7 +407,7 @@ class Peer:
     async def _strangers(self) -> list[tuple[PeerId, tuple[str, ...], bytes]]:
         """Peers that may dial us back: the given ones, then those who announce something in our swarm."""
         found: dict[PeerId, tuple[PeerId, tuple[str, ...], bytes]] = {
-            address.peer: (address.peer, (address.grpc,), b"") for address in self._bootstrap
+            address.peer: (address.peer, (address.grpc,), b"") for address in (*self._bootstrap, *self._finder.remembered())
         }
         for model in list(await self.directory.models())[:2]:
             for record in (await self.directory.snapshot(model)).peers:

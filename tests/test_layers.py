@@ -18,8 +18,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cryptography": ("protocols/identity.py", "swarm/peer.py", "swarm/rpc"),
     "grpc": ("swarm/rpc",),
     "hivemind": ("swarm/dht",),
+    "google": ("swarm/lan",),
     "huggingface_hub": ("swarm/models", "swarm/client"),
     "jinja2": ("swarm/thin",),
+    "libp2p": ("swarm/lan",),
     "msgpack": ("protocols",),
     "numpy": ("swarm/thin",),
     "rich": ("node/cli",),
@@ -28,6 +30,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch": ("protocols/compression.py", "swarm", "node"),
     "transformers": ("swarm/models", "swarm/client", "node/serving"),
     "typer": ("node/cli",),
+    "zeroconf": ("swarm/lan",),
 }
 """Third-party package -> the folders and files that may import it. A package without a row may be imported nowhere."""
 

@@ -47,8 +47,30 @@ class PeerAddress:
         """Where the same peer serves gRPC by convention: one port higher."""
         return host_port(self.host, self.port + 1)
 
+    @property
+    def is_loopback(self) -> bool:
+        """Does it mean another machine to everybody who reads it?"""
+        return is_loopback(self.host)
+
     def __str__(self) -> str:
         return f"{self.transport}/p2p/{self.peer}"
+
+
+def is_loopback(host: str) -> bool:
+    """Is it this machine only, whoever says it?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def beside(grpc: str, peer: PeerId) -> PeerAddress | None:
+    """Where p2pd listens, by convention, for a peer that serves gRPC at `host:port`: one port lower. None where that is no address."""
+    host, _, port = grpc.rpartition(":")
+    try:
+        return PeerAddress.parse(f"{transport(host.strip('[]'), int(port) - 1)}/p2p/{peer}")
+    except (ValueError, ConfigError):
+        return None
 
 
 def host_port(host: str, port: int) -> str:

@@ -1,0 +1,112 @@
+"""Whom to ask where no peer was named: the last known ones, and neighbours on the local network. And the memory of who answered.
+
+No hivemind here, so that a thin client finds its peers the same way as a node. What is found is a place to try: whoever uses it
+checks PeerID and swarm there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocols.errors import ConfigError
+from protocols.ids import PeerId
+from swarm import known
+from swarm.dht.address import PeerAddress, is_loopback
+from swarm.lan import mdns
+
+log = logging.getLogger(__name__)
+
+REMEMBER_S = 60.0
+"""How often a peer writes down who answers it."""
+
+NOBODY = (
+    "no peer to ask: none was named, and none is remembered from an earlier time; expected --peer with an address of any node"
+)
+INSTALL = f"neighbours on the local network are found without an address by the extra `lan`, which is not installed: {mdns.HOW_TO_INSTALL}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindConfig:
+    """How peers are found that nobody named."""
+
+    known_peers: Path | None = None
+    """File of the last known peers (`known.file_of`), asked where no named peer answers, and kept up to date; None = none."""
+
+    lan: bool = False
+    """Look for neighbours where no peer is named, and tell them of us, unless we listen on loopback only, or nowhere."""
+
+    def check(self, named: Sequence[str]) -> None:
+        """ConfigError, with the next step, where a client has nobody to ask and no way to find anybody."""
+        has_lan = self.lan and mdns.is_installed()
+        if named or has_lan or (self.known_peers and known.load(self.known_peers, time.time())):
+            return
+        how = INSTALL if self.lan else "or leave out --no-lan, and neighbours are looked for"
+        raise ConfigError(f"{NOBODY} (`swarm node` prints its own); {how}")
+
+
+class Finder:
+    """One peer's way of finding others."""
+
+    def __init__(self, config: FindConfig, me: PeerId, listen_host: str | None) -> None:
+        """listen_host: where we listen; None = nowhere, a client."""
+        self._file, self._me = config.known_peers, me
+        self.has_lan = config.lan and mdns.is_installed() and not (listen_host and is_loopback(listen_host))
+        """Do we take part in looking for neighbours? Not where the extra is missing, nor where nobody else could reach us."""
+        self._answering: dict[PeerAddress, None] = {}
+        """Who has answered where, newest last, since that was last written down."""
+
+    # --- neighbours
+
+    async def run_lan(self, announced: Sequence[str], on_heard: Callable[[PeerAddress], None] | None) -> None:
+        """Tell neighbours of `announced` (multiaddrs without `/p2p/`) and hear of theirs, until cancelled. on_heard: called on the loop."""
+        loop = asyncio.get_running_loop()
+
+        def heard(address: PeerAddress) -> None:
+            if on_heard is not None:
+                loop.call_soon_threadsafe(on_heard, address)
+
+        mdns.load()
+        places = [address for address in announced if not is_loopback(address.split("/")[2])]
+        speaker = mdns.Mdns(self._me, places, None if on_heard is None else heard)
+        starting = asyncio.create_task(asyncio.to_thread(speaker.start))
+        try:
+            await asyncio.shield(starting)
+            await asyncio.Event().wait()
+        except OSError as error:
+            log.warning("neighbours on the local network are not looked for: %s", error)
+        finally:
+            await asyncio.gather(starting, return_exceptions=True)
+            await asyncio.to_thread(speaker.stop)
+
+    # --- memory
+
+    def remembered(self) -> list[PeerAddress]:
+        """The last known peers, newest first."""
+        if self._file is None:
+            return []
+        return [address for address in known.load(self._file, time.time()) if address.peer != self._me]
+
+    def note_answering(self, addresses: Iterable[PeerAddress]) -> None:
+        """These have just answered."""
+        for address in addresses:
+            self._answering.pop(address, None)
+            self._answering[address] = None
+        while len(self._answering) > known.MAX_PEERS:
+            del self._answering[next(iter(self._answering))]
+
+    async def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:
+        """Bring the file up to date."""
+        if self._file is not None and (self._answering or failed):
+            answered, self._answering = self._answering, {}
+            await asyncio.to_thread(known.update, self._file, answered, failed, time.time())
+
+    async def keep_writing_down(self) -> None:
+        """Every REMEMBER_S, until cancelled."""
+        while True:
+            await asyncio.sleep(REMEMBER_S)
+            await self.write_down()

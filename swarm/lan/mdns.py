@@ -1,0 +1,141 @@
+"""mDNS: says on the local network where this peer's p2pd listens, and hears where others' do.
+
+By the two halves of py-libp2p's discovery, its broadcaster and its listener, with our own addresses: a whole py-libp2p host would
+listen on a port of its own. Both run in zeroconf's threads. py-libp2p is an extra; it is imported (0.5 s, 50 MB) by `start`, and what
+it needs of protobuf is kept apart from hivemind's, which defines the same names.
+
+Anybody on the network can say anything here: what is heard is an address to try, no more. `swarm.peer` asks there for the PeerID's
+proof and the swarm's name before it joins.
+Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md; our service has its own name, since other programs of
+libp2p have no use for us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from protocols.errors import ConfigError
+from protocols.ids import PeerId
+from swarm.dht.address import PeerAddress
+
+log = logging.getLogger(__name__)
+
+SERVICE = "_p2p-murmuration._udp.local."
+HOW_TO_INSTALL = "pip install 'murmuration[lan]'"
+MAX_ADDRESSES = 8
+MAX_HEARD = 256
+"""Addresses reported in all: a network that says more is not a home."""
+
+_own_pool: Any = None
+
+
+def is_installed() -> bool:
+    """Is the extra there? Looks without importing it."""
+    return all(importlib.util.find_spec(name) is not None for name in ("libp2p", "zeroconf"))
+
+
+class Mdns:
+    """One peer on the local network, from `start` to `stop`; both block for up to a second or two, so call them in a thread."""
+
+    def __init__(self, me: PeerId, addresses: Sequence[str], on_heard: Callable[[PeerAddress], None] | None) -> None:
+        """addresses: multiaddrs to announce, without `/p2p/`; none = only look. on_heard: called in another thread; None = do not look."""
+        self._me, self._addresses, self._on_heard = me, tuple(addresses)[:MAX_ADDRESSES], on_heard
+        self._heard: set[PeerAddress] = set()
+        self._zeroconf: Any = None
+        self._broadcaster: Any = None
+        self._listener: Any = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Announce and look, until `stop`. OSError where there is no network to do it on."""
+        from zeroconf import Zeroconf
+
+        with self._lock:
+            self._zeroconf = Zeroconf()
+            name = f"{secrets.token_hex(16)}.{SERVICE}"  # a restart is a new service, so that neighbours hear of it
+            if self._on_heard is not None:
+                self._listen(name)
+            if self._addresses:
+                self._announce(name)
+
+    def _announce(self, name: str) -> None:
+        from libp2p.discovery.mdns.broadcaster import PeerBroadcaster
+
+        self._broadcaster = PeerBroadcaster(
+            self._zeroconf, SERVICE, name, self._me, _port(self._addresses), list(self._addresses)
+        )
+        self._broadcaster.register()
+
+    def _listen(self, own_name: str) -> None:
+        from libp2p.discovery.events.peerDiscovery import peerDiscovery
+        from libp2p.discovery.mdns.listener import PeerListener
+        from libp2p.peer.peerstore import PeerStore
+
+        peerDiscovery.register_peer_discovered_handler(self._hear)
+        self._listener = PeerListener(PeerStore(), self._zeroconf, SERVICE, own_name, retry_attempts=1)
+
+    def _hear(self, info: Any) -> None:
+        """In a thread of zeroconf's. What is no address of a peer's p2pd is left out; so is whoever speaks in our own name."""
+        for transport in list(info.addrs)[:MAX_ADDRESSES]:
+            with contextlib.suppress(ConfigError):
+                address = PeerAddress.parse(f"{transport}/p2p/{info.peer_id}")
+                if address.peer == self._me or address in self._heard or len(self._heard) >= MAX_HEARD:
+                    continue
+                self._heard.add(address)
+                assert self._on_heard is not None
+                self._on_heard(address)
+
+    def stop(self) -> None:
+        """Say good-bye and end the threads; again is harmless."""
+        with self._lock:
+            broadcaster, listener, zeroconf = self._broadcaster, self._listener, self._zeroconf
+            self._broadcaster = self._listener = self._zeroconf = None
+            if listener is not None:
+                from libp2p.discovery.events.peerDiscovery import peerDiscovery
+
+                peerDiscovery.unregister_peer_discovered_handler(self._hear)
+                listener.stop()
+            if broadcaster is not None:
+                broadcaster.unregister()
+            if zeroconf is not None:
+                zeroconf.close()
+
+
+def load() -> None:
+    """Import what `Mdns` needs; in the thread that imports everything else. Again is harmless."""
+    with _apart():
+        for name in ("libp2p.discovery.mdns.broadcaster", "libp2p.discovery.mdns.listener", "libp2p.peer.peerstore"):
+            importlib.import_module(name)
+    for quiet in ("libp2p", "zeroconf"):
+        logging.getLogger(quiet).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """While it lasts, py-libp2p's messages are registered in a pool of their own: it and hivemind both define `crypto.pb.KeyType`,
+    and protobuf refuses the second (research/transport.md, section 7, cures this for one order of imports only)."""
+    from google.protobuf import descriptor_pool
+
+    global _own_pool
+    _own_pool = _own_pool or descriptor_pool.DescriptorPool()
+    usual, own = descriptor_pool.Default, _own_pool
+
+    def default() -> Any:
+        return own if str(sys._getframe(1).f_globals.get("__name__", "")).startswith("libp2p.") else usual()
+
+    descriptor_pool.Default = default  # type: ignore[assignment, unused-ignore]
+    try:
+        yield
+    finally:
+        descriptor_pool.Default = usual
+
+
+def _port(addresses: Sequence[str]) -> int:
+    return int(addresses[0].rpartition("/tcp/")[2])
