@@ -22,6 +22,8 @@ from node.serving.host import Host
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId
 from protocols.weights import Manifest
+from swarm import known
+from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
 from swarm.weights.uploader import Uploader
@@ -43,7 +45,7 @@ async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = la
     device = hardware.pick_device(config.device)
     doors, uploader = Doors(), Uploader(config.upload_bytes_s)
     async with Peer(_peer_config(config, on_event), {**doors.handlers(), **uploader.handlers()}) as peer:
-        await _meet(peer, on_event)
+        await _meet(config, peer, on_event)
         source = ModelSource(config, peer, uploader, on_event, on_fetch)
         checkpoint, model, manifest = await _open_model(source, config, on_event)
         presence = Presence(config, peer, model, checkpoint.num_blocks)
@@ -77,7 +79,7 @@ async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent
     return checkpoint, model, manifest
 
 
-async def _meet(peer: Peer, on_event: OnEvent) -> None:
+async def _meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
     """Say who we are, and wait a moment for the given peers: what they know decides our place."""
     on_event(Event("peer", peer.peer_id))
     for address in peer.multiaddrs:
@@ -86,6 +88,8 @@ async def _meet(peer: Peer, on_event: OnEvent) -> None:
         await peer.joined(JOIN_WAIT_S)
     if peer.refusal:
         raise peer.refusal
+    if not config.peers and not peer.num_neighbours:
+        on_event(Event("alone", peer.alone))
 
 
 async def _choose_dtype(config: NodeConfig, device: str, checkpoint: Checkpoint, presence: Presence, on_event: OnEvent) -> str:
@@ -136,6 +140,7 @@ def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
     return PeerConfig(
         swarm=config.swarm,
         bootstrap=config.peers,
+        find=FindConfig(known_peers=known.file_of(config.data_dir, config.swarm), lan=config.lan),
         listen=config.listen,
         announce=config.announce,
         data_dir=config.data_dir,

@@ -40,7 +40,10 @@ class NodeConfig:
     """At most so many blocks, where `blocks` is not given; None = as many as fit."""
 
     peers: tuple[str, ...] = ()
-    """Multiaddrs of peers to join by; none = the first of a new swarm."""
+    """Multiaddrs of peers to join by; none = the last known ones and neighbours, or the first of a new swarm."""
+
+    lan: bool = True
+    """Look for neighbours on the local network where no peer is named, and tell them of us (needs the extra `lan`)."""
 
     listen: Address = ("0.0.0.0", 0)
     """Where to listen: p2p at the port, gRPC at the next one."""

@@ -7,7 +7,9 @@ checks PeerID and swarm there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 REMEMBER_S = 60.0
 """How often a peer writes down who answers it."""
+
+GOOD_BYE_S = 1.5
+"""How long a peer that leaves may take to tell its neighbours."""
 
 NOBODY = (
     "no peer to ask: none was named, and none is remembered from an earlier time; expected --peer with an address of any node"
@@ -57,6 +62,10 @@ class Finder:
         self._file, self._me = config.known_peers, me
         self.has_lan = config.lan and mdns.is_installed() and not (listen_host and is_loopback(listen_host))
         """Do we take part in looking for neighbours? Not where the extra is missing, nor where nobody else could reach us."""
+        self.lan_is_up = asyncio.Event()
+        """Neighbours can be heard from now on."""
+        self.hint = _hint(config.lan, is_reachable=not (listen_host and is_loopback(listen_host)))
+        """How neighbours are found here, for people."""
         self._answering: dict[PeerAddress, None] = {}
         """Who has answered where, newest last, since that was last written down."""
 
@@ -73,15 +82,27 @@ class Finder:
         mdns.load()
         places = [address for address in announced if not is_loopback(address.split("/")[2])]
         speaker = mdns.Mdns(self._me, places, None if on_heard is None else heard)
-        starting = asyncio.create_task(asyncio.to_thread(speaker.start))
+        over, ended = threading.Event(), asyncio.Event()
+
+        def live() -> None:  # a thread of its own, since those of asyncio are gone when a program ends
+            try:
+                speaker.start()
+            except OSError as error:
+                log.warning("neighbours on the local network are not looked for: %s", error)
+            loop.call_soon_threadsafe(self.lan_is_up.set)
+            over.wait()
+            speaker.stop()
+            with contextlib.suppress(RuntimeError):  # the loop may not have waited for us
+                loop.call_soon_threadsafe(ended.set)
+
+        threading.Thread(target=live, name="mdns", daemon=True).start()
         try:
-            await asyncio.shield(starting)
-            await asyncio.Event().wait()
-        except OSError as error:
-            log.warning("neighbours on the local network are not looked for: %s", error)
+            await ended.wait()
         finally:
-            await asyncio.gather(starting, return_exceptions=True)
-            await asyncio.to_thread(speaker.stop)
+            over.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOOD_BYE_S):
+                    await ended.wait()
 
     # --- memory
 
@@ -99,14 +120,22 @@ class Finder:
         while len(self._answering) > known.MAX_PEERS:
             del self._answering[next(iter(self._answering))]
 
-    async def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:
-        """Bring the file up to date."""
+    def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:
+        """Bring the file up to date; a small file, a millisecond."""
         if self._file is not None and (self._answering or failed):
             answered, self._answering = self._answering, {}
-            await asyncio.to_thread(known.update, self._file, answered, failed, time.time())
+            known.update(self._file, answered, failed, time.time())
 
     async def keep_writing_down(self) -> None:
         """Every REMEMBER_S, until cancelled."""
         while True:
             await asyncio.sleep(REMEMBER_S)
-            await self.write_down()
+            self.write_down()
+
+
+def _hint(lan: bool, *, is_reachable: bool) -> str:
+    if not lan:
+        return "neighbours are not looked for (--no-lan)"
+    if not is_reachable:
+        return "neighbours are not looked for, since --listen is this machine only"
+    return "neighbours on the local network will be met as they come" if mdns.is_installed() else INSTALL

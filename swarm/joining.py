@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocols.errors import PeerUnreachableError, SwarmError
+from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVersionError, SwarmError
 from swarm.dht.address import PeerAddress
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,10 @@ class Joiner:
         self._dht, self._sources, self._on_change = dht, sources, on_change
         self._has_joined = asyncio.Event()
         self._ignored: set[PeerAddress] = set()
-        """Of other swarms, or not who they say they are."""
+        """Of other swarms, or without a common version."""
         self._tried: set[PeerAddress] = set()
+        self._has_asked = asyncio.Event()
+        """The first round is over."""
         self._last_failure = ""
         if not (sources.given or sources.remembered() or sources.has_lan):
             self._has_joined.set()
@@ -96,11 +98,19 @@ class Joiner:
                 f"no peer of the swarm answers within {timeout_s:.0f} s: {why}; check --peer, and that it runs"
             ) from None
 
+    async def settled(self, timeout_s: float) -> None:
+        """Returns once we have met somebody, or it is clear for now that there is nobody: then we are the first, and go on looking."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await (self._has_joined if self._sources.has_lan else self._has_asked).wait()
+
     async def run(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
             self._sources.news.clear()
-            if self._dht.num_neighbours or await self._meet():
+            is_in = bool(self._dht.num_neighbours) or await self._meet()
+            self._has_asked.set()
+            if is_in:
                 pause_s = FIRST_PAUSE_S
                 await self._news_within(LOOK_AROUND_S)
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
@@ -157,9 +167,7 @@ class Joiner:
         if kind != "given":
             try:
                 await self._sources.check(address)
-            except PeerUnreachableError:
-                raise
-            except SwarmError as error:  # of another swarm, or not who it says it is: it stays so
+            except (BadRequestError, ProtocolVersionError) as error:  # of another swarm, say, and that stays so
                 self._ignored.add(address)
                 log.warning("the %s peer at %s is not for us: %s", kind, address, error)
                 raise

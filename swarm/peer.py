@@ -28,7 +28,7 @@ from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.finding import FindConfig, Finder
 from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources
-from swarm.rpc import Call, ChannelPool, Handlers, RpcServer, tls
+from swarm.rpc import Call, ChannelPool, Handlers, PeerChannel, RpcServer, tls
 
 if TYPE_CHECKING:
     from swarm.dht.node import Dht
@@ -162,7 +162,7 @@ class Peer:
             check=self._check,
         )
         self._joiner = Joiner(self._dht, self._sources, self._on_join)
-        self._stack.push_async_callback(self._finder.write_down)
+        self._stack.callback(self._finder.write_down)
         self._own(self._finder.keep_writing_down)
         self._own(self._joiner.run)
         self._own(self._keep_daemon_alive)
@@ -277,15 +277,22 @@ class Peer:
         """Peers that we know in the DHT; 0 = alone so far."""
         return self._dht.num_neighbours
 
+    @property
+    def alone(self) -> str:
+        """What a node without neighbours can say of it, for people."""
+        return f"no peer was named, and none is remembered or heard; serving as the first of its swarm; {self._finder.hint}"
+
     async def joined(self, timeout_s: float = JOIN_S) -> None:
         """Returns once a peer has answered; PeerUnreachableError if none does in time.
 
-        A node that was given none returns within NEIGHBOUR_S, alone or not: nobody may be there yet, and it goes on looking.
+        A node that was given none returns within NEIGHBOUR_S of being able to hear neighbours, alone or not: nobody may be there
+        yet, and it goes on looking.
         """
         if self._bootstrap or self.config.client_mode:
             return await self._joiner.joined(timeout_s)
-        with contextlib.suppress(PeerUnreachableError):
-            await self._joiner.joined(min(timeout_s, NEIGHBOUR_S))
+        if self._finder.has_lan:
+            await self._finder.lan_is_up.wait()
+        await self._joiner.settled(min(timeout_s, NEIGHBOUR_S))
 
     # --- hello
 
@@ -297,14 +304,19 @@ class Peer:
         channel = await self.pool.channel(peer, addresses, certificate)
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
-        theirs = Hello.parse(await channel.unary(services.HELLO, self._hello().encode()))
+        theirs = await self._say_hello(channel)
         self.round_trips_ms.pop(peer, None)
         self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
         while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
             del self.round_trips_ms[next(iter(self.round_trips_ms))]
-        agree(self._hello(), theirs)
-        check_swarm(self._hello(), theirs)
         self._finder.note_answering(found for found in (beside(address, peer) for address in addresses[:2]) if found)
+        return theirs
+
+    async def _say_hello(self, channel: PeerChannel) -> Hello:
+        mine = self._hello()
+        theirs = Hello.parse(await channel.unary(services.HELLO, mine.encode()))
+        agree(mine, theirs)
+        check_swarm(mine, theirs)
         return theirs
 
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
@@ -320,7 +332,7 @@ class Peer:
                 await self._greet_bootstrap()
             if self.refusal is None:
                 self._finder.note_answering(met.answered)
-            await self._finder.write_down(met.failed)
+            self._finder.write_down(met.failed)
         if self.config.on_join:
             self.config.on_join(met is not None, text)
 
@@ -352,7 +364,11 @@ class Peer:
 
     async def _check(self, address: PeerAddress) -> None:
         """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
-        await self.hello(address.peer, (address.grpc,))
+        pool = ChannelPool(self.identity)  # of its own: a liar's address must not stand in the way of the peer whose name it uses
+        try:
+            await self._say_hello(await pool.channel(address.peer, (address.grpc,)))
+        finally:
+            await pool.close()
 
     # --- being dialled back
 

@@ -1,16 +1,22 @@
 """For every test: a machine that does other work at the same time.
 
 Hypothesis has no deadline per example, and a failure prints how to repeat it. Torch computes in one thread and does not spin while it
-waits, here and in the processes that tests start. What the person who runs them has configured for `swarm` counts for none.
+waits, here and in the processes that tests start. What the person who runs them has configured for `swarm`, and which
+peers it remembers, counts for none.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["XDG_CONFIG_HOME"] = "/nowhere"
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="murmuration-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 
 settings.register_profile("shared machine", deadline=None, print_blob=True)
 settings.load_profile("shared machine")

@@ -130,6 +130,7 @@ def node_command(
         int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
     ] = None,
     peer: options.Peers = [],  # noqa: B006  (typer reads it and never changes it)
+    lan: options.Lan = True,
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Listen here: p2p at PORT, gRPC at PORT + 1; port 0 = free ones.")
     ] = "0.0.0.0:0",
@@ -159,7 +160,7 @@ def node_command(
     node.run(
         model,
         node.Flags(
-            blocks=blocks, num_blocks=num_blocks, peers=tuple(peer), listen=listen, announce=announce, swarm=swarm, device=device,
+            blocks=blocks, num_blocks=num_blocks, peers=tuple(peer), lan=lan, listen=listen, announce=announce, swarm=swarm, device=device,
             dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
             upload_mbit=upload_mbit,
         ),
@@ -207,13 +208,14 @@ def status_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     peer: options.AskedPeers = [],  # noqa: B006
+    lan: options.Lan = True,
     swarm: options.Swarm = DEFAULT_SWARM,
     data_dir: options.DataDir = None,
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
 
-    status.run(model, tuple(peer), swarm, as_json=as_json, data_dir=data_dir)
+    status.run(model, tuple(peer), swarm, as_json=as_json, data_dir=data_dir, lan=lan)
 
 
 @app.command("config")

@@ -15,6 +15,8 @@ from typing import Any
 from node.cli.text import TextOut
 from node.config import DTYPES, check_multiaddrs, check_swarm, default_data_dir
 from protocols.errors import ConfigError
+from swarm import known
+from swarm.finding import FindConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,7 @@ class Asking:
 
     model: str
     peers: tuple[str, ...]
+    lan: bool
     swarm: str
     model_name: str | None
     device: str
@@ -31,11 +34,17 @@ class Asking:
     data_dir: Path | None
 
     def __post_init__(self) -> None:
-        check_peers(self.peers)
         check_swarm(self.swarm)
+        check_multiaddrs(self.peers)
+        self.find.check(self.peers)
         check_range("--patience", self.patience_s, "0 seconds or more", self.patience_s >= 0)
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype[:40]!r}")
+
+    @property
+    def find(self) -> FindConfig:
+        """Whom to ask where no peer was named, or none of those answers."""
+        return find_config(self.swarm, self.lan, self.data_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +91,9 @@ def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
         raise ConfigError(f"{flag} is {expected}, got {got}")
 
 
-def check_peers(peers: tuple[str, ...]) -> None:
-    """ConfigError where there is nobody to ask, or an address is none."""
-    if not peers:
-        raise ConfigError("no peer to ask: expected --peer with an address of any node of the swarm; `swarm node` prints its own")
-    check_multiaddrs(peers)
+def find_config(swarm: str, lan: bool, data_dir: Path | None) -> FindConfig:
+    """How a client finds peers."""
+    return FindConfig(known_peers=known.file_of(data_dir or default_data_dir(), swarm), lan=lan)
 
 
 @contextmanager
@@ -103,6 +110,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
         device=pick_device(asking.device),
         patience_s=asking.patience_s,
         model_name=asking.model_name,
+        find=asking.find,
         cache_dir=(asking.data_dir or default_data_dir()) / "digests",  # as a node: what one has hashed, the other knows
     )
     try:

@@ -30,6 +30,7 @@ class Flags:
     blocks: str | None
     num_blocks: int | None
     peers: tuple[str, ...]
+    lan: bool
     listen: str
     announce: str | None
     swarm: str
@@ -70,6 +71,7 @@ def read(model: str, flags: Flags) -> NodeConfig:
         blocks=None if flags.blocks is None else _span(flags.blocks),
         num_blocks=flags.num_blocks,
         peers=flags.peers,
+        lan=flags.lan,
         listen=parse_address(flags.listen, "--listen"),
         announce=None if flags.announce is None else parse_address(flags.announce, "--announce"),
         swarm=flags.swarm,

@@ -29,7 +29,7 @@ Peers = Annotated[
     typer.Option(
         "--peer",
         metavar="MULTIADDR",
-        help="Join by this peer: an address that `swarm node` printed. Repeatable.",
+        help="Join by this peer: an address that `swarm node` printed. Repeatable; none = the last known ones, then neighbours.",
         show_default=False,
     ),
 ]
@@ -38,8 +38,16 @@ AskedPeers = Annotated[
     typer.Option(
         "--peer",
         metavar="MULTIADDR",
-        help="Ask by this peer: an address that `swarm node` printed. At least one; repeatable, and any that answers will do.",
+        help="Ask by this peer: an address that `swarm node` printed. Repeatable, and any that answers will do; none = the last "
+        "known ones, then neighbours.",
         show_default=False,
+    ),
+]
+Lan = Annotated[
+    bool,
+    typer.Option(
+        "--lan/--no-lan",
+        help="Look for neighbours on the local network where no --peer is given (extra `lan`); a node also tells them of itself.",
     ),
 ]
 Swarm = Annotated[str, typer.Option("--swarm", metavar="NAME", help="Which swarm; peers of different names never meet.")]
@@ -83,6 +91,7 @@ class Asked:
     top_k: TopK = None
     seed: Seed = None
     peer: AskedPeers = dataclasses.field(default_factory=list)
+    lan: Lan = True
     swarm: Swarm = DEFAULT_SWARM
     model_name: ModelName = None
     device: Device = "cpu"
@@ -96,7 +105,7 @@ class Asked:
         from node.cli.asking import Asking
 
         return Asking(
-            model=model, peers=tuple(self.peer), swarm=self.swarm, model_name=self.model_name, device=self.device,
+            model=model, peers=tuple(self.peer), lan=self.lan, swarm=self.swarm, model_name=self.model_name, device=self.device,
             dtype=self.dtype, patience_s=self.patience, data_dir=self.data_dir,
         )  # fmt: skip
 

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from node.cli.asking import check_peers
+from node.cli.asking import find_config
 from node.cli.console import remark
-from node.config import check_swarm, default_data_dir
+from node.config import check_multiaddrs, check_swarm
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord, ServedSpan
+from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.placement.choose import count_replicas
 
@@ -112,27 +113,28 @@ def _is_gap(replicas: Sequence[int], block: int) -> bool:
 # --- asking and showing
 
 
-def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool, data_dir: Path | None) -> None:
+def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
     """Print what the swarm says now. PeerUnreachableError where none of `peers` answers in time."""
-    check_peers(peers)
+    check_multiaddrs(peers)
     check_swarm(swarm)
+    find = find_config(swarm, lan, data_dir)
+    find.check(peers)
     name = None if model is None else name_in_swarm(model)
-    models = asyncio.run(_ask(name, peers, swarm, data_dir or default_data_dir()))
+    models = asyncio.run(_ask(name, peers, swarm, find))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
         _show(models)
     else:
         what = "any model" if name is None else name
-        remark(
-            f"no node of swarm {swarm!r} serves {what}; be the first: swarm node {'MODEL' if model is None else model} --peer {peers[0]}"
-        )
+        words = ["swarm node", "MODEL" if model is None else model, *(f"--peer {peer}" for peer in peers[:1])]
+        remark(f"no node of swarm {swarm!r} serves {what}; be the first: {' '.join(words)}")
 
 
-async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, data_dir: Path) -> list[ModelRows]:
+async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig) -> list[ModelRows]:
     from swarm.peer import Peer, PeerConfig
 
-    config = PeerConfig(swarm=swarm, bootstrap=peers, listen=None, data_dir=data_dir, client_mode=True)
+    config = PeerConfig(swarm=swarm, bootstrap=peers, find=find, listen=None, client_mode=True)
     async with Peer(config, {}) as peer:
         names = [name] if name is not None else list(await peer.directory.models())
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))

@@ -23,10 +23,12 @@ from protocols.ids import ModelId
 from protocols.inference import Op
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
+from swarm import known
 from swarm.client import served
 from swarm.client.backend import BLOCKS, Form
 from swarm.client.loop import BackgroundLoop, background_loop
 from swarm.client.peers import PeerPool
+from swarm.finding import FindConfig
 from swarm.inference import trace
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
@@ -51,6 +53,8 @@ class Settings:
     patience_s: float = PATIENCE_S
     model_name: str | None = None
     cache_dir: str | Path | None = None
+    find: FindConfig | None = None
+    """Whom to ask beside `peers`; None = where there are none, the last known ones and neighbours."""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and str(self.dtype).removeprefix("torch.") not in DTYPES:
@@ -76,7 +80,7 @@ def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
 def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
     """Everything of `from_pretrained` but the ends; errors as documented there."""
     checkpoint = open_checkpoint(resolve(str(model)))
-    manifest = build_manifest(checkpoint, Path(settings.cache_dir) if settings.cache_dir else _default_cache_dir())
+    manifest = build_manifest(checkpoint, Path(settings.cache_dir) if settings.cache_dir else _data_dir() / "digests")
     identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
     loop, pool = _peer_pool()
     return checkpoint, loop.run(_join(loop, pool, identity, manifest, checkpoint.num_blocks, settings))
@@ -86,7 +90,7 @@ async def _join(
     loop: BackgroundLoop, pool: PeerPool, model: ModelId, manifest: Manifest, num_blocks: int, settings: Settings
 ) -> SwarmBackend:
     """On the loop: a shared peer, the check that our weights are served, and what makes sessions."""
-    shared = await pool.acquire(settings.swarm, settings.peers)
+    shared = await pool.acquire(settings.swarm, settings.peers, _find(settings))
     try:
         peer = shared.started.result()
         spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s)
@@ -111,10 +115,17 @@ def _session_maker(peer: Peer, model: ModelId, num_blocks: int, patience_s: floa
     return lambda: Session(router, links, peer.identity, config)
 
 
-def _default_cache_dir() -> Path:
-    """Where nodes on this machine remember digests, too."""
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "murmuration" / "digests"
+def _find(settings: Settings) -> FindConfig:
+    """Checked before hivemind is imported: with nobody to ask, that is said at once."""
+    usual = FindConfig() if settings.peers else FindConfig(known_peers=known.file_of(_data_dir(), settings.swarm), lan=True)
+    find = settings.find or usual
+    find.check(settings.peers)
+    return find
+
+
+def _data_dir() -> Path:
+    """That of the nodes on this machine."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "murmuration"
 
 
 class SwarmBackend:

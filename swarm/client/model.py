@@ -23,6 +23,7 @@ from swarm.client.blocks import RemoteBlocks
 from swarm.client.generation import RemoteGeneration, attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, stream
+from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
 
@@ -42,12 +43,15 @@ class SwarmModelForCausalLM(RemoteGeneration):
         patience_s: float = PATIENCE_S,
         model_name: str | None = None,
         cache_dir: str | Path | None = None,
+        find: FindConfig | None = None,
     ) -> Any:
         """Load the ends of `model` and find its blocks.
 
         model: a directory in Hugging Face form, or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
         unless `model_name` says otherwise.
-        peers: multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints).
+        peers: multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints); none = the last known ones, then
+        neighbours on the local network, where the extra `lan` is installed.
+        find: whom to ask where no peer answers, if not as just said.
         dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
         cache_dir: where the weights' hashes are remembered; the first time, every weight is read once.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
@@ -56,8 +60,8 @@ class SwarmModelForCausalLM(RemoteGeneration):
         NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
         """
         settings = connection.Settings(
-            peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, model_name=model_name, cache_dir=cache_dir
-        )
+            peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, model_name=model_name, cache_dir=cache_dir, find=find,
+        )  # fmt: skip
         checkpoint, backend = connection.connect(model, settings)
         try:
             return build(load_ends(checkpoint, dtype=backend.dtype, device=device), checkpoint, backend)

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swarm.client.loop import BackgroundLoop
+from swarm.finding import FindConfig
 
 if TYPE_CHECKING:
     from swarm.peer import Peer
+
+
+NOBODY_ELSE = FindConfig()
 
 
 @dataclass(eq=False, slots=True)
@@ -23,6 +27,7 @@ class SharedPeer:
 
     swarm: str
     bootstrap: set[str]
+    find: FindConfig
     holders: int = 0
     started: asyncio.Future[Peer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     unneeded: asyncio.Event = field(default_factory=asyncio.Event)
@@ -32,7 +37,9 @@ class SharedPeer:
         """The peer's whole life is in this one task: it must end where it began."""
         from swarm.peer import Peer, PeerConfig  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
 
-        config = PeerConfig(swarm=self.swarm, bootstrap=tuple(sorted(self.bootstrap)), listen=None, client_mode=True)
+        config = PeerConfig(
+            swarm=self.swarm, bootstrap=tuple(sorted(self.bootstrap)), find=self.find, listen=None, client_mode=True
+        )
         try:
             async with Peer(config) as peer:
                 self.started.set_result(peer)
@@ -51,11 +58,11 @@ class PeerPool:
         self._shared: list[SharedPeer] = []
         loop.at_exit(self.end)
 
-    async def acquire(self, swarm: str, bootstrap: tuple[str, ...]) -> SharedPeer:
-        """A started peer of that swarm; `release` it once. Raises what its start raises."""
+    async def acquire(self, swarm: str, bootstrap: tuple[str, ...], find: FindConfig = NOBODY_ELSE) -> SharedPeer:
+        """A started peer of that swarm; `release` it once. find: whom else to ask. Raises what its start raises."""
         shared = next((one for one in self._shared if self._is_same(one, swarm, bootstrap)), None)
         if shared is None:
-            shared = SharedPeer(swarm, set(bootstrap))
+            shared = SharedPeer(swarm, set(bootstrap), find)
             self._shared.append(shared)
             shared.task = asyncio.create_task(shared.live())
         shared.holders += 1

@@ -95,12 +95,17 @@ def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five blocks, and a tokenizer whose 256 tokens are the bytes."""
     directory = make_checkpoint("llama", tmp_path_factory.mktemp("models") / "tiny")
+    add_byte_tokenizer(directory)
+    return directory
+
+
+def add_byte_tokenizer(directory: Path) -> None:
+    """A tokenizer whose 256 tokens are the bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +219,8 @@ def test_bad_input_is_one_line_and_the_documented_code(
 ) -> None:
     monkeypatch.setattr("swarm.peer.JOIN_S", 1.0)  # how long to wait for the dead peer
     for name, (arguments, code, words) in bad_inputs(model, peer).items():
-        got, _, remarks = run(*arguments, "--data-dir", str(tmp_path))
+        # a folder each: whom one command has met, the next would ask where its own peer is dead
+        got, _, remarks = run(*arguments, "--data-dir", str(tmp_path / name.replace(" ", "-")))
         errors = [line for line in remarks.splitlines() if line.startswith("error: ")]
         assert got == code and len(errors) == 1 and "Traceback" not in remarks, f"{name}: {got} {remarks}"
         assert all(word in errors[0] for word in words), f"{name}: {errors}"

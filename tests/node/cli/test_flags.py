@@ -22,6 +22,7 @@ ASKING = [
     "--top-k",
     "--seed",
     "--peer",
+    "--lan",
     "--swarm",
     "--model-name",
     "--device",
@@ -29,13 +30,13 @@ ASKING = [
 ]
 FLAGS = {
     "node": [
-        *("MODEL", "--blocks", "--num-blocks", "--peer", "--listen", "--announce", "--swarm", "--device", "--dtype", "--name"),
-        *("--model-name", "--identity", "--data-dir", "--upload-mbit"),
+        *("MODEL", "--blocks", "--num-blocks", "--peer", "--lan", "--listen", "--announce", "--swarm", "--device", "--dtype"),
+        *("--name", "--model-name", "--identity", "--data-dir", "--upload-mbit"),
     ],
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
     "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],
     "config": ["[COMMAND]", "--example"],
-    "status": ["[MODEL]", "--json", "--peer", "--swarm", "--data-dir"],
+    "status": ["[MODEL]", "--json", "--peer", "--lan", "--swarm", "--data-dir"],
 }
 
 
