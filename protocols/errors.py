@@ -18,6 +18,7 @@
   - DrainingError              this peer is leaving
   - PeerUnreachableError       no connection, or it broke
   - DeadlineError              no answer in time
+  - NonsenseError              a neighbour sent values that cannot be used
   - NoRouteError               no live peers cover the model
   - InternalError              a fault of ours; the text says where to look
 
@@ -161,6 +162,14 @@ class DeadlineError(SwarmError):
     """No answer in time; whatever was asked may or may not have been done."""
 
     code = "deadline"
+    try_another_peer = True
+    exit_code = 6
+
+
+class NonsenseError(SwarmError):
+    """The hop above sent values that are no hidden states of this model. One of the two is at fault, and nobody can tell which."""
+
+    code = "nonsense_from_above"
     try_another_peer = True
     exit_code = 6
 

@@ -26,6 +26,7 @@ from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
 
 if TYPE_CHECKING:
+    from node.serving.ends import Ends
     from node.serving.engine import Engine
 
 SWITCH_INTERVAL_S = 0.0002
@@ -54,9 +55,13 @@ class Host:
         kv_bytes_per_token: int,
         max_positions: int | None = None,
         limits: HopLimits | None = None,
+        ends: Ends | None = None,
     ) -> None:
+        """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.ends` says the same."""
+        assert served.ends == (ends is not None)
         self.served, self.manifest = served, manifest
-        self.engine, self.runner = engine, Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token)
+        self.engine = engine
+        self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends)
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits = limits or HopLimits()
         self._hops: Hops | None = None

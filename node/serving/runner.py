@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from node.serving import batch as edges
 from node.serving import memory
 from node.serving.scheduler import HeldRows, Job, Scheduler
 from protocols.errors import (
@@ -36,9 +37,10 @@ from protocols.ids import PeerId, SessionId
 from protocols.inference import Op
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
-from swarm.inference.compute import ORDINARY, Urgency
+from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
 
 if TYPE_CHECKING:
+    from node.serving.ends import Ends
     from node.serving.engine import Engine, Row
 
 log = logging.getLogger(__name__)
@@ -58,11 +60,18 @@ class SessionRows:
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
         self._job: Job | None = None
         self._may_hold = False
+        self.ends = None if runner.ends is None else runner.ends.shape
 
     async def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
-    ) -> Tensor:
-        """Wait for turns in batches: hidden [T, H] of all rows after `ops` -> [T, H] on the CPU.
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        values: Tensor,
+        positions: Tensor | None,
+        urgency: Urgency = ORDINARY,
+        ask: Ask = PASS_ON,
+    ) -> Output:
+        """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `ask` says, through the blocks.
 
         Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
         """
@@ -71,9 +80,9 @@ class SessionRows:
         cuts = self._runner.engine.cuts
         is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
 
-        def make(done: Callable[[Tensor | SwarmError], None]) -> Job:
+        def make(done: Callable[[Output | SwarmError], None]) -> Job:
             self._job = Job(
-                session=self.held, ops=ops, counts=counts, hidden=hidden, positions=positions, urgency=urgency,
+                session=self.held, ops=ops, counts=counts, values=values, positions=positions, urgency=urgency, ask=ask,
                 is_whole=is_whole, done=done,
             )  # fmt: skip
             return self._job
@@ -104,13 +113,20 @@ class Runner:
     """Runs an engine in a thread of its own. `start`, then `run` from any event loop, then `stop`."""
 
     def __init__(
-        self, engine: Engine, budget_tokens: int = 1_024, max_positions: int | None = None, token_bytes: int = 0
+        self,
+        engine: Engine,
+        budget_tokens: int = 1_024,
+        max_positions: int | None = None,
+        token_bytes: int = 0,
+        ends: Ends | None = None,
     ) -> None:
         """max_positions: longest row, and first position too many; None = the architecture has no such limit.
 
         token_bytes: what one token of a row takes at least; 0 = not known, then a new session is judged at its turn only.
+        ends: embedding, norm and head; None = only blocks are hosted.
         """
-        self.engine, self._max_positions, self._token_bytes = engine, max_positions, token_bytes
+        self.engine, self.ends = engine, ends
+        self._max_positions, self._token_bytes = max_positions, token_bytes
         self.holdings = memory.Holdings()
         self.scheduler = Scheduler(budget_tokens)
         self.num_forwards = 0
@@ -134,12 +150,12 @@ class Runner:
         if self.is_running:
             await asyncio.to_thread(self._thread.join)
 
-    async def run(self, make_job: Callable[[Callable[[Tensor | SwarmError], None]], Job]) -> Tensor:
+    async def run(self, make_job: Callable[[Callable[[Output | SwarmError], None]], Job]) -> Output:
         """Submit a job and wait for its outcome; raises what the runner found wrong with it."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Tensor] = loop.create_future()
+        future: asyncio.Future[Output] = loop.create_future()
 
-        def done(outcome: Tensor | SwarmError) -> None:
+        def done(outcome: Output | SwarmError) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and this thread goes on
                 loop.call_soon_threadsafe(_settle, future, outcome)
 
@@ -148,7 +164,7 @@ class Runner:
         try:
             return await future
         except asyncio.CancelledError:
-            if job.hidden is not None:  # a clearing is done all the same: others wait for the memory
+            if job.values is not None:  # a clearing is done all the same: others wait for the memory
                 self.scheduler.cancel(job)
             raise
 
@@ -192,17 +208,17 @@ class Runner:
         self.scheduler.finished([job for job, _ in batch], ms)
         for job, _ in batch:
             if not job.num_left:
-                job.done(torch.cat(job.outputs) if len(job.outputs) > 1 else job.outputs[0])
+                job.done(edges.joined(job.outputs))
 
     def _enter(self, job: Job) -> list[Row] | None:
         """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""
         session = job.session
         try:
-            if job.hidden is None:
+            if job.values is None:
                 session.rows = _close_all(self.engine, session.rows)
                 self._hold(session)
                 self.scheduler.forget(session)
-                job.done(torch.empty(0))
+                job.done(Output(values=torch.empty(0)))
                 return None
             if time.monotonic() > job.urgency.expires_s:
                 raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
@@ -212,7 +228,7 @@ class Runner:
             self._fail(job, error)
             return None
         if not job.num_tokens:
-            job.done(job.hidden)
+            job.done(edges.finish(self.ends, [job], torch.empty(0, self.engine.hidden_size, dtype=self.engine.dtype))[0])
             return None
         return session.rows
 
@@ -237,23 +253,22 @@ class Runner:
         before, session.num_tokens = session.num_tokens, sum(row.length for row in session.rows)
         self.holdings.add(session.client, session.num_tokens - before)
 
-    def _forward(self, batch: Batch) -> list[Tensor]:
+    def _forward(self, batch: Batch) -> list[Output]:
         started = time.perf_counter()
         for job, _ in batch:
             if not job.at:
                 trace.mark("computing", job.session.id, -1)
         items = [(row, count) for job, rows in batch for row, count in zip(rows, job.piece_counts(), strict=True) if count]
-        hidden = torch.cat([job.hidden[job.at : job.at + job.size] for job, _ in batch if job.hidden is not None])
-        output = self.engine.step(items, hidden.to(self.engine.device)[None], _positions(batch, self.engine.device))[0].cpu()
+        hidden = edges.begin(self.engine, self.ends, batch)
+        output = self.engine.step(items, hidden[None], _positions(batch, self.engine.device))[0]
+        outputs = edges.finish(self.ends, [job for job, _ in batch], output)
         self._count(len(batch), (time.perf_counter() - started) * 1e3)
         for job, _ in batch:
             if not job.num_left - job.size:
                 trace.mark("forwarded", job.session.id, -1)
-        pieces = output.split([job.size for job, _ in batch])
-        # a hop retains its piece for as long as its session lives: as a view, it would keep everybody's output alive
-        return [piece.clone() for piece in pieces] if len(batch) > 1 else list(pieces)
+        return outputs
 
-    def _one_by_one(self, batch: Batch, lengths: list[list[int]], error: Exception) -> tuple[Batch, list[Tensor]]:
+    def _one_by_one(self, batch: Batch, lengths: list[list[int]], error: Exception) -> tuple[Batch, list[Output]]:
         """The batch failed: run its steps again, each alone, from where they stood before. Those that succeed, and their outputs."""
         succeeded: Batch = []
         outputs = []
@@ -303,7 +318,7 @@ def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> Non
         )
 
 
-def _settle(future: asyncio.Future[Tensor], outcome: Tensor | SwarmError) -> None:
+def _settle(future: asyncio.Future[Output], outcome: Output | SwarmError) -> None:
     if future.done():
         return
     if isinstance(outcome, SwarmError):
@@ -329,10 +344,4 @@ def _positions(batch: Batch, device: torch.device) -> Tensor | None:
     """Positions of all tokens where any step brings its own; the others count on from their rows' lengths."""
     if all(job.positions is None for job, _ in batch):
         return None
-    pieces = []
-    for job, rows in batch:
-        if job.positions is not None:
-            pieces.append(job.positions[job.at : job.at + job.size])
-        else:
-            pieces += [torch.arange(row.length, row.length + n) for row, n in zip(rows, job.piece_counts(), strict=True)]
-    return torch.cat(pieces).to(device)
+    return torch.cat([edges.places(job, rows) for job, rows in batch]).to(device)

@@ -22,7 +22,7 @@ from node.serving.costs import Costs
 from protocols.errors import OverloadedError, SwarmError
 from protocols.ids import PeerId, SessionId
 from protocols.inference import Op
-from swarm.inference.compute import ORDINARY, Urgency
+from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
 
 if TYPE_CHECKING:
     from node.serving.engine import Row
@@ -58,11 +58,12 @@ class Job:
     session: HeldRows
     ops: Sequence[Op] = ()
     counts: Sequence[int] = ()
-    hidden: Tensor | None = None
-    """[T, H]; None: give all rows of the session back."""
+    values: Tensor | None = None
+    """[T, …] as `ask` says; None: give all rows of the session back."""
     positions: Tensor | None = None
     urgency: Urgency = ORDINARY
-    done: Callable[[Tensor | SwarmError], None] = field(repr=False)
+    ask: Ask = PASS_ON
+    done: Callable[[Output | SwarmError], None] = field(repr=False)
 
     is_whole: bool = False
     """It must not be cut: here a row that goes on costs more than one that begins."""
@@ -75,7 +76,7 @@ class Job:
     """Its operations were done, and its rows are there."""
     is_cancelled: bool = False
     """Nobody waits for it any more."""
-    outputs: list[Tensor] = field(default_factory=list, repr=False)
+    outputs: list[Output] = field(default_factory=list, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -125,13 +126,13 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Queue a step; OverloadedError when too many wait or the node is leaving. Rows may always be given back until `close`."""
         with self._ready:
-            is_full = len(self._waiting) >= MAX_WAITING and job.hidden is not None
+            is_full = len(self._waiting) >= MAX_WAITING and job.values is not None
             if self._is_closed or is_full:
                 reason = "this node is leaving" if self._is_closed else f"{MAX_WAITING} steps wait here, the limit"
                 raise OverloadedError(f"{reason}: try a replica")
             job.came_s = self._clock()
             session = job.session
-            if session.decoded_s is not None and job.is_decode and job.hidden is not None:
+            if session.decoded_s is not None and job.is_decode and job.values is not None:
                 session.away_s += RHYTHM * (job.came_s - session.decoded_s - session.away_s) if session.away_s else 0.0
                 session.away_s = session.away_s or job.came_s - session.decoded_s
             self._waiting.append(job)
@@ -204,9 +205,9 @@ class Scheduler:
     def _choose(self, now_s: float) -> tuple[list[Job], float]:
         """The next batch; or none, and until when to wait for more. Sets the `size` of those that it takes."""
         jobs = _oldest_of_each_session(self._waiting)
-        clearing = [job for job in jobs if job.hidden is None]
-        decodes = [job for job in jobs if job.hidden is not None and job.is_decode]
-        prompts = [job for job in jobs if job.hidden is not None and not job.is_decode]
+        clearing = [job for job in jobs if job.values is None]
+        decodes = [job for job in jobs if job.values is not None and job.is_decode]
+        prompts = [job for job in jobs if job.values is not None and not job.is_decode]
         until_s = now_s
         if decodes or prompts:
             decoding = self._active(now_s, decodes, prompts)

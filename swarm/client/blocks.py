@@ -14,32 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from protocols.errors import BadRequestError, InternalError
 from protocols.inference import WANT_ALL
 from swarm.client.backend import BLOCKS, Form, StepSession
 from swarm.client.cache import RemoteCache
-
-NO_ATTENTION = "murmuration_remote"
-"""The attention that a client's model runs with: none. Its masks are shapes without memory, since nobody reads them."""
-
-
-def _no_attention(*args: Any, **kwargs: Any) -> NoReturn:
-    raise AssertionError("a block ran in the client: its layer list was not replaced")
-
-
-def _no_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor:
-    """One value under the shape of a mask. (Without a mask function transformers gives None, on which mpt's forward fails.)"""
-    return torch.zeros((), dtype=torch.bool, device=kwargs.get("device")).expand(batch_size, 1, q_length, kv_length)
-
-
-AttentionInterface.register(NO_ATTENTION, _no_attention)
-AttentionMaskInterface.register(NO_ATTENTION, _no_mask)
+from swarm.models.stand_in import StandIn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +51,13 @@ def planned(plan: StepPlan) -> Iterator[None]:
         _plan.reset(token)
 
 
-class RemoteBlocks(nn.Module):
+class RemoteBlocks(StandIn):
     """All blocks of the model as one. `template` is a block without weights, asked for attributes that a forward may read."""
 
     def __init__(self, open_session: Callable[[], StepSession], returns_tuple: bool, template: nn.Module | None) -> None:
-        super().__init__()
+        super().__init__(template)
         self.open_session = open_session
         self.returns_tuple = returns_tuple
-        self.__dict__["template"] = template  # beside nn.Module: it is no submodule of this model
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            template = self.__dict__.get("template")
-            if template is None or name.startswith("__"):
-                raise
-            return getattr(template, name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         plan = _plan.get()

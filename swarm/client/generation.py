@@ -21,11 +21,12 @@ from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.inference import WANT_ALL
 from swarm.client import checks, padding
 from swarm.client.backend import Backend
-from swarm.client.blocks import NO_ATTENTION, RemoteBlocks, StepPlan, planned
+from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
 from swarm.client.hidden_states import LastHiddenState, noted, remember_output
 from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.stand_in import replace_blocks
 
 _opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_caches", default=None)
 
@@ -250,12 +251,6 @@ def cache_key(base: type) -> str | None:
 
 
 def attach(model: nn.Module, blocks: RemoteBlocks, owner: nn.Module, attribute: str) -> None:
-    """Put `blocks` where the layer list was; nothing is trained here, and no mask is built."""
-    setattr(owner, attribute, nn.ModuleList([blocks]))
-    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    for config in configs:
-        config._attn_implementation_internal = NO_ATTENTION
-        config.output_hidden_states = config.output_attentions = False  # whoever wants some says so in the call
+    """Put `blocks` where the layer list was, and keep the last hidden state within reach."""
+    replace_blocks(model, blocks, owner, attribute)
     remember_output(owner if isinstance(owner, PreTrainedModel) else model.get_decoder())  # type: ignore[operator]
-    model.requires_grad_(False)
-    model.eval()

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from protocols.inference import Op
+from protocols.inference import WANT_ALL, Op
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +27,55 @@ class Urgency:
 ORDINARY = Urgency()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a step's tokens are at this hop, and what is to come of them; see `protocols.inference` for the words."""
+
+    kind: str = "hidden"
+    want: int = WANT_ALL
+    result: str = "hidden"
+    top: int = 0
+
+
+PASS_ON = Ask()
+"""Hidden states in, all of them out: what a hop in the middle does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What came of a step, on the CPU: values [T', …], and their token ids [T', k] where the largest logits were asked for."""
+
+    values: Tensor
+    ids: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndsShape:
+    """The model's ends, as far as a step must fit them."""
+
+    vocab_size: int
+    embed_width: int
+    """Width of a caller's embeddings; not always the hidden size (opt-350m projects)."""
+
+
 class SessionCompute(Protocol):
     """What the node lends a session: rows of K/V on its device, and a turn in its batches."""
 
     hidden_size: int
     dtype: torch.dtype
+    ends: EndsShape | None
+    """None: only blocks are hosted here."""
 
     async def step(
-        self, ops: Sequence[Op], counts: Sequence[int], hidden: Tensor, positions: Tensor | None, urgency: Urgency = ORDINARY
-    ) -> Tensor:
-        """Apply `ops`, then run hidden [T, H] of all rows through the blocks: [T, H]. Typed errors; then the rows are lost."""
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        values: Tensor,
+        positions: Tensor | None,
+        urgency: Urgency = ORDINARY,
+        ask: Ask = PASS_ON,
+    ) -> Output:
+        """Apply `ops`, then run the tokens of all rows, [T, …] as `ask` says, through the blocks. Typed errors; then the rows are lost."""
         ...
 
     def abandon(self) -> None:

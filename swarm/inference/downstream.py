@@ -15,6 +15,9 @@ from swarm.inference import trace
 from swarm.inference.retained import Retained
 from swarm.inference.wire import Wire
 
+MAX_HISTORIES = 4
+"""Times in an epoch that a hop below may ask for everything. An honest one asks once, and again if it forgets in the middle."""
+
 
 class Downstream:
     """Retained frames and the current wire to the hop below. Nothing here waits."""
@@ -26,14 +29,18 @@ class Downstream:
         self.wire: Wire | None = None
         self._wanted: int | None = None
         """What the hop below wants next; None until it has said so on this wire."""
+        self._histories = 0
+        """Sent in this epoch."""
 
     def connect(self, wire: Wire, epoch: int) -> None:
         """Use a new wire; nothing is sent before the hop behind it has said what it wants."""
+        if epoch != self.epoch:
+            self._histories = 0
         self.wire, self.epoch, self._wanted = wire, epoch, None
 
     def reroute(self, grant: Grant, index: int) -> None:
         """Tell the hop below, which stays, of a new epoch; it answers with Expect."""
-        self.epoch, self._wanted = grant.epoch, None
+        self.epoch, self._wanted, self._histories = grant.epoch, None, 0
         if self.wire is not None:
             self.wire.post(Reroute(grant=grant, index=index))
 
@@ -59,8 +66,9 @@ class Downstream:
         if self.wire is None or self._wanted is None or not self.wire.is_open:
             return
         if self._wanted < self.retained.base:
-            if not self.retained.has_history:
+            if not self.retained.has_history or self.is_insatiable:
                 return
+            self._histories += 1
             self.wire.post(self.retained.histories(self.session, self.epoch))
             self._wanted = self.retained.base
         for step in self.retained.steps_from(self._wanted):
@@ -72,6 +80,11 @@ class Downstream:
     def is_starved(self) -> bool:
         """The hop below needs the history, and we have dropped it: only the hop above can help."""
         return self._wanted is not None and self._wanted < self.retained.base and not self.retained.has_history
+
+    @property
+    def is_insatiable(self) -> bool:
+        """The hop below wants the history again, after it has had it MAX_HISTORIES times in this epoch: it is to be replaced."""
+        return self._wanted is not None and self._wanted < self.retained.base and self._histories >= MAX_HISTORIES
 
     def drop(self) -> None:
         """The wire is lost: keep what was sent, and wait for the next `connect`."""

@@ -20,6 +20,8 @@ class Served:
     num_blocks: int
     hidden_size: int
     dtype: str
+    ends: bool = False
+    """Embedding, final norm and head are hosted too."""
 
 
 def verify(grant: Grant, served: Served, now_s: float) -> None:

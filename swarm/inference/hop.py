@@ -14,17 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from protocols import compression, tensors
+from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SpanNotServedError, SwarmError
+from protocols.errors import InternalError, PeerUnreachableError, SwarmError
 from protocols.ids import short, short_peer
 from protocols.inference import (
     Attach,
@@ -34,15 +29,14 @@ from protocols.inference import (
     History,
     HopLost,
     Message,
-    Op,
     Open,
     Reply,
     Reroute,
     Step,
 )
-from swarm.inference import chunks, faults, trace
+from swarm.inference import chunks, faults, passage, trace
 from swarm.inference.answers import Answers
-from swarm.inference.compute import ORDINARY, SessionCompute, Urgency
+from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
 from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
@@ -82,6 +76,7 @@ class Hop:
         self._down = Downstream(grant.session)
         self._loading: Loading | None = None
         self._dialling: asyncio.Task[None] | None = None
+        self._dialled_epoch = -1
         self._was_opened = False
         self._is_waiting = False
         """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
@@ -201,7 +196,7 @@ class Hop:
         stays = self._down.wire is not None and self._down.wire.is_open and _same_peer_below(previous, self.grant, self.index)
         if stays and previous.epoch < self.grant.epoch:
             self._down.reroute(self.grant, self.index + 1)
-        elif not stays:
+        elif not stays and self._dialled_epoch < self.grant.epoch:  # a repeated word must not make us dial again and again
             self._dial()
 
     def _take_up(self, wire: Wire | None) -> None:
@@ -219,6 +214,7 @@ class Hop:
         if self._dialling is not None:
             self._dialling.cancel()
         self._down.end(Close(session=self.grant.session, below=False))
+        self._dialled_epoch = self.grant.epoch
         self._dialling = asyncio.create_task(self._connect(self.grant, self.index + 1))
 
     async def _connect(self, grant: Grant, index: int) -> None:
@@ -250,7 +246,10 @@ class Hop:
 
     async def _on_expect(self, expect: Expect) -> None:
         self._down.expect(expect)
-        if self._down.is_starved:
+        if self._down.is_insatiable:
+            self._down.end(None)
+            self._lost_below(PeerUnreachableError("it asks for the whole history again and again"))
+        elif self._down.is_starved:
             log.info("%s: the hop below needs the history that was dropped here: asking for a replay from above", self)
             await self._forget()
             self._expect_from_above()
@@ -301,36 +300,26 @@ class Hop:
         trace.mark("received", step.session, step.step, step.payload.num_bytes)
         started = time.perf_counter()
         try:
-            urgency = Urgency(priority=min(0, step.priority), expires_s=time.monotonic() + step.budget_ms / 1e3)
-            output = await self._forward(step.ops, step.counts, step, urgency)
+            output = await passage.forward(self._compute, step, self._place)
         except SwarmError as error:
             await self._give_up(error)
             return
         faults.point("after_compute", step.step)
-        trace.mark("computed", step.session, step.step, output.nbytes)
+        trace.mark("computed", step.session, step.step, output.values.num_bytes)
         self.next_step += 1
         spent_ms = (time.perf_counter() - started) * 1e3
         if self.is_last:
-            self._reply(step, output, spent_ms)
+            counts = chunks.kept(step.want, step.counts)
+            reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values,
+                          ids=output.ids, compute_ms=spent_ms)  # fmt: skip
+            self._answers.add(reply)
         else:
             budget_ms = max(0, step.budget_ms - round(spent_ms))
-            self._down.send(replace(step, kind="hidden", payload=compression.pack(output), budget_ms=budget_ms))
+            self._down.send(replace(step, kind="hidden", payload=output.values, budget_ms=budget_ms))
 
-    async def _forward(
-        self, ops: Sequence[Op], counts: Sequence[int], message: Step | History, urgency: Urgency = ORDINARY
-    ) -> Tensor:
-        if message.kind != "hidden" or (isinstance(message, Step) and message.result != "hidden"):
-            raise SpanNotServedError(
-                f"this peer hosts blocks, not the model's ends: it takes and gives hidden states, not {message.kind}"
-            )
-        hidden = compression.unpack(message.payload)
-        if hidden.shape[1:] != (self._compute.hidden_size,) or hidden.dtype != self._compute.dtype:
-            expected = f"[tokens, {self._compute.hidden_size}] {self._compute.dtype}"
-            raise BadRequestError(f"hidden states must be {expected}, got {list(hidden.shape)} {hidden.dtype}")
-        if len(hidden) and not all(map(math.isfinite, hidden.aminmax())):  # one pass; NaN is in both ends
-            raise BadRequestError("hidden states must be finite, got NaN or infinity: the hop above computed nonsense")
-        positions = None if message.positions is None else torch.tensor(message.positions)
-        return await self._compute.step(ops, counts, hidden, positions, urgency)
+    @property
+    def _place(self) -> passage.Place:
+        return passage.Place(self.index == 0, self.is_last)
 
     async def _give_up(self, error: SwarmError) -> None:
         """We cannot compute this session any further: report ourselves lost and let the client choose another."""
@@ -346,12 +335,6 @@ class Hop:
         self.next_step, self._loading = 0, None
         self._answers.clear()
         self._down.retained.load(0, [])
-
-    def _reply(self, step: Step, output: Tensor, compute_ms: float) -> None:
-        wanted = chunks.select(step.want, step.counts, compression.pack(output))
-        reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=chunks.kept(step.want, step.counts),
-                      payload=wanted, compute_ms=compute_ms)  # fmt: skip
-        self._answers.add(reply)
 
     # --- replay
 
@@ -370,11 +353,11 @@ class Hop:
         self._is_waiting = False
         faults.point("before_history", history.base)
         try:
-            output = compression.pack(await self._forward((), history.counts, history))
+            output = (await passage.forward(self._compute, history, self._place)).values
         except SwarmError as error:
             await self._give_up(error)
             return
-        self._loading.take(history, output)
+        self._loading.take(history, None if self.is_last else output)
         if self._loading.is_complete:
             self.next_step = history.base
             self._down.retained.load(history.base, [] if self.is_last else self._loading.rows, tensors.cut(output, 0, 0))

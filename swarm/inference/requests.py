@@ -1,4 +1,4 @@
-"""What a client asks of one step, and what the replies to it must look like before anybody uses them."""
+"""What a client asks of a session and of one step, and what the replies must look like before anybody uses them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocols import tensors
-from protocols.defaults import REPLY_BYTES
+from protocols.defaults import PATIENCE_S, PREFILL_CHUNK_TOKENS, REPLY_BYTES, SILENCE_S, STALL_S
 from protocols.errors import BadRequestError
 from protocols.inference import KINDS, RESULTS, Reply
 from protocols.tensors import WireTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """How a session behaves."""
+
+    patience_s: float = PATIENCE_S
+    """How long a step may wait for a route, from the loss that left it without one."""
+
+    stall_s: float = STALL_S
+    """Seconds without a reply before each hop is asked whether it is alive."""
+
+    silence_s: float = SILENCE_S
+    """Seconds without a reply before hops that all say that they are alive are replaced all the same."""
+
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS
+    """Longest piece of a prompt that travels as one step."""
+
+    dtype: str | None = None
+    """Compute dtype of the route; None = whatever the swarm serves, float32 first."""
+
+    priority: int = 0
+    """0, or down to -100: where steps wait, others go first."""
+
+    hidden_size: int | None = None
+    """Width of the model's hidden states; a thin session has to know it."""
+
+    vocab_size: int | None = None
+    """How many token ids, and logits of a token, the model has; a thin session has to know it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -246,14 +246,16 @@ class Loading:
         same = (history.base, history.parts, len(history.counts)) == (self.base, self.parts, len(self.rows))
         return same and history.part == self.taken
 
-    def take(self, history: History, output: WireTensor) -> None:
-        """Append a part: `output` [T, …] is what it became here."""
+    def take(self, history: History, output: WireTensor | None) -> None:
+        """Append a part: `output` [T, …] is what it became here; None: nobody below will ever want it."""
+        self.taken += 1
+        if output is None:
+            return
         whole, at = Piece(output, history.positions), 0
         for row, count in zip(self.rows, history.counts, strict=True):
             if count:
                 row.append(whole.part(at, at + count))
             at += count
-        self.taken += 1
         self.num_bytes += output.num_bytes
 
     @property

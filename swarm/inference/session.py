@@ -14,15 +14,10 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from protocols import tensors
 from protocols.defaults import (
     GRANT_LIFE_S,
-    PATIENCE_S,
-    PREFILL_CHUNK_TOKENS,
-    SILENCE_S,
-    STALL_S,
     WINDOW_BYTES,
     WINDOW_STEPS,
 )
@@ -30,6 +25,7 @@ from protocols.errors import (
     BadRequestError,
     DeadlineError,
     InternalError,
+    NonsenseError,
     NoRouteError,
     PeerUnreachableError,
     SwarmError,
@@ -44,6 +40,7 @@ from swarm.inference.chunks import Chunk
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
 from swarm.inference.requests import Asked, Awaited, Request, StepOutput
+from swarm.inference.requests import SessionConfig as SessionConfig
 from swarm.inference.wire import Wire
 from swarm.routing.router import Router
 
@@ -53,35 +50,6 @@ MAX_LOSSES = 64
 """Losses of one epoch that wait to be answered; any further ones tell nothing new."""
 
 MAX_BUDGET_S = 86_400.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionConfig:
-    """How a session behaves."""
-
-    patience_s: float = PATIENCE_S
-    """How long a step may wait for a route, from the loss that left it without one."""
-
-    stall_s: float = STALL_S
-    """Seconds without a reply before each hop is asked whether it is alive."""
-
-    silence_s: float = SILENCE_S
-    """Seconds without a reply before hops that all say that they are alive are replaced all the same."""
-
-    chunk_tokens: int = PREFILL_CHUNK_TOKENS
-    """Longest piece of a prompt that travels as one step."""
-
-    dtype: str | None = None
-    """Compute dtype of the route; None = whatever the swarm serves, float32 first."""
-
-    priority: int = 0
-    """0, or down to -100: where steps wait, others go first."""
-
-    hidden_size: int | None = None
-    """Width of the model's hidden states; a thin session has to know it."""
-
-    vocab_size: int | None = None
-    """How many token ids, and logits of a token, the model has; a thin session has to know it."""
 
 
 class Session:
@@ -293,6 +261,8 @@ class Session:
                 self._on_reply(message)
             case Expect() if wire is self._down.wire:
                 self._down.expect(message)
+                if self._down.is_insatiable:
+                    self._lose(0, PeerUnreachableError("it asks for the whole history again and again"), self._epoch)
             case HopLost() if wire is self._down.wire or (wire is self._last and message.index == len(self.route) - 1):
                 self._note_loss(message)  # of others, the last hop knows nothing: it must not accuse them
             case _:
@@ -358,8 +328,10 @@ class Session:
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", self, lost.index, short_peer(hop.peer), hop.span, cause)
         if self._lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
             self._lost_at_s = time.monotonic()
-        self._router.failed(hop.peer, cause)
-        staying = {other.place for other in self.route if other is not hop}
+        suspects = self.route[max(0, lost.index - isinstance(cause, NonsenseError)) : lost.index + 1]
+        for suspect in suspects:  # of two neighbours that do not understand each other, nobody can tell which is at fault
+            self._router.failed(suspect.peer, cause)
+        staying = {other.place for other in self.route if other not in suspects}
         left_s = self._lost_at_s + self._config.patience_s - time.monotonic()
         route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying, thin=self._is_thin)
         if left_s <= 0:

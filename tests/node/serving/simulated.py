@@ -61,7 +61,7 @@ class Swarm:
 
     def _send(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
         job = Job(
-            session=rows[hop], counts=(tokens,), hidden=torch.empty(tokens, 0), urgency=Urgency(priority=chat.priority),
+            session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), urgency=Urgency(priority=chat.priority),
             done=lambda _: self._passed(chat, rows, hop, tokens),
         )  # fmt: skip
         self.hops[hop].submit(job)
@@ -94,8 +94,8 @@ class Swarm:
         self._is_busy[hop] = False
         self.hops[hop].finished(batch, ms)
         for job in batch:
-            if not job.num_left and job.hidden is not None:
-                job.done(job.hidden)
+            if not job.num_left and job.values is not None:
+                job.done(job.values)
         self._look(hop)
 
 

@@ -61,7 +61,11 @@ def rows_of(runner: Runner) -> SessionRows:
 
 
 async def step(rows: SessionRows, tokens: Tensor, ops: Sequence[Op] = (), counts: Sequence[int] | None = None) -> Tensor:
-    return await rows.step(ops, counts or [len(tokens)], tokens, None)
+    return (await rows.step(ops, counts or [len(tokens)], tokens, None)).values
+
+
+async def at_places(rows: SessionRows, tokens: Tensor, places: list[int]) -> Tensor:
+    return (await rows.step((), [len(tokens)], tokens, torch.tensor(places))).values
 
 
 async def together(runner: Runner, *steps: asyncio.Task[Tensor] | object) -> list[Tensor | BaseException]:
@@ -180,7 +184,7 @@ async def test_stop_finishes_what_waits_and_then_refuses(runner: Runner) -> None
 async def test_positions_are_given_to_the_steps_that_have_some_and_counted_for_the_others(runner: Runner) -> None:
     own, plain = rows_of(runner), rows_of(runner)
     tokens, places = torch.rand(2, WIDTH), [7, 9]
-    outcomes = await together(runner, own.step((), [2], tokens, torch.tensor(places)), step(plain, tokens))
+    outcomes = await together(runner, at_places(own, tokens, places), step(plain, tokens))
     assert isinstance(outcomes[0], Tensor) and isinstance(outcomes[1], Tensor) and runner.largest_batch == 2
     assert torch.allclose(outcomes[0], torch.stack(reference(list(tokens), [(0, 1)], places)))
     assert torch.allclose(outcomes[1], expected(tokens))
@@ -191,9 +195,7 @@ async def test_a_step_beyond_the_model_s_places_is_refused_and_its_neighbour_run
     runner._max_positions = 10
     good, long, far, tokens = rows_of(runner), rows_of(runner), rows_of(runner), torch.rand(10, WIDTH)
     await step(long, tokens)
-    outcomes = await together(
-        runner, step(good, tokens), step(long, tokens[:1]), far.step((), [2], tokens[:2], torch.tensor([3, 10]))
-    )
+    outcomes = await together(runner, step(good, tokens), step(long, tokens[:1]), at_places(far, tokens[:2], [3, 10]))
     assert isinstance(outcomes[0], Tensor) and torch.allclose(outcomes[0], expected(tokens))
     for outcome in outcomes[1:]:
         assert isinstance(outcome, BadRequestError) and "10 tokens" in str(outcome) and "place 11" in str(outcome)

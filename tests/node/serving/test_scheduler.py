@@ -23,7 +23,7 @@ def session(client: str = "client") -> HeldRows:
 
 def job(held: HeldRows | None = None, tokens: int = 1, *, clears: bool = False) -> Job:
     hidden = None if clears else torch.zeros(tokens, 1)
-    return Job(session=held or session(), counts=() if clears else (tokens,), hidden=hidden, done=lambda outcome: None)
+    return Job(session=held or session(), counts=() if clears else (tokens,), values=hidden, done=lambda outcome: None)
 
 
 def drain(scheduler: Scheduler) -> list[list[tuple[Job, int]]]:
@@ -33,7 +33,7 @@ def drain(scheduler: Scheduler) -> list[list[tuple[Job, int]]]:
         batch = scheduler.take()
         assert batch is not None
         forwards.append([(job, job.size) for job in batch])
-        scheduler.finished([job for job in batch if job.hidden is not None], 1.0)
+        scheduler.finished([job for job in batch if job.values is not None], 1.0)
     return forwards
 
 
@@ -55,7 +55,7 @@ def test_every_token_is_run_once_within_the_budget_and_in_its_session_s_order(st
 
 
 def test_a_piece_names_the_tokens_of_each_row() -> None:
-    step = Job(session=session(), counts=(3, 0, 20, 1), hidden=torch.zeros(24, 1), done=lambda outcome: None)
+    step = Job(session=session(), counts=(3, 0, 20, 1), values=torch.zeros(24, 1), done=lambda outcome: None)
     seen = []
     for step.size in (2, 10, 12):
         seen.append(step.piece_counts())
@@ -65,7 +65,7 @@ def test_a_piece_names_the_tokens_of_each_row() -> None:
 
 def test_a_step_that_must_not_be_cut_runs_whole() -> None:
     scheduler = Scheduler(10)
-    scheduler.submit(Job(session=session(), counts=(50,), hidden=torch.zeros(50, 1), is_whole=True, done=lambda outcome: None))
+    scheduler.submit(Job(session=session(), counts=(50,), values=torch.zeros(50, 1), is_whole=True, done=lambda outcome: None))
     assert [[size for _, size in forward] for forward in drain(scheduler)] == [[50]]
 
 

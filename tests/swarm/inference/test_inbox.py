@@ -9,6 +9,7 @@ import torch
 
 from protocols.ids import Span
 from protocols.inference import Expect, History, HopLost, Reply
+from swarm.inference.compute import Output
 from swarm.inference.hops import HopLimits
 from swarm.inference.inbox import Inbox, weight
 from tests.swarm.inference.probe import FakeHop, Probe, grant_of, hop_of, step_of
@@ -54,9 +55,9 @@ async def test_large_frames_do_not_pile_up_behind_a_step_that_takes_long(swarm: 
     (hop,) = node.host._hops._hops.values()  # type: ignore[union-attr]
     release = asyncio.Event()
 
-    async def slow(ops: object, counts: object, hidden: torch.Tensor, *others: object) -> torch.Tensor:
+    async def slow(ops: object, counts: object, hidden: torch.Tensor, *others: object) -> Output:
         await release.wait()
-        return hidden
+        return Output(values=hidden)
 
     hop._compute.step = slow  # type: ignore[method-assign, assignment]
     frames = [step_of(number, torch.zeros(1 << 16, WIDTH)).encode() for number in range(60)]

@@ -139,7 +139,7 @@ class ToyNode:
 
     def record(self) -> PeerRecord:
         load, what = self.host.load(), self.host.served
-        served = ServedSpan(model=what.model, span=self.span, num_blocks=what.num_blocks, dtype=what.dtype)
+        served = ServedSpan(model=what.model, span=self.span, num_blocks=what.num_blocks, dtype=what.dtype, ends=what.ends)
         return PeerRecord(
             peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der, spans=(served,),
             free_tokens=load.free_tokens, step_ms=1.0,
@@ -172,12 +172,12 @@ class ToySwarm:
         span = Span(start, stop)
         return await self.add(ToyEngine(span, limit_tokens), span, limits)
 
-    async def add(self, engine: Any, span: Span, limits: HopLimits | None = None) -> ToyNode:
-        """One more node, with an engine of any kind."""
+    async def add(self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None) -> ToyNode:
+        """One more node, with an engine of any kind, and perhaps with the model's ends."""
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, model=self.model, span=span, num_blocks=self.num_blocks,
-                        hidden_size=engine.hidden_size, dtype=dtype)  # fmt: skip
-        host = Host(engine, served, self.manifest, kv_bytes_per_token=1, limits=limits)
+                        hidden_size=engine.hidden_size, dtype=dtype, ends=ends is not None)  # fmt: skip
+        host = Host(engine, served, self.manifest, kv_bytes_per_token=1, limits=limits, ends=ends)
         node = ToyNode(span, engine, host, identity, tls.make(identity), ChannelPool(identity))
         await node.start()
         self.nodes.append(node)

@@ -1,0 +1,201 @@
+"""The ends of a model at a node: embedding in front of the first block, final norm and head behind the last. One unit, tied or not.
+
+The model's own forward runs, with a tap where its blocks were: what arrives there is the embedding of the tokens (positions, scaling
+and norms included), and what leaves there goes through the model's own norm, head, scaling and cap. So no family needs code.
+
+Tokens of many rows share one flat axis, with the place of each in its row as its position. Families that count positions by themselves
+are asked row by row. Which way is exact is found out at load (`ends_selftest.py`), never by a name.
+
+Shapes: T tokens on one flat axis, T' of them wanted, E embedding width, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from protocols.errors import BadRequestError
+from swarm.inference.compute import EndsShape
+from swarm.models.loading import EndsModel
+from swarm.models.stand_in import StandIn, replace_blocks
+
+LOGITS_BYTES = 64 << 20
+"""Logits of one run of the head; the rest of a batch waits for the next."""
+
+TABLE_TOKENS = 64
+"""Tokens of one run of the head where the model counts positions by itself: any position table has as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """`count` new tokens of a row that has `past` tokens already."""
+
+    past: int
+    count: int
+
+
+class _Tap(StandIn):
+    """Takes out what would enter the first block, and puts in what would have left the last."""
+
+    def __init__(self, template: Any, returns_tuple: bool) -> None:
+        super().__init__(template)
+        self._returns_tuple = returns_tuple
+        self.taken: Tensor | None = None
+        self.given: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.taken = hidden_states
+        hidden = hidden_states if self.given is None else self.given
+        return (hidden, None) if self._returns_tuple else hidden
+
+
+class _Past(Cache):  # type: ignore[misc]
+    """A cache that holds nothing but a length, for models that take positions from it."""
+
+    is_compileable = False
+
+    def __init__(self, length: int) -> None:
+        super().__init__(layers=[])
+        self._length = length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self._length + query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self._length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return self._length > 0
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise AssertionError("a block ran in the ends")
+
+
+class Ends:
+    """Embedding, norm and head of one model, in one number format. All calls come from one thread."""
+
+    def __init__(self, ends: EndsModel, vocab_size: int, *, is_flat: bool = True) -> None:
+        """is_flat: tokens of all rows in one run; False: a run for each row."""
+        self._model = ends.model
+        self._tap = _Tap(ends.template, ends.returns_tuple)
+        replace_blocks(ends.model, self._tap, ends.owner, ends.attribute)
+        location = ends.model.swarm_location
+        weight = next(ends.model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.shape = EndsShape(vocab_size=vocab_size, embed_width=location.embed_width)
+        self._decoder: Any = location.decoder
+        parameters = inspect.signature(type(self._decoder).forward).parameters
+        self._cache_key = next((key for key in ("past_key_values", "cache_params") if key in parameters), None)
+        self._takes_mask = "attention_mask" in parameters
+        self.takes_positions = "position_ids" in parameters
+        self.head_takes_positions = "position_ids" in inspect.signature(type(ends.model).forward).parameters
+        self.is_flat = is_flat
+
+    @property
+    def has_cache(self) -> bool:
+        """Does the model's forward know a cache?"""
+        return self._cache_key is not None
+
+    @property
+    def mode(self) -> str:
+        """For people: how rows are embedded."""
+        return "flat" if self.is_flat else "row by row"
+
+    # --- the first hop
+
+    @torch.inference_mode()
+    def embed(self, kind: str, values: Tensor, stretches: Sequence[Stretch], positions: Tensor | None = None) -> Tensor:
+        """What enters block 0: [T, H].
+
+        values: ids [T], each in [0, V), or embeds [T, E] (`kind`); stretches: whose they are, one after the other, T tokens in all.
+        positions: [T] where a caller has set some; None = each token's place in its row.
+        """
+        values = values.to(self.device) if kind == "ids" else values.to(self.device, self.dtype)
+        if self.is_flat:
+            places = (
+                positions if positions is not None else torch.cat([torch.arange(s.past, s.past + s.count) for s in stretches])
+            )
+            return self._run(kind, values, places if self.takes_positions else None, {})
+        if positions is not None and not self.takes_positions:
+            raise BadRequestError("this model counts positions by itself; pass no position_ids")
+        return torch.cat([self._row(kind, *piece) for piece in _by_row(values, stretches, positions)])
+
+    def _row(self, kind: str, values: Tensor, stretch: Stretch, positions: Tensor | None) -> Tensor:
+        options: dict[str, Any] = {"use_cache": True, self._cache_key: _Past(stretch.past)} if self._cache_key else {}
+        if self._takes_mask:
+            options["attention_mask"] = torch.ones(1, stretch.past + stretch.count, dtype=torch.long, device=self.device)
+        places = torch.arange(stretch.past, stretch.past + stretch.count) if positions is None else positions
+        return self._run(kind, values, places if self.takes_positions else None, options)
+
+    def _run(self, kind: str, values: Tensor, positions: Tensor | None, options: dict[str, Any]) -> Tensor:
+        name = "input_ids" if kind == "ids" else "inputs_embeds"
+        arguments: dict[str, Any] = {**({"use_cache": False} if self.has_cache else {}), name: values[None], **options}
+        if positions is not None:
+            arguments["position_ids"] = positions.to(self.device)[None]
+        self._tap.taken, self._tap.given = None, None
+        self._decoder(**arguments)
+        assert self._tap.taken is not None, "the model ran past the tap"
+        return self._tap.taken[0]
+
+    # --- the last hop
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the last block left of some tokens, [T', H], to their float32 logits [T', V], on the CPU."""
+        if not len(hidden):
+            return torch.empty(0, self.shape.vocab_size)
+        size = max(1, LOGITS_BYTES // (4 * self.shape.vocab_size))
+        size = size if self.head_takes_positions else min(size, TABLE_TOKENS)
+        return torch.cat([self._head(piece).float().cpu() for piece in hidden.split(size)])
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        self._tap.given = hidden.to(self.device, self.dtype)[None]
+        arguments: dict[str, Any] = {"use_cache": False} if self.has_cache else {}
+        if self.head_takes_positions:  # nobody reads them; but a table may be shorter than this axis
+            arguments["position_ids"] = torch.zeros(1, len(hidden), dtype=torch.long, device=self.device)
+        blank = torch.zeros(1, len(hidden), self.shape.embed_width, device=self.device, dtype=self.dtype)
+        try:
+            logits: Tensor = self._model(inputs_embeds=blank, **arguments).logits[0]
+        finally:
+            self._tap.given = None
+        return logits
+
+
+def _by_row(
+    values: Tensor, stretches: Sequence[Stretch], positions: Tensor | None
+) -> Iterator[tuple[Tensor, Stretch, Tensor | None]]:
+    at = 0
+    for stretch in stretches:
+        if stretch.count:
+            stop = at + stretch.count
+            yield values[at:stop], stretch, None if positions is None else positions[at:stop]
+            at = stop
+
+
+def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row of float32 logits [T', V]: values and int32 ids, largest first; ties go to the lowest id.
+
+    Exact: `torch.topk` alone may keep any of several equal values.
+    """
+    count = min(count, logits.shape[-1])
+    values, ids = logits.topk(count)
+    tied = (logits >= values[:, -1:]).sum(-1) > count
+    if bool(tied.any()):  # more values reach the last place than there are places
+        ordered = logits[tied].sort(descending=True, stable=True)
+        values[tied], ids[tied] = ordered.values[:, :count], ordered.indices[:, :count]
+    ids, order = ids.sort()  # by id, and then, keeping that among equals, by value
+    values = values.gather(-1, order)
+    values, order = values.sort(descending=True, stable=True)
+    return values, ids.gather(-1, order).to(torch.int32)

@@ -1,0 +1,56 @@
+"""A model whose block list holds one module of ours: its own forward still embeds, normalises and projects around it.
+
+Clients put remote blocks there, nodes that host the ends a module that takes hidden states out or puts some in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NO_ATTENTION = "murmuration_remote"
+"""The attention that such a model runs with: none. Its masks are shapes without memory, since nobody reads them."""
+
+
+def _no_attention(*args: Any, **kwargs: Any) -> NoReturn:
+    raise AssertionError("a block ran in a model whose layer list was not replaced")
+
+
+def _no_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor:
+    """One value under the shape of a mask. (Without a mask function transformers gives None, on which mpt's forward fails.)"""
+    return torch.zeros((), dtype=torch.bool, device=kwargs.get("device")).expand(batch_size, 1, q_length, kv_length)
+
+
+AttentionInterface.register(NO_ATTENTION, _no_attention)
+AttentionMaskInterface.register(NO_ATTENTION, _no_mask)
+
+
+class StandIn(nn.Module):
+    """Where the blocks were. A forward may read attributes of a block: those are the template's."""
+
+    def __init__(self, template: nn.Module | None) -> None:
+        super().__init__()
+        self.__dict__["template"] = template  # beside nn.Module: it is no submodule, its tensors are on the meta device
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            template = self.__dict__.get("template")
+            if template is None or name.startswith("__"):
+                raise
+            return getattr(template, name)
+
+
+def replace_blocks(model: nn.Module, stand_in: nn.Module, owner: nn.Module, attribute: str) -> None:
+    """Put `stand_in` where the layer list was; nothing is trained here, and no mask is built."""
+    setattr(owner, attribute, nn.ModuleList([stand_in]))
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    for config in configs:
+        config._attn_implementation_internal = NO_ATTENTION
+        config.output_hidden_states = config.output_attentions = False  # whoever wants some says so in the call
+    model.requires_grad_(False)
+    model.eval()
