@@ -58,7 +58,7 @@ async def test_rows_operations_and_positions_of_a_step_in_pieces(runner: Runner)
     tokens, more, places = torch.rand(3, WIDTH), torch.rand(40, WIDTH), torch.randperm(40)
     await step(rows, tokens)
     before = runner.num_forwards
-    pieces = await rows.step((Crop(1), Repeat(2)), [30, 10], more, places)
+    pieces = (await rows.step((Crop(1), Repeat(2)), [30, 10], more, places)).values
     assert runner.num_forwards - before >= 5
     runner.scheduler._budget = 1_024
     await step(whole, tokens)
@@ -113,7 +113,8 @@ async def test_pieces_are_exact_on_real_blocks(family: str, tmp_path: Path) -> N
         runner = Runner(engine, budget_tokens=budget)
         runner.start()
         rows = SessionRows(runner, SessionId(bytes(16)), PeerId("client"))
-        outputs.append(torch.cat([await rows.step((), [80], hidden[:80], None), await rows.step((), [10], hidden[80:], None)]))
+        steps = [await rows.step((), [80], hidden[:80], None), await rows.step((), [10], hidden[80:], None)]
+        outputs.append(torch.cat([step.values for step in steps]))
         forwards = runner.num_forwards
         assert (forwards >= 6) == (budget == 16 and engine.cuts == "anywhere")
         await rows.clear()
