@@ -52,8 +52,9 @@ async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = la
         try:
             dtype = await _choose_dtype(config, device, checkpoint, presence, on_event)
             maker = HostMaker(
-                source=source, checkpoint=checkpoint, manifest=manifest, presence=presence, device=device, dtype=dtype
-            )
+                source=source, checkpoint=checkpoint, manifest=manifest, presence=presence, device=device, dtype=dtype,
+                ends=config.ends, on_event=on_event,
+            )  # fmt: skip
             host = await _take_a_place(config, maker, on_event)
             await host.start(peer.pool)
             doors.open(host)
@@ -74,6 +75,11 @@ async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent
         raise ConfigError(
             f"--blocks {config.blocks} goes beyond the model, which has {checkpoint.num_blocks} blocks; "
             f"give start:stop within 0:{checkpoint.num_blocks}"
+        )
+    if config.ends and config.blocks is not None and config.blocks.start > 0 and config.blocks.stop < checkpoint.num_blocks:
+        raise ConfigError(
+            f"--ends belong beside the first or the last block, --blocks {config.blocks} has neither; "
+            f"give a span that starts at 0 or stops at {checkpoint.num_blocks}, or leave --ends out"
         )
     on_event(Event("model", f"{model.name}@{model.digest} ({checkpoint.num_blocks} blocks)"))
     return checkpoint, model, manifest
@@ -105,7 +111,7 @@ async def _choose_dtype(config: NodeConfig, device: str, checkpoint: Checkpoint,
 async def _take_a_place(config: NodeConfig, maker: HostMaker, on_event: OnEvent) -> Host:
     """Choose a span, then load it."""
     presence, free_bytes = maker.presence, hardware.room_bytes(maker.device)
-    room = choosing.make_room(maker.checkpoint, maker.dtype, free_bytes, config.num_blocks)
+    room = choosing.make_room(maker.checkpoint, maker.dtype, free_bytes, config.num_blocks, config.ends)
     choice = await choosing.settle(config, presence.me, room, presence.look, presence.join)
     on_event(Event("placement", f"blocks {choice.span}: {choice.reason}"))
     host = await maker.make(choice.span, lambda _here, _needed: None)

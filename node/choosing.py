@@ -19,7 +19,7 @@ from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm.models.checkpoint import DTYPES, Checkpoint
-from swarm.models.sizes import kv_bytes_per_token, span_bytes
+from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
 
 RACE_WAIT_S = 1.5
@@ -79,15 +79,31 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     return str(DTYPES[sizes.most_common(1)[0][0]]).removeprefix("torch.") if sizes else "float32"
 
 
-def make_room(checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None) -> Room:
-    """What this machine can take of the model."""
+def make_room(checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None, ends: bool | None = None) -> Room:
+    """What this machine can take of the model. ends: True = with its ends beside an outer span, whatever else fits."""
     from node.hardware import torch_dtype
 
     kind = torch_dtype(dtype)
     tokens = min(KV_RESERVE_TOKENS, checkpoint.max_positions or KV_RESERVE_TOKENS)
     spans = [Span(block, block + 1) for block in range(checkpoint.num_blocks)]
     sizes = (span_bytes(checkpoint, span, kind) + tokens * kv_bytes_per_token(checkpoint.config, span, kind) for span in spans)
-    return Room(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks)
+    beside = ends_bytes(checkpoint, kind) if ends else 0
+    return Room(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks, ends_bytes=beside)
+
+
+def hosts_ends(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, left_bytes: int) -> tuple[bool, str]:
+    """Whether a node with `span` hosts the model's ends too, and why. Pure.
+
+    wish: of the volunteer; None = where the memory that the blocks leave, with their K/V reserve, is enough.
+    """
+    if span.start > 0 and span.stop < num_blocks:
+        return False, "the blocks are in the middle of the model, where nobody needs them"
+    if wish is not None:
+        return wish, "as asked" if wish else "as asked (--no-ends)"
+    needed, left = needed_bytes / 1e6, left_bytes / 1e6
+    if needed_bytes > left_bytes:
+        return False, f"they take {needed:.0f} MB, and the blocks leave {max(0.0, left):.0f} MB"
+    return True, f"they take {needed:.0f} of the {left:.0f} MB that are left"
 
 
 def as_told(span: Span, room: Room) -> Choice:

@@ -39,6 +39,9 @@ class NodeConfig:
     num_blocks: int | None = None
     """At most so many blocks, where `blocks` is not given; None = as many as fit."""
 
+    ends: bool | None = None
+    """Host embedding, norm and head beside an outer span; None = where there is memory."""
+
     peers: tuple[str, ...] = ()
     """Multiaddrs of peers to join by; none = the last known ones and neighbours, or the first of a new swarm."""
 

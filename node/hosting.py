@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from node import hardware
+import torch
+
+from node import choosing, hardware
+from node.events import Event, OnEvent
 from node.model_source import ModelSource, OnProgress
 from node.presence import Presence
+from node.serving.ends import Ends
+from node.serving.ends_selftest import choose_ends
 from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
+from protocols.errors import ModelNotSupportedError
 from protocols.ids import Span
 from protocols.weights import Manifest
 from swarm.models.checkpoint import Checkpoint
-from swarm.models.loading import load_span
-from swarm.models.sizes import kv_bytes_per_token, span_bytes
+from swarm.models.loading import load_ends, load_span
+from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 
 KV_SHARE = 0.8
 """Share of the memory left beside the weights that sessions may take; the rest is for activations."""
@@ -30,20 +36,51 @@ class HostMaker:
     presence: Presence
     device: str
     dtype: str
+    ends: bool | None
+    """Host embedding, norm and head too? None = where there is memory."""
+    on_event: OnEvent
 
     async def make(self, span: Span, on_progress: OnProgress) -> Host:
         """Fetch and load. Whatever fails leaves nothing behind but what was fetched."""
-        await self.source.fetch(span, False, on_progress)
-        engine = await asyncio.to_thread(self._load, span, hardware.room_bytes(self.device))
+        free_bytes = hardware.room_bytes(self.device)
+        of_ends = await asyncio.to_thread(ends_bytes, self.checkpoint, self._kind)
+        with_ends, reason = self._wants_ends(span, free_bytes, of_ends)
+        await self.source.fetch(span, with_ends, on_progress)
+        engine = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
+        ends = await self._take_ends() if with_ends else None
+        if ends is None and with_ends:
+            reason = "they cannot be run exactly"
+        self.on_event(Event("ends", f"not hosted: {reason}" if ends is None else f"hosted ({ends.mode}): {reason}"))
         return Host(
             engine,
-            self.presence.served(span, self.checkpoint.hidden_size),
+            self.presence.served(span, self.checkpoint.hidden_size, ends is not None),
             self.manifest,
-            kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, hardware.torch_dtype(self.dtype)),
+            kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, self._kind),
             max_positions=self.checkpoint.max_positions,
+            ends=ends,
         )
 
+    @property
+    def _kind(self) -> torch.dtype:
+        return hardware.torch_dtype(self.dtype)
+
+    def _wants_ends(self, span: Span, free_bytes: int, of_ends: int) -> tuple[bool, str]:
+        room = choosing.make_room(self.checkpoint, self.dtype, free_bytes, None)
+        return choosing.hosts_ends(self.ends, span, self.checkpoint.num_blocks, of_ends, free_bytes - room.takes(span))
+
+    async def _take_ends(self) -> Ends | None:
+        """Load them and prove them exact. A family whose ends cannot be hosted is served without, unless they were asked for."""
+        try:
+            return await asyncio.to_thread(self._load_ends)
+        except ModelNotSupportedError as error:
+            if self.ends:
+                raise
+            self.on_event(Event("warning", str(error)))
+            return None
+
     def _load(self, span: Span, free_bytes: int) -> Engine:
-        kind = hardware.torch_dtype(self.dtype)
-        module = load_span(self.checkpoint, span, dtype=kind, device=self.device)
-        return choose_engine(module, int((free_bytes - span_bytes(self.checkpoint, span, kind)) * KV_SHARE))
+        module = load_span(self.checkpoint, span, dtype=self._kind, device=self.device)
+        return choose_engine(module, int((free_bytes - span_bytes(self.checkpoint, span, self._kind)) * KV_SHARE))
+
+    def _load_ends(self) -> Ends:
+        return choose_ends(load_ends(self.checkpoint, dtype=self._kind, device=self.device), self.checkpoint.vocab_size)

@@ -73,17 +73,26 @@ class Presence:
         for host in self.hosts:
             await host.stop()
 
-    def served(self, span: Span, hidden_size: int) -> Served:
+    def served(self, span: Span, hidden_size: int, ends: bool) -> Served:
         """What sessions have to agree with."""
         return Served(
-            peer=self.me, model=self.model, span=span, num_blocks=self._num_blocks, hidden_size=hidden_size, dtype=self.dtype
+            peer=self.me,
+            model=self.model,
+            span=span,
+            num_blocks=self._num_blocks,
+            hidden_size=hidden_size,
+            dtype=self.dtype,
+            ends=ends,
         )
 
     def record(self) -> PeerRecord:
         """This node now."""
         trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
         record = replace(self._record, state="joining", reachable=self._peer.reachable, round_trips=trips)
-        spans = [self._span(host.served.span, "draining" if host.is_draining else "serving") for host in reversed(self.hosts)]
+        spans = [
+            self._span(host.served.span, "draining" if host.is_draining else "serving", host.served.ends)
+            for host in reversed(self.hosts)
+        ]
         if self.joining is not None:
             spans.append(self._span(self.joining, "joining"))
         if self.hosts:
@@ -91,8 +100,8 @@ class Presence:
             record = replace(record, state="serving", free_tokens=load.free_tokens, queue=load.queue, step_ms=load.step_ms)
         return replace(record, spans=tuple(_as_the_record(span, record.state) for span in spans)).fitted()
 
-    def _span(self, span: Span, state: str) -> ServedSpan:
-        return ServedSpan(model=self.model, span=span, num_blocks=self._num_blocks, dtype=self.dtype, state=state)
+    def _span(self, span: Span, state: str, ends: bool = False) -> ServedSpan:
+        return ServedSpan(model=self.model, span=span, num_blocks=self._num_blocks, ends=ends, dtype=self.dtype, state=state)
 
 
 def _as_the_record(served: ServedSpan, state: str) -> ServedSpan:

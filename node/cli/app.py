@@ -129,6 +129,14 @@ def node_command(
     num_blocks: Annotated[
         int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
     ] = None,
+    ends: Annotated[
+        bool | None,
+        typer.Option(
+            "--ends/--no-ends",
+            help="Host embedding and head beside the first or last blocks, for thin clients; default: where there is memory.",
+            show_default=False,
+        ),
+    ] = None,
     peer: options.Peers = [],  # noqa: B006  (typer reads it and never changes it)
     lan: options.Lan = True,
     listen: Annotated[
@@ -160,8 +168,8 @@ def node_command(
     node.run(
         model,
         node.Flags(
-            blocks=blocks, num_blocks=num_blocks, peers=tuple(peer), lan=lan, listen=listen, announce=announce, swarm=swarm, device=device,
-            dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
+            blocks=blocks, num_blocks=num_blocks, ends=ends, peers=tuple(peer), lan=lan, listen=listen, announce=announce,
+            swarm=swarm, device=device, dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
             upload_mbit=upload_mbit,
         ),
     )  # fmt: skip

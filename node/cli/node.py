@@ -29,6 +29,7 @@ class Flags:
 
     blocks: str | None
     num_blocks: int | None
+    ends: bool | None
     peers: tuple[str, ...]
     lan: bool
     listen: str
@@ -70,6 +71,7 @@ def read(model: str, flags: Flags) -> NodeConfig:
         model_name=flags.model_name,
         blocks=None if flags.blocks is None else _span(flags.blocks),
         num_blocks=flags.num_blocks,
+        ends=flags.ends,
         peers=flags.peers,
         lan=flags.lan,
         listen=parse_address(flags.listen, "--listen"),

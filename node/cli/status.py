@@ -20,6 +20,7 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.placement.choose import count_replicas
+from swarm.routing import path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class PeerRow:
     state: str
     start: int
     stop: int
+    ends: bool
+    """Hosts embedding, norm and head as well."""
     dtype: str
     quantization: str
     free_tokens: int
@@ -53,6 +56,8 @@ class ModelRows:
     missing: tuple[str, ...]
     """Spans that no serving node hosts, as `3:6`."""
     least_replicas: int
+    is_thin_possible: bool
+    """Can a client without files generate: is there a route with the ends at its first and last hop?"""
     peers: tuple[PeerRow, ...]
 
 
@@ -77,8 +82,18 @@ def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecor
         is_complete=not missing,
         missing=missing,
         least_replicas=min(replicas),
+        is_thin_possible=_is_thin_possible([served for record, served in hosted if record.state_of(served) == "serving"]),
         peers=tuple(rows),
     )
+
+
+def _is_thin_possible(serving: Sequence[ServedSpan]) -> bool:
+    """Is there a route, in one number format, whose first and last hop host the ends?"""
+    formats: dict[tuple[str, str], list[ServedSpan]] = {}
+    for served in serving:
+        if path.can_take_part(served.span, served.ends, served.num_blocks, thin=True):
+            formats.setdefault((served.dtype, served.quantization), []).append(served)
+    return any(not path.missing({one.span for one in group}, group[0].num_blocks) for group in formats.values())
 
 
 def _peer(record: PeerRecord, served: ServedSpan) -> PeerRow:
@@ -88,6 +103,7 @@ def _peer(record: PeerRecord, served: ServedSpan) -> PeerRow:
         state=record.state_of(served),
         start=served.span.start,
         stop=served.span.stop,
+        ends=served.ends,
         dtype=served.dtype,
         quantization=served.quantization,
         free_tokens=record.free_tokens,
@@ -155,7 +171,12 @@ def _show(models: Sequence[ModelRows]) -> None:
 def _verdict(rows: ModelRows) -> str:
     if not rows.is_complete:
         return f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]} --peer …"
-    return f"complete: every block has {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''} or more"
+    thin = (
+        "thin clients can ask"
+        if rows.is_thin_possible
+        else "thin clients cannot ask: start a node with --ends at both ends of the model"
+    )
+    return f"complete: every block has {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''} or more; {thin}"
 
 
 def _table(rows: ModelRows) -> Any:
@@ -180,5 +201,5 @@ def _table(rows: ModelRows) -> Any:
             f"{row.free_tokens:,}",
             escape(", ".join(row.addresses)) + reached,
         )
-        table.add_row(f"{row.start}:{row.stop}", label, *cells)
+        table.add_row(f"{row.start}:{row.stop}{' + ends' if row.ends else ''}", label, *cells)
     return table

@@ -8,11 +8,17 @@ import torch
 
 from protocols.ids import Span
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.loading import stored_names
 
 
 def span_bytes(checkpoint: Checkpoint, span: Span, dtype: torch.dtype) -> int:
     """Bytes of the weights of blocks `span` when loaded in `dtype`."""
     return sum(checkpoint.block_values[span.start : span.stop]) * dtype.itemsize
+
+
+def ends_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Bytes of embedding, final norm and head when loaded in `dtype`; a tied head is stored, and counted, once."""
+    return sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, None)) * dtype.itemsize
 
 
 def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:

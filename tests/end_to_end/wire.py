@@ -5,41 +5,60 @@ For what needs many models or an inside look; `processes.py` has the real comman
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from node.serving.ends_selftest import choose_ends
 from node.serving.engine import choose_engine
 from protocols.ids import ModelId, Span
 from swarm.client.connection import SwarmBackend
 from swarm.client.loop import background_loop
 from swarm.client.model import build
+from swarm.client.thin import build_thin
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import load_ends, load_span
 from tests.swarm.inference.toy import ToySwarm
 
+T = TypeVar("T")
 LIMIT_BYTES = 64 << 20
 
 
 class WireSwarm:
-    """`spans` of a checkpoint at as many nodes, and `model`: the Hugging Face class whose blocks they are."""
+    """`spans` of a checkpoint at as many nodes, and `model`: the Hugging Face class whose blocks they are.
+
+    with_ends: outer spans host the model's ends too, and `thin` is a model without any weights.
+    """
 
     def __init__(
-        self, path: Path, spans: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float32, chunk_tokens: int = 128
+        self,
+        path: Path,
+        spans: Sequence[tuple[int, int]],
+        dtype: torch.dtype = torch.float32,
+        chunk_tokens: int = 128,
+        with_ends: bool = False,
     ) -> None:
         self._loop, checkpoint = background_loop(), open_checkpoint(path)
         manifest = build_manifest(checkpoint, path)
         self.toys = self._loop.run(_make(ModelId(checkpoint.name, manifest.digest), checkpoint.num_blocks, manifest))
         for start, stop in spans:
             engine = choose_engine(load_span(checkpoint, Span(start, stop), dtype=dtype), LIMIT_BYTES)
-            self._loop.run(self.toys.add(engine, Span(start, stop)))
+            is_outer = start == 0 or stop == checkpoint.num_blocks
+            ends = choose_ends(load_ends(checkpoint, dtype=dtype), checkpoint.vocab_size) if with_ends and is_outer else None
+            self._loop.run(self.toys.add(engine, Span(start, stop), ends=ends))
+        self.sizes = {"hidden_size": checkpoint.hidden_size, "vocab_size": checkpoint.vocab_size}
         self.backend = SwarmBackend(
-            self._loop, lambda: None, lambda: self.toys.session(chunk_tokens=chunk_tokens), self.toys.model, dtype
+            self._loop,
+            lambda: None,
+            lambda: self.toys.session(chunk_tokens=chunk_tokens, **self.sizes),
+            self.toys.model,
+            dtype,
         )
         self.model: Any = build(load_ends(checkpoint, dtype=dtype), checkpoint, self.backend)
+        self.thin: Any = build_thin(checkpoint, self.backend) if with_ends else None
 
     @property
     def nodes(self) -> list[Any]:
@@ -48,6 +67,10 @@ class WireSwarm:
     def kill(self, index: int) -> None:
         """As if that node's process had died."""
         self._loop.run(self.toys.nodes[index].kill())
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """On the loop where everything of this swarm lives."""
+        return self._loop.run(coroutine)
 
     def close(self) -> None:
         self.model.close()

@@ -30,8 +30,8 @@ ASKING = [
 ]
 FLAGS = {
     "node": [
-        *("MODEL", "--blocks", "--num-blocks", "--peer", "--lan", "--listen", "--announce", "--swarm", "--device", "--dtype"),
-        *("--name", "--model-name", "--identity", "--data-dir", "--upload-mbit"),
+        *("MODEL", "--blocks", "--num-blocks", "--ends", "--peer", "--lan", "--listen", "--announce", "--swarm", "--device"),
+        *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit"),
     ],
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
     "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],

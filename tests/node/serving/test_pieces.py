@@ -62,7 +62,7 @@ async def test_rows_operations_and_positions_of_a_step_in_pieces(runner: Runner)
     assert runner.num_forwards - before >= 5
     runner.scheduler._budget = 1_024
     await step(whole, tokens)
-    assert torch.equal(pieces, await whole.step((Crop(1), Repeat(2)), [30, 10], more, places))
+    assert torch.equal(pieces, (await whole.step((Crop(1), Repeat(2)), [30, 10], more, places)).values)
     assert [row.length for row in rows.held.rows] == [32, 12]
 
 
@@ -114,7 +114,7 @@ async def test_pieces_are_exact_on_real_blocks(family: str, tmp_path: Path) -> N
         runner.start()
         rows = SessionRows(runner, SessionId(bytes(16)), PeerId("client"))
         steps = [await rows.step((), [80], hidden[:80], None), await rows.step((), [10], hidden[80:], None)]
-        outputs.append(torch.cat([step.values for step in steps]))
+        outputs.append(torch.cat([one.values for one in steps]))
         forwards = runner.num_forwards
         assert (forwards >= 6) == (budget == 16 and engine.cuts == "anywhere")
         await rows.clear()

@@ -184,9 +184,10 @@ class ToySwarm:
         return node
 
     def session(
-        self, *, patience_s: float = 10.0, chunk_tokens: int = 128, stall_s: float = 5.0, silence_s: float = 60.0
+        self, *, patience_s: float = 10.0, chunk_tokens: int = 128, stall_s: float = 5.0, silence_s: float = 60.0, **sizes: int
     ) -> Session:
-        config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s)
+        """sizes: hidden_size and vocab_size, for a thin one."""
+        config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s, **sizes)
         return Session(self.router, Links(self.pool), self.identity, config)
 
     async def stop(self) -> None:

@@ -1,0 +1,220 @@
+"""Sessions of a client that holds nothing: token ids in, logits out, over real sockets; what Hugging Face says on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from protocols import compression
+from protocols.defaults import REPLY_BYTES
+from protocols.errors import BadRequestError, NoRouteError
+from protocols.inference import WANT_ALL, Crop, Rows
+from swarm.inference.session import Session
+from tests.end_to_end.wire import WireSwarm
+from tests.families import make_checkpoint
+
+SPANS = {1: [(0, 5)], 2: [(0, 2), (2, 5)], 3: [(0, 1), (1, 4), (4, 5)]}
+PROMPTS = [[5, 77, 130, 9, 41, 18, 200, 31, 90, 7, 8], [3, 4, 250]]
+
+
+class Town:
+    """Swarms of one checkpoint, made when they are asked for, and what one machine says."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.path = make_checkpoint(family, folder / family)
+        self.theirs: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
+        self.swarms: list[WireSwarm] = []
+
+    def swarm(self, spans: Sequence[tuple[int, int]], **settings: Any) -> WireSwarm:
+        self.swarms.append(WireSwarm(self.path, spans, with_ends=True, **settings))
+        return self.swarms[-1]
+
+    @torch.inference_mode()
+    def logits(self, row: Sequence[int]) -> Tensor:
+        logits: Tensor = self.theirs(torch.tensor([list(row)])).logits[0]
+        return logits
+
+    def greedy(self, row: Sequence[int], count: int) -> list[int]:
+        ids = torch.tensor([list(row)])
+        answer = self.theirs.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        return [int(token) for token in answer[0, len(row) :]]
+
+
+@pytest.fixture
+def town(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Town]:
+    town = Town(getattr(request, "param", "llama"), tmp_path)
+    yield town
+    for swarm in town.swarms:
+        swarm.close()
+
+
+async def ask(session: Session, ids: Sequence[Sequence[int]], *, ops: Any = (), want: int = WANT_ALL, **form: Any) -> Tensor:
+    """Logits of the new tokens of each row."""
+    flat = torch.tensor([token for row in ids for token in row], dtype=torch.int32)
+    output = await session.step(ops, [len(row) for row in ids], compression.pack(flat), want, kind="ids", result="logits", **form)
+    assert output.ids is None and output.values.dtype == "float32"
+    return compression.unpack(output.values)
+
+
+async def greedy(session: Session, row: Sequence[int], count: int) -> list[int]:
+    """Token by token, with nothing but ids and the ids of the largest logits."""
+    new, given = [], list(row)
+    for _ in range(count):
+        packed = compression.pack(torch.tensor(given, dtype=torch.int32))
+        output = await session.step((), [len(given)], packed, 1, kind="ids", result="top", top=3)
+        assert output.ids is not None
+        given = [int(compression.unpack(output.ids)[0, 0])]
+        new += given
+    return new
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3])
+@pytest.mark.parametrize("town", ["llama", "gpt2", "gemma2", "opt"], indirect=True)
+def test_ids_go_in_and_logits_of_every_token_come_out(town: Town, num_nodes: int) -> None:
+    """Two rows in chunks, then one token each, then a beam's reordering: what the plain model says of each whole row."""
+    swarm = town.swarm(SPANS[num_nodes], chunk_tokens=4)
+
+    async def talk() -> None:
+        session = swarm.toys.session(chunk_tokens=4, **swarm.sizes)
+        rows = [list(prompt) for prompt in PROMPTS]
+        logits = await ask(session, rows)
+        assert torch.allclose(logits, torch.cat([town.logits(row) for row in rows]), atol=2e-4)
+        logits = await ask(session, [[11], [12]], want=1)
+        rows = [[*rows[0], 11], [*rows[1], 12]]
+        assert torch.allclose(logits, torch.stack([town.logits(row)[-1] for row in rows]), atol=2e-4)
+        logits = await ask(session, [[21, 22], [23]], ops=(Rows((1, 1)), Crop(1)))
+        rows = [[*rows[1][:-1], 21, 22], [*rows[1][:-1], 23]]
+        expected = torch.cat([town.logits(rows[0])[-2:], town.logits(rows[1])[-1:]])
+        assert torch.allclose(logits, expected, atol=2e-4)
+        await session.close()
+
+    swarm.run(talk())
+    first, last = swarm.nodes[0].host, swarm.nodes[-1].host
+    assert first.served.ends and last.served.ends and (num_nodes < 3 or not swarm.nodes[1].host.served.ends)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("town", ["llama", "opt"], indirect=True)
+def test_a_death_anywhere_changes_no_token(town: Town, victim: int) -> None:
+    swarm = town.swarm([*SPANS[3], SPANS[3][victim]])
+
+    async def talk() -> list[int]:
+        session = swarm.toys.session(patience_s=30, **swarm.sizes)
+        before = await greedy(session, PROMPTS[0], 12)
+        peer = session.route[victim].peer
+        await next(node for node in swarm.nodes if node.identity.peer_id == peer).kill()
+        after = await greedy(session, before[-1:], 12)
+        assert session.replaced >= 1 and session.route[victim].peer != peer
+        await session.close()
+        return before + after
+
+    assert swarm.run(talk()) == town.greedy(PROMPTS[0], 24)
+
+
+def test_a_caller_s_embeddings_then_ids_survive_the_death_of_every_hop(town: Town) -> None:
+    """The client's history has parts of two kinds then."""
+    swarm = town.swarm([*SPANS[2], *SPANS[2]])
+    embeds = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
+
+    async def talk() -> Tensor:
+        session = swarm.toys.session(patience_s=30, chunk_tokens=4, **swarm.sizes)
+        await session.step((), [9], compression.pack(embeds), 1, kind="embeds", result="logits")
+        for token in range(12):  # so that the first steps leave the window
+            await ask(session, [[token]], want=1)
+        peers = {hop.peer for hop in session.route}
+        for node in swarm.nodes:
+            if node.identity.peer_id in peers:
+                await node.kill()
+        logits = await ask(session, [[40, 41]])
+        assert peers.isdisjoint(hop.peer for hop in session.route)
+        await session.close()
+        return logits
+
+    table = town.theirs.get_input_embeddings()
+    whole = torch.cat([embeds, table(torch.tensor([*range(12), 40, 41]))])
+    with torch.inference_mode():
+        expected = town.theirs(inputs_embeds=whole[None]).logits[0, -2:]
+    assert torch.allclose(swarm.run(talk()), expected, atol=2e-4)
+
+
+def test_sessions_of_both_kinds_share_forwards(town: Town) -> None:
+    swarm = town.swarm(SPANS[1])
+
+    async def talk() -> list[list[int]]:
+        sessions = [swarm.toys.session(**swarm.sizes) for _ in range(6)]
+        answers = await asyncio.gather(*(greedy(one, [number + 3, 9], 12) for number, one in enumerate(sessions)))
+        await asyncio.gather(*(one.close() for one in sessions))
+        return answers
+
+    assert swarm.run(talk()) == [town.greedy([number + 3, 9], 12) for number in range(6)]
+    runner = swarm.nodes[0].host.runner
+    assert runner.largest_batch > 1
+
+
+def test_without_the_ends_a_thin_client_hears_what_is_missing(town: Town) -> None:
+    swarm = WireSwarm(town.path, SPANS[2])
+    town.swarms.append(swarm)
+
+    async def talk() -> None:
+        session = swarm.toys.session(patience_s=0.5, **swarm.sizes)
+        with pytest.raises(NoRouteError, match="no node hosts the ends of llama with block 0 and block 4"):
+            await ask(session, [[1, 2]])
+        await session.close()
+
+    swarm.run(talk())
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [([256], "token id 256 is out of range"), ([-1], "token id -1 is out of range"), ([1, 2**31 - 1], "ids 0 to 255")],
+)
+def test_an_id_beyond_the_vocabulary_is_refused_and_the_node_serves_on(town: Town, ids: list[int], says: str) -> None:
+    swarm = town.swarm(SPANS[1])
+
+    async def talk() -> None:
+        session, good = (swarm.toys.session(**swarm.sizes) for _ in range(2))
+        with pytest.raises(BadRequestError, match=says):
+            await ask(session, [ids])
+        assert len(await greedy(good, [1, 2], 2)) == 2
+        await asyncio.gather(session.close(), good.close())
+
+    swarm.run(talk())
+    assert swarm.nodes[0].engine.used_bytes == 0
+
+
+@pytest.mark.parametrize("what", ["width", "NaN", "dtype"])
+def test_embeddings_that_make_no_sense_are_refused(town: Town, what: str) -> None:
+    swarm = town.swarm(SPANS[1])
+    wrong = {"width": torch.zeros(1, 63), "NaN": torch.full((1, 64), float("nan")), "dtype": torch.zeros(1, 64).half()}[what]
+
+    async def talk() -> None:
+        session = swarm.toys.session(**swarm.sizes)
+        with pytest.raises(BadRequestError, match="embeddings must be"):
+            await session.step((), [1], compression.pack(wrong), kind="embeds", result="logits")
+        await session.close()
+
+    swarm.run(talk())
+
+
+def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a vocabulary of a thousand times this one, all logits of a prompt would be gigabytes."""
+    for module in ("swarm.inference.requests", "swarm.inference.passage"):
+        monkeypatch.setattr(f"{module}.REPLY_BYTES", 5 * 256 * 4)
+    swarm = town.swarm(SPANS[2])
+
+    async def talk() -> None:
+        session = swarm.toys.session(**swarm.sizes)
+        rows = [list(range(3, 40)), list(range(50, 61))]
+        assert torch.allclose(await ask(session, rows), torch.cat([town.logits(row) for row in rows]), atol=2e-4)
+        assert session._down.retained.next_step > 37 // 5
+        await session.close()
+
+    swarm.run(talk())
+    assert REPLY_BYTES >= 8 * 4 * 256_000  # eight rows of the largest vocabularies still share a step
