@@ -111,7 +111,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
         patience_s=asking.patience_s,
         model_name=asking.model_name,
         find=asking.find,
-        cache_dir=(asking.data_dir or default_data_dir()) / "digests",  # as a node: what one has hashed, the other knows
+        cache_dir=asking.data_dir or default_data_dir(),  # as a node: what one has hashed or fetched, the other knows
     )
     try:
         yield model

@@ -26,6 +26,7 @@ from protocols.weights import Manifest
 from swarm import known
 from swarm.client import served
 from swarm.client.backend import BLOCKS, Form
+from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop
 from swarm.client.peers import PeerPool
 from swarm.finding import FindConfig
@@ -34,7 +35,7 @@ from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
-from swarm.models.resolve import name_in_swarm, resolve
+from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.routing.router import Router
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Settings:
         if self.patience_s < 0:
             raise BadRequestError(f"patience_s must not be negative, got {self.patience_s}")
 
+    @property
+    def data_dir(self) -> Path:
+        """Holds `digests/` (what was hashed) and `weights/` (what was fetched)."""
+        return Path(self.cache_dir) if self.cache_dir else _data_dir()
+
 
 _pool_lock = threading.Lock()
 _pool: tuple[BackgroundLoop, PeerPool] | None = None
@@ -79,11 +85,34 @@ def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
 
 def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
     """Everything of `from_pretrained` but the ends; errors as documented there."""
-    checkpoint = open_checkpoint(resolve(str(model)))
-    manifest = build_manifest(checkpoint, Path(settings.cache_dir) if settings.cache_dir else _data_dir() / "digests")
-    identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
     loop, pool = _peer_pool()
+    if not is_place(str(model)) and (found := loop.run(_connect_by_name(loop, pool, str(model), settings))):
+        return found
+    checkpoint = open_checkpoint(resolve(str(model)))
+    manifest = build_manifest(checkpoint, settings.data_dir / "digests")
+    identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
     return checkpoint, loop.run(_join(loop, pool, identity, manifest, checkpoint.num_blocks, settings))
+
+
+async def _connect_by_name(
+    loop: BackgroundLoop, pool: PeerPool, name: str, settings: Settings
+) -> tuple[Checkpoint, SwarmBackend] | None:
+    """The same for a name that the swarm serves: what is needed here comes from peers. None where it serves no such name."""
+    shared = await pool.acquire(settings.swarm, settings.peers, _find(settings))
+    try:
+        found = await ends_from_peers(shared.started.result(), name, settings.data_dir / "weights")
+        if found is None:
+            return None
+        cache, checkpoint = found
+        try:
+            backend = await _join(loop, pool, cache.model, cache.manifest, checkpoint.num_blocks, settings)
+        except BaseException:
+            cache.close()
+            raise
+        backend.at_close(cache.close)  # held until then: a tokenizer is read at its first use
+        return checkpoint, backend
+    finally:
+        pool.release(shared)
 
 
 async def _join(
@@ -142,10 +171,14 @@ class SwarmBackend:
         """release: let go of the shared peer; sessions: makes a session. Both are called on the loop."""
         self.model, self.dtype = model, dtype
         self.new_session = sessions
-        self._loop, self._release = loop, release
+        self._loop, self._releases = loop, [release]
         self._open: set[Session] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
+
+    def at_close(self, release: Callable[[], None]) -> None:
+        """Something else to let go of at the end."""
+        self._releases.append(release)
 
     def open(self) -> SwarmSession:
         if self._is_closed:
@@ -162,7 +195,8 @@ class SwarmBackend:
 
     async def _close(self) -> None:
         await asyncio.gather(*(session.close() for session in self._open), return_exceptions=True)
-        self._release()
+        for release in self._releases:
+            release()
 
     # --- for its sessions, on the loop
 

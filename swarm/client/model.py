@@ -47,13 +47,14 @@ class SwarmModelForCausalLM(RemoteGeneration):
     ) -> Any:
         """Load the ends of `model` and find its blocks.
 
-        model: a directory in Hugging Face form, or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
+        model: a directory in Hugging Face form, a name that the swarm serves (NAME@DIGEST chooses among weights; config, tokenizer
+        and ends then come from peers), or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
         unless `model_name` says otherwise.
         peers: multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints); none = the last known ones, then
         neighbours on the local network, where the extra `lan` is installed.
         find: whom to ask where no peer answers, if not as just said.
         dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
-        cache_dir: where the weights' hashes are remembered; the first time, every weight is read once.
+        cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
 
         Raises ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer answers),

@@ -54,7 +54,7 @@ def _from_hub(model: str, cache_dir: Path | None) -> Path:
         told = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error  # the rest is prose
         reason = " ".join(str(told).split())[:200]
         raise ModelNotFoundError(
-            f"model {model!r}: no such directory, and the Hugging Face Hub did not give it ({reason}); "
+            f"model {model!r}: no such directory, no peer that we know serves it, and the Hugging Face Hub did not give it ({reason}); "
             "check the name and the connection, or give a directory with config.json and *.safetensors"
         ) from error
     return Path(found)

@@ -65,6 +65,8 @@ def test_newcomers_with_an_empty_disk_serve_and_then_give_on_what_they_got(villa
     )
     assert stored <= received <= 1.05 * stored
     assert village.answer(village.checkpoint, "owner") == village.expected
+    assert village.answer("llama", "owner", cache_dir=village.folder / "asker") == village.expected
+    assert not list(village.folder.glob("asker/weights/*/*.part")) and list(village.folder.glob("asker/weights/*/*.safetensors"))
 
     village.start("guest", "llama@" + heir.said["model"].partition("@")[2][:10], "0:3")
     assert village.nodes["owner"].end(signal.SIGTERM) == 0

@@ -1,0 +1,59 @@
+"""A model that is here by name only: its config, tokenizer and ends from peers of the swarm, verified, into the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocols.records import PeerRecord
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.loading import stored_names
+from swarm.weights.cache import ModelCache
+from swarm.weights.download import Options
+from swarm.weights.fetch import fetch_tensors
+from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.sources import ranked
+
+if TYPE_CHECKING:
+    from swarm.peer import Peer
+
+log = logging.getLogger(__name__)
+
+
+async def ends_from_peers(peer: Peer, name: str, root: Path) -> tuple[ModelCache, Checkpoint] | None:
+    """The model that `name` (or NAME@DIGEST) stands for in the swarm, with its ends on this disk; None where nobody serves it, and
+    it was never fetched. The caller closes the cache once it has loaded.
+
+    root: where fetched models are kept. Raises ModelNotFoundError (several fit), NoRouteError (no peer gives them), DiskFullError.
+    """
+    found = await find_in_swarm(peer.directory, name)
+    if found is None:
+        cached = await asyncio.to_thread(find_in_cache, root, name)
+        if cached is None:
+            return None
+        found = Found(model=cached[0], records=())
+    if found.note:
+        log.warning("%s", found.note)
+    cache = await open_cache(root, found, peer.pool)
+    try:
+        checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
+        names = await asyncio.to_thread(stored_names, checkpoint, None)
+        if await asyncio.to_thread(cache.absent, names):
+            await _fetch(peer, cache, names)
+    except BaseException:
+        cache.close()
+        raise
+    return cache, checkpoint
+
+
+async def _fetch(peer: Peer, cache: ModelCache, names: Sequence[str]) -> None:
+    async def sources() -> Sequence[PeerRecord]:
+        records = (await peer.directory.snapshot(cache.model.name)).peers
+        return ranked(records, cache.model.digest, None, True, peer.peer_id, random.random)
+
+    report = await fetch_tensors(names, cache, peer.pool, sources, Options())
+    log.info("the ends of %s: %.1f MB in %.1f s", cache.model.name, report.total_bytes / 1e6, report.seconds)
