@@ -16,8 +16,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-COMMAND_LINE_ONLY = ("version", "config", "example")
-"""Options that make no sense in a file or a variable: they ask for something to be shown, or say which file. Not in `options`."""
+COMMAND_LINE_ONLY = ("version", "config", "example", "yes", "remove_all", "older_than", "max_gb")
+"""Options that make no sense in a file or a variable: they ask for something to be shown or removed, or say which file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ FLAGS = {
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats"],
     "chat": ["MODEL", "--system", *ASKING, "--patience", "--data-dir", "--stats"],
     "config": ["[COMMAND]", "--example"],
+    "cache": ["--json", "--data-dir"],
     "status": ["[MODEL]", "--json", "--peer", "--lan", "--swarm", "--data-dir"],
 }
 
@@ -48,6 +49,8 @@ def surface(command: Any) -> list[str]:
 def test_the_commands_and_their_flags_are_these() -> None:
     group: Any = typer.main.get_command(app)
     assert {name: surface(command) for name, command in group.commands.items()} == FLAGS
+    prune = ["[MODEL]", "--older-than", "--all", "--max-gb", "--yes", "--json", "--data-dir"]
+    assert surface(group.commands["cache"].commands["prune"]) == prune
     assert surface(group) == ["--version", "--debug", "--config"]
 
 

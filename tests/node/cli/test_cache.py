@@ -1,0 +1,86 @@
+"""`swarm cache`: what it lists, what it removes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from node.cli.app import main
+from node.cli.cache import Which, chosen
+from protocols.errors import ConfigError
+from protocols.ids import ModelId
+from swarm.weights.cache import CachedModel, ModelCache
+from tests.swarm.weights.parts import Model, make_model
+
+
+def fill(model: Model, data_dir: Path, *blocks: int) -> ModelCache:
+    """What a node that hosts these blocks has on its disk."""
+    made = ModelCache(data_dir / "weights", model.model, model.manifest)
+    for unit in made.layout.units_with(f"model.layers.{block}.norm.weight" for block in blocks):
+        file = made.unit(unit)
+        with file.locked():
+            for tensor in unit.tensors:
+                file.put_hashes(tensor, model.shelf().hashes(tensor))
+                for piece in range(model.manifest.entries[tensor].num_pieces):
+                    assert file.put(tensor, piece, model.shelf().piece(tensor, piece))
+    return made
+
+
+def swarm(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["cache", *words])
+    said = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, said.out, said.err
+
+
+def test_models_are_listed_and_those_in_use_are_never_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "source")
+    held = fill(model, tmp_path, 1, 2)
+    code, out, _ = swarm(capsys, "--json", "--data-dir", str(tmp_path))
+    [row] = json.loads(out)["models"]
+    assert (code, row["name"], row["digest"], row["blocks"], row["num_blocks"]) == (0, "tiny", model.model.digest, 2, 4)
+    assert row["is_in_use"] and not row["is_complete"] and row["bytes"] > 6 << 20
+    assert "tiny@" in swarm(capsys, "--data-dir", str(tmp_path))[1]
+
+    code, out, err = swarm(capsys, "prune", "--all", "--yes", "--data-dir", str(tmp_path))
+    assert code == 0 and out.startswith("removed 0") and "in use" in err and held.directory.exists()
+    held.close()
+    code, out, err = swarm(capsys, "prune", "--all", "--data-dir", str(tmp_path))
+    assert code == 2 and "--yes" in err and held.directory.exists(), "nobody was asked, so nothing is removed"
+    code, out, _ = swarm(capsys, "prune", model.model.digest[:8], "--yes", "--json", "--data-dir", str(tmp_path))
+    assert code == 0 and len(json.loads(out)["removed"]) == 1 and not held.directory.exists()
+    assert swarm(capsys, "prune", "tiny", "--yes", "--data-dir", str(tmp_path))[0] == 4
+
+
+def test_the_variables_of_the_environment_remove_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "SWARM_YES": "true"})
+    code, _, err = swarm(capsys, "prune", "--all", "--data-dir", str(tmp_path))
+    assert code == 2 and "SWARM_YES" in err
+
+
+def row(digit: str, gigabytes: float, used_s: float, *, in_use: bool = False) -> CachedModel:
+    return CachedModel(
+        model=ModelId("m" + digit, digit * 64), num_bytes=int(gigabytes * 1e9), blocks_here=1, num_blocks=1, is_complete=True,
+        last_used_s=used_s, is_in_use=in_use,
+    )  # fmt: skip
+
+
+def test_what_goes_is_what_was_used_longest_ago() -> None:
+    rows = [row("1", 2, 900_000), row("2", 3, 500_000), row("3", 4, 100, in_use=True), row("4", 1, 50)]
+
+    def names(which: Which) -> list[str]:
+        return [one.model.name for one in chosen(rows, which, 1_000_000)]
+
+    assert names(Which(max_gb=10)) == []
+    assert names(Which(max_gb=9.5)) == ["m4"]
+    assert names(Which(max_gb=6.5)) == ["m4", "m2"]
+    assert names(Which(older_than_days=5)) == ["m2", "m3", "m4"]
+    assert names(Which(name="m2@222222")) == ["m2"]
+    with pytest.raises(ConfigError, match="got 2 of them"):
+        Which(all=True, max_gb=1)

@@ -1,0 +1,152 @@
+"""The planner, as a state machine over any sources, losses and orders; and what it promises about windows, speed and the end."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocols.weights import PIECE_BYTES
+from swarm.weights.planner import MIN_WINDOW_BYTES, PieceId, Planner
+
+SIZES = {0: 10, 1: PIECE_BYTES, 2: 5 * PIECE_BYTES + 1, 3: 0, 4: 3 * PIECE_BYTES}
+
+
+def missing_of(sizes: dict[int, int]) -> dict[int, range]:
+    return {tensor: range(-(-size // PIECE_BYTES)) for tensor, size in sizes.items()}
+
+
+@settings(max_examples=150)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 4),
+    st.floats(0, 0.3),
+    st.dictionaries(st.integers(0, 5), st.integers(0, 6 * PIECE_BYTES), max_size=5),
+)
+def test_every_piece_is_proven_once_whatever_sources_do(seed: int, num: int, trouble: float, sizes: dict[int, int]) -> None:
+    """Sources come, die, lie and answer in any order; as long as one lives, all arrives, and nothing is asked twice without a reason."""
+    draw, now_s = random.Random(seed), 0.0
+    planner = Planner(sizes, missing_of(sizes))
+    wanted = {PieceId(tensor, piece) for tensor, pieces in missing_of(sizes).items() for piece in pieces}
+    owed: dict[str, list[PieceId]] = {}
+    lists: dict[str, list[int]] = {}
+    got: set[PieceId] = set()
+    born = 0
+    for _step in range(10_000):
+        if planner.is_done:
+            break
+        now_s += 0.1
+        if len(owed) < num:
+            name = f"s{born}"
+            born += 1
+            planner.add(name, set(sizes) if len(owed) == 0 else {tensor for tensor in sizes if draw.random() < 0.7})
+            owed[name], lists[name] = [], []
+        name = draw.choice(sorted(owed))
+        ask = planner.take(name, now_s)
+        lists[name] += ask.hashes
+        flying = {piece for others in owed.values() for piece in others}
+        for run in ask.runs:
+            pieces = [PieceId(run.tensor, piece) for piece in range(run.first, run.first + run.num)]
+            assert not got & set(pieces), "what is here is not asked again"
+            if flying & set(pieces):
+                assert len(ask.runs) == run.num == 1, "only the endgame asks twice, one piece at a time"
+            owed[name] += pieces
+        if draw.random() < trouble:
+            planner.drop(name)
+            del owed[name], lists[name]
+        elif lists[name]:
+            planner.listed(name, lists[name].pop(0), now_s)
+        elif owed[name]:
+            piece = owed[name].pop(0)
+            if planner.arrived(name, piece, now_s):
+                if draw.random() < trouble:
+                    planner.failed(name, piece)
+                    planner.drop(name)
+                    del owed[name], lists[name]
+                else:
+                    assert planner.proven(name, piece)
+                    assert piece not in got
+                    got.add(piece)
+    assert planner.is_done and got == wanted
+
+
+def test_a_window_begins_at_one_piece_and_grows_with_what_proves_right() -> None:
+    planner = Planner({0: 200 * PIECE_BYTES}, missing_of({0: 200 * PIECE_BYTES}), with_hashes=[0])
+    planner.add("a", [0])
+    assert sum(run.num for run in planner.take("a", 0.0).runs) == 1, "a liar costs one piece"
+    assert not planner.take("a", 0.0)
+    sizes = []
+    for number in range(6):
+        piece = PieceId(0, number)
+        assert planner.arrived("a", piece, 0.01 * (number + 1)) and planner.proven("a", piece)
+        planner.take("a", 0.01 * (number + 1))
+        sizes.append(planner.window_bytes("a") // PIECE_BYTES)
+    assert sizes == [2, 3, 4, 4, 4, 4], "at most a fiftieth of the download"
+
+
+def test_a_slow_source_owes_no_more_than_it_brings_in_two_seconds() -> None:
+    planner = Planner({0: 2_000 * PIECE_BYTES}, missing_of({0: 2_000 * PIECE_BYTES}), with_hashes=[0])
+    planner.add("slow", [0])
+    planner.add("fast", [0])
+    for name, seconds in (("slow", 1.0), ("fast", 0.01)):
+        now_s = 0.0
+        for _ in range(20):
+            [*pieces] = [PieceId(run.tensor, run.first + n) for run in planner.take(name, now_s).runs for n in range(run.num)]
+            for piece in pieces:
+                now_s += seconds
+                assert planner.arrived(name, piece, now_s) and planner.proven(name, piece)
+    assert planner.window_bytes("slow") == MIN_WINDOW_BYTES < planner.window_bytes("fast") == 16 * PIECE_BYTES
+
+
+def test_what_few_have_goes_first() -> None:
+    sizes = {0: 10, 1: 10, 2: 10}
+    planner = Planner(sizes, missing_of(sizes))
+    planner.add("all", [0, 1, 2])
+    planner.add("some", [0, 1])
+    assert planner.take("all", 0.0).runs[0].tensor == 2
+
+
+def test_a_tensor_of_several_pieces_waits_for_its_hashes() -> None:
+    planner = Planner(SIZES, missing_of(SIZES))
+    planner.add("a", SIZES)
+    ask = planner.take("a", 0.0)
+    assert set(ask.hashes) == {2, 4} and {run.tensor for run in ask.runs} <= {0, 1}
+
+
+def test_in_the_endgame_what_a_silent_source_owes_is_asked_from_another() -> None:
+    sizes = {0: 2 * PIECE_BYTES}
+    planner = Planner(sizes, missing_of(sizes), with_hashes=[0])
+    planner.add("silent", [0])
+    planner.add("idle", [0])
+    assert planner.take("silent", 0.0).runs
+    [run] = planner.take("idle", 0.0).runs
+    assert planner.arrived("idle", PieceId(0, run.first), 0.1) and planner.proven("idle", PieceId(0, run.first))
+    [stolen] = planner.take("idle", 10.0).runs
+    assert (stolen.first, stolen.num) == (1 - run.first, 1)
+    assert planner.arrived("idle", PieceId(0, stolen.first), 10.1) and planner.proven("idle", PieceId(0, stolen.first))
+    assert planner.is_done and not planner.arrived("silent", PieceId(0, stolen.first), 11.0), "it came too late"
+
+
+def test_what_comes_twice_stays_below_two_percent() -> None:
+    sizes = {0: 100 * PIECE_BYTES}
+    planner = Planner(sizes, missing_of(sizes), with_hashes=[0])
+    for name in ("slow", "fast"):
+        planner.add(name, [0])
+    clock = {"slow": 1.0, "fast": 0.001}
+    now_s, owed = 0.0, {"slow": [], "fast": []}  # type: ignore[var-annotated]
+    due = {"slow": 0.0, "fast": 0.0}
+    while not planner.is_done:
+        for name in owed:
+            if not owed[name]:
+                asked = planner.take(name, now_s).runs
+                owed[name] = [PieceId(0, run.first + n) for run in asked for n in range(run.num)]
+                due[name] = now_s + clock[name]
+        now_s += 0.001
+        for name in owed:
+            if owed[name] and now_s >= due[name]:
+                piece = owed[name].pop(0)
+                due[name] = now_s + clock[name]
+                if planner.arrived(name, piece, now_s):
+                    planner.proven(name, piece)
+    assert planner.twice_bytes <= 0.02 * sizes[0] and now_s < 3.0
