@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node.cli.speculation import Speculation
 from node.cli.text import TextOut
 from node.config import DTYPES, check_multiaddrs, check_swarm, default_data_dir
 from protocols.errors import ConfigError
@@ -56,6 +57,8 @@ class Sampling:
     top_p: float | None
     top_k: int | None
     seed: int | None
+    speculation: Speculation
+    """How many are guessed ahead: that changes the trips, never the text."""
 
     def __post_init__(self) -> None:
         check_range("--max-new-tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1)
@@ -119,11 +122,16 @@ def open_model(asking: Asking) -> Iterator[Any]:
         model.close()
 
 
-def summary(out: TextOut, started_s: float, cache: Any) -> str:
-    """One line: how many tokens, how fast, over how many hops, and how many deaths were survived."""
+def summary(out: TextOut, started_s: float, cache: Any, trips: int | None = None) -> str:
+    """One line: how many tokens, how fast, over how many hops, and how many deaths were survived.
+
+    trips: how often something went through the route for this answer; given where that is not once for each token.
+    """
     first_s, rest_s = out.first_s - started_s, out.last_s - out.first_s
     speed = f", then {(out.num_tokens - 1) / rest_s:.1f} tokens/s" if out.num_tokens > 1 and rest_s > 0 else ""
     tokens = f"{out.num_tokens} token{'' if out.num_tokens == 1 else 's'}, the first after {first_s:.2f} s{speed}"
+    if trips:
+        tokens += f", in {trips} trip{'' if trips == 1 else 's'} ({out.num_tokens / trips:.1f} tokens each)"
     journey = getattr(cache, "journey", None)
     if journey is None:
         return tokens

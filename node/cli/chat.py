@@ -48,6 +48,7 @@ def run(asking: Asking, sampling: Sampling, system: str | None, with_stats: bool
         tokenizer = model.tokenizer
         conversation = Conversation(system)
         conversation.reset()
+        guessing = sampling.speculation.arguments(model)
         sampling.sow()
         if sys.stdin.isatty():
             remark(f"chatting with {asking.model}; {HELP}")
@@ -58,7 +59,7 @@ def run(asking: Asking, sampling: Sampling, system: str | None, with_stats: bool
                 elif line == "/help":
                     remark(HELP)
                 else:
-                    _turn(model, tokenizer, conversation, sampling, line, with_stats)
+                    _turn(model, tokenizer, conversation, sampling, guessing, line, with_stats)
         finally:
             conversation.reset()
 
@@ -78,9 +79,19 @@ def _lines() -> Iterator[str]:
             yield line.strip() if line.strip().startswith("/") else line
 
 
-def _turn(model: Any, tokenizer: Any, conversation: Conversation, sampling: Sampling, line: str, with_stats: bool) -> None:
+def _turn(
+    model: Any,
+    tokenizer: Any,
+    conversation: Conversation,
+    sampling: Sampling,
+    guessing: dict[str, Any],
+    line: str,
+    with_stats: bool,
+) -> None:
     """One question and its answer. On a terminal, one that fails is reported and forgotten."""
     import torch
+
+    from swarm.client.guessing import ends_when
 
     messages = [*conversation.messages, {"role": "user", "content": line}]
     ids = render(tokenizer, messages)
@@ -89,8 +100,8 @@ def _turn(model: Any, tokenizer: Any, conversation: Conversation, sampling: Samp
     _cut_back(conversation, ids)
     has_template = getattr(tokenizer, "chat_template", None) is not None
     out = TextOut(tokenizer, write_piece, None if has_template else PLAIN_STOP)
-    stops = {} if has_template else {"stop_strings": [PLAIN_STOP], "tokenizer": tokenizer}
-    started_s = time.monotonic()
+    stops = {} if has_template else {"stopping_criteria": ends_when(lambda: out.is_stopped)}
+    started_s, trips_before = time.monotonic(), conversation.cache.trips
     try:
         sequence = model.generate(
             torch.tensor([ids], device=model.device),
@@ -98,6 +109,7 @@ def _turn(model: Any, tokenizer: Any, conversation: Conversation, sampling: Samp
             past_key_values=conversation.cache,
             **sampling.arguments(),
             **stops,
+            **guessing,
         )
     except SwarmError as error:  # a person may try again, the past is still here; a script wants the exit code
         if not sys.stdin.isatty():
@@ -110,7 +122,8 @@ def _turn(model: Any, tokenizer: Any, conversation: Conversation, sampling: Samp
     conversation.ids = sequence[0].tolist()[: conversation.cache.get_seq_length()]
     conversation.messages = [*messages, {"role": "assistant", "content": out.text.strip()}]
     if with_stats or sys.stderr.isatty():
-        remark(summary(out, started_s, conversation.cache))
+        trips = conversation.cache.trips - trips_before if guessing else None
+        remark(summary(out, started_s, conversation.cache, trips))
 
 
 def render(tokenizer: Any, messages: list[Message]) -> list[int]:

@@ -18,13 +18,14 @@ def run(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool) -> No
         ids = model.tokenizer(text, return_tensors="pt").input_ids.to(model.device)
         if ids.shape[1] == 0:
             raise BadRequestError("the prompt is empty; expected some text to go on with")
+        guessing = sampling.speculation.arguments(model)
         sampling.sow()
         out = TextOut(model.tokenizer, write_piece)
         started_s, cache = time.monotonic(), model.new_cache()
         try:
-            model.generate(ids, streamer=out, past_key_values=cache, **sampling.arguments())
+            model.generate(ids, streamer=out, past_key_values=cache, **sampling.arguments(), **guessing)
         finally:
             if out.text:
                 print(flush=True)
         if with_stats or sys.stderr.isatty():
-            remark(summary(out, started_s, cache))
+            remark(summary(out, started_s, cache, cache.trips if guessing else None))

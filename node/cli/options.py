@@ -76,6 +76,18 @@ TopP = Annotated[float | None, typer.Option("--top-p", metavar="P", help="Sample
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Sample from the K likeliest tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
 Patience = Annotated[float, typer.Option("--patience", metavar="S", help="Seconds to wait for nodes that cover the model.")]
+Speculate = Annotated[
+    int | None,
+    typer.Option(
+        "--speculate",
+        metavar="N",
+        help="Guess up to N tokens ahead, from what was said before (or by --draft), and check them in one trip; the text stays the same.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft", metavar="MODEL", help="Let this small model of the same tokenizer guess, on this machine."),
+]
 Stats = Annotated[
     bool, typer.Option("--stats", help="Say tokens/s, hops and deaths survived on stderr (always done on a terminal).")
 ]
@@ -99,6 +111,8 @@ class Asked:
     patience: Patience = PATIENCE_S
     data_dir: DataDir = None
     stats: Stats = False
+    speculate: Speculate = None
+    draft: Draft = None
 
     def asking(self, model: str) -> Asking:
         """Which model and where its nodes are, checked."""
@@ -112,10 +126,12 @@ class Asked:
     def sampling(self) -> Sampling:
         """How tokens are picked, checked."""
         from node.cli.asking import Sampling
+        from node.cli.speculation import Speculation
 
         return Sampling(
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed
-        )
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed,
+            speculation=Speculation(tokens=self.speculate, draft=self.draft),
+        )  # fmt: skip
 
 
 def with_asked(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -43,6 +43,11 @@ class TextOut:
         self._ids.extend(ids)
         self._emit(self._certain())
 
+    @property
+    def is_stopped(self) -> bool:
+        """The stop text has come: nothing more will be written."""
+        return self._is_stopped
+
     def end(self) -> None:
         """Write what was held back."""
         rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._shown])) :]

@@ -46,6 +46,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
         """Real tokens per row; None before the first step."""
         self.ops: list[Op] = []
         """Operations that wait for the next step, already counted in `columns` and `rows`."""
+        self.trips = 0
+        """Steps that went through the route and came back."""
 
     # --- what a step does
 
@@ -68,6 +70,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self.close()
             raise
         self.ops = []
+        self.trips += 1
         self.columns += columns
         self.rows = [old + new for old, new in zip(self.rows or [0] * len(counts), counts, strict=True)]
         return output

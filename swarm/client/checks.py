@@ -7,13 +7,18 @@ Shapes: B rows, q new columns (padding included), k = columns so far + q.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from protocols.defaults import MAX_ROWS
 from protocols.errors import BadRequestError
+
+_RUNNING = re.compile("linear|conv|mamba|recurrent|hybrid")
+"""Kinds of blocks that keep a state beside, or instead of, each token's keys and values."""
 
 
 def check_ids(input_ids: object, vocab_size: int) -> None:
@@ -121,6 +126,21 @@ def check_length(longest: int, limit: int | None, new: int = 0) -> None:
         f"{longest} tokens of prompt and {new + 1} new ones exceed this model's limit of {limit}; "
         f"ask for at most {limit - longest + 1} (max_new_tokens)"
     )
+
+
+def check_rewindable(config: Any, is_stateful: bool) -> None:
+    """Guesses that were wrong are forgotten, which a running state cannot do: it holds a text, and not each of its tokens.
+
+    is_stateful: what transformers says of the model's class. Models that name their kinds of blocks tell by those (lfm2).
+    """
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    kind = next((kind for kind in kinds if _RUNNING.search(str(kind))), None)
+    if is_stateful or kind is not None:
+        raise BadRequestError(
+            f"{text.model_type} keeps a running state{f' ({kind})' if kind else ''}, which cannot take back what was guessed wrong; "
+            "generate without speculation"
+        )
 
 
 def custom_positions(

@@ -28,6 +28,11 @@ from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.stand_in import replace_blocks
 
+_guessing: ContextVar[bool] = ContextVar("murmuration_guessing", default=False)
+
+SPECULATION = ("prompt_lookup_num_tokens", "assistant_model", "assistant_early_exit")
+"""Arguments of `generate` that make it guess, and take wrong guesses back."""
+
 _opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_caches", default=None)
 
 
@@ -145,6 +150,25 @@ class RemoteGeneration:
             if opened is not None:
                 opened.append(cache)
 
+    def only_new(self, input_ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `prepare_inputs_for_generation` that feed only what the cache does not hold.
+
+        transformers 5.23 says so itself, but for the first step of assisted decoding: given a cache that holds a beginning of the
+        prompt, it feeds that again (plain transformers then answers wrongly).
+        """
+        cache = kwargs.get(self.remote.cache_key or "")
+        is_first = _guessing.get() and kwargs.get("next_sequence_length") is None
+        if is_first and isinstance(cache, RemoteCache) and cache.columns:
+            return kwargs | {"next_sequence_length": input_ids.shape[1] - cache.columns}
+        return kwargs
+
+    def _assisted_decoding(self, *args: Any, **kwargs: Any) -> Any:
+        token = _guessing.set(True)
+        try:
+            return super()._assisted_decoding(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            _guessing.reset(token)
+
     def _check_room(self, generation_config: Any, mask: Tensor | None, fed: int) -> None:
         limit = self.remote.max_positions
         columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
@@ -193,6 +217,8 @@ class RemoteGeneration:
             raise BadRequestError(
                 "cache_implementation='paged' batches on this machine; the swarm batches by itself: leave it out"
             )
+        if any(given.get(name) is not None for name in SPECULATION):
+            checks.check_rewindable(self.config, bool(self._is_stateful))  # type: ignore[attr-defined]
         cache = self._checked_cache(given.get(self.remote.cache_key or "past_key_values"))
         ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
         if ids is None and embeds is None:
@@ -212,7 +238,7 @@ class RemoteGeneration:
 
 
 def remote_class(base: type, *mixins: type) -> type:
-    """A class of the same name as `base` (transformers looks at names) whose forward has the same signature (and at those)."""
+    """A class of the same name as `base` (transformers looks at names) whose methods have the same signatures (and at those)."""
     own = base.forward  # type: ignore[attr-defined]
     signature = inspect.signature(own)
     names = list(signature.parameters)[1:]
@@ -220,8 +246,15 @@ def remote_class(base: type, *mixins: type) -> type:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.remote_forward(own, dict(zip(names, args, strict=False)) | kwargs)
 
+    prepare = base.prepare_inputs_for_generation  # type: ignore[attr-defined]
+
+    def prepare_inputs_for_generation(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return prepare(self, input_ids, *args, **self.only_new(input_ids, kwargs))
+
     forward.__signature__ = signature  # type: ignore[attr-defined]
-    body = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    prepare_inputs_for_generation.__signature__ = inspect.signature(prepare)  # type: ignore[attr-defined]
+    ours = {"forward": forward, "prepare_inputs_for_generation": prepare_inputs_for_generation}
+    body = {**ours, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (*mixins, base), body)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,19 @@ def test_chat_remembers_until_it_is_told_to_forget(model: Path, peer: str) -> No
     assert remarks.count("tokens, the first after") == 3
     alone = run(*asked, stdin="hello\n")[1]
     assert said.startswith(alone) and said.endswith(alone), (said, alone)
+
+
+def test_guessing_ahead_saves_trips_and_changes_nothing(model: Path, peer: str) -> None:
+    """The draft is the model itself, so that runs of several tokens are right; in a chat the text's own past guesses."""
+    asked = ("generate", str(model), PROMPT, "--max-new-tokens", str(NEW), "--peer", peer, "--stats")
+    code, said, remarks = run(*asked, "--draft", str(model), "--speculate", "4")
+    assert (code, said) == (0, local_text(model, NEW) + "\n"), remarks
+    trips = re.search(r"in (\d+) trips \((\d+\.\d) tokens each\)", remarks)
+    assert trips and int(trips[1]) < NEW and float(trips[2]) > 1
+    turns = ("chat", str(model), "--peer", peer, "--max-new-tokens", "12", "--stats")
+    plain, guessed = (run(*turns, *more, stdin="hello\nand you?\n") for more in ((), ("--speculate", "4")))
+    assert plain[:2] == guessed[:2] and guessed[0] == 0, (plain, guessed)
+    assert "trip" in guessed[2] and "trip" not in plain[2]
 
 
 def test_status_shows_spans_and_gaps(model: Path, peer: str) -> None:
