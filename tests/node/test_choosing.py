@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from node.choosing import Claim, as_told, claims, look_again, other_weights, settle, usual_dtype
+from node.choosing import Claim, as_told, claims, hosts_ends, look_again, other_weights, settle, usual_dtype
 from node.config import NodeConfig, default_data_dir, parse_address
 from node.neighbours import successors
 from protocols.errors import ConfigError
@@ -106,3 +106,31 @@ def test_addresses_are_read_with_both_kinds_of_host() -> None:
 def test_the_data_directory_follows_the_environment() -> None:
     assert str(default_data_dir({"XDG_DATA_HOME": "/x"})) == "/x/murmuration"
     assert str(default_data_dir({"HOME": "/h"})) == "/h/.local/share/murmuration"
+
+
+@pytest.mark.parametrize(
+    ("wish", "span", "left", "expected", "says"),
+    [
+        (None, Span(0, 2), 10, True, "of the 0 MB that are left"),
+        (None, Span(4, 6), 10, True, "of the"),
+        (None, Span(0, 2), 9, False, "the blocks leave"),
+        (None, Span(0, 2), -5, False, "the blocks leave 0 MB"),
+        (None, Span(2, 4), 99, False, "middle"),
+        (True, Span(2, 4), 99, False, "middle"),
+        (True, Span(0, 6), 0, True, "as asked"),
+        (False, Span(0, 6), 99, False, "--no-ends"),
+    ],
+)
+def test_outer_spans_host_the_ends_where_there_is_room_or_they_are_wished_for(
+    wish: bool | None, span: Span, left: int, expected: bool, says: str
+) -> None:
+    is_hosted, reason = hosts_ends(wish, span, 6, 10, left)
+    assert is_hosted is expected and says in reason
+
+
+def test_ends_that_are_wished_for_are_counted_with_the_outer_blocks() -> None:
+    room = Room(free_bytes=39, block_bytes=(10,) * 6, ends_bytes=15)
+    assert [room.takes(span) for span in (Span(0, 2), Span(1, 3), Span(5, 6), Span(0, 6))] == [35, 20, 25, 75]
+    assert room.longest_from(0, 6) == Span(0, 2) and room.longest_from(1, 5) == Span(1, 4)
+    with pytest.raises(ConfigError, match="no memory for blocks 0:3"):
+        as_told(Span(0, 3), room)

@@ -13,8 +13,10 @@ from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 
 
-def record(number: int, span: Span, digest: str = "a" * 64, state: str = "serving") -> PeerRecord:
-    served = ServedSpan(model=ModelId("tiny", digest), span=span, num_blocks=6, dtype="float32")
+def record(
+    number: int, span: Span, digest: str = "a" * 64, state: str = "serving", ends: bool = False, dtype: str = "float32"
+) -> PeerRecord:
+    served = ServedSpan(model=ModelId("tiny", digest), span=span, num_blocks=6, ends=ends, dtype=dtype)
     return PeerRecord(
         peer=PeerId("12D3KooW" + str(number) * 44), name=f"n{number}", state=state, spans=(served,), addresses=("127.0.0.1:1",)
     )
@@ -36,6 +38,21 @@ def test_other_weights_of_the_same_name_are_another_model() -> None:
     assert [(rows.digest[0], rows.is_complete) for rows in groups] == [("a", True), ("b", False)]
     assert summarize([record(1, Span(0, 6))], "other") == []
     json.dumps([asdict(rows) for rows in groups])
+
+
+def test_thin_clients_can_ask_where_the_ends_are_at_both_ends_of_one_route() -> None:
+    def is_possible(*records: PeerRecord) -> bool:
+        (rows,) = summarize(records, "tiny")
+        assert [row.ends for row in rows.peers] == [one.spans[0].ends for one in records]
+        return rows.is_thin_possible
+
+    first, middle, last = record(1, Span(0, 2), ends=True), record(2, Span(2, 4)), record(3, Span(4, 6), ends=True)
+    assert is_possible(first, middle, last) and is_possible(record(1, Span(0, 6), ends=True))
+    assert not is_possible(first, middle, record(3, Span(4, 6)))
+    assert not is_possible(first, last)
+    assert not is_possible(first, record(2, Span(3, 6), ends=True))
+    assert not is_possible(first, middle, record(3, Span(4, 6), ends=True, state="joining"))
+    assert not is_possible(first, middle, record(3, Span(4, 6), ends=True, dtype="bfloat16"))
 
 
 def test_a_name_cannot_style_the_table() -> None:
