@@ -54,6 +54,10 @@ class FindConfig:
         raise ConfigError(f"{NOBODY} (`swarm node` prints its own); {how}")
 
 
+NOBODY_ELSE = FindConfig()
+"""Those who were named, and no others."""
+
+
 class Finder:
     """One peer's way of finding others."""
 

@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swarm.client.loop import BackgroundLoop
-from swarm.finding import FindConfig
+from swarm.finding import NOBODY_ELSE, FindConfig
 
 if TYPE_CHECKING:
     from swarm.peer import Peer
-
-
-NOBODY_ELSE = FindConfig()
 
 
 @dataclass(eq=False, slots=True)

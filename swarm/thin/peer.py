@@ -14,34 +14,38 @@ from collections.abc import Sequence
 from typing import Self
 
 from protocols import services
-from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError, ProtocolVersionError, SwarmError
+from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVersionError, SwarmError
 from protocols.hello import Hello, agree, check_swarm
 from protocols.ids import PeerId
 from swarm import keys
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory, Source
-from swarm.rpc.pool import ChannelPool
+from swarm.finding import NOBODY_ELSE, FindConfig, Finder
+from swarm.rpc.pool import ChannelPool, PeerChannel
 
 log = logging.getLogger(__name__)
 
 MEET_S = 5.0
 """Wait for the first of the given peers to say hello."""
 
+LAN_S = 5.0
+"""Wait for a neighbour; mDNS takes 0.8 to 1.6 s."""
+
 
 class ThinPeer:
-    """For as long as the context lasts. Entering meets a given peer; PeerUnreachableError where none answers."""
+    """For as long as the context lasts. Entering meets a peer; PeerUnreachableError where none answers."""
 
-    def __init__(self, bootstrap: Sequence[str], swarm: str = "public") -> None:
-        """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default."""
-        if not bootstrap:
-            raise ConfigError("no peer to ask: expected the address of any node of the swarm; `swarm node` prints its own")
+    def __init__(self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE) -> None:
+        """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: whom to ask where none of them
+        answers. ConfigError where there is nobody to ask."""
+        find.check(bootstrap)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
         self._swarm = swarm
         self.identity = keys.fresh().identity
         self.peer_id = self.identity.peer_id
         self.pool = ChannelPool(self.identity)
-        sources = [Source(peer=one.peer, addresses=(one.grpc,), is_given=True) for one in self._given]
-        self.directory = RemoteDirectory(swarm, self.pool, sources)
+        self.directory = RemoteDirectory(swarm, self.pool, _sources(self._given))
+        self._finder = Finder(find, self.peer_id, None)
 
     async def __aenter__(self) -> Self:
         try:
@@ -60,17 +64,27 @@ class ThinPeer:
         await self.pool.close()
 
     async def _meet(self) -> None:
-        """Return when one given peer has said hello. Of another swarm, or with no common version, is said at once."""
-        tasks = [asyncio.create_task(self.hello(one.peer, (one.grpc,))) for one in self._given]
+        """Return when one peer has said hello: a given one, else one of the last known, else a neighbour."""
         failures: list[str] = []
+        if not self._given or not await self._greet(self._given, failures):
+            remembered = self._finder.remembered()
+            if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
+                raise PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs")
+        self._finder.write_down()
+
+    async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:
+        """Ask all at once; True with the first that answers. What makes a given one refuse us is raised at once."""
+        tasks = [asyncio.create_task(self._check(address)) for address in addresses]
         try:
             async with asyncio.timeout(MEET_S):
                 for answer in asyncio.as_completed(tasks):
                     try:
-                        await answer
-                        return
-                    except (BadRequestError, ProtocolVersionError):
-                        raise
+                        self._found(await answer, addresses)
+                        return True
+                    except (BadRequestError, ProtocolVersionError) as error:
+                        if addresses is self._given:
+                            raise
+                        failures.append(str(error))
                     except SwarmError as error:
                         failures.append(str(error))
         except TimeoutError:
@@ -79,13 +93,54 @@ class ThinPeer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        raise PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs")
+        return False
+
+    async def _greet_neighbours(self, failures: list[str]) -> bool:
+        """Those that are heard within LAN_S; True with the first that is ours."""
+        if not self._finder.has_lan or self._given:
+            return False
+        heard: asyncio.Queue[PeerAddress] = asyncio.Queue()
+        listening = asyncio.create_task(self._finder.run_lan((), heard.put_nowait))
+        try:
+            await self._finder.lan_is_up.wait()
+            async with asyncio.timeout(LAN_S):
+                while not await self._greet([await heard.get()], failures):
+                    pass
+            return True
+        except TimeoutError:
+            failures.append(f"no neighbour within {LAN_S:.0f} s")
+            return False
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
+        if asked is not self._given:
+            self.directory = RemoteDirectory(self._swarm, self.pool, _sources(asked))
+        self._finder.note_answering([address])
+
+    async def _check(self, address: PeerAddress) -> PeerAddress:
+        if address in self._given:
+            await self.hello(address.peer, (address.grpc,))
+            return address
+        pool = ChannelPool(self.identity)  # of its own: a liar's address must not stand in the way of the peer whose name it uses
+        try:
+            await self._say_hello(await pool.channel(address.peer, (address.grpc,)))
+        finally:
+            await pool.close()
+        return address
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
-        channel = await self.pool.channel(peer, addresses, certificate)
+        return await self._say_hello(await self.pool.channel(peer, addresses, certificate))
+
+    async def _say_hello(self, channel: PeerChannel) -> Hello:
         mine = Hello(software="murmuration (thin)", swarm=self._swarm)
         theirs = Hello.parse(await channel.unary(services.HELLO, mine.encode()))
         agree(mine, theirs)
         check_swarm(mine, theirs)
         return theirs
+
+
+def _sources(addresses: Sequence[PeerAddress]) -> list[Source]:
+    return [Source(peer=one.peer, addresses=(one.grpc,), is_given=True) for one in addresses]
