@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from protocols import services
-from protocols.errors import ConfigError, DrainingError, OverloadedError, PeerUnreachableError, SwarmError, UnauthenticatedError
-from protocols.hello import DialBack, DialBackReply, Hello, agree, check_swarm
+from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError, UnauthenticatedError
+from protocols.hello import Hello, agree, check_swarm
 from protocols.ids import PeerId, short_peer
-from swarm import keys, ports
+from swarm import dialling_back, keys, ports
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.finding import FindConfig, Finder
 from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources
-from swarm.rpc import Call, ChannelPool, Handlers, PeerChannel, RpcServer, tls
+from swarm.rpc import Call, ChannelPool, Handlers, PeerChannel, RpcServer
 
 if TYPE_CHECKING:
     from swarm.dht.node import Dht
@@ -38,15 +38,17 @@ log = logging.getLogger(__name__)
 JOIN_S = 15.0
 """How long a client waits for the first peer that answers."""
 
-DIAL_BACK_S = 3.0
-MAX_DIAL_BACKS = 8
-"""Dials for others at once."""
-
 VERIFY_FIRST_S, VERIFY_AGAIN_S = 1.0, 300.0
 """Pause between attempts to be dialled back: at first, and once one has succeeded."""
 
 _REMEMBERED_FIRST_S = 2.0
 """Start that the remembered peers get before a client looks for neighbours."""
+
+WATCH_S = 2.0
+"""How often we look whether peers of the DHT have gone; with them may have gone copies of our record."""
+
+REANNOUNCE_S = 5.0
+"""At least so long between two announcements for that reason."""
 
 _GRACE_S = 1.0
 _RESTART_S = 2.0
@@ -116,12 +118,11 @@ class Peer:
         self._handlers: Handlers = {
             **(handlers or {}),
             services.HELLO.name: self._answer_hello,
-            services.DIAL_BACK.name: self._answer_dial_back,
+            services.DIAL_BACK.name: dialling_back.DialBacks().answer,
             services.DIRECTORY.name: self._answers.answer,
         }
         self._bootstrap = tuple(PeerAddress.parse(address) for address in config.bootstrap)
         self._stack = contextlib.AsyncExitStack()
-        self._num_dial_backs = 0
         self.refusal: SwarmError | None = None
         """Why a given peer that we met does not take us: another swarm, or no common version. None = no such word."""
         self.reachable: bool | None = None
@@ -174,6 +175,7 @@ class Peer:
                 raise self.refusal
         else:
             self._own(self._verify)
+            self._own(self._announce_after_losses)
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` until we stop; it never returns by itself, so whatever it raises is a fault, and is logged."""
@@ -241,6 +243,17 @@ class Peer:
                 with contextlib.suppress(PeerUnreachableError):
                     await self._dht.join(address)
             await self.directory.refresh()
+
+    async def _announce_after_losses(self) -> None:
+        """Our record is with the few peers nearest its key; if they die, it is gone until the next renewal. So renew it then."""
+        before: frozenset[str] = frozenset()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with contextlib.suppress(SwarmError):  # the DHT is being started again
+                now = await self._dht.connected()
+                if before - now and await self.directory.refresh():
+                    await asyncio.sleep(REANNOUNCE_S)
+                before = now
 
     async def _restart(self) -> None:
         while True:
@@ -372,20 +385,6 @@ class Peer:
 
     # --- being dialled back
 
-    async def _answer_dial_back(self, request: bytes, call: Call) -> bytes:
-        """Dial the caller, and nobody else: what answers there must prove the caller's PeerID."""
-        asked = DialBack.parse(request)
-        if self._num_dial_backs >= MAX_DIAL_BACKS:
-            raise OverloadedError(f"{MAX_DIAL_BACKS} peers are being dialled back here; ask another peer")
-        self._num_dial_backs += 1
-        try:
-            results = await asyncio.gather(*(_is_at(address, call.peer) for address in asked.addresses))
-        finally:
-            self._num_dial_backs -= 1
-        reachable = tuple(address for address, found in zip(asked.addresses, results, strict=True) if found)
-        reason = "" if len(reachable) == len(results) else "nobody proves your identity at the other addresses"
-        return DialBackReply(reachable=reachable, reason=reason).encode()
-
     async def _verify(self) -> None:
         """Ask others to dial us: soon after there are some, then ever more seldom."""
         pause_s = VERIFY_FIRST_S
@@ -409,34 +408,18 @@ class Peer:
 
     async def verify(self) -> bool | None:
         """Let up to three peers dial us back: True if one reached us, False if none did, None if nobody could be asked."""
-        verdict = None
-        for peer, addresses, certificate in (await self._strangers())[:3]:
-            with contextlib.suppress(SwarmError):
-                channel = await self.pool.channel(peer, addresses, certificate)
-                request = DialBack(addresses=self.addresses, certificate=self.certificate)
-                reply = DialBackReply.parse(await channel.unary(services.DIAL_BACK, request.encode()))
-                if set(reply.reachable) & set(self.addresses):
-                    return True
-                verdict = False
-        return verdict
+        return await dialling_back.ask(self.pool, await self._strangers(), self.addresses, self.certificate)
 
-    async def _strangers(self) -> list[tuple[PeerId, tuple[str, ...], bytes]]:
+    async def _strangers(self) -> list[dialling_back.Place]:
         """Peers that may dial us back: the given ones, then those who announce something in our swarm."""
-        found: dict[PeerId, tuple[PeerId, tuple[str, ...], bytes]] = {
-            address.peer: (address.peer, (address.grpc,), b"") for address in (*self._bootstrap, *self._finder.remembered())
+        found: dict[PeerId, dialling_back.Place] = {
+            address.peer: (address.peer, (address.grpc,), b"") for address in self._bootstrap
         }
         for model in list(await self.directory.models())[:2]:
             for record in (await self.directory.snapshot(model)).peers:
                 found[record.peer] = (record.peer, record.addresses, record.certificate)
         found.pop(self.peer_id, None)
         return list(found.values())
-
-
-async def _is_at(address: str, peer: PeerId) -> bool:
-    try:
-        return tls.owner(await tls.fetch(address, DIAL_BACK_S)) == peer
-    except (PeerUnreachableError, UnauthenticatedError):
-        return False
 
 
 def _best_first(addresses: tuple[str, ...]) -> list[str]:

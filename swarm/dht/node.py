@@ -109,6 +109,16 @@ class Dht:
         """Peers in our routing table; 0 = alone."""
         return len(self._node.protocol.routing_table.uid_to_peer_id) if self._node else 0
 
+    async def connected(self) -> frozenset[str]:
+        """PeerIDs of those in our routing table to whom p2pd holds a connection: whoever dies is missing at once."""
+        node = self._running
+        try:
+            async with asyncio.timeout(ASK_S):
+                found = await node.p2p.list_peers()
+        except (ControlFailure, P2PDaemonError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say whom it is connected to: {error}") from None
+        return frozenset(str(one.peer_id) for one in found if one.peer_id in node.protocol.routing_table)
+
     @property
     def _running(self) -> DHTNode:
         if self._node is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from protocols import services
+from protocols.defaults import RECORD_RENEW_S
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError, ProtocolVersionError
 from protocols.hello import DialBack, DialBackReply, Hello
 from protocols.ids import ModelId, Span
@@ -345,3 +346,31 @@ def test_only_dead_sockets_of_p2pd_that_are_not_brand_new_are_swept() -> None:
 def test_importing_a_peer_is_cheap() -> None:
     code = "import sys, swarm.peer, swarm.rpc; print([name for name in ('torch', 'hivemind', 'transformers') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+async def test_a_record_is_announced_anew_when_a_peer_that_may_have_kept_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the next renewal, up to 20 s later: until then nobody would find a node that lives."""
+    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    told: list[PeerRecord] = []
+    looks = 0
+    async with Peer(PeerConfig(data_dir=tmp_path)) as first:
+        connected = first._dht.connected
+
+        def make() -> PeerRecord:
+            told.append(record(first))
+            return told[-1]
+
+        async def counted() -> frozenset[str]:
+            nonlocal looks
+            found = await connected()
+            looks += bool(found)
+            return found
+
+        monkeypatch.setattr(first._dht, "connected", counted)
+        await first.directory.announce(make, ["tiny"])
+        async with Peer(PeerConfig(data_dir=tmp_path, bootstrap=first.multiaddrs)):
+            await eventually(lambda: looks)  # only who was seen can be missed
+            before = len(told)
+        await eventually(lambda: len(told) > before, RECORD_RENEW_S / 2)
