@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,8 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm.models.checkpoint import DTYPES, Checkpoint
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
+from swarm.placement.members import Member
+from swarm.placement.rebalance import stands
 
 RACE_WAIT_S = 1.5
 """How long an announcement gets to reach whoever joins at the same moment."""
@@ -57,6 +59,50 @@ def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
         for served in record.spans
         if served.model.digest == model.digest and record.state_of(served) != "draining"
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One peer, as placement counts it: what it serves, and where it goes."""
+
+    peer: PeerId
+    serving: Member | None
+    joining: Member | None
+
+    @property
+    def claim(self) -> Member:
+        """Where it will be."""
+        found = self.joining or self.serving
+        assert found is not None
+        return found
+
+    def stands(self, me: PeerId) -> bool:
+        """Whether what it serves may be counted on, by `me`, who is about to move as well."""
+        return stands(me, self.peer, is_moving=self.joining is not None)
+
+    def seen_by(self, me: PeerId) -> Member:
+        """Where it will be, if `me` is about to move as well: of two who move, the one with the larger hash yields; newcomers never do."""
+        return self.serving if self.serving is not None and self.stands(me) else self.claim
+
+
+def standings(records: Iterable[PeerRecord], model: ModelId, dtype: str, me: PeerId) -> list[Standing]:
+    """The others who host these very weights in this format, or are about to; a route uses one format."""
+    found = []
+    for record in records:
+        spans: dict[str, Member] = {}
+        for served in record.spans:
+            if served.model.digest == model.digest and served.dtype == dtype:
+                spans.setdefault(record.state_of(served), as_member(record, served.span))
+        if record.peer != me and ("serving" in spans or "joining" in spans):
+            found.append(Standing(record.peer, spans.get("serving"), spans.get("joining")))
+    return found
+
+
+def as_member(record: PeerRecord, span: Span) -> Member:
+    """A record's claim to `span`; who has measured nothing counts as one block a millisecond."""
+    return Member(
+        peer=record.peer, span=span, room_blocks=record.room_blocks, speed=1 / record.block_ms if record.block_ms else 1.0
+    )
 
 
 def other_weights(records: Records, model: ModelId) -> list[str]:

@@ -12,6 +12,7 @@ from protocols.ids import ModelId, Span
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
 from swarm.inference.grants import Served
 from swarm.peer import Peer, software
+from swarm.placement.members import Member
 
 
 class Presence:
@@ -24,6 +25,8 @@ class Presence:
         """The newest last; a draining one is listed until it has stopped."""
         self.joining: Span | None = None
         """The span that we are about to host."""
+        self.room_blocks, self.block_ms = 0, 0.0
+        """As in the record."""
         self._peer, self._num_blocks = peer, num_blocks
         self._record = PeerRecord(
             peer=peer.peer_id,
@@ -40,10 +43,21 @@ class Presence:
         self.last_seen = await self._peer.directory.snapshot(self.model.name)
         return choosing.claims(self.last_seen, self.model, self.me)
 
+    async def records(self) -> Sequence[PeerRecord]:
+        """Everybody who announces the model now."""
+        return (await self._peer.directory.snapshot(self.model.name)).peers
+
+    def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
+        """The others, as placement counts them."""
+        return choosing.standings(records, self.model, self.dtype, self.me)
+
+    def as_member(self, span: Span) -> Member:
+        """Ourselves, were `span` ours."""
+        return choosing.as_member(self.record(), span)
+
     async def look_closely(self) -> list[PeerRecord]:
         """Those who host what comes right after our span."""
-        records = (await self._peer.directory.snapshot(self.model.name)).peers
-        return neighbours.successors(records, self.model, self.hosts[-1].served.span)
+        return neighbours.successors(await self.records(), self.model, self.hosts[-1].served.span) if self.hosts else []
 
     async def join(self, span: Span | None) -> None:
         """Announce that we are about to host `span`; None: that we are not."""
@@ -89,6 +103,7 @@ class Presence:
         """This node now."""
         trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
         record = replace(self._record, state="joining", reachable=self._peer.reachable, round_trips=trips)
+        record = replace(record, room_blocks=self.room_blocks, block_ms=self.block_ms)
         spans = [
             self._span(host.served.span, "draining" if host.is_draining else "serving", host.served.ends)
             for host in reversed(self.hosts)

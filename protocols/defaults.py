@@ -79,3 +79,15 @@ AVOID_S: Final = 30.0
 
 GRANT_LIFE_S: Final = 3_600.0
 """Life of a client's signed grant; a reroute brings a fresh one."""
+
+PLACEMENT_LOOK_S: Final = 10.0
+"""Between two looks of a node at whether the swarm needs it elsewhere."""
+
+PLACEMENT_COOL_DOWN_S: Final = 60.0
+"""Between two moves of a node for a better balance; a gap is filled at once."""
+
+DRAIN_S: Final = 10.0
+"""How long sessions may go on at blocks that their node gives up; then their clients go on with replicas."""
+
+HEAL_S: Final = 30.0
+"""Within this time after a death without a word, a gap that others have memory for is filled, plus the time to fetch and load the blocks."""

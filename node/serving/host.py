@@ -84,10 +84,15 @@ class Host:
         hops = self._hops
         self._servicer = SessionServicer(lambda _opening: hops)
 
-    async def stop(self) -> None:
-        """Refuse what is new, finish the running steps, give all memory back. Clients go on with a replica."""
+    def drain(self) -> None:
+        """From now on new sessions are refused; those that are here go on."""
         if self._hops is not None:
             self._hops.is_draining = True
+
+    async def stop(self) -> None:
+        """Refuse what is new, finish the running steps, give all memory back. Clients go on with a replica."""
+        self.drain()
+        if self._hops is not None:
             await self._hops.stop()
         await self.runner.stop()
 

@@ -67,6 +67,13 @@ class Room:
             start -= 1
         return Span(start, stop) if stop > start else None
 
+    def blocks_anywhere(self) -> int:
+        """Consecutive blocks that fit wherever they are."""
+        total, fits = len(self.block_bytes), 0
+        while fits < total and all(self.fits(Span(start, start + fits + 1)) for start in range(total - fits)):
+            fits += 1
+        return fits
+
     def tiles(self, within: Span) -> list[Span]:
         """`within` cut from the left into longest spans that fit, without the blocks that do not."""
         tiles: list[Span] = []

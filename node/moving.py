@@ -1,0 +1,197 @@
+"""A running node looks again and again whether the swarm needs it elsewhere, and moves: the new span first, the old one's end last.
+
+The decision is pure (`swarm/placement/rebalance.py`). A move is announced as `joining`, waits like a newcomer's (`choosing.py`), is
+decided once more, loads the new span while the old one serves, looks a last time, and drains the old one. Where the memory does not
+hold both, the old one is given up first, if the others have a route without it (or nobody has a route at all).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
+
+from node import choosing
+from node.events import Event, OnEvent
+from node.liveness import Liveness, watched
+from node.serving.host import Host
+from protocols.defaults import DRAIN_S, PLACEMENT_COOL_DOWN_S, PLACEMENT_LOOK_S
+from protocols.errors import SwarmError
+from protocols.ids import PeerId, Span
+from protocols.records import PeerRecord
+from swarm.placement.choose import Room
+from swarm.placement.members import Member
+from swarm.placement.rebalance import Hysteresis, Move, decide, may_retire, may_switch
+
+log = logging.getLogger(__name__)
+
+IDLE_CHECK_S = 0.1
+
+
+class Announcing(Protocol):
+    """What the swarm sees of us, and we of it (`presence.py`)."""
+
+    me: PeerId
+    hosts: list[Host]
+
+    def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]: ...
+
+    def as_member(self, span: Span) -> Member: ...
+
+    async def records(self) -> Sequence[PeerRecord]: ...
+
+    async def join(self, span: Span | None) -> None: ...
+
+    async def serve(self, host: Host) -> None: ...
+
+    async def drop(self, host: Host) -> None: ...
+
+    async def tell(self) -> None: ...
+
+
+class Opening(Protocol):
+    """Where sessions reach a host (`doors.py`)."""
+
+    def open(self, host: Host) -> None: ...
+
+    def close(self, host: Host) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How patient a node is; tests are less so."""
+
+    look_s: float = PLACEMENT_LOOK_S
+    cool_down_s: float = PLACEMENT_COOL_DOWN_S
+    race_wait_s: float = choosing.RACE_WAIT_S
+    drain_s: float = DRAIN_S
+
+
+@dataclass(kw_only=True)
+class Mover:
+    """This node's place from its first span on; one move at a time. Whatever fails, what served before the move serves after it."""
+
+    host: Host
+    """The one that serves; while a move goes on, the old one."""
+    presence: Announcing
+    doors: Opening
+    make: Callable[[Span], Awaitable[Host]]
+    """Loads a span and starts its host."""
+    room: Room
+    """What the memory takes when nothing of ours is loaded."""
+    free_bytes: Callable[[], int]
+    """What it takes now, beside what is loaded."""
+    liveness: Liveness
+    on_event: OnEvent
+    pace: Pace = field(default_factory=Pace)
+
+    def __post_init__(self) -> None:
+        self._hysteresis = Hysteresis(cool_down_s=self.pace.cool_down_s)
+        self.num_blocks = len(self.room.block_bytes)
+
+    async def keep_looking(self, draw: random.Random) -> NoReturn:
+        """Until cancelled, a look every `look_s`, give or take a fifth: who looks at the same moment decides by old looks."""
+        while True:
+            await asyncio.sleep(self.pace.look_s * draw.uniform(0.8, 1.2))
+            try:
+                await self.look()
+            except SwarmError as error:
+                if not self.presence.hosts:  # neither the new span nor the old one can be loaded any more
+                    raise
+                log.warning("no better place for this node, for now: %s", error)
+
+    async def look(self) -> bool:
+        """Look, decide, and move if that is better for all; True where we moved."""
+        records = await self.presence.records()
+        known = self.presence.standings(records)
+        asked = watched(self.presence.me, [one.claim for one in known], self.num_blocks)
+        await self.liveness.check([record for record in records if record.peer in asked])
+        claims = [one.claim for one in await self._look_again()]  # asking takes seconds, and somebody may have decided meanwhile
+        move = self._hysteresis.consider(self._decide(claims), time.monotonic())
+        return move is not None and await self._move(move)
+
+    async def _look_again(self) -> list[choosing.Standing]:
+        known = self.presence.standings(await self.presence.records())
+        return [one for one in known if one.peer not in self.liveness.gone]
+
+    def _decide(self, others: Sequence[Member]) -> Move | None:
+        """What the plan says of us, as long as it fits."""
+        move = decide(self.presence.me, [*others, self._ourselves()], self.num_blocks)
+        return move if move is not None and self.room.fits(move.span) else None
+
+    def _ourselves(self) -> Member:
+        return self.presence.as_member(self.host.served.span)
+
+    async def _move(self, move: Move) -> bool:
+        """Announce it, wait for whoever decides at the same moment, decide anew, and go."""
+        old, new = self.host, move.span
+        await self.presence.join(new)
+        try:
+            await asyncio.sleep(self.pace.race_wait_s)
+            known = await self._look_again()
+            confirmed = self._decide([one.seen_by(self.presence.me) for one in known])
+            if confirmed is None or confirmed.span != new:
+                log.info("blocks %s stay, and %s are left to others: they move at the same moment", old.served.span, new)
+                return False
+            self.on_event(Event("moving", f"from {old.served.span} to {new}: {move.reason}"))
+            if self.room.takes(new) <= self.free_bytes():
+                await self._load_then_leave(new)
+            elif may_retire(self._ourselves(), self._count_on(known), self.num_blocks):
+                await self._leave_then_load(new)
+            else:
+                log.info("blocks %s stay: no memory for %s beside them, and nobody else serves them", old.served.span, new)
+        finally:
+            if self.host is old:
+                await self.presence.join(None)
+        if self.host is old:
+            return False
+        self._hysteresis.moved(time.monotonic())
+        self.on_event(Event("moved", f"from {old.served.span} to {self.host.served.span}: {move.reason}"))
+        return True
+
+    def _count_on(self, known: Sequence[choosing.Standing]) -> list[Member]:
+        """What the others serve, and go on serving whatever we do."""
+        return [one.serving for one in known if one.serving is not None and one.stands(self.presence.me)]
+
+    async def _load_then_leave(self, new: Span) -> None:
+        old, host = self.host, await self.make(new)
+        others = self._count_on(await self._look_again())
+        if not may_switch(self._ourselves(), new, others, self.num_blocks):
+            log.info("blocks %s stay: without them there would be no route now", old.served.span)
+            await host.stop()
+            return
+        await self._serve(host)
+        await self._retire(old)
+
+    async def _leave_then_load(self, new: Span) -> None:
+        """The node serves nothing in between. Where the new span cannot be loaded, the old one is again."""
+        old = self.host
+        await self._retire(old)
+        try:
+            host = await self.make(new)
+        except (SwarmError, MemoryError):
+            log.exception("blocks %s could not be loaded; back to %s", new, old.served.span)
+            host = await self.make(old.served.span)
+        await self._serve(host)
+
+    async def _serve(self, host: Host) -> None:
+        self.doors.open(host)
+        self.host = host
+        await self.presence.serve(host)
+
+    async def _retire(self, host: Host) -> None:
+        """No new sessions; wait up to `drain_s` for those that are there, and end the rest: their clients go on with replicas."""
+        host.drain()
+        await self.presence.tell()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.pace.drain_s):
+                while host.load().num_sessions:
+                    await asyncio.sleep(IDLE_CHECK_S)
+        await host.stop()
+        self.doors.close(host)
+        await self.presence.drop(host)
