@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import shlex
 
 from node import choosing, hardware, neighbours
@@ -16,16 +17,19 @@ from node.config import DEFAULT_SWARM, NodeConfig
 from node.doors import Doors
 from node.events import Event, OnEvent
 from node.hosting import HostMaker
+from node.liveness import Liveness
 from node.model_source import ModelSource, OnFetch
+from node.moving import Mover
 from node.presence import Presence
 from node.serving.host import Host
 from protocols.errors import ConfigError, PeerUnreachableError
-from protocols.ids import ModelId
+from protocols.ids import ModelId, Span
 from protocols.weights import Manifest
 from swarm import known
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
+from swarm.placement.choose import Room
 from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
@@ -55,12 +59,14 @@ async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = la
                 source=source, checkpoint=checkpoint, manifest=manifest, presence=presence, device=device, dtype=dtype,
                 ends=config.ends, on_event=on_event,
             )  # fmt: skip
-            host = await _take_a_place(config, maker, on_event)
+            room = choosing.make_room(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
+            host = await _take_a_place(config, room, maker, on_event)
             await host.start(peer.pool)
             doors.open(host)
             await presence.serve(host)
             _invite(config, model, peer, on_event)
-            await neighbours.keep_measuring(peer, presence.look_closely)  # until we are cancelled
+            mover = None if presence.stays else _mover(peer, host, room, doors, maker, on_event)
+            await _stay(peer, presence, mover)  # until we are cancelled
         except asyncio.CancelledError:
             on_event(Event("leaving"))
             raise
@@ -108,16 +114,46 @@ async def _choose_dtype(config: NodeConfig, device: str, checkpoint: Checkpoint,
     return dtype.name
 
 
-async def _take_a_place(config: NodeConfig, maker: HostMaker, on_event: OnEvent) -> Host:
+async def _take_a_place(config: NodeConfig, room: Room, maker: HostMaker, on_event: OnEvent) -> Host:
     """Choose a span, then load it."""
-    presence, free_bytes = maker.presence, hardware.room_bytes(maker.device)
-    room = choosing.make_room(maker.checkpoint, maker.dtype, free_bytes, config.num_blocks, config.ends)
+    presence, model = maker.presence, maker.presence.model
+    presence.room_blocks = 0 if presence.stays else room.blocks_anywhere()
     choice = await choosing.settle(config, presence.me, room, presence.look, presence.join)
     on_event(Event("placement", f"blocks {choice.span}: {choice.reason}"))
-    host = await maker.make(choice.span, lambda _here, _needed: None)
-    model = presence.model
+    host = await maker.make(choice.span)
     on_event(Event("serving", f"blocks {choice.span} of {model.name}@{model.digest[:12]} ({host.engine.mode}, {maker.dtype})"))
     return host
+
+
+def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, on_event: OnEvent) -> Mover:
+    async def make(span: Span) -> Host:
+        host = await maker.make(span)
+        await host.start(peer.pool)
+        return host
+
+    return Mover(
+        host=host,
+        presence=maker.presence,
+        doors=doors,
+        make=make,
+        room=room,
+        free_bytes=lambda: hardware.room_bytes(maker.device),
+        liveness=Liveness(lambda record: peer.hello(record.peer, record.addresses, record.certificate)),
+        on_event=on_event,
+    )
+
+
+async def _stay(peer: Peer, presence: Presence, mover: Mover | None) -> None:
+    """Measure the ways to our neighbours, and look for a better place, until cancelled or a fault ends one of them."""
+    tasks = [asyncio.create_task(neighbours.keep_measuring(peer, presence.look_closely), name="neighbours")]
+    if mover is not None:
+        tasks.append(asyncio.create_task(mover.keep_looking(random.Random(peer.peer_id)), name="placement"))
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _invite(config: NodeConfig, model: ModelId, peer: Peer, on_event: OnEvent) -> None:

@@ -42,6 +42,9 @@ class NodeConfig:
     ends: bool | None = None
     """Host embedding, norm and head beside an outer span; None = where there is memory."""
 
+    stays: bool = False
+    """Whether the node keeps its first blocks, even where others would help the swarm more."""
+
     peers: tuple[str, ...] = ()
     """Multiaddrs of peers to join by; none = the last known ones and neighbours, or the first of a new swarm."""
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
+import time
 from dataclasses import dataclass
 
 import torch
 
 from node import choosing, hardware
 from node.events import Event, OnEvent
-from node.model_source import ModelSource, OnProgress
+from node.model_source import ModelSource
 from node.presence import Presence
 from node.serving.ends import Ends
 from node.serving.ends_selftest import choose_ends
 from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
-from protocols.errors import ModelNotSupportedError
+from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
 from protocols.weights import Manifest
 from swarm.models.checkpoint import Checkpoint
@@ -40,13 +42,14 @@ class HostMaker:
     """Host embedding, norm and head too? None = where there is memory."""
     on_event: OnEvent
 
-    async def make(self, span: Span, on_progress: OnProgress) -> Host:
+    async def make(self, span: Span) -> Host:
         """Fetch and load. Whatever fails leaves nothing behind but what was fetched."""
         free_bytes = hardware.room_bytes(self.device)
         of_ends = await asyncio.to_thread(ends_bytes, self.checkpoint, self._kind)
         with_ends, reason = self._wants_ends(span, free_bytes, of_ends)
-        await self.source.fetch(span, with_ends, on_progress)
+        await self.source.fetch(span, with_ends)
         engine = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
+        self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
         ends = await self._take_ends() if with_ends else None
         if ends is None and with_ends:
             reason = "they cannot be run exactly"
@@ -84,3 +87,21 @@ class HostMaker:
 
     def _load_ends(self) -> Ends:
         return choose_ends(load_ends(self.checkpoint, dtype=self._kind, device=self.device), self.checkpoint.vocab_size)
+
+
+@torch.inference_mode()
+def measure_ms(engine: Engine, rounds: int = 5) -> float:
+    """Milliseconds of one token through the engine's span, the median of some; the engine holds nothing afterwards."""
+    row = engine.open()
+    hidden_1TH = torch.zeros(1, 1, engine.hidden_size, dtype=engine.dtype, device=engine.device)
+    times_ms = []
+    try:
+        for _round in range(rounds):
+            started = time.perf_counter()
+            engine.step([(row, 1)], hidden_1TH).cpu()
+            times_ms.append((time.perf_counter() - started) * 1e3)
+    except CacheFullError:  # no memory for a single token: the runner will say so to whoever comes
+        return 0.0
+    finally:
+        engine.close(row)
+    return statistics.median(times_ms)

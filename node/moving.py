@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import time
@@ -76,8 +77,8 @@ class Pace:
 class Mover:
     """This node's place from its first span on; one move at a time. Whatever fails, what served before the move serves after it."""
 
-    host: Host
-    """The one that serves; while a move goes on, the old one."""
+    host: Host | None
+    """The one that serves; while a move goes on, the old one; None where the memory does not hold both, in between."""
     presence: Announcing
     doors: Opening
     make: Callable[[Span], Awaitable[Host]]
@@ -93,6 +94,8 @@ class Mover:
     def __post_init__(self) -> None:
         self._hysteresis = Hysteresis(cool_down_s=self.pace.cool_down_s)
         self.num_blocks = len(self.room.block_bytes)
+        assert self.host is not None, "a node that serves nothing has nowhere to move from"
+        self.span = self.host.served.span
 
     async def keep_looking(self, draw: random.Random) -> NoReturn:
         """Until cancelled, a look every `look_s`, give or take a fifth: who looks at the same moment decides by old looks."""
@@ -125,33 +128,33 @@ class Mover:
         return move if move is not None and self.room.fits(move.span) else None
 
     def _ourselves(self) -> Member:
-        return self.presence.as_member(self.host.served.span)
+        return self.presence.as_member(self.span)
 
     async def _move(self, move: Move) -> bool:
         """Announce it, wait for whoever decides at the same moment, decide anew, and go."""
-        old, new = self.host, move.span
+        old, new = self.span, move.span
         await self.presence.join(new)
         try:
             await asyncio.sleep(self.pace.race_wait_s)
             known = await self._look_again()
             confirmed = self._decide([one.seen_by(self.presence.me) for one in known])
             if confirmed is None or confirmed.span != new:
-                log.info("blocks %s stay, and %s are left to others: they move at the same moment", old.served.span, new)
+                log.info("blocks %s stay, and %s are left to others: they move at the same moment", old, new)
                 return False
-            self.on_event(Event("moving", f"from {old.served.span} to {new}: {move.reason}"))
+            self.on_event(Event("moving", f"from {old} to {new}: {move.reason}"))
             if self.room.takes(new) <= self.free_bytes():
                 await self._load_then_leave(new)
             elif may_retire(self._ourselves(), self._count_on(known), self.num_blocks):
                 await self._leave_then_load(new)
             else:
-                log.info("blocks %s stay: no memory for %s beside them, and nobody else serves them", old.served.span, new)
+                log.info("blocks %s stay: no memory for %s beside them, and nobody else serves them", old, new)
         finally:
-            if self.host is old:
+            if self.span == old:
                 await self.presence.join(None)
-        if self.host is old:
+        if self.span == old:
             return False
         self._hysteresis.moved(time.monotonic())
-        self.on_event(Event("moved", f"from {old.served.span} to {self.host.served.span}: {move.reason}"))
+        self.on_event(Event("moved", f"from {old} to {new}: {move.reason}"))
         return True
 
     def _count_on(self, known: Sequence[choosing.Standing]) -> list[Member]:
@@ -159,29 +162,37 @@ class Mover:
         return [one.serving for one in known if one.serving is not None and one.stands(self.presence.me)]
 
     async def _load_then_leave(self, new: Span) -> None:
-        old, host = self.host, await self.make(new)
+        host = await self.make(new)
         others = self._count_on(await self._look_again())
         if not may_switch(self._ourselves(), new, others, self.num_blocks):
-            log.info("blocks %s stay: without them there would be no route now", old.served.span)
+            log.info("blocks %s stay: without them there would be no route now", self.span)
             await host.stop()
             return
+        old = self.host
+        assert old is not None
         await self._serve(host)
         await self._retire(old)
 
     async def _leave_then_load(self, new: Span) -> None:
         """The node serves nothing in between. Where the new span cannot be loaded, the old one is again."""
-        old = self.host
-        await self._retire(old)
+        await self._give_up()
         try:
             host = await self.make(new)
         except (SwarmError, MemoryError):
-            log.exception("blocks %s could not be loaded; back to %s", new, old.served.span)
-            host = await self.make(old.served.span)
+            log.exception("blocks %s could not be loaded; back to %s", new, self.span)
+            host = await self.make(self.span)
         await self._serve(host)
+
+    async def _give_up(self) -> None:
+        """Nothing refers to the old host afterwards, so that its memory is free."""
+        assert self.host is not None
+        await self._retire(self.host)
+        self.host = None
+        gc.collect()
 
     async def _serve(self, host: Host) -> None:
         self.doors.open(host)
-        self.host = host
+        self.host, self.span = host, host.served.span
         await self.presence.serve(host)
 
     async def _retire(self, host: Host) -> None:
@@ -190,7 +201,7 @@ class Mover:
         await self.presence.tell()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.pace.drain_s):
-                while host.load().num_sessions:
+                while host.load().num_sessions:  # noqa: ASYNC110  (sessions end in many ways)
                     await asyncio.sleep(IDLE_CHECK_S)
         await host.stop()
         self.doors.close(host)

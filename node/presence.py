@@ -25,6 +25,7 @@ class Presence:
         """The newest last; a draining one is listed until it has stopped."""
         self.joining: Span | None = None
         """The span that we are about to host."""
+        self.stays = config.stays or config.blocks is not None
         self.room_blocks, self.block_ms = 0, 0.0
         """As in the record."""
         self._peer, self._num_blocks = peer, num_blocks

@@ -137,6 +137,9 @@ def node_command(
             show_default=False,
         ),
     ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the first blocks, also where the swarm comes to need others more.")
+    ] = False,
     peer: options.Peers = [],  # noqa: B006  (typer reads it and never changes it)
     lan: options.Lan = True,
     listen: Annotated[
@@ -168,7 +171,8 @@ def node_command(
     node.run(
         model,
         node.Flags(
-            blocks=blocks, num_blocks=num_blocks, ends=ends, peers=tuple(peer), lan=lan, listen=listen, announce=announce,
+            blocks=blocks, num_blocks=num_blocks, ends=ends, stay=stay, peers=tuple(peer), lan=lan, listen=listen,
+            announce=announce,
             swarm=swarm, device=device, dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
             upload_mbit=upload_mbit,
         ),

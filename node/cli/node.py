@@ -30,6 +30,7 @@ class Flags:
     blocks: str | None
     num_blocks: int | None
     ends: bool | None
+    stay: bool
     peers: tuple[str, ...]
     lan: bool
     listen: str
@@ -72,6 +73,7 @@ def read(model: str, flags: Flags) -> NodeConfig:
         blocks=None if flags.blocks is None else _span(flags.blocks),
         num_blocks=flags.num_blocks,
         ends=flags.ends,
+        stays=flags.stay,
         peers=flags.peers,
         lan=flags.lan,
         listen=parse_address(flags.listen, "--listen"),

@@ -14,6 +14,7 @@ Why each odd-looking step (measured in research/blocks.md section 1):
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,10 @@ def causal_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if cls.config_class is config.sub_configs.get("text_config") else config
 
 
+DEFAULT_DTYPE = threading.Lock()
+"""transformers sets torch's default dtype, for all threads, while it builds a model: nobody may compute in that moment."""
+
+
 def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
     """A subclass of `cls` that builds blocks [start, stop) only, or the ends only where start == stop."""
 
@@ -89,7 +94,7 @@ def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
 def meta_model(config: Any, start: int, stop: int, dtype: torch.dtype) -> Any:
     """The pruned model without memory: names, shapes and dtypes."""
     cls = pruned(model_class(config), start, stop)
-    with torch.device("meta"):
+    with DEFAULT_DTYPE, torch.device("meta"):
         return cls._from_config(copy.deepcopy(causal_config(config)), dtype=dtype)
 
 

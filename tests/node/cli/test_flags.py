@@ -30,7 +30,19 @@ ASKING = [
 ]
 FLAGS = {
     "node": [
-        *("MODEL", "--blocks", "--num-blocks", "--ends", "--peer", "--lan", "--listen", "--announce", "--swarm", "--device"),
+        *(
+            "MODEL",
+            "--blocks",
+            "--num-blocks",
+            "--ends",
+            "--stay",
+            "--peer",
+            "--lan",
+            "--listen",
+            "--announce",
+            "--swarm",
+            "--device",
+        ),
         *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit"),
     ],
     "generate": ["MODEL", "PROMPT", *ASKING, "--patience", "--data-dir", "--stats", "--speculate", "--draft"],

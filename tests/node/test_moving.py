@@ -1,0 +1,274 @@
+"""A node that moves: the old span serves until the new one does, sessions lose no token, and nothing is given up that others need.
+
+Real hosts, servers, sessions, presence and doors; the blocks are arithmetic (`toy.py`) and the directory is a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from node.choosing import Standing
+from node.config import NodeConfig, default_data_dir
+from node.doors import Doors
+from node.events import Event
+from node.liveness import SMALL_SWARM, Liveness, watched
+from node.moving import Mover, Pace
+from node.presence import Presence
+from node.serving.host import Host
+from protocols import services
+from protocols.errors import OverloadedError
+from protocols.ids import PeerId, Span
+from protocols.records import PeerRecord
+from swarm.placement.choose import Room
+from swarm.placement.members import Member, digest
+from swarm.rpc import tls
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.server import RpcServer
+from tests.swarm.inference.toy import (
+    MANIFEST,
+    MODEL,
+    NUM_BLOCKS,
+    WIDTH,
+    Records,
+    ToyEngine,
+    ToyNode,
+    ToySwarm,
+    ask,
+    fresh_seed,
+    new_identity,
+    random_tokens,
+    reference,
+)
+
+CONFIG = NodeConfig(model="toy", data_dir=default_data_dir({"HOME": "/h"}))
+PACE = Pace(race_wait_s=0.01, drain_s=0.3)
+
+
+@dataclass
+class Town:
+    """A toy swarm whose members may move; the directory keeps what the dead have said."""
+
+    toys: ToySwarm
+    records: dict[PeerId, PeerRecord] = field(default_factory=dict)
+    nodes: list[MovingNode] = field(default_factory=list)
+
+    async def snapshot(self, model_name: str) -> Records:
+        fixed = {node.identity.peer_id: node.record() for node in self.toys.nodes if node.server is not None}
+        self.records |= fixed
+        return Records(tuple(self.records[peer] for peer in sorted(self.records)))
+
+    async def add(self, start: int, stop: int) -> MovingNode:
+        node = MovingNode(self)
+        await node.start(Span(start, stop))
+        self.nodes.append(node)
+        return node
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            await node.stop()
+        await self.toys.stop()
+
+
+class MovingNode:
+    """What `run_node` puts together, around toy blocks."""
+
+    def __init__(self, town: Town) -> None:
+        self.town, self.identity = town, new_identity()
+        self.directory, self.peer_id, self.reachable = self, self.identity.peer_id, True
+        self.round_trips_ms: dict[PeerId, float] = {}
+        tls_certificate = tls.make(self.identity)
+        self.certificate, self.multiaddrs = tls_certificate.der, ()
+        self.doors, self.pool = Doors(), ChannelPool(self.identity)
+        self.server = RpcServer(
+            self.identity, tls_certificate, {**self.doors.handlers(), services.HELLO.name: ToyNode._hello.__get__(self)}
+        )
+        self.swarm_name = "test"
+        self.addresses: tuple[str, ...] = ()
+        self.events: list[Event] = []
+        self.engines: list[ToyEngine] = []
+        self.free_blocks = 10
+        self.fails: Exception | None = None
+
+    # the face of a directory
+
+    async def snapshot(self, model_name: str) -> Records:
+        return await self.town.snapshot(model_name)
+
+    async def announce(self, make_record: Any, models: Any) -> None:
+        self.town.records[self.peer_id] = PeerRecord.parse(make_record().encode())
+
+    async def start(self, span: Span) -> None:
+        self.addresses = (f"127.0.0.1:{await self.server.start()}",)
+        self.presence = Presence(CONFIG, self, MODEL, NUM_BLOCKS)  # type: ignore[arg-type]
+        self.presence.dtype, self.presence.room_blocks, self.presence.block_ms = "float32", 2, 1.0
+        host = await self.make(span)
+        self.doors.open(host)
+        await self.presence.serve(host)
+        self.mover = Mover(
+            host=host, presence=self.presence, doors=self.doors, make=self.make,
+            room=Room(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
+            liveness=Liveness(self.town.toys._ping), on_event=self.events.append, pace=PACE,
+        )  # fmt: skip
+
+    async def make(self, span: Span) -> Host:
+        if self.fails:
+            raise self.fails
+        self.engines.append(ToyEngine(span))
+        host = Host(self.engines[-1], self.presence.served(span, WIDTH), MANIFEST, kv_bytes_per_token=1)  # type: ignore[arg-type]
+        await host.start(self.pool)
+        return host
+
+    async def stop(self) -> None:
+        await self.server.stop(0)
+        await self.presence.stop_serving()
+        await self.pool.close()
+
+    @property
+    def spans(self) -> list[str]:
+        return [f"{served.span} {self.record.state_of(served)}" for served in self.record.spans]
+
+    @property
+    def record(self) -> PeerRecord:
+        return self.town.records[self.peer_id]
+
+
+@pytest.fixture
+async def town() -> AsyncIterator[Town]:
+    fresh_seed()
+    toys = ToySwarm()
+    town = Town(toys)
+    toys.router._directory = town
+    yield town
+    await town.stop()
+
+
+async def test_a_move_for_the_swarms_gain_costs_running_sessions_no_token(town: Town) -> None:
+    await town.toys.serve(0, 2)
+    movers = [await town.add(2, 4) for _ in range(3)]
+    (goes,) = [node for node in movers if await is_next(node)]
+    staying = [node.peer_id for node in movers if node is not goes]
+    for peer in staying:
+        town.toys.router.failed(peer, OverloadedError("so that all sessions run over the one that moves"))
+    sessions = [town.toys.session() for _ in range(5)]
+    rows = [random_tokens(12) for _ in sessions]
+    answers = [
+        [await ask(session, (), [1], token[None]) for token in row[:6]] for session, row in zip(sessions, rows, strict=True)
+    ]
+    for peer in staying:
+        town.toys.router.blame.forgive(peer, time.monotonic())
+    assert not any([await node.mover.look() for node in movers]), "the first look only makes up a mind"
+    assert [node for node in movers if await node.mover.look()] == [goes] and goes.spans == ["0:2 serving"]
+    assert "2.00 times as fast" in goes.events[-1].text and goes.events[-1].kind == "moved"
+    assert goes.engines[0].used_bytes == 0 and goes.engines[0].forwards > 0
+    for session, row, answer in zip(sessions, rows, answers, strict=True):
+        answer += [await ask(session, (), [1], token[None]) for token in row[6:]]
+        expected = torch.stack(reference(list(row), [(0, 2), (2, 4)]))
+        assert torch.allclose(torch.cat(answer), expected, atol=1e-6)
+        await session.close()
+    assert all(session.replaced for session in sessions), "a session did not run over the one that moved: nothing was shown"
+    assert not any([await node.mover.look() for node in movers for _look in range(3)]), "all stand still"
+
+
+async def test_a_death_without_a_word_is_noticed_and_its_gap_filled_under_a_waiting_session(town: Town) -> None:
+    doomed = await town.toys.serve(0, 2)
+    movers = [await town.add(2, 4) for _ in range(2)]
+    session, row = town.toys.session(), random_tokens(8)
+    before = [await ask(session, (), [1], token[None]) for token in row[:4]]
+    await doomed.kill()
+    assert doomed.identity.peer_id in town.records, "its record lives on"
+    rest = asyncio.create_task(ask(session, (), [4], row[4:]))
+    moved = [node for node in movers if await node.mover.look()]
+    assert [node.spans for node in moved] == [["0:2 serving"]] and "nobody hosts 0:2" in moved[0].events[0].text
+    after = await rest
+    assert torch.allclose(torch.cat([*before, after]), torch.stack(reference(list(row), [(0, 2), (2, 4)])), atol=1e-6)
+    await session.close()
+
+
+async def test_who_looks_at_the_same_moment_does_not_fill_the_gap_twice(town: Town) -> None:
+    movers = [await town.add(2, 4) for _ in range(4)]
+    moved = await asyncio.gather(*(node.mover.look() for node in movers))
+    assert sum(moved) == 1
+    assert sorted(span for node in movers for span in node.spans) == ["0:2 serving", *["2:4 serving"] * 3]
+
+
+async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(town: Town) -> None:
+    first, _second = await town.add(2, 4), await town.add(2, 4)
+    node = first if await is_next(first) else _second
+    go = asyncio.Event()
+    make = node.mover.make
+
+    async def slowly(span: Span) -> Host:
+        await go.wait()
+        return await make(span)
+
+    node.mover.make = slowly
+    looking = asyncio.create_task(node.mover.look())
+    async with asyncio.timeout(10):
+        while node.spans != ["2:4 serving", "0:2 joining"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert node.record.state == "serving" and node.mover.host is not None and not node.mover.host.is_draining
+    go.set()
+    assert await looking and node.spans == ["0:2 serving"]
+
+
+async def is_next(node: MovingNode) -> bool:
+    """Whether the plan says that this one moves."""
+    others = node.presence.standings(await node.presence.records())
+    return node.mover._decide([one.claim for one in others]) is not None
+
+
+async def test_without_memory_for_both_the_old_span_goes_first_only_where_others_serve_it(town: Town) -> None:
+    await town.toys.serve(0, 2)
+    movers = [await town.add(2, 4) for _ in range(3)]
+    for node in movers:
+        node.free_blocks = 0
+    for node in movers:
+        await node.mover.look()
+    moved = [node for node in movers if await node.mover.look()]
+    assert [node.spans for node in moved] == [["0:2 serving"]]
+
+
+async def test_a_span_that_cannot_be_loaded_leaves_all_as_it_was(town: Town) -> None:
+    movers = [await town.add(2, 4) for _ in range(2)]
+    for node in movers:
+        node.fails = OverloadedError("no disk left")
+        if await is_next(node):
+            with pytest.raises(OverloadedError):
+                await node.mover.look()
+        assert node.spans == ["2:4 serving"]
+        assert node.mover.host is not None and not node.mover.host.is_draining
+
+
+def standing(me: PeerId, serving: Span | None, joining: Span | None) -> Standing:
+    def member(span: Span | None) -> Member | None:
+        return None if span is None else Member(peer=me, span=span)
+
+    return Standing(me, member(serving), member(joining))
+
+
+def test_of_two_who_move_the_one_with_the_larger_hash_yields_and_newcomers_go_before_both() -> None:
+    small, large = sorted((PeerId("a"), PeerId("b")), key=digest)
+    moving = standing(large, Span(0, 2), Span(2, 4))
+    assert moving.seen_by(small).span == Span(0, 2) and moving.stands(small)
+    moving = standing(small, Span(0, 2), Span(2, 4))
+    assert moving.seen_by(large).span == Span(2, 4) and not moving.stands(large)
+    assert standing(large, None, Span(2, 4)).seen_by(small).span == Span(2, 4)
+
+
+def test_in_a_small_swarm_all_are_asked_and_in_a_large_one_those_whose_blocks_we_would_take() -> None:
+    def member(number: int, span: Span) -> Member:
+        return Member(peer=PeerId(f"p{number}"), span=span, room_blocks=4)
+
+    few = [member(number, Span(0, 4)) for number in range(5)]
+    assert watched(PeerId("p0"), few, 4) == {PeerId(f"p{number}") for number in range(1, 5)}
+    many = [member(number, Span(0, 4)) for number in range(SMALL_SWARM + 5)] + [member(99, Span(4, 8)), member(98, Span(8, 12))]
+    watchers = {one.peer: watched(one.peer, many, 12) for one in many}
+    assert set.union(*watchers.values()) == {PeerId("p99"), PeerId("p98")}
+    assert sum(PeerId("p99") in asked for asked in watchers.values()) == 1
