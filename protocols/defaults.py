@@ -90,4 +90,4 @@ DRAIN_S: Final = 10.0
 """How long sessions may go on at blocks that their node gives up; then their clients go on with replicas."""
 
 HEAL_S: Final = 30.0
-"""Within this time after a death without a word, a gap that others have memory for is filled, plus the time to fetch and load the blocks."""
+"""After a death without a word, a gap that others have memory for is filled within this, plus the time to fetch and load the blocks."""
