@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -99,6 +100,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also write these sections as JSON to this file")
     parser.add_argument("--publish", action="store_true", help="put them into docs/bench/inference.json, README and the plots")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nodes end with us
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["OMP_NUM_THREADS"] = "1"
     done, failed = run(arguments.only, arguments.repeats)
