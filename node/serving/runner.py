@@ -206,10 +206,14 @@ class Runner:
         for (job, _), output in zip(batch, outputs, strict=True):
             job.outputs.append(output)
             self._hold(job.session)
-        self.scheduler.finished([job for job, _ in batch], ms)
-        for job, _ in batch:
-            if not job.num_left:
-                job.done(edges.joined(job.outputs))
+        finished = [job for job, _ in batch]
+
+        def tell() -> None:
+            for job in finished:
+                if not job.num_left:
+                    job.done(edges.joined(job.outputs))
+
+        self.scheduler.finished(finished, ms, tell)
 
     def _enter(self, job: Job) -> list[Row] | None:
         """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""

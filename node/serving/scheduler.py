@@ -172,12 +172,13 @@ class Scheduler:
             self._waiting = deque(job for job in self._waiting if id(job) not in chosen)
         return batch, max(0.0, until_s - now_s)
 
-    def finished(self, batch: Sequence[Job], ms: float) -> None:
-        """A forward of these jobs took `ms`: learn from it, charge for it, and queue again what is not run to its end."""
+    def finished(self, batch: Sequence[Job], ms: float, tell: Callable[[], None] = lambda: None) -> None:
+        """A forward of these jobs took `ms`: queue again what is not run to its end, learn from it, and charge for it.
+
+        tell: hands the outputs out, in between: accounts can wait, and who waits for a token cannot.
+        """
+        sizes = [job.size for job in batch]
         with self._ready:
-            num_rows = sum(job.size for job in batch if job.is_decode)
-            num_tokens = sum(job.size for job in batch if not job.is_decode)
-            self._pay(batch, num_rows, num_tokens, ms)
             self._free_s = now_s = self._clock()
             for job in batch:
                 job.at += job.size
@@ -189,6 +190,9 @@ class Scheduler:
                     self._decoding.pop(job.session, None)
                 if job.num_left and not job.is_cancelled:
                     self._waiting.appendleft(job)
+        tell()
+        with self._ready:
+            self._pay(batch, sizes, ms)
 
     def forget(self, session: HeldRows) -> None:
         """The session has given its rows back: it is not expected any more."""
@@ -288,10 +292,12 @@ class Scheduler:
         ]
         return [jobs[index] for index in self._ledger.order(claims)]
 
-    def _pay(self, batch: Sequence[Job], num_rows: int, num_tokens: int, ms: float) -> None:
-        """Costs, credit and accounts after a forward."""
+    def _pay(self, batch: Sequence[Job], sizes: Sequence[int], ms: float) -> None:
+        """Costs, credit and accounts after a forward in which so many tokens of each job ran."""
+        num_rows = sum(size for job, size in zip(batch, sizes, strict=True) if job.is_decode)
+        num_tokens = sum(sizes) - num_rows
         row_ms, token_ms = self.costs.decode_ms(1) or 1.0, self.costs.token_ms or 1.0
-        shares = [job.size * (row_ms if job.is_decode else token_ms) for job in batch]
+        shares = [size * (row_ms if job.is_decode else token_ms) for job, size in zip(batch, sizes, strict=True)]
         unit = ms / (sum(shares) or 1.0)
         for job, share in zip(batch, shares, strict=True):
             self._ledger.charge(job.session.client, job.session, unit * share / job.weight)
