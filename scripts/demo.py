@@ -1,4 +1,4 @@
-"""The demo: three volunteers host one model, a prompt is answered across them, one is killed, and the answer goes on.
+"""The demo: three volunteers host one model, one of whom came with nothing; one is killed in mid-answer, and the answer goes on.
 
 Nothing here is staged: the nodes are `swarm node` processes that find each other by their DHT and compute for the client
 over TLS; the kill is `kill -9`; the answer is compared, token by token, with what transformers alone says on one machine.
@@ -29,21 +29,31 @@ if TYPE_CHECKING:
     import torch
 
 VOLUNTEERS = (("anna", "0:3"), ("ben", "3:6"), ("cleo", "3:6"))
-"""Names and blocks: anna's are needed, ben and cleo can each stand in for the other."""
+"""Names and blocks: anna's are needed, ben and cleo can each stand in for the other. Cleo has no checkpoint: she knows its name."""
 
 
 def gather(model: Path, folder: Path, nodes: list[Node]) -> None:
     """Start the volunteers: the first alone, since the others need its address. Appends to `nodes` as they start."""
+    (anna, ben, cleo), peers = VOLUNTEERS, list[str]()
     with console.status("anna opens the swarm") as status:
-        nodes.append(start_node(*VOLUNTEERS[0], model, [], folder))
-        address = nodes[0].wait_for("multiaddr")
-        status.update("ben and cleo join by anna's address")
-        nodes.extend(start_node(name, blocks, model, [address], folder) for name, blocks in VOLUNTEERS[1:])
-        for node in nodes:
-            node.wait_for("ready")
-            console.print(
-                f"  [green]{node.name}[/] serves blocks {node.blocks} as process {node.process.pid}, …{node.said['peer'][-6:]}"
-            )
+        nodes.append(start_node(*anna, model, peers, folder))
+        peers.append(nodes[0].wait_for("multiaddr"))
+        status.update(
+            "ben joins by anna's address, with the checkpoint; cleo with an empty directory: her weights come from the others"
+        )
+        nodes.append(start_node(*ben, model, peers, folder))
+        _introduce(nodes[0])
+        nodes.append(start_node(*cleo, model.name, peers, folder))
+        for node in nodes[1:]:
+            _introduce(node)
+
+
+def _introduce(node: Node) -> None:
+    node.wait_for("ready")
+    fetched = f"; fetched: {node.said['fetched']}" if "fetched" in node.said else ""
+    console.print(
+        f"  [green]{node.name}[/] serves blocks {node.blocks} as process {node.process.pid}, …{node.said['peer'][-6:]}{fetched}"
+    )
 
 
 @dataclass(kw_only=True)

@@ -59,14 +59,18 @@ class Node:
 def start_node(
     name: str,
     blocks: str,
-    model: Path,
+    model: Path | str,
     peers: list[str],
     folder: Path,
     *,
     host: str = "127.0.0.1",
     before: tuple[str, ...] = (),
 ) -> Node:
-    """`swarm node` in a process and session of its own, on free ports of `host`; `before`: words of a command that runs it there."""
+    """`swarm node` in a process and session of its own, on free ports of `host`, with a data directory that is empty.
+
+    model: a checkpoint's directory, or a name that the swarm serves: then the weights come from peers.
+    before: words of a command that runs it there.
+    """
     directory = folder / name
     directory.mkdir()
     command = [*before, sys.executable, "-m", "node", "node", str(model), "--name", name]
