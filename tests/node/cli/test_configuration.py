@@ -125,8 +125,8 @@ def test_a_flag_declared_tomorrow_is_configured_too(tmp_path: Path) -> None:
     seen: list[object] = []
 
     @group.command("prune")
-    def prune(older_than: Annotated[float, typer.Option("--older-than", help="Days.")] = 1.0) -> None:
-        seen.append(older_than)
+    def prune(keep_days: Annotated[float, typer.Option("--keep-days", help="Days.")] = 1.0) -> None:
+        seen.append(keep_days)
 
     @app.command("serve")
     def serve(ends: Annotated[bool, typer.Option("--ends/--no-ends", help="Host the ends.")] = True) -> None:
@@ -134,7 +134,7 @@ def test_a_flag_declared_tomorrow_is_configured_too(tmp_path: Path) -> None:
 
     app.add_typer(group, name="cache")
     options = surface.options(app)
-    (tmp_path / "c.toml").write_text("[cache]\nolder-than = 3\n")
+    (tmp_path / "c.toml").write_text("[cache]\nkeep-days = 3\n")
     got = configuration.read(options, {"SWARM_ENDS": "no"}, tmp_path / "c.toml")
     command: Any = typer.main.get_command(app)
     for words in (["serve"], ["cache", "prune"], ["serve", "--ends"]):
