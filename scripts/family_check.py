@@ -29,6 +29,8 @@ FEW_TOKENS = 5
 """A reference that says at most so many different tokens proves nothing."""
 DEVIATIONS = (0.2, 0.1, 0.4, 0.06, 1.0)
 """Standard deviations of the weights, in the order in which they are tried until the reference says different tokens."""
+GENTLE = {"nemotron_h": 0.06}
+"""Types whose recurrence loses digits with larger weights, in transformers as well: they begin with this deviation."""
 MAX_VALUES = 20_000_000
 """Weights of a tiny model; more means that the configuration was not shrunk."""
 
@@ -86,6 +88,8 @@ def _check(outcome: Outcome, make: Callable[[], Any], folder: Path) -> None:
     backend.calls.clear()
     tokens = greedy(ours, PROMPT)
     if not torch.equal(tokens, expected):
+        if torch.equal(tokens, greedy(theirs, PROMPT, use_cache=False)):
+            raise NoReferenceError("transformers alone answers otherwise with its cache than without; ours is the answer without")
         same = int((tokens == expected).long().cumprod(1).sum()) - PROMPT.shape[1]
         outcome.verdict, outcome.reason = "differs", f"greedy tokens from number {same + 1} on"
         return
@@ -101,7 +105,7 @@ def _reference(outcome: Outcome, make: Callable[[], Any], folder: Path) -> tuple
         config = make()
         cls = model_class(config)
         outcome.architecture = cls.__name__
-        for deviation in DEVIATIONS:
+        for deviation in (GENTLE.get(config.model_type, DEVIATIONS[0]), *DEVIATIONS[1:]):
             _write(cls, make(), deviation, folder)
             theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             tokens = greedy(theirs, PROMPT)

@@ -11,23 +11,24 @@ from typing import Any
 
 from protocols.errors import ModelNotSupportedError
 
-_ENCODER_DECODER = "it is one half of an encoder-decoder model, and those are not served yet"
-_TWO_TIED_HEADS = "its head is tied through a second module, which the thin client does not rebuild"
+_STREAMS = "its hidden state is several residual streams at once, wider than hidden_size"
 
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        ["bart", "mbart", "marian", "pegasus", "plbart", "mvp", "blenderbot", "blenderbot-small", "bigbird_pegasus", "whisper"],
-        _ENCODER_DECODER,
-    ),
-    **dict.fromkeys(
-        ["roberta", "camembert", "xlm-roberta", "roberta-prelayernorm", "data2vec-text", "bert-generation"], _TWO_TIED_HEADS
-    ),
     "zamba": "its blocks share weights with each other",
     "zamba2": "its blocks share weights with each other",
     "hy_v4": "a block reads another block's attention index",
     "inkling2_text": "a block reads another block's residual",
     "gemma3n": "a block reads other blocks' keys and values, and the token ids",
     "gemma3n_text": "a block reads other blocks' keys and values, and the token ids",
+    "qwen4_exp": _STREAMS,
+    "qwen4_exp_text": _STREAMS,
+    "hrm_text": "its blocks are run in turns, several times for a token: two stacks that feed each other, and no chain",
+    "longcat_flash": "each entry of its block list is two blocks with two caches, which no span can number yet",
+    "mllama": "some of its blocks attend to an image's states, which hops do not get",
+    "mllama_text_model": "some of its blocks attend to an image's states, which hops do not get",
+    "git": "its image encoder stands inside of its decoder, and spans do not leave it out yet",
+    "rwkv": "its running state is kept by means of its own, outside of transformers' caches, and its first block has a norm more",
+    "cpmant": "its attention reads a bias that is made from the token ids",
     "minimax": "its attention wants a cache class of its own, which holds what no hop keeps",
     "prophetnet": "it has no list with one entry per block",
     "xlnet": "its blocks carry two streams",

@@ -189,3 +189,26 @@ def test_a_config_that_is_no_config_is_one_typed_error(sharded: Path, text: str)
 def test_a_directory_without_config_says_what_it_expects(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_checkpoint(tmp_path)
+
+
+def test_an_encoder_decoder_checkpoint_is_refused_but_its_decoder_alone_is_a_model(tmp_path: Path) -> None:
+    sizes = dict(
+        vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2
+    )
+    config = transformers.BartConfig(**sizes, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64)
+    transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "both")
+    with pytest.raises(ModelNotSupportedError, match="encoder-decoder"):
+        open_checkpoint(tmp_path / "both")
+    transformers.BartForCausalLM(config).save_pretrained(tmp_path / "decoder")
+    assert open_checkpoint(tmp_path / "decoder").num_blocks == 2
+
+
+def test_a_text_model_is_found_beside_a_heavier_image_tower(tmp_path: Path) -> None:
+    """What counts is the name of the blocks' prefix; a tower of more weight would otherwise be taken for the model."""
+    text = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
+    image = dict(hidden_size=96, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    config = transformers.Gemma3Config(text_config=text, vision_config=image)
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert "vision" not in checkpoint.block_prefix
+    assert checkpoint.block_values[0] < 10_000
