@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, SwarmError
 from swarm.models.checkpoint import open_checkpoint
