@@ -189,9 +189,14 @@ def generate_command(
     asked: options.Asked,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
+    asking, sampling = asked.asking(model), asked.sampling()
+    if asked.thin:
+        from node.cli import thin
+
+        return thin.run_generate(asking, sampling, prompt, asked.stats)
     from node.cli import generate
 
-    generate.run(asked.asking(model), asked.sampling(), prompt, asked.stats)
+    generate.run(asking, sampling, prompt, asked.stats)
 
 
 @app.command("chat")
@@ -205,9 +210,14 @@ def chat_command(
     asked: options.Asked,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
+    asking, sampling = asked.asking(model), asked.sampling()
+    if asked.thin:
+        from node.cli import thin
+
+        return thin.run_chat(asking, sampling, system, asked.stats)
     from node.cli import chat
 
-    chat.run(asked.asking(model), asked.sampling(), system, asked.stats)
+    chat.run(asking, sampling, system, asked.stats)
 
 
 @app.command("status")

@@ -71,13 +71,17 @@ class Sampling:
         if self.seed is not None:
             check_range("--seed", self.seed, "from -2^63 to 2^64 - 1", -(2**63) <= self.seed < 2**64)
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `generate`."""
+    def given(self) -> dict[str, Any]:
+        """What was asked for of temperature, top-p and top-k; nothing, or temperature 0, is greedy."""
         asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if not given or self.temperature == 0:
+        return {} if self.temperature == 0 else {name: value for name, value in asked.items() if value is not None}
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`."""
+        given = self.given()
+        if not given:
             # None where the checkpoint's own generation_config samples: transformers would warn about unused settings
-            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, **dict.fromkeys(asked)}
+            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {"max_new_tokens": self.max_new_tokens, "do_sample": True, "top_k": 0, **given}
 
     def sow(self) -> None:

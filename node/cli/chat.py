@@ -53,7 +53,7 @@ def run(asking: Asking, sampling: Sampling, system: str | None, with_stats: bool
         if sys.stdin.isatty():
             remark(f"chatting with {asking.model}; {HELP}")
         try:
-            for line in _lines():
+            for line in lines():
                 if line == "/reset":
                     conversation.reset()
                 elif line == "/help":
@@ -64,7 +64,7 @@ def run(asking: Asking, sampling: Sampling, system: str | None, with_stats: bool
             conversation.reset()
 
 
-def _lines() -> Iterator[str]:
+def lines() -> Iterator[str]:
     """What the person says, without blank lines, until /exit."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  (arrow keys and history for `input`)

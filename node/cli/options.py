@@ -93,6 +93,15 @@ Stats = Annotated[
 ]
 
 
+Thin = Annotated[
+    bool,
+    typer.Option(
+        "--thin",
+        help="Load nothing here: nodes embed and project too, config and tokenizer come from peers. MODEL is its name in the swarm.",
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
     """The flags of whoever asks; a field is a flag, in this order, and its name is typer's parameter."""
@@ -113,6 +122,7 @@ class Asked:
     stats: Stats = False
     speculate: Speculate = None
     draft: Draft = None
+    thin: Thin = False
 
     def asking(self, model: str) -> Asking:
         """Which model and where its nodes are, checked."""

@@ -1,5 +1,19 @@
-"""The model you can call: `generate`, streaming, sampling, beams and speculation over blocks that run in a swarm."""
+"""The model you can call: `generate`, streaming, sampling, beams and speculation over blocks that run in a swarm.
 
-from swarm.client.model import SwarmModelForCausalLM
+torch and transformers come in with the first use of the class, so that what needs neither (`served.py`) can be had without them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swarm.client.model import SwarmModelForCausalLM
 
 __all__ = ["SwarmModelForCausalLM"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SwarmModelForCausalLM":
+        from swarm.client.model import SwarmModelForCausalLM
+
+        return SwarmModelForCausalLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

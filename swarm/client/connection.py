@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from protocols.defaults import PATIENCE_S
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId
 from protocols.inference import Op
-from protocols.records import PeerRecord
+from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
 from swarm import known
 from swarm.client import served
@@ -37,9 +38,11 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.routing.router import Router
+from swarm.thin import finding
+from swarm.weights.finding import open_cache
 
 if TYPE_CHECKING:
-    from swarm.peer import Peer
+    from swarm.client.peers import AnyPeer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,6 +70,10 @@ class Settings:
     def data_dir(self) -> Path:
         """Holds `digests/` (what was hashed) and `weights/` (what was fetched)."""
         return Path(self.cache_dir) if self.cache_dir else _data_dir()
+
+    def dtype_name(self, spans: Iterable[ServedSpan], num_blocks: int) -> str:
+        """The route's compute dtype, where these spans are served."""
+        return served.best_dtype(spans, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
 
 
 _pool_lock = threading.Lock()
@@ -115,6 +122,30 @@ async def _connect_by_name(
         pool.release(shared)
 
 
+def connect_thin(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
+    """The same with nothing here: the model is whatever the swarm serves by this name; of its files only the small ones are fetched."""
+    loop, pool = _peer_pool()
+    return loop.run(_join_thin(loop, pool, settings.model_name or name_in_swarm(str(model)), settings))
+
+
+async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
+    shared = await pool.acquire(settings.swarm, settings.peers, _find(settings), thin=True)
+    with contextlib.ExitStack() as held:
+        held.callback(pool.release, shared)
+        peer = shared.started.result()
+        found = await finding.wait_for(peer.directory, name, settings.patience_s)
+        cache = await open_cache(settings.data_dir / "weights", found, peer.pool)
+        held.callback(cache.close)
+        checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
+        dtype = settings.dtype_name(finding.spans_of(found), checkpoint.num_blocks)
+        config = SessionConfig(
+            patience_s=settings.patience_s, dtype=dtype, hidden_size=checkpoint.hidden_size, vocab_size=checkpoint.vocab_size
+        )
+        sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config)
+        release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
+    return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype])
+
+
 async def _join(
     loop: BackgroundLoop, pool: PeerPool, model: ModelId, manifest: Manifest, num_blocks: int, settings: Settings
 ) -> SwarmBackend:
@@ -123,24 +154,19 @@ async def _join(
     try:
         peer = shared.started.result()
         spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s)
-        name = (
-            served.best_dtype(spans, num_blocks, DTYPES)
-            if settings.dtype == "auto"
-            else str(settings.dtype).removeprefix("torch.")
-        )
-        sessions = _session_maker(peer, model, num_blocks, settings.patience_s, name)
+        name = settings.dtype_name(spans, num_blocks)
+        sessions = _session_maker(peer, model, num_blocks, SessionConfig(patience_s=settings.patience_s, dtype=name))
     except BaseException:
         pool.release(shared)
         raise
     return SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
 
 
-def _session_maker(peer: Peer, model: ModelId, num_blocks: int, patience_s: float, dtype: str) -> Callable[[], Session]:
+def _session_maker(peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig) -> Callable[[], Session]:
     async def ping(record: PeerRecord) -> None:
         await peer.hello(record.peer, record.addresses, record.certificate)
 
-    router = Router(peer.directory, ping, model, num_blocks)
-    links, config = Links(peer.pool), SessionConfig(patience_s=patience_s, dtype=dtype)
+    router, links = Router(peer.directory, ping, model, num_blocks), Links(peer.pool)
     return lambda: Session(router, links, peer.identity, config)
 
 
@@ -153,7 +179,7 @@ def _find(settings: Settings) -> FindConfig:
 
 
 def _data_dir() -> Path:
-    """That of the nodes on this machine."""
+    """That of the nodes on this machine: they remember digests and keep fetched files there, too."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "murmuration"
 
 

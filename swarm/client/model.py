@@ -23,6 +23,7 @@ from swarm.client.blocks import RemoteBlocks
 from swarm.client.generation import RemoteGeneration, attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, stream
+from swarm.client.thin import build_thin
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
@@ -44,8 +45,9 @@ class SwarmModelForCausalLM(RemoteGeneration):
         model_name: str | None = None,
         cache_dir: str | Path | None = None,
         find: FindConfig | None = None,
+        thin: bool = False,
     ) -> Any:
-        """Load the ends of `model` and find its blocks.
+        """Load the ends of `model` and find its blocks; with `thin`, load nothing.
 
         model: a directory in Hugging Face form, a name that the swarm serves (NAME@DIGEST chooses among weights; config, tokenizer
         and ends then come from peers), or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
@@ -55,6 +57,8 @@ class SwarmModelForCausalLM(RemoteGeneration):
         find: whom to ask where no peer answers, if not as just said.
         dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
         cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
+        thin: `model` is a name that the swarm serves (or name@digest), and nodes host its ends too: no weight is here, only the config and
+        the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
 
         Raises ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer answers),
@@ -63,8 +67,10 @@ class SwarmModelForCausalLM(RemoteGeneration):
         settings = connection.Settings(
             peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, model_name=model_name, cache_dir=cache_dir, find=find,
         )  # fmt: skip
-        checkpoint, backend = connection.connect(model, settings)
+        checkpoint, backend = (connection.connect_thin if thin else connection.connect)(model, settings)
         try:
+            if thin:
+                return build_thin(checkpoint, backend, SwarmModelForCausalLM)
             return build(load_ends(checkpoint, dtype=backend.dtype, device=device), checkpoint, backend)
         except BaseException:
             backend.close()

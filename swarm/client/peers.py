@@ -16,6 +16,9 @@ from swarm.finding import NOBODY_ELSE, FindConfig
 
 if TYPE_CHECKING:
     from swarm.peer import Peer
+    from swarm.thin.peer import ThinPeer
+
+    AnyPeer = Peer | ThinPeer
 
 
 @dataclass(eq=False, slots=True)
@@ -25,20 +28,17 @@ class SharedPeer:
     swarm: str
     bootstrap: set[str]
     find: FindConfig
+    thin: bool = False
+    """Asks by gRPC alone: no DHT, no hivemind."""
     holders: int = 0
-    started: asyncio.Future[Peer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    started: asyncio.Future[AnyPeer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     unneeded: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
     async def live(self) -> None:
         """The peer's whole life is in this one task: it must end where it began."""
-        from swarm.peer import Peer, PeerConfig  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
-
-        config = PeerConfig(
-            swarm=self.swarm, bootstrap=tuple(sorted(self.bootstrap)), find=self.find, listen=None, client_mode=True
-        )
         try:
-            async with Peer(config) as peer:
+            async with self._peer() as peer:
                 self.started.set_result(peer)
                 await self.unneeded.wait()
         except BaseException as error:
@@ -46,6 +46,16 @@ class SharedPeer:
                 raise
             self.started.set_exception(error)
             self.started.exception()  # whoever waits is told; if nobody does any more, asyncio need not complain
+
+    def _peer(self) -> AnyPeer:
+        bootstrap = tuple(sorted(self.bootstrap))
+        if self.thin:
+            from swarm.thin.peer import ThinPeer
+
+            return ThinPeer(bootstrap, self.swarm, self.find)
+        from swarm.peer import Peer, PeerConfig  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
+
+        return Peer(PeerConfig(swarm=self.swarm, bootstrap=bootstrap, find=self.find, listen=None, client_mode=True))
 
 
 class PeerPool:
@@ -55,11 +65,13 @@ class PeerPool:
         self._shared: list[SharedPeer] = []
         loop.at_exit(self.end)
 
-    async def acquire(self, swarm: str, bootstrap: tuple[str, ...], find: FindConfig = NOBODY_ELSE) -> SharedPeer:
+    async def acquire(
+        self, swarm: str, bootstrap: tuple[str, ...], find: FindConfig = NOBODY_ELSE, thin: bool = False
+    ) -> SharedPeer:
         """A started peer of that swarm; `release` it once. find: whom else to ask. Raises what its start raises."""
-        shared = next((one for one in self._shared if self._is_same(one, swarm, bootstrap)), None)
+        shared = next((one for one in self._shared if one.thin == thin and self._is_same(one, swarm, bootstrap)), None)
         if shared is None:
-            shared = SharedPeer(swarm, set(bootstrap), find)
+            shared = SharedPeer(swarm, set(bootstrap), find, thin)
             self._shared.append(shared)
             shared.task = asyncio.create_task(shared.live())
         shared.holders += 1

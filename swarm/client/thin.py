@@ -23,7 +23,12 @@ from swarm.client.generation import RemoteGeneration, become_remote
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.skeleton import meta_model
 
-_SHAPES_ONLY = frozenset(("cache_position", "position_ids", "attention_mask", "use_cache", "past_key_values", "cache_params"))
+_SHAPES_ONLY = frozenset(
+    [
+        *("cache_position", "position_ids", "attention_mask", "use_cache", "past_key_values", "cache_params"),
+        *("is_first_iteration", "next_sequence_length"),
+    ]
+)
 """Arguments of a forward that have been read already, or say nothing beyond what has."""
 
 

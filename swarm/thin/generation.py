@@ -54,9 +54,11 @@ class Row:
     """The tokens of one sequence at every hop. After an exception its session is of no use: close it."""
 
     def __init__(self, session: Steps) -> None:
-        self._session = session
+        self.session = session
         self.held: list[int] = []
         """What the hops hold."""
+        self.trips = 0
+        """How often something went through the route."""
         self._crop = 0
 
     def cut_back(self, ids: Sequence[int]) -> None:
@@ -77,8 +79,9 @@ class Row:
         """Send tokens; the logits after each of the last `want`: the `top` largest, or all where `top` is 0."""
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
-        output = await self._session.step(ops, (len(ids),), tokens, want, kind="ids", result="top" if top else "logits", top=top)
+        output = await self.session.step(ops, (len(ids),), tokens, want, kind="ids", result="top" if top else "logits", top=top)
         self._crop = 0
+        self.trips += 1
         self.held += ids
         return _positions(output, want)
 

@@ -1,0 +1,43 @@
+"""Which model a name means, waited for as long as patience lasts, and who serves it in which precision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from protocols.errors import ModelNotFoundError, NoRouteError
+from protocols.records import ServedSpan
+from swarm.client import served
+from swarm.weights.finding import Directory, Found, find_in_swarm
+
+LOOK_AGAIN_S = 0.5
+
+
+async def wait_for(directory: Directory, name: str, patience_s: float) -> Found:
+    """The model that the swarm serves by this name, or `name@digest`.
+
+    ModelNotFoundError at once where the swarm serves other models but not this one; NoRouteError where it serves none in time.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + patience_s
+    while True:
+        if (found := await find_in_swarm(directory, name)) is not None:
+            return found
+        if others := [other for other in await directory.models() if other != name]:
+            raise ModelNotFoundError(f"the swarm serves no model named {name[:120]!r}; it serves {', '.join(others[:8])}")
+        if loop.time() >= ends_at:
+            raise NoRouteError(
+                f"no peer serves {name[:120]} (waited {patience_s:.0f} s); check the name and --peer, or host it: swarm node {name[:120]}"
+            )
+        await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, ends_at - loop.time())))
+
+
+def spans_of(found: Found) -> tuple[ServedSpan, ...]:
+    """What is served of exactly these weights; never empty."""
+    return tuple(span for _peer, span in served.served(found.records, found.model.name) if span.model == found.model)
+
+
+def num_blocks(spans: tuple[ServedSpan, ...]) -> int:
+    """Blocks of the model, as most of those who serve it say."""
+    counts = Counter(span.num_blocks for span in spans)
+    return max(counts, key=lambda count: (counts[count], count))

@@ -1,0 +1,105 @@
+"""A model of the swarm for whoever has nothing: no checkpoint, no torch. Text in, text out, over sessions of token ids.
+
+async with open_model("tiny", peers=["/ip4/…/p2p/…"], root=folder) as model:
+    row = model.start()
+    async for token in generate(row, model.tokenizer.encode("Once"), Chooser(Choosing()), model.limits(32)):
+        ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from protocols.defaults import PATIENCE_S
+from protocols.ids import ModelId
+from protocols.records import PeerRecord
+from swarm.client import served
+from swarm.finding import NOBODY_ELSE, FindConfig
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from swarm.routing.router import Router
+from swarm.thin import finding
+from swarm.thin.defaults import Defaults, read_defaults
+from swarm.thin.generation import Limits, Row
+from swarm.thin.peer import ThinPeer
+from swarm.thin.tokenizer import Tokenizer, open_tokenizer
+from swarm.weights.finding import open_cache
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ThinModel:
+    """One model, its tokenizer, and a router that its sessions share."""
+
+    def __init__(
+        self, peer: ThinPeer, model: ModelId, num_blocks: int, defaults: Defaults, tokenizer: Tokenizer, config: SessionConfig
+    ) -> None:
+        self.model = model
+        self.defaults, self.tokenizer = defaults, tokenizer
+        self._peer, self._config = peer, config
+        self._router = Router(peer.directory, self._ping, model, num_blocks)
+        self._sessions: list[Session] = []
+
+    async def _ping(self, record: PeerRecord) -> None:
+        await self._peer.hello(record.peer, record.addresses, record.certificate)
+
+    def start(self) -> Row:
+        """A row without tokens, in a session of its own; nothing is sent before its first step."""
+        session = Session(self._router, Links(self._peer.pool), self._peer.identity, self._config)
+        self._sessions.append(session)
+        return Row(session)
+
+    def limits(self, max_new_tokens: int) -> Limits:
+        """Where an answer of this model ends."""
+        return Limits(max_new_tokens=max_new_tokens, ends=self.defaults.ends, max_positions=self.defaults.max_positions)
+
+    async def end(self, row: Row) -> None:
+        """Give a row's memory back at every hop."""
+        session = row.session
+        assert isinstance(session, Session)
+        if session in self._sessions:
+            self._sessions.remove(session)
+            await session.close()
+
+    async def close(self) -> None:
+        """End every session."""
+        while self._sessions:
+            await self._sessions.pop().close()
+
+
+@contextlib.asynccontextmanager
+async def open_model(
+    name: str,
+    *,
+    peers: Sequence[str],
+    root: Path,
+    swarm: str = "public",
+    dtype: str = "auto",
+    patience_s: float = PATIENCE_S,
+    find: FindConfig = NOBODY_ELSE,
+) -> AsyncIterator[ThinModel]:
+    """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
+
+    find: whom to ask where none of `peers` answers. root: where fetched files are kept. dtype: compute dtype of the route; auto = the one in which most blocks are served.
+    Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
+    """
+    async with ThinPeer(peers, swarm, find) as peer:
+        found = await finding.wait_for(peer.directory, name, patience_s)
+        cache = await open_cache(root, found, peer.pool)
+        try:
+            defaults, tokenizer = read_defaults(cache.directory), open_tokenizer(cache.directory)
+        finally:
+            cache.close()
+        spans = finding.spans_of(found)
+        num_blocks = finding.num_blocks(spans)
+        chosen = served.best_dtype(spans, num_blocks, DTYPES) if dtype == "auto" else dtype
+        config = SessionConfig(
+            patience_s=patience_s, dtype=chosen, hidden_size=defaults.hidden_size or 1, vocab_size=defaults.vocab_size
+        )
+        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config)
+        try:
+            yield model
+        finally:
+            await model.close()
