@@ -82,7 +82,8 @@ async def open_model(
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
-    find: whom to ask where none of `peers` answers. root: where fetched files are kept. dtype: compute dtype of the route; auto = the one in which most blocks are served.
+    find: whom to ask where none of `peers` answers. root: where fetched files are kept.
+    dtype: compute dtype of the route; auto = the one in which most blocks are served.
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
     """
     async with ThinPeer(peers, swarm, find) as peer:
