@@ -19,12 +19,12 @@ from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cach
 from swarm.weights.sources import ranked
 
 if TYPE_CHECKING:
-    from swarm.peer import Peer
+    from swarm.client.peers import AnyPeer
 
 log = logging.getLogger(__name__)
 
 
-async def ends_from_peers(peer: Peer, name: str, root: Path) -> tuple[ModelCache, Checkpoint] | None:
+async def ends_from_peers(peer: AnyPeer, name: str, root: Path) -> tuple[ModelCache, Checkpoint] | None:
     """The model that `name` (or NAME@DIGEST) stands for in the swarm, with its ends on this disk; None where nobody serves it, and
     it was never fetched. The caller closes the cache once it has loaded.
 
@@ -50,7 +50,7 @@ async def ends_from_peers(peer: Peer, name: str, root: Path) -> tuple[ModelCache
     return cache, checkpoint
 
 
-async def _fetch(peer: Peer, cache: ModelCache, names: Sequence[str]) -> None:
+async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str]) -> None:
     async def sources() -> Sequence[PeerRecord]:
         records = (await peer.directory.snapshot(cache.model.name)).peers
         return ranked(records, cache.model.digest, None, True, peer.peer_id, random.random)

@@ -79,15 +79,15 @@ def test_a_death_under_beams_of_a_padded_batch_changes_nothing(family: str, tmp_
 
 
 class _KillAfter:
-    """A stopping criterion that never stops, but kills the last hop of the route after some tokens."""
+    """A stopping criterion that never stops, but kills whichever of some replicas serves the session after some tokens."""
 
-    def __init__(self, num_calls: int, swarm: WireSwarm) -> None:
-        self._left, self._swarm, self.has_killed = num_calls, swarm, False
+    def __init__(self, num_calls: int, swarm: WireSwarm, replicas: tuple[int, int] = (1, 2)) -> None:
+        self._left, self._swarm, self._replicas, self.has_killed = num_calls, swarm, replicas, False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._left -= 1
         if self._left == 0:
-            busy = [index for index in (1, 2) if self._swarm.nodes[index].engine.used_bytes]
+            busy = [index for index in self._replicas if self._swarm.nodes[index].engine.used_bytes]
             self._swarm.kill(busy[0])
             self.has_killed = True
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)

@@ -156,6 +156,59 @@ def test_generate_streams_what_one_machine_would_say(model: Path, peer: str) -> 
     assert run("generate", str(model), "-", "--max-new-tokens", str(NEW), "--peer", peer, stdin=PROMPT)[:2] == (0, said)
 
 
+def thin(*arguments: str, data_dir: Path, stdin: str = "") -> tuple[int, str, str, list[str]]:
+    """(exit code, stdout, stderr, libraries that came in) of a thin command, as a process of its own."""
+    script = (
+        "import sys\nfrom node.cli.app import main\n"
+        f"try: main({[*arguments, '--thin', '--data-dir', str(data_dir)]!r})\n"
+        "except SystemExit as error: code = error.code\n"
+        "heavy = [name for name in ('torch', 'transformers', 'hivemind', 'safetensors', 'huggingface_hub') if name in sys.modules]\n"
+        "print('heavy:', *heavy, file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, input=stdin)
+    remarks, _, heavy = done.stderr.rpartition("heavy:")
+    return done.returncode, done.stdout, remarks, heavy.split()
+
+
+def test_thin_prints_the_same_with_an_empty_directory_and_neither_torch_nor_hivemind(
+    model: Path, peer: str, tmp_path: Path
+) -> None:
+    asked = ("generate", "tiny", PROMPT, "--max-new-tokens", str(NEW), "--peer", peer, "--stats")
+    code, said, remarks, heavy = thin(*asked, data_dir=tmp_path)
+    assert (code, said, heavy) == (0, local_text(model, NEW) + "\n", []), remarks
+    assert f"{NEW} tokens" in remarks and "over 2 hops, 0 replaced" in remarks
+    assert not list(tmp_path.rglob("*.safetensors"))  # config and tokenizer, not a weight
+    draw = ("generate", "tiny", "-", "--max-new-tokens", "8", "--peer", peer, "--temperature", "1.5", "--top-p", "0.9", "--seed")
+    first, again, other = (thin(*draw, seed, data_dir=tmp_path, stdin=PROMPT)[1] for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_thin_chat_says_what_the_full_one_says(model: Path, peer: str, tmp_path: Path) -> None:
+    asked, lines = (
+        ("chat", "--peer", peer, "--max-new-tokens", "6", "--stats"),
+        "hello\nand you?\n/reset\nhello\n/exit\nnever read\n",
+    )
+    expected = run("chat", str(model), *asked[1:], stdin=lines)
+    code, said, remarks, heavy = thin("chat", "tiny", *asked[1:], data_dir=tmp_path, stdin=lines)
+    assert (code, said, heavy) == (0, expected[1], []), remarks
+    assert remarks.count("tokens, the first after") == 3
+
+
+def test_what_goes_wrong_thin_is_one_line_too(peer: str, tmp_path: Path) -> None:
+    dead = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"
+    for arguments, expected, words in (
+        (["generate", "tony", "x", "--peer", peer], 4, ["no model named 'tony'", "it serves tiny"]),
+        (["generate", "tiny", "x", "--peer", dead], 6, ["no peer of the swarm answers", "check --peer"]),
+        (["generate", "tiny", "x", "--peer", peer, "--swarm", "other"], 2, ["different swarms", "--swarm"]),
+        (["generate", "tiny", "", "--peer", peer], 2, ["empty"]),
+        (["generate", "tiny", "x" * 300, "--peer", peer], 2, ["300 tokens", "limit is 256", "shorten"]),
+    ):
+        code, _, remarks, heavy = thin(*arguments, data_dir=tmp_path / str(expected))  # nobody is remembered from before
+        errors = [line for line in remarks.splitlines() if line.startswith("error: ")]
+        assert (code, len(errors), heavy) == (expected, 1, []) and "Traceback" not in remarks, f"{arguments}: {code} {remarks}"
+        assert all(word in errors[0] for word in words), errors
+
+
 def test_sampling_is_repeatable_with_a_seed(model: Path, peer: str) -> None:
     asked = ("generate", str(model), PROMPT, "--max-new-tokens", "8", "--peer", peer, "--temperature", "1.5")
     first, again, other = (run(*asked, "--seed", seed)[1] for seed in ("1", "1", "2"))
