@@ -55,18 +55,14 @@ class FetchProgress:
         from rich.progress import Progress as Bar
 
         if self._bar is None:
-            columns = (
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._bar = Bar(TextColumn("fetching weights"), *columns, transient=True)
+            speed = (TransferSpeedColumn(), TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"))
+            self._bar = Bar(TextColumn("fetching"), BarColumn(bar_width=12), DownloadColumn(), *speed, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("fetch", total=progress.total_bytes, completed=progress.done_bytes, note="")
         assert self._task is not None
-        self._bar.update(self._task, total=progress.total_bytes, completed=progress.done_bytes, note=_note(progress))
+        self._bar.update(
+            self._task, total=progress.total_bytes, completed=progress.done_bytes, note=_note(progress).removeprefix("from ")
+        )
 
     def _stop(self) -> None:
         bar, self._bar, self._began = self._bar, None, None
@@ -86,4 +82,8 @@ def described(progress: Progress, seconds: float, at_first: int) -> str:
 
 def _note(progress: Progress) -> str:
     resumed = f", {progress.resumed_bytes / 1e6:.1f} MB were here before" if progress.resumed_bytes else ""
-    return f"from {progress.num_sources} peer{'' if progress.num_sources == 1 else 's'}{resumed}"
+    return f"from {_peers(progress)}{resumed}"
+
+
+def _peers(progress: Progress) -> str:
+    return f"{progress.num_sources} peer{'' if progress.num_sources == 1 else 's'}"

@@ -226,11 +226,11 @@ class Download:
         source = await Source.open(self._pool, peer, self._cache.model, self._cache.manifest, self._options.stall_s)
         counted = 0
         try:
-            self._planner.add(source.name, await source.holdings())
+            self._planner.add(source.peer, await source.holdings())
             while not self._planner.is_done:
-                if ask := self._planner.take(source.name, time.monotonic()):
+                if ask := self._planner.take(source.peer, time.monotonic()):
                     await source.ask(ask)
-                if self._planner.owes(source.name):
+                if self._planner.owes(source.peer):
                     await self._take_one(source)
                 elif not await self._wait_for_work(source):
                     return
@@ -238,39 +238,39 @@ class Download:
                 counted = source.num_bytes
         finally:
             self.report.fetched_bytes += source.num_bytes - counted
-            self._planner.drop(source.name)
+            self._planner.drop(source.peer)
             self._changed.set()
             source.close()
 
     async def _wait_for_work(self, source: Source) -> bool:
         """Nothing to ask now: others owe the rest. False where this source has nothing of it, nor has got any since."""
-        if self._planner.can_help(source.name):
+        if self._planner.can_help(source.peer):
             await asyncio.sleep(IDLE_S)
             return True
         await asyncio.sleep(LOOK_S / 2)
-        self._planner.add(source.name, await source.holdings())
-        return self._planner.can_help(source.name)
+        self._planner.add(source.peer, await source.holdings())
+        return self._planner.can_help(source.peer)
 
     async def _take_one(self, source: Source) -> None:
         answer = await source.receive()
         now_s = time.monotonic()
         unit = self._cache.unit(self._cache.layout.unit_of[answer.tensor])
         if isinstance(answer, pieces.Hashes):
-            if not self._planner.is_asked_hashes(source.name, answer.tensor) or not unit.put_hashes(answer.tensor, answer.hashes):
+            if not self._planner.is_asked_hashes(source.peer, answer.tensor) or not unit.put_hashes(answer.tensor, answer.hashes):
                 raise LyingSourceError(f"peer {source.name} sent hashes that are not those of {self._name(answer.tensor)}")
-            self._planner.listed(source.name, answer.tensor, now_s)
+            self._planner.listed(source.peer, answer.tensor, now_s)
             return
         piece = PieceId(answer.tensor, answer.piece)
-        if not self._planner.is_asked(source.name, piece):
+        if not self._planner.is_asked(source.peer, piece):
             raise LyingSourceError(
                 f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which nobody asked for"
             )
-        if not self._planner.arrived(source.name, piece, now_s):
+        if not self._planner.arrived(source.peer, piece, now_s):
             return  # another source was faster
         if not await self._on_disk(unit.put, answer.tensor, answer.piece, answer.data):
-            self._planner.failed(source.name, piece)
+            self._planner.failed(source.peer, piece)
             raise LyingSourceError(f"peer {source.name} sent a wrong piece {answer.piece} of {self._name(answer.tensor)}")
-        if self._planner.proven(source.name, piece):
+        if self._planner.proven(source.peer, piece):
             self._here += len(answer.data)
             self.report.from_peer[source.peer] = self.report.from_peer.get(source.peer, 0) + len(answer.data)
         self._progress_at_s = time.monotonic()

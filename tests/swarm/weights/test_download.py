@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from protocols import pieces
-from protocols.errors import DiskFullError, NoRouteError
-from protocols.weights import PIECE_BYTES
+from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
+from protocols.ids import ModelId
+from protocols.weights import PIECE_BYTES, FileEntry
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options, Progress
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
+from swarm.weights.shelf import Shelf
 from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, make_model, town
 
 QUICK = Options(patience_s=20, stall_s=10)
@@ -214,8 +217,6 @@ def test_a_download_in_progress_is_a_source_for_its_whole_tensors(tmp_path: Path
             cache = cache_of(model, tmp_path)
             await fetch_tensors(["model.layers.1.norm.weight"], cache, here.pool, here.sources, QUICK)
             async with town() as there:
-                from swarm.weights.shelf import Shelf
-
                 await there.start(model, shelf=Shelf.of_cache(cache))
                 other = ModelCache(tmp_path / "other", model.model, model.manifest)
                 await fetch_tensors(["model.layers.1.norm.weight"], other, there.pool, there.sources, QUICK)
@@ -297,5 +298,34 @@ def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
             cache = cache_of(model, tmp_path)
             directory = await fetch_files(here.pool, await here.sources(), cache)
             assert (directory / "tokenizer.json").read_bytes() == model.files["tokenizer.json"]
+
+    run(work())
+
+
+def test_only_known_files_are_taken_from_a_peer(tmp_path: Path) -> None:
+    """What the digest covers may still be a stranger's wish: a file of code beside the tokenizer is never asked for."""
+
+    async def work() -> None:
+        model = make_model(tmp_path / "source", blocks=1)
+        manifest = replace(model.manifest, files=(FileEntry("modeling_evil.py", bytes(32)),))
+        async with town() as here:
+            await here.start(model)
+            cache = ModelCache(tmp_path / "weights", ModelId("evil", manifest.digest), manifest)
+            with pytest.raises(ModelNotSupportedError, match=r"'modeling_evil.py'; only tokenizer files"):
+                await fetch_files(here.pool, await here.sources(), cache)
+            assert not list(cache.directory.glob("*.py"))
+
+    run(work())
+
+
+def test_a_manifest_of_other_weights_is_refused_and_taken_from_another(tmp_path: Path) -> None:
+    async def work() -> None:
+        model, other = make_model(tmp_path / "source"), make_model(tmp_path / "other", blocks=2)
+        async with town() as here:
+            await here.start(model, shelf=Shelf(model.model, other.manifest, lambda tensor: None, tmp_path))
+            with pytest.raises(NoRouteError, match=r"sent the manifest of"):
+                await fetch_manifest(here.pool, await here.sources(), model.model)
+            await here.start(model)
+            assert await fetch_manifest(here.pool, await here.sources(), model.model) == model.manifest
 
     run(work())

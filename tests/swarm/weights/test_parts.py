@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,3 +159,11 @@ def test_a_known_low_cap_comes_after_none() -> None:
     records = [record(1, "m", "a", 0, 8, mbit=1), record(2, "m", "a", 0, 8, mbit=100), record(3, "m", "a", 0, 8)]
     order = ranked(records, "a" * 64, Span(0, 8), False, from_seed(bytes(32)).peer_id, lambda: 0.5)
     assert [records.index(one) for one in order] == [2, 1, 0]
+
+
+def test_a_thin_client_can_import_all_of_it_without_torch() -> None:
+    script = (
+        "import sys, swarm.weights.fetch, swarm.weights.finding, swarm.weights.uploader, swarm.models.digest\n"
+        "print([name for name in ('torch', 'transformers', 'hivemind', 'safetensors', 'numpy') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout == "[]\n"
