@@ -189,7 +189,7 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Exact: `torch.topk` alone may keep any of several equal values.
     """
-    count = min(count, logits.shape[-1])
+    assert count <= logits.shape[-1], "a hop refuses to give more than there are"
     values, ids = logits.topk(count)
     tied = (logits >= values[:, -1:]).sum(-1) > count
     if bool(tied.any()):  # more values reach the last place than there are places

@@ -30,11 +30,10 @@ from protocols.inference import (
     HopLost,
     Message,
     Open,
-    Reply,
     Reroute,
     Step,
 )
-from swarm.inference import chunks, faults, passage, trace
+from swarm.inference import faults, passage, trace
 from swarm.inference.answers import Answers
 from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
@@ -309,10 +308,7 @@ class Hop:
         self.next_step += 1
         spent_ms = (time.perf_counter() - started) * 1e3
         if self.is_last:
-            counts = chunks.kept(step.want, step.counts)
-            reply = Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values,
-                          ids=output.ids, compute_ms=spent_ms)  # fmt: skip
-            self._answers.add(reply)
+            self._answers.add(passage.reply_to(step, output, spent_ms))
         else:
             budget_ms = max(0, step.budget_ms - round(spent_ms))
             self._down.send(replace(step, kind="hidden", payload=output.values, budget_ms=budget_ms))
@@ -400,6 +396,4 @@ def _end(wire: Wire | None) -> None:
 
 def _same_peer_below(before: Grant, after: Grant, index: int) -> bool:
     """Does the new route keep the hop below that we already have a wire to?"""
-    old = [hop for hop in before.route if hop.span.start == after.route[index].span.stop]
-    new = after.route[index + 1]
-    return bool(old) and (old[0].peer, old[0].span) == (new.peer, new.span)
+    return after.route[index + 1].place in {hop.place for hop in before.route}

@@ -16,7 +16,7 @@ from torch import Tensor
 from protocols import compression
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
-from protocols.inference import WANT_NONE, History, Step
+from protocols.inference import WANT_NONE, History, Reply, Step
 from protocols.tensors import WireTensor
 from swarm.inference import chunks
 from swarm.inference.compute import ORDINARY, PASS_ON, Ask, EndsShape, SessionCompute, Urgency
@@ -60,6 +60,13 @@ async def forward(compute: SessionCompute, message: Step | History, place: Place
     return Passed(compression.pack(output.values), None if output.ids is None else compression.pack(output.ids))
 
 
+def reply_to(step: Step, output: Passed, compute_ms: float) -> Reply:
+    """What the last hop answers the client."""
+    counts = chunks.kept(step.want, step.counts)
+    return Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values, ids=output.ids,
+                 compute_ms=compute_ms)  # fmt: skip
+
+
 def _urgency(step: Step) -> Urgency:
     return Urgency(priority=min(0, step.priority), expires_s=time.monotonic() + step.budget_ms / 1e3)
 
@@ -82,6 +89,8 @@ def _ask(ends: EndsShape | None, message: Step | History, place: Place) -> Ask:
         return PASS_ON if message.kind == "hidden" else Ask(kind=message.kind)
     if ends is not None and result != "hidden":
         _check_reply_size(want, message.counts, ends.vocab_size)
+        if top > ends.vocab_size:
+            raise BadRequestError(f"the {top} largest logits were asked for, this model has {ends.vocab_size}")
     return Ask(kind=message.kind, want=want, result=result, top=top)
 
 

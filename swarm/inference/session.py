@@ -152,6 +152,8 @@ class Session:
                 "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
             )
         width = {"hidden": hidden_size, "logits": vocab_size, "top": asked.top}[asked.result]
+        if asked.top > vocab_size:
+            raise BadRequestError(f"the {asked.top} largest logits were asked for, this model has {vocab_size}")
         return Request(
             asked=asked, width=width, dtype=self.dtype if asked.result == "hidden" else "float32", vocab_size=vocab_size
         )

@@ -19,6 +19,7 @@ from protocols.inference import WANT_ALL, Crop, Rows
 from swarm.inference.session import Session
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
+from tests.swarm.inference.toy import until
 
 SPANS = {1: [(0, 5)], 2: [(0, 2), (2, 5)], 3: [(0, 1), (1, 4), (4, 5)]}
 PROMPTS = [[5, 77, 130, 9, 41, 18, 200, 31, 90, 7, 8], [3, 4, 250]]
@@ -186,7 +187,20 @@ def test_an_id_beyond_the_vocabulary_is_refused_and_the_node_serves_on(town: Tow
         await asyncio.gather(session.close(), good.close())
 
     swarm.run(talk())
-    assert swarm.nodes[0].engine.used_bytes == 0
+    swarm.run(until(lambda: swarm.nodes[0].engine.used_bytes == 0))
+
+
+def test_more_logits_than_there_are_cannot_be_asked_for_by_either_side(town: Town) -> None:
+    swarm = town.swarm(SPANS[1])
+
+    async def talk(vocab_size: int) -> None:
+        session = swarm.toys.session(hidden_size=64, vocab_size=vocab_size)
+        with pytest.raises(BadRequestError, match="the 300 largest logits were asked for, this model has 256"):
+            await session.step((), [1], compression.pack(torch.ones(1, dtype=torch.int32)), kind="ids", result="top", top=300)
+        await session.close()
+
+    swarm.run(talk(256))
+    swarm.run(talk(400))  # a client with another config: the node refuses
 
 
 @pytest.mark.parametrize("what", ["width", "NaN", "dtype"])

@@ -121,7 +121,7 @@ def test_ends_that_differ_from_the_model_are_refused_with_the_reason(tmp_path: P
 
 @settings(max_examples=200)
 @given(
-    st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6), min_size=1, max_size=3), st.integers(1, 9)
+    st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6), min_size=1, max_size=3), st.integers(1, 6)
 )
 def test_the_largest_come_first_and_of_equals_the_lowest_id(rows: list[list[float]], count: int) -> None:
     values, ids = top(torch.tensor(rows), count)

@@ -15,7 +15,7 @@ from protocols import compression
 from protocols.defaults import WINDOW_STEPS
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SwarmError
 from protocols.ids import Span
-from protocols.inference import Expect, HopLost, Open, Reroute, Step
+from protocols.inference import Expect, HopLost, Open, Reply, Reroute, Step
 from swarm.inference.downstream import MAX_HISTORIES
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.test_hop import SESSION
@@ -181,4 +181,34 @@ async def test_a_client_s_own_nan_is_its_own_fault(swarm: ToySwarm) -> None:
     session = swarm.session()
     with pytest.raises(BadRequestError, match="must be finite"):
         await session.step((), [1], compression.pack(torch.full((1, 4), float("nan"))))
+    await session.close()
+
+
+async def test_a_client_gives_up_a_first_hop_that_asks_for_the_history_without_end(swarm: ToySwarm) -> None:
+    fake = await FakeHop(Span(0, 4)).start()
+    swarm.nodes.append(fake)  # type: ignore[arg-type]
+    tokens, session = random_tokens(WINDOW_STEPS + 3), swarm.session()
+
+    async def answer() -> None:
+        """Every step but the last with what it brought; then nothing but demands."""
+        line, replies = await fake.lines.get(), await fake.attached.get()
+        assert isinstance(await line.hear(), Open)
+        await line.say(Expect(session=session.id, epoch=0, step=0))
+        for number in range(len(tokens) - 1):
+            step = await line.hear()
+            assert isinstance(step, Step)
+            await replies.say(Reply(session=session.id, epoch=0, step=number, counts=(1,), payload=step.payload))
+        await line.hear()
+        await swarm.serve(0, 4)
+        with contextlib.suppress(SwarmError):
+            for _ in range(MAX_HISTORIES + 1):
+                await line.say(Expect(session=session.id, epoch=0, step=0))
+
+    answering = asyncio.create_task(answer())
+    for token in tokens[:-1]:
+        await ask(session, (), [1], token[None])
+    last = await ask(session, (), [1], tokens[-1:])
+    assert torch.allclose(last[0], reference(list(tokens), [(0, 4)])[-1]) and session.replaced == 1
+    assert "again and again" in str(swarm.router.blame.last_cause)
+    await answering
     await session.close()
