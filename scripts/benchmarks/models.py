@@ -18,6 +18,8 @@ class Shape:
     blocks: int
     heads: int
     kv_heads: int
+    is_tied: bool
+    """Embedding and head are one matrix."""
     deviation: float
     """Of the random weights: large enough that greedy decoding does not repeat one token for ever."""
 
@@ -28,12 +30,29 @@ class Shape:
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
         return 4 * self.blocks * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden)
 
+    @property
+    def ends_bytes(self) -> int:
+        """Embedding and head, which may be one matrix, and the final norm."""
+        return 4 * ((1 if self.is_tied else 2) * self.vocab * self.hidden + self.hidden)
+
     def __str__(self) -> str:
         return f"{self.name} ({self.blocks} blocks, hidden {self.hidden}, vocabulary {self.vocab}, float32)"
 
 
-TINY = Shape(name="tiny-llama", vocab=256, hidden=64, intermediate=128, blocks=4, heads=4, kv_heads=2, deviation=0.2)
-SMALL = Shape(name="llama-110m", vocab=32_000, hidden=768, intermediate=2_048, blocks=12, heads=12, kv_heads=12, deviation=0.02)
+TINY = Shape(
+    name="tiny-llama", vocab=256, hidden=64, intermediate=128, blocks=4, heads=4, kv_heads=2, is_tied=False, deviation=0.2
+)
+SMALL = Shape(
+    name="llama-110m",
+    vocab=32_000,
+    hidden=768,
+    intermediate=2_048,
+    blocks=12,
+    heads=12,
+    kv_heads=12,
+    is_tied=True,
+    deviation=0.02,
+)
 """The blocks have 85 million parameters, embedding and head (tied) 25 million."""
 
 
@@ -54,7 +73,7 @@ def checkpoint(shape: Shape, folder: Path) -> Path:
             num_key_value_heads=shape.kv_heads,
             max_position_embeddings=4_096,
             initializer_range=shape.deviation,
-            tie_word_embeddings=shape is SMALL,
+            tie_word_embeddings=shape.is_tied,
             bos_token_id=1,
             eos_token_id=None,
         )

@@ -115,6 +115,45 @@ async def test_a_stream_carries_frames_both_ways_and_ends_cleanly() -> None:
         assert await there.handlers.seen.get() == "end"
 
 
+async def test_whoever_takes_each_frame_gets_all_in_order_one_at_a_time() -> None:
+    """The first ones wait in the queue, later ones come from the reader's own hand: nobody may notice."""
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        for number in range(3):
+            await stream.send(b"%d" % number)
+        assert await stream.receive() == b"0"  # so the others are on their way, or here
+        taken: list[bytes] = []
+        tasks: set[asyncio.Task[object] | None] = set()
+        is_taking = False
+
+        async def take(frame: bytes) -> None:
+            nonlocal is_taking
+            assert not is_taking, "two at once"
+            is_taking = True
+            await asyncio.sleep(0)
+            is_taking = False
+            taken.append(frame)
+            tasks.add(asyncio.current_task())
+            number = len(taken) + 2
+            await (stream.send(b"%d" % number) if number < 40 else stream.end())
+
+        await asyncio.wait_for(stream.receive_each(take), 20)
+        assert taken[:37] == [b"%d" % number for number in range(1, 38)]
+        assert tasks - {asyncio.current_task()}, "no frame came from the reader's hand"
+
+
+async def test_what_a_taker_raises_ends_its_stream() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        await stream.send(b"nonsense")
+
+        async def take(frame: bytes) -> None:
+            raise FrameError(f"{frame.decode()} is no frame")
+
+        assert await error_of(stream.receive_each(take), FrameError) == "nonsense is no frame"
+        stream.cancel()
+
+
 async def test_a_refusal_in_a_stream_reaches_receive_and_send() -> None:
     async with running() as there:
         stream = await (await there.channel()).stream(TALK)
