@@ -11,7 +11,7 @@ from benchmarks.swarms import Town
 
 
 def measure(town: Town, repeats: int) -> dict[str, Any]:
-    """Section `node`: one node with all blocks and the ends of the 110M model, started again and again; weights on disk and in the page cache."""
+    """Section `node`: one with all blocks and the ends of the 110M model, started again and again; weights on disk, in the page cache."""
     shape = models.SMALL
     town.path(shape)
     starts, rss, extra, processes = [], [], [], [0]
