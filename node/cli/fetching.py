@@ -60,9 +60,7 @@ class FetchProgress:
             self._bar.start()
             self._task = self._bar.add_task("fetch", total=progress.total_bytes, completed=progress.done_bytes, note="")
         assert self._task is not None
-        self._bar.update(
-            self._task, total=progress.total_bytes, completed=progress.done_bytes, note=_note(progress).removeprefix("from ")
-        )
+        self._bar.update(self._task, total=progress.total_bytes, completed=progress.done_bytes, note=_peers(progress))
 
     def _stop(self) -> None:
         bar, self._bar, self._began = self._bar, None, None

@@ -58,7 +58,7 @@ def village(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Village]:
 
 def test_newcomers_with_an_empty_disk_serve_and_then_give_on_what_they_got(village: Village) -> None:
     village.start("owner", str(village.checkpoint), "0:3")
-    heir = village.start("heir", "llama", "3:6")
+    heir = village.start("heir", "llama", "3:6", "--no-ends")
     received = int(re.search(r"(\d+) bytes received", heir.said["fetched"])[1])  # type: ignore[index]
     stored = sum(
         tensor.nbytes for name, tensor in _tensors(village.checkpoint).items() if re.match(r"model\.layers\.[345]\.", name)
@@ -70,7 +70,9 @@ def test_newcomers_with_an_empty_disk_serve_and_then_give_on_what_they_got(villa
 
     village.start("guest", "llama@" + heir.said["model"].partition("@")[2][:10], "0:3")
     assert village.nodes["owner"].end(signal.SIGTERM) == 0
-    pupil = village.start("pupil", "llama", "3:6")  # only heir has these now, and heir has no other copy than its cache
+    pupil = village.start(
+        "pupil", "llama", "3:6", "--no-ends"
+    )  # only heir has these now, and heir has no other copy than its cache
     assert "from 1 peer" in pupil.said["fetched"]
     assert village.nodes["heir"].end(signal.SIGKILL) == -signal.SIGKILL
     assert village.answer(village.checkpoint, "guest", "pupil") == village.expected
