@@ -171,11 +171,9 @@ def _session_maker(peer: AnyPeer, model: ModelId, num_blocks: int, config: Sessi
 
 
 def _find(settings: Settings) -> FindConfig:
-    """Checked before hivemind is imported: with nobody to ask, that is said at once."""
-    usual = FindConfig() if settings.peers else FindConfig(known_peers=known.file_of(_data_dir(), settings.swarm), lan=True)
-    find = settings.find or usual
-    find.check(settings.peers)
-    return find
+    if settings.find is not None:
+        return settings.find
+    return FindConfig() if settings.peers else FindConfig(known_peers=known.file_of(settings.data_dir, settings.swarm), lan=True)
 
 
 def _data_dir() -> Path:

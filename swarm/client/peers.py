@@ -49,6 +49,7 @@ class SharedPeer:
 
     def _peer(self) -> AnyPeer:
         bootstrap = tuple(sorted(self.bootstrap))
+        self.find.check(bootstrap)
         if self.thin:
             from swarm.thin.peer import ThinPeer
 
