@@ -143,9 +143,9 @@ class Mover:
                 return False
             self.on_event(Event("moving", f"from {old} to {new}: {move.reason}"))
             if self.room.takes(new) <= self.free_bytes():
-                await self._load_then_leave(new)
+                await self._load_then_leave(move)
             elif may_retire(self._ourselves(), self._count_on(known), self.num_blocks):
-                await self._leave_then_load(new)
+                await self._leave_then_load(move)
             else:
                 log.info("blocks %s stay: no memory for %s beside them, and nobody else serves them", old, new)
         finally:
@@ -154,34 +154,33 @@ class Mover:
         if self.span == old:
             return False
         self._hysteresis.moved(time.monotonic())
-        self.on_event(Event("moved", f"from {old} to {new}: {move.reason}"))
         return True
 
     def _count_on(self, known: Sequence[choosing.Standing]) -> list[Member]:
         """What the others serve, and go on serving whatever we do."""
         return [one.serving for one in known if one.serving is not None and one.stands(self.presence.me)]
 
-    async def _load_then_leave(self, new: Span) -> None:
-        host = await self.make(new)
+    async def _load_then_leave(self, move: Move) -> None:
+        host = await self.make(move.span)
         others = self._count_on(await self._look_again())
-        if not may_switch(self._ourselves(), new, others, self.num_blocks):
+        if not may_switch(self._ourselves(), move.span, others, self.num_blocks):
             log.info("blocks %s stay: without them there would be no route now", self.span)
             await host.stop()
             return
         old = self.host
         assert old is not None
-        await self._serve(host)
+        await self._serve(host, move)
         await self._retire(old)
 
-    async def _leave_then_load(self, new: Span) -> None:
+    async def _leave_then_load(self, move: Move) -> None:
         """The node serves nothing in between. Where the new span cannot be loaded, the old one is again."""
         await self._give_up()
         try:
-            host = await self.make(new)
+            host = await self.make(move.span)
         except (SwarmError, MemoryError):
-            log.exception("blocks %s could not be loaded; back to %s", new, self.span)
+            log.exception("blocks %s could not be loaded; back to %s", move.span, self.span)
             host = await self.make(self.span)
-        await self._serve(host)
+        await self._serve(host, move)
 
     async def _give_up(self) -> None:
         """Nothing refers to the old host afterwards, so that its memory is free."""
@@ -190,10 +189,13 @@ class Mover:
         self.host = None
         gc.collect()
 
-    async def _serve(self, host: Host) -> None:
+    async def _serve(self, host: Host, move: Move) -> None:
+        old = self.span
         self.doors.open(host)
         self.host, self.span = host, host.served.span
         await self.presence.serve(host)
+        if self.span != old:
+            self.on_event(Event("moved", f"from {old} to {self.span}: {move.reason}"))
 
     async def _retire(self, host: Host) -> None:
         """No new sessions; wait up to `drain_s` for those that are there, and end the rest: their clients go on with replicas."""

@@ -118,6 +118,12 @@ class NodeProcess:
             self.said.update(_kind_and_text(line.decode()) for line in lines)
         return self.said[kind]
 
+    def hear(self) -> None:
+        """Read what it has said since, without waiting."""
+        while select.select([self._lines], [], [], 0)[0] and (data := os.read(self._lines, 65_536)):
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self.said.update(_kind_and_text(line.decode()) for line in lines)
+
     def last_words(self) -> str:
         return self.log.read_text()[-2_000:] or f"it said only {list(self.said)}"
 
