@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocols import compression
+from protocols import compression, tensors
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
 from protocols.inference import WANT_NONE, History, Reply, Step
 from protocols.tensors import WireTensor
 from swarm.inference import chunks
 from swarm.inference.compute import ORDINARY, PASS_ON, Ask, EndsShape, SessionCompute, Urgency
+
+FEW_BYTES = 1 << 14
+"""Below this, looking at bytes is faster than asking torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,12 @@ async def forward(compute: SessionCompute, message: Step | History, place: Place
     positions = None if message.positions is None else torch.tensor(message.positions)
     ops, urgency = (message.ops, _urgency(message)) if isinstance(message, Step) else ((), ORDINARY)
     output = await compute.step(ops, message.counts, values, positions, urgency, ask)
-    if not _is_finite(output.values):
+    packed = compression.pack(output.values)
+    if not _is_finite(packed, output.values):
         raise InternalError(
             "this peer computed NaN or infinity: its weights or device are damaged, or its number format is too small"
         )
-    return Passed(compression.pack(output.values), None if output.ids is None else compression.pack(output.ids))
+    return Passed(packed, None if output.ids is None else compression.pack(output.ids))
 
 
 def reply_to(step: Step, output: Passed, compute_ms: float) -> Reply:
@@ -112,7 +116,7 @@ def _values(compute: SessionCompute, message: Step | History) -> Tensor:
     name = "hidden states" if message.kind == "hidden" else "embeddings"
     if values.shape[1:] != (width,) or values.dtype != compute.dtype:
         raise BadRequestError(f"{name} must be [tokens, {width}] {compute.dtype}, got {list(values.shape)} {values.dtype}")
-    if not _is_finite(values):
+    if not _is_finite(message.payload, values):
         raise BadRequestError(f"{name} must be finite, got NaN or infinity")
     return values
 
@@ -131,6 +135,8 @@ def _checked_ids(payload: WireTensor, vocab_size: int) -> Tensor:
     return ids
 
 
-def _is_finite(values: Tensor) -> bool:
-    """One pass; NaN is in both ends."""
-    return not values.numel() or all(map(math.isfinite, values.aminmax()))
+def _is_finite(wire: WireTensor, values: Tensor) -> bool:
+    """One pass: over the bytes of a few values, 2 us for a token of 768, else over the tensor; NaN is in both of its ends."""
+    if wire.num_bytes <= FEW_BYTES:
+        return tensors.is_finite(wire)
+    return all(map(math.isfinite, values.aminmax()))
