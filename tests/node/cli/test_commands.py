@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from node.cli.app import main
 from protocols.ids import PeerId
+from swarm.client import SwarmModelForCausalLM
 from tests.families import make_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -192,6 +193,21 @@ def test_thin_chat_says_what_the_full_one_says(model: Path, peer: str, tmp_path:
     code, said, remarks, heavy = thin("chat", "tiny", *asked[1:], data_dir=tmp_path, stdin=lines)
     assert (code, said, heavy) == (0, expected[1], []), remarks
     assert remarks.count("tokens, the first after") == 3
+
+
+def test_a_model_without_weights_from_a_name_alone(model: Path, peer: str, tmp_path: Path) -> None:
+    with SwarmModelForCausalLM.from_pretrained("tiny", peers=[peer], thin=True, cache_dir=tmp_path) as ours:
+        ids = ours.tokenizer(PROMPT, return_tensors="pt").input_ids
+        output = ours.generate(ids, max_new_tokens=NEW, do_sample=False)
+        assert ours.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == local_text(model, NEW)
+        assert not list(ours.parameters()) and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_thin_guesses_in_fewer_trips_and_prints_the_same(model: Path, peer: str, tmp_path: Path) -> None:
+    asked = ("generate", "tiny", "abcabcabcabc", "--max-new-tokens", "24", "--peer", peer, "--stats")
+    plain, guessed = (thin(*asked, *more, data_dir=tmp_path) for more in ((), ("--speculate", "4")))
+    assert guessed[0] == plain[0] == 0 and guessed[1] == plain[1] and not guessed[3]
+    assert " trips (" in guessed[2] and " trips (" not in plain[2]
 
 
 def test_what_goes_wrong_thin_is_one_line_too(peer: str, tmp_path: Path) -> None:
