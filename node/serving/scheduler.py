@@ -115,8 +115,6 @@ class Scheduler:
         self._ledger = fairness.Ledger()
         self._credit_ms = turns.LEAST_CREDIT_MS
         self._decoding: dict[HeldRows, None] = {}
-        self._num_short = 0
-        """Forwards in a row with fewer decodes than they should have."""
         self._free_s = 0.0
         """When the last forward ended."""
 
@@ -246,14 +244,12 @@ class Scheduler:
                 for session in decoding
                 if session not in waiting and session.decoded_s is not None and session.away_s
             ]
-            patience_s = turns.patience_s(self.costs, size, self._num_short)
+            patience_s = turns.patience_s(self.costs, size)
             since_s = max(self._free_s, min(job.came_s for job in decodes))
             until_s = turns.gather_until(now_s, since_s, due_s, patience_s)
             if until_s > now_s:
                 return [], until_s
-        chosen = self._within_limits(decodes, size)
-        self._num_short = self._num_short + 1 if len(chosen) < size and self._num_short < turns.MANY_SHORT else 0
-        return chosen, now_s
+        return self._within_limits(decodes, size), now_s
 
     def _within_limits(self, decodes: list[Job], size: int) -> list[Job]:
         num_clients = len({job.session.client for job in decodes})

@@ -36,12 +36,10 @@ LEAST_CREDIT_MS = 1.01 * CROWDED_MS / PIECE_SHARE
 WAVE_GAIN = 0.95
 """Another wave must shorten the time of a round at least to this share."""
 
-GATHER_SHARE = 0.35
-"""Of a decode step's time: how long the first to arrive waits for others that are due."""
-MAX_GATHER_MS = 10.0
-MANY_SHORT = 16
-"""After so many forwards in a row with fewer decodes than a wave should have, one waits up to a whole step for the rest: sessions that
-have fallen into more waves than they should be come together again, and stay together."""
+GATHER_SHARE = 0.8
+"""Of a decode step's time: how long those that wait, while the device is free, wait for others that are due. It pays even in vain now
+and then: whoever goes alone is alone at every hop and every round (docs/log.md has the numbers)."""
+MAX_GATHER_MS = 50.0
 
 TURN_STEPS = 4.0
 """Where several clients decode, one forward takes no longer than so many of a single step: nobody waits longer for a turn."""
@@ -103,10 +101,9 @@ def gather_until(now_s: float, since_s: float, due_s: Sequence[float], patience_
     return end_s if coming else now_s
 
 
-def patience_s(costs: Costs, num_rows: int, num_short: int) -> float:
-    """How long it pays to wait for one more row. num_short: forwards in a row that had fewer than `num_rows`."""
-    step_ms = costs.decode_ms(num_rows)
-    return (step_ms if num_short >= MANY_SHORT else min(MAX_GATHER_MS, GATHER_SHARE * step_ms)) / 1e3
+def patience_s(costs: Costs, num_rows: int) -> float:
+    """How long it may pay to wait for more rows, in seconds."""
+    return min(MAX_GATHER_MS, GATHER_SHARE * costs.decode_ms(num_rows)) / 1e3
 
 
 def fits_a_turn(costs: Costs, num_rows: int, num_clients: int) -> bool:
