@@ -1,8 +1,8 @@
 """Who may take memory: keys and values are lent as sessions grow, and where they run short, by equal shares of the clients.
 
-While there is plenty, anybody may take any amount. When it is short, a client that would pass its share (all of it, divided by those
-who hold or lately wanted some) is refused first: its session goes on elsewhere, and what it held here is free for the others.
-Counted in tokens, since that is what clients bring; what a token takes is the engine's to say.
+While there is plenty, anybody may take any amount. When it is short, or somebody was refused lately, a client that would pass its share
+(all of it, divided by those who hold or lately wanted some) is refused first: its session goes on elsewhere, and what it held here is
+free for the others.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ WANTING_S = 30.0
 
 
 def reason_against(
-    *, needed: float, free: float, limit: float, held_by_client: float, num_clients: int, is_new: bool
+    *, needed: float, free: float, limit: float, held_by_client: float, num_clients: int, is_wanted: bool, is_new: bool
 ) -> str | None:
     """None where a client may take `needed` more; else why not. All in one unit.
 
-    free: of `limit`, nobody's now; num_clients: those who share, this one included; is_new: a session that holds nothing yet.
+    free: of `limit`, nobody's now; num_clients: those who share, this one included; is_wanted: another was refused lately;
+    is_new: a session that holds nothing yet.
     """
     spare = free - needed
     if spare < (KEPT * limit if is_new else 0.0):
         return "there is no memory for it"
     share = limit / max(1, num_clients)
-    if num_clients > 1 and spare < SHORT * limit and held_by_client + needed > share:
+    is_short = is_wanted or spare < SHORT * limit
+    if num_clients > 1 and is_short and held_by_client + needed > share:
         return f"memory is short, and you hold more than your share of it (one of {num_clients} clients)"
     return None
 
@@ -59,6 +61,10 @@ class Holdings:
         """Those who share: who holds something, whoever was refused lately, and `client`."""
         wanting = {other for other, since in list(self._refused_s.items()) if now_s - since < WANTING_S}
         return len({client, *list(self.tokens), *wanting})
+
+    def is_wanted(self, client: Hashable, now_s: float) -> bool:
+        """Was anybody but `client` refused lately?"""
+        return any(other != client and now_s - since < WANTING_S for other, since in list(self._refused_s.items()))
 
     def part_of(self, client: Hashable) -> float:
         """The client's part of all that is held, in [0, 1]."""

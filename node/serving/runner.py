@@ -177,7 +177,7 @@ class Runner:
         used, limit, now_s = self.engine.used_bytes, self.engine.limit_bytes, time.monotonic()
         reason = memory.reason_against(
             needed=needed_bytes, free=limit - used, limit=limit, held_by_client=used * self.holdings.part_of(client),
-            num_clients=self.holdings.num_clients(client, now_s), is_new=is_new,
+            num_clients=self.holdings.num_clients(client, now_s), is_wanted=self.holdings.is_wanted(client, now_s), is_new=is_new,
         )  # fmt: skip
         if reason is not None:
             self.holdings.refused(client, now_s)
@@ -251,7 +251,8 @@ class Runner:
     def _is_short(self, job: Job) -> bool:
         """Is it worth asking who may take what, and for all pieces at once? Else the engine itself refuses what does not fit."""
         free = self.engine.limit_bytes - self.engine.used_bytes
-        return job.size < job.num_tokens or free < 2 * memory.SHORT * self.engine.limit_bytes
+        is_wanted = self.holdings.is_wanted(job.session.client, time.monotonic())
+        return is_wanted or job.size < job.num_tokens or free < 2 * memory.SHORT * self.engine.limit_bytes
 
     def _hold(self, session: HeldRows) -> None:
         """Note what a session holds after its rows have changed."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,6 +18,9 @@ from swarm.inference.hops import Hops
 from swarm.inference.wire import Wire
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.stream import Stream
+
+FIRST_WORD_S = 10.0
+"""How long a stream may stay silent at first: whoever dialled it has its first message ready."""
 
 
 class SessionServicer:
@@ -74,7 +78,11 @@ T = TypeVar("T", Open, Attach)
 
 
 async def _first(stream: Stream, kind: type[T]) -> T:
-    data = await stream.receive()
+    try:
+        async with asyncio.timeout(FIRST_WORD_S):
+            data = await stream.receive()
+    except TimeoutError:
+        raise BadRequestError(f"nothing was said on this stream for {FIRST_WORD_S:.0f} s: it is closed") from None
     message = inference.parse(data) if data is not None else None
     if not isinstance(message, kind):
         raise BadRequestError(f"the first message must be {kind.__name__}, got {type(message).__name__}")

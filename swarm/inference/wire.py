@@ -145,6 +145,7 @@ class Wire:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self._stream.cancel()  # a task that was cancelled before its first turn has not done so
 
 
 def _failure(task: asyncio.Task[None]) -> SwarmError | None:

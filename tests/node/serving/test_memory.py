@@ -1,0 +1,57 @@
+"""Memory by shares: anything while there is plenty; when it is short, who holds most is refused first, and newcomers before the rest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.serving.memory import WANTING_S, Holdings, reason_against
+
+
+def reason(needed: float, free: float, held: float, clients: int, *, is_new: bool = False, is_wanted: bool = False) -> str | None:
+    return reason_against(
+        needed=needed, free=free, limit=100, held_by_client=held, num_clients=clients, is_new=is_new, is_wanted=is_wanted
+    )
+
+
+def test_while_there_is_plenty_anybody_may_take_anything() -> None:
+    assert reason(50, free=70, held=30, clients=5) is None
+    assert reason(100, free=100, held=0, clients=1) is None
+
+
+def test_when_it_is_short_the_client_above_its_share_is_refused_and_the_others_are_not() -> None:
+    assert "more than your share of it (one of 2 clients)" in (reason(5, free=15, held=70, clients=2) or "")
+    assert reason(5, free=15, held=15, clients=2) is None
+
+
+def test_who_was_refused_makes_it_short() -> None:
+    assert reason(2, free=40, held=60, clients=2) is None
+    assert reason(2, free=40, held=60, clients=2, is_wanted=True) is not None
+
+
+def test_a_newcomer_must_leave_a_little_for_those_under_way() -> None:
+    assert reason(10, free=12, held=0, clients=1, is_new=True) is not None
+    assert reason(10, free=12, held=0, clients=1) is None
+
+
+@given(st.floats(0, 100), st.floats(0, 100), st.integers(1, 9), st.booleans(), st.booleans())
+def test_nothing_is_promised_that_is_not_there_and_a_client_within_its_share_gets_what_there_is(
+    needed: float, free: float, clients: int, is_new: bool, is_wanted: bool
+) -> None:
+    if needed > free:
+        assert reason(needed, free, 0, clients, is_new=is_new, is_wanted=is_wanted) is not None
+    elif not is_new and needed <= 100 / clients:
+        assert reason(needed, free, 0, clients, is_wanted=is_wanted) is None
+
+
+def test_holdings_count_who_shares_and_forget_who_went() -> None:
+    holdings = Holdings()
+    holdings.add("a", 30)
+    holdings.add("b", 10)
+    assert holdings.part_of("a") == pytest.approx(0.75) and holdings.num_clients("c", 0.0) == 3
+    holdings.refused("d", 0.0)
+    assert holdings.num_clients("a", 1.0) == 3 and holdings.is_wanted("a", 1.0) and not holdings.is_wanted("d", 1.0)
+    assert holdings.num_clients("a", WANTING_S + 1) == 2 and not holdings.is_wanted("a", WANTING_S + 1)
+    holdings.add("a", -30)
+    assert holdings.tokens == {"b": 10} and holdings.part_of("a") == 0.0

@@ -1,0 +1,284 @@
+"""Crowds over real sockets: sessions that end in every way leave nothing, and a node at its limit sends its clients elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from node.serving.engine import choose_engine
+from protocols.errors import CacheFullError, OverloadedError
+from protocols.ids import Span
+from swarm.inference.compute import Urgency
+from swarm.inference.hops import HopLimits
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.loading import load_span
+from tests.families import Checkpoints
+from tests.swarm.inference.toy import (
+    ToyEngine,
+    ToyNode,
+    ToySwarm,
+    ask,
+    fresh_seed,
+    random_tokens,
+    reference,
+    until,
+)
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = ToySwarm()
+    yield toys
+    await toys.stop()
+
+
+class SlowEngine(ToyEngine):
+    """Takes 2 ms a token, and counts them."""
+
+    num_run = 0
+
+    def step(self, items: Any, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        time.sleep(0.002 * hidden.shape[1])
+        self.num_run += hidden.shape[1]
+        return super().step(items, hidden, positions)
+
+
+class HeldEngine(ToyEngine):
+    """Its first forward takes until it is released."""
+
+    def __init__(self, span: Span, limit_tokens: int = 100_000) -> None:
+        super().__init__(span, limit_tokens)
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def step(self, items: Any, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        self.entered.set()
+        self.release.wait(20)
+        return super().step(items, hidden, positions)
+
+
+def calls_of(node: ToyNode) -> int:
+    """Streams and calls that run at a node."""
+    assert node.server is not None
+    return sum(node.server._admission._running.values())
+
+
+def is_empty(node: ToyNode) -> bool:
+    runner = node.host.runner
+    return (node.engine.used_bytes, len(runner.scheduler), len(runner.holdings.tokens), node.host.load().num_sessions) == (0,) * 4
+
+
+def our_tasks() -> list[str]:
+    """Names of what runs here, but for gRPC's own tasks and the tests'."""
+    tasks = [(task, getattr(task.get_coro(), "cr_code", None)) for task in asyncio.all_tasks() if not task.done()]
+    return [
+        task.get_name()
+        for task, code in tasks
+        if code and any(f"/{part}/" in code.co_filename for part in ("swarm", "node")) and "/tests/" not in code.co_filename
+    ]
+
+
+async def vanish(session: Session) -> None:
+    """As if the client's process had died: its streams break, and nobody says a word."""
+    for task in (session._repairs, session._watching):
+        if task is not None:
+            task.cancel()
+    for wire in (session._down.wire, session._last):
+        if wire is not None:
+            await wire.close()
+
+
+# --- everything is given back
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_path: Path) -> None:
+    dice = random.Random(fresh_seed())
+    checkpoint = open_checkpoint(Checkpoints(tmp_path)(family))
+    swarm = ToySwarm(num_blocks=checkpoint.num_blocks)
+    for span in (Span(0, 2), Span(2, checkpoint.num_blocks)):
+        engine = choose_engine(load_span(checkpoint, span, dtype=torch.float32), 1 << 30)
+        await swarm.add(engine, span, HopLimits(resume_s=0.3))
+    first = swarm.session()
+    await ask(first, (), [1], torch.randn(1, checkpoint.hidden_size))
+    await first.close()
+    await until(lambda: all(map(is_empty, swarm.nodes)))
+    tasks, calls = our_tasks(), [calls_of(node) for node in swarm.nodes]
+    fates: list[str] = []
+    places = asyncio.Semaphore(12)
+
+    async def live() -> None:
+        async with places:
+            fate = dice.choice(["closed", "cancelled", "vanished", "vanished in its prompt", "closed at once"])
+            session = swarm.session()
+            tokens = torch.randn(1, checkpoint.hidden_size).expand(dice.choice([5, 60, 400]), -1)
+            if fate == "closed at once":
+                opening = asyncio.create_task(session.open())
+                await asyncio.sleep(dice.random() * 0.03)
+                opening.cancel()
+                await asyncio.gather(opening, return_exceptions=True)
+            else:
+                step = asyncio.create_task(ask(session, (), [len(tokens)], tokens, 1))
+                if fate in ("closed", "vanished"):
+                    await step
+                else:
+                    await asyncio.wait((step,), timeout=dice.random() * 0.1)
+                    step.cancel()
+                    await asyncio.gather(step, return_exceptions=True)
+            if fate.startswith("vanished"):
+                await vanish(session)
+            else:
+                await session.close()
+            fates.append(fate)
+            asyncio.current_task().set_name(fate)  # type: ignore[union-attr]
+
+    await asyncio.gather(*(live() for _ in range(200)))
+    assert len(fates) == 200 and len(set(fates)) == 5
+    await until(lambda: all(map(is_empty, swarm.nodes)), 30.0)
+    await until(lambda: [calls_of(node) for node in swarm.nodes] == calls, 30.0)
+    await until(lambda: len(our_tasks()) <= len(tasks), 30.0)
+    for node in swarm.nodes:
+        assert node.engine.mode == ("packed" if family == "llama" else "paged")
+        if node.engine.mode == "paged":
+            assert node.engine._pool.num_lent == 0 and not node.engine._pool.keys
+    await swarm.stop()
+    gc.collect()
+    assert not [
+        thing for thing in gc.get_objects() if isinstance(thing, Session) and thing._repairs and not thing._repairs.done()
+    ]
+
+
+async def test_a_client_that_closes_in_mid_prompt_frees_every_hop_at_once(swarm: ToySwarm) -> None:
+    """16 s of computing at each hop are under way or wait: nothing of it is run any more."""
+    nodes = [await swarm.add(SlowEngine(span), span) for span in (Span(0, 2), Span(2, 4))]
+    session = swarm.session()
+    step = asyncio.create_task(ask(session, (), [8_000], random_tokens(8_000), 1))
+    await until(lambda: nodes[1].engine.used_bytes > 0)
+    step.cancel()
+    await session.close()
+    await until(lambda: all(map(is_empty, nodes)), 5.0)
+    assert all(node.engine.num_run < 4_000 for node in nodes)
+
+
+async def test_a_client_that_vanishes_frees_every_hop_after_a_while(swarm: ToySwarm) -> None:
+    for start in (0, 2):
+        await swarm.serve(start, start + 2, limits=HopLimits(resume_s=0.2))
+    session = swarm.session()
+    await ask(session, (), [3], random_tokens(3))
+    assert all(node.engine.used_bytes == 3 for node in swarm.nodes)
+    await vanish(session)
+    await until(lambda: all(map(is_empty, swarm.nodes)))
+
+
+async def test_a_close_does_not_overtake_the_hop_above_that_comes_instead(swarm: ToySwarm) -> None:
+    """A replaced hop says Close to the one below while its replacement opens there: whichever is first, the session goes on."""
+    first = await swarm.serve(0, 2)
+    await swarm.serve(2, 4)
+    session, tokens = swarm.session(), random_tokens(6)
+    before = await ask(session, (), [4], tokens[:4])
+    await swarm.serve(0, 2)
+    await first.host.stop()
+    after = await ask(session, (), [2], tokens[4:])
+    expected = torch.stack(reference(list(tokens), [(0, 2), (2, 4)]))
+    assert torch.allclose(torch.cat([before, after]), expected) and session.replaced >= 1
+    await session.close()
+    await until(lambda: is_empty(swarm.nodes[1]) and is_empty(swarm.nodes[2]))
+
+
+# --- a node at its limit
+
+
+async def test_a_full_node_refuses_a_newcomer_while_its_device_is_busy_and_a_replica_serves(swarm: ToySwarm) -> None:
+    full = await swarm.add(HeldEngine(Span(0, 4), limit_tokens=100), Span(0, 4))
+    holder, newcomer = swarm.session(), swarm.session()
+    holding = asyncio.create_task(ask(holder, (), [50], random_tokens(50)))
+    await until(full.engine.entered.is_set)
+    spare = await swarm.serve(0, 4)
+    tokens = random_tokens(98)
+    output = await ask(newcomer, (), [98], tokens)  # answered although the full one's device has not been free since
+    assert torch.allclose(output, torch.stack(reference(list(tokens), [(0, 4)]))) and not holding.done()
+    assert newcomer.route[0].peer == spare.identity.peer_id
+    if newcomer.replaced:
+        assert isinstance(swarm.router.blame.last_cause, CacheFullError)
+    full.engine.release.set()
+    await holding
+    await asyncio.gather(holder.close(), newcomer.close())
+
+
+async def test_a_newcomer_s_refusal_comes_before_a_turn_in_the_queue(swarm: ToySwarm) -> None:
+    node = await swarm.add(HeldEngine(Span(0, 4), limit_tokens=100), Span(0, 4))
+    holder = swarm.session()
+    holding = asyncio.create_task(ask(holder, (), [50], random_tokens(50)))
+    await until(node.engine.entered.is_set)
+    newcomer = swarm.session(patience_s=0.3)
+    with pytest.raises(Exception, match="no memory for 98 more tokens"):
+        await ask(newcomer, (), [98], random_tokens(98))
+    assert not holding.done()
+    node.engine.release.set()
+    await holding
+    await asyncio.gather(holder.close(), newcomer.close())
+
+
+async def test_a_node_without_a_place_for_one_more_session_refuses_and_a_replica_serves(swarm: ToySwarm) -> None:
+    full = await swarm.serve(0, 4, limits=HopLimits(max_sessions=0))
+    session = swarm.session()
+    opening = asyncio.create_task(ask(session, (), [2], tokens := random_tokens(2)))
+    await until(lambda: isinstance(swarm.router.blame.last_cause, OverloadedError))
+    spare = await swarm.serve(0, 4)
+    assert torch.allclose(await opening, torch.stack(reference(list(tokens), [(0, 4)])))
+    assert full.engine.forwards == 0 and spare.engine.forwards == 1
+    await session.close()
+
+
+async def test_where_memory_is_short_the_client_that_holds_most_gives_way(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4, limit_tokens=100)
+    greedy = [swarm.session(patience_s=0.3) for _ in range(2)]
+    for session in greedy:
+        await ask(session, (), [40], random_tokens(40))
+    other = ToySwarm()
+    other.nodes.append(node)
+    modest = other.session(patience_s=0.3)
+    with contextlib.suppress(Exception):
+        await ask(modest, (), [30], random_tokens(30))
+    assert node.engine.used_bytes == 80  # it got nothing, and is remembered
+    with pytest.raises(Exception, match="more than your share"):
+        await ask(greedy[0], (), [2], random_tokens(2))
+    await until(lambda: node.engine.used_bytes == 40)
+    again = other.session()
+    other.router.blame = type(other.router.blame)()
+    tokens = random_tokens(30)
+    assert torch.allclose(await ask(again, (), [30], tokens), torch.stack(reference(list(tokens), [(0, 4)])))
+    await asyncio.gather(*(session.close() for session in (*greedy, modest, again)))
+    await until(lambda: is_empty(node))
+    await other.pool.close()
+
+
+async def test_a_session_s_priority_reaches_every_hop(swarm: ToySwarm) -> None:
+    seen: list[int] = []
+    for start in (0, 2):
+        node = await swarm.serve(start, start + 2)
+        submit = node.host.runner.scheduler.submit
+
+        def note(job: Any, submit: Any = submit) -> None:
+            if isinstance(job.urgency, Urgency) and job.num_tokens:
+                seen.append(job.urgency.priority)
+            submit(job)
+
+        node.host.runner.scheduler.submit = note  # type: ignore[method-assign]
+    session = Session(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig(priority=-7))
+    await ask(session, (), [2], random_tokens(2))
+    assert seen == [-7, -7]
+    await session.close()
