@@ -57,7 +57,11 @@ class SessionServicer:
             await hop.put(wire, message)
 
         wire = Wire(stream, take, hop.lose)
-        await hop.put(wire, opening)
+        try:
+            await hop.put(wire, opening)
+        except asyncio.CancelledError:  # the caller went before `run`, which would have said so
+            await hop.lose(wire, None)
+            raise
         refusal = await wire.run()
         if refusal is not None and not isinstance(refusal, PeerUnreachableError):
             raise refusal

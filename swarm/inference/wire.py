@@ -80,11 +80,13 @@ class Wire:
         finally:
             for task in (writer, reader, watch):
                 task.cancel()
-            await asyncio.gather(writer, reader, watch, return_exceptions=True)
-            self._stream.cancel()
-            was_open, self.is_open = self.is_open, False
-            if was_open:  # also where gRPC cancels a handler because its caller is gone
-                await self._on_lost(self, reason)
+            try:
+                await asyncio.gather(writer, reader, watch, return_exceptions=True)
+            finally:  # gRPC may cancel a handler twice, and whoever is told of the loss must be told all the same
+                self._stream.cancel()
+                was_open, self.is_open = self.is_open, False
+                if was_open:  # also where gRPC cancels a handler because its caller is gone
+                    await self._on_lost(self, reason)
         return reason
 
     async def _take(self, data: bytes) -> None:
