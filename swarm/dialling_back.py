@@ -27,17 +27,22 @@ class DialBacks:
 
     def __init__(self) -> None:
         self._num = 0
+        self._callers: set[PeerId] = set()
 
     async def answer(self, request: bytes, call: Call) -> bytes:
         """Dial the caller, and nobody else: what answers there must prove the caller's PeerID."""
         asked = DialBack.parse(request)
+        if call.peer in self._callers:
+            raise OverloadedError("you are being dialled back here already: one at a time; ask another peer")
         if self._num >= MAX_DIAL_BACKS:
             raise OverloadedError(f"{MAX_DIAL_BACKS} peers are being dialled back here; ask another peer")
         self._num += 1
+        self._callers.add(call.peer)
         try:
             results = await asyncio.gather(*(_is_at(address, call.peer) for address in asked.addresses))
         finally:
             self._num -= 1
+            self._callers.discard(call.peer)
         reachable = tuple(address for address, found in zip(asked.addresses, results, strict=True) if found)
         reason = "" if len(reachable) == len(results) else "nobody proves your identity at the other addresses"
         return DialBackReply(reachable=reachable, reason=reason).encode()
