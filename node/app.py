@@ -118,7 +118,7 @@ async def _take_a_place(config: NodeConfig, room: Room, maker: HostMaker, on_eve
     """Choose a span, then load it."""
     presence, model = maker.presence, maker.presence.model
     presence.room_blocks = 0 if presence.stays else room.blocks_anywhere()
-    choice = await choosing.settle(config, presence.me, room, presence.look, presence.join)
+    choice = await choosing.settle(config, presence.me, room, presence.look, presence.join, is_alone=presence.is_alone)
     on_event(Event("placement", f"blocks {choice.span}: {choice.reason}"))
     host = await maker.make(choice.span)
     on_event(Event("serving", f"blocks {choice.span} of {model.name}@{model.digest[:12]} ({host.engine.mode}, {maker.dtype})"))

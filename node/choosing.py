@@ -169,15 +169,18 @@ async def settle(
     room: Room,
     look: Callable[[], Awaitable[list[Claim]]],
     announce: Callable[[Span], Awaitable[None]],
+    *,
+    is_alone: bool = False,
 ) -> Choice:
     """Choose a span, announce it as `joining`, and stay out of the way of those who outrank us.
 
     look: what the others claim now. announce: publishes our claim; called with every span that we move to.
+    is_alone: we know nobody who could choose at the same moment.
     A span that the volunteer named is announced and kept, whoever else hosts it.
     """
     choice = as_told(config.blocks, room) if config.blocks is not None else await _first_choice(me, look, room)
     await announce(choice.span)
-    if config.blocks is not None or not config.peers:
+    if config.blocks is not None or is_alone:
         return choice
     for _look in range(RACE_ROUNDS):
         await asyncio.sleep(RACE_WAIT_S)

@@ -44,6 +44,11 @@ class Presence:
         self.last_seen = await self._peer.directory.snapshot(self.model.name)
         return choosing.claims(self.last_seen, self.model, self.me)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether we know nobody, however peers were looked for."""
+        return not self._peer.num_neighbours
+
     async def records(self) -> Sequence[PeerRecord]:
         """Everybody who announces the model now."""
         return (await self._peer.directory.snapshot(self.model.name)).peers

@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node.cli.asking import find_config
 from node.cli.console import remark
 from node.config import check_multiaddrs, check_swarm
+from protocols.errors import SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord, ServedSpan
 from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.placement.choose import count_replicas
 from swarm.routing import path
+
+if TYPE_CHECKING:
+    from swarm.peer import Peer
+
+
+SILENT = "silent"
+"""The state of a peer that announced itself and does not answer now."""
+
+HELLO_S = 3.0
+MAX_HELLOS = 64
+"""Peers that are asked; of a larger swarm the rest is shown as it announces itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +68,29 @@ class ModelRows:
     missing: tuple[str, ...]
     """Spans that no serving node hosts, as `3:6`."""
     least_replicas: int
+    replicas: tuple[int, ...]
+    """Serving nodes of each block."""
     is_thin_possible: bool
     """Can a client without files generate: is there a route with the ends at its first and last hop?"""
     peers: tuple[PeerRow, ...]
 
 
-def summarize(records: Iterable[PeerRecord], name: str) -> list[ModelRows]:
-    """Rows of the model `name`, one group per digest and length, peers in the order of their blocks."""
+def summarize(records: Iterable[PeerRecord], name: str, silent: Collection[PeerId] = ()) -> list[ModelRows]:
+    """Rows of the model `name`, one group per digest and length, peers in the order of their blocks.
+
+    silent: who did not answer when asked just now. Their records live on for a minute, but they serve nothing.
+    """
+    records = [replace(record, state=SILENT, spans=_stateless(record)) if record.peer in silent else record for record in records]
     groups: dict[tuple[str, int], list[tuple[PeerRecord, ServedSpan]]] = {}
     for record in records:
         for served in record.spans:
             if served.model.name == name:
                 groups.setdefault((served.model.digest, served.num_blocks), []).append((record, served))
     return [_model(name, digest, num_blocks, hosted) for (digest, num_blocks), hosted in sorted(groups.items())]
+
+
+def _stateless(record: PeerRecord) -> tuple[ServedSpan, ...]:
+    return tuple(replace(served, state="") for served in record.spans)
 
 
 def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, ServedSpan]]) -> ModelRows:
@@ -82,6 +104,7 @@ def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecor
         is_complete=not missing,
         missing=missing,
         least_replicas=min(replicas),
+        replicas=tuple(replicas),
         is_thin_possible=_is_thin_possible([served for record, served in hosted if record.state_of(served) == "serving"]),
         peers=tuple(rows),
     )
@@ -154,7 +177,24 @@ async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindC
     async with Peer(config, {}) as peer:
         names = [name] if name is not None else list(await peer.directory.models())
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
-    return [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one)]
+        silent = await _silent(peer, {record.peer: record for snapshot in snapshots for record in snapshot.peers})
+    return [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one, silent)]
+
+
+async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> frozenset[PeerId]:
+    """Who does not answer a hello: a node that was killed is announced for up to a minute."""
+
+    async def is_silent(record: PeerRecord) -> bool:
+        try:
+            async with asyncio.timeout(HELLO_S):
+                await peer.hello(record.peer, record.addresses, record.certificate)
+        except (SwarmError, TimeoutError):
+            return True
+        return False
+
+    asked = list(records.values())[:MAX_HELLOS]
+    answers = await asyncio.gather(*map(is_silent, asked))
+    return frozenset(record.peer for record, silent in zip(asked, answers, strict=True) if silent)
 
 
 def _show(models: Sequence[ModelRows]) -> None:

@@ -33,6 +33,14 @@ def test_blocks_that_only_a_joining_or_leaving_node_has_are_missing() -> None:
     ]
 
 
+def test_who_does_not_answer_is_shown_as_silent_and_serves_nothing() -> None:
+    killed = record(2, Span(3, 6))
+    (rows,) = summarize([record(1, Span(0, 6)), killed], "tiny", {killed.peer})
+    assert [row.state for row in rows.peers] == ["serving", "silent"] and rows.replicas == (1,) * 6
+    (rows,) = summarize([record(1, Span(0, 3)), killed], "tiny", {killed.peer})
+    assert rows.missing == ("3:6",)
+
+
 def test_other_weights_of_the_same_name_are_another_model() -> None:
     groups = summarize([record(1, Span(0, 6)), record(2, Span(0, 3), digest="b" * 64)], "tiny")
     assert [(rows.digest[0], rows.is_complete) for rows in groups] == [("a", True), ("b", False)]
