@@ -12,6 +12,7 @@ import argparse
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 VOLUNTEERS = (("anna", "0:3"), ("ben", "3:6"), ("cleo", "3:6"))
 """Names and blocks: anna's are needed, ben and cleo can each stand in for the other. Cleo has no checkpoint: she knows its name."""
+
+THIN_TOKENS = 24
+"""What the client that holds nothing asks for."""
 
 
 def gather(model: Path, folder: Path, nodes: list[Node]) -> None:
@@ -153,6 +157,49 @@ def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tup
     return answer, alone[0].tolist()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThinAnswer:
+    """What a client that holds nothing was told, beside what transformers says on one machine."""
+
+    text: str
+    alone: str
+    seconds: float
+    """Of the whole command, from its start to its end."""
+
+
+def ask_thinly(model_dir: Path, prompt: str, nodes: list[Node], folder: Path) -> ThinAnswer:
+    """`swarm generate --thin`, a process without weights, torch or a file of the model: it knows a name and an address."""
+    peer = next(node.said["multiaddr"] for node in nodes if not node.is_killed)
+    command = [sys.executable, "-m", "node", "generate", model_dir.name, prompt, "--thin", "--peer", peer]
+    command += ["--max-new-tokens", str(THIN_TOKENS), "--data-dir", str(folder / "thin")]
+    started_s = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise VolunteerError(f"the thin client failed: {done.stderr.strip()}")
+    text, seconds = done.stdout.removesuffix("\n"), time.monotonic() - started_s
+    return ThinAnswer(text=text, alone=_alone(model_dir, prompt), seconds=seconds)
+
+
+def _alone(model_dir: Path, prompt: str) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="float32")
+    output = model.generate(ids, max_new_tokens=THIN_TOKENS, do_sample=False)[0, ids.shape[1] :]
+    said: str = tokenizer.decode(output, skip_special_tokens=True)
+    return said
+
+
+def report_thin(thin: ThinAnswer) -> bool:
+    """What it said, and whether that was right."""
+    is_equal = thin.text == thin.alone
+    verdict = "[bold green]the same[/]" if is_equal else f"[bold red]NOT the same[/] ({thin.alone!r})"
+    console.print(thin.text, markup=False)
+    console.print(f"{THIN_TOKENS} tokens in {thin.seconds:.1f} s, its start included; {verdict} as transformers alone says")
+    return is_equal
+
+
 def report(answer: Answer, alone: list[int], nodes: list[Node]) -> bool:
     """The summary, and whether all went as it must."""
     is_equal = answer.ids == alone
@@ -192,6 +239,7 @@ def explain_how_to_talk(model: Path, nodes: list[Node], folder: Path) -> None:
     console.print("\nThe swarm is up. Talk to it:", style="bold")
     for command in (
         f"{swarm} generate {place} 'A list is' --peer {peer}",
+        f"{swarm} generate {model.name} 'A list is' --thin --peer {peer}",
         f"{swarm} chat {place} --peer {peer}",
         f"{swarm} status {model.name} --peer {peer}",
         f"{swarm} node {place} --listen 127.0.0.1:0 --peer {peer}",
@@ -214,6 +262,8 @@ def run(arguments: argparse.Namespace) -> bool:
         answer, alone = ask(model, arguments.prompt, arguments.tokens, nodes)
         console.rule("4. what happened", align="left")
         is_right = report(answer, alone, nodes)
+        console.rule("5. a client without weights or torch asks the two that are left", align="left")
+        is_right &= report_thin(ask_thinly(model, arguments.prompt, nodes, folder))
         if arguments.keep:
             explain_how_to_talk(model, nodes, folder)
             is_kept = True
