@@ -38,7 +38,7 @@ from protocols.inference import Op
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
 from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
-from swarm.models.skeleton import DEFAULT_DTYPE
+from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:
     from node.serving.ends import Ends
@@ -265,7 +265,7 @@ class Runner:
             if not job.at:
                 trace.mark("computing", job.session.id, -1)
         items = [(row, count) for job, rows in batch for row, count in zip(rows, job.piece_counts(), strict=True) if count]
-        with DEFAULT_DTYPE:  # the node may be loading another span in another thread
+        with computing():  # the node may be loading another span in another thread
             hidden = edges.begin(self.engine, self.ends, batch)
             output = self.engine.step(items, hidden[None], _positions(batch, self.engine.device))[0]
             outputs = edges.finish(self.ends, [job for job, _ in batch], output)

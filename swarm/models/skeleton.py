@@ -14,15 +14,15 @@ Why each odd-looking step (measured in research/blocks.md section 1):
 from __future__ import annotations
 
 import copy
-import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from protocols.errors import ModelNotSupportedError
+from swarm.models.default_dtype import building
 
 _INDEX_NAMES = ("layer_idx", "layer_id", "layer_number", "block_idx")
 _PER_BLOCK_WORDS = ("layer", "mode", "attention", "types")
@@ -70,10 +70,6 @@ def causal_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if cls.config_class is config.sub_configs.get("text_config") else config
 
 
-DEFAULT_DTYPE = threading.Lock()
-"""transformers sets torch's default dtype, for all threads, while it builds a model: nobody may compute in that moment."""
-
-
 def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
     """A subclass of `cls` that builds blocks [start, stop) only, or the ends only where start == stop."""
 
@@ -87,14 +83,19 @@ def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
             _drop_ends(self, location.decoder)
         self.__dict__["swarm_location"] = location  # not through nn.Module: no module is registered twice
 
-    body = {"__init__": __init__, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), body)
+    def get_init_context(own: type[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        return [building(), *super(made, own).get_init_context(*args, **kwargs)]  # entered first, left last
+
+    body = {"__init__": __init__, "get_init_context": classmethod(get_init_context), "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__}  # fmt: skip
+    made: Any = type(cls.__name__, (cls,), body)
+    return cast("type[Any]", made)
 
 
 def meta_model(config: Any, start: int, stop: int, dtype: torch.dtype) -> Any:
     """The pruned model without memory: names, shapes and dtypes."""
     cls = pruned(model_class(config), start, stop)
-    with DEFAULT_DTYPE, torch.device("meta"):
+    with building(), torch.device("meta"):
         return cls._from_config(copy.deepcopy(causal_config(config)), dtype=dtype)
 
 
