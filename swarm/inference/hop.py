@@ -1,10 +1,13 @@
 """One session at one node: an actor that takes messages one by one, computes each step once, and passes its output on.
 
     from above   Open, Step, History, Reroute, Close         Expect, HopLost   go up
-    from below   Expect, HopLost                             Open, Step, …     go down (`downstream.py`)
+    from below   Expect, HopLost                             Open, Step, …     go down
     client       Attach (at the last hop)                    Reply, HopLost    go to the client
 
-Everything that changes the session happens in `run`, in the order of the inbox, so there are no locks.
+Each of these boundaries is an object: `upstream.py`, `downstream.py`, `answers.py`.
+
+Everything that changes the session happens in `run`, in the order of the inbox, so there are no locks; only a Close that
+overtakes nobody's Open acts at once, whatever waits before it or is being computed.
 A death below is told to the client, who sends a new route; a death above is somebody else's to tell: we keep the session
 for `resume_s` and wait for a new Open. Where a hop cannot go on (no memory, or its retained history was dropped),
 it forgets everything and says Expect(0), or reports itself lost; it never answers with other tokens.
@@ -40,6 +43,7 @@ from swarm.inference.downstream import Downstream
 from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
 from swarm.inference.retained import Loading, PieceRow
+from swarm.inference.upstream import Upstream
 from swarm.inference.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -66,23 +70,17 @@ class Hop:
         self.grant, self.index, self.dtype = grant, index, dtype
         self.next_step = 0
         self.last_active_s = time.monotonic()
-        self.orphaned_since_s: float | None = self.last_active_s
         self.is_closed = False
         self._compute, self._links = compute, links
         self._inbox: Inbox[Event] = Inbox(INBOX_EVENTS, INBOX_BYTES)
-        self._up: Wire | None = None
+        self._up = Upstream(self.last_active_s)
         self._answers = Answers()
         self._down = Downstream(grant.session)
         self._loading: Loading | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._dialled_epoch = -1
-        self._was_opened = False
-        self._is_waiting = False
-        """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
         self._last_word: Close | None = None
         """What the hop below is told at the end; None where this node leaves and the session goes on without it."""
-        self._told: set[int] = set()
-        """Hops of this epoch of whose loss we have told: once is enough, however often we hear of it."""
         self._has_given_up = False
         """We reported ourselves lost: whatever is still in flight for us is void until a new route wants us again."""
         self._opens_waiting = 0
@@ -91,6 +89,11 @@ class Hop:
     @property
     def is_last(self) -> bool:
         return self.index == len(self.grant.route) - 1
+
+    @property
+    def orphaned_since_s(self) -> float | None:
+        """When the hop above left, by the monotonic clock; None while there is one."""
+        return self._up.orphaned_since_s
 
     @property
     def retained_bytes(self) -> int:
@@ -112,7 +115,7 @@ class Hop:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
         if self.is_closed:
             _end(wire)
-        elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self._up):
+        elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self._up.wire):
             await self._close(message)
         else:
             self._opens_waiting += isinstance(message, Open)
@@ -152,7 +155,7 @@ class Hop:
 
     async def _handle(self, wire: Wire | None, message: Message | _Lost) -> None:
         self.last_active_s = time.monotonic()
-        is_above, is_below = wire is not None and wire is self._up, wire is not None and wire is self._down.wire
+        is_above, is_below = wire is not None and wire is self._up.wire, wire is not None and wire is self._down.wire
         match message:
             case Open():
                 self._opens_waiting -= 1
@@ -172,7 +175,7 @@ class Hop:
             case Expect() if is_below:
                 await self._on_expect(message)
             case HopLost() if is_below and message.index > self.index and message.epoch == self.grant.epoch:
-                self._tell(message)
+                self._up.tell(message, self._answers.wire)
             case _:  # a hop that a new route left out has nothing to say any more
                 log.debug("%s: a %s that does not belong here was dropped", self, type(message).__name__)
 
@@ -180,16 +183,16 @@ class Hop:
 
     def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
         if message.grant.epoch < self.grant.epoch:
-            if wire is not self._up:
+            if wire is not self._up.wire:
                 _end(wire)
             return
         if isinstance(message, Open):
-            self._take_up(wire)
+            self._up.connect(wire)
         previous, self.grant, self.index = self.grant, message.grant, message.index
         self._has_given_up = False
-        self._told.clear()
+        self._up.begin_route()
         faults.point("opened", self.next_step)
-        self._expect_from_above()
+        self._up.expect(self.grant, self.next_step)
         if self.is_last:
             return
         stays = self._down.wire is not None and self._down.wire.is_open and _same_peer_below(previous, self.grant, self.index)
@@ -197,16 +200,6 @@ class Hop:
             self._down.reroute(self.grant, self.index + 1)
         elif not stays and self._dialled_epoch < self.grant.epoch:  # a repeated word must not make us dial again and again
             self._dial()
-
-    def _take_up(self, wire: Wire | None) -> None:
-        if self._up is not None and self._up is not wire:
-            self._up.end()
-        self._up, self.orphaned_since_s, self._was_opened = wire, None, True
-
-    def _expect_from_above(self) -> None:
-        self._is_waiting = True
-        if self._up is not None:
-            self._up.post(Expect(session=self.grant.session, epoch=self.grant.epoch, step=self.next_step))
 
     def _dial(self) -> None:
         """Connect to the hop below in the background: steps can be computed, and are retained, meanwhile."""
@@ -234,10 +227,10 @@ class Hop:
     def _on_lost(self, lost: _Lost) -> None:
         if lost.wire is not None and lost.wire is self._answers.wire:
             self._answers.wire = None
-            if not self._was_opened:  # an Attach that came after the session's Close, or in vain: there is nothing to wait for
+            if not self._up.was_opened:  # an Attach that came after the session's Close, or in vain: there is nothing to wait for
                 self.is_closed = True
-        elif lost.wire is not None and lost.wire is self._up:
-            self._up, self.orphaned_since_s = None, time.monotonic()
+        elif lost.wire is not None and lost.wire is self._up.wire:
+            self._up.drop(time.monotonic())
             log.info("%s: the hop above left (%s); kept for a while", self, lost.cause or "stream ended")
         elif lost.wire is self._down.wire and lost.epoch == self.grant.epoch:
             self._down.drop()
@@ -251,7 +244,7 @@ class Hop:
         elif self._down.is_starved:
             log.info("%s: the hop below needs the history that was dropped here: asking for a replay from above", self)
             await self._forget()
-            self._expect_from_above()
+            self._up.expect(self.grant, self.next_step)
 
     def _lost_below(self, cause: SwarmError) -> None:
         below = self.index + 1
@@ -260,16 +253,8 @@ class Hop:
             self._report(below, cause)
 
     def _report(self, index: int, cause: SwarmError) -> None:
-        self._tell(HopLost(session=self.grant.session, epoch=self.grant.epoch, index=index, code=cause.code, message=str(cause)))
-
-    def _tell(self, lost: HopLost) -> None:
-        """Pass bad news towards the client, over whichever way is open."""
-        if lost.index in self._told:
-            return
-        self._told.add(lost.index)
-        for wire in (self._up, self._answers.wire):
-            if wire is not None and wire.is_open:
-                wire.post(lost)
+        lost = HopLost(session=self.grant.session, epoch=self.grant.epoch, index=index, code=cause.code, message=str(cause))
+        self._up.tell(lost, self._answers.wire)
 
     # --- steps
 
@@ -277,8 +262,8 @@ class Hop:
         if step.epoch != self.grant.epoch or self._has_given_up:
             return
         if step.step > self.next_step:
-            if not self._is_waiting:
-                self._expect_from_above()
+            if not self._up.is_waiting:
+                self._up.expect(self.grant, self.next_step)
         elif step.step < self.next_step:
             self._repeat(step.step)
         else:
@@ -294,7 +279,7 @@ class Hop:
 
     async def _advance(self, step: Step) -> None:
         """Compute the step that we waited for, once, and pass its output on."""
-        self._is_waiting = False
+        self._up.is_waiting = False
         faults.point("before_compute", step.step)
         trace.mark("received", step.session, step.step, step.payload.num_bytes)
         started = time.perf_counter()
@@ -342,11 +327,11 @@ class Hop:
             await self._forget()
             self._loading = Loading(history.base, history.parts, [PieceRow() for _ in history.counts])
         if self._loading is None or not self._loading.is_next(history):
-            if not self._is_waiting:
+            if not self._up.is_waiting:
                 await self._forget()
-                self._expect_from_above()
+                self._up.expect(self.grant, self.next_step)
             return
-        self._is_waiting = False
+        self._up.is_waiting = False
         faults.point("before_history", history.base)
         try:
             output = (await passage.forward(self._compute, history, self._place)).values
@@ -371,7 +356,7 @@ class Hop:
         if self._dialling is not None:
             self._dialling.cancel()
         self._down.end(self._last_word)
-        _end(self._up)
+        _end(self._up.wire)
         _end(self._answers.wire)
         await self._empty_inbox()
         await self._compute.clear()

@@ -1,0 +1,53 @@
+"""The boundary above: the wire to the hop above, what it was asked for, and what bad news it was told.
+
+`downstream.py` is its counterpart, and `answers.py` the boundary to the client.
+"""
+
+from __future__ import annotations
+
+from protocols.inference import Expect, Grant, HopLost
+from swarm.inference.wire import Wire
+
+
+class Upstream:
+    """The current wire to the hop above; None while the session is an orphan. Nothing here waits."""
+
+    def __init__(self, now_s: float) -> None:
+        self.wire: Wire | None = None
+        self.orphaned_since_s: float | None = now_s
+        """When the hop above left, by the monotonic clock; None while there is one."""
+        self.was_opened = False
+        """There has been a hop above. Where there has not, an Attach has come in vain, or after the session's Close."""
+        self.is_waiting = False
+        """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
+        self._told: set[int] = set()
+        """Hops of this epoch of whose loss we have told: once is enough, however often we hear of it."""
+
+    def connect(self, wire: Wire | None) -> None:
+        """The hop above came, perhaps again, over `wire`; an older wire ends."""
+        if self.wire is not None and self.wire is not wire:
+            self.wire.end()
+        self.wire, self.orphaned_since_s, self.was_opened = wire, None, True
+
+    def drop(self, now_s: float) -> None:
+        """The wire is lost: the session is an orphan until the next `connect`."""
+        self.wire, self.orphaned_since_s = None, now_s
+
+    def begin_route(self) -> None:
+        """A route came: what was told of the one before says nothing of its hops."""
+        self._told.clear()
+
+    def expect(self, grant: Grant, step: int) -> None:
+        """Say that we want step number `step` next."""
+        self.is_waiting = True
+        if self.wire is not None:
+            self.wire.post(Expect(session=grant.session, epoch=grant.epoch, step=step))
+
+    def tell(self, lost: HopLost, client: Wire | None) -> None:
+        """Pass bad news towards the client, over whichever way is open: the hop above, and the client's own stream."""
+        if lost.index in self._told:
+            return
+        self._told.add(lost.index)
+        for wire in (self.wire, client):
+            if wire is not None and wire.is_open:
+                wire.post(lost)
