@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Self
 
 from protocols import services
 from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError, UnauthenticatedError
-from protocols.hello import Hello, agree, check_swarm
+from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
-from swarm import dialling_back, keys, ports
+from swarm import dialling_back, greeting, keys, ports
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.finding import FindConfig, Finder
 from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources
-from swarm.rpc import Call, ChannelPool, Handlers, PeerChannel, RpcServer
+from swarm.rpc import Call, ChannelPool, Handlers, RpcServer
 
 if TYPE_CHECKING:
     from swarm.dht.node import Dht
@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 JOIN_S = 15.0
 """How long a client waits for the first peer that answers."""
-
-VERIFY_FIRST_S, VERIFY_AGAIN_S = 1.0, 300.0
-"""Pause between attempts to be dialled back: at first, and once one has succeeded."""
 
 _REMEMBERED_FIRST_S = 2.0
 """Start that the remembered peers get before a client looks for neighbours."""
@@ -114,6 +111,7 @@ class Peer:
     def __init__(self, config: PeerConfig, handlers: Handlers | None = None) -> None:
         """handlers: what this peer offers, by the names of `protocols.services`; `hello`, `dial_back` and `directory` are its own."""
         self.config = config
+        self._hello = Hello(software=software(), swarm=config.swarm, name=config.name)
         self._answers = Answers(config.swarm, self._opened_directory)
         self._handlers: Handlers = {
             **(handlers or {}),
@@ -125,8 +123,6 @@ class Peer:
         self._stack = contextlib.AsyncExitStack()
         self.refusal: SwarmError | None = None
         """Why a given peer that we met does not take us: another swarm, or no common version. None = no such word."""
-        self.reachable: bool | None = None
-        """Has another peer dialled us back? None = nobody has tried yet: we serve, marked unverified."""
         self.round_trips_ms: dict[PeerId, float] = {}
         """Measured by hello, newest last."""
 
@@ -155,6 +151,8 @@ class Peer:
         self._stack.push_async_callback(self.directory.withdraw)
         self._stack.push_async_callback(self._answers.close)
         self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
+        given = [(address.peer, (address.grpc,), b"") for address in self._bootstrap]
+        self._verifier = dialling_back.Verifier(self.pool, self.directory, given, self._place)
         self._finder = Finder(config.find, self.peer_id, config.listen and config.listen[0])
         self._sources = Sources(
             given=self._bootstrap,
@@ -174,7 +172,7 @@ class Peer:
             if self.refusal:
                 raise self.refusal
         else:
-            self._own(self._verify)
+            self._own(lambda: self._verifier.run(lambda: self.num_neighbours > 0))
             self._own(self._announce_after_losses)
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -285,6 +283,18 @@ class Peer:
         port = self.config.announce[1] + 1 if self.config.announce else getattr(self, "_port", 0) + 1
         return tuple(dict.fromkeys(host_port(place.host, port) for place in places))
 
+    def _place(self) -> dialling_back.Place:
+        return self.peer_id, self.addresses, self.certificate
+
+    @property
+    def reachable(self) -> bool | None:
+        """Has another peer dialled us back? None = nobody has tried yet: we serve, marked unverified."""
+        return self._verifier.reachable
+
+    async def verify(self) -> bool | None:
+        """Let up to three peers dial us back: True if one reached us, False if none did, None if nobody could be asked."""
+        return await self._verifier.verify()
+
     @property
     def num_neighbours(self) -> int:
         """Peers that we know in the DHT; 0 = alone so far."""
@@ -309,15 +319,12 @@ class Peer:
 
     # --- hello
 
-    def _hello(self) -> Hello:
-        return Hello(software=software(), swarm=self.config.swarm, name=self.config.name)
-
     async def hello(self, peer: PeerId, addresses: tuple[str, ...] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is, and measure the round trip. Raises where it is of another swarm or speaks no common version."""
         channel = await self.pool.channel(peer, addresses, certificate)
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
-        theirs = await self._say_hello(channel)
+        theirs = await greeting.ask(channel, self._hello)
         self.round_trips_ms.pop(peer, None)
         self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
         while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
@@ -325,18 +332,8 @@ class Peer:
         self._finder.note_answering(found for found in (beside(address, peer) for address in addresses[:2]) if found)
         return theirs
 
-    async def _say_hello(self, channel: PeerChannel) -> Hello:
-        mine = self._hello()
-        theirs = Hello.parse(await channel.unary(services.HELLO, mine.encode()))
-        agree(mine, theirs)
-        check_swarm(mine, theirs)
-        return theirs
-
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
-        theirs, mine = Hello.parse(request), self._hello()
-        agree(mine, theirs)
-        check_swarm(mine, theirs)
-        return mine.encode()
+        return greeting.answer(self._hello, request)
 
     async def _on_join(self, met: Met | None, text: str) -> None:
         log.log(logging.INFO if met else logging.WARNING, "%s", text)
@@ -377,49 +374,7 @@ class Peer:
 
     async def _check(self, address: PeerAddress) -> None:
         """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
-        pool = ChannelPool(self.identity)  # of its own: a liar's address must not stand in the way of the peer whose name it uses
-        try:
-            await self._say_hello(await pool.channel(address.peer, (address.grpc,)))
-        finally:
-            await pool.close()
-
-    # --- being dialled back
-
-    async def _verify(self) -> None:
-        """Ask others to dial us: soon after there are some, then ever more seldom."""
-        pause_s = VERIFY_FIRST_S
-        while True:
-            if self.num_neighbours:
-                with contextlib.suppress(SwarmError):  # the DHT is being started again
-                    await self._verify_once()
-            if self.reachable is not None:
-                pause_s = VERIFY_AGAIN_S if self.reachable else min(2 * pause_s, VERIFY_AGAIN_S)
-            await asyncio.sleep(pause_s)
-
-    async def _verify_once(self) -> None:
-        answer = await self.verify()
-        if answer is None or answer == self.reachable:
-            return
-        self.reachable = answer
-        if not answer:
-            places = ", ".join(self.addresses)
-            log.warning("other peers cannot dial us at %s: open the port, or pass --announce HOST:PORT", places)
-        await self.directory.refresh()
-
-    async def verify(self) -> bool | None:
-        """Let up to three peers dial us back: True if one reached us, False if none did, None if nobody could be asked."""
-        return await dialling_back.ask(self.pool, await self._strangers(), self.addresses, self.certificate)
-
-    async def _strangers(self) -> list[dialling_back.Place]:
-        """Peers that may dial us back: the given ones, then those who announce something in our swarm."""
-        found: dict[PeerId, dialling_back.Place] = {
-            address.peer: (address.peer, (address.grpc,), b"") for address in self._bootstrap
-        }
-        for model in list(await self.directory.models())[:2]:
-            for record in (await self.directory.snapshot(model)).peers:
-                found[record.peer] = (record.peer, record.addresses, record.certificate)
-        found.pop(self.peer_id, None)
-        return list(found.values())
+        await greeting.prove(self.identity, address, self._hello)
 
 
 def _best_first(addresses: tuple[str, ...]) -> list[str]:

@@ -13,15 +13,14 @@ import logging
 from collections.abc import Sequence
 from typing import Self
 
-from protocols import services
 from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVersionError, SwarmError
-from protocols.hello import Hello, agree, check_swarm
+from protocols.hello import Hello
 from protocols.ids import PeerId
-from swarm import keys
+from swarm import greeting, keys
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory, Source
 from swarm.finding import NOBODY_ELSE, FindConfig, Finder
-from swarm.rpc.pool import ChannelPool, PeerChannel
+from swarm.rpc.pool import ChannelPool
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +40,7 @@ class ThinPeer:
         find.check(bootstrap)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
         self._swarm = swarm
+        self._hello = Hello(software="murmuration (thin)", swarm=swarm)
         self.identity = keys.fresh().identity
         self.peer_id = self.identity.peer_id
         self.pool = ChannelPool(self.identity)
@@ -123,23 +123,12 @@ class ThinPeer:
         if address in self._given:
             await self.hello(address.peer, (address.grpc,))
             return address
-        pool = ChannelPool(self.identity)  # of its own: a liar's address must not stand in the way of the peer whose name it uses
-        try:
-            await self._say_hello(await pool.channel(address.peer, (address.grpc,)))
-        finally:
-            await pool.close()
+        await greeting.prove(self.identity, address, self._hello)
         return address
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
-        return await self._say_hello(await self.pool.channel(peer, addresses, certificate))
-
-    async def _say_hello(self, channel: PeerChannel) -> Hello:
-        mine = Hello(software="murmuration (thin)", swarm=self._swarm)
-        theirs = Hello.parse(await channel.unary(services.HELLO, mine.encode()))
-        agree(mine, theirs)
-        check_swarm(mine, theirs)
-        return theirs
+        return await greeting.ask(await self.pool.channel(peer, addresses, certificate), self._hello)
 
 
 def _sources(addresses: Sequence[PeerAddress]) -> list[Source]:

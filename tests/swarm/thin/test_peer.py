@@ -22,6 +22,7 @@ def record(peer: Peer) -> PeerRecord:
 
 async def test_it_sees_what_peers_announce_and_goes_on_when_the_given_one_has_gone(tmp_path: Path) -> None:
     async with Peer(PeerConfig(data_dir=tmp_path)) as one, Peer(PeerConfig(data_dir=tmp_path, bootstrap=one.multiaddrs)) as two:
+        await two.joined()
         await one.directory.announce(lambda: record(one), ["tiny"])
         await two.directory.announce(lambda: record(two), ["tiny"])
         async with ThinPeer(two.multiaddrs) as thin:
