@@ -32,6 +32,7 @@ class Asking:
     device: str
     dtype: str
     patience_s: float
+    priority: int
     data_dir: Path | None
 
     def __post_init__(self) -> None:
@@ -39,6 +40,7 @@ class Asking:
         check_multiaddrs(self.peers)
         self.find.check(self.peers)
         check_range("--patience", self.patience_s, "0 seconds or more", self.patience_s >= 0)
+        check_range("--priority", self.priority, "from -100 to 0", -100 <= self.priority <= 0)
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype[:40]!r}")
 
@@ -116,6 +118,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
         dtype=asking.dtype,
         device=pick_device(asking.device),
         patience_s=asking.patience_s,
+        priority=asking.priority,
         model_name=asking.model_name,
         find=asking.find,
         cache_dir=asking.data_dir or default_data_dir(),  # as a node: what one has hashed or fetched, the other knows

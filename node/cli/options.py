@@ -76,6 +76,12 @@ TopP = Annotated[float | None, typer.Option("--top-p", metavar="P", help="Sample
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Sample from the K likeliest tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
 Patience = Annotated[float, typer.Option("--patience", metavar="S", help="Seconds to wait for nodes that cover the model.")]
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority", metavar="N", help="0, or down to -100: the lower, the more device time others get where nodes are busy."
+    ),
+]
 Speculate = Annotated[
     int | None,
     typer.Option(
@@ -118,6 +124,7 @@ class Asked:
     device: Device = "cpu"
     dtype: Dtype = "auto"
     patience: Patience = PATIENCE_S
+    priority: Priority = 0
     data_dir: DataDir = None
     stats: Stats = False
     speculate: Speculate = None
@@ -130,7 +137,7 @@ class Asked:
 
         return Asking(
             model=model, peers=tuple(self.peer), lan=self.lan, swarm=self.swarm, model_name=self.model_name, device=self.device,
-            dtype=self.dtype, patience_s=self.patience, data_dir=self.data_dir,
+            dtype=self.dtype, patience_s=self.patience, priority=self.priority, data_dir=self.data_dir,
         )  # fmt: skip
 
     def sampling(self) -> Sampling:

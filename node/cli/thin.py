@@ -38,7 +38,7 @@ def _opened(asking: Asking) -> Iterator[tuple[asyncio.Runner, ThinModel]]:
     with asyncio.Runner() as runner:
         opening = open_model(
             asking.model_name or name_in_swarm(asking.model), peers=asking.peers, root=root, swarm=asking.swarm,
-            dtype=asking.dtype, patience_s=asking.patience_s, find=asking.find,
+            dtype=asking.dtype, patience_s=asking.patience_s, priority=asking.priority, find=asking.find,
         )  # fmt: skip
         model = runner.run(opening.__aenter__())
         try:

@@ -55,6 +55,7 @@ class Settings:
     swarm: str = "public"
     dtype: str | torch.dtype = "auto"
     patience_s: float = PATIENCE_S
+    priority: int = 0
     model_name: str | None = None
     cache_dir: str | Path | None = None
     find: FindConfig | None = None
@@ -65,6 +66,8 @@ class Settings:
             raise BadRequestError(f"dtype must be auto, {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.patience_s < 0:
             raise BadRequestError(f"patience_s must not be negative, got {self.patience_s}")
+        if not -100 <= self.priority <= 0:
+            raise BadRequestError(f"priority is from -100 to 0, got {self.priority}")
 
     @property
     def data_dir(self) -> Path:
@@ -139,7 +142,11 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         dtype = settings.dtype_name(finding.spans_of(found), checkpoint.num_blocks)
         config = SessionConfig(
-            patience_s=settings.patience_s, dtype=dtype, hidden_size=checkpoint.hidden_size, vocab_size=checkpoint.vocab_size
+            patience_s=settings.patience_s,
+            priority=settings.priority,
+            dtype=dtype,
+            hidden_size=checkpoint.hidden_size,
+            vocab_size=checkpoint.vocab_size,
         )
         sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config)
         release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
@@ -155,7 +162,8 @@ async def _join(
         peer = shared.started.result()
         spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s)
         name = settings.dtype_name(spans, num_blocks)
-        sessions = _session_maker(peer, model, num_blocks, SessionConfig(patience_s=settings.patience_s, dtype=name))
+        config = SessionConfig(patience_s=settings.patience_s, priority=settings.priority, dtype=name)
+        sessions = _session_maker(peer, model, num_blocks, config)
     except BaseException:
         pool.release(shared)
         raise

@@ -42,6 +42,7 @@ class SwarmModelForCausalLM(RemoteGeneration):
         dtype: str | torch.dtype = "auto",
         device: str = "cpu",
         patience_s: float = PATIENCE_S,
+        priority: int = 0,
         model_name: str | None = None,
         cache_dir: str | Path | None = None,
         find: FindConfig | None = None,
@@ -60,12 +61,14 @@ class SwarmModelForCausalLM(RemoteGeneration):
         thin: `model` is a name that the swarm serves (or name@digest), and nodes host its ends too: no weight is here, only the config and
         the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
+        priority: 0, or down to -100; the lower, the more device time others get where nodes are busy.
 
         Raises ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer answers),
         NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
         """
         settings = connection.Settings(
-            peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, model_name=model_name, cache_dir=cache_dir, find=find,
+            peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, priority=priority,
+            model_name=model_name, cache_dir=cache_dir, find=find,
         )  # fmt: skip
         checkpoint, backend = (connection.connect_thin if thin else connection.connect)(model, settings)
         try:

@@ -78,12 +78,14 @@ async def open_model(
     swarm: str = "public",
     dtype: str = "auto",
     patience_s: float = PATIENCE_S,
+    priority: int = 0,
     find: FindConfig = NOBODY_ELSE,
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
     find: whom to ask where none of `peers` answers. root: where fetched files are kept.
     dtype: compute dtype of the route; auto = the one in which most blocks are served.
+    priority: 0, or down to -100; the lower, the more device time others get.
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
     """
     async with ThinPeer(peers, swarm, find) as peer:
@@ -97,7 +99,11 @@ async def open_model(
         num_blocks = finding.num_blocks(spans)
         chosen = served.best_dtype(spans, num_blocks, DTYPES) if dtype == "auto" else dtype
         config = SessionConfig(
-            patience_s=patience_s, dtype=chosen, hidden_size=defaults.hidden_size or 1, vocab_size=defaults.vocab_size
+            patience_s=patience_s,
+            priority=priority,
+            dtype=chosen,
+            hidden_size=defaults.hidden_size or 1,
+            vocab_size=defaults.vocab_size,
         )
         model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config)
         try:
