@@ -115,7 +115,11 @@ def options_table() -> str:
     lines = []
     for flag, found in rows.items():
         where = ", ".join(dict.fromkeys(" ".join(option.command) or "all" for option in found))
-        usual = ", ".join(dict.fromkeys(f"`{option.default}`" for option in found if option.default not in (None, "", [], False)))
+        usual = ", ".join(
+            dict.fromkeys(
+                f"`{option.default}`" for option in found if option.default not in (None, "", []) and option.default is not False
+            )
+        )
         meaning = found[0].help.replace("|", chr(92) + "|")
         lines.append(f"| `{flag}` | `{found[0].variable}` | `{found[0].key}` | {where} | {usual} | {meaning} |")
     return "| flag | variable | key | commands | default | meaning |\n|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
