@@ -48,12 +48,13 @@ class Claim:
     peer: PeerId
     served: ServedSpan
     is_joining: bool
+    member: Member
 
 
 def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
     """What the others hold of these very weights; those who are leaving do not count."""
     return [
-        Claim(record.peer, served, record.state_of(served) == "joining")
+        Claim(record.peer, served, record.state_of(served) == "joining", as_member(record, served.span, served.ends))
         for record in records.peers
         if record.peer != me
         for served in record.spans
@@ -92,17 +93,16 @@ def standings(records: Iterable[PeerRecord], model: ModelId, dtype: str, me: Pee
         spans: dict[str, Member] = {}
         for served in record.spans:
             if served.model.digest == model.digest and served.dtype == dtype:
-                spans.setdefault(record.state_of(served), as_member(record, served.span))
+                spans.setdefault(record.state_of(served), as_member(record, served.span, served.ends))
         if record.peer != me and ("serving" in spans or "joining" in spans):
             found.append(Standing(record.peer, spans.get("serving"), spans.get("joining")))
     return found
 
 
-def as_member(record: PeerRecord, span: Span) -> Member:
+def as_member(record: PeerRecord, span: Span, has_ends: bool) -> Member:
     """A record's claim to `span`; who has measured nothing counts as one block a millisecond."""
-    return Member(
-        peer=record.peer, span=span, room_blocks=record.room_blocks, speed=1 / record.block_ms if record.block_ms else 1.0
-    )
+    speed = 1 / record.block_ms if record.block_ms else 1.0
+    return Member(peer=record.peer, span=span, room_blocks=record.room_blocks, speed=speed, has_ends=has_ends)
 
 
 def other_weights(records: Records, model: ModelId) -> list[str]:
@@ -194,12 +194,12 @@ async def settle(
 
 def look_again(me: PeerId, choice: Choice, others: Sequence[Claim], room: Room) -> Choice:
     """The same choice, unless a joining peer that outranks us claims some of its blocks: then the best next to theirs. Pure."""
-    stronger = outranking(me, [(claim.peer, claim.served.span) for claim in others if claim.is_joining])
-    if not overlaps(choice.span, stronger):
+    stronger = outranking(me, [claim.member for claim in others if claim.is_joining])
+    if not overlaps(choice.span, [one.span for one in stronger]):
         return choice
-    hosted = [claim.served.span for claim in others if not claim.is_joining]
+    hosted = [claim.member for claim in others if not claim.is_joining]
     return choose(me, [*hosted, *stronger], room, current=choice.span)
 
 
 async def _first_choice(me: PeerId, look: Callable[[], Awaitable[list[Claim]]], room: Room) -> Choice:
-    return choose(me, [claim.served.span for claim in await look()], room)
+    return choose(me, [claim.member for claim in await look()], room)

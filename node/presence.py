@@ -59,7 +59,8 @@ class Presence:
 
     def as_member(self, span: Span) -> Member:
         """Ourselves, were `span` ours."""
-        return choosing.as_member(self.record(), span)
+        has_ends = any(host.served.ends for host in self.hosts if host.served.span == span)
+        return choosing.as_member(self.record(), span, has_ends)
 
     async def look_closely(self) -> list[PeerRecord]:
         """Those who host what comes right after our span."""

@@ -1,5 +1,7 @@
 """Who moves where when all is hosted, but some blocks slow the swarm down: for a gain of GAIN, never at the cost of a route. Pure.
 
+Nor at the cost of the ends: the last who hosts them at an edge of the model stays, since thin clients have no route without it.
+
 Blocks below GAIN times the bottleneck are *slow*. One after the other, the member is moved to the span that takes most of them out
 of that, who is missed least where it is: what it leaves must stay above. Only where no slow block is left in the end do they move;
 then the bottleneck has gained the margin, and the next round of the same begins.
@@ -12,10 +14,9 @@ server simulates the others' answers; here all compute the same plan for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from protocols.ids import Span
-from swarm.placement.members import Member, digest, edges, is_routable, throughputs
+from swarm.placement.members import Member, digest, edges, is_routable, keeps_ends, throughputs
 
 GAIN = 1.2
 """Least factor by which the bottleneck must grow."""
@@ -70,19 +71,20 @@ def _best(members: list[Member], now: Sequence[float], goal: float, moved: set[i
                 missed = min(now[member.span.start : member.span.stop]) - leaves
                 ranked.append(((-fixed, -brings, -missed), digest(member.peer), index, target))
     for _rank, _digest, index, target in sorted(ranked):
-        candidate = replace(members[index], span=target)
+        candidate = members[index].at(target)
         others = [member for place, member in enumerate(members) if place != index]
-        if is_routable(others, num_blocks) and _lifts([*others, candidate], now, goal, slowest, num_blocks):
+        is_missed = not is_routable(others, num_blocks) or not keeps_ends(members, others, num_blocks)
+        if not is_missed and _lifts([*others, candidate], now, goal, slowest, num_blocks):
             return index, candidate
     return None
 
 
 def _movers(members: Sequence[Member], moved: set[int]) -> list[int]:
     """One of each kind: replicas of a span that are alike leave it alike."""
-    kinds: dict[tuple[Span, int, float], int] = {}
+    kinds: dict[tuple[Span, int, float, bool], int] = {}
     for index, member in enumerate(members):
         if member.room_blocks and index not in moved:
-            kinds.setdefault((member.span, member.room_blocks, member.speed), index)
+            kinds.setdefault((member.span, member.room_blocks, member.speed, member.has_ends), index)
     return list(kinds.values())
 
 

@@ -5,7 +5,8 @@ of others. In this order:
   1. Blocks that nobody hosts: each gap is tiled from its left edge with the longest spans that fit, and the longest tile is
      taken: its edges meet others, and no crumbs are left. Of 12 empty blocks a node of 4 takes 0:4, 4:8 or 8:12, never 3:7.
   2. All are hosted: a span that completes a route, from a block that routes from 0 reach to one from which they reach the end;
-     the one with the most blocks at the fewest replicas, then at the next fewest, and so on.
+     the one with the most of the slowest blocks (tokens a millisecond through all who host it: `members.throughputs`), then of
+     the next slowest, and so on. Ties, and swarms whose peers are about equally fast: by the fewest replicas in the same way.
   3. None of those fits: one that brings such a span closer, so that the next newcomer can complete it.
 Ties go by the hash of (PeerID, span), so that peers who join at the same moment mostly choose differently.
 
@@ -17,13 +18,14 @@ peer rests after n rounds.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId, Span
+from swarm.placement.balancing import GAIN
+from swarm.placement.members import Member, digest, edges, throughputs
 
 Rank = tuple[int, ...]
 
@@ -93,29 +95,29 @@ class Choice:
     reason: str
 
 
-def choose(peer: PeerId, hosted: Sequence[Span], room: Room, current: Span | None = None) -> Choice:
+def choose(peer: PeerId, others: Sequence[Member], room: Room, current: Span | None = None) -> Choice:
     """The span that `peer` should host next to what the others host (or are about to).
 
     `current`: what the peer has announced already; it is kept unless another is strictly better, so that a race ends.
     ConfigError where nothing fits: with what the smallest choice takes and what there is.
     """
     total = len(room.block_bytes)
+    hosted = [member.span for member in others]
     replicas = count_replicas(hosted, total)
+    speeds = _speeds(others, total)
     ranks, why = _in_gaps(replicas, room), "nobody hosts them"
     if not ranks and 0 not in replicas:
-        ranks, why = (
-            _on_routes(hosted, replicas, room),
-            f"they have the fewest nodes among those that fit ({min(replicas)} or more)",
-        )
+        ranks, why = _on_routes(hosted, speeds, replicas, room), ""
     if not ranks and 0 not in replicas:
         ranks, why = _towards_routes(hosted, room), "with a neighbour they will make another route"
     if not ranks:
         ranks, why = _anywhere(replicas, room), "those that nobody hosts do not fit, these do"
     if not ranks:
         raise ConfigError(_nothing_fits(room))
-    best = min(ranks, key=lambda span: (ranks[span], _digest(f"{peer} {span}")))
+    best = min(ranks, key=lambda span: (ranks[span], digest(f"{peer} {span}")))
     if current is not None and ranks.get(current) == ranks[best]:
         best = current
+    why = why or _most_needed(best, speeds, replicas)
     return Choice(best, f"{why}; {_mb(room.takes(best))} of {_mb(room.free_bytes)} MB, with their K/V reserve")
 
 
@@ -126,15 +128,15 @@ def _in_gaps(replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
     return {span: (-len(span),) for gap in gaps_of(replicas) for span in room.tiles(gap)}
 
 
-def _on_routes(hosted: Sequence[Span], replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
-    from_start, to_end = _edges(hosted, len(replicas))
+def _on_routes(hosted: Sequence[Span], speeds: Sequence[float], replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
+    from_start, to_end = edges(hosted, len(replicas))
     spans = [Span(start, stop) for start in from_start for stop in to_end if start < stop]
-    return {span: _need(span, replicas) for span in spans if room.fits(span)}
+    return {span: _need(span, speeds) + _need(span, replicas) for span in spans if room.fits(span)}
 
 
 def _towards_routes(hosted: Sequence[Span], room: Room) -> dict[Span, Rank]:
     total = len(room.block_bytes)
-    from_start, to_end = _edges(hosted, total)
+    from_start, to_end = edges(hosted, total)
     after = (room.longest_from(start, total) for start in from_start)
     before = (room.longest_to(stop) for stop in to_end)
     ranks: dict[Span, Rank] = {span: (_distance([*from_start, span.stop], to_end), -len(span)) for span in after if span}
@@ -172,28 +174,36 @@ def gaps_of(replicas: Sequence[int]) -> list[Span]:
     return gaps
 
 
-def _edges(hosted: Iterable[Span], total: int) -> tuple[list[int], list[int]]:
-    """(blocks that chains of spans reach from 0, blocks from which chains reach the end)."""
-    spans = sorted(span for span in set(hosted) if span.stop <= total)
-    from_start, to_end = {0}, {total}
-    for span in spans:
-        if span.start in from_start:
-            from_start.add(span.stop)
-    for span in sorted(spans, key=lambda span: -span.stop):
-        if span.stop in to_end:
-            to_end.add(span.start)
-    return sorted(from_start), sorted(to_end)
-
-
 def _distance(from_start: Iterable[int], to_end: Iterable[int]) -> int:
     """Blocks of the shortest span that would complete another route."""
     ends = list(to_end)
     return min(stop - start for start in from_start for stop in ends if start < stop)
 
 
-def _need(span: Span, replicas: Sequence[int]) -> Rank:
-    held = Counter(replicas[span.start : span.stop])
-    return tuple(-held[level] for level in range(min(replicas), max(replicas) + 1))
+def _speeds(others: Sequence[Member], total: int) -> list[float]:
+    """Tokens a millisecond through each block; empty where that decides nothing.
+
+    Peers whose speeds are less than GAIN apart count as equals: so little is measurement noise, and among equals replicas are
+    worth more, because then as many nodes again as a route has make every block survive a death.
+    """
+    known = [member.speed for member in others]
+    found = throughputs(others, total) if known and max(known) >= min(known) * GAIN else []
+    return found if len(set(found)) > 1 else []
+
+
+def _need(span: Span, levels: Sequence[float]) -> Rank:
+    """The more blocks at the lowest level, the smaller; then at the next level, and so on."""
+    held = Counter(levels[span.start : span.stop])
+    return tuple(-held[level] for level in sorted(set(levels)))
+
+
+def _most_needed(span: Span, speeds: Sequence[float], replicas: Sequence[int]) -> str:
+    if not speeds:
+        return f"they have the fewest nodes among those that fit ({min(replicas)} or more)"
+    block = min(range(span.start, span.stop), key=lambda block: (speeds[block], replicas[block]))
+    among = "" if speeds[block] == min(speeds) else " of those that fit"
+    nodes = f"{replicas[block]} node{'s' * (replicas[block] != 1)}"
+    return f"block {block} is the slowest{among}: {speeds[block]:.2g} tokens/ms from {nodes}"
 
 
 def _nothing_fits(room: Room) -> str:
@@ -210,15 +220,11 @@ def _mb(size: int) -> int:
 # --- races
 
 
-def outranking(peer: PeerId, claims: Iterable[tuple[PeerId, Span]]) -> list[Span]:
-    """The spans claimed by peers whose hash is smaller than that of `peer`: they stay, it yields."""
-    return [span for other, span in claims if other != peer and _digest(other) < _digest(peer)]
+def outranking(peer: PeerId, claims: Iterable[Member]) -> list[Member]:
+    """Those whose hash is smaller than that of `peer`: they stay, it yields."""
+    return [other for other in claims if other.peer != peer and digest(other.peer) < digest(peer)]
 
 
 def overlaps(span: Span, others: Iterable[Span]) -> bool:
     """Whether any of the `others` has a block of `span`."""
     return any(other.start < span.stop and span.start < other.stop for other in others)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -2,7 +2,7 @@
 
   1. The *backbone*: of the spans that are there, those without overlap that together hold the most blocks. Its members stay.
   2. Each hole between them is filled by *spare* members (whose blocks others hold, too): the one who is missed least and can fill
-     it alone; else the roomiest first.
+     it alone; else the roomiest first. Of those who are missed alike, the last who hosts the model's ends at an edge goes last.
   3. No spares left: the shortest stretch of the backbone that has unused room for its holes is tiled anew; its members shift and grow.
   4. No stretch has: everybody who can move is tiled from the left. This holds as many blocks as there is room for.
 
@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from protocols.ids import Span
-from swarm.placement.members import Member, digest, is_routable, num_covered
+from swarm.placement.members import Member, digest, ends_hosts, is_routable, num_covered
 
 
 def cover(members: Sequence[Member], num_blocks: int) -> list[Member]:
@@ -68,13 +67,20 @@ def _backbone(members: Sequence[Member], num_blocks: int) -> tuple[list[Member],
 
 
 def _one_per_span(members: Sequence[Member]) -> list[Member]:
-    """Of those with the same span the one that stays anyway, else the one with the least room: the others can be of use elsewhere."""
+    """Of those with the same span the one that stays anyway, else the one with the least room: the others can be of use elsewhere.
+
+    Of equals the one with the model's ends.
+    """
     found: dict[Span, Member] = {}
     for member in members:
         other = found.get(member.span)
-        if other is None or (other.room_blocks, other.peer) > (member.room_blocks, member.peer):
+        if other is None or _use_elsewhere(other) > _use_elsewhere(member):
             found[member.span] = member
     return [found[span] for span in sorted(found)]
+
+
+def _use_elsewhere(member: Member) -> tuple[int, bool, str]:
+    return member.room_blocks, not member.has_ends, member.peer
 
 
 def _holes(backbone: Sequence[Member], num_blocks: int) -> list[Span]:
@@ -94,15 +100,20 @@ def _fill(
     while spare and (holes := _holes(backbone, num_blocks)):
         hole = max(holes, key=lambda hole: (len(hole), -hole.start))
         alone = [member for member in spare if member.room_blocks >= len(hole)]
+        last_ends = [hosts[0].peer for hosts in ends_hosts([*backbone, *spare], num_blocks) if len(hosts) == 1]
         least_missed = min(
             alone or [member for member in spare if member.room_blocks == max(one.room_blocks for one in spare)],
-            key=lambda member: (-min((counted[block] for block in _blocks(member.span)), default=0), digest(member.peer)),
+            key=lambda member: (-_fewest(counted, member.span), member.peer in last_ends, digest(member.peer)),
         )
         counted.subtract(_blocks(least_missed.span))
-        moved = replace(least_missed, span=Span(hole.start, min(hole.stop, hole.start + least_missed.room_blocks)))
+        moved = least_missed.at(Span(hole.start, min(hole.stop, hole.start + least_missed.room_blocks)))
         spare = [member for member in spare if member is not least_missed]
         backbone = sorted([*backbone, moved], key=lambda member: member.span)
     return backbone, spare
+
+
+def _fewest(counted: Counter[int], span: Span) -> int:
+    return min((counted[block] for block in _blocks(span)), default=0)
 
 
 def _blocks(span: Span) -> range:
@@ -155,7 +166,7 @@ def _tile_anew(backbone: list[Member], stretch: tuple[int, int, Span]) -> list[M
         length = min(max(needed, wanted), backbone[index].room_blocks, left)
         if index == last - 1:
             length = span.stop - start
-        tiled.append(replace(backbone[index], span=Span(start, start + length)))
+        tiled.append(backbone[index].at(Span(start, start + length)))
         start += length
     return [*backbone[:first], *tiled, *backbone[last:]]
 
@@ -181,6 +192,6 @@ def _rebuild(members: Sequence[Member], num_blocks: int) -> list[Member]:
         start = hole.start
         for member in sorted(crew, key=lambda member: (member.span, digest(member.peer))):
             stop = min(hole.stop, start + member.room_blocks)
-            placed += [replace(member, span=Span(start, stop))] if stop > start else [member]
+            placed += [member.at(Span(start, stop))] if stop > start else [member]
             start = stop
     return [*pinned, *placed, *movers]

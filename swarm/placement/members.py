@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocols.ids import PeerId, Span
 
@@ -19,11 +19,17 @@ class Member:
     """Consecutive blocks that it could host anywhere; 0 = it stays where it is."""
     speed: float = 1.0
     """Blocks that it computes a millisecond, for one token."""
+    has_ends: bool = False
+    """Hosts embedding, norm and head beside its span; they count where the span is an outer one."""
 
     @property
     def throughput(self) -> float:
         """What it adds to each of its blocks: tokens a millisecond."""
         return self.speed / len(self.span)
+
+    def at(self, span: Span) -> Member:
+        """The same elsewhere. Whether it will have memory for the ends there is not known, so it counts as without."""
+        return self if span == self.span else replace(self, span=span, has_ends=False)
 
 
 def digest(text: str) -> bytes:
@@ -67,6 +73,23 @@ def throughputs(members: Sequence[Member], num_blocks: int) -> list[float]:
         running += step
         found.append(max(0.0, round(running, 12)))
     return found
+
+
+def ends_hosts(members: Iterable[Member], num_blocks: int) -> tuple[list[Member], list[Member]]:
+    """(who hosts the ends with block 0, who with the last block): where the routes of thin clients begin and stop."""
+    hosts = [member for member in members if member.has_ends]
+    return [one for one in hosts if one.span.start == 0], [one for one in hosts if one.span.stop == num_blocks]
+
+
+def keeps_ends(before: Sequence[Member], after: Sequence[Member], num_blocks: int) -> bool:
+    """Whether an edge of the model that had ends has them still, and a route from ends to ends that was there is there still."""
+    return all(new >= old for new, old in zip(_thin(after, num_blocks), _thin(before, num_blocks), strict=True))
+
+
+def _thin(members: Sequence[Member], num_blocks: int) -> tuple[bool, bool, bool]:
+    first, last = ends_hosts(members, num_blocks)
+    inner = [one for one in members if one.has_ends or (one.span.start > 0 and one.span.stop < num_blocks)]
+    return bool(first), bool(last), bool(first and last) and is_routable(inner, num_blocks)
 
 
 def num_covered(members: Iterable[Member], num_blocks: int) -> int:

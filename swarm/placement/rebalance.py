@@ -12,13 +12,13 @@ the memory can cover; tests/swarm/placement simulates it, with snapshots one rou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from protocols.ids import PeerId, Span
 from swarm.placement.balancing import balance
 from swarm.placement.choose import count_replicas, gaps_of
 from swarm.placement.covering import cover
-from swarm.placement.members import Member, digest, is_routable, num_covered, throughputs
+from swarm.placement.members import Member, digest, is_routable, keeps_ends, num_covered, throughputs
 
 ROUNDS = 5
 """Rounds after the last arrival or departure within which all is covered: one to see it, one to move, and the rest for those who
@@ -74,11 +74,14 @@ class Hysteresis:
 def may_switch(me: Member, new: Span, others: Sequence[Member], num_blocks: int) -> bool:
     """The last look before `me` gives its span up for `new`: not at the cost of the last route, nor of a block while there is none.
 
+    Where there is a route, so that the move is not urgent, not at the cost of the last ends at an edge of the model either.
     others: what the others serve now, without what they are about to give up before us (`stands`).
     """
-    before, after = [*others, me], [*others, replace(me, span=new)]
-    if is_routable(before, num_blocks) or is_routable(after, num_blocks):
-        return is_routable(after, num_blocks)
+    before, after = [*others, me], [*others, me.at(new)]
+    if is_routable(before, num_blocks):
+        return is_routable(after, num_blocks) and keeps_ends(before, after, num_blocks)
+    if is_routable(after, num_blocks):
+        return True
     if num_covered(after, num_blocks) >= num_covered(before, num_blocks):
         return True
     move = decide(me.peer, before, num_blocks)  # one step of several that together hold more
@@ -86,8 +89,10 @@ def may_switch(me: Member, new: Span, others: Sequence[Member], num_blocks: int)
 
 
 def may_retire(me: Member, others: Sequence[Member], num_blocks: int) -> bool:
-    """Whether `me` may serve nothing for a while: the others have a route, or there is none to lose."""
-    return is_routable(others, num_blocks) or not is_routable([*others, me], num_blocks)
+    """Whether `me` may serve nothing for a while: the others have a route, and the ends that are there now, or there is none to lose."""
+    with_me = [*others, me]
+    without = is_routable(others, num_blocks) and keeps_ends(with_me, others, num_blocks)
+    return without or not is_routable(with_me, num_blocks)
 
 
 def stands(me: PeerId, other: PeerId, is_moving: bool) -> bool:

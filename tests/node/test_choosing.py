@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from node.choosing import Claim, as_told, claims, hosts_ends, look_again, other_weights, settle, usual_dtype
+from node.choosing import Claim, as_told, claims, hosts_ends, look_again, other_weights, settle, standings, usual_dtype
 from node.config import NodeConfig, default_data_dir, parse_address
 from node.neighbours import successors
 from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm.placement.choose import Choice, Room, outranking
+from swarm.placement.members import Member
 
 MODEL = ModelId("tiny", "a" * 64)
 ROOM = Room(free_bytes=39, block_bytes=(10,) * 6)
+CONFIG = NodeConfig(model="m", data_dir=default_data_dir({"HOME": "/h"}))
 ME = PeerId("12D3KooW" + "7" * 44)
 
 
@@ -31,7 +33,8 @@ def record(letter: str, span: Span, *, state: str = "serving", model: ModelId = 
 
 def claim(letter: str, span: Span, is_joining: bool) -> Claim:
     served = ServedSpan(model=MODEL, span=span, num_blocks=6, dtype="float32")
-    return Claim(PeerId("12D3KooW" + letter * 44), served, is_joining)
+    who = PeerId("12D3KooW" + letter * 44)
+    return Claim(who, served, is_joining, Member(peer=who, span=span))
 
 
 def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
@@ -51,6 +54,25 @@ def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
     assert usual_dtype([]) is None
 
 
+async def test_a_newcomer_goes_to_the_slow_node_with_the_speeds_of_the_records() -> None:
+    records = Records((replace(record("1", Span(0, 3)), block_ms=0.5), replace(record("2", Span(3, 6)), block_ms=4.0)))
+
+    async def look() -> list[Claim]:
+        return claims(records, MODEL, ME)
+
+    async def announce(span: Span) -> None:
+        assert span == Span(3, 6)
+
+    choice = await settle(CONFIG, ME, ROOM, look, announce, is_alone=True)
+    assert choice.span == Span(3, 6) and "block 3 is the slowest: 0.083 tokens/ms from 1 node" in choice.reason
+
+
+def test_a_record_says_who_hosts_the_ends() -> None:
+    served = ServedSpan(model=MODEL, span=Span(0, 3), num_blocks=6, ends=True, dtype="float32")
+    (standing,) = standings([replace(record("1", Span(0, 3)), spans=(served,))], MODEL, "float32", ME)
+    assert standing.claim.has_ends and not standings([record("1", Span(0, 3))], MODEL, "float32", ME)[0].claim.has_ends
+
+
 def test_formats_that_nobody_knows_do_not_keep_a_newcomer_out() -> None:
     odd = claims(Records(tuple(record(letter, Span(0, 3), dtype="float3") for letter in "123")), MODEL, ME)
     assert len(odd) == 3 and usual_dtype(odd) is None
@@ -61,7 +83,7 @@ def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
     for letter in "123456":
         rival = claim(letter, Span(0, 3), is_joining=True)
         after = look_again(ME, Choice(Span(0, 3), "first"), [rival], ROOM)
-        is_weaker = bool(outranking(ME, [(rival.peer, Span(0, 3))]))
+        is_weaker = bool(outranking(ME, [rival.member]))
         assert after.span == (Span(3, 6) if is_weaker else Span(0, 3))
     hosted = claim("1", Span(0, 3), is_joining=False)
     assert look_again(ME, Choice(Span(0, 3), "first"), [hosted], ROOM).span == Span(0, 3)  # a replica is no race

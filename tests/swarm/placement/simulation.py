@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from protocols.ids import PeerId, Span
 from swarm.placement.choose import Room, choose
-from swarm.placement.members import Member, digest, is_routable, num_covered, throughputs
+from swarm.placement.members import Member, digest, ends_hosts, is_routable, num_covered, throughputs
 from swarm.placement.rebalance import Hysteresis, Move, may_switch, plan
 
 COOL_DOWN_ROUNDS = 6
@@ -21,6 +21,8 @@ class Simulation:
         self.num_blocks, self.random, self.manner = num_blocks, random.Random(seed), manner
         self.members: dict[PeerId, Member] = {}
         self.moves = self.rounds = 0
+        self.without_ends: set[PeerId] = set()
+        """Peers who never have memory for the ends; the others host them beside an outer span."""
         self._before: list[Member] = []
         self._hysteresis: dict[PeerId, Hysteresis] = {}
         self._plans: list[tuple[list[Member], dict[PeerId, Move]]] = []
@@ -28,8 +30,12 @@ class Simulation:
     def arrive(self, peer: PeerId, room_blocks: int, speed: float = 1.0) -> None:
         """Choose by the look of a round ago, as a newcomer does."""
         room = Room(free_bytes=room_blocks, block_bytes=(1,) * self.num_blocks)
-        span = choose(peer, [member.span for member in self._before], room).span
-        self.members[peer] = Member(peer=peer, span=span, room_blocks=room_blocks, speed=speed)
+        span = choose(peer, self._before, room).span
+        self._place(Member(peer=peer, span=span, room_blocks=room_blocks, speed=speed))
+
+    def _place(self, member: Member) -> None:
+        is_outer = member.span.start == 0 or member.span.stop == self.num_blocks
+        self.members[member.peer] = replace(member, has_ends=is_outer and member.peer not in self.without_ends)
 
     def leave(self, peer: PeerId) -> None:
         del self.members[peer]
@@ -54,7 +60,7 @@ class Simulation:
                 continue
             others = [other for other in self.members.values() if other.peer != peer]
             if may_switch(member, move.span, others, self.num_blocks):
-                self.members[peer] = replace(member, span=move.span)
+                self._place(member.at(move.span))
                 hysteresis.moved(self.rounds)
                 moved += 1
         self._before, self.moves, self.rounds = now, self.moves + moved, self.rounds + 1
@@ -87,6 +93,14 @@ class Simulation:
     @property
     def throughput(self) -> float:
         return min(throughputs(list(self.members.values()), self.num_blocks))
+
+    @property
+    def is_routable(self) -> bool:
+        return is_routable(list(self.members.values()), self.num_blocks)
+
+    @property
+    def num_edges_with_ends(self) -> int:
+        return sum(map(bool, ends_hosts(self.members.values(), self.num_blocks)))
 
     def spans(self) -> list[Span]:
         return sorted(member.span for member in self.members.values())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.ids import PeerId, Span
-from swarm.placement.balancing import GAIN
-from swarm.placement.members import Member, is_routable, num_covered, throughputs
-from swarm.placement.rebalance import ROUNDS, decide, plan
+from swarm.placement.balancing import GAIN, balance
+from swarm.placement.members import Member, ends_hosts, is_routable, num_covered, throughputs
+from swarm.placement.rebalance import ROUNDS, decide, may_retire, may_switch, plan
 from tests.swarm.placement.simulation import COOL_DOWN_ROUNDS, Simulation
 
 SETTLE = 40
@@ -22,8 +23,8 @@ def peer(number: int) -> PeerId:
     return PeerId(f"peer-{number}")
 
 
-def member(number: int, span: str, room: int = 0, speed: float = 1.0) -> Member:
-    return Member(peer=peer(number), span=Span.parse(span), room_blocks=room, speed=speed)
+def member(number: int, span: str, room: int = 0, speed: float = 1.0, has_ends: bool = False) -> Member:
+    return Member(peer=peer(number), span=Span.parse(span), room_blocks=room, speed=speed, has_ends=has_ends)
 
 
 def heal(swarm: Simulation) -> int:
@@ -39,8 +40,10 @@ def stand_still(swarm: Simulation) -> int:
     """Rounds until nobody has moved for some; what is healed must stay so all the while."""
     still = 0
     for rounds in range(SETTLE):
+        with_ends, is_urgent = swarm.num_edges_with_ends, not swarm.is_routable
         still = 0 if swarm.round() else still + 1
         assert swarm.is_healed, swarm.spans()
+        assert is_urgent or swarm.num_edges_with_ends >= with_ends, "a move for a gain took the last ends along"
         if still > COOL_DOWN_ROUNDS + 2:
             return rounds - still + 1
     raise AssertionError(f"still moving after {SETTLE} rounds, {swarm.moves} moves")
@@ -54,6 +57,7 @@ def test_six_nodes_in_any_order_cover_all_that_their_memory_can(seed: int, manne
     draw = swarm.random
     rooms = [draw.randint(1, 6) for _ in range(6)]
     speeds = [draw.choice([1.0, 1.0, 2.0, 5.0]) for _ in range(6)]
+    swarm.without_ends = {peer(number) for number in draw.sample(range(6), draw.randint(0, 4))}
     for _event in range(20):
         for number in draw.sample(range(6), draw.choice([1, 1, 2, 3])):
             if peer(number) in swarm.members:
@@ -93,16 +97,14 @@ def swarms(draw: st.DrawFn) -> tuple[list[Member], int]:
         start = draw(st.integers(0, num_blocks - 1))
         span = Span(start, draw(st.integers(start + 1, num_blocks)))
         room = draw(st.sampled_from([0, len(span), len(span) + 1, len(span) + 3]))
-        members.append(Member(peer=peer(number), span=span, room_blocks=room, speed=draw(st.sampled_from([0.5, 1.0, 3.0]))))
+        speed, has_ends = draw(st.sampled_from([0.5, 1.0, 3.0])), draw(st.booleans())
+        members.append(Member(peer=peer(number), span=span, room_blocks=room, speed=speed, has_ends=has_ends))
     return members, num_blocks
 
 
 def carried_out(members: list[Member], num_blocks: int) -> list[Member]:
     moves = plan(members, num_blocks)
-    return [
-        Member(peer=one.peer, span=moves[one.peer].span if one.peer in moves else one.span, room_blocks=one.room_blocks, speed=one.speed)
-        for one in members
-    ]  # fmt: skip
+    return [one.at(moves[one.peer].span) if one.peer in moves else one for one in members]
 
 
 @given(swarms())
@@ -119,9 +121,7 @@ def test_a_plan_never_loses_a_block_moves_nobody_who_stays_and_respects_rooms(gi
 @given(swarms())
 def test_plans_end_and_what_all_rooms_can_hold_is_covered_by_the_first(given: tuple[list[Member], int]) -> None:
     members, num_blocks = given
-    free = [
-        Member(peer=one.peer, span=one.span, room_blocks=one.room_blocks or len(one.span), speed=one.speed) for one in members
-    ]
+    free = [replace(one, room_blocks=one.room_blocks or len(one.span)) for one in members]
     after = carried_out(free, num_blocks)
     could = min(num_blocks, sum(one.room_blocks for one in free))
     assert num_covered(after, num_blocks) == could
@@ -147,6 +147,63 @@ def test_where_a_route_exists_nobody_moves_for_less_than_the_margin(given: tuple
     before = min(throughputs(members, num_blocks))
     if before and plan(members, num_blocks):
         assert min(throughputs(carried_out(members, num_blocks), num_blocks)) >= before * GAIN * 0.999
+
+
+def thin_route(members: list[Member], num_blocks: int) -> bool:
+    """Whether ends lead to ends, tried one hop after the other."""
+    reached = {one.span.stop for one in members if one.span.start == 0 and one.has_ends}
+    for _hop in members:
+        reached |= {
+            one.span.stop for one in members if one.span.start in reached and (one.span.stop < num_blocks or one.has_ends)
+        }
+    whole = any(one.span == Span(0, num_blocks) and one.has_ends for one in members)
+    inner = {one.span.start for one in members if one.span.stop == num_blocks and one.has_ends}
+    return whole or any(start in reached for start in inner)
+
+
+@given(swarms())
+def test_who_balances_leaves_each_edge_its_ends_and_thin_clients_their_route(given: tuple[list[Member], int]) -> None:
+    members, num_blocks = given
+    after = balance(members, num_blocks)
+    for old, new in zip(ends_hosts(members, num_blocks), ends_hosts(after, num_blocks), strict=True):
+        assert bool(new) >= bool(old)
+    assert thin_route(after, num_blocks) >= thin_route(members, num_blocks)
+
+
+@given(swarms(), st.data())
+def test_the_last_look_agrees(given: tuple[list[Member], int], data: st.DataObject) -> None:
+    members, num_blocks = given
+    if not members or not is_routable(members, num_blocks):
+        return
+    me = data.draw(st.sampled_from(members))
+    start = data.draw(st.integers(0, num_blocks - 1))
+    others, target = [one for one in members if one is not me], Span(start, data.draw(st.integers(start + 1, num_blocks)))
+    if target != me.span and may_switch(me, target, others, num_blocks):
+        assert thin_route([*others, me.at(target)], num_blocks) >= thin_route(members, num_blocks)
+    if may_retire(me, others, num_blocks):
+        assert thin_route(others, num_blocks) >= thin_route(members, num_blocks)
+
+
+def test_the_last_to_host_the_ends_stays_and_a_replica_goes_instead() -> None:
+    crowd = [member(1, "0:4", 4, has_ends=True), *(member(number, "0:4", 4) for number in range(2, 6)), member(8, "4:8", 4)]
+    assert len(plan(crowd, 8)) == 2 and peer(1) not in plan(crowd, 8)
+    alone = [member(1, "0:4", 4, has_ends=True), member(2, "0:4"), member(3, "0:4"), member(8, "4:8", 4)]
+    assert list(plan([replace(one, has_ends=False) for one in alone], 8)) == [peer(1)]
+    assert plan(alone, 8) == {}, "nobody else can move, so nobody does"
+    assert not may_switch(alone[0], Span(4, 8), alone[1:], 8) and not may_retire(alone[0], alone[1:], 8)
+    assert list(plan([alone[0], replace(alone[1], has_ends=True), *alone[2:]], 8)) == [peer(1)], "another hosts them, too"
+
+
+def test_a_gap_is_filled_by_the_last_with_ends_only_if_nobody_else_is_missed_as_little() -> None:
+    for first in range(12):
+        crowd = [member(first + number, "0:4", 4, has_ends=number == 0) for number in range(3)]
+        for alike in (crowd, crowd[:2]):
+            assert len(plan(alike, 8)) == 1 and peer(first) not in plan(alike, 8)
+        roomy = [replace(crowd[0], room_blocks=5), replace(crowd[1], room_blocks=5), crowd[2]]
+        assert list(plan(roomy, 8)) == [peer(first + 1)]
+    pinned = [member(1, "0:4", 4, has_ends=True), member(2, "0:4")]
+    assert list(plan(pinned, 8)) == [peer(1)], "a gap is worse than no route for thin clients"
+    assert may_switch(pinned[0], Span(4, 8), pinned[1:], 8)
 
 
 def test_one_replica_fills_a_gap_and_the_reason_names_it() -> None:
