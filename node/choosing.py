@@ -8,9 +8,10 @@ hash chooses anew (docs/architecture.md, "Placement race").
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from node.config import DTYPES as NUMBER_FORMATS
@@ -52,13 +53,27 @@ class Claim:
 
 
 def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
-    """What the others hold of these very weights; those who are leaving do not count."""
-    return [
-        Claim(record.peer, served, record.state_of(served) == "joining", as_member(record, served.span, served.ends))
+    """What the others hold of these very weights; those who are leaving do not count.
+
+    Who has measured nothing yet, as all who join, counts as the median of those who have.
+    """
+    found = [
+        (record, served)
         for record in records.peers
         if record.peer != me
         for served in record.spans
         if served.model.digest == model.digest and record.state_of(served) != "draining"
+    ]
+    measured_ms = [record.block_ms for record, _served in found if record.block_ms]
+    usual_ms = statistics.median(measured_ms) if measured_ms else 0.0
+    return [
+        Claim(
+            peer=record.peer,
+            served=served,
+            is_joining=record.state_of(served) == "joining",
+            member=as_member(replace(record, block_ms=record.block_ms or usual_ms), served.span, served.ends),
+        )
+        for record, served in found
     ]
 
 
