@@ -34,7 +34,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_typing_error_is_one_line_with_what_got_and_next(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_typing_error_is_one_line_with_what_got_and_next(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no peer is remembered here, whatever other tests have met
     arguments, code, words = BAD[name]
     with pytest.raises(SystemExit) as exited:
         main(arguments)
