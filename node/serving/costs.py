@@ -1,8 +1,9 @@
 """What a forward costs here: milliseconds of a batch of decodes, and of one token of a prompt, learnt from the forwards that ran.
 
 Decodes: a line over their number, by least squares in which older forwards count less and less. Most of a small batch is fixed (the
-weights are read once for all), so the slope is what tells whether rows share well. Prompts: what a forward took beyond its decodes, by
-token, over the last few pieces; it follows a context that grows, and a piece whose own overhead is large, by itself.
+weights are read once for all), so the slope is what tells whether rows share well. Prompts: what a forward took beyond its decodes, or, without
+any, beyond what one row takes, by token, over the last few pieces; it follows a context that grows by itself. (If a piece bore what every
+forward costs, small pieces would look dear and be cut smaller still, down to a token each: docs/log.md.)
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Costs:
 
     @property
     def token_ms(self) -> float | None:
-        """Milliseconds of one token of a prompt; None before any was seen."""
+        """Milliseconds that one more token of a prompt takes; None before any was seen."""
         return self.piece_ms / self.piece_tokens if self.piece_tokens else None
 
     def decode_ms(self, num_rows: int) -> float:
@@ -79,8 +80,7 @@ class Costs:
         )  # fmt: skip
 
     def _learn_piece(self, num_rows: int, num_tokens: int, ms: float) -> Costs:
-        decodes_ms = self.decode_ms(num_rows) if num_rows else 0.0
-        spent = max(ms - decodes_ms, 0.1 * ms)
+        spent = max(ms - self.decode_ms(max(1, num_rows)), 0.1 * ms)
         if self.token_ms is not None:
             spent = min(spent, 2 * OUTLIER * self.token_ms * num_tokens)
         return replace(

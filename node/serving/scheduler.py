@@ -214,7 +214,9 @@ class Scheduler:
         if decodes or prompts:
             decoding = self._active(now_s, decodes, prompts)
             decodes, until_s = self._choose_decodes(decodes, decoding, now_s)
-            prompts = self._choose_pieces(prompts, decodes, decoding)
+            if prompts and not decodes:
+                until_s = max(until_s, self._until_decodes(decoding, now_s))
+            prompts = self._choose_pieces(prompts, decodes, decoding) if until_s <= now_s else []
         for job in decodes:
             job.size = job.num_left
         return [*clearing, *decodes, *prompts], until_s
@@ -250,6 +252,16 @@ class Scheduler:
             if until_s > now_s:
                 return [], until_s
         return self._within_limits(decodes, size), now_s
+
+    def _until_decodes(self, decoding: Sequence[HeldRows], now_s: float) -> float:
+        """Until when a piece waits for decodes that are all away but due: beside them it costs less, and before them it would delay all.
+
+        Over several hops it does not wait: while they are at the next one, the time here is nobody's.
+        """
+        if any(session.num_hops > 1 for session in decoding):
+            return now_s
+        due_s = [session.decoded_s + session.away_s for session in decoding if session.decoded_s is not None and session.away_s]
+        return turns.gather_until(now_s, self._free_s, due_s, turns.patience_s(self.costs, len(decoding)))
 
     def _within_limits(self, decodes: list[Job], size: int) -> list[Job]:
         num_clients = len({job.session.client for job in decodes})

@@ -22,7 +22,7 @@ DECODE_TOKENS = 8
 ACTIVE_S = 1.0
 """A session decodes as long as its last decode is not older."""
 
-PIECE_SHARE = 0.75
+PIECE_SHARE = 0.6
 """A piece's share of a decode step's time; below 1 since estimates err, and tokens must not take more than twice as long."""
 LONE_PIECE_MS = 250.0
 """A piece while nobody decodes: how long a newcomer may wait, and long enough that cutting costs nothing."""

@@ -26,12 +26,12 @@ def test_a_piece_beside_decodes_takes_less_than_one_of_their_steps() -> None:
 
 def test_while_decodes_wait_pieces_take_no_more_than_they_did() -> None:
     assert turns.piece_ms(costs(), 8, 3, credit_ms=0.5) == 0.0
-    assert turns.piece_ms(costs(), 8, 3, credit_ms=4.0) == pytest.approx(3.0)
+    assert turns.piece_ms(costs(), 8, 3, credit_ms=4.0) == pytest.approx(2.4)
 
 
 def test_while_nobody_decodes_pieces_are_large_and_never_nothing() -> None:
     assert turns.piece_ms(costs(), 0, 0, 0.0) == turns.LONE_PIECE_MS
-    assert turns.piece_tokens(costs(token_ms=0.5), turns.LONE_PIECE_MS, is_alone=True) == 500
+    assert turns.piece_tokens(costs(token_ms=0.5), turns.LONE_PIECE_MS, is_alone=True) == 555
     assert turns.piece_tokens(costs(token_ms=1e6), turns.LONE_PIECE_MS, is_alone=True) == turns.FIRST_PIECE_TOKENS
     assert turns.piece_tokens(costs(token_ms=1e6), 1.0, is_alone=False) == 1
     assert turns.piece_tokens(costs(token_ms=None), 1.0, is_alone=False) == turns.FIRST_PIECE_TOKENS
