@@ -1,9 +1,9 @@
 """What a forward costs here: milliseconds of a batch of decodes, and of one token of a prompt, learnt from the forwards that ran.
 
 Decodes: a line over their number, by least squares in which older forwards count less and less. Most of a small batch is fixed (the
-weights are read once for all), so the slope is what tells whether rows share well. Prompts: what a forward took beyond its decodes, or, without
-any, beyond what one row takes, by token, over the last few pieces; it follows a context that grows by itself. (If a piece bore what every
-forward costs, small pieces would look dear and be cut smaller still, down to a token each: docs/log.md.)
+weights are read once for all), so the slope is what tells whether rows share well. Prompts: what a forward took beyond its decodes, or,
+without any, beyond what one row takes, by token, over the last few pieces; it follows a context that grows by itself. (If a piece bore
+what every forward costs, small pieces would look dear and be cut smaller still, down to a token each: docs/log.md.)
 """
 
 from __future__ import annotations
