@@ -47,7 +47,10 @@ class Chat:
         self._token_1H = torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(1))
 
     async def feed(self, tokens: int) -> None:
-        await self._session.step_async((), [tokens], self._token_1H.expand(1, tokens, -1), 1 if tokens > 1 else WANT_ALL)
+        from swarm.client.backend import StepRequest
+
+        hidden = self._token_1H.expand(1, tokens, -1)
+        await self._session.step_async(StepRequest(counts=(tokens,), tokens=hidden, want=1 if tokens > 1 else WANT_ALL))
 
     async def decode(self, tokens: int) -> list[float]:
         """When each of so many further tokens was there, in seconds."""

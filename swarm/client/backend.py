@@ -8,7 +8,6 @@ bring, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,36 +33,32 @@ IDS, EMBEDS = Form("ids", "logits"), Form("embeds", "logits")
 """A client with the model's ends asks for blocks; one without brings ids, or embeddings of its own, and gets logits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRequest:
+    """One step: operations on the rows first, then `counts[i]` new tokens of row i."""
+
+    ops: tuple[Op, ...] = ()
+    counts: tuple[int, ...]
+    tokens: Tensor
+    """[1, T, …] with T = sum(counts), rows one after the other, as `form` says."""
+    want: int
+    """WANT_ALL, or n for the last n new tokens of each row, or 0."""
+    positions: Tensor | None = None
+    """[T] where the caller has set some; None = each row counts its own tokens from 0."""
+    form: Form = BLOCKS
+
+
 class StepSession(Protocol):
     """One session's rows at every hop. Steps follow each other: the next one starts when the last has returned."""
 
-    def step(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        """Apply `ops` to the rows, then run `counts[i]` new tokens of row i through every block.
+    def step(self, request: StepRequest) -> Tensor:
+        """Run a step through every block; the first one makes the rows. Returns [1, T', …], rows one after the other.
 
-        tokens: [1, T, …] with T = sum(counts), rows one after the other, as `form` says; a session's first step makes its rows.
-        want: WANT_ALL, or n for the last n new tokens of each row, or 0. Returns [1, T', …], rows one after the other.
-        positions: [T] where the caller has set some; None = each row counts its own tokens from 0.
         After an exception the rows are in an unknown state: close the session.
         """
         ...
 
-    async def step_async(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
+    async def step_async(self, request: StepRequest) -> Tensor:
         """The same for callers that have a loop of their own (any loop); cancelling it leaves the rows in an unknown state."""
         ...
 

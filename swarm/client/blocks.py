@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from protocols.errors import BadRequestError, InternalError
 from protocols.inference import WANT_ALL
-from swarm.client.backend import BLOCKS, Form, StepSession
+from swarm.client.backend import BLOCKS, Form, StepRequest, StepSession
 from swarm.client.cache import RemoteCache
 from swarm.models.stand_in import StandIn
 
@@ -84,10 +84,9 @@ def carry(
         reply = torch.empty((1, 0, width), dtype=dtype)
         if plan.cache is not None:
             plan.cache.skip(size, columns)
-    elif plan.cache is not None:
-        reply = plan.cache.step(counts, columns, flat_TX[None], plan.want, plan.positions_T, form)
     else:
-        reply = _step_alone(open_session(), counts, flat_TX[None], plan, form)
+        request = StepRequest(counts=tuple(counts), tokens=flat_TX[None], want=plan.want, positions=plan.positions_T, form=form)
+        reply = _step_alone(open_session(), request) if plan.cache is None else plan.cache.step(request, columns)
     where = wanted(real, size, columns, plan.want, tokens_BqX.device)
     expected = (1, size * columns if where is None else int(where.sum()), width)
     if tuple(reply.shape) != expected:
@@ -100,9 +99,9 @@ def carry(
     return output
 
 
-def _step_alone(session: StepSession, counts: list[int], tokens_1TX: Tensor, plan: StepPlan, form: Form) -> Tensor:
+def _step_alone(session: StepSession, request: StepRequest) -> Tensor:
     try:
-        return session.step((), counts, tokens_1TX, plan.want, plan.positions_T, form)
+        return session.step(request)
     finally:
         session.close()
 

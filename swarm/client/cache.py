@@ -10,7 +10,8 @@ tokens of each row, which is all that hops know.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, Repeat, Rows
-from swarm.client.backend import BLOCKS, Form, StepSession
+from swarm.client.backend import StepRequest, StepSession
 
 
 class StepPausedError(Exception):
@@ -51,19 +52,11 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     # --- what a step does
 
-    def step(
-        self,
-        counts: Sequence[int],
-        columns: int,
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
+    def step(self, request: StepRequest, columns: int) -> Tensor:
         """Send one step, the waiting operations first, and count it; whatever goes wrong closes the session."""
         session = self._opened()
         try:
-            output = session.step(tuple(self.ops), tuple(counts), tokens, want, positions, form)
+            output = session.step(replace(request, ops=tuple(self.ops)))
         except StepPausedError:
             raise
         except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state
@@ -72,7 +65,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self.ops = []
         self.trips += 1
         self.columns += columns
-        self.rows = [old + new for old, new in zip(self.rows or [0] * len(counts), counts, strict=True)]
+        before = self.rows or [0] * len(request.counts)
+        self.rows = [old + new for old, new in zip(before, request.counts, strict=True)]
         return output
 
     def skip(self, size: int, columns: int) -> None:

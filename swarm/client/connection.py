@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,11 @@ from protocols import compression
 from protocols.defaults import PATIENCE_S
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId
-from protocols.inference import Op
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
 from swarm import known
 from swarm.client import served
-from swarm.client.backend import BLOCKS, Form
+from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop
 from swarm.client.peers import PeerPool
@@ -255,42 +254,25 @@ class SwarmSession:
         self.journey: Session | None = None
         """The session on the loop: its `route`, and how many hops were `replaced`."""
 
-    def step(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        trace.mark("asked", trace.NOBODY, -1, tokens.nbytes)
-        output = self._loop.run(self._step(ops, counts, tokens, want, positions, form))
+    def step(self, request: StepRequest) -> Tensor:
+        trace.mark("asked", trace.NOBODY, -1, request.tokens.nbytes)
+        output = self._loop.run(self._step(request))
         trace.mark("returned", trace.NOBODY, -1, output.nbytes)
         return output
 
-    async def step_async(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        return await self._loop.wait(self._step(ops, counts, tokens, want, positions, form))
+    async def step_async(self, request: StepRequest) -> Tensor:
+        return await self._loop.wait(self._step(request))
 
-    async def _step(
-        self, ops: Sequence[Op], counts: Sequence[int], tokens: Tensor, want: int, positions: Tensor | None, form: Form
-    ) -> Tensor:
+    async def _step(self, request: StepRequest) -> Tensor:
         if self._is_closed:
             raise BadRequestError("this session has ended")
         if self.journey is None:
             self.journey = self._backend.started()
-        places = None if positions is None else positions.tolist()
-        dtype = torch.int32 if form.kind == "ids" else self._backend.dtype
-        packed = compression.pack(tokens[0].detach().to("cpu", dtype))
-        output = await self.journey.step(ops, counts, packed, want, places, kind=form.kind, result=form.result)
+        places = None if request.positions is None else request.positions.tolist()
+        kind, result = request.form.kind, request.form.result
+        dtype = torch.int32 if kind == "ids" else self._backend.dtype
+        packed = compression.pack(request.tokens[0].detach().to("cpu", dtype))
+        output = await self.journey.step(request.ops, request.counts, packed, request.want, places, kind=kind, result=result)
         return compression.unpack(output.values)[None]
 
     def close(self) -> None:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from protocols.errors import BadRequestError
-from protocols.inference import Op
 from swarm.client import checks
-from swarm.client.backend import BLOCKS, Form, StepSession
+from swarm.client.backend import StepRequest, StepSession
 from swarm.client.cache import RemoteCache, StepPausedError
 from swarm.client.sampling import Sampler, Sampling
 
@@ -39,40 +38,24 @@ class TwoPassSession:
 
     def __init__(self, session: StepSession) -> None:
         self._session = session
-        self._request: tuple[Sequence[Op], Sequence[int], Tensor, int, Tensor | None, Form] | None = None
+        self._request: StepRequest | None = None
         self._reply: Tensor | None = None
 
-    def step(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
+    def step(self, request: StepRequest) -> Tensor:
         if self._reply is None:
-            self._request = (ops, counts, tokens, want, positions, form)
+            self._request = request
             raise StepPausedError
         reply, self._reply = self._reply, None
         return reply
 
-    async def step_async(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        return await self._session.step_async(ops, counts, tokens, want, positions, form)
+    async def step_async(self, request: StepRequest) -> Tensor:
+        return await self._session.step_async(request)
 
     async def fetch(self) -> None:
         """Send what the first pass noted, and keep the reply for the second."""
         assert self._request is not None
         request, self._request = self._request, None
-        self._reply = await self.step_async(*request)
+        self._reply = await self.step_async(request)
 
     def close(self) -> None:
         self._session.close()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from protocols.ids import ModelId
 from protocols.inference import WANT_ALL, Crop, Op, Repeat, Rows
-from swarm.client.backend import BLOCKS, EMBEDS, IDS, Form
+from swarm.client.backend import EMBEDS, IDS, Form, StepRequest
 from tests.swarm.client.local_backend import Call
 
 
@@ -52,18 +52,11 @@ class IdealSession:
         self._rows: list[Row] | None = None
         self._is_closed = False
 
-    def step(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        backend = self._backend
+    def step(self, request: StepRequest) -> Tensor:
+        backend, counts, positions = self._backend, request.counts, request.positions
+        ops, tokens, want, form = request.ops, request.tokens, request.want, request.form
         assert form in (IDS, EMBEDS) and not self._is_closed and tokens.shape[:2] == (1, sum(counts))
-        backend.calls.append(Call(tuple(ops), tuple(counts), want, None if positions is None else positions.tolist()))
+        backend.calls.append(Call(ops, counts, want, None if positions is None else positions.tolist()))
         backend.forms.add(form)
         rows = self._rows = _changed(self._rows or [[] for _ in counts], ops)
         assert len(rows) == len(counts)
@@ -91,16 +84,8 @@ class IdealSession:
             logits: Tensor = model(**options, use_cache=False).logits[0].float()
         return logits
 
-    async def step_async(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        tokens: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        return await asyncio.to_thread(self.step, ops, counts, tokens, want, positions, form)
+    async def step_async(self, request: StepRequest) -> Tensor:
+        return await asyncio.to_thread(self.step, request)
 
     def close(self) -> None:
         if not self._is_closed:

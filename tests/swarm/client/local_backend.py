@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from node.serving.engine import choose_engine
 from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Op
-from swarm.client.backend import BLOCKS, Form
+from swarm.client.backend import BLOCKS, StepRequest
 from swarm.client.model import build
 from swarm.inference import rows as row_operations
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
@@ -72,21 +71,14 @@ class LocalSession:
         self._rows: list[list[Any]] = [[] for _ in backend.engines]
         self._is_closed = False
 
-    def step(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        hidden: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        backend = self._backend
-        assert form == BLOCKS
+    def step(self, request: StepRequest) -> Tensor:
+        backend, counts, positions = self._backend, request.counts, request.positions
+        ops, hidden, want = request.ops, request.tokens, request.want
+        assert request.form == BLOCKS
         assert not self._is_closed
         assert hidden.shape[:2] == (1, sum(counts)) and hidden.dtype == backend.dtype
         with backend.lock:  # all calls of an engine come one after the other
-            backend.calls.append(Call(tuple(ops), tuple(counts), want, None if positions is None else positions.tolist()))
+            backend.calls.append(Call(ops, counts, want, None if positions is None else positions.tolist()))
             if backend.fail_next is not None:
                 error, backend.fail_next = backend.fail_next, None
                 raise error
@@ -100,16 +92,8 @@ class LocalSession:
         pieces = hidden[0].split(list(counts))
         return torch.cat([piece[max(0, len(piece) - want) :] for piece in pieces])[None]
 
-    async def step_async(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        hidden: Tensor,
-        want: int,
-        positions: Tensor | None = None,
-        form: Form = BLOCKS,
-    ) -> Tensor:
-        return await asyncio.to_thread(self.step, ops, counts, hidden, want, positions, form)
+    async def step_async(self, request: StepRequest) -> Tensor:
+        return await asyncio.to_thread(self.step, request)
 
     def close(self) -> None:
         if self._is_closed:
