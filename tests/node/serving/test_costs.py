@@ -54,3 +54,10 @@ def test_a_prompt_s_token_costs_what_its_forward_took_beyond_the_decodes() -> No
     for _ in range(20):
         costs = costs.learn(8, 100, 30.0)
     assert costs.token_ms == pytest.approx(0.2, rel=0.05) and costs.decode_ms(8) == pytest.approx(10.0, rel=0.05)
+
+
+def test_what_every_forward_costs_is_not_booked_on_a_prompt_s_tokens() -> None:
+    costs = learnt([1, 8] * 30, 40.0, 4.0)
+    for _ in range(20):
+        costs = costs.learn(0, 1, 47.0)
+    assert costs.token_ms is not None and costs.token_ms < 5.0

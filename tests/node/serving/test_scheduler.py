@@ -95,6 +95,22 @@ def test_a_long_prompt_does_not_stall_chats(num_hops: int, think_s: float) -> No
     assert sum(tokens > 0 for _, tokens in swarm.forwards[0]) > 30  # it was run in many pieces
 
 
+def test_where_every_forward_is_dear_pieces_go_beside_decodes_and_stay_large() -> None:
+    """As a 110M model on a CPU: reading the weights is most of a forward. Booked on a piece's tokens, it cut them to one each."""
+
+    def dear_ms(rows: int, tokens: int) -> float:
+        return 40.0 + 4.0 * rows + 2.5 * tokens
+
+    chats = [Chat(client="client") for _ in range(8)]
+    prompt = Chat(client="client", prompt=500, max_tokens=0, begin_s=3.0)
+    swarm = Swarm(1, dear_ms)
+    swarm.run([*chats, prompt], until_s=20.0)
+    pieces = [(rows, tokens) for rows, tokens in swarm.forwards[0] if tokens >= 1][9:]  # after the chats' own first tokens
+    assert prompt.done_s and prompt.done_s[0] < 12.0
+    assert sum(rows > 0 for rows, _ in pieces) > 0.8 * len(pieces)
+    assert sorted(tokens for _, tokens in pieces)[len(pieces) // 2] >= 8
+
+
 def test_a_prompt_alone_goes_in_large_pieces_and_a_newcomer_does_not_wait_for_all_of_it() -> None:
     reader, newcomer = Chat(client="reader", prompt=2_000, max_tokens=0), Chat(client="newcomer", prompt=16, begin_s=0.3)
     swarm = Swarm(1, cost_ms)
