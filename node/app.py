@@ -24,7 +24,6 @@ from node.presence import Presence
 from node.serving.host import Host
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
-from protocols.weights import Manifest
 from swarm import known
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
@@ -51,12 +50,12 @@ async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = la
     async with Peer(_peer_config(config, on_event), {**doors.handlers(), **uploader.handlers()}) as peer:
         await _meet(config, peer, on_event)
         source = ModelSource(config, peer, uploader, on_event, on_fetch)
-        checkpoint, model, manifest = await _open_model(source, config, on_event)
+        checkpoint, model = await _open_model(source, config, on_event)
         presence = Presence(config, peer, model, checkpoint.num_blocks)
         try:
             dtype = await _choose_dtype(config, device, checkpoint, presence, on_event)
             maker = HostMaker(
-                source=source, checkpoint=checkpoint, manifest=manifest, presence=presence, device=device, dtype=dtype,
+                source=source, checkpoint=checkpoint, presence=presence, device=device, dtype=dtype,
                 ends=config.ends, on_event=on_event,
             )  # fmt: skip
             room = choosing.make_room(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
@@ -75,8 +74,8 @@ async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = la
             source.close()
 
 
-async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent) -> tuple[Checkpoint, ModelId, Manifest]:
-    checkpoint, model, manifest = await source.open()
+async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent) -> tuple[Checkpoint, ModelId]:
+    checkpoint, model, _manifest = await source.open()
     if config.blocks is not None and config.blocks.stop > checkpoint.num_blocks:
         raise ConfigError(
             f"--blocks {config.blocks} goes beyond the model, which has {checkpoint.num_blocks} blocks; "
@@ -88,7 +87,7 @@ async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent
             f"give a span that starts at 0 or stops at {checkpoint.num_blocks}, or leave --ends out"
         )
     on_event(Event("model", f"{model.name}@{model.digest} ({checkpoint.num_blocks} blocks)"))
-    return checkpoint, model, manifest
+    return checkpoint, model
 
 
 async def _meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:

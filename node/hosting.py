@@ -19,7 +19,6 @@ from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
-from protocols.weights import Manifest
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import load_ends, load_span
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
@@ -34,7 +33,6 @@ class HostMaker:
 
     source: ModelSource
     checkpoint: Checkpoint
-    manifest: Manifest
     presence: Presence
     device: str
     dtype: str
@@ -57,7 +55,6 @@ class HostMaker:
         return Host(
             engine,
             self.presence.served(span, self.checkpoint.hidden_size, ends is not None),
-            self.manifest,
             kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, self._kind),
             max_positions=self.checkpoint.max_positions,
             ends=ends,

@@ -1,6 +1,6 @@
 """A peer: identity, DHT, gRPC server, connections and directory under one lifetime.
 
-    async with Peer(PeerConfig(bootstrap=("/ip4/…/p2p/…",), listen=("0.0.0.0", 4001), data_dir=…), host.handlers()) as peer:
+    async with Peer(PeerConfig(bootstrap=("/ip4/…/p2p/…",), listen=("0.0.0.0", 4001), data_dir=…), handlers) as peer:
         await peer.directory.announce(make_record, [model.name])
 
 Leaves no child process, socket or temporary file behind. Importing this is cheap; starting a peer imports hivemind (5 s, with torch).

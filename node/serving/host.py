@@ -1,10 +1,10 @@
-"""One span at work: engine, runner, sessions and their servicer under one lifetime.
+"""One span at work: engine, runner and sessions under one lifetime. `node/doors.py` leads the sessions' streams here.
 
-host = Host(engine, served, manifest, kv_bytes_per_token=…)
-async with Peer(config, host.handlers()) as peer:
-    await host.start(peer.pool)
-    ...
-    await host.stop()
+host = Host(engine, served, kv_bytes_per_token=…)
+await host.start(peer.pool)
+doors.open(host)
+...
+await host.stop()
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.serving.runner import Runner, SessionRows
-from node.serving.servicer import SessionServicer
-from protocols import services, weights
-from protocols.errors import DrainingError, ModelNotFoundError
+from protocols.errors import DrainingError
 from protocols.inference import Grant
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
 from swarm.inference.links import Links
-from swarm.rpc.call import Call, Handlers
 from swarm.rpc.pool import ChannelPool
-from swarm.rpc.stream import Stream
 
 if TYPE_CHECKING:
     from node.serving.ends import Ends
@@ -44,13 +40,12 @@ class Load:
 
 
 class Host:
-    """Serves blocks `span` of `model` with `engine`. `handlers` may be registered before `start`; until then calls are refused."""
+    """Serves blocks `span` of `model` with `engine`."""
 
     def __init__(
         self,
         engine: Engine,
         served: Served,
-        manifest: weights.Manifest,
         *,
         kv_bytes_per_token: int,
         max_positions: int | None = None,
@@ -59,21 +54,12 @@ class Host:
     ) -> None:
         """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.ends` says the same."""
         assert served.ends == (ends is not None)
-        self.served, self.manifest = served, manifest
+        self.served = served
         self.engine = engine
         self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends)
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits = limits or HopLimits()
         self._hops: Hops | None = None
-        self._servicer: SessionServicer | None = None
-
-    def handlers(self) -> Handlers:
-        """By method name, for the peer's server."""
-        return {
-            services.SESSION.name: self._session,
-            services.ATTACH.name: self._attach,
-            services.MANIFEST.name: self._send_manifest,
-        }
 
     async def start(self, pool: ChannelPool) -> None:
         """Begin to serve; `pool` dials the hops below."""
@@ -81,8 +67,6 @@ class Host:
         self.runner.start()
         self._hops = Hops(self.served, Links(pool), self._rows, self._limits)
         self._hops.start()
-        hops = self._hops
-        self._servicer = SessionServicer(lambda _opening: hops)
 
     def drain(self) -> None:
         """From now on new sessions are refused; those that are here go on."""
@@ -116,20 +100,3 @@ class Host:
 
     def _rows(self, grant: Grant) -> SessionRows:
         return SessionRows(self.runner, grant.session, grant.client, len(grant.route))
-
-    def _serving(self) -> SessionServicer:
-        if self._servicer is None:
-            raise DrainingError("this peer is still starting: try another one, or again in a moment")
-        return self._servicer
-
-    async def _session(self, stream: Stream, call: Call) -> None:
-        await self._serving().session(stream, call)
-
-    async def _attach(self, stream: Stream, call: Call) -> None:
-        await self._serving().attach(stream, call)
-
-    async def _send_manifest(self, request: bytes, call: Call) -> bytes:
-        wanted = weights.ManifestRequest.parse(request).model
-        if wanted.name != self.served.model.name:
-            raise ModelNotFoundError(f"this peer serves {self.served.model.name}, not {wanted.name}")
-        return self.manifest.encode()

@@ -13,9 +13,9 @@ from typing import Protocol
 from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
 from protocols.ids import ModelId, short_peer
 from protocols.records import PeerRecord, ServedSpan
-from protocols.services import MANIFEST
-from protocols.weights import Manifest, ManifestRequest, difference
+from protocols.weights import Manifest, difference
 from swarm.rpc.pool import ChannelPool
+from swarm.weights.fetch import fetch_manifest
 
 log = logging.getLogger(__name__)
 
@@ -79,25 +79,14 @@ async def _mismatch(
     pool: ChannelPool, model: ModelId, manifest: Manifest, others: list[tuple[PeerRecord, ServedSpan]]
 ) -> ModelMismatchError:
     """The error that says what differs, as far as one of the peers tells."""
-    what = "no peer gave its manifest, so what differs is unknown"
-    for peer, span in others[:3]:
-        try:
-            what = difference(manifest, await _fetch_manifest(pool, peer, span.model)) or what
-            break
-        except SwarmError as error:
-            log.info("no manifest from %s: %s", short_peer(peer.peer), error)
-    theirs = others[0][1].model.digest
+    theirs = others[0][1].model
+    holders = [peer for peer, span in others if span.model == theirs]
+    try:
+        what = difference(manifest, await fetch_manifest(pool, holders, theirs)) or "nothing that can be named"
+    except SwarmError as error:
+        log.info("%s", error)
+        what = "no peer gave its manifest, so what differs is unknown"
     return ModelMismatchError(
-        f"{model.name} here is {model.digest[:12]}…, but the swarm serves {theirs[:12]}… under that name: {what}; "
+        f"{model.name} here is {model.digest[:12]}…, but the swarm serves {theirs.digest[:12]}… under that name: {what}; "
         "get the same checkpoint, or serve yours under another name (--model-name)"
     )
-
-
-async def _fetch_manifest(pool: ChannelPool, peer: PeerRecord, model: ModelId) -> Manifest:
-    channel = await pool.channel(peer.peer, peer.addresses, peer.certificate)
-    manifest = Manifest.parse(await channel.unary(MANIFEST, ManifestRequest(model=model).encode()))
-    if manifest.digest != model.digest:
-        raise ModelMismatchError(
-            f"{short_peer(peer.peer)} sent a manifest of {manifest.digest[:12]}…, asked for {model.digest[:12]}…"
-        )
-    return manifest

@@ -32,7 +32,6 @@ from swarm.rpc import tls
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
 from tests.swarm.inference.toy import (
-    MANIFEST,
     MODEL,
     NUM_BLOCKS,
     WIDTH,
@@ -121,7 +120,7 @@ class MovingNode:
         if self.fails:
             raise self.fails
         self.engines.append(ToyEngine(span))
-        host = Host(self.engines[-1], self.presence.served(span, WIDTH, False), MANIFEST, kv_bytes_per_token=1)  # type: ignore[arg-type]
+        host = Host(self.engines[-1], self.presence.served(span, WIDTH, False), kv_bytes_per_token=1)  # type: ignore[arg-type]
         await host.start(self.pool)
         return host
 

@@ -1,4 +1,4 @@
-"""A host: its lifetime, what it says of its load, and its manifest."""
+"""A host: its lifetime, and what it says of its load."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import torch
 
-from protocols import services, weights
-from protocols.errors import DrainingError, InternalError, ModelNotFoundError, NoRouteError
-from protocols.ids import ModelId
+from protocols.errors import DrainingError, InternalError, NoRouteError
 from tests.swarm.inference.probe import Probe, grant_of, hop_of
-from tests.swarm.inference.toy import MANIFEST, MODEL, ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 
 @pytest.fixture
@@ -21,15 +19,6 @@ async def swarm() -> AsyncIterator[ToySwarm]:
     toys = ToySwarm()
     yield toys
     await toys.stop()
-
-
-async def test_the_manifest_is_given_to_whoever_asks_for_this_model(swarm: ToySwarm) -> None:
-    node = await swarm.serve(0, 4)
-    channel = await swarm.pool.channel(node.identity.peer_id, (node.address,), node.certificate.der)
-    answer = await channel.unary(services.MANIFEST, weights.ManifestRequest(model=MODEL).encode(), 5.0)
-    assert weights.Manifest.parse(answer) == MANIFEST
-    with pytest.raises(ModelNotFoundError, match="this peer serves toy, not other"):
-        await channel.unary(services.MANIFEST, weights.ManifestRequest(model=ModelId("other", MODEL.digest)).encode(), 5.0)
 
 
 async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:
@@ -43,13 +32,13 @@ async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:
     await until(lambda: node.host.load().free_tokens == 50)
 
 
-async def test_before_its_start_and_after_its_stop_a_host_refuses(swarm: ToySwarm) -> None:
+async def test_before_its_door_opens_and_after_its_stop_a_host_refuses(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
-    servicer, node.host._servicer = node.host._servicer, None
+    node.doors.close(node.host)
     probe = Probe()
     with pytest.raises((DrainingError, InternalError)):  # gRPC may lose the reason where the caller is still sending
         await (await probe.open(node, grant_of(probe.identity, [hop_of(node)]))).hear_nothing_more()
-    node.host._servicer = servicer
+    node.doors.open(node.host)
     await node.host.stop()
     await node.host.stop()
     with pytest.raises(DrainingError, match="leaving"):

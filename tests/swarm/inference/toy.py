@@ -10,12 +10,14 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
+from node.doors import Doors
 from node.serving.host import Host
 from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
@@ -32,6 +34,8 @@ from swarm.rpc import tls
 from swarm.rpc.call import Call
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
+from swarm.weights.shelf import Shelf
+from swarm.weights.uploader import Uploader
 
 WIDTH = 4
 NUM_BLOCKS = 4
@@ -113,18 +117,21 @@ class ToyNode:
     span: Span
     engine: Any
     host: Host
+    uploader: Uploader
     identity: Identity
     certificate: tls.TlsCertificate
     pool: ChannelPool
     swarm_name: str = "test"
+    doors: Doors = field(default_factory=Doors)
     server: RpcServer | None = None
     address: str = ""
 
     async def start(self) -> None:
-        handlers = {**self.host.handlers(), services.HELLO.name: self._hello}
+        handlers = {**self.doors.handlers(), **self.uploader.handlers(), services.HELLO.name: self._hello}
         self.server = RpcServer(self.identity, self.certificate, handlers)
         self.address = f"127.0.0.1:{await self.server.start()}"
         await self.host.start(self.pool)
+        self.doors.open(self.host)
 
     async def _hello(self, request: bytes, call: Call) -> bytes:
         return hello.Hello(software="toy", swarm=self.swarm_name).encode()
@@ -177,8 +184,10 @@ class ToySwarm:
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, model=self.model, span=span, num_blocks=self.num_blocks,
                         hidden_size=engine.hidden_size, dtype=dtype, ends=ends is not None)  # fmt: skip
-        host = Host(engine, served, self.manifest, kv_bytes_per_token=1, limits=limits, ends=ends)
-        node = ToyNode(span, engine, host, identity, tls.make(identity), ChannelPool(identity))
+        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends)
+        uploader = Uploader()
+        uploader.add(Shelf(self.model, self.manifest, lambda _tensor: None, Path()))
+        node = ToyNode(span, engine, host, uploader, identity, tls.make(identity), ChannelPool(identity))
         await node.start()
         self.nodes.append(node)
         return node
