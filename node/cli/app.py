@@ -121,66 +121,16 @@ def _root(
 
 
 @app.command("node")
-def node_command(
-    model: options.Model,
-    blocks: Annotated[
-        str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
-    ] = None,
-    num_blocks: Annotated[
-        int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
-    ] = None,
-    ends: Annotated[
-        bool | None,
-        typer.Option(
-            "--ends/--no-ends",
-            help="Host embedding and head beside the first or last blocks, for thin clients; default: where there is memory.",
-            show_default=False,
-        ),
-    ] = None,
-    stay: Annotated[
-        bool, typer.Option("--stay", help="Keep the first blocks, also where the swarm comes to need others more.")
-    ] = False,
-    peer: options.Peers = [],  # noqa: B006  (typer reads it and never changes it)
-    lan: options.Lan = True,
-    listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Listen here: p2p at PORT, gRPC at PORT + 1; port 0 = free ones.")
-    ] = "0.0.0.0:0",
-    announce: Annotated[
-        str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, where a port is forwarded to us.")
-    ] = None,
-    swarm: options.Swarm = DEFAULT_SWARM,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this node.")] = "",
-    model_name: options.ModelName = None,
-    identity: Annotated[
-        Path | None,
-        typer.Option(
-            "--identity", metavar="FILE", help="Key file, made where there is none; default: one in the data directory."
-        ),
-    ] = None,
-    data_dir: options.DataDir = None,
-    upload_mbit: Annotated[
-        float,
-        typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
-    ] = 0.0,
-) -> None:
+@options.with_flags("hosting", options.Hosting)
+def node_command(model: options.Model, hosting: options.Hosting) -> None:
     """Join the swarm and serve a span of MODEL's blocks. Ctrl-C leaves in order."""
     from node.cli import node
 
-    node.run(
-        model,
-        node.Flags(
-            blocks=blocks, num_blocks=num_blocks, ends=ends, stay=stay, peers=tuple(peer), lan=lan, listen=listen,
-            announce=announce,
-            swarm=swarm, device=device, dtype=dtype, name=name, model_name=model_name, identity=identity, data_dir=data_dir,
-            upload_mbit=upload_mbit,
-        ),
-    )  # fmt: skip
+    node.run(model, hosting)
 
 
 @app.command("generate")
-@options.with_asked(max_new_tokens=64)
+@options.with_flags("asked", options.Asked, max_new_tokens=64)
 def generate_command(
     model: options.Model,
     prompt: Annotated[
@@ -200,7 +150,7 @@ def generate_command(
 
 
 @app.command("chat")
-@options.with_asked(max_new_tokens=512)
+@options.with_flags("asked", options.Asked, max_new_tokens=512)
 def chat_command(
     model: options.Model,
     system: Annotated[

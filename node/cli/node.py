@@ -8,12 +8,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from node.cli.console import Lines, remark
 from node.cli.fetching import FetchProgress
+from node.cli.options import Hosting
 from node.config import NodeConfig, default_data_dir, parse_address
 from node.events import Event
 from protocols.errors import BadRequestError, ConfigError
@@ -23,29 +22,7 @@ LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flags:
-    """What was typed, word by word."""
-
-    blocks: str | None
-    num_blocks: int | None
-    ends: bool | None
-    stay: bool
-    peers: tuple[str, ...]
-    lan: bool
-    listen: str
-    announce: str | None
-    swarm: str
-    device: str
-    dtype: str
-    name: str
-    model_name: str | None
-    identity: Path | None
-    data_dir: Path | None
-    upload_mbit: float = 0.0
-
-
-def run(model: str, flags: Flags) -> NoReturn:
+def run(model: str, flags: Hosting) -> NoReturn:
     """Serve until Ctrl-C or SIGTERM, then end the process; raises whatever kept the node from serving."""
     config = read(model, flags)
     lines = Lines()
@@ -65,7 +42,7 @@ def run(model: str, flags: Flags) -> NoReturn:
     os._exit(0)  # everything of ours is closed; taking torch apart took 7 s more on a busy machine
 
 
-def read(model: str, flags: Flags) -> NodeConfig:
+def read(model: str, flags: Hosting) -> NodeConfig:
     """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong."""
     return NodeConfig(
         model=model,
@@ -74,7 +51,7 @@ def read(model: str, flags: Flags) -> NodeConfig:
         num_blocks=flags.num_blocks,
         ends=flags.ends,
         stays=flags.stay,
-        peers=flags.peers,
+        peers=tuple(flags.peer),
         lan=flags.lan,
         listen=parse_address(flags.listen, "--listen"),
         announce=None if flags.announce is None else parse_address(flags.announce, "--announce"),

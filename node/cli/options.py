@@ -1,4 +1,4 @@
-"""The flags that several commands share, each worded once, and those that `generate` and `chat` have in common, declared once."""
+"""The flags that several commands share, each worded once; and all flags of `node`, and of `generate` and `chat`, as one value each."""
 
 from __future__ import annotations
 
@@ -109,6 +109,53 @@ Thin = Annotated[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosting:
+    """The flags of whoever hosts, word by word; a field is a flag, in this order, and its name is typer's parameter."""
+
+    blocks: Annotated[
+        str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
+    ] = None
+    num_blocks: Annotated[
+        int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
+    ] = None
+    ends: Annotated[
+        bool | None,
+        typer.Option(
+            "--ends/--no-ends",
+            help="Host embedding and head beside the first or last blocks, for thin clients; default: where there is memory.",
+            show_default=False,
+        ),
+    ] = None
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the first blocks, also where the swarm comes to need others more.")
+    ] = False
+    peer: Peers = dataclasses.field(default_factory=list)
+    lan: Lan = True
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Listen here: p2p at PORT, gRPC at PORT + 1; port 0 = free ones.")
+    ] = "0.0.0.0:0"
+    announce: Annotated[
+        str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, where a port is forwarded to us.")
+    ] = None
+    swarm: Swarm = DEFAULT_SWARM
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this node.")] = ""
+    model_name: ModelName = None
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            "--identity", metavar="FILE", help="Key file, made where there is none; default: one in the data directory."
+        ),
+    ] = None
+    data_dir: DataDir = None
+    upload_mbit: Annotated[
+        float,
+        typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
+    ] = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
     """The flags of whoever asks; a field is a flag, in this order, and its name is typer's parameter."""
 
@@ -151,20 +198,19 @@ class Asked:
         )  # fmt: skip
 
 
-def with_asked(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command's function whose last parameter, `asked`, stands for all flags of `Asked`. defaults: this command's own, by field."""
+def with_flags(name: str, kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command's function whose parameter `name` stands for all flags of the dataclass `kind`. defaults: this command's own, by field."""
 
     def unfold(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values() if parameter.name != "asked"]
-        shared = list(inspect.signature(Asked, eval_str=True).parameters.values())
-        usual = {field.name: field.default_factory() for field in dataclasses.fields(Asked) if callable(field.default_factory)}
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        shared = list(inspect.signature(kind, eval_str=True).parameters.values())
+        usual = {field.name: field.default_factory() for field in dataclasses.fields(kind) if callable(field.default_factory)}
         shared = [one.replace(default=(usual | defaults).get(one.name, one.default)) for one in shared]
 
         def command(**given: Any) -> None:
-            names = {one.name for one in shared}
-            asked = Asked(**{name: value for name, value in given.items() if name in names})
-            function(**{name: value for name, value in given.items() if name not in names}, asked=asked)
+            flags = kind(**{one.name: given.pop(one.name) for one in shared})
+            function(**given, **{name: flags})
 
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *shared)]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
