@@ -9,16 +9,15 @@ Run: scripts/trace_token "A class definition is"
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from make_model import Recipe, default_directory, make_with_bar
+from marks import Mark, read_marks
 from rich.table import Table
 from volunteers import Node, VolunteerError, console, start_node, stop
 
@@ -37,26 +36,6 @@ STAGES = {
     "replied": ("T9", "the last hop answers the client"),
     "answered": ("T9", "the client has the answer, and samples"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """One line of the trace."""
-
-    place: str
-    step: int
-    num_bytes: int
-    at_ns: int
-    process: int
-
-
-def read_marks(path: Path) -> list[Mark]:
-    """All marks of all processes, by time."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    marks = [
-        Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines if line["place"] in STAGES
-    ]
-    return sorted(marks, key=lambda mark: mark.at_ns)
 
 
 def of_step(marks: list[Mark], step: int) -> list[Mark]:
@@ -118,7 +97,7 @@ def run(model: Path, prompt: str, num_tokens: int) -> None:
         taken_ns = ask(model, prompt, num_tokens, nodes)
         trace.flush()
         stop(nodes)  # which writes their marks
-        marks = read_marks(folder / "trace.jsonl")
+        marks = [mark for mark in read_marks(folder / "trace.jsonl") if mark.place in STAGES]
         names = {node.process.pid: node.name for node in nodes}
         show("the prompt, up to its first token", [Mark("taken", 0, 0, taken_ns, 0), *of_step(marks, 0)], names)
         show(f"token {num_tokens}: one decode step", of_step(marks, num_tokens - 1), names)

@@ -8,7 +8,6 @@ slower than one in a tight loop.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -18,6 +17,8 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from marks import Mark, read_marks
 
 from benchmarks import models, timing
 from benchmarks.swarms import Town
@@ -49,31 +50,12 @@ STAGES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """One line of the trace."""
-
-    place: str
-    step: int
-    num_bytes: int
-    at_ns: int
-    process: int
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
     """One repeat: milliseconds of each token, and when it began and ended."""
 
     gaps_ms: list[float]
     start_ns: int
     stop_ns: int
-
-
-def read_marks(path: Path) -> list[Mark]:
-    """All marks of all processes, by time."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(
-        (Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines), key=lambda mark: mark.at_ns
-    )
 
 
 def tokens_of(marks: Sequence[Mark], run: Run, client: int) -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from marks import Mark, read_marks
 from volunteers import VolunteerError, console, start_node
 
 from benchmarks import hops, models, timing
@@ -73,7 +74,7 @@ def measure(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
 
 def _summary(said: dict[str, Any], shape: str) -> dict[str, Any]:
     """The client's runs, and what the nodes' marks add to them."""
-    marks = hops.read_marks(Path(os.environ["SWARM_TRACE"]))
+    marks = read_marks(Path(os.environ["SWARM_TRACE"]))
     runs = [hops.Run(**run) for run in said["plain"]]
     tokens = [hops.tokens_of(marks, run, said["pid"]) for run in runs]
     compute = [statistics.median(hops.compute_us(token) for token in many) / 1e3 for many in tokens]
@@ -96,7 +97,7 @@ def _summary(said: dict[str, Any], shape: str) -> dict[str, Any]:
     }
 
 
-def _decoding(marks: list[hops.Mark], runs: list[hops.Run]) -> list[hops.Mark]:
+def _decoding(marks: list[Mark], runs: list[hops.Run]) -> list[Mark]:
     """The marks of single decoded tokens."""
     return [mark for mark in marks if mark.step > 0 and any(run.start_ns <= mark.at_ns <= run.stop_ns for run in runs)]
 

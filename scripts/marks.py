@@ -1,0 +1,25 @@
+"""Marks of a trace: what `SWARM_TRACE=FILE` made every process write (`swarm/inference/trace.py`), read back in the order of time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One line of the trace."""
+
+    place: str
+    step: int
+    num_bytes: int
+    at_ns: int
+    process: int
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """All marks of all processes, by time."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    marks = [Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines]
+    return sorted(marks, key=lambda mark: mark.at_ns)
