@@ -30,6 +30,9 @@ MAX_UPLOADS_PER_PEER = 2
 SLOWEST_BYTES_S = 64 << 10
 """With a cap on the rate, so few uploads run at once that each gets this much: a piece every 16 s."""
 
+FIRST_QUESTION_S = 10.0
+"""How long a stream may say nothing before it has a place."""
+
 IDLE_S = 60.0
 """A stream on which nothing is asked for so long gives its place to others."""
 
@@ -78,9 +81,12 @@ class Uploader:
 
     async def give(self, stream: Stream, call: Call) -> None:
         """Answer one stream of questions in their order."""
+        data = await self._next(
+            stream, FIRST_QUESTION_S
+        )  # before a refusal, too: gRPC may lose its reason while the caller still sends
         with self._place(call.peer):
             shelf: Shelf | None = None
-            while (data := await self._next(stream)) is not None:
+            while data is not None:
                 match pieces.parse_request(data):
                     case pieces.WeightsRequest(model=model):
                         shelf = self._shelves.get(model.digest)
@@ -98,6 +104,7 @@ class Uploader:
                                 await self._send(stream, await self._read(_piece, shelf, run.tensor, piece))
                     case pieces.FileRequest(file=number):
                         await self._give_file(stream, number, await self._read(shelf.file, number))
+                data = await self._next(stream, IDLE_S)
 
     async def _give_file(self, stream: Stream, number: int, content: bytes) -> None:
         for offset in range(0, max(1, len(content)), PIECE_BYTES):
@@ -117,13 +124,13 @@ class Uploader:
             self._running[peer] -= 1
             self._running += Counter()
 
-    async def _next(self, stream: Stream) -> bytes | None:
+    async def _next(self, stream: Stream, patience_s: float) -> bytes | None:
         try:
-            async with asyncio.timeout(IDLE_S):
+            async with asyncio.timeout(patience_s):
                 return await stream.receive()
         except TimeoutError:
             raise OverloadedError(
-                f"nothing was asked for {IDLE_S:.0f} s: others may have this place; open another stream"
+                f"nothing was asked for {patience_s:.0f} s: others may have this place; open another stream"
             ) from None
 
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:

@@ -77,6 +77,7 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
             for address in (stranger.multiaddrs[0], liar, NOBODY, friend.multiaddrs[0]):
                 alone._sources.heard(PeerAddress.parse(address))
             await met(alone)
+            await met(friend)  # who was joined hears of it a moment later
         assert "different swarms" in caplog.text
         assert stranger.num_neighbours == 0 and friend.num_neighbours == 1
 

@@ -101,6 +101,7 @@ def test_a_spoilt_or_foreign_certificate_is_made_anew(tmp_path: Path) -> None:
 def test_a_free_pair_is_two_neighbours_and_a_taken_port_is_one_line() -> None:
     port = ports.pair("127.0.0.1", 0)
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as `pair` asks: a connection that has ended takes no port
         taken.bind(("127.0.0.1", port + 1))
         taken.listen()
         with pytest.raises(ConfigError, match=rf"port {port + 1} at 127\.0\.0\.1 \(for gRPC\) is taken"):
