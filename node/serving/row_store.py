@@ -3,10 +3,13 @@
 A buffer grows to half as much again as is needed (copies amortise; about a third is slack), or to the bare need where memory is
 short. Bytes are reserved for a whole step before anything is computed, so a refusal leaves every row as it was.
 
+On a CPU, memory that nobody has written to yet costs nothing: tensors there are made longer than what is booked, and a row grows in
+place. (Copied instead, a row of 1,000 tokens kept all others waiting for 670 ms: docs/log.md.)
+
 Rows that share a buffer differ in length only. The row whose length equals `used` may write on in place, since the others never look
 beyond their own length; any other one copies first. So a beam that is forked and goes on alone costs nothing.
 
-Shapes: N kv heads, C capacity in tokens, K and V head sizes: keys [N, C, K], values [N, C, V] a block.
+Shapes: N kv heads, E extent in tokens, K and V head sizes: keys [N, E, K], values [N, E, V] a block.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ Cuts = Literal["anywhere", "continued", "never"]
 GROW_TOKENS = 64
 """Capacities are multiples of this."""
 
+CPU_EXTENT_TOKENS = 4_096
+"""How far a row grows in place on a CPU at least; a longer one has twice what it needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockShape:
@@ -46,14 +52,18 @@ class BlockShape:
 
 
 class Buffer:
-    """Memory for up to `capacity` tokens in every block; the first `used` of them hold somebody's values."""
+    """Memory for up to `capacity` tokens in every block; the first `used` of them hold somebody's values.
 
-    __slots__ = ("capacity", "keys", "refs", "used", "values")
+    Its tensors have room for `extent` tokens, of which those beyond the capacity are not booked and not touched.
+    """
+
+    __slots__ = ("capacity", "extent", "keys", "refs", "used", "values")
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.capacity = 0
+        self.extent = 0
         self.used = 0
         self.refs = 1
 
@@ -70,7 +80,7 @@ class PackedRow:
 
 @dataclass(frozen=True, slots=True)
 class _Growth:
-    """A row that needs another buffer before it can write: of `capacity` tokens, replacing `freed_tokens` that only it held."""
+    """A row that needs more memory before it can write: `capacity` tokens, in place of `freed_tokens` that only it held."""
 
     row: PackedRow
     capacity: int
@@ -101,7 +111,7 @@ class RowStore:
                     f"{self.limit_bytes - self.used_bytes} of {self.limit_bytes} are free; end a session, or ask another peer"
                 )
             for growth in growths:
-                self._move(growth.row, growth.capacity)
+                self._grow(growth.row, growth.capacity)
         for row, count in items:
             assert row.buffer is not None
             row.buffer.used = row.length + count
@@ -159,25 +169,45 @@ class RowStore:
     def _bytes(self, growths: Sequence[_Growth]) -> int:
         return sum(growth.capacity - growth.freed_tokens for growth in growths) * self._token_bytes
 
+    def _grow(self, row: PackedRow, capacity: int) -> None:
+        """Let the row have `capacity` tokens: in place where its tensors are long enough and nobody shares them."""
+        buffer = row.buffer
+        if buffer is None or buffer.refs > 1 or capacity > buffer.extent:
+            self._move(row, capacity)
+            return
+        self.used_bytes += (capacity - buffer.capacity) * self._token_bytes
+        buffer.capacity = capacity
+
     def _move(self, row: PackedRow, capacity: int) -> None:
         """Give the row a buffer of its own with `capacity` tokens. All of it is allocated before anything is let go."""
-        old, new, length = row.buffer, Buffer(), row.length
-        try:
-            for shape in self._shapes:
-                sizes = (shape.key_size, shape.value_size)
-                keys, values = (
-                    torch.empty(shape.num_heads, capacity, size, dtype=shape.dtype, device=shape.device) for size in sizes
-                )
-                new.keys.append(keys)
-                new.values.append(values)
-        except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
-            raise CacheFullError(f"the device has no memory for {capacity} tokens of a row; ask another peer") from error
+        old, new, length = row.buffer, self._allocate(capacity), row.length
         if old is not None:
             for target, source in zip((*new.keys, *new.values), (*old.keys, *old.values), strict=True):
                 target[:, :length] = source[:, :length]
         self._drop(row)
-        new.capacity, new.used, row.buffer = capacity, length, new
+        new.used, row.buffer = length, new
         self.used_bytes += capacity * self._token_bytes
+
+    def _allocate(self, capacity: int) -> Buffer:
+        """A buffer for so many tokens; as long as the process may have where address space is short, too."""
+        is_lazy = all(shape.device.type == "cpu" for shape in self._shapes)
+        try:
+            return self._buffer(capacity, max(CPU_EXTENT_TOKENS, 2 * capacity) if is_lazy else capacity)
+        except (RuntimeError, MemoryError):
+            try:
+                return self._buffer(capacity, capacity)
+            except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
+                raise CacheFullError(f"the device has no memory for {capacity} tokens of a row; ask another peer") from error
+
+    def _buffer(self, capacity: int, extent: int) -> Buffer:
+        buffer = Buffer()
+        buffer.capacity, buffer.extent = capacity, extent
+        for shape in self._shapes:
+            sizes = (shape.key_size, shape.value_size)
+            keys, values = (torch.empty(shape.num_heads, extent, size, dtype=shape.dtype, device=shape.device) for size in sizes)
+            buffer.keys.append(keys)
+            buffer.values.append(values)
+        return buffer
 
     def _drop(self, row: PackedRow) -> None:
         buffer, row.buffer = row.buffer, None
