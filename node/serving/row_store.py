@@ -4,7 +4,8 @@ A buffer grows to half as much again as is needed (copies amortise; about a thir
 short. Bytes are reserved for a whole step before anything is computed, so a refusal leaves every row as it was.
 
 On a CPU, memory that nobody has written to yet costs nothing: tensors there are made longer than what is booked, and a row grows in
-place. (Copied instead, a row of 1,000 tokens kept all others waiting for 670 ms: docs/log.md.)
+place. Copied instead, a row of 1,000 tokens kept all others waiting for 670 ms; and with huge pages, one of 32 tokens would fill 247 MB
+instead of 6 (docs/log.md).
 
 Rows that share a buffer differ in length only. The row whose length equals `used` may write on in place, since the others never look
 beyond their own length; any other one copies first. So a beam that is forked and goes on alone costs nothing.
@@ -14,7 +15,9 @@ Shapes: N kv heads, E extent in tokens, K and V head sizes: keys [N, E, K], valu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import mmap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -189,24 +192,20 @@ class RowStore:
         self.used_bytes += capacity * self._token_bytes
 
     def _allocate(self, capacity: int) -> Buffer:
-        """A buffer for so many tokens; as long as the process may have where address space is short, too."""
-        is_lazy = all(shape.device.type == "cpu" for shape in self._shapes)
+        """A buffer for so many tokens, with room to grow where that costs nothing and the process may have so much address space."""
+        if all(shape.device.type == "cpu" for shape in self._shapes):
+            with contextlib.suppress(OSError):
+                return self._buffer(capacity, max(CPU_EXTENT_TOKENS, 2 * capacity), _untouched)
         try:
-            return self._buffer(capacity, max(CPU_EXTENT_TOKENS, 2 * capacity) if is_lazy else capacity)
-        except (RuntimeError, MemoryError):
-            try:
-                return self._buffer(capacity, capacity)
-            except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
-                raise CacheFullError(f"the device has no memory for {capacity} tokens of a row; ask another peer") from error
+            return self._buffer(capacity, capacity, _at_hand)
+        except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
+            raise CacheFullError(f"the device has no memory for {capacity} tokens of a row; ask another peer") from error
 
-    def _buffer(self, capacity: int, extent: int) -> Buffer:
+    def _buffer(self, capacity: int, extent: int, tensor: Callable[[BlockShape, int, int], Tensor]) -> Buffer:
         buffer = Buffer()
         buffer.capacity, buffer.extent = capacity, extent
-        for shape in self._shapes:
-            sizes = (shape.key_size, shape.value_size)
-            keys, values = (torch.empty(shape.num_heads, extent, size, dtype=shape.dtype, device=shape.device) for size in sizes)
-            buffer.keys.append(keys)
-            buffer.values.append(values)
+        buffer.keys = [tensor(shape, extent, shape.key_size) for shape in self._shapes]
+        buffer.values = [tensor(shape, extent, shape.value_size) for shape in self._shapes]
         return buffer
 
     def _drop(self, row: PackedRow) -> None:
@@ -215,6 +214,19 @@ class RowStore:
             buffer.refs -= 1
             if buffer.refs == 0:
                 self.used_bytes -= buffer.capacity * self._token_bytes
+
+
+def _at_hand(shape: BlockShape, extent: int, size: int) -> Tensor:
+    return torch.empty(shape.num_heads, extent, size, dtype=shape.dtype, device=shape.device)
+
+
+def _untouched(shape: BlockShape, extent: int, size: int) -> Tensor:
+    """Pages of its own that take memory as they are written to, a small one at a time, and all go back with the tensor. OSError."""
+    num_bytes = shape.num_heads * extent * size * shape.dtype.itemsize
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel that knows no huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=shape.dtype).view(shape.num_heads, extent, size)
 
 
 def _tight(need: int) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import pytest
 import torch
 
+from node.serving import row_store
 from node.serving.row_store import CPU_EXTENT_TOKENS, BlockShape, PackedRow, RowStore
 from protocols.errors import CacheFullError
 
@@ -71,3 +75,46 @@ def test_what_is_cropped_goes_back() -> None:
     store.crop(row, 2_900)
     assert store.used_bytes < before / 4
     assert _keys(row).data_ptr() != place, "touched memory is only given back with its tensors"
+
+
+def _huge_and_resident_kib(place: int) -> tuple[str, int]:
+    """Of the mapping that holds an address: may it have huge pages ("nh" among its flags: no), and what it takes."""
+    inside, resident = False, -1
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, stop = (int(part, 16) for part in first.split("-"))
+            inside = start <= place < stop
+        elif inside and first == "Rss:":
+            resident = int(line.split()[1])
+        elif inside and first == "VmFlags:":
+            return line, resident
+    raise AssertionError("no such mapping")
+
+
+def test_what_is_not_written_to_takes_no_memory_whatever_the_size_of_pages() -> None:
+    """With huge pages, 32 tokens would take megabytes a head."""
+    shape = BlockShape(num_heads=8, key_size=128, value_size=128, dtype=torch.float32, device=torch.device("cpu"))
+    store, row = RowStore([shape], 1 << 30), PackedRow()
+    _grown(store, row, 32)
+    _keys(row)[:, :32] = 1.0
+    flags, resident_kib = _huge_and_resident_kib(_keys(row).data_ptr())
+    assert " nh" in flags
+    assert 0 < resident_kib <= 1_024, "16 MB are mapped, 128 KB written"
+
+
+def test_where_address_space_is_short_a_row_has_what_it_needs_and_is_copied_as_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    store, row = RowStore([SHAPE], 1 << 30), PackedRow()
+    _grown(store, row, 10)
+    assert row.buffer is not None and row.buffer.extent == row.buffer.capacity
+    _keys(row)[:, :10] = 7.0
+    _grown(store, row, 1_000)
+    assert bool((_keys(row)[:, :10] == 7.0).all())
+    monkeypatch.setattr(row_store, "_at_hand", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(CacheFullError, match="the device has no memory"):
+        store.reserve([(row, 10_000)])
+    assert row.length == 1_010
