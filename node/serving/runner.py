@@ -1,6 +1,7 @@
 """The one thread that owns the device: takes a batch, runs it through the span, hands the pieces back.
 
-The event loop never computes and this thread never waits for the network. A step that fails takes no other step with it:
+This thread never waits for the network, and the event loop computes nothing but a short decode of a session that is alone, which is
+done before two threads would have changed places twice (`HERE_MS`). A step that fails takes no other step with it:
 a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
 
 A long step is run in pieces, as `scheduler.py` cuts it: its row operations come before the first, memory for all of it is asked for
@@ -49,11 +50,18 @@ log = logging.getLogger(__name__)
 MAX_JOB_TOKENS = 4_096
 """Tokens of one step: its activations are not counted as K/V. Our clients send 1,024 at most."""
 
+HERE_MS = 5.0
+"""A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
+thread wait for another (`sys.getswitchinterval`)."""
+
+PAY_S = 0.001
+"""After such a step, its accounts wait until its output is on its way."""
+
 Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
 
 class SessionRows:
-    """One session's rows at this node: what a hop computes with. Its rows belong to the runner's thread."""
+    """One session's rows at this node: what a hop computes with. Its rows belong to whoever runs a batch."""
 
     def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1) -> None:
         """client: who pays for it, in turns and in memory. num_hops: of its route."""
@@ -136,6 +144,8 @@ class Runner:
         """Most steps that ever shared a forward."""
         self.step_ms = 0.0
         """Moving average of a forward's milliseconds."""
+        self._device = threading.Lock()
+        """Held by whoever runs a batch."""
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
 
     @property
@@ -153,15 +163,21 @@ class Runner:
 
     async def run(self, make_job: Callable[[Callable[[Output | SwarmError], None]], Job]) -> Output:
         """Submit a job and wait for its outcome; raises what the runner found wrong with it."""
-        loop = asyncio.get_running_loop()
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
         future: asyncio.Future[Output] = loop.create_future()
 
         def done(outcome: Output | SwarmError) -> None:
+            if threading.get_ident() == here:
+                _settle(future, outcome)
+                return
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and this thread goes on
                 loop.call_soon_threadsafe(_settle, future, outcome)
 
         job = make_job(done)
-        self.scheduler.submit(job)
+        if self._run_here(job):
+            loop.call_later(PAY_S, self.scheduler.pay)
+        else:
+            self.scheduler.submit(job)
         try:
             return await future
         except asyncio.CancelledError:
@@ -186,9 +202,22 @@ class Runner:
                 "end a session, or ask another peer"
             )
 
+    def _run_here(self, job: Job) -> bool:
+        """Run a job at once in this thread, where that is the sooner way. On other devices it would hold the loop for no gain."""
+        if self.engine.device.type != "cpu" or not self.is_running or not self._device.acquire(blocking=False):
+            return False
+        try:
+            if not self.scheduler.take_alone(job, HERE_MS):
+                return False
+            self._step([job])
+            return True
+        finally:
+            self._device.release()
+
     def _loop(self) -> None:
         while (jobs := self.scheduler.take()) is not None:
-            self._step(jobs)
+            with self._device:
+                self._step(jobs)
 
     @torch.inference_mode()
     def _step(self, jobs: list[Job]) -> None:
@@ -208,12 +237,10 @@ class Runner:
             self._hold(job.session)
         finished = [job for job, _ in batch]
 
-        def tell() -> None:
-            for job in finished:
-                if not job.num_left:
-                    job.done(edges.joined(job.outputs))
-
-        self.scheduler.finished(finished, ms, tell)
+        self.scheduler.finished(finished, ms)
+        for job in finished:
+            if not job.num_left:
+                job.done(edges.joined(job.outputs))
 
     def _enter(self, job: Job) -> list[Row] | None:
         """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""

@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 MAX_WAITING = 1_024
 """Steps that wait at most; the next one is refused."""
 
+IDLE_S = 0.001
+"""Accounts wait for so long a pause: whoever was just told of a token is on the way to send it, and Python runs one thread at a time."""
+
 RHYTHM = 0.3
 """Weight of the newest of a session's absences."""
 
 
 @dataclass(slots=True, eq=False)
 class HeldRows:
-    """The rows of one session; only the runner's thread touches them."""
+    """The rows of one session; only whoever runs a batch touches them."""
 
     id: SessionId
     client: PeerId
@@ -53,7 +56,7 @@ class HeldRows:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """One step of one session, waiting for its turn on the device. `done` is called once, from the runner's thread."""
+    """One step of one session, waiting for its turn on the device. `done` is called once, by whoever ran it."""
 
     session: HeldRows
     ops: Sequence[Op] = ()
@@ -117,6 +120,8 @@ class Scheduler:
         self._decoding: dict[HeldRows, None] = {}
         self._free_s = 0.0
         """When the last forward ended."""
+        self._unpaid: list[tuple[Sequence[Job], Sequence[int], float]] = []
+        """Forwards whose accounts wait, with the tokens of each job and the milliseconds."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -128,13 +133,32 @@ class Scheduler:
             if self._is_closed or is_full:
                 reason = "this node is leaving" if self._is_closed else f"{MAX_WAITING} steps wait here, the limit"
                 raise OverloadedError(f"{reason}: try a replica")
-            job.came_s = self._clock()
-            session = job.session
-            if session.decoded_s is not None and job.is_decode and job.values is not None:
-                session.away_s += RHYTHM * (job.came_s - session.decoded_s - session.away_s) if session.away_s else 0.0
-                session.away_s = session.away_s or job.came_s - session.decoded_s
+            self._note_arrival(job, self._clock())
             self._waiting.append(job)
             self._ready.notify()
+
+    def take_alone(self, job: Job, limit_ms: float) -> bool:
+        """Take a decode past the queue: nothing waits, no other session decodes, and it should take at most `limit_ms`.
+
+        False: `submit` it. What runs elsewhere meanwhile is the caller's to know.
+        """
+        with self._ready:
+            if self._waiting or self._is_closed or job.values is None or not job.is_decode:
+                return False
+            now_s = self._clock()
+            self._settle_accounts()
+            if not 0.0 < self.costs.decode_ms(job.num_left) <= limit_ms or len(self._active(now_s, [job], [])) > 1:
+                return False
+            self._note_arrival(job, now_s)
+            job.size = job.num_left
+            return True
+
+    @staticmethod
+    def _note_arrival(job: Job, now_s: float) -> None:
+        job.came_s, session = now_s, job.session
+        if session.decoded_s is not None and job.is_decode and job.values is not None:
+            session.away_s += RHYTHM * (job.came_s - session.decoded_s - session.away_s) if session.away_s else 0.0
+            session.away_s = session.away_s or job.came_s - session.decoded_s
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for it any more: it, or what is left of it, is not run. Its session's rows must be given back then."""
@@ -149,7 +173,8 @@ class Scheduler:
         with self._ready:
             while True:
                 while not self._waiting and not self._is_closed:
-                    self._ready.wait()
+                    if not self._ready.wait(IDLE_S if self._unpaid else None):
+                        self._settle_accounts()
                 if not self._waiting:
                     return None
                 batch, pause_s = self._poll()
@@ -163,6 +188,7 @@ class Scheduler:
             return self._poll()[0]
 
     def _poll(self) -> tuple[list[Job], float]:
+        self._settle_accounts()
         now_s = self._clock()
         batch, until_s = self._choose(now_s)
         if batch:
@@ -170,13 +196,13 @@ class Scheduler:
             self._waiting = deque(job for job in self._waiting if id(job) not in chosen)
         return batch, max(0.0, until_s - now_s)
 
-    def finished(self, batch: Sequence[Job], ms: float, tell: Callable[[], None] = lambda: None) -> None:
-        """A forward of these jobs took `ms`: queue again what is not run to its end, learn from it, and charge for it.
+    def finished(self, batch: Sequence[Job], ms: float) -> None:
+        """A forward of these jobs took `ms`: queue again what is not run to its end. Its accounts are settled when there is time.
 
-        tell: hands the outputs out, in between: accounts can wait, and who waits for a token cannot.
+        Who waits for a token cannot wait for them; at the latest the next choice makes them.
         """
-        sizes = [job.size for job in batch]
         with self._ready:
+            self._unpaid.append((batch, [job.size for job in batch], ms))
             self._free_s = now_s = self._clock()
             for job in batch:
                 job.at += job.size
@@ -188,9 +214,11 @@ class Scheduler:
                     self._decoding.pop(job.session, None)
                 if job.num_left and not job.is_cancelled:
                     self._waiting.appendleft(job)
-        tell()
+
+    def pay(self) -> None:
+        """Settle accounts now: nothing else is to be done."""
         with self._ready:
-            self._pay(batch, sizes, ms)
+            self._settle_accounts()
 
     def forget(self, session: HeldRows) -> None:
         """The session has given its rows back: it is not expected any more."""
@@ -299,6 +327,12 @@ class Scheduler:
             for job in jobs
         ]
         return [jobs[index] for index in self._ledger.order(claims)]
+
+    def _settle_accounts(self) -> None:
+        """Learn from the forwards that ran since, and charge for them."""
+        unpaid, self._unpaid = self._unpaid, []
+        for batch, sizes, ms in unpaid:
+            self._pay(batch, sizes, ms)
 
     def _pay(self, batch: Sequence[Job], sizes: Sequence[int], ms: float) -> None:
         """Costs, credit and accounts after a forward in which so many tokens of each job ran."""
