@@ -34,7 +34,7 @@ def pack(tensor: torch.Tensor, codec: str = "none", *, finite: bool = False) -> 
         raise TensorFormatError(
             f"cannot pack {tensor.dtype} by codec {codec[:20]!r}; known: {', '.join(ITEM_BYTES)}; {', '.join(CODECS)}"
         )
-    values = tensor.detach()
+    values = tensor.detach() if tensor.requires_grad else tensor
     if codec == "none":
         if finite:
             _refuse_non_finite(values, codec)
@@ -44,21 +44,25 @@ def pack(tensor: torch.Tensor, codec: str = "none", *, finite: bool = False) -> 
     return WireTensor(name, tuple(values.shape), codec, _bytes_of(_narrowed(values, codec)))
 
 
-def unpack(wire: WireTensor, device: str | torch.device = "cpu", *, finite: bool = False) -> torch.Tensor:
+def unpack(
+    wire: WireTensor, device: str | torch.device = "cpu", *, finite: bool = False, shape: tuple[int, ...] | None = None
+) -> torch.Tensor:
     """The tensor on `device`, free to be changed: it shares memory with a writable buffer only, never with received bytes.
+
+    shape: another one of as many values, where that spares the caller an operation.
 
     TensorFormatError where a lossy codec, or `finite=True`, forbids the NaN or infinity that was sent.
     """
-    lossy = wire.codec != "none"
-    stored = _DTYPES[wire.codec if lossy else wire.dtype]
+    lossy, dtype, shape = wire.codec != "none", _DTYPES[wire.dtype], wire.shape if shape is None else shape
+    stored = _DTYPES[wire.codec] if lossy else dtype
     if wire.num_bytes == 0:
-        return torch.empty(wire.shape, dtype=_DTYPES[wire.dtype], device=device)
+        return torch.empty(shape, dtype=dtype, device=device)
     view = memoryview(wire.data)
     # torch cannot mark a tensor read-only: sharing would let a hop write into the frame that it keeps for replays
-    values = torch.frombuffer(bytearray(view) if view.readonly else view, dtype=stored).reshape(wire.shape)
+    values = torch.frombuffer(bytearray(view) if view.readonly else view, dtype=stored).view(shape)
     if lossy or finite:
         _refuse_non_finite(values, wire.codec)
-    return values.to(device=device, dtype=_DTYPES[wire.dtype])
+    return values if device == "cpu" and stored is dtype else values.to(device=device, dtype=dtype)
 
 
 def _narrowed(values: torch.Tensor, codec: str) -> torch.Tensor:
@@ -83,7 +87,12 @@ def _refuse_non_finite(values: torch.Tensor, codec: str) -> None:
 
 
 def _bytes_of(values: torch.Tensor) -> memoryview | bytes:
+    """For a token most of the time is torch's code being fetched: no operation that has nothing to do (docs/log.md)."""
     if values.numel() == 0:
         return b""
-    flat: Any = values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # as bytes, for bfloat16 is unknown to numpy
-    return memoryview(flat)
+    if values.device.type != "cpu" or not values.is_contiguous():
+        values = values.cpu().contiguous()
+    if values.dtype is torch.bfloat16:  # unknown to numpy
+        values = values.view(torch.int16)
+    array: Any = values.numpy()
+    return memoryview(array).cast("B")

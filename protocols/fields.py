@@ -10,6 +10,9 @@ from protocols.ids import parse_address
 
 Header = Mapping[str, Any]
 
+TEXT = frozenset({str})
+"""The types that a map's keys may have."""
+
 
 def _refuse(key: str, expected: str, got: object) -> BadRequestError:
     return BadRequestError(f"field {key!r} must be {expected}, got {shown(got)}")
@@ -92,6 +95,6 @@ def addresses(header: Header, key: str, longest: int) -> tuple[str, ...]:
 
 def table(value: object, what: str) -> dict[str, Any]:
     """A map with text keys, inside a list or another map."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not TEXT.issuperset(map(type, value)):
         raise _refuse(what, "a map with text keys", value)
     return value

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgpack
 
-from protocols import msgpack_bounds
+from protocols import fields, msgpack_bounds
 from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES
 from protocols.errors import BadRequestError, FrameError, shown
 
@@ -57,7 +57,7 @@ def encode(header: Mapping[str, object], buffers: Sequence[Buffer] = ()) -> byte
     parts: list[Buffer] = [_PREFIX.pack(MAGIC, VERSION, 0, len(packed)), packed, bytes(_padding(_PREFIX.size + len(packed)))]
     for view in views:
         parts += [view, bytes(_padding(len(view)))]
-    total = sum(len(part) for part in parts)
+    total = sum(map(len, parts))
     if total > MAX_FRAME_BYTES:
         raise FrameError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, got {total}: send it in smaller steps")
     return b"".join(parts)
@@ -100,7 +100,7 @@ def unpack_map(data: bytes | memoryview, longest: int = MAX_HEADER_BYTES) -> dic
         value = msgpack.unpackb(data, strict_map_key=True)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise FrameError(f"not msgpack: {str(error)[:100] or type(error).__name__}") from None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not fields.TEXT.issuperset(map(type, value)):
         raise FrameError(f"expected a map with text keys, got {shown(value)}")
     return value
 

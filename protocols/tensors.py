@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from protocols import fields
@@ -39,27 +39,25 @@ class WireTensor:
     shape: tuple[int, ...]
     codec: str
     data: memoryview | bytes
+    num_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES or self.codec not in CODECS:
             known = f"{', '.join(ITEM_BYTES)}; {', '.join(CODECS)}"
             raise TensorFormatError(f"dtype {self.dtype[:20]!r} with codec {self.codec[:20]!r} is unknown; known: {known}")
-        if len(self.shape) > MAX_DIMS or not all(0 <= dim <= MAX_DIM for dim in self.shape):
+        if len(self.shape) > MAX_DIMS or (self.shape and not 0 <= min(self.shape) <= max(self.shape) <= MAX_DIM):
             raise TensorFormatError(
                 f"a tensor has at most {MAX_DIMS} dimensions of at most {MAX_DIM}, got {list(self.shape)[:8]}"
             )
         if self.codec != "none" and not self.dtype.startswith(("float", "bfloat")):
             raise TensorFormatError(f"codec {self.codec} packs floats, not {self.dtype}")
+        stored = self.dtype if self.codec == "none" else self.codec
+        object.__setattr__(self, "num_bytes", math.prod(self.shape) * ITEM_BYTES[stored])  # it is asked for often
         if memoryview(self.data).nbytes != self.num_bytes:
             got = memoryview(self.data).nbytes
             raise TensorFormatError(
                 f"{self.dtype} {list(self.shape)} by codec {self.codec} takes {self.num_bytes} bytes, got {got}"
             )
-
-    @property
-    def num_bytes(self) -> int:
-        stored = self.dtype if self.codec == "none" else self.codec
-        return math.prod(self.shape) * ITEM_BYTES[stored]
 
     @property
     def token_bytes(self) -> int:

@@ -283,7 +283,7 @@ class Runner:
 
     def _hold(self, session: HeldRows) -> None:
         """Note what a session holds after its rows have changed."""
-        before, session.num_tokens = session.num_tokens, sum(row.length for row in session.rows)
+        before, session.num_tokens = session.num_tokens, sum([row.length for row in session.rows])
         self.holdings.add(session.client, session.num_tokens - before)
 
     def _forward(self, batch: Batch) -> list[Output]:

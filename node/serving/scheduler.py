@@ -81,17 +81,16 @@ class Job:
     """Nobody waits for it any more."""
     outputs: list[Output] = field(default_factory=list, repr=False)
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.counts)
+    num_tokens: int = field(init=False)
+    is_decode: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(self.counts)
+        self.is_decode = max(self.counts, default=0) <= turns.DECODE_TOKENS
 
     @property
     def num_left(self) -> int:
         return self.num_tokens - self.at
-
-    @property
-    def is_decode(self) -> bool:
-        return max(self.counts, default=0) <= turns.DECODE_TOKENS
 
     @property
     def weight(self) -> float:
@@ -147,7 +146,8 @@ class Scheduler:
                 return False
             now_s = self._clock()
             self._settle_accounts()
-            if not 0.0 < self.costs.decode_ms(job.num_left) <= limit_ms or len(self._active(now_s, [job], [])) > 1:
+            others = len(self._decoding) - (job.session in self._decoding)
+            if not 0.0 < self.costs.decode_ms(job.num_left) <= limit_ms or (others and len(self._active(now_s, [job], [])) > 1):
                 return False
             self._note_arrival(job, now_s)
             job.size = job.num_left

@@ -91,9 +91,10 @@ def carry(
     expected = (1, size * columns if where is None else int(where.sum()), width)
     if tuple(reply.shape) != expected:
         raise InternalError(f"the last hop returned {form.result} of shape {list(reply.shape)}, expected {list(expected)}")
-    reply = reply.to(device=tokens_BqX.device, dtype=dtype)
+    if reply.dtype is not dtype or reply.device != tokens_BqX.device:
+        reply = reply.to(device=tokens_BqX.device, dtype=dtype)
     if where is None:
-        return reply.view(size, columns, width)
+        return reply if size == 1 else reply.view(size, columns, width)
     output = torch.zeros((size, columns, width), dtype=dtype, device=tokens_BqX.device)
     output[where] = reply[0]
     return output

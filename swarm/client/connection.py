@@ -271,9 +271,10 @@ class SwarmSession:
         places = None if request.positions is None else request.positions.tolist()
         kind, result = request.form.kind, request.form.result
         dtype = torch.int32 if kind == "ids" else self._backend.dtype
-        packed = compression.pack(request.tokens[0].detach().to("cpu", dtype))
+        tokens = request.tokens[0]
+        packed = compression.pack(tokens if tokens.dtype is dtype else tokens.to("cpu", dtype))
         output = await self.journey.step(request.ops, request.counts, packed, request.want, places, kind=kind, result=result)
-        return compression.unpack(output.values)[None]
+        return compression.unpack(output.values, shape=(1, *output.values.shape))
 
     def close(self) -> None:
         if not self._is_closed:

@@ -16,11 +16,8 @@ class Answers:
     def __init__(self) -> None:
         self.wire: Wire | None = None
         """The client's attach stream; None while it has none."""
-        self._replies: deque[Reply] = deque(maxlen=WINDOW_STEPS)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(reply.num_bytes for reply in self._replies)
+        self._replies: deque[Reply] = deque()
+        self.num_bytes = 0
 
     def attach(self, wire: Wire | None, attach: Attach) -> None:
         """The client listens on `wire` from now on, and has had everything before step `attach.step`."""
@@ -34,8 +31,9 @@ class Answers:
     def add(self, reply: Reply) -> None:
         """Keep a reply, and send it if the client listens."""
         self._replies.append(reply)
-        while len(self._replies) > 1 and self.num_bytes > WINDOW_BYTES:
-            self._replies.popleft()
+        self.num_bytes += reply.num_bytes
+        while len(self._replies) > WINDOW_STEPS or (len(self._replies) > 1 and self.num_bytes > WINDOW_BYTES):
+            self.num_bytes -= self._replies.popleft().num_bytes
         self._send(reply)
 
     def repeat(self, step: int) -> None:
@@ -46,6 +44,7 @@ class Answers:
 
     def clear(self) -> None:
         self._replies.clear()
+        self.num_bytes = 0
 
     def _send(self, reply: Reply) -> None:
         if self.wire is not None:

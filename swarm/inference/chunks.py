@@ -62,6 +62,9 @@ def _of_turn(chunk: Chunk, turns: Sequence[int], turn: int) -> Chunk:
 
 
 def _chunk(counts: Sequence[int], want: int, start: int, share: int) -> Chunk:
+    if not start and max(counts, default=0) <= share:  # all of it: a decode's case, many times a second
+        needed = kept(want, counts)
+        return Chunk((0,) * len(counts), tuple(counts), want if want == WANT_ALL else max(needed, default=0), needed)
     starts = tuple(min(start, count) for count in counts)
     taken = tuple(min(share, count - begin) for count, begin in zip(counts, starts, strict=True))
     if want == WANT_ALL:
@@ -109,7 +112,7 @@ def join(chunks: Sequence[Chunk], outputs: Sequence[tuple[Sequence[int], WireTen
 
 def kept(want: int, counts: Sequence[int]) -> tuple[int, ...]:
     """How many of each row's last tokens a step wants back."""
-    return tuple(counts) if want == WANT_ALL else tuple(min(want, count) for count in counts)
+    return tuple(counts) if want == WANT_ALL else tuple([min(want, count) for count in counts])
 
 
 def wanted(want: int, counts: Sequence[int]) -> list[tuple[int, int]] | None:

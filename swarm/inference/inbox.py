@@ -11,12 +11,14 @@ from protocols.inference import History, Message, Reply, Step
 POSITION_BYTES = 36
 """A position as Python holds it."""
 
+_HEAVY = (Step, History, Reply)
+
 T = TypeVar("T")
 
 
 def weight(message: Message | Iterator[Message] | object) -> int:
     """Bytes that a waiting message keeps alive, about; those that are made only when they are sent weigh nothing."""
-    if not isinstance(message, Step | History | Reply):
+    if not isinstance(message, _HEAVY):
         return 0
     if isinstance(message, Reply):
         return message.num_bytes
@@ -43,7 +45,10 @@ class Inbox(Generic[T]):
             await self._has_room.wait()
         self.num_bytes += num_bytes
         try:
-            await self._queue.put((item, num_bytes))
+            if self._queue.full():
+                await self._queue.put((item, num_bytes))
+            else:
+                self._queue.put_nowait((item, num_bytes))
         except BaseException:
             self._take(num_bytes)
             raise

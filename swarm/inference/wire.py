@@ -30,6 +30,8 @@ MAX_OUTBOX = 256
 MAX_OUTBOX_BYTES = 4 * WINDOW_BYTES
 """What they keep alive, a single message excepted; an honest session has WINDOW_BYTES in flight, and may ask for them once more."""
 
+_TRACED = (Step, Reply)
+
 LINGER_S = 3.0
 """After our last word: how long it may take to be sent, and how long the other side may then take to end too."""
 
@@ -91,7 +93,7 @@ class Wire:
 
     async def _take(self, data: bytes) -> None:
         message = self._parse(data)
-        if isinstance(message, Step | Reply):
+        if isinstance(message, _TRACED):
             trace.mark("arrived", message.session, message.step, len(data))
         await self._on_message(self, message)
 
@@ -105,13 +107,16 @@ class Wire:
 
     async def _write(self) -> None:
         while (item := await self._outbox.get()) is not None:
-            for message in item if isinstance(item, Iterator) else (item,):
-                await self._send(message)
+            if isinstance(item, _TRACED):
+                await self._send(item)
+            else:
+                for message in item if isinstance(item, Iterator) else (item,):
+                    await self._send(message)
             self._outbox_bytes -= weight(item)
         await self._stream.end()
 
     async def _send(self, message: Message) -> None:
-        if not isinstance(message, Step | Reply):
+        if not isinstance(message, _TRACED):
             await self._stream.send(message.encode())
             return
         faults.point("before_send", message.step)

@@ -5,8 +5,6 @@ HTTP/2 flow control stays at its default: window growth by probing reaches 84 of
 
 from __future__ import annotations
 
-import os
-
 from protocols.defaults import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, MAX_FRAME_BYTES
 
 MAX_CONCURRENT_STREAMS = 1_024
@@ -35,12 +33,3 @@ CLIENT: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),  # what may be repeated is decided by us
     ("grpc.enable_http_proxy", 0),
 )
-
-_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
-"""gRPC 1.85 moves bytes in threads of its event engine; without it, the thread that waits for completions does, which saves a
-round trip a thread change on both sides: 226 -> 137 µs for 600 bytes under TLS (docs/log.md)."""
-
-
-def prepare() -> None:
-    """Before the first channel or server of a process: gRPC reads this variable once. What the user has set stays."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", _EXPERIMENTS)

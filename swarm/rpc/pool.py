@@ -39,7 +39,6 @@ class _Connection:
         self._identity = identity
         self._fingerprint = tls.fingerprint(der)
         self._credential, self._signed_at = b"", float("-inf")
-        options.prepare()
         self.channel = grpc.aio.secure_channel(
             address,
             grpc.ssl_channel_credentials(tls.pem(der)),

@@ -97,7 +97,6 @@ class RpcServer:
     async def start(self) -> int:
         """Listen; the port, which is a free one where 0 was asked for. ConfigError where the address cannot be had."""
         _check_free(self._host, self._port)
-        options.prepare()
         server = grpc.aio.server(options=options.SERVER)
         server.add_generic_rpc_handlers((_Routes(self._routes),))
         credentials = grpc.ssl_server_credentials([(self._certificate.key_pem, self._certificate.cert_pem)])
