@@ -162,8 +162,8 @@ def custom_positions(
         )
     wide = position_ids.expand(len(counts), -1)
     given = wide.reshape(-1) if real is None else wide[real]
-    default = torch.cat([torch.arange(old, old + new, device=given.device) for old, new in zip(lengths, counts, strict=True)])
-    if torch.equal(given, default.to(given.dtype)):
+    default = [place for old, new in zip(lengths, counts, strict=True) for place in range(old, old + new)]
+    if given.tolist() == default:
         return None
     if int(given.min()) < 0:
         raise BadRequestError(f"position_ids must not be negative on real tokens, got {int(given.min())}")

@@ -48,5 +48,5 @@ class Answers:
 
     def _send(self, reply: Reply) -> None:
         if self.wire is not None:
-            self.wire.post(reply)
             trace.mark("replied", reply.session, reply.step, reply.num_bytes)
+            self.wire.post(reply)

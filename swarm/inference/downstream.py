@@ -72,8 +72,8 @@ class Downstream:
             self.wire.post(self.retained.histories(self.session, self.epoch))
             self._wanted = self.retained.base
         for step in self.retained.steps_from(self._wanted):
-            self.wire.post(step if step.epoch == self.epoch else replace(step, epoch=self.epoch))
             trace.mark("sent", self.session, step.step, step.payload.num_bytes)
+            self.wire.post(step if step.epoch == self.epoch else replace(step, epoch=self.epoch))
             self._wanted = step.step + 1
 
     @property

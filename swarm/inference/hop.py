@@ -38,6 +38,7 @@ from protocols.inference import (
 )
 from swarm.inference import faults, passage, trace
 from swarm.inference.answers import Answers
+from swarm.inference.begun import Begun
 from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
 from swarm.inference.inbox import Inbox, weight
@@ -60,7 +61,7 @@ class _Lost:
     epoch: int
 
 
-Event = tuple[Wire | None, "Message | _Lost"]
+Event = tuple[Wire | None, "Message | _Lost | Begun"]
 
 
 class Hop:
@@ -119,7 +120,10 @@ class Hop:
             await self._close(message)
         else:
             self._opens_waiting += isinstance(message, Open)
-            await self._inbox.put((wire, message), weight(message))
+            if self._inbox.is_awaited and isinstance(message, Step):
+                await self._inbox.put((wire, Begun(self._handle(wire, message))))
+            else:
+                await self._inbox.put((wire, message), weight(message))
 
     async def _close(self, message: Close) -> None:
         """The session is over: at once, whatever waits before this message or is being computed."""
@@ -145,10 +149,12 @@ class Hop:
         try:
             while not self.is_closed:
                 wire, message = await self._inbox.get()
-                if self.is_closed:
+                if isinstance(message, Begun):
+                    await message
+                elif self.is_closed:
                     _dismiss(wire, message)
-                    break
-                await self._handle(wire, message)
+                else:
+                    await self._handle(wire, message)
         finally:
             self.is_closed = True
             await self._release()
@@ -368,7 +374,7 @@ class Hop:
             await asyncio.sleep(0)  # one that waits may put now
 
 
-def _dismiss(wire: Wire | None, message: Message | _Lost) -> None:
+def _dismiss(wire: Wire | None, message: Message | _Lost | Begun) -> None:
     """An event that came too late: whoever opened a stream with it sees that end."""
     if isinstance(message, Open | Attach):
         _end(wire)

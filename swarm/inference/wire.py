@@ -18,6 +18,7 @@ from protocols.defaults import WINDOW_BYTES
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.inference import Message, Reply, Step
 from swarm.inference import faults, trace
+from swarm.inference.begun import AwaitedQueue, Begun
 from swarm.inference.inbox import weight
 from swarm.rpc.stream import Stream
 
@@ -43,7 +44,7 @@ class Wire:
         """has_dialled: the other side is one that we chose; it ends after us, and nonsense from it is its fault, not a refusal."""
         self._has_dialled = has_dialled
         self._stream, self._on_message, self._on_lost = stream, on_message, on_lost
-        self._outbox: asyncio.Queue[Message | Iterator[Message] | None] = asyncio.Queue()
+        self._outbox: AwaitedQueue[Message | Iterator[Message] | Begun | None] = AwaitedQueue()
         self._outbox_bytes = 0
         self._has_overflowed = False
         self._alarm = asyncio.Event()
@@ -64,6 +65,8 @@ class Wire:
         if self._outbox.qsize() >= MAX_OUTBOX or (self._outbox_bytes and num_bytes > MAX_OUTBOX_BYTES):
             self._has_overflowed = True
             self._alarm.set()
+        elif self._outbox.is_awaited and isinstance(message, _TRACED):
+            self._outbox.put_nowait(Begun(self._send(message)))
         else:
             self._outbox_bytes = num_bytes
             self._outbox.put_nowait(message)
@@ -107,11 +110,11 @@ class Wire:
 
     async def _write(self) -> None:
         while (item := await self._outbox.get()) is not None:
-            if isinstance(item, _TRACED):
-                await self._send(item)
-            else:
-                for message in item if isinstance(item, Iterator) else (item,):
-                    await self._send(message)
+            if isinstance(item, Begun):
+                await item
+                continue
+            for message in item if isinstance(item, Iterator) else (item,):
+                await self._send(message)
             self._outbox_bytes -= weight(item)
         await self._stream.end()
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols import frame
+from protocols import frame, inference
 from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES
-from protocols.errors import BadRequestError, FrameError, shown
+from protocols.errors import BadRequestError, FrameError, SwarmError, shown
 
 SAMPLE = frame.encode({"t": "x", "n": 1}, [b"abc", b"", b"0123456789abcdef"])
 
@@ -97,6 +97,9 @@ def lengths(*values: object) -> bytes:
     return framed(msgpack.packb({"b": list(values)}), bytes(64))
 
 
+LONG = b"\x82\xa1x\xc5" + frame.HARMLESS_BYTES.to_bytes(2, "big") + bytes(frame.HARMLESS_BYTES)
+"""A map of two, with the first: too long not to be walked before it is unpacked."""
+
 WRONG = {
     "empty": b"",
     "wrong magic": framed(b"\x80", magic=b"PK"),
@@ -120,13 +123,14 @@ WRONG = {
     "map as key": framed(b"\x81\x80\x01"),
     "text that is not UTF-8": framed(b"\x81\xa1t\xa1\xff"),
     "extension type": framed(b"\x81\xa1t\xd4\x05\x00"),
-    "timestamp": framed(b"\x81\xa1t\xd6\xff\x00\x00\x00\x00"),
+    "timestamp in a long header": framed(LONG + b"\xa1t\xd6\xff\x00\x00\x00\x00"),
+    "extension type in a long header": framed(LONG + b"\xa1t\xd4\x05\x00"),
     "map of 2^32 - 1": framed(b"\xdf\xff\xff\xff\xff"),
     "list of 2^32 - 1": framed(b"\x81\xa1t\xdd\xff\xff\xff\xff"),
     "text of 2^32 - 1": framed(b"\x81\xa1t\xdb\xff\xff\xff\xff"),
     "bytes of 2^32 - 1": framed(b"\x81\xa1t\xc6\xff\xff\xff\xff"),
     "a million items": framed(b"\x81\xa1t\xdd\x00\x0f\x00\x00" + b"\x80" * (15 << 16)),
-    "nested 17 deep": framed(b"\x81\xa1t" + b"\x91" * 16 + b"\xc0"),
+    "nested 17 deep": framed(LONG + b"\xa1t" + b"\x91" * 16 + b"\xc0"),
     "nested 5,000 deep": framed(b"\x81\xa1t" + b"\x91" * 5_000 + b"\x90"),
     "lengths not a list": framed(msgpack.packb({"b": 16}), bytes(16)),
     "lengths a map": framed(msgpack.packb({"b": {"0": 16}}), bytes(16)),
@@ -224,3 +228,27 @@ def test_every_form_of_msgpack_that_we_write_passes_the_bounds() -> None:
 def test_unknown_fields_are_ignored() -> None:
     decoded = frame.decode(framed(msgpack.packb({"t": "x", "from a newer peer": {"a": [1, 2.5, None, b""]}})))
     assert decoded.header["t"] == "x"
+
+
+def deepest(length: int) -> bytes:
+    """A map in `length` bytes that promises as much as it can: lists of as many items as it has bytes, in each other."""
+    promise = b"\xdc" + length.to_bytes(2, "big")
+    return (b"\x81\xa1t" + promise * ((length - 3) // 3)).ljust(length, b"\xc0")
+
+
+def test_a_short_header_cannot_cost_much() -> None:
+    header = deepest(frame.HARMLESS_BYTES)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError):
+            frame.unpack_map(header)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 18
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", [b"\xd6\xff\x00\x00\x00\x00", b"\x91" * 200 + b"\x90"], ids=["timestamp", "nested"])
+def test_what_a_short_header_may_hide_is_no_message(value: bytes) -> None:
+    with pytest.raises(SwarmError) as caught:
+        inference.parse(framed(b"\x81\xa1t" + value))
+    assert len(str(caught.value)) < 300
