@@ -10,7 +10,8 @@ instead of 6 (docs/log.md).
 Rows that share a buffer differ in length only. The row whose length equals `used` may write on in place, since the others never look
 beyond their own length; any other one copies first. So a beam that is forked and goes on alone costs nothing.
 
-Shapes: N kv heads, E extent in tokens, K and V head sizes: keys [N, E, K], values [N, E, V] a block.
+Shapes: N kv heads, E extent in tokens, K and V head sizes: keys [1, N, E, K], values [1, N, E, V] a block, as attention
+takes them: every view more is an operation a token and block.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class RowStore:
         old, new, length = row.buffer, self._allocate(capacity), row.length
         if old is not None:
             for target, source in zip((*new.keys, *new.values), (*old.keys, *old.values), strict=True):
-                target[:, :length] = source[:, :length]
+                target[:, :, :length] = source[:, :, :length]
         self._drop(row)
         new.used, row.buffer = length, new
         self.used_bytes += capacity * self._token_bytes
@@ -217,7 +218,7 @@ class RowStore:
 
 
 def _at_hand(shape: BlockShape, extent: int, size: int) -> Tensor:
-    return torch.empty(shape.num_heads, extent, size, dtype=shape.dtype, device=shape.device)
+    return torch.empty(1, shape.num_heads, extent, size, dtype=shape.dtype, device=shape.device)
 
 
 def _untouched(shape: BlockShape, extent: int, size: int) -> Tensor:
@@ -226,7 +227,7 @@ def _untouched(shape: BlockShape, extent: int, size: int) -> Tensor:
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel that knows no huge pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(memory, dtype=shape.dtype).view(shape.num_heads, extent, size)
+    return torch.frombuffer(memory, dtype=shape.dtype).view(1, shape.num_heads, extent, size)
 
 
 def _tight(need: int) -> int:

@@ -28,15 +28,21 @@ class Downstream:
         self.retained = Retained()
         self.wire: Wire | None = None
         self._wanted: int | None = None
-        """What the hop below wants next; None until it has said so on this wire."""
+        """What the hop below wants next; None until it has said so on this wire, or it is known."""
+        self._is_assumed = False
         self._histories = 0
         """Sent in this epoch."""
 
     def connect(self, wire: Wire, epoch: int) -> None:
-        """Use a new wire; nothing is sent before the hop behind it has said what it wants."""
+        """Use a new wire; nothing is sent before the hop behind it has said what it wants.
+
+        But on a session's first route it can only want the beginning: that is sent at once, and its word is not waited for.
+        """
         if epoch != self.epoch:
             self._histories = 0
-        self.wire, self.epoch, self._wanted = wire, epoch, None
+        self._is_assumed = epoch == 0 and self.retained.base == 0
+        self.wire, self.epoch, self._wanted = wire, epoch, 0 if self._is_assumed else None
+        self.pump()
 
     def reroute(self, grant: Grant, index: int) -> None:
         """Tell the hop below, which stays, of a new epoch; it answers with Expect."""
@@ -46,7 +52,10 @@ class Downstream:
 
     def expect(self, expected: Expect) -> None:
         """The hop below said what it wants."""
-        if expected.epoch == self.epoch:
+        if expected.epoch != self.epoch:
+            return
+        is_known, self._is_assumed = self._is_assumed and expected.step == 0, False
+        if not is_known:
             self._wanted = expected.step
             self.pump()
 

@@ -22,7 +22,7 @@ def _grown(store: RowStore, row: PackedRow, count: int) -> None:
 
 def _keys(row: PackedRow) -> torch.Tensor:
     assert row.buffer is not None
-    return row.buffer.keys[0]
+    return row.buffer.keys[0][0]
 
 
 def test_a_row_grows_in_place_and_only_what_it_may_hold_is_booked() -> None:
