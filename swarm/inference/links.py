@@ -12,7 +12,7 @@ from swarm.inference.wire import OnLost, OnMessage, Wire
 from swarm.rpc.pool import ChannelPool
 
 DIAL_S = 6.0
-"""How long a hop may take to accept a stream; a live one needs a few round trips."""
+"""How long a connection to a hop may take; a live one needs a few round trips, and a warm one none."""
 
 
 class Links:
@@ -22,7 +22,7 @@ class Links:
         self._pool = pool
 
     async def open(self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost) -> Wire:
-        """A wire to hop `index`, with Open said; PeerUnreachableError or the peer's refusal otherwise."""
+        """A wire to hop `index`, with Open said; PeerUnreachableError where there is no connection. A refusal is a loss of the wire."""
         wire = await self._dial(SESSION, grant, index, on_message, on_lost)
         wire.post(Open(grant=grant, index=index, dtype=dtype))
         return wire.start()
@@ -38,7 +38,7 @@ class Links:
         try:
             async with asyncio.timeout(DIAL_S):
                 channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
-                return Wire(await channel.stream(method), on_message, on_lost, has_dialled=True)
+                return Wire(await channel.stream(method, is_awaited=False), on_message, on_lost, has_dialled=True)
         except TimeoutError:
             raise PeerUnreachableError(
                 f"{short_peer(hop.peer)} at {', '.join(hop.addresses)} did not answer within {DIAL_S:.0f} s"

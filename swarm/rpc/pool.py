@@ -143,12 +143,15 @@ class PeerChannel:
         except grpc.aio.AioRpcError as error:
             raise status.from_grpc(error, self.peer) from None
 
-    async def stream(self, method: Method) -> Stream:
+    async def stream(self, method: Method, *, is_awaited: bool = True) -> Stream:
         """A stream that the peer has admitted: it knows who we are and its handler runs. Costs one round trip.
 
         Raises PeerUnreachableError, or the peer's refusal. The caller must read it to its end, or `cancel` it.
+        is_awaited: False spares the round trip: what is sent goes at once, and a refusal is what `receive` raises.
         """
         assert method.streaming
+        if not is_awaited:
+            return self._streaming(self._call(await self._connected(), method))
         try:
             return await self._stream_once(method)
         except PeerUnreachableError:
@@ -157,9 +160,7 @@ class PeerChannel:
         return await self._stream_once(method)  # nothing was sent on the first, so nothing is repeated
 
     async def _stream_once(self, method: Method) -> Stream:
-        connection = await self._connected()
-        open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = connection.channel.stream_stream(method.path)
-        call = open_stream(metadata=connection.metadata())
+        call = self._call(await self._connected(), method)
         try:
             async with asyncio.timeout(CONNECT_S):
                 if not await _is_admitted(call):
@@ -173,6 +174,13 @@ class PeerChannel:
         except BaseException:
             call.cancel()
             raise
+        return self._streaming(call)
+
+    def _call(self, connection: _Connection, method: Method) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+        ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = connection.channel.stream_stream(method.path)
+        return ask(metadata=connection.metadata())
+
+    def _streaming(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> Stream:
         stream = ClientStream(self.peer, call)
         self._streams.add(stream)
         call.add_done_callback(lambda _call: self._streams.discard(stream))
