@@ -54,9 +54,6 @@ HERE_MS = 5.0
 """A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
 thread wait for another (`sys.getswitchinterval`)."""
 
-PAY_S = 0.001
-"""After such a step, its accounts wait until its output is on its way."""
-
 Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
 
@@ -144,15 +141,17 @@ class Runner:
         """Most steps that ever shared a forward."""
         self.step_ms = 0.0
         """Moving average of a forward's milliseconds."""
+        self._is_running = False
         self._device = threading.Lock()
         """Held by whoever runs a batch."""
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
 
     @property
     def is_running(self) -> bool:
-        return self._thread.is_alive()
+        return self._is_running
 
     def start(self) -> None:
+        self._is_running = True
         self._thread.start()
 
     async def stop(self) -> None:
@@ -160,6 +159,7 @@ class Runner:
         self.scheduler.close()
         if self.is_running:
             await asyncio.to_thread(self._thread.join)
+            self._is_running = False
 
     async def run(self, make_job: Callable[[Callable[[Output | SwarmError], None]], Job]) -> Output:
         """Submit a job and wait for its outcome; raises what the runner found wrong with it."""
@@ -175,7 +175,7 @@ class Runner:
 
         job = make_job(done)
         if self._run_here(job):
-            loop.call_later(PAY_S, self.scheduler.pay)
+            loop.call_soon(self.scheduler.pay)  # its output is sent before the loop's next turn
         else:
             self.scheduler.submit(job)
         try:
@@ -343,7 +343,7 @@ def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> Non
     """
     if job.num_tokens > MAX_JOB_TOKENS:
         raise BadRequestError(f"a step has at most {MAX_JOB_TOKENS} tokens here, got {job.num_tokens}: send it in chunks")
-    longest = max((row.length + count for row, count in zip(rows, job.counts, strict=True)), default=0)
+    longest = max([row.length + count for row, count in zip(rows, job.counts, strict=True)], default=0)
     if job.positions is not None and len(job.positions):
         longest = max(longest, int(job.positions.max()) + 1)
     if max_positions is not None and longest > max_positions:

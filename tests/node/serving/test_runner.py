@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from node.serving.runner import Runner, SessionRows
+from node.serving.costs import Costs
+from node.serving.runner import HERE_MS, Runner, SessionRows
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Op, Repeat, Rows
@@ -224,3 +226,56 @@ def test_a_loop_that_is_gone_does_not_end_the_thread() -> None:
     engine.gate.set()
     assert asyncio.run(step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
     asyncio.run(runner.stop())
+
+
+class Whereabouts(Engine):
+    """Notes which thread ran each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        self.threads.append(threading.current_thread().name)
+        return super().step(items, hidden, positions)
+
+
+async def test_a_lone_short_decode_is_computed_where_it_arrives_and_nothing_else_is() -> None:
+    runner = Runner(engine := Whereabouts())  # type: ignore[arg-type]
+    runner.start()
+    here, lone, other = threading.current_thread().name, rows_of(runner), rows_of(runner)
+    try:
+        tokens = torch.rand(14, WIDTH)
+        outputs = [await step(lone, tokens[:10]), await step(lone, tokens[10:11])]  # a prompt, and a decode of unknown cost
+        assert engine.threads == ["runner", "runner"]
+        outputs += [await step(lone, tokens[11:12]), await step(lone, tokens[12:13])]
+        assert engine.threads[2:] == [here, here]
+        await step(other, torch.rand(1, WIDTH))  # somebody else decodes: from now on they may share forwards
+        outputs.append(await step(lone, tokens[13:]))
+        assert engine.threads[4:] == ["runner", "runner"]
+        assert torch.allclose(torch.cat(outputs), expected(tokens))
+        await other.clear()
+        await step(lone, tokens[:1])
+        assert engine.threads[6:] == [here]
+        runner.scheduler.pay()
+        runner.scheduler.costs = replace(runner.scheduler.costs, ms=1.1 * HERE_MS, slope=0.0)
+        await step(lone, tokens[:1])
+        assert engine.threads[7:] == ["runner"]
+        assert runner.num_steps == 8 and runner.scheduler.costs != Costs()
+    finally:
+        await runner.stop()
+
+
+async def test_a_step_that_fails_where_it_arrives_fails_alone() -> None:
+    runner = Runner(engine := Whereabouts())  # type: ignore[arg-type]
+    runner.start()
+    lone = rows_of(runner)
+    try:
+        for _ in range(3):
+            await step(lone, torch.rand(1, WIDTH))
+        with pytest.raises(InternalError, match="RuntimeError"):
+            await step(lone, torch.full((1, WIDTH), POISON))
+        assert engine.threads[-1] == threading.current_thread().name and not lone.held.rows and engine.used_bytes == 0
+        assert torch.allclose(await step(lone, tokens := torch.rand(1, WIDTH)), expected(tokens))
+    finally:
+        await runner.stop()

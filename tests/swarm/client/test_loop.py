@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -105,3 +106,107 @@ def test_importing_the_client_brings_no_hivemind_and_no_node() -> None:
         print([name for name in sys.modules if name.split(".")[0] in ("hivemind", "node", "typer", "rich")])
     """)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_whoever_waits_for_a_short_errand_turns_the_loop() -> None:
+    loop = background_loop()
+    me = threading.current_thread().name
+    assert [loop.run_here(where()) for _ in range(3)] == [me] * 3
+    assert loop.run(where()) == "murmuration"  # its keeper is back at once where it is asked for
+    assert loop.run_here(where()) == me
+    with pytest.raises(ZeroDivisionError):
+        loop.run_here(failing())
+    assert loop.run_here(where()) == me
+
+
+async def failing() -> None:
+    raise ZeroDivisionError
+
+
+async def test_inside_another_loop_the_keeper_does_it() -> None:
+    assert background_loop().run_here(where()) == "murmuration"
+
+
+def test_after_the_last_errand_the_loop_goes_on_by_itself() -> None:
+    loop, ticked = background_loop(), threading.Event()
+
+    async def begin() -> None:
+        asyncio.get_running_loop().call_later(3 * loop_module.STILL_S, ticked.set)
+
+    loop.run_here(begin())
+    assert ticked.wait(5)
+
+
+def test_two_threads_wait_at_once_and_neither_stands_still() -> None:
+    """The first waits for what only the other's errand does; then they go on side by side: the loop is turned while anybody needs it."""
+    loop = background_loop()
+    flags = [asyncio.Event(), asyncio.Event()]
+
+    async def ping(mine: int, turn: int) -> int:
+        flags[mine].set()
+        await flags[1 - mine].wait()
+        return turn
+
+    def play(mine: int) -> list[int]:
+        return [loop.run_here(ping(mine, turn)) for turn in range(50)]
+
+    with ThreadPoolExecutor(2) as pool:
+        games = [pool.submit(play, mine) for mine in (0, 1)]
+        assert [game.result(20) for game in games] == [list(range(50))] * 2
+    assert loop.run_here(where()) == threading.current_thread().name
+
+
+def test_many_threads_in_any_order() -> None:
+    loop = background_loop()
+
+    async def nap(number: int) -> int:
+        await asyncio.sleep(0.001 * (number % 3))
+        return number
+
+    def one(number: int) -> int:
+        return loop.run_here(nap(number)) if number % 2 else loop.run(nap(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(400), timeout=30)) == list(range(400))
+
+
+def test_ctrl_c_cancels_an_errand_whose_loop_this_thread_turns() -> None:
+    done = run("""
+        import asyncio, os, signal, threading
+        ended = threading.Event()
+        async def endless():
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print(threading.current_thread() is threading.main_thread())
+                ended.set()
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            background_loop().run_here(endless())
+        except KeyboardInterrupt:
+            print("interrupted", ended.wait(5), signal.getsignal(signal.SIGINT) is before)
+        async def value(): return 7
+        print(background_loop().run_here(value()))
+    """)
+    assert done.stdout == "True\ninterrupted True True\n7\n", done.stderr
+
+
+def test_what_a_signal_s_handler_raises_ends_the_wait_and_cancels() -> None:
+    done = run("""
+        import asyncio, signal, threading
+        ended = threading.Event()
+        def alarm(*_): raise TimeoutError("too long")
+        signal.signal(signal.SIGALRM, alarm)
+        async def endless():
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+        try:
+            background_loop().run_here(endless())
+        except TimeoutError as error:
+            print(error, ended.wait(5))
+    """)
+    assert done.stdout == "too long True\n", done.stderr
