@@ -32,19 +32,19 @@ STAGES = {
     "called": "client: norm, head, sampling, generate",
     "planned": "client: checks and plan",
     "asked": "client: embedding",
-    "embedded": "client: into the loop's thread",
+    "embedded": "client: into the loop",
     "framed": "client: framing",
     "client encoded": "client: framing",
     "arrived": "wire",
     "received": "node: message to session",
-    "computing": "node: into the runner's thread",
+    "computing": "node: checks, its turn",
     "forwarded": "node: forward",
-    "computed": "node: back into the loop's thread",
+    "computed": "node: output checked, as bytes",
     "sent": "node: framing",
     "replied": "node: framing",
     "encoded": "node: framing",
     "answered": "client: reply checked",
-    "returned": "client: back into the caller's thread",
+    "returned": "client: out of the loop",
 }
 """The mark that ends a stretch -> what the stretch is."""
 

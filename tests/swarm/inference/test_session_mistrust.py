@@ -11,7 +11,7 @@ import torch
 from protocols import compression
 from protocols.errors import DeadlineError, NoRouteError, PeerUnreachableError
 from protocols.ids import Span
-from protocols.inference import Expect, HopLost, Open, Reply
+from protocols.inference import Expect, HopLost, Open, Reply, Step
 from tests.swarm.inference.probe import FakeHop
 from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
@@ -107,3 +107,45 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
         await asking
     await until(lambda: node.host.load().num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
     assert not session._pending and session._repairs is None
+
+
+async def test_the_first_steps_of_a_first_route_wait_for_nobody_and_come_once(swarm: ToySwarm) -> None:
+    """The hop's first word can only be that it wants the beginning. That it says so late brings nothing a second time."""
+    fake = await lure(swarm)
+    session, tokens = swarm.session(), random_tokens(4)
+    asking = asyncio.create_task(ask(session, (), [3], tokens[:3]))
+    line, replies = await fake.lines.get(), await fake.attached.get()
+    assert [type(await line.hear()) for _ in range(2)] == [Open, Step]  # nothing has been said to the client yet
+    await line.say(Expect(session=session.id, epoch=0, step=0))
+    await replies.say(Reply(session=session.id, epoch=0, step=0, counts=(3,), payload=compression.pack(tokens[:3])))
+    await asking
+    asking = asyncio.create_task(ask(session, (), [1], tokens[3:]))
+    second = await line.hear()
+    assert isinstance(second, Step) and second.step == 1
+    await replies.say(Reply(session=session.id, epoch=0, step=1, counts=(1,), payload=compression.pack(tokens[3:])))
+    await asking
+    await session.close()
+    await fake.stop()
+
+
+async def test_a_later_route_waits_for_the_hop_s_word(swarm: ToySwarm) -> None:
+    dead = await lure(swarm)
+    session, tokens = swarm.session(), random_tokens(2)
+    asking = asyncio.create_task(ask(session, (), [2], tokens))
+    await dead.attached.get()
+    await until(lambda: bool(session._pending))
+    await dead.stop()
+    swarm.nodes.remove(dead)  # type: ignore[arg-type]
+    fake = await lure(swarm)
+    line, replies = await fake.lines.get(), await fake.attached.get()
+    assert isinstance(await line.hear(), Open)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await line.stream.receive()
+    await line.say(Expect(session=session.id, epoch=1, step=0))
+    step = await line.hear()
+    assert isinstance(step, Step) and (step.epoch, step.step) == (1, 0)
+    await replies.say(Reply(session=session.id, epoch=1, step=0, counts=(2,), payload=compression.pack(tokens)))
+    await asking
+    await session.close()
+    await fake.stop()
