@@ -124,8 +124,8 @@ async def test_the_first_steps_of_a_first_route_wait_for_nobody_and_come_once(sw
     assert isinstance(second, Step) and second.step == 1
     await replies.say(Reply(session=session.id, epoch=0, step=1, counts=(1,), payload=compression.pack(tokens[3:])))
     await asking
+    await fake.stop()  # or the session's close waits for its word
     await session.close()
-    await fake.stop()
 
 
 async def test_a_later_route_waits_for_the_hop_s_word(swarm: ToySwarm) -> None:
@@ -147,5 +147,5 @@ async def test_a_later_route_waits_for_the_hop_s_word(swarm: ToySwarm) -> None:
     assert isinstance(step, Step) and (step.epoch, step.step) == (1, 0)
     await replies.say(Reply(session=session.id, epoch=1, step=0, counts=(2,), payload=compression.pack(tokens)))
     await asking
+    await fake.stop()  # or the session's close waits for its word
     await session.close()
-    await fake.stop()
