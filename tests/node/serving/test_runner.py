@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.serving.costs import Costs
-from node.serving.runner import HERE_MS, Runner, SessionRows
+from node.serving import runner as runner_module
+from node.serving.runner import Runner, SessionRows
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Op, Repeat, Rows
@@ -240,42 +240,49 @@ class Whereabouts(Engine):
         return super().step(items, hidden, positions)
 
 
-async def test_a_lone_short_decode_is_computed_where_it_arrives_and_nothing_else_is() -> None:
-    runner = Runner(engine := Whereabouts())  # type: ignore[arg-type]
+@pytest.fixture
+async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runner]:
+    """A runner whose forwards say where they ran; on a busy machine, too, they are short enough to run here."""
+    monkeypatch.setattr(runner_module, "HERE_MS", 60_000.0)
+    runner = Runner(Whereabouts())  # type: ignore[arg-type]
     runner.start()
-    here, lone, other = threading.current_thread().name, rows_of(runner), rows_of(runner)
-    try:
-        tokens = torch.rand(14, WIDTH)
-        outputs = [await step(lone, tokens[:10]), await step(lone, tokens[10:11])]  # a prompt, and a decode of unknown cost
-        assert engine.threads == ["runner", "runner"]
-        outputs += [await step(lone, tokens[11:12]), await step(lone, tokens[12:13])]
-        assert engine.threads[2:] == [here, here]
-        await step(other, torch.rand(1, WIDTH))  # somebody else decodes: from now on they may share forwards
-        outputs.append(await step(lone, tokens[13:]))
-        assert engine.threads[4:] == ["runner", "runner"]
-        assert torch.allclose(torch.cat(outputs), expected(tokens))
-        await other.clear()
-        await step(lone, tokens[:1])
-        assert engine.threads[6:] == [here]
-        runner.scheduler.pay()
-        runner.scheduler.costs = replace(runner.scheduler.costs, ms=1.1 * HERE_MS, slope=0.0)
-        await step(lone, tokens[:1])
-        assert engine.threads[7:] == ["runner"]
-        assert runner.num_steps == 8 and runner.scheduler.costs != Costs()
-    finally:
-        await runner.stop()
+    yield runner
+    await runner.stop()
 
 
-async def test_a_step_that_fails_where_it_arrives_fails_alone() -> None:
-    runner = Runner(engine := Whereabouts())  # type: ignore[arg-type]
-    runner.start()
-    lone = rows_of(runner)
-    try:
-        for _ in range(3):
-            await step(lone, torch.rand(1, WIDTH))
-        with pytest.raises(InternalError, match="RuntimeError"):
-            await step(lone, torch.full((1, WIDTH), POISON))
-        assert engine.threads[-1] == threading.current_thread().name and not lone.held.rows and engine.used_bytes == 0
-        assert torch.allclose(await step(lone, tokens := torch.rand(1, WIDTH)), expected(tokens))
-    finally:
-        await runner.stop()
+async def step_alone(rows: SessionRows, tokens: Tensor) -> tuple[Tensor, str]:
+    """A step while the runner's thread is done with the one before, and the thread that ran it."""
+    runner = rows._runner
+    with runner._device:
+        pass
+    output = await step(rows, tokens)
+    return output, runner.engine.threads[-1]  # type: ignore[attr-defined]
+
+
+async def test_a_lone_short_decode_is_computed_where_it_arrives_and_nothing_else_is(watched: Runner) -> None:
+    here, lone, other = threading.current_thread().name, rows_of(watched), rows_of(watched)
+    tokens = torch.rand(15, WIDTH)
+    outputs = [await step_alone(lone, tokens[:10])]
+    outputs += [await step_alone(lone, token[None]) for token in tokens[10:13]]
+    await step_alone(other, torch.rand(1, WIDTH))  # somebody else decodes: from now on they may share forwards
+    outputs.append(await step_alone(lone, tokens[13:14]))
+    await other.clear()
+    outputs.append(await step_alone(lone, tokens[14:15]))
+    # a prompt; a decode of unknown cost; two lone ones; one beside another; a lone one
+    assert [where for _, where in outputs] == ["runner", "runner", here, here, "runner", here]
+    assert torch.allclose(torch.cat([output for output, _ in outputs]), expected(tokens))
+    watched.scheduler.pay()
+    watched.scheduler.costs = replace(watched.scheduler.costs, ms=1.1 * runner_module.HERE_MS, slope=0.0)
+    assert (await step_alone(lone, tokens[:1]))[1] == "runner"  # too long to hold the loop for
+
+
+async def test_a_step_that_fails_where_it_arrives_fails_alone(watched: Runner) -> None:
+    lone, here = rows_of(watched), threading.current_thread().name
+    for _ in range(3):
+        await step_alone(lone, torch.rand(1, WIDTH))
+    with pytest.raises(InternalError, match="RuntimeError"):
+        await step_alone(lone, torch.full((1, WIDTH), POISON))
+    assert watched.engine.threads[-1] == here  # type: ignore[attr-defined]
+    assert not lone.held.rows and watched.engine.used_bytes == 0
+    output, where = await step_alone(lone, tokens := torch.rand(1, WIDTH))
+    assert where == here and torch.allclose(output, expected(tokens))
