@@ -126,15 +126,15 @@ class BackgroundLoop:
         """
         if asyncio._get_running_loop() is not None or not self._borrow():
             return self.run(coroutine)
-        errand = _Errand(coroutine)
-        task = self._loop.create_task(errand.here(self._loop.stop))
+        errand, task = _Errand(coroutine), None
         try:
             with _CtrlC(errand, self._loop):
+                task = self._loop.create_task(errand.here(self._loop.stop))
                 while not task.done():  # the stop of an errand that was given up may come late
                     self._loop.run_forever()
             return task.result()
         except BaseException as error:
-            if not task.done():  # it was raised by a signal's handler while the loop waited
+            if task is not None and not task.done():  # it was raised by a signal's handler while the loop waited
                 self.call_soon(errand.cancel)
             if isinstance(error, asyncio.CancelledError):
                 raise (KeyboardInterrupt if errand.is_interrupted else CancelledError) from None
