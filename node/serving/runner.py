@@ -163,21 +163,26 @@ class Runner:
 
     async def run(self, make_job: Callable[[Callable[[Output | SwarmError], None]], Job]) -> Output:
         """Submit a job and wait for its outcome; raises what the runner found wrong with it."""
-        loop, here = asyncio.get_running_loop(), threading.get_ident()
+        outcomes: list[Output | SwarmError] = []
+        job = make_job(outcomes.append)
+        if not self._run_here(job):
+            return await self._run_there(job)
+        asyncio.get_running_loop().call_soon(self.scheduler.pay)  # its output is sent before the loop's next turn
+        if isinstance(outcomes[0], SwarmError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    async def _run_there(self, job: Job) -> Output:
+        """In the runner's thread, in its turn."""
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[Output] = loop.create_future()
 
         def done(outcome: Output | SwarmError) -> None:
-            if threading.get_ident() == here:
-                _settle(future, outcome)
-                return
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and this thread goes on
                 loop.call_soon_threadsafe(_settle, future, outcome)
 
-        job = make_job(done)
-        if self._run_here(job):
-            loop.call_soon(self.scheduler.pay)  # its output is sent before the loop's next turn
-        else:
-            self.scheduler.submit(job)
+        job.done = done
+        self.scheduler.submit(job)
         try:
             return await future
         except asyncio.CancelledError:
