@@ -149,3 +149,19 @@ async def test_a_later_route_waits_for_the_hop_s_word(swarm: ToySwarm) -> None:
     await asking
     await fake.stop()  # or the session's close waits for its word
     await session.close()
+
+
+async def test_the_loss_of_an_old_route_s_wire_is_not_the_new_first_hop_s(swarm: ToySwarm) -> None:
+    """Both wires of a dead hop break. The second may be noticed when the new route is chosen and its first hop not yet dialled."""
+    await swarm.serve(0, 4)
+    session = swarm.session()
+    await ask(session, (), [2], random_tokens(2))
+    wire = session._down.wire
+    assert wire is not None
+    session._epoch += 1  # as `_install` does, some turns of the loop before it connects
+    await session._on_lost(wire, PeerUnreachableError("broke"))
+    assert not session._losses.qsize()
+    session._epoch -= 1
+    await session._on_lost(wire, PeerUnreachableError("broke"))
+    assert session._losses.qsize() == 1  # of the route that it belongs to, it is one
+    await session.close()
