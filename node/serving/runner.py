@@ -141,17 +141,15 @@ class Runner:
         """Most steps that ever shared a forward."""
         self.step_ms = 0.0
         """Moving average of a forward's milliseconds."""
-        self._is_running = False
         self._device = threading.Lock()
         """Held by whoever runs a batch."""
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
 
     @property
     def is_running(self) -> bool:
-        return self._is_running
+        return self._thread.is_alive()
 
     def start(self) -> None:
-        self._is_running = True
         self._thread.start()
 
     async def stop(self) -> None:
@@ -159,7 +157,6 @@ class Runner:
         self.scheduler.close()
         if self.is_running:
             await asyncio.to_thread(self._thread.join)
-            self._is_running = False
 
     async def run(self, make_job: Callable[[Callable[[Output | SwarmError], None]], Job]) -> Output:
         """Submit a job and wait for its outcome; raises what the runner found wrong with it."""

@@ -1,5 +1,7 @@
 """A stream that carries session messages: a queue and a writer out, a reader in, and one word when it is lost.
 
+A step or reply that finds the writer waiting is written in the turn that posts it (`begun.py`); what comes behind it queues.
+
 Client and hops use the same: `post` never waits (the client's window bounds what can pile up), `on_message` may,
 and then the far side feels it through gRPC's flow control. `on_lost` is called once, with the reason or None for a clean end.
 

@@ -252,3 +252,11 @@ def test_what_a_short_header_may_hide_is_no_message(value: bytes) -> None:
     with pytest.raises(SwarmError) as caught:
         inference.parse(framed(b"\x81\xa1t" + value))
     assert len(str(caught.value)) < 300
+
+
+def test_only_a_header_that_could_cost_much_is_walked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[int] = []
+    monkeypatch.setattr(frame.msgpack_bounds, "check", lambda data: walked.append(len(data)))
+    for size in (1, frame.HARMLESS_BYTES - 20, frame.HARMLESS_BYTES):
+        frame.decode(frame.encode({"t": "x" * size}))
+    assert len(walked) == 1 and walked[0] > frame.HARMLESS_BYTES

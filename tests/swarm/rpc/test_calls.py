@@ -104,6 +104,21 @@ async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
         second.cancel()
 
 
+async def test_a_stream_need_not_wait_until_it_is_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(call: object) -> bool:
+        raise AssertionError("nobody asks")
+
+    async with running(admission=Admission(10, 1)) as there:
+        channel = await there.channel()
+        monkeypatch.setattr(pool_module, "_is_admitted", never)
+        first = await channel.stream(TALK, is_awaited=False)
+        await first.send(b"hello")
+        assert await first.receive() == b"hello"
+        await error_of((await channel.stream(TALK, is_awaited=False)).receive(), OverloadedError)
+        await first.end()
+        assert await first.receive() is None
+
+
 async def test_a_stream_carries_frames_both_ways_and_ends_cleanly() -> None:
     async with running() as there:
         stream = await (await there.channel()).stream(TALK)
