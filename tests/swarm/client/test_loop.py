@@ -15,7 +15,8 @@ from swarm.client import loop as loop_module
 from swarm.client.loop import background_loop
 
 ALONE = f"""
-import importlib.util
+import importlib.util, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the suite behind itself ignores it
 spec = importlib.util.spec_from_file_location("loop", {loop_module.__file__!r})
 loop = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(loop)
