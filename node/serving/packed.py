@@ -4,7 +4,8 @@ The span runs on [1, T, H] as if it were one sequence; everything in a block exc
 attention function registered here cuts the axis into rows, appends each row's keys and values to its own buffer and attends within
 it. It has no mask function, so transformers builds no masks; windows and chunks come from the config's layer types.
 
-A model that does not call the registered function once per block would be silently wrong: every step counts the calls.
+A model that does not call the registered function once per block would be silently wrong: every forward counts the calls.
+Forwards of few tokens are played from tapes (`tapes.py`) once they have proved right.
 
 Shapes: T tokens of the step, N query heads, G kv heads, R = N / G, D head size.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from node.serving.recorder import Attending
 from node.serving.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
+from node.serving.tapes import Tapes
 from protocols.errors import ModelNotSupportedError
 from swarm.models.span import SpanModule
 
@@ -37,12 +40,6 @@ MAX_SCORES = 1 << 26
 """Values of one tensor of scores where they are made one by one: 256 MB in float32, a few times."""
 
 
-class _Attending(Protocol):
-    """What the attention function hands its arguments to while a step runs: query [1, N, T, D] and so on in, [1, T, N, D] out."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor: ...
-
-
 class _Options:
     """Numbers that a block passes to its attention function."""
 
@@ -52,7 +49,7 @@ class _Options:
         self.scaling, self.softcap, self.sinks = scaling, softcap, sinks
 
 
-_STEP: ContextVar[_Attending | None] = ContextVar("packed_step", default=None)
+_STEP: ContextVar[Attending | None] = ContextVar("packed_step", default=None)
 
 
 def _attention(
@@ -82,10 +79,12 @@ class _Learner:
     """Stands in for a step once, at the start: notes what each block keeps for a token."""
 
     def __init__(self, num_blocks: int) -> None:
+        self.calls = 0
         self.shapes: list[BlockShape | None] = [None] * num_blocks
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
         assert self.shapes[layer] is None, "one attention a block"
+        self.calls += 1
         self.shapes[layer] = BlockShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device)
         return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
 
@@ -126,7 +125,8 @@ class _Step:
                 piece = query[:, :, start + at - past : start + upto - past]
                 where = (at, upto, begin, window, chunk)
                 outputs.append(self._one_row(piece, keys[:, :, begin:upto], values[:, :, begin:upto], where, options))
-        return (torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]).transpose(1, 2)
+        joined = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+        return joined.transpose(1, 2).contiguous()  # as in `_decode`: a tape may have been recorded there
 
     def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, firsts: list[int], options: _Options) -> Tensor:
         """One new token of each row: every key counts, so the heads of a group become rows of one query; no mask, no repeat.
@@ -243,6 +243,7 @@ class PackedEngine:
         self._windows = read_windows(span.config)
         AttentionInterface.register(ATTENTION, _attention)
         self._before = span.set_attention(ATTENTION)
+        self._tapes = Tapes(self._run, [*span.parameters(), *span.buffers()])
         try:
             self._store = RowStore(self._learn(), limit_bytes)
         except BaseException:
@@ -281,9 +282,7 @@ class PackedEngine:
         assert hidden.shape[1] == sum(count for _, count in items)
         self._store.reserve(items)
         step = _Step(items, self._windows)
-        output = self._run(step, hidden, self._positions(items) if positions is None else positions[None])
-        if step.calls != len(self._windows):
-            raise ModelNotSupportedError(f"{step.calls} of {len(self._windows)} blocks used the packed attention function")
+        output = self._tapes.forward(step, hidden, self._positions(items) if positions is None else positions[None])
         for row, count in items:
             row.length += count
         self.forwards += 1
@@ -298,20 +297,20 @@ class PackedEngine:
         flat = [position for row, count in items for position in range(row.length, row.length + count)]
         return torch.tensor(flat, device=self.device)[None]
 
-    def _run(self, step: _Attending, hidden: Tensor, positions: Tensor) -> Tensor:
+    def _run(self, step: Attending, hidden: Tensor, positions: Tensor) -> Tensor:
+        before = step.calls
         token = _STEP.set(step)
         try:
             output: Tensor = self._span(hidden, position_ids=positions)
-            return output
         finally:
             _STEP.reset(token)
+        if (calls := step.calls - before) != len(self._windows):
+            raise ModelNotSupportedError(f"{calls} of {len(self._windows)} blocks used the packed attention function")
+        return output
 
     @torch.inference_mode()
     def _learn(self) -> list[BlockShape]:
         learner = _Learner(len(self._windows))
         hidden = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
         self._run(learner, hidden, torch.zeros(1, 1, dtype=torch.long, device=self.device))
-        shapes = [shape for shape in learner.shapes if shape is not None]
-        if len(shapes) != len(self._windows):
-            raise ModelNotSupportedError(f"{len(shapes)} of {len(self._windows)} blocks used the packed attention function")
-        return shapes
+        return [shape for shape in learner.shapes if shape is not None]

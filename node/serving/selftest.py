@@ -93,18 +93,34 @@ class SelfTest:
         if not all(piece.output.isfinite().all() for piece in pieces):
             raise ModelNotSupportedError("it computes values that are no numbers")
         error = self._error(pieces)
-        bound = EXACT if self._span.dtype == torch.float32 else ROUGH
-        if error > bound:
-            raise ModelNotSupportedError(f"it differs by {error:.1e} from the run without a cache, at most {bound:.0e} is served")
+        most = bound(self._span.dtype)
+        if error > most:
+            raise ModelNotSupportedError(f"it differs by {error:.1e} from the run without a cache, at most {most:.0e} is served")
 
     def _error(self, pieces: list[_Piece]) -> float:
-        """How far outputs are from the span's own: the largest error in float32, the median token's otherwise."""
-        output = torch.cat([piece.output for piece in pieces], dim=1).float()
-        expected = torch.cat([self._expected[piece.index][:, piece.start : piece.stop] for piece in pieces], dim=1).float()
-        if self._span.dtype == torch.float32:
-            return float((output - expected).abs().max() / expected.abs().max())
-        given = torch.cat([self._inputs[piece.index][:, piece.start : piece.stop] for piece in pieces], dim=1).float()
-        return float(((output - expected).norm(dim=-1) / (expected - given).norm(dim=-1).clamp_min(1e-12)).median())
+        """How far outputs are from the span's own."""
+        output = torch.cat([piece.output for piece in pieces], dim=1)
+        expected = torch.cat([self._expected[piece.index][:, piece.start : piece.stop] for piece in pieces], dim=1)
+        given = torch.cat([self._inputs[piece.index][:, piece.start : piece.stop] for piece in pieces], dim=1)
+        return distance(output, expected, given)
+
+
+def distance(output: Tensor, expected: Tensor, given: Tensor) -> float:
+    """How far outputs are from what a span makes of `given`: the largest error in float32, the median token's otherwise."""
+    if output.dtype == torch.float32:
+        return float((output - expected).abs().max() / expected.abs().max())
+    output, expected, given = output.float(), expected.float(), given.float()
+    return float(((output - expected).norm(dim=-1) / (expected - given).norm(dim=-1).clamp_min(1e-12)).median())
+
+
+def bound(dtype: torch.dtype) -> float:
+    """The largest `distance` at which outputs count as right."""
+    return EXACT if dtype == torch.float32 else ROUGH
+
+
+def is_close(output: Tensor, expected: Tensor, given: Tensor) -> bool:
+    """Is it as right as an engine has to be?"""
+    return distance(output, expected, given) <= bound(output.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""Ways to multiply: all give what `F.linear` gives, and the faster one is taken only where it is clearly faster."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor
+
+from node.serving import products
+
+SIZES = st.integers(1, 40)
+
+
+@hypothesis.given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.integers(0, 1 << 16))
+def test_transposed_is_linear(count: int, wide: int, narrow: int, has_bias: bool, is_strided: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    tokens = torch.randn(1, wide, count).transpose(1, 2) if is_strided else torch.randn(1, count, wide)
+    weight, bias = torch.randn(narrow, wide), torch.randn(narrow) if has_bias else None
+    made = products.transposed(tokens, weight, bias)
+    assert made.shape == (1, count, narrow)
+    torch.testing.assert_close(made, F.linear(tokens, weight, bias))
+
+
+def test_leading_axes_stay() -> None:
+    tokens, weight = torch.randn(2, 3, 4, 5), torch.randn(6, 5)
+    torch.testing.assert_close(products.transposed(tokens, weight), F.linear(tokens, weight))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [((1.0, 0.8), products.transposed), ((1.0, 0.95), F.linear), ((1.0, 2.0), F.linear)]
+)
+def test_another_way_has_to_be_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], expected: products.Product
+) -> None:
+    def pretended(product: products.Product, tokens: Tensor, weights: object) -> float:
+        assert tokens.shape == (1, 8, 5)
+        return seconds[product is products.transposed]
+
+    monkeypatch.setattr(products, "_seconds", pretended)
+    assert products.fastest([torch.randn(7, 5)] * 3, 8) is expected
+
+
+def test_a_lone_token_is_multiplied_as_the_model_does_it() -> None:
+    assert products.fastest([torch.randn(7, 5)], 1) is F.linear
+
+
+def test_nobody_who_samples_notices() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    products.fastest([torch.zeros(7, 5)] * 3, 8)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_few_matrices_are_tried() -> None:
+    small, large = [torch.empty(64, 64)] * 10, [torch.empty(products._ENOUGH_BYTES // 4)] * 10
+    assert (len(products._some(small)), len(products._some(large))) == (10, 2)

@@ -1,0 +1,235 @@
+"""Tapes: what is played computes the model's own bits, and whatever numbers could steer is never recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from node.serving import products
+from node.serving.packed import PackedEngine
+from node.serving.tapes import MAX_TOKENS, Tapes
+from protocols.ids import Span
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.loading import load_span
+from tests.families import Checkpoints
+
+SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+class Blocks(nn.Module):
+    """Two blocks around one attention each; `twist` is what one of them does besides."""
+
+    def __init__(self, twist: Callable[[Blocks, Tensor], Tensor] = lambda _blocks, x: x) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(4))
+        self.register_buffer("kept", torch.ones(SIZE))
+        self.stray = torch.full((SIZE,), 2.0)
+        self.number = 1.0
+        self.twist = twist
+
+    def forward(self, step: Any, hidden: Tensor, positions: Tensor) -> Tensor:
+        x = hidden + positions[..., None] / 100
+        for index in range(2):
+            before, after = self.layers[2 * index], self.layers[2 * index + 1]
+            query, key, value = before(x)[:, None], (x * 2)[:, None], x[:, None]
+            x = self.twist(self, x) + F.silu(after(step.attend(index, query, key, value, None).flatten(2)))
+        return x
+
+
+class Step:
+    """Attends to this step's tokens alone."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Any) -> Tensor:
+        self.calls += 1
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def tapes_of(blocks: Blocks) -> Tapes:
+    return Tapes(blocks, [*blocks.parameters(), *blocks.buffers()])
+
+
+def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
+    return torch.randn(1, count, SIZE), torch.randint(0, 99, (1, count))
+
+
+def run(tapes: Tapes, blocks: Blocks, times: int, count: int = 3) -> None:
+    """Every forward gives what the blocks give, in whichever way it is made."""
+    for _ in range(times):
+        given = inputs(count)
+        torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given), rtol=0, atol=0)
+
+
+def test_a_forward_is_played_from_the_fourth_time_on_bit_for_bit() -> None:
+    blocks = Blocks()
+    tapes = tapes_of(blocks)
+    run(tapes, blocks, 3)
+    assert tapes.played == 0
+    run(tapes, blocks, 5)
+    assert (tapes.played, tapes.refusal) == (5, None)
+    run(tapes, blocks, 3, count=4)
+    assert tapes.played == 5  # another shape is another tape
+
+
+def test_what_is_played_asks_for_every_attention() -> None:
+    blocks, step = Blocks(), Step()
+    tapes = tapes_of(blocks)
+    run(tapes, blocks, 3)
+    tapes.forward(step, *inputs())
+    assert (tapes.played, step.calls) == (1, 2)
+
+
+def test_parameters_that_change_in_place_are_seen() -> None:
+    blocks = Blocks()
+    tapes = tapes_of(blocks)
+    run(tapes, blocks, 4)
+    for parameter in blocks.parameters():
+        parameter.mul_(1.5)
+    run(tapes, blocks, 2)
+    assert tapes.played == 3
+
+
+def test_long_forwards_are_not_recorded() -> None:
+    blocks = Blocks()
+    tapes = tapes_of(blocks)
+    run(tapes, blocks, 5, count=MAX_TOKENS + 1)
+    assert tapes.played == 0 and tapes.refusal is None
+
+
+def _in_place(_blocks: Blocks, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :1] = 3.0
+    y.add_(x).mul_(2)
+    part = y[..., :2]
+    part += 1
+    return y
+
+
+HARMLESS: dict[str, Callable[[Blocks, Tensor], Tensor]] = {
+    "a number of numpy": lambda _, x: x * np.float64(0.3),
+    "writing to what the forward made": _in_place,
+    "shapes and dtypes": lambda _, x: x.view(*x.shape[:2], -1).to(torch.float64).float().contiguous() * x.dim() * len(x),
+    "several results": lambda _, x: torch.cat(
+        [x.topk(2).values, *x.split(3, dim=-1)[1:], x.max(dim=-1, keepdim=True).values], -1
+    ),
+    "numbers as an index": lambda _, x: x[:, torch.arange(x.shape[1]).flip(0)],
+    "a transposed parameter": lambda blocks, x: x @ blocks.layers[0].weight.T,
+    "a layer that does nothing": lambda _, x: F.dropout(x, training=False),
+    "a buffer": lambda blocks, x: x * blocks.kept,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_is_recorded(name: str) -> None:
+    blocks = Blocks(HARMLESS[name])
+    tapes = tapes_of(blocks)
+    run(tapes, blocks, 6)
+    assert (tapes.played, tapes.refusal) == (3, None)
+
+
+def _counting(blocks: Blocks, x: Tensor) -> Tensor:
+    blocks.number += 1
+    return x * blocks.number
+
+
+def _writing(blocks: Blocks, x: Tensor) -> Tensor:
+    blocks.kept[:1] += 1
+    return x * blocks.kept
+
+
+STEERED: dict[str, tuple[Callable[[Blocks, Tensor], Tensor], str]] = {
+    "a condition": (lambda _, x: x if x.sum() > 0 else -x, "__bool__"),
+    "a number read": (lambda _, x: x * x.sum().item(), "item"),
+    "numbers read": (lambda _, x: x * x[0, 0].tolist()[0], "tolist"),
+    "numpy": (lambda _, x: x + torch.from_numpy(x.numpy()), "numpy"),
+    "rows found": (lambda _, x: x + (x > 0).nonzero().shape[0], "nonzero"),
+    "a mask as an index": (lambda _, x: x + x[x > 0].sum(), "depends on numbers"),
+    "values told apart": (lambda _, x: x + x.round().unique().numel(), "depends on numbers"),
+    "a comparison": (lambda _, x: x * 2 if torch.equal(x, x.abs()) else x, "depends on numbers"),
+    "a tensor that is no parameter": (lambda blocks, x: x * blocks.stray, "from nowhere"),
+    "a buffer written to": (_writing, "writes to what it keeps"),
+}
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
+    twist, reason = STEERED[name]
+    blocks, other = Blocks(twist), Blocks(twist)
+    tapes = tapes_of(blocks)
+    for _ in range(5):
+        given = inputs()
+        played = tapes.forward(Step(), *given)
+        if name != "a buffer written to":  # the attempt that was broken off has written, too
+            torch.testing.assert_close(played, other(Step(), *given), rtol=0, atol=0)
+    assert tapes.played == 0
+    assert tapes.refusal is not None and reason in tapes.refusal
+
+
+def test_a_tape_that_is_out_of_date_is_found_out() -> None:
+    """A number of Python's own that changes cannot be seen when it is recorded; the proof sees it."""
+    blocks = Blocks(_counting)
+    tapes = tapes_of(blocks)
+    for _ in range(5):
+        tapes.forward(Step(), *inputs())
+    assert tapes.played == 0
+    assert tapes.refusal is not None and "other numbers" in tapes.refusal
+
+
+def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: list[int] = []
+
+    def spoilt(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        wrong.append(1)
+        return F.linear(tokens, weight, bias) * 1.01
+
+    for product, is_close in ((products.transposed, True), (spoilt, False)):
+        monkeypatch.setattr(products, "fastest", lambda weights, count, product=product: product)
+        blocks = Blocks()
+        tapes = tapes_of(blocks)
+        for _ in range(3):
+            tapes.forward(Step(), *inputs())
+        used = len(wrong)
+        given = inputs()
+        torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given))
+        assert tapes.played == 1 and len(wrong) == used
+        assert bool(wrong) is not is_close  # it was tried, and left
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_an_engine_plays_and_gives_the_bits_of_one_that_does_not(checkpoints: Checkpoints, family: str) -> None:
+    checkpoint = open_checkpoint(checkpoints(family))
+    spans = [load_span(checkpoint, Span(0, checkpoint.num_blocks), dtype=torch.float32) for _ in range(2)]
+    playing, running = (PackedEngine(span, 1 << 30) for span in spans)
+    running._tapes.refusal = "not in this test"
+    rows = [(engine.open(), engine.open()) for engine in (playing, running)]
+    for step in [(5, 2)] * 2 + [(1, 0)] * 6 + [(1, 1)] * 5 + [(3, 0), (2, 5), (1, 0), (1, 1)]:
+        hidden = torch.randn(1, sum(step), playing.hidden_size)
+        outputs = [
+            engine.step([(row, count) for row, count in zip(own, step, strict=True) if count], hidden.clone())
+            for engine, own in zip((playing, running), rows, strict=True)
+        ]
+        torch.testing.assert_close(*outputs, rtol=2e-5, atol=2e-5)  # products may be made another way
+        if sum(step) == 1:
+            assert torch.equal(*outputs)
+    assert playing._tapes.played >= 7 and playing._tapes.refusal is None
+    assert running._tapes.played == 0
