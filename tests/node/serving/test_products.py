@@ -14,33 +14,51 @@ from node.serving import products
 SIZES = st.integers(1, 40)
 
 
+@pytest.mark.parametrize("way", products.WAYS[1:])
 @hypothesis.given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.integers(0, 1 << 16))
-def test_transposed_is_linear(count: int, wide: int, narrow: int, has_bias: bool, is_strided: bool, seed: int) -> None:
+def test_every_way_is_linear(
+    way: products.Product, count: int, wide: int, narrow: int, has_bias: bool, is_strided: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
     tokens = torch.randn(1, wide, count).transpose(1, 2) if is_strided else torch.randn(1, count, wide)
     weight, bias = torch.randn(narrow, wide), torch.randn(narrow) if has_bias else None
-    made = products.transposed(tokens, weight, bias)
+    made = way(tokens, weight, bias)
     assert made.shape == (1, count, narrow)
-    torch.testing.assert_close(made, F.linear(tokens, weight, bias))
+    torch.testing.assert_close(made, F.linear(tokens, weight, bias), rtol=1e-5, atol=1e-5)
 
 
-def test_leading_axes_stay() -> None:
+@pytest.mark.parametrize("way", products.WAYS[1:])
+def test_leading_axes_stay(way: products.Product) -> None:
     tokens, weight = torch.randn(2, 3, 4, 5), torch.randn(6, 5)
-    torch.testing.assert_close(products.transposed(tokens, weight), F.linear(tokens, weight))
+    torch.testing.assert_close(way(tokens, weight), F.linear(tokens, weight))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [((1.0, 0.8), products.transposed), ((1.0, 0.95), F.linear), ((1.0, 2.0), F.linear)]
+    ("seconds", "expected"),
+    [
+        ((1.0, 0.8, 0.9), products.transposed),
+        ((1.0, 0.8, 0.5), products.onednn),
+        ((1.0, 0.95, 2.0), F.linear),
+        ((1.0, 2.0, float("inf")), F.linear),
+    ],
 )
 def test_another_way_has_to_be_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], expected: products.Product
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: products.Product
 ) -> None:
-    def pretended(product: products.Product, tokens: Tensor, weights: object) -> float:
+    def pretended(way: products.Product, tokens: Tensor, weight: Tensor) -> float:
         assert tokens.shape == (1, 8, 5)
-        return seconds[product is products.transposed]
+        return seconds[products.WAYS.index(way)]
 
     monkeypatch.setattr(products, "_seconds", pretended)
     assert products.fastest([torch.randn(7, 5)] * 3, 8) is expected
+
+
+def test_a_way_that_this_torch_lacks_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(products, "WAYS", (F.linear, missing))
+    assert products.fastest([torch.randn(7, 5)] * 3, 8) is F.linear
 
 
 def test_a_lone_token_is_multiplied_as_the_model_does_it() -> None:
