@@ -84,6 +84,10 @@ class Engine(Protocol):
         """
         ...
 
+    def practise(self) -> bool:
+        """Get faster while nobody waits: takes as long as some forwards, and changes no row. False: no more is to be won."""
+        ...
+
     def detach(self) -> None:
         """Leave the span as it was found; the engine is of no use afterwards."""
         ...

@@ -5,7 +5,7 @@ attention function registered here cuts the axis into rows, appends each row's k
 it. It has no mask function, so transformers builds no masks; windows and chunks come from the config's layer types.
 
 A model that does not call the registered function once per block would be silently wrong: every forward counts the calls.
-Forwards of few tokens are played from tapes (`tapes.py`) once they have proved right.
+Forwards of few tokens are played from tapes (`tapes.py`), which are made while nobody waits.
 
 Shapes: T tokens of the step, N query heads, G kv heads, R = N / G, D head size.
 """
@@ -25,7 +25,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from node.serving.recorder import Attending
 from node.serving.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
 from node.serving.tapes import Tapes
-from protocols.errors import ModelNotSupportedError
+from protocols.errors import CacheFullError, ModelNotSupportedError
 from swarm.models.span import SpanModule
 
 ATTENTION = "murmuration_packed"
@@ -287,6 +287,27 @@ class PackedEngine:
             row.length += count
         self.forwards += 1
         return output
+
+    @torch.inference_mode()
+    def practise(self) -> bool:
+        count = self._tapes.next_count
+        if count is None:
+            return False
+        row = self.open()
+        items = [(row, count)]
+        try:
+            self._store.reserve(items)
+            self._tapes.learn(_Step(items, self._windows), self._made_up(count, 1), self._made_up(count, 2))
+        except CacheFullError:
+            return False
+        finally:
+            self.close(row)
+        return self._tapes.next_count is not None
+
+    def _made_up(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Inputs of a forward that nobody asked for."""
+        noise = torch.randn(1, count, self.hidden_size, generator=torch.Generator().manual_seed(seed))
+        return noise.to(self.device, self.dtype), torch.arange(seed, seed + count, device=self.device)[None]
 
     def detach(self) -> None:
         """Give the span its own attention function back."""

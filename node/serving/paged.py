@@ -115,6 +115,9 @@ class PagedEngine:
             raise
         return torch.cat([part for parts in outputs for part in parts])[None]
 
+    def practise(self) -> bool:
+        return False
+
     def detach(self) -> None:
         """Nothing of the span was changed."""
 

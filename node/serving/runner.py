@@ -54,6 +54,11 @@ HERE_MS = 5.0
 """A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
 thread wait for another (`sys.getswitchinterval`)."""
 
+PRACTISE_AFTER_S = 1.0
+"""Idle for so long, the engine practises."""
+PRACTICE_S = 1.0
+"""Where one lesson takes longer, it was the last: a newcomer may have to wait for it."""
+
 Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
 
@@ -217,9 +222,24 @@ class Runner:
             self._device.release()
 
     def _loop(self) -> None:
-        while (jobs := self.scheduler.take()) is not None:
+        idle_s: float | None = PRACTISE_AFTER_S
+        while (jobs := self.scheduler.take(idle_s)) is not None:
             with self._device:
-                self._step(jobs)
+                if jobs:
+                    self._step(jobs)
+                elif not self._practise():
+                    idle_s = None
+
+    def _practise(self) -> bool:
+        """While nobody waits, the engine gets faster. True: it may go on with that."""
+        started = time.perf_counter()
+        try:
+            with computing():
+                has_more = self.engine.practise()
+        except Exception:  # nobody asked for it
+            log.exception("the engine could not practise")
+            return False
+        return has_more and time.perf_counter() - started < PRACTICE_S
 
     @torch.inference_mode()
     def _step(self, jobs: list[Job]) -> None:

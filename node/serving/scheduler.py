@@ -117,8 +117,8 @@ class Scheduler:
         self._ledger = fairness.Ledger()
         self._credit_ms = turns.LEAST_CREDIT_MS
         self._decoding: dict[HeldRows, None] = {}
-        self._free_s = 0.0
-        """When the last forward ended."""
+        self._free_s = clock()
+        """When the last forward ended; before the first one, when this began."""
         self._unpaid: list[tuple[Sequence[Job], Sequence[int], float]] = []
         """Forwards whose accounts wait, with the tokens of each job and the milliseconds."""
 
@@ -168,12 +168,18 @@ class Scheduler:
                 self._waiting.remove(job)
                 self._ready.notify()
 
-    def take(self) -> list[Job] | None:
-        """Wait for work and take the next batch: jobs with their `size` set. None once closed and empty."""
+    def take(self, idle_s: float | None = None) -> list[Job] | None:
+        """Wait for work and take the next batch: jobs with their `size` set. None once closed and empty.
+
+        idle_s: an empty batch where the last forward is over for so long, and nothing waits.
+        """
         with self._ready:
             while True:
                 while not self._waiting and not self._is_closed:
-                    if not self._ready.wait(IDLE_S if self._unpaid else None):
+                    left_s = None if idle_s is None else self._free_s + idle_s - self._clock()
+                    if left_s is not None and left_s <= 0:
+                        return []
+                    if not self._ready.wait(IDLE_S if self._unpaid else left_s):
                         self._settle_accounts()
                 if not self._waiting:
                     return None

@@ -101,6 +101,9 @@ class SerialEngine:
         pieces = zip(items, hidden[0].split(counts), places, strict=True)
         return torch.cat([self._advance(row, piece, place) for (row, _), piece, place in pieces])[None]
 
+    def practise(self) -> bool:
+        return False
+
     def detach(self) -> None:
         """Nothing of the span was changed."""
 
@@ -232,6 +235,9 @@ class RecomputeEngine:
             row.history, row.positions = history, where
         self.used_bytes += sum(counts) * self._token_bytes
         return torch.cat(outputs)[None]
+
+    def practise(self) -> bool:
+        return False
 
     def detach(self) -> None:
         """Nothing of the span was changed."""

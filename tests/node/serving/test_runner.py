@@ -228,6 +228,59 @@ def test_a_loop_that_is_gone_does_not_end_the_thread() -> None:
     asyncio.run(runner.stop())
 
 
+class Pupil(Engine):
+    """Learns three lessons; each may be held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lessons = 0
+        self.practised = threading.Event()
+
+    def practise(self) -> bool:
+        self.entered.set()
+        self.gate.wait(10)
+        self.lessons += 1
+        if self.lessons == 3:
+            self.practised.set()
+        return self.lessons < 3
+
+
+@pytest.mark.parametrize(("longest_s", "lessons"), [(60.0, 3), (0.0, 1)])
+async def test_an_engine_practises_while_nobody_waits(monkeypatch: pytest.MonkeyPatch, longest_s: float, lessons: int) -> None:
+    monkeypatch.setattr(runner_module, "PRACTISE_AFTER_S", 0.01)
+    monkeypatch.setattr(runner_module, "PRACTICE_S", longest_s)
+    engine = Pupil()
+    engine.gate.clear()
+    runner = Runner(engine)  # type: ignore[arg-type]
+    runner.start()
+    assert await asyncio.to_thread(engine.entered.wait, 10)
+    waiting = asyncio.create_task(step(rows_of(runner), torch.rand(3, WIDTH)))  # behind a lesson
+    await asyncio.sleep(0)
+    engine.gate.set()
+    assert (await waiting).shape == (3, WIDTH)
+    if lessons == 3:
+        assert await asyncio.to_thread(engine.practised.wait, 10)
+    assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
+    await runner.stop()
+    assert engine.lessons == lessons
+
+
+async def test_a_lesson_that_fails_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "PRACTISE_AFTER_S", 0.0)
+    engine = Pupil()
+
+    def fail() -> bool:
+        engine.practised.set()
+        raise RuntimeError("out of device memory, says torch")
+
+    engine.practise = fail  # type: ignore[method-assign]
+    runner = Runner(engine)  # type: ignore[arg-type]
+    runner.start()
+    assert await asyncio.to_thread(engine.practised.wait, 10)
+    assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
+    await runner.stop()
+
+
 class Whereabouts(Engine):
     """Notes which thread ran each forward."""
 

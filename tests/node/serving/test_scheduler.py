@@ -221,6 +221,20 @@ def test_close_wakes_whoever_waits_for_work() -> None:
     assert taken == [None]
 
 
+def test_whoever_wants_to_know_is_told_that_nothing_is_to_be_done() -> None:
+    now_s = [5.0]
+    scheduler = Scheduler(10, clock=lambda: now_s[0])
+    now_s[0] = 6.0
+    assert scheduler.take(idle_s=1.0) == []
+    waiting = job()
+    scheduler.submit(waiting)
+    assert scheduler.take(idle_s=1.0) == [waiting]
+    scheduler.finished([waiting], 1.0)
+    now_s[0] = 6.5
+    threading.Timer(0.05, scheduler.close).start()
+    assert scheduler.take(idle_s=1.0) is None  # not idle for long enough: it waits, until the end
+
+
 def test_jobs_of_many_threads_are_each_run_to_their_end_and_in_their_session_s_order() -> None:
     scheduler = Scheduler(16)
     finished: list[Job] = []

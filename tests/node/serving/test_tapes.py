@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from node.serving import products
 from node.serving.packed import PackedEngine
-from node.serving.tapes import MAX_TOKENS, Tapes
+from node.serving.tapes import Tapes
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
@@ -73,28 +73,38 @@ def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
     return torch.randn(1, count, SIZE), torch.randint(0, 99, (1, count))
 
 
-def run(tapes: Tapes, blocks: Blocks, times: int, count: int = 3) -> None:
-    """Every forward gives what the blocks give, in whichever way it is made."""
-    for _ in range(times):
-        given = inputs(count)
-        torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given), rtol=0, atol=0)
+def run(tapes: Tapes, blocks: Blocks, count: int = 3) -> None:
+    """A forward gives what the blocks give, in whichever way it is made."""
+    given = inputs(count)
+    torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given), rtol=0, atol=0)
 
 
-def test_a_forward_is_played_from_the_fourth_time_on_bit_for_bit() -> None:
+def test_what_was_learnt_is_played_bit_for_bit() -> None:
     blocks = Blocks()
     tapes = tapes_of(blocks)
-    run(tapes, blocks, 3)
+    run(tapes, blocks)
     assert tapes.played == 0
-    run(tapes, blocks, 5)
+    tapes.learn(Step(), inputs(), inputs())
+    for _ in range(5):
+        run(tapes, blocks)
     assert (tapes.played, tapes.refusal) == (5, None)
-    run(tapes, blocks, 3, count=4)
-    assert tapes.played == 5  # another shape is another tape
+    run(tapes, blocks, count=4)
+    assert tapes.played == 5  # another number of tokens is another tape
+
+
+def test_positions_of_another_shape_are_not_played() -> None:
+    blocks = Blocks()
+    tapes = tapes_of(blocks)
+    tapes.learn(Step(), inputs(), inputs())
+    hidden, positions = inputs()
+    tapes.forward(Step(), hidden, positions[:, :1])
+    assert tapes.played == 0
 
 
 def test_what_is_played_asks_for_every_attention() -> None:
     blocks, step = Blocks(), Step()
     tapes = tapes_of(blocks)
-    run(tapes, blocks, 3)
+    tapes.learn(Step(), inputs(), inputs())
     tapes.forward(step, *inputs())
     assert (tapes.played, step.calls) == (1, 2)
 
@@ -102,18 +112,11 @@ def test_what_is_played_asks_for_every_attention() -> None:
 def test_parameters_that_change_in_place_are_seen() -> None:
     blocks = Blocks()
     tapes = tapes_of(blocks)
-    run(tapes, blocks, 4)
+    tapes.learn(Step(), inputs(), inputs())
     for parameter in blocks.parameters():
         parameter.mul_(1.5)
-    run(tapes, blocks, 2)
-    assert tapes.played == 3
-
-
-def test_long_forwards_are_not_recorded() -> None:
-    blocks = Blocks()
-    tapes = tapes_of(blocks)
-    run(tapes, blocks, 5, count=MAX_TOKENS + 1)
-    assert tapes.played == 0 and tapes.refusal is None
+    run(tapes, blocks)
+    assert tapes.played == 1
 
 
 def _in_place(_blocks: Blocks, x: Tensor) -> Tensor:
@@ -143,8 +146,9 @@ HARMLESS: dict[str, Callable[[Blocks, Tensor], Tensor]] = {
 def test_is_recorded(name: str) -> None:
     blocks = Blocks(HARMLESS[name])
     tapes = tapes_of(blocks)
-    run(tapes, blocks, 6)
-    assert (tapes.played, tapes.refusal) == (3, None)
+    tapes.learn(Step(), inputs(), inputs())
+    run(tapes, blocks)
+    assert (tapes.played, tapes.refusal) == (1, None)
 
 
 def _counting(blocks: Blocks, x: Tensor) -> Tensor:
@@ -174,24 +178,20 @@ STEERED: dict[str, tuple[Callable[[Blocks, Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("name", STEERED)
 def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
     twist, reason = STEERED[name]
-    blocks, other = Blocks(twist), Blocks(twist)
+    blocks = Blocks(twist)
     tapes = tapes_of(blocks)
-    for _ in range(5):
-        given = inputs()
-        played = tapes.forward(Step(), *given)
-        if name != "a buffer written to":  # the attempt that was broken off has written, too
-            torch.testing.assert_close(played, other(Step(), *given), rtol=0, atol=0)
-    assert tapes.played == 0
+    tapes.learn(Step(), inputs(), inputs())
     assert tapes.refusal is not None and reason in tapes.refusal
+    assert tapes.next_count is None
+    if name != "a buffer written to":
+        run(tapes, blocks)
+    assert tapes.played == 0
 
 
 def test_a_tape_that_is_out_of_date_is_found_out() -> None:
     """A number of Python's own that changes cannot be seen when it is recorded; the proof sees it."""
-    blocks = Blocks(_counting)
-    tapes = tapes_of(blocks)
-    for _ in range(5):
-        tapes.forward(Step(), *inputs())
-    assert tapes.played == 0
+    tapes = tapes_of(Blocks(_counting))
+    tapes.learn(Step(), inputs(), inputs())
     assert tapes.refusal is not None and "other numbers" in tapes.refusal
 
 
@@ -206,8 +206,7 @@ def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytes
         monkeypatch.setattr(products, "fastest", lambda weights, count, product=product: product)
         blocks = Blocks()
         tapes = tapes_of(blocks)
-        for _ in range(3):
-            tapes.forward(Step(), *inputs())
+        tapes.learn(Step(), inputs(), inputs())
         used = len(wrong)
         given = inputs()
         torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given))
@@ -216,20 +215,27 @@ def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
-def test_an_engine_plays_and_gives_the_bits_of_one_that_does_not(checkpoints: Checkpoints, family: str) -> None:
+def test_an_engine_that_has_practised_plays(checkpoints: Checkpoints, family: str) -> None:
     checkpoint = open_checkpoint(checkpoints(family))
     spans = [load_span(checkpoint, Span(0, checkpoint.num_blocks), dtype=torch.float32) for _ in range(2)]
     playing, running = (PackedEngine(span, 1 << 30) for span in spans)
-    running._tapes.refusal = "not in this test"
+    while playing.practise():
+        pass
+    assert playing.used_bytes == 0
     rows = [(engine.open(), engine.open()) for engine in (playing, running)]
-    for step in [(5, 2)] * 2 + [(1, 0)] * 6 + [(1, 1)] * 5 + [(3, 0), (2, 5), (1, 0), (1, 1)]:
+    for step in [(5, 2), (1, 0), (1, 1), (1, 0), (0, 3), (2, 5), (1, 1), (16, 0), (17, 1), (1, 0)]:
         hidden = torch.randn(1, sum(step), playing.hidden_size)
         outputs = [
             engine.step([(row, count) for row, count in zip(own, step, strict=True) if count], hidden.clone())
             for engine, own in zip((playing, running), rows, strict=True)
         ]
         torch.testing.assert_close(*outputs, rtol=2e-5, atol=2e-5)  # products may be made another way
-        if sum(step) == 1:
-            assert torch.equal(*outputs)
-    assert playing._tapes.played >= 7 and playing._tapes.refusal is None
+    assert (playing._tapes.played, playing._tapes.refusal) == (9, None)
     assert running._tapes.played == 0
+
+
+def test_an_engine_without_memory_does_not_practise(checkpoints: Checkpoints) -> None:
+    checkpoint = open_checkpoint(checkpoints("llama"))
+    engine = PackedEngine(load_span(checkpoint, Span(0, 1), dtype=torch.float32), 0)
+    assert not engine.practise()
+    assert engine.used_bytes == 0

@@ -69,6 +69,9 @@ class ToyEngine:
         self.limit_bytes, self.used_bytes, self.forwards = limit_tokens, 0, 0
         self.batches: list[int] = []
 
+    def practise(self) -> bool:
+        return False
+
     def open(self) -> ToyRow:
         return ToyRow()
 
