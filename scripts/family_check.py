@@ -97,6 +97,10 @@ def _check(outcome: Outcome, make: Callable[[], Any], folder: Path) -> None:
     modes = {engine.mode for engine in backend.engines}
     outcome.verdict = "differs" if fault else max(modes, key=EXACT.index)
     outcome.reason = fault or _effort(backend)
+    if not outcome.remark and (
+        refusals := [refusal for engine in backend.engines if (refusal := getattr(engine, "refusal", None))]
+    ):
+        outcome.remark = f"forwards are not recorded ({refusals[0]})"
 
 
 def _reference(outcome: Outcome, make: Callable[[], Any], folder: Path) -> tuple[Any, torch.Tensor]:

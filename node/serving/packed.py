@@ -258,6 +258,11 @@ class PackedEngine:
     def limit_bytes(self) -> int:
         return self._store.limit_bytes
 
+    @property
+    def refusal(self) -> str | None:
+        """Why forwards are run and not played from tapes; None where nothing speaks against it."""
+        return self._tapes.refusal
+
     def open(self) -> PackedRow:
         return PackedRow()
 

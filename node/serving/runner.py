@@ -54,8 +54,10 @@ HERE_MS = 5.0
 """A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
 thread wait for another (`sys.getswitchinterval`)."""
 
-PRACTISE_AFTER_S = 1.0
-"""Idle for so long, the engine practises."""
+PRACTISE_AFTER_S = 0.1
+"""Idle for so long, the engine practises: nobody has a row here."""
+PRACTISE_BESIDE_S = 1.0
+"""The same where somebody has: the next token is on its way."""
 PRACTICE_S = 1.0
 """Where one lesson takes longer, it was the last: a newcomer may have to wait for it."""
 
@@ -146,6 +148,7 @@ class Runner:
         """Most steps that ever shared a forward."""
         self.step_ms = 0.0
         """Moving average of a forward's milliseconds."""
+        self._may_practise = True
         self._device = threading.Lock()
         """Held by whoever runs a batch."""
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
@@ -222,24 +225,29 @@ class Runner:
             self._device.release()
 
     def _loop(self) -> None:
-        idle_s: float | None = PRACTISE_AFTER_S
-        while (jobs := self.scheduler.take(idle_s)) is not None:
+        while (jobs := self.scheduler.take(self._practise_after_s())) is not None:
             with self._device:
                 if jobs:
                     self._step(jobs)
-                elif not self._practise():
-                    idle_s = None
+                else:
+                    self._practise()
 
-    def _practise(self) -> bool:
-        """While nobody waits, the engine gets faster. True: it may go on with that."""
+    def _practise_after_s(self) -> float | None:
+        """How long nothing must have come before the engine practises; None: it has learnt what there is."""
+        if not self._may_practise:
+            return None
+        return PRACTISE_BESIDE_S if self.engine.used_bytes else PRACTISE_AFTER_S
+
+    def _practise(self) -> None:
+        """While nobody waits, the engine gets faster."""
         started = time.perf_counter()
         try:
             with computing():
                 has_more = self.engine.practise()
         except Exception:  # nobody asked for it
             log.exception("the engine could not practise")
-            return False
-        return has_more and time.perf_counter() - started < PRACTICE_S
+            has_more = False
+        self._may_practise = has_more and time.perf_counter() - started < PRACTICE_S
 
     @torch.inference_mode()
     def _step(self, jobs: list[Job]) -> None:

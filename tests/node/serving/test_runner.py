@@ -248,6 +248,7 @@ class Pupil(Engine):
 @pytest.mark.parametrize(("longest_s", "lessons"), [(60.0, 3), (0.0, 1)])
 async def test_an_engine_practises_while_nobody_waits(monkeypatch: pytest.MonkeyPatch, longest_s: float, lessons: int) -> None:
     monkeypatch.setattr(runner_module, "PRACTISE_AFTER_S", 0.01)
+    monkeypatch.setattr(runner_module, "PRACTISE_BESIDE_S", 0.01)
     monkeypatch.setattr(runner_module, "PRACTICE_S", longest_s)
     engine = Pupil()
     engine.gate.clear()
