@@ -28,7 +28,8 @@ weights in float32, through two nodes' spans in one process: the very `load_span
 gives the same 24 tokens, for one prompt and for a batch of two of different lengths.
 
 - **packed**: all rows of all sessions on one token axis, the fastest; decodes are played from tapes unless a remark says otherwise.
-  **paged**: rows side by side, with the model's own masks. **one by one**: a row a forward. Which one serves is found out by a self-test at load (see [architecture.md](architecture.md)).
+  **paged**: rows side by side, with the model's own masks. **one by one**: a row a forward. Which one serves is found out by a
+  self-test at load (see [architecture.md](architecture.md)).
 - **refused**: the loader or the self-test says no before anything is computed, for the reason given.
 - **incomparable**: transformers alone does not run such a configuration, so there is nothing to compare with.
 - `type: form` is a form of a type, `tests: name` a configuration that the test suite uses.
