@@ -234,6 +234,19 @@ def test_an_engine_that_has_practised_plays(checkpoints: Checkpoints, family: st
     assert running._tapes.played == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_lone_token_has_the_model_s_own_bits(checkpoints: Checkpoints, dtype: torch.dtype) -> None:
+    checkpoint = open_checkpoint(checkpoints("llama"))
+    engines = [PackedEngine(load_span(checkpoint, Span(0, 2), dtype=dtype), 1 << 30) for _ in range(2)]
+    engines[0].practise()
+    rows = [engine.open() for engine in engines]
+    for count in (5, 1, 1):
+        hidden = torch.randn(1, count, engines[0].hidden_size).to(dtype)
+        outputs = [engine.step([(row, count)], hidden) for engine, row in zip(engines, rows, strict=True)]
+        assert torch.equal(*outputs)
+    assert [engine._tapes.played for engine in engines] == [2, 0]
+
+
 def test_an_engine_without_memory_does_not_practise(checkpoints: Checkpoints) -> None:
     checkpoint = open_checkpoint(checkpoints("llama"))
     engine = PackedEngine(load_span(checkpoint, Span(0, 1), dtype=torch.float32), 0)
