@@ -97,10 +97,7 @@ def _check(outcome: Outcome, make: Callable[[], Any], folder: Path) -> None:
     modes = {engine.mode for engine in backend.engines}
     outcome.verdict = "differs" if fault else max(modes, key=EXACT.index)
     outcome.reason = fault or _effort(backend)
-    if not outcome.remark and (
-        refusals := [refusal for engine in backend.engines if (refusal := getattr(engine, "refusal", None))]
-    ):
-        outcome.remark = f"forwards are not recorded ({refusals[0]})"
+    outcome.remark = outcome.remark or _unrecorded(backend)
 
 
 def _reference(outcome: Outcome, make: Callable[[], Any], folder: Path) -> tuple[Any, torch.Tensor]:
@@ -177,6 +174,12 @@ def _effort(backend: LocalBackend) -> str:
     """Said where a step costs more than its new tokens."""
     kinds = {type(engine).__name__ for engine in backend.engines}
     return "recomputes every step from the first token" if "RecomputeEngine" in kinds else ""
+
+
+def _unrecorded(backend: LocalBackend) -> str:
+    """Said where a packed engine runs its decodes instead of playing them."""
+    refusals = [engine.refusal for engine in backend.engines if engine.mode == "packed" and engine.refusal]
+    return f"forwards are not recorded ({refusals[0]})" if refusals else ""
 
 
 def _line(error: BaseException) -> str:

@@ -291,9 +291,8 @@ class Session:
     async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
         reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
         if wire is self._down.wire:
-            self._lose(
-                0, reason, self._down.epoch
-            )  # a new route may just have been chosen: its first hop is not the one that is lost
+            # a new route may just have been chosen, whose first hop is not the one that is lost
+            self._lose(0, reason, self._down.epoch)
         elif wire is self._last:
             self._lose(len(self.route) - 1, reason, self._epoch)
 

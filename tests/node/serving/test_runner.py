@@ -266,6 +266,16 @@ async def test_an_engine_practises_while_nobody_waits(monkeypatch: pytest.Monkey
     assert engine.lessons == lessons
 
 
+async def test_where_somebody_has_rows_it_waits_for_longer(runner: Runner) -> None:
+    assert runner._practise_after_s() in (runner_module.PRACTISE_AFTER_S, None)  # None: a toy has learnt all there is
+    runner._may_practise = True
+    rows = rows_of(runner)
+    await step(rows, torch.rand(3, WIDTH))
+    assert runner._practise_after_s() == runner_module.PRACTISE_BESIDE_S
+    await rows.clear()
+    assert runner._practise_after_s() in (runner_module.PRACTISE_AFTER_S, None)
+
+
 async def test_a_lesson_that_fails_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "PRACTISE_AFTER_S", 0.0)
     engine = Pupil()

@@ -215,6 +215,24 @@ def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytes
         assert bool(wrong) is not is_close  # it was tried, and left
 
 
+def test_products_that_the_model_cannot_go_on_with_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next call is a view, which the layout of another product may not allow: the tape is kept as the model has it."""
+    monkeypatch.setattr(products, "fastest", lambda weights, count: products.transposed)
+    blocks = Blocks(lambda blocks, x: blocks.layers[1](x).view(-1).view(x.shape))
+    tapes = tapes_of(blocks)
+    tapes.learn(Step(), inputs(), inputs())
+    run(tapes, blocks)
+    assert (tapes.played, tapes.refusal) == (1, None)
+
+
+def test_what_is_played_lies_together_whatever_the_products_are() -> None:
+    blocks = Blocks()
+    tapes = tapes_of(blocks)
+    tapes._forward = lambda step, hidden, positions: blocks(step, hidden, positions).transpose(1, 2).contiguous().transpose(1, 2)
+    tapes.learn(Step(), inputs(), inputs())
+    assert tapes.forward(Step(), *inputs()).is_contiguous() and tapes.played == 1
+
+
 @pytest.mark.parametrize("way", products.WAYS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
 def test_an_engine_that_has_practised_plays(
