@@ -28,7 +28,7 @@ from swarm.dht.address import PeerAddress
 log = logging.getLogger(__name__)
 
 SERVICE = "_p2p-murmuration._udp.local."
-HOW_TO_INSTALL = "pip install 'murmuration[lan]'"
+HOW_TO_INSTALL = "in the checkout, run scripts/setup, or pip install '.[lan]'"
 MAX_ADDRESSES = 8
 MAX_HEARD = 256
 """Addresses reported in all: a network that says more is not a home."""

@@ -101,7 +101,7 @@ def test_without_the_extra_the_commands_say_how_to_get_it(arguments: list[str], 
         f"main([*{arguments!r}, '--data-dir', {str(tmp_path)!r}])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2 and "pip install 'murmuration[lan]'" in result.stderr, result.stderr
+    assert result.returncode == 2 and "pip install '.[lan]'" in result.stderr, result.stderr
     assert result.stderr.count("\n") == 1
 
 
