@@ -84,7 +84,7 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
 
 def test_with_nobody_to_ask_the_way_out_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm.lan.mdns.is_installed", lambda: False)
-    with pytest.raises(ConfigError, match=r"--peer.*pip install 'murmuration\[lan\]'"):
+    with pytest.raises(ConfigError, match=r"--peer.*pip install '\.\[lan\]'"):
         FindConfig(known_peers=known.file_of(tmp_path, "public"), lan=True).check(())
     with pytest.raises(ConfigError, match="leave out --no-lan"):
         FindConfig().check(())
