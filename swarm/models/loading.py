@@ -40,7 +40,8 @@ class EndsModel:
     """A causal language model with an empty block list, and what a stand-in for the blocks has to know."""
 
     model: Any
-    """The *ForCausalLM instance: embedding, norms, head. Its configs say one block: put one module into the list."""
+    """The *ForCausalLM instance: embedding, norms, head. Its `config` is the whole model's; the configs of the modules inside say
+    one block: put one module into the list."""
     owner: nn.Module
     """The module whose `attribute` is the (empty) block list."""
     attribute: str
@@ -69,8 +70,11 @@ def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch
     """Embedding, final norm and head, as the model's own class; errors as in `load_span`."""
     with _translated(checkpoint, "the ends"):
         model = _load(checkpoint, 0, 0, dtype).to(device).eval().requires_grad_(False)
-        shorten(model, 0, 1)
         location: Location = model.swarm_location
+        whole = copy.deepcopy(model.config)
+        shorten(model, 0, 1)
+        if location.owner is not model:
+            model.config = whole  # people read this one; only the modules inside need the shortened one
         template = meta_model(checkpoint.config, 0, 1, dtype).swarm_location.blocks[0]
         tuples = returns_tuple(model, location, template)
     return EndsModel(model, location.owner, location.attribute, tuples, location.num_blocks, template)

@@ -52,6 +52,10 @@ def whole(path: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
+def values_of(config: Any) -> dict[str, Any]:
+    return {**config.to_dict(), "_name_or_path": ""}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", [*LISTED, *OTHERS])
 def test_ends_and_spans_are_the_model_bit_for_bit(checkpoints: Checkpoints, family: str) -> None:
@@ -64,9 +68,22 @@ def test_ends_and_spans_are_the_model_bit_for_bit(checkpoints: Checkpoints, fami
     spans = [load_span(checkpoint, cut, dtype=torch.float32) for cut in cuts]
     setattr(ends.owner, ends.attribute, nn.ModuleList([StandIn(ends, spans)]))
     ids = torch.randint(3, 256, (1, 14), generator=torch.Generator().manual_seed(1))
-    expected = whole(path)(ids, use_cache=False).logits
+    model = whole(path)
+    expected = model(ids, use_cache=False).logits
     assert torch.equal(ends.model(ids, use_cache=False).logits, expected)
+    assert values_of(ends.model.config) == values_of(model.config), "people read a config of one block"
     assert expected.std() > 1e-3  # a model that says nothing would pass
+
+
+def test_a_nested_text_config_stays_whole_for_people_and_says_one_block_inside(tmp_path: Path) -> None:
+    text = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, head_dim=8)
+    image = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    config = transformers.Gemma3Config(text_config=text, vision_config=image)
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    ends = load_ends(open_checkpoint(tmp_path), dtype=torch.float32)
+    people, inside = ends.model.config.text_config, ends.owner.config
+    assert people.num_hidden_layers == len(people.layer_types) == 3
+    assert inside.num_hidden_layers == len(inside.layer_types) == 1
 
 
 def test_a_span_reads_only_the_files_that_hold_its_tensors(checkpoints: Checkpoints, tmp_path: Path) -> None:
