@@ -23,10 +23,6 @@ from protocols.inference import Crop, Op, Repeat, Rows
 from swarm.client.backend import StepRequest, StepSession
 
 
-class StepPausedError(Exception):
-    """Not a failure: a session that wants to be asked again once the reply is here (see `stream.py`)."""
-
-
 class RemoteCache(Cache):  # type: ignore[misc]
     """The rows of one session. Dropping the last reference, or `close`, gives their memory back at every hop.
 
@@ -57,8 +53,6 @@ class RemoteCache(Cache):  # type: ignore[misc]
         session = self._opened()
         try:
             output = session.step(replace(request, ops=tuple(self.ops)))
-        except StepPausedError:
-            raise
         except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state
             self.close()
             raise

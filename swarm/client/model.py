@@ -22,14 +22,14 @@ from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
 from swarm.client.generation import RemoteGeneration, attach, become_remote
 from swarm.client.sampling import Sampling
-from swarm.client.stream import StreamedToken, stream
+from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
 
 
-class SwarmModelForCausalLM(RemoteGeneration):
+class SwarmModelForCausalLM(Streaming, RemoteGeneration):
     """A transformers generation model whose blocks are in a swarm. Make one with `from_pretrained`; `close` it, or let it go."""
 
     @classmethod
@@ -88,12 +88,16 @@ class SwarmModelForCausalLM(RemoteGeneration):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        **options: Any,
     ) -> AsyncIterator[StreamedToken]:
         """Continue one prompt, token by token, in the caller's loop: `async for token in model.stream("Once")`.
 
-        temperature 0 is greedy. Leaving the loop early: `aclose()` the generator, or cancel the task; the session ends with it.
+        The tokens are those of `generate` with the same settings. temperature 0 is greedy; options: further arguments of `generate` that
+        concern one sequence (`repetition_penalty`, `stop_strings`, `logits_processor`, `prompt_lookup_num_tokens`, …).
+        Leaving the loop early: `aclose()` the generator, or cancel the task; the session ends with it.
         """
-        return stream(self, prompt, max_new_tokens, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed))
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return stream(self, prompt, max_new_tokens, sampling, options)
 
     @property
     def tokenizer(self) -> Any:

@@ -1,15 +1,17 @@
-"""From logits to the next token, for streams: greedy, or temperature, top-k and top-p, in the order that `generate` uses.
+"""How a stream picks its next token: greedily, or by temperature, top-k and top-p, with a seed of its own.
 
-With a seed, a stream draws what `generate(do_sample=True)` draws after `torch.manual_seed(seed)`: same warpers, same generator.
+With a seed, a stream draws what `generate(do_sample=True)` draws after `torch.manual_seed(seed)`. Torch's generator is one for all
+threads, so a stream has its own, and draws itself (`Draw`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor
 
 from protocols.errors import BadRequestError
 
@@ -40,30 +42,32 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise BadRequestError(f"seed must be in [0, 2^63), got {self.seed}")
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
 
-class Sampler:
-    """One stream's choices; its random state is its own."""
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`."""
+        if self.is_greedy:  # None: a checkpoint's own sampling settings would be warned about
+            return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        return {"do_sample": True, "temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p}
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._is_greedy = sampling.temperature == 0
+    def draw(self) -> Draw | None:
+        """What draws this stream's tokens; None if it is greedy."""
+        return None if self.is_greedy else Draw(self.seed)
+
+
+class Draw(LogitsProcessor):  # type: ignore[misc]
+    """The last of a stream's logits processors: draws a token with a generator of its own, and leaves only that one possible."""
+
+    def __init__(self, seed: int | None) -> None:
         self._generator = torch.Generator()
-        if sampling.seed is None:
+        if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
-        warpers = []
-        if not self._is_greedy and sampling.temperature != 1:
-            warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
-        if sampling.top_k:
-            warpers.append(TopKLogitsWarper(top_k=sampling.top_k))
-        if sampling.top_p < 1:
-            warpers.append(TopPLogitsWarper(top_p=sampling.top_p))
-        self._warpers = LogitsProcessorList(warpers)
+            self._generator.manual_seed(seed)
 
-    def choose(self, logits_V: Tensor) -> int:
-        """The next token of a row whose last position has these logits."""
-        scores = logits_V.detach().float().cpu()[None]
-        if self._is_greedy:
-            return int(scores.argmax())
-        scores = self._warpers(torch.zeros(1, 0, dtype=torch.long), scores)
-        return int(torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1, generator=self._generator))
+    def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        probabilities = torch.softmax(scores_BV.cpu(), dim=-1)
+        drawn = torch.multinomial(probabilities, num_samples=1, generator=self._generator).to(scores_BV.device)
+        return torch.full_like(scores_BV, float("-inf")).scatter(1, drawn, 0.0)

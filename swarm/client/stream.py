@@ -1,25 +1,43 @@
-"""Tokens one by one for servers: an async generator that holds no thread while the swarm computes.
+"""Tokens one by one for servers: an async generator over `generate`, which runs in a thread of its own.
 
-A Hugging Face forward cannot wait in its middle. So the model's forward is run twice around each step: the first run ends where
-the blocks begin and leaves what they were to be asked; the reply is awaited; the second run gets it there and goes on to the
-logits. What runs twice is the embedding of the new tokens. Both runs are in a worker thread, never on the caller's loop.
+A Hugging Face forward cannot wait in its middle without a thread. So a stream is `generate` itself, in a thread that sleeps while the
+swarm computes: every logits processor and stopping criterion counts, and a token costs one forward. The steps run on the caller's loop,
+so that leaving the stream cancels the step under way. A stream costs about 0.25 MB (docs/log.md); a server for thousands of streams
+uses the thin client of `swarm/thin`, which needs none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from protocols.errors import BadRequestError
 from swarm.client import checks
 from swarm.client.backend import StepRequest, StepSession
-from swarm.client.cache import RemoteCache, StepPausedError
-from swarm.client.sampling import Sampler, Sampling
+from swarm.client.cache import RemoteCache
+from swarm.client.sampling import Draw, Sampling
+
+ONE_SEQUENCE: Mapping[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "use_cache": True,
+}
+"""What `generate` has to be told so that it makes one sequence and returns its ids, whatever a checkpoint's own settings say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,37 +46,9 @@ class StreamedToken:
 
     id: int
     text: str
-    """What it adds to the answer; empty while a letter is incomplete, for special tokens, and where there is no tokenizer."""
+    """What it adds to the answer; empty while a letter is incomplete, for special tokens, and if there is no tokenizer."""
     finish: str | None = None
-    """On the last token: `stop` (the model ended) or `length` (`max_new_tokens`, or the model's limit)."""
-
-
-class TwoPassSession:
-    """A step session that is asked twice for each step: the first time it notes the request, the second it has the reply."""
-
-    def __init__(self, session: StepSession) -> None:
-        self._session = session
-        self._request: StepRequest | None = None
-        self._reply: Tensor | None = None
-
-    def step(self, request: StepRequest) -> Tensor:
-        if self._reply is None:
-            self._request = request
-            raise StepPausedError
-        reply, self._reply = self._reply, None
-        return reply
-
-    async def step_async(self, request: StepRequest) -> Tensor:
-        return await self._session.step_async(request)
-
-    async def fetch(self) -> None:
-        """Send what the first pass noted, and keep the reply for the second."""
-        assert self._request is not None
-        request, self._request = self._request, None
-        self._reply = await self.step_async(request)
-
-    def close(self) -> None:
-        self._session.close()
+    """On the last token: `stop` (the model or a stopping criterion ended) or `length` (`max_new_tokens`, or the model's limit)."""
 
 
 class TextPieces:
@@ -86,39 +76,189 @@ class TextPieces:
         return text
 
 
+# --- generate's side: a thread
+
+
+class StreamLeftError(Exception):
+    """Not a failure: the reader has left the stream, and `generate` has to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    id: int
+    is_last: bool
+
+
+class _Watched(StoppingCriteriaList):  # type: ignore[misc]
+    """All stopping criteria of one `generate`; each new token is reported, and whether it is the last."""
+
+    def __init__(self, criteria: Sequence[Any], length: int, report: Callable[[_Token], None]) -> None:
+        super().__init__(criteria)
+        self._length, self._report = length, report
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        is_done: Tensor = super().__call__(input_ids, scores, **kwargs)
+        new = input_ids[0, self._length :].tolist()  # assisted decoding brings several at once
+        self._length += len(new)
+        for number, token in enumerate(new, 1):
+            self._report(_Token(token, number == len(new) and bool(is_done[0])))
+        return is_done
+
+
+class _SessionOnLoop:
+    """A step session for the thread of a stream: its steps run on the reader's loop, which may cancel them."""
+
+    def __init__(self, session: StepSession, loop: asyncio.AbstractEventLoop) -> None:
+        self._session, self._loop = session, loop
+        self._step: Future[Tensor] | None = None
+        self._is_left = False
+
+    def step(self, request: StepRequest) -> Tensor:
+        self._step = step = asyncio.run_coroutine_threadsafe(self.step_async(request), self._loop)
+        if self._is_left:  # `leave` may have come before there was a step to cancel
+            step.cancel()
+        return step.result()
+
+    async def step_async(self, request: StepRequest) -> Tensor:
+        return await self._session.step_async(request)
+
+    def leave(self) -> None:
+        """On the loop: cancel the step under way, and each that would follow."""
+        self._is_left = True
+        if self._step is not None:
+            self._step.cancel()
+
+    @property
+    def journey(self) -> Any:
+        """As of a session's own."""
+        return getattr(self._session, "journey", None)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class Streaming:
+    """Comes before a model's own class: lets a stream watch the `generate` that runs in its thread."""
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        criteria, producer = super()._get_stopping_criteria(*args, **kwargs), _producer.get()  # type: ignore[misc]
+        return criteria if producer is None else producer.watched(criteria)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        processors, producer = super()._get_logits_processor(*args, **kwargs), _producer.get()  # type: ignore[misc]
+        return processors if producer is None or producer.draw is None else LogitsProcessorList([*processors, producer.draw])
+
+
+class _Producer:
+    """`generate` of one prompt in a thread, and its tokens for a reader on a loop."""
+
+    def __init__(self, model: Any, prompt: Tensor, arguments: dict[str, Any], draw: Draw | None) -> None:
+        self._model, self._prompt, self._arguments = model, prompt, arguments
+        self.draw = draw
+        self._loop = asyncio.get_running_loop()
+        self._session = _SessionOnLoop(model.remote.backend.open(), self._loop)
+        self._tokens: asyncio.Queue[_Token | BaseException | None] = asyncio.Queue()
+        self._taken = threading.Semaphore(0)
+        self._is_left = False
+        self._ended = self._loop.create_future()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="murmuration-stream", daemon=True).start()
+
+    async def take(self) -> _Token | None:
+        """The next token; None after the last. Raises what `generate` raised."""
+        token = await self._tokens.get()
+        self._taken.release()
+        if isinstance(token, BaseException):
+            raise token
+        return token
+
+    async def leave(self) -> None:
+        """End `generate`, if it still runs, and wait until its session is closed."""
+        self._is_left = True
+        self._session.leave()
+        self._taken.release()
+        await self._ended
+
+    def watched(self, criteria: Any) -> _Watched:
+        """In the thread: `criteria`, which report to the reader."""
+        return _Watched(criteria, self._prompt.shape[1], self._report)
+
+    def _report(self, token: _Token) -> None:
+        self._post(token)
+        self._taken.acquire()  # one token ahead of the reader, and no more: a reader that pauses costs nothing
+        if self._is_left:
+            raise StreamLeftError
+
+    def _run(self) -> None:
+        _producer.set(self)  # this thread has a context of its own
+        cache = RemoteCache(lambda: self._session)
+        end: BaseException | None = None
+        try:
+            with torch.no_grad():
+                self._model.generate(self._prompt, **self._arguments, **_cache_argument(self._model, cache))
+        except BaseException as error:  # the reader raises it
+            end = error
+        finally:
+            cache.close()
+            self._session.close()
+            self._post(end)
+
+    def _post(self, token: _Token | BaseException | None) -> None:
+        def put() -> None:
+            self._tokens.put_nowait(token)
+            if not isinstance(token, _Token) and not self._ended.done():
+                self._ended.set_result(None)
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(put)
+
+
+_producer: ContextVar[_Producer | None] = ContextVar("murmuration_stream", default=None)
+
+
+def _cache_argument(model: Any, cache: RemoteCache) -> dict[str, Any]:
+    """Families without a cache bring all tokens at every step, each in a session of its own."""
+    return {} if model.remote.cache_key is None else {model.remote.cache_key: cache}
+
+
+# --- the reader's side: a coroutine
+
+
 async def stream(
-    model: Any, prompt: str | Sequence[int] | Tensor, max_new_tokens: int, sampling: Sampling
+    model: Any, prompt: str | Sequence[int] | Tensor, max_new_tokens: int, sampling: Sampling, options: dict[str, Any]
 ) -> AsyncIterator[StreamedToken]:
     """Continue `prompt` token by token; the session ends with the generator, however it ends.
 
-    Stops at an end token of the model's generation config, after `max_new_tokens`, or at the model's limit.
+    options: further arguments of `generate`. Stops as `generate` does, and at the model's limit.
     """
-    if max_new_tokens < 1:
-        raise BadRequestError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    _check_options(max_new_tokens, options)
     ids, tokenizer = await asyncio.to_thread(_prepared, model, prompt)
     limit = model.remote.max_positions
-    length = ids.shape[1]
-    left = max_new_tokens if limit is None else min(max_new_tokens, limit - length + 1)
-    ends = _end_tokens(model.generation_config)
-    session = TwoPassSession(model.remote.backend.open())
-    cache = RemoteCache(lambda: session)
-    sampler, pieces = Sampler(sampling), TextPieces(tokenizer)
+    most = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1] + 1)
+    arguments = {**ONE_SEQUENCE, **sampling.arguments(), "tokenizer": tokenizer, **options, "max_new_tokens": most}
+    if "attention_mask" in inspect.signature(model.forward).parameters:
+        arguments["attention_mask"] = torch.ones_like(ids)  # all tokens of a prompt are real, the pad token too
+    producer, pieces = _Producer(model, ids, arguments, sampling.draw()), TextPieces(tokenizer)
+    producer.start()
     try:
-        while left:
-            if model.remote.cache_key is not None:
-                await asyncio.to_thread(_first_pass, model, ids, cache)
-                await session.fetch()
-            token = await asyncio.to_thread(_last_pass, model, ids, cache, sampler)
-            left -= 1
-            finish = "stop" if token in ends else None if left else "length"
-            yield StreamedToken(id=token, text=pieces.add(token, finish is not None), finish=finish)
-            if finish:
-                return
-            new = torch.tensor([[token]], device=ids.device)
-            ids = new if model.remote.cache_key is not None else torch.cat([ids, new], dim=1)
+        number = 0
+        while (token := await producer.take()) is not None:
+            number += 1
+            finish = None if not token.is_last else "length" if number == most and not _is_end(model, token.id) else "stop"
+            yield StreamedToken(id=token.id, text=pieces.add(token.id, token.is_last), finish=finish)
     finally:
-        cache.close()
-        session.close()
+        await producer.leave()
+
+
+def _check_options(max_new_tokens: int, options: Mapping[str, Any]) -> None:
+    if max_new_tokens < 1:
+        raise BadRequestError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    for name in (*ONE_SEQUENCE, "streamer", "past_key_values", "cache_params", "generation_config", "inputs_embeds"):
+        if name in options and options[name] != ONE_SEQUENCE.get(name):
+            raise BadRequestError(
+                f"a stream is one sequence, token by token, in a session of its own; it takes no {name}: call generate for that"
+            )
 
 
 def _prepared(model: Any, prompt: str | Sequence[int] | Tensor) -> tuple[Tensor, Any]:
@@ -135,26 +275,6 @@ def _prepared(model: Any, prompt: str | Sequence[int] | Tensor) -> tuple[Tensor,
     return ids, tokenizer
 
 
-def _end_tokens(generation_config: Any) -> frozenset[int]:
-    ends = generation_config.eos_token_id
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
-
-
-def _forward(model: Any, ids: Tensor, cache: RemoteCache) -> Any:
-    options: dict[str, Any] = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    if model.remote.cache_key is not None:  # else a session for every step, which brings all tokens, in this thread
-        options |= {"use_cache": True, model.remote.cache_key: cache}
-    with torch.no_grad():
-        return model(input_ids=ids, **options)
-
-
-def _first_pass(model: Any, ids: Tensor, cache: RemoteCache) -> None:
-    try:
-        _forward(model, ids, cache)
-    except StepPausedError:
-        return
-    raise AssertionError("the model's forward did not reach its blocks")
-
-
-def _last_pass(model: Any, ids: Tensor, cache: RemoteCache, sampler: Sampler) -> int:
-    return sampler.choose(_forward(model, ids, cache).logits[0, -1])
+def _is_end(model: Any, token: int) -> bool:
+    ends = model.generation_config.eos_token_id
+    return ends is not None and token in ([ends] if isinstance(ends, int) else ends)

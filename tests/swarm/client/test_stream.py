@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -134,3 +136,111 @@ def test_pieces_of_text_hold_back_unfinished_letters() -> None:
     ids = tokenizer(text).input_ids
     shown = [pieces.add(token, index == len(ids) - 1) for index, token in enumerate(ids)]
     assert "".join(shown) == text and "" in shown and not any("�" in piece for piece in shown)
+
+
+@contextmanager
+def told(*models: Any, **settings: Any) -> Iterator[None]:
+    """Inside, the models' checkpoints say so."""
+    kept = [model.generation_config for model in models]
+    for model in models:
+        model.generation_config = copy.deepcopy(model.generation_config)
+        model.generation_config.update(**settings)
+    try:
+        yield
+    finally:
+        for model, before in zip(models, kept, strict=True):
+            model.generation_config = before
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "repetition": {"repetition_penalty": 1.6},
+    "suppressed": {"suppress_tokens": [7, 11, 13, *range(100, 160)], "begin_suppress_tokens": [3, 4, 5]},
+    "at least": {"min_new_tokens": 9},
+    "no repeats": {"no_repeat_ngram_size": 2},
+    "bad words": {"bad_words_ids": [[20], [21, 22]]},
+    "forced end": {"forced_eos_token_id": 9},
+    "sequence bias": {"sequence_bias": [[[30], 4.0]]},
+    "min p": {"min_p": 0.05, "typical_p": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.2, "top_k": 30, "seed": 5}], ids=["greedy", "sampled"])
+async def test_a_stream_obeys_every_setting_of_the_checkpoint(
+    name: str, options: dict[str, Any], pair: Callable[[str], Any]
+) -> None:
+    theirs, ours, _backend = pair("llama")
+    with told(theirs, ours, eos_token_id=None):
+        plain = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)[0, 11:].tolist()
+    with told(theirs, ours, eos_token_id=plain[3], **SETTINGS[name]):
+        got = [token async for token in ours.stream(PROMPT, max_new_tokens=12, **options)]
+        torch.manual_seed(5)
+        asked = {"top_k": 30, "temperature": 1.2, "top_p": 1.0, "do_sample": True} if options else {"do_sample": False}
+        expected = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=12, **asked)[0, 11:].tolist()
+    assert [token.id for token in got] == expected and (options or expected != plain)
+    assert [token.finish for token in got] == [None] * (len(got) - 1) + ["stop" if expected[-1] == plain[3] else "length"]
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}, {"use_cache": False},
+                                      {"return_dict_in_generate": True, "output_scores": True}], ids=str)  # fmt: skip
+async def test_a_checkpoint_that_asks_for_other_than_one_sequence_is_streamed_greedily(
+    settings: dict[str, Any], pair: Callable[[str], Any]
+) -> None:
+    theirs, ours, _backend = pair("llama")
+    with told(ours, **settings):
+        got = [token.id async for token in ours.stream(PROMPT, max_new_tokens=8)]
+    assert got == theirs.generate(torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False)[0, 11:].tolist()
+
+
+async def test_a_token_costs_one_forward_of_the_model(pair: Callable[[str], Any]) -> None:
+    _theirs, ours, backend = pair("llama")
+    embedded: list[int] = []
+    hook = ours.get_input_embeddings().register_forward_hook(lambda module, args, out: embedded.append(args[0].numel()))
+    try:
+        with told(ours, eos_token_id=None):
+            tokens = [token async for token in ours.stream(PROMPT, max_new_tokens=6)]
+    finally:
+        hook.remove()
+    assert embedded == [11, 1, 1, 1, 1, 1] and len(tokens) == len(backend.calls) == 6
+
+
+async def test_a_stream_takes_what_generate_takes(pair: Callable[[str], Any]) -> None:
+    """Stop strings end it with `stop`; guesses bring the same tokens in fewer steps; what is not one sequence is refused by name."""
+    theirs, ours, backend = pair("llama")
+    ours.__dict__["swarm_tokenizer"] = tokenizer = byte_tokenizer()
+    try:
+        with told(theirs, ours, eos_token_id=None):
+            expected = theirs.generate(torch.tensor([PROMPT * 3]), max_new_tokens=30, do_sample=False)[0, 33:].tolist()
+            guessed = [token.id async for token in ours.stream(PROMPT * 3, max_new_tokens=30, prompt_lookup_num_tokens=4)]
+            num_steps = len(backend.calls)
+            stop = next(text for token in expected if "�" not in (text := tokenizer.decode([token])))
+            stopped = [token async for token in ours.stream(PROMPT * 3, max_new_tokens=30, stop_strings=[stop])]
+    finally:
+        del ours.__dict__["swarm_tokenizer"]
+    assert guessed == expected and num_steps < 30
+    assert [token.id for token in stopped] == expected[: len(stopped)] and len(stopped) < 30
+    assert stopped[-1].finish == "stop"
+    with pytest.raises(BadRequestError, match="num_beams"):
+        await anext(ours.stream(PROMPT, num_beams=2))
+
+
+async def test_a_reader_that_pauses_is_not_run_ahead_of(pair: Callable[[str], Any]) -> None:
+    _theirs, ours, backend = pair("llama")
+    with told(ours, eos_token_id=None):
+        stream = ours.stream(PROMPT, max_new_tokens=50)
+        for _ in range(3):
+            await anext(stream)
+        all_others = [token async for token in ours.stream(PROMPT, max_new_tokens=50)]  # time enough for the first one's 50, too
+        assert len(all_others) == 50 and len(backend.calls) <= 50 + 3 + 1
+        await stream.aclose()
+    assert backend.num_closed == 2
+
+
+async def test_seeded_streams_side_by_side_draw_each_their_own(pair: Callable[[str], Any]) -> None:
+    _theirs, ours, _backend = pair("llama")
+
+    async def collect(seed: int) -> list[int]:
+        return [token.id async for token in ours.stream(PROMPT, max_new_tokens=10, temperature=1.0, seed=seed)]
+
+    alone = [await collect(seed) for seed in range(4)]
+    assert await asyncio.gather(*map(collect, range(4))) == alone and alone[0] != alone[1]
