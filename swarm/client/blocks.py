@@ -23,6 +23,8 @@ from protocols.errors import BadRequestError, InternalError
 from protocols.inference import WANT_ALL
 from swarm.client.backend import BLOCKS, Form, StepRequest, StepSession
 from swarm.client.cache import RemoteCache
+from swarm.client.gradients import without_gradients
+from swarm.client.refusals import INNER
 from swarm.models.stand_in import StandIn
 
 
@@ -62,9 +64,7 @@ class RemoteBlocks(StandIn):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         plan = _plan.get()
         if plan is None:
-            raise BadRequestError(
-                "the inner model cannot be called by itself; call the model, with output_hidden_states=True for the last hidden state"
-            )
+            raise BadRequestError(f"{INNER}, with output_hidden_states=True for the last hidden state")
         output = carry(plan, hidden_states, self.open_session)
         return (output, None) if self.returns_tuple else output
 
@@ -73,7 +73,11 @@ def carry(
     plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], form: Form = BLOCKS, width: int = 0
 ) -> Tensor:
     """One step: [B, q, …] in, as `form` says; [B, q, width] out (the width of the input where that is 0), zeros where nothing was
-    wanted or a column is padding."""
+    wanted or a column is padding. No gradient passes."""
+    return without_gradients(_carried(plan, tokens_BqX.detach(), open_session, form, width))
+
+
+def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], form: Form, width: int) -> Tensor:
     size, columns = tokens_BqX.shape[:2]
     width = width or tokens_BqX.shape[-1]
     dtype = torch.float32 if form.result == "logits" else tokens_BqX.dtype

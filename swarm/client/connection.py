@@ -19,7 +19,7 @@ from torch import Tensor
 
 from protocols import compression
 from protocols.defaults import PATIENCE_S
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, shown
 from protocols.ids import ModelId
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
@@ -63,10 +63,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype != "auto" and str(self.dtype).removeprefix("torch.") not in DTYPES:
             raise BadRequestError(f"dtype must be auto, {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.patience_s < 0:
-            raise BadRequestError(f"patience_s must not be negative, got {self.patience_s}")
-        if not -100 <= self.priority <= 0:
-            raise BadRequestError(f"priority is from -100 to 0, got {self.priority}")
+        if not (isinstance(self.swarm, str) and 1 <= len(self.swarm) <= 64 and self.swarm.isprintable()):
+            raise BadRequestError(f"swarm is a name of 1 to 64 printable letters, got {shown(self.swarm)}")
+        if not (isinstance(self.patience_s, int | float) and self.patience_s >= 0):
+            raise BadRequestError(f"patience_s is a number of seconds and not negative, got {shown(self.patience_s)}")
+        if not (isinstance(self.priority, int) and -100 <= self.priority <= 0):
+            raise BadRequestError(f"priority is an integer from -100 to 0, got {shown(self.priority)}")
 
     @property
     def data_dir(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
@@ -24,6 +24,7 @@ from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
 from swarm.client.hidden_states import LastHiddenState, noted, remember_output
+from swarm.client.holdings import Holdings
 from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.stand_in import replace_blocks
@@ -50,8 +51,8 @@ class Remote:
     """The checkpoint's directory, for its tokenizer."""
 
 
-class RemoteGeneration:
-    """Comes before the model's own class; `remote` is set by `attach`."""
+class RemoteGeneration(Holdings):
+    """Comes before the model's own class; `remote` is set by `become_remote`."""
 
     remote: Remote
 
@@ -227,11 +228,6 @@ class RemoteGeneration:
         if mask is not None and cache is None:
             checks.check_mask(mask, size, columns, 0, None)
             checks.check_prompt_mask(mask)
-
-    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise BadRequestError(
-            "generate_batch batches on this machine; the swarm batches by itself: call generate for each prompt, from threads if you like"
-        )
 
 
 # --- making such a model

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from protocols.defaults import PATIENCE_S
 from protocols.errors import CheckpointError
-from swarm.client import connection
+from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
 from swarm.client.generation import RemoteGeneration, attach, become_remote
@@ -37,24 +37,25 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         cls,
         model: str | Path,
         *,
-        peers: Sequence[str] = (),
+        peers: str | Sequence[str] = (),
         swarm: str = "public",
         dtype: str | torch.dtype = "auto",
-        device: str = "cpu",
+        device: str | int | torch.device = "cpu",
         patience_s: float = PATIENCE_S,
         priority: int = 0,
         model_name: str | None = None,
         cache_dir: str | Path | None = None,
         find: FindConfig | None = None,
         thin: bool = False,
+        **others: Any,
     ) -> Any:
         """Load the ends of `model` and find its blocks; with `thin`, load nothing.
 
         model: a directory in Hugging Face form, a name that the swarm serves (NAME@DIGEST chooses among weights; config, tokenizer
         and ends then come from peers), or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
         unless `model_name` says otherwise.
-        peers: multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints); none = the last known ones, then
-        neighbours on the local network, where the extra `lan` is installed.
+        peers: one or several multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints); none = the last known
+        ones, then neighbours on the local network, if the extra `lan` is installed.
         find: whom to ask where no peer answers, if not as just said.
         dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
         cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
@@ -62,19 +63,24 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
         priority: 0, or down to -100; the lower, the more device time others get where nodes are busy.
+        device: of embedding and head; blocks are on their nodes' devices.
+        others: what transformers and Petals call otherwise (`torch_dtype`, `device_map`, `initial_peers`), or what asks for nothing
+        else than happens here; everything else raises BadRequestError, which says what to use (`arguments.py`).
 
-        Raises ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer answers),
-        NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
+        Raises BadRequestError (arguments), ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer
+        answers), NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
         """
+        chosen = arguments.settled({"peers": peers, "dtype": dtype, "device": device}, others, cls.from_pretrained)
+        where = torch.device("cpu") if thin else arguments.device_of(chosen["device"])
         settings = connection.Settings(
-            peers=tuple(peers), swarm=swarm, dtype=dtype, patience_s=patience_s, priority=priority,
-            model_name=model_name, cache_dir=cache_dir, find=find,
+            peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", patience_s=patience_s,
+            priority=priority, model_name=model_name, cache_dir=cache_dir, find=find,
         )  # fmt: skip
-        checkpoint, backend = (connection.connect_thin if thin else connection.connect)(model, settings)
+        checkpoint, backend = (connection.connect_thin if thin else connection.connect)(arguments.model_of(model), settings)
         try:
             if thin:
                 return build_thin(checkpoint, backend, SwarmModelForCausalLM)
-            return build(load_ends(checkpoint, dtype=backend.dtype, device=device), checkpoint, backend)
+            return build(load_ends(checkpoint, dtype=backend.dtype, device=where), checkpoint, backend)
         except BaseException:
             backend.close()
             raise

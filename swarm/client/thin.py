@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from protocols.errors import BadRequestError
 from swarm.client.backend import EMBEDS, IDS, Backend
 from swarm.client.blocks import StepPlan, carry
 from swarm.client.generation import RemoteGeneration, become_remote
+from swarm.client.refusals import REFUSED_IF_THIN, refuse_calls, refuses
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.skeleton import meta_model
 
@@ -42,6 +43,7 @@ class ThinOutput(ModelOutput):  # type: ignore[misc]
     cache_params: Any = None
 
 
+@refuses(REFUSED_IF_THIN)
 class ThinGeneration(RemoteGeneration):
     """Comes before the model's own class, in place of RemoteGeneration."""
 
@@ -80,23 +82,9 @@ class ThinGeneration(RemoteGeneration):
         """Compute dtype of every hop. Logits come as float32."""
         return self.remote.backend.dtype
 
-    def get_input_embeddings(self) -> NoReturn:
-        raise _no_weights("get_input_embeddings")
-
-    def get_output_embeddings(self) -> NoReturn:
-        raise _no_weights("get_output_embeddings")
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise _no_weights("resize_token_embeddings")
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise _no_weights("save_pretrained")
-
-
-def _no_weights(what: str) -> BadRequestError:
-    return BadRequestError(
-        f"a thin model holds no weights, so {what} has nothing to work on; load it without thin=True for the ends"
-    )
+    def __repr__(self) -> str:
+        """Without the modules inside: those describe themselves by weights that are not here."""
+        return f"{type(self).__name__}({self.remote.num_blocks} blocks, embedding and head of {self.remote.backend.model.name} in a swarm)"
 
 
 def build_thin(checkpoint: Checkpoint, backend: Backend, *mixins: type) -> Any:
@@ -104,6 +92,8 @@ def build_thin(checkpoint: Checkpoint, backend: Backend, *mixins: type) -> Any:
     model = meta_model(checkpoint.config, 0, 0, backend.dtype)
     for module in model.modules():
         _empty(module)
+    inside = [module for module in model.modules() if module is not model]
+    refuse_calls(inside, ", which gives logits; for hidden states, load it without thin=True")
     num_blocks = model.swarm_location.num_blocks
     become_remote(model, (ThinGeneration, *mixins), checkpoint, backend, num_blocks, checkpoint.vocab_size)
     return model.eval()

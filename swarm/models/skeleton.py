@@ -99,6 +99,14 @@ def meta_model(config: Any, start: int, stop: int, dtype: torch.dtype) -> Any:
         return cls._from_config(copy.deepcopy(causal_config(config)), dtype=dtype)
 
 
+def whole_model(config: Any) -> Any:
+    """Every block, embedding and head without memory, from the config of a causal model: something to count."""
+    own = copy.deepcopy(config)
+    own._attn_implementation_internal = None  # that of a model without blocks suits no constructor
+    with building(), torch.device("meta"):
+        return model_class(own)._from_config(own)
+
+
 def shorten(model: Any, start: int, stop: int) -> None:
     """Make the configs inside a loaded, pruned model describe a model of blocks [start, stop) (or any single block), so that
     transformers' caches, masks and loops count as many as there are. A second call changes nothing."""

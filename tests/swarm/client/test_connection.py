@@ -61,7 +61,7 @@ def line(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     path, data_dir, loop = checkpoint("llama"), tmp_path_factory.mktemp("data"), BackgroundLoop()
     first, address = loop.run(start(path, Span(0, 2), (), data_dir))
     second, _ = loop.run(start(path, Span(2, 5), (address,), data_dir))
-    yield Line(path, address, dict(peers=[address], cache_dir=data_dir / "digests", patience_s=20))
+    yield Line(path, address, dict(peers=address, cache_dir=data_dir / "digests", patience_s=20))
 
     async def stop() -> None:
         for task in (first, second):

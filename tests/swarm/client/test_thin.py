@@ -138,17 +138,23 @@ async def test_a_stream_in_the_callers_loop(thin_pair: Callable[[str], Pair]) ->
 def test_it_holds_no_tensor_and_says_what_needs_one(thin_pair: Callable[[str], Pair], tmp_path: Path) -> None:
     theirs, ours, _backend = thin_pair("llama")
     assert type(ours).__name__ == "LlamaForCausalLM" and isinstance(ours, type(theirs))
-    assert not list(ours.parameters()) and not list(ours.buffers()) and not ours.state_dict()
+    assert not list(ours.parameters()) and not list(ours.buffers())
     assert ours.device == torch.device("cpu") and ours.dtype == torch.float32 and ours.to("cpu") is ours
     assert ours.config.num_hidden_layers == theirs.config.num_hidden_layers
+    assert repr(ours) == "LlamaForCausalLM(5 blocks, embedding and head of ideal in a swarm)"
     for use in (
         ours.get_input_embeddings,
         ours.get_output_embeddings,
+        lambda: ours.set_input_embeddings(torch.nn.Embedding(9, 64)),
         lambda: ours.resize_token_embeddings(9),
-        lambda: ours.save_pretrained(tmp_path),
     ):
         with pytest.raises(BadRequestError, match=r"holds no weights.*without thin=True"):
             use()
+    with pytest.raises(BadRequestError, match="only a whole model can be saved"):
+        ours.save_pretrained(tmp_path)
+    for part in (ours.base_model, ours.get_decoder(), ours.lm_head):
+        with pytest.raises(BadRequestError, match=r"the inner model cannot be called by itself; call the model"):
+            part(PROMPT)
     with pytest.raises(BadRequestError, match="output_hidden_states"):
         ours(PROMPT, output_hidden_states=True)
     with pytest.raises(BadRequestError, match="attentions are not here"):
