@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.inference import WANT_ALL
-from swarm.client import checks, padding
+from swarm.client import checks, contract, padding
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
@@ -30,9 +31,6 @@ from swarm.models.checkpoint import Checkpoint
 from swarm.models.stand_in import replace_blocks
 
 _guessing: ContextVar[bool] = ContextVar("murmuration_guessing", default=False)
-
-SPECULATION = ("prompt_lookup_num_tokens", "assistant_model", "assistant_early_exit")
-"""Arguments of `generate` that make it guess, and take wrong guesses back."""
 
 _opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_caches", default=None)
 
@@ -62,6 +60,8 @@ class RemoteGeneration(Holdings):
         """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent."""
         trace.mark("called", trace.NOBODY, -1)
         key, use_cache = self.remote.cache_key, kwargs.pop("use_cache", None)
+        for name in ("tokenizer", "assistant_tokenizer"):  # `generate` hands on what was meant for its stopping criteria
+            kwargs.pop(name, None)
         cache = self._checked_cache(kwargs.pop(key or "past_key_values", None))
         if key and cache is None and (self._default("use_cache", True) if use_cache is None else use_cache):
             cache = self.new_cache()
@@ -143,6 +143,9 @@ class RemoteGeneration(Holdings):
         self._check_room(generation_config, model_kwargs.get("attention_mask"), max_cache_length)
         key = self.remote.cache_key
         cache = self._checked_cache(model_kwargs.get(key or "past_key_values"))
+        is_guessing = generation_mode == GenerationMode.ASSISTED_GENERATION
+        contract.check_use_cache(generation_config, cache is not None, is_guessing)
+        contract.say_what_is_ignored(generation_config)
         if cache is not None:
             cache._is_user_defined = True
         elif key and generation_config.use_cache is not False:
@@ -150,6 +153,24 @@ class RemoteGeneration(Holdings):
             opened = _opened.get()
             if opened is not None:
                 opened.append(cache)
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """transformers merges here what the call and the checkpoint say."""
+        settings, arguments = super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+        contract.without_unread_outputs(settings, arguments)
+        return settings, arguments
+
+    def _validate_generation_mode(self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any) -> None:
+        """transformers asks here whether this model can decode as the settings say."""
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            checks.check_rewindable(self.config, bool(self._is_stateful))  # type: ignore[attr-defined]
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # type: ignore[misc]
+
+    def _get_stopping_criteria(self, generation_config: Any, stopping_criteria: Any, tokenizer: Any = None) -> Any:
+        """As transformers', which asks the caller for a tokenizer where there are stop strings; the model's own does here."""
+        if tokenizer is None and generation_config.stop_strings is not None:
+            tokenizer = self.tokenizer_if_any()  # type: ignore[attr-defined]
+        return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer)  # type: ignore[misc]
 
     def only_new(self, input_ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `prepare_inputs_for_generation` that feed only what the cache does not hold.
@@ -218,8 +239,6 @@ class RemoteGeneration(Holdings):
             raise BadRequestError(
                 "cache_implementation='paged' batches on this machine; the swarm batches by itself: leave it out"
             )
-        if any(given.get(name) is not None for name in SPECULATION):
-            checks.check_rewindable(self.config, bool(self._is_stateful))  # type: ignore[attr-defined]
         cache = self._checked_cache(given.get(self.remote.cache_key or "past_key_values"))
         ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
         if ids is None and embeds is None:
@@ -268,8 +287,9 @@ def become_remote(
         cache_key=cache_key(base),
         path=checkpoint.path,
     )
-    if (checkpoint.path / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    settings = contract.read_settings(checkpoint)
+    if settings is not None:
+        model.generation_config = settings
     model.name_or_path = model.config._name_or_path = str(checkpoint.path)
     model.__dict__["swarm_finalizer"] = weakref.finalize(model, backend.close)
 
