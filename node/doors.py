@@ -1,6 +1,6 @@
 """The node's handlers: the server must listen before a span can be chosen, and a node that moves holds two spans for a while.
 
-A session goes to the host of the span that its route names for this hop.
+A session goes to the host of the span that its route names for this hop, or else to one whose span holds it.
 """
 
 from __future__ import annotations
@@ -41,4 +41,5 @@ class Doors:
     def _hops_for(self, opening: Open | Attach) -> Hops:
         route = opening.grant.route
         wanted = route[opening.index if isinstance(opening, Open) else -1].span
-        return self._hosts.get(wanted, self._any_host()).hops  # another span's host says what is served here instead
+        around = next((host for span, host in self._hosts.items() if wanted.is_within(span)), None)
+        return (self._hosts.get(wanted) or around or self._any_host()).hops  # any host says what is served here instead

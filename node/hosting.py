@@ -20,7 +20,8 @@ from node.serving.host import Host
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
 from swarm.models.checkpoint import Checkpoint
-from swarm.models.loading import load_ends, load_span
+from swarm.models.loading import load_ends, load_parts
+from swarm.models.parts import SpanParts
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 
 KV_SHARE = 0.8
@@ -46,7 +47,7 @@ class HostMaker:
         of_ends = await asyncio.to_thread(ends_bytes, self.checkpoint, self._kind)
         with_ends, reason = self._wants_ends(span, free_bytes, of_ends)
         await self.source.fetch(span, with_ends)
-        engine = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
+        engine, parts = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
         self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
         ends = await self._take_ends() if with_ends else None
         if ends is None and with_ends:
@@ -58,6 +59,7 @@ class HostMaker:
             kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, self._kind),
             max_positions=self.checkpoint.max_positions,
             ends=ends,
+            make_part=lambda part, limit_bytes: choose_engine(parts.cut(part), limit_bytes),
         )
 
     @property
@@ -78,9 +80,10 @@ class HostMaker:
             self.on_event(Event("warning", str(error)))
             return None
 
-    def _load(self, span: Span, free_bytes: int) -> Engine:
-        module = load_span(self.checkpoint, span, dtype=self._kind, device=self.device)
-        return choose_engine(module, int((free_bytes - span_bytes(self.checkpoint, span, self._kind)) * KV_SHARE))
+    def _load(self, span: Span, free_bytes: int) -> tuple[Engine, SpanParts]:
+        module, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device)
+        limit_bytes = int((free_bytes - span_bytes(self.checkpoint, span, self._kind)) * KV_SHARE)
+        return choose_engine(module, limit_bytes), parts
 
     def _load_ends(self) -> Ends:
         return choose_ends(load_ends(self.checkpoint, dtype=self._kind, device=self.device), self.checkpoint.vocab_size)

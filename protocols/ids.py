@@ -107,6 +107,10 @@ class Span:
     def __str__(self) -> str:
         return f"{self.start}:{self.stop}"
 
+    def is_within(self, other: Span) -> bool:
+        """Are all of these blocks among the other's?"""
+        return other.start <= self.start and self.stop <= other.stop
+
     def __contains__(self, block: int) -> bool:
         return self.start <= block < self.stop
 

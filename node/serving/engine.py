@@ -53,8 +53,8 @@ class Engine(Protocol):
         """Memory that rows hold now; 0 when all are closed."""
         ...
 
-    @property
-    def limit_bytes(self) -> int: ...
+    limit_bytes: int
+    """Memory that rows may hold; it may be set anew between steps."""
 
     def open(self) -> Any:
         """A new, empty Row; takes no memory yet."""

@@ -13,8 +13,11 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from node.serving.runner import Runner, SessionRows
+from node.serving.part_engines import MakePart
+from node.serving.runner import Runner
+from node.serving.session_rows import SessionRows
 from protocols.errors import DrainingError
+from protocols.ids import Span
 from protocols.inference import Grant
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
@@ -51,12 +54,16 @@ class Host:
         max_positions: int | None = None,
         limits: HopLimits | None = None,
         ends: Ends | None = None,
+        make_part: MakePart | None = None,
     ) -> None:
-        """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.ends` says the same."""
+        """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.ends` says the same.
+
+        make_part: an engine of some of the blocks; None = routes can have all of them only.
+        """
         assert served.ends == (ends is not None)
         self.served = served
         self.engine = engine
-        self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends)
+        self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part)
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits = limits or HopLimits()
         self._hops: Hops | None = None
@@ -87,7 +94,8 @@ class Host:
 
     def load(self) -> Load:
         """For the record."""
-        free = max(0, self.engine.limit_bytes - self.engine.used_bytes) // self._kv_bytes_per_token
+        engines = self.runner.engines
+        free = max(0, engines.limit_bytes - engines.used_bytes) // self._kv_bytes_per_token
         num_sessions = 0 if self._hops is None else len(self._hops)
         return Load(free_tokens=free, queue=len(self.runner.scheduler), step_ms=self.runner.step_ms, num_sessions=num_sessions)
 
@@ -98,5 +106,6 @@ class Host:
             raise DrainingError("this peer is still starting: try another one, or again in a moment")
         return self._hops
 
-    def _rows(self, grant: Grant) -> SessionRows:
-        return SessionRows(self.runner, grant.session, grant.client, len(grant.route))
+    def _rows(self, grant: Grant, blocks: Span) -> SessionRows:
+        part = None if blocks == self.served.span else blocks
+        return SessionRows(self.runner, grant.session, grant.client, len(grant.route), part)

@@ -258,6 +258,10 @@ class PackedEngine:
     def limit_bytes(self) -> int:
         return self._store.limit_bytes
 
+    @limit_bytes.setter
+    def limit_bytes(self, limit_bytes: int) -> None:
+        self._store.limit_bytes = limit_bytes
+
     @property
     def refusal(self) -> str | None:
         """Why forwards are run and not played from tapes; None where nothing speaks against it."""

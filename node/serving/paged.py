@@ -43,7 +43,6 @@ class PagedEngine:
     def __init__(self, span: SpanModule, limit_bytes: int, *, unroll: bool = False) -> None:
         """`unroll`: feed a row that has tokens already one token at a time. ModelNotSupportedError where paging cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
-        self.limit_bytes = limit_bytes
         self.forwards = 0
         self._span, self._unroll = span, unroll
         self.cuts: Cuts = "continued" if unroll else "anywhere"
@@ -58,6 +57,14 @@ class PagedEngine:
         self.can_crop = not self._cache.recurrent
         if self._cache.recurrent and not unroll:
             check_chunks(span)
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._pool.limit_bytes
+
+    @limit_bytes.setter
+    def limit_bytes(self, limit_bytes: int) -> None:
+        self._pool.limit_bytes = limit_bytes
 
     @property
     def used_bytes(self) -> int:

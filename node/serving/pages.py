@@ -30,10 +30,14 @@ class PagePool:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._shapes = tuple(shapes)
-        self._limit_pages = limit_bytes // self.page_bytes
+        self.limit_bytes = limit_bytes
         self._refs: dict[int, int] = {}
         self._free: list[int] = []
         self._capacity = 0
+
+    @property
+    def _limit_pages(self) -> int:
+        return self.limit_bytes // self.page_bytes
 
     @property
     def num_free(self) -> int:

@@ -1,5 +1,6 @@
 """The one thread that owns the device: takes a batch, runs it through the span, hands the pieces back.
 
+Sessions that run a part of the blocks only have an engine of their own (`part_engines.py`), and share the thread and the memory.
 This thread never waits for the network, and the event loop computes nothing but a short decode of a session that is alone, which is
 done before two threads would have changed places twice (`HERE_MS`). A step that fails takes no other step with it:
 a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
@@ -24,21 +25,19 @@ from torch import Tensor
 
 from node.serving import batch as edges
 from node.serving import memory
+from node.serving.part_engines import MakePart, PartEngines
 from node.serving.scheduler import HeldRows, Job, Scheduler
 from protocols.errors import (
     BadRequestError,
     CacheFullError,
     DeadlineError,
     InternalError,
-    OverloadedError,
-    PeerUnreachableError,
     SwarmError,
 )
-from protocols.ids import PeerId, SessionId
-from protocols.inference import Op
+from protocols.ids import PeerId
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
-from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
+from swarm.inference.compute import Output
 from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:
@@ -64,64 +63,6 @@ PRACTICE_S = 1.0
 Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
 
 
-class SessionRows:
-    """One session's rows at this node: what a hop computes with. Its rows belong to whoever runs a batch."""
-
-    def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1) -> None:
-        """client: who pays for it, in turns and in memory. num_hops: of its route."""
-        self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
-        self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
-        self._job: Job | None = None
-        self._may_hold = False
-        self.ends = None if runner.ends is None else runner.ends.shape
-
-    async def step(
-        self,
-        ops: Sequence[Op],
-        counts: Sequence[int],
-        values: Tensor,
-        positions: Tensor | None,
-        urgency: Urgency = ORDINARY,
-        ask: Ask = PASS_ON,
-    ) -> Output:
-        """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `ask` says, through the blocks.
-
-        Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
-        """
-        if not self.held.num_tokens:
-            self._runner.admit(self.held.client, sum(counts))
-        cuts = self._runner.engine.cuts
-        is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
-
-        def make(done: Callable[[Output | SwarmError], None]) -> Job:
-            self._job = Job(
-                session=self.held, ops=ops, counts=counts, values=values, positions=positions, urgency=urgency, ask=ask,
-                is_whole=is_whole, done=done,
-            )  # fmt: skip
-            return self._job
-
-        self._may_hold = True
-        try:
-            return await self._runner.run(make)
-        finally:
-            self._job = None
-
-    def abandon(self) -> None:
-        """The session is over: nothing more of a step that runs or waits is run, and its `step` raises. `clear` must follow."""
-        if self._job is not None:
-            self._runner.scheduler.cancel(self._job)
-            self._job.done(PeerUnreachableError("the session was closed while its step was computed"))
-
-    async def clear(self) -> None:
-        """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
-        if not self._may_hold:
-            return
-        with contextlib.suppress(OverloadedError):  # the runner is stopping, and the engine with it
-            if self._runner.is_running:
-                await self._runner.run(lambda done: Job(session=self.held, done=done))
-        self._may_hold = False
-
-
 class Runner:
     """Runs an engine in a thread of its own. `start`, then `run` from any event loop, then `stop`."""
 
@@ -132,13 +73,15 @@ class Runner:
         max_positions: int | None = None,
         token_bytes: int = 0,
         ends: Ends | None = None,
+        make_part: MakePart | None = None,
     ) -> None:
         """max_positions: longest row, and first position too many; None = the architecture has no such limit.
 
         token_bytes: what one token of a row takes at least; 0 = not known, then a new session is judged at its turn only.
-        ends: embedding, norm and head; None = only blocks are hosted.
+        ends: embedding, norm and head; None = only blocks are hosted. make_part: an engine of some of the blocks.
         """
         self.engine, self.ends = engine, ends
+        self.engines = PartEngines(engine, make_part)
         self._max_positions, self._token_bytes = max_positions, token_bytes
         self.holdings = memory.Holdings()
         self.scheduler = Scheduler(budget_tokens)
@@ -200,7 +143,7 @@ class Runner:
         self._judge(client, num_tokens * self._token_bytes, num_tokens, is_new=True)
 
     def _judge(self, client: PeerId, needed_bytes: int, num_tokens: int, *, is_new: bool) -> None:
-        used, limit, now_s = self.engine.used_bytes, self.engine.limit_bytes, time.monotonic()
+        used, limit, now_s = self.engines.used_bytes, self.engines.limit_bytes, time.monotonic()
         reason = memory.reason_against(
             needed=needed_bytes, free=limit - used, limit=limit, held_by_client=used * self.holdings.part_of(client),
             num_clients=self.holdings.num_clients(client, now_s), is_wanted=self.holdings.is_wanted(client, now_s), is_new=is_new,
@@ -236,14 +179,14 @@ class Runner:
         """How long nothing must have come before the engine practises; None: it has learnt what there is."""
         if not self._may_practise:
             return None
-        return PRACTISE_BESIDE_S if self.engine.used_bytes else PRACTISE_AFTER_S
+        return PRACTISE_BESIDE_S if self.engines.used_bytes else PRACTISE_AFTER_S
 
     def _practise(self) -> None:
         """While nobody waits, the engine gets faster."""
         started = time.perf_counter()
         try:
             with computing():
-                has_more = self.engine.practise()
+                has_more = self.engines.practise()
         except Exception:  # nobody asked for it
             log.exception("the engine could not practise")
             has_more = False
@@ -252,15 +195,11 @@ class Runner:
     @torch.inference_mode()
     def _step(self, jobs: list[Job]) -> None:
         """One batch: row operations, one forward, the pieces back."""
-        batch = [(job, rows) for job in jobs if (rows := self._enter(job)) is not None]
-        if not batch:
+        entered = [(job, rows) for job in jobs if (rows := self._enter(job)) is not None]
+        if not entered:
             return
-        lengths = [[row.length for row in rows] for _, rows in batch]
         started = time.perf_counter()
-        try:
-            outputs = self._forward(batch)
-        except Exception as error:
-            batch, outputs = self._one_by_one(batch, lengths, error)
+        batch, outputs = self._forward_each(entered)
         ms = (time.perf_counter() - started) * 1e3
         for (job, _), output in zip(batch, outputs, strict=True):
             job.outputs.append(output)
@@ -272,12 +211,33 @@ class Runner:
             if not job.num_left:
                 job.done(edges.joined(job.outputs))
 
+    def _forward_each(self, entered: Batch) -> tuple[Batch, list[Output]]:
+        """One forward for all jobs of the same blocks, which are mostly all of ours. Those that succeed, and their outputs."""
+        groups: dict[Engine, Batch] = {}
+        for job, rows in entered:
+            groups.setdefault(self.engine_of(job.session), []).append((job, rows))
+        succeeded: Batch = []
+        outputs: list[Output] = []
+        for batch in groups.values():
+            lengths = [[row.length for row in rows] for _, rows in batch]
+            try:
+                made = self._forward(batch)
+            except Exception as error:
+                batch, made = self._one_by_one(batch, lengths, error)
+            succeeded += batch
+            outputs += made
+        return succeeded, outputs
+
+    def engine_of(self, session: HeldRows) -> Engine:
+        """Who runs a session's blocks."""
+        return session.engine or self.engine
+
     def _enter(self, job: Job) -> list[Row] | None:
         """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""
         session = job.session
         try:
             if job.values is None:
-                session.rows = _close_all(self.engine, session.rows)
+                session.rows = _close_all(self.engine_of(session), session.rows)
                 self._hold(session)
                 self.scheduler.forget(session)
                 job.done(Output(values=torch.empty(0)))
@@ -297,19 +257,21 @@ class Runner:
     def _begin(self, job: Job) -> None:
         """Before a job's first piece: its row operations, and whether all of it may run here."""
         session = job.session
-        session.rows = row_operations.apply(self.engine, session.rows, job.ops)
-        session.rows = row_operations.enter(self.engine, session.rows, len(job.counts))
+        engine = self.engine_of(session)
+        self.engines.lend(engine)
+        session.rows = row_operations.apply(engine, session.rows, job.ops)
+        session.rows = row_operations.enter(engine, session.rows, len(job.counts))
         _check_size(job, session.rows, self._max_positions)
         if job.num_tokens and self._is_short(job):
             items = [(row, count) for row, count in zip(session.rows, job.counts, strict=True) if count]
-            self._judge(session.client, self.engine.growth_bytes(items), job.num_tokens, is_new=False)
+            self._judge(session.client, engine.growth_bytes(items), job.num_tokens, is_new=False)
         job.is_entered = True
 
     def _is_short(self, job: Job) -> bool:
         """Is it worth asking who may take what, and for all pieces at once? Else the engine itself refuses what does not fit."""
-        free = self.engine.limit_bytes - self.engine.used_bytes
+        free = self.engines.limit_bytes - self.engines.used_bytes
         is_wanted = self.holdings.is_wanted(job.session.client, time.monotonic())
-        return is_wanted or job.size < job.num_tokens or free < 2 * memory.SHORT * self.engine.limit_bytes
+        return is_wanted or job.size < job.num_tokens or free < 2 * memory.SHORT * self.engines.limit_bytes
 
     def _hold(self, session: HeldRows) -> None:
         """Note what a session holds after its rows have changed."""
@@ -322,9 +284,11 @@ class Runner:
             if not job.at:
                 trace.mark("computing", job.session.id, -1)
         items = [(row, count) for job, rows in batch for row, count in zip(rows, job.piece_counts(), strict=True) if count]
+        engine = self.engine_of(batch[0][0].session)
+        self.engines.lend(engine)
         with computing():  # the node may be loading another span in another thread
-            hidden = edges.begin(self.engine, self.ends, batch)
-            output = self.engine.step(items, hidden[None], _positions(batch, self.engine.device))[0]
+            hidden = edges.begin(engine, self.ends, batch)
+            output = engine.step(items, hidden[None], _positions(batch, engine.device))[0]
             outputs = edges.finish(self.ends, [job for job, _ in batch], output)
         self._count(len(batch), (time.perf_counter() - started) * 1e3)
         for job, _ in batch:
@@ -338,7 +302,7 @@ class Runner:
         outputs = []
         for (job, rows), before in zip(batch, lengths, strict=True):
             try:
-                _rewind(self.engine, rows, before)
+                _rewind(self.engine_of(job.session), rows, before)
                 if len(batch) == 1:
                     raise error
                 outputs += self._forward([(job, rows)])
@@ -350,7 +314,7 @@ class Runner:
     def _fail(self, job: Job, error: Exception) -> None:
         """The step is lost, and the session's rows with it (it starts anew, here or elsewhere)."""
         try:
-            job.session.rows = _close_all(self.engine, job.session.rows)
+            job.session.rows = _close_all(self.engine_of(job.session), job.session.rows)
             self._hold(job.session)
         except Exception:
             log.exception("rows of a failed step could not be closed")

@@ -25,7 +25,7 @@ from protocols.inference import Op
 from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
 
 if TYPE_CHECKING:
-    from node.serving.engine import Row
+    from node.serving.engine import Engine, Row
 
 MAX_WAITING = 1_024
 """Steps that wait at most; the next one is refused."""
@@ -46,6 +46,8 @@ class HeldRows:
     rows: list[Row] = field(default_factory=list)
     num_hops: int = 1
     """Of its route."""
+    engine: Engine | None = None
+    """Of the blocks that it runs; None = of all that are hosted."""
     num_tokens: int = 0
     """Of all rows, after the last forward."""
     decoded_s: float | None = None

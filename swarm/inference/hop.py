@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.errors import InternalError, PeerUnreachableError, SwarmError
-from protocols.ids import short, short_peer
+from protocols.ids import Span, short, short_peer
 from protocols.inference import (
     Attach,
     Close,
@@ -41,6 +41,7 @@ from swarm.inference.answers import Answers
 from swarm.inference.begun import Begun
 from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
+from swarm.inference.grants import Served
 from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
 from swarm.inference.retained import Loading, PieceRow
@@ -67,8 +68,8 @@ Event = tuple[Wire | None, "Message | _Lost | Begun"]
 class Hop:
     """One session's state at this node. Created by the first Open or Attach, ended by Close or by time (`hops.py`)."""
 
-    def __init__(self, grant: Grant, index: int, dtype: str, compute: SessionCompute, links: Links) -> None:
-        self.grant, self.index, self.dtype = grant, index, dtype
+    def __init__(self, grant: Grant, index: int, served: Served, compute: SessionCompute, links: Links) -> None:
+        self.grant, self.index, self._served = grant, index, served
         self.next_step = 0
         self.last_active_s = time.monotonic()
         self.is_closed = False
@@ -86,6 +87,11 @@ class Hop:
         """We reported ourselves lost: whatever is still in flight for us is void until a new route wants us again."""
         self._opens_waiting = 0
         """In the inbox: a Close of the hop above that they replace must not overtake them."""
+
+    @property
+    def span(self) -> Span:
+        """The blocks that it runs: what this node hosts, or a part of that. The same in every epoch."""
+        return self.grant.route[self.index].span
 
     @property
     def is_last(self) -> bool:
@@ -217,7 +223,7 @@ class Hop:
 
     async def _connect(self, grant: Grant, index: int) -> None:
         try:
-            wire = await self._links.open(grant, index, self.dtype, self._put_from_below, self.lose)
+            wire = await self._links.open(grant, index, self._served.dtype, self._put_from_below, self.lose)
         except SwarmError as error:
             await self.lose(None, error)
             return
@@ -306,7 +312,13 @@ class Hop:
 
     @property
     def _place(self) -> passage.Place:
-        return passage.Place(self.index == 0, self.is_last)
+        is_first = self.index == 0
+        return passage.Place(
+            is_first=is_first,
+            is_last=self.is_last,
+            takes_ids=is_first and self.span.start == 0,
+            gives_logits=self.is_last and self.span.stop == self._served.num_blocks,
+        )
 
     async def _give_up(self, error: SwarmError) -> None:
         """We cannot compute this session any further: report ourselves lost and let the client choose another."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RESUME_S, RETAINED_BYTES
 from protocols.errors import BadRequestError, DrainingError, OverloadedError, UnauthenticatedError
-from protocols.ids import PeerId, SessionId, short, short_peer
+from protocols.ids import PeerId, SessionId, Span, short, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
 from swarm.inference import grants
 from swarm.inference.compute import SessionCompute
@@ -46,15 +46,18 @@ class HopLimits:
 
 
 class Hops:
-    """The sessions of one node by (client, session id): a stranger cannot reach another client's session."""
+    """The sessions of one node by (client, session id, blocks): a stranger cannot reach another client's session.
+
+    A new route may ask a node for other blocks than the one before: that is another hop, with rows of its own.
+    """
 
     def __init__(
-        self, served: grants.Served, links: Links, new_compute: Callable[[Grant], SessionCompute], limits: HopLimits
+        self, served: grants.Served, links: Links, new_compute: Callable[[Grant, Span], SessionCompute], limits: HopLimits
     ) -> None:
         self.served = served
         self.is_draining = False
         self._links, self._new_compute, self._limits = links, new_compute, limits
-        self._hops: dict[tuple[PeerId, SessionId], Hop] = {}
+        self._hops: dict[tuple[PeerId, SessionId, Span], Hop] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -79,7 +82,7 @@ class Hops:
             raise BadRequestError(
                 f"this peer computes in {self.served.dtype}, the route in {opening.dtype}: a route uses one precision"
             )
-        hop = self._hops.get((grant.client, grant.session))
+        hop = self._hops.get((grant.client, grant.session, grant.route[index].span))
         return hop if hop is not None and not hop.is_closed else self._create(grant, index)
 
     def check_reroute(self, reroute: Reroute, hop: Hop, caller: PeerId, now_s: float) -> None:
@@ -89,6 +92,10 @@ class Hops:
         grants.verify_place(grant, reroute.index, self.served)
         if (grant.client, grant.session) != (hop.grant.client, hop.grant.session):
             raise UnauthenticatedError("a new route must be granted by the client that opened the session")
+        if grant.route[reroute.index].span != hop.span:
+            raise BadRequestError(
+                f"this stream is about blocks {hop.span}, the new route wants {grant.route[reroute.index].span}"
+            )
         if caller != grants.caller_of(grant, reroute.index):
             raise UnauthenticatedError(f"the new route has another hop above this one than {short_peer(caller)}")
 
@@ -97,19 +104,20 @@ class Hops:
             raise DrainingError("this peer is leaving the swarm: try another one")
         if len(self._hops) >= self._limits.max_sessions:
             raise OverloadedError(f"this peer holds {len(self._hops)} sessions, its limit: try a replica, or later")
-        if sum(client == grant.client for client, _ in self._hops) >= self._limits.max_sessions_per_client:
+        if sum(client == grant.client for client, _, _ in self._hops) >= self._limits.max_sessions_per_client:
             raise OverloadedError(
                 f"you hold {self._limits.max_sessions_per_client} sessions here, the limit of one client: close some, or use a replica"
             )
-        hop = Hop(grant, index, self.served.dtype, self._new_compute(grant), self._links)
-        self._hops[grant.client, grant.session] = hop
+        compute = self._new_compute(grant, grant.route[index].span)
+        hop = Hop(grant, index, self.served, compute, self._links)
+        self._hops[grant.client, grant.session, hop.span] = hop
         task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return hop
 
     async def _run(self, hop: Hop) -> None:
-        key = hop.grant.client, hop.grant.session
+        key = hop.grant.client, hop.grant.session, hop.span
         try:
             await hop.run()
         except Exception:

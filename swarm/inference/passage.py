@@ -25,12 +25,16 @@ FEW_BYTES = 1 << 14
 """Below this, looking at bytes is faster than asking torch."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where in its route a hop is; the first and the last may be the same."""
 
     is_first: bool
     is_last: bool
+    takes_ids: bool
+    """The first hop, and its blocks are the model's first ones."""
+    gives_logits: bool
+    """The last hop, and its blocks are the model's last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,11 @@ def _ask(ends: EndsShape | None, message: Step | History, place: Place) -> Ask:
         result, want, top = "hidden", WANT_NONE, 0
     else:
         result, want, top = message.result, message.want, message.top
+    if (message.kind != "hidden" and not place.takes_ids) or (place.is_last and result != "hidden" and not place.gives_logits):
+        raise BadRequestError(
+            f"a route through a part of the model takes and gives hidden states, got {message.kind} and {result}: "
+            "bring hidden states, or open a session over all blocks"
+        )
     needs_ends = message.kind != "hidden" or (place.is_last and result != "hidden")
     if needs_ends and ends is None:
         raise SpanNotServedError(

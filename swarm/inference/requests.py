@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from protocols import tensors
 from protocols.defaults import PATIENCE_S, PREFILL_CHUNK_TOKENS, REPLY_BYTES, SILENCE_S, STALL_S
 from protocols.errors import BadRequestError
+from protocols.ids import Span
 from protocols.inference import KINDS, RESULTS, Reply
 from protocols.tensors import WireTensor
 
@@ -37,6 +38,9 @@ class SessionConfig:
 
     hidden_size: int | None = None
     """Width of the model's hidden states; a thin session has to know it."""
+
+    blocks: Span | None = None
+    """Run these blocks only, hidden states in and out; None = the whole model."""
 
     vocab_size: int | None = None
     """How many token ids, and logits of a token, the model has; a thin session has to know it."""

@@ -96,7 +96,8 @@ class Session:
             raise self._failure
         if self._repairs is None:
             self._is_thin = thin
-            route, self.dtype = await self._router.find(self._config.patience_s, self._config.dtype, thin=thin)
+            config = self._config
+            route, self.dtype = await self._router.find(config.patience_s, config.dtype, thin=thin, blocks=config.blocks)
             trace.mark("routed", self.id, 0)
             if self._failure is None:
                 await self._install(route)  # losses wait until it is done: two routes must never be installed at once
@@ -129,6 +130,10 @@ class Session:
         """
         asked = Asked(counts=tuple(counts), tokens=tokens, want=want, positions=positions, kind=kind, result=result, top=top)
         asked.check()
+        if asked.is_thin and self._config.blocks is not None:
+            raise BadRequestError(
+                f"a session over blocks {self._config.blocks} takes hidden states, got {kind}; open one over all blocks"
+            )
         async with self._turn:
             trace.mark("embedded", self.id, self._down.retained.next_step, tokens.num_bytes)
             if self._repairs is not None and asked.is_thin != self._is_thin:
@@ -336,7 +341,7 @@ class Session:
             self._router.failed(suspect.peer, cause)
         staying = {other.place for other in self.route if other not in suspects}
         left_s = self._lost_at_s + self._config.patience_s - time.monotonic()
-        route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying, thin=self._is_thin)
+        route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying, thin=self._is_thin, blocks=self._config.blocks)
         if left_s <= 0:
             raise NoRouteError(f"hops were lost again and again for {self._config.patience_s:.0f} s; the last one: {cause}")
         self.replaced += 1

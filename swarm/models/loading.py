@@ -26,6 +26,7 @@ from protocols.errors import BadRequestError, CheckpointError, ModelNotSupported
 from protocols.ids import Span
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.parts import SpanParts
 from swarm.models.skeleton import Location, causal_config, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
 
@@ -56,14 +57,22 @@ class EndsModel:
 def load_span(checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> SpanModule:
     """Blocks `span` in `dtype` on `device`, ready to run. CheckpointError: a tensor is missing or has another shape;
     ModelNotSupportedError: the blocks are no chain, so they cannot be hosted apart."""
+    return load_parts(checkpoint, span, dtype=dtype, device=device)[0]
+
+
+def load_parts(
+    checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> tuple[SpanModule, SpanParts]:
+    """As `load_span`, and what cuts parts out of these blocks later."""
     if span.stop > checkpoint.num_blocks:
         raise BadRequestError(f"blocks {span} of {checkpoint.name}: it has only blocks 0:{checkpoint.num_blocks}")
     with _translated(checkpoint, f"blocks {span}"):
-        model = _load(checkpoint, span.start, span.stop, dtype)
+        model = _load(checkpoint, span.start, span.stop, dtype).to(device).eval().requires_grad_(False)
+        parts = SpanParts(model, span, dtype)
         shorten(model, span.start, span.stop)
-        module = SpanModule(model.to(device).eval().requires_grad_(False), dtype)
+        module = SpanModule(model, dtype)
         check_chain(module)
-    return module
+    return module, parts
 
 
 def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> EndsModel:

@@ -78,7 +78,7 @@ def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
         location = _locate(self)
         blocks = location.blocks[start:stop]
         setattr(location.owner, location.attribute, blocks)
-        _renumber_caches(blocks, start)
+        renumber_caches(blocks, start)
         if len(blocks):
             _drop_ends(self, location.decoder)
         self.__dict__["swarm_location"] = location  # not through nn.Module: no module is registered twice
@@ -157,7 +157,8 @@ def _locate(model: Any) -> Location:
     return Location(decoder, decoder.get_submodule(owner), attribute, len(lists[name]), width)
 
 
-def _renumber_caches(blocks: nn.ModuleList, start: int) -> None:
+def renumber_caches(blocks: nn.ModuleList, start: int) -> None:
+    """Blocks that were number `start` and on are number 0 and on now."""
     for module in blocks.modules():
         for name in _INDEX_NAMES:
             if isinstance(module.__dict__.get(name), int):

@@ -50,13 +50,27 @@ def cost_ms(candidate: Candidate, any_holding: bool) -> float:
     return candidate.step_ms + scarce + (REPLAY_MS if any_holding else 0.0)
 
 
+def parts(span: Span, blocks: Span, edges: Collection[int], kept: Collection[int]) -> list[Span]:
+    """What a node that hosts `span` could run of `blocks`: from any of `edges` to its own end, or to one of `kept`.
+
+    edges: where spans of others meet. Running on to one's own end reaches the farthest, so a route is found where there is one.
+    kept: edges of the hops that hold a session already, so that those need not be replayed.
+    """
+    first, last = max(span.start, blocks.start), min(span.stop, blocks.stop)
+    starts = sorted({first, *(edge for edge in edges if first < edge < last)})
+    stops = sorted({last, *(edge for edge in kept if first < edge < last)})
+    return [Span(start, stop) for start in starts for stop in stops if start < stop]
+
+
 def can_take_part(span: Span, ends: bool, num_blocks: int, thin: bool) -> bool:
     """Is there a place for it in a route? A thin client has no ends: its first and its last hop need them."""
     return span.stop <= num_blocks and (ends or not thin or (span.start > 0 and span.stop < num_blocks))
 
 
-def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way, thin: bool = False) -> list[Candidate] | None:
-    """The cheapest candidates whose spans cover [0, num_blocks) without gap or overlap; None where there are none.
+def best(
+    candidates: Sequence[Candidate], num_blocks: int, way_ms: Way, thin: bool = False, start: int = 0
+) -> list[Candidate] | None:
+    """The cheapest candidates whose spans cover [start, num_blocks) without gap or overlap; None where there are none.
 
     thin: the first and the last of them must host the model's ends too.
 
@@ -68,7 +82,7 @@ def best(candidates: Sequence[Candidate], num_blocks: int, way_ms: Way, thin: bo
     starting: dict[int, list[Candidate]] = {}
     for candidate in _cheapest(candidates, way_ms, any_holding):
         starting.setdefault(candidate.span.start, []).append(candidate)
-    frontier: list[tuple[float, int, int, int, list[Candidate]]] = [(0.0, 0, 0, 0, [])]
+    frontier: list[tuple[float, int, int, int, list[Candidate]]] = [(0.0, 0, 0, start, [])]
     finished: set[tuple[int, PeerId | None]] = set()
     serial = 0
     while frontier:
@@ -119,19 +133,23 @@ def _steps(
     ]
 
 
+def unhosted(spans: Collection[Span], blocks: Span) -> list[Span]:
+    """Those of `blocks` that no candidate hosts."""
+    hosted = {block for span in spans for block in range(max(span.start, blocks.start), min(span.stop, blocks.stop))}
+    return _runs([block for block in range(blocks.start, blocks.stop) if block not in hosted])
+
+
 def missing(spans: Collection[Span], num_blocks: int) -> list[Span]:
     """The blocks that no path can cross, as spans: those that no candidate hosts, else those where the candidates do not join."""
     spans = [span for span in spans if span.stop <= num_blocks]
-    hosted = {block for span in spans for block in range(span.start, span.stop)}
-    gaps = [block for block in range(num_blocks) if block not in hosted]
-    if not gaps and spans:
+    if not (gaps := unhosted(spans, Span(0, num_blocks))) and spans:
         reachable = {0}
         for span in sorted(spans):
             if span.start in reachable:
                 reachable.add(span.stop)
         if num_blocks not in reachable:
-            gaps = list(range(max(reachable), num_blocks))
-    return _runs(gaps)
+            gaps = [Span(max(reachable), num_blocks)]
+    return gaps
 
 
 def _runs(blocks: Sequence[int]) -> list[Span]:

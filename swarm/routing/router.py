@@ -49,6 +49,16 @@ class DirectoryView(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a route has to be like."""
+
+    blocks: Span | None
+    """None = all of the model, by whole spans; else these, and a hop may be a part of what its node hosts."""
+    thin: bool
+    holding: Collection[tuple[PeerId, Span]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Offer:
     """One span that one peer serves, of our model and in one precision."""
 
@@ -82,32 +92,33 @@ class Router:
         dtype: str | None = None,
         holding: Collection[tuple[PeerId, Span]] | None = None,
         thin: bool = False,
+        blocks: Span | None = None,
     ) -> tuple[Route, str]:
-        """A route over all blocks and its compute dtype, looking again for up to `patience_s` seconds.
+        """A route over all blocks, or over `blocks`, and its compute dtype, looking again for up to `patience_s` seconds.
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
         dtype: None = any one. thin: first and last hop host the model's ends. Raises NoRouteError where no live peers cover the model
         in time, ModelMismatchError where only other weights go by this name; at once, but in the middle of a session: then ours were
         there, and may come back.
         """
-        is_opening, holding = holding is None, holding or ()
+        is_opening, wish = holding is None, _Wish(blocks, thin, holding or ())
         deadline_s = time.monotonic() + patience_s
-        if holding and (found := await self._choose(self._remembered(dtype), holding, thin)) is not None:
+        if holding and (found := await self._choose(self._remembered(dtype), wish)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
         is_fresh = time.monotonic() - self._looked_s < FRESH_S
-        if is_opening and is_fresh and (found := await self._choose(self._remembered(dtype), holding, thin)) is not None:
+        if is_opening and is_fresh and (found := await self._choose(self._remembered(dtype), wish)) is not None:
             return found
         while True:
             offers = await self._offers(dtype, is_opening)
-            if (found := await self._choose(offers, holding, thin)) is not None:
+            if (found := await self._choose(offers, wish)) is not None:
                 return found
             offers = self._remembered(dtype)
-            if (found := await self._choose(offers, holding, thin)) is not None:
+            if (found := await self._choose(offers, wish)) is not None:
                 return found
             if await self._forgive(offers):
                 continue
             if time.monotonic() >= deadline_s:
-                raise self._no_route(offers, patience_s, thin)
+                raise self._no_route(offers, patience_s, wish)
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
 
     async def _offers(self, dtype: str | None, is_opening: bool) -> list[_Offer]:
@@ -137,9 +148,7 @@ class Router:
         ours = [offer for offer in named if offer.served.model.digest == self.model.digest]
         return [offer for offer in ours if dtype is None or offer.served.dtype == dtype]
 
-    async def _choose(
-        self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]], thin: bool
-    ) -> tuple[Route, str] | None:
+    async def _choose(self, offers: list[_Offer], wish: _Wish) -> tuple[Route, str] | None:
         usable = [offer for offer in offers if not self.blame.is_avoided(offer.record.peer, time.monotonic())]
         dead = await self._latency.measure({offer.record.peer: offer.record for offer in usable}.values())
         for peer, cause in dead.items():
@@ -149,21 +158,32 @@ class Router:
             {(offer.served.dtype, offer.served.quantization) for offer in usable}, key=lambda p: p[0] != "float32"
         ):
             group = [offer for offer in usable if (offer.served.dtype, offer.served.quantization) == precision]
-            if (route := self._best(group, holding, thin)) is not None:
+            if (route := self._best(group, wish)) is not None:
                 return route, precision[0]
         return None
 
-    def _best(self, offers: list[_Offer], holding: Collection[tuple[PeerId, Span]], thin: bool) -> Route | None:
+    def _best(self, offers: list[_Offer], wish: _Wish) -> Route | None:
         records = {offer.record.peer: offer.record for offer in offers}
+        blocks = wish.blocks or Span(0, self.num_blocks)
         chosen = path.best(
-            [_candidate(offer, (offer.record.peer, offer.served.span) in holding) for offer in offers],
-            self.num_blocks,
+            [_candidate(offer, part, (offer.record.peer, part) in wish.holding) for offer, part in self._parts(offers, wish)],
+            blocks.stop,
             lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
-            thin,
+            wish.thin,
+            blocks.start,
         )
         if chosen is None:
             return None
         return tuple(Hop(c.peer, records[c.peer].addresses, records[c.peer].certificate, c.span) for c in chosen)
+
+    def _parts(self, offers: list[_Offer], wish: _Wish) -> list[tuple[_Offer, Span]]:
+        """What each offer could be in the route: its whole span, or a part of it where only some blocks are wished for."""
+        if wish.blocks is None:
+            return [(offer, offer.served.span) for offer in offers]
+        offers = [offer for offer in offers if offer.served.span.stop <= self.num_blocks]
+        kept = {edge for _, span in wish.holding for edge in (span.start, span.stop)}
+        edges = kept | {edge for offer in offers for edge in (offer.served.span.start, offer.served.span.stop)}
+        return [(offer, part) for offer in offers for part in path.parts(offer.served.span, wish.blocks, edges, kept)]
 
     async def _forgive(self, offers: list[_Offer]) -> bool:
         """There is no way without them: ask those that we avoid whether they are back. True where one is."""
@@ -187,14 +207,15 @@ class Router:
             "use the same checkpoint as its nodes, or host yours under another --model-name"
         )
 
-    def _no_route(self, offers: list[_Offer], patience_s: float, thin: bool) -> NoRouteError:
+    def _no_route(self, offers: list[_Offer], patience_s: float, wish: _Wish) -> NoRouteError:
         now_s = time.monotonic()
         live = [offer.served for offer in offers if not self.blame.is_avoided(offer.record.peer, now_s)]
-        gaps = path.missing({served.span for served in live}, self.num_blocks)
+        spans = {served.span for served in live}
+        gaps = path.unhosted(spans, wish.blocks) if wish.blocks else path.missing(spans, self.num_blocks)
         cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
-        if thin and live and not gaps:
+        if wish.thin and live and not gaps:
             return self._no_ends(live, patience_s, cause)
-        gaps = gaps or [Span(0, self.num_blocks)]
+        gaps = gaps or [wish.blocks or Span(0, self.num_blocks)]
         return NoRouteError(
             f"no live peers cover blocks {', '.join(map(str, gaps))} of {self.model.name} after {patience_s:.0f} s{cause}; "
             f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]} --peer …"
@@ -221,13 +242,13 @@ def _named(peers: Sequence[PeerRecord], name: str) -> list[_Offer]:
     return [offer for offer in serving if offer.served.model.name == name]
 
 
-def _candidate(offer: _Offer, is_holding: bool) -> path.Candidate:
+def _candidate(offer: _Offer, part: Span, is_holding: bool) -> path.Candidate:
     span, record = offer.served.span, offer.record
     step_ms = record.step_ms or UNMEASURED_MS_PER_BLOCK * len(span)
     return path.Candidate(
         peer=record.peer,
-        span=span,
-        step_ms=step_ms * (1 + record.queue),
+        span=part,
+        step_ms=step_ms * (1 + record.queue) * len(part) / len(span),
         free_tokens=record.free_tokens,
         ends=offer.served.ends,
         is_holding=is_holding,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from node.serving.engine import choose_engine
-from node.serving.runner import Runner, SessionRows
+from node.serving.runner import Runner
+from node.serving.session_rows import SessionRows
 from protocols.errors import CacheFullError, DeadlineError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Repeat

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from node.serving import runner as runner_module
-from node.serving.runner import Runner, SessionRows
+from node.serving.runner import Runner
+from node.serving.session_rows import SessionRows
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Op, Repeat, Rows

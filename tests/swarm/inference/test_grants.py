@@ -77,10 +77,11 @@ def test_other_weights_are_named(client: Identity) -> None:
 @pytest.mark.parametrize(
     ("spans", "index", "served_span", "error"),
     [
-        ([(0, 2), (2, 4)], 0, (0, 3), SpanNotServedError),
-        ([(0, 2), (2, 3)], 0, (0, 2), BadRequestError),  # the route ends early
-        ([(1, 4)], 0, (1, 4), BadRequestError),  # … or begins late
-        ([(0, 6)], 0, (0, 6), BadRequestError),
+        ([(0, 2), (2, 4)], 1, (0, 3), SpanNotServedError),
+        ([(0, 2), (2, 4)], 1, (3, 4), SpanNotServedError),
+        ([(1, 4)], 0, (2, 4), SpanNotServedError),
+        ([(1, 4)], 0, (1, 3), SpanNotServedError),
+        ([(0, 6)], 0, (0, 6), BadRequestError),  # beyond the model
     ],
 )
 def test_a_place_that_is_not_ours_is_refused(

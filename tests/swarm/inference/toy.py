@@ -180,14 +180,16 @@ class ToySwarm:
 
     async def serve(self, start: int, stop: int, *, limit_tokens: int = 100_000, limits: HopLimits | None = None) -> ToyNode:
         span = Span(start, stop)
-        return await self.add(ToyEngine(span, limit_tokens), span, limits)
+        return await self.add(ToyEngine(span, limit_tokens), span, limits, make_part=ToyEngine)
 
-    async def add(self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None) -> ToyNode:
-        """One more node, with an engine of any kind, and perhaps with the model's ends."""
+    async def add(
+        self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None, make_part: Any = None
+    ) -> ToyNode:
+        """One more node, with an engine of any kind, and perhaps with the model's ends, or with engines of parts."""
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, model=self.model, span=span, num_blocks=self.num_blocks,
                         hidden_size=engine.hidden_size, dtype=dtype, ends=ends is not None)  # fmt: skip
-        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends)
+        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part)
         uploader = Uploader()
         uploader.add(Shelf(self.model, self.manifest, lambda _tensor: None, Path()))
         node = ToyNode(span, engine, host, uploader, identity, tls.make(identity), ChannelPool(identity))
@@ -196,10 +198,10 @@ class ToySwarm:
         return node
 
     def session(
-        self, *, patience_s: float = 10.0, chunk_tokens: int = 128, stall_s: float = 5.0, silence_s: float = 60.0, **sizes: int
+        self, *, patience_s: float = 10.0, chunk_tokens: int = 128, stall_s: float = 5.0, silence_s: float = 60.0, **more: Any
     ) -> Session:
-        """sizes: hidden_size and vocab_size, for a thin one."""
-        config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s, **sizes)
+        """more: hidden_size and vocab_size, for a thin one; blocks, for a part of the model."""
+        config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s, **more)
         return Session(self.router, Links(self.pool), self.identity, config)
 
     async def stop(self) -> None:

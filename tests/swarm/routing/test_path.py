@@ -130,3 +130,19 @@ def test_thousands_of_made_up_records_neither_take_minutes_nor_push_a_session_of
     chosen = path.best([*crowd, mine], 8, way_ms)
     assert time.process_time() - started < 2.0  # 0.02 s; with all against all, 19 s
     assert chosen is not None and len(chosen) == 8 and chosen[3] is mine
+
+
+@given(candidates(), st.integers(0, BLOCKS - 1), st.integers(1, BLOCKS))
+def test_parts_lead_through_any_blocks_that_are_all_hosted(found: list[Candidate], start: int, length: int) -> None:
+    blocks = Span(start, min(start + length, BLOCKS))
+    spans = [candidate.span for candidate in found]
+    edges = {edge for span in spans for edge in (span.start, span.stop)}
+    parts = [replace(candidate, span=part) for candidate in found for part in path.parts(candidate.span, blocks, edges, ())]
+    chosen = path.best(parts, blocks.stop, way_ms, start=blocks.start)
+    assert (chosen is None) == bool(path.unhosted(spans, blocks))
+    if chosen is not None:
+        assert [block for candidate in chosen for block in range(candidate.span.start, candidate.span.stop)] == list(
+            range(blocks.start, blocks.stop)
+        )
+        hosted = {candidate.peer: candidate.span for candidate in found}
+        assert all(candidate.span.is_within(hosted[candidate.peer]) for candidate in chosen)

@@ -1,0 +1,107 @@
+"""The engine of all blocks that a node hosts, and engines of parts of them.
+
+A route may ask for fewer blocks than a node hosts, since a client may run any part of the model. A part gets an engine of its own at
+the first session that asks for it: over the same weights, in the same memory for keys and values, and on the same thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from protocols.errors import InternalError, ModelNotSupportedError, OverloadedError, SpanNotServedError, SwarmError
+from protocols.ids import Span
+
+if TYPE_CHECKING:
+    from node.serving.engine import Engine
+
+log = logging.getLogger(__name__)
+
+MAX_PARTS = 8
+"""Parts that have an engine at a time. One that no session uses makes room for the next."""
+
+MakePart: TypeAlias = "Callable[[Span, int], Engine]"
+"""(blocks, bytes for keys and values) -> an engine that has proved exact. Takes as long as some forwards."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """An engine of some of the blocks, and how many sessions use it."""
+
+    engine: Engine
+    num_users: int = 0
+
+
+class PartEngines:
+    """`take` and `give_back` belong to one event loop; the rest to whoever runs a batch."""
+
+    def __init__(self, whole: Engine, make: MakePart | None = None) -> None:
+        """make: None = only all blocks together can be run here."""
+        self.whole = whole
+        self._make = make
+        self._parts: dict[Span, _Part] = {}
+        """Oldest use first. Replaced and never changed, since two threads read it."""
+        self._limit_bytes = 0
+        self._making = asyncio.Lock()
+
+    @property
+    def limit_bytes(self) -> int:
+        """For the rows of all engines together."""
+        return self._limit_bytes if self._parts else self.whole.limit_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return self.whole.used_bytes + sum(part.engine.used_bytes for part in self._parts.values())
+
+    async def take(self, blocks: Span) -> Engine:
+        """The engine of these blocks, for one session until `give_back`. OverloadedError, or SpanNotServedError with the reason."""
+        async with self._making:  # one at a time: it takes a core
+            part = self._parts.get(blocks) or _Part(await asyncio.to_thread(self._made, blocks))
+            others = {other: held for other, held in self._parts.items() if other != blocks}
+            if (idle := self._idle(others)) is not None:
+                del others[idle]
+            self._limit_bytes = self.limit_bytes
+            self._parts = {**others, blocks: part}
+            part.num_users += 1
+            return part.engine
+
+    def give_back(self, blocks: Span) -> None:
+        """The session's rows are closed."""
+        self._parts[blocks].num_users -= 1
+
+    def lend(self, engine: Engine) -> None:
+        """Before rows of `engine` grow: it may take what the others leave."""
+        if self._parts:
+            engine.limit_bytes = self._limit_bytes - (self.used_bytes - engine.used_bytes)
+
+    def practise(self) -> bool:
+        """One lesson for one engine; False: there is nothing more to be won."""
+        return any(engine.practise() for engine in (self.whole, *(part.engine for part in self._parts.values())))
+
+    def _made(self, blocks: Span) -> Engine:
+        if self._make is None:
+            raise SpanNotServedError(
+                f"this peer runs all of its blocks or none, the route wants {blocks} alone: try another peer"
+            )
+        self._idle(self._parts)
+        try:
+            return self._make(blocks, self.limit_bytes)
+        except ModelNotSupportedError as error:
+            raise SpanNotServedError(f"blocks {blocks} cannot be run apart from the others here: {error}") from error
+        except SwarmError:
+            raise
+        except Exception as error:
+            log.exception("no engine could be made of blocks %s", blocks)
+            raise InternalError(f"no engine of blocks {blocks}: {type(error).__name__}; the peer's log says more") from error
+
+    def _idle(self, parts: dict[Span, _Part]) -> Span | None:
+        """The part that makes room for one more; None where there is room. OverloadedError where all are in use."""
+        if len(parts) < MAX_PARTS:
+            return None
+        for blocks, part in parts.items():
+            if not part.num_users:
+                return blocks
+        raise OverloadedError(f"this peer runs {MAX_PARTS} other parts of its blocks, its limit: try a replica, or later")

@@ -1,0 +1,83 @@
+"""One session's rows at this node: what a hop computes with.
+
+Its rows belong to whoever runs a batch (`runner.py`). Where its blocks are a part of ours, it borrows that part's engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from node.serving.runner import Runner
+from node.serving.scheduler import HeldRows, Job
+from protocols.errors import OverloadedError, PeerUnreachableError, SwarmError
+from protocols.ids import PeerId, SessionId, Span
+from protocols.inference import Op
+from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
+
+
+class SessionRows:
+    """One session's rows at this node: what a hop computes with. Its rows belong to whoever runs a batch."""
+
+    def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1, part: Span | None = None) -> None:
+        """client: who pays for it, in turns and in memory. num_hops: of its route. part: its blocks, where they are not all of ours."""
+        self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
+        self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
+        self._job: Job | None = None
+        self._part = part
+        self._may_hold = False
+        self.ends = None if runner.ends is None else runner.ends.shape
+
+    async def step(
+        self,
+        ops: Sequence[Op],
+        counts: Sequence[int],
+        values: Tensor,
+        positions: Tensor | None,
+        urgency: Urgency = ORDINARY,
+        ask: Ask = PASS_ON,
+    ) -> Output:
+        """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `ask` says, through the blocks.
+
+        Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
+        """
+        if self._part is not None and self.held.engine is None:
+            self.held.engine = await self._runner.engines.take(self._part)
+            self._may_hold = True
+        if not self.held.num_tokens and self._part is None:
+            self._runner.admit(self.held.client, sum(counts))
+        cuts = self._runner.engine_of(self.held).cuts
+        is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
+
+        def make(done: Callable[[Output | SwarmError], None]) -> Job:
+            self._job = Job(
+                session=self.held, ops=ops, counts=counts, values=values, positions=positions, urgency=urgency, ask=ask,
+                is_whole=is_whole, done=done,
+            )  # fmt: skip
+            return self._job
+
+        self._may_hold = True
+        try:
+            return await self._runner.run(make)
+        finally:
+            self._job = None
+
+    def abandon(self) -> None:
+        """The session is over: nothing more of a step that runs or waits is run, and its `step` raises. `clear` must follow."""
+        if self._job is not None:
+            self._runner.scheduler.cancel(self._job)
+            self._job.done(PeerUnreachableError("the session was closed while its step was computed"))
+
+    async def clear(self) -> None:
+        """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
+        if not self._may_hold:
+            return
+        with contextlib.suppress(OverloadedError):  # the runner is stopping, and the engine with it
+            if self._runner.is_running:
+                await self._runner.run(lambda done: Job(session=self.held, done=done))
+        self._may_hold = False
+        if self._part is not None and self.held.engine is not None:
+            self.held.engine = None
+            self._runner.engines.give_back(self._part)
