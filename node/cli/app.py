@@ -18,7 +18,7 @@ import typer
 import typer.main
 
 from node import logs
-from node.cli import configuration, failures, options, surface
+from node.cli import configuration, failures, options, surface, utf8
 from node.cli.configuration import Settings
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
     settings: Settings | None = None
     try:
+        utf8.check_arguments(given)
         given, file = _without_config(given)
         settings = _settings(given, file)
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
@@ -139,14 +140,9 @@ def generate_command(
     asked: options.Asked,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
-    asking, sampling = asked.asking(model), asked.sampling()
-    if asked.thin:
-        from node.cli import thin
-
-        return thin.run_generate(asking, sampling, prompt, asked.stats)
     from node.cli import generate
 
-    generate.run(asking, sampling, prompt, asked.stats)
+    generate.run(asked.asking(model), asked.sampling(), prompt, asked.stats, asked.thin)
 
 
 @app.command("chat")
@@ -156,18 +152,19 @@ def chat_command(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the first turn.")
     ] = None,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Refuse a turn beyond the model's limit, instead of forgetting the oldest ones.")
+    ] = False,
     *,
     asked: options.Asked,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
-    asking, sampling = asked.asking(model), asked.sampling()
-    if asked.thin:
-        from node.cli import thin
-
-        return thin.run_chat(asking, sampling, system, asked.stats)
     from node.cli import chat
+    from node.cli.conversation import Manner
 
-    chat.run(asking, sampling, system, asked.stats)
+    with_stats = asked.stats or sys.stderr.isatty()
+    manner = Manner(max_new_tokens=asked.max_new_tokens, system=system, keeps_all=keep_all, with_stats=with_stats)
+    chat.run(asked.asking(model), asked.sampling(), manner, asked.thin)
 
 
 @app.command("status")

@@ -129,7 +129,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
         model.close()
 
 
-def summary(out: TextOut, started_s: float, cache: Any, trips: int | None = None) -> str:
+def summary(out: TextOut, started_s: float, journey: Any, trips: int | None = None) -> str:
     """One line: how many tokens, how fast, over how many hops, and how many deaths were survived.
 
     trips: how often something went through the route for this answer; given where that is not once for each token.
@@ -139,7 +139,6 @@ def summary(out: TextOut, started_s: float, cache: Any, trips: int | None = None
     tokens = f"{out.num_tokens} token{'' if out.num_tokens == 1 else 's'}, the first after {first_s:.2f} s{speed}"
     if trips:
         tokens += f", in {trips} trip{'' if trips == 1 else 's'} ({out.num_tokens / trips:.1f} tokens each)"
-    journey = getattr(cache, "journey", None)
     if journey is None:
         return tokens
     return f"{tokens}, over {len(journey.route)} hops, {journey.replaced} replaced"

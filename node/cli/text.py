@@ -13,18 +13,30 @@ from typing import Any
 
 HALF_A_LETTER = "\ufffd"
 
+NEAR_TOKENS = 256
+"""Most tokens that decide whether an answer ends."""
+
 
 class TextOut:
     """What transformers calls a streamer: the prompt comes first, then each new token.
 
     write: gets pieces of text as they become certain. stop: text at which the answer ends; it is never written.
+    is_end: whether the answer ends with the last of these ids, the last ones of prompt and answer; the text of that token is written.
     """
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None], stop: str | None = None) -> None:
-        self._tokenizer, self._write, self._stop = tokenizer, write, stop
+    def __init__(
+        self,
+        tokenizer: Any,
+        write: Callable[[str], None],
+        stop: str | None = None,
+        is_end: Callable[[Sequence[int]], bool] | None = None,
+    ) -> None:
+        self._tokenizer, self._write, self._stop, self._is_end = tokenizer, write, stop, is_end
+        self._prompt: list[int] = []
         self._ids: list[int] = []
         self._from, self._shown = 0, 0
         self._held, self._has_prompt, self._is_stopped = "", False, False
+        self._is_over = self._has_ended = False
         self.num_tokens = 0
         self.first_s = self.last_s = 0.0
         """Monotonic times of the first and the last token."""
@@ -32,24 +44,39 @@ class TextOut:
         """All that was written."""
 
     def put(self, value: Any) -> None:
-        """One call for the prompt, which is not written, then one per token."""
-        if not self._has_prompt:
-            self._has_prompt = True
-            return
+        """One call for the prompt, which is not written, then one per token or run of tokens."""
         ids = value.flatten().tolist() if hasattr(value, "flatten") else list(value)
+        if not self._has_prompt:
+            self._has_prompt, self._prompt = True, ids[-NEAR_TOKENS:]
+            return
         self.last_s = time.monotonic()
         self.first_s = self.first_s or self.last_s
         self.num_tokens += len(ids)
-        self._ids.extend(ids)
+        for token in ids:
+            if self.is_stopped:
+                return
+            self._add(token)
+
+    def _add(self, token: int) -> None:
+        self._ids.append(token)
         self._emit(self._certain())
+        if self._is_end is not None and self._is_end([*self._prompt, *self._ids[-NEAR_TOKENS:]]):
+            self._is_over = True
 
     @property
     def is_stopped(self) -> bool:
-        """The stop text has come: nothing more will be written."""
-        return self._is_stopped
+        """The end has come: what follows is not written."""
+        return self._is_stopped or self._is_over
+
+    def halt(self) -> None:
+        """Take no more tokens."""
+        self._is_over = True
 
     def end(self) -> None:
-        """Write what was held back."""
+        """Write what was held back. A second call does nothing."""
+        if self._has_ended:
+            return
+        self._has_ended = self._is_over = True
         rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._shown])) :]
         self._emit(rest)
         if self._held and not self._is_stopped:

@@ -1,4 +1,4 @@
-"""`swarm generate --thin` and `swarm chat --thin`: no checkpoint, no torch, no hivemind; the same lines in and out as without it.
+"""A model of which nothing is here, for `generate --thin` and `chat --thin`: no checkpoint, no torch, no hivemind.
 
 One loop lives as long as the command and runs while something is asked; between the turns of a chat the connections rest.
 """
@@ -6,34 +6,26 @@ One loop lives as long as the command and runs while something is asked; between
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, TypeVar
 
-from node.cli.asking import Asking, Sampling, summary
-from node.cli.chat import HELP, PLAIN_STOP, lines
-from node.cli.console import remark, write_piece
+from node.cli.asking import Asking, Sampling
 from node.cli.text import TextOut
 from node.config import default_data_dir
-from protocols.errors import BadRequestError, SwarmError
 from swarm.models.resolve import name_in_swarm
-from swarm.thin.choosing import Chooser, Choosing
+from swarm.thin.choosing import Chooser
 from swarm.thin.generation import Row, generate
 from swarm.thin.model import ThinModel, open_model
 from swarm.thin.templates import Message, conversation_ids
 
-
-class Journey:
-    """What `summary` says of a session."""
-
-    def __init__(self, row: Row) -> None:
-        self.journey = row.session
+T = TypeVar("T")
 
 
-@contextlib.contextmanager
-def _opened(asking: Asking) -> Iterator[tuple[asyncio.Runner, ThinModel]]:
+@contextmanager
+def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[ThinSpeaker]:
     """A loop, and the model on it; closed again whatever happens."""
+    sampling.speculation.proposer()  # refuses a draft before a peer is asked
     root = (asking.data_dir or default_data_dir()) / "weights"
     with asyncio.Runner() as runner:
         opening = open_model(
@@ -42,120 +34,77 @@ def _opened(asking: Asking) -> Iterator[tuple[asyncio.Runner, ThinModel]]:
         )  # fmt: skip
         model = runner.run(opening.__aenter__())
         try:
-            yield runner, model
+            yield ThinSpeaker(runner, model, sampling)
         finally:
             runner.run(opening.__aexit__(None, None, None))
 
 
-def _choosing(model: ThinModel, sampling: Sampling) -> Choosing:
-    return model.defaults.choosing(sampling.given(), sampling.seed)
+class ThinSpeaker:
+    """As `node.cli.speaking.Speaker` says."""
 
+    def __init__(self, runner: asyncio.Runner, model: ThinModel, sampling: Sampling) -> None:
+        self._runner, self._model, self._sampling = runner, model, sampling
+        self.tokenizer = model.tokenizer
+        self._chooser = Chooser(model.defaults.choosing(sampling.given(), sampling.seed))
+        self._row: Row | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._is_stopped = False
 
-async def _answer(model: ThinModel, row: Row, ids: list[int], out: TextOut, chooser: Chooser, sampling: Sampling) -> int | None:
-    """Stream the continuation of `ids` to `out`; the number of trips it took, where that may not be one for each token."""
-    propose, before = sampling.speculation.proposer(), row.trips
-    out.put(ids)
-    async for token in generate(row, ids, chooser, model.limits(sampling.max_new_tokens), propose):
-        out.put([token])
-        if out.is_stopped:
-            break
-    out.end()
-    return None if propose is None else row.trips - before
+    @property
+    def max_positions(self) -> int | None:
+        return self._model.defaults.max_positions
 
+    @property
+    def has_template(self) -> bool:
+        return self.tokenizer.chat_template is not None
 
-def run_generate(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool) -> None:
-    """As `node.cli.generate.run`."""
-    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    sampling.speculation.proposer()  # refuses a draft before anybody is asked
-    with _opened(asking) as (runner, model):
-        ids = model.tokenizer.encode(text)
-        if not ids:
-            raise BadRequestError("the prompt is empty; expected some text to go on with")
-        out, row, chooser = TextOut(model.tokenizer, write_piece), model.start(), Chooser(_choosing(model, sampling))
-        started_s = time.monotonic()
+    @property
+    def journey(self) -> Any:
+        return None if self._row is None else self._row.session
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        return self._run(conversation_ids(self.tokenizer, messages))
+
+    def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
         try:
-            trips = runner.run(_answer(model, row, ids, out, chooser, sampling))
-        finally:
-            if out.text:
-                print(flush=True)
-        if with_stats or sys.stderr.isatty():
-            remark(summary(out, started_s, Journey(row), trips))
+            return self._run(self._answer(ids, out, max_new_tokens))
+        except BaseException:  # the row is in an unknown state
+            self.forget()
+            raise
 
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it on the loop, until `stop_now`."""
+        self._is_stopped = False
+        try:
+            return self._runner.run(self._noted(coroutine))
+        except asyncio.CancelledError:
+            raise (KeyboardInterrupt if self._is_stopped else asyncio.CancelledError) from None
 
-class Conversation:
-    """What was said, and the row that holds it at the nodes."""
+    async def _noted(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        self._task = asyncio.current_task()
+        return await coroutine
 
-    def __init__(self, runner: asyncio.Runner, model: ThinModel, system: str | None) -> None:
-        self._runner, self._model, self._system = runner, model, system
-        self.row: Row | None = None
-        self.messages: list[Message] = []
-        self.reset()
+    async def _answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
+        row = self._row = self._row or self._model.start()
+        propose, before = self._sampling.speculation.proposer(), row.trips
+        out.put(ids)
+        async with aclosing(generate(row, ids, self._chooser, self._model.limits(max_new_tokens), propose)) as tokens:
+            async for token in tokens:
+                out.put([token])
+                if out.is_stopped:
+                    break
+        out.end()
+        return None if propose is None else row.trips - before
 
-    def reset(self) -> None:
-        """Forget everything but the system's words; the session at the nodes ends."""
-        self.messages = [{"role": "system", "content": self._system}] if self._system else []
-        self.drop()
+    def stop_now(self) -> None:
+        self._is_stopped = True
+        if self._task is not None:
+            self._runner.get_loop().call_soon_threadsafe(self._task.cancel)
 
-    def drop(self) -> None:
-        """End the session: the next turn sends the whole conversation in a new one."""
-        row, self.row = self.row, None
+    def forget(self) -> None:
+        row, self._row = self._row, None
         if row is not None:
             self._runner.run(self._model.end(row))
-
-    def held(self) -> Row:
-        """The row to go on with."""
-        self.row = self.row or self._model.start()
-        return self.row
-
-
-def run_chat(asking: Asking, sampling: Sampling, system: str | None, with_stats: bool) -> None:
-    """As `node.cli.chat.run`."""
-    sampling.speculation.proposer()
-    with _opened(asking) as (runner, model):
-        conversation, chooser = Conversation(runner, model, system), Chooser(_choosing(model, sampling))
-        if sys.stdin.isatty():
-            remark(f"chatting with {asking.model}; {HELP}")
-        for line in lines():
-            if line == "/reset":
-                conversation.reset()
-            elif line == "/help":
-                remark(HELP)
-            else:
-                _ask(runner, model, conversation, chooser, sampling, line, with_stats)
-
-
-def _ask(
-    runner: asyncio.Runner,
-    model: ThinModel,
-    conversation: Conversation,
-    chooser: Chooser,
-    sampling: Sampling,
-    line: str,
-    with_stats: bool,
-) -> None:
-    """One turn. On a terminal, one that fails is reported and forgotten; a script wants the exit code."""
-    try:
-        cost = runner.run(_turn(model, conversation, chooser, sampling, line))
-    except SwarmError as error:
-        conversation.drop()
-        if not sys.stdin.isatty():
-            raise
-        remark(f"error: {error} (/reset starts over)")
-        return
-    if with_stats or sys.stderr.isatty():
-        remark(cost)
-
-
-async def _turn(model: ThinModel, conversation: Conversation, chooser: Chooser, sampling: Sampling, line: str) -> str:
-    """One question and its answer; the line that says what it cost."""
-    messages = [*conversation.messages, {"role": "user", "content": line}]
-    ids = await conversation_ids(model.tokenizer, messages)
-    stop = None if model.tokenizer.chat_template is not None else PLAIN_STOP
-    out, row, started_s = TextOut(model.tokenizer, write_piece, stop), conversation.held(), time.monotonic()
-    try:
-        trips = await _answer(model, row, ids, out, chooser, sampling)
-    finally:
-        if out.text:
-            print(flush=True)
-    conversation.messages = [*messages, {"role": "assistant", "content": out.text.strip()}]
-    return summary(out, started_s, Journey(row), trips)

@@ -9,7 +9,7 @@ how many trips a text takes, never the text.
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,7 +97,7 @@ def _positions(output: Output, want: int) -> list[Position]:
 
 async def generate(
     row: Row, prompt: Sequence[int], chooser: Chooser, limits: Limits, propose: Proposer | None = None
-) -> AsyncIterator[int]:
+) -> AsyncGenerator[int, None]:
     """Continue `prompt`, of which the row may hold a beginning already. The last token given out is not fed."""
     if not prompt:
         raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")

@@ -31,11 +31,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     try:
         text = render(asked["template"], {**asked["variables"], "messages": asked["messages"], "add_generation_prompt": True})
-    except (jinja2.TemplateError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, LookupError) as error:
-        text, failure = "", " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    except Exception as error:  # a template is a stranger's program: it raises what it likes
+        is_own = type(error) is jinja2.TemplateError  # raised by `raise_exception` alone: the template's own words
+        words = " ".join((str(error) if is_own else f"{type(error).__name__}: {error}").split())[:1_000]
+        answer = {"refusal" if is_own else "error": words}
     else:
-        failure = "" if len(text) <= MAX_OUTPUT else f"it makes {len(text)} letters, the limit is {MAX_OUTPUT}"
-    json.dump({"error": failure} if failure else {"text": text}, sys.stdout)
+        too_long = f"it makes {len(text)} letters, the limit is {MAX_OUTPUT}"
+        answer = {"text": text} if len(text) <= MAX_OUTPUT else {"error": too_long}
+    json.dump(answer, sys.stdout)
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
@@ -62,7 +65,7 @@ def render(template: str, variables: dict[str, Any]) -> str:
 
         def __setitem__(self, name: str, value: Any) -> None:
             if name.startswith("_"):
-                raise jinja2.TemplateError(f"a template cannot set {name!r}")
+                raise jinja2.exceptions.SecurityError(f"a template cannot set {name!r}")
             super().__setitem__(name, value)
 
     def raise_exception(message: str) -> NoReturn:

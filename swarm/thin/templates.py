@@ -15,6 +15,9 @@ RENDER_S = 10.0
 """Longest wait for a template, the start of the process included."""
 
 MAX_BYTES = 8 << 20
+MAX_WORDS = 300
+"""Letters of a template's own words that are shown."""
+
 _PROGRAM = Path(__file__).with_name("render.py")
 Message = dict[str, str]
 
@@ -38,7 +41,7 @@ async def render(template: str, messages: Sequence[Message], variables: dict[str
     request = json.dumps({"template": template, "messages": list(messages), "variables": variables}).encode()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", str(_PROGRAM), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL, start_new_session=True,  # Ctrl-C in a terminal is for us
     )  # fmt: skip
     try:
         async with asyncio.timeout(RENDER_S):
@@ -48,7 +51,7 @@ async def render(template: str, messages: Sequence[Message], variables: dict[str
             answer = await process.stdout.read(-1)
             await process.wait()
     except TimeoutError:
-        raise _failed(f"it takes longer than {RENDER_S:.0f} s") from None
+        raise failed(f"it takes longer than {RENDER_S:.0f} s") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -57,12 +60,40 @@ async def render(template: str, messages: Sequence[Message], variables: dict[str
         made = json.loads(answer) if len(answer) <= MAX_BYTES else {}
     except ValueError:
         made = {}
+    if isinstance(made.get("refusal"), str):
+        raise refused(made["refusal"])
     if not isinstance(made.get("text"), str):
-        raise _failed(str(made.get("error") or "it needs more time or memory than a template may have"))
-    return str(made["text"])
+        raise failed(str(made.get("error") or "it needs more time or memory than a template may have"))
+    return without_surrogates(str(made["text"]))
 
 
-def _failed(reason: str) -> ModelNotSupportedError:
+def refused(words: str) -> ModelNotSupportedError:
+    """The template itself says no (`raise_exception`): to the system role, say, or to roles that do not alternate."""
     return ModelNotSupportedError(
-        f"the model's chat template cannot be rendered: {reason}; use `swarm generate`, which needs none"
+        f"the model's chat template refuses this conversation: {_quoted(words)}; leave out --system if it is about that role, "
+        "or use `swarm generate`, which needs no template"
     )
+
+
+def failed(reason: str) -> ModelNotSupportedError:
+    """The template cannot be rendered at all."""
+    return ModelNotSupportedError(
+        f"the model's chat template cannot be rendered: {_shortened(reason)}; use `swarm generate`, which needs none"
+    )
+
+
+def without_surrogates(text: str) -> str:
+    """`text`; ModelNotSupportedError if it has half a letter, as JSON can spell one: no tokenizer takes that."""
+    at = next((at for at, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+    if at is not None:
+        raise failed(f"it makes text that is not Unicode, with {text[at]!r} at letter {at}")
+    return text
+
+
+def _quoted(words: str) -> str:
+    return repr(_shortened(words))
+
+
+def _shortened(words: str) -> str:
+    line = " ".join(words.split())
+    return line if len(line) <= MAX_WORDS else line[:MAX_WORDS] + "…"

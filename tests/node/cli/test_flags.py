@@ -60,6 +60,7 @@ FLAGS = {
     "chat": [
         "MODEL",
         "--system",
+        "--keep-all",
         *ASKING,
         "--patience",
         "--priority",

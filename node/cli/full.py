@@ -1,0 +1,103 @@
+"""A model whose embedding and head are here, for `generate` and `chat`: transformers' own `generate` over the swarm's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from node.cli.asking import Asking, Sampling, open_model
+from node.cli.text import TextOut
+from swarm.thin.templates import Message, failed, plain, refused, without_surrogates
+
+
+@contextmanager
+def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[FullSpeaker]:
+    """The model, its ends loaded and its swarm joined; closed again whatever happens."""
+    with open_model(asking) as model:
+        speaker = FullSpeaker(model, sampling)
+        sampling.sow()
+        try:
+            yield speaker
+        finally:
+            speaker.forget()
+
+
+class FullSpeaker:
+    """As `node.cli.speaking.Speaker` says."""
+
+    def __init__(self, model: Any, sampling: Sampling) -> None:
+        self._model, self._sampling = model, sampling
+        self.tokenizer: Any = model.tokenizer
+        self._guessing = sampling.speculation.arguments(model)
+        self._cache: Any = None
+        self._held: list[int] = []
+
+    @property
+    def max_positions(self) -> int | None:
+        limit: int | None = self._model.remote.max_positions
+        return limit
+
+    @property
+    def has_template(self) -> bool:
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    @property
+    def journey(self) -> Any:
+        return getattr(self._cache, "journey", None)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text).input_ids)
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        if not self.has_template:
+            return self.encode(plain(messages))
+        return list(self.tokenizer(self._text(messages), add_special_tokens=False).input_ids)
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a stranger's program: it raises what it likes
+            if type(error).__name__ == "TemplateError":  # jinja2's root, as `raise_exception` raises it: the template's own words
+                raise refused(str(error)) from None
+            raise failed(f"{type(error).__name__}: {error}") from None
+        return without_surrogates(text)
+
+    def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
+        import torch
+
+        from swarm.client.guessing import ends_when
+
+        self._cut_back(ids)
+        cache, before, key = self._cache, self._cache.trips, self._model.remote.cache_key
+        sequence = self._model.generate(
+            torch.tensor([list(ids)], dtype=torch.long, device=self._model.device),
+            streamer=out,
+            stopping_criteria=ends_when(lambda: out.is_stopped),
+            **{**self._sampling.arguments(), "max_new_tokens": max_new_tokens},
+            **({key: cache} if key else {}),
+            **self._guessing,
+        )
+        self._held = sequence[0].tolist()[: cache.get_seq_length()]
+        return cache.trips - before if self._guessing else None
+
+    def _cut_back(self, ids: Sequence[int]) -> None:
+        """Crop the cache to what it has in common with `ids`, at least one token short of them: something must be fed."""
+        if self._cache is None or self._cache.is_closed:
+            self._cache, self._held = self._model.new_cache(), []
+        pairs = enumerate(zip(self._held, ids, strict=False))
+        common = next((index for index, (old, new) in pairs if old != new), min(len(self._held), len(ids)))
+        common = min(common, len(ids) - 1)
+        if common < len(self._held):
+            self._cache.crop(common - len(self._held))
+            self._held = self._held[:common]
+
+    def stop_now(self) -> None:
+        from swarm.client.loop import interrupt
+
+        interrupt()
+
+    def forget(self) -> None:
+        cache, self._cache, self._held = self._cache, None, []
+        if cache is not None:
+            cache.close()

@@ -1,0 +1,68 @@
+"""A model that answers, as `generate` and `chat` see it: with its ends here (`full.py`) or without (`thin.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from node.cli.asking import Asking, Sampling
+from node.cli.text import TextOut
+from swarm.thin.templates import Message
+
+
+class Speaker(Protocol):
+    """One model of the swarm and one session of it, which keeps K/V of what it has seen until `forget`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Decodes ids."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence of the model; None = not known here."""
+        ...
+
+    @property
+    def has_template(self) -> bool: ...
+
+    @property
+    def journey(self) -> Any:
+        """The session's way through the swarm; None before its first step."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain text."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the model speaks; ModelNotSupportedError in the template's words."""
+        ...
+
+    def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
+        """Stream the continuation of `ids` to `out`, until `out.is_stopped` at the latest; only what is new is sent.
+
+        Returns the number of trips through the route, if that may not be one for each token. After an exception the next answer starts
+        a new session.
+        """
+        ...
+
+    def stop_now(self) -> None:
+        """In a signal's handler: end the wait of `answer` with KeyboardInterrupt."""
+        ...
+
+    def forget(self) -> None:
+        """End the session."""
+        ...
+
+
+def open_speaker(asking: Asking, sampling: Sampling, is_thin: bool) -> AbstractContextManager[Speaker]:
+    """The model, its swarm joined; closed again whatever happens."""
+    if is_thin:
+        from node.cli import thin
+
+        return thin.open_speaker(asking, sampling)
+    from node.cli import full
+
+    return full.open_speaker(asking, sampling)
