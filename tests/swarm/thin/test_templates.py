@@ -76,7 +76,8 @@ async def test_a_conversation_is_rendered_as_transformers_does(tmp_path: Path, t
         ("{% set ns = namespace(t='x') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}", "MemoryError|memory"),
         ("{% for a in range(99999) %}{{ 'x' * 100 }}{% endfor %}", "the limit is"),
         ("{{ ''.__class__.__mro__ }}", "unsafe|Security"),
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ '\\ud800' }}", "not Unicode"),
         ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "cannot"),
         ("{% for %}", "TemplateSyntaxError"),
         ("{% include '/etc/passwd' %}", "TypeError|no loader"),
@@ -88,6 +89,14 @@ async def test_a_hostile_or_broken_template_is_an_error_and_nothing_else(
     monkeypatch.setattr(templates, "RENDER_S", 60.0)  # the process's own limit ends it
     with pytest.raises(ModelNotSupportedError, match=f"chat template cannot be rendered: .*({reason})"):
         await render(template, MESSAGES, {})
+
+
+async def test_what_a_template_refuses_is_said_in_its_own_words() -> None:
+    with pytest.raises(ModelNotSupportedError, match=r"refuses this conversation: 'roles must alternate'; .*--system"):
+        await render("{{ raise_exception('roles must\n alternate') }}", MESSAGES, {})
+    with pytest.raises(ModelNotSupportedError) as refused:
+        await render("{{ raise_exception('\x1b[2J' ~ 'x' * 5000) }}", MESSAGES, {})
+    assert len(str(refused.value)) < 600 and "\x1b" not in str(refused.value)
 
 
 def test_a_checkpoint_without_tokenizer_json_says_so(tmp_path: Path) -> None:
