@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
@@ -85,7 +86,9 @@ class RemoteGeneration(Holdings):
         if wants_hidden:
             if not outputs:
                 raise ModelNotSupportedError(f"{type(self).__name__} does not show its last hidden state; ask for logits only")
-            result.hidden_states = LastHiddenState(outputs[-1], self.remote.num_blocks)
+            # transformers cuts the states of a run of guesses into those of its tokens, and takes each state in the tuple for a tensor
+            last = outputs[-1]
+            result.hidden_states = (last,) if _guessing.get() else LastHiddenState(last, self.remote.num_blocks)
         return result
 
     def _default(self, name: str, otherwise: bool) -> bool:
@@ -187,9 +190,13 @@ class RemoteGeneration(Holdings):
     def _assisted_decoding(self, *args: Any, **kwargs: Any) -> Any:
         token = _guessing.set(True)
         try:
-            return super()._assisted_decoding(*args, **kwargs)  # type: ignore[misc]
+            result = super()._assisted_decoding(*args, **kwargs)  # type: ignore[misc]
         finally:
             _guessing.reset(token)
+        steps = getattr(result, "hidden_states", None)
+        if steps is not None:
+            result.hidden_states = tuple(LastHiddenState(step[-1], self.remote.num_blocks) for step in steps)
+        return result
 
     def _check_room(self, generation_config: Any, mask: Tensor | None, fed: int) -> None:
         limit = self.remote.max_positions
@@ -205,6 +212,8 @@ class RemoteGeneration(Holdings):
         A prompt padded on the right is continued from its last real token (transformers warns, and continues from the padding).
         """
         given = dict(kwargs) if inputs is None else {**kwargs, "input_ids": inputs}
+        if _guessing.get():
+            given = _as_assistant(given)
         self._check_generate(given)
         prompt = given.get("input_ids")
         is_moved = padding.is_right_padded(given.get("attention_mask"))
@@ -247,6 +256,17 @@ class RemoteGeneration(Holdings):
         if mask is not None and cache is None:
             checks.check_mask(mask, size, columns, 0, None)
             checks.check_prompt_mask(mask)
+
+
+def _as_assistant(given: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a model that drafts for one whose tokens are all real: transformers has dropped the mask that said so.
+
+    Without it, `generate` would take the pad token for padding wherever it is in the text.
+    """
+    ids = given.get("input_ids")
+    if not isinstance(ids, Tensor) or given.get("attention_mask") is not None:
+        return given
+    return given | {"attention_mask": torch.ones_like(ids)}
 
 
 # --- making such a model

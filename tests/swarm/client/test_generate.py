@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from protocols.errors import BadRequestError
 from protocols.inference import Crop, Repeat, Rows
 
 FAMILIES = ["llama", "mistral", "gemma3_text", "bloom"]
@@ -162,6 +164,43 @@ def test_scores_and_hidden_states_of_every_step(pair: Callable[[str], Any]) -> N
     torch.testing.assert_close(torch.stack(got.scores), torch.stack(expected.scores), rtol=1e-4, atol=1e-4)
     for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(a[-1], b[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guess", ["lookup", "assistant"])
+def test_hidden_states_of_every_token_of_a_guessed_run(
+    guess: str, pair: Callable[[str], Any], reference: Callable[[str], Any]
+) -> None:
+    theirs, ours, backend = pair("gemma3_text")
+    how = dict(prompt_lookup_num_tokens=4) if guess == "lookup" else dict(assistant_model=reference("gemma3_text"))
+    expected, got = both(theirs, ours, REPETITIVE, **GREEDY, **how, return_dict_in_generate=True, output_hidden_states=True)
+    assert got.sequences.tolist() == expected.sequences.tolist() and len(backend.calls) < NEW
+    for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
+        assert len(a) == len(b)
+        torch.testing.assert_close(a[-1], b[-1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(BadRequestError, match="no activation comes back"):
+        got.hidden_states[1][0]
+
+
+@pytest.mark.parametrize("how", ["the model itself", "its first blocks"])
+def test_a_model_that_drafts_for_itself_takes_no_real_token_for_padding(how: str, pair: Callable[[str], Any]) -> None:
+    """transformers drops the mask of a text without padding before it asks the assistant."""
+    theirs, ours, backend = pair("llama")
+    drafted: list[Any] = []
+    plain = theirs.generate(PROMPT, **GREEDY)
+    prompt = torch.cat([PROMPT, torch.tensor([[int(plain[0, 14])]])], dim=1)
+    padding = dict(attention_mask=torch.ones_like(prompt), pad_token_id=int(prompt[0, -1]))
+    assist = dict(assistant_model=ours) if how == "the model itself" else dict(assistant_early_exit=2)
+    hook = ours.register_forward_hook(lambda module, args, output: drafted.append(output.logits.shape[1]))
+    try:
+        got = ours.generate(prompt, **GREEDY, **padding, **assist)
+    finally:
+        hook.remove()
+    assert got.tolist() == theirs.generate(prompt, **GREEDY, **padding).tolist()
+    assert (
+        max(drafted) > 1 and backend.num_opened == 2
+    )  # guesses were checked several at once; drafts have a session of their own
+    gc.collect()
+    assert backend.num_closed == 2
 
 
 def test_embeddings_instead_of_ids(pair: Callable[[str], Any]) -> None:

@@ -34,6 +34,7 @@ from tests.swarm.client.test_generate import (
     Collected,
     both,
 )
+from tests.swarm.client.test_stream import byte_tokenizer
 
 ODD = ["mamba2", "jamba", "openai_gpt", "gemma3_text", "mpt", "bert"]
 """Other names for the cache, no cache, no positions, a mixed stack: what `generate` does differently for some."""
@@ -103,6 +104,18 @@ def test_scores_logits_streamers_and_a_second_turn(thin_pair: Callable[[str], Pa
         backend.calls.clear()
         answers.append(model.generate(said, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY).tolist())
     assert answers[0] == answers[1] and backend.calls[0].counts == (5, 5, 5)
+
+
+def test_stop_strings_and_the_models_own_drafts(thin_pair: Callable[[str], Pair]) -> None:
+    theirs, ours, _backend = thin_pair("llama")
+    tokenizer = byte_tokenizer()
+    usual = theirs.generate(PROMPT, **GREEDY)[0, PROMPT.shape[1] :]
+    stop = next(text for token in usual[:-1] if (text := tokenizer.decode([token])).isascii())
+    expected, got = both(theirs, ours, PROMPT, **GREEDY, stop_strings=[stop], tokenizer=tokenizer)
+    assert got.tolist() == expected.tolist() and got.shape[1] < PROMPT.shape[1] + NEW
+    real = dict(attention_mask=torch.ones_like(PROMPT), pad_token_id=int(PROMPT[0, -1]))
+    expected = theirs.generate(PROMPT, **GREEDY, **real)
+    assert ours.generate(PROMPT, **GREEDY, **real, assistant_model=ours).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
