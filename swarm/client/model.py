@@ -25,6 +25,7 @@ from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin
 from swarm.finding import FindConfig
+from swarm.models import chat_template
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
 
@@ -120,6 +121,8 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
                 found = AutoTokenizer.from_pretrained(self.remote.path, trust_remote_code=False, local_files_only=True)
             except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none
                 found = None
+            if found is not None and found.chat_template is None:  # as transformers' processors, which own that file
+                found.chat_template = chat_template.of_processor(Path(self.remote.path)).get("default")
             self.__dict__["swarm_tokenizer"] = found
         return self.__dict__["swarm_tokenizer"]
 

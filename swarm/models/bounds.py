@@ -16,6 +16,9 @@ from typing import Any
 from protocols.errors import CheckpointError, ModelNotSupportedError
 
 MAX_CONFIG_BYTES = 4 << 20
+MAX_JSON_BYTES = 16 << 20
+"""Of the other JSON files: a tokenizer's settings may list 100,000 tokens."""
+
 MAX_DEPTH = 16
 MAX_ENTRIES = 200_000
 """Values in the whole file; per-layer lists of a 10,000-block model fit."""
@@ -55,6 +58,19 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds a {type(config).__name__}, expected a JSON object")
     check_config(config, str(path))
     return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of at most 16 MiB; CheckpointError otherwise."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
+    return value
 
 
 def check_config(config: dict[str, Any], where: str) -> None:

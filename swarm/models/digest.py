@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from protocols.errors import BadRequestError, CheckpointError, ModelMismatchError
 from protocols.weights import PIECE_BYTES, FileEntry, Manifest, TensorEntry, canonical_config, tensor_root
+from swarm.models.chat_template import TEMPLATES
 from swarm.models.stored import TensorInfo
 
 if TYPE_CHECKING:
@@ -29,7 +31,14 @@ TOKENIZER_FILES = (
     *("chat_template.jinja", "chat_template.json"),
 )
 FILES = ("generation_config.json", *TOKENIZER_FILES)
-"""What a manifest lists beside config and tensors: all that decides which ids a text becomes, and where an answer ends."""
+"""What a manifest lists beside config and tensors: all that decides which ids a text becomes, and where an answer ends. Also the
+files that `is_small_file` knows by their pattern."""
+
+_PATTERN = re.compile(rf"{TEMPLATES}/[\w-]{{1,64}}\.jinja|tokenizer\.\d{{1,4}}(\.\d{{1,4}}){{0,3}}\.json", re.ASCII)
+"""Chat templates with names, and tokenizers for one version of transformers (`fast_tokenizer_files`)."""
+
+MAX_PATTERN_FILES = 32
+"""Files of these patterns in one checkpoint; the rest is left out."""
 
 MAX_FILE_BYTES = 256 << 20
 MAX_CACHED_BYTES = 80 << 20
@@ -37,6 +46,18 @@ THREADS = 4
 
 Progress = Callable[[int, int], None]
 """Called with (bytes hashed, bytes in all), now and then, from a worker thread."""
+
+
+def is_small_file(name: str) -> bool:
+    """May a manifest list this file? Nothing else is taken from peers."""
+    return name in FILES or _PATTERN.fullmatch(name) is not None
+
+
+def small_files(directory: Path) -> list[str]:
+    """The files of a checkpoint that its manifest lists, sorted."""
+    found = [*directory.glob(f"{TEMPLATES}/*.jinja"), *directory.glob("tokenizer.*.json")]
+    named = sorted(name for path in found if _PATTERN.fullmatch(name := path.relative_to(directory).as_posix()))
+    return sorted(name for name in (*FILES, *named[:MAX_PATTERN_FILES]) if (directory / name).is_file())
 
 
 def build_manifest(checkpoint: Checkpoint, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
@@ -120,21 +141,22 @@ def _root(info: TensorInfo, advance: Callable[[int], None]) -> bytes:
 
 def _files(directory: Path) -> tuple[FileEntry, ...]:
     files = []
-    for name in sorted(FILES):
+    for name in small_files(directory):
         path = directory / name
-        if path.is_file():
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise CheckpointError(f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_FILE_BYTES}")
-            files.append(FileEntry(name, hashlib.sha256(path.read_bytes()).digest()))
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; such a file has at most {MAX_FILE_BYTES}")
+        files.append(FileEntry(name, hashlib.sha256(path.read_bytes()).digest()))
     return tuple(files)
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
     """Changes whenever a file that enters the manifest does."""
-    paths = {info.file for info in checkpoint.tensors.values()} | {checkpoint.path / name for name in ("config.json", *FILES)}
+    paths = {info.file for info in checkpoint.tensors.values()} | {
+        checkpoint.path / name for name in ("config.json", *small_files(checkpoint.path))
+    }
     found = [(path, path.stat()) for path in sorted(paths) if path.exists()]
     names = hashlib.sha256("\n".join(sorted(checkpoint.tensors)).encode()).hexdigest()
-    return json.dumps([2, names, [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]])
+    return json.dumps([3, names, [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]])
 
 
 def _recall(place: Path, stamp: str) -> Manifest | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from protocols.errors import ModelNotFoundError
 
 PATTERNS = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
-            "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "chat_template*"]  # fmt: skip
+            "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "chat_template*",
+            "additional_chat_templates/*.jinja"]  # fmt: skip
 """What is fetched of a repository; never pickles, never code."""
 
 ETAG_TIMEOUT_S = 10.0

@@ -6,16 +6,15 @@ by name, so that an answer is either transformers' or an error that says why.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
+from swarm.models.bounds import read_json
 from swarm.thin.choosing import Choosing
 
-MAX_JSON_BYTES = 16 << 20
 _KNOWN = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0, "suppress_tokens": None}
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "typical_p", "length_penalty"), (None, 1)),
@@ -84,9 +83,7 @@ def read_defaults(folder: Path) -> Defaults:
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
     own = folder / "generation_config.json"
-    settings = read_json(own) if own.exists() else {name: config[name] for name in (*_KNOWN, *_NEUTRAL) if name in config}
-    if not own.exists() and "eos_token_id" in config:
-        settings["eos_token_id"] = config["eos_token_id"]
+    settings = read_json(own) if own.exists() else _of_the_model(config)
     vocab_size = _first(text, ("vocab_size",))
     if vocab_size is None:
         raise ModelNotSupportedError(
@@ -101,17 +98,13 @@ def read_defaults(folder: Path) -> Defaults:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 16 MiB; CheckpointError otherwise."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
+def _of_the_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for generating in `config.json` itself, as old checkpoints have them: its own, else those of the model inside it."""
+    inner: object = next((config[name] for name in ("decoder", "generator", "text_config") if config.get(name)), None)
+    both = (config, inner if isinstance(inner, dict) else {})
+    names = (*_KNOWN, *_NEUTRAL, "eos_token_id")
+    found = {name: next((one[name] for one in both if one.get(name) is not None), None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _ends(value: object) -> frozenset[int]:

@@ -1,20 +1,23 @@
-"""Text to token ids and back by `tokenizer.json` alone, and the tokens' names that chat templates use. (door: tokenizers)"""
+"""Text to token ids and back as transformers does, by tokenizers alone. (door: tokenizers)"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm.thin.defaults import read_json
+from swarm.models import chat_template
+from swarm.models.bounds import read_json
+from swarm.thin import special_tokens
+from swarm.thin.classes import TokenizerClass, class_of
 
 MAX_TOKENIZER_BYTES = 64 << 20
-MAX_TEMPLATE = 1 << 18
-"""Letters of a chat template."""
 
+_CLEANED_ALL_THE_SAME = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 _CLEANED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
             (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 
@@ -22,13 +25,20 @@ _CLEANED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), ("
 class Tokenizer:
     """The face of a transformers tokenizer that streaming and chatting need."""
 
-    def __init__(self, inner: Any, config: dict[str, Any], chat_template: str | None) -> None:
+    def __init__(self, inner: Any, config: Mapping[str, Any], names: Mapping[str, str], templates: Mapping[str, str]) -> None:
         self._inner = inner
-        self.chat_template = chat_template
-        self.names = {name: text for name, value in config.items() if name.endswith("_token") and (text := _content(value))}
+        self._templates = templates
+        self.names = dict(names)
         """`bos_token`, `eos_token`, …: what they look like in text."""
-        is_bpe = type(inner.model).__name__ == "BPE"
-        self._is_cleaned = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe  # as transformers: it spoils BPE
+        is_spoilt = type(inner.model).__name__ == "BPE" and not config.get(
+            _CLEANED_ALL_THE_SAME
+        )  # as transformers: it spoils BPE
+        self._is_cleaned = bool(config.get("clean_up_tokenization_spaces")) and not is_spoilt
+
+    @property
+    def chat_template(self) -> str | None:
+        """What a conversation is rendered with; None = plain turns. Raises as `chat_template.default`."""
+        return chat_template.default(self._templates)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -41,52 +51,67 @@ class Tokenizer:
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder. ModelNotSupportedError where it has another form than `tokenizer.json`."""
+    """The tokenizer of a checkpoint's folder, as `AutoTokenizer` of transformers would read it.
+
+    ModelNotSupportedError where it has another form than `tokenizer.json`, CheckpointError where a file is damaged.
+    """
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not path.exists():
-        raise ModelNotSupportedError(
-            f"{folder.name} has no tokenizer.json, the only form that a thin client reads; ask without --thin, or pass token ids"
-        )
-    if path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_TOKENIZER_BYTES} are read")
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception on what it cannot read
-        raise CheckpointError(f"{path} is no tokenizer: {' '.join(str(error).split())[:200]}") from None
+    config = read_json(settings) if settings.exists() else {}
+    _refuse_unknown(path, config)
+    data = _read(path)
+    inner, kind = _parsed(path, data), _class_of(folder, config, data)
+    padding = inner.padding["pad_token"] if inner.padding and kind.model is None else None
+    special = special_tokens.read(folder, {**kind.defaults, **config}, inner.get_added_tokens_decoder(), padding)
+    if kind.model is not None:
+        inner = _built(path, data, kind.model, special.names())
+        kind.build(inner, config)
     inner.no_truncation()
     inner.no_padding()
-    config = read_json(settings) if settings.exists() else {}
-    _add_special(inner, config)
-    return Tokenizer(inner, config, _chat_template(folder, config))
+    inner.encode_special_tokens = bool(config.get("split_special_tokens"))
+    inner.add_tokens(special.missing_from(list(inner.get_added_tokens_decoder().values())))
+    return Tokenizer(inner, config, special.names(), chat_template.of(folder, config))
 
 
-def _add_special(inner: Any, config: dict[str, Any]) -> None:
-    """Special tokens that `tokenizer.json` lacks and `tokenizer_config.json` lists. (What stands around a text, the former decides.)"""
-    listed = config.get("added_tokens_decoder")
-    for entry in listed.values() if isinstance(listed, dict) else ():
-        text = _content(entry)
-        if text and inner.token_to_id(text) is None:
-            is_special = isinstance(entry, dict) and bool(entry.get("special"))
-            (inner.add_special_tokens if is_special else inner.add_tokens)([text])
-
-
-def _content(value: object) -> str | None:
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        if path.stat().st_size > MAX_TEMPLATE:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a chat template has at most {MAX_TEMPLATE}")
-        return path.read_text(encoding="utf-8")
-    found = config.get("chat_template")
-    if isinstance(found, list):  # several with names
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    if found is not None and (not isinstance(found, str) or len(found) > MAX_TEMPLATE):
-        raise CheckpointError(
-            f"{folder.name}: a chat template is text of at most {MAX_TEMPLATE} letters, got {type(found).__name__}"
+def _refuse_unknown(path: Path, config: Mapping[str, Any]) -> None:
+    if not path.exists():
+        raise ModelNotSupportedError(
+            f"{path.parent.name} has no tokenizer.json, the only form that a thin client reads; ask without --thin, or pass token ids"
         )
-    return found
+    for name in ("fast_tokenizer_files", "fix_mistral_regex"):
+        if config.get(name):
+            raise ModelNotSupportedError(
+                f"tokenizer_config.json sets {name} to {str(config[name])[:60]}, which a thin client does not know; ask without --thin"
+            )
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_TOKENIZER_BYTES} are read")
+    return path.read_bytes()
+
+
+def _class_of(folder: Path, config: Mapping[str, Any], data: bytes) -> TokenizerClass:
+    model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    declared = config.get("tokenizer_class") or model.get("tokenizer_class")
+    return class_of(model.get("model_type"), declared, b'"ByteLevel"' in data)
+
+
+def _built(path: Path, data: bytes, settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
+    """A tokenizer with vocabulary, merges and post-processor of the file, and nothing else of it."""
+    document = json.loads(data)
+    if document["model"].get("type", "BPE") != "BPE":
+        raise ModelNotSupportedError(
+            f"{path} holds a {document['model']['type']} model, where its tokenizer class builds a BPE one; ask without --thin"
+        )
+    own = {"dropout": None, "unk_token": None, "ignore_merges": False, **settings}
+    if "unk_token" in settings:
+        own["unk_token"] = names.get("unk_token")
+    bare = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "decoder": None, "model": document["model"] | own}
+    return _parsed(path, json.dumps(document | bare).encode())
+
+
+def _parsed(path: Path, data: bytes) -> Any:
+    try:
+        return tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # tokenizers raises plain Exception on what it cannot read
+        raise CheckpointError(f"{path} is no tokenizer: {' '.join(str(error).split())[:200]}") from None

@@ -81,17 +81,17 @@ class ModelCache:
                 self.write(name, content())
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a small file there, whole or not at all. The name is one of ours."""
-        fresh = self.directory / f".{name}.{os.getpid()}.{threading.get_ident()}"
+        """Put a small file there, whole or not at all. The name is one of ours (`is_small_file`)."""
+        place = self.directory / name
+        fresh = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
         try:
+            place.parent.mkdir(exist_ok=True)
             fresh.write_bytes(content)
-            fresh.replace(self.directory / name)
+            fresh.replace(place)
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink()
-            raise DiskFullError(
-                f"cannot write {len(content)} bytes to {self.directory / name}: {error.strerror or error}"
-            ) from error
+            raise DiskFullError(f"cannot write {len(content)} bytes to {place}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Let go of the folder. Harmless when repeated."""

@@ -19,7 +19,7 @@ from protocols.pieces import MAX_FILE_BYTES
 from protocols.records import PeerRecord
 from protocols.services import MANIFEST
 from protocols.weights import Manifest, ManifestRequest
-from swarm.models.digest import FILES
+from swarm.models.digest import is_small_file
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Download, Options, Report, Sources
@@ -52,9 +52,9 @@ async def fetch_files(pool: ChannelPool, records: Sequence[PeerRecord], cache: M
     """Tokenizer, template and generation config, each verified, beside the config; the directory, which transformers reads as any other."""
     wanted = []
     for number, entry in enumerate(cache.manifest.files):
-        if entry.name not in FILES:
+        if not is_small_file(entry.name):
             raise ModelNotSupportedError(
-                f"the manifest of {cache.model.name} lists a file {entry.name!r}; only tokenizer files are taken from peers"
+                f"the manifest of {cache.model.name} lists a file {entry.name[:80]!r}; only tokenizer files are taken from peers"
             )
         if not (cache.directory / entry.name).exists():
             wanted.append(number)
