@@ -70,9 +70,11 @@ def make_model(
     sizes |= {"model.embed_tokens.weight": end_bytes, "model.norm.weight": 64, "model.empty": 0}
     tensors = {name: draw.randbytes(size) for name, size in sorted(sizes.items())}
     files = {"tokenizer.json": draw.randbytes(2 * PIECE_BYTES + 5), "generation_config.json": b"{}"}
+    files["additional_chat_templates/tool_use.jinja"] = b"{{ messages }}"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "data").write_bytes(b"".join(tensors.values()))
     for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
     entries = tuple(TensorEntry(name, "U8", (len(data),), root(data)) for name, data in tensors.items())
     listed = tuple(FileEntry(name, hashlib.sha256(content).digest()) for name, content in sorted(files.items()))
