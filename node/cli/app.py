@@ -6,6 +6,7 @@ that `swarm --help` answers at once. Flags are frozen by tests/node/cli/test_fla
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -18,8 +19,9 @@ import typer
 import typer.main
 
 from node import logs
-from node.cli import configuration, failures, options, surface, utf8
+from node.cli import configuration, console, failures, options, surface, utf8
 from node.cli.configuration import Settings
+from node.cli.console import remark
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 
@@ -38,6 +40,7 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or one line on stderr and the code of `failures.EXIT_CODES`."""
+    console.open_closed()
     given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
     settings: Settings | None = None
     try:
@@ -47,11 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
         logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
         command: Any = typer.main.get_command(app)
-        code = command(args=given, prog_name="swarm", standalone_mode=False, default_map=settings.default_map(), obj=settings)
+        code = command(
+            args=given or ["--help"], prog_name="swarm", standalone_mode=False, default_map=settings.default_map(), obj=settings
+        )
         sys.stdout.flush()
     except BaseException as error:
         sys.exit(_fail(error, debug, given, settings))
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code if given and isinstance(code, int) else 0 if given else 2)  # no command: the help, and typer's code for it
 
 
 def _settings(given: list[str], file: Path | None) -> Settings:
@@ -63,15 +68,19 @@ def _settings(given: list[str], file: Path | None) -> Settings:
 
 
 def _fail(error: BaseException, debug: bool, given: list[str], settings: Settings | None) -> int:
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        error = error.__context__  # rich, and click below typer, make an exit with 1 of it
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    text, code = failures.describe(failures.first_cause(error))
+    if code == 141:  # or Python complains once more when it flushes at exit
+        console.forget_readers()
+        return code
     if debug:
         traceback.print_exception(error)
-    text, code = failures.describe(failures.first_cause(error))
-    if code == 141:  # or Python complains once more when it flushes stdout at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if text:
-        print(f"error: {settings.sources(text, given) if settings else text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # stderr may be full, or without a reader
+            remark(f"error: {settings.sources(text, given) if settings else text}")
     return code
 
 

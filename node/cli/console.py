@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 
 from rich.console import Console
 from rich.text import Text
+
+
+def open_closed() -> None:
+    """Put /dev/null where stdin, stdout or stderr was closed (`2>&-`): else the next file or socket that is opened takes its number,
+    and Python, which has None there, prints an error to stdout. Call it before anything is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def forget_readers() -> None:
+    """Whoever read stdout or stderr went away: what is still to be flushed at exit goes to /dev/null."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(io.UnsupportedOperation, OSError, ValueError):  # a test's own stream has no number
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
 
 
 class Lines:

@@ -184,6 +184,19 @@ def test_thin_prints_the_same_with_an_empty_directory_and_neither_torch_nor_hive
     assert first == again != other
 
 
+def test_closed_streams_and_a_reader_that_leaves_change_no_answer(model: Path, peer: str, tmp_path: Path) -> None:
+    """Sockets must not take the numbers of stdin and stderr; `| head` ends an answer with the documented code."""
+    words = f"-m node generate tiny '{PROMPT}' --thin --max-new-tokens {NEW} --peer {peer} --data-dir {tmp_path} --stats"
+    script = f"{sys.executable} {words} <&- 2>&-; echo $? >&3; {{ {sys.executable} {words}; echo $? >&3; }} | true"
+    read, write = os.pipe()
+    command = ["bash", "-c", f"exec 3>&{write}\n{script}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, pass_fds=[write])
+    os.close(write)
+    with os.fdopen(read) as codes:
+        assert codes.read().split() == ["0", "141"], done.stderr
+    assert done.stdout == local_text(model, NEW) + "\n" and "Traceback" not in done.stderr
+
+
 def test_thin_chat_says_what_the_full_one_says(model: Path, peer: str, tmp_path: Path) -> None:
     asked, lines = (
         ("chat", "--peer", peer, "--max-new-tokens", "6", "--stats"),

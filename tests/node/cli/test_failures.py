@@ -97,12 +97,58 @@ def test_the_typed_error_is_found_in_a_group() -> None:
     assert isinstance(first_cause(ExceptionGroup("outer", [KeyError("y"), inner])), CacheFullError)
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    """`swarm --help | head -0`"""
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "--example"], ["cache", "--help"], ["nod"]])
+def test_a_reader_that_goes_away_is_141(arguments: list[str], tmp_path: Path) -> None:
+    """`swarm --help | head -0`: no traceback, and the code that the documents promise; a command that fails has its own."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "node", "--help"]
-    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3], timeout=60)
+    command = [sys.executable, "-m", "node", *arguments]
+    environment = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, timeout=60)
     os.close(write)
-    assert result.stderr == ""
-    assert result.returncode in (0, 1, 141)
+    if arguments == ["nod"]:
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    else:
+        assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_the_reader_of_errors_may_go_away_too() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, "-m", "node", "nod"], stdout=subprocess.PIPE, stderr=write, cwd=ROOT, timeout=60)
+    os.close(write)
+    assert (result.returncode, result.stdout) == (2, b"")
+
+
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&-"}
+CODES = {"--help": 0, "nod": 2, "status --no-lan": 2, "generate x - --no-lan": 2, "cache": 0}
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_a_closed_stream_is_as_an_empty_one(closed: str, tmp_path: Path) -> None:
+    """Never an error on stdout, never a fault of ours, and what is opened later does not take the place of the stream."""
+    script = "".join(
+        f"{sys.executable} -m node {words} >{tmp_path}/{number}.out 2>{tmp_path}/{number}.err {CLOSED[closed]}\necho $?\n"
+        for number, words in enumerate(CODES)
+    )
+    environment = os.environ | {"XDG_DATA_HOME": str(tmp_path / "data")}
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert [int(code) for code in done.stdout.split()] == list(CODES.values())
+    for number, (words, code) in enumerate(CODES.items()):
+        out, err = ((tmp_path / f"{number}.{name}").read_text() for name in ("out", "err"))
+        assert "error" not in out.partition("Exit codes")[0] and bool(out) == (code == 0 and closed not in ("stdout", "all")), (
+            words
+        )
+        assert err.count("error: ") == (code != 0 and closed not in ("stderr", "all")) and "fault of ours" not in err, words
+
+
+@pytest.mark.parametrize("arguments", [[], ["--debug"]])
+def test_no_command_is_asked_for_by_the_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As typer: the help, on stdout, and the code of a line that makes no sense; nothing on stderr."""
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    said = capsys.readouterr()
+    assert exited.value.code == 2 and said.err == "" and "Usage: swarm" in said.out and "generate" in said.out
