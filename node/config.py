@@ -5,9 +5,7 @@ Addresses are parsed here too, since a typing error must be refused before anyth
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +117,3 @@ def check_swarm(swarm: str) -> None:
     """ConfigError unless the name is 1 to 64 printable letters."""
     if not 1 <= len(swarm) <= 64 or not swarm.isprintable():
         raise ConfigError(f"--swarm is 1 to 64 printable letters, got {swarm[:80]!r}")
-
-
-def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_DATA_HOME/murmuration`, or `~/.local/share/murmuration`."""
-    base = environment.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path(environment.get("HOME") or Path.home()) / ".local" / "share") / "murmuration"

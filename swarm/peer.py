@@ -22,7 +22,7 @@ from protocols import services
 from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError, UnauthenticatedError
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
-from swarm import dialling_back, greeting, keys, ports
+from swarm import dialling_back, greeting, keys, places, ports
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
@@ -81,8 +81,8 @@ class PeerConfig:
     announce: tuple[str, int] | None = None
     """Host and port under which others reach `listen`, where that is another (a forwarded port)."""
 
-    data_dir: Path = field(default_factory=lambda: Path.home() / ".murmuration")
-    """Folder of the default identity."""
+    data_dir: Path | None = None
+    """Folder of the default identity; None = that of this user (`places.data_dir`)."""
 
     identity_path: Path | None = None
     """Identity file; None = the first one in `data_dir` that no other process uses."""
@@ -137,11 +137,13 @@ class Peer:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    def _held(self) -> contextlib.AbstractContextManager[keys.Keys]:
+        path, folder = self.config.identity_path, self.config.data_dir
+        return keys.held(path, folder or places.data_dir() if path is None else Path())
+
     async def _start(self) -> None:
         config = self.config
-        self._keys = (
-            keys.fresh() if config.client_mode else self._stack.enter_context(keys.held(config.identity_path, config.data_dir))
-        )
+        self._keys = keys.fresh() if config.client_mode else self._stack.enter_context(self._held())
         self.identity = self._keys.identity
         self.peer_id = self.identity.peer_id
         self.pool = ChannelPool(self.identity)

@@ -14,9 +14,9 @@ from typing import Any
 
 from node.cli.speculation import Speculation
 from node.cli.text import TextOut
-from node.config import DTYPES, check_multiaddrs, check_swarm, default_data_dir
+from node.config import DTYPES, check_multiaddrs, check_swarm
 from protocols.errors import ConfigError
-from swarm import known
+from swarm import known, places
 from swarm.finding import FindConfig
 
 
@@ -102,7 +102,7 @@ def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
 
 def find_config(swarm: str, lan: bool, data_dir: Path | None) -> FindConfig:
     """How a client finds peers."""
-    return FindConfig(known_peers=known.file_of(data_dir or default_data_dir(), swarm), lan=lan)
+    return FindConfig(known_peers=known.file_of(data_dir or places.data_dir(), swarm), lan=lan)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
         priority=asking.priority,
         model_name=asking.model_name,
         find=asking.find,
-        cache_dir=asking.data_dir or default_data_dir(),  # as a node: what one has hashed or fetched, the other knows
+        cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
     )
     try:
         yield model

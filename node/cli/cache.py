@@ -11,8 +11,8 @@ from pathlib import Path
 import typer
 
 from node.cli.console import remark
-from node.config import default_data_dir
 from protocols.errors import ConfigError, ModelNotFoundError
+from swarm import places
 from swarm.weights import cache
 from swarm.weights.cache import CachedModel
 from swarm.weights.sources import is_digest, split_name
@@ -21,7 +21,7 @@ DAY_S = 86_400.0
 
 
 def _root(data_dir: Path | None) -> Path:
-    return (data_dir or default_data_dir()) / "weights"
+    return (data_dir or places.data_dir()) / "weights"
 
 
 def show(data_dir: Path | None, *, as_json: bool) -> None:

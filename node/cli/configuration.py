@@ -17,6 +17,7 @@ from typing import Any
 
 from node.cli.surface import Option
 from protocols.errors import ConfigError
+from swarm import places
 
 FILE_VARIABLE = "SWARM_CONFIG"
 FOREIGN = re.compile(r"SWARM_(TRACE|FAULT|FAULTS|TEST_\w*)")
@@ -84,20 +85,15 @@ class Settings:
         return text + "".join(f" ({flag} was set by {source})" for flag, source in found.items())
 
 
-def default_file(environment: Mapping[str, str]) -> Path:
-    """`$XDG_CONFIG_HOME/murmuration/config.toml`, or `~/.config/murmuration/config.toml`."""
-    base = environment.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path(environment.get("HOME") or Path.home()) / ".config") / "murmuration" / "config.toml"
-
-
 def read(options: Sequence[Option], environment: Mapping[str, str], given: Path | None) -> Settings:
     """What environment and file say. given: `--config`, which must be there, as `SWARM_CONFIG` must; the usual place may be empty.
 
     ConfigError names variable or file, key, what it got and what was expected.
     """
-    named = given or (Path(environment[FILE_VARIABLE]).expanduser() if environment.get(FILE_VARIABLE) else None)
-    file = named or default_file(environment)
-    has_file = named is not None or file.is_file()
+    named = given or (places.expanded(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
+    usual = places.config_file(environment)
+    file = named or usual or Path("~/.config", places.NAME, "config.toml")  # for people: there is no home directory
+    has_file = named is not None or (usual is not None and usual.is_file())
     document = _load(file) if has_file else {}
     _check_keys(document, (), options, file)
     _check_variables(environment, options)
@@ -215,7 +211,7 @@ def _from_toml(option: Option, value: Any, where: str) -> Any:
 def _checked(option: Option, text: str, where: str) -> str:
     if option.choices and text not in option.choices:
         raise ConfigError(f"{where} is one of {', '.join(option.choices)}, got {text[:80]!r}")
-    return str(Path(text).expanduser()) if option.kind is Path else text
+    return str(places.expanded(text)) if option.kind is Path else text
 
 
 def _wrong(option: Option, where: str, got: str) -> ConfigError:

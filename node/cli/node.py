@@ -13,10 +13,11 @@ from typing import NoReturn
 from node.cli.console import Lines, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
-from node.config import NodeConfig, default_data_dir, parse_address
+from node.config import NodeConfig, parse_address
 from node.events import Event
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
+from swarm import places
 
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
@@ -60,7 +61,7 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         dtype=flags.dtype,
         name=flags.name,
         identity=flags.identity,
-        data_dir=flags.data_dir or default_data_dir(),
+        data_dir=flags.data_dir or places.data_dir(),
         upload_mbit=flags.upload_mbit,
     )
 

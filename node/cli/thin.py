@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from node.cli.asking import Asking, Sampling
 from node.cli.text import TextOut
-from node.config import default_data_dir
+from swarm import places
 from swarm.models.resolve import name_in_swarm
 from swarm.thin.choosing import Chooser
 from swarm.thin.generation import Row, generate
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[ThinSpeaker]:
     """A loop, and the model on it; closed again whatever happens."""
     sampling.speculation.proposer()  # refuses a draft before a peer is asked
-    root = (asking.data_dir or default_data_dir()) / "weights"
+    root = (asking.data_dir or places.data_dir()) / "weights"
     with asyncio.Runner() as runner:
         opening = open_model(
             asking.model_name or name_in_swarm(asking.model), peers=asking.peers, root=root, swarm=asking.swarm,

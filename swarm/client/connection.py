@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from protocols.errors import BadRequestError, shown
 from protocols.ids import ModelId
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
-from swarm import known
+from swarm import known, places
 from swarm.client import served
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
@@ -73,7 +72,7 @@ class Settings:
     @property
     def data_dir(self) -> Path:
         """Holds `digests/` (what was hashed) and `weights/` (what was fetched)."""
-        return Path(self.cache_dir) if self.cache_dir else _data_dir()
+        return Path(self.cache_dir) if self.cache_dir else places.data_dir()  # nodes keep their files there, too
 
     def dtype_name(self, spans: Iterable[ServedSpan], num_blocks: int) -> str:
         """The route's compute dtype, where these spans are served."""
@@ -183,11 +182,6 @@ def _find(settings: Settings) -> FindConfig:
     if settings.find is not None:
         return settings.find
     return FindConfig() if settings.peers else FindConfig(known_peers=known.file_of(settings.data_dir, settings.swarm), lan=True)
-
-
-def _data_dir() -> Path:
-    """That of the nodes on this machine: they remember digests and keep fetched files there, too."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "murmuration"
 
 
 class SwarmBackend:

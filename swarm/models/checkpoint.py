@@ -21,6 +21,7 @@ from protocols.ids import MAX_BLOCKS
 from swarm.models import bounds
 from swarm.models.quirks import TOWER, refuse_known
 from swarm.models.stored import TensorInfo, read_tensors
+from swarm.places import expanded
 from swarm.weights.layout import Layout, read_manifest
 
 MAX_HIDDEN = 1 << 17
@@ -76,7 +77,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a directory in Hugging Face form, or a model of our cache, some of whose files may not have been fetched yet
     (loading from those raises CheckpointError). CheckpointError names a missing, truncated or odd file; ModelNotSupportedError
     an architecture that cannot be served."""
-    directory = Path(path).expanduser().resolve()
+    directory = expanded(path).resolve()
     raw = bounds.read_config(directory / "config.json")
     config = _parse_config(raw, directory)
     text = config.get_text_config(decoder=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from protocols.errors import ModelNotFoundError
+from protocols.errors import ConfigError, ModelNotFoundError
+from swarm.places import expanded, home
 
 PATTERNS = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
             "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "chat_template*",
             "additional_chat_templates/*.jinja"]  # fmt: skip
 """What is fetched of a repository; never pickles, never code."""
+
+HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+"""Variables that say where huggingface_hub keeps its files; without them it is the home directory."""
 
 ETAG_TIMEOUT_S = 10.0
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -22,7 +27,7 @@ def resolve(model: str, cache_dir: Path | None = None) -> Path:
     cache_dir: where the Hub's snapshots are kept; None = huggingface_hub's own place.
     ModelNotFoundError says which places were tried and what to do.
     """
-    directory = Path(model).expanduser()
+    directory = expanded(model)
     if directory.is_dir():
         return directory.resolve()
     if directory.exists():
@@ -36,12 +41,12 @@ def resolve(model: str, cache_dir: Path | None = None) -> Path:
 
 def is_place(model: str) -> bool:
     """True where `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
-    return Path(model).expanduser().exists() or model.startswith((".", "/", "~"))
+    return expanded(model).exists() or model.startswith((".", "/", "~"))
 
 
 def name_in_swarm(model: str) -> str:
     """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), the Hub's by their name."""
-    directory = Path(model).expanduser()
+    directory = expanded(model)
     return directory.resolve().name if directory.is_dir() else model
 
 
@@ -49,6 +54,11 @@ def _from_hub(model: str, cache_dir: Path | None) -> Path:
     from huggingface_hub import snapshot_download  # takes a quarter of a second, which a local directory need not wait for
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if cache_dir is None and home() is None and not any(os.environ.get(name) for name in HUB_CACHES):
+        raise ConfigError(
+            f"{model!r} is no directory, and for what the Hugging Face Hub gives there is no place: this user has no home directory; "
+            "set HOME or HF_HOME, or give a directory with config.json and *.safetensors"
+        )
     try:
         found = snapshot_download(model, cache_dir=cache_dir, allow_patterns=PATTERNS, etag_timeout=ETAG_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:

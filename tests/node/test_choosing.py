@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 import pytest
 
 from node.choosing import Claim, as_told, claims, hosts_ends, look_again, other_weights, settle, standings, usual_dtype
-from node.config import NodeConfig, default_data_dir, parse_address
+from node.config import NodeConfig, parse_address
 from node.neighbours import successors
 from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from swarm import places
 from swarm.placement.choose import Choice, Room, outranking
 from swarm.placement.members import Member
 
 MODEL = ModelId("tiny", "a" * 64)
 ROOM = Room(free_bytes=39, block_bytes=(10,) * 6)
-CONFIG = NodeConfig(model="m", data_dir=default_data_dir({"HOME": "/h"}))
+CONFIG = NodeConfig(model="m", data_dir=places.data_dir({"HOME": "/h"}))
 ME = PeerId("12D3KooW" + "7" * 44)
 
 
@@ -105,7 +106,7 @@ async def test_a_node_that_was_told_its_blocks_announces_and_keeps_them() -> Non
     async def announce(span: Span) -> None:
         announced.append(span)
 
-    config = NodeConfig(model="m", blocks=Span(1, 3), data_dir=default_data_dir({"HOME": "/h"}))
+    config = NodeConfig(model="m", blocks=Span(1, 3), data_dir=places.data_dir({"HOME": "/h"}))
     choice = await settle(config, ME, ROOM, look, announce)
     assert (choice.span, announced) == (Span(1, 3), [Span(1, 3)])
 
@@ -133,8 +134,8 @@ def test_addresses_are_read_with_both_kinds_of_host() -> None:
 
 
 def test_the_data_directory_follows_the_environment() -> None:
-    assert str(default_data_dir({"XDG_DATA_HOME": "/x"})) == "/x/murmuration"
-    assert str(default_data_dir({"HOME": "/h"})) == "/h/.local/share/murmuration"
+    assert str(places.data_dir({"XDG_DATA_HOME": "/x"})) == "/x/murmuration"
+    assert str(places.data_dir({"HOME": "/h"})) == "/h/.local/share/murmuration"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from node.choosing import Standing
-from node.config import NodeConfig, default_data_dir
+from node.config import NodeConfig
 from node.doors import Doors
 from node.events import Event
 from node.liveness import SMALL_SWARM, Liveness, watched
@@ -26,6 +26,7 @@ from protocols import services
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
+from swarm import places
 from swarm.placement.choose import Room
 from swarm.placement.members import Member, digest
 from swarm.rpc import tls
@@ -46,7 +47,7 @@ from tests.swarm.inference.toy import (
     reference,
 )
 
-CONFIG = NodeConfig(model="toy", data_dir=default_data_dir({"HOME": "/h"}))
+CONFIG = NodeConfig(model="toy", data_dir=places.data_dir({"HOME": "/h"}))
 PACE = Pace(race_wait_s=0.01, drain_s=0.3)
 
 

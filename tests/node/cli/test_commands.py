@@ -157,6 +157,16 @@ def test_generate_streams_what_one_machine_would_say(model: Path, peer: str) -> 
     assert run("generate", str(model), "-", "--max-new-tokens", str(NEW), "--peer", peer, stdin=PROMPT)[:2] == (0, said)
 
 
+def test_a_user_without_a_home_directory_is_answered(
+    model: Path, peer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    asked = ("generate", str(model), PROMPT, "--max-new-tokens", "3", "--peer", peer, "--data-dir", str(tmp_path))
+    assert run(*asked)[:2] == (0, local_text(model, 3) + "\n")
+
+
 def thin(*arguments: str, data_dir: Path, stdin: str = "") -> tuple[int, str, str, list[str]]:
     """(exit code, stdout, stderr, libraries that came in) of a thin command, as a process of its own."""
     script = (

@@ -11,7 +11,8 @@ import pytest
 
 from node.cli.app import main
 from node.cli.failures import describe, first_cause
-from protocols.errors import CacheFullError, NoRouteError, SwarmError
+from protocols.errors import CacheFullError, ConfigError, NoRouteError, SwarmError
+from swarm.models.resolve import resolve
 
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooW" + "A" * 44
 BAD = {
@@ -143,6 +144,49 @@ def test_a_closed_stream_is_as_an_empty_one(closed: str, tmp_path: Path) -> None
             words
         )
         assert err.count("error: ") == (code != 0 and closed not in ("stderr", "all")) and "fault of ours" not in err, words
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user that is in no list of users, as in a container: Python's own search for a home finds none."""
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--help"], 0, []),
+        (["config"], 0, []),
+        (["cache", "--data-dir", "DIR"], 0, []),
+        (["cache"], 2, ["no home directory", "--data-dir"]),
+        (["node", "tiny", "--no-lan"], 2, ["no home directory", "--data-dir"]),
+        (["generate", "tiny", "x", "--peer", PEER], 2, ["no home directory", "--data-dir"]),
+        (["generate", "tiny", "x", "--peer", PEER, "--thin"], 2, ["no home directory", "--data-dir"]),
+        (["status", "--no-lan", "--data-dir", "DIR"], 2, ["no peer to ask"]),
+        (["generate", "~/x", "y", "--no-lan", "--data-dir", "DIR"], 2, ["no peer to ask"]),
+        (["cache", "prune", "--all", "--data-dir", "~nobody/x"], 0, []),
+    ],
+)
+def test_a_user_without_a_home_needs_a_data_directory_and_no_more(
+    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main([word.replace("DIR", str(tmp_path)) for word in arguments])
+    said = capsys.readouterr()
+    assert exited.value.code == code, said.err
+    assert said.err.count("error: ") == (code != 0) and all(word in said.err for word in words), said.err
+
+
+@pytest.mark.usefixtures("homeless")
+def test_a_hub_name_without_a_place_for_its_files_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub would make a folder `~` in the current one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="set HOME or HF_HOME"):
+        resolve("owner/name")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--debug"]])
