@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
 from protocols.errors import BadRequestError, CheckpointError
-from swarm.models.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +57,15 @@ def _warn_once(name: str) -> None:
     log.warning("%s has no effect: keys, values and compiled code of the blocks are at the nodes, which decide about them", name)
 
 
-def read_settings(checkpoint: Checkpoint) -> GenerationConfig:
+def read_settings(directory: Path) -> GenerationConfig:
     """The checkpoint's generation config, from the file that transformers reads: without a `generation_config.json` the words in
     `config.json` count, and no defaults of the config's class. CheckpointError if transformers refuses the file."""
-    has_own = (checkpoint.path / "generation_config.json").exists()
+    has_own = (directory / "generation_config.json").exists()
     name = "generation_config.json" if has_own else "config.json"
     try:
         return GenerationConfig.from_pretrained(
-            checkpoint.path, config_file_name=name, local_files_only=True, _from_model_config=not has_own
+            directory, config_file_name=name, local_files_only=True, _from_model_config=not has_own
         )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # what transformers raises, by kind of mistake
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise CheckpointError(f"{name} of {checkpoint.path} cannot be used: {reason}; correct or remove it") from error
+        raise CheckpointError(f"{name} of {directory} cannot be used: {reason}; correct or remove it") from error

@@ -307,7 +307,7 @@ def become_remote(
         cache_key=cache_key(base),
         path=checkpoint.path,
     )
-    model.generation_config = contract.read_settings(checkpoint)
+    model.generation_config = contract.read_settings(checkpoint.path)
     model.name_or_path = model.config._name_or_path = str(checkpoint.path)
     model.__dict__["swarm_finalizer"] = weakref.finalize(model, backend.close)
 

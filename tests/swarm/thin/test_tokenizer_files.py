@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm.client.generation import own_settings
+from swarm.client.contract import read_settings
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.digest import build_manifest, is_small_file
 from swarm.thin.classes import CLASSES, GENERIC, REGISTERED
@@ -280,7 +280,7 @@ def test_where_an_answer_ends_is_said_by_the_file_that_transformers_reads(
     else:  # as transformers' `adjust_generation_fn` does where there is no file
         theirs = GenerationConfig.from_pretrained(tmp_path, config_file_name="config.json", _from_model_config=True)
     eos = theirs.eos_token_id
-    ours, full = read_defaults(tmp_path), own_settings(tmp_path)
+    ours, full = read_defaults(tmp_path), read_settings(tmp_path)
     assert ours.ends == frozenset([] if eos is None else eos if isinstance(eos, list) else [eos])
     assert full.eos_token_id == eos and full.repetition_penalty == theirs.repetition_penalty
     assert ours.choosing({}, None).repetition_penalty == (theirs.repetition_penalty or 1.0)
