@@ -79,7 +79,11 @@ class PartEngines:
 
     def practise(self) -> bool:
         """One lesson for one engine; False: there is nothing more to be won."""
-        return any(engine.practise() for engine in (self.whole, *(part.engine for part in self._parts.values())))
+        for engine in (self.whole, *(part.engine for part in self._parts.values())):
+            self.lend(engine)  # a lesson needs a row for a while
+            if engine.practise():
+                return True
+        return False
 
     def _made(self, blocks: Span) -> Engine:
         if self._make is None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from protocols.ids import ModelId
+from protocols.ids import ModelId, Span
 from protocols.inference import Op
 
 
@@ -62,6 +62,10 @@ class StepSession(Protocol):
         """The same for callers that have a loop of their own (any loop); cancelling it leaves the rows in an unknown state."""
         ...
 
+    def fork(self) -> StepSession:
+        """A second session with the same rows, of which neither knows of the other from here on. From any thread, between two steps."""
+        ...
+
     def close(self) -> None:
         """Give back the rows' memory at every hop. From any thread, any number of times, without waiting for the network."""
         ...
@@ -78,8 +82,8 @@ class Backend(Protocol):
         """Compute dtype of every hop, and hence of the hidden states that travel."""
         ...
 
-    def open(self) -> StepSession:
-        """A new session without rows. Nothing is sent before its first step."""
+    def open(self, blocks: Span | None = None) -> StepSession:
+        """A new session without rows, over all blocks or over some. Nothing is sent before its first step."""
         ...
 
     def close(self) -> None:

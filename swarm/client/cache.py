@@ -9,6 +9,7 @@ tokens of each row, which is all that hops know.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +38,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self._open = open_session
         self._session: StepSession | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._turn = threading.Lock()
+        """Held during a step, so that a fork from another thread is of before it or after it."""
         self.is_closed = False
         self.columns = 0
         self.rows: list[int] | None = None
@@ -50,6 +53,10 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     def step(self, request: StepRequest, columns: int) -> Tensor:
         """Send one step, the waiting operations first, and count it; whatever goes wrong closes the session."""
+        with self._turn:
+            return self._step(request, columns)
+
+    def _step(self, request: StepRequest, columns: int) -> Tensor:
         session = self._opened()
         try:
             output = session.step(replace(request, ops=tuple(self.ops)))
@@ -73,11 +80,13 @@ class RemoteCache(Cache):  # type: ignore[misc]
             raise BadRequestError(
                 "the session behind this past_key_values has ended; start a new one by passing no past_key_values"
             )
-        if self._session is None:
-            self._session = self._open()
-            self._finalizer = weakref.finalize(self, self._session.close)
-            self._finalizer.atexit = False  # at exit the loop ends every session at once
-        return self._session
+        return self._session or self._own(self._open())
+
+    def _own(self, session: StepSession) -> StepSession:
+        self._session = session
+        self._finalizer = weakref.finalize(self, session.close)
+        self._finalizer.atexit = False  # at exit the loop ends every session at once
+        return session
 
     def close(self) -> None:
         """End the session; later steps are refused."""
@@ -158,8 +167,25 @@ class RemoteCache(Cache):  # type: ignore[misc]
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise BadRequestError("keys and values stay at the hops; this cache holds only the lengths of its rows")
 
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise BadRequestError("a remote cache cannot be copied; use batch_repeat_interleave, or prefill the prompt again")
+    def fork(self) -> RemoteCache:
+        """A second cache with the same rows: both go on independently, from any threads, and end independently.
+
+        It is a session of its own. Its hops compute all tokens so far anew, in one prefill with its first step.
+        """
+        with self._turn:
+            twin = RemoteCache(self._open)
+            twin.is_closed, twin._is_user_defined = self.is_closed, self._is_user_defined
+            twin.columns, twin.rows, twin.ops = self.columns, None if self.rows is None else list(self.rows), list(self.ops)
+            if self._session is not None and not self.is_closed:
+                twin._own(self._session.fork())
+            return twin
+
+    def __deepcopy__(self, memo: object) -> RemoteCache:
+        return self.fork()
+
+    def __copy__(self) -> RemoteCache:
+        """Not two objects that drive one session: neither could know what the other has fed."""
+        return self.fork()
 
     def __repr__(self) -> str:
         return f"RemoteCache(rows={self.rows}, columns={self.columns}, {'closed' if self.is_closed else 'open'})"

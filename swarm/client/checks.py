@@ -47,9 +47,14 @@ def check_embeds(inputs_embeds: Tensor) -> None:
         raise BadRequestError(
             f"inputs_embeds must be [rows, tokens, width] with 1 to {MAX_ROWS} rows, got shape {list(inputs_embeds.shape)}"
         )
-    if inputs_embeds.requires_grad and torch.is_grad_enabled():
+    check_gradient(inputs_embeds, "inputs_embeds")
+
+
+def check_gradient(values: Tensor, name: str) -> None:
+    """Nobody asks for a gradient."""
+    if values.requires_grad and torch.is_grad_enabled():
         raise BadRequestError(
-            "gradients do not cross a swarm that serves inference, but inputs_embeds requires one; detach it, or use torch.no_grad()"
+            f"gradients do not cross a swarm that serves inference, but {name} would need one: detach(), or use torch.no_grad()"
         )
 
 
@@ -105,10 +110,10 @@ def check_last_column(real: Tensor, before: Sequence[int], counts: Sequence[int]
             )
 
 
-def check_rows(rows: int, lengths: Sequence[int] | None) -> None:
+def check_rows(rows: int, lengths: Sequence[int] | None, holder: str = "past_key_values") -> None:
     """A cache goes on with as many rows as it has."""
     if lengths is not None and rows != len(lengths):
-        raise BadRequestError(f"past_key_values holds {len(lengths)} rows, but {rows} came; pass as many, or no past_key_values")
+        raise BadRequestError(f"{holder} holds {len(lengths)} rows, but {rows} came; pass as many, or start a new one")
 
 
 def check_length(longest: int, limit: int | None, new: int = 0) -> None:

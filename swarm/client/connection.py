@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from protocols import compression
 from protocols.defaults import PATIENCE_S
 from protocols.errors import BadRequestError, shown
-from protocols.ids import ModelId
+from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
 from swarm import known, places
@@ -170,12 +170,12 @@ async def _join(
     return SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
 
 
-def _session_maker(peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig) -> Callable[[], Session]:
+def _session_maker(peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig) -> Callable[[Span | None], Session]:
     async def ping(record: PeerRecord) -> None:
         await peer.hello(record.peer, record.addresses, record.certificate)
 
     router, links = Router(peer.directory, ping, model, num_blocks), Links(peer.pool)
-    return lambda: Session(router, links, peer.identity, config)
+    return lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks))
 
 
 def _find(settings: Settings) -> FindConfig:
@@ -191,11 +191,11 @@ class SwarmBackend:
         self,
         loop: BackgroundLoop,
         release: Callable[[], None],
-        sessions: Callable[[], Session],
+        sessions: Callable[[Span | None], Session],
         model: ModelId,
         dtype: torch.dtype,
     ) -> None:
-        """release: let go of the shared peer; sessions: makes a session. Both are called on the loop."""
+        """release: let go of the shared peer; sessions: makes a session over some blocks (None: all). Both are called on the loop."""
         self.model, self.dtype = model, dtype
         self.new_session = sessions
         self._loop, self._releases = loop, [release]
@@ -207,10 +207,10 @@ class SwarmBackend:
         """Something else to let go of at the end."""
         self._releases.append(release)
 
-    def open(self) -> SwarmSession:
+    def open(self, blocks: Span | None = None) -> SwarmSession:
         if self._is_closed:
             raise BadRequestError(f"this model of {self.model.name} was closed; call from_pretrained again")
-        return SwarmSession(self._loop, self)
+        return SwarmSession(self._loop, self, blocks)
 
     def close(self) -> None:
         if not self._is_closed:
@@ -227,10 +227,15 @@ class SwarmBackend:
 
     # --- for its sessions, on the loop
 
-    def started(self) -> Session:
-        session = self.new_session()
+    def started(self, blocks: Span | None) -> Session:
+        session = self.new_session(blocks)
         self._open.add(session)
         return session
+
+    async def forked(self, session: Session) -> Session:
+        twin = await session.fork()
+        self._open.add(twin)
+        return twin
 
     def end(self, session: Session) -> None:
         self._open.discard(session)
@@ -244,8 +249,8 @@ class SwarmBackend:
 class SwarmSession:
     """One session: synchronous for a model's forward, asynchronous for streams. Its first step makes and opens it on the loop."""
 
-    def __init__(self, loop: BackgroundLoop, backend: SwarmBackend) -> None:
-        self._loop, self._backend = loop, backend
+    def __init__(self, loop: BackgroundLoop, backend: SwarmBackend, blocks: Span | None = None) -> None:
+        self._loop, self._backend, self._blocks = loop, backend, blocks
         self._is_closed = False
         self.journey: Session | None = None
         """The session on the loop: its `route`, and how many hops were `replaced`."""
@@ -263,7 +268,7 @@ class SwarmSession:
         if self._is_closed:
             raise BadRequestError("this session has ended")
         if self.journey is None:
-            self.journey = self._backend.started()
+            self.journey = self._backend.started(self._blocks)
         places = None if request.positions is None else request.positions.tolist()
         kind, result = request.form.kind, request.form.result
         dtype = torch.int32 if kind == "ids" else self._backend.dtype
@@ -271,6 +276,12 @@ class SwarmSession:
         packed = compression.pack(tokens if tokens.dtype is dtype else tokens.to("cpu", dtype))
         output = await self.journey.step(request.ops, request.counts, packed, request.want, places, kind=kind, result=result)
         return compression.unpack(output.values, shape=(1, *output.values.shape))
+
+    def fork(self) -> SwarmSession:
+        twin = SwarmSession(self._loop, self._backend, self._blocks)
+        if self.journey is not None:
+            twin.journey = self._loop.run(self._backend.forked(self.journey))
+        return twin
 
     def close(self) -> None:
         if not self._is_closed:

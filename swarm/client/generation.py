@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from protocols.errors import BadRequestError, ModelNotSupportedError
+from protocols.ids import Span
 from protocols.inference import WANT_ALL
 from swarm.client import checks, contract, padding
 from swarm.client.backend import Backend
@@ -27,6 +28,7 @@ from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
 from swarm.client.hidden_states import LastHiddenState, noted, remember_output
 from swarm.client.holdings import Holdings
+from swarm.client.remote_span import RemoteSpan
 from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.stand_in import replace_blocks
@@ -133,6 +135,12 @@ class RemoteGeneration(Holdings):
         assert isinstance(ids, Tensor)
         return ids.shape[0], ids.shape[1]
 
+    @property
+    def blocks(self) -> RemoteSpan:
+        """The model's blocks, for hidden states of your own: `model.blocks[a:b](hidden)`, or `.session()` (`remote_span.py`)."""
+        width = self.config.get_text_config(decoder=True).hidden_size  # type: ignore[attr-defined]
+        return RemoteSpan(self.remote.backend, Span(0, self.remote.num_blocks), width, self.remote.max_positions)
+
     # --- generate
 
     def new_cache(self) -> RemoteCache:
@@ -215,6 +223,7 @@ class RemoteGeneration(Holdings):
         if _guessing.get():
             given = _as_assistant(given)
         self._check_generate(given)
+        given = padding.with_start(given, self._checked_cache(given.get(self.remote.cache_key or "past_key_values")))
         prompt = given.get("input_ids")
         is_moved = padding.is_right_padded(given.get("attention_mask"))
         if is_moved:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from protocols.errors import BadRequestError
+from swarm.client.cache import RemoteCache
 
 
 def is_right_padded(attention_mask: Tensor | None) -> bool:
@@ -47,6 +48,22 @@ def aligned(inputs: dict[str, Any], past: int) -> dict[str, Any]:
             kept = values.shape[1] - new.shape[1]
             moved[name] = torch.cat([values[:, :kept], move_left(values[:, kept:], new)], dim=1)
     return moved
+
+
+def with_start(inputs: dict[str, Any], cache: RemoteCache | None) -> dict[str, Any]:
+    """The inputs of `generate`; without a prompt it feeds a start token, behind what the cache holds, for which it needs the mask."""
+    if (
+        cache is None
+        or cache.rows is None
+        or any(inputs.get(key) is not None for key in ("input_ids", "inputs_embeds", "attention_mask"))
+    ):
+        return inputs
+    if any(length != cache.columns for length in cache.rows):
+        raise BadRequestError(
+            f"past_key_values holds padded rows, and neither a prompt nor an attention_mask came; pass the attention_mask of all "
+            f"{cache.columns} columns and of the start token"
+        )
+    return {**inputs, "attention_mask": torch.ones(len(cache.rows), cache.columns + 1, dtype=torch.long)}
 
 
 def with_prompt(sequences: Tensor, prompt: Tensor) -> Tensor:

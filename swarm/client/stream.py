@@ -128,6 +128,9 @@ class _SessionOnLoop:
         if self._step is not None:
             self._step.cancel()
 
+    def fork(self) -> StepSession:
+        return self._session.fork()
+
     @property
     def journey(self) -> Any:
         """As of a session's own."""

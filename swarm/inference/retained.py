@@ -140,6 +140,18 @@ class Retained:
                 row.append(whole.part(at, at + count))
             at += count
 
+    def fork(self) -> Retained:
+        """The same rows, for a session that begins where this one is: all of them are history, since its hops hold nothing."""
+        assert self.has_history
+        self._fold_all()
+        twin = Retained()
+        twin._rows, twin._empty = [self._store.fork(row) for row in self._rows], self._empty
+        for step in self._window:
+            twin._fold(step)
+        twin.base = self.next_step
+        twin.num_bytes = sum(piece.values.num_bytes for row in twin._rows for piece in row.pieces)
+        return twin
+
     def drop_history(self) -> None:
         """Give the history's memory back; a hop below that holds nothing can then be served only after a replay from above."""
         self.has_history, self._rows = False, []

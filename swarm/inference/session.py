@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from protocols import tensors
 from protocols.defaults import (
@@ -146,6 +147,21 @@ class Session:
             values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
             ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
             return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
+
+    async def fork(self) -> Session:
+        """A second session whose rows are those of this one; from here on, neither knows of the other.
+
+        Nothing is sent before its first step. Its hops hold nothing then: they are brought up to date as after a death, by one prefill
+        of what this session has sent, so it survives deaths and whatever becomes of this one. Waits for a step that is under way.
+        """
+        async with self._turn:
+            if self._failure is not None:
+                raise self._failure
+            twin = Session(
+                self._router, self._links, self._identity, replace(self._config, dtype=self.dtype or self._config.dtype)
+            )
+            twin._down.retained = self._down.retained.fork()
+            return twin
 
     def _request(self, asked: Asked) -> Request:
         """The same with what its replies must look like."""

@@ -20,7 +20,8 @@ from swarm.client.model import build
 from swarm.client.thin import build_thin
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.digest import build_manifest
-from swarm.models.loading import load_ends, load_span
+from swarm.models.loading import load_ends, load_parts
+from swarm.models.parts import SpanParts
 from tests.swarm.inference.toy import ToySwarm
 
 T = TypeVar("T")
@@ -45,15 +46,16 @@ class WireSwarm:
         manifest = build_manifest(checkpoint, path)
         self.toys = self._loop.run(_make(ModelId(checkpoint.name, manifest.digest), checkpoint.num_blocks, manifest))
         for start, stop in spans:
-            engine = choose_engine(load_span(checkpoint, Span(start, stop), dtype=dtype), LIMIT_BYTES)
+            span, parts = load_parts(checkpoint, Span(start, stop), dtype=dtype)
+            engine = choose_engine(span, LIMIT_BYTES)
             is_outer = start == 0 or stop == checkpoint.num_blocks
             ends = choose_ends(load_ends(checkpoint, dtype=dtype), checkpoint.vocab_size) if with_ends and is_outer else None
-            self._loop.run(self.toys.add(engine, Span(start, stop), ends=ends))
+            self._loop.run(self.toys.add(engine, Span(start, stop), ends=ends, make_part=_part_maker(parts)))
         self.sizes = {"hidden_size": checkpoint.hidden_size, "vocab_size": checkpoint.vocab_size}
         self.backend = SwarmBackend(
             self._loop,
             lambda: None,
-            lambda: self.toys.session(chunk_tokens=chunk_tokens, **self.sizes),
+            lambda blocks: self.toys.session(chunk_tokens=chunk_tokens, blocks=blocks, **self.sizes),
             self.toys.model,
             dtype,
         )
@@ -75,6 +77,10 @@ class WireSwarm:
     def close(self) -> None:
         self.model.close()
         self._loop.run(self.toys.stop())
+
+
+def _part_maker(parts: SpanParts) -> Any:
+    return lambda part, limit_bytes: choose_engine(parts.cut(part), limit_bytes)
 
 
 async def _make(model: ModelId, num_blocks: int, manifest: Any) -> ToySwarm:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols.ids import ModelId
+from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Crop, Op, Repeat, Rows
 from swarm.client.backend import EMBEDS, IDS, Form, StepRequest
 from tests.swarm.client.local_backend import Call
@@ -34,7 +34,7 @@ class IdealBackend:
     def model(self) -> ModelId:
         return ModelId("ideal", "0" * 64)
 
-    def open(self) -> IdealSession:
+    def open(self, blocks: Span | None = None) -> IdealSession:
         self.num_opened += 1
         return IdealSession(self)
 
@@ -86,6 +86,11 @@ class IdealSession:
 
     async def step_async(self, request: StepRequest) -> Tensor:
         return await asyncio.to_thread(self.step, request)
+
+    def fork(self) -> IdealSession:
+        twin = self._backend.open()
+        twin._rows = None if self._rows is None else [list(row) for row in self._rows]
+        return twin
 
     def close(self) -> None:
         if not self._is_closed:

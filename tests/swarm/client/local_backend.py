@@ -58,7 +58,8 @@ class LocalBackend:
     def used_bytes(self) -> int:
         return sum(engine.used_bytes for engine in self.engines)
 
-    def open(self) -> LocalSession:
+    def open(self, blocks: Span | None = None) -> LocalSession:
+        assert blocks is None, "parts are for real nodes"
         self.num_opened += 1
         return LocalSession(self)
 
@@ -97,6 +98,15 @@ class LocalSession:
 
     async def step_async(self, request: StepRequest) -> Tensor:
         return await asyncio.to_thread(self.step, request)
+
+    def fork(self) -> LocalSession:
+        """The engines' own forks: what came before is not computed again."""
+        twin = self._backend.open()
+        with self._backend.lock:
+            twin._rows = [
+                [engine.fork(row) for row in rows] for engine, rows in zip(self._backend.engines, self._rows, strict=True)
+            ]
+        return twin
 
     def close(self) -> None:
         if self._is_closed:

@@ -1,0 +1,131 @@
+"""A part of the chain for callers with hidden states of their own: `model.blocks[a:b]`.
+
+    with model.blocks[4:12].session() as session:      # keys and values stay at the hops
+        out = session.step(hidden)                     # [B, T, H] in, [B, T, H] out
+        more = session.step(next_hidden)
+    out = model.blocks[4:12](hidden)                   # without a session: nothing is kept
+
+a and b need not be edges of what nodes host. As in a model's own session, a hop that dies is replaced, and no value changes. Nothing
+here is differentiable: nodes serve inference.
+
+Shapes: B rows, T new tokens of each, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from protocols.defaults import MAX_ROWS
+from protocols.errors import BadRequestError
+from protocols.ids import Span
+from swarm.client import checks
+from swarm.client.backend import Backend, StepSession
+from swarm.client.blocks import StepPlan, carry
+from swarm.client.cache import RemoteCache
+
+
+class RemoteSpan:
+    """Blocks [start, stop) of a model, wherever they are. Slices of it count from its own first block, as those of a list do."""
+
+    def __init__(self, backend: Backend, span: Span, hidden_size: int, max_positions: int | None) -> None:
+        self.span, self.hidden_size = span, hidden_size
+        self._backend, self._max_positions = backend, max_positions
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    def __getitem__(self, index: int | slice) -> RemoteSpan:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1 or start >= stop:
+                raise BadRequestError(
+                    f"blocks are taken as [start:stop] of 0:{len(self)}, in order and at least one, got {index}"
+                )
+        else:
+            start = range(len(self))[index]  # IndexError ends a loop over the blocks
+            stop = start + 1
+        span = Span(self.span.start + start, self.span.start + stop)
+        return RemoteSpan(self._backend, span, self.hidden_size, self._max_positions)
+
+    def __iter__(self) -> Iterator[RemoteSpan]:
+        return (self[index] for index in range(len(self)))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Each row from its first token on; nothing is kept."""
+        self.check(hidden, 0)
+        return carry(StepPlan(cache=None), hidden, self.open).detach()  # nothing asks for a gradient, so it is a plain value
+
+    def session(self) -> SpanSession:
+        """Rows that go on from step to step. Nothing is sent before the first one."""
+        return SpanSession(self, RemoteCache(self.open))
+
+    def open(self) -> StepSession:
+        return self._backend.open(self.span)
+
+    def check(self, hidden: object, past: int) -> None:
+        """BadRequestError where these are no hidden states that could follow `past` tokens. Nothing has been sent then."""
+        if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
+            got = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise BadRequestError(f"blocks take hidden states [rows, tokens, {self.hidden_size}] of floats, got {got}")
+        rows, tokens, width = hidden.shape if hidden.dim() == 3 else (0, 0, 0)
+        if width != self.hidden_size or not tokens or not 1 <= rows <= MAX_ROWS:
+            raise BadRequestError(
+                f"blocks take hidden states [rows, tokens, {self.hidden_size}] with 1 to {MAX_ROWS} rows and at least 1 token, "
+                f"got shape {list(hidden.shape)}"
+            )
+        if not bool(hidden.isfinite().all()):
+            raise BadRequestError("hidden states must be finite, got NaN or infinity; look at what made them")
+        checks.check_gradient(hidden, "hidden states")
+        checks.check_length(past + tokens, self._max_positions)
+
+    def __repr__(self) -> str:
+        return f"RemoteSpan(blocks {self.span} of {self._backend.model.name})"
+
+
+class SpanSession:
+    """Rows of one length at every hop of a span. `close` it, leave its `with` block, or let it go: their memory goes back."""
+
+    def __init__(self, blocks: RemoteSpan, cache: RemoteCache) -> None:
+        self.blocks = blocks
+        self._cache = cache
+
+    @property
+    def position(self) -> int:
+        """Tokens that every row has: the position of the next one."""
+        return self._cache.columns
+
+    @property
+    def journey(self) -> Any:
+        """The session's way through the swarm (`route`, `replaced`), for people; None before the first step."""
+        return self._cache.journey
+
+    def step(self, hidden: Tensor) -> Tensor:
+        """Append T tokens to each row; the first step makes the rows. After an error the session has ended."""
+        self.blocks.check(hidden, self.position)
+        checks.check_rows(hidden.shape[0], self._cache.rows, "this session")
+        return carry(StepPlan(cache=self._cache), hidden, self.blocks.open).detach()
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last `tokens` tokens of every row. It travels with the next step."""
+        if not 0 <= tokens <= self.position:
+            raise BadRequestError(f"crop takes 0 to {self.position} tokens, as many as each row has, got {tokens}")
+        self._cache.crop(-tokens)
+
+    def fork(self) -> SpanSession:
+        """A second session with the same rows; both go on and end independently, from any threads."""
+        return SpanSession(self.blocks, self._cache.fork())
+
+    def close(self) -> None:
+        self._cache.close()
+
+    def __enter__(self) -> SpanSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SpanSession({self.blocks!r}, position {self.position})"
