@@ -111,6 +111,7 @@ class Peer:
     def __init__(self, config: PeerConfig, handlers: Handlers | None = None) -> None:
         """handlers: what this peer offers, by the names of `protocols.services`; `hello`, `dial_back` and `directory` are its own."""
         self.config = config
+        self._host = config.listen[0] if config.listen else None
         self._hello = Hello(software=software(), swarm=config.swarm, name=config.name)
         self._answers = Answers(config.swarm, self._opened_directory)
         self._handlers: Handlers = {
@@ -148,6 +149,8 @@ class Peer:
         self.peer_id = self.identity.peer_id
         self.pool = ChannelPool(self.identity)
         self._stack.push_async_callback(self.pool.close)
+        if self._host is not None:  # one address for p2pd, gRPC and what is announced, whatever a name stands for
+            self._host = await asyncio.to_thread(ports.resolved, self._host)
         self._dht = await self._start_dht()
         self.directory = Directory(config.swarm, self.peer_id, self._dht)
         self._stack.push_async_callback(self.directory.withdraw)
@@ -155,7 +158,7 @@ class Peer:
         self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
         given = [(address.peer, (address.grpc,), b"") for address in self._bootstrap]
         self._verifier = dialling_back.Verifier(self.pool, self.directory, given, self._place)
-        self._finder = Finder(config.find, self.peer_id, config.listen and config.listen[0])
+        self._finder = Finder(config.find, self.peer_id, self._host)
         self._sources = Sources(
             given=self._bootstrap,
             remembered=self._finder.remembered,
@@ -204,7 +207,7 @@ class Peer:
         importlib.import_module("swarm.dht.node")  # seconds; in a thread it would race with whoever imports torch elsewhere
         if self.config.listen is None:
             return await self._start_daemon(None)
-        host, wanted = self.config.listen
+        host, wanted = self._host or self.config.listen[0], self.config.listen[1]
         for attempt in range(_PORT_ATTEMPTS):
             port = ports.pair(host, wanted)
             assert self._keys.certificate
@@ -276,7 +279,9 @@ class Peer:
         if self.config.listen is None:
             return ()
         found = [transport(*self.config.announce)] if self.config.announce else [*_best_first(self._dht.addresses)]
-        return tuple(f"{address}/p2p/{self.peer_id}" for address in found or [transport(self.config.listen[0], self._port)])
+        return tuple(
+            f"{address}/p2p/{self.peer_id}" for address in found or [transport(self._host or self.config.listen[0], self._port)]
+        )
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -11,11 +11,25 @@ _ATTEMPTS = 50
 _HIGHEST = 65_535
 
 
+def resolved(host: str) -> str:
+    """The address of this machine that `host` stands for, of several an IPv4 one. ConfigError where it stands for none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigError(
+            f"--listen takes an address or a name of this machine, as 0.0.0.0 or localhost; {host[:80]!r} stands for none: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from None
+    addresses = [str(address[0]) for _family, _kind, _protocol, _name, address in found]
+    return next((address for address in addresses if ":" not in address), addresses[0])
+
+
 def pair(host: str, port: int) -> int:
     """`port` if it and the next are free at `host`, or for 0 some port of which that is true. ConfigError otherwise.
 
     It is free at this moment only: the caller binds the higher one first, which nobody can share, and asks again where that fails.
     """
+    host = resolved(host)
     if port:
         _check(host, port)
         return port
@@ -49,12 +63,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-    except socket.gaierror as error:
-        raise ConfigError(f"--listen takes a host of this machine, got {host!r}: {error.strerror}") from None
+    family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     found = socket.socket(family, kind, protocol)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -251,6 +251,23 @@ def children() -> list[str]:
     return [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids]
 
 
+@pytest.mark.parametrize(("host", "expected"), [("localhost", "127.0.0.1"), ("::1", "::1")])
+async def test_a_name_to_listen_at_is_one_address_for_p2p_and_grpc(host: str, expected: str, tmp_path: Path) -> None:
+    async with Peer(PeerConfig(data_dir=tmp_path, listen=(host, 0))) as node:
+        (multiaddr,), (grpc,) = node.multiaddrs, node.addresses
+        assert multiaddr.startswith(f"{transport(expected, 0).removesuffix('/0')}/") and expected in grpc
+        async with client(multiaddr) as other:
+            await other.hello(node.peer_id, node.addresses, node.certificate)
+
+
+async def test_a_name_that_stands_for_nothing_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--listen takes an address or a name of this machine.*'no\.such\.invalid' stands for none"
+    ):
+        async with Peer(PeerConfig(data_dir=tmp_path, listen=("no.such.invalid", 0))):
+            pass
+
+
 async def test_sockets_of_every_kind_of_listening_are_told(tmp_path: Path) -> None:
     async with Peer(PeerConfig(data_dir=tmp_path, listen=("0.0.0.0", 0))) as node:
         assert node.multiaddrs and node.addresses and not any("/0.0.0.0/" in address for address in node.multiaddrs)
