@@ -41,5 +41,5 @@ class Doors:
     def _hops_for(self, opening: Open | Attach) -> Hops:
         route = opening.grant.route
         wanted = route[opening.index if isinstance(opening, Open) else -1].span
-        around = next((host for span, host in self._hosts.items() if wanted.is_within(span)), None)
+        around = next((host for span, host in reversed(self._hosts.items()) if wanted.is_within(span)), None)  # the newest
         return (self._hosts.get(wanted) or around or self._any_host()).hops  # any host says what is served here instead

@@ -58,15 +58,21 @@ class PartEngines:
 
     async def take(self, blocks: Span) -> Engine:
         """The engine of these blocks, for one session until `give_back`. OverloadedError, or SpanNotServedError with the reason."""
-        async with self._making:  # one at a time: it takes a core
-            part = self._parts.get(blocks) or _Part(await asyncio.to_thread(self._made, blocks))
-            others = {other: held for other, held in self._parts.items() if other != blocks}
-            if (idle := self._idle(others)) is not None:
-                del others[idle]
+        while (part := self._parts.get(blocks)) is None:  # it may have to make room again before we come to use it
+            await asyncio.shield(asyncio.create_task(self._add(blocks)))
+        part.num_users += 1
+        self._parts = {**{other: held for other, held in self._parts.items() if other != blocks}, blocks: part}
+        return part.engine
+
+    async def _add(self, blocks: Span) -> None:
+        """One at a time, to its end even if nobody waits any more: it takes a core."""
+        async with self._making:
+            if blocks in self._parts:
+                return
+            part = _Part(await asyncio.to_thread(self._made, blocks))
+            idle = self._idle(self._parts)
             self._limit_bytes = self.limit_bytes
-            self._parts = {**others, blocks: part}
-            part.num_users += 1
-            return part.engine
+            self._parts = {**{other: held for other, held in self._parts.items() if other != idle}, blocks: part}
 
     def give_back(self, blocks: Span) -> None:
         """The session's rows are closed."""

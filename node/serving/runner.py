@@ -90,7 +90,7 @@ class Runner:
         self.largest_batch = 0
         """Most steps that ever shared a forward."""
         self.step_ms = 0.0
-        """Moving average of a forward's milliseconds."""
+        """Moving average of a forward's milliseconds, through all blocks."""
         self._may_practise = True
         self._device = threading.Lock()
         """Held by whoever runs a batch."""
@@ -290,7 +290,7 @@ class Runner:
             hidden = edges.begin(engine, self.ends, batch)
             output = engine.step(items, hidden[None], _positions(batch, engine.device))[0]
             outputs = edges.finish(self.ends, [job for job, _ in batch], output)
-        self._count(len(batch), (time.perf_counter() - started) * 1e3)
+        self._count(len(batch), (time.perf_counter() - started) * 1e3, is_whole=engine is self.engine)
         for job, _ in batch:
             if not job.num_left - job.size:
                 trace.mark("forwarded", job.session.id, -1)
@@ -323,11 +323,12 @@ class Runner:
             error = InternalError(f"the forward failed here: {type(error).__name__}; the peer's log says more")
         job.done(error)
 
-    def _count(self, num_steps: int, ms: float) -> None:
+    def _count(self, num_steps: int, ms: float, *, is_whole: bool) -> None:
         self.num_forwards += 1
         self.num_steps += num_steps
         self.largest_batch = max(self.largest_batch, num_steps)
-        self.step_ms = ms if self.num_forwards == 1 else 0.9 * self.step_ms + 0.1 * ms
+        if is_whole:
+            self.step_ms = 0.9 * self.step_ms + 0.1 * ms if self.step_ms else ms
 
 
 def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> None:

@@ -20,6 +20,8 @@ from protocols.errors import ModelMismatchError, NoRouteError
 from protocols.ids import Span
 from swarm.client import SwarmModelForCausalLM, connection
 from swarm.client.loop import BackgroundLoop
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.loading import load_span
 
 PROMPT = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(21))
 GREEDY: dict[str, Any] = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
@@ -89,6 +91,11 @@ async def test_a_model_over_two_nodes_answers_as_one_machine(line: Line, referen
     assert [hop.span for hop in cache.journey.route] == [Span(0, 2), Span(2, 5)] and cache.journey.replaced == 0
     streamed = [token.id async for token in model.stream(PROMPT[0], max_new_tokens=12)]
     assert streamed == theirs.generate(PROMPT[:1], **GREEDY)[0, 11 : 11 + len(streamed)].tolist()
+    hidden = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(1))
+    part = await asyncio.to_thread(model.blocks[1:4], hidden)
+    with torch.inference_mode():
+        alone = load_span(open_checkpoint(line.path), Span(1, 4), dtype=torch.float32)(hidden)
+    assert (part - alone).abs().max() < 5e-5 * alone.abs().max()
     before = num_peers()
     sibling = await asyncio.to_thread(SwarmModelForCausalLM.from_pretrained, line.path, **line.client)
     assert num_peers() == before  # shared
