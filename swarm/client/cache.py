@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, Repeat, Rows
+from swarm.client import waiting
 from swarm.client.backend import StepRequest, StepSession
 
 
@@ -59,7 +60,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
     def _step(self, request: StepRequest, columns: int) -> Tensor:
         session = self._opened()
         try:
-            output = session.step(replace(request, ops=tuple(self.ops)))
+            output = waiting.step(session, replace(request, ops=tuple(self.ops)))
         except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state
             self.close()
             raise

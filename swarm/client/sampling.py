@@ -6,6 +6,7 @@ threads, so a stream has its own, and draws itself (`Draw`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +43,23 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise BadRequestError(f"seed must be in [0, 2^63), got {self.seed}")
 
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0
+    def is_greedy(self, options: Mapping[str, Any]) -> bool:
+        """options: other arguments of `generate`; `do_sample` is the only one that counts here."""
+        return not options.get("do_sample", self.temperature > 0)
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of transformers' `generate`."""
-        if self.is_greedy:  # None: a checkpoint's own sampling settings would be warned about
+    def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`. With do_sample=True, what was not said is as the checkpoint says."""
+        if self.is_greedy(options):  # None: a checkpoint's own sampling settings would be warned about
             return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        return {"do_sample": True, "temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p}
+        said = {"do_sample": True, "temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p}
+        if self.temperature > 0:
+            return said
+        usual = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+        return {name: value for name, value in said.items() if value != usual.get(name)}
 
-    def draw(self) -> Draw | None:
+    def draw(self, options: Mapping[str, Any]) -> Draw | None:
         """What draws this stream's tokens; None if it is greedy."""
-        return None if self.is_greedy else Draw(self.seed)
+        return None if self.is_greedy(options) else Draw(self.seed)
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]

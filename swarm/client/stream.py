@@ -12,10 +12,9 @@ import asyncio
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,9 +22,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from protocols.errors import BadRequestError
 from swarm.client import checks
-from swarm.client.backend import StepRequest, StepSession
-from swarm.client.cache import RemoteCache
 from swarm.client.sampling import Draw, Sampling
+from swarm.client.waiting import OnLoop, waits
 
 ONE_SEQUENCE: Mapping[str, Any] = {
     "num_beams": 1,
@@ -38,6 +36,12 @@ ONE_SEQUENCE: Mapping[str, Any] = {
     "use_cache": True,
 }
 """What `generate` has to be told so that it makes one sequence and returns its ids, whatever a checkpoint's own settings say."""
+
+NOT_TAKEN = (
+    *("streamer", "past_key_values", "cache_params", "generation_config", "custom_generate"),
+    *("inputs", "input_ids", "inputs_embeds", "max_length"),
+)
+"""Arguments of `generate` that a stream has other ones for, or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,61 +109,30 @@ class _Watched(StoppingCriteriaList):  # type: ignore[misc]
         return is_done
 
 
-class _SessionOnLoop:
-    """A step session for the thread of a stream: its steps run on the reader's loop, which may cancel them."""
-
-    def __init__(self, session: StepSession, loop: asyncio.AbstractEventLoop) -> None:
-        self._session, self._loop = session, loop
-        self._step: Future[Tensor] | None = None
-        self._is_left = False
-
-    def step(self, request: StepRequest) -> Tensor:
-        self._step = step = asyncio.run_coroutine_threadsafe(self.step_async(request), self._loop)
-        if self._is_left:  # `leave` may have come before there was a step to cancel
-            step.cancel()
-        return step.result()
-
-    async def step_async(self, request: StepRequest) -> Tensor:
-        return await self._session.step_async(request)
-
-    def leave(self) -> None:
-        """On the loop: cancel the step under way, and each that would follow."""
-        self._is_left = True
-        if self._step is not None:
-            self._step.cancel()
-
-    def fork(self) -> StepSession:
-        return self._session.fork()
-
-    @property
-    def journey(self) -> Any:
-        """As of a session's own."""
-        return getattr(self._session, "journey", None)
-
-    def close(self) -> None:
-        self._session.close()
-
-
 class Streaming:
     """Comes before a model's own class: lets a stream watch the `generate` that runs in its thread."""
 
-    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
-        criteria, producer = super()._get_stopping_criteria(*args, **kwargs), _producer.get()  # type: ignore[misc]
-        return criteria if producer is None else producer.watched(criteria)
-
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         processors, producer = super()._get_logits_processor(*args, **kwargs), _producer.get()  # type: ignore[misc]
-        return processors if producer is None or producer.draw is None else LogitsProcessorList([*processors, producer.draw])
+        return processors if producer is None else producer.drawing(processors)
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """After `_get_logits_processor`. Only the first `generate` in the thread is the stream's: a model that drafts for itself
+        calls it again, and its guesses are nobody's tokens."""
+        criteria, producer = super()._get_stopping_criteria(*args, **kwargs), _producer.get()  # type: ignore[misc]
+        if producer is None:
+            return criteria
+        _producer.set(None)
+        return producer.watched(criteria)
 
 
 class _Producer:
     """`generate` of one prompt in a thread, and its tokens for a reader on a loop."""
 
     def __init__(self, model: Any, prompt: Tensor, arguments: dict[str, Any], draw: Draw | None) -> None:
-        self._model, self._prompt, self._arguments = model, prompt, arguments
-        self.draw = draw
+        self._model, self._prompt, self._arguments, self._draw = model, prompt, arguments, draw
         self._loop = asyncio.get_running_loop()
-        self._session = _SessionOnLoop(model.remote.backend.open(), self._loop)
+        self._steps = OnLoop(self._loop)
         self._tokens: asyncio.Queue[_Token | BaseException | None] = asyncio.Queue()
         self._taken = threading.Semaphore(0)
         self._is_left = False
@@ -179,13 +152,17 @@ class _Producer:
     async def leave(self) -> None:
         """End `generate`, if it still runs, and wait until its session is closed."""
         self._is_left = True
-        self._session.leave()
+        self._steps.leave()
         self._taken.release()
         await self._ended
 
     def watched(self, criteria: Any) -> _Watched:
         """In the thread: `criteria`, which report to the reader."""
         return _Watched(criteria, self._prompt.shape[1], self._report)
+
+    def drawing(self, processors: Any) -> Any:
+        """In the thread: `processors`, and behind them the one that draws."""
+        return processors if self._draw is None else LogitsProcessorList([*processors, self._draw])
 
     def _report(self, token: _Token) -> None:
         self._post(token)
@@ -195,16 +172,13 @@ class _Producer:
 
     def _run(self) -> None:
         _producer.set(self)  # this thread has a context of its own
-        cache = RemoteCache(lambda: self._session)
         end: BaseException | None = None
         try:
-            with torch.no_grad():
-                self._model.generate(self._prompt, **self._arguments, **_cache_argument(self._model, cache))
+            with torch.no_grad(), waits(self._steps):
+                self._model.generate(self._prompt, **self._arguments)
         except BaseException as error:  # the reader raises it
             end = error
         finally:
-            cache.close()
-            self._session.close()
             self._post(end)
 
     def _post(self, token: _Token | BaseException | None) -> None:
@@ -218,11 +192,6 @@ class _Producer:
 
 
 _producer: ContextVar[_Producer | None] = ContextVar("murmuration_stream", default=None)
-
-
-def _cache_argument(model: Any, cache: RemoteCache) -> dict[str, Any]:
-    """Families without a cache bring all tokens at every step, each in a session of its own."""
-    return {} if model.remote.cache_key is None else {model.remote.cache_key: cache}
 
 
 # --- the reader's side: a coroutine
@@ -239,16 +208,17 @@ async def stream(
     ids, tokenizer = await asyncio.to_thread(_prepared, model, prompt)
     limit = model.remote.max_positions
     most = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1] + 1)
-    arguments = {**ONE_SEQUENCE, **sampling.arguments(), "tokenizer": tokenizer, **options, "max_new_tokens": most}
-    if "attention_mask" in inspect.signature(model.forward).parameters:
-        arguments["attention_mask"] = torch.ones_like(ids)  # all tokens of a prompt are real, the pad token too
-    producer, pieces = _Producer(model, ids, arguments, sampling.draw()), TextPieces(tokenizer)
+    all_real = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in inspect.signature(model.forward).parameters else {}
+    arguments = {**ONE_SEQUENCE, **sampling.arguments(options), "tokenizer": tokenizer, **all_real, **options}
+    arguments["max_new_tokens"] = most
+    producer, pieces = _Producer(model, ids, arguments, sampling.draw(options)), TextPieces(tokenizer)
+    ends = _ends(options.get("eos_token_id", model.generation_config.eos_token_id))
     producer.start()
     try:
         number = 0
         while (token := await producer.take()) is not None:
             number += 1
-            finish = None if not token.is_last else "length" if number == most and not _is_end(model, token.id) else "stop"
+            finish = None if not token.is_last else "length" if number == most and token.id not in ends else "stop"
             yield StreamedToken(id=token.id, text=pieces.add(token.id, token.is_last), finish=finish)
     finally:
         await producer.leave()
@@ -257,7 +227,7 @@ async def stream(
 def _check_options(max_new_tokens: int, options: Mapping[str, Any]) -> None:
     if max_new_tokens < 1:
         raise BadRequestError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    for name in (*ONE_SEQUENCE, "streamer", "past_key_values", "cache_params", "generation_config", "inputs_embeds"):
+    for name in (*ONE_SEQUENCE, *NOT_TAKEN):
         if name in options and options[name] != ONE_SEQUENCE.get(name):
             raise BadRequestError(
                 f"a stream is one sequence, token by token, in a session of its own; it takes no {name}: call generate for that"
@@ -278,6 +248,6 @@ def _prepared(model: Any, prompt: str | Sequence[int] | Tensor) -> tuple[Tensor,
     return ids, tokenizer
 
 
-def _is_end(model: Any, token: int) -> bool:
-    ends = model.generation_config.eos_token_id
-    return ends is not None and token in ([ends] if isinstance(ends, int) else ends)
+def _ends(eos_token_id: Any) -> Sequence[int]:
+    ends = [] if eos_token_id is None else torch.as_tensor(eos_token_id).reshape(-1).tolist()
+    return cast("Sequence[int]", ends)

@@ -49,6 +49,13 @@ class LocalBackend:
     num_closed: int = 0
     fail_next: BaseException | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    is_open: threading.Event = field(default_factory=threading.Event)
+    """While it is not set, steps wait."""
+    is_asked: threading.Event = field(default_factory=threading.Event)
+    """Set by every step that comes."""
+
+    def __post_init__(self) -> None:
+        self.is_open.set()
 
     @property
     def model(self) -> ModelId:
@@ -80,6 +87,8 @@ class LocalSession:
         ops, hidden, want = request.ops, request.tokens, request.want
         assert request.form == BLOCKS
         assert not self._is_closed
+        backend.is_asked.set()
+        backend.is_open.wait()
         assert hidden.shape[:2] == (1, sum(counts)) and hidden.dtype == backend.dtype
         with backend.lock:  # all calls of an engine come one after the other
             backend.calls.append(Call(ops, counts, want, None if positions is None else positions.tolist()))

@@ -244,3 +244,54 @@ async def test_seeded_streams_side_by_side_draw_each_their_own(pair: Callable[[s
 
     alone = [await collect(seed) for seed in range(4)]
     assert await asyncio.gather(*map(collect, range(4))) == alone and alone[0] != alone[1]
+
+
+@pytest.mark.parametrize("assist", ["the model itself", "its first blocks"])
+async def test_what_a_model_drafts_for_itself_is_not_streamed(assist: str, pair: Callable[[str], Any]) -> None:
+    theirs, ours, backend = pair("llama")
+    options = {"assistant_model": ours} if assist == "the model itself" else {"assistant_early_exit": 2}
+    expected = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)[0, 11:].tolist()
+    assert [token.id async for token in ours.stream(PROMPT, max_new_tokens=12, **options)] == expected
+    assert any(call.counts[0] > 1 for call in backend.calls[2:])  # guesses were checked
+    sampled = [token.id async for token in ours.stream(PROMPT, max_new_tokens=6, temperature=1.0, seed=3, **options)]
+    assert sampled == [token.id async for token in ours.stream(PROMPT, max_new_tokens=6, temperature=1.0, seed=3, **options)]
+
+
+async def test_do_sample_draws_as_the_checkpoint_says_with_the_streams_seed(pair: Callable[[str], Any]) -> None:
+    theirs, ours, _backend = pair("llama")
+    with told(theirs, ours, temperature=1.4, top_k=12, do_sample=True):
+        got = [token.id async for token in ours.stream(PROMPT, max_new_tokens=10, do_sample=True, seed=9)]
+        torch.manual_seed(9)
+        expected = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=10)[0, 11:].tolist()
+        greedy = [token.id async for token in ours.stream(PROMPT, max_new_tokens=10)]
+    assert got == expected != greedy
+    assert greedy == theirs.generate(torch.tensor([PROMPT]), max_new_tokens=10, do_sample=False)[0, 11:].tolist()
+
+
+async def test_padding_and_end_tokens_of_the_call_count(pair: Callable[[str], Any]) -> None:
+    theirs, ours, backend = pair("llama")
+    expected = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=5, do_sample=False)[0, 11:].tolist()
+    mask = torch.tensor([[0] * 4 + [1] * 11])
+    got = [
+        token async for token in ours.stream([0] * 4 + PROMPT, attention_mask=mask, max_new_tokens=5, eos_token_id=expected[-1])
+    ]
+    assert [token.id for token in got] == expected[: len(got)] and got[-1].finish == "stop"
+    assert backend.calls[0].counts == (11,)
+    with pytest.raises(BadRequestError, match="takes no past_key_values"):
+        await anext(ours.stream(PROMPT, past_key_values=ours.new_cache()))
+
+
+@pytest.mark.parametrize("family", ["llama", "openai_gpt"])
+async def test_a_step_that_does_not_come_back_keeps_nobody_from_leaving(family: str, pair: Callable[[str], Any]) -> None:
+    """openai_gpt has no cache: every step is a session of its own."""
+    _theirs, ours, backend = pair(family)
+    backend.is_open.clear()
+    backend.is_asked.clear()
+    reading = asyncio.ensure_future(anext(ours.stream(PROMPT, max_new_tokens=5)))
+    try:
+        assert await asyncio.to_thread(backend.is_asked.wait, 60)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=60)
+        assert reading.cancelled() and backend.num_closed == backend.num_opened and backend.calls == []
+    finally:
+        backend.is_open.set()
