@@ -151,7 +151,7 @@ def generate_command(
     """Stream the model's continuation of PROMPT."""
     from node.cli import generate
 
-    generate.run(asked.asking(model), asked.sampling(), prompt, asked.stats, asked.thin)
+    generate.run(asked.asking(model), asked.sampling(as_model_says=False), prompt, asked.stats, asked.thin)
 
 
 @app.command("chat")
@@ -173,7 +173,7 @@ def chat_command(
 
     with_stats = asked.stats or sys.stderr.isatty()
     manner = Manner(max_new_tokens=asked.max_new_tokens, system=system, keeps_all=keep_all, with_stats=with_stats)
-    chat.run(asked.asking(model), asked.sampling(), manner, asked.thin)
+    chat.run(asked.asking(model), asked.sampling(as_model_says=True), manner, asked.thin)
 
 
 @app.command("status")

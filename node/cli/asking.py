@@ -15,9 +15,10 @@ from typing import Any
 from node.cli.speculation import Speculation
 from node.cli.text import TextOut
 from node.config import DTYPES, check_multiaddrs, check_swarm
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, ModelNotSupportedError
 from swarm import known, places
 from swarm.finding import FindConfig
+from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is picked: greedily, unless temperature, top-p or top-k say otherwise."""
+    """How the next token is picked: greedily, unless temperature, top-p or top-k say otherwise, or the model's settings may."""
 
     max_new_tokens: int
     temperature: float | None
@@ -61,6 +62,9 @@ class Sampling:
     seed: int | None
     speculation: Speculation
     """How many are guessed ahead: that changes the trips, never the text."""
+    is_greedy: bool = False
+    as_model_says: bool = False
+    """Draw if the model's own settings say so."""
 
     def __post_init__(self) -> None:
         check_range("--max-new-tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1)
@@ -70,21 +74,32 @@ class Sampling:
             check_range("--top-p", self.top_p, "between 0 and 1", 0 <= self.top_p <= 1)
         if self.top_k is not None:
             check_range("--top-k", self.top_k, "1 or more", self.top_k >= 1)
+        drawing = {"--temperature": self.temperature, "--top-p": self.top_p, "--top-k": self.top_k}
+        if self.is_greedy and (flag := next((flag for flag, value in drawing.items() if value is not None), None)):
+            raise ConfigError(f"--greedy picks the likeliest token and {flag} draws one; give one of the two")
         if self.seed is not None:
             check_range("--seed", self.seed, "from -2^63 to 2^64 - 1", -(2**63) <= self.seed < 2**64)
 
-    def given(self) -> dict[str, Any]:
-        """What was asked for of temperature, top-p and top-k; nothing, or temperature 0, is greedy."""
+    @property
+    def wanted(self) -> Wanted:
+        """For a checkpoint's settings to complete."""
         asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return {} if self.temperature == 0 else {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return Wanted(asked=given, is_greedy=self.is_greedy, as_model_says=self.as_model_says)
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of transformers' `generate`."""
-        given = self.given()
-        if not given:
-            # None where the checkpoint's own generation_config samples: transformers would warn about unused settings
-            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"max_new_tokens": self.max_new_tokens, "do_sample": True, "top_k": 0, **given}
+    def check(self, settings: Settings) -> None:
+        """ModelNotSupportedError for a setting that gives other text with guesses: transformers keeps K/V of its own for it."""
+        if self.speculation.is_on and settings.values.get("guidance_scale") not in (None, 1):
+            raise ModelNotSupportedError(
+                f"the checkpoint's {settings.file} sets guidance_scale, which goes token by token; ask without --speculate and --draft"
+            )
+
+    def arguments(self, settings: Settings) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`, for a checkpoint with these settings."""
+        drawn: dict[str, Any] = dict(settings.sampling(self.wanted))
+        # None if it is not drawn although the checkpoint samples: transformers would warn about unused settings
+        chosen = {"do_sample": True, **drawn, "min_p": drawn["min_p"] or None} if drawn else dict.fromkeys(SAMPLING)
+        return {**STATED, "do_sample": False, "max_new_tokens": self.max_new_tokens, **chosen}
 
     def sow(self) -> None:
         """Make sampling repeatable, where a seed was given."""

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from node.cli.asking import summary
-from node.cli.console import remark, write_piece
+from node.cli.console import remark
 from node.cli.interruption import Interruption
-from node.cli.speaking import Speaker
+from node.cli.speaking import Speaker, new_out
 from node.cli.text import TextOut
 from protocols.errors import BadRequestError
 from swarm.thin.templates import Message
@@ -57,7 +57,8 @@ class Conversation:
 
     def say(self, line: str) -> None:
         """One question and its answer, which goes to stdout as it comes. If it fails, it was never asked."""
-        out, started_s = self._new_out(), time.monotonic()
+        out = new_out(self._speaker, None if self._speaker.has_template else PLAIN_STOP)
+        started_s = time.monotonic()
         kept, trips = [*self.messages, {"role": "user", "content": line}], None
         try:
             with self._interruptible(out):
@@ -73,9 +74,6 @@ class Conversation:
         self.messages = [*kept, {"role": "assistant", "content": out.text.strip()}]
         if self._manner.with_stats:
             remark(summary(out, started_s, self._speaker.journey, trips))
-
-    def _new_out(self) -> TextOut:
-        return TextOut(self._speaker.tokenizer, write_piece, None if self._speaker.has_template else PLAIN_STOP)
 
     def _interruptible(self, out: TextOut) -> AbstractContextManager[None]:
         return self._interruption.answering(out.halt, self._speaker.stop_now) if self._interruption else nullcontext()

@@ -8,6 +8,8 @@ from typing import Any
 
 from node.cli.asking import Asking, Sampling, open_model
 from node.cli.text import TextOut
+from protocols.errors import CheckpointError
+from swarm.thin.defaults import read_settings
 from swarm.thin.templates import Message, failed, plain, refused, without_surrogates
 
 
@@ -23,11 +25,22 @@ def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[FullSpeaker]:
             speaker.forget()
 
 
+def _state_outputs(model: Any) -> None:
+    """`config.json` may ask every forward for a tuple, attentions or hidden states: no command shows those."""
+    for module in model.modules():
+        for name, value in {"return_dict": True, "output_attentions": False, "output_hidden_states": False}.items():
+            if hasattr(module, "config"):
+                setattr(module.config, name, value)
+
+
 class FullSpeaker:
     """As `node.cli.speaking.Speaker` says."""
 
     def __init__(self, model: Any, sampling: Sampling) -> None:
         self._model, self._sampling = model, sampling
+        self.settings = read_settings(model.remote.path)
+        sampling.check(self.settings)
+        _state_outputs(model)
         self.tokenizer: Any = model.tokenizer
         self._guessing = sampling.speculation.arguments(model)
         self._cache: Any = None
@@ -64,22 +77,34 @@ class FullSpeaker:
         return without_surrogates(text)
 
     def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
+        self._cut_back(ids)
+        cache, before = self._cache, self._cache.trips
+        try:
+            sequence = self._generate(ids, out, max_new_tokens)
+        except (ValueError, TypeError, NotImplementedError) as error:  # what transformers raises on settings that it dislikes
+            others = self.settings.others()
+            if not others:
+                raise
+            raise CheckpointError(
+                f"transformers refuses the checkpoint's {self.settings.file} ({', '.join(others)[:200]}): "
+                f"{' '.join(str(error).split())[:300]}; correct it in a copy of the checkpoint"
+            ) from error
+        self._held = sequence[0].tolist()[: cache.get_seq_length()]
+        return cache.trips - before if self._guessing else None
+
+    def _generate(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> Any:
         import torch
 
         from swarm.client.guessing import ends_when
 
-        self._cut_back(ids)
-        cache, before, key = self._cache, self._cache.trips, self._model.remote.cache_key
-        sequence = self._model.generate(
+        key = self._model.remote.cache_key
+        return self._model.generate(
             torch.tensor([list(ids)], dtype=torch.long, device=self._model.device),
             streamer=out,
             stopping_criteria=ends_when(lambda: out.is_stopped),
-            **{**self._sampling.arguments(), "max_new_tokens": max_new_tokens},
-            **({key: cache} if key else {}),
-            **self._guessing,
+            **{**self._sampling.arguments(self.settings), "max_new_tokens": max_new_tokens, **self._guessing},
+            **({key: self._cache} if key else {}),
         )
-        self._held = sequence[0].tolist()[: cache.get_seq_length()]
-        return cache.trips - before if self._guessing else None
 
     def _cut_back(self, ids: Sequence[int]) -> None:
         """Crop the cache to what it has in common with `ids`, at least one token short of them: something must be fed."""

@@ -7,9 +7,8 @@ import time
 
 from node.cli import utf8
 from node.cli.asking import Asking, Sampling, summary
-from node.cli.console import remark, write_piece
-from node.cli.speaking import open_speaker
-from node.cli.text import TextOut
+from node.cli.console import remark
+from node.cli.speaking import new_out, open_speaker
 from protocols.errors import BadRequestError
 
 
@@ -20,7 +19,7 @@ def run(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool, is_th
         ids = speaker.encode(text)
         if not ids:
             raise BadRequestError("the prompt is empty; expected some text to go on with")
-        out, started_s = TextOut(speaker.tokenizer, write_piece), time.monotonic()
+        out, started_s = new_out(speaker), time.monotonic()
         try:
             trips = speaker.answer(ids, out, sampling.max_new_tokens)
         finally:

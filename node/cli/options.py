@@ -71,9 +71,17 @@ DataDir = Annotated[
 # --- generate and chat
 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Stop after so many tokens.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", metavar="T", help="Sample; 0 = greedy, as is the default.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature", metavar="T", help="Sample; 0 = greedy. Default: greedy, but chat does as the model's settings say."
+    ),
+]
 TopP = Annotated[float | None, typer.Option("--top-p", metavar="P", help="Sample from the likeliest tokens that sum to P.")]
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Sample from the K likeliest tokens.")]
+Greedy = Annotated[
+    bool, typer.Option("--greedy", help="Pick the likeliest token, also if the model's own settings say to sample.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
 Patience = Annotated[float, typer.Option("--patience", metavar="S", help="Seconds to wait for nodes that cover the model.")]
 Priority = Annotated[
@@ -177,6 +185,7 @@ class Asked:
     speculate: Speculate = None
     draft: Draft = None
     thin: Thin = False
+    greedy: Greedy = False
 
     def asking(self, model: str) -> Asking:
         """Which model and where its nodes are, checked."""
@@ -187,14 +196,14 @@ class Asked:
             dtype=self.dtype, patience_s=self.patience, priority=self.priority, data_dir=self.data_dir,
         )  # fmt: skip
 
-    def sampling(self) -> Sampling:
-        """How tokens are picked, checked."""
+    def sampling(self, as_model_says: bool) -> Sampling:
+        """How tokens are picked, checked. as_model_says: drawn if the model's own settings say so."""
         from node.cli.asking import Sampling
         from node.cli.speculation import Speculation
 
         return Sampling(
             max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed,
-            speculation=Speculation(tokens=self.speculate, draft=self.draft),
+            speculation=Speculation(tokens=self.speculate, draft=self.draft), is_greedy=self.greedy, as_model_says=as_model_says,
         )  # fmt: skip
 
 

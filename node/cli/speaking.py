@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from node.cli.asking import Asking, Sampling
+from node.cli.console import remark, write_piece
 from node.cli.text import TextOut
+from swarm.thin.settings import Settings
+from swarm.thin.stops import Stops
 from swarm.thin.templates import Message
 
 
@@ -17,6 +20,11 @@ class Speaker(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Decodes ids."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """What the checkpoint says about generating."""
         ...
 
     @property
@@ -57,8 +65,23 @@ class Speaker(Protocol):
         ...
 
 
-def open_speaker(asking: Asking, sampling: Sampling, is_thin: bool) -> AbstractContextManager[Speaker]:
-    """The model, its swarm joined; closed again whatever happens."""
+def new_out(speaker: Speaker, stop: str | None = None) -> TextOut:
+    """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown."""
+    texts = speaker.settings.stop_strings()
+    is_end = Stops(speaker.tokenizer, texts).is_end if texts else None
+    return TextOut(speaker.tokenizer, write_piece, stop, is_end)
+
+
+@contextmanager
+def open_speaker(asking: Asking, sampling: Sampling, is_thin: bool) -> Iterator[Speaker]:
+    """The model, its swarm joined; closed again whatever happens. What its settings decide is said."""
+    with _opened(asking, sampling, is_thin) as speaker:
+        for line in speaker.settings.remarks(sampling.wanted):
+            remark(line)
+        yield speaker
+
+
+def _opened(asking: Asking, sampling: Sampling, is_thin: bool) -> AbstractContextManager[Speaker]:
     if is_thin:
         from node.cli import thin
 

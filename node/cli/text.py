@@ -13,7 +13,7 @@ from typing import Any
 
 HALF_A_LETTER = "\ufffd"
 
-NEAR_TOKENS = 256
+NEAR_TOKENS = 1024
 """Most tokens that decide whether an answer ends."""
 
 

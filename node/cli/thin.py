@@ -45,7 +45,9 @@ class ThinSpeaker:
     def __init__(self, runner: asyncio.Runner, model: ThinModel, sampling: Sampling) -> None:
         self._runner, self._model, self._sampling = runner, model, sampling
         self.tokenizer = model.tokenizer
-        self._chooser = Chooser(model.defaults.choosing(sampling.given(), sampling.seed))
+        self.settings = model.defaults.settings
+        sampling.check(self.settings)
+        self._chooser = Chooser(model.defaults.choosing(sampling.wanted, sampling.seed))
         self._row: Row | None = None
         self._task: asyncio.Task[Any] | None = None
         self._is_stopped = False

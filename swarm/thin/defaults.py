@@ -14,19 +14,38 @@ from typing import Any
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.models.bounds import read_json
 from swarm.thin.choosing import Choosing
+from swarm.thin.settings import REFUSED, SAMPLING, STATED, TOKENS, Settings, Wanted
 
-_KNOWN = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0, "suppress_tokens": None}
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "typical_p", "length_penalty"), (None, 1)),
-    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale"), (None, 1)),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), (None, 0)),
-    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty", "penalty_alpha"), (None, 0)),
-    **dict.fromkeys(("bad_words_ids", "force_words_ids", "constraints", "begin_suppress_tokens", "sequence_bias"), (None, [])),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "max_time", "top_h"), (None,)),
-    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), (None,)),
-    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing", "use_mtp"), (None, False)),
+_PROCESSORS: dict[str, tuple[object, ...]] = {
+    "encoder_repetition_penalty": (None, 1),
+    "guidance_scale": (None, 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
+    **dict.fromkeys(("bad_words_ids", "begin_suppress_tokens", "sequence_bias"), (None, [])),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), (None,)),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config"), (None,)),
+    **dict.fromkeys(("renormalize_logits", "remove_invalid_values"), (None, False)),
 }
-"""Settings that change tokens and are not known here, with the values at which they change none."""
+"""Settings that change every choice and are not known here, with the values at which they change none."""
+
+_WARPERS: dict[str, tuple[object, ...]] = {
+    "typical_p": (None, 1),
+    "top_h": (None,),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (None, 0)),
+}
+"""The same of settings that matter only if tokens are drawn."""
+
+_NAMES = (
+    "do_sample",
+    "stop_strings",
+    "repetition_penalty",
+    "suppress_tokens",
+    *SAMPLING,
+    *STATED,
+    *REFUSED,
+    *_PROCESSORS,
+    *_WARPERS,
+)
+"""Settings that an old checkpoint may have in its `config.json`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,44 +55,34 @@ class Defaults:
     ends: frozenset[int]
     """Tokens after which an answer is over."""
 
-    settings: Mapping[str, Any]
-    """As in `generation_config.json`; only what stands there."""
+    settings: Settings
 
     vocab_size: int
     hidden_size: int | None
     max_positions: int | None
     """Longest sequence, where the config says so; the nodes know it in any case."""
 
-    def choosing(self, asked: Mapping[str, Any], seed: int | None) -> Choosing:
-        """How tokens are picked where a person asked for `asked` (temperature, top_p, top_k; absent = not asked for).
+    def choosing(self, wanted: Wanted, seed: int | None) -> Choosing:
+        """How tokens are picked if a person asks for `wanted`: as in the full client.
 
-        Nothing asked, or temperature 0: greedily. As in the full client: top_k is off unless asked for, the rest is the checkpoint's.
+        ModelNotSupportedError for a setting that changes tokens and is not known here.
         """
-        for name, neutral in _NEUTRAL.items():
-            if self.settings.get(name) not in neutral:
+        drawn = self.settings.sampling(wanted)
+        for name, neutral in (_PROCESSORS | (_WARPERS if drawn else {})).items():
+            if self.settings.values.get(name) not in neutral:
                 raise ModelNotSupportedError(
-                    f"the checkpoint's generation_config.json sets {name} to {str(self.settings[name])[:60]}, "
+                    f"the checkpoint's {self.settings.file} sets {name} to {str(self.settings.values[name])[:60]}, "
                     "which a thin client does not know; ask without --thin"
                 )
-        penalty = float(self._number("repetition_penalty", 1.0))
+        penalty = self.settings.number("repetition_penalty", 1.0)
         choosing = Choosing(repetition_penalty=penalty, suppressed=self._suppressed(), seed=seed)
-        if not asked or asked.get("temperature") == 0:
-            return choosing
-        own = {name: float(self._number(name, 0.0 if name == "min_p" else 1.0)) for name in ("temperature", "top_p", "min_p")}
-        return replace(choosing, **{**own, "top_k": 0, **asked})
-
-    def _number(self, name: str, otherwise: float) -> float:
-        value = self.settings.get(name)
-        if value is None:
-            return otherwise
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-            raise CheckpointError(f"generation_config.json: {name} is {str(value)[:40]}, expected a number")
-        return value
+        fields: dict[str, Any] = dict(drawn)
+        return replace(choosing, **fields)
 
     def _suppressed(self) -> tuple[int, ...]:
-        value = self.settings.get("suppress_tokens") or []
+        value = self.settings.values.get("suppress_tokens") or []
         if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
-            raise CheckpointError(f"generation_config.json: suppress_tokens is {str(value)[:40]}, expected token ids")
+            raise CheckpointError(f"{self.settings.file}: suppress_tokens is {str(value)[:40]}, expected token ids")
         return tuple(value)
 
 
@@ -82,15 +91,14 @@ def read_defaults(folder: Path) -> Defaults:
     config = read_json(folder / "config.json")
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
-    own = folder / "generation_config.json"
-    settings = read_json(own) if own.exists() else _of_the_model(config)
+    settings = read_settings(folder)
     vocab_size = _first(text, ("vocab_size",))
     if vocab_size is None:
         raise ModelNotSupportedError(
             f"{folder}/config.json does not say its vocab_size, which a thin client needs; ask without --thin"
         )
     return Defaults(
-        ends=_ends(settings.get("eos_token_id")),
+        ends=_ends(settings.values.get("eos_token_id")),
         settings=settings,
         vocab_size=vocab_size,
         hidden_size=_first(text, ("hidden_size", "n_embd", "d_model", "dim")),
@@ -98,12 +106,20 @@ def read_defaults(folder: Path) -> Defaults:
     )
 
 
+def read_settings(folder: Path) -> Settings:
+    """What `generation_config.json` says about generating, or `config.json` if there is no such file; checked."""
+    own = folder / "generation_config.json"
+    values = read_json(own) if own.exists() else _of_the_model(read_json(folder / "config.json"))
+    settings = Settings(values, own.name if own.exists() else "config.json")
+    settings.check()
+    return settings
+
+
 def _of_the_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for generating in `config.json` itself, as old checkpoints have them: its own, else those of the model inside it."""
     inner: object = next((config[name] for name in ("decoder", "generator", "text_config") if config.get(name)), None)
     both = (config, inner if isinstance(inner, dict) else {})
-    names = (*_KNOWN, *_NEUTRAL, "eos_token_id")
-    found = {name: next((one[name] for one in both if one.get(name) is not None), None) for name in names}
+    found = {name: next((one[name] for one in both if one.get(name) is not None), None) for name in (*_NAMES, *TOKENS)}
     return {name: value for name, value in found.items() if value is not None}
 
 

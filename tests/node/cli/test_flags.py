@@ -56,6 +56,7 @@ FLAGS = {
         "--speculate",
         "--draft",
         "--thin",
+        "--greedy",
     ],
     "chat": [
         "MODEL",
@@ -69,6 +70,7 @@ FLAGS = {
         "--speculate",
         "--draft",
         "--thin",
+        "--greedy",
     ],
     "config": ["[COMMAND]", "--example"],
     "cache": ["--json", "--data-dir"],

@@ -19,6 +19,7 @@ from swarm.models.checkpoint import open_checkpoint
 from swarm.models.digest import build_manifest, is_small_file
 from swarm.thin.classes import CLASSES, GENERIC, REGISTERED
 from swarm.thin.defaults import read_defaults
+from swarm.thin.settings import Wanted
 from swarm.thin.templates import conversation_ids
 from swarm.thin.tokenizer import Tokenizer as Thin
 from swarm.thin.tokenizer import open_tokenizer
@@ -283,4 +284,4 @@ def test_where_an_answer_ends_is_said_by_the_file_that_transformers_reads(
     ours, full = read_defaults(tmp_path), read_settings(tmp_path)
     assert ours.ends == frozenset([] if eos is None else eos if isinstance(eos, list) else [eos])
     assert full.eos_token_id == eos and full.repetition_penalty == theirs.repetition_penalty
-    assert ours.choosing({}, None).repetition_penalty == (theirs.repetition_penalty or 1.0)
+    assert ours.choosing(Wanted(), None).repetition_penalty == (theirs.repetition_penalty or 1.0)
