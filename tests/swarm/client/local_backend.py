@@ -91,6 +91,7 @@ class LocalSession:
         backend.is_open.wait()
         assert hidden.shape[:2] == (1, sum(counts)) and hidden.dtype == backend.dtype
         with backend.lock:  # all calls of an engine come one after the other
+            assert not self._is_closed  # a step that waited may be the last to hear of it
             backend.calls.append(Call(ops, counts, want, None if positions is None else positions.tolist()))
             if backend.fail_next is not None:
                 error, backend.fail_next = backend.fail_next, None
