@@ -45,6 +45,15 @@ RESULTS = ("hidden", "logits", "top")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """A new session begins with the rows that another one of the same client had before `step`. A hop that still holds them so copies
+    them; one that does not asks for the history."""
+
+    session: SessionId
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
     """First on every session stream: the grant, and the receiver's place in its route."""
 
@@ -52,16 +61,20 @@ class Open:
     index: int
     dtype: str
     """Compute dtype that the whole route uses, e.g. `float32`; a hop of another precision refuses."""
+    fork: Fork | None = None
 
     def encode(self) -> bytes:
-        return frame.encode({"t": "open", "grant": self.grant.pack(), "index": self.index, "dtype": self.dtype})
+        header: dict[str, object] = {"t": "open", "grant": self.grant.pack(), "index": self.index, "dtype": self.dtype}
+        if self.fork is not None:
+            header["fork"] = [self.fork.session, self.fork.step]
+        return frame.encode(header)
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Open:
         header = received.header
         grant = Grant.parse(header.get("grant"))
         index = fields.integer(header, "index", 0, len(grant.route) - 1)
-        return cls(grant=grant, index=index, dtype=fields.text(header, "dtype", 16))
+        return cls(grant=grant, index=index, dtype=fields.text(header, "dtype", 16), fork=_fork(header))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +171,15 @@ class History:
             parts=parts,
             kind=fields.one_of(header, "kind", KINDS),
         )
+
+
+def _fork(header: fields.Header) -> Fork | None:
+    value = header.get("fork")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise BadRequestError(f"a fork is [session, step], got {shown(value)}")
+    return Fork(session=parse_session_id(value[0]), step=fields.integer({"step": value[1]}, "step", 1, MAX_STEP))
 
 
 def _top(header: fields.Header) -> int:

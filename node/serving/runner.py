@@ -238,6 +238,9 @@ class Runner:
         try:
             if job.values is None:
                 session.rows = _close_all(self.engine_of(session), session.rows)
+                if job.source is not None:
+                    self.engines.lend(self.engine_of(session))
+                    session.rows = _forks(self.engine_of(session), job.source.rows)
                 self._hold(session)
                 self.scheduler.forget(session)
                 job.done(Output(values=torch.empty(0)))
@@ -367,6 +370,17 @@ def _close_all(engine: Engine, rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         engine.close(row)
     return []
+
+
+def _forks(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+    forks: list[Row] = []
+    try:
+        for row in rows:
+            forks.append(engine.fork(row))
+    except BaseException:
+        _close_all(engine, forks)
+        raise
+    return forks
 
 
 def _positions(batch: Batch, device: torch.device) -> Tensor | None:

@@ -64,7 +64,8 @@ class Job:
     ops: Sequence[Op] = ()
     counts: Sequence[int] = ()
     values: Tensor | None = None
-    """[T, …] as `ask` says; None: give all rows of the session back."""
+    """[T, …] as `ask` says; None: give all rows of the session back, or fork those of `source`."""
+    source: HeldRows | None = None
     positions: Tensor | None = None
     urgency: Urgency = ORDINARY
     ask: Ask = PASS_ON

@@ -15,7 +15,7 @@ from node.serving.scheduler import HeldRows, Job
 from protocols.errors import OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Op
-from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
+from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, SessionCompute, Urgency
 
 
 class SessionRows:
@@ -43,9 +43,7 @@ class SessionRows:
 
         Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
         """
-        if self._part is not None and self.held.engine is None:
-            self.held.engine = await self._runner.engines.take(self._part)
-            self._may_hold = True
+        await self._take_engine()
         if not self.held.num_tokens and self._part is None:
             self._runner.admit(self.held.client, sum(counts))
         cuts = self._runner.engine_of(self.held).cuts
@@ -63,6 +61,18 @@ class SessionRows:
             return await self._runner.run(make)
         finally:
             self._job = None
+
+    async def fork(self, source: SessionCompute) -> None:
+        """Begin with copies of another session's rows, which runs the same blocks here."""
+        assert isinstance(source, SessionRows)
+        await self._take_engine()
+        self._may_hold = True
+        await self._runner.run(lambda done: Job(session=self.held, source=source.held, done=done))
+
+    async def _take_engine(self) -> None:
+        if self._part is not None and self.held.engine is None:
+            self.held.engine = await self._runner.engines.take(self._part)
+            self._may_hold = True
 
     def abandon(self) -> None:
         """The session is over: nothing more of a step that runs or waits is run, and its `step` raises. `clear` must follow."""

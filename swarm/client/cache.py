@@ -171,7 +171,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
     def fork(self) -> RemoteCache:
         """A second cache with the same rows: both go on independently, from any threads, and end independently.
 
-        It is a session of its own. Its hops compute all tokens so far anew, in one prefill with its first step.
+        It is a session of its own. If this one has not gone on by its first step, hops copy the rows; else they compute them anew, in
+        one prefill.
         """
         with self._turn:
             twin = RemoteCache(self._open)

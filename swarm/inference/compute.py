@@ -78,6 +78,10 @@ class SessionCompute(Protocol):
         """Apply `ops`, then run the tokens of all rows, [T, …] as `ask` says, through the blocks. Typed errors; then the rows are lost."""
         ...
 
+    async def fork(self, source: SessionCompute) -> None:
+        """Begin with copies of another session's rows, which runs the same blocks here. Typed errors; then there are none."""
+        ...
+
     def abandon(self) -> None:
         """The session is over: a `step` that is under way raises soon, and costs nothing more. `clear` must follow."""
         ...

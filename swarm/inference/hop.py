@@ -18,16 +18,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.errors import InternalError, PeerUnreachableError, SwarmError
-from protocols.ids import Span, short, short_peer
+from protocols.ids import PeerId, SessionId, Span, short, short_peer
 from protocols.inference import (
     Attach,
     Close,
     Expect,
+    Fork,
     Grant,
     History,
     HopLost,
@@ -62,18 +64,27 @@ class _Lost:
     epoch: int
 
 
+Key = tuple[PeerId, SessionId, Span]
+"""(client, session, blocks): who may have it, which it is, and what it runs."""
+
 Event = tuple[Wire | None, "Message | _Lost | Begun"]
 
 
 class Hop:
     """One session's state at this node. Created by the first Open or Attach, ended by Close or by time (`hops.py`)."""
 
-    def __init__(self, grant: Grant, index: int, served: Served, compute: SessionCompute, links: Links) -> None:
+    def __init__(
+        self, grant: Grant, index: int, served: Served, compute: SessionCompute, links: Links, others: Mapping[Key, Hop]
+    ) -> None:
+        """others: all sessions at this node, of which this one may be a fork."""
         self.grant, self.index, self._served = grant, index, served
         self.next_step = 0
         self.last_active_s = time.monotonic()
         self.is_closed = False
-        self._compute, self._links = compute, links
+        self._compute, self._links, self._others = compute, links, others
+        self._fork: Fork | None = None
+        """Where this session's rows began; the hop below is told as well."""
+        self._is_computing = False
         self._inbox: Inbox[Event] = Inbox(INBOX_EVENTS, INBOX_BYTES)
         self._up = Upstream(self.last_active_s)
         self._answers = Answers()
@@ -171,7 +182,7 @@ class Hop:
         match message:
             case Open():
                 self._opens_waiting -= 1
-                self._on_route(wire, message)
+                await self._on_route(wire, message)
             case Attach():
                 self._answers.attach(wire, message)
             case _Lost():
@@ -179,7 +190,7 @@ class Hop:
             case Close() if is_above or wire is None:  # that came after an Open that waited; None: its time is over
                 await self._close(message)
             case Reroute() if is_above:
-                self._on_route(wire, message)
+                await self._on_route(wire, message)
             case Step() if is_above:
                 await self._on_step(message)
             case History() if is_above:
@@ -193,7 +204,7 @@ class Hop:
 
     # --- the route
 
-    def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
+    async def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
         if message.grant.epoch < self.grant.epoch:
             if wire is not self._up.wire:
                 _end(wire)
@@ -203,6 +214,9 @@ class Hop:
         previous, self.grant, self.index = self.grant, message.grant, message.index
         self._has_given_up = False
         self._up.begin_route()
+        if isinstance(message, Open) and message.fork is not None:
+            self._fork = message.fork
+            await self._begin_with(message.fork)
         faults.point("opened", self.next_step)
         self._up.expect(self.grant, self.next_step)
         if self.is_last:
@@ -212,6 +226,30 @@ class Hop:
             self._down.reroute(self.grant, self.index + 1)
         elif not stays and self._dialled_epoch < self.grant.epoch:  # a repeated word must not make us dial again and again
             self._dial()
+
+    async def _begin_with(self, fork: Fork) -> None:
+        """Copy the rows of the session that this one is a fork of, if it is here and has not gone on; else the history will be sent."""
+        source = self._others.get((self.grant.client, fork.session, self.span))
+        if self.next_step or source is None or source.is_last != self.is_last or not source.is_at_rest(fork.step):
+            return
+        try:
+            await self._compute.fork(source._compute)
+        except SwarmError as error:
+            log.info("%s: the rows of session %s cannot be copied: %s", self, short(fork.session), error)
+            return
+        if not source.is_at_rest(fork.step):  # they may be those of a later step
+            await self._compute.clear()
+            return
+        self.next_step = fork.step
+        if self.is_last:
+            self._down.retained.load(fork.step, [])
+        else:
+            self._down.retained = source._down.retained.fork()
+
+    def is_at_rest(self, step: int) -> bool:
+        """Are the rows what they were before `step`, and not about to change?"""
+        is_busy = self._is_computing or self._loading is not None or self._has_given_up or self.is_closed
+        return self.next_step == step and not is_busy
 
     def _dial(self) -> None:
         """Connect to the hop below in the background: steps can be computed, and are retained, meanwhile."""
@@ -223,7 +261,7 @@ class Hop:
 
     async def _connect(self, grant: Grant, index: int) -> None:
         try:
-            wire = await self._links.open(grant, index, self._served.dtype, self._put_from_below, self.lose)
+            wire = await self._links.open(grant, index, self._served.dtype, self._put_from_below, self.lose, self._fork)
         except SwarmError as error:
             await self.lose(None, error)
             return
@@ -295,11 +333,14 @@ class Hop:
         faults.point("before_compute", step.step)
         trace.mark("received", step.session, step.step, step.payload.num_bytes)
         started = time.perf_counter()
+        self._is_computing = True
         try:
             output = await passage.forward(self._compute, step, self._place)
         except SwarmError as error:
             await self._give_up(error)
             return
+        finally:
+            self._is_computing = False
         faults.point("after_compute", step.step)
         trace.mark("computed", step.session, step.step, output.values.num_bytes)
         self.next_step += 1

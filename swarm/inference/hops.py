@@ -109,7 +109,7 @@ class Hops:
                 f"you hold {self._limits.max_sessions_per_client} sessions here, the limit of one client: close some, or use a replica"
             )
         compute = self._new_compute(grant, grant.route[index].span)
-        hop = Hop(grant, index, self.served, compute, self._links)
+        hop = Hop(grant, index, self.served, compute, self._links, self._hops)
         self._hops[grant.client, grant.session, hop.span] = hop
         task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")
         self._tasks.add(task)

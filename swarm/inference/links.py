@@ -6,7 +6,7 @@ import asyncio
 
 from protocols.errors import PeerUnreachableError
 from protocols.ids import short_peer
-from protocols.inference import Attach, Grant, Open
+from protocols.inference import Attach, Fork, Grant, Open
 from protocols.services import ATTACH, SESSION, Method
 from swarm.inference.wire import OnLost, OnMessage, Wire
 from swarm.rpc.pool import ChannelPool
@@ -21,10 +21,12 @@ class Links:
     def __init__(self, pool: ChannelPool) -> None:
         self._pool = pool
 
-    async def open(self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost) -> Wire:
+    async def open(
+        self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost, fork: Fork | None = None
+    ) -> Wire:
         """A wire to hop `index`, with Open said; PeerUnreachableError where there is no connection. A refusal is a loss of the wire."""
         wire = await self._dial(SESSION, grant, index, on_message, on_lost)
-        wire.post(Open(grant=grant, index=index, dtype=dtype))
+        wire.post(Open(grant=grant, index=index, dtype=dtype, fork=fork))
         return wire.start()
 
     async def attach(self, grant: Grant, step: int, on_message: OnMessage, on_lost: OnLost) -> Wire:

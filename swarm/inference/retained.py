@@ -142,9 +142,12 @@ class Retained:
 
     def fork(self) -> Retained:
         """The same rows, for a session that begins where this one is: all of them are history, since its hops hold nothing."""
-        assert self.has_history
         self._fold_all()
         twin = Retained()
+        if not self.has_history:
+            twin.drop_history()
+            twin.base = self.next_step
+            return twin
         twin._rows, twin._empty = [self._store.fork(row) for row in self._rows], self._empty
         for step in self._window:
             twin._fold(step)

@@ -33,8 +33,8 @@ from protocols.errors import (
     from_wire,
 )
 from protocols.identity import Identity
-from protocols.ids import SessionId, short, short_peer
-from protocols.inference import WANT_ALL, Close, Expect, Grant, HopLost, Message, Op, Reply, Route, Step
+from protocols.ids import PeerId, SessionId, Span, short, short_peer
+from protocols.inference import WANT_ALL, Close, Expect, Fork, Grant, HopLost, Message, Op, Reply, Route, Step
 from protocols.tensors import WireTensor
 from swarm.inference import chunks, trace
 from swarm.inference.chunks import Chunk
@@ -70,6 +70,9 @@ class Session:
         self._epoch = -1
         self._grant: Grant | None = None
         self._down = Downstream(self.id)
+        self._fork: Fork | None = None
+        """Where this session's rows began, and who held them then."""
+        self._forked_places: set[tuple[PeerId, Span]] | None = None
         self._last: Wire | None = None
         self._pending: dict[int, Awaited] = {}
         self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
@@ -98,7 +101,9 @@ class Session:
         if self._repairs is None:
             self._is_thin = thin
             config = self._config
-            route, self.dtype = await self._router.find(config.patience_s, config.dtype, thin=thin, blocks=config.blocks)
+            route, self.dtype = await self._router.find(
+                config.patience_s, config.dtype, self._forked_places, thin=thin, blocks=config.blocks
+            )
             trace.mark("routed", self.id, 0)
             if self._failure is None:
                 await self._install(route)  # losses wait until it is done: two routes must never be installed at once
@@ -151,8 +156,9 @@ class Session:
     async def fork(self) -> Session:
         """A second session whose rows are those of this one; from here on, neither knows of the other.
 
-        Nothing is sent before its first step. Its hops hold nothing then: they are brought up to date as after a death, by one prefill
-        of what this session has sent, so it survives deaths and whatever becomes of this one. Waits for a step that is under way.
+        Nothing is sent before its first step. Hops that hold this session then, as it is now, copy its rows; others are brought up to
+        date as after a death, by one prefill of what this session has sent. So it survives deaths, and whatever becomes of this one.
+        Waits for a step that is under way.
         """
         async with self._turn:
             if self._failure is not None:
@@ -161,6 +167,8 @@ class Session:
                 self._router, self._links, self._identity, replace(self._config, dtype=self.dtype or self._config.dtype)
             )
             twin._down.retained = self._down.retained.fork()
+            if (step := twin._down.retained.next_step) > 0:
+                twin._fork, twin._forked_places = Fork(session=self.id, step=step), {hop.place for hop in self.route}
             return twin
 
     def _request(self, asked: Asked) -> Request:
@@ -384,7 +392,7 @@ class Session:
             return
         self._down.end(Close(session=self.id, below=False))
         try:
-            opened = await self._links.open(self._grant, 0, self.dtype, self._on_message, self._on_lost)
+            opened = await self._links.open(self._grant, 0, self.dtype, self._on_message, self._on_lost, self._fork)
         except SwarmError as error:
             self._lose(0, error, self._epoch)
             return

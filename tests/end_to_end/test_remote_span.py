@@ -139,7 +139,7 @@ def test_an_edge_of_no_node_is_no_reason_to_refuse_but_a_block_that_nobody_hosts
 
 
 def test_a_copied_cache_is_a_fork_of_the_session(swarm: WireSwarm, path: Path) -> None:
-    """Over the wire a fork is a session of its own, whose hops are brought up to date by a replay."""
+    """Over the wire a fork is a session of its own: hops copy the rows while the original stands still, and replay them after that."""
     prompt, new = (torch.randint(3, 250, (2, size), generator=torch.Generator().manual_seed(size)) for size in (20, 3))
     for model in (swarm.model, swarm.thin):
         cache = model.new_cache()
@@ -149,6 +149,13 @@ def test_a_copied_cache_is_a_fork_of_the_session(swarm: WireSwarm, path: Path) -
         texts = [torch.cat([start, new.roll(shift, 1)], 1) for shift in range(3)]
         expected = [model.generate(text, **GREEDY).tolist() for text in texts]
         copies = [copy.deepcopy(cache) for _ in texts]
+        before = [node.engine.forwards for node in swarm.nodes]
+        model(new[:, :1], past_key_values=(copied := copy.deepcopy(cache)))
+        assert [node.engine.forwards - count for node, count in zip(swarm.nodes, before, strict=True)] in (
+            [1, 1, 0, 0],
+            [0, 0, 1, 1],
+        )
+        copied.close()
         with ThreadPoolExecutor(3) as threads:
             got = list(threads.map(lambda text, own: model.generate(text, past_key_values=own, **GREEDY).tolist(), texts, copies))  # noqa: B023
         assert got == expected

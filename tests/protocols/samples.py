@@ -62,6 +62,7 @@ SAMPLES: dict[str, Any] = {
     "directory": directory.DirectoryReply(((ALICE.peer_id, entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1_900_000_000.5)),)),
     "record": RECORD,
     "open": inference.Open(grant=GRANT, index=1, dtype="float32"),
+    "open of a fork": inference.Open(grant=GRANT, index=1, dtype="float32", fork=inference.Fork(session=SESSION, step=7)),
     "step": inference.Step(
         session=SESSION,
         epoch=1,
@@ -215,7 +216,9 @@ def with_grant(draw: st.DrawFn) -> Any:
     index = draw(st.integers(0, len(grant.route) - 1))
     kind = draw(st.sampled_from(["open", "reroute", "attach"]))
     if kind == "open":
-        return inference.Open(grant=grant, index=index, dtype=draw(st.sampled_from(["float32", "bfloat16"])))
+        forks = st.builds(inference.Fork, session=sessions, step=st.integers(1, inference.MAX_STEP))
+        dtype, fork = draw(st.sampled_from(["float32", "bfloat16"])), draw(st.none() | forks)
+        return inference.Open(grant=grant, index=index, dtype=dtype, fork=fork)
     return inference.Reroute(grant=grant, index=index) if kind == "reroute" else inference.Attach(grant=grant, step=draw(steps))
 
 

@@ -1,0 +1,124 @@
+"""Forks of sessions: hops that still hold the rows copy them, others replay; the two then know nothing of each other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from protocols.ids import Span
+from protocols.inference import Crop, Expect, Fork, Open, Repeat
+from swarm.inference.session import Session
+from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
+from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
+
+HALVES = [(0, 2), (2, 4)]
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = ToySwarm()
+    for span in HALVES:
+        await toys.serve(*span)
+    yield toys
+    await toys.stop()
+
+
+def expected(tokens: Tensor) -> Tensor:
+    return torch.stack(reference(list(tokens), HALVES))
+
+
+async def prompted(swarm: ToySwarm, tokens: Tensor) -> Session:
+    session = swarm.session(chunk_tokens=4)
+    await ask(session, (), [len(tokens)], tokens)
+    return session
+
+
+def forwards(swarm: ToySwarm) -> list[int]:
+    return [node.engine.forwards for node in swarm.nodes]
+
+
+async def close(*sessions: Session) -> None:
+    for session in sessions:
+        await session.close()
+
+
+async def test_hops_copy_the_rows_of_a_session_that_stands_still(swarm: ToySwarm) -> None:
+    start, new, other = random_tokens(50), random_tokens(3), random_tokens(3)
+    session = await prompted(swarm, start)
+    twin = await session.fork()
+    before = forwards(swarm)
+    assert torch.allclose(await ask(twin, (), [3], new), expected(torch.cat([start, new]))[-3:])
+    assert forwards(swarm) == [count + 1 for count in before]  # nothing but the new tokens was computed
+    assert torch.allclose(await ask(session, (), [3], other), expected(torch.cat([start, other]))[-3:])
+    assert [hop.peer for hop in twin.route] == [hop.peer for hop in session.route]
+    again = await twin.fork()  # a fork of a fork, and of both of its rows
+    doubled = await ask(again, (Crop(2), Repeat(2)), [1, 1], other[:2])
+    rows = [torch.cat([start, new[:1], token[None]]) for token in other[:2]]
+    assert torch.allclose(doubled, torch.stack([expected(row)[-1] for row in rows]))
+    await close(session, twin, again)
+    await until(lambda: not any(node.engine.used_bytes for node in swarm.nodes))
+
+
+async def test_a_session_that_has_gone_on_is_replayed_as_it_was(swarm: ToySwarm) -> None:
+    start, new, other = random_tokens(50), random_tokens(3), random_tokens(3)
+    session = await prompted(swarm, start)
+    twin = await session.fork()
+    await ask(session, (), [3], other)
+    before = forwards(swarm)
+    assert torch.allclose(await ask(twin, (), [3], new), expected(torch.cat([start, new]))[-3:])
+    assert all(now > count + 1 for now, count in zip(forwards(swarm), before, strict=True))
+    await close(session, twin)
+
+
+async def test_one_that_was_closed_is_replayed(swarm: ToySwarm) -> None:
+    start, new = random_tokens(20), random_tokens(3)
+    session = await prompted(swarm, start)
+    twin = await session.fork()
+    await session.close()
+    assert torch.allclose(await ask(twin, (), [3], new), expected(torch.cat([start, new]))[-3:])
+    await close(twin)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("is_opened", [False, True])
+async def test_a_fork_survives_deaths(swarm: ToySwarm, victim: int, is_opened: bool) -> None:
+    """Before its first step, where a hop copies and the other is replayed, and after it."""
+    start, new = random_tokens(30), random_tokens(12)
+    session = await prompted(swarm, start)
+    twin = await session.fork()
+    outputs = [await ask(twin, (), [1], token[None]) for token in new[: 6 * is_opened]]
+    await swarm.serve(*HALVES[victim])
+    await swarm.nodes[victim].kill()
+    outputs += [await ask(twin, (), [1], token[None]) for token in new[6 * is_opened :]]
+    assert torch.allclose(torch.cat(outputs), expected(torch.cat([start, new]))[-12:])
+    assert torch.allclose(await ask(session, (), [12], new), expected(torch.cat([start, new]))[-12:])
+    await close(session, twin)
+
+
+async def test_a_fork_is_no_way_to_the_rows_of_somebody_else(swarm: ToySwarm) -> None:
+    """Of another client's session, of one at another step, of unknown ones: the hop says that it holds nothing."""
+    node = await swarm.serve(0, 4)
+    owner, stranger = Probe(), Probe()
+    route = [replace(hop_of(node), span=Span(0, 4))]
+    line = await owner.open(node, grant_of(owner.identity, route))
+    assert await line.hear() == Expect(session=step_of(0).session, epoch=0, step=0)
+    await line.say(step_of(0, random_tokens(5)))
+    await until(lambda: node.engine.used_bytes == 5)
+    heard = []
+    for number, (probe, session, step) in enumerate([(stranger, b"s", 1), (owner, b"s", 2), (owner, b"x", 1), (owner, b"s", 1)]):
+        grant = grant_of(probe.identity, route, session=bytes([number]) * 16)
+        fork = Fork(session=replace(step_of(0, session=session * 16)).session, step=step)
+        other = await probe.line(node)
+        await other.say(Open(grant=grant, index=0, dtype="float32", fork=fork))
+        answer = await other.hear()
+        assert isinstance(answer, Expect)
+        heard.append(answer.step)
+    assert heard == [0, 0, 0, 1]
+    assert node.engine.used_bytes == 5 + 5
+    await owner.close()
+    await stranger.close()
