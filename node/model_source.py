@@ -26,7 +26,7 @@ from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options, Progress, Report
 from swarm.weights.fetch import fetch_tensors
-from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.finding import Found, find_in_cache, find_in_swarm, look_elsewhere, open_cache
 from swarm.weights.shelf import Shelf
 from swarm.weights.sources import ranked
 from swarm.weights.uploader import Uploader
@@ -64,18 +64,21 @@ class ModelSource:
 
         A directory's weights are hashed the first time. From peers come manifest, config and tokenizer, no tensor yet.
         """
-        self._cache = None if is_place(self._config.model) else await self._from_swarm()
+        name, served = self._config.model, ""
+        if not is_place(name):
+            self._cache = await self._from_swarm()
+            served = "" if self._cache else await look_elsewhere(self._peer.directory, name)
         if self._cache is None:
-            return await self._from_directory()
+            return await self._from_directory(served)
         checkpoint = await asyncio.to_thread(open_checkpoint, self._cache.directory)
         model = ModelId(self._config.model_name or self._cache.model.name, self._cache.model.digest)
         return self._give(checkpoint, model, self._cache.manifest, Shelf.of_cache(self._cache))
 
-    async def _from_directory(self) -> tuple[Checkpoint, ModelId, Manifest]:
+    async def _from_directory(self, served: str) -> tuple[Checkpoint, ModelId, Manifest]:
         config = self._config
 
         def read() -> tuple[Checkpoint, Manifest]:
-            checkpoint = open_checkpoint(resolve(config.model))
+            checkpoint = open_checkpoint(resolve(config.model, served=served))
             return checkpoint, build_manifest(checkpoint, config.data_dir / "digests")
 
         checkpoint, manifest = await asyncio.to_thread(read)

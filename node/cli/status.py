@@ -22,6 +22,7 @@ from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.placement.choose import count_replicas
 from swarm.routing import path
+from swarm.weights.names import nearest_first, not_served
 
 if TYPE_CHECKING:
     from swarm.peer import Peer
@@ -159,18 +160,21 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
     find = find_config(swarm, lan, data_dir)
     find.check(peers)
     name = None if model is None else name_in_swarm(model)
-    models = asyncio.run(_ask(name, peers, swarm, find))
+    models, names = asyncio.run(_ask(name, peers, swarm, find))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
         _show(models)
+    elif name is not None and nearest_first(name, names):
+        remark(str(not_served(name, names)))
     else:
         what = "any model" if name is None else name
         words = ["swarm node", "MODEL" if model is None else model, *(f"--peer {peer}" for peer in peers[:1])]
         remark(f"no node of swarm {swarm!r} serves {what}; be the first: {' '.join(words)}")
 
 
-async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig) -> list[ModelRows]:
+async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig) -> tuple[list[ModelRows], Collection[str]]:
+    """Rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     from swarm.peer import Peer, PeerConfig
 
     config = PeerConfig(swarm=swarm, bootstrap=peers, find=find, listen=None, client_mode=True)
@@ -178,7 +182,8 @@ async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindC
         names = [name] if name is not None else list(await peer.directory.models())
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
         silent = await _silent(peer, {record.peer: record for snapshot in snapshots for record in snapshot.peers})
-    return [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one, silent)]
+        models = [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one, silent)]
+        return models, names if models else await peer.directory.models()
 
 
 async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> frozenset[PeerId]:

@@ -37,7 +37,7 @@ from swarm.models.digest import build_manifest
 from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.routing.router import Router
 from swarm.thin import finding
-from swarm.weights.finding import open_cache
+from swarm.weights.finding import look_elsewhere, open_cache
 
 if TYPE_CHECKING:
     from swarm.client.peers import AnyPeer
@@ -96,9 +96,10 @@ def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
 def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
     """Everything of `from_pretrained` but the ends; errors as documented there."""
     loop, pool = _peer_pool()
-    if not is_place(str(model)) and (found := loop.run(_connect_by_name(loop, pool, str(model), settings))):
+    found = "" if is_place(str(model)) else loop.run(_connect_by_name(loop, pool, str(model), settings))
+    if not isinstance(found, str):
         return found
-    checkpoint = open_checkpoint(resolve(str(model)))
+    checkpoint = open_checkpoint(resolve(str(model), served=found))
     manifest = build_manifest(checkpoint, settings.data_dir / "digests")
     identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
     return checkpoint, loop.run(_join(loop, pool, identity, manifest, checkpoint.num_blocks, settings))
@@ -106,13 +107,15 @@ def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBac
 
 async def _connect_by_name(
     loop: BackgroundLoop, pool: PeerPool, name: str, settings: Settings
-) -> tuple[Checkpoint, SwarmBackend] | None:
-    """The same for a name that the swarm serves: what is needed here comes from peers. None where it serves no such name."""
+) -> tuple[Checkpoint, SwarmBackend] | str:
+    """The same for a name that the swarm serves: what is needed here comes from peers. If it serves no such name: what to add to an error
+    about that."""
     shared = await pool.acquire(settings.swarm, settings.peers, _find(settings))
     try:
-        found = await ends_from_peers(shared.started.result(), name, settings.data_dir / "weights")
+        peer = shared.started.result()
+        found = await ends_from_peers(peer, name, settings.data_dir / "weights")
         if found is None:
-            return None
+            return await look_elsewhere(peer.directory, name)
         cache, checkpoint = found
         try:
             backend = await _join(loop, pool, cache.model, cache.manifest, checkpoint.num_blocks, settings)

@@ -21,10 +21,10 @@ ETAG_TIMEOUT_S = 10.0
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
-def resolve(model: str, cache_dir: Path | None = None) -> Path:
+def resolve(model: str, cache_dir: Path | None = None, served: str = "") -> Path:
     """The directory of `model`; downloads it where it is a Hub name that is not in the Hub's cache yet.
 
-    cache_dir: where the Hub's snapshots are kept; None = huggingface_hub's own place.
+    cache_dir: where the Hub's snapshots are kept; None = huggingface_hub's own place. served: said at the end of an error about a name.
     ModelNotFoundError says which places were tried and what to do.
     """
     directory = expanded(model)
@@ -34,9 +34,9 @@ def resolve(model: str, cache_dir: Path | None = None) -> Path:
         raise ModelNotFoundError(f"{model!r} is a file; give the directory that holds config.json and the *.safetensors files")
     if not _HUB_NAME.fullmatch(model):
         raise ModelNotFoundError(
-            f"there is no directory {model!r}, and it is no Hub name either (owner/name); check the spelling"
+            f"there is no directory {model!r}, and it is no Hub name either (owner/name); check the spelling{served}"
         )
-    return _from_hub(model, cache_dir)
+    return _from_hub(model, cache_dir, served)
 
 
 def is_place(model: str) -> bool:
@@ -50,7 +50,7 @@ def name_in_swarm(model: str) -> str:
     return directory.resolve().name if directory.is_dir() else model
 
 
-def _from_hub(model: str, cache_dir: Path | None) -> Path:
+def _from_hub(model: str, cache_dir: Path | None, served: str) -> Path:
     from huggingface_hub import snapshot_download  # takes a quarter of a second, which a local directory need not wait for
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -66,6 +66,6 @@ def _from_hub(model: str, cache_dir: Path | None) -> Path:
         reason = " ".join(str(told).split())[:200]
         raise ModelNotFoundError(
             f"model {model!r}: no such directory, no peer that we know serves it, and the Hugging Face Hub did not give it ({reason}); "
-            "check the name and the connection, or give a directory with config.json and *.safetensors"
+            f"check the name and the connection, or give a directory with config.json and *.safetensors{served}"
         ) from error
     return Path(found)

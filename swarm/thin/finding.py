@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from protocols.errors import ModelNotFoundError, NoRouteError
+from protocols.errors import NoRouteError
 from protocols.records import ServedSpan
 from swarm.client import served
+from swarm.weights import names
 from swarm.weights.finding import Directory, Found, find_in_swarm
 
 LOOK_AGAIN_S = 0.5
@@ -23,8 +24,9 @@ async def wait_for(directory: Directory, name: str, patience_s: float) -> Found:
     while True:
         if (found := await find_in_swarm(directory, name)) is not None:
             return found
-        if others := [other for other in await directory.models() if other != name]:
-            raise ModelNotFoundError(f"the swarm serves no model named {name[:120]!r}; it serves {', '.join(others[:8])}")
+        served_names = await directory.models()
+        if names.nearest_first(name, served_names):
+            raise names.not_served(name, served_names)
         if loop.time() >= ends_at:
             raise NoRouteError(
                 f"no peer serves {name[:120]} (waited {patience_s:.0f} s); check the name and --peer, or host it: swarm node {name[:120]}"

@@ -12,6 +12,7 @@ from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from swarm.rpc.pool import ChannelPool
+from swarm.weights import names
 from swarm.weights.cache import ModelCache, find
 from swarm.weights.fetch import fetch_files, fetch_manifest
 from swarm.weights.layout import read_manifest
@@ -61,6 +62,17 @@ async def find_in_swarm(directory: Directory, text: str) -> Found | None:
         return None
     model, note = choose_model(found, text)
     return Found(model=model, records=records, note=note)
+
+
+async def look_elsewhere(directory: Directory, text: str) -> str:
+    """For a name that the swarm does not serve, before it is looked for on the Hub: what to add to an error there.
+
+    ModelNotFoundError if the swarm serves a name so similar that this one is probably misspelt: the Hub is not asked then.
+    """
+    served = await directory.models()
+    if names.is_misspelt(text, served):
+        raise names.not_served(text, served)
+    return names.served_too(text, served)
 
 
 def find_in_cache(root: Path, text: str) -> tuple[ModelId, Manifest] | None:

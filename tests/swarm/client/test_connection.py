@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from node.app import run_node
 from node.config import NodeConfig
 from node.events import Event
-from protocols.errors import ModelMismatchError, NoRouteError
+from protocols.errors import ModelMismatchError, ModelNotFoundError, NoRouteError
 from protocols.ids import Span
 from swarm.client import SwarmModelForCausalLM, connection
 from swarm.client.loop import BackgroundLoop
@@ -120,3 +120,18 @@ def test_other_weights_of_the_same_name_are_refused_by_naming_the_tensor(line: L
 def test_a_name_that_nobody_serves(line: Line) -> None:
     with pytest.raises(NoRouteError, match=r"no peer serves somebody/else \(waited 0 s\); check the name"):
         SwarmModelForCausalLM.from_pretrained(line.path, **line.client | dict(patience_s=0, model_name="somebody/else"))
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["full", "thin"])
+def test_a_misspelt_name_is_told_what_the_swarm_serves(line: Line, thin: bool) -> None:
+    """The Hub is not asked: what it would say, that there is no connection, is not in the error."""
+    served = line.path.name
+    with pytest.raises(ModelNotFoundError, match=f"did you mean {served}") as caught:
+        SwarmModelForCausalLM.from_pretrained(served[:-2] + served[-1], thin=thin, **line.client)
+    assert "Hub" not in str(caught.value)
+
+
+def test_another_name_is_looked_for_on_the_hub_and_told_what_the_swarm_serves(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test asks the network
+    with pytest.raises(ModelNotFoundError, match=f"Hugging Face Hub.*the swarm serves {line.path.name}"):
+        SwarmModelForCausalLM.from_pretrained("nobody/has-such-a-thing", **line.client)
