@@ -131,7 +131,9 @@ def test_a_misspelt_name_is_told_what_the_swarm_serves(line: Line, thin: bool) -
     assert "Hub" not in str(caught.value)
 
 
-def test_another_name_is_looked_for_on_the_hub_and_told_what_the_swarm_serves(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_name_is_looked_for_on_the_hub_and_told_what_the_swarm_serves(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test asks the network
     with pytest.raises(ModelNotFoundError, match=f"Hugging Face Hub.*the swarm serves {line.path.name}"):
         SwarmModelForCausalLM.from_pretrained("nobody/has-such-a-thing", **line.client)
