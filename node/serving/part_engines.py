@@ -1,4 +1,4 @@
-"""The engine of all blocks that a node hosts, and engines of parts of them.
+"""Engines of all blocks that a node hosts, and of parts.
 
 A route may ask for fewer blocks than a node hosts, since a client may run any part of the model. A part gets an engine of its own at
 the first session that asks for it: over the same weights, in the same memory for keys and values, and on the same thread.

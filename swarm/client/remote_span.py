@@ -1,4 +1,4 @@
-"""A part of the chain for callers with hidden states of their own: `model.blocks[a:b]`.
+"""`model.blocks[a:b]`: a part of the chain for a caller's hidden states.
 
     with model.blocks[4:12].session() as session:      # keys and values stay at the hops
         out = session.step(hidden)                     # [B, T, H] in, [B, T, H] out

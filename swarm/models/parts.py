@@ -1,4 +1,4 @@
-"""Parts of loaded blocks: a span within a span, as a module of its own over the same tensors.
+"""Parts of loaded blocks, as modules over the same tensors.
 
 A route may ask a node for fewer blocks than it hosts. Each part is what `load_span` of those blocks would give, but no tensor is
 copied: only the modules around them are, since their cache indices and configs differ.
