@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import logging
 import random
-import shlex
 
 from node import choosing, hardware, neighbours
-from node.config import DEFAULT_SWARM, NodeConfig
+from node.config import NodeConfig
 from node.doors import Doors
 from node.events import Event, OnEvent
 from node.hosting import HostMaker
@@ -24,11 +23,13 @@ from node.presence import Presence
 from node.serving.host import Host
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
+from protocols.words import counted
 from swarm import known
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
 from swarm.placement.choose import Room
+from swarm.suggestion import NodeCommand
 from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent
     checkpoint, model, _manifest = await source.open()
     if config.blocks is not None and config.blocks.stop > checkpoint.num_blocks:
         raise ConfigError(
-            f"--blocks {config.blocks} goes beyond the model, which has {checkpoint.num_blocks} blocks; "
+            f"--blocks {config.blocks} goes beyond the model, which has {counted(checkpoint.num_blocks, 'block')}; "
             f"give start:stop within 0:{checkpoint.num_blocks}"
         )
     if config.ends and config.blocks is not None and config.blocks.start > 0 and config.blocks.stop < checkpoint.num_blocks:
@@ -86,7 +87,7 @@ async def _open_model(source: ModelSource, config: NodeConfig, on_event: OnEvent
             f"--ends belong beside the first or the last block, --blocks {config.blocks} has neither; "
             f"give a span that starts at 0 or stops at {checkpoint.num_blocks}, or leave --ends out"
         )
-    on_event(Event("model", f"{model.name}@{model.digest} ({checkpoint.num_blocks} blocks)"))
+    on_event(Event("model", f"{model.name}@{model.digest} ({counted(checkpoint.num_blocks, 'block')})"))
     return checkpoint, model
 
 
@@ -157,10 +158,7 @@ async def _stay(peer: Peer, presence: Presence, mover: Mover | None) -> None:
 
 def _invite(config: NodeConfig, model: ModelId, peer: Peer, on_event: OnEvent) -> None:
     """The line that the next volunteer types, who needs no file of the model, and the word that scripts wait for."""
-    words = ["swarm", "node", model.name, "--peer", peer.multiaddrs[0]]
-    if config.swarm != DEFAULT_SWARM:
-        words += ["--swarm", config.swarm]
-    on_event(Event("invite", shlex.join(words)))
+    on_event(Event("invite", NodeCommand(swarm=config.swarm, peer=peer.multiaddrs[0]).text(model.name)))
     on_event(Event("ready"))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 from protocols.ids import Span
+from swarm import suggestion
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-DEFAULT_SWARM = "public"
+DEFAULT_SWARM = suggestion.DEFAULT_SWARM
 
 _MULTIADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/(?:tcp|udp)/\d{1,5}(?:/[^/\s]+)*/p2p/[1-9A-HJ-NP-Za-km-z]{40,64}")
 

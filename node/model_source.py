@@ -19,6 +19,7 @@ from node.events import Event, OnEvent
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
+from protocols.words import counted
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import stored_names
@@ -161,6 +162,6 @@ def _told(report: Report) -> str:
     rate = report.fetched_bytes / 1e6 / report.seconds if report.seconds else 0.0
     num = len(report.from_peer)
     return (
-        f"{report.total_bytes / 1e6:.1f} MB{resumed}, in {report.seconds:.1f} s from {num} peer{'' if num == 1 else 's'} "
+        f"{report.total_bytes / 1e6:.1f} MB{resumed}, in {report.seconds:.1f} s from {counted(num, 'peer')} "
         f"({rate:.0f} MB/s, {report.fetched_bytes} bytes received)"
     )

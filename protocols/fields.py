@@ -7,6 +7,7 @@ from typing import Any
 
 from protocols.errors import BadRequestError, shown
 from protocols.ids import parse_address
+from protocols.words import counted
 
 Header = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def text(header: Header, key: str, longest: int) -> str:
     """Printable text of at most `longest` letters."""
     value = header.get(key)
     if not isinstance(value, str) or len(value) > longest or not value.isprintable():
-        raise _refuse(key, f"printable text of at most {longest} letters", value)
+        raise _refuse(key, f"printable text of at most {counted(longest, 'letter')}", value)
     return value
 
 

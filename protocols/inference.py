@@ -31,6 +31,7 @@ from protocols.route import Grant as Grant
 from protocols.route import Hop as Hop
 from protocols.route import Route as Route
 from protocols.route import parse_route as parse_route
+from protocols.words import counted
 
 MAX_STEP = 1 << 40
 WANT_NONE, WANT_ALL = 0, -1
@@ -196,7 +197,7 @@ def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None
         return None
     positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
     if len(positions) != num_tokens:
-        raise BadRequestError(f"{len(positions)} positions for {num_tokens} tokens")
+        raise BadRequestError(f"{counted(len(positions), 'position')} for {counted(num_tokens, 'token')}")
     return positions
 
 

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 from protocols import fields, frame
 from protocols.errors import BadRequestError, FrameError, ModelNotSupportedError
 from protocols.ids import ModelId
+from protocols.words import counted
 
 PIECE_BYTES: Final = 1 << 20
 """Bytes of a tensor that are hashed, fetched and checked together; the last piece may be shorter."""
@@ -138,7 +139,7 @@ class Manifest:
         data = b"\n".join(lines) + b"\n"
         if len(data) > MAX_MANIFEST_BYTES:
             raise BadRequestError(
-                f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, got {len(data)} for {len(self.entries)} tensors"
+                f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, got {len(data)} for {counted(len(self.entries), 'tensor')}"
             )
         return data
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -235,18 +235,25 @@ def _first_difference(ours: list[int], theirs: list[int]) -> int:
 def explain_how_to_talk(model: Path, nodes: list[Node], folder: Path) -> None:
     living = [node for node in nodes if node.process.poll() is None]
     swarm, peer = shlex.quote(os.path.relpath(Path(sys.executable).parent / "swarm")), living[0].said["multiaddr"]
-    place = shlex.quote(str(model))
+    place, name = shlex.quote(str(model)), shlex.quote(model.name)
     console.print("\nThe swarm is up. Talk to it:", style="bold")
     for command in (
         f"{swarm} generate {place} 'A list is' --peer {peer}",
-        f"{swarm} generate {model.name} 'A list is' --thin --peer {peer}",
+        f"{swarm} generate {name} 'A list is' --thin --peer {peer}",
         f"{swarm} chat {place} --peer {peer}",
-        f"{swarm} status {model.name} --peer {peer}",
+        f"{swarm} status {name} --peer {peer}",
         f"{swarm} node {place} --listen 127.0.0.1:0 --peer {peer}",
     ):
         console.print(f"  {command}", soft_wrap=True)
     console.print("and when you have had enough:", style="bold")
-    console.print(f"  kill {' '.join(str(node.process.pid) for node in living)}; rm -r {folder}", soft_wrap=True)
+    console.print(f"  {end_command([node.process.pid for node in living], folder)}", soft_wrap=True, markup=False)
+
+
+def end_command(pids: Sequence[int], folder: Path) -> str:
+    """A line for a POSIX shell that ends the nodes and removes their files, which they still write while they leave."""
+    numbers = list(map(str, pids))
+    wait = f"while ps -o stat= -p {','.join(numbers)} | grep -q '^[^Z]'; do sleep 0.2; done"  # Z: ended, and nobody has asked how
+    return f"kill {' '.join(numbers)}; {wait}; rm -rf {shlex.quote(str(folder))}"
 
 
 def run(arguments: argparse.Namespace) -> bool:

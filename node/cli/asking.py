@@ -16,6 +16,7 @@ from node.cli.speculation import Speculation
 from node.cli.text import TextOut
 from node.config import DTYPES, check_multiaddrs, check_swarm
 from protocols.errors import ConfigError, ModelNotSupportedError
+from protocols.words import counted
 from swarm import known, places
 from swarm.finding import FindConfig
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
@@ -151,9 +152,9 @@ def summary(out: TextOut, started_s: float, journey: Any, trips: int | None = No
     """
     first_s, rest_s = out.first_s - started_s, out.last_s - out.first_s
     speed = f", then {(out.num_tokens - 1) / rest_s:.1f} tokens/s" if out.num_tokens > 1 and rest_s > 0 else ""
-    tokens = f"{out.num_tokens} token{'' if out.num_tokens == 1 else 's'}, the first after {first_s:.2f} s{speed}"
+    tokens = f"{counted(out.num_tokens, 'token')}, the first after {first_s:.2f} s{speed}"
     if trips:
-        tokens += f", in {trips} trip{'' if trips == 1 else 's'} ({out.num_tokens / trips:.1f} tokens each)"
+        tokens += f", in {counted(trips, 'trip')} ({out.num_tokens / trips:.1f} tokens each)"
     if journey is None:
         return tokens
-    return f"{tokens}, over {len(journey.route)} hops, {journey.replaced} replaced"
+    return f"{tokens}, over {counted(len(journey.route), 'hop')}, {journey.replaced} replaced"

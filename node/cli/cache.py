@@ -12,7 +12,9 @@ import typer
 
 from node.cli.console import remark
 from protocols.errors import ConfigError, ModelNotFoundError
+from protocols.words import counted
 from swarm import places
+from swarm.suggestion import cache_command
 from swarm.weights import cache
 from swarm.weights.cache import CachedModel
 from swarm.weights.sources import is_digest, split_name
@@ -50,16 +52,16 @@ def _facts(row: CachedModel) -> dict[str, object]:
 
 
 def _line(row: CachedModel, now_s: float) -> str:
-    blocks = "all of it" if row.is_complete else f"{row.blocks_here} of {row.num_blocks} blocks"
+    blocks = "all of it" if row.is_complete else f"{row.blocks_here} of {counted(row.num_blocks, 'block')}"
     used = "in use" if row.is_in_use else f"used {_ago(now_s - row.last_used_s)} ago"
     return f"{row.model.name}@{row.model.digest[:12]}  {row.num_bytes / 1e6:.1f} MB, {blocks}, {used}"
 
 
 def _ago(seconds: float) -> str:
-    for unit, length in (("days", DAY_S), ("hours", 3_600.0), ("minutes", 60.0)):
+    for unit, length in (("day", DAY_S), ("hour", 3_600.0), ("minute", 60.0)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} seconds"
+            return counted(round(seconds / length), unit)
+    return counted(max(0, round(seconds)), "second")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +84,18 @@ class Which:
             raise ConfigError("--older-than and --max-gb are 0 or more")
 
 
-def chosen(rows: list[CachedModel], which: Which, now_s: float) -> list[CachedModel]:
-    """The models to remove, of `rows` (the one used last first). Pure. ModelNotFoundError where none has that name."""
+def chosen(rows: list[CachedModel], which: Which, now_s: float, listing: str = "swarm cache") -> list[CachedModel]:
+    """The models to remove, of `rows` (the one used last first). Pure. listing: the command that shows them.
+
+    ModelNotFoundError where none has that name.
+    """
     if which.name is not None:
         name, prefix = split_name(which.name)
         found = [row for row in rows if row.model.name == name and row.model.digest.startswith(prefix)]
         if not found and is_digest(which.name):
             found = [row for row in rows if row.model.digest.startswith(which.name)]
         if not found:
-            raise ModelNotFoundError(f"no model {which.name!r} in the cache; `swarm cache` lists what there is")
+            raise ModelNotFoundError(f"no model {which.name!r} in the cache; `{listing}` lists what there is")
         return found
     if which.older_than_days is not None:
         return [row for row in rows if now_s - row.last_used_s > which.older_than_days * DAY_S]
@@ -107,7 +112,7 @@ def chosen(rows: list[CachedModel], which: Which, now_s: float) -> list[CachedMo
 def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) -> None:
     """Remove models, after a question on a terminal. What a running process uses stays, and is said."""
     root = _root(data_dir)
-    doomed = chosen(cache.listed(root), which, time.time())
+    doomed = chosen(cache.listed(root), which, time.time(), cache_command(root.parent))
     if doomed and not is_sure:
         _ask(doomed)
     removed = [row for row in doomed if cache.remove(root, row.model.digest)]
@@ -121,12 +126,14 @@ def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) 
             )
         )
         return
-    print(f"removed {len(removed)} models, {sum(row.num_bytes for row in removed) / 1e6:.1f} MB")
+    print(f"removed {counted(len(removed), 'model')}, {sum(row.num_bytes for row in removed) / 1e6:.1f} MB")
 
 
 def _ask(doomed: list[CachedModel]) -> None:
     if not sys.stdin.isatty():
-        raise ConfigError(f"this would remove {len(doomed)} models; say --yes where nobody can be asked")
+        raise ConfigError(f"this would remove {counted(len(doomed), 'model')}; say --yes where nobody can be asked")
     for row in doomed:
         remark(_line(row, time.time()))
-    typer.confirm(f"Remove {len(doomed)} models, {sum(row.num_bytes for row in doomed) / 1e6:.1f} MB?", abort=True, err=True)
+    typer.confirm(
+        f"Remove {counted(len(doomed), 'model')}, {sum(row.num_bytes for row in doomed) / 1e6:.1f} MB?", abort=True, err=True
+    )

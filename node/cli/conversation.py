@@ -17,6 +17,7 @@ from node.cli.interruption import Interruption
 from node.cli.speaking import Speaker, new_out
 from node.cli.text import TextOut
 from protocols.errors import BadRequestError
+from protocols.words import counted
 from swarm.thin.templates import Message
 
 PLAIN_STOP = "\nUser:"
@@ -96,12 +97,13 @@ class Conversation:
         kept, kept_ids, dropped = fitting(messages, ids, self._speaker.render, most)
         if dropped and self._manner.keeps_all:
             raise BadRequestError(
-                f"the conversation does not fit any more: {len(ids)} tokens and an answer, this model's limit is {limit}; "
+                f"the conversation does not fit any more: {counted(len(ids), 'token')} and an answer, this model's limit is {limit}; "
                 "/reset starts over, or leave out --keep-all"
             )
         if len(kept_ids) > limit:
             raise BadRequestError(
-                f"the message is too long: {len(kept_ids)} tokens with what the chat puts around it, this model's limit is {limit}; "
+                f"the message is too long: {counted(len(kept_ids), 'token')} with what the chat puts around it, "
+                f"this model's limit is {limit}; "
                 f"shorten it by {len(kept_ids) - limit}"
             )
         if dropped:

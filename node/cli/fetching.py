@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from node.cli.console import Lines
+from protocols.words import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -84,4 +85,4 @@ def _note(progress: Progress) -> str:
 
 
 def _peers(progress: Progress) -> str:
-    return f"{progress.num_sources} peer{'' if progress.num_sources == 1 else 's'}"
+    return counted(progress.num_sources, "peer")

@@ -10,18 +10,20 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from node.cli import status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
 from node.config import check_multiaddrs, check_swarm
 from protocols.errors import SwarmError
-from protocols.ids import PeerId, short_peer
+from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
 from swarm.finding import FindConfig
-from swarm.models.resolve import name_in_swarm
+from swarm.models.resolve import is_place, name_in_swarm
 from swarm.placement.choose import count_replicas
 from swarm.routing import path
+from swarm.suggestion import NodeCommand
 from swarm.weights.names import nearest_first, not_served
 
 if TYPE_CHECKING:
@@ -160,17 +162,19 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
     find = find_config(swarm, lan, data_dir)
     find.check(peers)
     name = None if model is None else name_in_swarm(model)
+    directory = model if model is not None and is_place(model) else ""
+    hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=data_dir, directory=directory)
     models, names = asyncio.run(_ask(name, peers, swarm, find))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
-        _show(models)
+        status_view.show(models, hosting)
     elif name is not None and nearest_first(name, names):
         remark(str(not_served(name, names)))
     else:
         what = "any model" if name is None else name
-        words = ["swarm node", "MODEL" if model is None else model, *(f"--peer {peer}" for peer in peers[:1])]
-        remark(f"no node of swarm {swarm!r} serves {what}; be the first: {' '.join(words)}")
+        command = hosting.text(name or "MODEL")
+        remark(f"no node of swarm {swarm!r} serves {what}; be the first: {command}")
 
 
 async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig) -> tuple[list[ModelRows], Collection[str]]:
@@ -200,51 +204,3 @@ async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> frozenset
     asked = list(records.values())[:MAX_HELLOS]
     answers = await asyncio.gather(*map(is_silent, asked))
     return frozenset(record.peer for record, silent in zip(asked, answers, strict=True) if silent)
-
-
-def _show(models: Sequence[ModelRows]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    for rows in models:
-        console.print(_table(rows))
-        console.print(_verdict(rows), markup=False, highlight=False)
-
-
-def _verdict(rows: ModelRows) -> str:
-    if not rows.is_complete:
-        return f"missing: blocks {', '.join(rows.missing)}; host them: swarm node MODEL --blocks {rows.missing[0]} --peer …"
-    thin = (
-        "thin clients can ask"
-        if rows.is_thin_possible
-        else "thin clients cannot ask: start a node with --ends at both ends of the model"
-    )
-    return f"complete: every block has {rows.least_replicas} node{'s' if rows.least_replicas > 1 else ''} or more; {thin}"
-
-
-def _table(rows: ModelRows) -> Any:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    title = f"{escape(rows.name)}@{rows.digest[:12]}, {rows.num_blocks} blocks"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True)
-    for heading in ("blocks", "node", "state", "format", "step", "queue", "free tokens", "address"):
-        table.add_column(heading, justify="right" if heading in ("step", "queue", "free tokens") else "left", overflow="fold")
-    for row in rows.peers:
-        label = f"{escape(row.name)} {short_peer(PeerId(row.peer))}".strip()
-        reached = {None: " (not dialled back yet)", True: "", False: " (cannot be dialled)"}[row.reachable]
-        step = f"{row.step_ms:.1f} ms" if row.step_ms else "-"
-        kind = row.dtype if row.quantization == "none" else f"{row.dtype} {row.quantization}"
-        cells = (
-            row.state,
-            escape(kind),
-            step,
-            str(row.queue),
-            f"{row.free_tokens:,}",
-            escape(", ".join(row.addresses)) + reached,
-        )
-        table.add_row(f"{row.start}:{row.stop}{' + ends' if row.ends else ''}", label, *cells)
-    return table

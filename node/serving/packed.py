@@ -26,6 +26,7 @@ from node.serving.recorder import Attending
 from node.serving.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
 from node.serving.tapes import Tapes
 from protocols.errors import CacheFullError, ModelNotSupportedError
+from protocols.words import counted
 from swarm.models.span import SpanModule
 
 ATTENTION = "murmuration_packed"
@@ -335,7 +336,7 @@ class PackedEngine:
         finally:
             _STEP.reset(token)
         if (calls := step.calls - before) != len(self._windows):
-            raise ModelNotSupportedError(f"{calls} of {len(self._windows)} blocks used the packed attention function")
+            raise ModelNotSupportedError(f"{calls} of {counted(len(self._windows), 'block')} used the packed attention function")
         return output
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from node.serving.pages import PAGE_TOKENS, PagePool
 from node.serving.recurrent import check_chunks
 from node.serving.row_store import BlockShape, Cuts, Mode
 from protocols.errors import BadRequestError, CacheFullError, ModelNotSupportedError
+from protocols.words import counted
 from swarm.models.span import SpanModule
 
 LONG_TOKENS = 8
@@ -184,7 +185,7 @@ class PagedEngine:
         if states + count * self._pool.page_bytes > free:
             tokens = sum(count for _, count in items)
             raise CacheFullError(
-                f"no memory for {tokens} more tokens: they take {states + count * self._pool.page_bytes} bytes, "
+                f"no memory for {counted(tokens, 'more token')}: they take {states + count * self._pool.page_bytes} bytes, "
                 f"{free} of {self.limit_bytes} are free; end a session, or ask another peer"
             )
         pages = self._pool.take(count) if count else []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from node.serving.row_store import BlockShape
 from protocols.errors import CacheFullError
+from protocols.words import counted
 
 PAGE_TOKENS = 16
 FIRST_PAGES = 32
@@ -54,8 +55,8 @@ class PagePool:
         """`count` zeroed pages; CacheFullError, with nothing taken, where there are not as many."""
         if count > self.num_free:
             raise CacheFullError(
-                f"no memory for {count * PAGE_TOKENS} more tokens: they take {count} pages, {self.num_free} of {self._limit_pages} "
-                "are free; end a session, or ask another peer"
+                f"no memory for {counted(count * PAGE_TOKENS, 'more token')}: they take {counted(count, 'page')}, "
+                f"{self.num_free} of {self._limit_pages} are free; end a session, or ask another peer"
             )
         if count > len(self._free):
             self._grow(self.num_lent + count)
@@ -100,7 +101,7 @@ class PagePool:
                 for i in range(len(self._shapes))
             ]
         except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
-            raise CacheFullError(f"the device has no memory for {target} pages; ask another peer") from error
+            raise CacheFullError(f"the device has no memory for {counted(target, 'page')}; ask another peer") from error
         self.keys, self.values = keys, values
         self._free = [*range(target - 1, first - 1, -1), *self._free]
         self._capacity = target

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from protocols.errors import CacheFullError
+from protocols.words import counted
 
 Mode = Literal["packed", "paged", "serial"]
 """The ways in which an engine serves."""
@@ -111,7 +112,7 @@ class RowStore:
             needed = self._bytes(growths)
             if needed > self.limit_bytes - self.used_bytes:
                 raise CacheFullError(
-                    f"no memory for {sum(count for _, count in items)} more tokens: they take {needed} bytes, "
+                    f"no memory for {counted(sum(count for _, count in items), 'more token')}: they take {needed} bytes, "
                     f"{self.limit_bytes - self.used_bytes} of {self.limit_bytes} are free; end a session, or ask another peer"
                 )
             for growth in growths:
@@ -200,7 +201,9 @@ class RowStore:
         try:
             return self._buffer(capacity, capacity, _at_hand)
         except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
-            raise CacheFullError(f"the device has no memory for {capacity} tokens of a row; ask another peer") from error
+            raise CacheFullError(
+                f"the device has no memory for {counted(capacity, 'token')} of a row; ask another peer"
+            ) from error
 
     def _buffer(self, capacity: int, extent: int, tensor: Callable[[BlockShape, int, int], Tensor]) -> Buffer:
         buffer = Buffer()

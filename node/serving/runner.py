@@ -35,6 +35,7 @@ from protocols.errors import (
     SwarmError,
 )
 from protocols.ids import PeerId
+from protocols.words import counted
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
 from swarm.inference.compute import Output
@@ -151,8 +152,8 @@ class Runner:
         if reason is not None:
             self.holdings.refused(client, now_s)
             raise CacheFullError(
-                f"no memory for {num_tokens} more tokens: {reason}; they take {needed_bytes} bytes, {limit - used} of {limit} are free; "
-                "end a session, or ask another peer"
+                f"no memory for {counted(num_tokens, 'more token')}: {reason}; they take {needed_bytes} bytes, "
+                f"{limit - used} of {limit} are free; end a session, or ask another peer"
             )
 
     def _run_here(self, job: Job) -> bool:
@@ -346,7 +347,7 @@ def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> Non
         longest = max(longest, int(job.positions.max()) + 1)
     if max_positions is not None and longest > max_positions:
         raise BadRequestError(
-            f"this model has places for {max_positions} tokens of a row, the step needs place {longest}: shorten it"
+            f"this model has places for {counted(max_positions, 'token')} of a row, the step needs place {longest}: shorten it"
         )
 
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from node.serving.recurrent import CountingCache, check_chunks
 from node.serving.row_store import Cuts, Mode
 from protocols.errors import BadRequestError, CacheFullError, InternalError, ModelNotSupportedError
+from protocols.words import counted
 from swarm.models.span import SpanModule
 
 MAX_PAIRS = 1 << 20
@@ -246,7 +247,7 @@ class RecomputeEngine:
         free = self.limit_bytes - self.used_bytes
         if num_tokens * self._token_bytes > free:
             raise CacheFullError(
-                f"no memory for {num_tokens} tokens: they take {num_tokens * self._token_bytes} bytes, "
+                f"no memory for {counted(num_tokens, 'token')}: they take {num_tokens * self._token_bytes} bytes, "
                 f"{free} of {self.limit_bytes} are free; end a session, or ask another peer"
             )
 

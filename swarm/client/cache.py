@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, Repeat, Rows
+from protocols.words import counted
 from swarm.client import waiting
 from swarm.client.backend import StepRequest, StepSession
 
@@ -110,7 +111,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         if self.rows is None or chosen == tuple(range(len(self.rows))):
             return
         if any(not -len(self.rows) <= index < len(self.rows) for index in chosen):
-            raise BadRequestError(f"row indices {list(chosen)[:8]} do not fit a cache of {len(self.rows)} rows")
+            raise BadRequestError(f"row indices {list(chosen)[:8]} do not fit a cache of {counted(len(self.rows), 'row')}")
         chosen = tuple(index % len(self.rows) for index in chosen)
         self.rows = [self.rows[index] for index in chosen]
         if self.ops and isinstance(self.ops[-1], Rows):  # one after the other is one

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from protocols.defaults import MAX_ROWS
 from protocols.errors import BadRequestError
+from protocols.words import counted
 
 _RUNNING = re.compile("linear|conv|mamba|recurrent|hybrid")
 """Kinds of blocks that keep a state beside, or instead of, each token's keys and values."""
@@ -77,7 +78,7 @@ def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengt
         )
     if list(attention_mask.shape) != [rows, past + columns]:
         raise BadRequestError(
-            f"attention_mask must be [{rows}, {past + columns}] ({past} columns in past_key_values + {columns} new), "
+            f"attention_mask must be [{rows}, {past + columns}] ({counted(past, 'column')} in past_key_values + {columns} new), "
             f"got {list(attention_mask.shape)}"
         )
     mask = attention_mask.ne(0)
@@ -113,7 +114,7 @@ def check_last_column(real: Tensor, before: Sequence[int], counts: Sequence[int]
 def check_rows(rows: int, lengths: Sequence[int] | None, holder: str = "past_key_values") -> None:
     """A cache goes on with as many rows as it has."""
     if lengths is not None and rows != len(lengths):
-        raise BadRequestError(f"{holder} holds {len(lengths)} rows, but {rows} came; pass as many, or start a new one")
+        raise BadRequestError(f"{holder} holds {counted(len(lengths), 'row')}, but {rows} came; pass as many, or start a new one")
 
 
 def check_length(longest: int, limit: int | None, new: int = 0) -> None:
@@ -125,10 +126,10 @@ def check_length(longest: int, limit: int | None, new: int = 0) -> None:
         return
     if longest > limit:
         raise BadRequestError(
-            f"the prompt is too long: {longest} tokens, this model's limit is {limit}; shorten it by {longest - limit}"
+            f"the prompt is too long: {counted(longest, 'token')}, this model's limit is {limit}; shorten it by {longest - limit}"
         )
     raise BadRequestError(
-        f"{longest} tokens of prompt and {new + 1} new ones exceed this model's limit of {limit}; "
+        f"{counted(longest, 'token')} of prompt and {new + 1} new ones exceed this model's limit of {limit}; "
         f"ask for at most {limit - longest + 1} (max_new_tokens)"
     )
 
@@ -158,12 +159,15 @@ def custom_positions(
     if position_ids is None:
         return None
     if position_ids.dim() != 2 or position_ids.shape[0] not in (1, len(counts)):
-        raise BadRequestError(f"position_ids must be [rows, tokens], got shape {list(position_ids.shape)} for {len(counts)} rows")
+        raise BadRequestError(
+            f"position_ids must be [rows, tokens], got shape {list(position_ids.shape)} for {counted(len(counts), 'row')}"
+        )
     columns = position_ids.shape[1]
     expected = columns if real is None else real.shape[1]
     if columns != expected or (real is None and columns * len(counts) != sum(counts)):
         raise BadRequestError(
-            f"position_ids must have a column per new token, got {columns} columns for {sum(counts)} tokens in {len(counts)} rows"
+            f"position_ids must have a column per new token, got {counted(columns, 'column')} "
+            f"for {counted(sum(counts), 'token')} in {counted(len(counts), 'row')}"
         )
     wide = position_ids.expand(len(counts), -1)
     given = wide.reshape(-1) if real is None else wide[real]

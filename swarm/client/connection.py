@@ -36,6 +36,7 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.routing.router import Router
+from swarm.suggestion import NodeCommand
 from swarm.thin import finding
 from swarm.weights.finding import look_elsewhere, open_cache
 
@@ -74,6 +75,12 @@ class Settings:
         """Holds `digests/` (what was hashed) and `weights/` (what was fetched)."""
         return Path(self.cache_dir) if self.cache_dir else places.data_dir()  # nodes keep their files there, too
 
+    def hosting(self, directory: str = "") -> NodeCommand:
+        """What a message tells people to type who could host what is missing. directory: where the model's files are here."""
+        peer = next(iter(self.peers), "")
+        data_dir = Path(self.cache_dir) if self.cache_dir else None
+        return NodeCommand(swarm=self.swarm, peer=peer, data_dir=data_dir, directory=directory)
+
     def dtype_name(self, spans: Iterable[ServedSpan], num_blocks: int) -> str:
         """The route's compute dtype, where these spans are served."""
         return served.best_dtype(spans, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
@@ -102,7 +109,9 @@ def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBac
     checkpoint = open_checkpoint(resolve(str(model), served=found))
     manifest = build_manifest(checkpoint, settings.data_dir / "digests")
     identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
-    return checkpoint, loop.run(_join(loop, pool, identity, manifest, checkpoint.num_blocks, settings))
+    return checkpoint, loop.run(
+        _join(loop, pool, identity, manifest, checkpoint.num_blocks, settings, settings.hosting(str(model)))
+    )
 
 
 async def _connect_by_name(
@@ -118,7 +127,7 @@ async def _connect_by_name(
             return await look_elsewhere(peer.directory, name)
         cache, checkpoint = found
         try:
-            backend = await _join(loop, pool, cache.model, cache.manifest, checkpoint.num_blocks, settings)
+            backend = await _join(loop, pool, cache.model, cache.manifest, checkpoint.num_blocks, settings, settings.hosting())
         except BaseException:
             cache.close()
             raise
@@ -139,7 +148,7 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
     with contextlib.ExitStack() as held:
         held.callback(pool.release, shared)
         peer = shared.started.result()
-        found = await finding.wait_for(peer.directory, name, settings.patience_s)
+        found = await finding.wait_for(peer.directory, name, settings.patience_s, settings.hosting())
         cache = await open_cache(settings.data_dir / "weights", found, peer.pool)
         held.callback(cache.close)
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
@@ -151,33 +160,41 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
             hidden_size=checkpoint.hidden_size,
             vocab_size=checkpoint.vocab_size,
         )
-        sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config)
+        sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config, settings.hosting())
         release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
     return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype])
 
 
 async def _join(
-    loop: BackgroundLoop, pool: PeerPool, model: ModelId, manifest: Manifest, num_blocks: int, settings: Settings
+    loop: BackgroundLoop,
+    pool: PeerPool,
+    model: ModelId,
+    manifest: Manifest,
+    num_blocks: int,
+    settings: Settings,
+    hosting: NodeCommand,
 ) -> SwarmBackend:
     """On the loop: a shared peer, the check that our weights are served, and what makes sessions."""
     shared = await pool.acquire(settings.swarm, settings.peers, _find(settings))
     try:
         peer = shared.started.result()
-        spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s)
+        spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s, hosting)
         name = settings.dtype_name(spans, num_blocks)
         config = SessionConfig(patience_s=settings.patience_s, priority=settings.priority, dtype=name)
-        sessions = _session_maker(peer, model, num_blocks, config)
+        sessions = _session_maker(peer, model, num_blocks, config, hosting)
     except BaseException:
         pool.release(shared)
         raise
     return SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
 
 
-def _session_maker(peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig) -> Callable[[Span | None], Session]:
+def _session_maker(
+    peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand
+) -> Callable[[Span | None], Session]:
     async def ping(record: PeerRecord) -> None:
         await peer.hello(record.peer, record.addresses, record.certificate)
 
-    router, links = Router(peer.directory, ping, model, num_blocks), Links(peer.pool)
+    router, links = Router(peer.directory, ping, model, num_blocks, hosting), Links(peer.pool)
     return lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks))
 
 

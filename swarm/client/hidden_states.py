@@ -10,6 +10,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from protocols.errors import BadRequestError
+from protocols.words import counted
 
 _box: ContextVar[list[Tensor] | None] = ContextVar("murmuration_last_hidden", default=None)
 
@@ -35,7 +36,7 @@ class LastHiddenState(Sequence[Tensor]):
         )
 
     def __repr__(self) -> str:
-        return f"LastHiddenState({list(self._last.shape)}, after {self._num_blocks} blocks)"
+        return f"LastHiddenState({list(self._last.shape)}, after {counted(self._num_blocks, 'block')})"
 
 
 def remember_output(decoder: nn.Module) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from protocols.errors import BadRequestError
+from protocols.words import counted
 from swarm.client.cache import RemoteCache
 
 
@@ -61,7 +62,7 @@ def with_start(inputs: dict[str, Any], cache: RemoteCache | None) -> dict[str, A
     if any(length != cache.columns for length in cache.rows):
         raise BadRequestError(
             f"past_key_values holds padded rows, and neither a prompt nor an attention_mask came; pass the attention_mask of all "
-            f"{cache.columns} columns and of the start token"
+            f"{counted(cache.columns, 'column')} and of the start token"
         )
     return {**inputs, "attention_mask": torch.ones(len(cache.rows), cache.columns + 1, dtype=torch.long)}
 

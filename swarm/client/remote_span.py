@@ -21,6 +21,7 @@ from torch import Tensor
 from protocols.defaults import MAX_ROWS
 from protocols.errors import BadRequestError
 from protocols.ids import Span
+from protocols.words import counted
 from swarm.client import checks
 from swarm.client.backend import Backend, StepSession
 from swarm.client.blocks import StepPlan, carry
@@ -111,7 +112,7 @@ class SpanSession:
     def crop(self, tokens: int) -> None:
         """Forget the last `tokens` tokens of every row. It travels with the next step."""
         if not 0 <= tokens <= self.position:
-            raise BadRequestError(f"crop takes 0 to {self.position} tokens, as many as each row has, got {tokens}")
+            raise BadRequestError(f"crop takes 0 to {counted(self.position, 'token')}, as many as each row has, got {tokens}")
         self._cache.crop(-tokens)
 
     def fork(self) -> SpanSession:

@@ -15,6 +15,7 @@ from protocols.ids import ModelId, short_peer
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest, difference
 from swarm.rpc.pool import ChannelPool
+from swarm.suggestion import USUAL, NodeCommand
 from swarm.weights.fetch import fetch_manifest
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def best_dtype(spans: Iterable[ServedSpan], num_blocks: int, known: Collection[s
 
 
 async def wait_until_served(
-    directory: Directory, pool: ChannelPool, model: ModelId, manifest: Manifest, patience_s: float
+    directory: Directory, pool: ChannelPool, model: ModelId, manifest: Manifest, patience_s: float, hosting: NodeCommand = USUAL
 ) -> list[ServedSpan]:
     """The spans that are served of exactly this model.
 
@@ -70,7 +71,8 @@ async def wait_until_served(
             raise await _mismatch(pool, model, manifest, others)
         if loop.time() >= ends_at:
             raise NoRouteError(
-                f"no peer serves {model.name} (waited {patience_s:.0f} s); check the name and --peer, or host it: swarm node {model.name}"
+                f"no peer serves {model.name} (waited {patience_s:.0f} s); "
+                f"check the name and --peer, or host it: {hosting.text(model.name)}"
             )
         await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, ends_at - loop.time())))
 

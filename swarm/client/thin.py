@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from protocols.errors import BadRequestError
+from protocols.words import counted
 from swarm.client.backend import EMBEDS, IDS, Backend
 from swarm.client.blocks import StepPlan, carry
 from swarm.client.generation import RemoteGeneration, become_remote
@@ -84,7 +85,8 @@ class ThinGeneration(RemoteGeneration):
 
     def __repr__(self) -> str:
         """Without the modules inside: those describe themselves by weights that are not here."""
-        return f"{type(self).__name__}({self.remote.num_blocks} blocks, embedding and head of {self.remote.backend.model.name} in a swarm)"
+        blocks = counted(self.remote.num_blocks, "block")
+        return f"{type(self).__name__}({blocks}, embedding and head of {self.remote.backend.model.name} in a swarm)"
 
 
 def build_thin(checkpoint: Checkpoint, backend: Backend, *mixins: type) -> Any:

@@ -12,6 +12,7 @@ from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RE
 from protocols.errors import BadRequestError, DrainingError, OverloadedError, UnauthenticatedError
 from protocols.ids import PeerId, SessionId, Span, short, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
+from protocols.words import counted
 from swarm.inference import grants
 from swarm.inference.compute import SessionCompute
 from swarm.inference.hop import Hop
@@ -103,10 +104,11 @@ class Hops:
         if self.is_draining:
             raise DrainingError("this peer is leaving the swarm: try another one")
         if len(self._hops) >= self._limits.max_sessions:
-            raise OverloadedError(f"this peer holds {len(self._hops)} sessions, its limit: try a replica, or later")
+            raise OverloadedError(f"this peer holds {counted(len(self._hops), 'session')}, its limit: try a replica, or later")
         if sum(client == grant.client for client, _, _ in self._hops) >= self._limits.max_sessions_per_client:
             raise OverloadedError(
-                f"you hold {self._limits.max_sessions_per_client} sessions here, the limit of one client: close some, or use a replica"
+                f"you hold {counted(self._limits.max_sessions_per_client, 'session')} here, "
+                "the limit of one client: close some, or use a replica"
             )
         compute = self._new_compute(grant, grant.route[index].span)
         hop = Hop(grant, index, self.served, compute, self._links, self._hops)

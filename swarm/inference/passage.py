@@ -18,6 +18,7 @@ from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
 from protocols.inference import WANT_NONE, History, Reply, Step
 from protocols.tensors import WireTensor
+from protocols.words import counted
 from swarm.inference import chunks
 from swarm.inference.compute import ORDINARY, PASS_ON, Ask, EndsShape, SessionCompute, Urgency
 
@@ -111,7 +112,8 @@ def _check_reply_size(want: int, counts: Sequence[int], vocab_size: int) -> None
     tokens = sum(chunks.kept(want, counts))
     if tokens > 1 and tokens * vocab_size * 4 > REPLY_BYTES:
         raise BadRequestError(
-            f"logits of {tokens} tokens take {tokens * vocab_size * 4} bytes, a step gets at most {REPLY_BYTES}: ask in smaller steps"
+            f"logits of {counted(tokens, 'token')} take {tokens * vocab_size * 4} bytes, "
+            f"a step gets at most {REPLY_BYTES}: ask in smaller steps"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from protocols.defaults import MAX_ROWS
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, Repeat, Rows
+from protocols.words import counted
 
 
 class Row(Protocol):
@@ -95,7 +96,7 @@ def _select(store: RowStore[R], rows: list[R], indices: Sequence[int]) -> list[R
 def _crop(store: RowStore[R], rows: Sequence[R], tokens: int) -> None:
     shortest = min((row.length for row in rows), default=tokens)
     if tokens > shortest:
-        raise BadRequestError(f"cannot crop {tokens} tokens of a row that has {shortest}")
+        raise BadRequestError(f"cannot crop {counted(tokens, 'token')} of a row that has {shortest}")
     for row in rows:
         store.crop(row, tokens)
 
@@ -110,5 +111,5 @@ def enter(store: RowStore[R], rows: Sequence[R], num_rows: int) -> list[R]:
     if not rows:
         return [store.open() for _ in range(num_rows)]
     if len(rows) != num_rows:
-        raise BadRequestError(f"the session has {len(rows)} rows, the step brings counts for {num_rows}")
+        raise BadRequestError(f"the session has {counted(len(rows), 'row')}, the step brings counts for {num_rows}")
     return list(rows)

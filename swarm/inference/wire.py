@@ -19,6 +19,7 @@ from protocols import inference
 from protocols.defaults import WINDOW_BYTES
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.inference import Message, Reply, Step
+from protocols.words import counted
 from swarm.inference import faults, trace
 from swarm.inference.begun import AwaitedQueue, Begun
 from swarm.inference.inbox import weight
@@ -134,7 +135,7 @@ class Wire:
         """Return where the last word does not get through, since the other side reads nothing; raise where too much waits."""
         await self._alarm.wait()
         if self._has_overflowed:
-            waiting = f"{self._outbox.qsize()} messages of {self._outbox_bytes} bytes"
+            waiting = f"{counted(self._outbox.qsize(), 'message')} of {self._outbox_bytes} bytes"
             raise PeerUnreachableError(f"{waiting} wait for a peer that does not read: the stream is given up")
         await asyncio.sleep(LINGER_S)
 

@@ -18,6 +18,7 @@ import transformers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import MAX_BLOCKS
+from protocols.words import counted
 from swarm.models import bounds
 from swarm.models.quirks import TOWER, refuse_known
 from swarm.models.stored import TensorInfo, read_tensors
@@ -154,7 +155,9 @@ def _block_prefix(tensors: Mapping[str, TensorInfo], num_blocks: int, directory:
     prefix = max(weight, key=lambda prefix: (not TOWER.search(prefix), weight[prefix]), default="")
     absent = sorted(set(range(num_blocks)) - blocks.get(prefix, set()))
     if absent:
-        raise CheckpointError(f"{directory}: config.json says {num_blocks} blocks, but no tensor of block {absent[0]} is stored")
+        raise CheckpointError(
+            f"{directory}: config.json says {counted(num_blocks, 'block')}, but no tensor of block {absent[0]} is stored"
+        )
     return prefix
 
 

@@ -24,6 +24,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError, SwarmError
 from protocols.ids import Span
+from protocols.words import counted
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.parts import SpanParts
@@ -112,7 +113,7 @@ def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> 
     missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
     if missing:
         raise CheckpointError(
-            f"{checkpoint.path} lacks {len(missing)} tensors of its own architecture, first {missing[0]!r} "
+            f"{checkpoint.path} lacks {counted(len(missing), 'tensor')} of its own architecture, first {missing[0]!r} "
             f"(numbered from block {start}); download it again"
         )
     return model
@@ -169,7 +170,7 @@ def _slices(checkpoint: Checkpoint, needed: Mapping[str, str]) -> Iterator[dict[
     absent = sorted(name for name in needed.values() if not checkpoint.tensors[name].file.exists())
     if absent:
         raise CheckpointError(
-            f"{len(absent)} tensors of {checkpoint.name} are not in {checkpoint.path}, first {absent[0]!r}: "
+            f"{counted(len(absent), 'tensor')} of {checkpoint.name} are not in {checkpoint.path}, first {absent[0]!r}: "
             "they have not been fetched from peers yet"
         )
     with ExitStack() as stack:

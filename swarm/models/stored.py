@@ -18,6 +18,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError
 from protocols.weights import ITEM_BYTES, MAX_TENSORS
+from protocols.words import counted
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -77,7 +78,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], int | None]:
     odd = next((file for file in names.values() if not _FILE_NAME.fullmatch(file)), None)
     if odd is not None or not 0 < len(names) <= MAX_TENSORS:
         raise CheckpointError(
-            f"{path} lists {len(names)} tensors and a file named {str(odd)[:60]!r}; expected plain *.safetensors names"
+            f"{path} lists {counted(len(names), 'tensor')} and a file named {str(odd)[:60]!r}; expected plain *.safetensors names"
         )
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -88,7 +89,7 @@ def _missing(directory: Path, file: str, weight_map: Mapping[str, str], total: i
     """The message for an absent shard: how large it should be follows from the index's total and the shards that are there."""
     count = sum(1 for place in weight_map.values() if place == file)
     others = {place for place in weight_map.values() if place != file}
-    message = f"{directory / file} is missing ({count} tensors"
+    message = f"{directory / file} is missing ({counted(count, 'tensor')}"
     if total is not None and all((directory / other).exists() for other in others):
         here = sum(
             info.stop - info.start

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId, Span
+from protocols.words import counted
 from swarm.placement.balancing import GAIN
 from swarm.placement.members import Member, digest, edges, throughputs
 
@@ -202,8 +203,7 @@ def _most_needed(span: Span, speeds: Sequence[float], replicas: Sequence[int]) -
         return f"they have the fewest nodes among those that fit ({min(replicas)} or more)"
     block = min(range(span.start, span.stop), key=lambda block: (speeds[block], replicas[block]))
     among = "" if speeds[block] == min(speeds) else " of those that fit"
-    nodes = f"{replicas[block]} node{'s' * (replicas[block] != 1)}"
-    return f"block {block} is the slowest{among}: {speeds[block]:.2g} tokens/ms from {nodes}"
+    return f"block {block} is the slowest{among}: {speeds[block]:.2g} tokens/ms from {counted(replicas[block], 'node')}"
 
 
 def _nothing_fits(room: Room) -> str:

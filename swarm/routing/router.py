@@ -20,6 +20,7 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm.routing import path
 from swarm.routing.blame import Blame
 from swarm.routing.latency import Latency, Ping
+from swarm.suggestion import USUAL, NodeCommand
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,13 @@ class _Offer:
 class Router:
     """Routes over one model. Blame and latency live as long as the router: share it between a client's sessions."""
 
-    def __init__(self, directory: DirectoryView, ping: Ping, model: ModelId, num_blocks: int) -> None:
+    def __init__(
+        self, directory: DirectoryView, ping: Ping, model: ModelId, num_blocks: int, hosting: NodeCommand = USUAL
+    ) -> None:
+        """hosting: what a message tells people to type where blocks are missing."""
         self.model, self.num_blocks = model, num_blocks
         self.blame = Blame()
-        self._directory = directory
+        self._directory, self._hosting = directory, hosting
         self._latency = Latency(ping)
         self._looked_s = -FRESH_S
         """When the directory was last read, on the monotonic clock."""
@@ -218,7 +222,7 @@ class Router:
         gaps = gaps or [wish.blocks or Span(0, self.num_blocks)]
         return NoRouteError(
             f"no live peers cover blocks {', '.join(map(str, gaps))} of {self.model.name} after {patience_s:.0f} s{cause}; "
-            f"wait for a node to join, or host them: swarm node {self.model.name} --blocks {gaps[0]} --peer …"
+            f"wait for a node to join, or host them: {self._hosting.text(self.model.name, '--blocks', str(gaps[0]))}"
         )
 
     def _no_ends(self, live: Sequence[ServedSpan], patience_s: float, cause: str) -> NoRouteError:
@@ -232,7 +236,7 @@ class Router:
         span = min(edges[(lacking or [0])[0]])
         return NoRouteError(
             f"no node hosts the ends of {self.model.name} with {where} after {patience_s:.0f} s{cause}, and a thin client needs them; "
-            f"start one with --ends: swarm node {self.model.name} --ends --blocks {span} --peer …, or ask without --thin"
+            f"ask without --thin, or start one with --ends: {self._hosting.text(self.model.name, '--ends', '--blocks', str(span))}"
         )
 
 

@@ -8,13 +8,14 @@ from collections import Counter
 from protocols.errors import NoRouteError
 from protocols.records import ServedSpan
 from swarm.client import served
+from swarm.suggestion import USUAL, NodeCommand
 from swarm.weights import names
 from swarm.weights.finding import Directory, Found, find_in_swarm
 
 LOOK_AGAIN_S = 0.5
 
 
-async def wait_for(directory: Directory, name: str, patience_s: float) -> Found:
+async def wait_for(directory: Directory, name: str, patience_s: float, hosting: NodeCommand = USUAL) -> Found:
     """The model that the swarm serves by this name, or `name@digest`.
 
     ModelNotFoundError at once where the swarm serves other models but not this one; NoRouteError where it serves none in time.
@@ -29,7 +30,8 @@ async def wait_for(directory: Directory, name: str, patience_s: float) -> Found:
             raise names.not_served(name, served_names)
         if loop.time() >= ends_at:
             raise NoRouteError(
-                f"no peer serves {name[:120]} (waited {patience_s:.0f} s); check the name and --peer, or host it: swarm node {name[:120]}"
+                f"no peer serves {name[:120]} (waited {patience_s:.0f} s); "
+                f"check the name and --peer, or host it: {hosting.text(name[:120])}"
             )
         await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, ends_at - loop.time())))
 

@@ -16,6 +16,7 @@ from typing import Protocol
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op
 from protocols.tensors import WireTensor
+from protocols.words import counted
 from swarm.thin.choosing import Chooser, Position
 
 Proposer = Callable[[Sequence[int]], Sequence[int]]
@@ -127,11 +128,11 @@ def _room(length: int, limits: Limits) -> int:
     most = limits.max_positions
     if most is not None and length > most:
         raise BadRequestError(
-            f"the prompt is too long: {length} tokens, this model's limit is {most}; shorten it by {length - most}"
+            f"the prompt is too long: {counted(length, 'token')}, this model's limit is {most}; shorten it by {length - most}"
         )
     if most is not None and length + limits.max_new_tokens - 1 > most:
         raise BadRequestError(
-            f"{length} tokens of prompt and {limits.max_new_tokens} new ones exceed this model's limit of {most}; "
+            f"{counted(length, 'token')} of prompt and {limits.max_new_tokens} new ones exceed this model's limit of {most}; "
             f"ask for at most {most - length + 1} (max_new_tokens)"
         )
     return limits.max_new_tokens

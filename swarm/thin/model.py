@@ -20,6 +20,7 @@ from swarm.finding import NOBODY_ELSE, FindConfig
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.routing.router import Router
+from swarm.suggestion import NodeCommand
 from swarm.thin import finding
 from swarm.thin.defaults import Defaults, read_defaults
 from swarm.thin.generation import Limits, Row
@@ -34,12 +35,19 @@ class ThinModel:
     """One model, its tokenizer, and a router that its sessions share."""
 
     def __init__(
-        self, peer: ThinPeer, model: ModelId, num_blocks: int, defaults: Defaults, tokenizer: Tokenizer, config: SessionConfig
+        self,
+        peer: ThinPeer,
+        model: ModelId,
+        num_blocks: int,
+        defaults: Defaults,
+        tokenizer: Tokenizer,
+        config: SessionConfig,
+        hosting: NodeCommand,
     ) -> None:
         self.model = model
         self.defaults, self.tokenizer = defaults, tokenizer
         self._peer, self._config = peer, config
-        self._router = Router(peer.directory, self._ping, model, num_blocks)
+        self._router = Router(peer.directory, self._ping, model, num_blocks, hosting)
         self._sessions: list[Session] = []
 
     async def _ping(self, record: PeerRecord) -> None:
@@ -89,7 +97,8 @@ async def open_model(
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
     """
     async with ThinPeer(peers, swarm, find) as peer:
-        found = await finding.wait_for(peer.directory, name, patience_s)
+        hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=root.parent)
+        found = await finding.wait_for(peer.directory, name, patience_s, hosting)
         cache = await open_cache(root, found, peer.pool)
         try:
             defaults, tokenizer = read_defaults(cache.directory), open_tokenizer(cache.directory)
@@ -105,7 +114,7 @@ async def open_model(
             hidden_size=defaults.hidden_size or 1,
             vocab_size=defaults.vocab_size,
         )
-        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config)
+        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config, hosting)
         try:
             yield model
         finally:

@@ -25,6 +25,7 @@ from protocols.ids import ModelId
 from protocols.weights import Manifest
 from swarm.models.bounds import check_config
 from swarm.models.stored import INDEX
+from swarm.suggestion import cache_command
 from swarm.weights.layout import MANIFEST, Layout, Unit, read_manifest
 from swarm.weights.unit_file import UnitFile
 
@@ -127,7 +128,8 @@ class ModelCache:
         if needed + _SPARE_BYTES > free:
             raise DiskFullError(
                 f"no room for {self.model.name} at {self.directory.parent}: {needed / 1e6:.0f} MB more are needed, "
-                f"{free / 1e6:.0f} MB are free; free some (`swarm cache prune`), host fewer blocks, or choose another --data-dir"
+                f"{free / 1e6:.0f} MB are free; free some (`{cache_command(self.directory.parent.parent, 'prune')}`), "
+                "host fewer blocks, or choose another --data-dir"
             )
 
 

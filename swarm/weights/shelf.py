@@ -15,6 +15,7 @@ from typing import Self
 from protocols.errors import CheckpointError, ModelNotFoundError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, Manifest, TensorEntry
+from protocols.words import counted
 from swarm.models.stored import TensorInfo
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.cache import ModelCache
@@ -73,7 +74,7 @@ class Shelf:
         """The bytes of one piece; ModelNotFoundError where it is not here (any more)."""
         entry = self._entry(tensor)
         if piece >= entry.num_pieces:
-            raise ModelNotFoundError(f"tensor {entry.name!r} has {entry.num_pieces} pieces, asked for number {piece}")
+            raise ModelNotFoundError(f"tensor {entry.name!r} has {counted(entry.num_pieces, 'piece')}, asked for number {piece}")
         for _attempt in range(2):  # a unit that became whole in between has another name now
             place = self._locate(tensor)
             if place is None:
@@ -92,7 +93,9 @@ class Shelf:
     def file(self, number: int) -> bytes:
         """The content of a small file; ModelNotFoundError where it is not here."""
         if number >= len(self.manifest.files):
-            raise ModelNotFoundError(f"{self.model.name} has {len(self.manifest.files)} files, asked for number {number}")
+            raise ModelNotFoundError(
+                f"{self.model.name} has {counted(len(self.manifest.files), 'file')}, asked for number {number}"
+            )
         entry = self.manifest.files[number]
         try:
             content = (self._directory / entry.name).read_bytes()
@@ -104,5 +107,7 @@ class Shelf:
 
     def _entry(self, tensor: int) -> TensorEntry:
         if tensor >= len(self.manifest.entries):
-            raise ModelNotFoundError(f"{self.model.name} has {len(self.manifest.entries)} tensors, asked for number {tensor}")
+            raise ModelNotFoundError(
+                f"{self.model.name} has {counted(len(self.manifest.entries), 'tensor')}, asked for number {tensor}"
+            )
         return self.manifest.entries[tensor]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from protocols.errors import ModelNotFoundError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from protocols.words import counted
 
 MIN_PREFIX = 6
 """Letters of a digest that may stand for it."""
@@ -52,14 +53,15 @@ def choose_model(found: dict[ModelId, int], text: str) -> tuple[ModelId, str]:
     digests = {model.digest for model in found}
     if len(digests) > 1 and (split_name(text)[1] or (is_digest(text) and text not in {model.name for model in found})):
         raise ModelNotFoundError(
-            f"{text!r} fits {len(digests)} models: {', '.join(map(_short, sorted(found, key=str)[:4]))}; give more of the digest"
+            f"{text!r} fits {counted(len(digests), 'model')}: {', '.join(map(_short, sorted(found, key=str)[:4]))}; give more of the digest"
         )
     model = min(found, key=lambda one: (-found[one], str(one)))
     others = sorted((one for one in found if one.digest != model.digest), key=lambda one: -found[one])
     if not others:
         return model, ""
     return model, (
-        f"{model.name} is served with {len(digests)} different weights: we take {_short(model)} ({found[model]} blocks served), not "
+        f"{model.name} is served with {len(digests)} different weights: we take "
+        f"{_short(model)} ({counted(found[model], 'block')} served), not "
         + ", ".join(f"{_short(one)} ({found[one]})" for one in others[:3])
         + "; NAME@DIGEST chooses"
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from protocols.errors import BadRequestError, DiskFullError
 from protocols.weights import PIECE_BYTES, Manifest, tensor_root
+from swarm.suggestion import cache_command
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.layout import Unit
 
@@ -179,6 +180,6 @@ class UnitFile:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(
                     f"no room for {num_bytes / 1e6:.0f} MB at {self.final.parent}; "
-                    "free some (`swarm cache prune`), or choose another --data-dir"
+                    f"free some (`{cache_command(self.final.parent.parent.parent, 'prune')}`), or choose another --data-dir"
                 ) from error
             raise

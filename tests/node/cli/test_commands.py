@@ -314,7 +314,7 @@ def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[s
         "nobody serves it": (
             ["generate", str(model), "x", "--model-name", "foo", "--patience", "0.5", "--peer", peer],
             7,
-            ["foo", "swarm node"],
+            ["foo", f"host it: swarm node {model} --model-name foo --peer {peer}"],
         ),
         "dead peer": (["status", "--peer", dead], 6, ["/ip4/127.0.0.1/tcp/1", "check --peer"]),
     }

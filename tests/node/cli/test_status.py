@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.status import _table, gaps, summarize
+from node.cli import status_view
+from node.cli.status import gaps, summarize
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from swarm.suggestion import NodeCommand
 
 
 def record(
@@ -71,8 +75,44 @@ def test_a_name_cannot_style_the_table() -> None:
     served = ServedSpan(model=ModelId("[red]tiny", "a" * 64), span=Span(0, 6), num_blocks=6, dtype="float32")
     stranger = PeerRecord(peer=PeerId("12D3KooW" + "1" * 44), name="[bold]me[/]", spans=(served,))
     (rows,) = summarize([stranger], "[red]tiny")
-    Console(file=(out := StringIO()), width=200).print(_table(rows))
+    Console(file=(out := StringIO()), width=200).print(status_view.table(rows))
     assert "[bold]me[/]" in out.getvalue() and "[red]tiny@aaaaaaaaaaaa" in out.getvalue()
+
+
+def shown(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *records: PeerRecord) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    hosting = NodeCommand(swarm="attic", peer="/ip4/203.0.113.5/tcp/4000/p2p/12D3KooW" + "1" * 44)
+    status_view.show(summarize(records, "tiny"), hosting)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_forty_columns_are_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole words, one fact after the other; only the command that is to be copied is longer, and is not cut into lines."""
+    loaded = replace(record(1, Span(0, 3), ends=True), queue=2, free_tokens=13_929_695, step_ms=1.42)
+    lines = shown(40, monkeypatch, capsys, loaded, record(2, Span(4, 6)))
+    *facts, command = lines
+    assert max(map(len, facts)) <= 40, facts
+    assert facts == [
+        "tiny@aaaaaaaaaaaa, 6 blocks",
+        "0:3 + ends  n1 …111111",
+        "  serving, float32, 1.4 ms",
+        "  queue 2, 13,929,695 free tokens",
+        "  127.0.0.1:1",
+        "  (not dialled back yet)",
+        "4:6  n2 …222222",
+        "  serving, float32, -",
+        "  queue 0, 0 free tokens",
+        "  127.0.0.1:1",
+        "  (not dialled back yet)",
+        "missing: blocks 3:4; host them:",
+    ]
+    assert shlex.split(command) == ["swarm", "node", "tiny", "--blocks", "3:4", "--swarm", "attic", "--peer", command.split()[-1]]
+
+
+def test_a_wide_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(120, monkeypatch, capsys, record(1, Span(0, 6)))
+    assert any(line.split()[:3] == ["blocks", "node", "state"] for line in lines)
+    assert lines[-1].startswith("complete: every block has 1 node or more; thin clients cannot ask")
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=20))

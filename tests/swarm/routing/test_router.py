@@ -12,6 +12,7 @@ from protocols.errors import CacheFullError, ModelMismatchError, NoRouteError, P
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm.routing.router import Router
+from swarm.suggestion import NodeCommand
 from tests.swarm.inference.toy import new_identity, until
 
 MODEL = ModelId("toy", "ab" * 32)
@@ -67,6 +68,20 @@ async def test_only_those_that_serve_are_used(state: str) -> None:
     town.add(0, 4, state=state)
     with pytest.raises(NoRouteError, match="blocks 0:4"):
         await town.router().find(0)
+
+
+async def test_what_is_missing_is_hosted_by_a_line_that_works() -> None:
+    town = Town()
+    town.add(0, 2)
+    router = Router(town, town.ping, MODEL, 4, NodeCommand(swarm="attic", peer="/ip4/203.0.113.5/tcp/1/p2p/12D3"))
+    line = "swarm node toy --blocks 2:4 --swarm attic --peer /ip4/203.0.113.5/tcp/1/p2p/12D3"
+    with pytest.raises(NoRouteError, match=f"host them: {line}$"):
+        await router.find(0)
+    town.add(2, 4)
+    with pytest.raises(
+        NoRouteError, match=r"start one with --ends: swarm node toy --ends --blocks 0:2 --swarm attic --peer /ip4"
+    ):
+        await router.find(0, thin=True)
 
 
 async def test_a_route_has_one_precision_float32_first() -> None:
