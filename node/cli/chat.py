@@ -56,6 +56,8 @@ def obey(conversation: Conversation, line: str) -> None:
 
 def unknown(command: str) -> BadRequestError:
     """Of a line that begins with `/`."""
+    if command in COMMANDS:
+        return BadRequestError(f"{command} stands alone on its line; /{command} says {command} to the model")
     nearest = difflib.get_close_matches(command, COMMANDS, 1, 0.5)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     shown = command[:40]

@@ -1,0 +1,70 @@
+"""A person at a terminal: a command on a pty, what it shows, and what is typed at it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+WAIT_S = 60.0
+
+
+class Terminal:
+    """`swarm ARGUMENTS` on a terminal of its own; closed, it is gone."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.shown = ""
+        """All that was shown."""
+        self._seen = 0
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(ROOT)
+            os.execvpe(sys.executable, [sys.executable, "-m", "node", *arguments], os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def until(self, text: str, wait_s: float = WAIT_S) -> str:
+        """Wait until `text` is shown, behind what was waited for before; what was shown up to it."""
+        ends_at = time.monotonic() + wait_s
+        while (at := self.shown.find(text, self._seen)) < 0:
+            assert self._read(ends_at - time.monotonic()), f"no {text!r} within {wait_s} s: {self.shown[-800:]!r}"
+        found, self._seen = self.shown[self._seen : at], at + len(text)
+        return found
+
+    def more(self, letters: int) -> None:
+        """Wait for some text, whatever it is."""
+        while len(self.shown) < self._seen + letters:
+            assert self._read(WAIT_S), self.shown[-800:]
+
+    def type(self, text: str | bytes) -> None:
+        os.write(self._fd, text if isinstance(text, bytes) else text.encode())
+
+    def end(self) -> int:
+        """Wait for its end; the exit code."""
+        while select.select([self._fd], [], [], WAIT_S)[0]:
+            if not self._read(0.0):
+                break
+        else:
+            raise AssertionError(f"it did not end within {WAIT_S} s: {self.shown[-800:]!r}")
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
+
+    def _read(self, wait_s: float) -> bool:
+        if not select.select([self._fd], [], [], max(0.0, wait_s))[0]:
+            return False
+        try:
+            data = os.read(self._fd, 65_536)
+        except OSError:  # how Linux says that the other side is closed
+            return False
+        self.shown += data.decode(errors="replace")
+        return bool(data)
