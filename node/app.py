@@ -21,6 +21,7 @@ from node.model_source import ModelSource, OnFetch
 from node.moving import Mover
 from node.presence import Presence
 from node.serving.host import Host
+from node.telling import keep_telling
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.words import counted
@@ -66,7 +67,7 @@ async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = la
             await presence.serve(host)
             _invite(config, model, peer, on_event)
             mover = None if presence.stays else _mover(peer, host, room, doors, maker, on_event)
-            await _stay(peer, presence, mover)  # until we are cancelled
+            await _stay(peer, presence, mover, None if config.is_quiet else on_event)  # until we are cancelled
         except asyncio.CancelledError:
             on_event(Event("leaving"))
             raise
@@ -143,11 +144,14 @@ def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, o
     )
 
 
-async def _stay(peer: Peer, presence: Presence, mover: Mover | None) -> None:
-    """Measure the ways to our neighbours, and look for a better place, until cancelled or a fault ends one of them."""
+async def _stay(peer: Peer, presence: Presence, mover: Mover | None, on_work: OnEvent | None) -> None:
+    """Measure the ways to our neighbours, look for a better place, and tell what was done, until cancelled or a fault ends one of them."""
     tasks = [asyncio.create_task(neighbours.keep_measuring(peer, presence.look_closely), name="neighbours")]
     if mover is not None:
         tasks.append(asyncio.create_task(mover.keep_looking(random.Random(peer.peer_id)), name="placement"))
+    if on_work is not None:
+        telling = keep_telling(presence.worked, lambda: peer.num_neighbours, on_work, asyncio.sleep)
+        tasks.append(asyncio.create_task(telling, name="telling"))
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -74,6 +74,9 @@ class NodeConfig:
     identity: Path | None = None
     """The key file; None = the first one in `data_dir` that no running node holds."""
 
+    is_quiet: bool = False
+    """Whether the line of each minute's work is left out."""
+
     data_dir: Path
     """Where keys, digests and fetched weights are kept."""
 

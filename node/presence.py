@@ -8,6 +8,7 @@ from dataclasses import replace
 from node import choosing, neighbours
 from node.config import NodeConfig
 from node.serving.host import Host
+from node.serving.work import Worked
 from protocols.ids import ModelId, Span
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
 from swarm.inference.grants import Served
@@ -56,6 +57,10 @@ class Presence:
     def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
         """The others, as placement counts them."""
         return choosing.standings(records, self.model, self.dtype, self.me)
+
+    def worked(self) -> Worked:
+        """What our hosts have computed since this was asked last."""
+        return sum((host.runner.work.take() for host in self.hosts), Worked())
 
     def as_member(self, span: Span) -> Member:
         """Ourselves, were `span` ours."""

@@ -63,6 +63,7 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         identity=flags.identity,
         data_dir=flags.data_dir or places.data_dir(),
         upload_mbit=flags.upload_mbit,
+        is_quiet=flags.quiet,
     )
 
 

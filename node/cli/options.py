@@ -161,6 +161,7 @@ class Hosting:
         float,
         typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
     ] = 0.0
+    quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

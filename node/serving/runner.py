@@ -27,6 +27,7 @@ from node.serving import batch as edges
 from node.serving import memory
 from node.serving.part_engines import MakePart, PartEngines
 from node.serving.scheduler import HeldRows, Job, Scheduler
+from node.serving.work import Work
 from protocols.errors import (
     BadRequestError,
     CacheFullError,
@@ -86,6 +87,7 @@ class Runner:
         self._max_positions, self._token_bytes = max_positions, token_bytes
         self.holdings = memory.Holdings()
         self.scheduler = Scheduler(budget_tokens)
+        self.work = Work()
         self.num_forwards = 0
         self.num_steps = 0
         self.largest_batch = 0
@@ -205,6 +207,7 @@ class Runner:
         for (job, _), output in zip(batch, outputs, strict=True):
             job.outputs.append(output)
             self._hold(job.session)
+            self.work.note(job.session, job.size)
         finished = [job for job, _ in batch]
 
         self.scheduler.finished(finished, ms)

@@ -54,6 +54,8 @@ class HeldRows:
     """When its last step was done, if that was a decode."""
     away_s: float = 0.0
     """How long it was away between two decodes, lately."""
+    worked_in: int = 0
+    """The period of `Work` in which it was counted last."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -38,7 +38,18 @@ class Node:
     """A `swarm node` process. `start` returns when it is ready; `lines` is what it has printed."""
 
     def __init__(self, data_dir: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "node", "node", *arguments, "--listen", "127.0.0.1:0", "--data-dir", str(data_dir)]
+        command = [
+            sys.executable,
+            "-m",
+            "node",
+            "node",
+            *arguments,
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            str(data_dir),
+            "--quiet",
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -43,7 +43,7 @@ FLAGS = {
             "--swarm",
             "--device",
         ),
-        *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit"),
+        *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit", "--quiet"),
     ],
     "generate": [
         "MODEL",

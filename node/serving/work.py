@@ -1,0 +1,42 @@
+"""What a node has computed since it was last asked: sessions and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.serving.scheduler import HeldRows
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What was done in some time."""
+
+    num_sessions: int = 0
+    num_tokens: int = 0
+    """Tokens that went through the blocks, those of prompts included."""
+
+    def __add__(self, other: Worked) -> Worked:
+        return Worked(self.num_sessions + other.num_sessions, self.num_tokens + other.num_tokens)
+
+
+class Work:
+    """Counts for one reader. `note` is called by the thread that computes, `take` by another one."""
+
+    def __init__(self) -> None:
+        self._period = 1
+        self._num_sessions = self._num_tokens = 0
+
+    def note(self, session: HeldRows, num_tokens: int) -> None:
+        """A session had so many tokens computed; it counts once until the next `take`."""
+        self._num_tokens += num_tokens
+        if session.worked_in != self._period:
+            session.worked_in = self._period
+            self._num_sessions += 1
+
+    def take(self) -> Worked:
+        """What was done since the last time. A step that ends at this moment may be counted in the next one."""
+        worked = Worked(self._num_sessions, self._num_tokens)
+        self._period += 1
+        self._num_sessions -= worked.num_sessions
+        self._num_tokens -= worked.num_tokens
+        return worked

@@ -1,0 +1,32 @@
+"""The line that a node prints once a minute in which it worked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+from node.events import Event, OnEvent
+from node.serving.work import Worked
+from protocols.words import counted
+
+EVERY_S = 60.0
+"""Seconds that one line sums up."""
+
+
+def told(worked: Worked, num_peers: int) -> str:
+    """`3 sessions, 1,204 tokens served, 2 peers`. Pure."""
+    return (
+        f"{counted(worked.num_sessions, 'session', is_grouped=True)}, "
+        f"{counted(worked.num_tokens, 'token', is_grouped=True)} served, {counted(num_peers, 'peer', is_grouped=True)}"
+    )
+
+
+async def keep_telling(
+    take: Callable[[], Worked], num_peers: Callable[[], int], on_event: OnEvent, sleep: Callable[[float], Awaitable[object]]
+) -> NoReturn:
+    """Until cancelled. take: what was done since the last time; nothing is said of a minute without work."""
+    while True:
+        await sleep(EVERY_S)
+        worked = take()
+        if worked.num_tokens:
+            on_event(Event("work", told(worked, num_peers())))
