@@ -9,9 +9,49 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
+from collections.abc import Callable
 
 OURS = ("node", "swarm", "protocols")
+
+
+REPEAT_S = 600.0
+"""Seconds in which the same warning is not printed again."""
+
+MAX_REMEMBERED = 256
+"""Warnings that are compared with; the oldest is forgotten first."""
+
+
+class Repetitions:
+    """Which texts were said lately."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said_s: dict[str, float] = {}
+
+    def is_new(self, text: str) -> bool:
+        """True for a text that was not said within REPEAT_S, which counts as said from now on."""
+        now_s = self._clock()
+        said_s = self._said_s.get(text)
+        if said_s is not None and now_s - said_s < REPEAT_S:
+            return False
+        self._said_s.pop(text, None)
+        self._said_s[text] = now_s
+        if len(self._said_s) > MAX_REMEMBERED:
+            del self._said_s[next(iter(self._said_s))]
+        return True
+
+
+class _Once(logging.Filter):
+    """Lets a warning or error through once: peers that fail again and again would fill the screen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repetitions = Repetitions()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or record.exc_info is not None or self._repetitions.is_new(record.getMessage())
 
 
 def set_up(level: str) -> None:
@@ -21,6 +61,8 @@ def set_up(level: str) -> None:
         level = wanted
     _quieten_libraries(level == "DEBUG")
     handler = logging.StreamHandler(sys.stderr)
+    if level != "DEBUG":
+        handler.addFilter(_Once())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
     for name in OURS:
         logger = logging.getLogger(name)

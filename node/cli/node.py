@@ -15,6 +15,7 @@ from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
 from node.config import NodeConfig, parse_address
 from node.events import Event
+from node.logs import Repetitions
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import places
@@ -32,7 +33,11 @@ def run(model: str, flags: Hosting) -> NoReturn:
     from node.app import run_node  # 5 s of imports: only after the flags have proved right
     from swarm.inference import trace
 
+    warned = Repetitions()
+
     def on_event(event: Event) -> None:
+        if event.kind == "warning" and not warned.is_new(event.text):
+            return
         lines.say(event.kind, event.text)
 
     with FetchProgress(lines) as progress:
