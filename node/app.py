@@ -25,12 +25,13 @@ from node.telling import keep_telling
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.words import counted
-from swarm import known
+from swarm import known, waiting
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
 from swarm.placement.choose import Room
 from swarm.suggestion import NodeCommand
+from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
@@ -42,23 +43,27 @@ LEAVE_S = 3.0
 """How long running steps and the withdrawal may take when we leave."""
 
 
-async def run_node(config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = lambda progress: None) -> None:
+async def run_node(
+    config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = lambda progress: None, waits: Waits | None = None
+) -> None:
     """Join the swarm and serve until this task is cancelled; then leave within LEAVE_S, and raise CancelledError.
 
     Whatever keeps the node from serving is raised as a SwarmError, after everything that was started has been stopped.
     """
+    waits = waits or Waits()
     device = hardware.pick_device(config.device)
     doors, uploader = Doors(), Uploader(config.upload_bytes_s)
     async with Peer(_peer_config(config, on_event), {**doors.handlers(), **uploader.handlers()}) as peer:
-        await _meet(config, peer, on_event)
-        source = ModelSource(config, peer, uploader, on_event, on_fetch)
+        with waits.on(waiting.JOINING):
+            await _meet(config, peer, on_event)
+        source = ModelSource(config, peer, uploader, on_event, on_fetch, waits)
         checkpoint, model = await _open_model(source, config, on_event)
         presence = Presence(config, peer, model, checkpoint.num_blocks)
         try:
             dtype = await _choose_dtype(config, device, checkpoint, presence, on_event)
             maker = HostMaker(
                 source=source, checkpoint=checkpoint, presence=presence, device=device, dtype=dtype,
-                ends=config.ends, on_event=on_event,
+                ends=config.ends, on_event=on_event, waits=waits,
             )  # fmt: skip
             room = choosing.make_room(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
             host = await _take_a_place(config, room, maker, on_event)

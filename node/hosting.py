@@ -19,10 +19,12 @@ from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
+from swarm import waiting
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import load_ends, load_parts
 from swarm.models.parts import SpanParts
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
+from swarm.waiting import Waits
 
 KV_SHARE = 0.8
 """Share of the memory left beside the weights that sessions may take; the rest is for activations."""
@@ -40,6 +42,7 @@ class HostMaker:
     ends: bool | None
     """Host embedding, norm and head too? None = where there is memory."""
     on_event: OnEvent
+    waits: Waits
 
     async def make(self, span: Span) -> Host:
         """Fetch and load. Whatever fails leaves nothing behind but what was fetched."""
@@ -47,9 +50,11 @@ class HostMaker:
         of_ends = await asyncio.to_thread(ends_bytes, self.checkpoint, self._kind)
         with_ends, reason = self._wants_ends(span, free_bytes, of_ends)
         await self.source.fetch(span, with_ends)
-        engine, parts = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
-        self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
-        ends = await self._take_ends() if with_ends else None
+        with self.waits.on(waiting.loading(f"blocks {span}, and trying which engine is exact on them")):
+            engine, parts = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
+            self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
+        with self.waits.on(waiting.loading("embedding and head")):
+            ends = await self._take_ends() if with_ends else None
         if ends is None and with_ends:
             reason = "they cannot be run exactly"
         self.on_event(Event("ends", f"not hosted: {reason}" if ends is None else f"hosted ({ends.mode}): {reason}"))

@@ -20,10 +20,12 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from protocols.words import counted
+from swarm import waiting
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import stored_names
 from swarm.models.resolve import is_place, name_in_swarm, resolve
+from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options, Progress, Report
 from swarm.weights.fetch import fetch_tensors
@@ -53,9 +55,12 @@ def weights_dir(data_dir: Path) -> Path:
 class ModelSource:
     """One node's model. `open` once, `fetch` for every span that it is about to load."""
 
-    def __init__(self, config: NodeConfig, peer: Peer, uploader: Uploader, on_event: OnEvent, on_fetch: OnFetch) -> None:
+    def __init__(
+        self, config: NodeConfig, peer: Peer, uploader: Uploader, on_event: OnEvent, on_fetch: OnFetch, waits: Waits
+    ) -> None:
         """uploader: gives to others what we have, from `open` on."""
         self._config, self._peer, self._uploader, self._on_event, self._on_fetch = config, peer, uploader, on_event, on_fetch
+        self._waits = waits
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None
         self._shelf: Shelf | None = None
@@ -79,8 +84,14 @@ class ModelSource:
         config = self._config
 
         def read() -> tuple[Checkpoint, Manifest]:
-            checkpoint = open_checkpoint(resolve(config.model, served=served))
-            return checkpoint, build_manifest(checkpoint, config.data_dir / "digests")
+            with self._waits.on(waiting.loading(config.model)):
+                checkpoint = open_checkpoint(resolve(config.model, served=served))
+            hashing = waiting.hashing(checkpoint.name)
+            with self._waits.reporting() as slot:
+                manifest = build_manifest(
+                    checkpoint, config.data_dir / "digests", lambda done, total: slot.set(hashing.at(done, total))
+                )
+            return checkpoint, manifest
 
         checkpoint, manifest = await asyncio.to_thread(read)
         model = ModelId(config.model_name or name_in_swarm(config.model), manifest.digest)
@@ -99,7 +110,8 @@ class ModelSource:
         if found:
             if found.note:
                 self._on_event(Event("warning", found.note))
-            return await open_cache(root, found, self._peer.pool)
+            with self._waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
+                return await open_cache(root, found, self._peer.pool)
         cached = await asyncio.to_thread(find_in_cache, root, self._config.model)
         if cached is None:
             return None

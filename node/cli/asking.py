@@ -14,12 +14,15 @@ from typing import Any
 
 from node.cli.speculation import Speculation
 from node.cli.text import TextOut
+from node.cli.waiting import shown
 from node.config import DTYPES, check_multiaddrs, check_swarm
 from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.words import counted
 from swarm import known, places
 from swarm.finding import FindConfig
+from swarm.models.resolve import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
+from swarm.waiting import loading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,25 +127,28 @@ def find_config(swarm: str, lan: bool, data_dir: Path | None) -> FindConfig:
 @contextmanager
 def open_model(asking: Asking) -> Iterator[Any]:
     """The model, its ends loaded and its swarm joined; closed again whatever happens."""
-    from node.hardware import pick_device
-    from swarm.client import SwarmModelForCausalLM
+    with shown() as on_wait:
+        on_wait(loading(asking.model_name or name_in_swarm(asking.model)))  # the imports alone take seconds
+        from node.hardware import pick_device
+        from swarm.client import SwarmModelForCausalLM
 
-    model = SwarmModelForCausalLM.from_pretrained(
-        asking.model,
-        peers=asking.peers,
-        swarm=asking.swarm,
-        dtype=asking.dtype,
-        device=pick_device(asking.device),
-        patience_s=asking.patience_s,
-        priority=asking.priority,
-        model_name=asking.model_name,
-        find=asking.find,
-        cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
-    )
-    try:
-        yield model
-    finally:
-        model.close()
+        model = SwarmModelForCausalLM.from_pretrained(
+            asking.model,
+            peers=asking.peers,
+            swarm=asking.swarm,
+            dtype=asking.dtype,
+            device=pick_device(asking.device),
+            patience_s=asking.patience_s,
+            priority=asking.priority,
+            model_name=asking.model_name,
+            find=asking.find,
+            cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
+            on_wait=on_wait,
+        )
+        try:
+            yield model
+        finally:
+            model.close()
 
 
 def summary(out: TextOut, started_s: float, journey: Any, trips: int | None = None) -> str:

@@ -10,6 +10,8 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
+from node.cli.status_line import LINE
+
 
 def open_closed() -> None:
     """Put /dev/null where stdin, stdout or stderr was closed (`2>&-`): else the next file or socket that is opened takes its number,
@@ -42,19 +44,25 @@ class Lines:
         self._console = Console(soft_wrap=True, highlight=False) if sys.stdout.isatty() else None
 
     def say(self, kind: str, text: str = "") -> None:
-        if self._console is None:
-            print(f"{kind}: {text}" if text else kind, flush=True)
-            return
-        self._console.print(Text.assemble((kind, "bold cyan"), f": {text}" if text else ""))
+        with LINE.aside():
+            if self._console is None:
+                print(f"{kind}: {text}" if text else kind, flush=True)
+                return
+            self._console.print(Text.assemble((kind, "bold cyan"), f": {text}" if text else ""))
 
 
 def remark(text: str) -> None:
     """One line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    with LINE.aside():
+        print(text, file=sys.stderr, flush=True)
+        LINE.has_printed("\n")
 
 
 def write_piece(piece: str) -> None:
     """A piece of an answer on stdout. On a terminal without control letters: a model may have learnt escape sequences."""
     if sys.stdout.isatty():
         piece = "".join(letter for letter in piece if letter in "\n\t" or letter.isprintable())
-    print(piece, end="", flush=True)
+    with LINE.aside():
+        print(piece, end="", flush=True)
+        if sys.stdout.isatty():
+            LINE.has_printed(piece)

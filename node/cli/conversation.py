@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from node.cli.asking import summary
-from node.cli.console import remark
+from node.cli.console import remark, write_piece
 from node.cli.interruption import Interruption
 from node.cli.speaking import Speaker, new_out
 from node.cli.text import TextOut
@@ -68,7 +68,7 @@ class Conversation:
         finally:
             out.end()  # if it was stopped in the middle of a wait, nobody has said so
             if out.text:
-                print(flush=True)
+                write_piece("\n")
         if not out.num_tokens:
             remark("stopped before a word was said: the question is forgotten")
             return

@@ -7,7 +7,7 @@ import time
 
 from node.cli import utf8
 from node.cli.asking import Asking, Sampling, summary
-from node.cli.console import remark
+from node.cli.console import remark, write_piece
 from node.cli.speaking import new_out, open_speaker
 from protocols.errors import BadRequestError
 
@@ -24,6 +24,6 @@ def run(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool, is_th
             trips = speaker.answer(ids, out, sampling.max_new_tokens)
         finally:
             if out.text:
-                print(flush=True)
+                write_piece("\n")
         if with_stats or sys.stderr.isatty():
             remark(summary(out, started_s, speaker.journey, trips))

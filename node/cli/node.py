@@ -13,6 +13,7 @@ from typing import NoReturn
 from node.cli.console import Lines, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
+from node.cli.waiting import shown
 from node.config import NodeConfig, parse_address
 from node.events import Event
 from node.logs import Repetitions
@@ -32,6 +33,7 @@ def run(model: str, flags: Hosting) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from node.app import run_node  # 5 s of imports: only after the flags have proved right
     from swarm.inference import trace
+    from swarm.waiting import Waits
 
     warned = Repetitions()
 
@@ -40,8 +42,9 @@ def run(model: str, flags: Hosting) -> NoReturn:
             return
         lines.say(event.kind, event.text)
 
-    with FetchProgress(lines) as progress:
-        asyncio.run(_until_signalled(lambda: run_node(config, on_event, progress.show)))
+    with shown() as on_wait, FetchProgress(lines) as progress:
+        waits = Waits(on_wait)
+        asyncio.run(_until_signalled(lambda: run_node(config, on_event, progress.show, waits)))
     lines.say("left")
     sys.stderr.flush()
     trace.flush()

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING
 from node.cli import status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
+from node.cli.waiting import shown
 from node.config import check_multiaddrs, check_swarm
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
+from swarm import waiting
 from swarm.finding import FindConfig
 from swarm.models.resolve import is_place, name_in_swarm
 from swarm.placement.choose import count_replicas
 from swarm.routing import path
 from swarm.suggestion import NodeCommand
+from swarm.waiting import OnWait
 from swarm.weights.names import nearest_first, not_served
 
 if TYPE_CHECKING:
@@ -164,7 +167,8 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
     name = None if model is None else name_in_swarm(model)
     directory = model if model is not None and is_place(model) else ""
     hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=data_dir, directory=directory)
-    models, names = asyncio.run(_ask(name, peers, swarm, find))
+    with shown() as on_wait:
+        models, names = asyncio.run(_ask(name, peers, swarm, find, on_wait))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
@@ -177,15 +181,20 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
         remark(f"no node of swarm {swarm!r} serves {what}; be the first: {command}")
 
 
-async def _ask(name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig) -> tuple[list[ModelRows], Collection[str]]:
+async def _ask(
+    name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig, on_wait: OnWait
+) -> tuple[list[ModelRows], Collection[str]]:
     """Rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
+    on_wait(waiting.JOINING)
     from swarm.peer import Peer, PeerConfig
 
     config = PeerConfig(swarm=swarm, bootstrap=peers, find=find, listen=None, client_mode=True)
     async with Peer(config, {}) as peer:
         names = [name] if name is not None else list(await peer.directory.models())
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
-        silent = await _silent(peer, {record.peer: record for snapshot in snapshots for record in snapshot.peers})
+        records = {record.peer: record for snapshot in snapshots for record in snapshot.peers}
+        on_wait(waiting.asking(len(records)))
+        silent = await _silent(peer, records)
         models = [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one, silent)]
         return models, names if models else await peer.directory.models()
 

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 from node.cli.asking import Asking, Sampling
 from node.cli.text import TextOut
+from node.cli.waiting import shown
 from swarm import places
 from swarm.models.resolve import name_in_swarm
 from swarm.thin.choosing import Chooser
 from swarm.thin.generation import Row, generate
 from swarm.thin.model import ThinModel, open_model
 from swarm.thin.templates import Message, conversation_ids
+from swarm.waiting import Waits
 
 T = TypeVar("T")
 
@@ -27,10 +29,10 @@ def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[ThinSpeaker]:
     """A loop, and the model on it; closed again whatever happens."""
     sampling.speculation.proposer()  # refuses a draft before a peer is asked
     root = (asking.data_dir or places.data_dir()) / "weights"
-    with asyncio.Runner() as runner:
+    with shown() as on_wait, asyncio.Runner() as runner:
         opening = open_model(
             asking.model_name or name_in_swarm(asking.model), peers=asking.peers, root=root, swarm=asking.swarm,
-            dtype=asking.dtype, patience_s=asking.patience_s, priority=asking.priority, find=asking.find,
+            dtype=asking.dtype, patience_s=asking.patience_s, priority=asking.priority, find=asking.find, waits=Waits(on_wait),
         )  # fmt: skip
         model = runner.run(opening.__aenter__())
         try:

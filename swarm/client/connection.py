@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,12 @@ from protocols.errors import BadRequestError, shown
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
-from swarm import known, places
+from swarm import known, places, waiting
 from swarm.client import served
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop
-from swarm.client.peers import PeerPool
+from swarm.client.peers import PeerPool, SharedPeer
 from swarm.finding import FindConfig
 from swarm.inference import trace
 from swarm.inference.links import Links
@@ -38,6 +38,7 @@ from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.routing.router import Router
 from swarm.suggestion import NodeCommand
 from swarm.thin import finding
+from swarm.waiting import Waits
 from swarm.weights.finding import look_elsewhere, open_cache
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Settings:
     cache_dir: str | Path | None = None
     find: FindConfig | None = None
     """Whom to ask beside `peers`; None = where there are none, the last known ones and neighbours."""
+
+    waits: Waits = field(default_factory=Waits)
+    """Where is said what is being waited for, as long as the model lives."""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and str(self.dtype).removeprefix("torch.") not in DTYPES:
@@ -106,8 +110,13 @@ def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBac
     found = "" if is_place(str(model)) else loop.run(_connect_by_name(loop, pool, str(model), settings))
     if not isinstance(found, str):
         return found
-    checkpoint = open_checkpoint(resolve(str(model), served=found))
-    manifest = build_manifest(checkpoint, settings.data_dir / "digests")
+    with settings.waits.on(waiting.loading(str(model))):
+        checkpoint = open_checkpoint(resolve(str(model), served=found))
+    with settings.waits.reporting() as slot:  # what was hashed before says nothing
+        hashing = waiting.hashing(checkpoint.name)
+        manifest = build_manifest(
+            checkpoint, settings.data_dir / "digests", lambda done, total: slot.set(hashing.at(done, total))
+        )
     identity = ModelId(settings.model_name or name_in_swarm(str(model)), manifest.digest)
     return checkpoint, loop.run(
         _join(loop, pool, identity, manifest, checkpoint.num_blocks, settings, settings.hosting(str(model)))
@@ -119,10 +128,10 @@ async def _connect_by_name(
 ) -> tuple[Checkpoint, SwarmBackend] | str:
     """The same for a name that the swarm serves: what is needed here comes from peers. If it serves no such name: what to add to an error
     about that."""
-    shared = await pool.acquire(settings.swarm, settings.peers, _find(settings))
+    shared = await _meet(pool, settings)
     try:
         peer = shared.started.result()
-        found = await ends_from_peers(peer, name, settings.data_dir / "weights")
+        found = await ends_from_peers(peer, name, settings.data_dir / "weights", settings.waits)
         if found is None:
             return await look_elsewhere(peer.directory, name)
         cache, checkpoint = found
@@ -144,12 +153,15 @@ def connect_thin(model: str | Path, settings: Settings) -> tuple[Checkpoint, Swa
 
 
 async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
-    shared = await pool.acquire(settings.swarm, settings.peers, _find(settings), thin=True)
+    shared = await _meet(pool, settings, thin=True)
     with contextlib.ExitStack() as held:
         held.callback(pool.release, shared)
         peer = shared.started.result()
-        found = await finding.wait_for(peer.directory, name, settings.patience_s, settings.hosting())
-        cache = await open_cache(settings.data_dir / "weights", found, peer.pool)
+        with settings.waits.reporting() as slot:
+            slot.set(waiting.JOINING)
+            found = await finding.wait_for(peer.directory, name, settings.patience_s, settings.hosting(), slot)
+        with settings.waits.on(waiting.fetching(f"config and tokenizer of {name}")):
+            cache = await open_cache(settings.data_dir / "weights", found, peer.pool)
         held.callback(cache.close)
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         dtype = settings.dtype_name(finding.spans_of(found), checkpoint.num_blocks)
@@ -160,7 +172,7 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
             hidden_size=checkpoint.hidden_size,
             vocab_size=checkpoint.vocab_size,
         )
-        sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config, settings.hosting())
+        sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config, settings.hosting(), settings.waits)
         release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
     return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype])
 
@@ -175,27 +187,34 @@ async def _join(
     hosting: NodeCommand,
 ) -> SwarmBackend:
     """On the loop: a shared peer, the check that our weights are served, and what makes sessions."""
-    shared = await pool.acquire(settings.swarm, settings.peers, _find(settings))
+    shared = await _meet(pool, settings)
     try:
         peer = shared.started.result()
-        spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s, hosting)
+        with settings.waits.reporting() as slot:
+            slot.set(waiting.JOINING)
+            spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s, hosting, slot)
         name = settings.dtype_name(spans, num_blocks)
         config = SessionConfig(patience_s=settings.patience_s, priority=settings.priority, dtype=name)
-        sessions = _session_maker(peer, model, num_blocks, config, hosting)
+        sessions = _session_maker(peer, model, num_blocks, config, hosting, settings.waits)
     except BaseException:
         pool.release(shared)
         raise
     return SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
 
 
+async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> SharedPeer:
+    with settings.waits.on(waiting.JOINING):
+        return await pool.acquire(settings.swarm, settings.peers, _find(settings), thin)
+
+
 def _session_maker(
-    peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand
+    peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand, waits: Waits
 ) -> Callable[[Span | None], Session]:
     async def ping(record: PeerRecord) -> None:
         await peer.hello(record.peer, record.addresses, record.certificate)
 
     router, links = Router(peer.directory, ping, model, num_blocks, hosting), Links(peer.pool)
-    return lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks))
+    return lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)
 
 
 def _find(settings: Settings) -> FindConfig:

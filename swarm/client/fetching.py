@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocols.records import PeerRecord
+from swarm import waiting
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading import stored_names
+from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options
 from swarm.weights.fetch import fetch_tensors
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def ends_from_peers(peer: AnyPeer, name: str, root: Path) -> tuple[ModelCache, Checkpoint] | None:
+async def ends_from_peers(peer: AnyPeer, name: str, root: Path, waits: Waits) -> tuple[ModelCache, Checkpoint] | None:
     """The model that `name` (or NAME@DIGEST) stands for in the swarm, with its ends on this disk; None where nobody serves it, and
     it was never fetched. The caller closes the cache once it has loaded.
 
     root: where fetched models are kept. Raises ModelNotFoundError (several fit), NoRouteError (no peer gives them), DiskFullError.
     """
-    found = await find_in_swarm(peer.directory, name)
+    with waits.on(waiting.JOINING):
+        found = await find_in_swarm(peer.directory, name)
     if found is None:
         cached = await asyncio.to_thread(find_in_cache, root, name)
         if cached is None:
@@ -38,22 +41,25 @@ async def ends_from_peers(peer: AnyPeer, name: str, root: Path) -> tuple[ModelCa
         found = Found(model=cached[0], records=())
     if found.note:
         log.warning("%s", found.note)
-    cache = await open_cache(root, found, peer.pool)
+    with waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
+        cache = await open_cache(root, found, peer.pool)
     try:
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         names = await asyncio.to_thread(stored_names, checkpoint, None)
         if await asyncio.to_thread(cache.absent, names):
-            await _fetch(peer, cache, names)
+            await _fetch(peer, cache, names, waits)
     except BaseException:
         cache.close()
         raise
     return cache, checkpoint
 
 
-async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str]) -> None:
+async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits) -> None:
     async def sources() -> Sequence[PeerRecord]:
         records = (await peer.directory.snapshot(cache.model.name)).peers
         return ranked(records, cache.model.digest, None, True, peer.peer_id, random.random)
 
-    report = await fetch_tensors(names, cache, peer.pool, sources, Options())
+    with waits.on(waiting.fetching(f"embedding and head of {cache.model.name}")) as tell:
+        options = Options(on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
+        report = await fetch_tensors(names, cache, peer.pool, sources, options)
     log.info("the ends of %s: %.1f MB in %.1f s", cache.model.name, report.total_bytes / 1e6, report.seconds)

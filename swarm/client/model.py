@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from protocols.defaults import PATIENCE_S
 from protocols.errors import CheckpointError
+from swarm import waiting
 from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
@@ -28,6 +29,7 @@ from swarm.finding import FindConfig
 from swarm.models import chat_template
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
+from swarm.waiting import OnWait, Waits
 
 
 class SwarmModelForCausalLM(Streaming, RemoteGeneration):
@@ -48,6 +50,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         cache_dir: str | Path | None = None,
         find: FindConfig | None = None,
         thin: bool = False,
+        on_wait: OnWait | None = None,
         **others: Any,
     ) -> Any:
         """Load the ends of `model` and find its blocks; with `thin`, load nothing.
@@ -65,6 +68,8 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
         priority: 0, or down to -100; the lower, the more device time others get where nodes are busy.
         device: of embedding and head; blocks are on their nodes' devices.
+        on_wait: called with what is waited for (`swarm.waiting.Wait`; `str` of it is for people), while loading and at every later
+        step, and with None when that is over; from any thread, so it must be quick. `swarm.waiting` logs the same, level INFO.
         others: what transformers and Petals call otherwise (`torch_dtype`, `device_map`, `initial_peers`), or what asks for nothing
         else than happens here; everything else raises BadRequestError, which says what to use (`arguments.py`).
 
@@ -75,13 +80,15 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         where = torch.device("cpu") if thin else arguments.device_of(chosen["device"])
         settings = connection.Settings(
             peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", patience_s=patience_s,
-            priority=priority, model_name=model_name, cache_dir=cache_dir, find=find,
+            priority=priority, model_name=model_name, cache_dir=cache_dir, find=find, waits=Waits(on_wait),
         )  # fmt: skip
         checkpoint, backend = (connection.connect_thin if thin else connection.connect)(arguments.model_of(model), settings)
         try:
             if thin:
                 return build_thin(checkpoint, backend, SwarmModelForCausalLM)
-            return build(load_ends(checkpoint, dtype=backend.dtype, device=where), checkpoint, backend)
+            with settings.waits.on(waiting.loading(f"embedding and head of {checkpoint.name}")):
+                ends = load_ends(checkpoint, dtype=backend.dtype, device=where)
+            return build(ends, checkpoint, backend)
         except BaseException:
             backend.close()
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
@@ -14,8 +15,10 @@ from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
 from protocols.ids import ModelId, short_peer
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest, difference
+from swarm import waiting
 from swarm.rpc.pool import ChannelPool
 from swarm.suggestion import USUAL, NodeCommand
+from swarm.waiting import Slot, Waits
 from swarm.weights.fetch import fetch_manifest
 
 log = logging.getLogger(__name__)
@@ -51,13 +54,20 @@ def best_dtype(spans: Iterable[ServedSpan], num_blocks: int, known: Collection[s
 
 
 async def wait_until_served(
-    directory: Directory, pool: ChannelPool, model: ModelId, manifest: Manifest, patience_s: float, hosting: NodeCommand = USUAL
+    directory: Directory,
+    pool: ChannelPool,
+    model: ModelId,
+    manifest: Manifest,
+    patience_s: float,
+    hosting: NodeCommand = USUAL,
+    slot: Slot | None = None,
 ) -> list[ServedSpan]:
-    """The spans that are served of exactly this model.
+    """The spans that are served of exactly this model. slot: where is said that none is yet.
 
     Raises ModelMismatchError at once where the name is served with other weights only, NoRouteError where nobody serves it in time.
     """
     loop = asyncio.get_running_loop()
+    slot, since_s = slot or Waits().slot(), time.monotonic()
     ends_at = loop.time() + patience_s
     while True:
         found = served((await directory.snapshot(model.name)).peers, model.name)
@@ -74,6 +84,7 @@ async def wait_until_served(
                 f"no peer serves {model.name} (waited {patience_s:.0f} s); "
                 f"check the name and --peer, or host it: {hosting.text(model.name)}"
             )
+        slot.set(waiting.finding(model.name, since_s, patience_s))
         await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, ends_at - loop.time())))
 
 

@@ -36,14 +36,17 @@ from protocols.identity import Identity
 from protocols.ids import PeerId, SessionId, Span, short, short_peer
 from protocols.inference import WANT_ALL, Close, Expect, Fork, Grant, HopLost, Message, Op, Reply, Route, Step
 from protocols.tensors import WireTensor
+from swarm import waiting
 from swarm.inference import chunks, trace
 from swarm.inference.chunks import Chunk
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
 from swarm.inference.requests import Asked, Awaited, Request, StepOutput
 from swarm.inference.requests import SessionConfig as SessionConfig
+from swarm.inference.step_waits import StepWaits
 from swarm.inference.wire import Wire
 from swarm.routing.router import Router
+from swarm.waiting import Waits
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,14 @@ MAX_BUDGET_S = 86_400.0
 class Session:
     """One generation over one route at a time. All methods belong to one event loop; steps are run one after the other."""
 
-    def __init__(self, router: Router, links: Links, identity: Identity, config: SessionConfig | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        links: Links,
+        identity: Identity,
+        config: SessionConfig | None = None,
+        waits: Waits | None = None,
+    ) -> None:
         self.id = SessionId(secrets.token_bytes(16))
         self.route: Route = ()
         self.dtype: str | None = None
@@ -67,6 +77,7 @@ class Session:
         """For each loss, the seconds until the next reply came."""
         self._router, self._links, self._identity = router, links, identity
         self._config = config or SessionConfig()
+        self._waits = StepWaits((waits or Waits()).slot())
         self._epoch = -1
         self._grant: Grant | None = None
         self._down = Downstream(self.id)
@@ -101,8 +112,9 @@ class Session:
         if self._repairs is None:
             self._is_thin = thin
             config = self._config
+            self._waits.late(waiting.ROUTING)
             route, self.dtype = await self._router.find(
-                config.patience_s, config.dtype, self._forked_places, thin=thin, blocks=config.blocks
+                config.patience_s, config.dtype, self._forked_places, thin=thin, blocks=config.blocks, on_wait=self._waits.late
             )
             trace.mark("routed", self.id, 0)
             if self._failure is None:
@@ -110,6 +122,8 @@ class Session:
             if self._failure is not None:  # closed in the meantime: what was opened since would stay at the hops for long
                 self._let_go()
                 raise self._failure
+            if not self._losses.qsize():
+                self._waits.late(None)
             self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
             self._watching = asyncio.create_task(self._watch(), name=f"watch over session {short(self.id)}")
 
@@ -142,16 +156,23 @@ class Session:
             )
         async with self._turn:
             trace.mark("embedded", self.id, self._down.retained.next_step, tokens.num_bytes)
-            if self._repairs is not None and asked.is_thin != self._is_thin:
-                before = "ids or embeddings" if self._is_thin else "hidden states"
-                raise BadRequestError(f"this session has sent {before}; {kind} need a session of their own")
-            await self.open(asked.is_thin)
-            request = self._request(asked)
-            pieces = chunks.plan(counts, want, self._config.chunk_tokens, request.limit_wanted)
-            replies = await self._run(pieces, ops, request)
-            values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
-            ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
-            return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
+            self._waits.begin()
+            try:
+                return await self._step(asked, ops)
+            finally:
+                self._waits.end()
+
+    async def _step(self, asked: Asked, ops: Sequence[Op]) -> StepOutput:
+        if self._repairs is not None and asked.is_thin != self._is_thin:
+            before = "ids or embeddings" if self._is_thin else "hidden states"
+            raise BadRequestError(f"this session has sent {before}; {asked.kind} need a session of their own")
+        await self.open(asked.is_thin)
+        request = self._request(asked)
+        pieces = chunks.plan(asked.counts, asked.want, self._config.chunk_tokens, request.limit_wanted)
+        replies = await self._run(pieces, ops, request)
+        values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
+        ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
+        return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
 
     async def fork(self) -> Session:
         """A second session whose rows are those of this one; from here on, neither knows of the other.
@@ -214,18 +235,24 @@ class Session:
         """Send the chunks with a bounded number in flight, and no more bytes than the last hop keeps replies of; the replies in order."""
         replies: list[Reply] = []
         flying: deque[tuple[int, int]] = deque()
+        if len(pieces) > 1:
+            self._waits.reads(sum(request.asked.counts))
         for number, piece in enumerate(pieces):
             step = self._frame(piece, ops if number == 0 else (), request)
             awaited = Awaited(asyncio.get_running_loop().create_future(), chunks.kept(step.want, step.counts), request)
             size = max(step.payload.num_bytes, sum(awaited.counts) * request.token_bytes)
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
                 replies.append(await self._reply(flying.popleft()[0]))
+                self._waits.has_read(sum(pieces[len(replies) - 1].counts))
             self._pending[step.step] = awaited
             self._heard_s = time.monotonic()
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._down.send(step)
             flying.append((step.step, size))
-        return replies + [await self._reply(number) for number, _ in flying]
+        while flying:
+            replies.append(await self._reply(flying.popleft()[0]))
+            self._waits.has_read(sum(pieces[len(replies) - 1].counts))
+        return replies
 
     def _frame(self, piece: Chunk, ops: Sequence[Op], request: Request) -> Step:
         asked = request.asked
@@ -312,6 +339,7 @@ class Session:
         if self._lost_at_s is not None:
             self.pauses_s.append(time.monotonic() - self._lost_at_s)
             self._lost_at_s = None
+        self._waits.late(None)
         awaited.reply.set_result(reply)
 
     def _doubt_last(self, why: str) -> None:
@@ -364,11 +392,16 @@ class Session:
         for suspect in suspects:  # of two neighbours that do not understand each other, nobody can tell which is at fault
             self._router.failed(suspect.peer, cause)
         staying = {other.place for other in self.route if other not in suspects}
-        left_s = self._lost_at_s + self._config.patience_s - time.monotonic()
-        route, _ = await self._router.find(max(0.0, left_s), self.dtype, staying, thin=self._is_thin, blocks=self._config.blocks)
-        if left_s <= 0:
+        self._waits.late(waiting.replacing(hop.span))
+        config, has_patience = self._config, time.monotonic() < self._lost_at_s + self._config.patience_s
+        route, _ = await self._router.find(
+            config.patience_s, self.dtype, staying, thin=self._is_thin, blocks=config.blocks,
+            since_s=self._lost_at_s, on_wait=self._waits.late,
+        )  # fmt: skip
+        if not has_patience:
             raise NoRouteError(f"hops were lost again and again for {self._config.patience_s:.0f} s; the last one: {cause}")
         self.replaced += 1
+        self._waits.late(waiting.replaying(hop.span))
         await self._install(route)
 
     async def _install(self, route: Route) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +17,12 @@ from protocols.errors import ModelMismatchError, NoRouteError, PeerUnreachableEr
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
 from protocols.records import PeerRecord, ServedSpan
+from swarm import waiting
 from swarm.routing import path
 from swarm.routing.blame import Blame
 from swarm.routing.latency import Latency, Ping
 from swarm.suggestion import USUAL, NodeCommand
+from swarm.waiting import Wait
 
 log = logging.getLogger(__name__)
 
@@ -97,16 +99,22 @@ class Router:
         holding: Collection[tuple[PeerId, Span]] | None = None,
         thin: bool = False,
         blocks: Span | None = None,
+        *,
+        since_s: float | None = None,
+        on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> tuple[Route, str]:
-        """A route over all blocks, or over `blocks`, and its compute dtype, looking again for up to `patience_s` seconds.
+        """A route over all blocks, or over `blocks`, and its compute dtype, looking again until `patience_s` seconds after `since_s`
+        (None = now).
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
         dtype: None = any one. thin: first and last hop host the model's ends. Raises NoRouteError where no live peers cover the model
         in time, ModelMismatchError where only other weights go by this name; at once, but in the middle of a session: then ours were
         there, and may come back.
+        on_wait: told what is missing, at every look that finds no route.
         """
         is_opening, wish = holding is None, _Wish(blocks, thin, holding or ())
-        deadline_s = time.monotonic() + patience_s
+        since_s = time.monotonic() if since_s is None else since_s
+        deadline_s = since_s + patience_s
         if holding and (found := await self._choose(self._remembered(dtype), wish)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
         is_fresh = time.monotonic() - self._looked_s < FRESH_S
@@ -123,6 +131,7 @@ class Router:
                 continue
             if time.monotonic() >= deadline_s:
                 raise self._no_route(offers, patience_s, wish)
+            on_wait(self._missing(offers, since_s, patience_s, wish))
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
 
     async def _offers(self, dtype: str | None, is_opening: bool) -> list[_Offer]:
@@ -211,11 +220,21 @@ class Router:
             "use the same checkpoint as its nodes, or host yours under another --model-name"
         )
 
-    def _no_route(self, offers: list[_Offer], patience_s: float, wish: _Wish) -> NoRouteError:
+    def _live(self, offers: list[_Offer], wish: _Wish) -> tuple[list[ServedSpan], list[Span]]:
+        """What is served by those who have not failed, and the wished blocks that are not."""
         now_s = time.monotonic()
         live = [offer.served for offer in offers if not self.blame.is_avoided(offer.record.peer, now_s)]
         spans = {served.span for served in live}
-        gaps = path.unhosted(spans, wish.blocks) if wish.blocks else path.missing(spans, self.num_blocks)
+        return live, path.unhosted(spans, wish.blocks) if wish.blocks else path.missing(spans, self.num_blocks)
+
+    def _missing(self, offers: list[_Offer], since_s: float, patience_s: float, wish: _Wish) -> Wait:
+        live, gaps = self._live(offers, wish)
+        if wish.thin and live and not gaps:
+            return waiting.missing_ends(since_s, patience_s)
+        return waiting.missing(gaps, since_s, patience_s)
+
+    def _no_route(self, offers: list[_Offer], patience_s: float, wish: _Wish) -> NoRouteError:
+        live, gaps = self._live(offers, wish)
         cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
         if wish.thin and live and not gaps:
             return self._no_ends(live, patience_s, cause)

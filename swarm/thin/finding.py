@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 from protocols.errors import NoRouteError
 from protocols.records import ServedSpan
+from swarm import waiting
 from swarm.client import served
 from swarm.suggestion import USUAL, NodeCommand
+from swarm.waiting import Slot, Waits
 from swarm.weights import names
 from swarm.weights.finding import Directory, Found, find_in_swarm
 
 LOOK_AGAIN_S = 0.5
 
 
-async def wait_for(directory: Directory, name: str, patience_s: float, hosting: NodeCommand = USUAL) -> Found:
-    """The model that the swarm serves by this name, or `name@digest`.
+async def wait_for(
+    directory: Directory, name: str, patience_s: float, hosting: NodeCommand = USUAL, slot: Slot | None = None
+) -> Found:
+    """The model that the swarm serves by this name, or `name@digest`. slot: where is said that no node serves it yet.
 
     ModelNotFoundError at once where the swarm serves other models but not this one; NoRouteError where it serves none in time.
     """
     loop = asyncio.get_running_loop()
+    slot, since_s = slot or Waits().slot(), time.monotonic()
     ends_at = loop.time() + patience_s
     while True:
         if (found := await find_in_swarm(directory, name)) is not None:
@@ -33,6 +39,7 @@ async def wait_for(directory: Directory, name: str, patience_s: float, hosting: 
                 f"no peer serves {name[:120]} (waited {patience_s:.0f} s); "
                 f"check the name and --peer, or host it: {hosting.text(name[:120])}"
             )
+        slot.set(waiting.finding(name, since_s, patience_s))
         await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, ends_at - loop.time())))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from protocols.defaults import PATIENCE_S
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
+from swarm import waiting
 from swarm.client import served
 from swarm.finding import NOBODY_ELSE, FindConfig
 from swarm.inference.links import Links
@@ -26,6 +27,7 @@ from swarm.thin.defaults import Defaults, read_defaults
 from swarm.thin.generation import Limits, Row
 from swarm.thin.peer import ThinPeer
 from swarm.thin.tokenizer import Tokenizer, open_tokenizer
+from swarm.waiting import Waits
 from swarm.weights.finding import open_cache
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,10 +45,11 @@ class ThinModel:
         tokenizer: Tokenizer,
         config: SessionConfig,
         hosting: NodeCommand,
+        waits: Waits,
     ) -> None:
         self.model = model
         self.defaults, self.tokenizer = defaults, tokenizer
-        self._peer, self._config = peer, config
+        self._peer, self._config, self._waits = peer, config, waits
         self._router = Router(peer.directory, self._ping, model, num_blocks, hosting)
         self._sessions: list[Session] = []
 
@@ -55,7 +58,7 @@ class ThinModel:
 
     def start(self) -> Row:
         """A row without tokens, in a session of its own; nothing is sent before its first step."""
-        session = Session(self._router, Links(self._peer.pool), self._peer.identity, self._config)
+        session = Session(self._router, Links(self._peer.pool), self._peer.identity, self._config, self._waits)
         self._sessions.append(session)
         return Row(session)
 
@@ -88,18 +91,24 @@ async def open_model(
     patience_s: float = PATIENCE_S,
     priority: int = 0,
     find: FindConfig = NOBODY_ELSE,
+    waits: Waits | None = None,
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
     find: whom to ask where none of `peers` answers. root: where fetched files are kept.
     dtype: compute dtype of the route; auto = the one in which most blocks are served.
-    priority: 0, or down to -100; the lower, the more device time others get.
+    priority: 0, or down to -100; the lower, the more device time others get. waits: where is said what is being waited for.
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
     """
-    async with ThinPeer(peers, swarm, find) as peer:
-        hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=root.parent)
-        found = await finding.wait_for(peer.directory, name, patience_s, hosting)
-        cache = await open_cache(root, found, peer.pool)
+    waits = waits or Waits()
+    hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=root.parent)
+    async with contextlib.AsyncExitStack() as stack:
+        with waits.reporting() as slot:
+            slot.set(waiting.JOINING)
+            peer = await stack.enter_async_context(ThinPeer(peers, swarm, find))
+            found = await finding.wait_for(peer.directory, name, patience_s, hosting, slot)
+            slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
+            cache = await open_cache(root, found, peer.pool)
         try:
             defaults, tokenizer = read_defaults(cache.directory), open_tokenizer(cache.directory)
         finally:
@@ -114,7 +123,7 @@ async def open_model(
             hidden_size=defaults.hidden_size or 1,
             vocab_size=defaults.vocab_size,
         )
-        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config, hosting)
+        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config, hosting, waits)
         try:
             yield model
         finally:
