@@ -8,7 +8,7 @@ from typing import Any
 
 from node.cli.asking import Asking, Sampling, open_model
 from node.cli.text import TextOut
-from protocols.errors import CheckpointError
+from protocols.errors import BadRequestError, CheckpointError
 from swarm.thin.defaults import read_settings
 from swarm.thin.templates import Message, failed, plain, refused, without_surrogates
 
@@ -113,9 +113,21 @@ class FullSpeaker:
         pairs = enumerate(zip(self._held, ids, strict=False))
         common = next((index for index, (old, new) in pairs if old != new), min(len(self._held), len(ids)))
         common = min(common, len(ids) - 1)
-        if common < len(self._held):
+        if common < len(self._held) and not self._can_crop():  # a running state holds a text, and not each of its tokens
+            self.forget()
+            self._cache = self._model.new_cache()
+        elif common < len(self._held):
             self._cache.crop(common - len(self._held))
             self._held = self._held[:common]
+
+    def _can_crop(self) -> bool:
+        from swarm.client.checks import check_rewindable
+
+        try:
+            check_rewindable(self._model.config, bool(self._model._is_stateful))
+        except BadRequestError:
+            return False
+        return True
 
     def stop_now(self) -> None:
         from swarm.client.loop import interrupt

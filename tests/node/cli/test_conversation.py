@@ -81,6 +81,17 @@ def test_the_oldest_turns_are_forgotten_and_every_answer_stays_exact(
     assert held.backend.num_opened == 1  # K/V were cut back to what is kept, not thrown away
 
 
+@pytest.mark.parametrize("family", ["mamba2", "lfm2"])
+def test_a_running_state_is_built_anew_where_others_are_cut_back(family: str, tmp_path: Path) -> None:
+    copy = make_checkpoint(family, tmp_path / family)
+    add_byte_tokenizer(copy)
+    held = Held(copy, AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32).eval())
+    for line in ("hello", "and you?"):
+        held.talk.say(line)
+        held.check_last_answer()
+    assert held.backend.num_opened == 2 and held.backend.num_closed == 1
+
+
 def test_keep_all_refuses_and_reset_starts_over(path: Path, theirs: Any) -> None:
     held = Held(path, theirs, keeps_all=True)
     with pytest.raises(BadRequestError, match=rf"does not fit any more: \d+ tokens.*limit is {LIMIT}; /reset starts over"):
