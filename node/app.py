@@ -188,7 +188,12 @@ def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
     return PeerConfig(
         swarm=config.swarm,
         bootstrap=config.peers,
-        find=FindConfig(known_peers=known.file_of(config.data_dir, config.swarm), lan=config.lan),
+        find=FindConfig(
+            known_peers=known.file_of(config.data_dir, config.swarm),
+            lan=config.lan,
+            on_unnamed=lambda text: on_event(Event("warning", text)),
+            may_join=config.may_join,
+        ),
         listen=config.listen,
         announce=config.announce,
         data_dir=config.data_dir,

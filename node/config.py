@@ -6,6 +6,7 @@ Addresses are parsed here too, since a typing error must be refused before anyth
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class NodeConfig:
 
     lan: bool = True
     """Look for neighbours on the local network where no peer is named, and tell them of us (needs the extra `lan`)."""
+    may_join: Callable[[str], bool] | None = None
+    """Asks the user whether neighbours may be joined, given the words that say whom; None = they may."""
 
     listen: Address = ("0.0.0.0", 0)
     """Where to listen: p2p at the port, gRPC at the next one."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId
+from protocols.words import counted
 from swarm import known
 from swarm.dht.address import PeerAddress, is_loopback
 from swarm.lan import mdns
@@ -45,6 +46,12 @@ class FindConfig:
     lan: bool = False
     """Look for neighbours where no peer is named, and tell them of us, unless we listen on loopback only, or nowhere."""
 
+    on_unnamed: Callable[[str], None] | None = None
+    """Told, before it is done, that peers are asked whom the user did not name; None = the log is."""
+
+    may_join: Callable[[str], bool] | None = None
+    """Asked, in a thread of its own, whether neighbours may be joined, with the words that say whom; None = they may."""
+
     def check(self, named: Sequence[str]) -> None:
         """ConfigError, with the next step, where a client has nobody to ask and no way to find anybody."""
         has_lan = self.lan and mdns.is_installed()
@@ -64,6 +71,7 @@ class Finder:
     def __init__(self, config: FindConfig, me: PeerId, listen_host: str | None) -> None:
         """listen_host: where we listen; None = nowhere, a client."""
         self._file, self._me = config.known_peers, me
+        self._config = config
         self.has_lan = config.lan and mdns.is_installed() and not (listen_host and is_loopback(listen_host))
         """Do we take part in looking for neighbours? Not where the extra is missing, nor where nobody else could reach us."""
         self.lan_is_up = asyncio.Event()
@@ -108,6 +116,24 @@ class Finder:
                 async with asyncio.timeout(GOOD_BYE_S):
                     await ended.wait()
 
+    async def may_join(self, swarm: str, num_nodes: int) -> bool:
+        """Say whom we have heard; True if they may be joined."""
+        heard = f"heard {counted(num_nodes, 'node')} of swarm `{swarm}` on this network"
+        ask = self._config.may_join
+        if ask is not None and not await in_thread(lambda: ask(heard)):
+            return False
+        self.say(
+            f"{heard}: joining {'it' if num_nodes == 1 else 'them'}; --no-lan to stay alone, --swarm NAME for a swarm of your own"
+        )
+        return True
+
+    def say(self, text: str) -> None:
+        """Tell the user about peers that were not named."""
+        if self._config.on_unnamed is not None:
+            self._config.on_unnamed(text)
+        else:
+            log.warning("%s", text)
+
     # --- memory
 
     def remembered(self) -> list[PeerAddress]:
@@ -135,6 +161,39 @@ class Finder:
         while True:
             await asyncio.sleep(REMEMBER_S)
             self.write_down()
+
+
+async def in_thread(function: Callable[[], bool]) -> bool:
+    """As `asyncio.to_thread`, but a thread that still waits for a user's answer does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+
+    def settle(result: bool | BaseException) -> None:
+        if answer.done():
+            return
+        if isinstance(result, BaseException):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    def run() -> None:
+        try:
+            result: bool | BaseException = function()
+        except Exception as error:  # the caller raises it
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=run, name="question", daemon=True).start()
+    return await answer
+
+
+def given_are_silent(given: int, why: str, remembered: int) -> str:
+    """No named peer answers, so others are asked."""
+    return (
+        f"{'the given peer does' if given == 1 else f'none of the {given} given peers does'} not answer ({why[:300]}): "
+        f"asking {counted(remembered, 'peer')} remembered from earlier"
+    )
 
 
 def _hint(lan: bool, *, is_reachable: bool) -> str:

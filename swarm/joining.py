@@ -11,6 +11,7 @@ from typing import Protocol
 
 from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVersionError, SwarmError
 from swarm.dht.address import PeerAddress
+from swarm.finding import given_are_silent
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,12 @@ class Sources:
     remembered: Callable[[], Sequence[PeerAddress]] = tuple
     """Asked again every round."""
 
+    say: Callable[[str], None] = lambda text: None
+    """Tells the user of peers that were not named, before they are asked."""
+
+    may_join: Callable[[int], Awaitable[bool]] | None = None
+    """Asks the user whether that many neighbours, which are in our swarm, may be joined; None = they may."""
+
     has_lan: bool = False
     """Are neighbours looked for? `heard` says whom."""
 
@@ -84,15 +91,16 @@ class Joiner:
         self._has_asked = asyncio.Event()
         """The first round is over."""
         self._last_failure = ""
+        self._is_answered = asyncio.Event()
+        """Nobody waits for the user's word about neighbours."""
+        self._is_answered.set()
+        self._has_said = False
         if not (sources.given or sources.remembered() or sources.has_lan):
             self._has_joined.set()
 
     async def joined(self, timeout_s: float) -> None:
         """Returns once we have met somebody; PeerUnreachableError says why that is not so in time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._has_joined.wait()
-        except TimeoutError:
+        if not await self._happens(self._has_joined, timeout_s):
             why = self._last_failure or ("no neighbour has been heard" if self._sources.has_lan else "nobody was asked yet")
             raise PeerUnreachableError(
                 f"no peer of the swarm answers within {timeout_s:.0f} s: {why}; check --peer, and that it runs"
@@ -100,9 +108,17 @@ class Joiner:
 
     async def settled(self, timeout_s: float) -> None:
         """Returns once we have met somebody, or it is clear for now that there is nobody: then we are the first, and go on looking."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await (self._has_joined if self._sources.has_lan else self._has_asked).wait()
+        await self._happens(self._has_joined if self._sources.has_lan else self._has_asked, timeout_s)
+
+    async def _happens(self, event: asyncio.Event, timeout_s: float) -> bool:
+        """Wait for an event, and for so long again once the user has answered: the time of thinking does not count."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await event.wait()
+            if event.is_set() or self._is_answered.is_set():
+                return event.is_set()
+            await self._is_answered.wait()
 
     async def run(self) -> None:
         pause_s = FIRST_PAUSE_S
@@ -131,6 +147,9 @@ class Joiner:
         if sources.given and await self._try("given", sources.given):
             return True
         remembered = [one for one in sources.remembered() if one not in sources.given and one not in self._ignored]
+        if sources.given and remembered and not self._has_said:
+            self._has_said = True
+            sources.say(given_are_silent(len(sources.given), self._last_failure, len(remembered)))
         if (remembered and await self._try("remembered", remembered)) or await self._meet_neighbours():
             return True
         if sources.given or remembered:
@@ -142,7 +161,31 @@ class Joiner:
     async def _meet_neighbours(self, without: Collection[PeerAddress] = ()) -> bool:
         chosen = [one for one in self._sources.neighbours if one not in self._ignored and one not in without]
         self._tried.update(chosen)
-        return bool(chosen) and await self._try("neighbouring", chosen)
+        are_ours = await asyncio.gather(*(self._is_ours(one) for one in chosen))
+        ours = [address for address, is_ours in zip(chosen, are_ours, strict=True) if is_ours]
+        return bool(ours) and await self._may_join(ours) and await self._try("neighbouring", ours)
+
+    async def _is_ours(self, address: PeerAddress) -> bool:
+        try:
+            await self._check("neighbouring", address)
+        except SwarmError as error:
+            self._last_failure = str(error)
+            return False
+        return True
+
+    async def _may_join(self, neighbours: Sequence[PeerAddress]) -> bool:
+        """The user's word. After a no these neighbours are left alone."""
+        if self._sources.may_join is None:
+            return True
+        self._is_answered.clear()
+        try:
+            if await self._sources.may_join(len({address.peer for address in neighbours})):
+                return True
+        finally:
+            self._is_answered.set()
+        self._last_failure = "neighbours were heard, and the answer was not to join them"
+        self._ignored.update(neighbours)
+        return False
 
     async def _try(self, kind: str, addresses: Sequence[PeerAddress]) -> bool:
         """Ask all at once. True where one answered."""
@@ -164,11 +207,14 @@ class Joiner:
         return False
 
     async def _join(self, kind: str, address: PeerAddress) -> None:
-        if kind != "given":
-            try:
-                await self._sources.check(address)
-            except (BadRequestError, ProtocolVersionError) as error:  # of another swarm, say, and that stays so
-                self._ignored.add(address)
-                log.warning("the %s peer at %s is not for us: %s", kind, address, error)
-                raise
+        if kind == "remembered":
+            await self._check(kind, address)
         await self._dht.join(address)
+
+    async def _check(self, kind: str, address: PeerAddress) -> None:
+        try:
+            await self._sources.check(address)
+        except (BadRequestError, ProtocolVersionError) as error:  # of another swarm, say, and that stays so
+            self._ignored.add(address)
+            log.warning("the %s peer at %s is not for us: %s", kind, address, error)
+            raise

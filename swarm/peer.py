@@ -162,6 +162,8 @@ class Peer:
         self._sources = Sources(
             given=self._bootstrap,
             remembered=self._finder.remembered,
+            say=self._finder.say,
+            may_join=lambda number: self._finder.may_join(config.swarm, number),
             has_lan=self._finder.has_lan and not self._bootstrap,
             check=self._check,
         )

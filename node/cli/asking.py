@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node.cli import consent
+from node.cli.console import remark
 from node.cli.speculation import Speculation
 from node.cli.text import TextOut
 from node.cli.waiting import shown
@@ -120,8 +122,14 @@ def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
 
 
 def find_config(swarm: str, lan: bool, data_dir: Path | None) -> FindConfig:
-    """How a client finds peers."""
-    return FindConfig(known_peers=known.file_of(data_dir or places.data_dir(), swarm), lan=lan)
+    """How a client finds peers; on a terminal, the user is asked before neighbours are joined on a new network."""
+    folder = data_dir or places.data_dir()
+    return FindConfig(
+        known_peers=known.file_of(folder, swarm),
+        lan=lan,
+        on_unnamed=remark,
+        may_join=consent.asker(folder, swarm) if lan else None,
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import NoReturn
 
+from node.cli import consent
 from node.cli.console import Lines, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
@@ -53,6 +54,7 @@ def run(model: str, flags: Hosting) -> NoReturn:
 
 def read(model: str, flags: Hosting) -> NodeConfig:
     """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong."""
+    data_dir = flags.data_dir or places.data_dir()
     return NodeConfig(
         model=model,
         model_name=flags.model_name,
@@ -62,6 +64,7 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         stays=flags.stay,
         peers=tuple(flags.peer),
         lan=flags.lan,
+        may_join=consent.asker(data_dir, flags.swarm) if flags.lan else None,
         listen=parse_address(flags.listen, "--listen"),
         announce=None if flags.announce is None else parse_address(flags.announce, "--announce"),
         swarm=flags.swarm,
@@ -69,7 +72,7 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         dtype=flags.dtype,
         name=flags.name,
         identity=flags.identity,
-        data_dir=flags.data_dir or places.data_dir(),
+        data_dir=data_dir,
         upload_mbit=flags.upload_mbit,
         is_quiet=flags.quiet,
     )

@@ -19,7 +19,7 @@ from protocols.ids import PeerId
 from swarm import greeting, keys
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory, Source
-from swarm.finding import NOBODY_ELSE, FindConfig, Finder
+from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
 from swarm.rpc.pool import ChannelPool
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class ThinPeer:
         failures: list[str] = []
         if not self._given or not await self._greet(self._given, failures):
             remembered = self._finder.remembered()
+            if self._given and remembered:
+                self._finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
             if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
                 raise PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs")
         self._finder.write_down()
@@ -96,7 +98,7 @@ class ThinPeer:
         return False
 
     async def _greet_neighbours(self, failures: list[str]) -> bool:
-        """Those that are heard within LAN_S; True with the first that is ours."""
+        """Those that are heard within LAN_S; True with the first that is ours, if the user does not say no."""
         if not self._finder.has_lan or self._given:
             return False
         heard: asyncio.Queue[PeerAddress] = asyncio.Queue()
@@ -106,13 +108,16 @@ class ThinPeer:
             async with asyncio.timeout(LAN_S):
                 while not await self._greet([await heard.get()], failures):
                     pass
-            return True
         except TimeoutError:
             failures.append(f"no neighbour within {LAN_S:.0f} s")
             return False
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
+        if not await self._finder.may_join(self._swarm, 1):
+            failures.append("a neighbour was heard, and the answer was not to join it")
+            return False
+        return True
 
     def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
         if asked is not self._given:

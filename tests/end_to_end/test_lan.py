@@ -112,6 +112,7 @@ def test_two_nodes_and_a_client_without_an_address_find_each_other(bridge: Bridg
         assert "\n".join(client.lines) == local_text(model)
         assert any("over 2 hops, 0 replaced" in line for line in client.remarks)
         assert any("neighbouring peers answer" in line for line in client.remarks)
+        assert any("of swarm `public` on this network: joining it; --no-lan to stay alone" in line for line in client.remarks)
         joined = [line for node in running[:2] for line in node.lines if line.startswith("joined: ")]
         assert joined and all("neighbouring" in line for line in joined)  # one of them heard the other, at least
 

@@ -17,6 +17,7 @@ from swarm.dht.address import PeerAddress
 from swarm.finding import FindConfig
 from swarm.lan import mdns
 from swarm.peer import Peer, PeerConfig
+from swarm.thin.peer import ThinPeer
 
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr"
 
@@ -80,6 +81,45 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
             await met(friend)  # who was joined hears of it a moment later
         assert "different swarms" in caplog.text
         assert stranger.num_neighbours == 0 and friend.num_neighbours == 1
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["full", "thin"])
+async def test_a_dead_given_peer_is_named_before_remembered_ones_are_asked(thin: bool, tmp_path: Path) -> None:
+    said: list[str] = []
+    async with Peer(PeerConfig(data_dir=tmp_path)) as node:
+        file = known.file_of(tmp_path, "public")
+        known.update(file, [PeerAddress.parse(node.multiaddrs[0])], [], 4e9)
+        find = FindConfig(known_peers=file, on_unnamed=lambda text: said.append(f"{node.num_neighbours} {text}"))
+        async with ThinPeer([NOBODY], "public", find) if thin else client(find, NOBODY):
+            pass
+    assert len(said) == 1 and said[0].startswith("0 the given peer does not answer ("), said
+    assert PeerAddress.parse(NOBODY).peer[-6:] in said[0] and said[0].endswith("asking 1 peer remembered from earlier")
+
+
+async def test_neighbours_are_said_before_they_are_joined_and_left_alone_after_a_no(tmp_path: Path) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    answers = [False, True]
+
+    def ask(heard: str) -> bool:
+        asked.append(heard)
+        return answers[len(asked) - 1]
+
+    find = FindConfig(on_unnamed=said.append, may_join=ask)
+    async with (
+        Peer(PeerConfig(data_dir=tmp_path)) as first,
+        Peer(PeerConfig(data_dir=tmp_path)) as second,
+        Peer(PeerConfig(data_dir=tmp_path, find=find)) as alone,
+    ):
+        alone._sources.heard(PeerAddress.parse(first.multiaddrs[0]))
+        async with asyncio.timeout(15):
+            while not alone._joiner._ignored:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert alone.num_neighbours == 0 == first.num_neighbours and said == []
+        alone._sources.heard(PeerAddress.parse(second.multiaddrs[0]))
+        await met(alone)
+    assert asked == ["heard 1 node of swarm `public` on this network"] * 2
+    assert said == [f"{asked[0]}: joining it; --no-lan to stay alone, --swarm NAME for a swarm of your own"]
 
 
 def test_with_nobody_to_ask_the_way_out_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
