@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from node.cli.status_line import LINE
 from node.config import DEFAULT_SWARM
 from swarm.lan import network
 
@@ -34,8 +35,9 @@ def asker(data_dir: Path, swarm: str) -> Callable[[str], bool] | None:
 
 
 def _said_yes(question: str) -> bool:
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    with LINE.held():
+        print(question, end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _agreed(file: Path) -> list[str]:

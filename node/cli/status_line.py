@@ -33,6 +33,7 @@ class StatusLine:
         self._column = 0
         """Where the answer's last line ends; 0 = at the beginning of a line."""
         self._drawn: str | None = None
+        self._is_held = False
 
     @property
     def is_drawn(self) -> bool:
@@ -42,7 +43,7 @@ class StatusLine:
         """Show this instead of what is shown; what does not fit is cut off."""
         with self._lock:
             shown = fitted(text, width() - 1)
-            if shown == self._drawn:
+            if shown == self._drawn or self._is_held:
                 return
             begin = self._begin(is_first=self._drawn is None)
             _write(f"{begin}{shown}" if not self._column else f"{begin}{shown}{BACK}")
@@ -70,6 +71,17 @@ class StatusLine:
         with self._lock:
             self.erase()
             yield
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is drawn inside, and who draws does not wait for the end: for a question that a person may think about."""
+        with self._lock:
+            self.erase()
+            self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
 
     def has_printed(self, text: str) -> None:
         """This went to the terminal just now."""

@@ -65,3 +65,19 @@ def test_scripts_and_who_named_the_swarm_are_not_asked(swarm: str, tmp_path: Pat
         [sys.executable, "-c", SCRIPT, str(tmp_path), "home", swarm], capture_output=True, text=True, input=""
     )
     assert result.stdout.strip() == "free" and result.stderr == ""
+
+
+def test_no_line_is_drawn_into_a_question_and_whoever_draws_goes_on() -> None:
+    ours, theirs = pty.openpty()
+    script = (
+        "import threading\nfrom node.cli.status_line import LINE\n"
+        "with LINE.held():\n"
+        "    drawing = threading.Thread(target=LINE.draw, args=('joining',)); drawing.start(); drawing.join(20)\n"
+        "    assert not drawing.is_alive() and not LINE.is_drawn\n"
+        "LINE.draw('joining'); assert LINE.is_drawn\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], stdin=theirs, stderr=theirs, timeout=60)
+    os.close(theirs)
+    assert result.returncode == 0
+    assert os.read(ours, 4096).count(b"joining") == 1
+    os.close(ours)
