@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import sys
 
 from rich.console import Console
@@ -35,6 +36,15 @@ def forget_readers() -> None:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, stream.fileno())
                 os.close(null)
+
+
+def forget_terminal() -> None:
+    """The terminal was closed: what goes to stdout and stderr, where they were that terminal, goes to /dev/null."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):  # isatty is false of a closed one
+            os.dup2(null, number)
+    os.close(null)
 
 
 class Lines:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import NoReturn
 
 from node.cli import consent
-from node.cli.console import Lines, remark
+from node.cli.console import Lines, forget_terminal, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
 from node.cli.waiting import shown
@@ -27,7 +27,7 @@ LAST_RESORT_S = 4.5
 
 
 def run(model: str, flags: Hosting) -> NoReturn:
-    """Serve until Ctrl-C or SIGTERM, then end the process; raises whatever kept the node from serving."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving."""
     config = read(model, flags)
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
@@ -86,12 +86,17 @@ def _span(text: str) -> Span:
 
 
 async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Run `serve()` and cancel it at the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """Run `serve()` and cancel it at the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
+
+    SIGHUP says that the terminal was closed, so nothing is written to it any more. Under `nohup` it stays ignored.
+    """
     task = asyncio.create_task(serve())
     was_signalled = False
 
-    def leave() -> None:
+    def leave(number: int) -> None:
         nonlocal was_signalled
+        if number == signal.SIGHUP:
+            forget_terminal()
         if was_signalled:
             os._exit(130)
         was_signalled = True
@@ -101,8 +106,9 @@ async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]])
         timer.start()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, leave)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, leave, number)
     try:
         await task
     except asyncio.CancelledError:

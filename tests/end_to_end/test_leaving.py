@@ -1,4 +1,4 @@
-"""How a node ends: in order at SIGTERM, in the middle of an answer, and without a trace even at `kill -9`."""
+"""How a node ends: in order at SIGTERM, SIGHUP and Ctrl-C, in the middle of an answer, and without a trace even at `kill -9`."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def listening() -> set[int]:
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
 
 
-@pytest.mark.parametrize("hop", range(3))
-def test_a_planned_leaving_in_the_middle_of_an_answer(town: Town, hop: int) -> None:
+@pytest.mark.parametrize(("hop", "how"), [(0, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGINT)])
+def test_a_planned_leaving_in_the_middle_of_an_answer(town: Town, hop: int, how: signal.Signals) -> None:
     left: list[tuple[NodeProcess, float, list[Path]]] = []
 
     def leave(number: int, journey: Any) -> None:
         if number == 9:
             node = town.on_route(journey, hop)
             left.append((node, time.monotonic(), sockets(node)))
-            os.kill(node.pid, signal.SIGTERM)
+            os.kill(node.pid, how)
 
     town.check(town.prompt(3), leave)
     node, asked_at_s, files = left[0]

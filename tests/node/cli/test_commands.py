@@ -9,7 +9,9 @@ import contextlib
 import io
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -356,6 +358,28 @@ def test_ctrl_c_ends_an_answer_with_130(model: Path, peer: str) -> None:
     finally:
         asking.kill()
         asking.communicate()
+
+
+def test_a_node_whose_terminal_is_closed_withdraws(model: Path, peer: str, tmp_path: Path) -> None:
+    """A real terminal: writing to it after that is an error."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "node", "node", str(model), "--blocks", "2:5", "--peer", peer, "--listen", "127.0.0.1:0",
+               "--name", "visitor", "--data-dir", str(tmp_path)]  # fmt: skip
+    node = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    try:
+        said = b""
+        while b"ready" not in said:
+            assert select.select([ours], [], [], 60)[0], said
+            said += os.read(ours, 4096)
+        os.close(ours)
+        node.send_signal(signal.SIGHUP)  # as the kernel tells the session's leader
+        assert node.wait(LEAVE_S) == 0, said
+        (rows,) = json.loads(run("status", str(model), "--json", "--peer", peer)[1])["models"]
+        assert "visitor" not in [row["name"] for row in rows["peers"]]
+    finally:
+        node.kill()
+        node.wait()
 
 
 def test_leaving_and_dying_leave_nothing_behind(model: Path, swarm: tuple[Node, Node], peer: str) -> None:
