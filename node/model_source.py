@@ -73,7 +73,7 @@ class ModelSource:
         name, served = self._config.model, ""
         if not is_place(name):
             self._cache = await self._from_swarm()
-            served = "" if self._cache else await look_elsewhere(self._peer.directory, name)
+            served = "" if self._cache else await look_elsewhere(self._peer.directory, name, self._peer.clocks.fault)
         if self._cache is None:
             return await self._from_directory(served)
         checkpoint = await asyncio.to_thread(open_checkpoint, self._cache.directory)

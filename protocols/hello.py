@@ -17,6 +17,7 @@ MAX_NAME = 64
 MAX_ADDRESSES = 8
 MAX_CERTIFICATE_BYTES = 4_096
 MAX_REASON = 300
+MAX_TIME_S = 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,13 @@ class Hello:
     swarm: str
     name: str = ""
     """What the volunteer calls this machine; may be empty."""
+    time_s: float = 0.0
+    """My clock, Unix time in seconds, so that a wrong one is noticed; 0 = not said, as by peers of version 0.1."""
 
     def encode(self) -> bytes:
+        time = {"time": float(self.time_s)} if self.time_s else {}
         return frame.encode({"t": "hello", "oldest": self.oldest, "newest": self.newest,
-                             "software": self.software, "swarm": self.swarm, "name": self.name})  # fmt: skip
+                             "software": self.software, "swarm": self.swarm, "name": self.name, **time})  # fmt: skip
 
     @classmethod
     def parse(cls, data: bytes) -> Hello:
@@ -45,6 +49,7 @@ class Hello:
             software=fields.text(header, "software", MAX_NAME),
             swarm=fields.text(header, "swarm", MAX_NAME),
             name=fields.text(header, "name", MAX_NAME),
+            time_s=fields.number(header, "time", 0, MAX_TIME_S) if "time" in header else 0.0,
         )
 
 

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from protocols import services
 from protocols.hello import Hello, agree, check_swarm
 from protocols.identity import Identity
+from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
 from swarm.rpc.pool import ChannelPool, PeerChannel
 
 
-async def ask(channel: PeerChannel, mine: Hello) -> Hello:
-    """Their hello; BadRequestError where they are of another swarm, ProtocolVersionError where there is no common version."""
-    theirs = Hello.parse(await channel.unary(services.HELLO, mine.encode()))
+async def ask(channel: PeerChannel, mine: Hello, clocks: Clocks) -> Hello:
+    """Their hello; BadRequestError where they are of another swarm, ProtocolVersionError where there is no common version.
+
+    clocks: is told their time.
+    """
+    asked_at_s = clocks.now_s()
+    theirs = Hello.parse(await channel.unary(services.HELLO, replace(mine, time_s=asked_at_s).encode()))
+    clocks.note(channel.peer, asked_at_s, theirs.time_s)
     agree(mine, theirs)
     check_swarm(mine, theirs)
     return theirs
 
 
-def answer(mine: Hello, request: bytes) -> bytes:
-    """What we say to a hello; the errors of `ask`, which the asker is then told."""
+def answer(mine: Hello, request: bytes, now_s: float) -> bytes:
+    """What we say to a hello at the time `now_s` of our clock; the errors of `ask`, which the asker is then told."""
     theirs = Hello.parse(request)
     agree(mine, theirs)
     check_swarm(mine, theirs)
-    return mine.encode()
+    return replace(mine, time_s=now_s).encode()
 
 
-async def prove(identity: Identity, address: PeerAddress, mine: Hello) -> None:
+async def prove(identity: Identity, address: PeerAddress, mine: Hello, clocks: Clocks) -> None:
     """Let a peer that was not named by our user prove who it is; the errors of `ask`, or of dialling it.
 
     The connections are its own: a liar's address must not stand in the way of the peer whose name it uses.
     """
     pool = ChannelPool(identity)
     try:
-        await ask(await pool.channel(address.peer, (address.grpc,)), mine)
+        await ask(await pool.channel(address.peer, (address.grpc,)), mine, clocks)
     finally:
         await pool.close()

@@ -23,6 +23,7 @@ from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, S
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
 from swarm import dialling_back, greeting, keys, places, ports
+from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
@@ -124,6 +125,9 @@ class Peer:
         self._stack = contextlib.AsyncExitStack()
         self.refusal: SwarmError | None = None
         """Why a given peer that we met does not take us: another swarm, or no common version. None = no such word."""
+        self.clocks = Clocks()
+        """Is this machine's clock right? What the peers that were asked say."""
+        self._had_fault = False
         self.round_trips_ms: dict[PeerId, float] = {}
         """Measured by hello, newest last."""
 
@@ -333,7 +337,8 @@ class Peer:
         channel = await self.pool.channel(peer, addresses, certificate)
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
-        theirs = await greeting.ask(channel, self._hello)
+        theirs = await greeting.ask(channel, self._hello, self.clocks)
+        self._look_at_clock()
         self.round_trips_ms.pop(peer, None)
         self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
         while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
@@ -342,7 +347,7 @@ class Peer:
         return theirs
 
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
-        return greeting.answer(self._hello, request)
+        return greeting.answer(self._hello, request, self.clocks.now_s())
 
     async def _on_join(self, met: Met | None, text: str) -> None:
         log.log(logging.INFO if met else logging.WARNING, "%s", text)
@@ -383,7 +388,15 @@ class Peer:
 
     async def _check(self, address: PeerAddress) -> None:
         """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
-        await greeting.prove(self.identity, address, self._hello)
+        await greeting.prove(self.identity, address, self._hello, self.clocks)
+        self._look_at_clock()
+
+    def _look_at_clock(self) -> None:
+        """Tell the user once when a fault of this machine's clock shows."""
+        fault = self.clocks.fault
+        if fault and not self._had_fault:
+            self._finder.say(fault)
+        self._had_fault = bool(fault)
 
 
 def _best_first(addresses: tuple[str, ...]) -> list[str]:

@@ -133,7 +133,7 @@ async def _connect_by_name(
         peer = shared.started.result()
         found = await ends_from_peers(peer, name, settings.data_dir / "weights", settings.waits)
         if found is None:
-            return await look_elsewhere(peer.directory, name)
+            return await look_elsewhere(peer.directory, name, peer.clocks.fault)
         cache, checkpoint = found
         try:
             backend = await _join(loop, pool, cache.model, cache.manifest, checkpoint.num_blocks, settings, settings.hosting())
@@ -157,7 +157,7 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
     with contextlib.ExitStack() as held:
         held.callback(pool.release, shared)
         peer = shared.started.result()
-        with settings.waits.reporting() as slot:
+        with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
             found = await finding.wait_for(peer.directory, name, settings.patience_s, settings.hosting(), slot)
         with settings.waits.on(waiting.fetching(f"config and tokenizer of {name}")):
@@ -190,7 +190,7 @@ async def _join(
     shared = await _meet(pool, settings)
     try:
         peer = shared.started.result()
-        with settings.waits.reporting() as slot:
+        with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
             spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s, hosting, slot)
         name = settings.dtype_name(spans, num_blocks)

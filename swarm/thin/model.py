@@ -106,7 +106,8 @@ async def open_model(
         with waits.reporting() as slot:
             slot.set(waiting.JOINING)
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find))
-            found = await finding.wait_for(peer.directory, name, patience_s, hosting, slot)
+            with peer.clocks.explaining():
+                found = await finding.wait_for(peer.directory, name, patience_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
             cache = await open_cache(root, found, peer.pool)
         try:

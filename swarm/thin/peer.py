@@ -17,6 +17,7 @@ from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVers
 from protocols.hello import Hello
 from protocols.ids import PeerId
 from swarm import greeting, keys
+from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory, Source
 from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
@@ -46,6 +47,8 @@ class ThinPeer:
         self.pool = ChannelPool(self.identity)
         self.directory = RemoteDirectory(swarm, self.pool, _sources(self._given))
         self._finder = Finder(find, self.peer_id, None)
+        self.clocks = Clocks()
+        """As of `swarm.peer.Peer`."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -73,6 +76,8 @@ class ThinPeer:
             if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
                 raise PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs")
         self._finder.write_down()
+        if self.clocks.fault:
+            self._finder.say(self.clocks.fault)
 
     async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:
         """Ask all at once; True with the first that answers. What makes a given one refuse us is raised at once."""
@@ -128,12 +133,12 @@ class ThinPeer:
         if address in self._given:
             await self.hello(address.peer, (address.grpc,))
             return address
-        await greeting.prove(self.identity, address, self._hello)
+        await greeting.prove(self.identity, address, self._hello, self.clocks)
         return address
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
-        return await greeting.ask(await self.pool.channel(peer, addresses, certificate), self._hello)
+        return await greeting.ask(await self.pool.channel(peer, addresses, certificate), self._hello, self.clocks)
 
 
 def _sources(addresses: Sequence[PeerAddress]) -> list[Source]:

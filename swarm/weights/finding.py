@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from protocols.errors import NoRouteError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
@@ -64,14 +65,19 @@ async def find_in_swarm(directory: Directory, text: str) -> Found | None:
     return Found(model=model, records=records, note=note)
 
 
-async def look_elsewhere(directory: Directory, text: str) -> str:
+async def look_elsewhere(directory: Directory, text: str, clock_fault: str = "") -> str:
     """For a name that the swarm does not serve, before it is looked for on the Hub: what to add to an error there.
 
-    ModelNotFoundError if the swarm serves a name so similar that this one is probably misspelt: the Hub is not asked then.
+    ModelNotFoundError if the swarm serves a name so similar that this one is probably misspelt: the Hub is not asked then. Nor if our
+    clock is wrong (`clock_fault` says so), and the swarm seems to serve nothing: NoRouteError.
     """
     served = await directory.models()
     if names.is_misspelt(text, served):
         raise names.not_served(text, served)
+    if clock_fault and not served:
+        raise NoRouteError(
+            f"{clock_fault}; until then what others announce looks expired here, and no peer seems to serve {text[:120]}"
+        )
     return names.served_too(text, served)
 
 

@@ -224,7 +224,13 @@ def with_grant(draw: st.DrawFn) -> Any:
 
 hellos = st.integers(0, 9).flatmap(
     lambda oldest: st.builds(
-        hello.Hello, oldest=st.just(oldest), newest=st.integers(oldest, 20), software=text(64), swarm=text(64), name=text(64)
+        hello.Hello,
+        oldest=st.just(oldest),
+        newest=st.integers(oldest, 20),
+        software=text(64),
+        swarm=text(64),
+        name=text(64),
+        time_s=st.floats(0, 1e12),
     )
 )
 _hash = st.binary(min_size=32, max_size=32)

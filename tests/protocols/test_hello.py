@@ -48,6 +48,10 @@ WRONG: dict[str, dict[str, object]] = {
     "swarm too long": {"swarm": "x" * 65},
     "software with a line end": {"software": "a\nb"},
     "no name": {"name": None},
+    "time below 0": {"time": -1.0},
+    "time of 1e300": {"time": 1e300},
+    "time that is no number": {"time": float("nan")},
+    "time as text": {"time": "noon"},
 }
 
 
@@ -66,3 +70,9 @@ def test_a_dial_back_is_bounded() -> None:
     with pytest.raises(BadRequestError):
         hello.DialBack.parse(frame.encode({"t": "dial_back", "addresses": [], "certificate": bytes(4_097)}))
     assert len(hello.DialBackReply.parse(hello.DialBackReply(reachable=(), reason="x" * 999).encode()).reason) == hello.MAX_REASON
+
+
+def test_a_hello_without_a_time_is_the_bytes_of_older_peers_and_one_with_it_says_it() -> None:
+    silent, told = speaks(1, 1), hello.Hello(software="m", swarm="public", time_s=1_790_000_000.5)
+    assert b"time" not in silent.encode() and hello.Hello.parse(silent.encode()).time_s == 0
+    assert hello.Hello.parse(told.encode()) == told

@@ -1,0 +1,110 @@
+"""Machines whose clocks differ: up to 30 s nothing breaks, beyond that the one that is wrong is told. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.processes import ROOT
+from tests.families import make_checkpoint
+from tests.node.cli.test_commands import Node, add_byte_tokenizer
+
+COMMAND = """
+import sys, time, types
+real, off_s = time.time, float(sys.argv[1])
+time.time = lambda: real() + off_s
+import grpc.aio._utils  # makes deadlines by Python's clock for gRPC's core, which looks at the machine's
+grpc.aio._utils.time = types.SimpleNamespace(time=real)
+from node.cli.app import main
+main(sys.argv[2:])
+"""
+PROMPT, NEW = "The quick brown fox", "8"
+
+
+def shifted(off_s: float, *arguments: str) -> list[str]:
+    """A command on a machine whose clock is `off_s` ahead of the others'."""
+    return [sys.executable, "-c", COMMAND, str(off_s), *arguments]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(folder)}
+
+
+def run(off_s: float, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    result = subprocess.run(shifted(off_s, *arguments), capture_output=True, text=True, timeout=120, env=environment(folder))
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = make_checkpoint("llama", tmp_path_factory.mktemp("models") / "tiny")
+    add_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def peer(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A node of all blocks, whose clock is right."""
+    node = Node(tmp_path_factory.mktemp("data"), str(model))
+    try:
+        yield node.start().lines["multiaddr"]
+    finally:
+        node.end()
+
+
+@pytest.fixture(scope="module")
+def answer(peer: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    code, text, remarks = run(0, tmp_path_factory.mktemp("right"), "generate", "tiny", PROMPT, "--thin", "--peer", peer)
+    assert code == 0, remarks
+    return text
+
+
+@pytest.mark.parametrize("off_s", [-29, 29])
+def test_half_a_minute_breaks_nothing_for_a_client(off_s: int, peer: str, answer: str, tmp_path: Path) -> None:
+    code, text, remarks = run(off_s, tmp_path, "generate", "tiny", PROMPT, "--thin", "--peer", peer)
+    assert (code, text) == (0, answer) and "clock" not in remarks, remarks
+
+
+@pytest.mark.parametrize("thin", [["--thin"], []], ids=["thin", "full"])
+def test_a_client_two_minutes_ahead_is_told_of_its_clock_and_not_to_check_the_name(
+    thin: list[str], peer: str, tmp_path: Path
+) -> None:
+    code, text, remarks = run(120, tmp_path, "generate", "tiny", PROMPT, *thin, "--peer", peer, "--patience", "1")
+    error = next(line for line in remarks.splitlines() if line.startswith("error: "))
+    assert code == 7 and text == ""
+    assert "this machine's clock is 120 s ahead of that of peer …" in error and peer[-6:] in error
+    assert "timedatectl" in error and "Hub" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("off_s", [-29, -120])
+def test_a_node_that_is_behind_serves_or_is_told_before_it_is_ready(off_s: int, model: Path, peer: str, tmp_path: Path) -> None:
+    name = f"off by {-off_s}"
+    arguments = ["node", str(model), "--blocks", "0:5", "--peer", peer, "--listen", "127.0.0.1:0", "--name", name]
+    node = subprocess.Popen(
+        shifted(off_s, *arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(tmp_path)
+    )
+    watchdog = threading.Timer(120, node.kill)
+    watchdog.start()
+    try:
+        assert node.stdout
+        lines = []
+        for line in node.stdout:
+            lines.append(line)
+            if line.startswith("ready"):
+                break
+        told = [line for line in lines if "clock is 120 s behind that of peer" in line]
+        code, status, _ = run(0, tmp_path, "status", "tiny", "--json", "--peer", peer)
+        names = [row["name"] for row in json.loads(status)["models"][0]["peers"]]
+        assert code == 0 and (name in names, len(told)) == ((True, 0) if off_s == -29 else (False, 1)), (names, lines)
+    finally:
+        watchdog.cancel()
+        node.kill()
+        node.wait()
