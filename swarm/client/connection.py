@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from swarm import known, places, waiting
 from swarm.client import served
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
-from swarm.client.loop import BackgroundLoop, background_loop
+from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
 from swarm.finding import FindConfig
 from swarm.inference import trace
@@ -36,6 +35,7 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.routing.router import Router
+from swarm.rpc import forked
 from swarm.suggestion import NodeCommand
 from swarm.thin import finding
 from swarm.waiting import Waits
@@ -90,18 +90,16 @@ class Settings:
         return served.best_dtype(spans, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
 
 
-_pool_lock = threading.Lock()
-_pool: tuple[BackgroundLoop, PeerPool] | None = None
+_pools: dict[BackgroundLoop, PeerPool] = {}
+
+in_forked_child(forked.load_again)
+in_forked_child(lambda: torch.set_num_threads(1))  # as in torch's own workers: OpenMP's threads do not survive a fork either
 
 
 def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
     """This process's loop and the peers on it."""
-    global _pool
     loop = background_loop()
-    with _pool_lock:
-        if _pool is None or _pool[0] is not loop:
-            _pool = (loop, PeerPool(loop))
-        return _pool
+    return loop, _pools.get(loop) or _pools.setdefault(loop, PeerPool(loop))  # of two threads that make one, both take the first
 
 
 def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
@@ -241,6 +239,7 @@ class SwarmBackend:
         self._open: set[Session] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self._leave_the_exit = loop.at_exit(self._end_at_exit)
 
     def at_close(self, release: Callable[[], None]) -> None:
         """Something else to let go of at the end."""
@@ -259,10 +258,16 @@ class SwarmBackend:
     def _start_closing(self) -> None:
         self._keep(asyncio.ensure_future(self._close()))
 
+    async def _end_at_exit(self) -> None:
+        """Sessions end before the peer that they ask: else each would report that it cannot be asked any more."""
+        await self._close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
     async def _close(self) -> None:
         await asyncio.gather(*(session.close() for session in self._open), return_exceptions=True)
-        for release in self._releases:
-            release()
+        while self._releases:
+            self._releases.pop()()
+        self._leave_the_exit()
 
     # --- for its sessions, on the loop
 

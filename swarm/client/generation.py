@@ -7,10 +7,11 @@ plans the step (`blocks.py`) and calls the model's own; its `generate` sees to i
 from __future__ import annotations
 
 import inspect
+import os
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
 from swarm.client.hidden_states import LastHiddenState, noted, remember_output
 from swarm.client.holdings import Holdings
+from swarm.client.loop import check_process
 from swarm.client.remote_span import RemoteSpan
 from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
@@ -50,6 +52,8 @@ class Remote:
     """What this family calls its cache argument: `past_key_values`, `cache_params` for the mamba-like, or None if it has none."""
     path: Path
     """The checkpoint's directory, for its tokenizer."""
+    process: int = field(default_factory=os.getpid)
+    """Where the model may be used: not in a fork of it."""
 
 
 class RemoteGeneration(Holdings):
@@ -62,6 +66,7 @@ class RemoteGeneration(Holdings):
     def remote_forward(self, own: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent."""
         trace.mark("called", trace.NOBODY, -1)
+        check_process(self.remote.process)  # before anything is computed: in a fork, torch may hang as well
         key, use_cache = self.remote.cache_key, kwargs.pop("use_cache", None)
         for name in ("tokenizer", "assistant_tokenizer"):  # `generate` hands on what was meant for its stopping criteria
             kwargs.pop(name, None)

@@ -1,10 +1,14 @@
 """The background loop: one daemon thread with an asyncio loop per process, where everything of the swarm lives.
 
 Models are called from any thread and from any loop; their sessions and peers run here. `run` waits for a coroutine from a thread
-and lets Ctrl-C cancel it; `wait` does so from another loop. At exit, what is registered with `at_exit` is ended first.
+and lets Ctrl-C cancel it; `wait` does so from another loop. At exit, what is registered with `at_exit` is ended first, the newest
+first: sessions before the peers that they need.
 
 The thread is the loop's keeper. Whoever waits for a step of a model (`run_here`) borrows the loop and turns it meanwhile: a token then
 comes without two changes of threads.
+
+A forked child has the objects of its parent, but not the thread, and it shares the parent's sockets: it must neither use nor destroy
+them. So every use is refused there, and what the loop holds is kept for ever; `background_loop` gives the child its own.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import ctypes
 import inspect
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, ClassVar, Generic, TypeVar
+
+from protocols.errors import BadRequestError
 
 T = TypeVar("T")
 
@@ -81,6 +88,7 @@ class BackgroundLoop:
     """An asyncio loop with a daemon thread of its own, its keeper, who lends it to threads that wait for a short errand."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._seat = threading.Lock()
         """Held by whoever turns the loop."""
@@ -91,7 +99,7 @@ class BackgroundLoop:
         self._num_busy = 0
         """Errands and calls of other threads that have not ended: whoever turns the loop may not leave it standing."""
         self._is_needed = threading.Event()
-        self._has_ended = False
+        self._is_ending = self._has_ended = False
         self._endings: list[Callable[[], Awaitable[None]]] = []
         self._keeper = threading.Thread(target=self._keep, name="murmuration", daemon=True)
         self._keeper.start()
@@ -99,6 +107,7 @@ class BackgroundLoop:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start `coroutine` on the loop and return at once."""
+        self._check_process(coroutine)
         self._need()
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         future.add_done_callback(lambda _: self._need_no_more())
@@ -106,6 +115,8 @@ class BackgroundLoop:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for `coroutine` from a thread. Whatever interrupts the wait (Ctrl-C) cancels it, and passes on."""
+        self._check_process(coroutine)
+        self._stop_daemons_at_exit()
         assert threading.current_thread() is not self._keeper, "the background loop cannot wait for itself"
         errand = _Errand(coroutine)
         self._need()
@@ -114,6 +125,7 @@ class BackgroundLoop:
             return errand.result()
         except BaseException:
             self.call_soon(errand.cancel)
+            self._stop_daemons_at_exit()
             raise
         finally:
             self._need_no_more()
@@ -124,6 +136,7 @@ class BackgroundLoop:
         After it the loop stands still, for `STILL_S` at most, since the next errand may be near. `coroutine` must start nothing that
         would end with this thread (a child process that dies with who started it).
         """
+        self._check_process(coroutine)
         if asyncio._get_running_loop() is not None or not self._borrow():
             return self.run(coroutine)
         errand, task = _Errand(coroutine), None
@@ -141,14 +154,15 @@ class BackgroundLoop:
             raise
         finally:
             self._give_back()
+            self._stop_daemons_at_exit()
 
     async def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for `coroutine` from another loop; cancelling the wait cancels it."""
         return await asyncio.wrap_future(self.submit(coroutine))
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Call `function` on the loop, from any thread; once the loop has ended, nothing happens."""
-        if not self._has_ended:
+        """Call `function` on the loop, from any thread; once the loop has ended, and in a forked child, nothing happens."""
+        if not self._has_ended and os.getpid() == self._process:
             self._need()
             self._loop.call_soon_threadsafe(self._call, function)
 
@@ -156,22 +170,32 @@ class BackgroundLoop:
         self._need_no_more()
         function()
 
-    def at_exit(self, ending: Callable[[], Awaitable[None]]) -> None:
-        """Await `ending()` on the loop when the process ends."""
+    def at_exit(self, ending: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+        """Await `ending()` on the loop when the process ends, before those that were registered earlier. Returns what takes that back."""
         self._endings.append(ending)
+        return lambda: self._endings.remove(ending) if ending in self._endings else None
 
     def _end(self) -> None:
-        if not self._keeper.is_alive():  # a forked child has the object, but not the thread
+        if os.getpid() != self._process:
             return
-
-        async def endings() -> None:
-            await asyncio.wait_for(asyncio.gather(*(ending() for ending in self._endings), return_exceptions=True), EXIT_S)
-
+        self._is_ending = True
         with contextlib.suppress(TimeoutError, asyncio.CancelledError):  # the process ends anyway, and p2pd with it
-            self.submit(endings()).result(EXIT_S + 1)
+            self.submit(_end_all(self._endings[::-1])).result(EXIT_S + 1)
         self._has_ended = True
         self._loop.call_soon_threadsafe(self._stop_keeper)
         self._keeper.join(1.0)
+
+    def _check_process(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        try:
+            check_process(self._process)
+        except BadRequestError:
+            coroutine.close()
+            raise
+
+    def _stop_daemons_at_exit(self) -> None:
+        """A daemon thread that asks while the process ends stops here, as Python stops it anywhere: an error would be printed."""
+        if self._is_ending and threading.current_thread().daemon:
+            threading.Event().wait()
 
     # --- who turns the loop
 
@@ -231,6 +255,21 @@ class BackgroundLoop:
         self._is_needed.clear()
 
 
+async def _end_all(endings: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """One after the other, each with half of the time that is left; then what still runs is cancelled, as `asyncio.run` does it."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + EXIT_S
+    for ending in endings:
+        with contextlib.suppress(Exception):  # the next one must still be ended
+            async with asyncio.timeout((ends_at - loop.time()) / 2):
+                await ending()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=(ends_at - loop.time()) / 2)
+
+
 _handler_of, _set_handler = inspect.unwrap(signal.getsignal), inspect.unwrap(signal.signal)
 """Without the search for an enum's member: it takes 40 µs a token, since no handler of ours is one."""
 
@@ -277,14 +316,47 @@ def interrupt() -> None:
     waiting.interrupt()
 
 
+def check_process(owner: int) -> None:
+    """BadRequestError in a process that is not `owner`: a fork of it."""
+    if (process := os.getpid()) != owner:
+        raise BadRequestError(
+            f"this model belongs to process {owner}, and this is process {process}, a fork of it: connections do not survive a fork; "
+            "call from_pretrained in this process"
+        )
+
+
 _lock = threading.Lock()
-_current: tuple[int, BackgroundLoop] | None = None
+_current: BackgroundLoop | None = None
+_is_forked = False
+_renewals: list[Callable[[], object]] = []
 
 
 def background_loop() -> BackgroundLoop:
     """This process's loop, started at the first call; a forked child gets its own."""
-    global _current
+    global _current, _is_forked
     with _lock:
-        if _current is None or _current[0] != os.getpid():
-            _current = (os.getpid(), BackgroundLoop())
-        return _current[1]
+        if _is_forked:
+            for renew in _renewals:
+                renew()
+            _is_forked = False
+        if _current is None:
+            _current = BackgroundLoop()
+        return _current
+
+
+def in_forked_child(renew: Callable[[], object]) -> None:
+    """Call `renew()` in a forked child before its loop is made, if the parent had one."""
+    _renewals.append(renew)
+
+
+def _disown() -> None:
+    """In a forked child. The parent's loop, and with it its connections, is never destroyed here: a destructor would unregister the
+    parent's sockets from an epoll that both processes share, or say good-bye to its peers."""
+    global _current, _lock, _is_forked
+    if _current is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_current))
+        _is_forked = True
+    _current, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_disown)

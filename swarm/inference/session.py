@@ -323,7 +323,7 @@ class Session:
                     self._lose(0, PeerUnreachableError("it asks for the whole history again and again"), self._epoch)
             case HopLost() if wire is self._down.wire or (wire is self._last and message.index == len(self.route) - 1):
                 self._note_loss(message)  # of others, the last hop knows nothing: it must not accuse them
-            case _:
+            case _ if self._failure is None:  # after the end, what was still under way is no news
                 log.warning("%s: %s does not belong here; dropped", self, type(message).__name__)
 
     def _on_reply(self, reply: Reply) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,3 +141,92 @@ def test_another_name_is_looked_for_on_the_hub_and_told_what_the_swarm_serves(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test asks the network
     with pytest.raises(ModelNotFoundError, match=f"Hugging Face Hub.*the swarm serves {line.path.name}"):
         SwarmModelForCausalLM.from_pretrained("nobody/has-such-a-thing", **line.client)
+
+
+# --- processes that end, and processes that fork
+
+
+def script(line: Line, code: str) -> list[str]:
+    """Run `code` in a process of its own, after a model was asked by a cache that stays alive: the lines that it printed.
+
+    `answer(model, **options)` is an answer of 12 tokens, `new()` a model of the same swarm.
+    """
+    begin = f"""
+        import os, signal, sys, torch
+        from swarm.client import SwarmModelForCausalLM
+        def new(**options): return SwarmModelForCausalLM.from_pretrained({str(line.path)!r}, peers={line.peer!r}, **options)
+        def answer(model, **options):
+            ids = torch.tensor({PROMPT[:1].tolist()})
+            return model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, **options).tolist()
+        model = new(cache_dir={str(line.client["cache_dir"])!r})
+        cache = model.new_cache()
+        print(answer(model, past_key_values=cache), flush=True)
+    """
+    whole = textwrap.dedent(begin) + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-2_000:]
+    return done.stdout.splitlines()
+
+
+def test_a_script_that_ends_without_close_prints_nothing(line: Line, reference: Callable[[str], Any]) -> None:
+    """Caches are alive, and threads in the middle of answers, when it ends."""
+    said = script(
+        line,
+        """
+        import threading
+        caches = [model.new_cache() for _ in range(8)]
+        for one in caches: answer(model, past_key_values=one)
+        has_answered = threading.Event()
+        def ask():
+            while True:
+                answer(model); has_answered.set()
+        for _ in range(2): threading.Thread(target=ask, daemon=True).start()
+        assert has_answered.wait(60)
+        """,
+    )
+    assert list(map(json.loads, said)) == [reference("llama").generate(PROMPT[:1], **GREEDY).tolist()]
+
+
+def test_a_forked_child_is_told_whose_the_model_is_and_may_have_its_own(line: Line, reference: Callable[[str], Any]) -> None:
+    """The child ends with all of Python's good-byes, and the parent's session goes on."""
+    said = script(
+        line,
+        """
+        def in_child(work):
+            sys.stdout.flush()
+            if pid := os.fork():
+                ended = os.waitpid(pid, 0)[1]
+                assert ended == 0, ended
+            else:
+                signal.alarm(60)
+                work()
+                sys.exit()
+        def refused(ask):
+            try: ask()
+            except Exception as error: print(type(error).__name__, str(error).replace(str(os.getpid()), "CHILD"), flush=True)
+        async def stream(): return [token async for token in model.stream([5, 6, 7], max_new_tokens=2)]
+        def use_the_parents():
+            import asyncio
+            refused(lambda: answer(model))
+            refused(lambda: answer(model, past_key_values=cache))
+            refused(lambda: asyncio.run(stream()))
+            cache.close(); model.close()
+        def use_its_own():
+            with new() as own: print(answer(own), flush=True)
+            in_child(lambda: print(answer(new(thin=True)), flush=True))
+        print(os.getpid(), flush=True)
+        in_child(use_the_parents)
+        in_child(use_its_own)
+        kept = torch.tensor([[7]])
+        model(kept, past_key_values=cache)
+        print(answer(model), cache.journey.replaced, flush=True)
+        """,
+    )
+    expected = reference("llama").generate(PROMPT[:1], **GREEDY).tolist()
+    first, process, *refusals, own, grandchilds, after = said
+    whose = f"this model belongs to process {process}, and this is process CHILD, a fork of it"
+    assert len(refusals) == 3 and all(f"BadRequestError {whose}" in one and "call from_pretrained" in one for one in refusals), (
+        refusals
+    )
+    assert [json.loads(one) for one in (first, own, grandchilds)] == [expected] * 3
+    assert after == f"{expected} 0"
