@@ -2,12 +2,13 @@
 
 Hypothesis has no deadline per example, and a failure prints how to repeat it. Torch computes in one thread and does not spin while it
 waits, here and in the processes that tests start. What the person who runs them has configured for `swarm`, and which
-peers it remembers, counts for none.
+peers it remembers, counts for none. Nor does it that a shell in the background, or nohup, ignores signals: processes would inherit that.
 """
 
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from hypothesis import settings
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["XDG_CONFIG_HOME"] = "/nowhere"
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="murmuration-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
+
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 settings.register_profile("shared machine", deadline=None, print_blob=True)
 settings.load_profile("shared machine")

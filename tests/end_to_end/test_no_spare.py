@@ -32,7 +32,7 @@ def test_the_error_names_the_missing_blocks_and_what_would_help(town: Town) -> N
             killed_at_s[0] = time.monotonic()
 
     try:
-        with pytest.raises(NoRouteError, match=rf"blocks {BLOCKS} of llama.*swarm node llama --blocks {BLOCKS}"):
+        with pytest.raises(NoRouteError, match=rf"blocks {BLOCKS} of llama.*swarm node \S*llama --blocks {BLOCKS}"):
             town.answer(town.prompt(1), kill, model)
     finally:
         model.close()
