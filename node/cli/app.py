@@ -19,7 +19,7 @@ import typer
 import typer.main
 
 from node import logs
-from node.cli import configuration, console, failures, options, surface, utf8
+from node.cli import configuration, console, failures, options, stopping, surface, utf8
 from node.cli.configuration import Settings
 from node.cli.console import remark
 from node.config import DEFAULT_SWARM
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
         logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
         command: Any = typer.main.get_command(app)
-        code = command(
-            args=given or ["--help"], prog_name="swarm", standalone_mode=False, default_map=settings.default_map(), obj=settings
-        )
-        sys.stdout.flush()
+        line: dict[str, Any] = dict(args=given or ["--help"], default_map=settings.default_map(), obj=settings)
+        with contextlib.nullcontext() if given[:1] == ["node"] else stopping.as_by_ctrl_c():  # a node has handlers of its own
+            code = command(prog_name="swarm", standalone_mode=False, **line)
+            sys.stdout.flush()
     except BaseException as error:
         sys.exit(_fail(error, debug, given, settings))
     sys.exit(code if given and isinstance(code, int) else 0 if given else 2)  # no command: the help, and typer's code for it

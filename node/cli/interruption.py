@@ -11,6 +11,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+from node.cli import stopping
+
 LEAVE_S = 1.0
 """Seconds within which a second Ctrl-C leaves the chat."""
 
@@ -77,4 +79,4 @@ class Interruption:
 
     def _is_second(self) -> bool:
         last_s, self._last_s = self._last_s, self._clock()
-        return self._last_s - last_s <= LEAVE_S
+        return stopping.is_stopping() or self._last_s - last_s <= LEAVE_S

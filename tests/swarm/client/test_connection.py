@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +23,15 @@ from safetensors.torch import load_file, save_file
 from node.app import run_node
 from node.config import NodeConfig
 from node.events import Event
+from protocols.defaults import RESUME_S
 from protocols.errors import ModelMismatchError, ModelNotFoundError, NoRouteError
 from protocols.ids import Span
 from swarm.client import SwarmModelForCausalLM, connection
 from swarm.client.loop import BackgroundLoop
+from swarm.inference.hops import Hops
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
+from tests.node.cli.test_commands import add_byte_tokenizer
 
 PROMPT = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(21))
 GREEDY: dict[str, Any] = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
@@ -64,7 +70,9 @@ async def start(path: Path, blocks: Span, peers: tuple[str, ...], data_dir: Path
 
 @pytest.fixture(scope="module")
 def line(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
-    path, data_dir, loop = checkpoint("llama"), tmp_path_factory.mktemp("data"), BackgroundLoop()
+    data_dir, loop = tmp_path_factory.mktemp("data"), BackgroundLoop()
+    path = shutil.copytree(checkpoint("llama"), data_dir / checkpoint("llama").name)
+    add_byte_tokenizer(path)
     first, address = loop.run(start(path, Span(0, 2), (), data_dir))
     second, _ = loop.run(start(path, Span(2, 5), (address,), data_dir))
     yield Line(path, address, dict(peers=address, cache_dir=data_dir / "digests", patience_s=20))
@@ -185,6 +193,33 @@ def test_a_script_that_ends_without_close_prints_nothing(line: Line, reference: 
         """,
     )
     assert list(map(json.loads, said)) == [reference("llama").generate(PROMPT[:1], **GREEDY).tolist()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_stop_ends_its_session(line: Line, tmp_path: Path, number: signal.Signals) -> None:
+    """Else the nodes would keep the session for RESUME_S. The process dies by the signal, as it would have anyway."""
+    command = [sys.executable, "-m", "node", "generate", line.path, "abc", "--max-new-tokens", "240"]
+    command += ["--peer", line.peer, "--data-dir", tmp_path]
+    asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert asking.stdout is not None
+        first = asking.stdout.read(1)
+        before = num_sessions()
+        asking.send_signal(number)
+        _, said = asking.communicate(timeout=60)
+    finally:
+        asking.kill()
+    assert first and before, (asking.returncode, said)
+    assert asking.returncode == -number and b"error" not in said and b"Traceback" not in said, said
+    ends_at = time.monotonic() + RESUME_S / 3
+    while num_sessions():
+        assert time.monotonic() < ends_at, "its session is still at a node"
+        time.sleep(0.05)
+
+
+def num_sessions() -> int:
+    """At both nodes of the line, which are in this process."""
+    return sum(len(one) for one in gc.get_objects() if isinstance(one, Hops))
 
 
 def test_a_forked_child_is_told_whose_the_model_is_and_may_have_its_own(line: Line, reference: Callable[[str], Any]) -> None:
