@@ -39,6 +39,8 @@ class StepPlan:
     """Which new columns are real tokens; None = all."""
     positions_T: Tensor | None = None
     want: int = WANT_ALL
+    sequences: tuple[int, ...] | None = None
+    """Tokens of each sequence packed in the rows, all of them real and wanted; None = each row is one sequence."""
 
 
 _plan: ContextVar[StepPlan | None] = ContextVar("murmuration_step_plan", default=None)
@@ -83,7 +85,7 @@ def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], Step
     width = width or tokens_BqX.shape[-1]
     dtype = torch.float32 if form.result == "logits" else tokens_BqX.dtype
     real = plan.real_Bq
-    counts = [columns] * size if real is None else real.sum(1).tolist()
+    counts = plan.sequences or ([columns] * size if real is None else real.sum(1).tolist())
     flat_TX = tokens_BqX.flatten(0, 1) if real is None else tokens_BqX[real]
     if not len(flat_TX):
         reply = torch.empty((1, 0, width), dtype=dtype)

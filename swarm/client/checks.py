@@ -134,46 +134,60 @@ def check_length(longest: int, limit: int | None, new: int = 0) -> None:
     )
 
 
-def check_rewindable(config: Any, is_stateful: bool) -> None:
-    """Guesses that were wrong are forgotten, which a running state cannot do: it holds a text, and not each of its tokens.
+def running_state(config: Any, is_stateful: bool) -> str | None:
+    """The kind of running state that a model keeps beside, or instead of, each token's keys and values; "" if it names none; None if it
+    keeps none.
 
     is_stateful: what transformers says of the model's class. Models that name their kinds of blocks tell by those (lfm2).
     """
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
-    kind = next((kind for kind in kinds if _RUNNING.search(str(kind))), None)
-    if is_stateful or kind is not None:
+    kind = next((str(kind) for kind in kinds if _RUNNING.search(str(kind))), None)
+    return "" if kind is None and is_stateful else kind
+
+
+def check_rewindable(config: Any, is_stateful: bool) -> None:
+    """Guesses that were wrong are forgotten, which a running state cannot do: it holds a text, and not each of its tokens."""
+    kind = running_state(config, is_stateful)
+    if kind is not None:
         raise BadRequestError(
-            f"{text.model_type} keeps a running state{f' ({kind})' if kind else ''}, which cannot take back what was guessed wrong; "
-            "generate without speculation"
+            f"{config.get_text_config(decoder=True).model_type} keeps a running state{f' ({kind})' if kind else ''}, "
+            "which cannot take back what was guessed wrong; generate without speculation"
         )
+
+
+def wide_positions(position_ids: object, rows: int, columns: int) -> Tensor | None:
+    """The caller's `position_ids`, [B, q] or [1, q] integers, as [B, q]."""
+    if position_ids is None:
+        return None
+    if not isinstance(position_ids, Tensor) or position_ids.is_floating_point() or position_ids.dtype == torch.bool:
+        got = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
+        raise BadRequestError(f"position_ids must be a tensor of integers [rows, tokens], got {got}")
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows):
+        raise BadRequestError(
+            f"position_ids must be [rows, tokens], got shape {list(position_ids.shape)} for {counted(rows, 'row')}"
+        )
+    if position_ids.shape[1] != columns:
+        raise BadRequestError(
+            f"position_ids must have a column per new token, got {counted(position_ids.shape[1], 'column')} "
+            f"for {counted(columns, 'column')} of new tokens"
+        )
+    return position_ids.to(torch.long).expand(rows, -1)
 
 
 def custom_positions(
-    position_ids: Tensor | None, real: Tensor | None, counts: Sequence[int], lengths: Sequence[int]
+    positions: Tensor | None, real: Tensor | None, counts: Sequence[int], lengths: Sequence[int]
 ) -> Tensor | None:
-    """[T] positions of the real tokens where the caller's differ from each row's own count, else None.
+    """[T] positions of the real tokens where the caller's differ from each sequence's own count, else None.
 
-    position_ids: [B, q] or [1, q]; real: [B, q] bool or None; lengths: real tokens per row before this step.
+    positions: [B, q]; real: [B, q] bool or None; counts: new tokens of each sequence, lengths: those before this step.
     """
-    if position_ids is None:
+    if positions is None:
         return None
-    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, len(counts)):
-        raise BadRequestError(
-            f"position_ids must be [rows, tokens], got shape {list(position_ids.shape)} for {counted(len(counts), 'row')}"
-        )
-    columns = position_ids.shape[1]
-    expected = columns if real is None else real.shape[1]
-    if columns != expected or (real is None and columns * len(counts) != sum(counts)):
-        raise BadRequestError(
-            f"position_ids must have a column per new token, got {counted(columns, 'column')} "
-            f"for {counted(sum(counts), 'token')} in {counted(len(counts), 'row')}"
-        )
-    wide = position_ids.expand(len(counts), -1)
-    given = wide.reshape(-1) if real is None else wide[real]
+    given = positions.reshape(-1) if real is None else positions[real]
     default = [place for old, new in zip(lengths, counts, strict=True) for place in range(old, old + new)]
     if given.tolist() == default:
         return None
     if int(given.min()) < 0:
         raise BadRequestError(f"position_ids must not be negative on real tokens, got {int(given.min())}")
-    return given.to(torch.long)
+    return given

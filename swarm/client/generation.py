@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
 from protocols.inference import WANT_ALL
-from swarm.client import checks, contract, padding
+from swarm.client import checks, contract, packing, padding
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
@@ -33,6 +34,7 @@ from swarm.client.loop import check_process
 from swarm.client.remote_span import RemoteSpan
 from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.packing import keeps_packed_apart
 from swarm.models.stand_in import replace_blocks
 
 _guessing: ContextVar[bool] = ContextVar("murmuration_guessing", default=False)
@@ -119,15 +121,34 @@ class RemoteGeneration(Holdings):
         mask = kwargs.get("attention_mask")
         is_dropped = mask is None and self.remote.cache_key == "cache_params"  # these pass no mask after the prompt: all is real
         real = None if is_dropped else checks.check_mask(mask, size, columns, past, lengths)
-        counts = [columns] * size if real is None else real.sum(1).tolist()
-        before = lengths or [0] * size
+        positions = checks.wide_positions(kwargs.get("position_ids"), size, columns)
+        packed = None if mask is not None or positions is None else self._packed(positions, cache)
+        counts = packed or ([columns] * size if real is None else real.sum(1).tolist())
+        before = lengths or [0] * len(counts)
         checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)
         keep = kwargs.get("logits_to_keep")
-        want = keep if isinstance(keep, int) and keep > 0 and not wants_hidden and kwargs.get("labels") is None else WANT_ALL
+        wants_all = wants_hidden or packed is not None or kwargs.get("labels") is not None
+        want = keep if isinstance(keep, int) and keep > 0 and not wants_all else WANT_ALL
         if want != WANT_ALL and real is not None:
             checks.check_last_column(real, before, counts)
-        positions = checks.custom_positions(kwargs.get("position_ids"), real, counts, before)
-        return StepPlan(cache=cache, real_Bq=real, positions_T=positions, want=want)
+        positions = checks.custom_positions(positions, real, counts, before)
+        sequences = None if packed is None else tuple(packed)
+        return StepPlan(cache=cache, real_Bq=real, positions_T=positions, want=want, sequences=sequences)
+
+    def _packed(self, positions: Tensor, cache: RemoteCache | None) -> list[int] | None:
+        """Tokens of each sequence that is packed in the rows, if transformers would keep them apart."""
+        sequences = packing.lengths(positions)
+        if sequences is None or self._keeps_packed_apart is False:
+            return None
+        if cache is not None:
+            packing.warn_together()
+            return None
+        packing.check(self.config, bool(self._is_stateful), self._keeps_packed_apart, positions, sequences)  # type: ignore[attr-defined]
+        return sequences
+
+    @cached_property
+    def _keeps_packed_apart(self) -> bool | None:
+        return keeps_packed_apart(self.config)  # type: ignore[attr-defined]
 
     def _check_inputs(self, ids: object, embeds: object) -> tuple[int, int]:
         """(rows, columns) of the new tokens."""

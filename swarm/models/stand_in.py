@@ -5,6 +5,9 @@ Clients put remote blocks there, nodes that host the ends a module that takes hi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import torch
@@ -15,12 +18,29 @@ NO_ATTENTION = "murmuration_remote"
 """The attention that such a model runs with: none. Its masks are shapes without memory, since nobody reads them."""
 
 
+_noted: ContextVar[list[Callable[..., Tensor]] | None] = ContextVar("murmuration_noted_masks", default=None)
+
+
+@contextmanager
+def masks_noted() -> Iterator[list[Callable[..., Tensor]]]:
+    """Inside, each mask that a forward asks for is noted: its function (row, head, query, key) -> may attend, of index tensors."""
+    masks: list[Callable[..., Tensor]] = []
+    token = _noted.set(masks)
+    try:
+        yield masks
+    finally:
+        _noted.reset(token)
+
+
 def _no_attention(*args: Any, **kwargs: Any) -> NoReturn:
     raise AssertionError("a block ran in a model whose layer list was not replaced")
 
 
 def _no_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor:
     """One value under the shape of a mask. (Without a mask function transformers gives None, on which mpt's forward fails.)"""
+    noted = _noted.get()
+    if noted is not None:
+        noted.append(kwargs["mask_function"])
     return torch.zeros((), dtype=torch.bool, device=kwargs.get("device")).expand(batch_size, 1, q_length, kv_length)
 
 
