@@ -6,10 +6,11 @@ plans the step (`blocks.py`) and calls the model's own; its `generate` sees to i
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
 from protocols.inference import WANT_ALL
-from swarm.client import checks, contract, packing, padding
+from swarm.client import asked, checks, contract, packing, padding
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
@@ -36,6 +37,11 @@ from swarm.inference import trace
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.packing import keeps_packed_apart
 from swarm.models.stand_in import replace_blocks
+
+NO_GRAPH = (
+    "its blocks run at nodes of a swarm, which no graph of this machine holds; call it as it is, or compile without fullgraph"
+)
+"""What `torch.compile` is told of a forward: it runs as it is, between the graphs of the code around it."""
 
 _guessing: ContextVar[bool] = ContextVar("murmuration_guessing", default=False)
 
@@ -65,28 +71,26 @@ class RemoteGeneration(Holdings):
 
     # --- one forward
 
-    def remote_forward(self, own: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent."""
+    def remote_forward(self, own: Callable[..., Any], names: Sequence[str], kwargs: dict[str, Any]) -> Any:
+        """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent.
+
+        names: the parameters of `own`.
+        """
         trace.mark("called", trace.NOBODY, -1)
         check_process(self.remote.process)  # before anything is computed: in a fork, torch may hang as well
-        key, use_cache = self.remote.cache_key, kwargs.pop("use_cache", None)
-        for name in ("tokenizer", "assistant_tokenizer"):  # `generate` hands on what was meant for its stopping criteria
-            kwargs.pop(name, None)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise BadRequestError(f"a model in a swarm cannot be exported or traced: {NO_GRAPH}")
+        want = asked.settled(names, kwargs, self.config, is_generating=_opened.get() is not None)  # type: ignore[attr-defined]
+        key = self.remote.cache_key
         cache = self._checked_cache(kwargs.pop(key or "past_key_values", None))
-        if key and cache is None and (self._default("use_cache", True) if use_cache is None else use_cache):
+        if key and cache is None and want.use_cache:
             cache = self.new_cache()
-        if kwargs.pop("output_attentions", None):
-            raise BadRequestError(
-                "attentions are not here: they stay at the hops that computed them; ask without output_attentions"
-            )
-        wants_hidden = bool(kwargs.pop("output_hidden_states", None))
-        return_dict = kwargs.pop("return_dict", None)
-        plan = self._plan(kwargs, cache, wants_hidden)
+        plan = self._plan(kwargs, cache, want.hidden_states)
         if key:
             kwargs |= {key: cache, "use_cache": cache is not None}
         trace.mark("planned", trace.NOBODY, -1)
-        result = self.answered(own, plan, kwargs, wants_hidden)
-        return result.to_tuple() if return_dict is False else result
+        result = self.answered(own, plan, kwargs, want.hidden_states)
+        return result.to_tuple() if want.is_tuple else result
 
     def answered(self, own: Callable[..., Any], plan: StepPlan, kwargs: dict[str, Any], wants_hidden: bool) -> Any:
         """The model's own forward: it embeds, sends its blocks' step by `plan`, normalises and projects."""
@@ -99,9 +103,6 @@ class RemoteGeneration(Holdings):
             last = outputs[-1]
             result.hidden_states = (last,) if _guessing.get() else LastHiddenState(last, self.remote.num_blocks)
         return result
-
-    def _default(self, name: str, otherwise: bool) -> bool:
-        return bool(getattr(self.config, name, otherwise))  # type: ignore[attr-defined]
 
     def _checked_cache(self, cache: object) -> RemoteCache | None:
         if cache is not None and self.remote.cache_key is None:
@@ -311,17 +312,18 @@ def remote_class(base: type, *mixins: type) -> type:
     """A class of the same name as `base` (transformers looks at names) whose methods have the same signatures (and at those)."""
     own = base.forward  # type: ignore[attr-defined]
     signature = inspect.signature(own)
-    names = list(signature.parameters)[1:]
+    names = [one.name for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.remote_forward(own, dict(zip(names, args, strict=False)) | kwargs)
+    def outside_graphs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.remote_forward(own, names, asked.bound(names, args, kwargs))
 
+    forward: Any = torch.compiler.disable(outside_graphs, reason=NO_GRAPH)
     prepare = base.prepare_inputs_for_generation  # type: ignore[attr-defined]
 
     def prepare_inputs_for_generation(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         return prepare(self, input_ids, *args, **self.only_new(input_ids, kwargs))
 
-    forward.__signature__ = signature  # type: ignore[attr-defined]
+    forward.__signature__ = signature
     prepare_inputs_for_generation.__signature__ = inspect.signature(prepare)  # type: ignore[attr-defined]
     ours = {"forward": forward, "prepare_inputs_for_generation": prepare_inputs_for_generation}
     body = {**ours, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
@@ -354,5 +356,11 @@ def cache_key(base: type) -> str | None:
 
 def attach(model: nn.Module, blocks: RemoteBlocks, owner: nn.Module, attribute: str) -> None:
     """Put `blocks` where the layer list was, and keep the last hidden state within reach."""
+    said = copy.copy(model.config)
     replace_blocks(model, blocks, owner, attribute)
+    for name in (
+        "output_hidden_states",
+        "_output_attentions",
+    ):  # what the checkpoint asks for is answered, or refused, by every forward
+        model.config.__dict__[name] = getattr(said, name, False)
     remember_output(owner if isinstance(owner, PreTrainedModel) else model.get_decoder())  # type: ignore[operator]

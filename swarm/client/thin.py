@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from protocols.errors import BadRequestError
 from protocols.words import counted
+from swarm.client.asked import LOSS
 from swarm.client.backend import EMBEDS, IDS, Backend
 from swarm.client.blocks import StepPlan, carry
 from swarm.client.generation import RemoteGeneration, become_remote
@@ -29,6 +30,7 @@ _SHAPES_ONLY = frozenset(
     [
         *("cache_position", "position_ids", "attention_mask", "use_cache", "past_key_values", "cache_params"),
         *("is_first_iteration", "next_sequence_length"),
+        *("output_hidden_states", "output_attentions", "output_router_logits"),  # False: what was asked for is in the plan
     ]
 )
 """Arguments of a forward that have been read already, or say nothing beyond what has."""
@@ -57,6 +59,7 @@ class ThinGeneration(RemoteGeneration):
         given = {name: value for name, value in kwargs.items() if value is not None and name not in _SHAPES_ONLY}
         ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
         keep, labels = given.pop("logits_to_keep", 0), given.pop("labels", None)
+        of_loss = {name: given.pop(name) for name in LOSS if name in given}
         if given:
             raise BadRequestError(
                 f"a thin model's forward takes no {', '.join(sorted(given))}; leave it out, or load without thin=True"
@@ -64,11 +67,12 @@ class ThinGeneration(RemoteGeneration):
         tokens, form = (ids, IDS) if embeds is None else (embeds, EMBEDS)
         logits = carry(plan, tokens, self.remote.backend.open, form, self.remote.vocab_size)
         logits = logits[:, keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)]
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None if labels is None else self._loss(logits, labels, of_loss)
         return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: plan.cache} if self.remote.cache_key else {}))
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.loss_function(logits=logits, labels=labels, vocab_size=self.remote.vocab_size)  # type: ignore[attr-defined]
+    def _loss(self, logits: Tensor, labels: Tensor, others: dict[str, Any]) -> Tensor:
+        vocab_size = self.remote.vocab_size
+        loss: Tensor = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **others)  # type: ignore[attr-defined]
         return loss
 
     # --- what a model without weights is asked

@@ -1,0 +1,96 @@
+"""What one forward is asked for: its arguments by name, and what the model's config says if they do not.
+
+transformers drops an argument that no part of a model reads, and its blocks read some that do not come as far as the nodes. Here an
+argument is read, or it is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protocols.errors import BadRequestError
+
+_PACKED = "packed sequences are told by position_ids that start anew, with use_cache=False and no attention_mask"
+_BLOCKS = "it is for the blocks, and nodes get hidden states, padding and positions only; leave it out"
+_CAUSAL = "blocks at the nodes attend to earlier tokens only; leave it out"
+
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"), _PACKED),
+    **dict.fromkeys(("encoder_hidden_states", "encoder_attention_mask", "encoder_outputs", "shared_kv_states"), _BLOCKS),
+    **dict.fromkeys(("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"), _BLOCKS),
+    **dict.fromkeys(("head_mask", "per_layer_inputs", "mems", "perm_mask", "target_mapping", "state"), _BLOCKS),
+}
+"""Argument -> why not, and what to do."""
+
+LOSS = ("num_items_in_batch", "shift_labels", "ignore_index")
+"""Arguments of the loss, which is computed here."""
+
+_READ = frozenset(
+    [
+        *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "is_causal"),
+        *LOSS,
+        *("cache_position", "is_first_iteration", "next_sequence_length"),  # `generate` tells them; what they say is known here
+        *("tokenizer", "assistant_tokenizer"),  # `generate` hands on what was meant for its stopping criteria
+    ]
+)
+"""Arguments that any forward takes, whether its signature names them or not."""
+
+_ELSEWHERE = {
+    "output_attentions": "attentions are not here: they stay at the hops that computed them; ask without output_attentions",
+    "output_router_logits": "router logits are not here: they stay at the hops that computed them; ask without output_router_logits",
+}
+
+
+def bound(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, each known and given once. names: what the model's own forward calls its parameters, in order."""
+    if len(args) > len(names):
+        raise BadRequestError(f"a forward of this model takes {len(names)} arguments ({', '.join(names)}), got {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    twice = given.keys() & kwargs.keys()
+    if twice:
+        raise BadRequestError(f"{min(twice)} came twice, by its place and by its name; leave one out")
+    given |= kwargs
+    for name, value in given.items():
+        if value is not None and (name in _REFUSED or (name not in _READ and name not in names)):
+            reason = _REFUSED.get(name, f"it takes {', '.join(names)}; leave it out, or correct its name")
+            raise BadRequestError(f"a forward of this model takes no {name}: {reason}")
+    return given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a forward returns."""
+
+    hidden_states: bool
+    is_tuple: bool
+    use_cache: bool
+
+
+def settled(names: Sequence[str], kwargs: dict[str, Any], config: Any, *, is_generating: bool) -> Asked:
+    """Take from `kwargs` what is asked for; what they leave open, the config says, as in transformers.
+
+    is_generating: `generate` asks for what it needs, and nobody would see the rest. The model's own forward is told to add nothing.
+    """
+
+    def said(name: str, otherwise: bool = False) -> Any:
+        value = kwargs.pop(name, None)
+        return getattr(config, name, otherwise) if value is None and not is_generating else value
+
+    for name, reason in _ELSEWHERE.items():
+        if said(name):
+            raise BadRequestError(f"{reason}, and with model.config.{name} = False")
+    is_causal = kwargs.pop("is_causal", None)
+    if is_causal is False or (is_causal is None and getattr(config, "is_causal", None) is False):
+        raise BadRequestError(f"is_causal is False, in the call or in the model's config, but {_CAUSAL}")
+    use_cache = kwargs.pop("use_cache", None)
+    asked = Asked(
+        hidden_states=bool(said("output_hidden_states")),
+        is_tuple=said("return_dict", True) is False,
+        use_cache=bool(getattr(config, "use_cache", True) if use_cache is None else use_cache),
+    )
+    for name in ("tokenizer", "assistant_tokenizer"):
+        kwargs.pop(name, None)
+    kwargs |= {name: False for name in ("output_hidden_states", "output_attentions", "output_router_logits") if name in names}
+    return asked
