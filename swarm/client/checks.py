@@ -63,7 +63,8 @@ def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengt
     """Which of the new columns are real, [B, q] bool; None where all are.
 
     columns: q; past: columns that the cache holds; lengths: real tokens per row in the cache.
-    Hops see rows of real tokens under a causal mask, so a mask may only say what is padding, once and for all.
+    Hops see rows of real tokens under a causal mask, so a mask may only say what is padding, once and for all. Padding between real
+    tokens takes no position (transformers counts it where no position_ids come), and no place in a sliding window (`windows.py`).
     """
     if attention_mask is None:
         if lengths is not None and any(length != past for length in lengths):
@@ -80,6 +81,11 @@ def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengt
         raise BadRequestError(
             f"attention_mask must be [{rows}, {past + columns}] ({counted(past, 'column')} in past_key_values + {columns} new), "
             f"got {list(attention_mask.shape)}"
+        )
+    if attention_mask.is_floating_point() and not bool((attention_mask >= 0).all()):
+        raise BadRequestError(
+            "attention_mask must be 0 at padding and 1 elsewhere, got negative or undefined values: that is a mask to be added to scores; "
+            "pass the tokenizer's"
         )
     mask = attention_mask.ne(0)
     if past and mask[:, :past].sum(1).tolist() != list(lengths or []):

@@ -25,7 +25,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
 from protocols.inference import WANT_ALL
-from swarm.client import asked, checks, contract, packing, padding
+from swarm.client import asked, checks, contract, packing, padding, windows
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
@@ -124,6 +124,8 @@ class RemoteGeneration(Holdings):
         real = None if is_dropped else checks.check_mask(mask, size, columns, past, lengths)
         positions = checks.wide_positions(kwargs.get("position_ids"), size, columns)
         packed = None if mask is not None or positions is None else self._packed(positions, cache)
+        if mask is not None and (real is not None or any(length != past for length in lengths or ())):
+            windows.warn_of_holes(self.config, mask)  # type: ignore[attr-defined]
         counts = packed or ([columns] * size if real is None else real.sum(1).tolist())
         before = lengths or [0] * len(counts)
         checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)

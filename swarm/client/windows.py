@@ -1,0 +1,52 @@
+"""Masks with holes, in models whose attention sees a window: the one case where rows of real tokens differ from transformers.
+
+transformers counts a window (or a chunk) in columns, the holes included; hops get real tokens only, so here it is counted in those.
+Padding on the left or right of a row's tokens changes nothing: the columns between its tokens are then all real.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_LIMITED = re.compile("sliding|chunk|local")
+"""Kinds of blocks that see a part of what came before."""
+
+
+def window(config: Any) -> int | None:
+    """Columns that some block of the model sees at most; None if each sees all."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+    if getattr(text, "use_sliding_window", None) is False or (kinds and not any(_LIMITED.search(str(kind)) for kind in kinds)):
+        return None
+    sizes = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size"))
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def has_hole(mask_Bk: Tensor) -> bool:
+    """Padding between two real tokens of a row."""
+    real = mask_Bk.ne(0)
+    before, after = real.cumsum(1).gt(0), real.flip(1).cumsum(1).flip(1).gt(0)
+    return bool((before & after & ~real).any())
+
+
+def warn_of_holes(config: Any, attention_mask: Tensor) -> None:
+    """Once in a process, if it matters: the window is shorter than the mask."""
+    size = window(config)
+    if size is not None and attention_mask.shape[1] > size and has_hole(attention_mask):
+        _warn(size)
+
+
+@cache
+def _warn(size: int) -> None:
+    log.warning(
+        "attention_mask has padding between real tokens, and this model attends to %d tokens at most: here these are real tokens, "
+        "transformers counts the padding too, so results differ; pad on the left to have the same",
+        size,
+    )
