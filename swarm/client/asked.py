@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protocols.errors import BadRequestError
+import torch
+from torch import Tensor
+
+from protocols.errors import BadRequestError, shown
 
 _PACKED = "packed sequences are told by position_ids that start anew, with use_cache=False and no attention_mask"
 _BLOCKS = "it is for the blocks, and nodes get hidden states, padding and positions only; leave it out"
@@ -94,3 +97,48 @@ def settled(names: Sequence[str], kwargs: dict[str, Any], config: Any, *, is_gen
         kwargs.pop(name, None)
     kwargs |= {name: False for name in ("output_hidden_states", "output_attentions", "output_router_logits") if name in names}
     return asked
+
+
+def check_labels(kwargs: Mapping[str, Any], real: Tensor | None, rows: int, columns: int, vocab_size: int) -> None:
+    """Labels are ids for every column, and none is predicted from padding, for which hops have no output. real: [B, q] bool, None = all."""
+    labels, ignored = kwargs.get("labels"), kwargs.get("ignore_index")
+    ignored = -100 if ignored is None else ignored
+    if labels is None:
+        return
+    keep = kwargs.get("logits_to_keep")
+    if isinstance(keep, Tensor) or keep:
+        raise BadRequestError("labels need the logits of all columns; leave logits_to_keep out")
+    if kwargs.get("shift_labels") is not None:
+        labels = kwargs["shift_labels"]
+    is_fit = isinstance(labels, Tensor) and not labels.is_floating_point() and list(labels.shape) == [rows, columns]
+    if not is_fit:
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise BadRequestError(f"labels must be integers [{rows}, {columns}], one for each token, got {got}")
+    counted = labels.ne(ignored)
+    if bool((counted & (labels.lt(0) | labels.ge(vocab_size))).any()):
+        raise BadRequestError(f"labels must be {ignored}, or ids from 0 to {vocab_size - 1}")
+    if real is None:
+        return
+    is_shifted = kwargs.get("shift_labels") is not None
+    wrong = (counted & ~real if is_shifted else counted[:, 1:] & ~real[:, :-1]).nonzero().tolist()
+    if wrong:
+        row, column = wrong[0]
+        raise BadRequestError(
+            f"labels[{row}, {column if is_shifted else column + 1}] would be predicted from padding; set it to {ignored}"
+        )
+
+
+def check_keep(keep: object, columns: int) -> None:
+    """`logits_to_keep` is a number of last columns, or the columns as a tensor."""
+    if isinstance(keep, Tensor):
+        is_mask = keep.dtype == torch.bool and list(keep.shape) == [columns]
+        is_list = (
+            keep.dim() == 1 and keep.dtype in (torch.int32, torch.int64) and bool(((keep >= -columns) & (keep < columns)).all())
+        )
+        if is_mask or is_list:
+            return
+    elif keep is None or isinstance(keep, int):
+        return
+    raise BadRequestError(
+        f"logits_to_keep must be a number of last columns, or a tensor of columns from 0 to {columns - 1}, got {shown(keep)}"
+    )

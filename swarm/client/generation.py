@@ -129,7 +129,9 @@ class RemoteGeneration(Holdings):
         counts = packed or ([columns] * size if real is None else real.sum(1).tolist())
         before = lengths or [0] * len(counts)
         checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)
+        asked.check_labels(kwargs, real, size, columns, self.remote.vocab_size)
         keep = kwargs.get("logits_to_keep")
+        asked.check_keep(keep, columns)
         wants_all = wants_hidden or packed is not None or kwargs.get("labels") is not None
         want = keep if isinstance(keep, int) and keep > 0 and not wants_all else WANT_ALL
         if want != WANT_ALL and real is not None:

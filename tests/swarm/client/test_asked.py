@@ -25,13 +25,14 @@ GREEDY: dict[str, Any] = dict(max_new_tokens=3, do_sample=False)
 
 @contextmanager
 def configured(*models: Any, **values: Any) -> Iterator[None]:
-    before = [{name: model.config.__dict__.get(name) for name in values} for model in models]
+    before = [dict(model.config.__dict__) for model in models]
     for model in models:
         model.config.__dict__.update(values)
     try:
         yield
     finally:
         for model, old in zip(models, before, strict=True):
+            model.config.__dict__.clear()
             model.config.__dict__.update(old)
 
 
@@ -122,3 +123,36 @@ def test_none_and_arguments_of_the_loss_are_taken(pair: Callable[[str], Any], ch
         expected = theirs(IDS, **asked).loss
     for model in (ours, thin):
         torch.testing.assert_close(model(IDS, **asked).loss.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_loss_is_refused_where_it_would_be_taken_from_padding(
+    pair: Callable[[str], Any], checkpoint: Callable[[str], Path]
+) -> None:
+    """Hops have no output for padding, from which transformers predicts a row's first real token."""
+    theirs, ours, backend = pair("llama")
+    far = IdealBackend(theirs)
+    mask = torch.ones_like(IDS)
+    mask[0, :2] = 0
+    labels = IDS.masked_fill(mask.eq(0), -100)
+    asked: dict[str, Any] = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0))
+    for model in (ours, build_thin(open_checkpoint(checkpoint("llama")), far, SwarmModelForCausalLM)):
+        with pytest.raises(BadRequestError, match=r"labels\[0, 2\] would be predicted from padding; set it to -100"):
+            model(IDS, labels=labels, **asked)
+        for bad, message in (
+            (dict(labels=labels[:, :3]), r"labels must be integers \[2, 6\]"),
+            (dict(labels=labels.float()), r"labels must be integers \[2, 6\]"),
+            (dict(labels=labels + 300), "labels must be -100, or ids from 0 to 255"),
+            (dict(labels=labels, logits_to_keep=2), "logits_to_keep"),
+            (dict(logits_to_keep="all"), "logits_to_keep must be"),
+            (dict(logits_to_keep=torch.tensor([6])), "logits_to_keep must be"),
+        ):
+            with pytest.raises(BadRequestError, match=message):
+                model(IDS, **bad, **asked)
+        assert backend.calls == far.calls == []
+        clean = labels.clone()
+        clean[0, 2] = -100
+        with torch.no_grad():
+            expected = theirs(IDS, labels=clean, **asked).loss
+        torch.testing.assert_close(model(IDS, labels=clean, **asked).loss.detach(), expected, rtol=1e-4, atol=1e-4)
+        backend.calls.clear()
+        far.calls.clear()
