@@ -32,6 +32,7 @@ LOSS = ("num_items_in_batch", "shift_labels", "ignore_index")
 
 _READ = frozenset(
     [
+        "position_ids",  # families without positions take them and do not look, and so do their hops
         *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "is_causal"),
         *LOSS,
         *("cache_position", "is_first_iteration", "next_sequence_length"),  # `generate` tells them; what they say is known here
