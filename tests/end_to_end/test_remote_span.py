@@ -151,10 +151,8 @@ def test_a_copied_cache_is_a_fork_of_the_session(swarm: WireSwarm, path: Path) -
         copies = [copy.deepcopy(cache) for _ in texts]
         before = [node.engine.forwards for node in swarm.nodes]
         model(new[:, :1], past_key_values=(copied := copy.deepcopy(cache)))
-        assert [node.engine.forwards - count for node, count in zip(swarm.nodes, before, strict=True)] in (
-            [1, 1, 0, 0],
-            [0, 0, 1, 1],
-        )
+        forwards = [node.engine.forwards - count for node, count in zip(swarm.nodes, before, strict=True)]
+        assert [forwards[0] + forwards[2], forwards[1] + forwards[3]] == [1, 1], "a hop that replays computes twice"
         copied.close()
         with ThreadPoolExecutor(3) as threads:
             got = list(threads.map(lambda text, own: model.generate(text, past_key_values=own, **GREEDY).tolist(), texts, copies))  # noqa: B023
