@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
+from protocols.ids import ModelId
 from protocols.inference import Crop, Op, Repeat, Rows
 from protocols.words import counted
 from swarm.client import waiting
@@ -35,9 +36,11 @@ class RemoteCache(Cache):  # type: ignore[misc]
     is_compileable = False  # True would make `generate` build 4-D masks
     _is_user_defined = False
 
-    def __init__(self, open_session: Callable[[], StepSession]) -> None:
+    def __init__(self, open_session: Callable[[], StepSession], model: ModelId | None = None) -> None:
+        """model: whose rows these are; None = not those of a whole model."""
         super().__init__(layers=[])  # hence len(cache) == 0: always compare with None
         self._open = open_session
+        self._model = model
         self._session: StepSession | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._turn = threading.Lock()
@@ -95,6 +98,14 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self.is_closed = True
         if self._finalizer is not None:
             self._finalizer()
+
+    def check_model(self, model: ModelId) -> None:
+        """BadRequestError unless these are rows of this model: the hops of another one would go on with them."""
+        if self._model is not None and self._model != model:
+            raise BadRequestError(
+                f"past_key_values holds rows of {self._model}, but this model is {model}; "
+                "pass what a call of this model returned, or nothing"
+            )
 
     @property
     def journey(self) -> Any:
@@ -176,7 +187,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         one prefill.
         """
         with self._turn:
-            twin = RemoteCache(self._open)
+            twin = RemoteCache(self._open, self._model)
             twin.is_closed, twin._is_user_defined = self.is_closed, self._is_user_defined
             twin.columns, twin.rows, twin.ops = self.columns, None if self.rows is None else list(self.rows), list(self.ops)
             if self._session is not None and not self.is_closed:

@@ -107,7 +107,10 @@ class RemoteGeneration(Holdings):
     def _checked_cache(self, cache: object) -> RemoteCache | None:
         if cache is not None and self.remote.cache_key is None:
             raise BadRequestError(f"{type(self).__name__} has no cache: every step brings all tokens; pass no past_key_values")
-        if cache is None or isinstance(cache, RemoteCache):
+        if cache is None:
+            return None
+        if isinstance(cache, RemoteCache):
+            cache.check_model(self.remote.backend.model)
             return cache
         raise BadRequestError(
             f"{self.remote.cache_key} is a {type(cache).__name__}, but keys and values stay at the hops; "
@@ -124,8 +127,12 @@ class RemoteGeneration(Holdings):
         real = None if is_dropped else checks.check_mask(mask, size, columns, past, lengths)
         positions = checks.wide_positions(kwargs.get("position_ids"), size, columns)
         packed = None if mask is not None or positions is None else self._packed(positions, cache)
-        if mask is not None and (real is not None or any(length != past for length in lengths or ())):
-            windows.warn_of_holes(self.config, mask)  # type: ignore[attr-defined]
+        is_padded = real is not None or any(length != past for length in lengths or ())
+        hole = mask if mask is not None and is_padded and windows.has_hole(mask) else None
+        if hole is not None:
+            windows.warn_of_hole(self.config, hole)  # type: ignore[attr-defined]
+        if mask is not None and is_padded and positions is None:
+            self._check_counted(mask)
         counts = packed or ([columns] * size if real is None else real.sum(1).tolist())
         before = lengths or [0] * len(counts)
         checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)
@@ -136,9 +143,15 @@ class RemoteGeneration(Holdings):
         want = keep if isinstance(keep, int) and keep > 0 and not wants_all else WANT_ALL
         if want != WANT_ALL and real is not None:
             checks.check_last_column(real, before, counts)
-        positions = checks.custom_positions(positions, real, counts, before)
+        if hole is not None and positions is None:
+            positions = windows.column_positions(hole, columns)
+        else:
+            positions = checks.custom_positions(positions, real, counts, before)
         sequences = None if packed is None else tuple(packed)
         return StepPlan(cache=cache, real_Bq=real, positions_T=positions, want=want, sequences=sequences)
+
+    def _check_counted(self, mask: Tensor) -> None:
+        """Positions were not given: the model's own forward counts them where it has a table of them."""
 
     def _packed(self, positions: Tensor, cache: RemoteCache | None) -> list[int] | None:
         """Tokens of each sequence that is packed in the rows, if transformers would keep them apart."""
@@ -176,7 +189,7 @@ class RemoteGeneration(Holdings):
 
     def new_cache(self) -> RemoteCache:
         """An empty `past_key_values`: a session of its own, which ends when the last reference to it goes."""
-        return RemoteCache(self.remote.backend.open)
+        return RemoteCache(self.remote.backend.open, self.remote.backend.model)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int

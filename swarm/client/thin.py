@@ -8,8 +8,10 @@ Shapes: B rows, q new columns, E width of embeddings, V tokens of the vocabulary
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from protocols.errors import BadRequestError
 from protocols.words import counted
+from swarm.client import windows
 from swarm.client.asked import LOSS
 from swarm.client.backend import EMBEDS, IDS, Backend
 from swarm.client.blocks import StepPlan, carry
@@ -34,6 +37,9 @@ _SHAPES_ONLY = frozenset(
     ]
 )
 """Arguments of a forward that have been read already, or say nothing beyond what has."""
+
+_POSITIONS = re.compile("pos|wpe")
+"""Names of embeddings of positions: `wpe`, `embed_positions`, `position_embeddings`, …"""
 
 
 @dataclass
@@ -69,6 +75,19 @@ class ThinGeneration(RemoteGeneration):
         logits = logits[:, keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)]
         loss = None if labels is None else self._loss(logits, labels, of_loss)
         return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: plan.cache} if self.remote.cache_key else {}))
+
+    def _check_counted(self, mask: Tensor) -> None:
+        """The hops count real tokens, but transformers' families with a table of positions count padding too, if none are given."""
+        if self._has_position_table and windows.is_padded_before(mask):
+            raise BadRequestError(
+                "this family has a table of positions, and transformers counts padding if no position_ids are given; "
+                "pass position_ids, such as (attention_mask.cumsum(1) - 1).clamp(min=0)"
+            )
+
+    @cached_property
+    def _has_position_table(self) -> bool:
+        modules = self.named_modules()  # type: ignore[attr-defined]
+        return any(isinstance(module, nn.Embedding) and _POSITIONS.search(name) for name, module in modules)
 
     def _loss(self, logits: Tensor, labels: Tensor, others: dict[str, Any]) -> Tensor:
         vocab_size = self.remote.vocab_size

@@ -11,6 +11,7 @@ import re
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,26 @@ def has_hole(mask_Bk: Tensor) -> bool:
     return bool((before & after & ~real).any())
 
 
-def warn_of_holes(config: Any, attention_mask: Tensor) -> None:
-    """Once in a process, if it matters: the window is shorter than the mask."""
+def is_padded_before(mask_Bk: Tensor) -> bool:
+    """Padding precedes a real token of some row: on the left, or as a hole."""
+    real = mask_Bk.ne(0)
+    return bool((real & real.cumsum(1).ne(torch.arange(1, real.shape[1] + 1, device=real.device))).any())
+
+
+def column_positions(mask_Bk: Tensor, columns: int) -> Tensor:
+    """[T] positions that transformers gives the real tokens of the last `columns` columns if none are given: holes count.
+
+    transformers counts from column 0, here each row is counted from its first real column: rotary embeddings see differences only.
+    """
+    real = mask_Bk.ne(0)
+    places = torch.arange(real.shape[1], device=real.device) - real.int().argmax(1)[:, None]
+    return places[:, -columns:][real[:, -columns:]]
+
+
+def warn_of_hole(config: Any, attention_mask: Tensor) -> None:
+    """A mask with a hole came: say it once in a process, if it matters, for the window is shorter than the mask."""
     size = window(config)
-    if size is not None and attention_mask.shape[1] > size and has_hole(attention_mask):
+    if size is not None and attention_mask.shape[1] > size:
         _warn(size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -75,3 +76,30 @@ def test_a_mask_to_be_added_to_scores_is_refused(pair: Callable[[str], Any]) -> 
         with pytest.raises(BadRequestError, match="a mask to be added to scores"):
             call(IDS, attention_mask=added)
     assert backend.calls == []
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon_alibi", "gpt2", "opt", "bloom", "gptj"])
+def test_a_hole_has_the_positions_that_transformers_gives_it(family: str, pair: Callable[[str], Any]) -> None:
+    """No position_ids: transformers counts the hole's columns, also where padding on the right becomes a hole later."""
+    theirs, ours, _backend = pair(family)
+    answers = []
+    with torch.no_grad():
+        for model in (theirs, ours):
+            at_once = model(IDS, attention_mask=HOLES, use_cache=False).logits[HOLES.bool()]
+            cache = model(IDS[:, :18], attention_mask=RIGHT[:, :18]).past_key_values
+            later = torch.cat([RIGHT[:, :18], torch.ones_like(IDS[:, 18:])], dim=1)
+            answers.append([at_once, model(IDS[:, 18:], attention_mask=later, past_key_values=cache).logits])
+    for expected, got in zip(*answers, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_goes_on_with_its_own_model_only(pair: Callable[[str], Any]) -> None:
+    _theirs, llama, _ = pair("llama")
+    _theirs, mistral, backend = pair("mistral")
+    cache = llama(IDS).past_key_values
+    for go_on in (mistral, mistral.generate):
+        with pytest.raises(BadRequestError, match=r"holds rows of .*, but this model is "):
+            go_on(IDS, past_key_values=cache)
+    assert backend.calls == [] and not cache.is_closed
+    llama(IDS[:, :1], past_key_values=copy.deepcopy(cache))
+    llama(IDS[:, :1], past_key_values=cache)

@@ -175,3 +175,21 @@ def test_it_holds_no_tensor_and_says_what_needs_one(thin_pair: Callable[[str], P
     with pytest.raises(BadRequestError, match="takes no token_type_ids"):
         ours(PROMPT, token_type_ids=torch.zeros_like(PROMPT))
     assert not list(tmp_path.iterdir()) and "torch" in sys.modules
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
+def test_it_asks_for_positions_that_transformers_would_count_with_the_padding(
+    family: str, thin_pair: Callable[[str], Pair]
+) -> None:
+    theirs, ours, backend = thin_pair(family)
+    ids = torch.randint(3, 250, (2, 12), generator=torch.Generator().manual_seed(4))
+    left, right = torch.ones_like(ids), torch.ones_like(ids)
+    left[0, :4] = right[0, 8:] = 0
+    with pytest.raises(BadRequestError, match="transformers counts padding if no position_ids are given; pass position_ids"):
+        ours(ids, attention_mask=left)
+    assert backend.num_opened == 0
+    with torch.no_grad():
+        for mask, positions in ((left, (left.cumsum(1) - 1).clamp(min=0)), (right, None)):
+            asked: dict[str, Any] = dict(attention_mask=mask, position_ids=positions)
+            expected, got = (model(ids, **asked).logits[mask.bool()] for model in (theirs, ours))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

@@ -109,7 +109,7 @@ async def test_hidden_states_that_make_no_sense_are_refused_before_they_are_cach
 @pytest.mark.parametrize(
     ("ops", "counts", "says"),
     [
-        ((), [1, 1], "1 rows, the step brings counts for 2"),
+        ((), [1, 1], "1 row, the step brings counts for 2"),
         ((Repeat(3),), [1, 1], "3 rows, the step brings counts for 2"),
         ((Crop(4),), [2], "cannot crop 4 tokens of a row that has 3"),
         ((Rows((1,)),), [2], "row indices must be below 1"),
