@@ -8,6 +8,7 @@ Shapes: B rows, q new columns, E width of embeddings, V tokens of the vocabulary
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +88,10 @@ class ThinGeneration(RemoteGeneration):
     @cached_property
     def _has_position_table(self) -> bool:
         modules = self.named_modules()  # type: ignore[attr-defined]
-        return any(isinstance(module, nn.Embedding) and _POSITIONS.search(name) for name, module in modules)
+        tables = [module for name, module in modules if isinstance(module, nn.Embedding) and _POSITIONS.search(name)]
+        return any(
+            "attention_mask" not in inspect.signature(table.forward).parameters for table in tables
+        )  # opt's counts by the mask
 
     def _loss(self, logits: Tensor, labels: Tensor, others: dict[str, Any]) -> Tensor:
         vocab_size = self.remote.vocab_size

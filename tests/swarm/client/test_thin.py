@@ -193,3 +193,13 @@ def test_it_asks_for_positions_that_transformers_would_count_with_the_padding(
             asked: dict[str, Any] = dict(attention_mask=mask, position_ids=positions)
             expected, got = (model(ids, **asked).logits[mask.bool()] for model in (theirs, ours))
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_family_that_counts_by_the_mask_needs_no_positions(thin_pair: Callable[[str], Pair]) -> None:
+    theirs, ours, _backend = thin_pair("opt")
+    ids = torch.randint(3, 250, (2, 12), generator=torch.Generator().manual_seed(4))
+    left = torch.ones_like(ids)
+    left[0, :4] = 0
+    with torch.no_grad():
+        expected, got = (model(ids, attention_mask=left).logits[left.bool()] for model in (theirs, ours))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
