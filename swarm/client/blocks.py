@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from protocols.errors import BadRequestError, InternalError
 from protocols.inference import WANT_ALL
-from swarm.client import waiting
+from swarm.client import stepping
 from swarm.client.backend import BLOCKS, Form, StepRequest, StepSession
 from swarm.client.cache import RemoteCache
 from swarm.client.gradients import without_gradients
@@ -109,7 +109,7 @@ def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], Step
 
 def _step_alone(session: StepSession, request: StepRequest) -> Tensor:
     try:
-        return waiting.step(session, request)
+        return stepping.step(session, request)
     finally:
         session.close()
 

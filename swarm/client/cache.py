@@ -23,7 +23,7 @@ from protocols.errors import BadRequestError
 from protocols.ids import ModelId
 from protocols.inference import Crop, Op, Repeat, Rows
 from protocols.words import counted
-from swarm.client import waiting
+from swarm.client import stepping
 from swarm.client.backend import StepRequest, StepSession
 
 
@@ -64,7 +64,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
     def _step(self, request: StepRequest, columns: int) -> Tensor:
         session = self._opened()
         try:
-            output = waiting.step(session, replace(request, ops=tuple(self.ops)))
+            output = stepping.step(session, replace(request, ops=tuple(self.ops)))
         except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state
             self.close()
             raise

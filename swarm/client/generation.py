@@ -375,9 +375,7 @@ def attach(model: nn.Module, blocks: RemoteBlocks, owner: nn.Module, attribute: 
     """Put `blocks` where the layer list was, and keep the last hidden state within reach."""
     said = copy.copy(model.config)
     replace_blocks(model, blocks, owner, attribute)
-    for name in (
-        "output_hidden_states",
-        "_output_attentions",
-    ):  # what the checkpoint asks for is answered, or refused, by every forward
+    # what the checkpoint asks for is answered, or refused, by every forward
+    for name in ("output_hidden_states", "_output_attentions"):
         model.config.__dict__[name] = getattr(said, name, False)
     remember_output(owner if isinstance(owner, PreTrainedModel) else model.get_decoder())  # type: ignore[operator]

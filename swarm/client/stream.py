@@ -23,19 +23,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from protocols.errors import BadRequestError
 from swarm.client import checks
 from swarm.client.sampling import Draw, Sampling
-from swarm.client.waiting import OnLoop, waits
-
-ONE_SEQUENCE: Mapping[str, Any] = {
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "return_dict_in_generate": False,
-    "output_scores": False,
-    "output_logits": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "use_cache": True,
-}
-"""What `generate` has to be told so that it makes one sequence and returns its ids, whatever a checkpoint's own settings say."""
+from swarm.client.stepping import OnLoop, waits
+from swarm.thin.settings import ONE_SEQUENCE
 
 NOT_TAKEN = (
     *("streamer", "past_key_values", "cache_params", "generation_config", "custom_generate"),

@@ -20,14 +20,18 @@ from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, shown
 
-STATED: dict[str, Any] = {
-    # what comes back, and in which form
-    **{"return_dict_in_generate": False, "num_return_sequences": 1, "use_cache": True},
+ONE_SEQUENCE: dict[str, Any] = {
+    **{"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False, "use_cache": True},
     **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "output_logits"), False),
+}
+"""What `generate` has to be told so that it makes one sequence and returns its ids, whatever a checkpoint says."""
+
+STATED: dict[str, Any] = {
+    **ONE_SEQUENCE,
     # K/V are at the nodes
     **dict.fromkeys(("cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"), None),
     # one token after the other, or the runs that --speculate and --draft ask for
-    **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0, "early_stopping": False},
+    **{"num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0, "early_stopping": False},
     **dict.fromkeys(("penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "assistant_early_exit"), None),
     **dict.fromkeys(("assistant_ensemble_weight", "max_matching_ngram_size"), None),
     **{"use_mtp": False, "is_assistant": False},
