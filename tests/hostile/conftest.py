@@ -1,0 +1,54 @@
+"""Real nodes that are attacked: one fork server, one tiny checkpoint, and what transformers answers with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.town import make_llama
+
+Start = Callable[..., NodeProcess]
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts `swarm` processes in about a second each; all end with the session."""
+    torch.set_num_threads(1)
+    with Nursery(tmp_path_factory.mktemp("hostile")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 6 blocks, hidden size 64, 256 tokens, a context of 1024 (`tests/end_to_end/town.py`)."""
+    return make_llama(tmp_path_factory.mktemp("hostile-model") / "llama")
+
+
+@pytest.fixture(scope="session")
+def alone(checkpoint: Path) -> Any:
+    """The same model on one machine: the reference of every answer."""
+    return transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def start_node(nursery: Nursery, checkpoint: Path) -> Start:
+    """`start_node(name, blocks, *arguments, peers=[node, …])`: a `swarm node` in float32 that is ready when this returns."""
+
+    def start(name: str, blocks: str, *arguments: str, peers: tuple[NodeProcess, ...] = ()) -> NodeProcess:
+        command = ["node", str(checkpoint), "--name", name, "--blocks", blocks, "--listen", "127.0.0.1:0", "--dtype", "float32"]
+        command += ["--data-dir", str(nursery.folder / name), *arguments]
+        for peer in peers:
+            command += ["--peer", peer.said["multiaddr"]]
+        scratch = nursery.folder / f"{name}.tmp"
+        scratch.mkdir(exist_ok=True)
+        node = nursery.start(name, command, {"TMPDIR": str(scratch)})
+        node.wait_for("ready")
+        return node
+
+    return start
