@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakValueDictionary
 
 from protocols.errors import InternalError, ModelNotSupportedError, OverloadedError, SpanNotServedError, SwarmError
 from protocols.ids import Span
@@ -23,16 +25,19 @@ log = logging.getLogger(__name__)
 MAX_PARTS = 8
 """Parts that have an engine at a time. One that no session uses makes room for the next."""
 
+MAX_PARTS_PER_CLIENT = 6
+"""Of these, parts that the sessions of one client use at a time: some are left for the others."""
+
 MakePart: TypeAlias = "Callable[[Span, int], Engine]"
 """(blocks, bytes for keys and values) -> an engine that has proved exact. Takes as long as some forwards."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """An engine of some of the blocks, and how many sessions use it."""
+    """An engine of some of the blocks, and how many sessions of each client use it."""
 
     engine: Engine
-    num_users: int = 0
+    users: Counter[Hashable] = field(default_factory=Counter)
 
 
 class PartEngines:
@@ -46,6 +51,8 @@ class PartEngines:
         """Oldest use first. Replaced and never changed, since two threads read it."""
         self._limit_bytes = 0
         self._making = asyncio.Lock()
+        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        """By client: one of its sessions at a time stands in line for `_making`."""
 
     @property
     def limit_bytes(self) -> int:
@@ -56,27 +63,48 @@ class PartEngines:
     def used_bytes(self) -> int:
         return self.whole.used_bytes + sum(part.engine.used_bytes for part in self._parts.values())
 
-    async def take(self, blocks: Span) -> Engine:
-        """The engine of these blocks, for one session until `give_back`. OverloadedError, or SpanNotServedError with the reason."""
-        while (part := self._parts.get(blocks)) is None:  # it may have to make room again before we come to use it
-            await asyncio.shield(asyncio.create_task(self._add(blocks)))
-        part.num_users += 1
+    async def take(self, blocks: Span, client: Hashable) -> Engine:
+        """The engine of these blocks, for one session of `client` until `give_back`. OverloadedError or SpanNotServedError says why not.
+
+        Clients take turns at having engines made, and at most half of the time is spent on it, whoever asks.
+        """
+        self._check_share(blocks, client)
+        turn = self._turns.setdefault(client, asyncio.Lock())
+        async with turn:  # a session that is closed while it waits costs nothing
+            while (part := self._parts.get(blocks)) is None:  # it may have to make room again before we come to use it
+                await self._making.acquire()
+                await asyncio.shield(asyncio.create_task(self._add(blocks)))
+        self._check_share(blocks, client)
+        part.users[client] += 1
         self._parts = {**{other: held for other, held in self._parts.items() if other != blocks}, blocks: part}
         return part.engine
 
+    def _check_share(self, blocks: Span, client: Hashable) -> None:
+        used = [other for other, part in self._parts.items() if other != blocks and part.users[client]]
+        if len(used) >= MAX_PARTS_PER_CLIENT:
+            raise OverloadedError(
+                f"you run {MAX_PARTS_PER_CLIENT} other parts of this peer's blocks, the limit of one client: close some, or use a replica"
+            )
+
     async def _add(self, blocks: Span) -> None:
-        """One at a time, to its end even if nobody waits any more: it takes a core."""
-        async with self._making:
+        """One at a time, to its end even if no session waits any more: it takes a core. The next may begin after as long a pause."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
             if blocks in self._parts:
                 return
             part = _Part(await asyncio.to_thread(self._made, blocks))
             idle = self._idle(self._parts)
             self._limit_bytes = self.limit_bytes
             self._parts = {**{other: held for other, held in self._parts.items() if other != idle}, blocks: part}
+        finally:
+            loop.call_later(loop.time() - began_s, self._making.release)
 
-    def give_back(self, blocks: Span) -> None:
+    def give_back(self, blocks: Span, client: Hashable) -> None:
         """The session's rows are closed."""
-        self._parts[blocks].num_users -= 1
+        users = self._parts[blocks].users
+        users[client] -= 1
+        users += Counter()  # forgets clients that use it no more
 
     def lend(self, engine: Engine) -> None:
         """Before rows of `engine` grow: it may take what the others leave."""
@@ -112,6 +140,6 @@ class PartEngines:
         if len(parts) < MAX_PARTS:
             return None
         for blocks, part in parts.items():
-            if not part.num_users:
+            if not part.users:
                 return blocks
         raise OverloadedError(f"this peer runs {MAX_PARTS} other parts of its blocks, its limit: try a replica, or later")

@@ -71,7 +71,7 @@ class SessionRows:
 
     async def _take_engine(self) -> None:
         if self._part is not None and self.held.engine is None:
-            self.held.engine = await self._runner.engines.take(self._part)
+            self.held.engine = await self._runner.engines.take(self._part, self.held.client)
             self._may_hold = True
 
     def abandon(self) -> None:
@@ -90,4 +90,4 @@ class SessionRows:
         self._may_hold = False
         if self._part is not None and self.held.engine is not None:
             self.held.engine = None
-            self._runner.engines.give_back(self._part)
+            self._runner.engines.give_back(self._part, self.held.client)
