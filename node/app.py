@@ -67,7 +67,7 @@ async def run_node(
             )  # fmt: skip
             room = choosing.make_room(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
             host = await _take_a_place(config, room, maker, on_event)
-            await host.start(peer.pool)
+            await host.start(peer.pool, peer.gate)
             doors.open(host)
             await presence.serve(host)
             _invite(config, model, peer, on_event)
@@ -134,7 +134,7 @@ async def _take_a_place(config: NodeConfig, room: Room, maker: HostMaker, on_eve
 def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, on_event: OnEvent) -> Mover:
     async def make(span: Span) -> Host:
         host = await maker.make(span)
-        await host.start(peer.pool)
+        await host.start(peer.pool, peer.gate)
         return host
 
     return Mover(

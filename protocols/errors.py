@@ -7,6 +7,8 @@
     - ConfigError              a setting of ours that makes no sense
   - ProtocolVersionError       the two peers speak no common version
   - UnauthenticatedError       the caller did not prove who it is, or the certificate is not the peer's
+    - PrivateSwarmError        one of the two peers is in a private swarm, and the other has not its key
+    - NotAllowedError          a list of the volunteer (allow, deny) leaves this peer out
   - ModelNotFoundError         no such model here
   - ModelMismatchError         same name, other weights
   - ModelNotSupportedError     the architecture cannot be served, with the reason
@@ -81,6 +83,18 @@ class UnauthenticatedError(SwarmError):
     code = "unauthenticated"
     try_another_peer = True
     exit_code = 3
+
+
+class PrivateSwarmError(UnauthenticatedError):
+    """One of the two peers is in a private swarm, and the other has not proved that it holds the key."""
+
+    code = "private_swarm"
+
+
+class NotAllowedError(UnauthenticatedError):
+    """A list that the user of one of the two peers keeps (`--allow`, `--deny`) leaves the other out."""
+
+    code = "not_allowed"
 
 
 class ModelNotFoundError(SwarmError):

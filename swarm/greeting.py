@@ -7,6 +7,7 @@ from dataclasses import replace
 from protocols import services
 from protocols.hello import Hello, agree, check_swarm
 from protocols.identity import Identity
+from swarm.access import Gate
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
 from swarm.rpc.pool import ChannelPool, PeerChannel
@@ -33,12 +34,12 @@ def answer(mine: Hello, request: bytes, now_s: float) -> bytes:
     return replace(mine, time_s=now_s).encode()
 
 
-async def prove(identity: Identity, address: PeerAddress, mine: Hello, clocks: Clocks) -> None:
+async def prove(identity: Identity, gate: Gate, address: PeerAddress, mine: Hello, clocks: Clocks) -> None:
     """Let a peer that was not named by our user prove who it is; the errors of `ask`, or of dialling it.
 
     The connections are its own: a liar's address must not stand in the way of the peer whose name it uses.
     """
-    pool = ChannelPool(identity)
+    pool = ChannelPool(identity, gate)
     try:
         await ask(await pool.channel(address.peer, (address.grpc,)), mine, clocks)
     finally:

@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVersionError, SwarmError
+from protocols.errors import (
+    BadRequestError,
+    NotAllowedError,
+    PeerUnreachableError,
+    PrivateSwarmError,
+    ProtocolVersionError,
+    SwarmError,
+    UnauthenticatedError,
+)
 from swarm.dht.address import PeerAddress
 from swarm.finding import given_are_silent
 
@@ -22,6 +30,13 @@ LOOK_AROUND_S = 30.0
 
 NEIGHBOUR_S = 3.0
 """How long a node that was given no peer looks for neighbours before it serves as the first; mDNS takes 0.8 to 1.6 s."""
+
+
+def is_refusal(error: SwarmError) -> bool:
+    """Does it say that this peer and we do not belong together? Other failures may pass."""
+    if isinstance(error, UnauthenticatedError):  # else somebody else answers at its address
+        return isinstance(error, PrivateSwarmError | NotAllowedError)
+    return not isinstance(error, PeerUnreachableError)
 
 
 class Meeting(Protocol):
@@ -91,6 +106,8 @@ class Joiner:
         self._has_asked = asyncio.Event()
         """The first round is over."""
         self._last_failure = ""
+        self._refusal: SwarmError | None = None
+        """Why given peers do not take us, if nobody else was met: no word of ours can change it, so nobody need wait."""
         self._is_answered = asyncio.Event()
         """Nobody waits for the user's word about neighbours."""
         self._is_answered.set()
@@ -99,12 +116,14 @@ class Joiner:
             self._has_joined.set()
 
     async def joined(self, timeout_s: float) -> None:
-        """Returns once we have met somebody; PeerUnreachableError says why that is not so in time."""
+        """Returns once we have met somebody; PeerUnreachableError says why that is not so in time, or a given peer's refusal at once."""
         if not await self._happens(self._has_joined, timeout_s):
             why = self._last_failure or ("no neighbour has been heard" if self._sources.has_lan else "nobody was asked yet")
             raise PeerUnreachableError(
                 f"no peer of the swarm answers within {timeout_s:.0f} s: {why}; check --peer, and that it runs"
             ) from None
+        if self._refusal:
+            raise self._refusal
 
     async def settled(self, timeout_s: float) -> None:
         """Returns once we have met somebody, or it is clear for now that there is nobody: then we are the first, and go on looking."""
@@ -143,7 +162,7 @@ class Joiner:
 
     async def _meet(self) -> bool:
         """One round. True where somebody answered, or there is nobody to ask and never will be."""
-        sources = self._sources
+        sources, self._refusal = self._sources, None
         if sources.given and await self._try("given", sources.given):
             return True
         remembered = [one for one in sources.remembered() if one not in sources.given and one not in self._ignored]
@@ -152,6 +171,8 @@ class Joiner:
             sources.say(given_are_silent(len(sources.given), self._last_failure, len(remembered)))
         if (remembered and await self._try("remembered", remembered)) or await self._meet_neighbours():
             return True
+        if self._refusal:
+            self._has_joined.set()
         if sources.given or remembered:
             await self._on_change(
                 None, f"no {'given' if sources.given else 'remembered'} peer answers, we keep trying: {self._last_failure}"
@@ -200,10 +221,13 @@ class Joiner:
             failed=tuple(address for address, result in pairs if result is not None),
         )
         if met.answered:
+            self._refusal = None
             await self._on_change(met, f"joined: {met}")
             self._has_joined.set()
             return True
         self._last_failure = "; ".join(str(result) for result in results)
+        if kind == "given":
+            self._refusal = next((one for one in results if isinstance(one, PrivateSwarmError | NotAllowedError)), None)
         return False
 
     async def _join(self, kind: str, address: PeerAddress) -> None:
@@ -214,7 +238,12 @@ class Joiner:
     async def _check(self, kind: str, address: PeerAddress) -> None:
         try:
             await self._sources.check(address)
-        except (BadRequestError, ProtocolVersionError) as error:  # of another swarm, say, and that stays so
+        except (
+            BadRequestError,
+            ProtocolVersionError,
+            PrivateSwarmError,
+            NotAllowedError,
+        ) as error:  # of another swarm, say, and that stays so
             self._ignored.add(address)
             log.warning("the %s peer at %s is not for us: %s", kind, address, error)
             raise

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from protocols import services
-from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError, UnauthenticatedError
+from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
 from swarm import dialling_back, greeting, keys, places, ports
+from swarm.access_lists import ANYBODY, Entry, keep_reading
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.finding import FindConfig, Finder
-from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources
+from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources, is_refusal
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer
 
 if TYPE_CHECKING:
@@ -86,13 +87,16 @@ class PeerConfig:
     """Folder of the default identity; None = that of this user (`places.data_dir`)."""
 
     identity_path: Path | None = None
-    """Identity file; None = the first one in `data_dir` that no other process uses."""
+    """Identity file; None = the first one in `data_dir` that no other process uses, or, for a client, a fresh identity."""
 
     name: str = ""
     """What the volunteer calls this machine, at most 64 letters."""
 
     client_mode: bool = False
-    """Ask only: a fresh identity in memory, no server, no records kept for others; the start fails where no given peer answers."""
+    """Ask only: no server, no records kept for others; the start fails where no given peer answers."""
+
+    entry: Entry = ANYBODY
+    """The key of a private swarm, and the lists of whom we talk to."""
 
     on_join: Callable[[bool, str], None] | None = None
     """Told (True, text) when peers were met, and (False, text) after every round in which none answered."""
@@ -113,6 +117,8 @@ class Peer:
         """handlers: what this peer offers, by the names of `protocols.services`; `hello`, `dial_back` and `directory` are its own."""
         self.config = config
         self._host = config.listen[0] if config.listen else None
+        self.gate = config.entry.gate()
+        """Who may do what with us; `renew` changes it while we run."""
         self._hello = Hello(software=software(), swarm=config.swarm, name=config.name)
         self._answers = Answers(config.swarm, self._opened_directory)
         self._handlers: Handlers = {
@@ -143,15 +149,17 @@ class Peer:
         await self._stack.aclose()
 
     def _held(self) -> contextlib.AbstractContextManager[keys.Keys]:
-        path, folder = self.config.identity_path, self.config.data_dir
-        return keys.held(path, folder or places.data_dir() if path is None else Path())
+        path, folder = self.config.identity_path or self.config.entry.identity, self.config.data_dir
+        if self.config.client_mode:
+            return keys.of_client(path)
+        return keys.held(path, folder or places.data_dir() if path is None else Path(), self.config.entry.key)
 
     async def _start(self) -> None:
         config = self.config
-        self._keys = keys.fresh() if config.client_mode else self._stack.enter_context(self._held())
+        self._keys = self._stack.enter_context(self._held())
         self.identity = self._keys.identity
         self.peer_id = self.identity.peer_id
-        self.pool = ChannelPool(self.identity)
+        self.pool = ChannelPool(self.identity, self.gate)
         self._stack.push_async_callback(self.pool.close)
         if self._host is not None:  # one address for p2pd, gRPC and what is announced, whatever a name stands for
             self._host = await asyncio.to_thread(ports.resolved, self._host)
@@ -174,6 +182,8 @@ class Peer:
         self._joiner = Joiner(self._dht, self._sources, self._on_join)
         self._stack.callback(self._finder.write_down)
         self._own(self._finder.keep_writing_down)
+        if config.entry.lists.files:
+            self._own(lambda: keep_reading(config.entry.lists, self.gate, self._close_refused, self._finder.say))
         self._own(self._joiner.run)
         self._own(self._keep_daemon_alive)
         if self._finder.has_lan and not (config.client_mode and self._bootstrap):
@@ -203,6 +213,9 @@ class Peer:
 
         self._stack.push_async_callback(end)
 
+    def _close_refused(self) -> None:
+        self._closing = asyncio.ensure_future(self.pool.forget_refused())
+
     def _opened_directory(self) -> Directory:
         if not hasattr(self, "directory"):
             raise DrainingError("this peer is still starting: ask another one, or again in a moment")
@@ -217,7 +230,7 @@ class Peer:
         for attempt in range(_PORT_ATTEMPTS):
             port = ports.pair(host, wanted)
             assert self._keys.certificate
-            server = RpcServer(self.identity, self._keys.certificate, self._handlers, host, port + 1)
+            server = RpcServer(self.identity, self._keys.certificate, self._handlers, host, port + 1, gate=self.gate)
             try:
                 await server.start()
                 try:
@@ -237,7 +250,9 @@ class Peer:
     async def _start_daemon(self, listen: tuple[str, int] | None) -> Dht:
         from swarm.dht.node import Dht
 
-        dht = Dht(self.identity, self._keys.file, listen, self.config.announce, client_mode=self.config.client_mode)
+        dht = Dht(
+            self.identity, self._keys.file, listen, self.config.announce, client_mode=self.config.client_mode, gate=self.gate
+        )
         await dht.start()
         self._stack.push_async_callback(dht.stop)
         return dht
@@ -361,19 +376,21 @@ class Peer:
             self.config.on_join(met is not None, text)
 
     async def _greet_bootstrap(self) -> None:
-        """Learn at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine."""
-        self.refusal = None
+        """Learn at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine; one that
+        refuses us counts only if no other takes us."""
 
-        async def greet(address: PeerAddress) -> None:
+        async def greet(address: PeerAddress) -> SwarmError | None:
             try:
                 await self.hello(address.peer, (address.grpc,))
-            except (PeerUnreachableError, UnauthenticatedError):
-                return
             except SwarmError as error:
-                self.refusal = error
-                log.warning("peer %s does not take us: %s", short_peer(address.peer), error)
+                return error
+            return None
 
-        await asyncio.gather(*map(greet, self._bootstrap))
+        answers = await asyncio.gather(*map(greet, self._bootstrap))
+        refusals = [error for error in answers if error and is_refusal(error)]
+        for error in refusals:
+            log.warning("a given peer does not take us: %s", error)
+        self.refusal = None if None in answers else next(iter(refusals), None)
 
     # --- whom to ask where nobody was named
 
@@ -388,7 +405,7 @@ class Peer:
 
     async def _check(self, address: PeerAddress) -> None:
         """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
-        await greeting.prove(self.identity, address, self._hello, self.clocks)
+        await greeting.prove(self.identity, self.gate, address, self._hello, self.clocks)
         self._look_at_clock()
 
     def _look_at_clock(self) -> None:

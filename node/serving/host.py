@@ -19,6 +19,7 @@ from node.serving.session_rows import SessionRows
 from protocols.errors import DrainingError
 from protocols.ids import Span
 from protocols.inference import Grant
+from swarm.access import Gate
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
 from swarm.inference.links import Links
@@ -68,11 +69,11 @@ class Host:
         self._limits = limits or HopLimits()
         self._hops: Hops | None = None
 
-    async def start(self, pool: ChannelPool) -> None:
-        """Begin to serve; `pool` dials the hops below."""
+    async def start(self, pool: ChannelPool, gate: Gate | None = None) -> None:
+        """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
-        self._hops = Hops(self.served, Links(pool), self._rows, self._limits)
+        self._hops = Hops(self.served, Links(pool), self._rows, self._limits, gate)
         self._hops.start()
 
     def drain(self) -> None:

@@ -25,7 +25,8 @@ from protocols.entries import SignedEntry
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.identity import Identity
 from protocols.ids import PeerId, parse_peer_id, short_peer
-from swarm.dht import daemon, sockets, storage
+from swarm.access import Gate
+from swarm.dht import daemon, guard, sockets, storage
 from swarm.dht.address import PeerAddress, transport
 from swarm.dht.validator import SignedRecords, keep_valid
 
@@ -53,8 +54,12 @@ class Dht:
         announce: tuple[str, int] | None = None,
         *,
         client_mode: bool = False,
+        gate: Gate | None = None,
     ) -> None:
-        """identity_file: a path for p2pd to read while it starts. listen: host and port of p2pd; None = listen nowhere."""
+        """identity_file: a path for p2pd to read while it starts. listen: host and port of p2pd; None = listen nowhere.
+        gate: who takes part with us; None = everybody, in a public swarm."""
+        self._gate = gate or Gate()
+        self._guard = guard.Guard(identity.peer_id, self._gate)
         self._identity, self._identity_file = identity, identity_file
         self._listen, self._announce, self._client_mode = listen, announce, client_mode
         self._node: DHTNode | None = None
@@ -66,6 +71,7 @@ class Dht:
         _quiet()
         storage.install()
         daemon.install()
+        guard.install()
         await asyncio.to_thread(sockets.sweep)
         validator = SignedRecords(self._identity)
         creating = asyncio.create_task(self._create(validator))
@@ -89,6 +95,7 @@ class Dht:
                     check_if_identity_free=False,  # it cannot read Ed25519 keys
                     strict=False,  # or a clock 3 s off keeps a laptop out
                     record_validator=validator,
+                    authorizer=self._guard,
                     client_mode=self._client_mode,
                     num_replicas=NUM_REPLICAS,
                     wait_timeout=ASK_S,
@@ -146,6 +153,8 @@ class Dht:
             raise PeerUnreachableError(f"no peer answers at {address}: {_reason(error) or 'no answer in time'}") from None
         found = await protocol.call_ping(peer, validate=not self._client_mode, strict=False)
         if found is None:
+            if refusal := self._guard.refusal(address.peer):
+                raise refusal
             raise PeerUnreachableError(
                 f"peer {short_peer(address.peer)} at {address.transport} takes no part in the DHT: it may be a client"
             )
@@ -177,7 +186,9 @@ class Dht:
         for future in late:
             future.cancel()
         now_s = time.time()
-        return {key: _entries(future, now_s) for key, future in futures.items()}
+        may_be_seen = self._gate.access.may_be_seen
+        found = {key: _entries(future, now_s) for key, future in futures.items()}
+        return {key: {peer: entry for peer, entry in said.items() if may_be_seen(peer)} for key, said in found.items()}
 
 
 async def _end(node: DHTNode) -> None:

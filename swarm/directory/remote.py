@@ -61,8 +61,16 @@ class Source:
 class RemoteDirectory:
     """One swarm's directory, as seen by a peer that only asks. `clock` gives Unix time."""
 
-    def __init__(self, swarm: str, pool: Pool, given: Sequence[Source], clock: Callable[[], float] = time.time) -> None:
-        self._swarm, self._pool, self._clock = swarm, pool, clock
+    def __init__(
+        self,
+        swarm: str,
+        pool: Pool,
+        given: Sequence[Source],
+        clock: Callable[[], float] = time.time,
+        may_be_seen: Callable[[PeerId], bool] = lambda peer: True,
+    ) -> None:
+        """may_be_seen: is what this peer announces believed?"""
+        self._swarm, self._pool, self._clock, self._may_be_seen = swarm, pool, clock, may_be_seen
         self._sources = {source.peer: source for source in given}
         """Who is asked first stands first."""
         self._told: dict[str, dict[PeerId, SignedEntry]] = {}
@@ -94,7 +102,7 @@ class RemoteDirectory:
     def _alive(self, model: str) -> dict[PeerId, SignedEntry]:
         now_s = self._clock()
         told = self._told.get(model, {})
-        for peer in [peer for peer, entry in told.items() if entry.expires_s <= now_s]:
+        for peer in [peer for peer, entry in told.items() if entry.expires_s <= now_s or not self._may_be_seen(peer)]:
             del told[peer]
         return told
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RESUME_S, RETAINED_BYTES
 from protocols.errors import BadRequestError, DrainingError, OverloadedError, UnauthenticatedError
-from protocols.ids import PeerId, SessionId, Span, short, short_peer
+from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
 from protocols.words import counted
+from swarm.access import Gate
 from swarm.inference import grants
 from swarm.inference.compute import SessionCompute
 from swarm.inference.hop import Hop
@@ -53,8 +54,15 @@ class Hops:
     """
 
     def __init__(
-        self, served: grants.Served, links: Links, new_compute: Callable[[Grant, Span], SessionCompute], limits: HopLimits
+        self,
+        served: grants.Served,
+        links: Links,
+        new_compute: Callable[[Grant, Span], SessionCompute],
+        limits: HopLimits,
+        gate: Gate | None = None,
     ) -> None:
+        """gate: for which clients we compute; None = for all."""
+        self._gate = gate or Gate()
         self.served = served
         self.is_draining = False
         self._links, self._new_compute, self._limits = links, new_compute, limits
@@ -83,6 +91,7 @@ class Hops:
             raise BadRequestError(
                 f"this peer computes in {self.served.dtype}, the route in {opening.dtype}: a route uses one precision"
             )
+        self._gate.check_client(grant.client)
         hop = self._hops.get((grant.client, grant.session, grant.route[index].span))
         return hop if hop is not None and not hop.is_closed else self._create(grant, index)
 
@@ -113,15 +122,19 @@ class Hops:
         compute = self._new_compute(grant, grant.route[index].span)
         hop = Hop(grant, index, self.served, compute, self._links, self._hops)
         self._hops[grant.client, grant.session, hop.span] = hop
-        task = asyncio.create_task(self._run(hop), name=f"session {short(grant.session)}")
+        self._own(self._run(hop))
+        return hop
+
+    def _own(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return hop
 
     async def _run(self, hop: Hop) -> None:
         key = hop.grant.client, hop.grant.session, hop.span
         try:
-            await hop.run()
+            with self._gate.running(hop.grant.client, lambda: self._own(hop.put(None, _close(hop)))):
+                await hop.run()
         except Exception:
             log.exception("%s: ended by a fault of ours", hop)
         finally:

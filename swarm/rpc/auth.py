@@ -1,7 +1,8 @@
 """Who calls: a credential that the caller signs once per server, sent with every call; no extra round trip.
 
 It is bound to the server's certificate, so it is worthless at any other server, and only the owner of the TLS key ever sees it:
-hence no nonce. gRPC cannot accept a client certificate that it has not seen before, which is why this is not mutual TLS.
+hence no nonce. In a private swarm, a proof of the swarm's key over all of it follows.
+gRPC cannot accept a client certificate that it has not seen before, which is why this is not mutual TLS.
 Measured: 0.15 ms for the first call, 0.4 us for each later one.
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import struct
 
-from protocols.errors import BadRequestError, UnauthenticatedError
+from protocols.errors import BadRequestError, PrivateSwarmError, UnauthenticatedError
 from protocols.identity import Identity, verify
 from protocols.ids import PeerId, parse_peer_id
+from protocols.swarm_key import PROOF_BYTES, SwarmKey
+from swarm.private import ASK_FOR_INVITATION, OTHER_KEY
 
 METADATA_KEY = "credential-bin"
 MAX_LIFE_S = 3_600.0
@@ -23,20 +26,23 @@ RENEW_S = 600.0
 
 _CONTEXT = b"murmuration-call/1\0"
 _FINGERPRINT, _BODY, _LENGTH = 32, 32 + 8 + 52, 32 + 8 + 52 + 64
+_PURPOSE = "call"
 _MAX_KNOWN = 10_000
 
 
-def credential(identity: Identity, server_fingerprint: bytes, expires_s: float) -> bytes:
-    """Server's certificate (SHA-256), expiry (Unix time), our PeerID, our signature: 156 bytes."""
+def credential(identity: Identity, server_fingerprint: bytes, expires_s: float, key: SwarmKey | None = None) -> bytes:
+    """Server's certificate (SHA-256), expiry (Unix time), our PeerID, our signature: 156 bytes; and a private swarm's proof, 32."""
     body = server_fingerprint + struct.pack(">d", expires_s) + identity.peer_id.encode()
-    return body + identity.sign(_CONTEXT + body)
+    signed = body + identity.sign(_CONTEXT + body)
+    return signed + (key.proof(_PURPOSE, signed) if key else b"")
 
 
 class Authenticator:
     """Reads credentials that were made for one server. Remembers those it has verified, at most 10,000."""
 
-    def __init__(self, server_fingerprint: bytes) -> None:
-        self._mine = server_fingerprint
+    def __init__(self, server_fingerprint: bytes, key: SwarmKey | None = None) -> None:
+        """key: of our private swarm; then only members are callers."""
+        self._mine, self._key = server_fingerprint, key
         self._known: dict[bytes, tuple[PeerId, float]] = {}
 
     def caller(self, blob: bytes | str | None, now_s: float) -> PeerId:
@@ -52,7 +58,19 @@ class Authenticator:
         self._known[blob] = peer, expires_s
         return peer
 
+    def _check_membership(self, blob: bytes) -> bytes:
+        """The credential without its proof of a private swarm, which is checked; PrivateSwarmError if one of us lacks the key."""
+        blob, proof = blob[:_LENGTH], blob[_LENGTH:]
+        if self._key is None and len(proof) == PROOF_BYTES:
+            raise PrivateSwarmError(
+                "you call as a member of a private swarm, and this peer is in a public one: check --swarm and --peer"
+            )
+        if self._key is not None and not self._key.is_proof(proof, _PURPOSE, blob):
+            raise PrivateSwarmError(OTHER_KEY if proof else ASK_FOR_INVITATION)
+        return blob if self._key else blob + proof
+
     def _read(self, blob: bytes, now_s: float) -> tuple[PeerId, float]:
+        blob = self._check_membership(blob)
         if len(blob) != _LENGTH:
             raise UnauthenticatedError(f"a credential has {_LENGTH} bytes, got {len(blob)}")
         if blob[:_FINGERPRINT] != self._mine:

@@ -15,10 +15,11 @@ import grpc
 import grpc.aio
 
 from protocols.defaults import MAX_FRAME_BYTES
-from protocols.errors import DeadlineError, FrameError, PeerUnreachableError, SwarmError, UnauthenticatedError
+from protocols.errors import DeadlineError, FrameError, PeerUnreachableError, PrivateSwarmError, SwarmError, UnauthenticatedError
 from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
 from protocols.services import Method
+from swarm.access import Gate
 from swarm.rpc import auth, options, status, tls
 from swarm.rpc.stream import ClientStream, Stream
 
@@ -34,9 +35,9 @@ _MAX_ADDRESSES = 8
 class _Connection:
     """A gRPC channel to one address, pinned to one certificate."""
 
-    def __init__(self, identity: Identity, address: str, der: bytes) -> None:
+    def __init__(self, identity: Identity, address: str, der: bytes, gate: Gate) -> None:
         self.address, self.der = address, der
-        self._identity = identity
+        self._identity, self._swarm_key = identity, gate.key
         self._fingerprint = tls.fingerprint(der)
         self._credential, self._signed_at = b"", float("-inf")
         self.channel = grpc.aio.secure_channel(
@@ -52,7 +53,7 @@ class _Connection:
     def metadata(self) -> tuple[tuple[str, bytes], ...]:
         """What proves to this server who we are."""
         if time.monotonic() - self._signed_at > auth.RENEW_S:
-            self._credential = auth.credential(self._identity, self._fingerprint, time.time() + auth.LIFE_S)
+            self._credential = auth.credential(self._identity, self._fingerprint, time.time() + auth.LIFE_S, self._swarm_key)
             self._signed_at = time.monotonic()
         return ((auth.METADATA_KEY, self._credential),)
 
@@ -71,9 +72,9 @@ class _Connection:
 class PeerChannel:
     """Calls to one peer. Connects by itself, and again when the connection is lost."""
 
-    def __init__(self, identity: Identity, peer: PeerId) -> None:
+    def __init__(self, identity: Identity, peer: PeerId, gate: Gate | None = None) -> None:
         self.peer = peer
-        self._identity = identity
+        self._identity, self._gate = identity, gate or Gate()
         self._addresses: tuple[str, ...] = ()
         self._certificate = b""
         self._connection: _Connection | None = None
@@ -94,7 +95,7 @@ class PeerChannel:
     def learn(self, addresses: Sequence[str], certificate: bytes) -> None:
         """What the peer's newest record says, for the next dial. UnauthenticatedError where the certificate is another peer's."""
         if certificate and certificate != self._certificate:
-            found = tls.owner(certificate)
+            found = tls.member(certificate, self._gate.key)
             if found != self.peer:
                 raise UnauthenticatedError(
                     f"the certificate given for peer {short_peer(self.peer)} belongs to {short_peer(found)}"
@@ -218,6 +219,8 @@ class PeerChannel:
                 return await self._dial_one(address)
             except (PeerUnreachableError, UnauthenticatedError) as error:
                 failures.append(error)
+        if private := next((error for error in failures if isinstance(error, PrivateSwarmError)), None):
+            raise private
         reasons = "; ".join(map(str, failures)) or "no address is known"
         kind = (
             UnauthenticatedError if any(isinstance(error, UnauthenticatedError) for error in failures) else PeerUnreachableError
@@ -229,7 +232,7 @@ class PeerChannel:
         if self._certificate and (connection := await self._attempt(address, self._certificate)):
             return connection
         shown = await tls.fetch(address, CONNECT_S)
-        found = tls.owner(shown)
+        found = tls.member(shown, self._gate.key)
         if found != self.peer:
             raise UnauthenticatedError(f"at {address} answers peer {short_peer(found)}")
         connection = await self._attempt(address, shown)
@@ -239,7 +242,7 @@ class PeerChannel:
         return connection
 
     async def _attempt(self, address: str, der: bytes) -> _Connection | None:
-        connection = _Connection(self._identity, address, der)
+        connection = _Connection(self._identity, address, der, self._gate)
         try:
             if await connection.opened():
                 return connection
@@ -275,8 +278,9 @@ async def _is_admitted(call: grpc.aio.StreamStreamCall[Any, Any]) -> bool:
 class ChannelPool:
     """All connections of a process that go by one identity."""
 
-    def __init__(self, identity: Identity) -> None:
-        self._identity = identity
+    def __init__(self, identity: Identity, gate: Gate | None = None) -> None:
+        """gate: whom we call; None = everybody, in a public swarm."""
+        self._identity, self._gate = identity, gate or Gate()
         self._channels: dict[PeerId, PeerChannel] = {}
 
     async def channel(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> PeerChannel:
@@ -285,7 +289,8 @@ class ChannelPool:
         addresses: `host:port`, in the order to try. certificate: DER to pin; where it is empty or out of date, the one that
         is shown, if its owner is `peer`. Raises PeerUnreachableError, or UnauthenticatedError where only somebody else answers.
         """
-        found = self._channels.pop(peer, None) or PeerChannel(self._identity, peer)
+        self._gate.check_dialled(peer)
+        found = self._channels.pop(peer, None) or PeerChannel(self._identity, peer, self._gate)
         self._channels[peer] = found  # last = used last
         try:
             found.learn(addresses, certificate)
@@ -308,6 +313,12 @@ class ChannelPool:
         channel = self._channels.pop(peer, None)
         if channel:
             await channel.close()
+
+    async def forget_refused(self) -> None:
+        """Close the connections to peers that our lists have come to refuse."""
+        for peer in tuple(self._channels):
+            if not self._gate.access.may_be_dialled(peer):
+                await self.forget(peer)
 
     async def close(self) -> None:
         """Close all of them."""

@@ -26,6 +26,7 @@ from protocols.errors import ConfigError, DeadlineError, InternalError, Overload
 from protocols.identity import Identity
 from protocols.ids import PeerId
 from protocols.services import Method
+from swarm.access import Gate
 from swarm.rpc import options, status
 from swarm.rpc.auth import METADATA_KEY, Authenticator
 from swarm.rpc.call import Call, Handlers, StreamHandler, UnaryHandler
@@ -82,14 +83,17 @@ class RpcServer:
         *,
         methods: Iterable[Method] = services.ALL,
         admission: Admission | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        """gate: who may call; None = everybody, in a public swarm."""
         known = {method.name: method for method in methods}
         assert set(handlers) <= set(known), (
             f"handlers for calls that the service table does not know: {set(handlers) - set(known)}"
         )
         self.peer = identity.peer_id
         self._certificate, self._host, self._port = certificate, host, port
-        self._authenticator = Authenticator(fingerprint(certificate.der))
+        self._gate = gate or Gate()
+        self._authenticator = Authenticator(fingerprint(certificate.der), self._gate.key)
         self._admission = admission or Admission(MAX_CALLS, MAX_CALLS_PER_PEER)
         self._routes = {known[name].path: self._route(known[name], handler) for name, handler in handlers.items()}
         self._server: grpc.aio.Server | None = None
@@ -122,7 +126,9 @@ class RpcServer:
 
     def _caller(self, context: _Context) -> PeerId:
         metadata = dict(context.invocation_metadata() or ())
-        return self._authenticator.caller(metadata.get(METADATA_KEY), time.time())
+        peer = self._authenticator.caller(metadata.get(METADATA_KEY), time.time())
+        self._gate.check_caller(peer)
+        return peer
 
     def _unary(self, method: Method, handler: UnaryHandler) -> Callable[[bytes, _Context], Awaitable[bytes]]:
         async def serve(request: bytes, context: _Context) -> bytes:
@@ -150,7 +156,8 @@ class RpcServer:
                     await context.send_initial_metadata(((status.ADMITTED_KEY, "1"),))
                     stream = ServerStream(peer, context)
                     try:
-                        await _within(handler(stream, call), call.remaining_s(), method)
+                        with self._gate.running(peer, stream.cancel):
+                            await _within(handler(stream, call), call.remaining_s(), method)
                     finally:
                         await stream.close()
 

@@ -9,18 +9,21 @@ It has the face of `swarm.peer.Peer` that sessions need, at a hundredth of its s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Self
 
-from protocols.errors import BadRequestError, PeerUnreachableError, ProtocolVersionError, SwarmError
+from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
 from swarm import greeting, keys
+from swarm.access_lists import ANYBODY, Entry
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory, Source
 from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
+from swarm.joining import is_refusal
 from swarm.rpc.pool import ChannelPool
 
 log = logging.getLogger(__name__)
@@ -35,17 +38,23 @@ LAN_S = 5.0
 class ThinPeer:
     """For as long as the context lasts. Entering meets a peer; PeerUnreachableError where none answers."""
 
-    def __init__(self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE) -> None:
+    def __init__(
+        self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE, entry: Entry = ANYBODY
+    ) -> None:
         """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: whom to ask where none of them
-        answers. ConfigError where there is nobody to ask."""
+        answers. entry: the key of a private swarm, who may be asked, and who we are. ConfigError where there is nobody to ask."""
         find.check(bootstrap)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
         self._swarm = swarm
         self._hello = Hello(software="murmuration (thin)", swarm=swarm)
-        self.identity = keys.fresh().identity
+        self.gate = entry.gate()
+        self._refusal: SwarmError | None = None
+        """Why a given peer does not take us, and perhaps no other does."""
+        self._held = contextlib.ExitStack()
+        self.identity = self._held.enter_context(keys.of_client(entry.identity)).identity
         self.peer_id = self.identity.peer_id
-        self.pool = ChannelPool(self.identity)
-        self.directory = RemoteDirectory(swarm, self.pool, _sources(self._given))
+        self.pool = ChannelPool(self.identity, self.gate)
+        self.directory = RemoteDirectory(swarm, self.pool, _sources(self._given), may_be_seen=self._may_be_seen)
         self._finder = Finder(find, self.peer_id, None)
         self.clocks = Clocks()
         """As of `swarm.peer.Peer`."""
@@ -65,6 +74,10 @@ class ThinPeer:
         """Let go of every connection."""
         await self.directory.close()
         await self.pool.close()
+        self._held.close()
+
+    def _may_be_seen(self, peer: PeerId) -> bool:
+        return self.gate.access.may_be_seen(peer)
 
     async def _meet(self) -> None:
         """Return when one peer has said hello: a given one, else one of the last known, else a neighbour."""
@@ -74,13 +87,15 @@ class ThinPeer:
             if self._given and remembered:
                 self._finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
             if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
-                raise PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs")
+                raise self._refusal or PeerUnreachableError(
+                    f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs"
+                )
         self._finder.write_down()
         if self.clocks.fault:
             self._finder.say(self.clocks.fault)
 
     async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:
-        """Ask all at once; True with the first that answers. What makes a given one refuse us is raised at once."""
+        """Ask all at once; True with the first that answers."""
         tasks = [asyncio.create_task(self._check(address)) for address in addresses]
         try:
             async with asyncio.timeout(MEET_S):
@@ -88,12 +103,10 @@ class ThinPeer:
                     try:
                         self._found(await answer, addresses)
                         return True
-                    except (BadRequestError, ProtocolVersionError) as error:
-                        if addresses is self._given:
-                            raise
-                        failures.append(str(error))
                     except SwarmError as error:
                         failures.append(str(error))
+                        if addresses is self._given and is_refusal(error):
+                            self._refusal = error
         except TimeoutError:
             failures.append(f"no answer within {MEET_S:.0f} s")
         finally:
@@ -126,14 +139,14 @@ class ThinPeer:
 
     def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
         if asked is not self._given:
-            self.directory = RemoteDirectory(self._swarm, self.pool, _sources(asked))
+            self.directory = RemoteDirectory(self._swarm, self.pool, _sources(asked), may_be_seen=self._may_be_seen)
         self._finder.note_answering([address])
 
     async def _check(self, address: PeerAddress) -> PeerAddress:
         if address in self._given:
             await self.hello(address.peer, (address.grpc,))
             return address
-        await greeting.prove(self.identity, address, self._hello, self.clocks)
+        await greeting.prove(self.identity, self.gate, address, self._hello, self.clocks)
         return address
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:

@@ -1,0 +1,105 @@
+"""Who may do what with this peer: the user's three lists, asked by a question each; and the gate that its parts hold.
+
+The lists decide about PeerIDs that were proved by TLS or by a signature. They say nothing about a message: whatever a listed peer sends
+is parsed and bounded like everybody's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from protocols.errors import NotAllowedError
+from protocols.ids import PeerId, short_peer
+from protocols.swarm_key import SwarmKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Lists of PeerIDs as they are at one moment. A denied peer stays denied, whatever the other two say."""
+
+    allow: frozenset[PeerId] | None = None
+    """Only these; None = everybody."""
+
+    deny: frozenset[PeerId] = frozenset()
+    """Never these."""
+
+    trust: frozenset[PeerId] = frozenset()
+    """Tried first, and taken as proven where others have to prove themselves first."""
+
+    def may_call(self, peer: PeerId) -> bool:
+        """May it call our gRPC server, and speak to our part of the DHT?"""
+        return self._is_listed(peer)
+
+    def may_be_dialled(self, peer: PeerId) -> bool:
+        """Do we call it?"""
+        return self._is_listed(peer)
+
+    def may_be_seen(self, peer: PeerId) -> bool:
+        """Do we believe what it announces, route over it, and count it in placement?"""
+        return self._is_listed(peer)
+
+    def may_open_session(self, client: PeerId) -> bool:
+        """Do we compute for this client, whichever hop brings its grant?"""
+        return self._is_listed(client)
+
+    def is_trusted(self, peer: PeerId) -> bool:
+        """Is it taken as proven, and tried before others?"""
+        return peer in self.trust and self._is_listed(peer)
+
+    def _is_listed(self, peer: PeerId) -> bool:
+        return peer not in self.deny and (self.allow is None or peer in self.allow)
+
+
+EVERYBODY = Access()
+
+
+class Gate:
+    """The swarm's key, and the lists as they are now; one for each peer, handed to its parts."""
+
+    def __init__(self, key: SwarmKey | None = None, access: Access = EVERYBODY) -> None:
+        self.key = key
+        """The secret of our private swarm; None = it is public."""
+        self.access = access
+        self._running: dict[int, tuple[PeerId, Callable[[], object]]] = {}
+        self._numbers = itertools.count()
+
+    def check_caller(self, peer: PeerId) -> None:
+        """NotAllowedError if it may not call us."""
+        if not self.access.may_call(peer):
+            raise NotAllowedError(f"this peer does not serve {short_peer(peer)}: {self._which(peer)}; ask another peer")
+
+    def check_dialled(self, peer: PeerId) -> None:
+        """NotAllowedError if we do not call it."""
+        if not self.access.may_be_dialled(peer):
+            raise NotAllowedError(f"peer {short_peer(peer)} is not dialled: {self._which(peer)} here")
+
+    def check_client(self, client: PeerId) -> None:
+        """NotAllowedError if we do not compute for the client that signed a grant."""
+        if not self.access.may_open_session(client):
+            raise NotAllowedError(
+                f"this peer computes for some clients only, and for {short_peer(client)} it does not: {self._which(client)}; "
+                "ask another peer"
+            )
+
+    def _which(self, peer: PeerId) -> str:
+        return "it is denied (--deny)" if peer in self.access.deny else "it is not among the allowed ones (--allow)"
+
+    @contextlib.contextmanager
+    def running(self, peer: PeerId, end: Callable[[], object]) -> Iterator[None]:
+        """Something goes on with `peer` while this lasts: if a list comes to refuse that, `end` is called."""
+        number = next(self._numbers)
+        self._running[number] = peer, end
+        try:
+            yield
+        finally:
+            del self._running[number]
+
+    def renew(self, access: Access) -> None:
+        """From now on these lists hold, also for what is running."""
+        self.access = access
+        for peer, end in list(self._running.values()):
+            if not (access.may_call(peer) and access.may_open_session(peer)):
+                end()

@@ -1,0 +1,121 @@
+"""Who may speak with our part of the DHT: every request and answer passes here, between hivemind's protocol and p2pd.
+
+p2pd has no private networks of libp2p (no flag, and the code is not in the binary), so a stranger can connect to it; here ping, store and
+find are refused before hivemind sees them. p2pd proves both PeerIDs of a connection, so a proof of the swarm's key over the two of
+them cannot be used by a third: it need not cover the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import hivemind.dht.protocol
+from hivemind.p2p import P2PHandlerError
+from hivemind.utils.auth import AuthRole, AuthRPCWrapper
+
+from protocols.errors import NotAllowedError, PrivateSwarmError, SwarmError
+from protocols.ids import PeerId, short_peer
+from swarm.access import Gate
+from swarm.private import ASK_FOR_INVITATION, OTHER_KEY
+
+_MAX_REFUSALS = 64
+_REQUEST, _ANSWER = "dht-request", "dht-answer"
+
+
+class Guard:
+    """One peer's guard. hivemind carries it as the protocol's `authorizer`."""
+
+    def __init__(self, me: PeerId, gate: Gate) -> None:
+        self._me, self._gate = me, gate
+        self._refusals: dict[PeerId, SwarmError] = {}
+
+    def refusal(self, peer: PeerId) -> SwarmError | None:
+        """Why the last call to `peer` was refused, here or there; asked once."""
+        return self._refusals.pop(peer, None)
+
+    def prove(self, purpose: str, peer: PeerId) -> bytes:
+        """For `peer`, that we are in the swarm; nothing in a public one."""
+        return self._gate.key.proof(purpose, self._me.encode(), peer.encode()) if self._gate.key else b""
+
+    def check(self, purpose: str, peer: PeerId, proof: bytes) -> None:
+        """PrivateSwarmError unless `peer` is in the same swarm as we are."""
+        if self._gate.key is None:
+            if proof:
+                raise PrivateSwarmError("you speak as a member of a private swarm, and this peer is in a public one")
+        elif not self._gate.key.is_proof(proof, purpose, peer.encode(), self._me.encode()):
+            raise PrivateSwarmError(OTHER_KEY if proof else ASK_FOR_INVITATION)
+
+    async def call(self, method: Callable[..., Any], peer: PeerId, request: Any, timeout_s: float | None) -> Any:
+        """Ask `peer`, with our proof, and check its."""
+        self._gate.check_dialled(peer)
+        request.auth.signature = self.prove(_REQUEST, peer)
+        try:
+            response = await method(request, timeout=timeout_s)
+        except P2PHandlerError as error:
+            if refused := _refused(str(error), peer, is_public=self._gate.key is None):
+                self._note(peer, refused)
+            raise
+        try:
+            self.check(_ANSWER, peer, response.auth.signature)
+        except PrivateSwarmError:
+            mine = self._gate.key is not None
+            why = "it does not prove the key of your private swarm" if mine else "it is in a private swarm, and you are not"
+            self._note(peer, PrivateSwarmError(f"peer {short_peer(peer)} is not in your swarm: {why}; check --peer and --join"))
+            raise
+        return response
+
+    async def serve(self, method: Callable[..., Any], request: Any, context: Any) -> Any:
+        """Answer a caller that is in our swarm and that our lists take."""
+        peer = PeerId(context.remote_id.to_base58())
+        self.check(_REQUEST, peer, request.auth.signature)
+        self._gate.check_caller(peer)
+        response = await method(request, context)
+        response.auth.signature = self.prove(_ANSWER, peer)
+        return response
+
+    def _note(self, peer: PeerId, error: SwarmError) -> None:
+        if len(self._refusals) >= _MAX_REFUSALS:
+            self._refusals.clear()
+        self._refusals[peer] = error
+
+
+def _refused(text: str, peer: PeerId, *, is_public: bool) -> SwarmError | None:
+    """What a peer's error says (is_public: our swarm), if it is a refusal of a guard; in our words, since it is only the peer's claim."""
+    if text.startswith(f"{PrivateSwarmError.__name__}("):
+        if is_public:
+            return PrivateSwarmError(f"peer {short_peer(peer)}: {ASK_FOR_INVITATION}")
+        words = (
+            OTHER_KEY
+            if OTHER_KEY[:60] in text
+            else "it is in a public swarm, and you are in a private one; check --peer and --join"
+        )
+        return PrivateSwarmError(f"peer {short_peer(peer)}: {words}")
+    if text.startswith(f"{NotAllowedError.__name__}("):
+        return NotAllowedError(f"peer {short_peer(peer)} does not take us: its user keeps lists of peers (--allow, --deny)")
+    return None
+
+
+class _Guarded:
+    """In place of hivemind's AuthRPCWrapper: `rpc_*` of a protocol (what we answer) or of a stub (what we ask), through a guard."""
+
+    def __init__(self, inner: Any, role: AuthRole, guard: Guard) -> None:
+        self._inner, self._role, self._guard = inner, role, guard
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method, guard = getattr(self._inner, name), self._guard
+        if self._role is AuthRole.SERVICER:
+            return lambda request, context: guard.serve(method, request, context)
+        peer = PeerId(self._inner._peer.to_base58())
+        return lambda request, timeout=None: guard.call(method, peer, request, timeout)
+
+
+def _wrapped(inner: Any, role: AuthRole, authorizer: Any, service_public_key: Any = None) -> Any:
+    if isinstance(authorizer, Guard):
+        return _Guarded(inner, role, authorizer)
+    return AuthRPCWrapper(inner, role, authorizer, service_public_key)
+
+
+def install() -> None:
+    """For this process; again is harmless."""
+    hivemind.dht.protocol.AuthRPCWrapper = _wrapped
