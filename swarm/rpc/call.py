@@ -15,6 +15,8 @@ class Call:
 
     peer: PeerId
     _remaining_s: Callable[[], float | None]
+    address: str = ""
+    """Where the call comes from: an IP address as text, without a port; "" = unknown."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the caller stops waiting (never negative); None where it set no deadline: streams of sessions."""

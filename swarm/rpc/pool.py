@@ -7,6 +7,7 @@ restarted with a new one is recovered there, and an impostor is named.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from protocols.ids import PeerId, short_peer
 from protocols.services import Method
 from swarm.access import Gate
 from swarm.rpc import auth, options, status, tls
+from swarm.rpc.race import race
 from swarm.rpc.stream import ClientStream, Stream
 
 CONNECT_S = 4.0
@@ -212,13 +214,15 @@ class PeerChannel:
         return self._connection
 
     async def _dial(self) -> _Connection:
-        """The first of the peer's addresses at which this very peer answers."""
-        failures: list[SwarmError] = []
-        for address in self._addresses:
-            try:
-                return await self._dial_one(address)
-            except (PeerUnreachableError, UnauthenticatedError) as error:
-                failures.append(error)
+        """The first of the peer's addresses at which this very peer answers; they are tried side by side."""
+
+        async def close(late: _Connection) -> None:
+            await late.channel.close()
+
+        found = await race([functools.partial(self._dial_one, address) for address in self._addresses], close)
+        if isinstance(found, _Connection):
+            return found
+        failures = found
         if private := next((error for error in failures if isinstance(error, PrivateSwarmError)), None):
             raise private
         reasons = "; ".join(map(str, failures)) or "no address is known"
@@ -301,6 +305,11 @@ class ChannelPool:
             raise
         await self._evict()
         return found
+
+    def is_connected(self, peer: PeerId) -> bool:
+        """True if this very peer has answered and the connection to it is up."""
+        found = self._channels.get(peer)
+        return found is not None and found.is_connected
 
     async def _evict(self) -> None:
         surplus = len(self._channels) - MAX_CHANNELS

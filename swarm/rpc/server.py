@@ -30,6 +30,7 @@ from swarm.access import Gate
 from swarm.rpc import options, status
 from swarm.rpc.auth import METADATA_KEY, Authenticator
 from swarm.rpc.call import Call, Handlers, StreamHandler, UnaryHandler
+from swarm.rpc.caller import host_of
 from swarm.rpc.stream import ServerStream
 from swarm.rpc.tls import TlsCertificate, fingerprint
 
@@ -135,7 +136,7 @@ class RpcServer:
             async with _errors_become_statuses(method, context):
                 peer = self._caller(context)
                 ends_at = _ends_at(context.time_remaining(), method.timeout_s)
-                call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic())
+                call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic(), host_of(context.peer()))
                 with self._admission.admitted(peer):
                     reply = await _within(handler(request, call), call.remaining_s(), method)
                 if len(reply) > MAX_FRAME_BYTES:
@@ -151,7 +152,7 @@ class RpcServer:
             async with _errors_become_statuses(method, context):
                 peer = self._caller(context)
                 ends_at = _ends_at(context.time_remaining(), None)
-                call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic())
+                call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic(), host_of(context.peer()))
                 with self._admission.admitted(peer):
                     await context.send_initial_metadata(((status.ADMITTED_KEY, "1"),))
                     stream = ServerStream(peer, context)
