@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from node.serving.host import Host
 from node.serving.servicer import SessionServicer
+from protocols import services
 from protocols.errors import DrainingError
 from protocols.ids import Span
 from protocols.inference import Attach, Open
+from protocols.progress import Progress, ProgressRequest
 from swarm.inference.hops import Hops
-from swarm.rpc.call import Handler
+from swarm.rpc.call import Call, Handler
 
 
 class Doors:
@@ -31,7 +33,14 @@ class Doors:
 
     def handlers(self) -> dict[str, Handler]:
         """By method name, for the peer's server."""
-        return dict(SessionServicer(self._hops_for).handlers())
+        return {**SessionServicer(self._hops_for).handlers(), services.PROGRESS.name: self._progress}
+
+    async def _progress(self, request: bytes, call: Call) -> bytes:
+        """How far the caller's own session is; a stranger's session counts as unknown."""
+        asked = ProgressRequest.parse(request)
+        found = (host.hops.find(call.peer, asked.session, asked.span) for host in self._hosts.values())
+        hop = next((hop for hop in found if hop is not None), None)
+        return (Progress() if hop is None else hop.progress).encode()
 
     def _any_host(self) -> Host:
         if not self._hosts:

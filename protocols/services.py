@@ -35,5 +35,6 @@ PIECES = Method(
 DIAL_BACK = Method(name="dial_back")  # hello.DialBack -> hello.DialBackReply
 SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Open … -> Expect, HopLost …
 ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …
+PROGRESS = Method(name="progress")  # progress.ProgressRequest -> progress.Progress
 
-ALL = (HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH)
+ALL = (HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS)

@@ -86,6 +86,11 @@ class Downstream:
             self._wanted = step.step + 1
 
     @property
+    def num_sent(self) -> int:
+        """Steps that the hop below has been sent, or has by its own word."""
+        return 0 if self.wire is None or self._wanted is None else min(self._wanted, self.retained.next_step)
+
+    @property
     def is_starved(self) -> bool:
         """The hop below needs the history, and we have dropped it: only the hop above can help."""
         return self._wanted is not None and self._wanted < self.retained.base and not self.retained.has_history

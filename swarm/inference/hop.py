@@ -38,6 +38,7 @@ from protocols.inference import (
     Reroute,
     Step,
 )
+from protocols.progress import Progress
 from swarm.inference import faults, passage, trace
 from swarm.inference.answers import Answers
 from swarm.inference.begun import Begun
@@ -78,7 +79,7 @@ class Hop:
     ) -> None:
         """others: all sessions at this node, of which this one may be a fork."""
         self.grant, self.index, self._served = grant, index, served
-        self.next_step = 0
+        self.next_step = self._received = 0
         self.last_active_s = time.monotonic()
         self.is_closed = False
         self._compute, self._links, self._others = compute, links, others
@@ -124,6 +125,20 @@ class Hop:
         loading = 0 if self._loading is None else self._loading.num_bytes
         return self.retained_bytes + self._inbox.num_bytes + loading + self._answers.num_bytes
 
+    @property
+    def progress(self) -> Progress:
+        """How far this session is here, for its client."""
+        attached = self.next_step if self._answers.wire is not None else 0
+        return Progress(
+            epoch=self.grant.epoch,
+            received=max(self._received, self.next_step),
+            computed=self.next_step,
+            sent=attached if self.is_last else self._down.num_sent,
+            is_busy=self._is_computing,
+            has_given_up=self._has_given_up,
+            lost=self._up.first_told(self.index),
+        )
+
     def __str__(self) -> str:
         return f"session {short(self.grant.session)} hop {self.index} epoch {self.grant.epoch}"
 
@@ -131,6 +146,8 @@ class Hop:
 
     async def put(self, wire: Wire | None, message: Message) -> None:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
+        if isinstance(message, Step) and message.epoch == self.grant.epoch:
+            self._received = message.step + 1
         if self.is_closed:
             _end(wire)
         elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self._up.wire):
@@ -392,11 +409,14 @@ class Hop:
             return
         self._up.is_waiting = False
         faults.point("before_history", history.base)
+        self._is_computing = True
         try:
             output = (await passage.forward(self._compute, history, self._place)).values
         except SwarmError as error:
             await self._give_up(error)
             return
+        finally:
+            self._is_computing = False
         self._loading.take(history, None if self.is_last else output)
         if self._loading.is_complete:
             self.next_step = history.base

@@ -95,6 +95,10 @@ class Hops:
         hop = self._hops.get((grant.client, grant.session, grant.route[index].span))
         return hop if hop is not None and not hop.is_closed else self._create(grant, index)
 
+    def find(self, client: PeerId, session: SessionId, span: Span) -> Hop | None:
+        """A client's session, where it is here."""
+        return self._hops.get((client, session, span))
+
     def check_reroute(self, reroute: Reroute, hop: Hop, caller: PeerId, now_s: float) -> None:
         """A Reroute came over a stream that is already trusted: its grant must be the client's all the same."""
         grant = reroute.grant

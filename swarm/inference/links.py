@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 
 from protocols.errors import PeerUnreachableError
-from protocols.ids import short_peer
-from protocols.inference import Attach, Fork, Grant, Open
-from protocols.services import ATTACH, SESSION, Method
+from protocols.ids import SessionId, short_peer
+from protocols.inference import Attach, Fork, Grant, Hop, Open
+from protocols.progress import Progress, ProgressRequest
+from protocols.services import ATTACH, PROGRESS, SESSION, Method
 from swarm.inference.wire import OnLost, OnMessage, Wire
 from swarm.rpc.pool import ChannelPool
 
 DIAL_S = 6.0
 """How long a connection to a hop may take; a live one needs a few round trips, and a warm one none."""
+
+PROGRESS_S = 2.0
+"""How long a hop may take to say how far it is."""
 
 
 class Links:
@@ -34,6 +38,13 @@ class Links:
         wire = await self._dial(ATTACH, grant, len(grant.route) - 1, on_message, on_lost)
         wire.post(Attach(grant=grant, step=step))
         return wire.start()
+
+    async def progress(self, hop: Hop, session: SessionId) -> Progress:
+        """How far a hop is with a session of ours, by its own word, within PROGRESS_S."""
+        async with asyncio.timeout(PROGRESS_S):
+            channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
+            request = ProgressRequest(session=session, span=hop.span)
+            return Progress.parse(await channel.unary(PROGRESS, request.encode(), PROGRESS_S))
 
     async def _dial(self, method: Method, grant: Grant, index: int, on_message: OnMessage, on_lost: OnLost) -> Wire:
         hop = grant.route[index]

@@ -37,6 +37,10 @@ class Upstream:
         """A route came: what was told of the one before says nothing of its hops."""
         self._told.clear()
 
+    def first_told(self, below: int) -> int:
+        """The first hop behind `below` of whose loss we have told in this epoch; -1 = none."""
+        return min((index for index in self._told if index > below), default=-1)
+
     def expect(self, grant: Grant, step: int) -> None:
         """Say that we want step number `step` next."""
         self.is_waiting = True

@@ -51,9 +51,9 @@ class Blame:
         return failure is not None and now_s < failure.until_s
 
     def can_be_asked_again(self, peer: PeerId, now_s: float) -> bool:
-        """May an answer to a ping end the avoidance? Not where the peer was alive all along and only full, and less often with strikes."""
+        """May an answer to a ping end the avoidance? Not of one that was only full or refuses; less often with strikes."""
         failure = self._failures.get(peer)
-        if failure is None or isinstance(failure.cause, CacheFullError | OverloadedError):
+        if failure is None or isinstance(failure.cause, CacheFullError | OverloadedError) or not failure.cause.try_another_peer:
             return False
         pause_s: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**failure.strikes)
         return now_s - failure.at_s >= pause_s

@@ -16,6 +16,9 @@ from protocols.ids import PeerId, Span
 REPLAY_MS = 1_000.0
 """Cost of a hop that has to be brought up to date, where others hold the session already."""
 
+DOUBT_MS = 60_000.0
+"""Cost of a hop for each dispute that it is suspected of: more than any replay, so that it is passed by if there is a way without it."""
+
 SCARCE_TOKENS = 2_048
 """Below this many free tokens a hop becomes dearer, linearly, up to SCARCE_MS."""
 SCARCE_MS = 200.0
@@ -40,14 +43,17 @@ class Candidate:
     """Hosts embedding, final norm and head as well."""
     is_holding: bool = False
     """Holds this session's K/V already."""
+    doubts: int = 0
+    """Disputes that it is suspected of."""
 
 
 def cost_ms(candidate: Candidate, any_holding: bool) -> float:
     """Milliseconds that a step spends at this hop, with penalties for scarce memory and for a replay."""
     scarce = SCARCE_MS * max(0.0, 1 - candidate.free_tokens / SCARCE_TOKENS)
+    cost = candidate.step_ms + DOUBT_MS * candidate.doubts
     if candidate.is_holding:
-        return candidate.step_ms
-    return candidate.step_ms + scarce + (REPLAY_MS if any_holding else 0.0)
+        return cost
+    return cost + scarce + (REPLAY_MS if any_holding else 0.0)
 
 
 def parts(span: Span, blocks: Span, edges: Collection[int], kept: Collection[int]) -> list[Span]:

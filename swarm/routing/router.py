@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from protocols.defaults import RECORD_LIFE_S
@@ -21,6 +22,7 @@ from swarm import waiting
 from swarm.routing import path
 from swarm.routing.blame import Blame
 from swarm.routing.latency import Latency, Ping
+from swarm.routing.suspects import Suspects
 from swarm.suggestion import USUAL, NodeCommand
 from swarm.waiting import Wait
 
@@ -36,6 +38,9 @@ A failure ends that."""
 
 UNMEASURED_MS_PER_BLOCK = 2.0
 """Assumed step time of a node that has not served yet."""
+
+DISBELIEVED_MS = 1_000.0
+"""Least step time assumed, and at random up to twice of it, of a peer whose word is not believed."""
 
 
 class Records(Protocol):
@@ -59,6 +64,8 @@ class _Wish:
     """None = all of the model, by whole spans; else these, and a hop may be a part of what its node hosts."""
     thin: bool
     holding: Collection[tuple[PeerId, Span]]
+    avoiding: Collection[PeerId] = ()
+    """Pass by these if there is a way without them, and believe nobody's announced speed who has not answered us yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +80,20 @@ class Router:
     """Routes over one model. Blame and latency live as long as the router: share it between a client's sessions."""
 
     def __init__(
-        self, directory: DirectoryView, ping: Ping, model: ModelId, num_blocks: int, hosting: NodeCommand = USUAL
+        self,
+        directory: DirectoryView,
+        ping: Ping,
+        model: ModelId,
+        num_blocks: int,
+        hosting: NodeCommand = USUAL,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        """hosting: what a message tells people to type where blocks are missing."""
+        """hosting: what a message tells people to type where blocks are missing. chance: uniform in [0, 1)."""
         self.model, self.num_blocks = model, num_blocks
-        self.blame = Blame()
-        self._directory, self._hosting = directory, hosting
+        self.blame, self.suspects = Blame(), Suspects()
+        self._proven: set[PeerId] = set()
+        """Peers through which an answer of this model has come."""
+        self._directory, self._hosting, self._random = directory, hosting, chance
         self._latency = Latency(ping)
         self._looked_s = -FRESH_S
         """When the directory was last read, on the monotonic clock."""
@@ -92,6 +107,32 @@ class Router:
         self._latency.forget(peer)
         self._looked_s = -FRESH_S  # what was seen may be out of date in more
 
+    def dispute(self, one: PeerId, other: PeerId) -> None:
+        """One of the two is at fault, and nothing shows which: pass both by for a while, if there is a way without them."""
+        log.info("peers %s and %s contradict each other", short_peer(one), short_peer(other))
+        self.suspects.add(one, other, time.monotonic())
+        self.suspects.add(other, one, time.monotonic())
+
+    def absolve(self, peer: PeerId) -> None:
+        """`peer` was said to have failed, and it answers: it may be used, if it is only suspected."""
+        self.blame.forgive(peer, time.monotonic())
+
+    def answered(self, route: Route) -> None:
+        """An answer came through all of these."""
+        for hop in route:
+            self._proven.add(hop.peer)
+            self.suspects.clear(hop.peer, time.monotonic())
+
+    def expected_ms(self, route: Route) -> float:
+        """What one decode step takes on this route, as its peers announce it and as far as they are from here; rather too long."""
+        return sum(self._announced_ms(hop) + self._latency.round_trip_ms(hop.peer) for hop in route)
+
+    def _announced_ms(self, hop: Hop) -> float:
+        _, record = self._seen.get(hop.peer, (0.0, None))
+        if record is None or not record.step_ms:
+            return UNMEASURED_MS_PER_BLOCK * len(hop.span)
+        return record.step_ms * (1 + record.queue)
+
     async def find(
         self,
         patience_s: float,
@@ -100,6 +141,7 @@ class Router:
         thin: bool = False,
         blocks: Span | None = None,
         *,
+        avoiding: Collection[PeerId] = (),
         since_s: float | None = None,
         on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> tuple[Route, str]:
@@ -110,9 +152,10 @@ class Router:
         dtype: None = any one. thin: first and last hop host the model's ends. Raises NoRouteError where no live peers cover the model
         in time, ModelMismatchError where only other weights go by this name; at once, but in the middle of a session: then ours were
         there, and may come back.
+        avoiding: peers that are used only if there is no other way; then nobody's announced speed counts who has not answered before.
         on_wait: told what is missing, at every look that finds no route.
         """
-        is_opening, wish = holding is None, _Wish(blocks, thin, holding or ())
+        is_opening, wish = holding is None, _Wish(blocks, thin, holding or (), avoiding)
         since_s = time.monotonic() if since_s is None else since_s
         deadline_s = since_s + patience_s
         if holding and (found := await self._choose(self._remembered(dtype), wish)) is not None:
@@ -179,7 +222,7 @@ class Router:
         records = {offer.record.peer: offer.record for offer in offers}
         blocks = wish.blocks or Span(0, self.num_blocks)
         chosen = path.best(
-            [_candidate(offer, part, (offer.record.peer, part) in wish.holding) for offer, part in self._parts(offers, wish)],
+            [self._candidate(offer, part, wish) for offer, part in self._parts(offers, wish)],
             blocks.stop,
             lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
             wish.thin,
@@ -188,6 +231,14 @@ class Router:
         if chosen is None:
             return None
         return tuple(Hop(c.peer, records[c.peer].addresses, records[c.peer].certificate, c.span) for c in chosen)
+
+    def _candidate(self, offer: _Offer, part: Span, wish: _Wish) -> path.Candidate:
+        peer = offer.record.peer
+        candidate = _candidate(offer, part, (peer, part) in wish.holding)
+        doubts = self.suspects.strikes(peer, time.monotonic()) + (peer in wish.avoiding)
+        if wish.avoiding and peer not in self._proven and not candidate.is_holding:
+            return replace(candidate, doubts=doubts, step_ms=DISBELIEVED_MS * (1 + self._random()))
+        return replace(candidate, doubts=doubts) if doubts else candidate
 
     def _parts(self, offers: list[_Offer], wish: _Wish) -> list[tuple[_Offer, Span]]:
         """What each offer could be in the route: its whole span, or a part of it where only some blocks are wished for."""

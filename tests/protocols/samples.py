@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import directory, entries, hello, inference, records, tensors, weights
+from protocols import directory, entries, hello, inference, progress, records, tensors, weights
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, PeerId, SessionId, Span
 
@@ -61,6 +61,8 @@ SAMPLES: dict[str, Any] = {
     "directory?": directory.DirectoryRequest(swarm="public", model="tiny"),
     "directory": directory.DirectoryReply(((ALICE.peer_id, entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1_900_000_000.5)),)),
     "record": RECORD,
+    "progress?": progress.ProgressRequest(session=SESSION, span=Span(2, 4)),
+    "progress": progress.Progress(epoch=1, received=6, computed=5, sent=5, is_busy=True, lost=2),
     "open": inference.Open(grant=GRANT, index=1, dtype="float32"),
     "open of a fork": inference.Open(grant=GRANT, index=1, dtype="float32", fork=inference.Fork(session=SESSION, step=7)),
     "step": inference.Step(
@@ -96,6 +98,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "directory?": directory.DirectoryRequest.parse,
     "directory": directory.DirectoryReply.parse,
     "record": records.PeerRecord.parse,
+    "progress?": progress.ProgressRequest.parse,
+    "progress": progress.Progress.parse,
 }
 
 
@@ -301,6 +305,8 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
     )
 
 
+spans = st.integers(0, 9_999).flatmap(lambda start: st.builds(Span, st.just(start), st.integers(start + 1, 10_000)))
+
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "hello": hellos,
     "dial_back": st.builds(hello.DialBack, addresses=address_lists, certificate=st.binary(max_size=600)),
@@ -326,4 +332,15 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
         message=st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000),
     ),
     "reply": replies(),
+    "progress?": st.builds(progress.ProgressRequest, session=sessions, span=spans),
+    "progress": st.builds(
+        progress.Progress,
+        epoch=st.just(-1) | epochs,
+        received=steps,
+        computed=steps,
+        sent=steps,
+        is_busy=st.booleans(),
+        has_given_up=st.booleans(),
+        lost=st.integers(-1, 127),
+    ),
 }

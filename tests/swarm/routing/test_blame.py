@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocols.defaults import AVOID_S
-from protocols.errors import CacheFullError, OverloadedError, PeerUnreachableError, SwarmError
+from protocols.errors import BadRequestError, CacheFullError, OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId
 from swarm.routing.blame import FORGET_S, MAX_AVOID_S, MAX_PAUSE_S, Blame
 
@@ -67,8 +67,8 @@ def test_a_failed_peer_may_be_asked_again_soon_and_ever_less_often() -> None:
     assert pauses[0] <= 0.3 and pauses == sorted(pauses) and pauses[-1] <= MAX_PAUSE_S + 0.1 and pauses[-1] > 20 * pauses[0]
 
 
-@pytest.mark.parametrize("cause", [CacheFullError("full"), OverloadedError("busy")])
-def test_an_answer_to_a_ping_does_not_forgive_a_peer_that_was_only_full(cause: SwarmError) -> None:
+@pytest.mark.parametrize("cause", [CacheFullError("full"), OverloadedError("busy"), BadRequestError("no"), SwarmError("no")])
+def test_an_answer_to_a_ping_does_not_forgive_a_peer_that_was_only_full_or_refuses(cause: SwarmError) -> None:
     blame = Blame()
     blame.add(A, cause, 0)
     assert blame.is_avoided(A, 10) and not blame.can_be_asked_again(A, 10)

@@ -241,3 +241,48 @@ async def test_a_directory_that_starts_again_is_waited_for() -> None:
 
     town.snapshot = starting  # type: ignore[method-assign]
     assert peers_of(await router.find(20)) == [record.peer]
+
+
+async def test_suspects_are_passed_by_if_there_is_a_way_without_them_and_used_if_there_is_none() -> None:
+    town = Town()
+    accuser, accused, spare = town.add(0, 2), town.add(2, 4, step_ms=0.1), town.add(2, 4)
+    router = town.router()
+    router.dispute(accuser.peer, accused.peer)
+    assert peers_of(await router.find(0)) == [accuser.peer, spare.peer]
+    other = town.add(0, 2, step_ms=500.0)
+    router.failed(spare.peer, CacheFullError("full"))
+    assert peers_of(await router.find(0)) == [other.peer, accused.peer]
+    router.answered((await router.find(0))[0])
+    assert peers_of(await router.find(0)) == [other.peer, accused.peer]  # the accuser is still suspected, the accused is not
+    assert not router.suspects.strikes(accused.peer, time.monotonic()) and router.suspects.strikes(accuser.peer, time.monotonic())
+
+
+async def test_a_suspect_loses_even_the_session_that_it_holds() -> None:
+    town = Town()
+    accuser, accused, other = town.add(0, 2), town.add(2, 4), town.add(0, 2, step_ms=300.0)
+    router = town.router()
+    await router.find(0)
+    router.dispute(accuser.peer, accused.peer)
+    found = await router.find(0, None, {(accuser.peer, Span(0, 2)), (accused.peer, Span(2, 4))})
+    assert peers_of(found) == [other.peer, accused.peer]
+
+
+async def test_on_a_second_try_nobody_s_announced_speed_counts_who_has_not_answered() -> None:
+    town = Town()
+    liars, honest = [town.add(0, 4, step_ms=0.01) for _ in range(3)], town.add(0, 4, step_ms=30.0)
+    router = town.router()
+    route, _ = await router.find(0)
+    assert route[0].peer in {liar.peer for liar in liars}
+    chosen = {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(60)}
+    assert honest.peer in chosen and route[0].peer not in chosen and len(chosen) == 3
+    router.answered((replace(route[0], peer=honest.peer),))
+    assert {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(20)} == {honest.peer}
+
+
+async def test_what_a_step_should_take_goes_by_what_is_announced_and_by_the_way() -> None:
+    town = Town()
+    town.add(0, 2, step_ms=50.0, queue=1)
+    town.add(2, 4, step_ms=0.0)
+    router = town.router()
+    route, _ = await router.find(0)
+    assert 104.0 <= router.expected_ms(route) < 200.0
