@@ -10,23 +10,29 @@ OLDEST_PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 64 << 20
 """Largest frame, header included."""
 
-MAX_HEADER_BYTES: Final = 1 << 20
-"""Largest msgpack header of a frame."""
+MAX_HEADER_BYTES: Final = 1 << 18
+"""Largest msgpack header of a frame, that of a route of 128 hops; most kinds of message have far less (`protocols/bounds.py`)."""
 
-MAX_BUFFERS: Final = 64
-"""Raw buffers in one frame."""
+MAX_BUFFERS: Final = 8
+"""Raw buffers in one frame of any kind; ours have two at most."""
 
 MAX_ROWS: Final = 1_024
 """Rows (sequences) of one session."""
 
-MAX_STEP_TOKENS: Final = 65_536
-"""New tokens of one step, all rows together."""
+MAX_STEP_TOKENS: Final = 4_096
+"""New tokens of one step, all rows together. Clients cut what is longer."""
 
 MAX_TOP: Final = 1_024
 """Largest logits, with their token ids, that a step may ask for instead of all."""
 
 MAX_OPS: Final = 64
 """Row operations that travel with one step."""
+
+MAX_ROW_INDICES: Final = 4 * MAX_ROWS
+"""Row numbers in the operations of one step, all `rows` operations together."""
+
+MAX_COPIED_TOKENS: Final = 1 << 18
+"""Tokens of rows that the operations of one step may copy; rows that are kept, moved or dropped cost nothing."""
 
 MAX_HOPS: Final = 128
 """Hops of one route."""

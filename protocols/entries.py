@@ -96,7 +96,8 @@ class SignedEntry:
     def payload(self) -> bytes:
         """What was said; empty is a withdrawal. BadRequestError where the value does not unpack to bytes."""
         try:
-            payload = msgpack.unpackb(self.value[:-SIGNATURE_BYTES])
+            is_bytes = self.value[:1] and self.value[0] in _BIN
+            payload = msgpack.unpackb(self.value[:-SIGNATURE_BYTES]) if is_bytes else None
         except (ValueError, msgpack.exceptions.UnpackException):
             payload = None
         if not isinstance(payload, bytes):

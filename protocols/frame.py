@@ -5,15 +5,17 @@
     2       1      version of the frame layout (1)
     3       1      flags, 0 (none is known yet: anything else is refused)
     4       4      length of the header, big-endian
-    8       n      header: a msgpack map with text keys; key "b" lists the buffers' lengths
+    8       n      header: a msgpack map with text keys; "t", its kind, comes first; "b" lists the buffers' lengths
             …      zeros up to a multiple of 16, then each buffer, likewise padded
 
 Unknown header keys are ignored, so that newer peers may add some. Every other byte is accounted for: a frame that is cut, longer
-than its parts, or padded with anything but zeros is refused. Nothing is allocated for a length that the frame only claims.
+than its parts, or padded with anything but zeros is refused. Nothing is allocated for a length that the frame only claims, and
+nothing is unpacked or kept beyond what the frame's kind may have (`bounds.py`).
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,11 @@ from typing import Any
 
 import msgpack
 
-from protocols import fields, msgpack_bounds
+from protocols import bounds, fields, msgpack_bounds
+from protocols.bounds import Bounds
 from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES
 from protocols.errors import BadRequestError, FrameError, shown
+from protocols.words import counted
 
 MAGIC = b"MU"
 VERSION = 1
@@ -33,6 +37,9 @@ _ALIGN = 16
 HARMLESS_BYTES = 256
 """A header of a step has about 160. So few can promise no more than 85 lists of 256 items in each other, 175 KB in all: walking through
 them first, which takes longer than unpacking them, would save nobody."""
+
+_KIND = re.compile(rb"(?:[\x80-\x8f]|\xde..)\xa1t([\xa0-\xbf])", re.DOTALL)
+"""The beginning of a header whose first key is "t" and whose first value is a short text."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -83,8 +90,28 @@ def decode(data: bytes) -> Frame:
     if length > MAX_HEADER_BYTES or _PREFIX.size + length > len(data):
         raise FrameError(f"a header of {length} bytes does not fit a frame of {len(data)} (limit {MAX_HEADER_BYTES})")
     view = memoryview(data)
-    header = unpack_map(view[_PREFIX.size : _PREFIX.size + length])
-    return Frame(header, _split(view, _PREFIX.size + length, header.pop("b", [])))
+    packed = view[_PREFIX.size : _PREFIX.size + length]
+    limits = _limits_of(packed) if length > HARMLESS_BYTES else None
+    header = unpack_map(packed, limits)
+    known = bounds.BY_KIND.get(_kind_of(header), bounds.OTHERS)
+    if limits is not None and limits is not known:
+        raise FrameError(f"a header of {length} bytes begins with the kind of its message, under the key 't'")
+    return Frame(header, _split(view, _PREFIX.size + length, header.pop("b", []), known.buffers))
+
+
+def _kind_of(header: Mapping[str, Any]) -> str:
+    kind = header.get("t")
+    return kind if isinstance(kind, str) else ""
+
+
+def _limits_of(packed: memoryview) -> Bounds:
+    """What the kind that a packed header begins with may have; looked at before anything is unpacked."""
+    match = _KIND.match(packed)
+    if match is None:
+        return bounds.OTHERS
+    start = match.end()
+    kind = bytes(packed[start : start + (match[1][0] & 0x1F)])
+    return bounds.BY_KIND.get(kind.decode("ascii", "replace"), bounds.OTHERS)
 
 
 def decode_kind(data: bytes, kind: str) -> Frame:
@@ -95,12 +122,12 @@ def decode_kind(data: bytes, kind: str) -> Frame:
     return received
 
 
-def unpack_map(data: bytes | memoryview, longest: int = MAX_HEADER_BYTES) -> dict[str, Any]:
-    """A msgpack map with text keys in at most `longest` bytes; FrameError otherwise. `fields.py` reads the unchecked values."""
-    if len(data) > longest:
-        raise FrameError(f"at most {longest} bytes of msgpack are taken here, got {len(data)}")
-    if len(data) > HARMLESS_BYTES:
-        msgpack_bounds.check(bytes(data))
+def unpack_map(data: bytes | memoryview, limits: Bounds | None) -> dict[str, Any]:
+    """A msgpack map with text keys within `limits` (None: it is short); FrameError otherwise. `fields.py` reads the unchecked values."""
+    if limits is not None:
+        if len(data) > limits.header_bytes:
+            raise FrameError(f"at most {limits.header_bytes} bytes of msgpack are taken for this kind, got {len(data)}")
+        msgpack_bounds.check(bytes(data), limits.items, limits.lists)
     try:
         value = msgpack.unpackb(data, strict_map_key=True, ext_hook=_no_extension)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
@@ -114,9 +141,9 @@ def _no_extension(code: int, _: bytes) -> object:
     raise ValueError(f"extension type {code} is not ours")
 
 
-def _split(view: memoryview, end_of_header: int, lengths: object) -> tuple[memoryview, ...]:
-    if not isinstance(lengths, list) or len(lengths) > MAX_BUFFERS:
-        raise FrameError(f"a frame lists at most {MAX_BUFFERS} lengths of buffers, got {shown(lengths)}")
+def _split(view: memoryview, end_of_header: int, lengths: object, most: int) -> tuple[memoryview, ...]:
+    if not isinstance(lengths, list) or len(lengths) > most:
+        raise FrameError(f"a frame of this kind lists the lengths of {counted(most, 'buffer')} at most, got {shown(lengths)}")
     at, buffers = _skip_padding(view, end_of_header), []
     for length in lengths:
         if type(length) is not int or not 0 <= length <= len(view) - at:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocols import fields, frame, tensors
-from protocols.defaults import MAX_HOPS, MAX_OPS, MAX_ROWS, MAX_STEP_TOKENS, MAX_TOP
+from protocols.defaults import MAX_HOPS, MAX_ROWS, MAX_STEP_TOKENS, MAX_TOP
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import SessionId, parse_session_id
 from protocols.operations import MAX_LENGTH as MAX_LENGTH
@@ -25,7 +25,7 @@ from protocols.operations import Crop as Crop
 from protocols.operations import Op as Op
 from protocols.operations import Repeat as Repeat
 from protocols.operations import Rows as Rows
-from protocols.operations import pack_op, parse_op
+from protocols.operations import pack_op, parse_ops
 from protocols.route import MAX_EPOCH as MAX_EPOCH  # seen from outside, a grant and its route are part of this conversation
 from protocols.route import Grant as Grant
 from protocols.route import Hop as Hop
@@ -35,6 +35,7 @@ from protocols.words import counted
 
 MAX_STEP = 1 << 40
 WANT_NONE, WANT_ALL = 0, -1
+MAX_WANT = 1 << 16
 
 KINDS = ("hidden", "ids", "embeds")
 """What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
@@ -120,9 +121,9 @@ class Step:
             step=fields.integer(header, "step", 0, MAX_STEP),
             counts=counts,
             payload=payload,
-            ops=tuple(parse_op(op) for op in fields.array(header, "ops", MAX_OPS)),
+            ops=parse_ops(header),
             positions=_positions(header, sum(counts)),
-            want=fields.integer(header, "want", -1, MAX_STEP_TOKENS),
+            want=fields.integer(header, "want", -1, MAX_WANT),
             kind=fields.one_of(header, "kind", KINDS),
             result=fields.one_of(header, "result", RESULTS),
             top=_top(header),

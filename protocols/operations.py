@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocols import fields
-from protocols.defaults import MAX_ROWS
+from protocols.defaults import MAX_OPS, MAX_ROW_INDICES, MAX_ROWS
 from protocols.errors import BadRequestError, shown
 
 MAX_LENGTH = 1 << 24
@@ -47,6 +47,14 @@ def pack_op(op: Op) -> list[object]:
             return ["repeat", times]
         case Crop(tokens):
             return ["crop", tokens]
+
+
+def parse_ops(header: fields.Header) -> tuple[Op, ...]:
+    """The operations of a step; BadRequestError where they name more rows than MAX_ROW_INDICES together."""
+    ops = tuple([parse_op(op) for op in fields.array(header, "ops", MAX_OPS)])
+    if len(ops) > 1 and (num := sum([len(op.indices) for op in ops if isinstance(op, Rows)])) > MAX_ROW_INDICES:
+        raise BadRequestError(f"the row operations of one step name at most {MAX_ROW_INDICES} rows, got {num}")
+    return ops
 
 
 def parse_op(value: object) -> Op:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
-from protocols import fields, frame
+from protocols import bounds, fields, frame
 from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocols.errors import BadRequestError, ProtocolVersionError, shown
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, Span, peer_id_of, public_bytes
@@ -152,7 +152,7 @@ class PeerRecord:
     @classmethod
     def parse(cls, data: bytes) -> PeerRecord:
         """What a stranger announced; BadRequestError out of bounds, ProtocolVersionError for a layout of the future."""
-        header = frame.unpack_map(data, MAX_RECORD_BYTES)
+        header = frame.unpack_map(data, bounds.RECORD)
         version = fields.integer(header, "v", 1, 1 << 16)
         if version != VERSION:
             raise ProtocolVersionError(f"a record of layout {version}, expected {VERSION}: upgrade this peer")

@@ -206,7 +206,7 @@ def _slices(past: int, end: int, first: int, num_heads: int, options: _Options) 
     """
     is_capped = options.softcap is not None or options.sinks is not None
     if not is_capped and past == first == 0:
-        return [(past, end)]  # mostly no mask is made; the largest that a window asks for has MAX_JOB_TOKENS squared bytes
+        return [(past, end)]  # mostly no mask is made; the largest that a window asks for has MAX_STEP_TOKENS squared bytes
     size = max(1, MAX_SCORES // num_heads // (end - first) if is_capped else MAX_MASK // (end - first))
     return [(at, min(at + size, end)) for at in range(past, end, size)]
 

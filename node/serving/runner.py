@@ -28,6 +28,7 @@ from node.serving import memory
 from node.serving.part_engines import MakePart, PartEngines
 from node.serving.scheduler import HeldRows, Job, Scheduler
 from node.serving.work import Work
+from protocols.defaults import MAX_STEP_TOKENS
 from protocols.errors import (
     BadRequestError,
     CacheFullError,
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from node.serving.engine import Engine, Row
 
 log = logging.getLogger(__name__)
-
-MAX_JOB_TOKENS = 4_096
-"""Tokens of one step: its activations are not counted as K/V. Our clients send 1,024 at most."""
 
 HERE_MS = 5.0
 """A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
@@ -343,8 +341,8 @@ def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> Non
 
     A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
     """
-    if job.num_tokens > MAX_JOB_TOKENS:
-        raise BadRequestError(f"a step has at most {MAX_JOB_TOKENS} tokens here, got {job.num_tokens}: send it in chunks")
+    if job.num_tokens > MAX_STEP_TOKENS:
+        raise BadRequestError(f"a step has at most {MAX_STEP_TOKENS} tokens here, got {job.num_tokens}: send it in chunks")
     longest = max([row.length + count for row, count in zip(rows, job.counts, strict=True)], default=0)
     if job.positions is not None and len(job.positions):
         longest = max(longest, int(job.positions.max()) + 1)

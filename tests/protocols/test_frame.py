@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols import frame, inference
+from protocols.bounds import Bounds
 from protocols.defaults import MAX_BUFFERS, MAX_FRAME_BYTES, MAX_HEADER_BYTES
 from protocols.errors import BadRequestError, FrameError, SwarmError, shown
 
@@ -146,6 +147,11 @@ WRONG = {
     "one buffer twice": lengths(64, 64),
     "lengths deep": lengths([[[[[[[[]]]]]]]]),
     "too many buffers": framed(msgpack.packb({"b": [0] * (MAX_BUFFERS + 1)})),
+    "a buffer that this kind has no use for": framed(msgpack.packb({"t": "close", "b": [16]}), bytes(16)),
+    "a second tensor of a step": framed(msgpack.packb({"t": "step", "b": [16, 16]}), bytes(32)),
+    "a long header that ends with its kind": framed(msgpack.packb({"x": bytes(300), "t": "reroute"})),
+    "a long header of two kinds": framed(b"\x83\xa1t\xa7reroute\xa1x\xc5\x01\x00" + bytes(256) + b"\xa1t\xa4step"),
+    "a long header of an unknown kind": framed(msgpack.packb({"t": "x", "y": bytes(2_000)})),
 }
 
 
@@ -217,12 +223,12 @@ def test_every_form_of_msgpack_that_we_write_passes_the_bounds() -> None:
         "list": [[0] * size for size in sizes[:8]],
         "map": {str(i): i for i in range(1_000)},
     }
-    assert frame.decode(frame.encode(header)).header == header
-    assert frame.decode(frame.encode({"list": [0] * 65_536})).header == {"list": [0] * 65_536}
+    roomy = Bounds(MAX_HEADER_BYTES << 2, 1 << 17, 16)
     deep: Any = 7
     for _ in range(15):
-        deep = [deep]
-    assert frame.decode(frame.encode({"t": deep})).header == {"t": deep}  # 16 levels with the header itself
+        deep = [deep]  # 16 levels with the header itself
+    for value in (header, {"list": [0] * 65_536}, {"t": deep}):
+        assert frame.unpack_map(msgpack.packb(value), roomy) == value
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -241,7 +247,7 @@ def test_a_short_header_cannot_cost_much() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(FrameError):
-            frame.unpack_map(header)
+            frame.unpack_map(header, None)
         assert tracemalloc.get_traced_memory()[1] < 1 << 18
     finally:
         tracemalloc.stop()
@@ -256,7 +262,7 @@ def test_what_a_short_header_may_hide_is_no_message(value: bytes) -> None:
 
 def test_only_a_header_that_could_cost_much_is_walked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[int] = []
-    monkeypatch.setattr(frame.msgpack_bounds, "check", lambda data: walked.append(len(data)))
+    monkeypatch.setattr(frame.msgpack_bounds, "check", lambda data, *_limits: walked.append(len(data)))
     for size in (1, frame.HARMLESS_BYTES - 20, frame.HARMLESS_BYTES):
         frame.decode(frame.encode({"t": "x" * size}))
     assert len(walked) == 1 and walked[0] > frame.HARMLESS_BYTES

@@ -105,12 +105,13 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "counts that disagree with the payload": ("step", {"counts": [2, 2], "positions": [1, 2, 3, 4]}),
     "counts below 0": ("step", {"counts": [4, -1]}),
     "counts of 2^60": ("step", {"counts": [2**60]}),
-    "counts beyond the limit together": ("step", {"counts": [65_536, 65_536]}),
+    "counts beyond the limit together": ("step", {"counts": [4_096, 4_096]}),
     "too many rows": ("step", {"counts": [0] * 1_025}),
     "fewer positions than tokens": ("step", {"positions": [4, 5]}),
     "more positions than tokens": ("history", {"positions": [4, 5, 6]}),
     "position below 0": ("step", {"positions": [4, 5, -9]}),
     "too many operations": ("step", {"ops": [["crop", 1]] * 65}),
+    "too many rows in all operations": ("step", {"ops": [["rows", [0] * 1_024]] * 4 + [["rows", [0]]]}),
     "an unknown operation": ("step", {"ops": [["drop", 1]]}),
     "an operation that is no pair": ("step", {"ops": [["crop"]]}),
     "an operation that is a text": ("step", {"ops": ["crop"]}),
@@ -198,9 +199,9 @@ def test_a_payload_without_its_buffer_is_refused() -> None:
 
 def test_tokens_without_width_are_still_counted() -> None:
     """A payload of no bytes agrees with any number of tokens; the limit holds nevertheless."""
-    empty = tensors.WireTensor("float32", (65_537, 0), "none", b"")
-    step = inference.Reply(session=GRANT.session, epoch=0, step=0, counts=(65_536, 1), payload=empty)
-    with pytest.raises(BadRequestError, match="limit 65536 tokens"):
+    empty = tensors.WireTensor("float32", (4_097, 0), "none", b"")
+    step = inference.Reply(session=GRANT.session, epoch=0, step=0, counts=(4_096, 1), payload=empty)
+    with pytest.raises(BadRequestError, match="limit 4096 tokens"):
         inference.parse(step.encode())
 
 
@@ -261,7 +262,7 @@ def test_a_grant_says_what_its_client_signed() -> None:
 
 
 def test_the_longest_route_fits_a_frame() -> None:
-    hops = tuple(inference.Hop(GRANT.client, ("255.255.255.255:65535",) * 8, bytes(4_096), Span(n, n + 1)) for n in range(128))
+    hops = tuple(inference.Hop(GRANT.client, ("255.255.255.255:65535",) * 8, bytes(1_024), Span(n, n + 1)) for n in range(128))
     grant = inference.Grant(client=GRANT.client, session=GRANT.session, epoch=1, model=GRANT.model, route=hops, expires_s=1.0)
     assert inference.parse(inference.Attach(grant=grant, step=0).encode()) == inference.Attach(grant=grant, step=0)
 

@@ -1,0 +1,94 @@
+"""What each kind of message may have at most: bytes, items and lists of its header, and buffers. One row per kind.
+
+`frame.decode` checks these bounds before msgpack builds anything, so that a short word (Close, Expect) cannot bring what only a
+step needs. Each row is what the kind's own fields can take, and room for fields that newer peers may add: a scalar or a small list
+(`fork` of Open was added so) is ignored by a peer that does not know it, anything larger is refused. Buffers are never added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.defaults import (
+    MAX_BUFFERS,
+    MAX_HOPS,
+    MAX_OPS,
+    MAX_RECORD_BYTES,
+    MAX_ROW_INDICES,
+    MAX_ROWS,
+    MAX_STEP_TOKENS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of one kind of message."""
+
+    header_bytes: int
+    """Bytes of the msgpack header."""
+    items: int
+    """Values in it, keys of maps and the map itself included."""
+    lists: int
+    """How many of these are lists or maps: each costs 60 bytes and more, even when it is empty."""
+    buffers: int = 0
+    """Raw buffers behind the header."""
+
+
+SPARE: Final = Bounds(256, 32, 8)
+"""Room in every header for fields of newer peers."""
+
+
+def _row(header_bytes: int, items: int, lists: int = 1, buffers: int = 0) -> Bounds:
+    return Bounds(header_bytes + SPARE.header_bytes, items + SPARE.items, lists + SPARE.lists, buffers)
+
+
+_ADDRESS, _PEER, _LETTER, _NUMBER = 283, 54, 4, 9
+"""Bytes that one address, PeerID, letter of a text and number take at most."""
+
+_HOP = _PEER + MAX_RECORD_BYTES + 2 * _NUMBER
+"""Addresses and certificate of a hop come from a record, so together they are shorter than one."""
+
+_GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (6 + 8) + 32, 2 * MAX_HOPS + 8)
+_TOKENS_BYTES = MAX_ROWS + 5 * MAX_STEP_TOKENS + 512
+_TOKENS_ITEMS = MAX_ROWS + MAX_STEP_TOKENS + 48
+
+BY_KIND: Final[dict[str, Bounds]] = {
+    # hello, dialling back, directory
+    "hello": _row(3 * 64 * _LETTER + 128, 16),
+    "dial_back": _row(8 * _ADDRESS + 4_096 + 64, 16, 2),
+    "dialled_back": _row(8 * _ADDRESS + 300 * _LETTER + 64, 16, 2),
+    "directory?": _row((64 + 200) * _LETTER + 64, 8),
+    "directory": _row(2_000 * 48 + 64, 2_000 * 4 + 16, 2_000 + 4, 1),
+    "models": _row(4_096, 16, 2),
+    # weights
+    "manifest?": _row(300 * _LETTER + 64, 8),
+    "manifest": _row(64, 8, 2, 1),
+    "weights?": _row(300 * _LETTER + 64, 8),
+    "hashes?": _row(64 * 5 + 64, 64 + 8, 2),
+    "pieces?": _row(64 * 16 + 64, 64 * 4 + 8, 64 + 2),
+    "file?": _row(64, 8),
+    "holdings": _row(64, 8, 2, 1),
+    "hashes": _row(64, 8, 2, 1),
+    "piece": _row(64, 8, 2, 1),
+    "file": _row(64, 16, 2, 1),
+    # sessions
+    "open": _GRANT,
+    "reroute": _GRANT,
+    "attach": _GRANT,
+    "step": _row(
+        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS, _TOKENS_ITEMS + MAX_ROW_INDICES + 4 * MAX_OPS, 2 * MAX_OPS + 8, 1
+    ),
+    "history": _row(_TOKENS_BYTES, _TOKENS_ITEMS, 8, 1),
+    "close": _row(64, 8),
+    "expect": _row(64, 16),
+    "lost": _row((2_000 + 64) * _LETTER + 64, 16),
+    "reply": _row(MAX_ROWS + 512, MAX_ROWS + 48, 8, 2),
+}
+"""By the kind that a message says under its key `t`."""
+
+OTHERS: Final = _row(768, 32, 8, MAX_BUFFERS)
+"""Of a kind that is unknown here, and of a long header that does not begin with its kind."""
+
+RECORD: Final = Bounds(MAX_RECORD_BYTES, 512, 64)
+"""Of a peer's record, which is no frame."""

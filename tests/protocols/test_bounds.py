@@ -1,0 +1,157 @@
+"""Bounds of each kind: the largest honest message passes, what is larger or foreign is refused before it is unpacked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+
+from protocols import bounds, directory, entries, frame, hello, inference, msgpack_bounds, pieces, tensors, weights
+from protocols.defaults import MAX_HEADER_BYTES, MAX_OPS, MAX_ROW_INDICES, MAX_ROWS, MAX_STEP_TOKENS
+from protocols.errors import FrameError, SwarmError
+from protocols.identity import from_seed
+from protocols.ids import ModelId, Span
+from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
+from tests.protocols.test_frame import framed, peak_bytes
+
+WIDE = "\U0001f300"
+"""A printable letter of four bytes."""
+ADDRESS = "a" * 253 + ":65535"
+MODEL = ModelId(WIDE * 200, "f" * 64)
+
+
+def empty(num_tokens: int) -> tensors.WireTensor:
+    return tensors.WireTensor("bfloat16", (num_tokens, 0, 1 << 24, 1 << 24), "none", b"")
+
+
+def longest_grant() -> inference.Grant:
+    """128 hops, each as large as a record lets it be."""
+    hops = tuple(inference.Hop(ALICE.peer_id, (ADDRESS,) * 2, bytes(1_000), Span(9_000 + n, 9_001 + n)) for n in range(128))
+    return inference.Grant(client=ALICE.peer_id, session=SESSION, epoch=1 << 20, model=MODEL, route=hops, expires_s=1e12).signed(
+        ALICE.sign
+    )
+
+
+def many_operations() -> tuple[inference.Op, ...]:
+    rows = (inference.Rows((MAX_ROWS - 1,) * MAX_ROWS),) * (MAX_ROW_INDICES // MAX_ROWS)
+    return rows + (inference.Crop(inference.MAX_LENGTH),) * (MAX_OPS - len(rows))
+
+
+HEAD: dict[str, Any] = {"session": SESSION, "epoch": 1 << 20}
+COUNTS = (4,) * MAX_ROWS
+TOKENS: dict[str, Any] = {"counts": COUNTS, "positions": (1 << 24,) * MAX_STEP_TOKENS, "payload": empty(MAX_STEP_TOKENS)}
+AUTHORS = [from_seed(number.to_bytes(32, "big")).peer_id for number in range(2_000)]
+ENTRY = entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1e12)
+
+LARGEST: dict[str, Callable[[], Any]] = {
+    "hello": lambda: hello.Hello(
+        oldest=1 << 16, newest=1 << 16, software=WIDE * 64, swarm=WIDE * 64, name=WIDE * 64, time_s=1e12
+    ),
+    "dial_back": lambda: hello.DialBack(addresses=(ADDRESS,) * 8, certificate=bytes(4_096)),
+    "dialled_back": lambda: hello.DialBackReply(reachable=(ADDRESS,) * 8, reason=WIDE * 300),
+    "directory?": lambda: directory.DirectoryRequest(swarm=WIDE * 64, model=WIDE * 200),
+    "directory": lambda: directory.DirectoryReply(tuple((author, ENTRY) for author in AUTHORS)),
+    "manifest?": lambda: weights.ManifestRequest(model=MODEL),
+    "manifest": lambda: MANIFEST,
+    "weights?": lambda: pieces.WeightsRequest(model=MODEL),
+    "hashes?": lambda: pieces.HashesRequest(tensors=(199_999,) * 64),
+    "pieces?": lambda: pieces.PiecesRequest(runs=(pieces.Run(199_999, pieces.MAX_PIECES - 1, 1),) * 64),
+    "file?": lambda: pieces.FileRequest(file=63),
+    "holdings": lambda: pieces.Holdings(bits=bytes(25_001)),
+    "hashes": lambda: pieces.Hashes(tensor=199_999, hashes=bytes(32 * 1_000)),
+    "piece": lambda: pieces.Piece(tensor=199_999, piece=pieces.MAX_PIECES - 1, data=bytes(1 << 20)),
+    "file": lambda: pieces.FilePart(file=63, size=256 << 20, offset=256 << 20, data=bytes(1 << 20)),
+    "open": lambda: inference.Open(
+        grant=longest_grant(), index=127, dtype="float32", fork=inference.Fork(session=SESSION, step=1 << 40)
+    ),
+    "reroute": lambda: inference.Reroute(grant=longest_grant(), index=127),
+    "attach": lambda: inference.Attach(grant=longest_grant(), step=1 << 40),
+    "step": lambda: inference.Step(
+        **HEAD, **TOKENS, step=1 << 40, ops=many_operations(), want=4_096, result="top", top=1_024, budget_ms=86_400_000
+    ),
+    "history": lambda: inference.History(**HEAD, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
+    "close": lambda: inference.Close(session=SESSION),
+    "expect": lambda: inference.Expect(**HEAD, step=1 << 40),
+    "lost": lambda: inference.HopLost(**HEAD, index=127, code=WIDE * 64, message=WIDE * 2_000),
+    "reply": lambda: inference.Reply(
+        **HEAD,
+        step=1 << 40,
+        counts=COUNTS,
+        payload=empty(MAX_STEP_TOKENS),
+        ids=tensors.WireTensor("int32", (MAX_STEP_TOKENS, 0, 1 << 24, 1 << 24), "none", b""),
+        compute_ms=1e9,
+    ),
+}
+
+
+def parse(kind: str) -> Callable[[bytes], Any]:
+    if kind in ("weights?", "hashes?", "pieces?", "file?"):
+        return pieces.parse_request
+    return pieces.parse_answer if kind in ("holdings", "hashes", "piece", "file") else parser(kind)
+
+
+def header_of(data: bytes) -> bytes:
+    return data[8 : 8 + int.from_bytes(data[4:8], "big")]
+
+
+def test_every_kind_has_a_row() -> None:
+    said = {frame.decode(message.encode()).header["t"] for name, message in SAMPLES.items() if name != "record"}
+    assert said <= set(LARGEST)
+    assert set(bounds.BY_KIND) - {"models"} == set(LARGEST)  # `models` is a list of names in an entry of the DHT
+    assert max(row.header_bytes for row in bounds.BY_KIND.values()) <= MAX_HEADER_BYTES
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+def test_the_largest_honest_message_of_a_kind_passes(kind: str) -> None:
+    message = LARGEST[kind]()
+    assert parse(kind)(message.encode()) == message
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+def test_the_bounds_of_a_kind_are_not_much_wider_than_its_largest_message(kind: str) -> None:
+    header, row = header_of(LARGEST[kind]().encode()), bounds.BY_KIND[kind]
+    spare = row.header_bytes // 10 + 3 * bounds.SPARE.header_bytes
+    assert row.header_bytes - spare <= len(header) <= row.header_bytes
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+def test_a_newer_peer_may_add_a_small_field_and_no_large_one(kind: str) -> None:
+    message = LARGEST[kind]()
+    received = frame.decode(message.encode())
+    buffers = [bytes(buffer) for buffer in received.buffers]
+    for value in (7, 1.5, "text", [bytes(16), 1 << 40], {"a": [1]}):
+        assert parse(kind)(frame.encode({**received.header, "zzz": value}, buffers)) == message
+    row = bounds.BY_KIND[kind]
+    least = frame.HARMLESS_BYTES  # a shorter header is not walked
+    for value in ([[]] * max(row.lists, least), bytes(row.header_bytes), [1] * max(row.items, least)):
+        with pytest.raises(FrameError):
+            parse(kind)(frame.encode({**received.header, "zzz": value}, buffers))
+    with pytest.raises(FrameError, match="buffer"):
+        parse(kind)(frame.encode(received.header, [*buffers, b"more"]))
+
+
+@pytest.mark.parametrize("empty_list", [b"\x90", b"\x80"], ids=["lists", "maps"])
+def test_a_close_of_empty_lists_is_refused_before_it_is_unpacked(empty_list: bytes) -> None:
+    """131 KB of them took 96 ms of the event loop; the walk must not take long either."""
+    data = framed(b"\x82\xa1t\xa5close\xa1x\xdd" + (131_000).to_bytes(4, "big") + empty_list * 131_000)
+    started = time.thread_time()
+    assert peak_bytes(lambda: inference.parse(data)) < 20_000
+    assert time.thread_time() - started < 0.02
+
+
+def test_the_walk_ends_at_the_first_item_too_many() -> None:
+    honest = msgpack.packb([1] * 100)
+    msgpack_bounds.check(honest, 101, 1)
+    for items, lists in ((100, 1), (101, 0)):
+        with pytest.raises(FrameError, match="limits of this kind"):
+            msgpack_bounds.check(honest, items, lists)
+    with pytest.raises(FrameError, match="limits"):  # what follows is not even looked at
+        msgpack_bounds.check(msgpack.packb([[]] * 9) + b"\xc1", 1_000, 5)
+
+
+def test_bounds_hold_for_headers_of_any_length() -> None:
+    with pytest.raises(SwarmError):
+        inference.parse(frame.encode({"t": "close", "session": SESSION, "below": True, "zzz": [[]] * 300}))
