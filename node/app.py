@@ -25,12 +25,12 @@ from node.telling import keep_telling
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.words import counted
-from swarm import known, waiting
+from swarm import here, keyring, known, waiting
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
 from swarm.placement.choose import Room
-from swarm.suggestion import NodeCommand
+from swarm.suggestion import NodeCommand, invite_command
 from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader
 
@@ -70,9 +70,10 @@ async def run_node(
             await host.start(peer.pool, peer.gate)
             doors.open(host)
             await presence.serve(host)
-            _invite(config, model, peer, on_event)
-            mover = None if presence.stays else _mover(peer, host, room, doors, maker, on_event)
-            await _stay(peer, presence, mover, None if config.is_quiet else on_event)  # until we are cancelled
+            with here.told(config.data_dir, keyring.known_as(config.swarm, config.entry.key), peer.peer_id, peer.multiaddrs):
+                _invite(config, model, peer, on_event)
+                mover = None if presence.stays else _mover(peer, host, room, doors, maker, on_event)
+                await _stay(peer, presence, mover, None if config.is_quiet else on_event)  # until we are cancelled
         except asyncio.CancelledError:
             on_event(Event("leaving"))
             raise
@@ -102,6 +103,8 @@ async def _meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
     on_event(Event("peer", peer.peer_id))
     for address in peer.multiaddrs:
         on_event(Event("multiaddr", address))
+    if config.entry.key:
+        on_event(Event("private", f"swarm `{config.swarm}` (key {config.entry.key.label})"))
     with contextlib.suppress(PeerUnreachableError):  # its log says so, and it keeps trying
         await peer.joined(JOIN_WAIT_S)
     if peer.refusal:
@@ -167,7 +170,12 @@ async def _stay(peer: Peer, presence: Presence, mover: Mover | None, on_work: On
 
 def _invite(config: NodeConfig, model: ModelId, peer: Peer, on_event: OnEvent) -> None:
     """The line that the next volunteer types, who needs no file of the model, and the word that scripts wait for."""
-    on_event(Event("invite", NodeCommand(swarm=config.swarm, peer=peer.multiaddrs[0]).text(model.name)))
+    if config.entry.key is None:
+        line = NodeCommand(swarm=config.swarm, peer=peer.multiaddrs[0]).text(model.name)
+    else:  # an invitation holds the key, and these lines are kept in logs
+        command = invite_command(config.swarm, config.data_dir)
+        line = f"{command} prints an invitation to this private swarm; with it: swarm node {model.name} --join INVITATION"
+    on_event(Event("invite", line))
     on_event(Event("ready"))
 
 
@@ -189,7 +197,7 @@ def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
         swarm=config.swarm,
         bootstrap=config.peers,
         find=FindConfig(
-            known_peers=known.file_of(config.data_dir, config.swarm),
+            known_peers=known.file_of(config.data_dir, keyring.known_as(config.swarm, config.entry.key)),
             lan=config.lan,
             on_unnamed=lambda text: on_event(Event("warning", text)),
             may_join=config.may_join,
@@ -199,5 +207,6 @@ def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
         data_dir=config.data_dir,
         identity_path=config.identity,
         name=config.name,
+        entry=config.entry,
         on_join=tell,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from protocols.errors import ConfigError
 from protocols.ids import Span
 from swarm import suggestion
+from swarm.access_lists import ANYBODY, Entry
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_SWARM = suggestion.DEFAULT_SWARM
@@ -61,6 +62,9 @@ class NodeConfig:
 
     swarm: str = DEFAULT_SWARM
     """The swarm's name; peers of other names never meet."""
+
+    entry: Entry = ANYBODY
+    """The key of a private swarm, and the lists of whom this node talks to."""
 
     upload_mbit: float = 0.0
     """What other nodes may fetch of our weights at most, in megabits a second; 0 = no cap."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 import time
@@ -19,6 +20,8 @@ from protocols.swarm_key import KEY_BYTES, SwarmKey
 from swarm import invitation
 from swarm.invitation import Invitation
 
+log = logging.getLogger(__name__)
+
 DEFAULT_SWARM = "public"
 
 
@@ -30,10 +33,10 @@ class Membership:
     peers: tuple[str, ...] = ()
     key: SwarmKey | None = field(default=None)
 
-    @property
-    def known_as(self) -> str:
-        """Names the swarm in files of ours: one name may stand for a public swarm and for private ones."""
-        return self.swarm if self.key is None else f"{self.swarm}\0{self.key.label}"
+
+def known_as(swarm: str, key: SwarmKey | None) -> str:
+    """What files of ours about a swarm are called by: one name may stand for a public swarm and for private ones."""
+    return swarm if key is None else f"{swarm}\0{key.label}"
 
 
 def file_of(data_dir: Path, swarm: str) -> Path:
@@ -94,8 +97,11 @@ def membership(join: str | None, swarm: str, peers: Sequence[str], data_dir: Pat
     found = invitation.read(join)
     if swarm not in (DEFAULT_SWARM, found.swarm):
         raise ConfigError(f"the invitation is to swarm `{found.swarm}`, --swarm says `{swarm}`: leave --swarm out")
-    if found.key is None or kept(data_dir, found.swarm) != found.key:
+    before = kept(data_dir, found.swarm) if found.key else None
+    if found.key is None or before != found.key:
         found.check_expiry(time.time() if now_s is None else now_s)
-        if found.key is not None:
-            keep(data_dir, found.swarm, found.key)
+    if found.key is not None and before != found.key:
+        if before is not None:
+            log.warning("the invitation has another key of swarm `%s` than was kept here, and replaces it", found.swarm)
+        keep(data_dir, found.swarm, found.key)
     return Membership(swarm=found.swarm, peers=tuple(dict.fromkeys((*peers, *found.peers))), key=found.key)

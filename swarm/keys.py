@@ -22,6 +22,8 @@ from swarm.rpc import tls
 from swarm.rpc.tls import TlsCertificate
 
 MAX_NUMBER = 1_000
+DEFAULT_NAME = "identity.key"
+"""In the data directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ def _lock(path: Path) -> tuple[Path, int]:
 
 def _lock_default(data_dir: Path) -> tuple[Path, int]:
     for number in range(1, MAX_NUMBER):
-        path = data_dir / ("identity.key" if number == 1 else f"identity-{number}.key")
+        path = data_dir / (DEFAULT_NAME if number == 1 else f"identity-{number}.key")
         descriptor = _open(path)
         if descriptor is not None:
             return path, descriptor

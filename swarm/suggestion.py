@@ -42,6 +42,12 @@ USUAL = NodeCommand()
 """For the default swarm, by remembered peers or neighbours."""
 
 
+def invite_command(swarm: str, data_dir: Path | None) -> str:
+    """`swarm invite …` for a swarm whose key is kept below `data_dir`."""
+    name = ["--swarm", swarm] if swarm != DEFAULT_SWARM else []
+    return shlex.join(["swarm", "invite", *name, *_data_dir_flag(data_dir)])
+
+
 def cache_command(data_dir: Path, *words: str) -> str:
     """`swarm cache …` for the fetched weights below `data_dir`."""
     return shlex.join(["swarm", "cache", *words, *_data_dir_flag(data_dir)])

@@ -22,8 +22,10 @@ from node import logs
 from node.cli import configuration, console, failures, options, stopping, surface, utf8
 from node.cli.configuration import Settings
 from node.cli.console import remark
-from node.config import DEFAULT_SWARM
+from node.config import DEFAULT_SWARM, check_multiaddrs, check_swarm
 from protocols.errors import ConfigError
+from swarm.access_lists import Lists
+from swarm.invitation import VALID_DAYS
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
 
@@ -188,12 +190,72 @@ def status_command(
     peer: options.AskedPeers = [],  # noqa: B006
     lan: options.Lan = True,
     swarm: options.Swarm = DEFAULT_SWARM,
+    join: options.Join = None,
+    allow: options.Allow = None,
+    deny: options.Deny = None,
+    trust: options.Trust = None,
+    identity: options.ClientIdentity = None,
     data_dir: options.DataDir = None,
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
+    from node.cli.entering import entering
 
-    status.run(model, tuple(peer), swarm, as_json=as_json, data_dir=data_dir, lan=lan)
+    check_multiaddrs(tuple(peer))
+    check_swarm(swarm)
+    lists = Lists(allow=allow, deny=deny, trust=trust)
+    into = entering(swarm=swarm, peer=peer, data_dir=data_dir, join=join, lists=lists, identity=identity)
+    status.run(model, into, as_json=as_json, data_dir=data_dir, lan=lan)
+
+
+@app.command("invite")
+def invite_command(
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="Make a private swarm, with a key, if there is none of this name in the data directory."),
+    ] = False,
+    swarm: options.Swarm = DEFAULT_SWARM,
+    peer: Annotated[
+        list[str],
+        typer.Option(
+            "--peer",
+            metavar="MULTIADDR",
+            help="Name this address in the invitation. Repeatable; none = this machine's nodes and the last known peers.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    days: Annotated[
+        float, typer.Option("--days", metavar="N", help="The invitation can be used for so many days; the key in it has no end.")
+    ] = VALID_DAYS,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Change the key of the private swarm: whoever is not invited again is excluded.")
+    ] = False,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Print an invitation: the swarm's name, addresses and, if it is private, its key. Others pass it by --join."""
+    from node.cli import invite
+
+    check_multiaddrs(tuple(peer))
+    check_swarm(swarm)
+    invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir)
+
+
+@app.command("identity")
+def identity_command(
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            "--identity",
+            metavar="FILE",
+            help="Of this key file, made if there is none; default: the node's.",
+        ),
+    ] = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Print a PeerID, for the lists of others (--allow, --deny, --trust)."""
+    from swarm import keys, places
+
+    print(keys.peer_id(identity or (data_dir or places.data_dir()) / keys.DEFAULT_NAME), flush=True)
 
 
 cache_app = typer.Typer(

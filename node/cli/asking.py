@@ -19,8 +19,10 @@ from node.cli.text import TextOut
 from node.cli.waiting import shown
 from node.config import DTYPES, check_multiaddrs, check_swarm
 from protocols.errors import ConfigError, ModelNotSupportedError
+from protocols.swarm_key import SwarmKey
 from protocols.words import counted
-from swarm import known, places
+from swarm import keyring, known, places
+from swarm.access_lists import ANYBODY, Entry
 from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
@@ -41,6 +43,8 @@ class Asking:
     patience_s: float
     priority: int
     data_dir: Path | None
+    entry: Entry = ANYBODY
+    """The key of a private swarm, whom we talk to, and who we are."""
 
     def __post_init__(self) -> None:
         check_swarm(self.swarm)
@@ -54,7 +58,7 @@ class Asking:
     @property
     def find(self) -> FindConfig:
         """Whom to ask where no peer was named, or none of those answers."""
-        return find_config(self.swarm, self.lan, self.data_dir)
+        return find_config(self.swarm, self.lan, self.data_dir, self.entry.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +125,11 @@ def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
         raise ConfigError(f"{flag} is {expected}, got {got}")
 
 
-def find_config(swarm: str, lan: bool, data_dir: Path | None) -> FindConfig:
+def find_config(swarm: str, lan: bool, data_dir: Path | None, key: SwarmKey | None = None) -> FindConfig:
     """How a client finds peers; on a terminal, the user is asked before neighbours are joined on a new network."""
     folder = data_dir or places.data_dir()
     return FindConfig(
-        known_peers=known.file_of(folder, swarm),
+        known_peers=known.file_of(folder, keyring.known_as(swarm, key)),
         lan=lan,
         on_unnamed=remark,
         may_join=consent.asker(folder, swarm) if lan else None,
@@ -150,6 +154,10 @@ def open_model(asking: Asking) -> Iterator[Any]:
             priority=asking.priority,
             model_name=asking.model_name,
             find=asking.find,
+            allow=asking.entry.lists.allow,
+            deny=asking.entry.lists.deny,
+            trust=asking.entry.lists.trust,
+            identity=asking.entry.identity,
             cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
             on_wait=on_wait,
         )

@@ -12,15 +12,17 @@ from typing import NoReturn
 
 from node.cli import consent
 from node.cli.console import Lines, forget_terminal, remark
+from node.cli.entering import entering
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
 from node.cli.waiting import shown
-from node.config import NodeConfig, parse_address
+from node.config import NodeConfig, check_multiaddrs, check_swarm, parse_address
 from node.events import Event
 from node.logs import Repetitions
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import places
+from swarm.access_lists import Lists
 
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
@@ -55,6 +57,15 @@ def run(model: str, flags: Hosting) -> NoReturn:
 def read(model: str, flags: Hosting) -> NodeConfig:
     """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong."""
     data_dir = flags.data_dir or places.data_dir()
+    check_multiaddrs(tuple(flags.peer))
+    check_swarm(flags.swarm)
+    into = entering(
+        swarm=flags.swarm,
+        peer=flags.peer,
+        data_dir=data_dir,
+        join=flags.join,
+        lists=Lists(allow=flags.allow, deny=flags.deny, trust=flags.trust),
+    )
     return NodeConfig(
         model=model,
         model_name=flags.model_name,
@@ -62,12 +73,13 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         num_blocks=flags.num_blocks,
         ends=flags.ends,
         stays=flags.stay,
-        peers=tuple(flags.peer),
+        peers=into.peers,
         lan=flags.lan,
-        may_join=consent.asker(data_dir, flags.swarm) if flags.lan else None,
+        may_join=consent.asker(data_dir, into.swarm) if flags.lan else None,
         listen=parse_address(flags.listen, "--listen"),
         announce=None if flags.announce is None else parse_address(flags.announce, "--announce"),
-        swarm=flags.swarm,
+        swarm=into.swarm,
+        entry=into.entry,
         device=flags.device,
         dtype=flags.dtype,
         name=flags.name,

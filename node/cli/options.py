@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.config import DEFAULT_SWARM
+from node.config import DEFAULT_SWARM, check_multiaddrs, check_swarm
 from protocols.defaults import PATIENCE_S
+from swarm.access_lists import Lists
 
 if TYPE_CHECKING:
     from node.cli.asking import Asking, Sampling
@@ -51,6 +52,39 @@ Lan = Annotated[
     ),
 ]
 Swarm = Annotated[str, typer.Option("--swarm", metavar="NAME", help="Which swarm; peers of different names never meet.")]
+Join = Annotated[
+    str | None,
+    typer.Option(
+        "--join",
+        metavar="INVITATION",
+        help="Enter the swarm of this invitation (`swarm invite` prints one), or of the file that holds it. A word on the command "
+        "line can be seen by other users of this machine (`ps`): a file or SWARM_JOIN cannot.",
+        show_default=False,
+    ),
+]
+Allow = Annotated[
+    Path | None,
+    typer.Option(
+        "--allow",
+        metavar="FILE",
+        help="Only the peers whose PeerIDs are in FILE, one a line: they may call, are called and believed.",
+    ),
+]
+Deny = Annotated[
+    Path | None, typer.Option("--deny", metavar="FILE", help="Never the peers in FILE; read again when it changes, as all three.")
+]
+Trust = Annotated[
+    Path | None,
+    typer.Option("--trust", metavar="FILE", help="The peers in FILE are tried first and need not prove themselves first."),
+]
+ClientIdentity = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        help="Be the same peer each time, for nodes with --allow: a key file, made if there is none; default: a fresh one each time.",
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option(
@@ -146,6 +180,10 @@ class Hosting:
         str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, where a port is forwarded to us.")
     ] = None
     swarm: Swarm = DEFAULT_SWARM
+    join: Join = dataclasses.field(default=None, repr=False)
+    allow: Allow = None
+    deny: Deny = None
+    trust: Trust = None
     device: Device = "auto"
     dtype: Dtype = "auto"
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this node.")] = ""
@@ -176,6 +214,11 @@ class Asked:
     peer: AskedPeers = dataclasses.field(default_factory=list)
     lan: Lan = True
     swarm: Swarm = DEFAULT_SWARM
+    join: Join = dataclasses.field(default=None, repr=False)
+    allow: Allow = None
+    deny: Deny = None
+    trust: Trust = None
+    identity: ClientIdentity = None
     model_name: ModelName = None
     device: Device = "cpu"
     dtype: Dtype = "auto"
@@ -191,10 +234,17 @@ class Asked:
     def asking(self, model: str) -> Asking:
         """Which model and where its nodes are, checked."""
         from node.cli.asking import Asking
+        from node.cli.entering import entering
 
+        check_multiaddrs(tuple(self.peer))
+        check_swarm(self.swarm)
+        into = entering(
+            swarm=self.swarm, peer=self.peer, data_dir=self.data_dir, join=self.join,
+            lists=Lists(allow=self.allow, deny=self.deny, trust=self.trust), identity=self.identity,
+        )  # fmt: skip
         return Asking(
-            model=model, peers=tuple(self.peer), lan=self.lan, swarm=self.swarm, model_name=self.model_name, device=self.device,
-            dtype=self.dtype, patience_s=self.patience, priority=self.priority, data_dir=self.data_dir,
+            model=model, peers=into.peers, lan=self.lan, swarm=into.swarm, model_name=self.model_name, device=self.device,
+            dtype=self.dtype, patience_s=self.patience, priority=self.priority, data_dir=self.data_dir, entry=into.entry,
         )  # fmt: skip
 
     def sampling(self, as_model_says: bool) -> Sampling:

@@ -11,6 +11,9 @@ from node.cli.configuration import Scope, Settings
 from node.cli.surface import Option
 from protocols.errors import ConfigError
 
+SECRET = ("--join",)
+"""Options whose value is not printed."""
+
 
 def run(settings: Settings, command: str | None, is_example: bool) -> None:
     """Print the values of all commands, or of one; or an example file with every key commented out."""
@@ -30,6 +33,8 @@ def effective(settings: Settings, command: str | None = None) -> Iterator[str]:
         for option in options:
             found = settings.of(option)
             value, source = (option.default, "default") if found is None else (_typed(option, found.value), found.source)
+            if option.flag in SECRET and _is_set(value):
+                value = "(an invitation, not shown)"
             line = f"{option.key} = {_toml(value)}"
             yield f"{line if _is_set(value) else f'# {option.key}':<40} # {source}"
 

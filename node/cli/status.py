@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from node.cli import status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
+from node.cli.entering import Entering
 from node.cli.waiting import shown
-from node.config import check_multiaddrs, check_swarm
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
@@ -158,17 +158,16 @@ def _is_gap(replicas: Sequence[int], block: int) -> bool:
 # --- asking and showing
 
 
-def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
-    """Print what the swarm says now. PeerUnreachableError where none of `peers` answers in time."""
-    check_multiaddrs(peers)
-    check_swarm(swarm)
-    find = find_config(swarm, lan, data_dir)
+def run(model: str | None, into: Entering, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
+    """Print what the swarm says now. PeerUnreachableError where none of the peers answers in time."""
+    swarm, peers = into.swarm, into.peers
+    find = find_config(swarm, lan, data_dir, into.entry.key)
     find.check(peers)
     name = None if model is None else name_in_swarm(model)
     directory = model if model is not None and is_place(model) else ""
     hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=data_dir, directory=directory)
     with shown() as on_wait:
-        models, names = asyncio.run(_ask(name, peers, swarm, find, on_wait))
+        models, names = asyncio.run(_ask(name, into, find, on_wait))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
@@ -181,14 +180,12 @@ def run(model: str | None, peers: tuple[str, ...], swarm: str, *, as_json: bool,
         remark(f"no node of swarm {swarm!r} serves {what}; be the first: {command}")
 
 
-async def _ask(
-    name: str | None, peers: tuple[str, ...], swarm: str, find: FindConfig, on_wait: OnWait
-) -> tuple[list[ModelRows], Collection[str]]:
+async def _ask(name: str | None, into: Entering, find: FindConfig, on_wait: OnWait) -> tuple[list[ModelRows], Collection[str]]:
     """Rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
     from swarm.peer import Peer, PeerConfig
 
-    config = PeerConfig(swarm=swarm, bootstrap=peers, find=find, listen=None, client_mode=True)
+    config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
     async with Peer(config, {}) as peer:
         names = [name] if name is not None else list(await peer.directory.models())
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from protocols.errors import BadRequestError, shown
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
-from swarm import known, places, waiting
+from swarm import keyring, known, places, waiting
+from swarm.access_lists import ANYBODY, Entry, Lists, of_argument
 from swarm.client import served
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
@@ -61,6 +62,9 @@ class Settings:
     find: FindConfig | None = None
     """Whom to ask beside `peers`; None = where there are none, the last known ones and neighbours."""
 
+    entry: Entry = ANYBODY
+    """The key of a private swarm, whom we talk to, and who we are."""
+
     waits: Waits = field(default_factory=Waits)
     """Where is said what is being waited for, as long as the model lives."""
 
@@ -88,6 +92,15 @@ class Settings:
     def dtype_name(self, spans: Iterable[ServedSpan], num_blocks: int) -> str:
         """The route's compute dtype, where these spans are served."""
         return served.best_dtype(spans, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
+
+
+def entered(settings: Settings, join: str | None, lists: Mapping[str, object], identity: str | Path | None) -> Settings:
+    """The settings with what `join`, the lists (allow, deny, trust) and `identity` of `from_pretrained` come to."""
+    member = keyring.membership(join, settings.swarm, settings.peers, settings.data_dir)
+    chosen = Lists(**{name: of_argument(name, value) for name, value in lists.items()})
+    chosen.read()
+    path = None if identity is None else Path(identity).expanduser()
+    return replace(settings, swarm=member.swarm, peers=member.peers, entry=Entry(key=member.key, lists=chosen, identity=path))
 
 
 _pools: dict[BackgroundLoop, PeerPool] = {}
@@ -202,7 +215,7 @@ async def _join(
 
 async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> SharedPeer:
     with settings.waits.on(waiting.JOINING):
-        return await pool.acquire(settings.swarm, settings.peers, _find(settings), thin)
+        return await pool.acquire(settings.swarm, settings.peers, _find(settings), thin, settings.entry)
 
 
 def _session_maker(
@@ -218,7 +231,11 @@ def _session_maker(
 def _find(settings: Settings) -> FindConfig:
     if settings.find is not None:
         return settings.find
-    return FindConfig() if settings.peers else FindConfig(known_peers=known.file_of(settings.data_dir, settings.swarm), lan=True)
+    if settings.peers:
+        return FindConfig()
+    return FindConfig(
+        known_peers=known.file_of(settings.data_dir, keyring.known_as(settings.swarm, settings.entry.key)), lan=True
+    )
 
 
 class SwarmBackend:

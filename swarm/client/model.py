@@ -7,7 +7,7 @@ back is an instance of the checkpoint's own class (LlamaForCausalLM, …) and of
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +50,11 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         cache_dir: str | Path | None = None,
         find: FindConfig | None = None,
         thin: bool = False,
+        join: str | Path | None = None,
+        allow: str | Path | Iterable[str] | None = None,
+        deny: str | Path | Iterable[str] | None = None,
+        trust: str | Path | Iterable[str] | None = None,
+        identity: str | Path | None = None,
         on_wait: OnWait | None = None,
         **others: Any,
     ) -> Any:
@@ -61,6 +66,11 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         peers: one or several multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints); none = the last known
         ones, then neighbours on the local network, if the extra `lan` is installed.
         find: whom to ask where no peer answers, if not as just said.
+        join: an invitation to a swarm (`swarm invite` prints one), or a file that holds it; the key of a private swarm is kept below
+        `cache_dir`, so that later calls need only `swarm`.
+        allow, deny, trust: files of PeerIDs (one a line, read again when they change), or PeerIDs: only these, never these, these first.
+        identity: a key file, made if there is none, so that this is the same peer each time (nodes with `--allow` need that); None = a
+        fresh one.
         dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
         cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
         thin: `model` is a name that the swarm serves (or name@digest), and nodes host its ends too: no weight is here, only the config and
@@ -82,6 +92,8 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
             peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", patience_s=patience_s,
             priority=priority, model_name=model_name, cache_dir=cache_dir, find=find, waits=Waits(on_wait),
         )  # fmt: skip
+        lists = {"allow": allow, "deny": deny, "trust": trust}
+        settings = connection.entered(settings, None if join is None else str(join), lists, identity)
         checkpoint, backend = (connection.connect_thin if thin else connection.connect)(arguments.model_of(model), settings)
         try:
             if thin:

@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from swarm.access_lists import ANYBODY, Entry
 from swarm.client.loop import BackgroundLoop
 from swarm.finding import NOBODY_ELSE, FindConfig
 
@@ -28,6 +29,7 @@ class SharedPeer:
     swarm: str
     bootstrap: set[str]
     find: FindConfig
+    entry: Entry = ANYBODY
     thin: bool = False
     """Asks by gRPC alone: no DHT, no hivemind."""
     holders: int = 0
@@ -53,10 +55,12 @@ class SharedPeer:
         if self.thin:
             from swarm.thin.peer import ThinPeer
 
-            return ThinPeer(bootstrap, self.swarm, self.find)
+            return ThinPeer(bootstrap, self.swarm, self.find, self.entry)
         from swarm.peer import Peer, PeerConfig  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
 
-        return Peer(PeerConfig(swarm=self.swarm, bootstrap=bootstrap, find=self.find, listen=None, client_mode=True))
+        return Peer(
+            PeerConfig(swarm=self.swarm, bootstrap=bootstrap, find=self.find, listen=None, client_mode=True, entry=self.entry)
+        )
 
 
 class PeerPool:
@@ -67,12 +71,18 @@ class PeerPool:
         loop.at_exit(self.end)
 
     async def acquire(
-        self, swarm: str, bootstrap: tuple[str, ...], find: FindConfig = NOBODY_ELSE, thin: bool = False
+        self,
+        swarm: str,
+        bootstrap: tuple[str, ...],
+        find: FindConfig = NOBODY_ELSE,
+        thin: bool = False,
+        entry: Entry = ANYBODY,
     ) -> SharedPeer:
         """A started peer of that swarm; `release` it once. find: whom else to ask. Raises what its start raises."""
-        shared = next((one for one in self._shared if one.thin == thin and self._is_same(one, swarm, bootstrap)), None)
+        alike = (one for one in self._shared if one.thin == thin and one.entry == entry)
+        shared = next((one for one in alike if self._is_same(one, swarm, bootstrap)), None)
         if shared is None:
-            shared = SharedPeer(swarm, set(bootstrap), find, thin)
+            shared = SharedPeer(swarm, set(bootstrap), find, entry, thin)
             self._shared.append(shared)
             shared.task = asyncio.create_task(shared.live())
         shared.holders += 1

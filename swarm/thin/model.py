@@ -16,6 +16,7 @@ from protocols.defaults import PATIENCE_S
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from swarm import waiting
+from swarm.access_lists import ANYBODY, Entry
 from swarm.client import served
 from swarm.finding import NOBODY_ELSE, FindConfig
 from swarm.inference.links import Links
@@ -92,10 +93,12 @@ async def open_model(
     priority: int = 0,
     find: FindConfig = NOBODY_ELSE,
     waits: Waits | None = None,
+    entry: Entry = ANYBODY,
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
-    find: whom to ask where none of `peers` answers. root: where fetched files are kept.
+    find: whom to ask where none of `peers` answers. entry: a private swarm's key, whom we talk to, who we are.
+    root: where fetched files are kept.
     dtype: compute dtype of the route; auto = the one in which most blocks are served.
     priority: 0, or down to -100; the lower, the more device time others get. waits: where is said what is being waited for.
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
@@ -105,7 +108,7 @@ async def open_model(
     async with contextlib.AsyncExitStack() as stack:
         with waits.reporting() as slot:
             slot.set(waiting.JOINING)
-            peer = await stack.enter_async_context(ThinPeer(peers, swarm, find))
+            peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
             with peer.clocks.explaining():
                 found = await finding.wait_for(peer.directory, name, patience_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))

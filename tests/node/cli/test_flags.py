@@ -24,6 +24,11 @@ ASKING = [
     "--peer",
     "--lan",
     "--swarm",
+    "--join",
+    "--allow",
+    "--deny",
+    "--trust",
+    "--identity",
     "--model-name",
     "--device",
     "--dtype",
@@ -41,6 +46,7 @@ FLAGS = {
             "--listen",
             "--announce",
             "--swarm",
+            *("--join", "--allow", "--deny", "--trust"),
             "--device",
         ),
         *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit", "--quiet"),
@@ -74,7 +80,11 @@ FLAGS = {
     ],
     "config": ["[COMMAND]", "--example"],
     "cache": ["--json", "--data-dir"],
-    "status": ["[MODEL]", "--json", "--peer", "--lan", "--swarm", "--data-dir"],
+    "status": [
+        *("[MODEL]", "--json", "--peer", "--lan", "--swarm", "--join", "--allow", "--deny", "--trust", "--identity", "--data-dir")
+    ],
+    "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--data-dir"],
+    "identity": ["--identity", "--data-dir"],
 }
 
 

@@ -1,0 +1,77 @@
+"""`swarm invite`: an invitation to stdout, and what to know about it to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from node.cli.asking import check_range
+from node.cli.console import remark
+from node.config import DEFAULT_SWARM
+from protocols.errors import ConfigError
+from protocols.swarm_key import SwarmKey
+from swarm import here, invitation, keyring, known, places
+from swarm.dht.address import PeerAddress
+from swarm.invitation import Invitation
+from swarm.suggestion import NodeCommand
+
+MAX_DAYS = 3_650
+MAX_NAMED = 6
+"""Addresses in an invitation, if they are not named by --peer: enough that one answers, few enough to copy."""
+
+
+def run(swarm: str, peers: tuple[str, ...], *, is_private: bool, days: float, is_new: bool, data_dir: Path | None) -> None:
+    """Print an invitation, with the key that is kept here if the swarm is private. ConfigError says what is missing."""
+    check_range("--days", days, f"more than 0, at most {MAX_DAYS}", 0 < days <= MAX_DAYS)
+    folder = data_dir or places.data_dir()
+    key = _key(swarm, folder, is_private=is_private or is_new, is_new=is_new)
+    named = [PeerAddress.parse(peer) for peer in peers] or _known(folder, keyring.known_as(swarm, key))
+    if key is None and not named:
+        raise ConfigError(
+            f"no address of swarm `{swarm}` is known here, so the invitation would name nobody; start a node here first, "
+            "give --peer, or make a private swarm (--private --swarm NAME)"
+        )
+    expires_s = time.time() + days * 86_400
+    made = Invitation(swarm=swarm, peers=tuple(map(str, named[: invitation.MAX_PEERS])), key=key, expires_s=expires_s)
+    print(made.text(), flush=True)
+    _explain(made, named, folder)
+
+
+def _key(swarm: str, folder: Path, *, is_private: bool, is_new: bool) -> SwarmKey | None:
+    found = keyring.kept(folder, swarm)
+    if not is_private or (found and not is_new):
+        return found
+    if swarm == DEFAULT_SWARM:
+        raise ConfigError(f"a private swarm needs a name of its own: add --swarm NAME (`{DEFAULT_SWARM}` is the public one)")
+    key = keyring.made()
+    path = keyring.keep(folder, swarm, key)
+    remark(f"made {'another' if found else 'the'} key of private swarm `{swarm}` (key {key.label}), kept in {path}")
+    if found:
+        remark("nodes and clients here use it from their next start on; those elsewhere need a new invitation")
+    return key
+
+
+def _known(folder: Path, known_as: str) -> list[PeerAddress]:
+    """This machine's nodes, then the peers that answered last; those that others cannot use are left out if there are any else."""
+    own = here.nodes(folder, known_as)
+    found = list(dict.fromkeys((*own, *known.load(known.file_of(folder, known_as), time.time()))))
+    return ([one for one in found if not one.is_loopback] or found)[:MAX_NAMED]
+
+
+def _explain(made: Invitation, named: Sequence[PeerAddress], folder: Path) -> None:
+    kind = "public" if made.key is None else "private"
+    label = "" if made.key is None else f" (key {made.key.label})"
+    until = invitation.date(made.expires_s or 0)
+    remark(
+        f"invitation to {kind} swarm `{made.swarm}`{label}, with {len(made.peers) or 'no'} address{'' if len(made.peers) == 1 else 'es'}, for use until {until}"
+    )
+    if made.key is not None:
+        remark("whoever has it can join and invite others, and keeps the key: hand it on as you would a password")
+    if not named:
+        command = NodeCommand(swarm=made.swarm, data_dir=folder).text("MODEL")
+        remark(
+            f"it names no address, since no node runs here yet: start one (swarm node MODEL --swarm {made.swarm}), and invite again"
+        )
+    elif all(one.is_loopback for one in named):
+        remark("its addresses are of this machine only (127.0.0.1): for others, give --peer with an address that they can reach")
