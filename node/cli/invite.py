@@ -62,16 +62,13 @@ def _known(folder: Path, known_as: str) -> list[PeerAddress]:
 def _explain(made: Invitation, named: Sequence[PeerAddress], folder: Path) -> None:
     kind = "public" if made.key is None else "private"
     label = "" if made.key is None else f" (key {made.key.label})"
+    addresses = "1 address" if len(made.peers) == 1 else f"{len(made.peers) or 'no'} addresses"
     until = invitation.date(made.expires_s or 0)
-    remark(
-        f"invitation to {kind} swarm `{made.swarm}`{label}, with {len(made.peers) or 'no'} address{'' if len(made.peers) == 1 else 'es'}, for use until {until}"
-    )
+    remark(f"invitation to {kind} swarm `{made.swarm}`{label}, with {addresses}, for use until {until}")
     if made.key is not None:
         remark("whoever has it can join and invite others, and keeps the key: hand it on as you would a password")
     if not named:
         command = NodeCommand(swarm=made.swarm, data_dir=folder).text("MODEL")
-        remark(
-            f"it names no address, since no node runs here yet: start one (swarm node MODEL --swarm {made.swarm}), and invite again"
-        )
+        remark(f"it names no address, since no node runs here yet: start one and invite again: {command}")
     elif all(one.is_loopback for one in named):
         remark("its addresses are of this machine only (127.0.0.1): for others, give --peer with an address that they can reach")
