@@ -171,9 +171,9 @@ class Joiner:
             sources.say(given_are_silent(len(sources.given), self._last_failure, len(remembered)))
         if (remembered and await self._try("remembered", remembered)) or await self._meet_neighbours():
             return True
-        if self._refusal:
-            self._has_joined.set()
-        if sources.given or remembered:
+        if self._refusal and not self._has_joined.is_set():
+            self._has_joined.set()  # who waits is told
+        elif sources.given or remembered:
             await self._on_change(
                 None, f"no {'given' if sources.given else 'remembered'} peer answers, we keep trying: {self._last_failure}"
             )

@@ -240,8 +240,8 @@ def invite_command(
     invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir)
 
 
-@app.command("identity")
-def identity_command(
+@app.command("whoami")
+def whoami_command(
     identity: Annotated[
         Path | None,
         typer.Option(

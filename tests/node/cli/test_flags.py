@@ -84,7 +84,7 @@ FLAGS = {
         *("[MODEL]", "--json", "--peer", "--lan", "--swarm", "--join", "--allow", "--deny", "--trust", "--identity", "--data-dir")
     ],
     "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--data-dir"],
-    "identity": ["--identity", "--data-dir"],
+    "whoami": ["--identity", "--data-dir"],
 }
 
 
