@@ -84,8 +84,11 @@ class NodeConfig:
     is_quiet: bool = False
     """Whether the line of each minute's work is left out."""
 
+    accept_new_weights: bool = False
+    """Take the weights that `model` means now, even if this name meant others here before."""
+
     data_dir: Path
-    """Where keys, digests and fetched weights are kept."""
+    """Where keys, digests, fetched weights and what names meant are kept."""
 
     @property
     def upload_bytes_s(self) -> int:

@@ -30,6 +30,7 @@ from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options, Progress, Report
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.finding import Found, find_in_cache, find_in_swarm, look_elsewhere, open_cache
+from swarm.weights.naming import Naming
 from swarm.weights.shelf import Shelf
 from swarm.weights.sources import ranked
 from swarm.weights.uploader import Uploader
@@ -61,6 +62,7 @@ class ModelSource:
         """uploader: gives to others what we have, from `open` on."""
         self._config, self._peer, self._uploader, self._on_event, self._on_fetch = config, peer, uploader, on_event, on_fetch
         self._waits = waits
+        self._naming = Naming.of(peer.hello, config.data_dir, config.swarm, config.accept_new_weights)
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None
         self._shelf: Shelf | None = None
@@ -111,8 +113,8 @@ class ModelSource:
             if found.note:
                 self._on_event(Event("warning", found.note))
             with self._waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
-                return await open_cache(root, found, self._peer.pool)
-        cached = await asyncio.to_thread(find_in_cache, root, self._config.model)
+                return await open_cache(root, found, self._peer.pool, self._naming)
+        cached = await asyncio.to_thread(find_in_cache, root, self._config.model, self._naming)
         if cached is None:
             return None
         model, _manifest = cached
@@ -121,10 +123,10 @@ class ModelSource:
         return await open_cache(root, Found(model=model, records=()), self._peer.pool)
 
     async def _look_up(self) -> Found | None:
-        found = await find_in_swarm(self._peer.directory, self._config.model)
+        found = await find_in_swarm(self._peer.directory, self._config.model, self._naming)
         if found is None and self._config.peers:
             await asyncio.sleep(LOOK_AGAIN_S)
-            found = await find_in_swarm(self._peer.directory, self._config.model)
+            found = await find_in_swarm(self._peer.directory, self._config.model, self._naming)
         return found
 
     # --- tensors

@@ -45,6 +45,7 @@ class Asking:
     data_dir: Path | None
     entry: Entry = ANYBODY
     """The key of a private swarm, whom we talk to, and who we are."""
+    accept_new_weights: bool = False
 
     def __post_init__(self) -> None:
         check_swarm(self.swarm)
@@ -158,6 +159,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
             deny=asking.entry.lists.deny,
             trust=asking.entry.lists.trust,
             identity=asking.entry.identity,
+            accept_new_weights=asking.accept_new_weights,
             cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
             on_wait=on_wait,
         )

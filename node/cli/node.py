@@ -87,6 +87,7 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         data_dir=data_dir,
         upload_mbit=flags.upload_mbit,
         is_quiet=flags.quiet,
+        accept_new_weights=flags.accept_new_weights,
     )
 
 

@@ -102,6 +102,14 @@ DataDir = Annotated[
     ),
 ]
 
+AcceptNewWeights = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-weights",
+        help="Take the weights that a name means now, even if it meant others here before; NAME@DIGEST does the same for one.",
+    ),
+]
+
 # --- generate and chat
 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Stop after so many tokens.")]
@@ -200,6 +208,7 @@ class Hosting:
         typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
     ] = 0.0
     quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
+    accept_new_weights: AcceptNewWeights = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +239,7 @@ class Asked:
     draft: Draft = None
     thin: Thin = False
     greedy: Greedy = False
+    accept_new_weights: AcceptNewWeights = False
 
     def asking(self, model: str) -> Asking:
         """Which model and where its nodes are, checked."""
@@ -245,6 +255,7 @@ class Asked:
         return Asking(
             model=model, peers=into.peers, lan=self.lan, swarm=into.swarm, model_name=self.model_name, device=self.device,
             dtype=self.dtype, patience_s=self.patience, priority=self.priority, data_dir=self.data_dir, entry=into.entry,
+            accept_new_weights=self.accept_new_weights,
         )  # fmt: skip
 
     def sampling(self, as_model_says: bool) -> Sampling:

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from node.cli import status_view
@@ -20,14 +24,18 @@ from node.cli.waiting import shown
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
-from swarm import waiting
+from swarm import places, waiting
+from swarm.asking import answers
 from swarm.finding import FindConfig
 from swarm.models.resolve import is_place, name_in_swarm
 from swarm.placement.choose import count_replicas
 from swarm.routing import path
 from swarm.suggestion import NodeCommand
 from swarm.waiting import OnWait
+from swarm.weights import remembered
+from swarm.weights.election import Tally, tallies
 from swarm.weights.names import nearest_first, not_served
+from swarm.weights.remembered import NameMemory
 
 if TYPE_CHECKING:
     from swarm.peer import Peer
@@ -36,9 +44,12 @@ if TYPE_CHECKING:
 SILENT = "silent"
 """The state of a peer that announced itself and does not answer now."""
 
+UNASKED = "unasked"
+"""The state of a peer that announced itself, if there was no time to ask it."""
+
 HELLO_S = 3.0
-MAX_HELLOS = 64
-"""Peers that are asked; of a larger swarm the rest is shown as it announces itself."""
+ASK_S = 10.0
+"""Seconds for all hellos together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,28 +89,44 @@ class ModelRows:
     """Serving nodes of each block."""
     is_thin_possible: bool
     """Can a client without files generate: is there a route with the ends at its first and last hop?"""
+    is_meant: bool
+    """Does the name stand for these weights here? It does for those of its first use, else for those of most answering nodes."""
     peers: tuple[PeerRow, ...]
 
 
-def summarize(records: Iterable[PeerRecord], name: str, silent: Collection[PeerId] = ()) -> list[ModelRows]:
-    """Rows of the model `name`, one group per digest and length, peers in the order of their blocks.
+def summarize(
+    records: Iterable[PeerRecord], name: str, silent: Mapping[PeerId, str] = MappingProxyType({}), before: str | None = None
+) -> list[ModelRows]:
+    """Rows of the model `name`, one group per digest and length, those that the name stands for first; peers in the order of their blocks.
 
-    silent: who did not answer when asked just now. Their records live on for a minute, but they serve nothing.
+    silent: who did not answer just now, and what to say of them. Their records live on for a minute, but they serve nothing.
+    before: the digest that the name meant at its last use here.
     """
-    records = [replace(record, state=SILENT, spans=_stateless(record)) if record.peer in silent else record for record in records]
+    records = list(records)
+    found = tallies(records, name, answering={record.peer for record in records} - set(silent))
+    meant = next((one for one in found if one.model.digest == before), found[0] if found and before is None else None)
+    records = [_silenced(record, silent[record.peer]) if record.peer in silent else record for record in records]
     groups: dict[tuple[str, int], list[tuple[PeerRecord, ServedSpan]]] = {}
     for record in records:
         for served in record.spans:
             if served.model.name == name:
                 groups.setdefault((served.model.digest, served.num_blocks), []).append((record, served))
-    return [_model(name, digest, num_blocks, hosted) for (digest, num_blocks), hosted in sorted(groups.items())]
+    rows = [
+        _model(name, digest, num_blocks, hosted, _is_meant(meant, digest, num_blocks))
+        for (digest, num_blocks), hosted in sorted(groups.items())
+    ]
+    return sorted(rows, key=lambda one: not one.is_meant)
 
 
-def _stateless(record: PeerRecord) -> tuple[ServedSpan, ...]:
-    return tuple(replace(served, state="") for served in record.spans)
+def _is_meant(meant: Tally | None, digest: str, num_blocks: int) -> bool:
+    return meant is not None and digest == meant.model.digest and num_blocks == (meant.num_blocks or num_blocks)
 
 
-def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, ServedSpan]]) -> ModelRows:
+def _silenced(record: PeerRecord, state: str) -> PeerRecord:
+    return replace(record, state=state, spans=tuple(replace(served, state="") for served in record.spans))
+
+
+def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, ServedSpan]], is_meant: bool) -> ModelRows:
     replicas = count_replicas((served.span for record, served in hosted if record.state_of(served) == "serving"), num_blocks)
     missing = tuple(gaps(replicas))
     rows = sorted((_peer(*pair) for pair in hosted), key=lambda row: (row.start, row.stop, row.peer))
@@ -112,6 +139,7 @@ def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecor
         least_replicas=min(replicas),
         replicas=tuple(replicas),
         is_thin_possible=_is_thin_possible([served for record, served in hosted if record.state_of(served) == "serving"]),
+        is_meant=is_meant,
         peers=tuple(rows),
     )
 
@@ -166,8 +194,9 @@ def run(model: str | None, into: Entering, *, as_json: bool, data_dir: Path | No
     name = None if model is None else name_in_swarm(model)
     directory = model if model is not None and is_place(model) else ""
     hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=data_dir, directory=directory)
+    memory = NameMemory(remembered.file_of(data_dir or places.data_dir(), swarm))
     with shown() as on_wait:
-        models, names = asyncio.run(_ask(name, into, find, on_wait))
+        models, names = asyncio.run(_ask(name, into, find, memory, on_wait))
     if as_json:
         print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
     elif models:
@@ -180,7 +209,9 @@ def run(model: str | None, into: Entering, *, as_json: bool, data_dir: Path | No
         remark(f"no node of swarm {swarm!r} serves {what}; be the first: {command}")
 
 
-async def _ask(name: str | None, into: Entering, find: FindConfig, on_wait: OnWait) -> tuple[list[ModelRows], Collection[str]]:
+async def _ask(
+    name: str | None, into: Entering, find: FindConfig, memory: NameMemory, on_wait: OnWait
+) -> tuple[list[ModelRows], Collection[str]]:
     """Rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
     from swarm.peer import Peer, PeerConfig
@@ -192,21 +223,31 @@ async def _ask(name: str | None, into: Entering, find: FindConfig, on_wait: OnWa
         records = {record.peer: record for snapshot in snapshots for record in snapshot.peers}
         on_wait(waiting.asking(len(records)))
         silent = await _silent(peer, records)
-        models = [rows for one, snapshot in zip(names, snapshots, strict=True) for rows in summarize(snapshot.peers, one, silent)]
+        models = [
+            rows
+            for one, snapshot in zip(names, snapshots, strict=True)
+            for rows in summarize(snapshot.peers, one, silent, memory.digest_of(one))
+        ]
         return models, names if models else await peer.directory.models()
 
 
-async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> frozenset[PeerId]:
-    """Who does not answer a hello: a node that was killed is announced for up to a minute."""
+async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> dict[PeerId, str]:
+    """The state of those who do not answer a hello, asked in random order: a node that was killed is announced for up to a minute."""
 
-    async def is_silent(record: PeerRecord) -> bool:
+    async def is_there(record: PeerRecord) -> bool:
         try:
             async with asyncio.timeout(HELLO_S):
                 await peer.hello(record.peer, record.addresses, record.certificate)
         except (SwarmError, TimeoutError):
-            return True
-        return False
+            return False
+        return True
 
-    asked = list(records.values())[:MAX_HELLOS]
-    answers = await asyncio.gather(*map(is_silent, asked))
-    return frozenset(record.peer for record, silent in zip(asked, answers, strict=True) if silent)
+    states = dict.fromkeys(records, UNASKED)
+    with contextlib.suppress(TimeoutError):
+        asked = random.sample(list(records.values()), len(records))
+        async with asyncio.timeout(ASK_S), aclosing(answers(asked, is_there)) as replies:
+            async for record, answers_us in replies:
+                states[record.peer] = SILENT
+                if answers_us:
+                    del states[record.peer]
+    return states

@@ -39,6 +39,8 @@ def show(models: Sequence[ModelRows], hosting: NodeCommand) -> None:
 
 def verdict(rows: ModelRows, hosting: NodeCommand) -> list[str]:
     """Is the model complete, and if not, what to do."""
+    if not rows.is_meant:
+        return [f"other weights by this name; {rows.name}@{rows.digest[:12]} chooses them"]
     if not rows.is_complete:
         return [f"missing: blocks {', '.join(rows.missing)}; host them:", hosting.text(rows.name, "--blocks", rows.missing[0])]
     complete = f"complete: every block has {counted(rows.least_replicas, 'node')} or more"

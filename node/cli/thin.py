@@ -33,7 +33,7 @@ def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[ThinSpeaker]:
         opening = open_model(
             asking.model_name or name_in_swarm(asking.model), peers=asking.peers, root=root, swarm=asking.swarm,
             dtype=asking.dtype, patience_s=asking.patience_s, priority=asking.priority, find=asking.find, waits=Waits(on_wait),
-            entry=asking.entry,
+            entry=asking.entry, accept_new_weights=asking.accept_new_weights,
         )  # fmt: skip
         model = runner.run(opening.__aenter__())
         try:

@@ -41,6 +41,7 @@ from swarm.suggestion import NodeCommand
 from swarm.thin import finding
 from swarm.waiting import Waits
 from swarm.weights.finding import look_elsewhere, open_cache
+from swarm.weights.naming import Naming
 
 if TYPE_CHECKING:
     from swarm.client.peers import AnyPeer
@@ -65,6 +66,9 @@ class Settings:
     entry: Entry = ANYBODY
     """The key of a private swarm, whom we talk to, and who we are."""
 
+    accept_new_weights: bool = False
+    """Take the weights that a name means now, even if it meant others here before."""
+
     waits: Waits = field(default_factory=Waits)
     """Where is said what is being waited for, as long as the model lives."""
 
@@ -77,11 +81,17 @@ class Settings:
             raise BadRequestError(f"patience_s is a number of seconds and not negative, got {shown(self.patience_s)}")
         if not (isinstance(self.priority, int) and -100 <= self.priority <= 0):
             raise BadRequestError(f"priority is an integer from -100 to 0, got {shown(self.priority)}")
+        if not isinstance(self.accept_new_weights, bool):
+            raise BadRequestError(f"accept_new_weights is True or False, got {shown(self.accept_new_weights)}")
 
     @property
     def data_dir(self) -> Path:
         """Holds `digests/` (what was hashed) and `weights/` (what was fetched)."""
         return Path(self.cache_dir) if self.cache_dir else places.data_dir()  # nodes keep their files there, too
+
+    def naming(self, peer: AnyPeer) -> Naming:
+        """How names are understood, by way of this peer."""
+        return Naming.of(peer.hello, self.data_dir, self.swarm, self.accept_new_weights)
 
     def hosting(self, directory: str = "") -> NodeCommand:
         """What a message tells people to type who could host what is missing. directory: where the model's files are here."""
@@ -142,7 +152,7 @@ async def _connect_by_name(
     shared = await _meet(pool, settings)
     try:
         peer = shared.started.result()
-        found = await ends_from_peers(peer, name, settings.data_dir / "weights", settings.waits)
+        found = await ends_from_peers(peer, name, settings.data_dir / "weights", settings.naming(peer), settings.waits)
         if found is None:
             return await look_elsewhere(peer.directory, name, peer.clocks.fault)
         cache, checkpoint = found
@@ -170,9 +180,10 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
         peer = shared.started.result()
         with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
-            found = await finding.wait_for(peer.directory, name, settings.patience_s, settings.hosting(), slot)
+            naming = settings.naming(peer)
+            found = await finding.wait_for(peer.directory, name, naming, settings.patience_s, settings.hosting(), slot)
         with settings.waits.on(waiting.fetching(f"config and tokenizer of {name}")):
-            cache = await open_cache(settings.data_dir / "weights", found, peer.pool)
+            cache = await open_cache(settings.data_dir / "weights", found, peer.pool, naming)
         held.callback(cache.close)
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         dtype = settings.dtype_name(finding.spans_of(found), checkpoint.num_blocks)

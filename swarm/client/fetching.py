@@ -18,6 +18,7 @@ from swarm.weights.cache import ModelCache
 from swarm.weights.download import Options
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.naming import Naming
 from swarm.weights.sources import ranked
 
 if TYPE_CHECKING:
@@ -26,23 +27,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def ends_from_peers(peer: AnyPeer, name: str, root: Path, waits: Waits) -> tuple[ModelCache, Checkpoint] | None:
+async def ends_from_peers(
+    peer: AnyPeer, name: str, root: Path, naming: Naming, waits: Waits
+) -> tuple[ModelCache, Checkpoint] | None:
     """The model that `name` (or NAME@DIGEST) stands for in the swarm, with its ends on this disk; None where nobody serves it, and
     it was never fetched. The caller closes the cache once it has loaded.
 
-    root: where fetched models are kept. Raises ModelNotFoundError (several fit), NoRouteError (no peer gives them), DiskFullError.
+    root: where fetched models are kept. Raises ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
+    NoRouteError (no peer gives them), DiskFullError.
     """
     with waits.on(waiting.JOINING):
-        found = await find_in_swarm(peer.directory, name)
+        found = await find_in_swarm(peer.directory, name, naming)
     if found is None:
-        cached = await asyncio.to_thread(find_in_cache, root, name)
+        cached = await asyncio.to_thread(find_in_cache, root, name, naming)
         if cached is None:
             return None
         found = Found(model=cached[0], records=())
     if found.note:
         log.warning("%s", found.note)
     with waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
-        cache = await open_cache(root, found, peer.pool)
+        cache = await open_cache(root, found, peer.pool, naming)
     try:
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         names = await asyncio.to_thread(stored_names, checkpoint, None)

@@ -55,6 +55,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         deny: str | Path | Iterable[str] | None = None,
         trust: str | Path | Iterable[str] | None = None,
         identity: str | Path | None = None,
+        accept_new_weights: bool = False,
         on_wait: OnWait | None = None,
         **others: Any,
     ) -> Any:
@@ -75,6 +76,8 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
         thin: `model` is a name that the swarm serves (or name@digest), and nodes host its ends too: no weight is here, only the config and
         the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then.
+        accept_new_weights: a name means the weights that it meant here before, and others are refused (ModelMismatchError); True takes
+        what most nodes serve now. NAME@DIGEST does the same for one digest.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
         priority: 0, or down to -100; the lower, the more device time others get where nodes are busy.
         device: of embedding and head; blocks are on their nodes' devices.
@@ -90,7 +93,8 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         where = torch.device("cpu") if thin else arguments.device_of(chosen["device"])
         settings = connection.Settings(
             peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", patience_s=patience_s,
-            priority=priority, model_name=model_name, cache_dir=cache_dir, find=find, waits=Waits(on_wait),
+            priority=priority, model_name=model_name, cache_dir=cache_dir, find=find,
+            accept_new_weights=accept_new_weights, waits=Waits(on_wait),
         )  # fmt: skip
         lists = {"allow": allow, "deny": deny, "trust": trust}
         settings = connection.entered(settings, None if join is None else str(join), lists, identity)

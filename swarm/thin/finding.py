@@ -14,22 +14,24 @@ from swarm.suggestion import USUAL, NodeCommand
 from swarm.waiting import Slot, Waits
 from swarm.weights import names
 from swarm.weights.finding import Directory, Found, find_in_swarm
+from swarm.weights.naming import Naming
 
 LOOK_AGAIN_S = 0.5
 
 
 async def wait_for(
-    directory: Directory, name: str, patience_s: float, hosting: NodeCommand = USUAL, slot: Slot | None = None
+    directory: Directory, name: str, naming: Naming, patience_s: float, hosting: NodeCommand = USUAL, slot: Slot | None = None
 ) -> Found:
     """The model that the swarm serves by this name, or `name@digest`. slot: where is said that no node serves it yet.
 
-    ModelNotFoundError at once where the swarm serves other models but not this one; NoRouteError where it serves none in time.
+    ModelNotFoundError at once where the swarm serves other models but not this one; NoRouteError where it serves none in time;
+    ModelMismatchError if it serves other weights by this name than before.
     """
     loop = asyncio.get_running_loop()
     slot, since_s = slot or Waits().slot(), time.monotonic()
     ends_at = loop.time() + patience_s
     while True:
-        if (found := await find_in_swarm(directory, name)) is not None:
+        if (found := await find_in_swarm(directory, name, naming)) is not None:
             return found
         served_names = await directory.models()
         if names.nearest_first(name, served_names):
@@ -48,7 +50,10 @@ def spans_of(found: Found) -> tuple[ServedSpan, ...]:
     return tuple(span for _peer, span in served.served(found.records, found.model.name) if span.model == found.model)
 
 
-def num_blocks(spans: tuple[ServedSpan, ...]) -> int:
-    """Blocks of the model, as most of those who serve it say."""
+def num_blocks(spans: tuple[ServedSpan, ...], stored: int) -> int:
+    """Blocks of the model: as many as the manifest has, if one of those who serve it says so; else as most of them say.
+
+    The manifest is what the digest stands for, but in a family with two towers only nodes know which one is cut into blocks.
+    """
     counts = Counter(span.num_blocks for span in spans)
-    return max(counts, key=lambda count: (counts[count], count))
+    return stored if stored in counts else max(counts, key=lambda count: (counts[count], count))

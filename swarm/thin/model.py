@@ -30,6 +30,7 @@ from swarm.thin.peer import ThinPeer
 from swarm.thin.tokenizer import Tokenizer, open_tokenizer
 from swarm.waiting import Waits
 from swarm.weights.finding import open_cache
+from swarm.weights.naming import Naming
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -94,11 +95,13 @@ async def open_model(
     find: FindConfig = NOBODY_ELSE,
     waits: Waits | None = None,
     entry: Entry = ANYBODY,
+    accept_new_weights: bool = False,
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
     find: whom to ask where none of `peers` answers. entry: a private swarm's key, whom we talk to, who we are.
-    root: where fetched files are kept.
+    root: where fetched files are kept; beside it, what names meant before.
+    accept_new_weights: take what is served now, even if the name meant other weights before.
     dtype: compute dtype of the route; auto = the one in which most blocks are served.
     priority: 0, or down to -100; the lower, the more device time others get. waits: where is said what is being waited for.
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
@@ -109,16 +112,18 @@ async def open_model(
         with waits.reporting() as slot:
             slot.set(waiting.JOINING)
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
+            naming = Naming.of(peer.hello, root.parent, swarm, accept_new_weights)
             with peer.clocks.explaining():
-                found = await finding.wait_for(peer.directory, name, patience_s, hosting, slot)
+                found = await finding.wait_for(peer.directory, name, naming, patience_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
-            cache = await open_cache(root, found, peer.pool)
+            cache = await open_cache(root, found, peer.pool, naming)
         try:
             defaults, tokenizer = read_defaults(cache.directory), open_tokenizer(cache.directory)
+            stored = len(cache.layout.blocks)
         finally:
             cache.close()
         spans = finding.spans_of(found)
-        num_blocks = finding.num_blocks(spans)
+        num_blocks = finding.num_blocks(spans, stored)
         chosen = served.best_dtype(spans, num_blocks, DTYPES) if dtype == "auto" else dtype
         config = SessionConfig(
             patience_s=patience_s,

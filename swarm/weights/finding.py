@@ -15,9 +15,11 @@ from protocols.weights import Manifest
 from swarm.rpc.pool import ChannelPool
 from swarm.weights import names
 from swarm.weights.cache import ModelCache, find
+from swarm.weights.election import chosen, tallies
 from swarm.weights.fetch import fetch_files, fetch_manifest
 from swarm.weights.layout import read_manifest
-from swarm.weights.sources import choose_model, coverage, is_digest, split_name
+from swarm.weights.naming import Naming
+from swarm.weights.sources import is_digest, split_name
 
 MAX_NAMES = 64
 """Names whose peers are looked at for a digest without a name."""
@@ -47,22 +49,29 @@ class Found:
     """What to tell about other weights under the same name."""
 
 
-async def find_in_swarm(directory: Directory, text: str) -> Found | None:
+async def find_in_swarm(directory: Directory, text: str, naming: Naming) -> Found | None:
     """The model that `NAME`, `NAME@DIGEST` (or its beginning) or the beginning of a digest stands for; None where nobody serves such a one.
 
-    ModelNotFoundError where the beginning of a digest fits several.
+    A name means what it meant here before; of several weights under a new name, those of most answering peers on a complete route.
+    ModelMismatchError if other weights are served by a name than before. ModelNotFoundError if the beginning of a digest fits several.
     """
     name, prefix = split_name(text)
     records = (await directory.snapshot(name)).peers
-    found = coverage(records, name, prefix)
+    asked: str | None = name
+    found = tallies(records, asked, prefix)
     if not found and not prefix and is_digest(text):
         looks = await asyncio.gather(*(directory.snapshot(known) for known in list(await directory.models())[:MAX_NAMES]))
         records = tuple(record for look in looks for record in look.peers)
-        found = coverage(records, None, text)
+        asked, prefix = None, text
+        found = tallies(records, asked, prefix)
     if not found:
         return None
-    model, note = choose_model(found, text)
-    return Found(model=model, records=records, note=note)
+    before = None if asked is None else await asyncio.to_thread(naming.meant_before, asked)
+    if len({one.model.digest for one in found}) > 1 and before not in {one.model.digest for one in found}:
+        answering = await naming.answering(records, asked, prefix)
+        found = [one for one in tallies(records, asked, prefix, answering) if one.peers] or found
+    meant, note = chosen(found, text, before)
+    return Found(model=meant.model, records=records, note=note)
 
 
 async def look_elsewhere(directory: Directory, text: str, clock_fault: str = "") -> str:
@@ -81,14 +90,17 @@ async def look_elsewhere(directory: Directory, text: str, clock_fault: str = "")
     return names.served_too(text, served)
 
 
-def find_in_cache(root: Path, text: str) -> tuple[ModelId, Manifest] | None:
+def find_in_cache(root: Path, text: str, naming: Naming) -> tuple[ModelId, Manifest] | None:
     """The same among what was fetched before, for a time when nobody serves it."""
     name, prefix = split_name(text)
-    return find(root, name, prefix)
+    return find(root, name, prefix or naming.memory.digest_of(name) or "")
 
 
-async def open_cache(root: Path, found: Found, pool: ChannelPool) -> ModelCache:
-    """The model's folder with manifest, config and small files in it, fetched where they are not there; no tensor yet."""
+async def open_cache(root: Path, found: Found, pool: ChannelPool, naming: Naming | None = None) -> ModelCache:
+    """The model's folder with manifest, config and small files in it, fetched where they are not there; no tensor yet.
+
+    naming: from now on, the model's name means these weights.
+    """
     holders = [record for record in found.records if any(served.model.digest == found.model.digest for served in record.spans)]
     manifest = await asyncio.to_thread(read_manifest, root / found.model.digest)
     if manifest is None or manifest.digest != found.model.digest:
@@ -99,4 +111,6 @@ async def open_cache(root: Path, found: Found, pool: ChannelPool) -> ModelCache:
     except BaseException:
         cache.close()
         raise
+    if naming is not None:
+        await asyncio.to_thread(naming.keep, found.model)
     return cache

@@ -1,4 +1,4 @@
-"""From what the directory says to whom to ask: which model a name means, and in which order its peers are worth asking. Pure."""
+"""How a model is written by people, and in which order its peers are worth asking. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from protocols.errors import ModelNotFoundError
-from protocols.ids import ModelId, PeerId, Span
+from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
-from protocols.words import counted
 
 MIN_PREFIX = 6
 """Letters of a digest that may stand for it."""
@@ -31,44 +30,6 @@ def split_name(text: str) -> tuple[str, str]:
 def is_digest(text: str) -> bool:
     """May this stand for a digest on its own?"""
     return bool(_PREFIX.fullmatch(text))
-
-
-def coverage(records: Iterable[PeerRecord], name: str | None, prefix: str = "") -> dict[ModelId, int]:
-    """Blocks that are served of each model of that name (None = any) and beginning of a digest."""
-    blocks: dict[ModelId, set[int]] = {}
-    for record in records:
-        for served in record.spans:
-            if name in (None, served.model.name) and served.model.digest.startswith(prefix):
-                ready = blocks.setdefault(served.model, set())
-                if record.state == "serving":
-                    ready.update(range(served.span.start, served.span.stop))
-    return {model: len(ready) for model, ready in blocks.items()}
-
-
-def choose_model(found: dict[ModelId, int], text: str) -> tuple[ModelId, str]:
-    """The model that `text` means, of those found, and what to tell about others ("" = there are none).
-
-    Of several digests under one name the one of which most blocks are served; a beginning of a digest must fit one only.
-    """
-    digests = {model.digest for model in found}
-    if len(digests) > 1 and (split_name(text)[1] or (is_digest(text) and text not in {model.name for model in found})):
-        raise ModelNotFoundError(
-            f"{text!r} fits {counted(len(digests), 'model')}: {', '.join(map(_short, sorted(found, key=str)[:4]))}; give more of the digest"
-        )
-    model = min(found, key=lambda one: (-found[one], str(one)))
-    others = sorted((one for one in found if one.digest != model.digest), key=lambda one: -found[one])
-    if not others:
-        return model, ""
-    return model, (
-        f"{model.name} is served with {len(digests)} different weights: we take "
-        f"{_short(model)} ({counted(found[model], 'block')} served), not "
-        + ", ".join(f"{_short(one)} ({found[one]})" for one in others[:3])
-        + "; NAME@DIGEST chooses"
-    )
-
-
-def _short(model: ModelId) -> str:
-    return f"{model.name}@{model.digest[:12]}"
 
 
 def ranked(

@@ -49,7 +49,7 @@ FLAGS = {
             *("--join", "--allow", "--deny", "--trust"),
             "--device",
         ),
-        *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit", "--quiet"),
+        *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit", "--quiet", "--accept-new-weights"),
     ],
     "generate": [
         "MODEL",
@@ -63,6 +63,7 @@ FLAGS = {
         "--draft",
         "--thin",
         "--greedy",
+        "--accept-new-weights",
     ],
     "chat": [
         "MODEL",
@@ -77,6 +78,7 @@ FLAGS = {
         "--draft",
         "--thin",
         "--greedy",
+        "--accept-new-weights",
     ],
     "config": ["[COMMAND]", "--example"],
     "cache": ["--json", "--data-dir"],

@@ -39,9 +39,9 @@ def test_blocks_that_only_a_joining_or_leaving_node_has_are_missing() -> None:
 
 def test_who_does_not_answer_is_shown_as_silent_and_serves_nothing() -> None:
     killed = record(2, Span(3, 6))
-    (rows,) = summarize([record(1, Span(0, 6)), killed], "tiny", {killed.peer})
+    (rows,) = summarize([record(1, Span(0, 6)), killed], "tiny", {killed.peer: "silent"})
     assert [row.state for row in rows.peers] == ["serving", "silent"] and rows.replicas == (1,) * 6
-    (rows,) = summarize([record(1, Span(0, 3)), killed], "tiny", {killed.peer})
+    (rows,) = summarize([record(1, Span(0, 3)), killed], "tiny", {killed.peer: "silent"})
     assert rows.missing == ("3:6",)
 
 
@@ -50,6 +50,24 @@ def test_other_weights_of_the_same_name_are_another_model() -> None:
     assert [(rows.digest[0], rows.is_complete) for rows in groups] == [("a", True), ("b", False)]
     assert summarize([record(1, Span(0, 6))], "other") == []
     json.dumps([asdict(rows) for rows in groups])
+
+
+def test_the_weights_that_the_name_stands_for_come_first_and_the_others_are_said_to_be_others() -> None:
+    usurper = replace(
+        record(3, Span(0, 6), digest="0" * 64),
+        spans=(
+            replace(
+                record(3, Span(0, 6), digest="0" * 64).spans[0],
+            ),
+        ),
+    )
+    records = [record(1, Span(0, 6)), record(2, Span(0, 6)), usurper]
+    groups = summarize(records, "tiny")
+    assert [(rows.digest[0], rows.is_meant) for rows in groups] == [("a", True), ("0", False)]
+    assert status_view.verdict(groups[1], NodeCommand()) == ["other weights by this name; tiny@000000000000 chooses them"]
+    assert [rows.digest[0] for rows in summarize(records, "tiny", before="0" * 64)] == ["0", "a"]
+    silent = {one.peer: "silent" for one in records[:2]}
+    assert [rows.is_meant for rows in summarize(records, "tiny", silent, before="a" * 64)] == [True, False]
 
 
 def test_thin_clients_can_ask_where_the_ends_are_at_both_ends_of_one_route() -> None:

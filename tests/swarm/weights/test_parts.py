@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from swarm.weights.bitmap import Bitmap
 from swarm.weights.bucket import TokenBucket
 from swarm.weights.cache import ModelCache
 from swarm.weights.layout import Layout
-from swarm.weights.sources import choose_model, coverage, ranked, split_name
+from swarm.weights.sources import ranked, split_name
 from tests.swarm.weights.parts import CONFIG, make_model
 
 
@@ -112,24 +111,8 @@ def record(
     return PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id, spans=(served,), state=state, upload_bytes_s=mbit * 125_000)
 
 
-def test_a_name_means_the_weights_of_which_most_blocks_are_served() -> None:
-    records = [
-        record(1, "m", "a", 0, 4),
-        record(2, "m", "a", 0, 4),
-        record(3, "m", "b", 0, 6),
-        record(4, "m", "c", 0, 8, state="joining"),
-    ]
-    model, note = choose_model(coverage(records, "m"), "m")
-    assert model.digest[0] == "b" and "m@bbbbbbbbbbbb (6 blocks served)" in note and "m@aaaaaaaaaaaa (4)" in note
-    assert choose_model(coverage(records, "m", "aaaaaaa"), "m@aaaaaaa") == (ModelId("m", "a" * 64), "")
-    both = [
-        record(1, "m", "a", 0, 4),
-        replace(
-            record(2, "m", "a", 0, 4), spans=(replace(record(2, "m", "a", 0, 4).spans[0], model=ModelId("m", "a" * 63 + "b")),)
-        ),
-    ]
-    with pytest.raises(ModelNotFoundError, match="fits 2 models"):
-        choose_model(coverage(both, "m", "aaaaaa"), "m@aaaaaa")
+def test_a_digest_is_written_with_six_letters_at_least() -> None:
+    assert split_name("m@abcdef") == ("m", "abcdef") and split_name("m") == ("m", "")
     with pytest.raises(ModelNotFoundError, match="at least 6 letters"):
         split_name("m@abc")
 
