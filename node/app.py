@@ -115,8 +115,9 @@ async def _meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
 
 async def _choose_dtype(config: NodeConfig, device: str, checkpoint: Checkpoint, presence: Presence, on_event: OnEvent) -> str:
     others = await presence.look()
-    for digest in choosing.other_weights(presence.last_seen, presence.model):
-        on_event(Event("warning", f"others serve {presence.model.name} with other weights ({digest[:12]}); the two never mix"))
+    if digests := choosing.other_weights(presence.last_seen, presence.model):
+        listed = ", ".join(digest[:12] for digest in digests[:3]) + (", …" if len(digests) > 3 else "")
+        on_event(Event("warning", f"others serve {presence.model.name} with other weights ({listed}); they never mix with ours"))
     dtype = hardware.pick_dtype(config.dtype, choosing.stored_dtype(checkpoint), device, served=choosing.usual_dtype(others))
     on_event(Event("device", f"{device}, {dtype.name} ({dtype.reason})"))
     presence.dtype = dtype.name
