@@ -1,122 +1,163 @@
-"""Can others reach a peer at the addresses that it announces? Only another peer can tell: it dials them, and says what it found."""
+"""Dials a caller back at the address that its call comes from.
+
+Whoever asks could name any address: ours would be the machine that scans it. So only the caller's own address is dialled, as
+libp2p's AutoNAT does, the answer to a failure takes the same time whatever failed, and each network has few dials at once.
+`reachability.py` asks. Source: https://github.com/libp2p/specs/blob/master/autonat/autonat-v1.md
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Callable, Sequence
+import ipaddress
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
-from protocols import services
-from protocols.errors import OverloadedError, PeerUnreachableError, SwarmError, UnauthenticatedError
+from protocols.errors import OverloadedError, PeerUnreachableError, UnauthenticatedError
 from protocols.hello import DialBack, DialBackReply
 from protocols.ids import PeerId
-from swarm.directory.directory import Directory
-from swarm.rpc import Call, ChannelPool, tls
-
-log = logging.getLogger(__name__)
+from swarm.rpc import Call, tls
+from swarm.rpc.caller import prefix_of
 
 DIAL_BACK_S = 3.0
-MAX_DIAL_BACKS = 8
-"""Dials for others at once."""
+"""Longest wait for a caller's address, and the time after which a failure is told, whatever failed."""
 
-MAX_ASKED = 3
+MAX_DIAL_BACKS = 32
+"""Callers that are dialled back at once."""
 
-VERIFY_FIRST_S, VERIFY_AGAIN_S = 1.0, 300.0
-"""Pause between attempts to be dialled back: at first, and once one has succeeded."""
+MAX_PER_NETWORK = 2
+"""Of these, callers of one network (/24 of IPv4, /48 of IPv6)."""
 
-Place = tuple[PeerId, tuple[str, ...], bytes]
-"""A peer, where its gRPC is, and its certificate (DER; empty = whatever proves the PeerID)."""
+MAX_ADDRESSES = 2
+"""Addresses that are dialled for one call."""
+
+_OWN_BITS = 64
+"""IPv6 addresses that share these first bits are one machine's: it calls from a temporary one and announces a lasting one."""
+
+_IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class DialBacks:
     """Answers those who ask to be dialled."""
 
     def __init__(self) -> None:
-        self._num = 0
         self._callers: set[PeerId] = set()
+        self._networks: Counter[str] = Counter()
 
     async def answer(self, request: bytes, call: Call) -> bytes:
-        """Dial the caller, and nobody else: what answers there must prove the caller's PeerID."""
+        """Dial the caller where its call comes from: what answers there must prove the caller's PeerID."""
         asked = DialBack.parse(request)
-        if call.peer in self._callers:
-            raise OverloadedError("you are being dialled back here already: one at a time; ask another peer")
-        if self._num >= MAX_DIAL_BACKS:
-            raise OverloadedError(f"{MAX_DIAL_BACKS} peers are being dialled back here; ask another peer")
-        self._num += 1
-        self._callers.add(call.peer)
-        try:
-            results = await asyncio.gather(*(_is_at(address, call.peer) for address in asked.addresses))
-        finally:
-            self._num -= 1
-            self._callers.discard(call.peer)
-        reachable = tuple(address for address, found in zip(asked.addresses, results, strict=True) if found)
-        reason = "" if len(reachable) == len(results) else "nobody proves your identity at the other addresses"
+        places = own(asked.addresses, call.address, is_here)
+        if places:
+            with self._place(call):
+                reachable = await _first_that_is(places, call.peer)
+        elif is_hidden(asked.addresses, call.address):
+            return DialBackReply(reachable=(), reason=f"you call from {call.address} and announce private addresses").encode()
+        else:
+            raise UnauthenticatedError(
+                f"only the address that a call comes from is dialled back, and that is {call.address or 'unknown'}: you named others"
+            )
+        reason = "" if reachable else f"nobody proves your identity at {', '.join(places)}"
         return DialBackReply(reachable=reachable, reason=reason).encode()
 
-
-class Verifier:
-    """Asks others to dial this peer: soon after there are some, then ever more seldom."""
-
-    def __init__(self, pool: ChannelPool, directory: Directory, given: Sequence[Place], me: Callable[[], Place]) -> None:
-        """given: peers that our user named, asked first. me: who we are and where, which may change while we run."""
-        self._pool, self._directory, self._given, self._me = pool, directory, given, me
-        self.reachable: bool | None = None
-        """Has another peer dialled us back? None = nobody has tried yet."""
-
-    async def run(self, has_neighbours: Callable[[], bool]) -> None:
-        """Verify for as long as the peer lives; what is new in a verdict is announced at once."""
-        pause_s = VERIFY_FIRST_S
-        while True:
-            if has_neighbours():
-                with contextlib.suppress(SwarmError):  # the DHT is being started again
-                    await self._verify_once()
-            if self.reachable is not None:
-                pause_s = VERIFY_AGAIN_S if self.reachable else min(2 * pause_s, VERIFY_AGAIN_S)
-            await asyncio.sleep(pause_s)
-
-    async def _verify_once(self) -> None:
-        answer = await self.verify()
-        if answer is None or answer == self.reachable:
-            return
-        self.reachable = answer
-        if not answer:
-            _, addresses, _ = self._me()
-            log.warning("other peers cannot dial us at %s: open the port, or pass --announce HOST:PORT", ", ".join(addresses))
-        await self._directory.refresh()
-
-    async def verify(self) -> bool | None:
-        """Ask now, and return what `ask` finds; `reachable` stays as it is."""
-        strangers = await self._strangers()
-        _, addresses, certificate = self._me()
-        return await ask(self._pool, strangers, addresses, certificate)
-
-    async def _strangers(self) -> list[Place]:
-        """Peers that may dial us back: the given ones, then those who announce something in our swarm."""
-        found = {place[0]: place for place in self._given}
-        for model in list(await self._directory.models())[:2]:
-            for record in (await self._directory.snapshot(model)).peers:
-                found[record.peer] = (record.peer, record.addresses, record.certificate)
-        found.pop(self._me()[0], None)
-        return list(found.values())
+    @contextlib.contextmanager
+    def _place(self, call: Call) -> Iterator[None]:
+        """One of the few places of the caller, of its network and of all."""
+        network = prefix_of(call.address)
+        if call.peer in self._callers:
+            raise OverloadedError("you are being dialled back here already: one at a time; ask another peer")
+        if self._networks[network] >= MAX_PER_NETWORK:
+            raise OverloadedError(
+                f"{MAX_PER_NETWORK} peers of your network are being dialled back here; ask another peer, or again"
+            )
+        if self._networks.total() >= MAX_DIAL_BACKS:
+            raise OverloadedError(f"{MAX_DIAL_BACKS} peers are being dialled back here; ask another peer")
+        self._callers.add(call.peer)
+        self._networks[network] += 1
+        try:
+            yield
+        finally:
+            self._callers.discard(call.peer)
+            self._networks[network] -= 1
+            self._networks += Counter()  # forget networks that have none
 
 
-async def ask(pool: ChannelPool, others: Sequence[Place], addresses: tuple[str, ...], certificate: bytes) -> bool | None:
-    """Let up to MAX_ASKED others dial us at `addresses`: True if one reached us, False if none did, None if nobody could be asked."""
-    verdict = None
-    for peer, places, theirs in others[:MAX_ASKED]:
-        with contextlib.suppress(SwarmError):
-            channel = await pool.channel(peer, places, theirs)
-            request = DialBack(addresses=addresses, certificate=certificate)
-            reply = DialBackReply.parse(await channel.unary(services.DIAL_BACK, request.encode()))
-            if set(reply.reachable) & set(addresses):
-                return True
-            verdict = False
-    return verdict
+def own(addresses: Sequence[str], caller: str, is_here: Callable[[str], bool]) -> tuple[str, ...]:
+    """Those of `addresses` that are the caller's own, at most MAX_ADDRESSES; names are not. is_here: is an address this machine's?"""
+    found: list[str] = []
+    for address in dict.fromkeys(addresses):
+        ip = _ip_of(address)
+        if ip is not None and _is_own(ip, caller, is_here):
+            found.append(address)
+    return tuple(found[:MAX_ADDRESSES])
 
 
-async def _is_at(address: str, peer: PeerId) -> bool:
+def _is_own(ip: _IP, caller: str, is_here: Callable[[str], bool]) -> bool:
     try:
-        return tls.owner(await tls.fetch(address, DIAL_BACK_S)) == peer
-    except (PeerUnreachableError, UnauthenticatedError):
+        source = ipaddress.ip_address(caller)
+    except ValueError:
         return False
+    if ip == source:
+        return True
+    if source.version == ip.version == 6 and source.is_global and ip.is_global:
+        return int(source) >> (128 - _OWN_BITS) == int(ip) >> (128 - _OWN_BITS)
+    return source.is_loopback and is_here(str(ip))  # a process of this machine may announce any address of it
+
+
+def is_hidden(addresses: Sequence[str], caller: str) -> bool:
+    """A caller from the public internet that announces nothing public: it cannot be reached from here, which needs no dial."""
+    try:
+        is_public = ipaddress.ip_address(caller).is_global
+    except ValueError:
+        return False
+    ips = [_ip_of(address) for address in addresses]
+    return is_public and bool(ips) and all(ip is not None and not ip.is_global for ip in ips)
+
+
+def _ip_of(address: str) -> _IP | None:
+    """The IP address in `host:port`; None for a name, and for what no peer has."""
+    try:
+        ip = ipaddress.ip_address(tls.split_address(address)[0])
+    except (PeerUnreachableError, ValueError):
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def is_here(ip: str) -> bool:
+    """Is this an address of our own machine? Only then a socket can be bound to it."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((ip, 0))
+    except OSError:
+        return False
+    return True
+
+
+async def _first_that_is(places: Sequence[str], peer: PeerId) -> tuple[str, ...]:
+    """The first place at which this peer proves itself, at once; else nothing, and only after DIAL_BACK_S.
+
+    So a caller cannot tell a closed port from a silent one, or from one where somebody else answers.
+    """
+    tasks = [asyncio.create_task(_is_at(address, peer)) for address in places]
+    try:
+        async with asyncio.timeout(DIAL_BACK_S):
+            for answered in asyncio.as_completed(tasks):
+                if found := await answered:
+                    return (found,)
+            await asyncio.sleep(DIAL_BACK_S)
+    except TimeoutError:
+        pass
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return ()
+
+
+async def _is_at(address: str, peer: PeerId) -> str:
+    """The address if `peer` proves itself there, else nothing."""
+    try:
+        return address if tls.owner(await tls.fetch(address, DIAL_BACK_S)) == peer else ""
+    except (PeerUnreachableError, UnauthenticatedError):
+        return ""

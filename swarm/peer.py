@@ -22,7 +22,7 @@ from protocols import services
 from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
-from swarm import dialling_back, greeting, keys, places, ports
+from swarm import dialling_back, greeting, keys, places, ports, reachability
 from swarm.access_lists import ANYBODY, Entry, keep_reading
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress, beside, host_port, transport
@@ -169,7 +169,7 @@ class Peer:
         self._stack.push_async_callback(self._answers.close)
         self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
         given = [(address.peer, (address.grpc,), b"") for address in self._bootstrap]
-        self._verifier = dialling_back.Verifier(self.pool, self.directory, given, self._place)
+        self._verifier = reachability.Verifier(self.pool, self.directory, given, self._place)
         self._finder = Finder(config.find, self.peer_id, self._host)
         self._sources = Sources(
             given=self._bootstrap,
@@ -311,7 +311,7 @@ class Peer:
         port = self.config.announce[1] + 1 if self.config.announce else getattr(self, "_port", 0) + 1
         return tuple(dict.fromkeys(host_port(place.host, port) for place in places))
 
-    def _place(self) -> dialling_back.Place:
+    def _place(self) -> reachability.Place:
         return self.peer_id, self.addresses, self.certificate
 
     @property
