@@ -1,0 +1,291 @@
+"""A private swarm: an outsider that knows addresses and the name gets nothing, by the DHT and by every call; an insider gets all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2PHandlerError, PeerID
+from hivemind.proto import dht_pb2
+from hivemind.utils.multiaddr import Multiaddr
+
+from protocols import services
+from protocols.errors import PeerUnreachableError, PrivateSwarmError, SwarmError
+from protocols.identity import Identity, from_seed
+from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord, ServedSpan
+from protocols.swarm_key import SwarmKey
+from swarm.access import Gate
+from swarm.access_lists import Entry
+from swarm.dht import guard
+from swarm.dht.address import PeerAddress
+from swarm.dht.node import Dht
+from swarm.finding import FindConfig
+from swarm.keys import Keys
+from swarm.known import file_of
+from swarm.peer import Peer, PeerConfig
+from swarm.rpc import Call, ChannelPool, Stream, auth, status, tls
+from swarm.thin.peer import ThinPeer
+
+KEY, OTHER = SwarmKey(b"k" * 32), SwarmKey(b"o" * 32)
+NAME = "attic"
+MODEL = ModelId("toy", "ab" * 32)
+
+
+def config(folder: Path, key: SwarmKey | None = KEY, *bootstrap: str, name: str = NAME, **others: Any) -> PeerConfig:
+    return PeerConfig(data_dir=folder, swarm=name, bootstrap=bootstrap, entry=Entry(key=key), **others)
+
+
+def client(key: SwarmKey | None, *bootstrap: str, **others: Any) -> Peer:
+    return Peer(PeerConfig(client_mode=True, listen=None, swarm=NAME, bootstrap=bootstrap, entry=Entry(key=key), **others))
+
+
+def record_of(peer: Peer) -> PeerRecord:
+    served = ServedSpan(model=MODEL, span=Span(0, 2), num_blocks=2, dtype="float32")
+    return PeerRecord(
+        peer=peer.peer_id, addresses=tuple(peer.addresses), certificate=peer.certificate, state="serving", spans=(served,)
+    )
+
+
+# --- the DHT
+
+
+@contextlib.asynccontextmanager
+async def member(key: SwarmKey | None, *, identity: Identity | None = None) -> AsyncIterator[Dht]:
+    keys = Keys(identity=identity or from_seed(os.urandom(32)), certificate=None, path=None)
+    dht = Dht(keys.identity, keys.file, ("127.0.0.1", 0), gate=Gate(key))
+    await dht.start()
+    try:
+        yield dht
+    finally:
+        await dht.stop()
+
+
+def address_of(dht: Dht) -> PeerAddress:
+    return PeerAddress.parse(f"{dht.addresses[0]}/p2p/{dht._identity.peer_id}")
+
+
+@contextlib.asynccontextmanager
+async def stranger() -> AsyncIterator[DHTNode]:
+    """Plain hivemind, without any of our checks."""
+    node = await DHTNode.create(
+        host_maddrs=["/ip4/127.0.0.1/tcp/0"], strict=False, nat_port_map=False, cache_locally=False, cache_nearest=0
+    )
+    try:
+        yield node
+    finally:
+        await node.shutdown()
+
+
+async def attempts(node: DHTNode, target: Dht, key: str) -> dict[str, bool]:
+    """Which of ping, store and find of a plain DHT node the target answers."""
+    address = address_of(target)
+    peer, near = PeerID.from_base58(address.peer), DHTID.generate(key)
+    await node.p2p._client.connect(peer, [Multiaddr(address.transport)])
+    found = await node.protocol.call_find(peer, [near])
+    stored = await node.protocol.call_store(peer, [near], [b"junk"], [time.time() + 60.0])
+    return {
+        "ping": await node.protocol.call_ping(peer) is not None,
+        "store": stored is not None,
+        "find": found is not None,
+    }
+
+
+async def test_a_plain_dht_node_is_refused_ping_store_and_find() -> None:
+    """The very same calls are answered by a node of a public swarm, so it is the key that refuses them."""
+    async with member(None) as public, member(KEY) as first, member(KEY) as second, stranger() as outsider:
+        await second.join(address_of(first))
+        assert await second.store("said", b"payload", time.time() + 60)
+        assert set(await first.get(["said"])) == {"said"} and (await first.get(["said"]))["said"], "members find it"
+        assert await attempts(outsider, public, "said") == {"ping": True, "store": True, "find": True}
+        for private in (first, second):
+            assert await attempts(outsider, private, "said") == {"ping": False, "store": False, "find": False}
+            assert outsider.peer_id not in private._running.protocol.routing_table
+            assert private.num_neighbours == 1, "only the other member"
+
+
+async def test_swarms_with_another_key_or_none_never_meet_in_the_dht() -> None:
+    async with member(KEY) as ours, member(OTHER) as theirs, member(None) as public:
+        for asking, asked, why in (
+            (public, ours, "this swarm is private"),
+            (theirs, ours, "its key is another than yours"),
+            (ours, theirs, "its key is another than yours"),
+            (ours, public, "it is in a public swarm"),
+        ):
+            started = time.monotonic()
+            with pytest.raises(PrivateSwarmError, match=why):
+                await asking.join(address_of(asked))
+            assert time.monotonic() - started < 5, "a refusal, not a timeout"
+        assert [dht.num_neighbours for dht in (ours, theirs, public)] == [0, 0, 0]
+
+
+async def test_a_proof_that_was_seen_serves_nobody_else() -> None:
+    """A member's proof is for one pair of PeerIDs, which p2pd itself proves, and for one direction."""
+    async with member(KEY) as first, member(KEY) as second, stranger() as outsider:
+        me, you, thief = address_of(first).peer, address_of(second).peer, outsider.peer_id.to_base58()
+        seen = {
+            "a member's request": second._guard.prove(guard._REQUEST, me),
+            "a member's answer": second._guard.prove(guard._ANSWER, me),
+            "the target's own answer": first._guard.prove(guard._ANSWER, you),
+            "what it says to a stranger": first._guard.prove(guard._REQUEST, thief),  # type: ignore[arg-type]
+        }
+        peer = PeerID.from_base58(me)
+        await outsider.p2p._client.connect(peer, [Multiaddr(address_of(first).transport)])
+        stub = type(outsider.protocol).__mro__[1].get_stub.__func__(type(outsider.protocol), outsider.p2p, peer)
+        for what, proof in seen.items():
+            request = dht_pb2.PingRequest()
+            request.auth.signature = proof
+            with pytest.raises(P2PHandlerError, match="PrivateSwarmError"):
+                await stub.rpc_ping(request, timeout=5)
+                pytest.fail(what)
+
+
+# --- gRPC
+
+
+class Counting:
+    """Handlers of everything that a node offers; none may run for an outsider."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def table(self) -> dict[str, Any]:
+        own = {services.HELLO, services.DIAL_BACK, services.DIRECTORY}
+        return {method.name: self._handler(method) for method in services.ALL if method not in own}
+
+    def _handler(self, method: services.Method) -> Any:
+        async def unary(request: bytes, call: Call) -> bytes:
+            self.calls.append(method.name)
+            return b"done"
+
+        async def streaming(stream: Stream, call: Call) -> None:
+            self.calls.append(method.name)
+
+        return streaming if method.streaming else unary
+
+
+@contextlib.asynccontextmanager
+async def raw_channel(peer: Peer) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection as an attacker makes it: whatever certificate is shown is pinned, and nothing of it is checked."""
+    shown = await tls.fetch(peer.addresses[0])
+    channel = grpc.aio.secure_channel(
+        peer.addresses[0],
+        grpc.ssl_channel_credentials(tls.pem(shown)),
+        options=[("grpc.ssl_target_name_override", tls.NAME)],
+    )
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+async def code_of(channel: grpc.aio.Channel, method: services.Method, credential: bytes | None) -> str:
+    """Our error's code that a call ends with; "done" if it does not fail."""
+    metadata = () if credential is None else ((auth.METADATA_KEY, credential),)
+    try:
+        if method.streaming:
+            call = channel.stream_stream(method.path)(metadata=metadata, timeout=5)
+            await call.write(b"x")
+            await call.done_writing()
+            await call.read()
+            if await call.code() is not grpc.StatusCode.OK:
+                return dict(await call.trailing_metadata()).get(status.CODE_KEY, "?")
+        else:
+            await channel.unary_unary(method.path)(b"x", metadata=metadata, timeout=5)
+    except grpc.aio.AioRpcError as error:
+        return dict(error.trailing_metadata() or ()).get(status.CODE_KEY, f"? {error}")
+    return "done"
+
+
+async def test_every_call_of_an_outsider_is_refused_before_its_handler_runs(tmp_path: Path) -> None:
+    outsider = from_seed(os.urandom(32))
+    counting = Counting()
+    async with Peer(config(tmp_path), counting.table()) as node, raw_channel(node) as channel:
+        mark, end = tls.fingerprint(node.certificate), time.time() + 60
+        mine = auth.credential(outsider, mark, end)
+        theirs = auth.credential(from_seed(b"m" * 32), mark, end, KEY)
+        forged = {
+            "no credential": (None, "unauthenticated"),
+            "no key": (mine, "private_swarm"),
+            "another key": (auth.credential(outsider, mark, end, OTHER), "private_swarm"),
+            "a proof of zeros": (mine + bytes(32), "private_swarm"),
+            "a member's proof behind my name": (mine + theirs[-32:], "private_swarm"),
+            "made for another server": (auth.credential(outsider, b"s" * 32, end, KEY), "unauthenticated"),
+        }
+        for method in services.ALL:
+            for what, (credential, expected) in forged.items():
+                assert await code_of(channel, method, credential) == expected, (method.name, what)
+        assert counting.calls == []
+        assert await code_of(channel, services.MANIFEST, theirs) == "done" and counting.calls == ["manifest"]
+
+
+async def test_a_member_sends_nothing_to_who_does_not_prove_the_key(tmp_path: Path) -> None:
+    """The certificate is looked at first: no call, no credential, no proof reaches the impostor, and a copied proof does not help it."""
+    async with (
+        Peer(config(tmp_path)) as node,
+        Peer(config(tmp_path, None, name=NAME)) as public,
+        Peer(config(tmp_path, OTHER)) as other,
+    ):
+        pool = ChannelPool(from_seed(os.urandom(32)), Gate(KEY))
+        try:
+            assert (await pool.channel(node.peer_id, node.addresses)).is_connected
+            for impostor, why in ((public, "does not prove its key"), (other, "another than yours")):
+                for certificate in (b"", impostor.certificate):
+                    with pytest.raises(PrivateSwarmError, match=why):
+                        await pool.channel(impostor.peer_id, impostor.addresses, certificate)
+        finally:
+            await pool.close()
+        outside = ChannelPool(from_seed(os.urandom(32)), Gate())
+        with pytest.raises(PrivateSwarmError, match="ask a member for an invitation"):
+            await outside.channel(node.peer_id, node.addresses)
+        await outside.close()
+
+
+# --- whole peers
+
+
+async def test_members_find_each_other_and_outsiders_learn_why_not(tmp_path: Path) -> None:
+    """Full and thin clients, with the key, without and with another one; by a named address, a remembered one, and dial-back."""
+    async with Peer(config(tmp_path)) as first, Peer(config(tmp_path, KEY, *first.multiaddrs)) as second:
+        await second.joined()
+        await first.directory.announce(lambda: record_of(first), [MODEL.name])
+        assert [one.peer for one in (await second.directory.snapshot(MODEL.name)).peers] == [first.peer_id]
+        assert await second.verify() is True, "dialled back"
+        async with client(KEY, *first.multiaddrs) as full, ThinPeer(first.multiaddrs, NAME, entry=Entry(key=KEY)) as thin:
+            for asking in (full, thin):
+                assert [one.peer for one in (await asking.directory.snapshot(MODEL.name)).peers] == [first.peer_id]
+        for key, why in ((None, "ask a member for an invitation"), (OTHER, "another than yours")):
+            started = time.monotonic()
+            with pytest.raises(PrivateSwarmError, match=why):
+                async with client(key, *first.multiaddrs):
+                    pass
+            with pytest.raises(PrivateSwarmError, match=why):
+                async with ThinPeer(first.multiaddrs, NAME, entry=Entry(key=key)):
+                    pass
+            assert time.monotonic() - started < 10, "a refusal, not a timeout"
+        file = file_of(tmp_path, NAME)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(f"{time.time():.0f} {address}\n" for address in first.multiaddrs))
+        with pytest.raises(PeerUnreachableError, match="this swarm is private"):
+            async with ThinPeer((), NAME, FindConfig(known_peers=file)):
+                pass
+
+
+async def test_one_given_peer_that_refuses_costs_only_itself(tmp_path: Path) -> None:
+    """A liar among the named peers says `private`; the honest one is joined."""
+    async with Peer(config(tmp_path, OTHER)) as liar, Peer(config(tmp_path, None)) as honest:
+        both = (*liar.multiaddrs, *honest.multiaddrs)
+        async with client(None, *both) as full, ThinPeer(both, NAME) as thin:
+            assert full.num_neighbours == 1
+            assert (await thin.hello(honest.peer_id, honest.addresses)).swarm == NAME
+            with pytest.raises(SwarmError):
+                await thin.hello(liar.peer_id, liar.addresses)
