@@ -13,6 +13,12 @@ MAX_FRAME_BYTES: Final = 64 << 20
 MAX_HEADER_BYTES: Final = 1 << 18
 """Largest msgpack header of a frame, that of a route of 128 hops; most kinds of message have far less (`protocols/bounds.py`)."""
 
+MAX_PART_BYTES: Final = 4 << 20
+"""Largest message that a server reads at once, in bytes, without 64 KiB of headers; larger frames come in parts of this size."""
+
+MAX_REQUEST_BYTES: Final = 64 << 10
+"""Largest request of a unary call, such as hello; streams carry whatever is larger."""
+
 MAX_BUFFERS: Final = 8
 """Raw buffers in one frame of any kind; ours have two at most."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocols.defaults import MAX_REQUEST_BYTES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
@@ -20,6 +22,9 @@ class Method:
 
     timeout_s: float | None = 10.0
     """Deadline where the caller has none; None only for streams, whose steps carry budgets of their own."""
+
+    max_request_bytes: int = MAX_REQUEST_BYTES
+    """Largest request of a unary call; a server refuses more."""
 
     @property
     def path(self) -> str:

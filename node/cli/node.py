@@ -21,7 +21,7 @@ from node.events import Event
 from node.logs import Repetitions
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
-from swarm import places
+from swarm import descriptors, places
 from swarm.access_lists import Lists
 
 LAST_RESORT_S = 4.5
@@ -31,6 +31,7 @@ LAST_RESORT_S = 4.5
 def run(model: str, flags: Hosting) -> NoReturn:
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving."""
     config = read(model, flags)
+    descriptors.raise_limit()
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

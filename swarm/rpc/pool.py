@@ -15,7 +15,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from protocols.defaults import MAX_FRAME_BYTES
 from protocols.errors import DeadlineError, FrameError, PeerUnreachableError, PrivateSwarmError, SwarmError, UnauthenticatedError
 from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
@@ -117,8 +116,8 @@ class PeerChannel:
         PeerUnreachableError, or DeadlineError.
         """
         assert not method.streaming
-        if len(request) > MAX_FRAME_BYTES:
-            raise FrameError(f"a message holds at most {MAX_FRAME_BYTES} bytes, got {len(request)}: send it in smaller parts")
+        if len(request) > method.max_request_bytes:
+            raise FrameError(f"a request of {method.name} holds at most {method.max_request_bytes} bytes, got {len(request)}")
         limits = [limit for limit in (timeout_s, method.timeout_s) if limit is not None]
         timeout = asyncio.timeout(min(limits) if limits else None)
         self._num_unary += 1

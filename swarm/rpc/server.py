@@ -1,7 +1,8 @@
 """The server of a peer: checks who calls, runs the handler within the deadline, and turns what it raises into a status.
 
 Handlers know nothing of gRPC: they get bytes and a `Call`, and raise the errors of `protocols/errors.py`. Every call costs a
-stranger more than us: no credential, no handler; and beyond the limits below a call is refused at once, never kept waiting.
+stranger more than us: no credential, no handler, and not a byte of a request is read; beyond the limits of `admission.py` a call is
+refused at once. To gRPC, every request is a stream: else it would read all of it before it asks us who calls.
 """
 
 from __future__ import annotations
@@ -13,62 +14,43 @@ import logging
 import secrets
 import socket
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeAlias, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from protocols import services
 from protocols.defaults import MAX_FRAME_BYTES
-from protocols.errors import ConfigError, DeadlineError, InternalError, OverloadedError, SwarmError
+from protocols.errors import (
+    BadRequestError,
+    ConfigError,
+    DeadlineError,
+    FrameError,
+    InternalError,
+    SwarmError,
+)
 from protocols.identity import Identity
 from protocols.ids import PeerId
 from protocols.services import Method
 from swarm.access import Gate
 from swarm.rpc import options, status
+from swarm.rpc.admission import MAX_CALLS, MAX_CALLS_PER_ADDRESS, MAX_CALLS_PER_PEER, Admission, Arrivals
 from swarm.rpc.auth import METADATA_KEY, Authenticator
 from swarm.rpc.call import Call, Handlers, StreamHandler, UnaryHandler
-from swarm.rpc.caller import host_of
+from swarm.rpc.caller import group_of, remote_of
+from swarm.rpc.connections import ConnectionLimits, Connections
 from swarm.rpc.stream import ServerStream
 from swarm.rpc.tls import TlsCertificate, fingerprint
 
 log = logging.getLogger(__name__)
 
-MAX_CALLS = 4_096
-"""Calls that run at once, of all peers; streams count while they are open."""
-
-MAX_CALLS_PER_PEER = 960
-"""Calls of one peer at once; below gRPC's 1,024 per connection, beyond which it would keep the caller waiting in silence."""
+FIRST_MESSAGE_S = 10.0
+"""How long the request of a unary call may take to arrive; a method's own deadline may end it sooner."""
 
 _CHOOSE = "choose another with --listen HOST:PORT, or port 0 for a free one"
 T = TypeVar("T")
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-class Admission:
-    """Counts running calls, and refuses those beyond a limit."""
-
-    def __init__(self, max_calls: int, max_calls_per_peer: int) -> None:
-        self._max_calls, self._max_per_peer = max_calls, max_calls_per_peer
-        self._running: Counter[PeerId] = Counter()
-
-    @contextlib.contextmanager
-    def admitted(self, peer: PeerId) -> Iterator[None]:
-        """OverloadedError where one more call would pass a limit; nothing was done then."""
-        if self._running[peer] >= self._max_per_peer:
-            raise OverloadedError(
-                f"you have {self._running[peer]} calls running here, the limit of one peer: end some, or ask another peer"
-            )
-        if self._running.total() >= self._max_calls:
-            raise OverloadedError(f"{self._max_calls} calls are running here, the limit: ask another peer, or again later")
-        self._running[peer] += 1
-        try:
-            yield
-        finally:
-            self._running[peer] -= 1
-            self._running += Counter()  # forget peers that have none
 
 
 class RpcServer:
@@ -85,6 +67,7 @@ class RpcServer:
         methods: Iterable[Method] = services.ALL,
         admission: Admission | None = None,
         gate: Gate | None = None,
+        connections: ConnectionLimits | None = None,
     ) -> None:
         """gate: who may call; None = everybody, in a public swarm."""
         known = {method.name: method for method in methods}
@@ -95,7 +78,8 @@ class RpcServer:
         self._certificate, self._host, self._port = certificate, host, port
         self._gate = gate or Gate()
         self._authenticator = Authenticator(fingerprint(certificate.der), self._gate.key)
-        self._admission = admission or Admission(MAX_CALLS, MAX_CALLS_PER_PEER)
+        self._admission = admission or Admission(MAX_CALLS, MAX_CALLS_PER_PEER, MAX_CALLS_PER_ADDRESS)
+        self._arrivals, self._connections = Arrivals(), Connections(connections)
         self._routes = {known[name].path: self._route(known[name], handler) for name, handler in handlers.items()}
         self._server: grpc.aio.Server | None = None
 
@@ -112,57 +96,77 @@ class RpcServer:
             raise ConfigError(f"cannot listen at {address}: {error}; {_CHOOSE}") from None
         await server.start()
         self._server = server
+        self._connections.start(port)
         return port
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Take no new calls, give running ones `grace_s` seconds, then cancel them."""
         server, self._server = self._server, None
+        await self._connections.stop()
         if server:
             await server.stop(grace_s)
 
     def _route(self, method: Method, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        answer = self._streaming if method.streaming else self._unary
+
+        async def serve(_requests: object, context: _Context) -> bytes | None:
+            async with _errors_become_statuses(method, context):
+                return await self._admit(method, context, lambda call: answer(method, handler, context, call))
+
         if method.streaming:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(method, cast(StreamHandler, handler)))
-        return grpc.unary_unary_rpc_method_handler(self._unary(method, cast(UnaryHandler, handler)))
+            return grpc.stream_stream_rpc_method_handler(serve)
+        return grpc.stream_unary_rpc_method_handler(serve)
+
+    async def _admit(self, method: Method, context: _Context, answer: Callable[[Call], Awaitable[T]]) -> T:
+        """Let a caller in who proves who it is, within all limits; whatever it sends is read only then."""
+        ends_at = _ends_at(context.time_remaining(), method.timeout_s)
+        peer = self._caller(context)
+        place = remote_of(context.peer())
+        call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic(), place[0])
+        with self._connections.calling(place), self._admission.admitted(peer, group_of(place[0])):
+            return await _within(answer(call), call.remaining_s(), method)
 
     def _caller(self, context: _Context) -> PeerId:
         metadata = dict(context.invocation_metadata() or ())
-        peer = self._authenticator.caller(metadata.get(METADATA_KEY), time.time())
-        self._gate.check_caller(peer)
+        try:
+            peer = self._authenticator.caller(metadata.get(METADATA_KEY), time.time())
+            self._gate.check_caller(peer)
+        except SwarmError:
+            self._connections.refused(remote_of(context.peer()))
+            raise
         return peer
 
-    def _unary(self, method: Method, handler: UnaryHandler) -> Callable[[bytes, _Context], Awaitable[bytes]]:
-        async def serve(request: bytes, context: _Context) -> bytes:
-            async with _errors_become_statuses(method, context):
-                peer = self._caller(context)
-                ends_at = _ends_at(context.time_remaining(), method.timeout_s)
-                call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic(), host_of(context.peer()))
-                with self._admission.admitted(peer):
-                    reply = await _within(handler(request, call), call.remaining_s(), method)
-                if len(reply) > MAX_FRAME_BYTES:
-                    raise InternalError(
-                        f"the answer to {method.name} would have {len(reply)} bytes, the limit is {MAX_FRAME_BYTES}"
-                    )
-                return reply
+    async def _unary(self, method: Method, handler: UnaryHandler, context: _Context, call: Call) -> bytes:
+        reply = await handler(await self._request(method, context, call), call)
+        if len(reply) > MAX_FRAME_BYTES:
+            raise InternalError(f"the answer to {method.name} would have {len(reply)} bytes, the limit is {MAX_FRAME_BYTES}")
+        return reply
 
-        return serve
+    async def _request(self, method: Method, context: _Context, call: Call) -> bytes:
+        """The one message of a unary call."""
+        timeout = asyncio.timeout(FIRST_MESSAGE_S)
+        try:
+            async with timeout, self._arrivals.turn(group_of(call.address)):
+                request = await context.read()
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise DeadlineError(f"the request of {method.name} did not arrive within {FIRST_MESSAGE_S:.0f} s") from None
+        if request is grpc.aio.EOF:
+            raise BadRequestError(f"a call of {method.name} brings one request, got none")
+        assert isinstance(request, bytes)
+        if len(request) > method.max_request_bytes:
+            raise FrameError(f"a request of {method.name} has at most {method.max_request_bytes} bytes, got {len(request)}")
+        return request
 
-    def _streaming(self, method: Method, handler: StreamHandler) -> Callable[[Any, _Context], Awaitable[None]]:
-        async def serve(_requests: object, context: _Context) -> None:
-            async with _errors_become_statuses(method, context):
-                peer = self._caller(context)
-                ends_at = _ends_at(context.time_remaining(), None)
-                call = Call(peer, lambda: None if ends_at is None else ends_at - time.monotonic(), host_of(context.peer()))
-                with self._admission.admitted(peer):
-                    await context.send_initial_metadata(((status.ADMITTED_KEY, "1"),))
-                    stream = ServerStream(peer, context)
-                    try:
-                        with self._gate.running(peer, stream.cancel):
-                            await _within(handler(stream, call), call.remaining_s(), method)
-                    finally:
-                        await stream.close()
-
-        return serve
+    async def _streaming(self, method: Method, handler: StreamHandler, context: _Context, call: Call) -> None:
+        await context.send_initial_metadata(((status.ADMITTED_KEY, "1"),))
+        stream = ServerStream(call.peer, context, self._arrivals, group_of(call.address))
+        try:
+            with self._gate.running(call.peer, stream.cancel):
+                await handler(stream, call)
+        finally:
+            await stream.close()
 
 
 class _Routes(grpc.GenericRpcHandler):

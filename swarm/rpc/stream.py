@@ -16,10 +16,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from protocols.defaults import MAX_FRAME_BYTES
+from protocols import parts
+from protocols.defaults import MAX_FRAME_BYTES, MAX_PART_BYTES
 from protocols.errors import FrameError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId, short_peer
 from swarm.rpc import status
+from swarm.rpc.admission import Arrivals
 
 _QUEUE = 4
 _QUEUE_BYTES = 8 << 20
@@ -134,7 +136,10 @@ class ClientStream(Stream):
     async def send(self, frame: bytes) -> None:
         assert frame and not self._has_ended, "a frame is never empty, and nothing follows the end"
         _check_size(frame)
-        await self._write(frame)
+        if len(frame) <= MAX_PART_BYTES:
+            return await self._write(frame)
+        for part in parts.split(frame):
+            await self._write(part)
 
     async def _write(self, frame: bytes) -> None:
         try:
@@ -182,8 +187,10 @@ class ClientStream(Stream):
 class ServerStream(Stream):
     """The handler's side; it ends when the handler returns."""
 
-    def __init__(self, peer: PeerId, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._context = context
+    def __init__(self, peer: PeerId, context: grpc.aio.ServicerContext[Any, Any], arrivals: Arrivals, address: str) -> None:
+        """arrivals: who may send how much that has not arrived as a whole. address: where the caller is."""
+        self._context, self._arrivals, self._address = context, arrivals, address
+        self._is_first = True
         self._has_ended = False
         self._is_broken = False
         super().__init__(peer)
@@ -217,14 +224,33 @@ class ServerStream(Stream):
         self._is_broken = True
 
     async def _read(self) -> bytes | None:
+        if self._is_first:
+            self._is_first = False
+            async with self._arrivals.turn(self._address):
+                frame = await self._read_message()
+        else:
+            frame = await self._read_message()
+        if not parts.is_part(frame):
+            return frame or None
+        async with self._arrivals.in_parts(self.peer):
+            return await self._read_rest(frame)
+
+    async def _read_rest(self, message: bytes) -> bytes:
+        """The frame of which `message` is the first part."""
+        joined = parts.Joined()
+        while (frame := joined.take(message)) is None:
+            message = await self._read_message()
+        return frame
+
+    async def _read_message(self) -> bytes:
         try:
-            frame = await self._context.read()
+            message = await self._context.read()
         except (grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError, grpc.aio.UsageError):
             raise self._broken() from None
-        if frame is grpc.aio.EOF:
+        if message is grpc.aio.EOF:
             raise self._broken()
-        assert isinstance(frame, bytes)
-        return frame or None
+        assert isinstance(message, bytes)
+        return message
 
     async def close(self) -> None:
         """The handler is done: stop reading."""

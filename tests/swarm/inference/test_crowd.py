@@ -73,7 +73,7 @@ class HeldEngine(ToyEngine):
 def calls_of(node: ToyNode) -> int:
     """Streams and calls that run at a node."""
     assert node.server is not None
-    return sum(node.server._admission._running.values())
+    return sum(node.server._admission._peers.values())
 
 
 def is_empty(node: ToyNode) -> bool:

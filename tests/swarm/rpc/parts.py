@@ -11,7 +11,7 @@ from protocols.errors import CacheFullError, SpanNotServedError, SwarmError
 from protocols.identity import Identity, from_seed
 from protocols.services import Method
 from swarm.rpc import Call, ChannelPool, Handler, PeerChannel, RpcServer, Stream, TlsCertificate, tls
-from swarm.rpc.server import Admission
+from swarm.rpc.admission import Admission
 
 ECHO = Method(name="echo", timeout_s=10.0)
 LARGE = Method(name="large")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from protocols.defaults import MAX_FRAME_BYTES
+from protocols.defaults import MAX_FRAME_BYTES, MAX_PART_BYTES
 from protocols.errors import (
     CacheFullError,
     ConfigError,
@@ -26,7 +26,7 @@ from protocols.errors import (
 )
 from protocols.services import Method
 from swarm.rpc import pool as pool_module
-from swarm.rpc.server import Admission
+from swarm.rpc.admission import Admission
 from tests.swarm.rpc.parts import CALLER, ECHO, FAIL, LARGE, REMAINING, SERVER, TALK, WAIT, error_of, running
 
 
@@ -87,6 +87,16 @@ async def test_messages_over_the_limit_are_refused_and_the_connection_lives() ->
         await error_of(stream.send(bytes(MAX_FRAME_BYTES + 1)), FrameError)
         await stream.send(b"still here")
         assert await stream.receive() == b"still here"
+        stream.cancel()
+
+
+async def test_the_largest_frames_pass_in_parts_and_come_back_as_they_were() -> None:
+    async with running() as there:
+        stream = await (await there.channel()).stream(TALK)
+        for size in (MAX_FRAME_BYTES, MAX_PART_BYTES + 1, MAX_PART_BYTES, 3):
+            frame = os.urandom(size)
+            await stream.send(frame)
+            assert await stream.receive() == frame
         stream.cancel()
 
 
