@@ -27,12 +27,13 @@ from swarm.models.loading import stored_names
 from swarm.models.resolve import is_place, name_in_swarm, resolve
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
-from swarm.weights.download import Options, Progress, Report
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.finding import Found, find_in_cache, find_in_swarm, look_elsewhere, open_cache
 from swarm.weights.naming import Naming
+from swarm.weights.ranking import ranked
 from swarm.weights.shelf import Shelf
-from swarm.weights.sources import ranked
+from swarm.weights.standing import Standing
+from swarm.weights.terms import Options, Progress, Report
 from swarm.weights.uploader import Uploader
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ModelSource:
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None
         self._shelf: Shelf | None = None
+        self._standing = Standing(peer.pool.is_connected)
 
     async def open(self) -> tuple[Checkpoint, ModelId, Manifest]:
         """Find MODEL: an existing directory, a name that the swarm serves (or that we have fetched before), a Hub name.
@@ -113,14 +115,14 @@ class ModelSource:
             if found.note:
                 self._on_event(Event("warning", found.note))
             with self._waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
-                return await open_cache(root, found, self._peer.pool, self._naming)
+                return await open_cache(root, found, self._peer.pool, self._naming, self._standing)
         cached = await asyncio.to_thread(find_in_cache, root, self._config.model, self._naming)
         if cached is None:
             return None
         model, _manifest = cached
         text = f"nobody serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})"
         self._on_event(Event("warning", text))
-        return await open_cache(root, Found(model=model, records=()), self._peer.pool)
+        return await open_cache(root, Found(model=model, records=()), self._peer.pool, standing=self._standing)
 
     async def _look_up(self) -> Found | None:
         found = await find_in_swarm(self._peer.directory, self._config.model, self._naming)
@@ -146,12 +148,14 @@ class ModelSource:
             self._on_fetch(progress)
             on_progress(progress.done_bytes, progress.total_bytes)
 
-        options = Options(on_progress=tell, on_warning=lambda text: self._on_event(Event("warning", text)))
+        options = Options(
+            standing=self._standing, on_progress=tell, on_warning=lambda text: self._on_event(Event("warning", text))
+        )
 
         async def sources() -> Sequence[PeerRecord]:
             assert self._cache is not None
             records = (await self._peer.directory.snapshot(self._cache.model.name)).peers
-            return ranked(records, self._cache.model.digest, span, ends, self._peer.peer_id, random.random)
+            return ranked(records, self._cache.model.digest, span, ends, self._peer.peer_id, random.random, self._standing.rank)
 
         report = await fetch_tensors(names, self._cache, self._peer.pool, sources, options)
         self._on_event(Event("fetched", _told(report)))

@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from protocols import fields, frame
-from protocols.errors import BadRequestError, FrameError, ModelNotSupportedError
+from protocols.errors import BadRequestError, FrameError, ModelMismatchError, ModelNotSupportedError
 from protocols.ids import ModelId
 from protocols.words import counted
 
@@ -147,11 +147,14 @@ class Manifest:
         return frame.encode({"t": "manifest"}, [self.canonical()])
 
     @classmethod
-    def parse(cls, data: bytes) -> Manifest:
-        """What a peer sent; compare `digest` with the one you asked for before you believe a word of it."""
+    def parse(cls, data: bytes, digest: str = "") -> Manifest:
+        """What a peer sent. digest: of the manifest that was asked for; ModelMismatchError, before a word is read, if it is another one."""
         received = frame.decode_kind(data, "manifest")
         if len(received.buffers) != 1:
             raise FrameError(f"a manifest's frame has one buffer, got {len(received.buffers)}")
+        found = hashlib.sha256(received.buffers[0]).hexdigest() if digest else ""
+        if found != digest:
+            raise ModelMismatchError(f"sent the manifest of {found[:12]}…, not that of {digest[:12]}…; ask another peer")
         return cls.from_canonical(bytes(received.buffers[0]))
 
     @classmethod

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from swarm.weights.download import Progress
+    from swarm.weights.terms import Progress
 
 EVERY_S = 5.0
 """Between two plain lines."""

@@ -15,11 +15,12 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading import stored_names
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
-from swarm.weights.download import Options
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cache
 from swarm.weights.naming import Naming
-from swarm.weights.sources import ranked
+from swarm.weights.ranking import ranked
+from swarm.weights.standing import Standing
+from swarm.weights.terms import Options
 
 if TYPE_CHECKING:
     from swarm.client.peers import AnyPeer
@@ -36,6 +37,7 @@ async def ends_from_peers(
     root: where fetched models are kept. Raises ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
     NoRouteError (no peer gives them), DiskFullError.
     """
+    standing = Standing(peer.pool.is_connected)
     with waits.on(waiting.JOINING):
         found = await find_in_swarm(peer.directory, name, naming)
     if found is None:
@@ -46,24 +48,24 @@ async def ends_from_peers(
     if found.note:
         log.warning("%s", found.note)
     with waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
-        cache = await open_cache(root, found, peer.pool, naming)
+        cache = await open_cache(root, found, peer.pool, naming, standing)
     try:
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         names = await asyncio.to_thread(stored_names, checkpoint, None)
         if await asyncio.to_thread(cache.absent, names):
-            await _fetch(peer, cache, names, waits)
+            await _fetch(peer, cache, names, waits, standing)
     except BaseException:
         cache.close()
         raise
     return cache, checkpoint
 
 
-async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits) -> None:
+async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits, standing: Standing) -> None:
     async def sources() -> Sequence[PeerRecord]:
         records = (await peer.directory.snapshot(cache.model.name)).peers
-        return ranked(records, cache.model.digest, None, True, peer.peer_id, random.random)
+        return ranked(records, cache.model.digest, None, True, peer.peer_id, random.random, standing.rank)
 
     with waits.on(waiting.fetching(f"embedding and head of {cache.model.name}")) as tell:
-        options = Options(on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
+        options = Options(standing=standing, on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
         report = await fetch_tensors(names, cache, peer.pool, sources, options)
     log.info("the ends of %s: %.1f MB in %.1f s", cache.model.name, report.total_bytes / 1e6, report.seconds)

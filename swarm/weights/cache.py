@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from protocols.errors import DiskFullError, SwarmError
 from protocols.ids import ModelId
@@ -30,6 +32,8 @@ from swarm.weights.layout import MANIFEST, Layout, Unit, read_manifest
 from swarm.weights.unit_file import UnitFile
 
 ABOUT = "about.json"
+_NUMBERS = itertools.count()
+"""Of files that are being written: two peers may give one file at once."""
 _SPARE_BYTES = 16 << 20
 """Room that a download leaves on the disk."""
 
@@ -83,16 +87,24 @@ class ModelCache:
 
     def write(self, name: str, content: bytes) -> None:
         """Put a small file there, whole or not at all. The name is one of ours (`is_small_file`)."""
+        with self.incoming(name) as file:
+            file.write(content)
+
+    @contextlib.contextmanager
+    def incoming(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write `name` into, which takes its place at the end of the block; if the block raises, nothing is left of it."""
         place = self.directory / name
-        fresh = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+        fresh = place.with_name(f".{place.name}.{os.getpid()}.{next(_NUMBERS)}")
         try:
             place.parent.mkdir(exist_ok=True)
-            fresh.write_bytes(content)
+            with fresh.open("wb") as file:
+                yield file
             fresh.replace(place)
         except OSError as error:
+            raise DiskFullError(f"cannot write {place}: {error.strerror or error}") from error
+        finally:
             with contextlib.suppress(OSError):
                 fresh.unlink()
-            raise DiskFullError(f"cannot write {len(content)} bytes to {place}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Let go of the folder. Harmless when repeated."""

@@ -1,7 +1,8 @@
 """One download: units of a model into the cache, from several peers at once, every piece proven before it is kept.
 
-`Download.run` holds the units' locks, keeps a few sources busy (`planner.py` says with what), and ends when all is there. A source that
-lies is named and not asked again; one that dies, stalls or refuses is tried again later, and the directory is asked for others.
+`Download.run` holds the units' locks, keeps a few sources busy (`planner.py` says with what, `roster.py` which ones), and ends when all
+is there. A source that lies is named and not asked again; one that dies, stalls or refuses gives its place to another, and may come
+again later.
 """
 
 from __future__ import annotations
@@ -10,82 +11,38 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from protocols import pieces
-from protocols.errors import DiskFullError, NoRouteError, SwarmError
+from protocols.errors import DeadlineError, DiskFullError, NoRouteError, OverloadedError, SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
 from swarm.weights.layout import Unit
 from swarm.weights.planner import PieceId, Planner
-from swarm.weights.source import STALL_S, LyingSourceError, Source
+from swarm.weights.roster import Roster
+from swarm.weights.source import LyingSourceError, SlowSourceError, Source
+from swarm.weights.standing import Standing
+from swarm.weights.terms import Options, Progress, Report, Sources
 
 log = logging.getLogger(__name__)
 
-MAX_SOURCES = 8
-"""Peers that are asked at once."""
-
-PATIENCE_S = 60.0
-"""Seconds without any progress before a download gives up."""
-
 LOOK_S = 2.0
-"""Pause before the directory is asked for sources again, and before a source that failed is tried again (then twice as long)."""
+"""Pause between two looks into the directory for sources."""
+
+TICK_S = 0.5
+"""So often it is judged whether a source gives its place to another."""
+
+MARK_BYTES = 256 << 10
+"""Less than this is no progress: a few tiny pieces now and then do not keep a download alive for ever."""
 
 IDLE_S = 0.05
 """Pause of a source that has nothing to do until another delivers, or fails."""
 
 LOCKED_S = 0.5
 """Pause before a unit that another process is fetching is looked at again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a download is. All numbers are bytes of pieces, except `fetched_bytes`."""
-
-    total_bytes: int
-    """Of the units, whatever was there before."""
-    done_bytes: int
-    """Proven and stored."""
-    resumed_bytes: int
-    """Of these: stored by an earlier attempt."""
-    fetched_bytes: int
-    """All that came from peers in this attempt, headers and lists of hashes too."""
-    num_sources: int
-    """Peers that are being asked now."""
-
-
-@dataclass(kw_only=True)
-class Report:
-    """What a download took."""
-
-    total_bytes: int = 0
-    resumed_bytes: int = 0
-    fetched_bytes: int = 0
-    seconds: float = 0.0
-    from_peer: dict[PeerId, int] = field(default_factory=dict)
-    """Bytes of pieces that each gave."""
-    liars: dict[PeerId, str] = field(default_factory=dict)
-    """Peers that sent what the model does not have, and what it was."""
-
-
-Sources = Callable[[], Awaitable[Sequence[PeerRecord]]]
-"""Asks the directory: who may have these weights, the best first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How patient a download is, and whom it tells."""
-
-    max_sources: int = MAX_SOURCES
-    patience_s: float = PATIENCE_S
-    stall_s: float = STALL_S
-    on_progress: Callable[[Progress], None] = lambda progress: None
-    on_warning: Callable[[str], None] = lambda text: None
-    """A line for people: a peer that lies, by name."""
 
 
 class Download:
@@ -97,10 +54,12 @@ class Download:
         self.report = Report()
         self._disk = ThreadPoolExecutor(2, thread_name_prefix="weights")
         self._active: dict[PeerId, asyncio.Task[None]] = {}
-        self._closed: dict[PeerId, tuple[int, float]] = {}
-        """Failures of a source, and when it may be tried again."""
+        self._roster = Roster(options.standing or Standing(pool.is_connected), options.max_sources)
+        self._giving_way: set[PeerId] = set()
+        self._failure: SwarmError | None = None
+        """The last one, for the error that ends us."""
         self._changed = asyncio.Event()
-        self._progress_at_s = 0.0
+        self._progress_at_s, self._marked_bytes = 0.0, 0
 
     async def run(self) -> Report:
         """Returns when every unit is whole. NoRouteError: no progress for `patience_s`; DiskFullError; what is stored stays stored."""
@@ -133,22 +92,25 @@ class Download:
 
     async def _fetch(self, units: Sequence[Unit]) -> None:
         self._planner = self._plan(units)
-        self._progress_at_s = time.monotonic()
+        self._progress_at_s, self._marked_bytes = time.monotonic(), self._here
         self._tell()
-        failed: list[BaseException] = []
+        looking = asyncio.create_task(self._keep_looking(), name=f"sources of {self._cache.model.name}")
         try:
             while not self._planner.is_done:
                 self._changed.clear()
-                await self._open_sources()
+                self._turn_places(time.monotonic())
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
+                    async with asyncio.timeout(TICK_S):
                         await self._changed.wait()
-                failed += self._reap()
-                self._check(failed)
+                self._reap()
+                if looking.done():
+                    looking.result()
+                self._check()
         finally:
-            for task in self._active.values():
+            tasks = [looking, *self._active.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._active.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._active.clear()
             self._tell()
 
@@ -165,51 +127,58 @@ class Download:
 
     # --- sources
 
-    async def _open_sources(self) -> None:
-        """Start asking more peers where that may help: fewer than allowed are asked, or somebody must have what none of these has."""
-        now_s = time.monotonic()
-        wanted = self._options.max_sources - len(self._active)
-        if wanted <= 0 and self._planner.uncovered():
-            wanted = 1
-        if wanted <= 0:
-            return
-        for peer in await self._look():
-            _failures, again_s = self._closed.get(peer.peer, (0, 0.0))
-            if peer.peer in self._active or peer.peer in self.report.liars or again_s > now_s:
-                continue
-            self._active[peer.peer] = asyncio.create_task(self._ask(peer), name=f"weights of {short_peer(peer.peer)}")
-            wanted -= 1
-            if wanted <= 0:
-                return
+    async def _keep_looking(self) -> None:
+        """Ask the directory who has these weights, as long as that may help."""
+        while True:
+            if self._wants_more() or self._planner.uncovered():
+                try:
+                    async with asyncio.timeout(self._options.patience_s):
+                        self._roster.know(await self._look())
+                except TimeoutError:
+                    self._failure = DeadlineError(f"the directory did not answer within {self._options.patience_s:.0f} s")
+                except SwarmError as error:
+                    self._failure = error
+                self._changed.set()
+            await asyncio.sleep(LOOK_S)
 
-    def _reap(self) -> list[BaseException]:
-        """What ended sources say; the disk's faults are raised."""
-        faults: list[BaseException] = []
+    def _wants_more(self) -> bool:
+        return len(self._active) < self._options.max_sources or not self._roster.waiting(time.monotonic())
+
+    def _turn_places(self, now_s: float) -> None:
+        """Take places from those that do not use them, and give free ones: one more than allowed if none of these has all."""
+        for peer in self._roster.giving_way(now_s, self._planner.is_idle):
+            self._giving_way.add(peer)
+            self._active[peer].cancel()
+        for record in self._roster.next(now_s, extra=1 if self._planner.uncovered() else 0):
+            self._roster.open(record.peer, now_s)
+            self._active[record.peer] = asyncio.create_task(self._ask(record), name=f"weights of {short_peer(record.peer)}")
+
+    def _reap(self) -> None:
+        """Hear what ended sources say; a fault of ours, or of the disk, is raised."""
         for peer, task in list(self._active.items()):
             if not task.done():
                 continue
             del self._active[peer]
-            fault = task.exception()
-            if fault is not None and not isinstance(fault, SwarmError):
+            gave_way = peer in self._giving_way
+            self._giving_way.discard(peer)
+            fault = SlowSourceError(f"peer {short_peer(peer)} was too slow") if task.cancelled() else task.exception()
+            if fault is not None and (not isinstance(fault, SwarmError) or isinstance(fault, DiskFullError)):
                 raise fault
-            if isinstance(fault, DiskFullError):
-                raise fault
-            self._judge(peer, fault)
-            faults += [fault] if fault else []
-        return faults
+            self._judge(peer, SlowSourceError(f"peer {short_peer(peer)} gave its place to another") if gave_way else fault)
 
     def _judge(self, peer: PeerId, fault: SwarmError | None) -> None:
         if isinstance(fault, LyingSourceError):
+            self._roster.refuse(peer)
             self.report.liars[peer] = str(fault)
             log.warning("%s; it is not asked again", fault)
             self._options.on_warning(f"{fault}; it is not asked again, what it owed comes from others")
             return
-        failures, _ = self._closed.get(peer, (0, 0.0))
-        self._closed[peer] = failures + 1, time.monotonic() + LOOK_S * 2 ** min(failures, 4)
+        self._roster.close(peer, time.monotonic(), has_failed=fault is not None and not isinstance(fault, OverloadedError))
         if fault:
+            self._failure = fault
             log.info("source %s of %s is left for now: %s", short_peer(peer), self._cache.model.name, fault)
 
-    def _check(self, failed: Sequence[BaseException]) -> None:
+    def _check(self) -> None:
         silent_s = time.monotonic() - self._progress_at_s
         if silent_s < self._options.patience_s or self._planner.is_done:
             return
@@ -217,18 +186,24 @@ class Download:
         what = f"no peer gave tensor {entries[uncovered[0]].name!r}" if uncovered else "no peer sent anything"
         raise NoRouteError(
             f"{self._cache.model.name}: {what} for {silent_s:.0f} s"
-            + (f" (last failure: {failed[-1]})" if failed else "")
+            + (f" (last failure: {self._failure})" if self._failure else "")
             + "; what has been fetched is kept: try again, or give a directory that holds the model"
         )
 
     async def _ask(self, peer: PeerRecord) -> None:
         """Keep one source busy until nothing is left to do."""
-        source = await Source.open(self._pool, peer, self._cache.model, self._cache.manifest, self._options.stall_s)
+        source = await Source.open(
+            self._pool, peer, self._cache.model, self._cache.manifest, self._options.stall_s, self._roster.connect_s(peer.peer)
+        )
         counted = 0
         try:
             self._planner.add(source.peer, await source.holdings())
+            self._roster.heard(source.peer, 0, time.monotonic())
             while not self._planner.is_done:
+                was_idle = not self._planner.owes(source.peer)
                 if ask := self._planner.take(source.peer, time.monotonic()):
+                    if was_idle:
+                        self._roster.asked(source.peer, time.monotonic())
                     await source.ask(ask)
                 if self._planner.owes(source.peer):
                     await self._take_one(source)
@@ -256,9 +231,11 @@ class Download:
         now_s = time.monotonic()
         unit = self._cache.unit(self._cache.layout.unit_of[answer.tensor])
         if isinstance(answer, pieces.Hashes):
-            if not self._planner.is_asked_hashes(source.peer, answer.tensor) or not unit.put_hashes(answer.tensor, answer.hashes):
+            is_asked = self._planner.is_asked_hashes(source.peer, answer.tensor)
+            if not is_asked or not await self._on_disk(unit.put_hashes, answer.tensor, answer.hashes):
                 raise LyingSourceError(f"peer {source.name} sent hashes that are not those of {self._name(answer.tensor)}")
-            self._planner.listed(source.peer, answer.tensor, now_s)
+            self._planner.listed(source.peer, answer.tensor, time.monotonic())
+            self._roster.heard(source.peer, 0, time.monotonic())
             return
         piece = PieceId(answer.tensor, answer.piece)
         if not self._planner.is_asked(source.peer, piece):
@@ -266,14 +243,22 @@ class Download:
                 f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which nobody asked for"
             )
         if not self._planner.arrived(source.peer, piece, now_s):
+            self._roster.heard(source.peer, 0, now_s)
             return  # another source was faster
-        if not await self._on_disk(unit.put, answer.tensor, answer.piece, answer.data):
+        try:
+            is_right = await self._on_disk(unit.put, answer.tensor, answer.piece, answer.data)
+        except BaseException:
+            self._planner.failed(source.peer, piece)  # cancelled, or the disk is full: another may deliver it
+            raise
+        if not is_right:
             self._planner.failed(source.peer, piece)
             raise LyingSourceError(f"peer {source.name} sent a wrong piece {answer.piece} of {self._name(answer.tensor)}")
+        self._roster.heard(source.peer, len(answer.data), time.monotonic())
         if self._planner.proven(source.peer, piece):
             self._here += len(answer.data)
             self.report.from_peer[source.peer] = self.report.from_peer.get(source.peer, 0) + len(answer.data)
-        self._progress_at_s = time.monotonic()
+        if self._here - self._marked_bytes >= MARK_BYTES:
+            self._progress_at_s, self._marked_bytes = time.monotonic(), self._here
         self._tell()
         if self._planner.is_done:
             self._changed.set()

@@ -20,6 +20,7 @@ from swarm.weights.fetch import fetch_files, fetch_manifest
 from swarm.weights.layout import read_manifest
 from swarm.weights.naming import Naming
 from swarm.weights.sources import is_digest, split_name
+from swarm.weights.standing import Standing
 
 MAX_NAMES = 64
 """Names whose peers are looked at for a digest without a name."""
@@ -96,18 +97,22 @@ def find_in_cache(root: Path, text: str, naming: Naming) -> tuple[ModelId, Manif
     return find(root, name, prefix or naming.memory.digest_of(name) or "")
 
 
-async def open_cache(root: Path, found: Found, pool: ChannelPool, naming: Naming | None = None) -> ModelCache:
+async def open_cache(
+    root: Path, found: Found, pool: ChannelPool, naming: Naming | None = None, standing: Standing | None = None
+) -> ModelCache:
     """The model's folder with manifest, config and small files in it, fetched where they are not there; no tensor yet.
 
-    naming: from now on, the model's name means these weights.
+    naming: from now on, the model's name means these weights. standing: what peers have done before in this process, and hears what
+    they do now.
     """
+    standing = standing or Standing(pool.is_connected)
     holders = [record for record in found.records if any(served.model.digest == found.model.digest for served in record.spans)]
     manifest = await asyncio.to_thread(read_manifest, root / found.model.digest)
     if manifest is None or manifest.digest != found.model.digest:
-        manifest = await fetch_manifest(pool, holders, found.model)
+        manifest = await fetch_manifest(pool, holders, found.model, standing)
     cache = await asyncio.to_thread(ModelCache, root, found.model, manifest)
     try:
-        await fetch_files(pool, holders, cache)
+        await fetch_files(pool, holders, cache, standing)
     except BaseException:
         cache.close()
         raise

@@ -23,6 +23,9 @@ from swarm.models.stored import INDEX, TensorInfo
 MANIFEST = "manifest"
 """The canonical manifest in a model's folder; its presence says that the folder is a cache of ours."""
 
+MAX_MODEL_PIECES = 16 << 20
+"""Of all tensors of a model together: 16 TiB. Bitmaps of them take 2 MiB; nothing of a larger model is reserved."""
+
 _NUMBERED = re.compile(r"(.*?(?:^|\.)\d{1,5})\.")
 
 
@@ -53,6 +56,7 @@ class Layout:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         groups: dict[str, list[int]] = {}
+        num_pieces = 0
         for number, entry in enumerate(manifest.entries):
             if entry.name == "__metadata__":  # in a safetensors header this is no tensor
                 raise CheckpointError(
@@ -61,6 +65,12 @@ class Layout:
             if entry.num_pieces > MAX_PIECES:
                 raise CheckpointError(
                     f"tensor {entry.name!r} has {entry.num_bytes} bytes; at most {MAX_PIECES} MiB can be fetched"
+                )
+            num_pieces += entry.num_pieces
+            if num_pieces > MAX_MODEL_PIECES:
+                raise CheckpointError(
+                    f"the model has more than {MAX_MODEL_PIECES >> 20} TiB of tensors, which is the most that is fetched; "
+                    "the manifest is not that of an honest model"
                 )
             match = _NUMBERED.match(entry.name)
             groups.setdefault(f"{match[1]}." if match else entry.name, []).append(number)

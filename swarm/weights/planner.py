@@ -140,6 +140,10 @@ class Planner:
         found = self._sources[source]
         return bool(found.hashes or found.pieces)
 
+    def is_idle(self, source: str) -> bool:
+        """True for a source of ours that owes nothing."""
+        return source in self._sources and not self.owes(source)
+
     def is_asked(self, source: str, piece: PieceId) -> bool:
         return piece in self._sources[source].pieces
 
@@ -169,7 +173,7 @@ class Planner:
                 break
             room -= self._length(piece)
             taken.append(piece)
-        hashes = self._next_lists(found)
+        hashes = self._next_lists(found, now_s)
         if not taken and not hashes and was_idle:
             taken = self._take_over(source, now_s)
         if was_idle and (taken or hashes):
@@ -188,11 +192,13 @@ class Planner:
             if tensor in self._listed and self._missing.get(tensor):
                 yield from (PieceId(tensor, piece) for piece in sorted(self._missing[tensor]))
 
-    def _next_lists(self, source: _Source) -> tuple[int, ...]:
+    def _next_lists(self, source: _Source, now_s: float) -> tuple[int, ...]:
+        """Lists of hashes that nobody owes who is not silent."""
         ready = sum(len(self._missing.get(tensor, ())) for tensor in source.order if tensor in self._listed)
         if ready >= ENOUGH_LISTED:
             return ()
-        asked = {tensor for other in self._sources.values() for tensor in other.hashes}
+        owing = (other for other in self._sources.values() if other is source or now_s - other.at_s <= SILENT_S)
+        asked = {tensor for other in owing for tensor in other.hashes}
         wanted = (
             tensor for tensor in source.order if tensor not in self._listed and tensor not in asked and self._missing.get(tensor)
         )
@@ -201,6 +207,7 @@ class Planner:
     def _take_over(self, source: str, now_s: float) -> list[PieceId]:
         """One piece that the slowest of its owners would deliver much later than this idle source."""
         mine = self._sources[source]
+        talking = {name for name, owner in self._sources.items() if now_s - owner.at_s <= SILENT_S}
         candidates: list[tuple[float, bool, PieceId]] = []
         for owner_name, owner in self._sources.items():
             if owner_name == source:
@@ -208,13 +215,11 @@ class Planner:
             ahead = 0
             for piece, length in owner.pieces.items():
                 ahead += length
-                due_s = _due_s(owner, ahead, now_s)
-                if (
-                    piece.tensor in mine.held
-                    and len(self._flying.get(piece, ())) == 1
-                    and due_s > SLOWER * _due_s(mine, length, now_s)
-                ):
-                    candidates.append((due_s, now_s - owner.at_s > SILENT_S, piece))
+                owners, due_s = self._flying.get(piece, set()), _due_s(owner, ahead, now_s)
+                is_alone = len(owners) == 1 or not owners & talking  # those who are silent do not shield each other's pieces
+                is_mine = piece.tensor in mine.held and bool(owners) and source not in owners
+                if is_mine and is_alone and due_s > SLOWER * _due_s(mine, length, now_s):
+                    candidates.append((due_s, not owners & talking, piece))
         if not candidates:
             return []
         _due, is_silent, slowest = max(candidates)

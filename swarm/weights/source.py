@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from typing import Self, TypeVar
 
 from protocols import pieces, services
 from protocols.errors import BadRequestError, DeadlineError, PeerUnreachableError, SwarmError
 from protocols.ids import ModelId, short_peer
 from protocols.records import PeerRecord
-from protocols.weights import Manifest
-from swarm.rpc.pool import ChannelPool
+from protocols.weights import PIECE_BYTES, Manifest
+from swarm.rpc.pool import ChannelPool, PeerChannel
 from swarm.rpc.stream import Stream
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.planner import Ask
 
 STALL_S = 30.0
 """A source that owes an answer and sends nothing for so long is given up; with the slowest upload we take, a piece comes every 16 s."""
+
+CONNECT_S = 2.0
+"""A peer answers at one of its addresses within this, or another one is asked."""
 
 T = TypeVar("T")
 
@@ -29,6 +33,13 @@ class LyingSourceError(SwarmError):
     """A peer sent what is not in the model: a wrong hash, length or number. Never crosses the wire."""
 
     code = "lying_source"
+    try_another_peer = True
+
+
+class SlowSourceError(SwarmError):
+    """A peer sent too little while others waited for its place. Never crosses the wire."""
+
+    code = "slow_source"
     try_another_peer = True
 
 
@@ -42,10 +53,16 @@ class Source:
 
     @classmethod
     async def open(
-        cls, pool: ChannelPool, peer: PeerRecord, model: ModelId, manifest: Manifest, stall_s: float = STALL_S
+        cls,
+        pool: ChannelPool,
+        peer: PeerRecord,
+        model: ModelId,
+        manifest: Manifest,
+        stall_s: float = STALL_S,
+        connect_s: float = CONNECT_S,
     ) -> Self:
-        """Dial, and open the stream; nothing has been asked yet. Raises where the peer is not there or refuses."""
-        channel = await pool.channel(peer.peer, peer.addresses, peer.certificate)
+        """Dial, and open the stream; nothing has been asked yet. Raises where the peer is not there within `connect_s`, or refuses."""
+        channel = await connected(pool, peer, connect_s)
         return cls(peer, await channel.stream(services.PIECES), model, manifest, stall_s)
 
     def close(self) -> None:
@@ -83,25 +100,26 @@ class Source:
                 return answer
         raise LyingSourceError(f"peer {self.name} sent {_described(answer)}, which this model does not have")
 
-    async def file(self, number: int) -> bytes:
-        """The whole of a file; LyingSourceError where its hash is another, or more comes than the peer announced."""
+    async def file(self, number: int, write: Callable[[memoryview | bytes], object], on_part: Callable[[], None]) -> None:
+        """Hand the content of a file to `write`, part by part, of which only the return of this call proves that they are right.
+
+        LyingSourceError where its hash is another, or another part comes than is due. write: runs in a thread. on_part: called after each.
+        """
         await self._stream.send(pieces.FileRequest(file=number).encode())
-        content = bytearray()
-        while True:
+        found, at, size = hashlib.sha256(), 0, -1
+        while at != size:
             part = await self._expect(pieces.FilePart)
-            if part.file != number or part.offset != len(content) or not (len(part.data) or part.size == 0):
-                raise LyingSourceError(
-                    f"peer {self.name} sent {_described(part)} where byte {len(content)} of file {number} was due"
-                )
-            if len(content) + len(part.data) > part.size:
-                raise LyingSourceError(f"peer {self.name} sent more of file {number} than the {part.size} bytes it announced")
-            content += part.data
-            if len(content) == part.size:
-                break
+            size = part.size if size < 0 else size
+            due = min(PIECE_BYTES, size - at)  # all parts are full but the last: a file does not come byte by byte
+            if (part.file, part.size, part.offset, len(part.data)) != (number, size, at, due):
+                raise LyingSourceError(f"peer {self.name} sent {_described(part)} where byte {at} of file {number} was due")
+            found.update(part.data)
+            await asyncio.to_thread(write, part.data)
+            at += due
+            on_part()
         entry = self._manifest.files[number]
-        if hashlib.sha256(content).digest() != entry.sha256:
+        if found.digest() != entry.sha256:
             raise LyingSourceError(f"peer {self.name} sent another {entry.name} than this model has")
-        return bytes(content)
 
     async def _expect(self, kind: type[T]) -> T:
         answer = await self._answer()
@@ -122,6 +140,15 @@ class Source:
             return pieces.parse_answer(data)
         except BadRequestError as error:
             raise LyingSourceError(f"peer {self.name} sent no answer about weights: {error}") from None
+
+
+async def connected(pool: ChannelPool, peer: PeerRecord, connect_s: float = CONNECT_S) -> PeerChannel:
+    """A channel to that very peer; PeerUnreachableError if no address of it answers within `connect_s`."""
+    try:
+        async with asyncio.timeout(connect_s):
+            return await pool.channel(peer.peer, peer.addresses, peer.certificate)
+    except TimeoutError:
+        raise PeerUnreachableError(f"peer {short_peer(peer.peer)} did not answer within {connect_s:.0f} s") from None
 
 
 def _described(answer: pieces.Answer) -> str:

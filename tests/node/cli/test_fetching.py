@@ -8,7 +8,7 @@ import pytest
 
 from node.cli.console import Lines
 from node.cli.fetching import FetchProgress, described
-from swarm.weights.download import Progress
+from swarm.weights.terms import Progress
 
 HALF = Progress(
     total_bytes=200_000_000, done_bytes=100_000_000, resumed_bytes=60_000_000, fetched_bytes=40_100_000, num_sources=3

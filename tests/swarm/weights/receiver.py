@@ -16,8 +16,8 @@ from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from swarm.rpc import ChannelPool
 from swarm.weights.cache import ModelCache
-from swarm.weights.download import Options, Progress
 from swarm.weights.fetch import fetch_tensors
+from swarm.weights.terms import Options, Progress
 from tests.swarm.weights.parts import ME
 
 

@@ -14,9 +14,9 @@ from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
 from swarm.weights.cache import ModelCache
-from swarm.weights.download import Options, Progress
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
 from swarm.weights.shelf import Shelf
+from swarm.weights.terms import Options, Progress
 from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, make_model, town
 
 QUICK = Options(patience_s=20, stall_s=10)

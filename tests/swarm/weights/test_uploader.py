@@ -12,9 +12,9 @@ from protocols.errors import BadRequestError, ConfigError, ModelNotFoundError, O
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, ManifestRequest
 from swarm.weights.cache import ModelCache
-from swarm.weights.download import Options
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.source import Source
+from swarm.weights.terms import Options
 from swarm.weights.uploader import MAX_UPLOADS_PER_PEER, SLOWEST_BYTES_S, Uploader
 from tests.swarm.weights.parts import Model, make_model, town
 
