@@ -12,6 +12,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
+
+from protocols.words import one_line
 
 OURS = ("node", "swarm", "protocols")
 
@@ -54,6 +57,16 @@ class _Once(logging.Filter):
         return record.levelno < logging.WARNING or record.exc_info is not None or self._repetitions.is_new(record.getMessage())
 
 
+class _OneLine(logging.Formatter):
+    """A record is one line, a traceback some; what a peer wrote into them cannot speak to the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(one_line, super().formatException(ei).split("\n")))
+
+
 def set_up(level: str) -> None:
     """Configure logging for this process; call it before hivemind or transformers are imported."""
     wanted = os.environ.get("MURMURATION_LOG", "").upper()
@@ -63,7 +76,9 @@ def set_up(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     if level != "DEBUG":
         handler.addFilter(_Once())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_OneLine("%(message)s"))  # of libraries that bring no handler, as asyncio
     for name in OURS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

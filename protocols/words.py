@@ -1,4 +1,4 @@
-"""Counts with their nouns, for messages: `1 hop`, `2 hops`."""
+"""Words of messages: counts with their nouns, and text that a terminal cannot obey."""
 
 from __future__ import annotations
 
@@ -6,3 +6,13 @@ from __future__ import annotations
 def counted(number: int, noun: str, *, is_grouped: bool = False) -> str:
     """The number and the noun, in the plural unless the number is 1. The plural is made with an s. is_grouped: `13,929 tokens`."""
     return f"{number:{',' if is_grouped else 'd'}} {noun}{'' if number == 1 else 's'}"
+
+
+def one_line(text: str) -> str:
+    """`text` as it may be shown in one line: white space as spaces, and what is not printable as an escape (`\\x1b`).
+
+    A peer's text may hold letters that a terminal obeys: they set its title, fill its clipboard or hide what stands before them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else ascii(letter)[1:-1] for letter in text)

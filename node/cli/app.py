@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -79,7 +78,7 @@ def _fail(error: BaseException, debug: bool, given: list[str], settings: Setting
         console.forget_readers()
         return code
     if debug:
-        traceback.print_exception(error)
+        console.trace(error)
     if text:
         with contextlib.suppress(OSError):  # stderr may be full, or without a reader
             remark(f"error: {settings.sources(text, given) if settings else text}")

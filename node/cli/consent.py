@@ -8,6 +8,7 @@ from pathlib import Path
 
 from node.cli.status_line import LINE
 from node.config import DEFAULT_SWARM
+from protocols.words import one_line
 from swarm.lan import network
 
 QUESTION = "join? They are strangers unless you know who runs them; --swarm NAME makes a swarm of your own [y/N] "
@@ -36,7 +37,7 @@ def asker(data_dir: Path, swarm: str) -> Callable[[str], bool] | None:
 
 def _said_yes(question: str) -> bool:
     with LINE.held():
-        print(question, end="", file=sys.stderr, flush=True)
+        print(one_line(question), end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

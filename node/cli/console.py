@@ -7,11 +7,14 @@ import io
 import os
 import stat
 import sys
+import traceback
+import unicodedata
 
 from rich.console import Console
 from rich.text import Text
 
 from node.cli.status_line import LINE
+from protocols.words import one_line
 
 
 def open_closed() -> None:
@@ -54,6 +57,7 @@ class Lines:
         self._console = Console(soft_wrap=True, highlight=False) if sys.stdout.isatty() else None
 
     def say(self, kind: str, text: str = "") -> None:
+        text = one_line(text)  # or a peer's text could say a line of another kind
         with LINE.aside():
             if self._console is None:
                 print(f"{kind}: {text}" if text else kind, flush=True)
@@ -62,17 +66,30 @@ class Lines:
 
 
 def remark(text: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, whatever the text holds."""
     with LINE.aside():
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
         LINE.has_printed("\n")
 
 
 def write_piece(piece: str) -> None:
     """A piece of an answer on stdout. On a terminal without control letters: a model may have learnt escape sequences."""
     if sys.stdout.isatty():
-        piece = "".join(letter for letter in piece if letter in "\n\t" or letter.isprintable())
+        piece = shown(piece)
     with LINE.aside():
         print(piece, end="", flush=True)
         if sys.stdout.isatty():
             LINE.has_printed(piece)
+
+
+def shown(piece: str) -> str:
+    """An answer's text without what a terminal obeys; joiners of letters, spaces that do not break and the like stay."""
+    if piece.isprintable():
+        return piece
+    return "".join(letter for letter in piece if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs"))
+
+
+def trace(error: BaseException) -> None:
+    """A traceback on stderr, for `--debug`."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        remark(line)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from protocols.ids import PeerId, short_peer
-from protocols.words import counted
+from protocols.words import counted, one_line
 from swarm.suggestion import NodeCommand
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def show(models: Sequence[ModelRows], hosting: NodeCommand) -> None:
     for rows in models:
         if console.width < TABLE_COLUMNS:
             for line in lines(rows):
-                console.print(line, markup=False)
+                console.print(one_line(line), markup=False)
         else:
             console.print(table(rows))
         for line in verdict(rows, hosting):
-            console.print(line, markup=False, soft_wrap=True)  # a command stays one line, to be copied
+            console.print(one_line(line), markup=False, soft_wrap=True)  # a command stays one line, to be copied
 
 
 def verdict(rows: ModelRows, hosting: NodeCommand) -> list[str]:
@@ -69,14 +69,19 @@ def table(rows: ModelRows) -> Any:
     from rich.table import Table
 
     shown = Table(
-        title=escape(_title(rows)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True
+        title=escape(one_line(_title(rows))),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        collapse_padding=True,
     )
     for heading in ("blocks", "node", "state", "format", "step", "queue", "free tokens", "address"):
         shown.add_column(heading, justify="right" if heading in ("step", "queue", "free tokens") else "left", overflow="fold")
     for row in rows.peers:
         numbers = (_step(row), str(row.queue), f"{row.free_tokens:,}")
         address = f"{', '.join(row.addresses)} {_reached(row)}".strip()
-        shown.add_row(_span(row), escape(_label(row)), row.state, escape(_format(row)), *numbers, escape(address))
+        cells = (_span(row), _label(row), row.state, _format(row), *numbers, address)
+        shown.add_row(*(escape(one_line(cell)) for cell in cells))
     return shown
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from node.cli import status_line
 from node.cli.status_line import LINE
+from protocols.words import one_line
 from swarm.waiting import ANSWERING, OnWait, Wait
 
 PERSON_S = 0.4
@@ -101,7 +102,7 @@ class Board:
             elif (line := for_script(self._wait, self._since_s, now_s, self._said)) is not None:
                 self._said = Said(self._wait.key, now_s)
                 with contextlib.suppress(OSError, ValueError):  # stderr is gone, which is for others to say
-                    print(line, file=sys.stderr, flush=True)
+                    print(one_line(line), file=sys.stderr, flush=True)
 
     def _keep_looking(self) -> None:
         while not self._over.wait(LOOK_S):

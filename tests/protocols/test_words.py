@@ -1,0 +1,21 @@
+"""Text of peers in one line: what is printable stays, what a terminal obeys becomes an escape."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocols.words import one_line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain text, Grüße, 世界 🙂", "plain text, Grüße, 世界 🙂"),
+        ("two\nlines\tand\u00a0spaces\u2028", "two lines and spaces "),
+        ("\x1b[2J\x07\x9b1m\x00", r"\x1b[2J\x07\x9b1m\x00"),
+        ("right\u202eleft", r"right\u202eleft"),
+        ("half a letter \udcff", r"half a letter \udcff"),
+    ],
+)
+def test_what_a_terminal_obeys_is_an_escape(text: str, expected: str) -> None:
+    assert one_line(text) == expected and expected.isprintable()
