@@ -6,19 +6,18 @@ signature (`entries.py`), and keeps the newest of each author.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from protocols import fields, frame
-from protocols.entries import MAX_VALUE_BYTES, SignedEntry, model_key, names_key
-from protocols.errors import BadRequestError, shown
+from protocols.entries import MAX_VALUE_BYTES, SignedEntry, key_id, model_key, names_key
+from protocols.errors import BadRequestError, SwarmError, shown
 from protocols.ids import PUBLIC_KEY_BYTES, PeerId, peer_id_of, public_bytes
-from protocols.records import BUCKETS, bucket
+from protocols.records import BUCKETS, MAX_MODEL_NAME, MAX_SPANS, PeerRecord, bucket
 
 MAX_ENTRIES: Final = 2_000
 MAX_REPLY_BYTES: Final = 4 << 20
-MAX_MODEL_NAME: Final = 200
 MAX_SWARM_NAME: Final = 64
 
 
@@ -59,8 +58,8 @@ class DirectoryReply:
     entries: tuple[tuple[PeerId, SignedEntry], ...]
 
     def encode(self) -> bytes:
-        """The frame of as many entries as its bounds allow, the longest living first: they were said last."""
-        kept = list(_bounded(sorted(self.entries, key=lambda item: -item[1].expires_s)))
+        """The frame of as many of the first entries as its bounds allow: who answers puts first whom it knows."""
+        kept = list(_bounded(self.entries))
         table = [[public_bytes(peer), entry.expires_s, len(entry.value)] for peer, entry in kept]
         return frame.encode({"t": "directory", "e": table}, [b"".join(entry.value for _peer, entry in kept)])
 
@@ -80,7 +79,7 @@ class DirectoryReply:
         return cls(tuple(found))
 
 
-def _bounded(entries: list[tuple[PeerId, SignedEntry]]) -> Iterator[tuple[PeerId, SignedEntry]]:
+def _bounded(entries: Sequence[tuple[PeerId, SignedEntry]]) -> Iterator[tuple[PeerId, SignedEntry]]:
     left = MAX_REPLY_BYTES
     for peer, entry in entries[:MAX_ENTRIES]:
         left -= len(entry.value)
@@ -94,3 +93,33 @@ def _line(value: Any) -> tuple[PeerId, float, int]:
         raise BadRequestError(f"a directory's entry is [public key, expiry, bytes], got {shown(value)}")
     table = {"expiry": value[1], "bytes": value[2]}
     return peer_id_of(value[0]), fields.number(table, "expiry", 0, 1e12), fields.integer(table, "bytes", 0, MAX_VALUE_BYTES)
+
+
+# --- what may stand under a key
+
+
+def encode_names(models: Sequence[str]) -> bytes:
+    """The payload under a `names_key`: the models that a peer announces."""
+    return frame.encode({"t": "models", "models": list(models)})
+
+
+def parse_names(payload: bytes) -> tuple[str, ...]:
+    """The models that a peer says it announces; FrameError or BadRequestError otherwise."""
+    return fields.texts(frame.decode_kind(payload, "models").header, "models", MAX_SPANS, MAX_MODEL_NAME)
+
+
+def belongs(swarm: str, key: bytes, author: PeerId, payload: bytes) -> bool:
+    """May this author say that under the key (`entries.key_id`) in this swarm?
+
+    Its names, under the names key of its bucket; or its record, under the key of a model that the record names. Keys are hashes, so
+    who stores an entry can only make the key anew from what the entry says. Anything else would fill the storage of others.
+    """
+    number = bucket(author)
+    try:
+        if key == key_id(names_key(swarm, number)):
+            parse_names(payload)
+            return True
+        record = PeerRecord.parse(payload)
+    except SwarmError:
+        return False
+    return record.peer == author and any(key == key_id(model_key(swarm, name, number)) for name in record.names)

@@ -16,16 +16,17 @@ from typing import Final
 
 import msgpack
 
+from protocols.defaults import RECORD_LIFE_S
 from protocols.errors import BadRequestError, SwarmError, UnauthenticatedError
-from protocols.identity import SIGNATURE_BYTES, verify
+from protocols.identity import SIGNATURE_BYTES, Identity, verify
 from protocols.ids import PeerId, parse_peer_id
 from protocols.records import signed_bytes
 
 MAX_VALUE_BYTES: Final = 4_096
 """Of a packed payload and its signature."""
 
-MAX_LIFE_S: Final = 900.0
-"""Furthest expiry that anybody stores or believes."""
+MAX_LIFE_S: Final = RECORD_LIFE_S + 30.0
+"""Furthest expiry that anybody stores or believes: a record's life, and how far clocks may differ (`swarm/clocks.py`)."""
 
 _STR8, _BIN = 0xD9, (0xC4, 0xC5)
 
@@ -49,6 +50,13 @@ def packed_subkey(peer: PeerId) -> bytes:
     """A PeerID as the subkey that signatures cover."""
     packed: bytes = msgpack.packb(str(peer))
     return packed
+
+
+def seal(author: Identity, key: bytes, payload: bytes, expires_s: float) -> SignedEntry:
+    """What `author` says under a key (`key_id`) until `expires_s`; an empty payload is a withdrawal."""
+    packed: bytes = msgpack.packb(payload)
+    signature = author.sign(signed_bytes(key, packed_subkey(author.peer_id), packed, expires_s))
+    return SignedEntry(packed + signature, expires_s)
 
 
 def check(key: bytes, subkey: bytes, value: bytes, expires_s: object, now_s: float) -> PeerId:

@@ -28,6 +28,7 @@ MAX_SPANS: Final = 8
 MAX_ADDRESSES: Final = 8
 MAX_ROUND_TRIPS: Final = 8
 MAX_NAME: Final = 64
+MAX_MODEL_NAME: Final = 200
 MAX_CERTIFICATE_BYTES: Final = 1_024
 _MAX_COUNT = 1 << 40
 _MAX_HUNDREDTHS = 10**9
@@ -66,7 +67,7 @@ class ServedSpan:
         num_blocks = fields.integer(table, "num_blocks", 1, MAX_BLOCKS)
         span = Span(*(fields.integer(table, key, 0, num_blocks) for key in ("start", "stop")))
         return cls(
-            model=ModelId(fields.text(table, "name", 200), fields.raw(table, "digest", 32).hex()),
+            model=ModelId(fields.text(table, "name", MAX_MODEL_NAME), fields.raw(table, "digest", 32).hex()),
             span=span,
             num_blocks=num_blocks,
             ends=fields.flag(table, "ends"),
@@ -111,6 +112,13 @@ class PeerRecord:
     """How many consecutive blocks it could host instead, wherever the swarm needs them; 0 = it stays where it is."""
     round_trips: tuple[tuple[PeerId, float], ...] = ()
     """Measured milliseconds to peers of neighbouring spans, the most useful first."""
+    also: tuple[str, ...] = ()
+    """Names of models under which it is announced without a span of them: after a move, or before the first span."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the models under which this record may stand."""
+        return frozenset((*self.also, *(span.model.name for span in self.spans)))
 
     def state_of(self, served: ServedSpan) -> str:
         """A span's state; of a peer that leaves, every span is draining."""
@@ -146,6 +154,7 @@ class PeerRecord:
                    "w": _hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
         table |= {"x": _hundredths(self.block_ms)} if self.block_ms else {}
         table |= {"h": self.room_blocks} if self.room_blocks else {}
+        table |= {"o": list(self.also)} if self.also else {}
         packed: bytes = msgpack.packb(table)
         return packed
 
@@ -178,6 +187,7 @@ class PeerRecord:
             block_ms=fields.integer({"x": 0, **header}, "x", 0, _MAX_HUNDREDTHS) / 100,
             room_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
+            also=fields.texts({"o": [], **header}, "o", MAX_SPANS, MAX_MODEL_NAME),
         )
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import hivemind.dht.protocol
 from hivemind.p2p import P2PHandlerError
-from hivemind.utils.auth import AuthRole, AuthRPCWrapper
+from hivemind.utils.auth import AuthRole
 
 from protocols.errors import NotAllowedError, PrivateSwarmError, SwarmError
 from protocols.ids import PeerId, short_peer
@@ -24,7 +23,7 @@ _REQUEST, _ANSWER = "dht-request", "dht-answer"
 
 
 class Guard:
-    """One peer's guard. hivemind carries it as the protocol's `authorizer`."""
+    """One peer's guard."""
 
     def __init__(self, me: PeerId, gate: Gate) -> None:
         self._me, self._gate = me, gate
@@ -96,7 +95,7 @@ def _refused(text: str, peer: PeerId, *, is_public: bool) -> SwarmError | None:
     return None
 
 
-class _Guarded:
+class Guarded:
     """In place of hivemind's AuthRPCWrapper: `rpc_*` of a protocol (what we answer) or of a stub (what we ask), through a guard."""
 
     def __init__(self, inner: Any, role: AuthRole, guard: Guard) -> None:
@@ -108,14 +107,3 @@ class _Guarded:
             return lambda request, context: guard.serve(method, request, context)
         peer = PeerId(self._inner._peer.to_base58())
         return lambda request, timeout=None: guard.call(method, peer, request, timeout)
-
-
-def _wrapped(inner: Any, role: AuthRole, authorizer: Any, service_public_key: Any = None) -> Any:
-    if isinstance(authorizer, Guard):
-        return _Guarded(inner, role, authorizer)
-    return AuthRPCWrapper(inner, role, authorizer, service_public_key)
-
-
-def install() -> None:
-    """For this process; again is harmless."""
-    hivemind.dht.protocol.AuthRPCWrapper = _wrapped

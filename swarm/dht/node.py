@@ -1,46 +1,49 @@
 """This peer in the DHT: store what I say, ask who says what, and meet the others. Bytes in and out, every wait bounded.
 
-hivemind's `DHTNode` runs in our own loop (no forked process); its daemon, p2pd, is our child and dies with us. It starts alone and
-meets peers afterwards, since p2pd refuses to start where every bootstrap address is dead.
+Of hivemind we use the daemon (p2pd, our child, which dies with us) and the messages, in our own loop; what is kept, asked and answered is
+bounded by `shelf.py`, `lookup.py` and `protocol.py`. It starts alone and meets peers afterwards, since p2pd refuses to start where every
+bootstrap address is dead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 
-from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
-from hivemind.p2p import P2PDaemonError, PeerID
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
 
-from protocols.entries import SignedEntry
-from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
+from protocols.dictionary import Told
+from protocols.entries import SignedEntry, key_id
+from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.identity import Identity
-from protocols.ids import PeerId, parse_peer_id, short_peer
+from protocols.ids import PeerId, short_peer
 from swarm.access import Gate
-from swarm.dht import daemon, guard, sockets, storage
+from swarm.dht import checking, daemon, guard, sockets
 from swarm.dht.address import PeerAddress, transport
-from swarm.dht.validator import SignedRecords, keep_valid
+from swarm.dht.lookup import BEAM, Lookup
+from swarm.dht.protocol import ASK_S, NUM_REPLICAS, Protocol, Rules
+from swarm.dht.shelf import Shelf
+from swarm.dht.signatures import Signatures
 
 log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
-ASK_S = 3.0
-"""Wait for one peer's answer to one question."""
 
 GET_S = 6.0
 """Wait for all that peers know under some keys; whoever has not answered by then is left out."""
 
+FIND_SHARE = 0.6
+"""Part of a store's time that may go into finding the nearest members."""
+
 STOP_S = 1.0
-NUM_REPLICAS = 5
 
 
 class Dht:
@@ -55,54 +58,45 @@ class Dht:
         *,
         client_mode: bool = False,
         gate: Gate | None = None,
+        rules: Rules | None = None,
     ) -> None:
         """identity_file: a path for p2pd to read while it starts. listen: host and port of p2pd; None = listen nowhere.
-        gate: who takes part with us; None = everybody, in a public swarm."""
+        gate: who takes part with us; None = everybody, in a public swarm.
+        rules: what to keep for others; by default anything that its author has signed."""
         self._gate = gate or Gate()
         self._guard = guard.Guard(identity.peer_id, self._gate)
         self._identity, self._identity_file = identity, identity_file
         self._listen, self._announce, self._client_mode = listen, announce, client_mode
-        self._node: DHTNode | None = None
+        self._rules = rules or Rules()
+        self._signatures = Signatures(identity, time.time)
+        self._node: Protocol | None = None
         self.addresses: tuple[str, ...] = ()
         """Multiaddrs under which others reach us, without `/p2p/…`."""
 
     async def start(self) -> None:
         """Start p2pd, alone. ConfigError where its port cannot be had."""
         _quiet()
-        storage.install()
         daemon.install()
-        guard.install()
         await asyncio.to_thread(sockets.sweep)
-        validator = SignedRecords(self._identity)
-        creating = asyncio.create_task(self._create(validator))
+        creating = asyncio.create_task(self._create())
         try:
             node = await asyncio.shield(creating)
         except asyncio.CancelledError:  # half a second more, or p2pd would outlive us
             with contextlib.suppress(ConfigError):
                 await _end(await creating)
             raise
-        node.protocol._validate_dictionary = functools.partial(keep_valid, validator)
         self._node = node
         with contextlib.suppress(ValueError):  # nowhere, if we do not listen
-            found = [str(address).split("/p2p/")[0] for address in await node.get_visible_maddrs(latest=True)]
+            found = [str(address).split("/p2p/")[0] for address in await node.p2p.get_visible_maddrs(latest=True)]
             self.addresses = tuple(address for address in found if "/tcp/" in address)
 
-    async def _create(self, validator: SignedRecords) -> DHTNode:
+    async def _create(self) -> Protocol:
         try:
             with self._identity_file() as path:
-                return await DHTNode.create(
+                p2p = await P2P.create(
                     identity_path=path,
                     check_if_identity_free=False,  # it cannot read Ed25519 keys
-                    strict=False,  # or a clock 3 s off keeps a laptop out
-                    record_validator=validator,
-                    authorizer=self._guard,
-                    client_mode=self._client_mode,
-                    num_replicas=NUM_REPLICAS,
-                    wait_timeout=ASK_S,
-                    cache_locally=False,  # we always ask for the latest, so copies would only be stale or forged
-                    cache_nearest=0,
-                    cache_on_store=False,
-                    reuse_get_requests=False,  # or a question that hangs would take others along
+                    dht_mode="client" if self._client_mode else "server",
                     nat_port_map=False,
                     no_listen=self._listen is None,
                     host_maddrs=[transport(*self._listen)] if self._listen else [],
@@ -110,11 +104,15 @@ class Dht:
                 )
         except P2PDaemonError as error:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
+        shelf = Shelf(self._rules.rng, time.time, self._rules.has_met)
+        return await Protocol.start(
+            p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard
+        )
 
     @property
     def num_neighbours(self) -> int:
         """Peers in our routing table; 0 = alone."""
-        return len(self._node.protocol.routing_table.uid_to_peer_id) if self._node else 0
+        return len(self._node.routing_table.uid_to_peer_id) if self._node else 0
 
     async def connected(self) -> frozenset[str]:
         """PeerIDs of those in our routing table to whom p2pd holds a connection: whoever dies is missing at once."""
@@ -124,10 +122,10 @@ class Dht:
                 found = await node.p2p.list_peers()
         except (ControlFailure, P2PDaemonError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say whom it is connected to: {error}") from None
-        return frozenset(str(one.peer_id) for one in found if one.peer_id in node.protocol.routing_table)
+        return frozenset(str(one.peer_id) for one in found if one.peer_id in node.routing_table)
 
     @property
-    def _running(self) -> DHTNode:
+    def _running(self) -> Protocol:
         if self._node is None:
             raise PeerUnreachableError("the DHT is not running here: it is being started again, or has been stopped")
         return self._node
@@ -144,58 +142,93 @@ class Dht:
 
     async def join(self, address: PeerAddress) -> None:
         """Meet the peer at `address` and, through it, others. PeerUnreachableError where it does not answer."""
-        node = self._running
-        protocol, peer = node.protocol, PeerID.from_base58(address.peer)
+        node, peer = self._running, PeerID.from_base58(address.peer)
         try:
             async with asyncio.timeout(CONNECT_S):
                 await node.p2p._client.connect(peer, [Multiaddr(address.transport)])
         except (ControlFailure, TimeoutError, ValueError, OSError, asyncio.IncompleteReadError) as error:
             raise PeerUnreachableError(f"no peer answers at {address}: {_reason(error) or 'no answer in time'}") from None
-        found = await protocol.call_ping(peer, validate=not self._client_mode, strict=False)
+        found = await node.call_ping(peer, validate=not self._client_mode, strict=False)
         if found is None:
             if refusal := self._guard.refusal(address.peer):
                 raise refusal
             raise PeerUnreachableError(
                 f"peer {short_peer(address.peer)} at {address.transport} takes no part in the DHT: it may be a client"
             )
-        await protocol.update_routing_table(found, peer)
+        await node.update_routing_table(found, peer)
         await self.look_around()
 
     async def look_around(self) -> None:
         """Ask neighbours for peers near us, and near somewhere else: the routing table fills and heals."""
         node = self._running
         for near in (node.node_id, DHTID.generate(os.urandom(16))):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ASK_S):
-                    await node.find_nearest_nodes([near])
+            await self._lookup([near], ASK_S)
+
+    async def _lookup(self, keys: Sequence[DHTID], timeout_s: float) -> Lookup:
+        node = self._running
+        known = {one for key in keys for one in node.routing_table.get_nearest_neighbors(key, BEAM, exclude=node.node_id)}
+        lookup = Lookup(keys, known, node.ask, node.peer_id)
+        await lookup.run(timeout_s)
+        return lookup
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = GET_S) -> bool:
-        """Say `payload` under `key` in our name until `expires_s`. False where nobody took it, or not in time."""
+        """Say `payload` under `key` in our name until `expires_s`. False where nobody else took it (of a peer that is alone: where
+        it did not itself), or not in time."""
+        node, key_bytes = self._running, key_id(key)
+        entry = self._signatures.seal(key_bytes, payload, expires_s)
+        is_ours = node.keep_ours(key_bytes, entry)
+        near = DHTID(
+            int.from_bytes(key_bytes, "big") ^ 1
+        )  # the same members are nearest, but nobody keeps, and sends, anything there
+        holders = (await self._lookup([near], FIND_SHARE * timeout_s)).nearest(near, NUM_REPLICAS)
+        return any(await self._store_at(holders, key_bytes, entry, timeout_s * (1 - FIND_SHARE))) if holders else is_ours
+
+    async def _store_at(self, holders: Sequence[PeerID], key: bytes, entry: SignedEntry, timeout_s: float) -> list[bool]:
         node = self._running
-        try:
-            async with asyncio.timeout(timeout_s):
-                return bool(await node.store(key, payload, expires_s, subkey=str(self._identity.peer_id)))
-        except TimeoutError:
-            return False
+
+        async def one(peer: PeerID) -> bool:
+            kept = await node.call_store(
+                peer, [DHTID.from_bytes(key)], [entry.value], [entry.expires_s], subkeys=[str(self._identity.peer_id)]
+            )
+            return bool(kept and kept[0])
+
+        tasks = [asyncio.create_task(one(peer)) for peer in holders]
+        done, late = await asyncio.wait(tasks, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        return [task.result() for task in done]
 
     async def get(self, keys: Collection[str], timeout_s: float = GET_S) -> dict[str, dict[PeerId, SignedEntry]]:
-        """What peers say under each key: newest, unexpired, by the peer who signed it, signature checked. A key without answer in
-        time is empty."""
-        futures = await self._running.get_many(tuple(keys), sufficient_expiration_time=float("inf"), return_futures=True)
-        _done, late = await asyncio.wait(set(futures.values()), timeout=timeout_s)
-        for future in late:
-            future.cancel()
-        now_s = time.time()
+        """What peers say under each key: newest, unexpired, by the peer who signed it, signature checked. Of a crowded key it is a
+        sample, those first whom we have met."""
+        ids = {key: DHTID.from_bytes(key_id(key)) for key in keys}
+        told = (await self._lookup(list(ids.values()), timeout_s)).told
+        budget = max(checking.MAX_CHECKED // max(1, len(ids)), 1)
+        found = {key: await self._newest(number.to_bytes(), told[number], budget) for key, number in ids.items()}
         may_be_seen = self._gate.access.may_be_seen
-        found = {key: _entries(future, now_s) for key, future in futures.items()}
         return {key: {peer: entry for peer, entry in said.items() if may_be_seen(peer)} for key, said in found.items()}
 
+    async def _newest(self, key: bytes, told: Sequence[Told], budget: int) -> dict[PeerId, SignedEntry]:
+        """Of what others told, and of what we keep, which was checked when it came."""
+        kept, now_s = self._running.shelf.entries(key), time.time()
+        fresh = [[(peer, entry) for peer, entry in one if entry.expires_s > now_s and kept.get(peer) != entry] for one in told]
+        found = await checking.newest_valid(
+            fresh,
+            lambda peer, entry: self._signatures.is_valid(key, peer, entry),
+            lambda peer, entry: self._signatures.is_seen(key, peer, entry),
+            self._rules.has_met,
+            budget,
+        )
+        return {
+            peer: max(found.get(peer, entry), entry, key=lambda one: one.expires_s) for peer, entry in {**found, **kept}.items()
+        }
 
-async def _end(node: DHTNode) -> None:
-    node.is_alive = False
+
+async def _end(node: Protocol) -> None:
     with contextlib.suppress(Exception):  # whatever it says, the daemon ends next
         async with asyncio.timeout(STOP_S):
-            await node.protocol.shutdown()
+            await node.shutdown()
     child = node.p2p._child
     try:
         async with asyncio.timeout(STOP_S):
@@ -205,17 +238,6 @@ async def _end(node: DHTNode) -> None:
         await child.wait()
     control = node.p2p._client.control  # its tasks may have failed, since the daemon is gone: else asyncio would log that
     await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)
-
-
-def _entries(future: asyncio.Future[object], now_s: float) -> dict[PeerId, SignedEntry]:
-    result = None if future.cancelled() or not future.done() or future.exception() else future.result()
-    values = getattr(result, "value", None)
-    found: dict[PeerId, SignedEntry] = {}
-    for subkey, (value, expires_s) in values.items() if isinstance(values, dict) else ():
-        with contextlib.suppress(BadRequestError):
-            if isinstance(value, bytes) and expires_s > now_s:
-                found[parse_peer_id(subkey)] = SignedEntry(value, expires_s)
-    return found
 
 
 def _reason(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Protocol
 from protocols.directory import DirectoryReply, DirectoryRequest
 from protocols.errors import BadRequestError, OverloadedError
 from protocols.ids import PeerId
+from swarm.meter import Meter
 from swarm.rpc.call import Call
 
 FRESH_S = 1.0
@@ -27,7 +28,6 @@ MAX_LOOKS_PER_CALLER = 20
 
 WINDOW_S = 10.0
 _MAX_KEPT = 64
-_MAX_CALLERS = 4_096
 
 
 class Directory(Protocol):
@@ -42,7 +42,7 @@ class Answers:
         self._swarm, self._directory, self._clock = swarm, directory, clock
         self._kept: dict[str, tuple[float, bytes]] = {}
         self._looking: dict[str, asyncio.Task[bytes]] = {}
-        self._spent: dict[PeerId, tuple[float, int]] = {}
+        self._looks = Meter(MAX_LOOKS_PER_CALLER, WINDOW_S, clock)
 
     async def answer(self, request: bytes, call: Call) -> bytes:
         """Handler of `services.DIRECTORY`; OverloadedError beyond a limit, BadRequestError for another swarm's question."""
@@ -67,17 +67,11 @@ class Answers:
             raise OverloadedError(
                 f"{MAX_LOOKS} looks into the directory are running here; ask another peer, or again in a moment"
             )
-        since_s, count = self._spent.get(caller, (self._clock(), 0))
-        if self._clock() - since_s >= WINDOW_S:
-            since_s, count = self._clock(), 0
-        if count >= MAX_LOOKS_PER_CALLER:
+        if not self._looks.spend(caller):
             raise OverloadedError(
-                f"you have caused {count} looks into the directory within {WINDOW_S:.0f} s, the limit: ask another peer, or again later"
+                f"you have caused {MAX_LOOKS_PER_CALLER} looks into the directory within {WINDOW_S:.0f} s, the limit: "
+                "ask another peer, or again later"
             )
-        self._spent.pop(caller, None)
-        self._spent[caller] = since_s, count + 1
-        while len(self._spent) > _MAX_CALLERS:
-            del self._spent[next(iter(self._spent))]
 
     async def _look(self, model: str) -> bytes:
         return (await self._directory().signed(model)).encode()

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from protocols import frame
 from protocols.defaults import RECORD_LIFE_S, RECORD_RENEW_S
-from protocols.directory import DirectoryReply, DirectoryRequest
-from protocols.entries import SignedEntry, model_key, names_key
+from protocols.directory import MAX_ENTRIES, DirectoryReply, DirectoryRequest, encode_names
+from protocols.entries import MAX_LIFE_S, SignedEntry, model_key, names_key
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import MAX_SPANS, PeerRecord, bucket
@@ -41,8 +42,17 @@ class Book(Protocol):
 class Directory:
     """One swarm's directory, as seen and written by one peer."""
 
-    def __init__(self, swarm: str, peer: PeerId, book: Book) -> None:
+    def __init__(
+        self,
+        swarm: str,
+        peer: PeerId,
+        book: Book,
+        has_met: Callable[[PeerId], bool] = lambda peer: False,
+        rng: random.Random | None = None,
+    ) -> None:
+        """has_met: peers that have answered us, whose entries come first where not all fit."""
         self._swarm, self._peer, self._book = swarm, peer, book
+        self._has_met, self._rng = has_met, rng or random.Random()
         self._make_record: Callable[[], PeerRecord] | None = None
         self._models: tuple[str, ...] = ()
         self._expires_s = 0.0
@@ -66,12 +76,13 @@ class Directory:
         if self._make_record is None:
             return False
         async with self._storing:
-            record = self._make_record().fitted()
+            record = self._make_record()
             assert record.peer == self._peer, "a peer announces only itself"
-            return await self._say(record.encode(), frame.encode({"t": "models", "models": list(self._models)}), RECORD_LIFE_S)
+            record = replace(record, also=tuple(model for model in self._models if model not in record.names)).fitted()
+            return await self._say(record.encode(), encode_names(self._models), RECORD_LIFE_S)
 
     async def _say(self, payload: bytes, names: bytes, life_s: float) -> bool:
-        self._expires_s = max(time.time() + life_s, self._expires_s + 0.001)  # what is not later is refused
+        self._expires_s = _next_expiry(self._expires_s, time.time(), life_s)
         number = bucket(self._peer)
         said = [(model_key(self._swarm, model, number), payload) for model in self._models] + [
             (names_key(self._swarm, number), names)
@@ -103,19 +114,38 @@ class Directory:
                 await self._say(b"", b"", RECORD_LIFE_S)
 
     async def snapshot(self, model: str) -> Snapshot:
-        """Everybody who announces `model`, ourselves included. What does not parse is left out."""
-        return of_entries(model, await self._look(model), time.time())
+        """Everybody who announces `model`, ourselves included; of a crowd a sample (`sample`). What does not parse is left out."""
+        return await of_entries(model, dict(await self._look(model)), time.time())
 
     async def models(self) -> dict[str, int]:
         """Names that are announced in this swarm, with the number of peers of each; most peers first."""
-        return counted(await self._look(""))
+        return counted(dict(await self._look("")))
 
     async def signed(self, model: str) -> DirectoryReply:
         """The same ("" = the names of models) as the peers have signed it, for who asks by gRPC."""
-        return DirectoryReply(tuple((await self._look(model)).items()))
+        return DirectoryReply(tuple(await self._look(model)))
 
-    async def _look(self, model: str) -> dict[PeerId, SignedEntry]:
+    async def _look(self, model: str) -> list[tuple[PeerId, SignedEntry]]:
         """The newest of every author; those of another bucket than their author's were not put there by our code."""
         request = DirectoryRequest(swarm=self._swarm, model=model)
         found = await self._book.get(request.all_keys())
-        return {peer: entry for key, entries in found.items() for peer, entry in entries.items() if key == request.key(peer)}
+        entries = {peer: entry for key, told in found.items() for peer, entry in told.items() if key == request.key(peer)}
+        return sample(entries, self._peer, self._has_met, self._rng)
+
+
+def sample(
+    entries: Mapping[PeerId, SignedEntry], me: PeerId, has_met: Callable[[PeerId], bool], rng: random.Random
+) -> list[tuple[PeerId, SignedEntry]]:
+    """MAX_ENTRIES at most: our own, then those of peers that have answered us, then others, drawn anew each time.
+
+    How long an entry still lives says nothing: its author chose that.
+    """
+    drawn = list(entries.items())
+    rng.shuffle(drawn)
+    drawn.sort(key=lambda item: (item[0] != me, not has_met(item[0])))
+    return drawn[:MAX_ENTRIES]
+
+
+def _next_expiry(last_s: float, now_s: float, life_s: float) -> float:
+    """Later than the last one, since what is not later is refused; unless our clock was set back: then nobody believes the last one."""
+    return now_s + life_s if last_s > now_s + MAX_LIFE_S else max(now_s + life_s, last_s + 0.001)

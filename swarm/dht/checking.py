@@ -1,0 +1,60 @@
+"""Checks the signatures of what several members told, within a budget: a flood must not cost a reader seconds.
+
+A signature costs 0.2 ms. Peers that we have met are checked first, then every teller's entries in turn, in its own order, so that one
+that tells nonsense spends only its own share. No hivemind here: a thin client checks the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from protocols.dictionary import Told
+from protocols.entries import SignedEntry
+from protocols.ids import PeerId
+
+MAX_CHECKED = 1_000
+"""Signatures checked for one look: 0.2 s. Those that were seen valid before cost nothing and do not count."""
+
+CHUNK = 25
+"""Signatures between two turns of the event loop: 5 ms."""
+
+_TURN = 1_000
+"""Entries between two turns of the event loop, checked or not."""
+
+Check = Callable[[PeerId, SignedEntry], bool]
+
+
+async def newest_valid(
+    told: Sequence[Told], check: Check, is_seen: Check, has_met: Callable[[PeerId], bool], budget: int = MAX_CHECKED
+) -> dict[PeerId, SignedEntry]:
+    """The newest of each author that it has signed, of what several members told about one key.
+
+    check: is it the author's? is_seen: was that found before? has_met: whose entries go before those of others.
+    """
+    found: dict[PeerId, SignedEntry] = {}
+    judged: set[tuple[PeerId, SignedEntry]] = set()
+    num_checked = 0
+    for number, (peer, entry) in enumerate(sorted(_in_turn(told), key=lambda item: not has_met(item[0]))):
+        if number % _TURN == _TURN - 1:
+            await asyncio.sleep(0)
+        held = found.get(peer)
+        if (held and held.expires_s >= entry.expires_s) or (peer, entry) in judged:
+            continue
+        judged.add((peer, entry))
+        if not is_seen(peer, entry):
+            if num_checked >= budget:
+                continue
+            num_checked += 1
+            if num_checked % CHUNK == 0:
+                await asyncio.sleep(0)
+        if check(peer, entry):
+            found[peer] = entry
+    return found
+
+
+def _in_turn(told: Sequence[Told]) -> Iterator[tuple[PeerId, SignedEntry]]:
+    """The first of each, the second of each, …"""
+    rounds: Iterable[tuple[tuple[PeerId, SignedEntry] | None, ...]] = itertools.zip_longest(*told)
+    return (item for one in rounds for item in one if item is not None)

@@ -1,0 +1,115 @@
+"""An iterative lookup of Kademlia: who is nearest some keys, and what they say under them.
+
+Differs from hivemind's in three ways that a hostile member would use: a member that does not answer makes room for the next nearest; what
+was told before the time is over counts, however many have not answered; and one member is asked once for all keys.
+Nothing here knows the network: whom to ask, and how, is passed in.
+Source: Maymounkov and Mazieres 2002, section 2.3, https://pdos.csail.mit.edu/~petar/papers/maymounkov-kademlia-lncs.pdf
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocols.dictionary import Told
+
+BEAM = 20
+"""Members asked for each key: the nearest that answer."""
+
+PARALLEL = 8
+"""Questions at once."""
+
+MAX_ASKED = 64
+"""Members asked in one lookup, so that one which names ever nearer members ends, too."""
+
+_MAX_KNOWN = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one member says to a question about some keys."""
+
+    nearest: Mapping[int, Any] = field(default_factory=dict)
+    """Node ids near the keys, and who has them."""
+    told: Mapping[int, Told] = field(default_factory=dict)
+    """Entries by key, signatures not checked."""
+
+
+Ask = Callable[[Any, Sequence[int]], Awaitable[Answer | None]]
+"""Asks a member about keys; None where it does not answer. It has a time limit of its own, and raises nothing."""
+
+_Node = tuple[int, Any]
+"""A node id and who has it. Both, since anybody may say that a node id is somebody else's."""
+
+
+class Lookup:
+    """One search for the members nearest `keys`, which are numbers like node ids."""
+
+    def __init__(self, keys: Sequence[int], known: Iterable[_Node], ask: Ask, me: object) -> None:
+        """known: where to begin. me: this peer, which is not asked."""
+        self._keys, self._ask, self._me = tuple(keys), ask, me
+        self._known = {node for node in known if node[1] != me}
+        self._asked: dict[_Node, set[int]] = {}
+        """Keys that a node was asked about."""
+        self._answered: set[_Node] = set()
+        self.told: dict[int, list[Told]] = {key: [] for key in self._keys}
+        """By key, one list for each member that had entries."""
+
+    async def run(self, timeout_s: float) -> None:
+        """Until nobody nearer is left to ask, or the time is over; what has been found by then counts."""
+        asking: set[asyncio.Task[None]] = set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    while len(asking) < PARALLEL and (question := self._next()):
+                        asking.add(asyncio.create_task(self._put(*question)))
+                    if not asking:
+                        return
+                    done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+        except TimeoutError:
+            pass
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    def nearest(self, key: int, count: int) -> list[Any]:
+        """Those nearest the key: first who has answered, then who may still do."""
+        nodes = sorted(self._known, key=lambda node: (node not in self._answered, node[0] ^ key))
+        return list(dict.fromkeys(peer for _node, peer in nodes))[:count]
+
+    def _next(self) -> tuple[_Node, list[int]] | None:
+        """The next node to ask, and about which keys: it is in the beams of these and was not asked about them yet."""
+        if len(self._asked) >= MAX_ASKED:
+            return None
+        beams = {key: self._nearest_of(key, BEAM) for key in self._keys}
+        for beam in beams.values():
+            for node in beam:
+                done = self._asked.get(node, set())
+                if about := [key for key, nodes in beams.items() if node in nodes and key not in done]:
+                    self._asked[node] = done | set(about)
+                    return node, about
+        return None
+
+    def _nearest_of(self, key: int, count: int) -> list[_Node]:
+        return heapq.nsmallest(count, self._known, key=lambda node: node[0] ^ key)
+
+    async def _put(self, node: _Node, keys: Sequence[int]) -> None:
+        answer = await self._ask(node[1], keys)
+        if answer is None:
+            self._known.discard(node)
+            return
+        self._answered.add(node)
+        for key, told in answer.told.items():
+            if told and key in self.told:
+                self.told[key].append(told)
+        fresh = [one for one in itertools.islice(answer.nearest.items(), BEAM * len(keys)) if one[1] != self._me]
+        self._known.update(one for one in fresh if one not in self._asked)  # who was silent stays out
+        if len(self._known) > _MAX_KNOWN:
+            self._known = {near for key in self._keys for near in self._nearest_of(key, 2 * BEAM)} | self._answered
