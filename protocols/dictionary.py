@@ -18,7 +18,7 @@ from protocols.errors import BadRequestError, FrameError, shown
 from protocols.ids import PeerId, parse_peer_id
 
 MAX_ENTRIES: Final = 1_024
-"""Entries that are read of one key; what follows is left out."""
+"""Entries of one key that are read at most."""
 
 _TYPE: Final = 0x50
 _MARKERS: Final = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))
@@ -45,13 +45,13 @@ def parse(data: bytes) -> Told:
         outer = msgpack.unpackb(data)
         if not isinstance(outer, msgpack.ExtType) or outer.code != _TYPE:
             raise BadRequestError(f"a key's entries are an extension of type {_TYPE:#x}, got {shown(outer)}")
-        msgpack_bounds.check(outer.data)
+        msgpack_bounds.check(outer.data, 4 * MAX_ENTRIES + 16, MAX_ENTRIES + 8)
         inner = msgpack.unpackb(outer.data)
     except (ValueError, TypeError, FrameError, msgpack.exceptions.UnpackException) as error:
         raise BadRequestError(f"a key's entries cannot be read: {str(error)[:100] or type(error).__name__}") from None
     if not isinstance(inner, list) or len(inner) != 3 or not isinstance(inner[2], list):
         raise BadRequestError(f"a key's entries are [limit, latest expiry, items], got {shown(inner)}")
-    return [read for item in inner[2][:MAX_ENTRIES] if (read := _item(item)) is not None]
+    return [read for item in inner[2] if (read := _item(item)) is not None]
 
 
 def _item(item: Any) -> tuple[PeerId, SignedEntry] | None:

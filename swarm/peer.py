@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from protocols import services
+from protocols.directory import belongs
 from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError
-from protocols.hello import Hello
+from protocols.hello import DialBackReply, Hello
 from protocols.ids import PeerId, short_peer
 from swarm import dialling_back, greeting, keys, places, ports, reachability
 from swarm.access_lists import ANYBODY, Entry, keep_reading
+from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
@@ -124,7 +127,7 @@ class Peer:
         self._handlers: Handlers = {
             **(handlers or {}),
             services.HELLO.name: self._answer_hello,
-            services.DIAL_BACK.name: dialling_back.DialBacks().answer,
+            services.DIAL_BACK.name: self._answer_dial_back,
             services.DIRECTORY.name: self._answers.answer,
         }
         self._bootstrap = tuple(PeerAddress.parse(address) for address in config.bootstrap)
@@ -136,6 +139,9 @@ class Peer:
         self._had_fault = False
         self.round_trips_ms: dict[PeerId, float] = {}
         """Measured by hello, newest last."""
+        self.met = Acquaintances()
+        """Peers that have answered us: by a hello, or when we dialled them back."""
+        self._dial_backs = dialling_back.DialBacks()
 
     async def __aenter__(self) -> Self:
         try:
@@ -164,7 +170,7 @@ class Peer:
         if self._host is not None:  # one address for p2pd, gRPC and what is announced, whatever a name stands for
             self._host = await asyncio.to_thread(ports.resolved, self._host)
         self._dht = await self._start_dht()
-        self.directory = Directory(config.swarm, self.peer_id, self._dht)
+        self.directory = Directory(config.swarm, self.peer_id, self._dht, self.has_met)
         self._stack.push_async_callback(self.directory.withdraw)
         self._stack.push_async_callback(self._answers.close)
         self._bootstrap = tuple(address for address in self._bootstrap if address.peer != self.peer_id)  # one list for all nodes
@@ -249,9 +255,18 @@ class Peer:
 
     async def _start_daemon(self, listen: tuple[str, int] | None) -> Dht:
         from swarm.dht.node import Dht
+        from swarm.dht.protocol import Rules
 
+        config = self.config
+        rules = Rules(belongs=functools.partial(belongs, config.swarm), has_met=self.has_met)
         dht = Dht(
-            self.identity, self._keys.file, listen, self.config.announce, client_mode=self.config.client_mode, gate=self.gate
+            self.identity,
+            self._keys.file,
+            listen,
+            config.announce,
+            client_mode=config.client_mode,
+            gate=self.gate,
+            rules=rules,
         )
         await dht.start()
         self._stack.push_async_callback(dht.stop)
@@ -358,8 +373,19 @@ class Peer:
         self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
         while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
             del self.round_trips_ms[next(iter(self.round_trips_ms))]
+        self.met.note(peer, channel.address)
         self._finder.note_answering(found for found in (beside(address, peer) for address in addresses[:2]) if found)
         return theirs
+
+    def has_met(self, peer: PeerId) -> bool:
+        """Has it answered us, or does our user trust it?"""
+        return peer in self.met or self.gate.access.is_trusted(peer)
+
+    async def _answer_dial_back(self, request: bytes, call: Call) -> bytes:
+        reply = await self._dial_backs.answer(request, call)
+        for address in DialBackReply.parse(reply).reachable[:1]:
+            self.met.note(call.peer, address)
+        return reply
 
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
         return greeting.answer(self._hello, request, self.clocks.now_s())

@@ -105,9 +105,7 @@ class Dht:
         except P2PDaemonError as error:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
         shelf = Shelf(self._rules.rng, time.time, self._rules.has_met)
-        return await Protocol.start(
-            p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard
-        )
+        return await Protocol.start(p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard)
 
     @property
     def num_neighbours(self) -> int:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from protocols.directory import MAX_ENTRIES, DirectoryReply, DirectoryRequest
 from protocols.entries import SignedEntry
 from protocols.errors import BadRequestError, DeadlineError, PeerUnreachableError, SwarmError, UnauthenticatedError
 from protocols.ids import PeerId, short_peer
-from protocols.records import PeerRecord
 from protocols.services import DIRECTORY, Method
+from swarm.dht.checking import newest_valid
 from swarm.directory.snapshot import Snapshot, counted, of_entries
+from swarm.directory.sources import Source, Sources
 
 log = logging.getLogger(__name__)
-
-FANOUT = 3
-"""Peers asked at once."""
 
 ASK_S = 3.0
 """Wait for one peer's answer, dialling included."""
@@ -33,8 +31,11 @@ ASK_S = 3.0
 GRACE_S = 0.25
 """How much longer the others may take once one has told us something."""
 
-MAX_SOURCES = 64
-"""Peers that we keep as such, the given ones not counted."""
+MAX_CHECKED = 400
+"""Signatures checked of one answer, in the order in which it tells them: 0.1 s."""
+
+
+_DRAWN = 16
 
 
 class Channel(Protocol):
@@ -47,17 +48,6 @@ class Pool(Protocol):
     async def channel(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Channel: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A peer to ask."""
-
-    peer: PeerId
-    addresses: tuple[str, ...]
-    certificate: bytes = b""
-    is_given: bool = False
-    """Named by whoever started us: asked again even after it failed."""
-
-
 class RemoteDirectory:
     """One swarm's directory, as seen by a peer that only asks. `clock` gives Unix time."""
 
@@ -68,24 +58,26 @@ class RemoteDirectory:
         given: Sequence[Source],
         clock: Callable[[], float] = time.time,
         may_be_seen: Callable[[PeerId], bool] = lambda peer: True,
+        has_met: Callable[[PeerId], bool] = lambda peer: False,
+        rng: random.Random | None = None,
     ) -> None:
-        """may_be_seen: is what this peer announces believed?"""
-        self._swarm, self._pool, self._clock, self._may_be_seen = swarm, pool, clock, may_be_seen
-        self._sources = {source.peer: source for source in given}
-        """Who is asked first stands first."""
+        """may_be_seen: is what this peer announces believed? has_met: has it answered us? Then what it announces goes first."""
+        self._swarm, self._pool, self._clock = swarm, pool, clock
+        self._may_be_seen, self._has_met, self._rng = may_be_seen, has_met, rng or random.Random()
+        self._sources = Sources(given, self._rng)
         self._told: dict[str, dict[PeerId, SignedEntry]] = {}
         self._asking: set[asyncio.Task[int]] = set()
 
     @property
     def sources(self) -> tuple[PeerId, ...]:
         """Peers that would be asked, the next one first."""
-        return tuple(self._sources)
+        return tuple(source.peer for source in self._sources)
 
     async def snapshot(self, model: str) -> Snapshot:
         """Everybody known to announce `model`. PeerUnreachableError where nobody answers and nothing is remembered."""
         await self._ask(model)
-        snapshot = of_entries(model, self._alive(model), self._clock())
-        self._learn(snapshot.peers)
+        snapshot = await of_entries(model, self._alive(model), self._clock())
+        self._sources.learn(snapshot.peers)
         return snapshot
 
     async def models(self) -> dict[str, int]:
@@ -107,11 +99,9 @@ class RemoteDirectory:
         return told
 
     async def _ask(self, model: str) -> None:
-        """Ask the next FANOUT peers, then the next, until one answers; late answers still count for the next look."""
+        """Ask a few peers, then more, until one answers; late answers still count for the next look."""
         failures: list[str] = []
-        waiting = list(self._sources.values())
-        while waiting:
-            asked, waiting = waiting[:FANOUT], waiting[FANOUT:]
+        for asked in self._sources.rounds():
             tasks = [asyncio.create_task(self._ask_one(source, model)) for source in asked]
             for task in tasks:
                 self._asking.add(task)
@@ -133,59 +123,47 @@ class RemoteDirectory:
                 channel = await self._pool.channel(source.peer, source.addresses, source.certificate)
                 reply = DirectoryReply.parse(await channel.unary(DIRECTORY, request.encode(), ASK_S))
         except (SwarmError, TimeoutError) as error:
-            self._failed(source)
+            self._sources.failed(source)
             if isinstance(error, BadRequestError):
                 raise
             raise _told_by(source, error) from None
-        self._move_back(source)
-        return self._merge(source, request, reply)
+        self._sources.answered(source)
+        return await self._merge(source, request, reply)
 
-    def _merge(self, source: Source, request: DirectoryRequest, reply: DirectoryReply) -> int:
-        now_s, num_good = self._clock(), 0
+    async def _merge(self, source: Source, request: DirectoryRequest, reply: DirectoryReply) -> int:
+        """Take what is new and signed. How many of the entries are good: those that we have already, and new ones."""
+        now_s = self._clock()
         told = self._told.setdefault(request.model, {})
-        for peer, entry in reply.entries:
-            held = told.get(peer)
-            if entry.expires_s <= now_s or (held and held.expires_s >= entry.expires_s):
-                num_good += 1
-                continue
+        fresh = [(peer, entry) for peer, entry in reply.entries if entry.expires_s > now_s and _is_newer(entry, told.get(peer))]
+        num_forged = 0
+
+        def check(peer: PeerId, entry: SignedEntry) -> bool:
+            nonlocal num_forged
             try:
                 entry.check(request.key(peer), peer, now_s)
-            except UnauthenticatedError as error:
-                log.warning("%s tells what %s has not signed: %s", short_peer(source.peer), short_peer(peer), error)
-                continue
-            num_good += 1
-            if peer in told or len(told) < MAX_ENTRIES:
-                told[peer] = entry
-        return num_good
+            except UnauthenticatedError:
+                num_forged += 1
+                return False
+            return True
 
-    # --- whom to ask
+        found = await newest_valid([fresh], check, lambda peer, entry: False, self._has_met, MAX_CHECKED)
+        if num_forged:
+            log.warning("%s tells %d entries that their authors have not signed", short_peer(source.peer), num_forged)
+        for peer, entry in found.items():
+            if _is_newer(entry, told.get(peer)):
+                self._hold(told, peer, entry)
+        return len(reply.entries) - len(fresh) + len(found)
 
-    def _move_back(self, source: Source) -> None:
-        """It answered: others are asked before it the next time."""
-        if self._sources.pop(source.peer, None):
-            self._sources[source.peer] = source
-
-    def _failed(self, source: Source) -> None:
-        """Drop a peer that we only heard of; one that was given is asked last."""
-        if source.is_given:
-            self._move_back(source)
-        else:
-            self._sources.pop(source.peer, None)
-
-    def _learn(self, records: Sequence[PeerRecord]) -> None:
-        """Put peers that we have not asked yet in front, and what is new about the others in place."""
-        unasked: dict[PeerId, Source] = {}
-        for record in records:
-            known = self._sources.get(record.peer)
-            if known is None and len(self._sources) + len(unasked) < MAX_SOURCES and record.addresses:
-                unasked[record.peer] = _source_of(record)
-            elif known is not None and not known.is_given:
-                self._sources[record.peer] = _source_of(record)
-        self._sources = {**unasked, **self._sources}
+    def _hold(self, told: dict[PeerId, SignedEntry], peer: PeerId, entry: SignedEntry) -> None:
+        """Where there is no room, a random one goes that we have not met."""
+        if peer not in told and len(told) >= MAX_ENTRIES:
+            drawn = self._rng.sample(list(told), _DRAWN)
+            del told[min(drawn, key=self._has_met)]
+        told[peer] = entry
 
 
-def _source_of(record: PeerRecord) -> Source:
-    return Source(peer=record.peer, addresses=record.addresses, certificate=record.certificate)
+def _is_newer(entry: SignedEntry, held: SignedEntry | None) -> bool:
+    return held is None or entry.expires_s > held.expires_s
 
 
 def _told_by(source: Source, error: BaseException) -> SwarmError:

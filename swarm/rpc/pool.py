@@ -93,6 +93,11 @@ class PeerChannel:
     def is_connected(self) -> bool:
         return self._connection is not None and self._connection.is_ready
 
+    @property
+    def address(self) -> str:
+        """Where it was reached last; "" = nowhere yet."""
+        return self._connection.address if self._connection else ""
+
     def learn(self, addresses: Sequence[str], certificate: bytes) -> None:
         """What the peer's newest record says, for the next dial. UnauthenticatedError where the certificate is another peer's."""
         if certificate and certificate != self._certificate:

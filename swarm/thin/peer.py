@@ -19,9 +19,11 @@ from protocols.hello import Hello
 from protocols.ids import PeerId
 from swarm import greeting, keys
 from swarm.access_lists import ANYBODY, Entry
+from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
-from swarm.directory.remote import RemoteDirectory, Source
+from swarm.directory.remote import RemoteDirectory
+from swarm.directory.sources import Source
 from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
 from swarm.joining import is_refusal
 from swarm.rpc.pool import ChannelPool
@@ -54,7 +56,9 @@ class ThinPeer:
         self.identity = self._held.enter_context(keys.of_client(entry.identity)).identity
         self.peer_id = self.identity.peer_id
         self.pool = ChannelPool(self.identity, self.gate)
-        self.directory = RemoteDirectory(swarm, self.pool, _sources(self._given), may_be_seen=self._may_be_seen)
+        self.met = Acquaintances()
+        """Peers that have answered our hello."""
+        self.directory = self._directory_of(self._given)
         self._finder = Finder(find, self.peer_id, None)
         self.clocks = Clocks()
         """As of `swarm.peer.Peer`."""
@@ -139,7 +143,7 @@ class ThinPeer:
 
     def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
         if asked is not self._given:
-            self.directory = RemoteDirectory(self._swarm, self.pool, _sources(asked), may_be_seen=self._may_be_seen)
+            self.directory = self._directory_of(asked)
         self._finder.note_answering([address])
 
     async def _check(self, address: PeerAddress) -> PeerAddress:
@@ -151,7 +155,17 @@ class ThinPeer:
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
-        return await greeting.ask(await self.pool.channel(peer, addresses, certificate), self._hello, self.clocks)
+        channel = await self.pool.channel(peer, addresses, certificate)
+        theirs = await greeting.ask(channel, self._hello, self.clocks)
+        self.met.note(peer, channel.address)
+        return theirs
+
+    def has_met(self, peer: PeerId) -> bool:
+        """Has it answered us, or does our user trust it?"""
+        return peer in self.met or self.gate.access.is_trusted(peer)
+
+    def _directory_of(self, asked: Sequence[PeerAddress]) -> RemoteDirectory:
+        return RemoteDirectory(self._swarm, self.pool, _sources(asked), may_be_seen=self._may_be_seen, has_met=self.has_met)
 
 
 def _sources(addresses: Sequence[PeerAddress]) -> list[Source]:

@@ -19,7 +19,8 @@ from protocols.records import PeerRecord, ServedSpan, signed_bytes
 from protocols.services import Method
 from swarm.directory import answering
 from swarm.directory.answering import Answers
-from swarm.directory.remote import FANOUT, RemoteDirectory, Source
+from swarm.directory.remote import RemoteDirectory
+from swarm.directory.sources import FANOUT, Source
 from swarm.rpc.call import Call
 
 ALICE, BOB, CAROL, DAVE = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
@@ -114,7 +115,7 @@ async def test_peers_that_are_heard_of_are_asked_too_and_dropped_when_they_are_d
     assert await seen(remote) == {BOB.peer_id, CAROL.peer_id}
     assert set(remote.sources) == {ALICE.peer_id, BOB.peer_id, CAROL.peer_id}
     assert await seen(remote) == {BOB.peer_id, CAROL.peer_id, DAVE.peer_id}  # carol is dead, bob knows dave
-    assert CAROL.peer_id in peers.asked and CAROL.peer_id not in remote.sources[1:]
+    assert CAROL.peer_id in peers.asked and CAROL.peer_id not in remote.sources
 
 
 async def test_the_next_peers_are_asked_where_the_first_are_dead() -> None:

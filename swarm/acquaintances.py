@@ -17,7 +17,7 @@ MAX_PER_PREFIX = 32
 """Peers of one /24 or /48; on loopback and in private networks only MAX_MET holds."""
 
 
-class Met:
+class Acquaintances:
     """The ones met last."""
 
     def __init__(self) -> None:

@@ -1,0 +1,103 @@
+"""Whom to ask for the directory, and in which order: those who have answered before, and among every three a newcomer.
+
+Newcomers are names that somebody told, so most of them may be made up: they never push out, nor delay, who has answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from protocols.ids import PeerId
+from protocols.records import PeerRecord
+
+MAX_UNTRIED = 64
+"""Newcomers that are remembered; a further one takes the place of a random one."""
+
+MAX_ANSWERED = 64
+"""Peers that have answered, the given ones not counted."""
+
+FANOUT = 3
+"""Peers asked at once; if they all fail, twice as many, and so on."""
+
+AVOID_LOOKS = 5
+"""Looks for which a newcomer that did not answer is not asked again."""
+
+NEW_EVERY = 3
+"""Every third that is asked is a newcomer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A peer to ask."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    certificate: bytes = b""
+    is_given: bool = False
+    """Named by whoever started us: asked again even after it failed."""
+
+
+class Sources:
+    """`rng` draws among newcomers."""
+
+    def __init__(self, given: Sequence[Source], rng: random.Random) -> None:
+        self._rng = rng
+        self._proven = {source.peer: source for source in given}
+        """Given, or has answered; who is asked first stands first."""
+        self._untried: dict[PeerId, Source] = {}
+        self._dead: dict[PeerId, int] = {}
+        """Looks for which a newcomer that did not answer is left alone."""
+
+    def __iter__(self) -> Iterator[Source]:
+        """In the order in which they would be asked now."""
+        proven, untried = iter(self._proven.values()), list(self._untried.values())
+        self._rng.shuffle(untried)
+        fresh = iter(untried)
+        while True:
+            turn = [*itertools.islice(proven, NEW_EVERY - 1), *itertools.islice(fresh, 1)]
+            if not turn:
+                return
+            yield from turn
+
+    def rounds(self) -> Iterator[list[Source]]:
+        """Whom to ask at once; the next round only if nobody of the one before has answered."""
+        waiting, size = iter(list(self)), FANOUT
+        while asked := list(itertools.islice(waiting, size)):
+            yield asked
+            size *= 2
+
+    def answered(self, source: Source) -> None:
+        """It comes last the next time, so that others are asked, too."""
+        self._untried.pop(source.peer, None)
+        self._proven.pop(source.peer, None)
+        self._proven[source.peer] = source
+        surplus = [peer for peer, one in self._proven.items() if not one.is_given][:-MAX_ANSWERED]
+        for peer in surplus:
+            del self._proven[peer]
+
+    def failed(self, source: Source) -> None:
+        """Forget it; one that was given is asked last."""
+        self._untried.pop(source.peer, None)
+        self._proven.pop(source.peer, None)
+        if source.is_given:
+            self._proven[source.peer] = source
+        else:
+            self._dead[source.peer] = AVOID_LOOKS
+
+    def learn(self, records: Sequence[PeerRecord]) -> None:
+        """Note peers that we have not heard of, and what is new about the others."""
+        for record in self._rng.sample(records, len(records)):
+            if record.peer in self._dead:
+                continue
+            source = Source(peer=record.peer, addresses=record.addresses, certificate=record.certificate)
+            known = self._proven.get(record.peer)
+            if known is not None:
+                self._proven[record.peer] = known if known.is_given else source
+            elif record.addresses:
+                if record.peer not in self._untried and len(self._untried) >= MAX_UNTRIED:
+                    del self._untried[self._rng.choice(list(self._untried))]
+                self._untried[record.peer] = source
+        self._dead = {peer: looks - 1 for peer, looks in self._dead.items() if looks > 1}
