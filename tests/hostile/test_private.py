@@ -109,7 +109,7 @@ async def test_a_plain_dht_node_is_refused_ping_store_and_find() -> None:
         assert await attempts(outsider, public, "said") == {"ping": True, "store": True, "find": True}
         for private in (first, second):
             assert await attempts(outsider, private, "said") == {"ping": False, "store": False, "find": False}
-            assert outsider.peer_id not in private._running.protocol.routing_table
+            assert outsider.peer_id not in private._running.routing_table
             assert private.num_neighbours == 1, "only the other member"
 
 
