@@ -1,73 +1,31 @@
 """Warm connections to other peers: one per peer, certificate pinned, replaced when the peer comes back changed.
 
-`ChannelPool.channel` finds or dials; `PeerChannel` calls. A dial that fails asks what certificate is shown now: a peer that has
-restarted with a new one is recovered there, and an impostor is named.
+`ChannelPool.channel` finds or dials (`dialling.py`); `PeerChannel` calls. A dial that fails asks what certificate is shown now: a peer
+that has restarted with a new one is recovered there, and an impostor is named.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from protocols.errors import DeadlineError, FrameError, PeerUnreachableError, PrivateSwarmError, SwarmError, UnauthenticatedError
+from protocols.errors import DeadlineError, FrameError, PeerUnreachableError, UnauthenticatedError
 from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
 from protocols.services import Method
 from swarm.access import Gate
-from swarm.rpc import auth, options, status, tls
-from swarm.rpc.race import race
+from swarm.rpc import status, tls
+from swarm.rpc.dialling import CONNECT_S, Attempt, Connection, Target, dial
 from swarm.rpc.stream import ClientStream, Stream
-
-CONNECT_S = 4.0
-"""Longest wait for one address of a peer, and for its word that a stream is admitted."""
 
 MAX_CHANNELS = 256
 """Connections kept; beyond it those that were used longest ago are closed, unless a call is running on them."""
 
 _MAX_ADDRESSES = 8
-
-
-class _Connection:
-    """A gRPC channel to one address, pinned to one certificate."""
-
-    def __init__(self, identity: Identity, address: str, der: bytes, gate: Gate) -> None:
-        self.address, self.der = address, der
-        self._identity, self._swarm_key = identity, gate.key
-        self._fingerprint = tls.fingerprint(der)
-        self._credential, self._signed_at = b"", float("-inf")
-        self.channel = grpc.aio.secure_channel(
-            address,
-            grpc.ssl_channel_credentials(tls.pem(der)),
-            options=[("grpc.ssl_target_name_override", tls.NAME), *options.CLIENT],
-        )
-
-    @property
-    def is_ready(self) -> bool:
-        return self.channel.get_state() is grpc.ChannelConnectivity.READY
-
-    def metadata(self) -> tuple[tuple[str, bytes], ...]:
-        """What proves to this server who we are."""
-        if time.monotonic() - self._signed_at > auth.RENEW_S:
-            self._credential = auth.credential(self._identity, self._fingerprint, time.time() + auth.LIFE_S, self._swarm_key)
-            self._signed_at = time.monotonic()
-        return ((auth.METADATA_KEY, self._credential),)
-
-    async def opened(self) -> bool:
-        """True once connected; False at the first failure, such as another certificate. TimeoutError after CONNECT_S."""
-        async with asyncio.timeout(CONNECT_S):
-            state = self.channel.get_state(try_to_connect=True)
-            while state is not grpc.ChannelConnectivity.READY:
-                if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                    return False
-                await self.channel.wait_for_state_change(state)
-                state = self.channel.get_state(try_to_connect=True)
-        return True
 
 
 class PeerChannel:
@@ -76,10 +34,10 @@ class PeerChannel:
     def __init__(self, identity: Identity, peer: PeerId, gate: Gate | None = None) -> None:
         self.peer = peer
         self._identity, self._gate = identity, gate or Gate()
-        self._addresses: tuple[str, ...] = ()
-        self._certificate = b""
-        self._connection: _Connection | None = None
-        self._dialling: asyncio.Task[_Connection] | None = None
+        self._reached = Target()
+        """Where it answered last."""
+        self._connection: Connection | None = None
+        self._attempts: dict[Target, Attempt] = {}
         self._streams: set[ClientStream] = set()
         self._num_unary = 0
         self._is_closed = False
@@ -98,21 +56,24 @@ class PeerChannel:
         """Where it was reached last; "" = nowhere yet."""
         return self._connection.address if self._connection else ""
 
-    def learn(self, addresses: Sequence[str], certificate: bytes) -> None:
-        """What the peer's newest record says, for the next dial. UnauthenticatedError where the certificate is another peer's."""
-        if certificate and certificate != self._certificate:
+    @property
+    def is_wanted(self) -> bool:
+        """True while a call is running, the connection is up, or somebody waits for it."""
+        return self.is_busy or self.is_connected or bool(self._attempts)
+
+    def target(self, addresses: Sequence[str], certificate: bytes) -> Target:
+        """Where to dial by somebody's word. UnauthenticatedError where the certificate is another peer's."""
+        if certificate and certificate != self._reached.certificate:
             found = tls.member(certificate, self._gate.key)
             if found != self.peer:
                 raise UnauthenticatedError(
                     f"the certificate given for peer {short_peer(self.peer)} belongs to {short_peer(found)}"
                 )
-            self._certificate = certificate
-        if addresses:
-            self._addresses = tuple(addresses)[:_MAX_ADDRESSES]
+        return Target(tuple(addresses)[:_MAX_ADDRESSES] or self._reached.addresses, certificate or self._reached.certificate)
 
-    async def connect(self) -> None:
+    async def connect(self, addresses: Sequence[str] = (), certificate: bytes = b"") -> None:
         """Connect where that is not so yet. PeerUnreachableError, or UnauthenticatedError where somebody else answers."""
-        await self._connected()
+        await self._connected(self.target(addresses, certificate))
 
     async def unary(self, method: Method, request: bytes, timeout_s: float | None = None) -> bytes:
         """One request, one reply, within the sooner of `timeout_s` and the method's own limit.
@@ -183,7 +144,7 @@ class PeerChannel:
             raise
         return self._streaming(call)
 
-    def _call(self, connection: _Connection, method: Method) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+    def _call(self, connection: Connection, method: Method) -> grpc.aio.StreamStreamCall[bytes, bytes]:
         ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = connection.channel.stream_stream(method.path)
         return ask(metadata=connection.metadata())
 
@@ -193,75 +154,39 @@ class PeerChannel:
         call.add_done_callback(lambda _call: self._streams.discard(stream))
         return stream
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self, target: Target | None = None) -> Connection:
+        """A connection that is up. target: where to dial, where that is needed; None: where this peer was reached last."""
         if self._connection and self._connection.is_ready:
             return self._connection
         if self._is_closed:
             raise self._closed()
-        if self._dialling is None or self._dialling.done():  # else we share that one, and its failure
-            self._dialling = asyncio.create_task(self._redial(), name=f"dial {short_peer(self.peer)}")
-            self._dialling.add_done_callback(lambda task: task.cancelled() or task.exception())
-        dialling = self._dialling
+        target = target or self._reached
+        attempt = self._attempts.get(target)
+        if attempt is None:  # else we share that one, and its failure
+            attempt = Attempt(self._redial(target), f"dial {short_peer(self.peer)}", self._forget)
+            self._attempts[target] = attempt
         try:
-            return await asyncio.shield(dialling)
+            return await attempt.result()
         except asyncio.CancelledError:
-            if dialling.cancelled() and self._is_closed:
+            if attempt.was_cancelled and self._is_closed:
                 raise self._closed() from None
             raise
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts = {target: other for target, other in self._attempts.items() if other is not attempt}
 
     def _closed(self) -> PeerUnreachableError:
         return PeerUnreachableError(f"the connection to peer {short_peer(self.peer)} was closed here")
 
-    async def _redial(self) -> _Connection:
-        await self._drop()
-        self._connection = await self._dial()
-        return self._connection
-
-    async def _dial(self) -> _Connection:
-        """The first of the peer's addresses at which this very peer answers; they are tried side by side."""
-
-        async def close(late: _Connection) -> None:
-            await late.channel.close()
-
-        found = await race([functools.partial(self._dial_one, address) for address in self._addresses], close)
-        if isinstance(found, _Connection):
-            return found
-        failures = found
-        if private := next((error for error in failures if isinstance(error, PrivateSwarmError)), None):
-            raise private
-        reasons = "; ".join(map(str, failures)) or "no address is known"
-        kind = (
-            UnauthenticatedError if any(isinstance(error, UnauthenticatedError) for error in failures) else PeerUnreachableError
-        )
-        raise kind(f"no connection to peer {short_peer(self.peer)}: {reasons}")
-
-    async def _dial_one(self, address: str) -> _Connection:
-        tls.split_address(address)
-        if self._certificate and (connection := await self._attempt(address, self._certificate)):
-            return connection
-        shown = await tls.fetch(address, CONNECT_S)
-        found = tls.member(shown, self._gate.key)
-        if found != self.peer:
-            raise UnauthenticatedError(f"at {address} answers peer {short_peer(found)}")
-        connection = await self._attempt(address, shown)
-        if not connection:
-            raise PeerUnreachableError(f"the TLS handshake with {address} fails")
-        self._certificate = shown
-        return connection
-
-    async def _attempt(self, address: str, der: bytes) -> _Connection | None:
-        connection = _Connection(self._identity, address, der, self._gate)
-        try:
-            if await connection.opened():
-                return connection
-        except TimeoutError:
-            await connection.channel.close()
-            raise PeerUnreachableError(f"{address} does not answer within {CONNECT_S:.0f} s") from None
-        except BaseException:
-            await connection.channel.close()
-            raise
-        await connection.channel.close()
-        return None
+    async def _redial(self, target: Target) -> Connection:
+        if self._connection and not self._connection.is_ready:
+            await self._drop()
+        found = await dial(self._identity, self.peer, self._gate, target)
+        if self._connection and self._connection.is_ready:  # another attempt was faster
+            await found.channel.close()
+            return self._connection
+        self._connection, self._reached = found, Target(target.addresses, found.der)
+        return found
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -271,9 +196,10 @@ class PeerChannel:
     async def close(self) -> None:
         """Break what is running and disconnect."""
         self._is_closed = True
-        if self._dialling:
-            self._dialling.cancel()
-            await asyncio.gather(self._dialling, return_exceptions=True)
+        attempts = tuple(self._attempts.values())
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*(attempt.ended() for attempt in attempts))
         for stream in tuple(self._streams):
             stream.cancel()
         await self._drop()
@@ -301,10 +227,9 @@ class ChannelPool:
         found = self._channels.pop(peer, None) or PeerChannel(self._identity, peer, self._gate)
         self._channels[peer] = found  # last = used last
         try:
-            found.learn(addresses, certificate)
-            await found.connect()
-        except SwarmError:
-            if not found.is_busy and not found.is_connected and self._channels.get(peer) is found:
+            await found.connect(addresses, certificate)
+        except BaseException:  # also where the caller waits no longer
+            if not found.is_wanted and self._channels.get(peer) is found:
                 del self._channels[peer]
             raise
         await self._evict()

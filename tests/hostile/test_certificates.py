@@ -31,7 +31,7 @@ from swarm.rpc.pool import PeerChannel
 me, verdicts = from_seed(bytes([7]) * 32).peer_id, {}
 for name, der in json.load(sys.stdin).items():
     try:
-        PeerChannel(from_seed(bytes(32)), me).learn(("127.0.0.1:1",), bytes.fromhex(der))
+        PeerChannel(from_seed(bytes(32)), me).target(("127.0.0.1:1",), bytes.fromhex(der))
         verdicts[name] = "read"
     except UnauthenticatedError:
         verdicts[name] = "refused"

@@ -23,7 +23,7 @@ def test_a_curve_that_nobody_knows_is_refused_wherever_it_comes_from() -> None:
     with pytest.raises(UnauthenticatedError, match="curve P-256"):
         tls.owner(bad)
     with pytest.raises(UnauthenticatedError, match="curve P-256"):
-        PeerChannel(from_seed(bytes([1] * 32)), ME.peer_id).learn(("127.0.0.1:1",), bad)
+        PeerChannel(from_seed(bytes([1] * 32)), ME.peer_id).target(("127.0.0.1:1",), bad)
 
 
 @pytest.mark.filterwarnings("error")
@@ -47,9 +47,8 @@ async def test_addresses_that_no_peer_has_are_not_dialled(host: str) -> None:
     with pytest.raises(PeerUnreachableError, match="not dialled"):
         await tls.fetch(f"{host}:80")
     channel = PeerChannel(from_seed(bytes([1] * 32)), ME.peer_id)
-    channel.learn((f"{host}:80",), tls.make(ME).der)
     with pytest.raises(PeerUnreachableError, match="not dialled"):
-        await channel.connect()
+        await channel.connect((f"{host}:80",), tls.make(ME).der)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:4000", "192.168.1.2:4000", "[::1]:4000", "peer.example:4000"])
