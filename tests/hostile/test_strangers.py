@@ -25,6 +25,7 @@ from swarm.rpc.call import Call
 from swarm.rpc.server import RpcServer
 from tests.hostile.lonely_server import IDENTITY
 from tests.hostile.raw import RawCaller
+from tests.swarm.inference.toy import until
 
 PATIENT, STRANGER = from_seed(b"h" * 32), from_seed(b"x" * 32)
 FEW = 1_024
@@ -81,13 +82,6 @@ def lonely() -> Iterator[Lonely]:
     yield Lonely(process, int(port), bytes.fromhex(der))
     process.stdin.close()
     process.wait(10)
-
-
-async def until(condition: object, seconds: float) -> None:
-    ends_s = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < ends_s, "did not become true in time"
-        await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("path", [services.HELLO.path, services.SESSION.path])

@@ -12,6 +12,7 @@ import pytest
 
 from protocols.errors import PeerUnreachableError
 from swarm.rpc.pool import ChannelPool
+from tests.swarm.inference.toy import until
 from tests.swarm.rpc.parts import CALLER, ECHO, SERVER, STRANGER, running
 
 
@@ -30,12 +31,6 @@ def num_sockets() -> int:
     return found
 
 
-async def until_sockets(at_most: int) -> None:
-    async with asyncio.timeout(5.0):
-        while num_sockets() > at_most:
-            await asyncio.sleep(0.05)
-
-
 @pytest.mark.parametrize("certificate", [True, False])
 async def test_a_dial_that_nobody_waits_for_ends_and_its_channel_is_forgotten(silent: str, certificate: bool) -> None:
     async with running() as there:
@@ -43,9 +38,7 @@ async def test_a_dial_that_nobody_waits_for_ends_and_its_channel_is_forgotten(si
         pool, before = ChannelPool(CALLER), num_sockets()
         der = there.certificate.der if certificate else b""
         waiting = [asyncio.create_task(pool.channel(SERVER.peer_id, (silent,), der)) for _ in range(3)]
-        async with asyncio.timeout(5.0):
-            while num_sockets() <= before:
-                await asyncio.sleep(0.01)
+        await until(lambda: num_sockets() > before)
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])
         assert num_sockets() > before and pool._channels  # the others wait still
@@ -53,7 +46,7 @@ async def test_a_dial_that_nobody_waits_for_ends_and_its_channel_is_forgotten(si
             task.cancel()
         await asyncio.wait(waiting)
         assert not pool._channels
-        await until_sockets(before)
+        await until(lambda: num_sockets() <= before, 5.0)
         await pool.close()
 
 
@@ -66,7 +59,7 @@ async def test_a_storm_of_given_up_dials_leaves_nothing(silent: str) -> None:
                 async with asyncio.timeout(0.005):
                     await pool.channel(STRANGER.peer_id, (silent,) * 8)
         assert not pool._channels
-        await until_sockets(before)
+        await until(lambda: num_sockets() <= before, 5.0)
         await pool.close()
 
 
