@@ -30,6 +30,9 @@ REMEMBER_S = 60.0
 GOOD_BYE_S = 1.5
 """How long a peer that leaves may take to tell its neighbours."""
 
+_MAX_ANSWERING = 256
+"""Addresses that may answer between two times of writing down; the file keeps fewer, and chooses by age."""
+
 NOBODY = (
     "no peer to ask: none was named, and none is remembered from an earlier time; expected --peer with an address of any node"
 )
@@ -137,7 +140,7 @@ class Finder:
     # --- memory
 
     def remembered(self) -> list[PeerAddress]:
-        """The last known peers, newest first."""
+        """The last known peers, the longest known first."""
         if self._file is None:
             return []
         return [address for address in known.load(self._file, time.time()) if address.peer != self._me]
@@ -147,7 +150,7 @@ class Finder:
         for address in addresses:
             self._answering.pop(address, None)
             self._answering[address] = None
-        while len(self._answering) > known.MAX_PEERS:
+        while len(self._answering) > _MAX_ANSWERING:
             del self._answering[next(iter(self._answering))]
 
     def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:

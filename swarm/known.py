@@ -1,7 +1,9 @@
 """The last known peers of a swarm: addresses that have answered, in a small file, so that coming back needs no address.
 
-One line per address: when it last answered (Unix time) and its multiaddr. The file is a hint, and whoever can write it could name other
-peers, no more: each is asked for the proof of its PeerID and the swarm's name before it is joined.
+One line per address: when it last answered (Unix time), its multiaddr, and when it first answered. A line without the last part is of an
+older version. Those stay that have answered for longest, and few of one network or one PeerID: new identities cost nothing, so they must
+not push out what has been known for weeks. The file is a hint, and whoever can write it could name other peers, no more: each is asked
+for the proof of its PeerID and the swarm's name before it is joined.
 """
 
 from __future__ import annotations
@@ -11,16 +13,25 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from protocols.errors import ConfigError
 from swarm.dht.address import PeerAddress
+from swarm.prefixes import prefix
 
 log = logging.getLogger(__name__)
 
 MAX_PEERS = 16
-"""Kept; those that answered last."""
+"""Addresses that are kept."""
+
+MAX_PER_PREFIX = 4
+"""Of these, addresses of one /24 or /48, a private one too, and of all names; more only while nothing else needs the room."""
+
+MAX_PER_PEER = 2
+"""Of these, addresses of one PeerID, the last ones."""
 
 MAX_AGE_S = 14 * 86_400.0
 """After so long without an answer an address is forgotten."""
@@ -30,8 +41,16 @@ GIVE_UP_S = 86_400.0
 
 MAX_FILE_BYTES = 16 << 10
 
-Known = Mapping[PeerAddress, float]
-"""When each last answered, Unix time."""
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """When an address answered, Unix time."""
+
+    first_s: float
+    last_s: float
+
+
+Known = Mapping[PeerAddress, Seen]
 
 
 def file_of(data_dir: Path, swarm: str) -> Path:
@@ -39,36 +58,56 @@ def file_of(data_dir: Path, swarm: str) -> Path:
     return data_dir / "peers" / f"{hashlib.sha256(swarm.encode()).hexdigest()[:16]}.txt"
 
 
-def parse(data: bytes, now_s: float) -> dict[PeerAddress, float]:
-    """What a file says, newest first; lines that say something else, or are too old, are left out."""
-    found: dict[PeerAddress, float] = {}
+def parse(data: bytes, now_s: float) -> dict[PeerAddress, Seen]:
+    """What a file says, the longest known first; lines that say something else, or are too old, are left out."""
+    found: dict[PeerAddress, Seen] = {}
     for line in data[:MAX_FILE_BYTES].decode(errors="replace").splitlines():
-        when, _, text = line.partition(" ")
+        last, _, rest = line.strip().partition(" ")
+        text, _, first = rest.strip().partition(" ")
         with contextlib.suppress(ConfigError, ValueError):
-            seen_s = min(float(when), now_s)  # a clock that was wrong must not keep an address for ever
-            if now_s - seen_s <= MAX_AGE_S:
-                found[PeerAddress.parse(text)] = seen_s
-    return _newest(found)
+            last_s = min(float(last), now_s)  # a clock that was wrong must not keep an address for ever
+            if now_s - last_s <= MAX_AGE_S:
+                found[PeerAddress.parse(text)] = Seen(min(last_s, float(first or last)), last_s)
+    return kept(found)
 
 
 def merged(
     known: Known, answered: Collection[PeerAddress], failed: Collection[PeerAddress], now_s: float
-) -> dict[PeerAddress, float]:
-    """What is known after some have answered and some have not; newest first, at most MAX_PEERS."""
+) -> dict[PeerAddress, Seen]:
+    """What is known after some have answered and some have not; the longest known first, at most MAX_PEERS."""
     is_online = bool(answered)
-    kept = {
-        address: seen_s
-        for address, seen_s in known.items()
-        if now_s - seen_s <= MAX_AGE_S and not (is_online and address in failed and now_s - seen_s > GIVE_UP_S)
+    still = {
+        address: seen
+        for address, seen in known.items()
+        if now_s - seen.last_s <= MAX_AGE_S and not (is_online and address in failed and now_s - seen.last_s > GIVE_UP_S)
     }
-    return _newest(kept | dict.fromkeys(answered, now_s))
+    fresh = {address: Seen(min(still[address].first_s, now_s) if address in still else now_s, now_s) for address in answered}
+    return kept({**still, **fresh})
 
 
-def _newest(known: Known) -> dict[PeerAddress, float]:
-    return dict(sorted(known.items(), key=lambda item: -item[1])[:MAX_PEERS])
+def kept(known: Known) -> dict[PeerAddress, Seen]:
+    """The ones to keep: those that have answered for longest, few of one network; then others, while there is room."""
+    ranked = sorted(_newest_of_each_peer(known), key=lambda item: (item[1].first_s - item[1].last_s, item[1].first_s))
+    networks: Counter[str] = Counter()
+    chosen: list[tuple[PeerAddress, Seen]] = []
+    spare: list[tuple[PeerAddress, Seen]] = []
+    for address, seen in ranked:
+        group = prefix(address.host)
+        networks[group] += 1
+        (chosen if networks[group] <= MAX_PER_PREFIX else spare).append((address, seen))
+    return dict([*chosen, *spare][:MAX_PEERS])
 
 
-def load(file: Path, now_s: float) -> dict[PeerAddress, float]:
+def _newest_of_each_peer(known: Known) -> Iterator[tuple[PeerAddress, Seen]]:
+    """Where a peer has moved, its last places count."""
+    peers: Counter[str] = Counter()
+    for address, seen in sorted(known.items(), key=lambda item: -item[1].last_s):
+        peers[address.peer] += 1
+        if peers[address.peer] <= MAX_PER_PEER:
+            yield address, seen
+
+
+def load(file: Path, now_s: float) -> dict[PeerAddress, Seen]:
     """The peers in `file`; none where it cannot be read."""
     try:
         with file.open("rb") as opened:
@@ -84,7 +123,11 @@ def update(file: Path, answered: Collection[PeerAddress], failed: Collection[Pee
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
         with os.fdopen(descriptor, "w") as opened:
-            opened.writelines(f"{seen_s:.0f} {address}\n" for address, seen_s in known.items())
+            opened.writelines(_lines(known))
         os.replace(partial, file)
     except OSError as error:
         log.warning("the last known peers cannot be kept in %s: %s", file, error.strerror)
+
+
+def _lines(known: Known) -> Iterator[str]:
+    return (f"{seen.last_s:.0f} {address} {seen.first_s:.0f}\n" for address, seen in known.items())

@@ -374,7 +374,8 @@ class Peer:
         while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
             del self.round_trips_ms[next(iter(self.round_trips_ms))]
         self.met.note(peer, channel.address)
-        self._finder.note_answering(found for found in (beside(address, peer) for address in addresses[:2]) if found)
+        place = beside(channel.address, peer)
+        self._finder.note_answering([place] if place else [])
         return theirs
 
     def has_met(self, peer: PeerId) -> bool:

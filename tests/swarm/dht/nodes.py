@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator
 
+from protocols.directory import belongs
 from protocols.identity import from_seed
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
+from swarm.dht.protocol import Rules
 from swarm.keys import Keys
 
 
 @contextlib.asynccontextmanager
-async def members(count: int) -> AsyncIterator[list[Dht]]:
-    """`count` full members; each has joined by the first."""
+async def members(count: int, swarm: str = "") -> AsyncIterator[list[Dht]]:
+    """`count` full members; each has joined by the first. swarm: they keep what belongs to it; "" = anything that is signed."""
     async with contextlib.AsyncExitStack() as stack:
         found: list[Dht] = []
         for _ in range(count):
-            found.append(await stack.enter_async_context(member()))
+            found.append(await stack.enter_async_context(member(swarm=swarm)))
             if len(found) > 1:
                 await found[-1].join(address_of(found[0]))
         yield found
 
 
 @contextlib.asynccontextmanager
-async def member(*, client_mode: bool = False) -> AsyncIterator[Dht]:
+async def member(*, client_mode: bool = False, swarm: str = "") -> AsyncIterator[Dht]:
     keys = Keys(identity=from_seed(os.urandom(32)), certificate=None, path=None)
-    dht = Dht(keys.identity, keys.file, None if client_mode else ("127.0.0.1", 0), client_mode=client_mode)
+    rules = Rules(belongs=functools.partial(belongs, swarm)) if swarm else Rules()
+    dht = Dht(keys.identity, keys.file, None if client_mode else ("127.0.0.1", 0), client_mode=client_mode, rules=rules)
     await dht.start()
     try:
         yield dht

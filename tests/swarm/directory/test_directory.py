@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from dataclasses import replace
 
 import pytest
 
-from protocols.entries import model_key, names_key
+from protocols.entries import SignedEntry, model_key, names_key
 from protocols.errors import BadRequestError
-from protocols.ids import ModelId, Span
+from protocols.ids import ModelId, Span, peer_id_of
 from protocols.records import PeerRecord, ServedSpan, bucket
 from swarm.dht.node import Dht
 from swarm.directory import directory as module
@@ -99,6 +100,35 @@ async def test_what_a_peer_says_that_does_not_parse_hides_nobody() -> None:
         assert [(peer.peer, peer.spans[0].span) for peer in seen.peers] == [(one._identity.peer_id, Span(0, 4))]
         assert await directory(two).models() == {"tiny": 1}
         await here.withdraw()
+
+
+def test_a_crowd_is_sampled_ourselves_first_then_whom_we_have_met() -> None:
+    peers = [peer_id_of(number.to_bytes(32)) for number in range(5_000)]
+    entries = {peer: SignedEntry(b"v", 1e9 - number) for number, peer in enumerate(peers)}
+    me, met, rng = peers[-1], set(peers[-20:-1]), random.Random(12)
+    first, second = (module.sample(entries, me, lambda one: one in met, rng) for _ in range(2))
+    assert first[0][0] == me and {peer for peer, _ in first[1:20]} == met
+    assert len(first) == module.MAX_ENTRIES and {peer for peer, _ in first} != {peer for peer, _ in second}
+
+
+def test_an_entry_ends_later_than_the_last_one_unless_the_clock_was_set_back() -> None:
+    assert module._next_expiry(0.0, 1_000.0, 60.0) == 1_060.0
+    assert module._next_expiry(1_060.0, 1_000.0, 60.0) == 1_060.001
+    assert module._next_expiry(1_360.0, 1_000.0, 60.0) == 1_060.0  # 300 s back: nobody believes 1,360
+
+
+async def test_a_model_that_is_no_longer_hosted_says_where_its_node_is_now() -> None:
+    """The record stands under both names, also where only what belongs under a key is kept."""
+    async with members(2, "test") as (one, two):
+        here, looking = directory(one), directory(two)
+        await here.announce(lambda: record(one, "0:4"), ["tiny"])
+        other = replace(record(one, "0:4").spans[0], model=ModelId("big", "b" * 64))
+        await here.announce(lambda: record(one, "0:4", spans=(other,)), ["big"])
+        for name in ("tiny", "big"):
+            (found,) = (await looking.snapshot(name)).peers
+            assert [span.model.name for span in found.spans] == ["big"]
+        await here.withdraw()
+        assert (await looking.snapshot("tiny")).peers == (await looking.snapshot("big")).peers == ()
 
 
 async def test_a_record_that_cannot_be_encoded_is_the_callers_fault() -> None:

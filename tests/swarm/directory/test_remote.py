@@ -19,8 +19,8 @@ from protocols.records import PeerRecord, ServedSpan, signed_bytes
 from protocols.services import Method
 from swarm.directory import answering
 from swarm.directory.answering import Answers
-from swarm.directory.remote import RemoteDirectory
-from swarm.directory.sources import FANOUT, Source
+from swarm.directory.remote import MAX_CHECKED, RemoteDirectory
+from swarm.directory.sources import FANOUT, MAX_UNTRIED, Source
 from swarm.rpc.call import Call
 
 ALICE, BOB, CAROL, DAVE = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
@@ -126,6 +126,51 @@ async def test_the_next_peers_are_asked_where_the_first_are_dead() -> None:
     assert ALICE.peer_id in remote.sources and set(remote.sources) >= {one.peer_id for one in dead}  # given ones stay
 
 
+def crowd(count: int) -> list[tuple[PeerId, SignedEntry]]:
+    return [record(from_seed(number.to_bytes(32))) for number in range(1_000, 1_000 + count)]
+
+
+async def test_made_up_peers_delay_no_look_and_push_out_no_source() -> None:
+    """64 silent names stood before all that had answered, three at a time, 3 s each."""
+    peers = Peers({ALICE.peer_id: [record(BOB), *crowd(300)], BOB.peer_id: [record(CAROL), *crowd(300)]})
+    remote = directory(peers, ALICE, BOB)
+    assert await seen(remote) > {BOB.peer_id, CAROL.peer_id}
+    assert len(remote.sources) <= 2 + MAX_UNTRIED
+    for _ in range(5):
+        peers.asked.clear()
+        await seen(remote)
+        assert {ALICE.peer_id, BOB.peer_id} <= set(peers.asked) and len(peers.asked) == FANOUT  # one of them is a newcomer
+    assert {ALICE.peer_id, BOB.peer_id} <= set(remote.sources[:3])
+
+
+async def test_a_flooded_answer_costs_a_bounded_number_of_checks_and_its_first_entries_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    forged = [(peer, SignedEntry(entry.value[:-1] + b"?", entry.expires_s)) for peer, entry in crowd(1_000)]
+    peers = Peers({ALICE.peer_id: [record(BOB), *crowd(1_500)], CAROL.peer_id: [*forged, record(DAVE)]})
+    found = await seen(directory(peers, ALICE, CAROL))
+    assert BOB.peer_id in found and len(found) == MAX_CHECKED
+    assert [line.getMessage().count("entries that their authors have not signed") for line in caplog.records] == [1]
+
+
+async def test_a_client_that_was_told_too_much_still_learns_of_new_peers_and_keeps_whom_it_has_met(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swarm.directory.remote.MAX_ENTRIES", 50)
+    peers = Peers({ALICE.peer_id: [record(BOB), *crowd(200)]})
+    remote = RemoteDirectory(
+        "test",
+        peers,
+        [Source(peer=ALICE.peer_id, addresses=("given:1",), is_given=True)],
+        lambda: NOW_S,
+        has_met=lambda peer: peer == BOB.peer_id,
+    )
+    assert BOB.peer_id in await seen(remote)
+    peers.answers[ALICE.peer_id] = [record(CAROL)]
+    found = await seen(remote)
+    assert {BOB.peer_id, CAROL.peer_id} <= found and len(found) == 50
+
+
 async def test_nobody_answers_is_said_but_what_was_told_before_still_holds() -> None:
     peers = Peers({ALICE.peer_id: [record(BOB)]})
     remote = directory(peers, ALICE)
@@ -215,6 +260,40 @@ async def test_strangers_cannot_make_us_hammer_the_dht() -> None:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     await answers.close()
+
+
+async def test_one_caller_cannot_take_all_looks_and_an_older_answer_is_better_than_none() -> None:
+    looks, clock = Looks(), [0.0]
+    answers = Answers("test", lambda: looks, lambda: clock[0])
+    await answers.answer(asked("tiny"), CALL)
+    clock[0] = answering.FRESH_S + 1.0
+    looks.gate.clear()
+    running = [asyncio.create_task(answers.answer(asked(f"m{n}"), CALL)) for n in range(answering.MAX_AT_ONCE)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="of them yours"):
+        await answers.answer(asked("another"), CALL)
+    assert DirectoryReply.parse(await answers.answer(asked("tiny"), CALL)).entries  # told a second ago
+    others = [asyncio.create_task(answers.answer(asked("another"), Call(CAROL.peer_id, lambda: None)))]
+    await asyncio.sleep(0)
+    looks.gate.set()
+    await asyncio.gather(*running, *others)
+
+
+async def test_the_callers_of_one_network_have_a_bound_together() -> None:
+    looks, clock = Looks(), [0.0]
+    answers = Answers("test", lambda: looks, lambda: clock[0])
+
+    def call(number: int, address: str) -> Call:
+        return Call(from_seed(number.to_bytes(32)).peer_id, lambda: None, address)
+
+    for number in range(answering.MAX_LOOKS_PER_PREFIX):
+        await answers.answer(asked(f"model {number}"), call(100 + number, f"8.8.8.{number}"))
+    with pytest.raises(OverloadedError, match="of your network"):
+        await answers.answer(asked("one more"), call(999, "8.8.8.250"))
+    await answers.answer(asked("one more"), call(999, "9.9.9.9"))
+    for number in range(2 * answering.MAX_LOOKS_PER_PREFIX):
+        await answers.answer(asked(f"at home {number}"), call(2_000 + number, "192.168.1.7"))
 
 
 async def test_another_swarms_question_is_refused() -> None:
