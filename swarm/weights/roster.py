@@ -29,7 +29,7 @@ EXPLORE_S = 15.0
 """So often the slowest of all gives its place to one that was never tried, as in BitTorrent (optimistic unchoking)."""
 
 PAUSE_S = 2.0
-"""A source that failed is tried again after this (then after twice as long)."""
+"""A source that failed is tried again after this (then after twice as long); one that was full, after this each time."""
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Roster:
         self._places.pop(peer, None)
         if has_failed:
             self._standing.failed(peer)
-        pause_s = self._pauses_s.get(peer, PAUSE_S)
+        pause_s = self._pauses_s.get(peer, PAUSE_S) if has_failed else PAUSE_S
         self._pauses_s[peer] = min(2 * pause_s, 16 * PAUSE_S)
         self._again_s[peer] = now_s + pause_s
 

@@ -1,32 +1,32 @@
 """The giving side: answers peers who ask for manifests, hashes, pieces and files, within a rate and a number of uploads.
 
 Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and each waits for its turn in one token bucket.
-Who comes when all places are taken is refused at once, and asks another peer.
+Who comes when all places are taken waits a moment for one that is not used (`slots.py`); then he is refused, and asks another peer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from protocols import pieces, services
 from protocols.errors import BadRequestError, ConfigError, ModelNotFoundError, OverloadedError
-from protocols.ids import ModelId, PeerId
+from protocols.ids import ModelId, short_peer
 from protocols.weights import PIECE_BYTES, ManifestRequest
 from swarm.rpc.call import Call, Handlers
+from swarm.rpc.caller import prefix_of
 from swarm.rpc.stream import Stream
 from swarm.weights.bucket import TokenBucket
 from swarm.weights.shelf import Shelf
+from swarm.weights.slots import Slot, Slots
 
 MAX_UPLOADS = 8
 """Streams that ask for weights at once."""
 
-MAX_UPLOADS_PER_PEER = 2
 SLOWEST_BYTES_S = 64 << 10
 """With a cap on the rate, so few uploads run at once that each gets this much: a piece every 16 s."""
 
@@ -34,7 +34,22 @@ FIRST_QUESTION_S = 10.0
 """How long a stream may say nothing before it has a place."""
 
 IDLE_S = 60.0
-"""A stream on which nothing is asked for so long gives its place to others."""
+"""A stream on which nothing is asked for so long ends, also if nobody waits for its place."""
+
+SEND_S = 20.0
+"""How long one answer of at most 1 MiB may take to be taken; longer ones get more, in proportion."""
+
+WAIT_S = 3.0
+"""How long a stream waits for a place before it is refused."""
+
+LOOK_S = 0.2
+"""So often one that waits looks whether a place is not used any more."""
+
+MANIFEST_BYTES_S, MANIFEST_BURST_BYTES = 4 << 20, 64 << 20
+"""Manifests that one network may fetch: so many bytes a second, and at once. One manifest more may always go."""
+
+MAX_NETWORKS = 1_024
+"""Networks whose manifests are counted; beyond it the one that asked longest ago is forgotten."""
 
 T = TypeVar("T")
 
@@ -49,10 +64,10 @@ class Uploader:
         self.bytes_s = bytes_s
         self.sent_bytes = 0
         self._bucket = TokenBucket(bytes_s, min(bytes_s, PIECE_BYTES)) if bytes_s else None
-        self._max_uploads = min(MAX_UPLOADS, bytes_s // SLOWEST_BYTES_S) if bytes_s else MAX_UPLOADS
+        self._slots = Slots(min(MAX_UPLOADS, bytes_s // SLOWEST_BYTES_S) if bytes_s else MAX_UPLOADS)
+        self._manifests: OrderedDict[str, TokenBucket] = OrderedDict()
         self._clock = clock
         self._shelves: dict[str, Shelf] = {}
-        self._running: Counter[PeerId] = Counter()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="uploads")
 
     def add(self, shelf: Shelf) -> None:
@@ -73,56 +88,99 @@ class Uploader:
         shelf = self._shelves.get(wanted.digest) or (named[0] if named else None)
         if shelf is None:
             raise self._not_here(wanted)
+        await self._pay_manifest(prefix_of(call.address), len(shelf.manifest_frame))
         return shelf.manifest_frame
+
+    async def _pay_manifest(self, network: str, num_bytes: int) -> None:
+        """A manifest may have megabytes, and costs its asker nothing: it counts as uploaded, and each network may have so many."""
+        account = self._manifests.pop(network, None) or TokenBucket(MANIFEST_BYTES_S, MANIFEST_BURST_BYTES)
+        self._manifests[network] = account
+        while len(self._manifests) > MAX_NETWORKS:
+            self._manifests.popitem(last=False)
+        if account.is_overdrawn(self._clock()):
+            raise OverloadedError("manifests were fetched from your network too often: ask another peer, or again in a minute")
+        account.delay_s(num_bytes, self._clock())
+        await self._turn(num_bytes)
 
     def _not_here(self, wanted: ModelId) -> ModelNotFoundError:
         names = ", ".join(sorted(shelf.model.name for shelf in self._shelves.values())) or "no model"
         return ModelNotFoundError(f"this peer has {names}, not {wanted.name}@{wanted.digest[:12]}; ask another one")
 
     async def give(self, stream: Stream, call: Call) -> None:
-        """Answer one stream of questions in their order."""
+        """Answer one stream of questions in their order, as long as it makes use of its place."""
         data = await self._next(
             stream, FIRST_QUESTION_S
         )  # before a refusal, too: gRPC may lose its reason while the caller still sends
-        with self._place(call.peer):
-            shelf: Shelf | None = None
-            while data is not None:
-                match pieces.parse_request(data):
-                    case pieces.WeightsRequest(model=model):
-                        shelf = self._shelves.get(model.digest)
-                        if shelf is None:
-                            raise self._not_here(model)
-                        await self._send(stream, await self._read(_holdings, shelf))
-                    case _ if shelf is None:
-                        raise BadRequestError("the first question of a stream says of which model")
-                    case pieces.HashesRequest(tensors=tensors):
-                        for tensor in tensors:
-                            await self._send(stream, await self._read(_hashes, shelf, tensor))
-                    case pieces.PiecesRequest(runs=runs):
-                        for run in runs:
-                            for piece in range(run.first, run.first + run.num):
-                                await self._send(stream, await self._read(_piece, shelf, run.tensor, piece))
-                    case pieces.FileRequest(file=number):
-                        await self._give_file(stream, number, await self._read(shelf.file, number))
-                data = await self._next(stream, IDLE_S)
+        if data is None:
+            return
+        answering: asyncio.Task[None] | None = None
+        gave_way = False
 
-    async def _give_file(self, stream: Stream, number: int, content: bytes) -> None:
-        for offset in range(0, max(1, len(content)), PIECE_BYTES):
-            part = memoryview(content)[offset : offset + PIECE_BYTES]
-            await self._send(stream, pieces.FilePart(file=number, size=len(content), offset=offset, data=part).encode())
+        def end() -> None:
+            nonlocal gave_way
+            gave_way = True
+            assert answering is not None
+            answering.cancel()
 
-    @contextlib.contextmanager
-    def _place(self, peer: PeerId) -> Iterator[None]:
-        if self._running.total() >= self._max_uploads or self._running[peer] >= MAX_UPLOADS_PER_PEER:
-            raise OverloadedError(
-                f"{self._running.total()} uploads are running here, the limit: ask another peer, or again later"
-            )
-        self._running[peer] += 1
+        slot = Slot(call.peer, prefix_of(call.address), end, self._clock())
+        self._slots.wait(slot)
         try:
-            yield
+            await self._enter(slot)
+            answering = asyncio.create_task(self._answer_all(stream, slot, data), name=f"upload to {short_peer(call.peer)}")
+            try:
+                await answering
+            except asyncio.CancelledError:
+                if not gave_way:
+                    raise
+                raise OverloadedError("this upload gave its place to another peer: ask another one, or again later") from None
+            finally:
+                answering.cancel()
         finally:
-            self._running[peer] -= 1
-            self._running += Counter()
+            self._slots.leave(slot)
+
+    async def _enter(self, slot: Slot) -> None:
+        """Wait for a place. OverloadedError after WAIT_S."""
+        ends_at_s = self._clock() + WAIT_S
+        while not self._slots.enter(slot, self._clock()):
+            if self._clock() >= ends_at_s:
+                raise OverloadedError(
+                    f"{self._slots.num_held} uploads are running here, the limit: ask another peer, or again later"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def _answer_all(self, stream: Stream, slot: Slot, first: bytes) -> None:
+        data: bytes | None = first
+        shelf: Shelf | None = None
+        while data is not None:
+            request = pieces.parse_request(data)
+            slot.asked(self._clock())
+            if isinstance(request, pieces.WeightsRequest):
+                shelf = self._shelves.get(request.model.digest)
+                if shelf is None:
+                    raise self._not_here(request.model)
+            if shelf is None:
+                raise BadRequestError("the first question of a stream says of which model")
+            async for frame in self._answers(shelf, request):
+                slot.offered(len(frame))
+                await self._send(stream, frame)
+                slot.took(self._clock())
+            slot.answered(self._clock())
+            data = await self._next(stream, IDLE_S)
+
+    async def _answers(self, shelf: Shelf, request: pieces.Request) -> AsyncIterator[bytes]:
+        match request:
+            case pieces.WeightsRequest():
+                yield await self._read(_holdings, shelf)
+            case pieces.HashesRequest(tensors=tensors):
+                for tensor in tensors:
+                    yield await self._read(_hashes, shelf, tensor)
+            case pieces.PiecesRequest(runs=runs):
+                for run in runs:
+                    for piece in range(run.first, run.first + run.num):
+                        yield await self._read(_piece, shelf, run.tensor, piece)
+            case pieces.FileRequest(file=number):
+                for part in _file_parts(number, await self._read(shelf.file, number)):
+                    yield part
 
     async def _next(self, stream: Stream, patience_s: float) -> bytes | None:
         try:
@@ -136,11 +194,26 @@ class Uploader:
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
 
-    async def _send(self, stream: Stream, frame: bytes) -> None:
-        if self._bucket is not None and (delay_s := self._bucket.delay_s(len(frame), self._clock())) > 0:
+    async def _turn(self, num_bytes: int) -> None:
+        """Wait until the rate allows so many bytes more."""
+        if self._bucket is not None and (delay_s := self._bucket.delay_s(num_bytes, self._clock())) > 0:
             await asyncio.sleep(delay_s)
-        await stream.send(frame)
+
+    async def _send(self, stream: Stream, frame: bytes) -> None:
+        await self._turn(len(frame))
+        allowed_s = SEND_S * max(1.0, len(frame) / PIECE_BYTES)
+        try:
+            async with asyncio.timeout(allowed_s):
+                await stream.send(frame)
+        except TimeoutError:
+            raise OverloadedError(f"you did not take {len(frame)} bytes within {allowed_s:.0f} s: open another stream") from None
         self.sent_bytes += len(frame)
+
+
+def _file_parts(number: int, content: bytes) -> Iterator[bytes]:
+    for offset in range(0, max(1, len(content)), PIECE_BYTES):
+        part = memoryview(content)[offset : offset + PIECE_BYTES]
+        yield pieces.FilePart(file=number, size=len(content), offset=offset, data=part).encode()
 
 
 def _holdings(shelf: Shelf) -> bytes:

@@ -13,9 +13,10 @@ from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, ManifestRequest
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
+from swarm.weights.slots import MAX_UPLOADS_PER_PEER
 from swarm.weights.source import Source
 from swarm.weights.terms import Options
-from swarm.weights.uploader import MAX_UPLOADS_PER_PEER, SLOWEST_BYTES_S, Uploader
+from swarm.weights.uploader import SLOWEST_BYTES_S, Uploader
 from tests.swarm.weights.parts import Model, make_model, town
 
 
@@ -50,7 +51,7 @@ async def test_who_comes_when_the_places_are_taken_is_refused_and_asks_another(t
 def test_a_cap_too_low_to_be_of_use_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"at least 0\.5 Mbit/s"):
         Uploader(SLOWEST_BYTES_S - 1)
-    assert Uploader(SLOWEST_BYTES_S)._max_uploads == 1
+    assert Uploader(SLOWEST_BYTES_S)._slots.most == 1
 
 
 def questions(model: Model) -> list[tuple[str, list[bytes], type[SwarmError]]]:
