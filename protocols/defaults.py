@@ -64,11 +64,11 @@ IDLE_S: Final = 600.0
 PATIENCE_S: Final = 60.0
 """How long a client waits for a route that covers the model."""
 
-STALL_S: Final = 15.0
-"""Seconds without a reply before a client asks each hop whether it is alive."""
+STALL_S: Final = 3.0
+"""Seconds without a reply, at least, before a client asks each hop how far it is and tries others; more on a route with slow steps."""
 
 SILENCE_S: Final = 180.0
-"""Seconds without a reply before a client gives up hops that are alive and yet pass nothing on."""
+"""Seconds without a reply before a client gives up a hop that says it is computing."""
 
 RETAINED_BYTES: Final = 1 << 30
 """Sent activations that one hop keeps for all its sessions; beyond it the largest session's are dropped, and said so."""

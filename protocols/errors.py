@@ -202,6 +202,16 @@ class InternalError(SwarmError):
     try_another_peer = True
 
 
+MAX_QUOTED = 300
+"""Letters of a peer's text that are shown."""
+
+
+def quoted(speaker: str, error: SwarmError) -> SwarmError:
+    """The same error with its text as what it is: another's word, and shortened. `from_wire` has cleaned it of control letters."""
+    text = str(error)
+    return type(error)(f"{speaker} says: '{text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + '…'}'")
+
+
 class _Shown(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()

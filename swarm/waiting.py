@@ -60,6 +60,7 @@ ANSWERING = Wait(kind="answering", text="waiting for the nodes' answer")
 
 JOINING = Wait(kind="joining", text="joining the swarm")
 READING = Wait(kind="reading", text="reading the prompt")
+BESIDE = Wait(kind="routing", text="no answer yet: trying other nodes as well")
 ROUTING = Wait(kind="routing", text="looking for a route")
 
 

@@ -82,7 +82,8 @@ class Downstream:
             self._wanted = self.retained.base
         for step in self.retained.steps_from(self._wanted):
             trace.mark("sent", self.session, step.step, step.payload.num_bytes)
-            self.wire.post(step if step.epoch == self.epoch else replace(step, epoch=self.epoch))
+            is_ours = step.epoch == self.epoch and step.session == self.session
+            self.wire.post(step if is_ours else replace(step, epoch=self.epoch, session=self.session))
             self._wanted = step.step + 1
 
     @property

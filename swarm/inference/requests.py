@@ -10,8 +10,9 @@ from protocols import tensors
 from protocols.defaults import PATIENCE_S, PREFILL_CHUNK_TOKENS, REPLY_BYTES, SILENCE_S, STALL_S
 from protocols.errors import BadRequestError
 from protocols.ids import Span
-from protocols.inference import KINDS, RESULTS, Reply
+from protocols.inference import KINDS, RESULTS, WANT_ALL, Reply
 from protocols.tensors import WireTensor
+from protocols.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +23,10 @@ class SessionConfig:
     """How long a step may wait for a route, from the loss that left it without one."""
 
     stall_s: float = STALL_S
-    """Seconds without a reply before each hop is asked whether it is alive."""
+    """Least seconds after which a reply is late: hops are asked how far they are, and others are tried; more on slow routes."""
 
     silence_s: float = SILENCE_S
-    """Seconds without a reply before hops that all say that they are alive are replaced all the same."""
+    """Seconds without a reply before a hop that says it computes is replaced all the same."""
 
     chunk_tokens: int = PREFILL_CHUNK_TOKENS
     """Longest piece of a prompt that travels as one step."""
@@ -74,6 +75,24 @@ class Asked:
             raise BadRequestError(f"whoever sends hidden states has the model's ends, and gets hidden states, not {self.result}")
         if self.kind == "ids" and (self.tokens.dtype, len(self.tokens.shape)) != ("int32", 1):
             raise BadRequestError(f"ids are int32 [tokens], got {self.tokens.dtype} {list(self.tokens.shape)}")
+        num_tokens = sum(self.counts)
+        if self.tokens.shape[:1] != (num_tokens,) or min(self.counts, default=0) < 0 or self.want < WANT_ALL:
+            raise BadRequestError(
+                f"counts {list(self.counts)[:8]} with {self.want} wanted do not fit tokens of shape {list(self.tokens.shape)}"
+            )
+        if self.positions is not None and len(self.positions) != num_tokens:
+            raise BadRequestError(f"{counted(len(self.positions), 'position')} for {counted(num_tokens, 'token')}")
+
+    def check_values(self, vocab_size: int) -> None:
+        """BadRequestError if no node could take these ids or embeddings: it is said here, where it can be believed."""
+        if self.kind == "ids" and self.tokens.num_bytes:
+            ids = memoryview(self.tokens.data).cast("B").cast("i")
+            low, high = min(ids), max(ids)
+            if low < 0 or high >= vocab_size:
+                wrong = low if low < 0 else high
+                raise BadRequestError(f"token id {wrong} is out of range: this model has ids 0 to {vocab_size - 1}")
+        elif not tensors.is_finite(self.tokens):
+            raise BadRequestError(f"{self.kind} must be finite, got NaN or infinity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +122,8 @@ class Awaited:
     reply: asyncio.Future[Reply]
     counts: tuple[int, ...]
     request: Request
+    num_tokens: int = 1
+    """That the step brings."""
 
     def fits(self, reply: Reply) -> bool:
         """Has the reply the shape that was asked for?"""

@@ -1,57 +1,33 @@
 """A session, as its client sees it: steps go in, outputs come back, and hops that die in between are replaced.
 
 The client owns the route. It holds a wire to the first hop (steps go down), one to the last (replies come back), and, like every hop,
-what it has sent (`downstream.py`). Whoever notices a death says HopLost; the client answers with a new epoch: a route around the dead,
-told to the hops that stay (Reroute) and opened at those that are new. Replays happen between hops; here only the replies are late.
+what it has sent. This file cuts steps and checks replies; `legs.py` finds the way, and another one if hops are lost or keep what they get.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import secrets
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
 from protocols import tensors
-from protocols.defaults import (
-    GRANT_LIFE_S,
-    WINDOW_BYTES,
-    WINDOW_STEPS,
-)
-from protocols.errors import (
-    BadRequestError,
-    DeadlineError,
-    InternalError,
-    NonsenseError,
-    NoRouteError,
-    PeerUnreachableError,
-    SwarmError,
-    from_wire,
-)
+from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
+from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SwarmError
 from protocols.identity import Identity
-from protocols.ids import PeerId, SessionId, Span, short, short_peer
-from protocols.inference import WANT_ALL, Close, Expect, Fork, Grant, HopLost, Message, Op, Reply, Route, Step
+from protocols.ids import SessionId, short
+from protocols.inference import WANT_ALL, Op, Reply, Route, Step
 from protocols.tensors import WireTensor
-from swarm import waiting
 from swarm.inference import chunks, trace
 from swarm.inference.chunks import Chunk
-from swarm.inference.downstream import Downstream
+from swarm.inference.leg import Leg
+from swarm.inference.legs import Legs
 from swarm.inference.links import Links
 from swarm.inference.requests import Asked, Awaited, Request, StepOutput
 from swarm.inference.requests import SessionConfig as SessionConfig
 from swarm.inference.step_waits import StepWaits
-from swarm.inference.wire import Wire
 from swarm.routing.router import Router
 from swarm.waiting import Waits
-
-log = logging.getLogger(__name__)
-
-MAX_LOSSES = 64
-"""Losses of one epoch that wait to be answered; any further ones tell nothing new."""
 
 MAX_BUDGET_S = 86_400.0
 
@@ -67,38 +43,41 @@ class Session:
         config: SessionConfig | None = None,
         waits: Waits | None = None,
     ) -> None:
-        self.id = SessionId(secrets.token_bytes(16))
-        self.route: Route = ()
-        self.dtype: str | None = None
-        """Compute dtype of the route, known once `open` has returned; hidden states are sent in it."""
-        self.replaced = 0
-        """Hops that were lost and replaced so far."""
-        self.pauses_s: list[float] = []
-        """For each loss, the seconds until the next reply came."""
         self._router, self._links, self._identity = router, links, identity
         self._config = config or SessionConfig()
         self._waits = StepWaits((waits or Waits()).slot())
-        self._epoch = -1
-        self._grant: Grant | None = None
-        self._down = Downstream(self.id)
-        self._fork: Fork | None = None
-        """Where this session's rows began, and who held them then."""
-        self._forked_places: set[tuple[PeerId, Span]] | None = None
-        self._last: Wire | None = None
         self._pending: dict[int, Awaited] = {}
-        self._losses: asyncio.Queue[HopLost] = asyncio.Queue()
-        self._repairs: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._lost_at_s: float | None = None
-        self._heard_s = 0.0
-        """When the last step was sent, the last reply came, or the last route was opened."""
-        self._is_repairing = False
-        self._is_thin = False
+        self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply, self._fail)
+        self._is_open = False
         self._failure: SwarmError | None = None
         self._turn = asyncio.Lock()
 
     def __str__(self) -> str:
-        return f"session {short(self.id)} epoch {self._epoch}"
+        return f"session {short(self.id)}"
+
+    @property
+    def id(self) -> SessionId:
+        """What its hops know it by; another one, once a route that was tried beside the first has answered before it."""
+        return self._legs.current.id
+
+    @property
+    def route(self) -> Route:
+        return self._legs.current.route
+
+    @property
+    def dtype(self) -> str | None:
+        """Compute dtype of the route, known once `open` has returned; hidden states are sent in it."""
+        return self._legs.dtype
+
+    @property
+    def replaced(self) -> int:
+        """Hops that were lost, and routes that kept steps, and were replaced so far."""
+        return self._legs.replaced
+
+    @property
+    def pauses_s(self) -> list[float]:
+        """For each loss, the seconds until the next reply came."""
+        return self._legs.pauses_s
 
     # --- what callers use
 
@@ -109,23 +88,12 @@ class Session:
         """
         if self._failure is not None:
             raise self._failure
-        if self._repairs is None:
-            self._is_thin = thin
-            config = self._config
-            self._waits.late(waiting.ROUTING)
-            route, self.dtype = await self._router.find(
-                config.patience_s, config.dtype, self._forked_places, thin=thin, blocks=config.blocks, on_wait=self._waits.late
-            )
-            trace.mark("routed", self.id, 0)
-            if self._failure is None:
-                await self._install(route)  # losses wait until it is done: two routes must never be installed at once
-            if self._failure is not None:  # closed in the meantime: what was opened since would stay at the hops for long
-                self._let_go()
+        if not self._is_open:
+            self._legs.is_thin = thin
+            await self._legs.open()
+            if self._failure is not None:
                 raise self._failure
-            if not self._losses.qsize():
-                self._waits.late(None)
-            self._repairs = asyncio.create_task(self._repair(), name=f"repairs of session {short(self.id)}")
-            self._watching = asyncio.create_task(self._watch(), name=f"watch over session {short(self.id)}")
+            self._is_open = True
 
     async def step(
         self,
@@ -155,7 +123,7 @@ class Session:
                 f"a session over blocks {self._config.blocks} takes hidden states, got {kind}; open one over all blocks"
             )
         async with self._turn:
-            trace.mark("embedded", self.id, self._down.retained.next_step, tokens.num_bytes)
+            trace.mark("embedded", self.id, self._legs.retained.next_step, tokens.num_bytes)
             self._waits.begin()
             try:
                 return await self._step(asked, ops)
@@ -163,8 +131,8 @@ class Session:
                 self._waits.end()
 
     async def _step(self, asked: Asked, ops: Sequence[Op]) -> StepOutput:
-        if self._repairs is not None and asked.is_thin != self._is_thin:
-            before = "ids or embeddings" if self._is_thin else "hidden states"
+        if self._is_open and asked.is_thin != self._legs.is_thin:
+            before = "ids or embeddings" if self._legs.is_thin else "hidden states"
             raise BadRequestError(f"this session has sent {before}; {asked.kind} need a session of their own")
         await self.open(asked.is_thin)
         request = self._request(asked)
@@ -187,9 +155,7 @@ class Session:
             twin = Session(
                 self._router, self._links, self._identity, replace(self._config, dtype=self.dtype or self._config.dtype)
             )
-            twin._down.retained = self._down.retained.fork()
-            if (step := twin._down.retained.next_step) > 0:
-                twin._fork, twin._forked_places = Fork(session=self.id, step=step), {hop.place for hop in self.route}
+            twin._legs.begin_as(self._legs)
             return twin
 
     def _request(self, asked: Asked) -> Request:
@@ -204,6 +170,7 @@ class Session:
         width = {"hidden": hidden_size, "logits": vocab_size, "top": asked.top}[asked.result]
         if asked.top > vocab_size:
             raise BadRequestError(f"the {asked.top} largest logits were asked for, this model has {vocab_size}")
+        asked.check_values(vocab_size)
         return Request(
             asked=asked, width=width, dtype=self.dtype if asked.result == "hidden" else "float32", vocab_size=vocab_size
         )
@@ -213,21 +180,9 @@ class Session:
 
         Returns when the first hop has been told (or does not listen any more): the connection may be closed then.
         """
-        for task in (self._watching, self._repairs):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await self._legs.stop()
         self._fail(PeerUnreachableError("the session was closed"))
-        wires = [wire for wire in (self._down.wire, self._last) if wire is not None]
-        self._let_go()
-        await asyncio.gather(*(wire.ended() for wire in wires))
-
-    def _let_go(self) -> None:
-        """Say the last word on both wires."""
-        self._down.end(Close(session=self.id))
-        if self._last is not None:
-            self._last.end()
+        await self._legs.close()
 
     # --- steps
 
@@ -239,15 +194,16 @@ class Session:
             self._waits.reads(sum(request.asked.counts))
         for number, piece in enumerate(pieces):
             step = self._frame(piece, ops if number == 0 else (), request)
-            awaited = Awaited(asyncio.get_running_loop().create_future(), chunks.kept(step.want, step.counts), request)
+            awaited = Awaited(
+                asyncio.get_running_loop().create_future(), chunks.kept(step.want, step.counts), request, sum(step.counts)
+            )
             size = max(step.payload.num_bytes, sum(awaited.counts) * request.token_bytes)
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
                 replies.append(await self._reply(flying.popleft()[0]))
                 self._waits.has_read(sum(pieces[len(replies) - 1].counts))
             self._pending[step.step] = awaited
-            self._heard_s = time.monotonic()
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
-            self._down.send(step)
+            self._legs.send(step)
             flying.append((step.step, size))
         while flying:
             replies.append(await self._reply(flying.popleft()[0]))
@@ -258,8 +214,8 @@ class Session:
         asked = request.asked
         return Step(
             session=self.id,
-            epoch=max(0, self._epoch),
-            step=self._down.retained.next_step,
+            epoch=max(0, self._legs.current.epoch),
+            step=self._legs.retained.next_step,
             counts=piece.counts,
             payload=chunks.cut(piece, asked.counts, asked.tokens),
             ops=tuple(ops),
@@ -279,170 +235,22 @@ class Session:
         finally:
             self._pending.pop(number, None)
 
-    async def _watch(self) -> None:
-        """While replies are awaited and none comes for `stall_s`, look who is dead. A task of its own: no reply waits for a timer."""
-        stall_s = self._config.stall_s
-        while self._failure is None:
-            silent_s = time.monotonic() - self._heard_s
-            if not self._pending:
-                await asyncio.sleep(stall_s / 4)
-            elif silent_s < stall_s:
-                await asyncio.sleep(stall_s - silent_s + 0.001)
-            else:
-                try:
-                    await self._look_for_the_dead()
-                except Exception as error:  # else whoever waits for a reply would wait forever
-                    log.exception("%s: the look for the dead failed by a fault of ours", self)
-                    self._fail(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
-                await asyncio.sleep(stall_s)
-
-    async def _look_for_the_dead(self) -> None:
-        """Nothing came for a while: whoever does not answer a hello is lost. A step that only takes long goes on, up to `silence_s`."""
-        epoch = self._epoch
-        for index, cause in enumerate(await self._router.alive(self.route)):
-            if cause is not None:
-                self._lose(index, cause, epoch)
-        silent_s = time.monotonic() - self._heard_s
-        if (
-            epoch == self._epoch and not self._is_repairing and silent_s >= self._config.silence_s
-        ):  # one of them swallows steps, and nobody can tell which
-            silence = DeadlineError(f"no reply for {silent_s:.0f} s from a route whose hops all answer hello")
-            for hop in self.route:
-                self._router.failed(hop.peer, silence)
-            self._lose(0, silence, epoch)
-
-    # --- wires
-
-    async def _on_message(self, wire: Wire, message: Message) -> None:
-        match message:
-            case Reply() if wire is self._last:
-                self._on_reply(message)
-            case Expect() if wire is self._down.wire:
-                self._down.expect(message)
-                if self._down.is_insatiable:
-                    self._lose(0, PeerUnreachableError("it asks for the whole history again and again"), self._epoch)
-            case HopLost() if wire is self._down.wire or (wire is self._last and message.index == len(self.route) - 1):
-                self._note_loss(message)  # of others, the last hop knows nothing: it must not accuse them
-            case _ if self._failure is None:  # after the end, what was still under way is no news
-                log.warning("%s: %s does not belong here; dropped", self, type(message).__name__)
-
-    def _on_reply(self, reply: Reply) -> None:
+    def _on_reply(self, leg: Leg, reply: Reply) -> None:
         awaited = self._pending.get(reply.step)
-        if awaited is None or awaited.reply.done():
+        if awaited is None or awaited.reply.done() or not self._legs.has(leg):
             return
         if not awaited.fits(reply) or not tensors.is_finite(reply.payload):
             got = f"{list(reply.counts)[:8]} of {reply.payload.dtype} {list(reply.payload.shape)}"
-            self._doubt_last(f"the last hop answers step {reply.step} with counts {got}, expected finite {awaited}")
+            why = f"the last hop answers step {reply.step} with counts {got}, expected finite {awaited}"
+            leg.lose(len(leg.route) - 1, InternalError(why), leg.epoch)
             return
-        self._heard_s = time.monotonic()
-        trace.mark("answered", self.id, reply.step, reply.num_bytes)
-        if self._lost_at_s is not None:
-            self.pauses_s.append(time.monotonic() - self._lost_at_s)
-            self._lost_at_s = None
+        self._legs.answered(leg, awaited.num_tokens)
+        trace.mark("answered", leg.id, reply.step, reply.num_bytes)
         self._waits.late(None)
         awaited.reply.set_result(reply)
 
-    def _doubt_last(self, why: str) -> None:
-        self._lose(len(self.route) - 1, InternalError(why), self._epoch)
-
-    async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
-        reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
-        if wire is self._down.wire:
-            # a new route may just have been chosen, whose first hop is not the one that is lost
-            self._lose(0, reason, self._down.epoch)
-        elif wire is self._last:
-            self._lose(len(self.route) - 1, reason, self._epoch)
-
-    def _lose(self, index: int, cause: SwarmError, epoch: int) -> None:
-        self._note_loss(HopLost(session=self.id, epoch=epoch, index=index, code=cause.code, message=str(cause)))
-
-    def _note_loss(self, lost: HopLost) -> None:
-        """Of each epoch only the first loss matters, since it ends the epoch: the rest need not be kept."""
-        if lost.epoch == self._epoch and self._losses.qsize() < MAX_LOSSES:
-            self._losses.put_nowait(lost)
-
-    # --- deaths
-
-    async def _repair(self) -> None:
-        """Answer every loss with a new route, for as long as the session lives."""
-        while self._failure is None:
-            lost = await self._losses.get()
-            if lost.epoch == self._epoch and lost.index < len(self.route):
-                self._is_repairing = True
-                try:
-                    await self._replace(lost)
-                except SwarmError as error:
-                    self._fail(error)
-                except Exception as error:  # else whoever waits for a reply would wait forever
-                    log.exception("%s: a repair failed by a fault of ours", self)
-                    self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
-                finally:
-                    self._is_repairing, self._heard_s = False, time.monotonic()
-
-    async def _replace(self, lost: HopLost) -> None:
-        """Route around a lost hop. Raises where nobody else could do better, or nobody is left within `patience_s`."""
-        cause = from_wire(lost.code, lost.message)
-        if not cause.try_another_peer:
-            raise cause
-        hop = self.route[lost.index]
-        log.info("%s: hop %d (%s, blocks %s) is lost: %s", self, lost.index, short_peer(hop.peer), hop.span, cause)
-        if self._lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
-            self._lost_at_s = time.monotonic()
-        suspects = self.route[max(0, lost.index - isinstance(cause, NonsenseError)) : lost.index + 1]
-        for suspect in suspects:  # of two neighbours that do not understand each other, nobody can tell which is at fault
-            self._router.failed(suspect.peer, cause)
-        staying = {other.place for other in self.route if other not in suspects}
-        self._waits.late(waiting.replacing(hop.span))
-        config, has_patience = self._config, time.monotonic() < self._lost_at_s + self._config.patience_s
-        route, _ = await self._router.find(
-            config.patience_s, self.dtype, staying, thin=self._is_thin, blocks=config.blocks,
-            since_s=self._lost_at_s, on_wait=self._waits.late,
-        )  # fmt: skip
-        if not has_patience:
-            raise NoRouteError(f"hops were lost again and again for {self._config.patience_s:.0f} s; the last one: {cause}")
-        self.replaced += 1
-        self._waits.late(waiting.replaying(hop.span))
-        await self._install(route)
-
-    async def _install(self, route: Route) -> None:
-        """Begin a new epoch on `route`: hops that stay learn of it from above, new ones are opened. A dial that fails is a loss."""
-        before, self.route = self.route, route
-        self._epoch += 1
-        expires_s = time.time() + GRANT_LIFE_S
-        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self._epoch, model=self._router.model, route=route,
-                      expires_s=expires_s)  # fmt: skip
-        self._grant = grant.signed(self._identity.sign)
-        if self._last is not None and not (before and before[-1].place == route[-1].place):
-            self._last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
-            self._last = None
-        await asyncio.gather(self._connect_first(before), self._attach_last())  # two ends, one round trip
-
-    async def _connect_first(self, before: Route) -> None:
-        assert self._grant is not None and self.dtype is not None
-        wire = self._down.wire
-        if wire is not None and wire.is_open and before and before[0].place == self.route[0].place:
-            self._down.reroute(self._grant, 0)
-            return
-        self._down.end(Close(session=self.id, below=False))
-        try:
-            opened = await self._links.open(self._grant, 0, self.dtype, self._on_message, self._on_lost, self._fork)
-        except SwarmError as error:
-            self._lose(0, error, self._epoch)
-            return
-        self._down.connect(opened, self._epoch)
-
-    async def _attach_last(self) -> None:
-        assert self._grant is not None
-        if self._last is not None and self._last.is_open:
-            return
-        oldest = min(self._pending, default=self._down.retained.next_step)
-        try:
-            self._last = await self._links.attach(self._grant, oldest, self._on_message, self._on_lost)
-        except SwarmError as error:
-            self._last = None
-            self._lose(len(self.route) - 1, error, self._epoch)
-
     def _fail(self, error: SwarmError) -> None:
+        """Whoever waits for a reply is told; the session is of no use any more."""
         self._failure = self._failure or error
         for awaited in self._pending.values():
             if not awaited.reply.done():

@@ -123,9 +123,9 @@ class Router:
             self._proven.add(hop.peer)
             self.suspects.clear(hop.peer, time.monotonic())
 
-    def expected_ms(self, route: Route) -> float:
-        """What one decode step takes on this route, as its peers announce it and as far as they are from here; rather too long."""
-        return sum(self._announced_ms(hop) + self._latency.round_trip_ms(hop.peer) for hop in route)
+    def expected_ms(self, route: Route, num_steps: float = 1.0) -> float:
+        """What the work of so many decode steps takes on this route, as its peers announce it, and the ways between."""
+        return sum(num_steps * self._announced_ms(hop) + self._latency.round_trip_ms(hop.peer) / 2 for hop in route)
 
     def _announced_ms(self, hop: Hop) -> float:
         _, record = self._seen.get(hop.peer, (0.0, None))

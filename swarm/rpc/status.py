@@ -56,7 +56,7 @@ def from_status(code: grpc.StatusCode, details: str | None, metadata: Iterable[A
     """The peer's own error where it sent one, else our reading of gRPC's."""
     for key, value in metadata:
         if key == CODE_KEY:
-            return errors.from_wire(value, details or "")
+            return errors.quoted(f"peer {short_peer(peer)}", errors.from_wire(value, details or ""))
     text = str(errors.from_wire("", details or code.name))
     name = short_peer(peer)
     match code:

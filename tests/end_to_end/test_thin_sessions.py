@@ -227,7 +227,7 @@ def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(town: Town, mon
         session = swarm.toys.session(**swarm.sizes)
         rows = [list(range(3, 40)), list(range(50, 61))]
         assert torch.allclose(await ask(session, rows), torch.cat([town.logits(row) for row in rows]), atol=2e-4)
-        assert session._down.retained.next_step > 37 // 5
+        assert session._legs.retained.next_step > 37 // 5
         await session.close()
 
     swarm.run(talk())

@@ -93,10 +93,8 @@ def our_tasks() -> list[str]:
 
 async def vanish(session: Session) -> None:
     """As if the client's process had died: its streams break, and nobody says a word."""
-    for task in (session._repairs, session._watching):
-        if task is not None:
-            task.cancel()
-    for wire in (session._down.wire, session._last):
+    await session._legs.stop()
+    for wire in (session._legs.current.down.wire, session._legs.current.last):
         if wire is not None:
             await wire.close()
 
@@ -156,9 +154,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
             assert node.engine._pool.num_lent == 0 and not node.engine._pool.keys
     await swarm.stop()
     gc.collect()
-    assert not [
-        thing for thing in gc.get_objects() if isinstance(thing, Session) and thing._repairs and not thing._repairs.done()
-    ]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Session) and thing._legs._tasks]
 
 
 async def test_a_client_that_closes_in_mid_prompt_frees_every_hop_at_once(swarm: ToySwarm) -> None:

@@ -97,7 +97,7 @@ async def test_losses_without_end_take_no_memory_and_do_not_stop_the_session(swa
         for number in range(500):
             await line.say(HopLost(session=session.id, epoch=number % 3, index=0, code="internal", message="!"))
     assert torch.allclose(await asking, torch.stack(reference(list(tokens), WHOLE)))
-    assert session._losses.qsize() <= 64 and session.route[0].peer == honest.identity.peer_id
+    assert session._legs.losses.qsize() <= 64 and session.route[0].peer == honest.identity.peer_id
     await session.close()
 
 
@@ -111,8 +111,8 @@ async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) ->
         doomed = next(node for node in nodes if node.identity.peer_id == peer)
         await doomed.kill()
         await until(lambda count=count: session.replaced == count)  # type: ignore[misc]
-        if session._lost_at_s is not None:
-            session._lost_at_s -= 100  # an hour passes, as it were
+        if session._legs.lost_at_s is not None:
+            session._legs.lost_at_s -= 100  # an hour passes, as it were
     second = await ask(session, (), [1], tokens[1:])
     assert torch.allclose(torch.cat([first, second]), torch.stack(reference(list(tokens), WHOLE)))
     await session.close()
@@ -126,7 +126,7 @@ async def test_a_fault_of_ours_in_a_repair_fails_the_step_and_does_not_hang_it(s
     async def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    session._router.find = broken  # type: ignore[method-assign, assignment]
+    session._legs._router.find = broken  # type: ignore[method-assign, assignment]
     await node.kill()
     with pytest.raises(InternalError, match="ZeroDivisionError"):
         async with asyncio.timeout(10):

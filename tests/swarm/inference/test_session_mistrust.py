@@ -91,14 +91,14 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
     node = await swarm.serve(0, 4)
     session = swarm.session()
     reached, gate = asyncio.Event(), asyncio.Event()
-    install = session._install
+    install = session._legs.current.install
 
-    async def slow(route: object) -> None:
+    async def slow(*arguments: object) -> None:
         reached.set()
         await gate.wait()
-        await install(route)  # type: ignore[arg-type]
+        await install(*arguments)  # type: ignore[arg-type]
 
-    session._install = slow  # type: ignore[method-assign, assignment]
+    session._legs.current.install = slow  # type: ignore[method-assign, assignment]
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     await reached.wait()
     await session.close()
@@ -106,7 +106,7 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
     with pytest.raises(PeerUnreachableError, match="closed"):
         await asking
     await until(lambda: node.host.load().num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
-    assert not session._pending and session._repairs is None
+    assert not session._pending and not session._legs._tasks
 
 
 async def test_the_first_steps_of_a_first_route_wait_for_nobody_and_come_once(swarm: ToySwarm) -> None:
@@ -156,12 +156,13 @@ async def test_the_loss_of_an_old_route_s_wire_is_not_the_new_first_hop_s(swarm:
     await swarm.serve(0, 4)
     session = swarm.session()
     await ask(session, (), [2], random_tokens(2))
-    wire = session._down.wire
+    leg, losses = session._legs.current, session._legs.losses
+    wire = leg.down.wire
     assert wire is not None
-    session._epoch += 1  # as `_install` does, some turns of the loop before it connects
-    await session._on_lost(wire, PeerUnreachableError("broke"))
-    assert not session._losses.qsize()
-    session._epoch -= 1
-    await session._on_lost(wire, PeerUnreachableError("broke"))
-    assert session._losses.qsize() == 1  # of the route that it belongs to, it is one
+    leg.epoch += 1  # as `install` does, some turns of the loop before it connects
+    await leg._on_lost(wire, PeerUnreachableError("broke"))
+    assert not losses.qsize()
+    leg.epoch -= 1
+    await leg._on_lost(wire, PeerUnreachableError("broke"))
+    assert losses.qsize() == 1  # of the route that it belongs to, it is one
     await session.close()

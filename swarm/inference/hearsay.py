@@ -1,0 +1,41 @@
+"""Refusals of a request: whose word each may be, and when enough peers have said the same for the user to hear of it.
+
+A class of error says "no other peer would do better". That is one peer's word: it costs that peer its place, and another is asked. It is
+raised once AGREED peers, none of whom could have spoken for another, have said so, or once nobody else is left to ask. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocols.errors import SwarmError
+from protocols.ids import PeerId
+from protocols.inference import Route
+
+AGREED = 3
+"""Peers that must refuse alike, each over a way without the others, while there are more to ask. Honest ones are asked in vain, a
+refusal each; but whoever wants to end a stranger's request needs so many peers on its routes, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    cause: SwarmError
+    sayers: frozenset[PeerId]
+    """Any one of these may have made it up: the hop itself, and, if they only passed it on, the hops above it."""
+
+
+def sayers(route: Route, index: int, is_told: bool) -> frozenset[PeerId]:
+    """Whose word it may be that hop `index` refuses."""
+    return frozenset(hop.peer for hop in (route[: index + 1] if is_told else route[index : index + 1]))
+
+
+def is_agreed(refusals: Sequence[Refusal]) -> bool:
+    """Have enough peers said the same as the last one?"""
+    said: set[PeerId] = set()
+    words = 0
+    for refusal in reversed(refusals):
+        if refusal.cause.code == refusals[-1].cause.code and said.isdisjoint(refusal.sayers):
+            said |= refusal.sayers
+            words += 1
+    return words >= AGREED

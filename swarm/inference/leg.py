@@ -1,0 +1,191 @@
+"""One leg of a session: a route, the wires to its first and last hop, and a new epoch for every route that follows.
+
+Most sessions have one leg. Another is opened beside it if no answer comes (`legs.py`); it has a session id of its own, so that a hop which
+is in both takes them for two sessions. All legs of a session send the same retained steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocols.defaults import GRANT_LIFE_S
+from protocols.errors import DeadlineError, PeerUnreachableError, SwarmError, UnauthenticatedError, from_wire, quoted
+from protocols.identity import Identity
+from protocols.ids import ModelId, SessionId, short, short_peer
+from protocols.inference import Close, Expect, Fork, Grant, Hop, HopLost, Message, Reply, Route
+from protocols.progress import Progress
+from swarm.inference import suspicion
+from swarm.inference.downstream import Downstream
+from swarm.inference.links import Links
+from swarm.inference.retained import Retained
+from swarm.inference.suspicion import Finding
+from swarm.inference.wire import Wire
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A hop of one epoch's route is gone, refuses, or keeps what it gets."""
+
+    epoch: int
+    index: int
+    cause: SwarmError
+    is_told: bool = False
+    """A hop above it may have made this up; False: we have seen it, or the hop has said it to us itself."""
+    others: tuple[int, ...] = ()
+    """Hops that may be at fault just as well."""
+
+
+class Leg:
+    """Nothing here chooses a route. `on_reply` and `on_loss` are told what comes."""
+
+    def __init__(
+        self,
+        links: Links,
+        identity: Identity,
+        model: ModelId,
+        retained: Retained,
+        oldest: Callable[[], int],
+        on_reply: Callable[[Leg, Reply], None],
+        on_loss: Callable[[Leg, Loss], None],
+    ) -> None:
+        """retained: the steps of the session. oldest: the first step whose reply has not come."""
+        self.id = SessionId(secrets.token_bytes(16))
+        self.route: Route = ()
+        self.epoch = -1
+        self.down = Downstream(self.id)
+        self.down.retained = retained
+        self.last: Wire | None = None
+        self.fork: Fork | None = None
+        """Where this session's rows began."""
+        self.has_answered = False
+        self.finding: Finding | None = None
+        """Where a step was stuck at the last look; None = no look since an answer came."""
+        self.num_found = 0
+        """Looks one after the other with that finding."""
+        self.began_s = time.monotonic()
+        self._links, self._identity, self._model, self._oldest = links, identity, model, oldest
+        self._on_reply, self._on_loss = on_reply, on_loss
+        self._grant: Grant | None = None
+        self._is_over = False
+        self._dtype = ""
+
+    def __str__(self) -> str:
+        return f"session {short(self.id)} epoch {self.epoch}"
+
+    # --- routes
+
+    async def install(self, route: Route, dtype: str) -> None:
+        """Begin a new epoch on `route`: hops that stay learn of it from above, new ones are opened. A dial that fails is a loss."""
+        before, self.route, self._dtype = self.route, route, dtype
+        self.epoch += 1
+        self.finding = None
+        expires_s = time.time() + GRANT_LIFE_S
+        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, model=self._model, route=route,
+                      expires_s=expires_s)  # fmt: skip
+        self._grant = grant.signed(self._identity.sign)
+        if self.last is not None and not (before and before[-1].place == route[-1].place):
+            self.last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
+            self.last = None
+        await asyncio.gather(self._connect_first(before), self._attach_last())  # two ends, one round trip
+        if self._is_over:  # another leg was taken in the meantime
+            self.let_go()
+
+    async def _connect_first(self, before: Route) -> None:
+        assert self._grant is not None
+        wire = self.down.wire
+        if wire is not None and wire.is_open and before and before[0].place == self.route[0].place:
+            self.down.reroute(self._grant, 0)
+            return
+        self.down.end(Close(session=self.id, below=False))
+        try:
+            opened = await self._links.open(self._grant, 0, self._dtype, self._on_message, self._on_lost, self.fork)
+        except SwarmError as error:
+            self.lose(0, error, self.epoch)
+            return
+        self.down.connect(opened, self.epoch)
+
+    async def _attach_last(self) -> None:
+        assert self._grant is not None
+        if self.last is not None and self.last.is_open:
+            return
+        try:
+            self.last = await self._links.attach(self._grant, self._oldest(), self._on_message, self._on_lost)
+        except SwarmError as error:
+            self.last = None
+            self.lose(len(self.route) - 1, error, self.epoch)
+
+    def let_go(self) -> list[Wire]:
+        """Say the last word on both wires; those that are still to end."""
+        self._is_over = True
+        wires = [wire for wire in (self.down.wire, self.last) if wire is not None]
+        self.down.end(Close(session=self.id))
+        if self.last is not None:
+            self.last.end()
+        return wires
+
+    # --- what hops say
+
+    async def _on_message(self, wire: Wire, message: Message) -> None:
+        is_first, is_last = wire is self.down.wire, wire is self.last
+        match message:
+            case Reply() if is_last:
+                self._on_reply(self, message)
+            case Expect() if is_first:
+                self.down.expect(message)
+                if self.down.is_insatiable:
+                    self.lose(0, PeerUnreachableError("it asks for the whole history again and again"), self.epoch)
+            case HopLost() if is_first and message.index < len(self.route):
+                self._on_told(message, is_told=message.index > 0)
+            case HopLost() if is_last and message.index == len(self.route) - 1:  # of others, the last hop knows nothing
+                self._on_told(message, is_told=False)
+            case _ if not self._is_over:  # after the end, what was still under way is no news
+                log.warning("%s: %s does not belong here; dropped", self, type(message).__name__)
+
+    def _on_told(self, lost: HopLost, is_told: bool) -> None:
+        if lost.epoch == self.epoch:
+            name = f"peer {short_peer(self.route[lost.index].peer)}"
+            cause = quoted(f"of {name} the hop above" if is_told else name, from_wire(lost.code, lost.message))
+            self._on_loss(self, Loss(lost.epoch, lost.index, cause, is_told))
+
+    async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
+        reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
+        if wire is self.down.wire:
+            # a new route may just have been chosen, whose first hop is not the one that is lost
+            self.lose(0, reason, self.down.epoch)
+        elif wire is self.last:
+            self.lose(len(self.route) - 1, reason, self.epoch)
+
+    def lose(self, index: int, cause: SwarmError, epoch: int, others: tuple[int, ...] = ()) -> None:
+        """We have seen it ourselves."""
+        if epoch == self.epoch:
+            self._on_loss(self, Loss(epoch, index, cause, others=others))
+
+    # --- how far they are
+
+    async def look(self) -> Finding:
+        """Ask every hop how far it is, and note where the oldest step is stuck."""
+        epoch, needed = self.epoch, self._oldest() + 1
+        finding = suspicion.judge(await self.ask(len(self.route), self.route), needed, epoch)
+        self.num_found = self.num_found + 1 if finding == self.finding and epoch == self.epoch else 1
+        self.finding = finding
+        return finding
+
+    async def ask(self, num_hops: int, route: Route) -> list[Progress | None]:
+        """What the first hops of a route say of themselves; None = no answer."""
+        return await asyncio.gather(*(self._ask(hop) for hop in route[:num_hops]))
+
+    async def _ask(self, hop: Hop) -> Progress | None:
+        try:
+            return await self._links.progress(hop, self.id)
+        except (PeerUnreachableError, DeadlineError, UnauthenticatedError, TimeoutError) as error:
+            log.debug("%s: %s does not say how far it is: %s", self, short_peer(hop.peer), error)
+            return None
+        except SwarmError:  # an answer, of a peer that has no such call or refuses it
+            return Progress()

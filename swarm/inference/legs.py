@@ -1,0 +1,335 @@
+"""A session's way through the swarm: the leg that answers, others tried beside it, and a new route for whatever hop is lost.
+
+Two answers to trouble. A hop that is lost is replaced: a new epoch around it, and the hops that stay keep their rows. If only no answer
+comes (`watch.py`), another leg is opened beside the first: whichever answers first is the session's from then on, the other ends. So a slow
+node loses nothing but the race, and a node that keeps steps to itself holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+
+from protocols.errors import DeadlineError, InternalError, NonsenseError, NoRouteError, SwarmError
+from protocols.identity import Identity
+from protocols.ids import PeerId, Span, short_peer
+from protocols.inference import Fork, Reply, Route, Step
+from swarm import waiting
+from swarm.inference import hearsay, suspicion, trace
+from swarm.inference.hearsay import Refusal
+from swarm.inference.leg import Leg, Loss
+from swarm.inference.links import Links
+from swarm.inference.requests import Awaited, SessionConfig
+from swarm.inference.retained import Retained
+from swarm.inference.step_waits import StepWaits
+from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.watch import Watch
+from swarm.routing.router import Router
+
+log = logging.getLogger(__name__)
+
+MAX_LOSSES = 64
+"""Losses that wait to be answered; any further ones tell nothing new."""
+
+REFUSED_S = 2.0
+"""Seconds for which somebody else is looked for where a peer says that nobody would do better."""
+
+INQUIRY_S = 1.0
+"""How long a second loss, told before an answer came, waits for what the hop says that was accused in the first."""
+
+MAX_RIVALS = 3
+"""Legs that are tried at once beside the first."""
+
+
+class Legs:
+    """All methods belong to one event loop. `fail` is told what ends the session."""
+
+    def __init__(
+        self,
+        router: Router,
+        links: Links,
+        identity: Identity,
+        config: SessionConfig,
+        waits: StepWaits,
+        pending: Mapping[int, Awaited],
+        on_reply: Callable[[Leg, Reply], None],
+        fail: Callable[[SwarmError], None],
+    ) -> None:
+        """pending: the steps in flight, by number. on_reply: takes the reply that came over a leg."""
+        self.retained = Retained()
+        self.dtype: str | None = None
+        self.rivals: list[Leg] = []
+        """Legs beside the current one, the oldest first."""
+        self.replaced = 0
+        self.pauses_s: list[float] = []
+        self.losses: asyncio.Queue[tuple[Leg, Loss]] = asyncio.Queue()
+        self.lost_at_s: float | None = None
+        """When a hop was lost first since the last reply."""
+        self.heard_s = 0.0
+        """When the last step was sent, the last reply came, or the last route was opened."""
+        self.is_repairing = self.is_thin = False
+        self.forked_places: set[tuple[PeerId, Span]] | None = None
+        self._router, self._links, self._identity, self._config = router, links, identity, config
+        self._waits, self._pending, self._on_reply, self._fail = waits, pending, on_reply, fail
+        self._refusals: list[Refusal] = []
+        """Since the last reply."""
+        self._usual_ms = 0.0
+        """What a decode step has taken, the longest ones most."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._inquiries: set[asyncio.Task[None]] = set()
+        """Questions to hops that others say are lost, under way."""
+        self._mending: asyncio.Task[None] | None = None
+        self._is_over = False
+        self.current = self._new()
+
+    def _new(self) -> Leg:
+        def oldest() -> int:
+            return min(self._pending, default=self.retained.next_step)
+
+        return Leg(self._links, self._identity, self._router.model, self.retained, oldest, self._on_reply, self._on_loss)
+
+    # --- the life of a session
+
+    def begin_as(self, other: Legs) -> None:
+        """As a fork of another session: its rows, and the hops that may still hold them."""
+        self.retained = self.current.down.retained = other.retained.fork()
+        if (step := self.retained.next_step) > 0:
+            self.current.fork = Fork(session=other.current.id, step=step)
+            self.forked_places = {hop.place for hop in other.current.route}
+
+    async def open(self) -> None:
+        """Find a route and open it. NoRouteError or ModelMismatchError says why there is none."""
+        self._waits.late(waiting.ROUTING)
+        config = self._config
+        route, self.dtype = await self._router.find(
+            config.patience_s, config.dtype, self.forked_places, thin=self.is_thin, blocks=config.blocks, on_wait=self._waits.late
+        )
+        trace.mark("routed", self.current.id, 0)
+        if not self._is_over:
+            await self.current.install(route, self.dtype)  # losses wait until it is done: two routes never at once
+        if self._is_over:  # closed in the meantime: what was opened since would stay at the hops for long
+            self.current.let_go()
+            return
+        if not self.losses.qsize():
+            self._waits.late(None)
+        self._keep(self._repair())
+        self._keep(Watch(self, self._config, self._pending, self._fail).run())
+
+    def _keep(self, work: Coroutine[None, None, None], *kept: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work, name=f"way of {self.current}")
+        for tasks in (self._tasks, *kept):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def stop(self) -> None:
+        """No repairs and no looks any more."""
+        self._is_over = True
+        for task in tuple(self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def close(self) -> None:
+        """Say the last word on every wire; returns when the first hops have been told, or do not listen any more."""
+        await asyncio.gather(*(wire.ended() for leg in (self.current, *self.rivals) for wire in leg.let_go()))
+
+    # --- steps and replies
+
+    def send(self, step: Step) -> None:
+        """Retain a step and send it over every leg."""
+        self.heard_s = time.monotonic()
+        self.retained.add(step)
+        self.current.down.pump()
+        for rival in self.rivals:
+            rival.down.pump()
+
+    def has(self, leg: Leg) -> bool:
+        """Is it one of ours still?"""
+        return leg is self.current or leg in self.rivals
+
+    def answered(self, leg: Leg, num_tokens: int) -> None:
+        """A reply that can be used, to a step of so many tokens, came over `leg`: it is the session's."""
+        now_s = time.monotonic()
+        if leg.finding is None:
+            self._usual_ms = max((now_s - self.heard_s) * 1e3 / suspicion.work(num_tokens), 0.9 * self._usual_ms)
+        self.heard_s = now_s
+        if leg is not self.current:
+            self._adopt(leg)
+        if not leg.has_answered or leg.finding is not None or self.lost_at_s is not None:
+            self._is_well(leg, now_s)
+
+    def _is_well(self, leg: Leg, now_s: float) -> None:
+        """What was suspected, refused and lost is settled; those that were tried beside are not needed."""
+        leg.has_answered, leg.finding = True, None
+        self._router.answered(leg.route)
+        self._refusals.clear()
+        while self.rivals:
+            self.rivals.pop().let_go()
+        if self.lost_at_s is not None:
+            self.pauses_s.append(now_s - self.lost_at_s)
+            self.lost_at_s = None
+
+    def _adopt(self, winner: Leg) -> None:
+        """A leg that was opened later answers first: those before it keep what they were sent, or are slow."""
+        log.info("%s: answers first, %s ends", winner, self.current)
+        self.rivals.remove(winner)
+        losers = [leg for leg in (self.current, *self.rivals) if leg.began_s < winner.began_s]
+        for loser in losers:
+            if loser.finding is not None:
+                self._blame(loser.route, loser.finding)
+        self.current.let_go()
+        self.current = winner
+        if self._mending is not None:
+            self._mending.cancel()  # what it repairs is not needed any more
+        self.replaced += 1
+
+    def _blame(self, route: Route, finding: Finding) -> None:
+        peers = [route[place].peer for place in finding.places]
+        if finding.kind is Kind.BUSY:
+            self._router.suspects.add(peers[0], peers[0], time.monotonic())
+        elif finding.kind is Kind.TORN:
+            self._router.dispute(*peers)
+        else:
+            self._router.failed(peers[0], DeadlineError(f"no answer comes through it: it {finding.kind.value}"))
+
+    def late_s(self) -> float:
+        """Seconds after which the reply that is awaited is late."""
+        steps = suspicion.work(self._pending[min(self._pending)].num_tokens if self._pending else 0)
+        expected_ms = max(self._usual_ms * steps, self._router.expected_ms(self.current.route, steps))
+        return suspicion.late_s(expected_ms, self._config.stall_s)
+
+    # --- losses
+
+    def _on_loss(self, leg: Leg, loss: Loss) -> None:
+        """Of each epoch only the first loss matters, since it ends the epoch: the rest need not be kept."""
+        if self.losses.qsize() < MAX_LOSSES:
+            self.losses.put_nowait((leg, loss))
+
+    async def _repair(self) -> None:
+        """Answer every loss with a new route, for as long as the session lives."""
+        while not self._is_over:
+            leg, loss = await self.losses.get()
+            if loss.epoch != leg.epoch or loss.index >= len(leg.route):
+                continue
+            if leg in self.rivals:  # there is no need to mend it
+                self.rivals.remove(leg)
+                self._note(leg, loss)
+                leg.let_go()
+            elif leg is self.current:
+                self._mending = asyncio.create_task(self._mend(leg, loss), name=f"repair of {leg}")
+                try:
+                    await asyncio.wait((self._mending,))
+                finally:
+                    self._mending.cancel()
+                    self._mending = None
+
+    async def _mend(self, leg: Leg, loss: Loss) -> None:
+        self.is_repairing = True
+        try:
+            await self._replace(leg, loss)
+        except SwarmError as error:
+            self._fail(error)
+        except Exception as error:  # else whoever waits for a reply would wait forever
+            log.exception("%s: a repair failed by a fault of ours", leg)
+            self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
+        finally:
+            self.is_repairing, self.heard_s = False, time.monotonic()
+
+    async def _replace(self, leg: Leg, loss: Loss) -> None:
+        """Route around a lost hop. Raises if nobody is left within `patience_s`, or if enough peers refuse the same."""
+        hop, now_s = leg.route[loss.index], time.monotonic()
+        log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
+        if self.lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
+            self.lost_at_s = now_s
+        lasts_s = now_s - self.lost_at_s
+        if loss.is_told and self._inquiries:  # news upon news: first hear what those say who were accused before
+            await asyncio.wait(self._inquiries, timeout=INQUIRY_S)
+        self._note(leg, loss)
+        if not loss.cause.try_another_peer:
+            self._refusals.append(Refusal(loss.cause, hearsay.sayers(leg.route, loss.index, loss.is_told)))
+            if hearsay.is_agreed(self._refusals):
+                raise self._refused(loss.cause)
+        self._waits.late(waiting.replacing(hop.span))
+        route = await self._another(leg, loss)
+        if lasts_s > 2 * self._config.patience_s:
+            raise NoRouteError(f"hops were lost again and again for {lasts_s:.0f} s; the last one: {loss.cause}")
+        self.replaced += 1
+        self._waits.late(waiting.replaying(hop.span))
+        assert self.dtype is not None
+        await leg.install(route, self.dtype)
+
+    async def _another(self, leg: Leg, loss: Loss) -> Route:
+        """A route without the hop that is lost. Of those that refuse, everybody who may have made it up is avoided."""
+        is_refusal, config = not loss.cause.try_another_peer, self._config
+        gone = {loss.index, *loss.others}
+        staying = {hop.place for place, hop in enumerate(leg.route) if place not in gone}
+        try:
+            route, _ = await self._router.find(
+                min(REFUSED_S, config.patience_s) if is_refusal else config.patience_s, self.dtype, staying,
+                thin=self.is_thin, blocks=config.blocks, on_wait=self._waits.late,
+                avoiding=frozenset[PeerId]().union(*(refusal.sayers for refusal in self._refusals)) if is_refusal else (),
+            )  # fmt: skip
+        except NoRouteError:
+            if is_refusal:
+                raise self._refused(loss.cause) from None
+            raise
+        return route
+
+    def _refused(self, cause: SwarmError) -> SwarmError:
+        """The request may be at fault: those who refused it may be used for others, if there is nobody else."""
+        for refusal in self._refusals:
+            for peer in refusal.sayers:
+                self._router.absolve(peer)
+                self._router.suspects.add(peer, peer, time.monotonic())
+        return cause
+
+    def _note(self, leg: Leg, loss: Loss) -> None:
+        """Whom this loss speaks against."""
+        peer, now_s = leg.route[loss.index].peer, time.monotonic()
+        if isinstance(loss.cause, NonsenseError) and loss.index > 0:
+            self._router.dispute(peer, leg.route[loss.index - 1].peer)
+        elif loss.others:
+            for place in loss.others:
+                self._router.dispute(peer, leg.route[place].peer)
+        else:
+            was_accused = self._router.suspects.strikes(peer, now_s) > 0
+            self._router.failed(peer, loss.cause)
+            if loss.is_told and not was_accused:
+                self._keep(self._ask_the_accused(leg, leg.route, loss), self._inquiries)
+
+    async def _ask_the_accused(self, leg: Leg, route: Route, loss: Loss) -> None:
+        """A hop above says that another is lost. If that one answers, and has not given up, it is one word against the other."""
+        words = await leg.ask(loss.index + 1, route)
+        if suspicion.has_said_it_itself(words[loss.index]):
+            return
+        accused = route[loss.index].peer
+        log.info("%s: %s answers, though a hop above it says that it is lost", leg, short_peer(accused))
+        self._router.absolve(accused)
+        for place in suspicion.accusers(words, loss.index):
+            self._router.dispute(route[place].peer, accused)
+
+    # --- beside
+
+    async def try_beside(self) -> None:
+        """Open another leg, on a route that avoids everybody who may keep our steps; nothing if there is no such route."""
+        legs = (self.current, *self.rivals)
+        stuck = {leg.route[place].peer for leg in legs if leg.finding for place in leg.finding.places}
+        config = self._config
+        try:
+            route, _ = await self._router.find(0.0, self.dtype, (), thin=self.is_thin, blocks=config.blocks, avoiding=stuck)
+        except SwarmError as error:
+            log.info("%s: no answer comes, and there is no other way: %s", self.current, error)
+            return
+        if self._is_over or stuck.intersection(hop.peer for hop in route):
+            return
+        if len(self.rivals) >= MAX_RIVALS:
+            self.rivals.pop(0).let_go()
+        rival = self._new()
+        self.rivals.append(rival)
+        self._waits.late(waiting.BESIDE)
+        log.info("%s: no answer comes; %s is tried beside it", self.current, rival)
+        assert self.dtype is not None
+        self._keep(rival.install(route, self.dtype))

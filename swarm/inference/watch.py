@@ -1,0 +1,88 @@
+"""The watch over a session: while a reply is late, hops are asked how far they are, and others are tried.
+
+An honest slow node is never lost by this: it says that it computes, and another leg runs beside it. Only a hop that by its own word has
+nothing to do, or gives no answer, or contradicts its neighbour twice in a row is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from protocols.errors import DeadlineError, InternalError, SwarmError
+from swarm.inference.requests import Awaited, SessionConfig
+from swarm.inference.suspicion import Finding, Kind
+
+if TYPE_CHECKING:
+    from swarm.inference.leg import Leg
+    from swarm.inference.legs import Legs
+
+log = logging.getLogger(__name__)
+
+BUSY_FACTOR = 5
+"""On a route that has answered before, a hop that says it computes has so many times longer until another route is tried beside it."""
+
+
+class Watch:
+    """A task of its own: no reply waits for a timer."""
+
+    def __init__(
+        self, legs: Legs, config: SessionConfig, pending: Mapping[int, Awaited], fail: Callable[[SwarmError], None]
+    ) -> None:
+        self._legs, self._config, self._pending, self._fail = legs, config, pending, fail
+        self._num_tried = 0
+        """Legs tried beside in this silence."""
+        self._next_s = 0.0
+        """The silence after which the next one is."""
+
+    async def run(self) -> None:
+        while True:
+            silent_s = time.monotonic() - self._legs.heard_s
+            if not self._pending:
+                await asyncio.sleep(self._config.stall_s / 4)
+                continue
+            late_s = self._legs.late_s()
+            ask_s = late_s * 2 / 3  # so that the words are here when the time is over
+            if silent_s < ask_s:
+                self._num_tried, self._next_s = 0, late_s
+                await asyncio.sleep(ask_s - silent_s + 0.001)
+                continue
+            try:
+                await self._look(late_s)
+            except Exception as error:  # else whoever waits for a reply would wait forever
+                log.exception("%s: the look for the dead failed by a fault of ours", self._legs.current)
+                self._fail(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
+                return
+            await asyncio.sleep(late_s / 3)
+
+    async def _look(self, late_s: float) -> None:
+        legs, heard_s = self._legs, self._legs.heard_s
+        leg, epoch = legs.current, legs.current.epoch
+        if legs.is_repairing:
+            return
+        finding, *_ = await asyncio.gather(*(one.look() for one in (leg, *legs.rivals)))
+        silent_s = time.monotonic() - heard_s
+        if legs.heard_s != heard_s or legs.is_repairing or epoch != leg.epoch or leg is not legs.current:
+            return
+        is_proven = silent_s >= late_s and leg.num_found > 1 and self._is_proof(leg, finding)
+        if is_proven or silent_s >= self._longest_s(finding):
+            place, *others = reversed(finding.places)
+            cause = DeadlineError(f"no reply for {silent_s:.0f} s, and it {finding.kind.value}")
+            leg.lose(place, cause, leg.epoch, tuple(others))
+        elif silent_s >= (self._next_s if not leg.has_answered else max(self._next_s, BUSY_FACTOR * late_s)):
+            self._num_tried += 1
+            is_clear = all(one.finding is not None and one.finding.kind is not Kind.BUSY for one in (leg, *legs.rivals))
+            self._next_s = silent_s + late_s * (1 if is_clear else 2**self._num_tried)
+            await legs.try_beside()
+
+    def _longest_s(self, finding: Finding) -> float:
+        """Without an answer for so long, the hop at which the step is stuck is given up, whatever it says."""
+        config = self._config
+        return config.silence_s if finding.kind is Kind.BUSY else min(config.silence_s, config.patience_s)
+
+    def _is_proof(self, leg: Leg, finding: Finding) -> bool:
+        """Is a hop to be replaced? On a route that has never answered, others are tried beside instead, but for one that is dead."""
+        return finding.kind is Kind.SILENT or (leg.has_answered and finding.kind is not Kind.BUSY)

@@ -1,0 +1,183 @@
+"""Nodes that answer hello, take every session and keep its steps: they hold nobody up, and no honest node is taken for one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import torch
+
+from protocols.defaults import PATIENCE_S
+from protocols.errors import NoRouteError
+from protocols.ids import Span
+from swarm.inference import wire
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from tests.hostile.liars import LIES, Modest, Swallower
+from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
+
+WHOLE, HALVES = [(0, 4)], [(0, 2), (2, 4)]
+LATE_S = 0.3
+"""Time until a reply is late, where the default of 3 s would only make the test longer."""
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = Modest()
+    yield toys
+    await toys.stop()
+
+
+async def swallow(swarm: ToySwarm, start: int, stop: int, lie: str) -> Swallower:
+    """A swallower that looks better than any honest node."""
+    liar = await Swallower(Span(start, stop), lie=lie).start()
+    swarm.nodes.insert(0, liar)  # type: ignore[arg-type]
+    return liar
+
+
+def is_blamed(swarm: ToySwarm, node: Any) -> bool:
+    now_s, peer = time.monotonic(), node.identity.peer_id
+    return swarm.router.blame.is_avoided(peer, now_s) or swarm.router.suspects.strikes(peer, now_s) > 0
+
+
+async def answered(session: Session, spans: list[tuple[int, int]], num_tokens: int = 5, within_s: float = 15.0) -> float:
+    """Seconds until the right answer to a prompt of random tokens came."""
+    tokens, began_s = random_tokens(num_tokens), time.monotonic()
+    async with asyncio.timeout(within_s):
+        answer = await ask(session, (), [num_tokens], tokens)
+    assert torch.allclose(answer, torch.stack(reference(list(tokens), spans)))
+    return time.monotonic() - began_s
+
+
+async def test_two_nodes_that_swallow_steps_cost_seconds_with_a_user_s_settings(swarm: ToySwarm) -> None:
+    """It took 364 s and ended with exit code 7, and the honest node was never tried."""
+    liars = [await swallow(swarm, 0, 4, lie) for lie in ("has no such call", "busy")]
+    honest = await swarm.serve(0, 4)
+    session = Session(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig())
+    assert session._config.patience_s == PATIENCE_S
+    took_s = await answered(session, WHOLE)
+    assert [hop.peer for hop in session.route] == [honest.identity.peer_id]
+    assert took_s > 2 and any(liar.steps for liar in liars)  # otherwise nobody was attacked
+    await session.close()
+    again = Session(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig())
+    assert await answered(again, WHOLE) < 2.5  # those that kept the first session's steps are passed by
+    await again.close()
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_swallower_is_passed_by_whatever_it_says(swarm: ToySwarm, lie: str) -> None:
+    liar, honest = await swallow(swarm, 0, 4, lie), await swarm.serve(0, 4)
+    session = swarm.session(stall_s=LATE_S)
+    await answered(session, WHOLE)
+    assert liar.steps and [hop.peer for hop in session.route] == [honest.identity.peer_id]
+    assert is_blamed(swarm, liar) and not is_blamed(swarm, honest)
+    assert bool(liar.asked) is (lie != "has no such call")
+    await session.close()
+
+
+@pytest.mark.parametrize("lies", [("busy", "idle"), ("sent it on", "busy"), ("idle", "sent it on")])
+async def test_with_half_of_all_nodes_swallowing_an_answer_begins_and_honest_nodes_stay(
+    swarm: ToySwarm, lies: tuple[str, str]
+) -> None:
+    liars = [await swallow(swarm, *span, lie) for span, lie in zip(HALVES, lies, strict=True)]
+    honest = [await swarm.serve(*span) for span in HALVES]
+    liars += [await swallow(swarm, *HALVES[0], lies[1])]
+    honest += [await swarm.serve(*HALVES[1])]
+    session = swarm.session(stall_s=LATE_S)
+    await answered(session, HALVES)
+    peers = {node.identity.peer_id for node in honest}
+    assert {hop.peer for hop in session.route} <= peers and any(liar.steps for liar in liars)
+    assert not any(is_blamed(swarm, node) for node in honest if node.identity.peer_id in {hop.peer for hop in session.route})
+    await session.close()
+    await until(lambda: not any(node.host.load().num_sessions for node in honest))  # what was tried beside has ended
+
+
+async def test_an_honest_hop_below_a_swallower_is_not_blamed(swarm: ToySwarm) -> None:
+    """Its word that nothing came is the proof, whether or not the swallower says that it has sent it on."""
+    liar = await swallow(swarm, 0, 2, "idle")
+    below, honest = await swarm.serve(2, 4), await swarm.serve(0, 2)
+    session = swarm.session(stall_s=LATE_S)
+    await answered(session, HALVES)
+    assert [hop.peer for hop in session.route] == [honest.identity.peer_id, below.identity.peer_id]
+    assert is_blamed(swarm, liar) and not is_blamed(swarm, below)
+    await session.close()
+
+
+async def test_a_hop_that_begins_to_swallow_in_the_middle_is_replaced_and_its_neighbours_keep_their_rows(
+    swarm: ToySwarm,
+) -> None:
+    first, turncoat = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    session, tokens = swarm.session(stall_s=LATE_S), random_tokens(9)
+    answers = [await ask(session, (), [5], tokens[:5])]
+    hop = next(iter(turncoat.host.hops._hops.values()))
+
+    async def nothing(step: object) -> None:
+        """It takes the step, and that is all."""
+
+    hop._on_step = nothing  # type: ignore[method-assign]
+    spare = await swarm.serve(2, 4)
+    before = first.engine.forwards
+    answers += [await ask(session, (), [1], token[None]) for token in tokens[5:]]
+    assert torch.allclose(torch.cat(answers), torch.stack(reference(list(tokens), HALVES)))
+    assert [hop.peer for hop in session.route] == [first.identity.peer_id, spare.identity.peer_id]
+    assert first.engine.forwards == before + 4 and session.replaced == 1  # nothing was computed again there
+    assert is_blamed(swarm, turncoat) and not is_blamed(swarm, first)
+    await session.close()
+
+
+async def slow(node: ToyNode, seconds: float) -> None:
+    """Each forward takes so long, on the device's thread."""
+    forward = node.engine.step
+
+    def step(*arguments: Any) -> Any:
+        time.sleep(seconds)  # compute, not readiness
+        return forward(*arguments)
+
+    node.engine.step = step
+
+
+async def test_a_slow_honest_node_is_not_lost(swarm: ToySwarm) -> None:
+    """The only one there is, ten times slower than late: its session stays, and nothing is computed twice."""
+    node = await swarm.serve(0, 4)
+    await slow(node, 10 * LATE_S)
+    session = swarm.session(stall_s=LATE_S)
+    assert await answered(session, WHOLE) >= 10 * LATE_S
+    assert session.replaced == 0 and node.engine.forwards == 1 and not is_blamed(swarm, node)
+    await session.close()
+
+
+async def test_slow_honest_replicas_race_and_the_first_answer_counts(swarm: ToySwarm) -> None:
+    nodes = [await swarm.serve(0, 4), await swarm.serve(0, 4)]
+    for node in nodes:
+        await slow(node, 5 * LATE_S)
+    session = swarm.session(stall_s=LATE_S)
+    assert await answered(session, WHOLE) < 9 * LATE_S  # the first one was left at work
+    assert session.replaced == 0 and sum(node.engine.forwards for node in nodes) <= 2
+    await session.close()
+    await until(lambda: not any(node.host.load().num_sessions for node in nodes))
+
+
+async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LINGER_S", 0.1)  # the swallower does not say goodbye either
+    await swallow(swarm, 0, 4, "idle")
+    session = swarm.session(stall_s=0.1, patience_s=0.5)
+    with pytest.raises(NoRouteError, match=r"no reply for .* s, and it has the step, and does nothing"):
+        async with asyncio.timeout(10):
+            await ask(session, (), [1], random_tokens(1))
+    await session.close()
+
+
+async def test_only_a_session_s_own_client_hears_how_far_it_is(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 4)
+    session, stranger = swarm.session(), ToySwarm()
+    await ask(session, (), [3], random_tokens(3))
+    hop = session.route[0]
+    mine = await Links(swarm.pool).progress(hop, session.id)
+    assert (mine.epoch, mine.received, mine.computed, mine.sent, mine.is_busy) == (0, 1, 1, 1, False)
+    assert not (await Links(stranger.pool).progress(hop, session.id)).is_known
+    await session.close()
+    await stranger.pool.close()
