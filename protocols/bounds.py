@@ -83,6 +83,8 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "close": _row(64, 8),
     "expect": _row(64, 16),
     "lost": _row((2_000 + 64) * _LETTER + 64, 16),
+    "progress?": _row(64, 12),
+    "progress": _row(96, 20),
     "reply": _row(MAX_ROWS + 512, MAX_ROWS + 48, 8, 2),
 }
 """By the kind that a message says under its key `t`."""

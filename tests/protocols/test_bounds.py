@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from protocols import bounds, directory, entries, frame, hello, inference, msgpack_bounds, pieces, tensors, weights
+from protocols import bounds, directory, entries, frame, hello, inference, msgpack_bounds, pieces, progress, tensors, weights
 from protocols.defaults import MAX_HEADER_BYTES, MAX_OPS, MAX_ROW_INDICES, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import FrameError, SwarmError
 from protocols.identity import from_seed
@@ -76,6 +76,10 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "close": lambda: inference.Close(session=SESSION),
     "expect": lambda: inference.Expect(**HEAD, step=1 << 40),
     "lost": lambda: inference.HopLost(**HEAD, index=127, code=WIDE * 64, message=WIDE * 2_000),
+    "progress?": lambda: progress.ProgressRequest(session=SESSION, span=Span(9_998, 10_000)),
+    "progress": lambda: progress.Progress(
+        epoch=1 << 20, received=1 << 40, computed=1 << 40, sent=1 << 40, is_busy=True, has_given_up=True, lost=127
+    ),
     "reply": lambda: inference.Reply(
         **HEAD,
         step=1 << 40,
