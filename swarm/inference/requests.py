@@ -92,7 +92,7 @@ class Asked:
                 wrong = low if low < 0 else high
                 raise BadRequestError(f"token id {wrong} is out of range: this model has ids 0 to {vocab_size - 1}")
         elif not tensors.is_finite(self.tokens):
-            raise BadRequestError(f"{self.kind} must be finite, got NaN or infinity")
+            raise BadRequestError("embeddings must be finite, got NaN or infinity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
