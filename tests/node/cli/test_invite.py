@@ -39,7 +39,7 @@ def test_a_private_swarm_is_made_once_and_invites_as_often_as_one_likes(
     assert abs((first.expires_s or 0) - time.time() - 7 * 86_400) < 60
     assert "made the key of private swarm `attic`" in said and "as you would a password" in said
     word, said = swarm(capsys, "invite", "--swarm", "attic", "--days", "1", *data)
-    assert Invitation.parse(word).key == first.key and "it names no address" in said and "made" not in said
+    assert Invitation.parse(word).key == first.key and "it names no address" in said and "made the key" not in said
     word, said = swarm(capsys, "invite", "--swarm", "attic", "--new-key", *data)
     assert Invitation.parse(word).key == keyring.kept(tmp_path, "attic") != first.key
     assert "another key" in said and "those elsewhere need a new invitation" in said
