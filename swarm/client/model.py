@@ -25,6 +25,7 @@ from swarm.client.generation import RemoteGeneration, attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin
+from swarm.client.tokenizer import is_from_peers, try_out
 from swarm.finding import FindConfig
 from swarm.models import chat_template
 from swarm.models.checkpoint import Checkpoint
@@ -140,6 +141,8 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
     def tokenizer_if_any(self) -> Any:
         """The checkpoint's tokenizer, or None."""
         if "swarm_tokenizer" not in self.__dict__:
+            if is_from_peers(Path(self.remote.path)):
+                try_out(Path(self.remote.path), self.remote.backend.model.name)
             try:
                 found = AutoTokenizer.from_pretrained(self.remote.path, trust_remote_code=False, local_files_only=True)
             except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none
