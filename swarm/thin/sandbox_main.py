@@ -42,10 +42,10 @@ def main(with_transformers: bool) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     import swarm.thin.render
-    import swarm.thin.tokenizer  # noqa: F401  (before the limits: Python writes what it compiles)
+    import swarm.thin.tokenizer
 
     if with_transformers:
-        from transformers import AutoTokenizer  # noqa: F401  (asks other programs about the machine)
+        import swarm.models.tokenizer  # noqa: F401  (transformers asks other programs about the machine)
     sys.dont_write_bytecode = True
     memory = MEMORY_BYTES_WITH_TRANSFORMERS if with_transformers else MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -122,12 +122,12 @@ def _by_tokenizers(folder: Path) -> Any:
 
 
 def _by_transformers(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    from swarm.models.tokenizer import load
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"no tokenizer can be read: {' '.join(str(error).split())[:200]}") from None
+    found = load(folder)
+    if found is None:
+        raise CheckpointError(f"{folder.name} holds no tokenizer that can be read")
+    return found
 
 
 def _render(request: dict[str, Any]) -> dict[str, Any]:
