@@ -1,0 +1,55 @@
+"""A hostile node: a real peer that announces all blocks of the model as the fastest, and answers sessions as an attack wants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+from attacks.target import Target, stranger
+from protocols import services
+from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.peer import Peer, PeerConfig, software
+from swarm.rpc import Call
+from swarm.rpc.stream import Stream
+
+OnSession = Callable[[Stream, Call], Awaitable[None]]
+
+
+def record_of(peer: Peer, model: ModelId, num_blocks: int) -> PeerRecord:
+    """It claims all blocks and the ends, in 0.01 ms."""
+    served = ServedSpan(model=model, span=Span(0, num_blocks), num_blocks=num_blocks, dtype="float32")
+    return PeerRecord(
+        peer=peer.peer_id,
+        software=software(),
+        addresses=peer.addresses,
+        certificate=peer.certificate,
+        state="serving",
+        spans=(replace(served, ends=True),),
+        free_tokens=1 << 20,
+        step_ms=0.01,
+        reachable=True,
+    )
+
+
+@contextlib.asynccontextmanager
+async def hostile_node(target: Target, model: ModelId, on_session: OnSession) -> AsyncIterator[Peer]:
+    """In the swarm, announced, until the block ends."""
+    config = PeerConfig(swarm=target.swarm, bootstrap=target.addresses[:2], listen=("127.0.0.1", 0), client_mode=False)
+    handlers = {services.SESSION.name: on_session, services.ATTACH.name: on_session}
+    async with Peer(config, handlers) as peer:
+        await peer.joined()
+        await peer.directory.announce(lambda: record_of(peer, model, target.num_blocks), [target.model])
+        yield peer
+
+
+async def announce_many(target: Target, count: int, on_session: OnSession) -> None:
+    """So many of them, until cancelled."""
+    model = (await stranger(target)).model
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(count):
+            await stack.enter_async_context(hostile_node(target, model, on_session))
+        target.begun()
+        await asyncio.Event().wait()

@@ -1,0 +1,20 @@
+"""Junk for the DHT's storage: 1 KB under each of very many keys, signed rightly, at every node."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from attacks.records import nodes
+from attacks.target import Target
+from tests.hostile.flood import junk, mallory
+
+BATCH = 400
+
+
+async def attack(target: Target) -> None:
+    async with mallory(*nodes(target)) as attacker:
+        target.begun()
+        while True:
+            items = await asyncio.to_thread(junk, attacker.identity, BATCH, time.time() + 85)
+            await asyncio.gather(*(attacker.store(node, items) for node in nodes(target)))

@@ -1,0 +1,34 @@
+"""Signed records of made-up peers for the model, stored at every node: a phone book full of numbers that nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from attacks.target import Target, stranger
+from tests.hostile.flood import Item, made_up, mallory
+
+BATCH = 400
+LIFE_S = 85.0
+
+
+def nodes(target: Target) -> list[Any]:
+    """What the flood needs to know of each honest node."""
+    return [SimpleNamespace(peer_id=place.peer, multiaddrs=[str(place)]) for place in target.places]
+
+
+async def attack(target: Target) -> None:
+    model = (await stranger(target)).model
+    async with mallory(*nodes(target)) as attacker:
+        target.begun()
+        for number in itertools.count():
+            records = await asyncio.to_thread(_fresh, number, target.swarm, model)
+            await asyncio.gather(*(attacker.store(node, records) for node in nodes(target)))
+
+
+def _fresh(number: int, swarm: str, model: Any) -> list[Item]:
+    """Another BATCH, whose authors are others than the last one's."""
+    return made_up(BATCH * (number % 20 + 1), swarm, time.time() + LIFE_S, model)[-BATCH:]

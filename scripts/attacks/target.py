@@ -1,0 +1,76 @@
+"""What an attacker knows: the addresses that nodes print, and what their directory says of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocols.ids import ModelId, PeerId, SessionId, Span
+from protocols.inference import Grant, Hop
+from protocols.records import PeerRecord, ServedSpan
+from swarm.dht.address import PeerAddress
+from swarm.thin.peer import ThinPeer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One swarm and one of its models."""
+
+    addresses: tuple[str, ...]
+    """Multiaddrs of its honest nodes."""
+    model: str
+    num_blocks: int
+    checkpoint: Path
+    """The attackers hold the weights too: anybody can fetch them."""
+    begun: Callable[[], None]
+    """To be called when the attack is in place; what is measured begins then."""
+    swarm: str = "public"
+
+    @property
+    def places(self) -> list[PeerAddress]:
+        return [PeerAddress.parse(address) for address in self.addresses]
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A fresh identity with connections, and what the directory told it."""
+
+    peer: ThinPeer
+    nodes: tuple[tuple[PeerRecord, ServedSpan], ...]
+
+    @property
+    def model(self) -> ModelId:
+        return self.nodes[0][1].model
+
+    def hop(self, number: int) -> Hop:
+        """Node number `number` as a hop of a route."""
+        record, served = self.nodes[number]
+        return Hop(record.peer, record.addresses, record.certificate, served.span)
+
+    def grant(self, route: list[Hop], session: bytes, epoch: int = 0) -> Grant:
+        """The client's own word for a route: any client may give it."""
+        grant = Grant(
+            client=self.peer.peer_id,
+            session=SessionId(session),
+            epoch=epoch,
+            model=self.model,
+            route=tuple(route),
+            expires_s=time.time() + 600,
+        )
+        return grant.signed(self.peer.identity.sign)
+
+
+async def stranger(target: Target) -> Stranger:
+    """A new identity that has met the swarm; its connections end with the process."""
+    peer = ThinPeer(target.addresses, target.swarm)
+    await peer.__aenter__()
+    honest = {place.peer for place in target.places}
+    snapshot = await peer.directory.snapshot(target.model)
+    return Stranger(peer, tuple((record, served) for record, served in snapshot.serving() if record.peer in honest))
+
+
+def absent(peer: PeerId, addresses: tuple[str, ...], span: Span) -> Hop:
+    """A hop at addresses where nobody answers."""
+    return Hop(peer, addresses, b"", span)

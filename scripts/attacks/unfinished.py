@@ -1,0 +1,28 @@
+"""Requests of 60 MB that never end, sent over HTTP/2 without any credential, as far as the node's windows allow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from attacks.target import Target
+from tests.hostile.raw import RawCaller
+
+STREAMS = 8
+HOLD_S = 30.0
+
+
+async def attack(target: Target) -> None:
+    target.begun()
+    await asyncio.gather(*(asyncio.to_thread(_hold, place.grpc) for place in target.places))
+
+
+def _hold(address: str) -> None:
+    """One connection after the other; the process ends with the attack."""
+    while True:
+        with contextlib.suppress(OSError):
+            caller = RawCaller(address)
+            for _ in range(STREAMS):
+                caller.begin("/murmuration.v1/hello")
+            caller.pour(60 << 20, 59 << 20, HOLD_S)
+            caller.close()
