@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         utf8.check_arguments(given)
         given, file = _without_config(given)
         settings = _settings(given, file)
+        os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
         logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
         command: Any = typer.main.get_command(app)
