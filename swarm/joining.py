@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from protocols.errors import (
 )
 from swarm.dht.address import PeerAddress
 from swarm.finding import given_are_silent
+from swarm.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 LOOK_AROUND_S = 30.0
 """How often a peer that has joined asks for new neighbours, and whether it still has any."""
+
+_MAX_IGNORED = 1_024
+_MAX_SAID = 16
+"""Peers that are not for us of which the log tells; a neighbour may announce any number."""
 
 NEIGHBOUR_S = 3.0
 """How long a node that was given no peer looks for neighbours before it serves as the first; mDNS takes 0.8 to 1.6 s."""
@@ -79,18 +84,12 @@ class Sources:
     """Asks the user whether that many neighbours, which are in our swarm, may be joined; None = they may."""
 
     has_lan: bool = False
-    """Are neighbours looked for? `heard` says whom."""
+    """Are neighbours looked for?"""
 
     check: Callable[[PeerAddress], Awaitable[None]]
     """Raises a SwarmError unless the peer at the address, which nobody vouched for, proves its name and is in our swarm."""
 
-    neighbours: dict[PeerAddress, None] = field(default_factory=dict)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def heard(self, address: PeerAddress) -> None:
-        """A neighbour speaks. Call it on the loop."""
-        self.neighbours[address] = None
-        self.news.set()
+    neighbours: Neighbours = field(default_factory=Neighbours)
 
 
 class Joiner:
@@ -100,9 +99,8 @@ class Joiner:
         """on_change(met, text) once for every time that we join, on_change(None, text) for every round in which nobody answers."""
         self._dht, self._sources, self._on_change = dht, sources, on_change
         self._has_joined = asyncio.Event()
-        self._ignored: set[PeerAddress] = set()
+        self._ignored: dict[PeerAddress, None] = {}
         """Of other swarms, or without a common version."""
-        self._tried: set[PeerAddress] = set()
         self._has_asked = asyncio.Event()
         """The first round is over."""
         self._last_failure = ""
@@ -142,7 +140,7 @@ class Joiner:
     async def run(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
-            self._sources.news.clear()
+            self._sources.neighbours.news.clear()
             is_in = bool(self._dht.num_neighbours) or await self._meet()
             self._has_asked.set()
             if is_in:
@@ -150,7 +148,7 @@ class Joiner:
                 await self._news_within(LOOK_AROUND_S)
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
                     await self._dht.look_around()
-                    await self._meet_neighbours(self._tried)  # another part of the swarm, perhaps, that has just come up
+                    await self._meet_neighbours(only_new=True)  # another part of the swarm, perhaps, that has just come up
                 continue
             await self._news_within(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -158,7 +156,7 @@ class Joiner:
     async def _news_within(self, pause_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._sources.news.wait()
+                await self._sources.neighbours.news.wait()
 
     async def _meet(self) -> bool:
         """One round. True where somebody answered, or there is nobody to ask and never will be."""
@@ -179,9 +177,8 @@ class Joiner:
             )
         return not (sources.given or remembered or sources.has_lan)
 
-    async def _meet_neighbours(self, without: Collection[PeerAddress] = ()) -> bool:
-        chosen = [one for one in self._sources.neighbours if one not in self._ignored and one not in without]
-        self._tried.update(chosen)
+    async def _meet_neighbours(self, *, only_new: bool = False) -> bool:
+        chosen = self._sources.neighbours.to_ask(self._ignored, only_new=only_new)
         are_ours = await asyncio.gather(*(self._is_ours(one) for one in chosen))
         ours = [address for address, is_ours in zip(chosen, are_ours, strict=True) if is_ours]
         return bool(ours) and await self._may_join(ours) and await self._try("neighbouring", ours)
@@ -205,8 +202,13 @@ class Joiner:
         finally:
             self._is_answered.set()
         self._last_failure = "neighbours were heard, and the answer was not to join them"
-        self._ignored.update(neighbours)
+        self._ignore(neighbours)
         return False
+
+    def _ignore(self, addresses: Sequence[PeerAddress]) -> None:
+        self._ignored.update(dict.fromkeys(addresses))
+        while len(self._ignored) > _MAX_IGNORED:
+            del self._ignored[next(iter(self._ignored))]
 
     async def _try(self, kind: str, addresses: Sequence[PeerAddress]) -> bool:
         """Ask all at once. True where one answered."""
@@ -244,6 +246,7 @@ class Joiner:
             PrivateSwarmError,
             NotAllowedError,
         ) as error:  # of another swarm, say, and that stays so
-            self._ignored.add(address)
-            log.warning("the %s peer at %s is not for us: %s", kind, address, error)
+            self._ignore([address])
+            level = logging.WARNING if len(self._ignored) <= _MAX_SAID else logging.DEBUG
+            log.log(level, "the %s peer at %s is not for us: %s", kind, address, error)
             raise

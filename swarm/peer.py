@@ -428,7 +428,7 @@ class Peer:
             with contextlib.suppress(PeerUnreachableError):
                 return await self._joiner.joined(_REMEMBERED_FIRST_S)
         announced = () if is_client else self._dht.addresses
-        await self._finder.run_lan(announced, None if self._bootstrap else self._sources.heard)
+        await self._finder.run_lan(announced, None if self._bootstrap else self._sources.neighbours.hear)
 
     async def _check(self, address: PeerAddress) -> None:
         """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""

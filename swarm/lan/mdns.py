@@ -31,7 +31,7 @@ SERVICE = "_p2p-murmuration._udp.local."
 HOW_TO_INSTALL = "in the checkout, run scripts/setup, or pip install '.[lan]'"
 MAX_ADDRESSES = 8
 MAX_HEARD = 256
-"""Addresses reported in all: a network that says more is not a home."""
+"""Addresses that are remembered so as not to be reported again; beyond, the oldest is forgotten."""
 
 _own_pool: Any = None
 
@@ -47,7 +47,7 @@ class Mdns:
     def __init__(self, me: PeerId, addresses: Sequence[str], on_heard: Callable[[PeerAddress], None] | None) -> None:
         """addresses: multiaddrs to announce, without `/p2p/`; none = only look. on_heard: called in another thread; None = do not look."""
         self._me, self._addresses, self._on_heard = me, tuple(addresses)[:MAX_ADDRESSES], on_heard
-        self._heard: set[PeerAddress] = set()
+        self._heard: dict[PeerAddress, None] = {}
         self._zeroconf: Any = None
         self._broadcaster: Any = None
         self._listener: Any = None
@@ -86,9 +86,11 @@ class Mdns:
         for transport in list(info.addrs)[:MAX_ADDRESSES]:
             with contextlib.suppress(ConfigError):
                 address = PeerAddress.parse(f"{transport}/p2p/{info.peer_id}")
-                if address.peer == self._me or address in self._heard or len(self._heard) >= MAX_HEARD:
+                if address.peer == self._me or address in self._heard:
                     continue
-                self._heard.add(address)
+                self._heard[address] = None
+                while len(self._heard) > MAX_HEARD:
+                    del self._heard[next(iter(self._heard))]
                 assert self._on_heard is not None
                 self._on_heard(address)
 

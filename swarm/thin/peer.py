@@ -26,6 +26,7 @@ from swarm.directory.remote import RemoteDirectory
 from swarm.directory.sources import Source
 from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
 from swarm.joining import is_refusal
+from swarm.neighbours import MAX_ASKED, Neighbours
 from swarm.rpc.pool import ChannelPool
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ MEET_S = 5.0
 
 LAN_S = 5.0
 """Wait for a neighbour; mDNS takes 0.8 to 1.6 s."""
+
+
+_MAX_FAILURES = 8
 
 
 class ThinPeer:
@@ -123,27 +127,52 @@ class ThinPeer:
         """Those that are heard within LAN_S; True with the first that is ours, if the user does not say no."""
         if not self._finder.has_lan or self._given:
             return False
-        heard: asyncio.Queue[PeerAddress] = asyncio.Queue()
-        listening = asyncio.create_task(self._finder.run_lan((), heard.put_nowait))
+        neighbours = Neighbours()
+        listening = asyncio.create_task(self._finder.run_lan((), neighbours.hear))
         try:
             await self._finder.lan_is_up.wait()
             async with asyncio.timeout(LAN_S):
-                while not await self._greet([await heard.get()], failures):
-                    pass
+                address = await self._first_of(neighbours, failures)
         except TimeoutError:
             failures.append(f"no neighbour within {LAN_S:.0f} s")
             return False
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
+        self._found(address, [address])
         if not await self._finder.may_join(self._swarm, 1):
             failures.append("a neighbour was heard, and the answer was not to join it")
             return False
         return True
 
+    async def _first_of(self, neighbours: Neighbours, failures: list[str]) -> PeerAddress:
+        """The first neighbour that is ours; each is asked as it is heard, so that a silent one delays nobody."""
+        asking: set[asyncio.Task[PeerAddress]] = set()
+        try:
+            while True:
+                neighbours.news.clear()
+                fresh = neighbours.to_ask((), only_new=True) if len(asking) < MAX_ASKED else []
+                asking |= {asyncio.create_task(self._check(one)) for one in fresh}
+                news = asyncio.create_task(neighbours.news.wait())
+                try:
+                    await asyncio.wait({news, *asking}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    news.cancel()
+                for task in [task for task in asking if task.done()]:
+                    asking.discard(task)
+                    try:
+                        return task.result()
+                    except SwarmError as error:
+                        failures.append(str(error))
+                        del failures[_MAX_FAILURES:]
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
     def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
         if asked is not self._given:
-            self.directory = self._directory_of(asked)
+            self.directory = self._directory_of(sorted(asked, key=lambda one: one != address))  # others may be dead
         self._finder.note_answering([address])
 
     async def _check(self, address: PeerAddress) -> PeerAddress:

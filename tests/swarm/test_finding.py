@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from protocols.errors import ConfigError, PeerUnreachableError
+from protocols.identity import from_seed
 from swarm import known
 from swarm import peer as module
 from swarm.dht.address import PeerAddress
 from swarm.finding import FindConfig
 from swarm.lan import mdns
+from swarm.neighbours import Neighbours
 from swarm.peer import Peer, PeerConfig
-from swarm.thin.peer import ThinPeer
+from swarm.thin.peer import LAN_S, ThinPeer
 
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr"
 
@@ -76,7 +79,7 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
         liar = friend.multiaddrs[0].replace(friend.peer_id, stranger.peer_id)
         with caplog.at_level(logging.WARNING):
             for address in (stranger.multiaddrs[0], liar, NOBODY, friend.multiaddrs[0]):
-                alone._sources.heard(PeerAddress.parse(address))
+                alone._sources.neighbours.hear(PeerAddress.parse(address))
             await met(alone)
             await met(friend)  # who was joined hears of it a moment later
         assert "different swarms" in caplog.text
@@ -111,12 +114,12 @@ async def test_neighbours_are_said_before_they_are_joined_and_left_alone_after_a
         Peer(PeerConfig(data_dir=tmp_path)) as second,
         Peer(PeerConfig(data_dir=tmp_path, find=find)) as alone,
     ):
-        alone._sources.heard(PeerAddress.parse(first.multiaddrs[0]))
+        alone._sources.neighbours.hear(PeerAddress.parse(first.multiaddrs[0]))
         async with asyncio.timeout(15):
             while not alone._joiner._ignored:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert alone.num_neighbours == 0 == first.num_neighbours and said == []
-        alone._sources.heard(PeerAddress.parse(second.multiaddrs[0]))
+        alone._sources.neighbours.hear(PeerAddress.parse(second.multiaddrs[0]))
         await met(alone)
     assert asked == ["heard 1 node of swarm `public` on this network"] * 2
     assert said == [f"{asked[0]}: joining it; --no-lan to stay alone, --swarm NAME for a swarm of your own"]
@@ -154,3 +157,18 @@ def test_py_libp2p_and_hivemind_live_in_one_process_whichever_comes_first(first:
     script = "\n".join([*(lines if first == "libp2p" else lines[::-1]), check])
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+async def test_a_neighbour_that_is_silent_does_not_keep_a_thin_client_from_the_others(tmp_path: Path) -> None:
+    """They were asked one after the other: a single silent one, heard first, cost all the time that there is."""
+    async with Peer(PeerConfig(data_dir=tmp_path)) as node, ThinPeer(node.multiaddrs) as thin:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+            port, heard, failures = silent.getsockname()[1] - 1, Neighbours(), list[str]()
+            for number in range(20):
+                peer = from_seed(number.to_bytes(32)).peer_id
+                heard.hear(PeerAddress.parse(f"/ip4/127.0.0.{number + 1}/tcp/{port}/p2p/{peer}"))
+            asking = asyncio.create_task(thin._first_of(heard, failures))
+            await asyncio.sleep(0)
+            heard.hear(PeerAddress.parse(node.multiaddrs[0]))
+            async with asyncio.timeout(LAN_S):
+                assert (await asking).peer == node.peer_id
