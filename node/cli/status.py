@@ -47,6 +47,9 @@ SILENT = "silent"
 UNASKED = "unasked"
 """The state of a peer that announced itself, if there was no time to ask it."""
 
+MAX_MODELS = 64
+"""Models that are shown where none is named, those of most peers: anybody can make up names."""
+
 HELLO_S = 3.0
 ASK_S = 10.0
 """Seconds for all hellos together."""
@@ -218,7 +221,7 @@ async def _ask(
 
     config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
     async with Peer(config, {}) as peer:
-        names = [name] if name is not None else list(await peer.directory.models())
+        names = [name] if name is not None else list(await peer.directory.models())[:MAX_MODELS]
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
         records = {record.peer: record for snapshot in snapshots for record in snapshot.peers}
         on_wait(waiting.asking(len(records)))

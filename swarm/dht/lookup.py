@@ -23,6 +23,9 @@ BEAM = 20
 PARALLEL = 8
 """Questions at once."""
 
+LATE_S = 0.75
+"""Seconds after which a question no longer holds up the others; if only such are left, the lookup ends."""
+
 MAX_ASKED = 64
 """Members asked in one lookup, so that one which names ever nearer members ends, too."""
 
@@ -49,10 +52,11 @@ _Node = tuple[int, Any]
 class Lookup:
     """One search for the members nearest `keys`, which are numbers like node ids."""
 
-    def __init__(self, keys: Sequence[int], known: Iterable[_Node], ask: Ask, me: object) -> None:
-        """known: where to begin. me: this peer, which is not asked."""
+    def __init__(self, keys: Sequence[int], known: Iterable[_Node], ask: Ask, me: object, always: Sequence[_Node] = ()) -> None:
+        """known: where to begin. me: this peer, which is not asked. always: asked about every key, however far from it."""
         self._keys, self._ask, self._me = tuple(keys), ask, me
-        self._known = {node for node in known if node[1] != me}
+        self._always = [node for node in always if node[1] != me]
+        self._known = {node for node in (*known, *self._always) if node[1] != me}
         self._asked: dict[_Node, set[int]] = {}
         """Keys that a node was asked about."""
         self._answered: set[_Node] = set()
@@ -60,35 +64,47 @@ class Lookup:
         """By key, one list for each member that had entries."""
 
     async def run(self, timeout_s: float) -> None:
-        """Until nobody nearer is left to ask, or the time is over; what has been found by then counts."""
-        asking: set[asyncio.Task[None]] = set()
+        """Until all who are near have answered or are late, or the time is over; what has been found by then counts."""
+        clock = asyncio.get_running_loop().time
+        ends_s, asking = clock() + timeout_s, dict[asyncio.Task[None], tuple[float, _Node]]()
         try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    while len(asking) < PARALLEL and (question := self._next()):
-                        asking.add(asyncio.create_task(self._put(*question)))
-                    if not asking:
-                        return
-                    done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        task.result()
-        except TimeoutError:
-            pass
+            while (left_s := ends_s - clock()) > 0:
+                late = {node for began_s, node in asking.values() if clock() - began_s >= LATE_S}
+                self._known -= late  # the next nearest take their places
+                self._fill(asking, len(late))
+                if not asking or (len(late) == len(asking) and self._answered):
+                    return
+                young = [began_s for began_s, node in asking.values() if node not in late]
+                turn_s = min(young) + LATE_S - clock() if young else left_s
+                done, _ = await asyncio.wait(asking, timeout=max(0.0, min(left_s, turn_s)), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del asking[task]
+                    task.result()
         finally:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
+
+    def _fill(self, asking: dict[asyncio.Task[None], tuple[float, _Node]], num_late: int) -> None:
+        """Put further questions; who is late takes no place of PARALLEL."""
+        while len(asking) - num_late < PARALLEL and (question := self._next()):
+            asking[asyncio.create_task(self._put(*question))] = asyncio.get_running_loop().time(), question[0]
 
     def nearest(self, key: int, count: int) -> list[Any]:
         """Those nearest the key: first who has answered, then who may still do."""
         nodes = sorted(self._known, key=lambda node: (node not in self._answered, node[0] ^ key))
         return list(dict.fromkeys(peer for _node, peer in nodes))[:count]
 
+    def has_answered(self, peer: object) -> bool:
+        """Has this member answered any question?"""
+        return any(peer == one for _node, one in self._answered)
+
     def _next(self) -> tuple[_Node, list[int]] | None:
         """The next node to ask, and about which keys: it is in the beams of these and was not asked about them yet."""
         if len(self._asked) >= MAX_ASKED:
             return None
-        beams = {key: self._nearest_of(key, BEAM) for key in self._keys}
+        always = [node for node in self._always if node in self._known]
+        beams = {key: [*always, *self._nearest_of(key, BEAM)] for key in self._keys}
         for beam in beams.values():
             for node in beam:
                 done = self._asked.get(node, set())
@@ -106,10 +122,15 @@ class Lookup:
             self._known.discard(node)
             return
         self._answered.add(node)
+        self._known.add(node)
         for key, told in answer.told.items():
             if told and key in self.told:
                 self.told[key].append(told)
         fresh = [one for one in itertools.islice(answer.nearest.items(), BEAM * len(keys)) if one[1] != self._me]
         self._known.update(one for one in fresh if one not in self._asked)  # who was silent stays out
         if len(self._known) > _MAX_KNOWN:
-            self._known = {near for key in self._keys for near in self._nearest_of(key, 2 * BEAM)} | self._answered
+            self._known = (
+                {near for key in self._keys for near in self._nearest_of(key, 2 * BEAM)}
+                | self._answered
+                | {node for node in self._always if node in self._known}
+            )

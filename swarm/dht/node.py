@@ -43,6 +43,13 @@ GET_S = 6.0
 FIND_SHARE = 0.6
 """Part of a store's time that may go into finding the nearest members."""
 
+MAX_ANCHORS = 3
+"""Members that we joined by, the last ones, which keep our entries and are asked, however far from a key they are. Node ids are chosen
+freely, so all that are nearest may be an attacker's; who joins by the same peers as we do still meets us there."""
+
+ANCHOR_REST_S = 60.0
+"""Seconds for which one of them that did not answer is left alone."""
+
 STOP_S = 1.0
 
 
@@ -70,6 +77,8 @@ class Dht:
         self._rules = rules or Rules()
         self._signatures = Signatures(identity, time.time)
         self._node: Protocol | None = None
+        self._anchors: dict[PeerID, tuple[int, float]] = {}
+        """Members that we joined by: their node ids, and until when they are left alone."""
         self.addresses: tuple[str, ...] = ()
         """Multiaddrs under which others reach us, without `/p2p/…`."""
 
@@ -154,6 +163,10 @@ class Dht:
                 f"peer {short_peer(address.peer)} at {address.transport} takes no part in the DHT: it may be a client"
             )
         await node.update_routing_table(found, peer)
+        self._anchors.pop(peer, None)
+        self._anchors[peer] = found, 0.0
+        while len(self._anchors) > MAX_ANCHORS:
+            del self._anchors[next(iter(self._anchors))]
         await self.look_around()
 
     async def look_around(self) -> None:
@@ -165,8 +178,12 @@ class Dht:
     async def _lookup(self, keys: Sequence[DHTID], timeout_s: float) -> Lookup:
         node = self._running
         known = {one for key in keys for one in node.routing_table.get_nearest_neighbors(key, BEAM, exclude=node.node_id)}
-        lookup = Lookup(keys, known, node.ask, node.peer_id)
+        anchors = {peer: number for peer, (number, rests_s) in self._anchors.items() if rests_s <= time.monotonic()}
+        lookup = Lookup(keys, known, node.ask, node.peer_id, [(number, peer) for peer, number in anchors.items()])
         await lookup.run(timeout_s)
+        for peer, number in anchors.items():
+            if not lookup.has_answered(peer):
+                self._anchors[peer] = number, time.monotonic() + ANCHOR_REST_S
         return lookup
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = GET_S) -> bool:
@@ -178,7 +195,9 @@ class Dht:
         near = DHTID(
             int.from_bytes(key_bytes, "big") ^ 1
         )  # the same members are nearest, but nobody keeps, and sends, anything there
-        holders = (await self._lookup([near], FIND_SHARE * timeout_s)).nearest(near, NUM_REPLICAS)
+        lookup = await self._lookup([near], FIND_SHARE * timeout_s)
+        anchors = [peer for peer in self._anchors if lookup.has_answered(peer)]
+        holders = list(dict.fromkeys([*lookup.nearest(near, NUM_REPLICAS), *anchors]))
         return any(await self._store_at(holders, key_bytes, entry, timeout_s * (1 - FIND_SHARE))) if holders else is_ours
 
     async def _store_at(self, holders: Sequence[PeerID], key: bytes, entry: SignedEntry, timeout_s: float) -> list[bool]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from protocols.entries import SignedEntry, packed_subkey
 from protocols.errors import BadRequestError
 from protocols.ids import PeerId, parse_peer_id
 from swarm.dht.guard import Guard, Guarded
-from swarm.dht.lookup import BEAM, Answer
+from swarm.dht.lookup import BEAM, LATE_S, Answer
 from swarm.dht.origins import Origins
 from swarm.dht.shelf import OURS, Shelf
 from swarm.dht.signatures import Signatures
@@ -48,6 +49,11 @@ MAX_ANSWERED = 256
 
 MAX_ANSWER_BYTES = 2 << 20
 """Bytes of entries in an answer; p2pd carries 4 MiB."""
+
+SILENT_S = 20.0
+"""Seconds for which a member that did not answer is not asked again."""
+
+_MAX_SILENT = 4_096
 
 WINDOW_S = 10.0
 MAX_STORES = 200
@@ -96,6 +102,8 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
         self.origins = Origins(self.connections)
         self._stores, self._pings = Meter(MAX_STORES, WINDOW_S), Meter(MAX_PINGS, WINDOW_S)
         self._finds, self._found_bytes = Meter(MAX_FINDS, WINDOW_S), Meter(MAX_FOUND_BYTES, WINDOW_S)
+        self._silent = dict[PeerID, float]()
+        """Who did not answer us, and until when it is left alone."""
         self._tasks = set[asyncio.Task[None]]()
         self.node_info = dht_pb2.NodeInfo() if client_mode else dht_pb2.NodeInfo(node_id=self.node_id.to_bytes())
         if not client_mode:
@@ -207,7 +215,9 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
 
     async def ask(self, peer: PeerID, keys: Sequence[int]) -> Answer | None:
         """What a member knows of some keys; None where it does not answer in time, or with nonsense."""
-        ids = [DHTID(key) for key in keys]
+        if self._is_silent(peer):
+            return None
+        ids, began_s = [DHTID(key) for key in keys], time.monotonic()
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in ids], peer=self.node_info)
         try:
             async with self.rpc_semaphore:
@@ -215,14 +225,29 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
             if len(response.results) != len(keys):
                 raise BadRequestError(f"{len(response.results)} results for {len(keys)} keys")
             answer = _parsed(ids, response)
+        except asyncio.CancelledError:  # others have answered meanwhile
+            if time.monotonic() - began_s >= LATE_S:
+                self._leave_alone(peer)
+            raise
         except Exception as error:  # hivemind has no class that all its failures share
             log.debug("member %s does not answer: %r", peer, error)
-            self._spawn(self.update_routing_table(None, peer, responded=False))
+            self._leave_alone(peer)
             return None
         node = _node_id(response.peer.node_id)
         if node is not None:
             self._spawn(self.update_routing_table(node, peer))
         return answer
+
+    def _leave_alone(self, peer: PeerID) -> None:
+        """It is no neighbour for SILENT_S, whatever it asks of us: else one that never answers would delay every look."""
+        self._silent.pop(peer, None)
+        self._silent[peer] = time.monotonic() + SILENT_S
+        while len(self._silent) > _MAX_SILENT:
+            del self._silent[next(iter(self._silent))]
+        self._spawn(self.update_routing_table(None, peer, responded=False))
+
+    def _is_silent(self, peer: PeerID) -> bool:
+        return bool(self._silent.get(peer, 0.0) > time.monotonic())
 
     # --- neighbours
 
@@ -236,7 +261,7 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
         node_id = before if node_id is None else node_id
         if node_id is None or node_id == self.node_id or peer_id == self.peer_id or node_id % _ODD == 0:
             return
-        if table.get(node_id=node_id, default=peer_id) != peer_id:
+        if table.get(node_id=node_id, default=peer_id) != peer_id or self._is_silent(peer_id):
             return
         if before is not None and before != node_id:
             del table[before]

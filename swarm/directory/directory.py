@@ -118,8 +118,8 @@ class Directory:
         return await of_entries(model, dict(await self._look(model)), time.time())
 
     async def models(self) -> dict[str, int]:
-        """Names that are announced in this swarm, with the number of peers of each; most peers first."""
-        return counted(dict(await self._look("")))
+        """Names that are announced in this swarm, with the number of peers of each; in the order of `counted`."""
+        return await counted(dict(await self._look("")), self._has_met)
 
     async def signed(self, model: str) -> DirectoryReply:
         """The same ("" = the names of models) as the peers have signed it, for who asks by gRPC."""

@@ -81,9 +81,9 @@ class RemoteDirectory:
         return snapshot
 
     async def models(self) -> dict[str, int]:
-        """Names that are announced in this swarm, with the number of peers of each; most peers first."""
+        """Names that are announced in this swarm, with the number of peers of each; in the order of `counted`."""
         await self._ask("")
-        return counted(self._alive(""))
+        return await counted(self._alive(""), self._has_met)
 
     async def close(self) -> None:
         """Stop asking."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from protocols.directory import parse_names
@@ -84,13 +84,18 @@ async def of_entries(model: str, entries: Mapping[PeerId, SignedEntry], now_s: f
     return Snapshot(model, tuple(records), now_s)
 
 
-def counted(entries: Mapping[PeerId, SignedEntry]) -> dict[str, int]:
-    """Names of models in what peers say of them, with the number of peers of each; most peers first."""
-    counts: dict[str, int] = {}
-    for entry in entries.values():
-        for name in set(_names(entry)):
-            counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+async def counted(entries: Mapping[PeerId, SignedEntry], has_met: Callable[[PeerId], bool]) -> dict[str, int]:
+    """Names of models in what peers say of them, with the number of peers of each; those first that most peers name whom we have met,
+    then those of most peers at all: a name is made up as easily as a peer."""
+    counts: Counter[str] = Counter()
+    met: Counter[str] = Counter()
+    for number, (peer, entry) in enumerate(tuple(entries.items())):
+        if number % _TURN == _TURN - 1:
+            await asyncio.sleep(0)
+        names = set(_names(entry))
+        counts.update(names)
+        met.update(names if has_met(peer) else ())
+    return dict(sorted(counts.items(), key=lambda item: (-met[item[0]], -item[1], item[0])))
 
 
 def _read(peer: PeerId, entry: SignedEntry) -> PeerRecord | None:

@@ -11,7 +11,7 @@ import pytest
 
 from protocols.entries import SignedEntry
 from protocols.ids import peer_id_of
-from swarm.dht.lookup import BEAM, MAX_ASKED, Answer, Lookup
+from swarm.dht.lookup import BEAM, MAX_ASKED, PARALLEL, Answer, Lookup
 
 SEED = 12
 KEY = 1 << 159
@@ -91,6 +91,16 @@ async def test_what_was_told_before_the_time_was_over_counts() -> None:
     assert lookup.nearest(KEY, 1) != [str(nearest(found, 1)[0])], "who has answered goes first"
 
 
+async def test_members_that_hang_hold_up_neither_the_others_nor_the_end() -> None:
+    """As many as there are places, and nearest of all: the time that there would be is not used."""
+    found = town(60)
+    found.hanging = frozenset(nearest(found, 2 * PARALLEL)) - {next(iter(found.members))}
+    found.holders = frozenset(found.members)
+    async with asyncio.timeout(30.0):
+        lookup = await look(found, timeout_s=3_600.0)
+    assert len(lookup.told[KEY]) > 2 * (BEAM - len(found.hanging)), "the next nearest took their places"
+
+
 async def test_a_member_that_names_ever_nearer_ones_is_not_followed_for_ever() -> None:
     class Liar(Town):
         async def ask(self, peer: str, keys: Sequence[int]) -> Answer | None:
@@ -112,3 +122,15 @@ async def test_nobody_takes_a_members_place_by_naming_another_for_it(first: str)
     lookup = Lookup((KEY,), known if first == "truth" else known[::-1], found.ask, "me")
     await lookup.run(5.0)
     assert lookup.nearest(KEY, 1) == [str(honest)]
+
+
+async def test_members_that_we_joined_by_are_asked_however_far_they_are() -> None:
+    """All that are nearest belong to an attacker, which says nothing of what it was given."""
+    found = town(300)
+    friend = sorted(found.members, key=lambda node: node ^ KEY)[-1]
+    found.holders = frozenset([friend])
+    start = next(iter(found.members))
+    assert (await look(found)).told[KEY] == []
+    lookup = Lookup((KEY,), [(start, str(start))], found.ask, "me", [(friend, str(friend))])
+    await lookup.run(5.0)
+    assert lookup.told[KEY] == [[ENTRY]]
