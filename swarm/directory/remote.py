@@ -100,7 +100,7 @@ class RemoteDirectory:
 
     async def _ask(self, model: str) -> None:
         """Ask a few peers, then more, until one answers; late answers still count for the next look."""
-        failures: list[str] = []
+        failures: list[SwarmError] = []
         for asked in self._sources.rounds():
             tasks = [asyncio.create_task(self._ask_one(source, model)) for source in asked]
             for task in tasks:
@@ -110,9 +110,11 @@ class RemoteDirectory:
             failed = await _first_answers(tasks)
             if len(failed) < len(tasks):
                 return
-            failures += map(str, failed)
+            failures += failed
         if not self._alive(model):
-            reasons = "; ".join(failures[:3]) or "no peer is known"
+            if failures and all(isinstance(error, BadRequestError) for error in failures):
+                raise failures[0]  # all that we hear: it says what is wrong with our question
+            reasons = "; ".join(map(str, failures[:3])) or "no peer is known"
             raise PeerUnreachableError(f"no peer of the swarm answers: {reasons}; check --peer, and that it runs")
 
     async def _ask_one(self, source: Source, model: str) -> int:
@@ -173,10 +175,7 @@ def _told_by(source: Source, error: BaseException) -> SwarmError:
 
 
 async def _first_answers(tasks: Sequence[asyncio.Task[int]]) -> list[SwarmError]:
-    """Wait until all have answered, or GRACE_S after the first that told us something; the errors of those that failed so far.
-
-    BadRequestError is raised where it is all that we hear: it says what is wrong with our question.
-    """
+    """Wait until all have answered, or GRACE_S after the first that told us something; the errors of those that failed so far."""
     pending: set[asyncio.Task[int]] = set(tasks)
     ends_at: float | None = None
     loop = asyncio.get_running_loop()
@@ -189,6 +188,6 @@ async def _first_answers(tasks: Sequence[asyncio.Task[int]]) -> list[SwarmError]
             ends_at = loop.time() + GRACE_S
     errors = [error for task in tasks if task.done() and (error := task.exception()) is not None]
     for error in errors:
-        if not isinstance(error, SwarmError) or (isinstance(error, BadRequestError) and len(errors) == len(tasks)):
+        if not isinstance(error, SwarmError):
             raise error
     return [error for error in errors if isinstance(error, SwarmError)]

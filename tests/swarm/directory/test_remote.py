@@ -187,6 +187,14 @@ async def test_what_is_wrong_with_the_question_is_said_as_it_was_heard() -> None
         await directory(peers, ALICE).snapshot("tiny")
 
 
+async def test_one_peer_s_refusal_of_the_question_does_not_end_the_look() -> None:
+    """A liar among the first that are asked, and others there that are silent: the honest one comes in a later round."""
+    silent = [from_seed(bytes([number]) * 32) for number in range(31, 30 + FANOUT)]
+    peers = Peers({ALICE.peer_id: BadRequestError("no"), DAVE.peer_id: [record(BOB)]})
+    remote = directory(peers, ALICE, *silent, DAVE)
+    assert await seen(remote) == {BOB.peer_id}
+
+
 async def test_names_of_models_are_counted() -> None:
     def names(*models: str) -> bytes:
         return frame.encode({"t": "models", "models": list(models)})
