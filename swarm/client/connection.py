@@ -35,6 +35,7 @@ from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.resolve import is_place, name_in_swarm, resolve
+from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.rpc import forked
 from swarm.suggestion import NodeCommand
@@ -194,7 +195,8 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
             hidden_size=checkpoint.hidden_size,
             vocab_size=checkpoint.vocab_size,
         )
-        sessions = _session_maker(peer, found.model, checkpoint.num_blocks, config, settings.hosting(), settings.waits)
+        sessions, router = _session_maker(peer, found.model, checkpoint.num_blocks, config, settings.hosting(), settings.waits)
+        held.callback(router.close)
         release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
     return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype])
 
@@ -217,11 +219,13 @@ async def _join(
             spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s, hosting, slot)
         name = settings.dtype_name(spans, num_blocks)
         config = SessionConfig(patience_s=settings.patience_s, priority=settings.priority, dtype=name)
-        sessions = _session_maker(peer, model, num_blocks, config, hosting, settings.waits)
+        sessions, router = _session_maker(peer, model, num_blocks, config, hosting, settings.waits)
     except BaseException:
         pool.release(shared)
         raise
-    return SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
+    backend = SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
+    backend.at_close(router.close)
+    return backend
 
 
 async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> SharedPeer:
@@ -231,12 +235,12 @@ async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> Share
 
 def _session_maker(
     peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand, waits: Waits
-) -> Callable[[Span | None], Session]:
+) -> tuple[Callable[[Span | None], Session], Router]:
     async def ping(record: PeerRecord) -> None:
         await peer.hello(record.peer, record.addresses, record.certificate)
 
-    router, links = Router(peer.directory, ping, model, num_blocks, hosting), Links(peer.pool)
-    return lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)
+    router, links = Router(peer.directory, ping, model, num_blocks, hosting, regard_of(peer)), Links(peer.pool)
+    return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), router
 
 
 def _find(settings: Settings) -> FindConfig:

@@ -1,40 +1,79 @@
-"""Round trips to other peers, measured with `hello` and remembered for a while."""
+"""Round trips to other peers, measured with `hello` and remembered for a while. Who has not answered has none."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
 from protocols.errors import DeadlineError, SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
+from swarm.asking import AT_ONCE, HELLO_S, answers
 
 Ping = Callable[[PeerRecord], Awaitable[None]]
 """Says hello to a peer and returns when it has answered; SwarmError where it does not."""
 
 FRESH_S = 60.0
+"""Seconds for which an answer counts: after that a peer has to answer again before it is used."""
+
 FORGET_S = 900.0
 """A peer that was not measured for this long is no longer remembered."""
 
-PING_S = 2.0
-MAX_PINGS = 64
-"""Peers measured at once."""
+PING_S = HELLO_S
+
+
+def _ignored(record: PeerRecord, error: SwarmError) -> None:
+    pass
 
 
 class Latency:
     """Our own round trips, and what peers say of theirs."""
 
-    def __init__(self, ping: Ping) -> None:
-        self._ping = ping
+    def __init__(self, ping: Ping, on_silent: Callable[[PeerRecord, SwarmError], None] = _ignored) -> None:
+        """on_silent: told of each peer that `measure` began to ask and that does not answer, also after the caller has left."""
+        self._ping, self._on_silent = ping, on_silent
         self._measured: dict[PeerId, tuple[float, float]] = {}
+        self._asking: dict[PeerId, asyncio.Task[SwarmError | None]] = {}
 
-    async def measure(self, records: Iterable[PeerRecord]) -> dict[PeerId, SwarmError]:
-        """Measure whoever was not measured lately, all at once; returns those that did not answer, with the reason."""
-        now_s = time.monotonic()
-        due = [record for record in records if now_s - self._measured.get(record.peer, (0.0, -FRESH_S))[1] >= FRESH_S][:MAX_PINGS]
-        outcomes = await asyncio.gather(*(self.probe(record) for record in due))
-        return {record.peer: error for record, error in zip(due, outcomes, strict=True) if error is not None}
+    def has_answered(self, peer: PeerId) -> bool:
+        """Has it answered lately? Only such peers are used."""
+        entry = self._measured.get(peer)
+        return entry is not None and time.monotonic() - entry[1] < FRESH_S
+
+    def is_remembered(self, peer: PeerId) -> bool:
+        """Has it answered at all, as far as we remember?"""
+        return peer in self._measured
+
+    def measure(self, records: Iterable[PeerRecord]) -> AsyncGenerator[tuple[PeerRecord, SwarmError | None], None]:
+        """Ask in this order, AT_ONCE at a time, those that have not answered lately; each with the reason if it does not answer.
+
+        Questions that are under way when the caller leaves go on for up to PING_S: a late answer counts for the next route.
+        """
+        return answers((one for one in records if not self.has_answered(one.peer)), self._asked, AT_ONCE)
+
+    def look_around(self, records: Iterable[PeerRecord], number: int) -> None:
+        """Ask up to `number` of those that have not answered lately, while nobody waits for it."""
+        for record in records:
+            if len(self._asking) >= number:
+                return
+            if not self.has_answered(record.peer) and record.peer not in self._asking:
+                self._start(record)
+
+    async def _asked(self, record: PeerRecord) -> SwarmError | None:
+        return await asyncio.shield(self._asking.get(record.peer) or self._start(record))
+
+    def _start(self, record: PeerRecord) -> asyncio.Task[SwarmError | None]:
+        task = asyncio.create_task(self._probe_and_tell(record), name="hello")
+        self._asking[record.peer] = task
+        task.add_done_callback(lambda _: self._asking.pop(record.peer, None))
+        return task
+
+    async def _probe_and_tell(self, record: PeerRecord) -> SwarmError | None:
+        error = await self.probe(record)
+        if error is not None:
+            self._on_silent(record, error)
+        return error
 
     async def probe(self, record: PeerRecord) -> SwarmError | None:
         """One round trip now; the reason where there is no answer within PING_S."""
@@ -53,6 +92,11 @@ class Latency:
         self._measured[record.peer] = ((time.perf_counter() - started) * 1e3, now_s)
         return None
 
+    def close(self) -> None:
+        """End what is under way."""
+        for task in list(self._asking.values()):
+            task.cancel()
+
     def forget(self, peer: PeerId) -> None:
         """The peer failed: its round trip is measured anew before it is used again."""
         self._measured.pop(peer, None)
@@ -63,9 +107,14 @@ class Latency:
         return entry[0] if entry is not None else max((ms for ms, _ in self._measured.values()), default=0.0)
 
     def between_ms(self, a: PeerRecord | None, b: PeerRecord | None) -> float:
-        """One-way milliseconds; None is this peer. Between two others: what they announce, else the longer of our own ways."""
+        """One-way milliseconds; None is this peer. Between two others: what they announce, else the longer of our own ways.
+
+        What they announce is a claim: it cannot be shorter than the difference of our own ways to the two (the triangle inequality),
+        and if they disagree, the longer one counts.
+        """
         if a is None or b is None:
             other = a or b
             return 0.0 if other is None else self.round_trip_ms(other.peer) / 2
-        announced = dict(a.round_trips).get(b.peer) or dict(b.round_trips).get(a.peer)
-        return (announced or max(self.round_trip_ms(a.peer), self.round_trip_ms(b.peer))) / 2
+        ours = self.round_trip_ms(a.peer), self.round_trip_ms(b.peer)
+        announced = max(dict(a.round_trips).get(b.peer, 0.0), dict(b.round_trips).get(a.peer, 0.0))
+        return max(announced, abs(ours[0] - ours[1])) / 2 if announced else max(ours) / 2

@@ -21,6 +21,7 @@ from swarm.client import served
 from swarm.finding import NOBODY_ELSE, FindConfig
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
+from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.suggestion import NodeCommand
 from swarm.thin import finding
@@ -52,7 +53,7 @@ class ThinModel:
         self.model = model
         self.defaults, self.tokenizer = defaults, tokenizer
         self._peer, self._config, self._waits = peer, config, waits
-        self._router = Router(peer.directory, self._ping, model, num_blocks, hosting)
+        self._router = Router(peer.directory, self._ping, model, num_blocks, hosting, regard_of(peer))
         self._sessions: list[Session] = []
 
     async def _ping(self, record: PeerRecord) -> None:
@@ -80,6 +81,7 @@ class ThinModel:
         """End every session."""
         while self._sessions:
             await self._sessions.pop().close()
+        self._router.close()
 
 
 @contextlib.asynccontextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
-from protocols.errors import DeadlineError, PeerUnreachableError
+from protocols.errors import DeadlineError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from swarm.routing import latency
 from swarm.routing.latency import Latency
-from tests.swarm.inference.toy import new_identity
+from tests.swarm.inference.toy import new_identity, until
 
 
 class Pinger:
@@ -38,17 +39,22 @@ class Pinger:
         self.at_once -= 1
 
 
+async def lost_of(measured: Latency, *records: PeerRecord) -> dict[PeerId, SwarmError]:
+    """Those that do not answer, with the reason."""
+    return {record.peer: error async for record, error in measured.measure(records) if error is not None}
+
+
 async def test_peers_are_measured_together_and_then_remembered() -> None:
     ping = Pinger()
     measured = Latency(ping)
     near, far, dead = ping.record(0.01), ping.record(0.1), ping.record(None)
-    lost = await measured.measure([near, far, dead])
+    lost = await lost_of(measured, near, far, dead)
     assert set(lost) == {dead.peer} and isinstance(lost[dead.peer], PeerUnreachableError)
     assert ping.most_at_once == 2
     assert 10 <= measured.round_trip_ms(near.peer) < 100 <= measured.round_trip_ms(far.peer)
-    assert not await measured.measure([near, far]) and len(ping.asked) == 3
+    assert not await lost_of(measured, near, far) and len(ping.asked) == 3
     measured.forget(near.peer)
-    await measured.measure([near, far])
+    await lost_of(measured, near, far)
     assert ping.asked[3:] == [near.peer]
 
 
@@ -64,7 +70,7 @@ async def test_an_unmeasured_peer_is_not_taken_for_a_near_one() -> None:
     measured = Latency(ping)
     assert measured.round_trip_ms(new_identity().peer_id) == 0
     near, far, unknown = ping.record(0.0), ping.record(0.05), ping.record()
-    await measured.measure([near, far])
+    await lost_of(measured, near, far)
     assert measured.round_trip_ms(unknown.peer) == measured.round_trip_ms(far.peer)
 
 
@@ -74,8 +80,35 @@ async def test_ways_between_others_are_what_they_announce_else_the_longer_of_our
     a = ping.record(0.02)
     b = ping.record(0.0, trips=((a.peer, 8.0),))
     c = ping.record(0.0)
-    await measured.measure([a, b, c])
-    assert measured.between_ms(a, b) == measured.between_ms(b, a) == 4.0
+    await lost_of(measured, a, b, c)
+    difference_ms = abs(measured.round_trip_ms(a.peer) - measured.round_trip_ms(b.peer))
+    assert measured.between_ms(a, b) == measured.between_ms(b, a) == max(8.0, difference_ms) / 2
     assert measured.between_ms(a, c) == measured.round_trip_ms(a.peer) / 2
     assert measured.between_ms(None, a) == measured.between_ms(a, None) == measured.round_trip_ms(a.peer) / 2
     assert measured.between_ms(None, None) == 0
+
+
+async def test_two_peers_are_not_nearer_to_each_other_than_our_ways_to_them_differ() -> None:
+    """Whatever one of them announces; and what the other one says counts as well."""
+    ping = Pinger()
+    measured = Latency(ping)
+    far = ping.record(0.1)
+    liar = ping.record(0.0, trips=((far.peer, 0.01),))
+    honest = ping.record(0.1, trips=((liar.peer, 500.0),))
+    await lost_of(measured, far, liar, honest)
+    assert measured.between_ms(liar, far) == (measured.round_trip_ms(far.peer) - measured.round_trip_ms(liar.peer)) / 2 > 30
+    boasting = PeerRecord(peer=liar.peer, round_trips=((honest.peer, 0.01),))
+    assert measured.between_ms(boasting, honest) == 250.0
+
+
+async def test_what_is_under_way_when_the_caller_leaves_still_counts_and_its_silence_is_told() -> None:
+    ping, told = Pinger(), list[PeerId]()
+    measured = Latency(ping, lambda record, error: told.append(record.peer))
+    near, late, dead = ping.record(0.0), ping.record(0.05), ping.record(None)
+    async with aclosing(measured.measure([near, late])) as replies:
+        assert (await anext(replies))[0] is near
+    assert not measured.has_answered(late.peer)
+    await until(lambda: measured.has_answered(late.peer))
+    measured.look_around([near, late, dead], 8)
+    await until(lambda: told == [dead.peer])
+    assert len(ping.asked) == 3
