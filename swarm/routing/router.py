@@ -236,25 +236,37 @@ class Router:
     # --- choosing
 
     async def _choose(self, offers: list[Offer], wish: Wish, until_s: float) -> tuple[Route, str] | None:
-        """The best route over those that have answered; else over those that answer now, GRACE_S after they make one."""
+        """The best route over those that have answered; if that is none, or leads over suspects, over those that answer now, too."""
         due = self._in_order({offer.record.peer: offer.record for offer in self._usable(offers)}.values(), wish)
-        if (found := self._best(offers, wish)) is not None and not any(wish.holds(record.peer) for record in due):
+        held = {record.peer for record in due if wish.holds(record.peer)}
+        found = self._best(offers, wish)
+        if found is not None and not held and self._is_clean(found[0], wish):
             self._latency.look_around(due, BESIDE)
             return found
-        held = {record.peer for record in due if wish.holds(record.peer)}
-        found = None
+        loop = asyncio.get_running_loop()
+        if found is not None:  # there is a way already: one round for a better one
+            until_s = min(until_s, time.monotonic() + HELLO_S)
+        is_enough = False
         try:
             async with (
                 asyncio.timeout(max(0.0, until_s - time.monotonic())) as limit,
                 aclosing(self._latency.measure(due)) as replies,
             ):
-                async for record, _error in replies:
+                async for record, error in replies:
                     held.discard(record.peer)
-                    if found is None and not held and (found := self._best(offers, wish)) is not None:
-                        limit.reschedule(min(limit.when() or 0.0, asyncio.get_running_loop().time() + GRACE_S))
+                    is_news = error is None or wish.holds(record.peer)
+                    if is_news and not is_enough and not held and (now := self._best(offers, wish)) is not None:
+                        is_enough = self._is_clean(now[0], wish)
+                        grace_s = GRACE_S if is_enough else HELLO_S
+                        limit.reschedule(min(limit.when() or 0.0, loop.time() + grace_s))
         except TimeoutError:
             pass
         return self._best(offers, wish)
+
+    def _is_clean(self, route: Route, wish: Wish) -> bool:
+        """Does it lead around suspects, and around those that should be avoided?"""
+        now_s = time.monotonic()
+        return not any(hop.peer in wish.avoiding or self.suspects.strikes(hop.peer, now_s) for hop in route)
 
     def _in_order(self, records: Iterable[PeerRecord], wish: Wish) -> list[PeerRecord]:
         """Those that have not answered lately, in the order in which to ask them: who holds the session, who has computed for us, who

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from protocols.errors import CacheFullError, ModelMismatchError, NoRouteError, PeerUnreachableError
 from protocols.ids import ModelId, PeerId, Span
+from protocols.inference import Hop
 from protocols.records import PeerRecord, ServedSpan
+from swarm.asking import AT_ONCE, HELLO_S
+from swarm.routing.offers import Offer, Wish, candidates
+from swarm.routing.regard import Regard
 from swarm.routing.router import Router
 from swarm.suggestion import NodeCommand
 from tests.swarm.inference.toy import new_identity, until
@@ -286,3 +291,107 @@ async def test_what_a_step_should_take_goes_by_what_is_announced_and_by_the_way(
     router = town.router()
     route, _ = await router.find(0)
     assert 104.0 <= router.expected_ms(route) < 200.0
+
+
+async def test_silent_peers_are_not_routed_over_whatever_they_claim_and_wherever_they_sort() -> None:
+    town = Town()
+    silent = [town.add(0, 4, step_ms=0.01) for _ in range(150)]
+    honest = [town.add(0, 2, step_ms=50.0), town.add(2, 4, step_ms=50.0)]
+    town.dead = {record.peer for record in silent}
+    assert peers_of(await town.router().find(0)) == [record.peer for record in honest]
+
+
+async def test_peers_are_asked_at_random_but_those_that_computed_or_answered_before_come_first() -> None:
+    town = Town()
+    for _ in range(AT_ONCE + 100):
+        town.add(0, 2)
+    first, met, trusted = town.add(0, 4), town.add(0, 4), town.add(0, 4)
+    town.dead = {record.peer for record in town.peers} - {first.peer, met.peer, trusted.peer}
+    regard = Regard(has_met=lambda peer: peer == met.peer, is_trusted=lambda peer: peer == trusted.peer)
+    routers = [Router(town, town.ping, MODEL, 4, regard=regard) for _ in range(2)]
+    for router in routers:
+        router.answered((Hop(first.peer, first.addresses, b"", Span(0, 4)),))
+        await router.find(0)
+    half = len(town.pinged) // 2
+    assert {first.peer, trusted.peer} == set(town.pinged[:2]) == set(town.pinged[half : half + 2])
+    assert met.peer == town.pinged[2] == town.pinged[half + 2]
+    assert town.pinged[3:60] != town.pinged[half + 3 : half + 60], "the rest comes in another order each time"
+
+
+async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None:
+    """Nobody waits for a silent peer, nor for one that would be used in no other case."""
+    town = Town()
+    first, last, slow = town.add(0, 2, step_ms=1e3), town.add(2, 4, step_ms=1e3), town.add(0, 4, step_ms=0.1)
+    release = asyncio.Event()
+
+    async def ping(record: PeerRecord) -> None:
+        if record is slow:
+            await release.wait()
+
+    router = Router(town, ping, MODEL, 4)
+    started = time.monotonic()
+    assert peers_of(await router.find(60)) == [first.peer, last.peer]
+    assert time.monotonic() - started < HELLO_S, "the whole wait for a silent peer"
+    release.set()
+    await until(lambda: router._latency.has_answered(slow.peer))
+    assert peers_of(await router.find(60)) == [slow.peer], "a late answer counts for the next session"
+
+
+async def test_patience_bounds_looks_and_hellos() -> None:
+    town = Town()
+    town.add(0, 4)
+
+    async def never(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    for router in (Router(town, never, MODEL, 4), Router(Silent(never), town.ping, MODEL, 4)):
+        started = time.monotonic()
+        with pytest.raises(NoRouteError):
+            await router.find(0.1)
+        assert time.monotonic() - started < 3 * HELLO_S
+
+
+@dataclass
+class Silent:
+    """A directory that does not answer."""
+
+    snapshot: Any
+
+
+async def test_a_claim_of_speed_does_not_beat_peers_that_have_computed_but_a_way_that_is_shorter_does() -> None:
+    town = Town()
+    proven = town.add(0, 4, step_ms=40.0)
+    router = town.router()
+    route, _ = await router.find(0)
+    router.answered(route)
+    boaster, silent_about_it = town.add(0, 4, step_ms=0.01), town.add(0, 4, step_ms=0.0)
+    for record in (boaster, silent_about_it):
+        assert await router._latency.probe(record) is None
+    assert peers_of(await router.find(0)) == [proven.peer]
+    router.failed(proven.peer, PeerUnreachableError("gone"))
+    assert peers_of(await router.find(0)) != [proven.peer], "a claim is used if nothing better is there"
+
+
+async def test_a_claim_counts_twice_the_median_at_most() -> None:
+    town = Town()
+    town.add(0, 2, step_ms=20.0)
+    town.add(2, 4, step_ms=20.0)
+    boaster = town.add(0, 4, step_ms=0.01)
+    whole = candidates([Offer(record, record.spans[0]) for record in town.peers], Wish(None, False, ()), 4, ())
+    assert {c.peer: c.step_ms for c in whole}[boaster.peer] == 4 * 10.0 / 2
+
+
+async def test_our_weights_that_were_there_a_moment_ago_are_waited_for_whatever_else_is_served_now() -> None:
+    town = Town()
+    ours = town.add(0, 4)
+    router = town.router()
+    await router.find(0)
+    town.peers = ()
+    usurper = town.add(0, 4, model=ModelId("toy", "cd" * 32))
+    router.failed(ours.peer, PeerUnreachableError("gone"))
+    router._seen.clear()
+    finding = asyncio.create_task(router.find(20))
+    await until(lambda: town.snapshots >= 3)
+    town.peers = (usurper,)
+    back = town.add(0, 4)
+    assert peers_of(await finding) == [back.peer]

@@ -1,0 +1,114 @@
+"""Records at silent addresses, and claims of speed: a client finds its way and keeps it, over real servers and sessions.
+
+The addresses take TCP connections and say nothing; the directory is a list, as untrusted peers may fill it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from protocols.ids import Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.asking import AT_ONCE, HELLO_S
+from swarm.inference.links import Links
+from swarm.inference.session import Session, SessionConfig
+from swarm.routing.router import Router
+from tests.swarm.inference.toy import (
+    MODEL,
+    NUM_BLOCKS,
+    Records,
+    ToySwarm,
+    ask,
+    fresh_seed,
+    new_identity,
+    random_tokens,
+    reference,
+)
+
+NUM_SILENT = 150
+
+
+class Town(ToySwarm):
+    """Two honest nodes, and what else is in the directory."""
+
+    lies: tuple[PeerRecord, ...] = ()
+
+    async def snapshot(self, model_name: str) -> Records:
+        honest = (await super().snapshot(model_name)).peers
+        return Records(tuple(sorted((*self.lies, *honest), key=lambda record: record.peer)))
+
+    def new_client(self, patience_s: float = 30.0) -> Session:
+        """A client that has met nobody."""
+        router = Router(self, self._ping, MODEL, NUM_BLOCKS)
+        return Session(router, Links(self.pool), self.identity, SessionConfig(patience_s=patience_s))
+
+
+@pytest.fixture
+async def town() -> AsyncIterator[Town]:
+    fresh_seed()
+    town = Town()
+    await town.serve(0, 2)
+    await town.serve(2, 4)
+    yield town
+    await town.stop()
+
+
+async def answers_exactly(town: Town, session: Session) -> None:
+    row = random_tokens(6)
+    answer = await ask(session, (), [6], row)
+    assert torch.allclose(answer, torch.stack(reference(list(row), [(0, 2), (2, 4)])), atol=1e-6)
+    assert {hop.peer for hop in session.route} == {node.identity.peer_id for node in town.nodes}
+
+
+async def test_many_records_at_silent_addresses_do_not_keep_a_client_from_the_nodes_that_answer(town: Town) -> None:
+    with contextlib.ExitStack() as stack:
+        addresses = []
+        for _ in range(8):
+            listening = stack.enter_context(socket.socket())
+            listening.bind(("127.0.0.1", 0))
+            listening.listen(512)
+            addresses.append(f"127.0.0.1:{listening.getsockname()[1]}")
+        served = ServedSpan(model=MODEL, span=Span(0, 4), num_blocks=4, dtype="float32")
+        lie = PeerRecord(
+            peer=new_identity().peer_id, addresses=tuple(addresses), spans=(served,), step_ms=0.01, free_tokens=10**6
+        )
+        town.lies = tuple(replace(lie, peer=new_identity().peer_id) for _ in range(NUM_SILENT))
+        rounds = NUM_SILENT // AT_ONCE + 1
+        async with asyncio.timeout(30):
+            session = town.new_client()
+            started = time.monotonic()
+            await answers_exactly(town, session)
+            first_s = time.monotonic() - started
+            await session.close()
+            again = Session(session._router, Links(town.pool), town.identity, SessionConfig())
+            started = time.monotonic()
+            await answers_exactly(town, again)
+            again_s = time.monotonic() - started
+            await again.close()
+    assert first_s < (rounds + 2) * HELLO_S, "silent peers are asked side by side, all their addresses too"
+    assert again_s < HELLO_S, "who has answered before is used at once"
+
+
+async def test_an_answering_peer_that_only_claims_to_be_fast_gets_no_session_of_a_client_that_has_a_proven_route(
+    town: Town,
+) -> None:
+    session = town.new_client()
+    await answers_exactly(town, session)
+    boaster = await town.serve(0, 4)
+    town.nodes.remove(boaster)
+    town.lies = (replace(boaster.record(), step_ms=0.01),)
+    for _ in range(3):
+        other = Session(session._router, Links(town.pool), town.identity, SessionConfig())
+        await session._router._latency.probe(town.lies[0])
+        await answers_exactly(town, other)
+        await other.close()
+    await session.close()
+    await boaster.kill()
