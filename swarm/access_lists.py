@@ -23,6 +23,9 @@ MAX_FILE_BYTES = 1 << 20
 MAX_PEERS = 10_000
 _MAX_NAMED = 5
 
+Stamps = tuple[tuple[int, int, int] | None, ...]
+"""When each file was changed, its size and its inode; None = it is not there."""
+
 PeerList = Path | frozenset[PeerId] | None
 """A file of PeerIDs, the PeerIDs themselves, or no list."""
 
@@ -142,7 +145,8 @@ async def keep_reading(
 
     on_change: called after a renewal.
     """
-    used = seen = _stamps(lists)
+    used: Stamps | None = None  # a file may have changed since the gate was made: the first look reads, too
+    seen = _stamps(lists)
     while True:
         await asyncio.sleep(look_s)
         now = _stamps(lists)
@@ -156,6 +160,8 @@ async def keep_reading(
             say(f"{error}; the lists stay as they were")
             continue
         before = gate.access
+        if access == before:
+            continue
         gate.renew(access)
         on_change()
         say(f"the lists of peers were read again: {changes(before, access)}, {_total(access)}")
@@ -166,7 +172,7 @@ def _total(access: Access) -> str:
     return f"now {allowed} allowed, {len(access.deny)} denied, {len(access.trust)} trusted"
 
 
-def _stamps(lists: Lists) -> tuple[tuple[int, int, int] | None, ...]:
+def _stamps(lists: Lists) -> Stamps:
     return tuple(map(_stamp, lists.files))
 
 

@@ -10,7 +10,7 @@ from node.cli.asking import Asking, Sampling, open_model
 from node.cli.text import TextOut
 from protocols.errors import BadRequestError, CheckpointError
 from swarm.thin.defaults import read_settings
-from swarm.thin.templates import Message, failed, plain, refused, without_surrogates
+from swarm.thin.templates import Message, Tokenizer, ids_of
 
 
 @contextmanager
@@ -23,6 +23,7 @@ def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[FullSpeaker]:
             yield speaker
         finally:
             speaker.forget()
+            speaker.tokenizer.sandbox.close()
 
 
 def _state_outputs(model: Any) -> None:
@@ -37,11 +38,13 @@ class FullSpeaker:
     """As `node.cli.speaking.Speaker` says."""
 
     def __init__(self, model: Any, sampling: Sampling) -> None:
+        from swarm.client.tokenizer import of_model
+
         self._model, self._sampling = model, sampling
         self.settings = read_settings(model.remote.path)
         sampling.check(self.settings)
         _state_outputs(model)
-        self.tokenizer: Any = model.tokenizer
+        self.tokenizer: Tokenizer = of_model(model)
         self._guessing = sampling.speculation.arguments(model)
         self._cache: Any = None
         self._held: list[int] = []
@@ -53,28 +56,17 @@ class FullSpeaker:
 
     @property
     def has_template(self) -> bool:
-        return getattr(self.tokenizer, "chat_template", None) is not None
+        return self.tokenizer.chat_template is not None
 
     @property
     def journey(self) -> Any:
         return getattr(self._cache, "journey", None)
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text).input_ids)
+        return self.tokenizer.encode(text)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
-        if not self.has_template:
-            return self.encode(plain(messages))
-        return list(self.tokenizer(self._text(messages), add_special_tokens=False).input_ids)
-
-    def _text(self, messages: Sequence[Message]) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a stranger's program: it raises what it likes
-            if type(error).__name__ == "TemplateError":  # jinja2's root, as `raise_exception` raises it: the template's own words
-                raise refused(str(error)) from None
-            raise failed(f"{type(error).__name__}: {error}") from None
-        return without_surrogates(text)
+        return ids_of(self.tokenizer, messages)
 
     def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
         self._cut_back(ids)

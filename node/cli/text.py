@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from swarm.thin.stops import decoded
+
 HALF_A_LETTER = "\ufffd"
 
 NEAR_TOKENS = 1024
@@ -77,24 +79,24 @@ class TextOut:
         if self._has_ended:
             return
         self._has_ended = self._is_over = True
-        rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._shown])) :]
-        self._emit(rest)
+        before, after = self._decoded()
+        self._emit(after[len(before) :])
         if self._held and not self._is_stopped:
             self._put_out(self._held)
         self._held = ""
 
     def _certain(self) -> str:
         """Text of the new tokens, or nothing while they end in half a letter."""
-        before = self._decode(self._ids[self._from : self._shown])
-        after = self._decode(self._ids[self._from :])
+        before, after = self._decoded()
         if len(after) <= len(before) or after.endswith(HALF_A_LETTER):
             return ""
         self._from, self._shown = self._shown, len(self._ids)
         return after[len(before) :]
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+    def _decoded(self) -> list[str]:
+        """Text of the last tokens: without those that are not shown yet, and with them."""
+        runs = (self._ids[self._from : self._shown], self._ids[self._from :])
+        return decoded(self._tokenizer, runs, skip_special_tokens=True)
 
     def _emit(self, piece: str) -> None:
         """Write all but what might be the beginning of the stop text."""

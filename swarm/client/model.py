@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from protocols.defaults import PATIENCE_S
 from protocols.errors import CheckpointError
@@ -25,10 +24,12 @@ from swarm.client.generation import RemoteGeneration, attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin
+from swarm.client.tokenizer import is_from_peers, try_out
 from swarm.finding import FindConfig
 from swarm.models import chat_template
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
+from swarm.models.tokenizer import load as load_tokenizer
 from swarm.waiting import OnWait, Waits
 
 
@@ -140,10 +141,9 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
     def tokenizer_if_any(self) -> Any:
         """The checkpoint's tokenizer, or None."""
         if "swarm_tokenizer" not in self.__dict__:
-            try:
-                found = AutoTokenizer.from_pretrained(self.remote.path, trust_remote_code=False, local_files_only=True)
-            except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none
-                found = None
+            if is_from_peers(Path(self.remote.path)):
+                try_out(Path(self.remote.path), self.remote.backend.model.name)
+            found = load_tokenizer(self.remote.path)
             if found is not None and found.chat_template is None:  # as transformers' processors, which own that file
                 found.chat_template = chat_template.of_processor(Path(self.remote.path)).get("default")
             self.__dict__["swarm_tokenizer"] = found

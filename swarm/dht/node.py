@@ -71,7 +71,7 @@ class Dht:
         gate: who takes part with us; None = everybody, in a public swarm.
         rules: what to keep for others; by default anything that its author has signed."""
         self._gate = gate or Gate()
-        self._guard = guard.Guard(identity.peer_id, self._gate)
+        self._guard = guard.Guard(identity.peer_id, self._gate, lambda: self.addresses)
         self._identity, self._identity_file = identity, identity_file
         self._listen, self._announce, self._client_mode = listen, announce, client_mode
         self._rules = rules or Rules()
@@ -94,7 +94,7 @@ class Dht:
             with contextlib.suppress(ConfigError):
                 await _end(await creating)
             raise
-        self._node = node
+        self._node, self._guard.connect = node, self._connect
         with contextlib.suppress(ValueError):  # nowhere, if we do not listen
             found = [str(address).split("/p2p/")[0] for address in await node.p2p.get_visible_maddrs(latest=True)]
             self.addresses = tuple(address for address in found if "/tcp/" in address)
@@ -105,11 +105,11 @@ class Dht:
                 p2p = await P2P.create(
                     identity_path=path,
                     check_if_identity_free=False,  # it cannot read Ed25519 keys
-                    dht_mode="client" if self._client_mode else "server",
                     nat_port_map=False,
                     no_listen=self._listen is None,
                     host_maddrs=[transport(*self._listen)] if self._listen else [],
                     announce_maddrs=[transport(*self._announce)] if self._announce else None,
+                    **{"dht_mode": "client" if self._client_mode else "server", **guard.daemon_options(self._gate)},
                 )
         except P2PDaemonError as error:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
@@ -152,7 +152,7 @@ class Dht:
         node, peer = self._running, PeerID.from_base58(address.peer)
         try:
             async with asyncio.timeout(CONNECT_S):
-                await node.p2p._client.connect(peer, [Multiaddr(address.transport)])
+                await self._connect(address.peer, [address.transport])
         except (ControlFailure, TimeoutError, ValueError, OSError, asyncio.IncompleteReadError) as error:
             raise PeerUnreachableError(f"no peer answers at {address}: {_reason(error) or 'no answer in time'}") from None
         found = await node.call_ping(peer, validate=not self._client_mode, strict=False)
@@ -168,6 +168,9 @@ class Dht:
         while len(self._anchors) > MAX_ANCHORS:
             del self._anchors[next(iter(self._anchors))]
         await self.look_around()
+
+    async def _connect(self, peer: PeerId, transports: Sequence[str]) -> None:
+        await self._running.p2p._client.connect(PeerID.from_base58(peer), [Multiaddr(one) for one in transports])
 
     async def look_around(self) -> None:
         """Ask neighbours for peers near us, and near somewhere else: the routing table fills and heals."""

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm.models.bounds import read_json
+from swarm.models.bounds import MAX_CONFIG_BYTES, read_json
 from swarm.thin.choosing import Choosing
 from swarm.thin.settings import REFUSED, SAMPLING, STATED, TOKENS, Settings, Wanted
+
+MAX_SETTINGS_BYTES = 1 << 20
+"""Of `generation_config.json`."""
 
 _PROCESSORS: dict[str, tuple[object, ...]] = {
     "encoder_repetition_penalty": (None, 1),
@@ -88,7 +91,7 @@ class Defaults:
 
 def read_defaults(folder: Path) -> Defaults:
     """Read `config.json` and, where there is one, `generation_config.json`; CheckpointError where they do not parse."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
     settings = read_settings(folder)
@@ -109,7 +112,9 @@ def read_defaults(folder: Path) -> Defaults:
 def read_settings(folder: Path) -> Settings:
     """What `generation_config.json` says about generating, or `config.json` if there is no such file; checked."""
     own = folder / "generation_config.json"
-    values = read_json(own) if own.exists() else _of_the_model(read_json(folder / "config.json"))
+    values = (
+        read_json(own, MAX_SETTINGS_BYTES) if own.exists() else _of_the_model(read_json(folder / "config.json", MAX_CONFIG_BYTES))
+    )
     settings = Settings(values, own.name if own.exists() else "config.json")
     settings.check()
     return settings

@@ -8,6 +8,7 @@ async with open_model("tiny", peers=["/ip4/…/p2p/…"], root=folder) as model:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ from swarm.thin import finding
 from swarm.thin.defaults import Defaults, read_defaults
 from swarm.thin.generation import Limits, Row
 from swarm.thin.peer import ThinPeer
-from swarm.thin.tokenizer import Tokenizer, open_tokenizer
+from swarm.thin.sandbox import Sandbox
+from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.waiting import Waits
 from swarm.weights.finding import open_cache
 from swarm.weights.naming import Naming
@@ -45,7 +47,7 @@ class ThinModel:
         model: ModelId,
         num_blocks: int,
         defaults: Defaults,
-        tokenizer: Tokenizer,
+        tokenizer: SandboxedTokenizer,
         config: SessionConfig,
         hosting: NodeCommand,
         waits: Waits,
@@ -113,6 +115,9 @@ async def open_model(
     async with contextlib.AsyncExitStack() as stack:
         with waits.reporting() as slot:
             slot.set(waiting.JOINING)
+            sandbox = Sandbox(name)
+            stack.callback(sandbox.close)
+            sandbox.start()  # while others are met
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
             naming = Naming.of(peer.hello, root.parent, swarm, accept_new_weights)
             with peer.clocks.explaining():
@@ -120,7 +125,8 @@ async def open_model(
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
             cache = await open_cache(root, found, peer.pool, naming)
         try:
-            defaults, tokenizer = read_defaults(cache.directory), open_tokenizer(cache.directory)
+            defaults = read_defaults(cache.directory)
+            tokenizer = await asyncio.to_thread(SandboxedTokenizer, sandbox, cache.directory)
             stored = len(cache.layout.blocks)
         finally:
             cache.close()

@@ -18,7 +18,7 @@ from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
 from swarm import greeting, keys
-from swarm.access_lists import ANYBODY, Entry
+from swarm.access_lists import ANYBODY, Entry, keep_reading
 from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
@@ -53,7 +53,9 @@ class ThinPeer:
         self._given = [PeerAddress.parse(address) for address in bootstrap]
         self._swarm = swarm
         self._hello = Hello(software="murmuration (thin)", swarm=swarm)
-        self.gate = entry.gate()
+        self.gate, self._lists = entry.gate(), entry.lists
+        self._watching: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._refusal: SwarmError | None = None
         """Why a given peer does not take us, and perhaps no other does."""
         self._held = contextlib.ExitStack()
@@ -73,6 +75,8 @@ class ThinPeer:
         except BaseException:
             await self.close()
             raise
+        if self._lists.files:
+            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self._close_refused, self._finder.say))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -80,9 +84,14 @@ class ThinPeer:
 
     async def close(self) -> None:
         """Let go of every connection."""
+        for task in filter(None, (self._watching, self._closing)):
+            task.cancel()
         await self.directory.close()
         await self.pool.close()
         self._held.close()
+
+    def _close_refused(self) -> None:
+        self._closing = asyncio.create_task(self.pool.forget_refused())
 
     def _may_be_seen(self, peer: PeerId) -> bool:
         return self.gate.access.may_be_seen(peer)

@@ -1,48 +1,20 @@
-"""Renders one chat template in a process of its own: a stranger's program, sandboxed, with a limit on time, memory and output.
+"""Renders a chat template as transformers does; in a sandbox (`sandbox_main.py`), for it is a stranger's program.
 
-Run by `templates.py` as `python -I render.py`: a JSON object {template, messages, variables} on stdin, the text or one line of
-error on stdout. It imports nothing of ours. jinja2's sandbox keeps a template from Python's internals; it cannot bound a loop
-within a loop or a text doubled forty times: the process limits do. (door: jinja2)
-
-The environment is transformers' (`utils/chat_template_utils.py`): same extensions, globals and filters.
+jinja2's own sandbox keeps a template from Python's internals; it cannot bound a loop within a loop or a text doubled forty times:
+the process's limits do. The environment is transformers' (`utils/chat_template_utils.py`): same extensions, globals, filters and
+variables. (door: jinja2)
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-CPU_S = 2
-MEMORY_BYTES = 1 << 30
-MAX_OUTPUT = 1 << 20
-"""Letters of a rendered conversation."""
 
-
-def main() -> None:
-    asked = json.load(sys.stdin)
-    import jinja2  # before the limit on memory: its own modules count
-
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    try:
-        text = render(asked["template"], {**asked["variables"], "messages": asked["messages"], "add_generation_prompt": True})
-    except Exception as error:  # a template is a stranger's program: it raises what it likes
-        is_own = type(error) is jinja2.TemplateError  # raised by `raise_exception` alone: the template's own words
-        words = " ".join((str(error) if is_own else f"{type(error).__name__}: {error}").split())[:1_000]
-        answer = {"refusal" if is_own else "error": words}
-    else:
-        too_long = f"it makes {len(text)} letters, the limit is {MAX_OUTPUT}"
-        answer = {"text": text} if len(text) <= MAX_OUTPUT else {"error": too_long}
-    json.dump(answer, sys.stdout)
-
-
-def render(template: str, variables: dict[str, Any]) -> str:
-    """What the template makes of the variables."""
+def render(template: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
+    """What the template makes of a conversation. variables: the special tokens by name."""
     import jinja2
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -63,10 +35,29 @@ def render(template: str, variables: dict[str, Any]) -> str:
     class Namespace(jinja2.utils.Namespace):
         """Refuses names that lead to Python's internals."""
 
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            self, values = args[0], dict(*args[1:], **kwargs)  # so that a template may name a value `self`
+            for name in values:
+                Namespace._check(name)
+            jinja2.utils.Namespace.__init__(self, values)
+
         def __setitem__(self, name: str, value: Any) -> None:
-            if name.startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"a template cannot set {name!r}")
+            Namespace._check(name)  # an attribute of `self` would be one of the template's values
             super().__setitem__(name, value)
+
+        @staticmethod
+        def _check(name: Any) -> None:
+            if isinstance(name, str) and name.startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a template cannot set {name!r}")
+
+    class Dict:
+        """`dict(…)` and `dict.fromkeys(…)`, and no way from there to the type."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args, **kwargs)
 
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
@@ -81,11 +72,8 @@ def render(template: str, variables: dict[str, Any]) -> str:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
+    environment.globals["dict"] = Dict()
     environment.globals["namespace"] = Namespace
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template).render(**variables)
-
-
-if __name__ == "__main__":
-    main()
+    asked = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    return environment.from_string(template).render(**asked)

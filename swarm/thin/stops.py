@@ -10,6 +10,13 @@ class Decoder(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
+def decoded(tokenizer: Decoder, runs: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+    """The text of each run of ids; with one hop, if the tokenizer is at the other end of a pipe."""
+    if (decode_all := getattr(tokenizer, "decode_all", None)) is not None:
+        return list(decode_all(runs, skip_special_tokens=skip_special_tokens))
+    return [tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in runs]
+
+
 class Stops:
     """Whether an answer ends with its last token: a stop string that ends within the text of that token, as in transformers.
 
@@ -26,8 +33,7 @@ class Stops:
         if not self._texts:
             return False
         near = list(ids[-self._near :])
-        text = self._tokenizer.decode(near, skip_special_tokens=False)
-        before = self._tokenizer.decode(near[:-1], skip_special_tokens=False)
+        before, text = decoded(self._tokenizer, [near[:-1], near], skip_special_tokens=False)
         same = next(
             (at for at, (old, new) in enumerate(zip(before, text, strict=False)) if old != new), min(len(before), len(text))
         )

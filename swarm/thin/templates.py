@@ -1,33 +1,62 @@
-"""A conversation as text: by the model's chat template, rendered in a process of its own (`render.py`), else as plain turns."""
+"""A conversation as text: by the model's chat template, rendered in a sandbox, else as plain turns."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.tokenizer import Tokenizer
+from swarm.thin.sandbox import Sandbox, SandboxEndedError
 
-RENDER_S = 10.0
-"""Longest wait for a template, the start of the process included."""
+RENDER_CPU_S, RENDER_CPU_S_PER_MB = 2.0, 0.5
+"""Processor time of a template, and more of it by the letters of the conversation."""
 
-MAX_BYTES = 8 << 20
 MAX_WORDS = 300
 """Letters of a template's own words that are shown."""
 
-_PROGRAM = Path(__file__).with_name("render.py")
 Message = dict[str, str]
+T = TypeVar("T")
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, and what a conversation is rendered with and in."""
+
+    sandbox: Sandbox
+
+    @property
+    def names(self) -> Mapping[str, Any]: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+    def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]: ...
 
 
 async def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Token ids of the conversation so far, up to where the model speaks. ModelNotSupportedError where the template fails."""
-    if tokenizer.chat_template is not None:
-        text = await render(tokenizer.chat_template, messages, tokenizer.names)
-        return tokenizer.encode(text, add_special_tokens=False)
-    return tokenizer.encode(plain(messages))
+    return await _aside(tokenizer.sandbox, lambda: ids_of(tokenizer, messages))
+
+
+def ids_of(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The same; blocks."""
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(plain(messages))
+    text = render(tokenizer.sandbox, tokenizer.chat_template, messages, tokenizer.names)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+async def _aside(sandbox: Sandbox, work: Callable[[], T]) -> T:
+    """In a thread, so that the loop goes on; who is cancelled waits for nothing."""
+    try:
+        return await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        sandbox.stop()
+        raise
 
 
 def plain(messages: Sequence[Message]) -> str:
@@ -36,35 +65,19 @@ def plain(messages: Sequence[Message]) -> str:
     return "\n".join([*(names[message["role"]] + message["content"] for message in messages), "Assistant:"])
 
 
-async def render(template: str, messages: Sequence[Message], variables: dict[str, str]) -> str:
+def render(sandbox: Sandbox, template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
     """What a stranger's template makes of the messages; ModelNotSupportedError says why there is nothing."""
-    request = json.dumps({"template": template, "messages": list(messages), "variables": variables}).encode()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", str(_PROGRAM), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL, start_new_session=True,  # Ctrl-C in a terminal is for us
-    )  # fmt: skip
+    request = {"action": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
+    size = sum(len(message["content"]) for message in messages)
     try:
-        async with asyncio.timeout(RENDER_S):
-            assert process.stdin and process.stdout
-            process.stdin.write(request)
-            process.stdin.close()
-            answer = await process.stdout.read(-1)
-            await process.wait()
-    except TimeoutError:
-        raise failed(f"it takes longer than {RENDER_S:.0f} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    try:
-        made = json.loads(answer) if len(answer) <= MAX_BYTES else {}
-    except ValueError:
-        made = {}
+        made = sandbox.ask(request, RENDER_CPU_S + RENDER_CPU_S_PER_MB * size / 1e6)
+    except SandboxEndedError as error:
+        raise failed(error.what) from None
     if isinstance(made.get("refusal"), str):
         raise refused(made["refusal"])
     if not isinstance(made.get("text"), str):
-        raise failed(str(made.get("error") or "it needs more time or memory than a template may have"))
-    return without_surrogates(str(made["text"]))
+        raise failed(str(made.get("failure")))
+    return without_surrogates(made["text"])
 
 
 def refused(words: str) -> ModelNotSupportedError:

@@ -1,4 +1,4 @@
-"""Text to token ids and back as transformers does, by tokenizers alone. (door: tokenizers)"""
+"""Text to token ids and back as transformers does, by tokenizers alone; runs in a sandbox. (door: tokenizers)"""
 
 from __future__ import annotations
 
@@ -23,22 +23,18 @@ _CLEANED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), ("
 
 
 class Tokenizer:
-    """The face of a transformers tokenizer that streaming and chatting need."""
+    """What streaming and chatting need of a transformers tokenizer."""
 
     def __init__(self, inner: Any, config: Mapping[str, Any], names: Mapping[str, str], templates: Mapping[str, str]) -> None:
         self._inner = inner
-        self._templates = templates
+        self.templates = templates
+        """Chat templates by name."""
         self.names = dict(names)
         """`bos_token`, `eos_token`, …: what they look like in text."""
         is_spoilt = type(inner.model).__name__ == "BPE" and not config.get(
             _CLEANED_ALL_THE_SAME
         )  # as transformers: it spoils BPE
         self._is_cleaned = bool(config.get("clean_up_tokenization_spaces")) and not is_spoilt
-
-    @property
-    def chat_template(self) -> str | None:
-        """What a conversation is rendered with; None = plain turns. Raises as `chat_template.default`."""
-        return chat_template.default(self._templates)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)

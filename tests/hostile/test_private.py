@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -14,8 +15,9 @@ import grpc.aio
 import pytest
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
-from hivemind.p2p import P2PHandlerError, PeerID
-from hivemind.proto import dht_pb2
+from hivemind.p2p import P2P, P2PHandlerError, PeerID
+from hivemind.p2p.p2p_daemon_bindings.control import read_pbmsg_safe, write_pbmsg
+from hivemind.proto import dht_pb2, p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from protocols import services
@@ -147,6 +149,43 @@ async def test_a_proof_that_was_seen_serves_nobody_else() -> None:
             with pytest.raises(P2PHandlerError, match="PrivateSwarmError"):
                 await stub.rpc_ping(request, timeout=5)
                 pytest.fail(what)
+
+
+async def whereabouts(asked: Dht, wanted: Dht) -> str:
+    """What p2pd's own DHT (go-libp2p's) tells a stranger about where another member is: "" or an error."""
+    outsider = await P2P.create(host_maddrs=["/ip4/127.0.0.1/tcp/0"], dht_mode="client")
+    try:
+        await outsider._client.connect(PeerID.from_base58(address_of(asked).peer), [Multiaddr(address_of(asked).transport)])
+        find = p2pd_pb2.DHTRequest(
+            type=p2pd_pb2.DHTRequest.FIND_PEER, peer=PeerID.from_base58(address_of(wanted).peer).to_bytes()
+        )
+        deadline = time.monotonic() + 5
+        while True:  # connected peers exchange what they can do in the background
+            reader, writer = await outsider._client.control.daemon_connector.open_connection()
+            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=find))
+            answer = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, answer)
+            writer.close()
+            if answer.type == p2pd_pb2.Response.OK or time.monotonic() > deadline:
+                return str(answer.error.msg)
+            await asyncio.sleep(0.2)
+    finally:
+        await outsider.shutdown()
+
+
+async def test_p2pd_itself_tells_a_stranger_of_no_other_member_and_members_tell_each_other() -> None:
+    """hivemind needs go-libp2p's DHT to find addresses, and that DHT answers everybody: in a private swarm it is off."""
+    async with member(None) as one, member(None) as two:
+        await two.join(address_of(one))
+        assert await whereabouts(one, two) == "", "in a public swarm anybody learns it"
+    async with member(KEY) as first, member(KEY) as second, member(KEY) as third:
+        await second.join(address_of(first))
+        await third.join(address_of(first))
+        deadline = time.monotonic() + 10
+        while (third.num_neighbours, second.num_neighbours) != (2, 2) and time.monotonic() < deadline:
+            await third.look_around()
+        assert (third.num_neighbours, second.num_neighbours) == (2, 2), "each met the other, whom only the first knew"
+        assert await whereabouts(first, second) != ""
 
 
 # --- gRPC

@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm.thin import templates
 from swarm.thin.defaults import read_defaults
+from swarm.thin.sandbox import Sandbox
+from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.thin.settings import Wanted
 from swarm.thin.templates import conversation_ids, render
-from swarm.thin.tokenizer import open_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be <brief> & kind."},
@@ -34,6 +34,13 @@ RICH = (
 )
 
 
+SANDBOX = Sandbox("tiny")
+
+
+def opened(folder: Path) -> SandboxedTokenizer:
+    return SandboxedTokenizer(SANDBOX, folder)
+
+
 def make(folder: Path, template: str | None, **changes: object) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
@@ -50,7 +57,7 @@ def make(folder: Path, template: str | None, **changes: object) -> PreTrainedTok
 
 @pytest.mark.parametrize("changes", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}])
 def test_text_becomes_the_same_ids_and_back(tmp_path: Path, changes: dict[str, object]) -> None:
-    theirs, ours = make(tmp_path, None, **changes), open_tokenizer(tmp_path)
+    theirs, ours = make(tmp_path, None, **changes), opened(tmp_path)
     for text in ("Grüße, 世界 🙂", "a</s>b<|im_end|>", "", " spaces  and\nlines .", "I 'm ."):
         ids = theirs(text).input_ids
         assert ours.encode(text) == ids
@@ -59,9 +66,16 @@ def test_text_becomes_the_same_ids_and_back(tmp_path: Path, changes: dict[str, o
         assert ours.decode(ids[1:3]) == theirs.decode(ids[1:3], skip_special_tokens=True)  # half a letter
 
 
-@pytest.mark.parametrize("template", [CHATML, RICH, None], ids=["chatml", "rich", "none"])
+UNASKED = (
+    "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{% if not x is defined %}{{ dict.fromkeys([1, 2], 3) }}{% endif %}"
+    "{% set ns = namespace({'b': 2}, self=1) %}{{ ns.self + ns.b }}"
+)
+"""What nobody asks for is none and not undefined, and what transformers gives templates beside."""
+
+
+@pytest.mark.parametrize("template", [CHATML, RICH, UNASKED, None], ids=["chatml", "rich", "unasked", "none"])
 async def test_a_conversation_is_rendered_as_transformers_does(tmp_path: Path, template: str | None) -> None:
-    theirs, ours = make(tmp_path, template), open_tokenizer(tmp_path)
+    theirs, ours = make(tmp_path, template), opened(tmp_path)
     got = await conversation_ids(ours, MESSAGES)
     if template is None:
         assert ours.decode(got).endswith("User: And now?\nAssistant:")
@@ -73,39 +87,37 @@ async def test_a_conversation_is_rendered_as_transformers_does(tmp_path: Path, t
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more time or memory"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "processor time"),
         ("{% set ns = namespace(t='x') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}", "MemoryError|memory"),
         ("{% for a in range(99999) %}{{ 'x' * 100 }}{% endfor %}", "the limit is"),
         ("{{ ''.__class__.__mro__ }}", "unsafe|Security"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ '\\ud800' }}", "not Unicode"),
         ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "cannot"),
+        ("{% set ns = namespace(_a=1) %}", "SecurityError"),
         ("{% for %}", "TemplateSyntaxError"),
         ("{% include '/etc/passwd' %}", "TypeError|no loader"),
     ],
 )
-async def test_a_hostile_or_broken_template_is_an_error_and_nothing_else(
-    template: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(templates, "RENDER_S", 60.0)  # the process's own limit ends it
+async def test_a_hostile_or_broken_template_is_an_error_and_nothing_else(template: str, reason: str) -> None:
     with pytest.raises(ModelNotSupportedError, match=f"chat template cannot be rendered: .*({reason})"):
-        await render(template, MESSAGES, {})
+        render(SANDBOX, template, MESSAGES, {})
 
 
 async def test_what_a_template_refuses_is_said_in_its_own_words() -> None:
     with pytest.raises(ModelNotSupportedError, match=r"refuses this conversation: 'roles must alternate'; .*--system"):
-        await render("{{ raise_exception('roles must\n alternate') }}", MESSAGES, {})
+        render(SANDBOX, "{{ raise_exception('roles must\n alternate') }}", MESSAGES, {})
     with pytest.raises(ModelNotSupportedError) as refused:
-        await render("{{ raise_exception('\x1b[2J' ~ 'x' * 5000) }}", MESSAGES, {})
+        render(SANDBOX, "{{ raise_exception('\x1b[2J' ~ 'x' * 5000) }}", MESSAGES, {})
     assert len(str(refused.value)) < 600 and "\x1b" not in str(refused.value)
 
 
 def test_a_checkpoint_without_tokenizer_json_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelNotSupportedError, match=r"no tokenizer\.json"):
-        open_tokenizer(tmp_path)
+        opened(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is no tokenizer"):
-        open_tokenizer(tmp_path)
+        opened(tmp_path)
 
 
 def write(folder: Path, config: dict[str, object], generation: dict[str, object] | None = None) -> Path:

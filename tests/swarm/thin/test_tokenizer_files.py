@@ -19,10 +19,10 @@ from swarm.models.checkpoint import open_checkpoint
 from swarm.models.digest import build_manifest, is_small_file
 from swarm.thin.classes import CLASSES, GENERIC, REGISTERED
 from swarm.thin.defaults import read_defaults
+from swarm.thin.sandbox import Sandbox
+from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer as Thin
 from swarm.thin.settings import Wanted
 from swarm.thin.templates import conversation_ids
-from swarm.thin.tokenizer import Tokenizer as Thin
-from swarm.thin.tokenizer import open_tokenizer
 from tests.families import make_checkpoint
 
 TEXTS = [
@@ -81,8 +81,15 @@ def write(folder: Path, inner: Tokenizer, files: dict[str, Any], model_type: str
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+SANDBOX = Sandbox("tiny")
+
+
+def opened(folder: Path) -> Thin:
+    return Thin(SANDBOX, folder)
+
+
 async def assert_as_transformers(folder: Path) -> Thin:
-    theirs, ours = AutoTokenizer.from_pretrained(folder), open_tokenizer(folder)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), opened(folder)
     for text in TEXTS:
         for special in (True, False):
             ids = theirs(text, add_special_tokens=special).input_ids
@@ -220,7 +227,7 @@ def test_the_table_of_classes_is_transformers() -> None:
 
 async def test_templates_without_a_default_refuse_a_chat_only(tmp_path: Path) -> None:
     write(tmp_path, bytes_tokenizer(), {"additional_chat_templates/rag.jinja": "x", "tokenizer_config.json": SETTINGS})
-    ours = open_tokenizer(tmp_path)
+    ours = opened(tmp_path)
     assert ours.encode("a")
     with pytest.raises(ModelNotSupportedError, match=r"templates for rag, and none called default"):
         await conversation_ids(ours, MESSAGES)
@@ -228,7 +235,7 @@ async def test_templates_without_a_default_refuse_a_chat_only(tmp_path: Path) ->
 
 async def test_a_processors_template_is_found(tmp_path: Path) -> None:
     write(tmp_path, bytes_tokenizer(), {"chat_template.json": {"chat_template": "{{ messages[0].content }}<s>"}})
-    ours = open_tokenizer(tmp_path)
+    ours = opened(tmp_path)
     assert await conversation_ids(ours, MESSAGES) == ours.encode("Hi there<s>", add_special_tokens=False)
 
 
@@ -244,7 +251,7 @@ async def test_a_processors_template_is_found(tmp_path: Path) -> None:
 def test_what_cannot_be_read_says_which_file(files: dict[str, Any], error: type[Exception], words: str, tmp_path: Path) -> None:
     write(tmp_path, bytes_tokenizer(), files)
     with pytest.raises(error, match=words):
-        open_tokenizer(tmp_path)
+        opened(tmp_path)
 
 
 def test_the_manifest_lists_every_file_that_decides_ids(tmp_path: Path) -> None:

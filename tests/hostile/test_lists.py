@@ -1,0 +1,197 @@
+"""`--allow`, `--deny`, `--trust`: who is refused where, whichever way it comes; and lists that change while a node runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from protocols import services
+from protocols.errors import ConfigError, NotAllowedError, SwarmError
+from protocols.identity import Identity, from_seed
+from protocols.ids import PeerId
+from protocols.inference import Open
+from swarm.access import EVERYBODY, Access, Gate
+from swarm.access_lists import Entry, Lists, changes, keep_reading, of_argument, parse
+from swarm.peer import Peer, PeerConfig
+from swarm.rpc import ChannelPool, RpcServer, tls
+from swarm.thin.peer import ThinPeer
+from tests.hostile.test_private import MODEL, record_of
+from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of
+from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, until
+from tests.swarm.rpc.parts import METHODS, TALK, Handlers
+
+ONE, TWO, THREE = (from_seed(bytes([number]) * 32) for number in (11, 12, 13))
+
+
+def ids(*identities: Identity) -> frozenset[PeerId]:
+    return frozenset(identity.peer_id for identity in identities)
+
+
+@pytest.fixture
+async def swarm() -> AsyncIterator[ToySwarm]:
+    fresh_seed()
+    toys = ToySwarm()
+    yield toys
+    await toys.stop()
+
+
+def test_deny_wins_and_trust_gives_no_right_of_its_own() -> None:
+    access = Access(allow=ids(ONE, TWO), deny=ids(TWO), trust=ids(ONE, TWO, THREE))
+    one, two, three = ONE.peer_id, TWO.peer_id, THREE.peer_id
+    for question in (access.may_call, access.may_be_dialled, access.may_be_seen, access.may_open_session, access.is_trusted):
+        assert [question(peer) for peer in (one, two, three)] == [True, False, False], question
+    assert EVERYBODY.may_call(three) and not EVERYBODY.is_trusted(three)
+
+
+# --- at the server, in the pool, in the DHT and for sessions
+
+
+async def test_a_refused_caller_reaches_no_handler_and_a_running_stream_is_cut_when_it_is_denied() -> None:
+    handlers, gate, certificate = Handlers(), Gate(access=Access(allow=ids(ONE))), tls.make(THREE)
+    server = RpcServer(THREE, certificate, handlers.table(), methods=METHODS, gate=gate)
+    address = f"127.0.0.1:{await server.start()}"
+    allowed, other = ChannelPool(ONE), ChannelPool(TWO)
+    try:
+        for method in METHODS:
+            channel = await other.channel(THREE.peer_id, (address,), certificate.der)
+            with pytest.raises(NotAllowedError, match=r"it is not among the allowed ones \(--allow\); ask another peer"):
+                await (channel.stream(method) if method.streaming else channel.unary(method, b"1"))
+        assert handlers.num_calls == 0 and handlers.seen.empty()
+
+        stream = await (await allowed.channel(THREE.peer_id, (address,), certificate.der)).stream(TALK)
+        await stream.send(b"hello")
+        assert await stream.receive() == b"hello"
+        gate.renew(Access(deny=ids(ONE)))
+        with pytest.raises(SwarmError):
+            async with asyncio.timeout(5):
+                await stream.receive()
+        again = await allowed.channel(THREE.peer_id, (address,), certificate.der)
+        with pytest.raises(NotAllowedError, match=r"it is denied \(--deny\)"):
+            await again.stream(TALK)
+    finally:
+        await allowed.close()
+        await other.close()
+        await server.stop()
+
+
+async def test_a_session_of_a_denied_client_is_refused_also_behind_an_allowed_hop(swarm: ToySwarm) -> None:
+    node, client, hop = await swarm.serve(2, 4), Probe(), Probe()
+    gate = node.host.hops._gate
+    try:
+        gate.renew(Access(deny=ids(client.identity)))
+        grant = grant_of(client.identity, [absent_hop(0, 2, hop.identity), hop_of(node)])
+        line = await hop.line(node, services.SESSION)
+        await line.say(Open(grant=grant, index=1, dtype="float32"))
+        with pytest.raises(NotAllowedError, match="computes for some clients only"):
+            await line.hear_nothing_more()
+        gate.renew(EVERYBODY)
+        line = await hop.line(node, services.SESSION)
+        await line.say(Open(grant=grant, index=1, dtype="float32"))
+        await until(lambda: node.host.load().num_sessions == 1)  # the same words are taken: it was the list
+    finally:
+        await client.close()
+        await hop.close()
+
+
+async def test_denying_a_client_gives_its_memory_back_and_leaves_others_alone(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    session = swarm.session(patience_s=2.0)
+    await ask(session, (), (3,), random_tokens(3))
+    assert node.host.load().num_sessions == 1
+    node.host.hops._gate.renew(Access(deny=ids(ONE)))
+    await ask(session, (), (1,), random_tokens(1))
+    assert node.host.load().num_sessions == 1
+    node.host.hops._gate.renew(Access(deny=ids(swarm.identity)))
+    await until(lambda: node.host.load().num_sessions == 0 and node.engine.used_bytes == 0)
+    await session.close()
+
+
+async def test_whole_peers_keep_to_their_lists(tmp_path: Path) -> None:
+    """Not dialled, not believed, not answered, in the DHT neither; a thin client and a full one alike."""
+
+    def config(name: str, lists: Lists, *bootstrap: str) -> PeerConfig:
+        return PeerConfig(data_dir=tmp_path, identity_path=tmp_path / name, bootstrap=bootstrap, entry=Entry(lists=lists))
+
+    deny = tmp_path / "deny.txt"
+    deny.write_text("# nobody yet\n")
+    async with Peer(config("host", Lists(deny=deny))) as host, Peer(config("guest", Lists(), *host.multiaddrs)) as guest:
+        await guest.joined()
+        await guest.directory.announce(lambda: record_of(guest), [MODEL.name])
+        await host.hello(guest.peer_id, guest.addresses)
+        assert [one.peer for one in (await host.directory.snapshot(MODEL.name)).peers] == [guest.peer_id]
+
+        mine = tmp_path / "mine.key"
+        entry = Entry(lists=Lists(allow=frozenset({host.peer_id})), identity=mine)
+        async with ThinPeer(host.multiaddrs, entry=entry) as thin:
+            assert (await thin.directory.snapshot(MODEL.name)).peers == (), "what others announce is not believed"
+            with pytest.raises(NotAllowedError, match="is not dialled"):
+                await thin.hello(guest.peer_id, guest.addresses)
+            me = thin.peer_id
+
+        deny.write_text(f"{guest.peer_id}  # spams\n{me}\n")
+        await until(lambda: not host.gate.access.may_call(guest.peer_id))
+        assert (await host.directory.snapshot(MODEL.name)).peers == ()
+        with pytest.raises(NotAllowedError, match="is not dialled: it is denied"):
+            await host.hello(guest.peer_id, guest.addresses)
+        with pytest.raises(NotAllowedError, match="does not serve"):
+            await guest.hello(host.peer_id, host.addresses)
+        with pytest.raises(NotAllowedError, match="does not serve"):
+            async with ThinPeer(host.multiaddrs, entry=entry):  # the identity file makes it the same peer again
+                pass
+
+
+# --- the files
+
+
+def test_a_wrong_line_is_named_with_what_was_expected() -> None:
+    good = f"\n# friends\n{ONE.peer_id} # Ann\n  {TWO.peer_id}\n"
+    assert parse(good, "f.txt", "allow") == ids(ONE, TWO)
+    with pytest.raises(ConfigError, match=r"f\.txt \(--deny\), line 5: expected a PeerID .*got 'Bob'"):
+        parse(good + "Bob\n", "f.txt", "deny")
+    with pytest.raises(ConfigError, match="only what follows /p2p/"):
+        parse(f"/ip4/127.0.0.1/tcp/1/p2p/{ONE.peer_id}", "f.txt", "deny")
+
+
+def test_files_that_cannot_be_lists_are_refused(tmp_path: Path) -> None:
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text("# nobody\n")
+    binary.write_bytes(os.urandom(100) + b"\xff")
+    with pytest.raises(ConfigError, match="names no peer, so nobody could be talked to"):
+        Lists(allow=empty).read()
+    assert Lists(deny=empty, trust=empty).read() == EVERYBODY
+    with pytest.raises(ConfigError, match="is no text"):
+        Lists(deny=binary).read()
+    with pytest.raises(ConfigError, match=r"nowhere \(--trust\) cannot be read: No such file"):
+        Lists(trust=tmp_path / "nowhere").read()
+    assert Lists(allow=of_argument("allow", [str(ONE.peer_id)])).read().allow == ids(ONE)
+
+
+async def test_lists_are_read_again_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+    file, said, renewed = tmp_path / "deny", [], asyncio.Event()
+    file.write_text("")
+    lists = Lists(deny=file)
+    gate = Gate(access=lists.read())
+    reading = asyncio.create_task(keep_reading(lists, gate, renewed.set, said.append, 0.02))
+    try:
+        file.write_text(f"{ONE.peer_id}\n")
+        async with asyncio.timeout(10):
+            await renewed.wait()
+        assert not gate.access.may_call(ONE.peer_id) and "deny: 1 more" in said[-1]
+        for broken in (f"{ONE.peer_id}\nnonsense\n", None):
+            before = len(said)
+            file.unlink() if broken is None else file.write_text(broken)
+            await until(lambda before=before: len(said) > before)  # type: ignore[misc]
+            assert said[-1].endswith("the lists stay as they were") and not gate.access.may_call(ONE.peer_id)
+        renewed.clear()
+        file.write_text(f"{TWO.peer_id}\n")
+        async with asyncio.timeout(10):
+            await renewed.wait()
+        assert gate.access.may_call(ONE.peer_id) and not gate.access.may_call(TWO.peer_id)
+        assert changes(EVERYBODY, gate.access).startswith("deny: 1 more (…")
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)

@@ -1,0 +1,188 @@
+"""A stranger's tokenizer and chat template: whatever they do, it costs a process with limits and one line of error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from node.cli.text import TextOut
+from protocols.errors import CheckpointError, ModelNotSupportedError
+from swarm.client import tokenizer as full
+from swarm.client.model import SwarmModelForCausalLM
+from swarm.thin import sandboxed_tokenizer, templates
+from swarm.thin.sandbox import Sandbox, SandboxEndedError
+from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.templates import conversation_ids
+from swarm.weights.layout import MANIFEST
+
+HONEST: dict[str, Any] = {
+    **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),
+    **{"version": "1.0", "added_tokens": []},
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "!": 2}, "merges": [], "unk_token": None},
+}
+DEEP = 6
+
+
+def sequence(kind: str, depth: int) -> dict[str, Any]:
+    """Each replaces one letter by a hundred: 100 ** depth of them."""
+    return {"type": "Sequence", kind: [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * depth}
+
+
+AT_OPENING: dict[str, dict[str, Any]] = {
+    "panic of a merge": {"model": {**HONEST["model"], "vocab": {"a": 0, "ab": 1, "b": 2}, "merges": [["a", "b"]],
+                                   "continuing_subword_prefix": "far too long"}},
+    "out of memory by a map of characters": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA/w=="}},
+}  # fmt: skip
+AT_ENCODING: dict[str, dict[str, Any]] = {
+    "memory": {"normalizer": sequence("normalizers", DEEP)},
+    "panic": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "regular expression": {
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    },
+    "more tokens than anybody asked for": {"normalizer": sequence("normalizers", 2)},
+}
+AT_DECODING: dict[str, dict[str, Any]] = {
+    "time": {"decoder": sequence("decoders", DEEP)},
+    "panic": {"decoder": {"type": "Strip", "content": "a", "start": 5, "stop": 5}},
+    "more text than anybody asked for": {"decoder": sequence("decoders", 3)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxed_tokenizer, "DECODE_CPU_S", 0.5)
+    monkeypatch.setattr(templates, "RENDER_CPU_S", 0.5)
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    found = Sandbox("their-model")
+    yield found
+    found.close()
+
+
+def write(folder: Path, changes: dict[str, Any], template: str | None = None) -> Path:
+    (folder / "tokenizer.json").write_text(json.dumps({**HONEST, **changes}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 300}))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def until_asked(sandbox: Sandbox) -> None:
+    ends_at_s = time.monotonic() + 20
+    while not sandbox._lock.locked():
+        assert time.monotonic() < ends_at_s
+        time.sleep(0.01)
+
+
+def check_error(error: BaseException) -> None:
+    """It names the model and what to do, in one line."""
+    said = str(error)
+    assert "\n" not in said and len(said) < 600
+    if isinstance(error, SandboxEndedError):
+        assert "the tokenizer of their-model" in said and "choose other weights with NAME@DIGEST" in said
+    else:
+        assert isinstance(error, ModelNotSupportedError | CheckpointError)
+
+
+@pytest.mark.parametrize("changes", AT_OPENING.values(), ids=AT_OPENING)
+def test_what_ends_the_library_while_it_reads_ends_a_process_of_its_own(
+    changes: dict[str, Any], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    with pytest.raises(SandboxEndedError) as met:
+        SandboxedTokenizer(sandbox, write(tmp_path, changes))
+    check_error(met.value)
+
+
+@pytest.mark.parametrize("changes", AT_ENCODING.values(), ids=AT_ENCODING)
+def test_what_a_text_sets_off_is_one_error_and_the_next_request_is_answered(
+    changes: dict[str, Any], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    tokenizer = SandboxedTokenizer(sandbox, write(tmp_path, changes))
+    with pytest.raises(ModelNotSupportedError) as met:
+        tokenizer.encode("a" * 40 + "!")
+    check_error(met.value)
+    assert tokenizer.decode([0, 1]) == "a b"  # by a new process, with the same tokenizer
+
+
+@pytest.mark.parametrize("changes", AT_DECODING.values(), ids=AT_DECODING)
+def test_what_an_answer_sets_off_is_one_error(changes: dict[str, Any], tmp_path: Path, sandbox: Sandbox) -> None:
+    tokenizer = SandboxedTokenizer(sandbox, write(tmp_path, changes))
+    out = TextOut(tokenizer, lambda piece: None)
+    out.put([0])
+    with pytest.raises(ModelNotSupportedError) as met:
+        out.put([0] * 20)
+    check_error(met.value)
+    assert tokenizer.encode("ab!") == [0, 1, 2]
+
+
+async def test_a_template_without_end_holds_nobody_up_who_gives_up(tmp_path: Path, sandbox: Sandbox) -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer = SandboxedTokenizer(sandbox, write(tmp_path, {}, endless))
+    messages = [{"role": "user", "content": "ab"}]
+    with pytest.raises(ModelNotSupportedError, match=r"cannot be rendered: it needs more than \d s of processor time"):
+        await conversation_ids(tokenizer, messages)
+    templates.RENDER_CPU_S = 60.0
+    waiting = asyncio.create_task(conversation_ids(tokenizer, messages))
+    await asyncio.to_thread(until_asked, sandbox)
+    waiting.cancel()  # as Ctrl-C does
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    assert await asyncio.to_thread(tokenizer.encode, "ab") == [0, 1]  # not behind the 60 s of the other
+
+
+def test_a_process_that_is_killed_is_started_again_and_none_is_left(tmp_path: Path, sandbox: Sandbox) -> None:
+    tokenizer = SandboxedTokenizer(sandbox, write(tmp_path, {}))
+    first = sandbox._process
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+    assert tokenizer.encode("ab") == [0, 1]
+    second = sandbox._process
+    assert second is not None and second is not first
+    sandbox.close()
+    assert not Path(f"/proc/{first.pid}").exists() and not Path(f"/proc/{second.pid}").exists()
+
+
+def test_the_full_client_runs_templates_and_tokenizers_of_peers_in_the_same_process(tmp_path: Path) -> None:
+    """Before, a template that doubles a text forty times took the client's own memory, and a loop within a loop its time."""
+    doubling = "{% set ns = namespace(t='x') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}"
+    folder = write(tmp_path, {}, doubling)
+    model = SimpleNamespace(
+        remote=SimpleNamespace(path=folder, backend=SimpleNamespace(model=SimpleNamespace(name="their-model"))),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    own = full.of_model(model)
+    (folder / MANIFEST).write_bytes(b"")
+    fetched = full.of_model(model)
+    assert isinstance(own, full.OwnTokenizer) and isinstance(fetched, SandboxedTokenizer)
+    for tokenizer in (own, fetched):
+        with pytest.raises(ModelNotSupportedError, match=r"cannot be rendered: (MemoryError|it needs more)"):
+            templates.ids_of(tokenizer, [{"role": "user", "content": "ab"}])
+        assert tokenizer.encode("ab!") == [0, 1, 2] and tokenizer.decode_all([[0], [1]]) == ["a", "b"]
+        tokenizer.sandbox.close()
+
+
+def test_a_tokenizer_that_the_python_api_hands_out_was_tried_in_a_sandbox_first(tmp_path: Path) -> None:
+    folder = write(tmp_path, AT_ENCODING["memory"])
+    (folder / MANIFEST).write_bytes(b"")
+    remote = SimpleNamespace(path=folder, backend=SimpleNamespace(model=SimpleNamespace(name="their-model")))
+    model: Any = SimpleNamespace(remote=remote)
+    with pytest.raises(SandboxEndedError) as met:
+        SwarmModelForCausalLM.tokenizer_if_any(model)
+    check_error(met.value)
+    write(tmp_path, {})
+    assert SwarmModelForCausalLM.tokenizer_if_any(model)("ab").input_ids == [0, 1]
