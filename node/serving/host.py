@@ -20,6 +20,7 @@ from protocols.errors import DrainingError
 from protocols.ids import Span
 from protocols.inference import Grant
 from swarm.access import Gate
+from swarm.inference.dials import Dials
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
 from swarm.inference.links import Links
@@ -73,7 +74,7 @@ class Host:
         """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
-        self._hops = Hops(self.served, Links(pool), self._rows, self._limits, gate)
+        self._hops = Hops(self.served, Links(pool, Dials()), self._rows, self._limits, gate)
         self._hops.start()
 
     def drain(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocols import identity
+from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, UnauthenticatedError
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Grant
@@ -24,11 +25,20 @@ class Served:
     """Embedding, final norm and head are hosted too."""
 
 
+CLOCK_ALLOWANCE_S = 1_200.0
+"""How far the client's clock may be ahead of ours."""
+
+
 def verify(grant: Grant, served: Served, now_s: float) -> None:
     """Check signature, expiry and model of a grant; UnauthenticatedError or ModelMismatchError says what is wrong."""
     if grant.expires_s <= now_s:
         raise UnauthenticatedError(
             f"the grant expired {now_s - grant.expires_s:.0f} s ago: check the clocks of both machines, or open a new session"
+        )
+    if grant.expires_s > now_s + GRANT_LIFE_S + CLOCK_ALLOWANCE_S:
+        raise UnauthenticatedError(
+            f"a grant ends within {GRANT_LIFE_S:.0f} s, got one that ends in {grant.expires_s - now_s:.0f} s: "
+            "check the clocks of both machines"
         )
     identity.verify(grant.client, grant.signature, grant.signed_bytes())
     if grant.model.digest != served.model.digest:
@@ -57,3 +67,8 @@ def verify_place(grant: Grant, index: int, served: Served) -> None:
 def caller_of(grant: Grant, index: int) -> PeerId:
     """Who must be calling hop `index`: the hop above it, or the client."""
     return grant.client if index == 0 else grant.route[index - 1].peer
+
+
+def keeps_below(before: Grant, after: Grant, index: int) -> bool:
+    """Does the new route keep the hop below `index` that we already have a wire to?"""
+    return after.route[index + 1].place in {hop.place for hop in before.route}

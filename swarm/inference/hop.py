@@ -19,11 +19,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import InternalError, PeerUnreachableError, SwarmError
+from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.ids import PeerId, SessionId, Span, short, short_peer
 from protocols.inference import (
     Attach,
@@ -39,15 +39,18 @@ from protocols.inference import (
     Step,
 )
 from protocols.progress import Progress
-from swarm.inference import faults, passage, trace
+from swarm.inference import faults, grants, passage, trace
 from swarm.inference.answers import Answers
 from swarm.inference.begun import Begun
 from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
+from swarm.inference.events import Event, Lost, dismiss, end
 from swarm.inference.grants import Served
 from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
+from swarm.inference.pace import Pace
 from swarm.inference.retained import Loading, PieceRow
+from swarm.inference.successor import Successor
 from swarm.inference.upstream import Upstream
 from swarm.inference.wire import Wire
 
@@ -56,19 +59,8 @@ log = logging.getLogger(__name__)
 INBOX_EVENTS, INBOX_BYTES = 4 * WINDOW_STEPS, 2 * WINDOW_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A wire is gone, or (wire None) could not be had in that epoch; cause None: it ended cleanly."""
-
-    wire: Wire | None
-    cause: SwarmError | None
-    epoch: int
-
-
 Key = tuple[PeerId, SessionId, Span]
 """(client, session, blocks): who may have it, which it is, and what it runs."""
-
-Event = tuple[Wire | None, "Message | _Lost | Begun"]
 
 
 class Hop:
@@ -82,7 +74,7 @@ class Hop:
         self.next_step = self._received = 0
         self.last_active_s = time.monotonic()
         self.is_closed = False
-        self._compute, self._links, self._others = compute, links, others
+        self._compute, self._others = compute, others
         self._fork: Fork | None = None
         """Where this session's rows began; the hop below is told as well."""
         self._is_computing = False
@@ -91,8 +83,8 @@ class Hop:
         self._answers = Answers()
         self._down = Downstream(grant.session)
         self._loading: Loading | None = None
-        self._dialling: asyncio.Task[None] | None = None
-        self._dialled_epoch = -1
+        self._successor = Successor(links, served.dtype, self._put_from_below, self.lose, self._on_wire_below)
+        self._pace = Pace()
         self._last_word: Close | None = None
         """What the hop below is told at the end; None where this node leaves and the session goes on without it."""
         self._has_given_up = False
@@ -113,6 +105,11 @@ class Hop:
     def orphaned_since_s(self) -> float | None:
         """When the hop above left, by the monotonic clock; None while there is one."""
         return self._up.orphaned_since_s
+
+    @property
+    def was_opened(self) -> bool:
+        """There has been a hop above, and not only a client that listens."""
+        return self._up.was_opened
 
     @property
     def retained_bytes(self) -> int:
@@ -148,8 +145,10 @@ class Hop:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
         if isinstance(message, Step) and message.epoch == self.grant.epoch:
             self._received = message.step + 1
+        elif isinstance(message, Open | Reroute):
+            await self._pace.turn(message.grant.epoch)
         if self.is_closed:
-            _end(wire)
+            end(wire)
         elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self._up.wire):
             await self._close(message)
         else:
@@ -176,7 +175,7 @@ class Hop:
     async def lose(self, wire: Wire | None, cause: SwarmError | None) -> None:
         """`wire` is gone, or the hop below could not be reached."""
         if not self.is_closed:
-            await self._inbox.put((None, _Lost(wire, cause, self.grant.epoch)))
+            await self._inbox.put((None, Lost(wire, cause, self.grant.epoch)))
 
     async def run(self) -> None:
         """Take events in order until the session closes. The caller owns this task; afterwards every row is given back."""
@@ -186,14 +185,14 @@ class Hop:
                 if isinstance(message, Begun):
                     await message
                 elif self.is_closed:
-                    _dismiss(wire, message)
+                    dismiss(wire, message)
                 else:
                     await self._handle(wire, message)
         finally:
             self.is_closed = True
             await self._release()
 
-    async def _handle(self, wire: Wire | None, message: Message | _Lost) -> None:
+    async def _handle(self, wire: Wire | None, message: Message | Lost) -> None:
         self.last_active_s = time.monotonic()
         is_above, is_below = wire is not None and wire is self._up.wire, wire is not None and wire is self._down.wire
         match message:
@@ -202,7 +201,7 @@ class Hop:
                 await self._on_route(wire, message)
             case Attach():
                 self._answers.attach(wire, message)
-            case _Lost():
+            case Lost():
                 self._on_lost(message)
             case Close() if is_above or wire is None:  # that came after an Open that waited; None: its time is over
                 await self._close(message)
@@ -224,7 +223,7 @@ class Hop:
     async def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
         if message.grant.epoch < self.grant.epoch:
             if wire is not self._up.wire:
-                _end(wire)
+                end(wire)
             return
         if isinstance(message, Open):
             self._up.connect(wire)
@@ -238,11 +237,12 @@ class Hop:
         self._up.expect(self.grant, self.next_step)
         if self.is_last:
             return
-        stays = self._down.wire is not None and self._down.wire.is_open and _same_peer_below(previous, self.grant, self.index)
+        stays = self._down.wire is not None and self._down.wire.is_open and grants.keeps_below(previous, self.grant, self.index)
         if stays and previous.epoch < self.grant.epoch:
             self._down.reroute(self.grant, self.index + 1)
-        elif not stays and self._dialled_epoch < self.grant.epoch:  # a repeated word must not make us dial again and again
-            self._dial()
+        elif not stays and self._successor.is_new(self.grant.epoch):
+            self._down.end(Close(session=self.grant.session, below=False))
+            self._successor.dial(self.grant, self.index + 1, self._fork)
 
     async def _begin_with(self, fork: Fork) -> None:
         """Copy the rows of the session that this one is a fork of, if it is here and has not gone on; else the history will be sent."""
@@ -268,30 +268,13 @@ class Hop:
         is_busy = self._is_computing or self._loading is not None or self._has_given_up or self.is_closed
         return self.next_step == step and not is_busy
 
-    def _dial(self) -> None:
-        """Connect to the hop below in the background: steps can be computed, and are retained, meanwhile."""
-        if self._dialling is not None:
-            self._dialling.cancel()
-        self._down.end(Close(session=self.grant.session, below=False))
-        self._dialled_epoch = self.grant.epoch
-        self._dialling = asyncio.create_task(self._connect(self.grant, self.index + 1))
-
-    async def _connect(self, grant: Grant, index: int) -> None:
-        try:
-            wire = await self._links.open(grant, index, self._served.dtype, self._put_from_below, self.lose, self._fork)
-        except SwarmError as error:
-            await self.lose(None, error)
-            return
-        except Exception as error:
-            log.exception("%s: dialling hop %d failed by a fault of ours", self, index)
-            await self.lose(None, InternalError(f"the hop above could not dial: {type(error).__name__}; its log says more"))
-            return
-        if grant.epoch == self.grant.epoch and not self.is_closed:
-            self._down.connect(wire, grant.epoch)
+    async def _on_wire_below(self, wire: Wire, epoch: int) -> None:
+        if epoch == self.grant.epoch and not self.is_closed:
+            self._down.connect(wire, epoch)
         else:
             await wire.close()
 
-    def _on_lost(self, lost: _Lost) -> None:
+    def _on_lost(self, lost: Lost) -> None:
         if lost.wire is not None and lost.wire is self._answers.wire:
             self._answers.wire = None
             if not self._up.was_opened:  # an Attach that came after the session's Close, or in vain: there is nothing to wait for
@@ -352,7 +335,7 @@ class Hop:
         started = time.perf_counter()
         self._is_computing = True
         try:
-            output = await passage.forward(self._compute, step, self._place)
+            output = await passage.forward(self._compute, step, self._place())
         except SwarmError as error:
             await self._give_up(error)
             return
@@ -368,15 +351,8 @@ class Hop:
             budget_ms = max(0, step.budget_ms - round(spent_ms))
             self._down.send(replace(step, kind="hidden", payload=output.values, budget_ms=budget_ms))
 
-    @property
     def _place(self) -> passage.Place:
-        is_first = self.index == 0
-        return passage.Place(
-            is_first=is_first,
-            is_last=self.is_last,
-            takes_ids=is_first and self.span.start == 0,
-            gives_logits=self.is_last and self.span.stop == self._served.num_blocks,
-        )
+        return passage.place_of(self.grant.route, self.index, self._served.num_blocks)
 
     async def _give_up(self, error: SwarmError) -> None:
         """We cannot compute this session any further: report ourselves lost and let the client choose another."""
@@ -411,7 +387,7 @@ class Hop:
         faults.point("before_history", history.base)
         self._is_computing = True
         try:
-            output = (await passage.forward(self._compute, history, self._place)).values
+            output = (await passage.forward(self._compute, history, self._place())).values
         except SwarmError as error:
             await self._give_up(error)
             return
@@ -432,32 +408,15 @@ class Hop:
             self._down.retained.drop_history()
 
     async def _release(self) -> None:
-        if self._dialling is not None:
-            self._dialling.cancel()
+        self._successor.stop()
         self._down.end(self._last_word)
-        _end(self._up.wire)
-        _end(self._answers.wire)
+        end(self._up.wire)
+        end(self._answers.wire)
         await self._empty_inbox()
         await self._compute.clear()
 
     async def _empty_inbox(self) -> None:
         """Whoever came too late is told by the end of its stream, and whoever waits to put is woken."""
         while len(self._inbox):
-            _dismiss(*self._inbox.get_nowait())
+            dismiss(*self._inbox.get_nowait())
             await asyncio.sleep(0)  # one that waits may put now
-
-
-def _dismiss(wire: Wire | None, message: Message | _Lost | Begun) -> None:
-    """An event that came too late: whoever opened a stream with it sees that end."""
-    if isinstance(message, Open | Attach):
-        _end(wire)
-
-
-def _end(wire: Wire | None) -> None:
-    if wire is not None:
-        wire.end()
-
-
-def _same_peer_below(before: Grant, after: Grant, index: int) -> bool:
-    """Does the new route keep the hop below that we already have a wire to?"""
-    return after.route[index + 1].place in {hop.place for hop in before.route}

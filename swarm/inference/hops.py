@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from protocols.inference import Attach, Close, Grant, Open, Reroute
 from protocols.words import counted
 from swarm.access import Gate
 from swarm.inference import grants
+from swarm.inference.closed import Closed
 from swarm.inference.compute import SessionCompute
 from swarm.inference.hop import Hop
 from swarm.inference.links import Links
+from swarm.inference.shares import to_give_way
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ class HopLimits:
     """Bounds on what sessions may cost this node."""
 
     max_sessions: int = MAX_SESSIONS
-    """Sessions held at once; the next one is refused with OverloadedError."""
+    """Sessions held at once; the next one takes the place of one that is not used, or is refused with OverloadedError."""
 
     max_sessions_per_client: int = MAX_SESSIONS_PER_CLIENT
     """Of one client; its next one is refused with OverloadedError."""
@@ -40,11 +43,15 @@ class HopLimits:
     idle_s: float = IDLE_S
     """Seconds without any message before a session is dropped."""
 
+    unused_s: float = 60.0
+    """Seconds without any message before a session gives its place to a new one, if there is no other."""
+
     retained_bytes: int = RETAINED_BYTES
-    """Sent activations kept for all sessions; beyond it the largest session's history is dropped."""
+    """Sent activations kept for all sessions; beyond it the client that holds most loses its largest history."""
 
     held_bytes: int = 2 * RETAINED_BYTES
-    """All activations that sessions keep alive: what waits, comes in and was answered included; beyond it the largest session ends."""
+    """All activations that sessions keep alive: what waits, comes in and was answered included; beyond it the client that
+    holds most loses its largest session."""
 
 
 class Hops:
@@ -67,6 +74,7 @@ class Hops:
         self.is_draining = False
         self._links, self._new_compute, self._limits = links, new_compute, limits
         self._hops: dict[tuple[PeerId, SessionId, Span], Hop] = {}
+        self._closed = Closed()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -93,7 +101,12 @@ class Hops:
             )
         self._gate.check_client(grant.client)
         hop = self._hops.get((grant.client, grant.session, grant.route[index].span))
-        return hop if hop is not None and not hop.is_closed else self._create(grant, index)
+        if hop is not None:
+            if not hop.is_closed:
+                return hop
+            self._note_end(hop)  # it still gives its memory back
+        self._closed.check(grant, grant.route[index].span)
+        return self._create(grant, index)
 
     def find(self, client: PeerId, session: SessionId, span: Span) -> Hop | None:
         """A client's session, where it is here."""
@@ -116,18 +129,28 @@ class Hops:
     def _create(self, grant: Grant, index: int) -> Hop:
         if self.is_draining:
             raise DrainingError("this peer is leaving the swarm: try another one")
-        if len(self._hops) >= self._limits.max_sessions:
-            raise OverloadedError(f"this peer holds {counted(len(self._hops), 'session')}, its limit: try a replica, or later")
         if sum(client == grant.client for client, _, _ in self._hops) >= self._limits.max_sessions_per_client:
             raise OverloadedError(
                 f"you hold {counted(self._limits.max_sessions_per_client, 'session')} here, "
                 "the limit of one client: close some, or use a replica"
             )
+        if len(self._hops) >= self._limits.max_sessions:
+            self._make_room()
         compute = self._new_compute(grant, grant.route[index].span)
         hop = Hop(grant, index, self.served, compute, self._links, self._hops)
         self._hops[grant.client, grant.session, hop.span] = hop
         self._own(self._run(hop))
         return hop
+
+    def _make_room(self) -> None:
+        """End a session that nobody has used for a while, of the client that holds most. OverloadedError if there is none."""
+        now_s, held = time.monotonic(), Counter(client for client, _, _ in self._hops)
+        unused = [hop for hop in self._hops.values() if not hop.is_closed and now_s - hop.last_active_s >= self._limits.unused_s]
+        if not unused:
+            raise OverloadedError(f"this peer holds {counted(len(self._hops), 'session')}, its limit: try a replica, or later")
+        hop = max(unused, key=lambda hop: (held[hop.grant.client], now_s - hop.last_active_s))
+        log.info("%s: ended: it was not used, and another client needs its place", hop)
+        self._own(hop.put(None, _close(hop)))
 
     def _own(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
@@ -142,8 +165,13 @@ class Hops:
         except Exception:
             log.exception("%s: ended by a fault of ours", hop)
         finally:
+            self._note_end(hop)
             if self._hops.get(key) is hop:  # the client may have opened it anew while this one gave its memory back
                 del self._hops[key]
+
+    def _note_end(self, hop: Hop) -> None:
+        if hop.was_opened:
+            self._closed.note(hop.grant, hop.span, time.time())
 
     def start(self) -> None:
         """Drop sessions whose time is over, from now on until `stop`."""
@@ -167,23 +195,12 @@ class Hops:
         return is_orphan or now_s - hop.last_active_s > self._limits.idle_s
 
     def _bound_retained(self) -> None:
-        total = sum(hop.retained_bytes for hop in self._hops.values())
-        for hop in sorted(self._hops.values(), key=lambda hop: -hop.retained_bytes):
-            if total <= self._limits.retained_bytes:
-                return
-            total -= hop.retained_bytes
+        for hop in to_give_way(self._hops.values(), _client, lambda hop: hop.retained_bytes, self._limits.retained_bytes):
             hop.drop_retained()
 
     def _too_large(self) -> list[Hop]:
-        """The largest sessions, as many as must end: what no `drop_retained` gives back must not grow without a bound either."""
-        total = sum(hop.held_bytes for hop in self._hops.values())
-        found: list[Hop] = []
-        for hop in sorted(self._hops.values(), key=lambda hop: -hop.held_bytes):
-            if total <= self._limits.held_bytes:
-                break
-            total -= hop.held_bytes
-            found.append(hop)
-        return found
+        """Sessions that must end: what no `drop_retained` gives back must not grow without a bound either."""
+        return to_give_way(self._hops.values(), _client, lambda hop: hop.held_bytes, self._limits.held_bytes)
 
     async def stop(self) -> None:
         """End every session: rows are given back, and the hops above see their streams end."""
@@ -195,3 +212,7 @@ class Hops:
 
 def _close(hop: Hop) -> Close:
     return Close(session=hop.grant.session)
+
+
+def _client(hop: Hop) -> PeerId:
+    return hop.grant.client

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from contextlib import AbstractAsyncContextManager
 
 from protocols.errors import PeerUnreachableError
 from protocols.ids import SessionId, short_peer
 from protocols.inference import Attach, Fork, Grant, Hop, Open
 from protocols.progress import Progress, ProgressRequest
 from protocols.services import ATTACH, PROGRESS, SESSION, Method
+from swarm.inference.dials import Dials
 from swarm.inference.wire import OnLost, OnMessage, Wire
 from swarm.rpc.pool import ChannelPool
 
@@ -22,8 +25,9 @@ PROGRESS_S = 2.0
 class Links:
     """Opens wires to the peers of a route, each pinned to the certificate that the route names."""
 
-    def __init__(self, pool: ChannelPool) -> None:
-        self._pool = pool
+    def __init__(self, pool: ChannelPool, dials: Dials | None = None) -> None:
+        """dials: bounds, where it is for others that we dial; None: for ourselves."""
+        self._pool, self._dials = pool, dials
 
     async def open(
         self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost, fork: Fork | None = None
@@ -50,9 +54,15 @@ class Links:
         hop = grant.route[index]
         try:
             async with asyncio.timeout(DIAL_S):
-                channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
+                async with self._turn(grant, hop):
+                    channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
                 return Wire(await channel.stream(method, is_awaited=False), on_message, on_lost, has_dialled=True)
         except TimeoutError:
             raise PeerUnreachableError(
                 f"{short_peer(hop.peer)} at {', '.join(hop.addresses)} did not answer within {DIAL_S:.0f} s"
             ) from None
+
+    def _turn(self, grant: Grant, hop: Hop) -> AbstractAsyncContextManager[None]:
+        if self._dials is None or self._pool.is_connected(hop.peer):
+            return contextlib.nullcontext()
+        return self._dials.turn(grant.client)

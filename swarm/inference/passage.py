@@ -16,7 +16,7 @@ from torch import Tensor
 from protocols import compression, tensors
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
-from protocols.inference import WANT_NONE, History, Reply, Step
+from protocols.inference import WANT_NONE, History, Reply, Route, Step
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.inference import chunks
@@ -36,6 +36,17 @@ class Place:
     """The first hop, and its blocks are the model's first ones."""
     gives_logits: bool
     """The last hop, and its blocks are the model's last ones."""
+
+
+def place_of(route: Route, index: int, num_blocks: int) -> Place:
+    """The place of hop `index` in a route through a model of `num_blocks` blocks."""
+    is_first, is_last, span = index == 0, index == len(route) - 1, route[index].span
+    return Place(
+        is_first=is_first,
+        is_last=is_last,
+        takes_ids=is_first and span.start == 0,
+        gives_logits=is_last and span.stop == num_blocks,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,44 @@
+"""How many hops below may be dialled at once, by client and in all: silent addresses cost the client that named them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from protocols.errors import OverloadedError
+from protocols.ids import PeerId
+
+MAX_DIALS_PER_CLIENT = 8
+"""Peers that are dialled at once for the sessions of one client, by the PeerID that signed the grants. Further ones wait."""
+
+MAX_DIALS = 256
+"""Peers that are dialled at once for all clients; a client is refused only beyond this."""
+
+
+class Dials:
+    """Dials under way. A peer to which there is a connection needs none."""
+
+    def __init__(self, max_per_client: int = MAX_DIALS_PER_CLIENT, max_in_all: int = MAX_DIALS) -> None:
+        self._max_per_client, self._max_in_all = max_per_client, max_in_all
+        self._clients: dict[PeerId, tuple[asyncio.Semaphore, int]] = {}
+        self._num_running = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self, client: PeerId) -> AsyncIterator[None]:
+        """The turn of `client` to have a peer dialled. OverloadedError if this node dials as many as it may."""
+        turns, number = self._clients.get(client, (asyncio.Semaphore(self._max_per_client), 0))
+        self._clients[client] = turns, number + 1
+        try:
+            async with turns:
+                if self._num_running >= self._max_in_all:
+                    raise OverloadedError(f"the hop above is dialling {self._num_running} peers, its limit: try a replica of it")
+                self._num_running += 1
+                try:
+                    yield
+                finally:
+                    self._num_running -= 1
+        finally:
+            turns, number = self._clients.pop(client)
+            if number > 1:
+                self._clients[client] = turns, number - 1

@@ -1,0 +1,33 @@
+"""What happens to a session at a node, as its inbox holds it; and the polite end of what came too late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.errors import SwarmError
+from protocols.inference import Attach, Message, Open
+from swarm.inference.begun import Begun
+from swarm.inference.wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A wire is gone, or (wire None) could not be had in that epoch; cause None: it ended cleanly."""
+
+    wire: Wire | None
+    cause: SwarmError | None
+    epoch: int
+
+
+Event = tuple[Wire | None, Message | Lost | Begun]
+
+
+def dismiss(wire: Wire | None, message: Message | Lost | Begun) -> None:
+    """An event that came too late: whoever opened a stream with it sees that end."""
+    if isinstance(message, Open | Attach):
+        end(wire)
+
+
+def end(wire: Wire | None) -> None:
+    if wire is not None:
+        wire.end()

@@ -1,0 +1,40 @@
+"""How fast the routes of one session may follow each other: a storm waits, and only its own stream waits with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+MAX_EPOCHS, EPOCHS_S = 5, 10.0
+"""Epochs that one session may begin here in EPOCHS_S seconds. The next one is not refused, since many hops may die at once: it waits."""
+
+
+def delay_s(begun_s: deque[float], now_s: float) -> float:
+    """Seconds until one more may begin. begun_s: when the last MAX_EPOCHS began, oldest first."""
+    return max(0.0, begun_s[0] + EPOCHS_S - now_s) if len(begun_s) == begun_s.maxlen else 0.0
+
+
+class Pace:
+    """The epochs of one session, in their order."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
+        self._newest = -1
+        self._begun_s: deque[float] = deque(maxlen=MAX_EPOCHS)
+        self._turn = asyncio.Lock()
+
+    async def turn(self, epoch: int) -> None:
+        """Return when a message of `epoch` may be taken: at once, if the epoch has begun or is over."""
+        if epoch <= self._newest:
+            return
+        async with self._turn:
+            if epoch <= self._newest:
+                return
+            while (wait_s := delay_s(self._begun_s, self._clock())) > 0:
+                await self._sleep(wait_s)
+            self._newest = epoch
+            self._begun_s.append(self._clock())
