@@ -60,7 +60,8 @@ async def test_large_frames_do_not_pile_up_behind_a_step_that_takes_long(swarm: 
         return Output(values=hidden)
 
     hop._compute.step = slow  # type: ignore[method-assign, assignment]
-    frames = [step_of(number, torch.zeros(1 << 12, 16 * WIDTH)).encode() for number in range(60)]
+    wide = torch.zeros(1 << 12, 16 * WIDTH)  # a step that no hop takes: what matters is that it waits behind the first
+    frames = [step_of(0).encode(), *(step_of(number, wide).encode() for number in range(1, 60))]
     flooding = asyncio.create_task(line.say(*frames))
     await until(lambda: hop._inbox.num_bytes > 14 << 20)
     await asyncio.wait((flooding,), timeout=0.3)
