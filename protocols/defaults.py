@@ -71,7 +71,7 @@ SILENCE_S: Final = 180.0
 """Seconds without a reply before a client gives up a hop that says it is computing."""
 
 RETAINED_BYTES: Final = 1 << 30
-"""Sent activations that one hop keeps for all its sessions; beyond it the largest session's are dropped, and said so."""
+"""Sent activations that one hop keeps for all its sessions; beyond it the client that holds most loses those of its largest session."""
 
 MAX_SESSIONS: Final = 512
 """Sessions that one node holds."""
@@ -90,7 +90,7 @@ AVOID_S: Final = 30.0
 """How long a peer that failed is avoided before it is forgiven."""
 
 GRANT_LIFE_S: Final = 3_600.0
-"""Life of a client's signed grant; a reroute brings a fresh one."""
+"""Longest life of a client's signed grant, in seconds; nodes refuse a longer one. A reroute brings a fresh one."""
 
 PLACEMENT_LOOK_S: Final = 10.0
 """Between two looks of a node at whether the swarm needs it elsewhere."""

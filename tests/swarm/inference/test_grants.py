@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, SwarmError, UnauthenticatedError
 from protocols.identity import Identity
 from protocols.ids import ModelId, SessionId, Span
 from protocols.inference import Grant, Hop
 from swarm.inference import grants
-from swarm.inference.grants import Served
+from swarm.inference.grants import CLOCK_ALLOWANCE_S, Served
 from tests.swarm.inference.toy import new_identity
 
 MODEL = ModelId("toy", "ab" * 32)
@@ -65,6 +66,17 @@ def test_a_grant_ends_when_it_says(client: Identity, late_s: float, is_taken: bo
     else:
         with pytest.raises(UnauthenticatedError, match="expired"):
             grants.verify(grant, served_by(route[0]), grant.expires_s + late_s)
+
+
+@pytest.mark.parametrize(("ahead_s", "is_taken"), [(0.0, True), (CLOCK_ALLOWANCE_S, True), (CLOCK_ALLOWANCE_S + 1, False)])
+def test_a_grant_ends_within_an_hour_by_the_clock_of_its_client(client: Identity, ahead_s: float, is_taken: bool) -> None:
+    route = route_of((0, 4))
+    grant = replace(grant_of(client, route), expires_s=NOW_S + ahead_s + GRANT_LIFE_S).signed(client.sign)
+    if is_taken:
+        grants.verify(grant, served_by(route[0]), NOW_S)
+    else:
+        with pytest.raises(UnauthenticatedError, match="check the clocks"):
+            grants.verify(grant, served_by(route[0]), NOW_S)
 
 
 def test_other_weights_are_named(client: Identity) -> None:
