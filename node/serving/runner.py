@@ -37,6 +37,7 @@ from protocols.errors import (
     SwarmError,
 )
 from protocols.ids import PeerId
+from protocols.inference import Crop
 from protocols.words import counted
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
@@ -52,6 +53,9 @@ log = logging.getLogger(__name__)
 HERE_MS = 5.0
 """A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
 thread wait for another (`sys.getswitchinterval`)."""
+
+HERE_COPIED_ROWS, HERE_COPIED_TOKENS = 64, 1_024
+"""The same of a decode whose operations copy rows: more of them are copied in the runner's thread."""
 
 PRACTISE_AFTER_S = 0.1
 """Idle for so long, the engine practises: nobody has a row here."""
@@ -161,7 +165,7 @@ class Runner:
         if self.engine.device.type != "cpu" or not self.is_running or not self._device.acquire(blocking=False):
             return False
         try:
-            if not self.scheduler.take_alone(job, HERE_MS):
+            if _copies_much(job) or not self.scheduler.take_alone(job, HERE_MS):
                 return False
             self._step([job])
             return True
@@ -264,13 +268,23 @@ class Runner:
         session = job.session
         engine = self.engine_of(session)
         self.engines.lend(engine)
-        session.rows = row_operations.apply(engine, session.rows, job.ops)
+        if job.ops:
+            self._operate(engine, job)
         session.rows = row_operations.enter(engine, session.rows, len(job.counts))
         _check_size(job, session.rows, self._max_positions)
-        if job.num_tokens and self._is_short(job):
+        if (job.num_tokens or _copies(job)) and self._is_short(job):
             items = [(row, count) for row, count in zip(session.rows, job.counts, strict=True) if count]
             self._judge(session.client, engine.growth_bytes(items), job.num_tokens, is_new=False)
         job.is_entered = True
+
+    def _operate(self, engine: Engine, job: Job) -> None:
+        """A job's row operations. Their time goes on its client's account, and copied rows count as what it holds, at once."""
+        started, session = time.perf_counter(), job.session
+        try:
+            session.rows = row_operations.apply(engine, session.rows, job.ops)
+        finally:
+            self.scheduler.charge(job, (time.perf_counter() - started) * 1e3)
+        self._hold(session)
 
     def _is_short(self, job: Job) -> bool:
         """Is it worth asking who may take what, and for all pieces at once? Else the engine itself refuses what does not fit."""
@@ -334,6 +348,21 @@ class Runner:
         self.largest_batch = max(self.largest_batch, num_steps)
         if is_whole:
             self.step_ms = 0.9 * self.step_ms + 0.1 * ms if self.step_ms else ms
+
+
+def _copies(job: Job) -> bool:
+    """May its operations copy rows?"""
+    return any(not isinstance(op, Crop) for op in job.ops)
+
+
+def _copies_much(job: Job) -> bool:
+    """Too much for the event loop's thread: a copy may take long, and no forward that was measured has told how long."""
+    if not _copies(job):
+        return False
+    with contextlib.suppress(BadRequestError):  # it is refused in a moment
+        plan = row_operations.plan([row.length for row in job.session.rows], job.ops)
+        return len(plan.sources) > HERE_COPIED_ROWS or plan.num_copied_tokens > HERE_COPIED_TOKENS
+    return False
 
 
 def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> None:

@@ -226,6 +226,11 @@ class Scheduler:
                 if job.num_left and not job.is_cancelled:
                     self._waiting.appendleft(job)
 
+    def charge(self, job: Job, ms: float) -> None:
+        """A job's row operations took so long in front of its forward: its client pays for them, and no batch does."""
+        with self._ready:
+            self._ledger.charge(job.session.client, job.session, ms / job.weight)
+
     def pay(self) -> None:
         """Settle accounts now: nothing else is to be done."""
         with self._ready:

@@ -49,7 +49,8 @@ from swarm.inference.grants import Served
 from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
 from swarm.inference.pace import Pace
-from swarm.inference.retained import Loading, PieceRow
+from swarm.inference.pieces import PieceRow
+from swarm.inference.retained import Loading
 from swarm.inference.successor import Successor
 from swarm.inference.upstream import Upstream
 from swarm.inference.wire import Wire

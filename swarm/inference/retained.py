@@ -5,79 +5,26 @@ Two parts, because row operations make old frames impossible to rebuild from row
 - the **window**: the last steps as they were sent. The client has at most WINDOW_STEPS steps and WINDOW_BYTES (or a single step) in
   flight, so that every living hop wants a step at or after `base`: it gets frames, and only a hop that holds nothing gets the history.
 
-Pieces are views of what was sent: forking a row copies a list, no values. Nothing here computes, so values stay bytes. At the client of
-a thin session a row may hold a caller's embeddings and then token ids: a piece has one kind, and so has each part of a history.
+Rows are lists of pieces (`pieces.py`), which are cut into History frames one by one (`histories.py`). Nothing here computes, so
+values stay bytes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
 from protocols.inference import History, Step
 from protocols.tensors import WireTensor
+from swarm.inference import histories
 from swarm.inference import rows as row_operations
-
-HISTORY_PART_TOKENS = 512
-"""Tokens of one History frame: also the longest forward that a replay asks of a hop."""
+from swarm.inference.pieces import Piece, PieceRow, PieceStore
 
 MAX_UNFOLDED = 256
 """Pieces whose folding into rows is put off, a row's part of a step each: 20 ms when they are folded together, however many rows."""
-
-
-@dataclass(slots=True)
-class Piece:
-    """Consecutive tokens of one row: values [tokens, …] of one kind, and their positions where the caller set some."""
-
-    values: WireTensor
-    positions: tuple[int, ...] | None = None
-    kind: str = "hidden"
-
-    def __len__(self) -> int:
-        return self.values.shape[0]
-
-    def part(self, start: int, stop: int) -> Piece:
-        positions = None if self.positions is None else self.positions[start:stop]
-        return Piece(tensors.cut(self.values, start, stop), positions, self.kind)
-
-
-@dataclass(slots=True)
-class PieceRow:
-    """One row's retained inputs, oldest first."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    length: int = 0
-    """Tokens of all pieces."""
-
-    def append(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self.length += len(piece)
-
-
-class PieceStore:
-    """Row operations on retained pieces."""
-
-    def open(self) -> PieceRow:
-        return PieceRow()
-
-    def fork(self, row: PieceRow) -> PieceRow:
-        return PieceRow(list(row.pieces), row.length)
-
-    def crop(self, row: PieceRow, tokens: int) -> None:
-        row.length -= tokens
-        while tokens:
-            last = row.pieces.pop()
-            if len(last) > tokens:
-                row.pieces.append(last.part(0, len(last) - tokens))
-            tokens -= min(tokens, len(last))
-
-    def close(self, row: PieceRow) -> None:
-        row.pieces.clear()
-        row.length = 0
 
 
 class Retained:
@@ -152,7 +99,7 @@ class Retained:
         for step in self._window:
             twin._fold(step)
         twin.base = self.next_step
-        twin.num_bytes = sum(piece.values.num_bytes for row in twin._rows for piece in row.pieces)
+        twin.num_bytes = min(self.num_bytes, sum([row.num_bytes for row in twin._rows]))
         return twin
 
     def drop_history(self) -> None:
@@ -172,7 +119,7 @@ class Retained:
         self._unfolded.clear()
         self._window_bytes = 0
         self._empty = self._empty if empty is None else Piece(empty)
-        self.num_bytes = sum(piece.values.num_bytes for row in self._rows for piece in row.pieces)
+        self.num_bytes = sum([row.num_bytes for row in self._rows])
 
     def histories(self, session: SessionId, epoch: int) -> Iterator[History]:
         """The frames that bring a hop which holds nothing to step `base`; empty rows are told by a count of 0.
@@ -181,70 +128,7 @@ class Retained:
         """
         self._fold_all()
         rows = [self._store.fork(row) for row in self._rows]
-        return _histories(rows, self._empty, session, epoch, self.base)
-
-
-def _histories(rows: Sequence[PieceRow], empty: Piece, session: SessionId, epoch: int, base: int) -> Iterator[History]:
-    """Rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes (but a token a row), a piece of each row a round."""
-    explicit = any(piece.positions is not None for row in rows for piece in row.pieces)
-    widest = max((piece.values.token_bytes for row in rows for piece in row.pieces), default=1)
-    share = max(1, min(HISTORY_PART_TOKENS, WINDOW_BYTES // max(1, widest)) // max(1, len(rows)))
-    runs = [_runs(row, explicit) for row in rows]
-    rounds = _rounds([[(piece.kind, len(piece)) for piece in own] for own in runs], share) or [[(0, 0, 0)] * len(rows)]
-    for part, places in enumerate(rounds):
-        pieces = [
-            own[run].part(start, stop) if stop > start else None for own, (run, start, stop) in zip(runs, places, strict=True)
-        ]
-        full = [piece for piece in pieces if piece is not None] or [empty]
-        yield History(
-            session=session,
-            epoch=epoch,
-            base=base,
-            counts=tuple(0 if piece is None else len(piece) for piece in pieces),
-            payload=tensors.join([piece.values for piece in full]),
-            positions=tuple(place for piece in full for place in piece.positions or ()) if explicit else None,
-            part=part,
-            parts=len(rounds),
-            kind=full[0].kind,
-        )
-
-
-def _rounds(runs: Sequence[Sequence[tuple[str, int]]], share: int) -> list[list[tuple[int, int, int]]]:
-    """Which part of which run of each row goes in which round, as (run, start, stop): at most `share` tokens of a row, one kind a round.
-
-    runs: of each row, (kind, length) one after the other. The kind of the first row that has any left decides.
-    """
-    at = [(0, 0) for _ in runs]
-    rounds: list[list[tuple[int, int, int]]] = []
-    while any(run < len(own) for (run, _), own in zip(at, runs, strict=True)):
-        kind = next(own[run][0] for (run, _), own in zip(at, runs, strict=True) if run < len(own))
-        places: list[tuple[int, int, int]] = []
-        for row, ((run, start), own) in enumerate(zip(at, runs, strict=True)):
-            is_turn = run < len(own) and own[run][0] == kind
-            stop = min(own[run][1], start + share) if is_turn else start
-            places.append((run, start, stop))
-            at[row] = (run + 1, 0) if is_turn and stop == own[run][1] else (run, stop)
-        rounds.append(places)
-    return rounds
-
-
-def _runs(row: PieceRow, explicit: bool) -> list[Piece]:
-    """A row's pieces, neighbours of one kind joined; with `explicit`, tokens without positions get the ones that they have by default."""
-    runs: list[list[Piece]] = []
-    for piece in row.pieces:
-        if runs and runs[-1][0].kind == piece.kind:
-            runs[-1].append(piece)
-        else:
-            runs.append([piece])
-    joined, at = [], 0
-    for run in runs:
-        positions: list[int] = []
-        for piece in run:
-            positions += range(at, at + len(piece)) if piece.positions is None else piece.positions
-            at += len(piece)
-        values = tensors.join([piece.values for piece in run])
-        joined.append(Piece(values, tuple(positions) if explicit else None, run[0].kind))
-    return joined
+        return histories.cut(rows, self._empty, session, epoch, self.base)
 
 
 @dataclass(slots=True)

@@ -6,9 +6,10 @@ A session's rows are one list everywhere; this file is the one place that says w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from protocols.defaults import MAX_ROWS
+from protocols.defaults import MAX_COPIED_TOKENS, MAX_ROWS
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, Repeat, Rows
 from protocols.words import counted
@@ -46,59 +47,86 @@ class RowStore(Protocol[R]):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all operations of a step come to: which row each new row is made of, and how many tokens all of them lose."""
+
+    sources: tuple[int, ...]
+    crop: int
+    num_copied_tokens: int
+    """Of rows that are used more than once; a row that is used once is kept."""
+
+
+def plan(lengths: Sequence[int], ops: Sequence[Op]) -> Plan:
+    """The operations as one, so that a row which a later operation drops is never copied. BadRequestError names one that does not fit.
+
+    lengths: tokens of each row before them. Every crop is of all rows, so all that remain have lost the same.
+    """
+    sources, crop = list(range(len(lengths))), 0
+    for op in ops:
+        match op:
+            case Rows(indices):
+                _check_indices(len(sources), indices)
+                sources = [sources[index] for index in indices]
+            case Repeat(times):
+                _check_count(len(sources) * times)
+                sources = [source for source in sources for _ in range(times)]
+            case Crop(tokens):
+                shortest = min([lengths[source] for source in set(sources)], default=tokens + crop) - crop
+                if tokens > shortest:
+                    raise BadRequestError(f"cannot crop {counted(tokens, 'token')} of a row that has {shortest}")
+                crop += tokens
+    used = set(sources)
+    copied = sum([lengths[source] - crop for source in sources]) - sum([lengths[source] - crop for source in used])
+    if copied > MAX_COPIED_TOKENS:
+        raise BadRequestError(
+            f"the row operations of one step copy at most {MAX_COPIED_TOKENS} tokens, these would copy {copied}: "
+            "use fewer or shorter rows"
+        )
+    return Plan(tuple(sources), crop, copied)
+
+
 def apply(store: RowStore[R], rows: Sequence[R], ops: Sequence[Op]) -> list[R]:
-    """The rows after `ops`. A row that is used once is kept, not copied; one that is used no more is closed.
+    """The rows after `ops`, each copied at most once and none for nothing: a row that is used once is kept, one used no more is closed.
 
     BadRequestError names an operation that does not fit. After any error all rows are closed, copies included: the session is lost
     here, and nothing of it leaks.
     """
-    current = list(rows)
+    if not ops:
+        return list(rows)
+    made = list(rows)
     try:
-        for op in ops:
-            match op:
-                case Rows(indices):
-                    current = _select(store, current, indices)
-                case Repeat(times):
-                    _check_count(len(current) * times)
-                    current = _select(store, current, [index for index in range(len(current)) for _ in range(times)])
-                case Crop(tokens):
-                    _crop(store, current, tokens)
-    except BaseException:
-        for row in current:
+        what = plan([row.length for row in rows], ops)
+        return _carry_out(store, rows, what, made)
+    except BaseException:  # perhaps there is no memory for one more copy
+        for row in made:
             store.close(row)
         raise
-    return current
 
 
-def _select(store: RowStore[R], rows: list[R], indices: Sequence[int]) -> list[R]:
-    _check_count(len(indices))
-    if any(not 0 <= index < len(rows) for index in indices):
-        raise BadRequestError(f"row indices must be below {len(rows)}, got {list(indices)[:16]}")
-    used: set[int] = set()
-    selected: list[R] = []
-    forks: list[R] = []
-    try:
-        for index in indices:
-            if index in used:
-                forks.append(store.fork(rows[index]))
-            selected.append(forks[-1] if index in used else rows[index])
-            used.add(index)
-    except BaseException:  # no memory for one more copy: the copies made so far belong to nobody else
-        for row in forks:
-            store.close(row)
-        raise
+def _carry_out(store: RowStore[R], rows: Sequence[R], what: Plan, made: list[R]) -> list[R]:
+    """Copies are noted in `made`, which belongs to the caller."""
+    used = set(what.sources)
     for index, row in enumerate(rows):
         if index not in used:
             store.close(row)
+        elif what.crop:
+            store.crop(row, what.crop)
+    selected: list[R] = []
+    for index in what.sources:
+        if index in used:
+            selected.append(rows[index])
+            used.remove(index)
+        else:
+            made.append(store.fork(rows[index]))
+            selected.append(made[-1])
     return selected
 
 
-def _crop(store: RowStore[R], rows: Sequence[R], tokens: int) -> None:
-    shortest = min((row.length for row in rows), default=tokens)
-    if tokens > shortest:
-        raise BadRequestError(f"cannot crop {counted(tokens, 'token')} of a row that has {shortest}")
-    for row in rows:
-        store.crop(row, tokens)
+def _check_indices(num_rows: int, indices: Sequence[int]) -> None:
+    _check_count(len(indices))
+    if indices and not 0 <= min(indices) <= max(indices) < num_rows:
+        raise BadRequestError(f"row indices must be below {num_rows}, got {list(indices)[:16]}")
 
 
 def _check_count(num_rows: int) -> None:

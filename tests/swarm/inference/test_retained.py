@@ -14,7 +14,8 @@ from protocols import compression, tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
 from protocols.inference import Crop, History, Op, Repeat, Rows, Step
-from swarm.inference.retained import Loading, PieceRow, Retained
+from swarm.inference.pieces import PieceRow
+from swarm.inference.retained import Loading, Retained
 
 SESSION = SessionId(bytes(16))
 WIDTH = 3
@@ -59,7 +60,7 @@ def loaded(histories: list[History]) -> list[list[Token]]:
     for row in loading.rows:
         tokens: list[Token] = []
         for piece in row.pieces:
-            places = piece.positions or range(len(tokens), len(tokens) + len(piece))
+            places = piece.positions or range(len(tokens), len(tokens) + piece.length)
             tokens += [(float(value[0]), place) for value, place in zip(compression.unpack(piece.values), places, strict=True)]
         assert row.length == len(tokens)
         rows.append(tokens)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.defaults import MAX_ROWS
+from protocols.defaults import MAX_COPIED_TOKENS, MAX_ROWS
 from protocols.errors import BadRequestError, CacheFullError
 from protocols.inference import Crop, Op, Repeat, Rows
 from swarm.inference import rows as row_operations
@@ -117,6 +117,23 @@ def test_a_row_used_once_is_kept_and_not_copied() -> None:
     a, b = store._lend([1]), store._lend([2])
     after = row_operations.apply(store, [a, b], [Rows((1, 0))])
     assert after == [b, a] and len(store.lent) == 2
+
+
+def test_rows_that_a_later_operation_drops_are_never_copied() -> None:
+    """64 operations in 67 KB made and dropped 32,736 copies."""
+    store = Store()
+    row = store._lend([1, 2, 3])
+    after = row_operations.apply(store, [row], [Repeat(MAX_ROWS), Rows((0,))] * 31 + [Crop(1), Repeat(2)])
+    assert [row.tokens for row in after] == [[1, 2], [1, 2]] and len(store.lent) == 2
+
+
+def test_copies_of_one_step_are_bounded_in_tokens() -> None:
+    store = Store()
+    row = store._lend([0] * (MAX_COPIED_TOKENS // 2))
+    row_operations.apply(store, [row], [Repeat(3), Rows((0,))])  # none is copied
+    with pytest.raises(BadRequestError, match=f"at most {MAX_COPIED_TOKENS} tokens"):
+        row_operations.apply(store, [row], [Repeat(4)])
+    assert len(store.lent) == 1 and not row.is_open
 
 
 def test_more_rows_than_a_session_may_have_are_refused_before_any_is_copied() -> None:
