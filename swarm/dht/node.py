@@ -162,6 +162,7 @@ class Dht:
             raise PeerUnreachableError(
                 f"peer {short_peer(address.peer)} at {address.transport} takes no part in the DHT: it may be a client"
             )
+        node.take_back(peer)
         await node.update_routing_table(found, peer)
         self._anchors.pop(peer, None)
         self._anchors[peer] = found, 0.0

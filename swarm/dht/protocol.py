@@ -28,6 +28,7 @@ from protocols.errors import BadRequestError
 from protocols.ids import PeerId, parse_peer_id
 from swarm.dht.guard import Guard, Guarded
 from swarm.dht.lookup import BEAM, LATE_S, Answer
+from swarm.dht.neighbourhood import BUCKET_SIZE, DEPTH_MODULO, Neighbourhood, node_id_of
 from swarm.dht.origins import Origins
 from swarm.dht.shelf import OURS, Shelf
 from swarm.dht.signatures import Signatures
@@ -35,8 +36,6 @@ from swarm.meter import Meter
 
 log = logging.getLogger(__name__)
 
-BUCKET_SIZE = 20
-DEPTH_MODULO = 5
 NUM_REPLICAS = 5
 ASK_S = 3.0
 """Wait for one peer's answer to one question."""
@@ -50,11 +49,6 @@ MAX_ANSWERED = 256
 MAX_ANSWER_BYTES = 2 << 20
 """Bytes of entries in an answer; p2pd carries 4 MiB."""
 
-SILENT_S = 20.0
-"""Seconds for which a member that did not answer is not asked again."""
-
-_MAX_SILENT = 4_096
-
 WINDOW_S = 10.0
 MAX_STORES = 200
 """Entries that one caller may store in WINDOW_S; an author has at most 17, and says them anew when its state changes."""
@@ -62,9 +56,6 @@ MAX_STORES = 200
 MAX_FINDS = 4_000
 MAX_FOUND_BYTES = 32 << 20
 """Keys that one caller may ask for in WINDOW_S, and entries that it is told; beyond, it is told only who is near."""
-
-_ODD = 1 << 64
-"""A node id that ends in 64 zero bits is made up: hivemind puts one that is exactly between two buckets into the wrong one."""
 
 MAX_PINGS = 100
 """Times in WINDOW_S that one caller may have us look whether it can be reached."""
@@ -83,7 +74,7 @@ class Rules:
     rng: random.Random = field(default_factory=random.Random)
 
 
-class Protocol(DHTProtocol):  # type: ignore[misc]
+class Protocol(Neighbourhood):
     """One member's side of the DHT."""
 
     @classmethod
@@ -102,9 +93,7 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
         self.origins = Origins(self.connections)
         self._stores, self._pings = Meter(MAX_STORES, WINDOW_S), Meter(MAX_PINGS, WINDOW_S)
         self._finds, self._found_bytes = Meter(MAX_FINDS, WINDOW_S), Meter(MAX_FOUND_BYTES, WINDOW_S)
-        self._silent = dict[PeerID, float]()
-        """Who did not answer us, and until when it is left alone."""
-        self._tasks = set[asyncio.Task[None]]()
+        self._silent, self._tasks = dict[PeerID, float](), set[asyncio.Task[None]]()
         self.node_info = dht_pb2.NodeInfo() if client_mode else dht_pb2.NodeInfo(node_id=self.node_id.to_bytes())
         if not client_mode:
             await self.add_p2p_handlers(p2p, Guarded(self, AuthRole.SERVICER, guard))
@@ -206,7 +195,7 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
 
     def _meet(self, request: Any, context: P2PContext) -> DHTID | None:
         """The node id that a caller says is its own; it may be a neighbour."""
-        node = _node_id(request.peer.node_id)
+        node = node_id_of(request.peer.node_id)
         if node is not None:
             self._spawn(self.update_routing_table(node, context.remote_id))
         return node
@@ -215,7 +204,7 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
 
     async def ask(self, peer: PeerID, keys: Sequence[int]) -> Answer | None:
         """What a member knows of some keys; None where it does not answer in time, or with nonsense."""
-        if self._is_silent(peer):
+        if self.is_silent(peer):
             return None
         ids, began_s = [DHTID(key) for key in keys], time.monotonic()
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in ids], peer=self.node_info)
@@ -227,74 +216,16 @@ class Protocol(DHTProtocol):  # type: ignore[misc]
             answer = _parsed(ids, response)
         except asyncio.CancelledError:  # others have answered meanwhile
             if time.monotonic() - began_s >= LATE_S:
-                self._leave_alone(peer)
+                self.leave_alone(peer)
             raise
         except Exception as error:  # hivemind has no class that all its failures share
             log.debug("member %s does not answer: %r", peer, error)
-            self._leave_alone(peer)
+            self.leave_alone(peer)
             return None
-        node = _node_id(response.peer.node_id)
+        node = node_id_of(response.peer.node_id)
         if node is not None:
             self._spawn(self.update_routing_table(node, peer))
         return answer
-
-    def _leave_alone(self, peer: PeerID) -> None:
-        """It is no neighbour for SILENT_S, whatever it asks of us: else one that never answers would delay every look."""
-        self._silent.pop(peer, None)
-        self._silent[peer] = time.monotonic() + SILENT_S
-        while len(self._silent) > _MAX_SILENT:
-            del self._silent[next(iter(self._silent))]
-        self._spawn(self.update_routing_table(None, peer, responded=False))
-
-    def _is_silent(self, peer: PeerID) -> bool:
-        return bool(self._silent.get(peer, 0.0) > time.monotonic())
-
-    # --- neighbours
-
-    async def update_routing_table(self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
-        """Note that a peer was heard, or was not. One node id a peer, and nobody takes another's."""
-        table, before = self.routing_table, self.routing_table.get(peer_id=peer_id)
-        if not responded:
-            if before is not None:
-                del table[before]
-            return
-        node_id = before if node_id is None else node_id
-        if node_id is None or node_id == self.node_id or peer_id == self.peer_id or node_id % _ODD == 0:
-            return
-        if table.get(node_id=node_id, default=peer_id) != peer_id or self._is_silent(peer_id):
-            return
-        if before is not None and before != node_id:
-            del table[before]
-        doubted = table.add_or_update_node(node_id, peer_id)
-        self._forget_surplus(node_id)
-        if doubted is not None:
-            self._spawn(self._ping(doubted[1]))
-
-    def _forget_surplus(self, node_id: DHTID) -> None:
-        """hivemind keeps every node that a full bucket has no place for; we keep a bucketful."""
-        bucket = self.routing_table.buckets[self.routing_table.get_bucket_index(node_id)]
-        while len(bucket.replacement_nodes) > BUCKET_SIZE:
-            del self.routing_table[next(iter(bucket.replacement_nodes))]
-
-    async def _ping(self, peer: PeerID) -> None:
-        await self.call_ping(peer)
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # what a stranger causes is not for the log
-
-    async def shutdown(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await super().shutdown()
-
-
-def _node_id(raw: bytes) -> DHTID | None:
-    """None for a client, or nonsense."""
-    return DHTID.from_bytes(raw) if len(raw) == DHTID.HASH_NBYTES else None
 
 
 def _parsed(keys: Sequence[DHTID], response: dht_pb2.FindResponse) -> Answer:
@@ -302,7 +233,7 @@ def _parsed(keys: Sequence[DHTID], response: dht_pb2.FindResponse) -> Answer:
     told: dict[int, Told] = {}
     for key, result in zip(keys, response.results, strict=True):
         for node, peer in list(zip(result.nearest_node_ids, result.nearest_peer_ids, strict=False))[:BEAM]:
-            if (number := _node_id(node)) is not None and len(peer) <= 64:
+            if (number := node_id_of(node)) is not None and len(peer) <= 64:
                 nearest[number] = PeerID(peer)
         if result.type == dht_pb2.FOUND_DICTIONARY:
             told[key] = dictionary.parse(result.value)

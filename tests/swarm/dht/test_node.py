@@ -111,6 +111,18 @@ async def test_a_member_that_says_nothing_delays_but_hides_nothing() -> None:
         assert set(await payloads(alice)) == {name(alice), name(bob)}
 
 
+async def test_a_member_that_was_silent_is_a_neighbour_again_once_it_answers() -> None:
+    async with members(2) as (one, two):
+        one._running.leave_alone(two._running.peer_id)
+        async with asyncio.timeout(10):
+            while one.num_neighbours:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await two.get([KEY])  # its own questions do not bring it back
+        assert one.num_neighbours == 0
+        await one.join(address_of(two))
+        assert one.num_neighbours == 1
+
+
 async def _never(*_: object) -> bytes:
     await asyncio.sleep(3_600)
     return b""
