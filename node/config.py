@@ -69,6 +69,9 @@ class NodeConfig:
     upload_mbit: float = 0.0
     """What other nodes may fetch of our weights at most, in megabits a second; 0 = no cap."""
 
+    disk_gb: float = 0.0
+    """What all fetched weights in `data_dir` may take of the disk at most, in gigabytes; 0 = what is free."""
+
     device: str = "auto"
     """A torch device, or auto."""
 
@@ -94,6 +97,10 @@ class NodeConfig:
     def upload_bytes_s(self) -> int:
         return int(self.upload_mbit * 125_000)
 
+    @property
+    def disk_bytes(self) -> int:
+        return int(self.disk_gb * 1e9)
+
     def __post_init__(self) -> None:
         if self.blocks is not None and self.num_blocks is not None:
             raise ConfigError("--blocks says which and --num-blocks says how many; got both, give one")
@@ -103,6 +110,8 @@ class NodeConfig:
             raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.upload_mbit and not 0.6 <= self.upload_mbit <= 1e6:
             raise ConfigError(f"--upload-mbit is 0 (no cap) or from 0.6 to 1000000, got {self.upload_mbit:g}")
+        if not 0 <= self.disk_gb <= 1e6:
+            raise ConfigError(f"--disk-gb is 0 (what is free) or up to 1000000, got {self.disk_gb:g}")
         check_swarm(self.swarm)
         check_multiaddrs(self.peers)
         if len(self.name) > 64 or not self.name.isprintable():

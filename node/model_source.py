@@ -149,7 +149,10 @@ class ModelSource:
             on_progress(progress.done_bytes, progress.total_bytes)
 
         options = Options(
-            standing=self._standing, on_progress=tell, on_warning=lambda text: self._on_event(Event("warning", text))
+            standing=self._standing,
+            disk_bytes=self._config.disk_bytes,
+            on_progress=tell,
+            on_warning=lambda text: self._on_event(Event("warning", text)),
         )
 
         async def sources() -> Sequence[PeerRecord]:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from protocols.errors import OverloadedError, PeerUnreachableError, UnauthenticatedError
 from protocols.hello import DialBack, DialBackReply
 from protocols.ids import PeerId
+from swarm.prefixes import prefix
 from swarm.rpc import Call, tls
-from swarm.rpc.caller import prefix_of
 
 DIAL_BACK_S = 3.0
 """Longest wait for a caller's address, and the time after which a failure is told, whatever failed."""
@@ -64,7 +64,7 @@ class DialBacks:
     @contextlib.contextmanager
     def _place(self, call: Call) -> Iterator[None]:
         """One of the few places of the caller, of its network and of all."""
-        network = prefix_of(call.address)
+        network = prefix(call.address)
         if call.peer in self._callers:
             raise OverloadedError("you are being dialled back here already: one at a time; ask another peer")
         if self._networks[network] >= MAX_PER_NETWORK:

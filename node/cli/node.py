@@ -87,6 +87,7 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         identity=flags.identity,
         data_dir=data_dir,
         upload_mbit=flags.upload_mbit,
+        disk_gb=flags.disk_gb,
         is_quiet=flags.quiet,
         accept_new_weights=flags.accept_new_weights,
     )

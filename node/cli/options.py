@@ -207,6 +207,12 @@ class Hosting:
         float,
         typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
     ] = 0.0
+    disk_gb: Annotated[
+        float,
+        typer.Option(
+            "--disk-gb", metavar="GB", help="Keep no more than this many GB of fetched weights on disk; 0 = what is free."
+        ),
+    ] = 0.0
     quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
     accept_new_weights: AcceptNewWeights = False
 

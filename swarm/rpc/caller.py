@@ -1,13 +1,10 @@
-"""Where a call comes from: the address that gRPC names, and the part of it that one owner has. Pure."""
+"""Where a call comes from: the address that gRPC names, and what counts as one address. Pure."""
 
 from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
 from urllib.parse import unquote
-
-PREFIX_BITS = {4: 24, 6: 48}
-"""Bits of an address by IP version: within them, addresses cost their owner nothing more."""
 
 
 def host_of(peer: str) -> str:
@@ -38,12 +35,3 @@ def group_of(host: str) -> str:
     """What counts as one address where connections and calls are counted: an IPv4 address, or 64 bits of IPv6, which one machine has."""
     address = ipaddress.ip_address(host) if host else None
     return host if address is None or address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))
-
-
-def prefix_of(host: str) -> str:
-    """The network of PREFIX_BITS around an address, as text: `10.0.0.0/24`. What is no address is its own network."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    return str(ipaddress.ip_network(f"{address}/{PREFIX_BITS[address.version]}", strict=False))

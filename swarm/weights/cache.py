@@ -132,10 +132,18 @@ class ModelCache:
             return file.final, file.start(tensor)
         return (file.part, file.start(tensor)) if file.stored[tensor].is_full else None
 
-    def check_room(self, units: Iterable[Unit]) -> None:
-        """DiskFullError where the units do not fit the disk."""
+    def check_room(self, units: Iterable[Unit], most_bytes: int = 0) -> None:
+        """DiskFullError where the units do not fit the disk, or all models together not into `most_bytes` (0 = any number)."""
         files = [self.unit(unit) for unit in units]
         needed = sum(file.unit.num_bytes - _on_disk(file.part) for file in files)
+        root = self.directory.parent
+        held = sum(_on_disk(path) for path in root.glob("*/*")) if most_bytes else 0
+        if most_bytes and held + needed > most_bytes:
+            raise DiskFullError(
+                f"{self.model.name} needs {needed / 1e6:.0f} MB more at {root}, which holds {held / 1e6:.0f} MB; all together may take "
+                f"{most_bytes / 1e6:.0f} MB (--disk-gb): raise that, host fewer blocks, or free some "
+                f"(`{cache_command(root.parent, 'prune')}`)"
+            )
         free = shutil.disk_usage(self.directory).free
         if needed + _SPARE_BYTES > free:
             raise DiskFullError(

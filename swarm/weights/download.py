@@ -67,7 +67,8 @@ class Download:
         entries = self._cache.manifest.entries
         self.report.total_bytes = sum(entries[tensor].num_bytes for unit in self._units for tensor in unit.tensors)
         try:
-            await self._on_disk(self._cache.check_room, [unit for unit in self._units if not self._cache.unit(unit).is_complete])
+            left = [unit for unit in self._units if not self._cache.unit(unit).is_complete]
+            await self._on_disk(self._cache.check_room, left, self._options.disk_bytes)
             while left := [unit for unit in self._units if not self._cache.unit(unit).is_complete]:
                 if not await self._fetch_unlocked(left):
                     await asyncio.sleep(LOCKED_S)  # another process of this machine is fetching all that is left

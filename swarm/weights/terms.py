@@ -60,6 +60,8 @@ class Options:
     """What peers have done in earlier downloads of this process; None = nothing is known."""
     patience_s: float = PATIENCE_S
     stall_s: float = STALL_S
+    disk_bytes: int = 0
+    """What all fetched models may take of the disk; 0 = what is free."""
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_warning: Callable[[str], None] = lambda text: None
     """A line for people: a peer that lies, by name."""

@@ -17,8 +17,8 @@ from protocols import pieces, services
 from protocols.errors import BadRequestError, ConfigError, ModelNotFoundError, OverloadedError
 from protocols.ids import ModelId, short_peer
 from protocols.weights import PIECE_BYTES, ManifestRequest
+from swarm.prefixes import prefix
 from swarm.rpc.call import Call, Handlers
-from swarm.rpc.caller import prefix_of
 from swarm.rpc.stream import Stream
 from swarm.weights.bucket import TokenBucket
 from swarm.weights.shelf import Shelf
@@ -88,7 +88,7 @@ class Uploader:
         shelf = self._shelves.get(wanted.digest) or (named[0] if named else None)
         if shelf is None:
             raise self._not_here(wanted)
-        await self._pay_manifest(prefix_of(call.address), len(shelf.manifest_frame))
+        await self._pay_manifest(prefix(call.address), len(shelf.manifest_frame))
         return shelf.manifest_frame
 
     async def _pay_manifest(self, network: str, num_bytes: int) -> None:
@@ -122,7 +122,7 @@ class Uploader:
             assert answering is not None
             answering.cancel()
 
-        slot = Slot(call.peer, prefix_of(call.address), end, self._clock())
+        slot = Slot(call.peer, prefix(call.address), end, self._clock())
         self._slots.wait(slot)
         try:
             await self._enter(slot)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from protocols import pieces
-from protocols.errors import CheckpointError, ModelMismatchError, NoRouteError
+from protocols.errors import CheckpointError, DiskFullError, ModelMismatchError, NoRouteError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
@@ -211,3 +211,20 @@ def test_the_bound_of_sizes_is_above_what_is_served() -> None:
     """405 billion values in float32, all in one tensor."""
     entries = (TensorEntry("model.layers.0.w", "F32", (405_000_000_000,), bytes(32)),)
     assert Layout(Manifest(entries, CONFIG)).units[0].num_bytes > 10**12
+
+
+async def test_a_model_larger_than_the_user_allows_is_refused_before_anything_is_reserved(tmp_path: Path) -> None:
+    """What is announced may be huge, and the disk free: the user's limit counts all that was fetched before."""
+    async with asyncio.timeout(20), town() as here:
+        model = make_model(tmp_path / "source")
+        await here.start(model)
+        cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
+        limited = Options(patience_s=10, disk_bytes=8_000_000)
+        with pytest.raises(DiskFullError, match=r"needs 13 MB more .* may take 8 MB \(--disk-gb\)"):
+            await fetch_tensors(model.tensors, cache, here.pool, here.sources, limited)
+        assert not list(cache.directory.glob("unit*.part"))
+        name = "model.layers.0.mlp.weight"
+        await fetch_tensors([name], cache, here.pool, here.sources, limited)
+        model.check(cache, [name])
+        with pytest.raises(DiskFullError, match="which holds 3 MB"):
+            await fetch_tensors(model.tensors, cache, here.pool, here.sources, limited)

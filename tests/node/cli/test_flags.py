@@ -49,7 +49,17 @@ FLAGS = {
             *("--join", "--allow", "--deny", "--trust"),
             "--device",
         ),
-        *("--dtype", "--name", "--model-name", "--identity", "--data-dir", "--upload-mbit", "--quiet", "--accept-new-weights"),
+        *(
+            "--dtype",
+            "--name",
+            "--model-name",
+            "--identity",
+            "--data-dir",
+            "--upload-mbit",
+            "--disk-gb",
+            "--quiet",
+            "--accept-new-weights",
+        ),
     ],
     "generate": [
         "MODEL",
