@@ -1,7 +1,7 @@
 """Who may speak with our part of the DHT: every request and answer passes here, between hivemind's protocol and p2pd.
 
 p2pd has no private networks of libp2p (no flag, and the code is not in the binary), so a stranger can connect to it; here ping, store and
-find are refused before hivemind sees them, and what p2pd itself would do for strangers (its own DHT, relaying, dialling back) is off.
+find are refused before hivemind sees them, and p2pd's own DHT, which would tell strangers every member's address, is off.
 p2pd proves both PeerIDs of a connection, so a proof of the swarm's key over the two of them cannot be used by a third: it need not
 cover the message.
 """
@@ -150,4 +150,4 @@ def daemon_options(gate: Gate) -> dict[str, Any]:
     if gate.key is None:
         return {}
     P2P.DHT_MODE_MAPPING[_OFF] = {}
-    return {"dht_mode": _OFF, "auto_nat": False, "use_relay": False}
+    return {"dht_mode": _OFF}

@@ -106,6 +106,8 @@ class Dht:
                     identity_path=path,
                     check_if_identity_free=False,  # it cannot read Ed25519 keys
                     nat_port_map=False,
+                    auto_nat=False,  # we dial back by ourselves, with bounds
+                    use_relay=False,  # nothing of ours is relayed, so nobody's traffic is
                     no_listen=self._listen is None,
                     host_maddrs=[transport(*self._listen)] if self._listen else [],
                     announce_maddrs=[transport(*self._announce)] if self._announce else None,
