@@ -46,8 +46,11 @@ class Joined:
         """The frame if `message` is its last part. FrameError if it is no part, or the frame would be too large."""
         if not is_part(message) or len(message) <= PREFIX_BYTES:
             raise FrameError(f"a frame in parts goes on with a part, got a message of {len(message)} bytes that is none")
+        is_last = message[PREFIX_BYTES - 1 : PREFIX_BYTES] == _LAST
+        if not is_last and len(message) < PREFIX_BYTES + MAX_PART_BYTES:  # a frame in a million parts takes 200 MB beside its own
+            raise FrameError(f"a part that another follows has {MAX_PART_BYTES} bytes, got {len(message) - PREFIX_BYTES}")
         self._num_bytes += len(message) - PREFIX_BYTES
         if self._num_bytes > MAX_FRAME_BYTES:
             raise FrameError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, its parts have {self._num_bytes} already")
         self._parts.append(memoryview(message)[PREFIX_BYTES:])
-        return b"".join(self._parts) if message[PREFIX_BYTES - 1 : PREFIX_BYTES] == _LAST else None
+        return b"".join(self._parts) if is_last else None

@@ -9,7 +9,6 @@ of a private swarm can join it: it is a secret.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import time
@@ -84,7 +83,7 @@ class Invitation:
         letters = word.removeprefix(PREFIX)
         try:
             data = base64.b32decode(letters.upper() + "=" * (-len(letters) % 8))
-        except binascii.Error:
+        except ValueError:  # binascii.Error is one; so is what letters outside ASCII raise
             raise ConfigError(f"the invitation holds letters that none has, or lacks its end; {_AGAIN}") from None
         body = data[_CHECKSUM_BYTES:]
         if not body or data[:_CHECKSUM_BYTES] != _checksum(body):
