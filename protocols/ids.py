@@ -19,6 +19,7 @@ MAX_BLOCKS = 10_000
 PUBLIC_KEY_BYTES = 32
 MAX_ADDRESS = 280
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_PAIRS = tuple(first + second for first in _BASE58 for second in _BASE58)
 _PEER = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
 _PEER_PREFIX = bytes.fromhex("002408011220")
 """Identity multihash of 36 bytes, which are the protobuf PublicKey{type: Ed25519, data: 32 bytes}."""
@@ -32,10 +33,12 @@ def peer_id_of(public: bytes) -> PeerId:
     """The PeerID that stands for 32 bytes of Ed25519 public key."""
     assert len(public) == PUBLIC_KEY_BYTES
     number, letters = int.from_bytes(_PEER_PREFIX + public, "big"), ""
-    while number:
-        number, digit = divmod(number, 58)
-        letters = _BASE58[digit] + letters
-    return PeerId("1" + letters)  # the prefix begins with one zero byte
+    while number:  # ten letters at once, in pairs: a directory's answer has a thousand of them
+        number, rest = divmod(number, 58**10)
+        for _ in range(5):
+            rest, pair = divmod(rest, 58**2)
+            letters = _PAIRS[pair] + letters
+    return PeerId("1" + letters.lstrip("1"))  # the prefix begins with one zero byte
 
 
 def public_bytes(peer: PeerId) -> bytes:

@@ -46,6 +46,8 @@ MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_NAME: Final = 300
 
 _MAGIC = b"murmuration manifest 1"
+_MIN_LINE = 70
+"""Bytes of the shortest line of a tensor or file: nothing is split into more than there can be."""
 _HASH_BYTES = 32
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 _SHAPE = re.compile(rb"\[((?:0|[1-9][0-9]{0,14})(?:,(?:0|[1-9][0-9]{0,14})){0,7})?\]")
@@ -160,7 +162,7 @@ class Manifest:
     @classmethod
     def from_canonical(cls, data: bytes) -> Manifest:
         """Read the canonical form; BadRequestError where any byte differs from how `canonical` would write it."""
-        if len(data) > MAX_MANIFEST_BYTES or data.count(b"\n") > MAX_TENSORS + MAX_FILES + 2:
+        if len(data) > MAX_MANIFEST_BYTES or data.count(b"\n") > min(MAX_TENSORS + MAX_FILES, len(data) // _MIN_LINE) + 2:
             raise BadRequestError(
                 f"a manifest has at most {MAX_TENSORS} tensors and {MAX_MANIFEST_BYTES} bytes, got {len(data)} bytes"
             )
@@ -168,6 +170,8 @@ class Manifest:
         if len(lines) < 3 or lines[0] != _MAGIC or not lines[1].startswith(b"config ") or lines.pop():
             raise BadRequestError(f"a manifest begins with {_MAGIC!r} and a config, and ends with a line end, got {data[:40]!r}")
         num_files = next((i for i, line in enumerate(lines[2:]) if not line.startswith(b"file ")), len(lines) - 2)
+        if num_files > MAX_FILES:
+            raise BadRequestError(f"a manifest has at most {MAX_FILES} files, got {num_files}")
         files = tuple(_parse_file(line) for line in lines[2 : 2 + num_files])
         return cls(tuple(_parse_entry(line) for line in lines[2 + num_files :]), lines[1].removeprefix(b"config "), files)
 

@@ -58,10 +58,16 @@ def file_of(data_dir: Path, swarm: str) -> Path:
     return data_dir / "peers" / f"{hashlib.sha256(swarm.encode()).hexdigest()[:16]}.txt"
 
 
+_SHORTEST = 52
+"""Letters of a PeerID: a shorter line names nobody."""
+
+
 def parse(data: bytes, now_s: float) -> dict[PeerAddress, Seen]:
     """What a file says, the longest known first; lines that say something else, or are too old, are left out."""
     found: dict[PeerAddress, Seen] = {}
     for line in data[:MAX_FILE_BYTES].decode(errors="replace").splitlines():
+        if len(line) < _SHORTEST:
+            continue
         last, _, rest = line.strip().partition(" ")
         text, _, first = rest.strip().partition(" ")
         with contextlib.suppress(ConfigError, ValueError):
