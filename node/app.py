@@ -20,10 +20,12 @@ from node.liveness import Liveness
 from node.model_source import ModelSource, OnFetch
 from node.moving import Mover
 from node.presence import Presence
+from node.proving import Prover
 from node.serving.host import Host
 from node.telling import keep_telling
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord
 from protocols.words import counted
 from swarm import here, keyring, known, waiting
 from swarm.finding import FindConfig
@@ -141,6 +143,9 @@ def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, o
         await host.start(peer.pool, peer.gate)
         return host
 
+    async def ping(record: PeerRecord) -> None:
+        await peer.hello(record.peer, record.addresses, record.certificate)
+
     return Mover(
         host=host,
         presence=maker.presence,
@@ -148,7 +153,8 @@ def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, o
         make=make,
         room=room,
         free_bytes=lambda: hardware.room_bytes(maker.device),
-        liveness=Liveness(lambda record: peer.hello(record.peer, record.addresses, record.certificate)),
+        liveness=Liveness(ping),
+        prover=Prover(peer.identity, peer.pool, ping),
         on_event=on_event,
     )
 

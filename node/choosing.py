@@ -24,12 +24,16 @@ from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
 from swarm.placement.members import Member
 from swarm.placement.rebalance import stands
+from swarm.speeds import floor_ms
 
 RACE_WAIT_S = 1.5
 """How long an announcement gets to reach whoever joins at the same moment."""
 
 RACE_ROUNDS = 8
 """Looks before a node settles where it is; with n peers racing n rounds are enough."""
+
+MAX_JOINING_S = 60.0
+"""Seconds for which blocks that a peer is about to host count as hosted, from the first look that shows it on."""
 
 KV_RESERVE_TOKENS = 4_096
 """Tokens of K/V per block that a chosen span leaves room for (fewer where the model's limit is lower)."""
@@ -65,13 +69,13 @@ def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
         if served.model.digest == model.digest and record.state_of(served) != "draining"
     ]
     measured_ms = [record.block_ms for record, _served in found if record.block_ms]
-    usual_ms = statistics.median(measured_ms) if measured_ms else 0.0
+    usual_ms, least_ms = statistics.median(measured_ms) if measured_ms else 0.0, floor_ms(measured_ms)
     return [
         Claim(
             peer=record.peer,
             served=served,
             is_joining=record.state_of(served) == "joining",
-            member=as_member(replace(record, block_ms=record.block_ms or usual_ms), served.span, served.ends),
+            member=as_member(replace(record, block_ms=record.block_ms or usual_ms), served.span, served.ends, least_ms),
         )
         for record, served in found
     ]
@@ -101,23 +105,45 @@ class Standing:
         return self.serving if self.serving is not None and self.stands(me) else self.claim
 
 
-def standings(records: Iterable[PeerRecord], model: ModelId, dtype: str, me: PeerId) -> list[Standing]:
+def least_ms(records: Iterable[PeerRecord], model: ModelId) -> float:
+    """Milliseconds for a block that are believed at least, of all who announce these weights, ourselves included: it is the same for
+    everybody who sees the same, as the plan must be."""
+    ours = [record for record in records if any(served.model.digest == model.digest for served in record.spans)]
+    return floor_ms([record.block_ms for record in ours if record.block_ms])
+
+
+def standings(records: Sequence[PeerRecord], model: ModelId, dtype: str, me: PeerId) -> list[Standing]:
     """The others who host these very weights in this format, or are about to; a route uses one format."""
-    found = []
+    found, at_least_ms = [], least_ms(records, model)
     for record in records:
         spans: dict[str, Member] = {}
         for served in record.spans:
             if served.model.digest == model.digest and served.dtype == dtype:
-                spans.setdefault(record.state_of(served), as_member(record, served.span, served.ends))
+                spans.setdefault(record.state_of(served), as_member(record, served.span, served.ends, at_least_ms))
         if record.peer != me and ("serving" in spans or "joining" in spans):
             found.append(Standing(record.peer, spans.get("serving"), spans.get("joining")))
     return found
 
 
-def as_member(record: PeerRecord, span: Span, has_ends: bool) -> Member:
-    """A record's claim to `span`; who has measured nothing counts as one block a millisecond."""
-    speed = 1 / record.block_ms if record.block_ms else 1.0
+def as_member(record: PeerRecord, span: Span, has_ends: bool, least_ms: float = 0.0) -> Member:
+    """A record's claim to `span`; who has measured nothing counts as one block a millisecond. least_ms: no faster block is believed."""
+    speed = 1 / max(record.block_ms, least_ms) if record.block_ms else 1.0
     return Member(peer=record.peer, span=span, room_blocks=record.room_blocks, speed=speed, has_ends=has_ends)
+
+
+class Joining:
+    """Since when the others announce, as seen from here, that they are about to host blocks. The clock is an argument."""
+
+    def __init__(self) -> None:
+        self._since_s: dict[tuple[PeerId, Span], float] = {}
+
+    def current(self, known: Sequence[Standing], now_s: float) -> list[Standing]:
+        """`known` without what has been about to come for more than MAX_JOINING_S; who serves nothing either is left out."""
+        names = {(one.peer, one.joining.span) for one in known if one.joining is not None}
+        self._since_s = {name: self._since_s.get(name, now_s) for name in names}
+        late = {name for name, since_s in self._since_s.items() if now_s - since_s > MAX_JOINING_S}
+        found = [replace(one, joining=None) if one.joining and (one.peer, one.joining.span) in late else one for one in known]
+        return [one for one in found if one.serving is not None or one.joining is not None]
 
 
 def other_weights(records: Records, model: ModelId) -> list[str]:

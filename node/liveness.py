@@ -8,12 +8,17 @@ peer is dialled by the few who would act on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import random
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 
 from protocols.errors import SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
+from swarm.asking import answers
 from swarm.placement.members import Member
 from swarm.placement.rebalance import plan
 
@@ -22,6 +27,10 @@ log = logging.getLogger(__name__)
 HELLO_S = 2.0
 AGAIN_S = 1.0
 """Pause before a peer that did not answer is asked once more."""
+
+GREETED_S = 30.0
+GREETING_S = 6.0
+"""Seconds for which a newcomer remembers who answers it, and for all its hellos of one look together."""
 
 SMALL_SWARM = 32
 """Up to so many peers, everybody is asked; beyond it, those whose blocks we would take over, and so many at most."""
@@ -68,9 +77,36 @@ class Liveness:
         return [record for record, is_alive in zip(records, answers, strict=True) if not is_alive]
 
     async def _answers(self, record: PeerRecord) -> bool:
-        try:
-            async with asyncio.timeout(HELLO_S):
-                await self._ping(record)
-        except (SwarmError, TimeoutError):
-            return False
-        return True
+        return await _answers(self._ping, record)
+
+
+class Greeted:
+    """Who answers a newcomer, which decides by what is hosted now: asked once each, in random order, and remembered for GREETED_S."""
+
+    def __init__(self, ping: Ping, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ping, self._clock = ping, clock
+        self._found: dict[PeerId, tuple[float, bool]] = {}
+
+    async def answering(self, records: Sequence[PeerRecord]) -> list[PeerRecord]:
+        """Those of `records` that answer, within GREETING_S for all together; who was not reached in that time does not."""
+        now_s = self._clock()
+        self._found = {peer: found for peer, found in self._found.items() if now_s - found[0] < GREETED_S}
+        due = [record for record in records if record.peer not in self._found]
+        random.shuffle(due)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GREETING_S), aclosing(answers(due, self._answers)) as replies:
+                async for record, is_there in replies:
+                    self._found[record.peer] = now_s, is_there
+        return [record for record in records if self._found.get(record.peer, (0.0, False))[1]]
+
+    async def _answers(self, record: PeerRecord) -> bool:
+        return await _answers(self._ping, record)
+
+
+async def _answers(ping: Ping, record: PeerRecord) -> bool:
+    try:
+        async with asyncio.timeout(HELLO_S):
+            await ping(record)
+    except (SwarmError, TimeoutError):
+        return False
+    return True

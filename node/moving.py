@@ -20,6 +20,7 @@ from typing import NoReturn, Protocol
 from node import choosing
 from node.events import Event, OnEvent
 from node.liveness import Liveness, watched
+from node.proving import Prover
 from node.serving.host import Host
 from protocols.defaults import DRAIN_S, PLACEMENT_COOL_DOWN_S, PLACEMENT_LOOK_S
 from protocols.errors import SwarmError
@@ -27,7 +28,7 @@ from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
 from swarm.placement.choose import Room
 from swarm.placement.members import Member
-from swarm.placement.rebalance import Hysteresis, Move, decide, may_retire, may_switch
+from swarm.placement.rebalance import Hysteresis, Move, counted, decide, may_retire, may_switch
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,13 @@ class Mover:
     free_bytes: Callable[[], int]
     """What it takes now, beside what is loaded."""
     liveness: Liveness
+    prover: Prover
+    """Tells which replicas of our blocks compute."""
     on_event: OnEvent
     pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
+        self._joining = choosing.Joining()
         self._hysteresis = Hysteresis(cool_down_s=self.pace.cool_down_s)
         self.num_blocks = len(self.room.block_bytes)
         assert self.host is not None, "a node that serves nothing has nowhere to move from"
@@ -111,15 +115,30 @@ class Mover:
     async def look(self) -> bool:
         """Look, decide, and move if that is better for all; True where we moved."""
         records = await self.presence.records()
-        known = self.presence.standings(records)
+        known = self._standings(records)
         asked = watched(self.presence.me, [one.claim for one in known], self.num_blocks)
         await self.liveness.check([record for record in records if record.peer in asked])
         claims = [one.claim for one in await self._look_again()]  # asking takes seconds, and somebody may have decided meanwhile
-        move = self._hysteresis.consider(self._decide(claims), time.monotonic())
+        decided = self._decide(claims)
+        if decided is not None:  # whoever would take over our blocks has to show first that it computes them
+            decided = await self._decide_with_proofs(records, claims)
+        move = self._hysteresis.consider(decided, time.monotonic())
         return move is not None and await self._move(move)
 
+    async def _decide_with_proofs(self, records: Sequence[PeerRecord], claims: Sequence[Member]) -> Move | None:
+        assert self.host is not None
+        await self.prover.check(self.host, records, claims)
+        return self._decide(self._counted(claims))
+
+    def _counted(self, others: Sequence[Member]) -> list[Member]:
+        """Those that we count on: replicas of our blocks only if they have computed them for us."""
+        return counted(self._ourselves(), others, self.prover.proven(self.span, others))
+
+    def _standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
+        return self._joining.current(self.presence.standings(records), time.monotonic())
+
     async def _look_again(self) -> list[choosing.Standing]:
-        known = self.presence.standings(await self.presence.records())
+        known = self._standings(await self.presence.records())
         return [one for one in known if one.peer not in self.liveness.gone]
 
     def _decide(self, others: Sequence[Member]) -> Move | None:
@@ -137,7 +156,7 @@ class Mover:
         try:
             await asyncio.sleep(self.pace.race_wait_s)
             known = await self._look_again()
-            confirmed = self._decide([one.seen_by(self.presence.me) for one in known])
+            confirmed = self._decide(self._counted([one.seen_by(self.presence.me) for one in known]))
             if confirmed is None or confirmed.span != new:
                 log.info("blocks %s stay, and %s are left to others: they move at the same moment", old, new)
                 return False
@@ -158,7 +177,7 @@ class Mover:
 
     def _count_on(self, known: Sequence[choosing.Standing]) -> list[Member]:
         """What the others serve, and go on serving whatever we do."""
-        return [one.serving for one in known if one.serving is not None and one.stands(self.presence.me)]
+        return self._counted([one.serving for one in known if one.serving is not None and one.stands(self.presence.me)])
 
     async def _load_then_leave(self, move: Move) -> None:
         host = await self.make(move.span)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from node import choosing, neighbours
 from node.config import NodeConfig
+from node.liveness import Greeted
 from node.serving.host import Host
 from node.serving.work import Worked
 from protocols.ids import ModelId, Span
@@ -21,7 +22,7 @@ class Presence:
 
     def __init__(self, config: NodeConfig, peer: Peer, model: ModelId, num_blocks: int) -> None:
         self.model, self.me, self.dtype = model, peer.peer_id, ""
-        self.last_seen: choosing.Records = _Nobody()
+        self.last_seen: choosing.Records = _Seen()
         self.hosts: list[Host] = []
         """The newest last; a draining one is listed until it has stopped."""
         self.joining: Span | None = None
@@ -30,6 +31,9 @@ class Presence:
         self.room_blocks, self.block_ms = 0, 0.0
         """As in the record."""
         self._peer, self._num_blocks = peer, num_blocks
+        self._greeted = Greeted(lambda one: peer.hello(one.peer, one.addresses, one.certificate))
+        self._least_ms = 0.0
+        """Milliseconds for a block that are believed at least."""
         self._record = PeerRecord(
             peer=peer.peer_id,
             name=config.name,
@@ -41,8 +45,9 @@ class Presence:
         )
 
     async def look(self) -> list[choosing.Claim]:
-        """What the others hold, or are about to."""
-        self.last_seen = await self._peer.directory.snapshot(self.model.name)
+        """What the others hold, or are about to; those that do not answer a hello hold nothing."""
+        records = (await self._peer.directory.snapshot(self.model.name)).peers
+        self.last_seen = _Seen(await self._greeted.answering([one for one in records if one.peer != self.me]))
         return choosing.claims(self.last_seen, self.model, self.me)
 
     @property
@@ -56,6 +61,7 @@ class Presence:
 
     def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
         """The others, as placement counts them."""
+        self._least_ms = choosing.least_ms(records, self.model)
         return choosing.standings(records, self.model, self.dtype, self.me)
 
     def worked(self) -> Worked:
@@ -65,7 +71,7 @@ class Presence:
     def as_member(self, span: Span) -> Member:
         """Ourselves, were `span` ours."""
         has_ends = any(host.served.ends for host in self.hosts if host.served.span == span)
-        return choosing.as_member(self.record(), span, has_ends)
+        return choosing.as_member(self.record(), span, has_ends, self._least_ms)
 
     async def look_closely(self) -> list[PeerRecord]:
         """Those who host what comes right after our span."""
@@ -136,5 +142,6 @@ def _as_the_record(served: ServedSpan, state: str) -> ServedSpan:
     return replace(served, state="") if served.state == state else served
 
 
-class _Nobody:
+@dataclass(frozen=True, slots=True)
+class _Seen:
     peers: Sequence[PeerRecord] = ()

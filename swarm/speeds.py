@@ -18,6 +18,11 @@ CAUTION = 1.25
 """A peer that never computed for us counts as this many times as slow as the median of those that did, at least."""
 
 
+def floor_ms(measured_ms: Collection[float]) -> float:
+    """The least milliseconds that are believed; measured_ms: what was measured, without zeros. 0 = nothing was."""
+    return statistics.median(measured_ms) / BELIEVED if measured_ms else 0.0
+
+
 def believed_ms(claims_ms: Mapping[K, float], proven: Collection[K], unknown_ms: float) -> dict[K, float]:
     """Milliseconds for one block, by peer, as they are believed.
 

@@ -11,12 +11,12 @@ the memory can cover; tests/swarm/placement simulates it, with snapshots one rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from protocols.ids import PeerId, Span
 from swarm.placement.balancing import balance
-from swarm.placement.choose import count_replicas, gaps_of
+from swarm.placement.choose import count_replicas, gaps_of, overlaps
 from swarm.placement.covering import cover
 from swarm.placement.members import Member, digest, is_routable, keeps_ends, num_covered, throughputs
 
@@ -93,6 +93,15 @@ def may_retire(me: Member, others: Sequence[Member], num_blocks: int) -> bool:
     with_me = [*others, me]
     without = is_routable(others, num_blocks) and keeps_ends(with_me, others, num_blocks)
     return without or not is_routable(with_me, num_blocks)
+
+
+def counted(me: Member, others: Sequence[Member], proven: Collection[PeerId]) -> list[Member]:
+    """Those of `others` that `me` counts on: a peer that claims some of its blocks is a replica only if it has computed them for `me`.
+
+    So `me` is the last of a block, and stays, as long as no other has shown that it can take over. Who hosts other blocks cannot be
+    tested by `me`, and counts by its word.
+    """
+    return [other for other in others if other.peer in proven or not overlaps(me.span, [other.span])]
 
 
 def stands(me: PeerId, other: PeerId, is_moving: bool) -> bool:

@@ -21,6 +21,7 @@ from node.events import Event
 from node.liveness import SMALL_SWARM, Liveness, watched
 from node.moving import Mover, Pace
 from node.presence import Presence
+from node.proving import Prover
 from node.serving.host import Host
 from protocols import services
 from protocols.errors import OverloadedError
@@ -114,7 +115,8 @@ class MovingNode:
         self.mover = Mover(
             host=host, presence=self.presence, doors=self.doors, make=self.make,
             room=Room(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
-            liveness=Liveness(self.town.toys._ping), on_event=self.events.append, pace=PACE,
+            liveness=Liveness(self.town.toys._ping),
+            prover=Prover(self.identity, self.pool, self.town.toys._ping), on_event=self.events.append, pace=PACE,
         )  # fmt: skip
 
     async def make(self, span: Span) -> Host:

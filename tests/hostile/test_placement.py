@@ -1,0 +1,157 @@
+"""Peers that only claim to host blocks draw no node off them: real hosts, servers, sessions and movers over toy blocks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from node.choosing import MAX_JOINING_S, Joining, Standing
+from node.liveness import Greeted
+from node.serving.host import Host
+from protocols import services
+from protocols.errors import PeerUnreachableError
+from protocols.ids import PeerId, Span
+from protocols.records import PeerRecord, ServedSpan
+from swarm.placement.members import Member
+from swarm.rpc import tls
+from swarm.rpc.server import RpcServer
+from tests.node.test_moving import MovingNode, Town, is_next
+from tests.swarm.inference.toy import (
+    MODEL,
+    NUM_BLOCKS,
+    ToyEngine,
+    ToyNode,
+    ToySwarm,
+    ask,
+    fresh_seed,
+    new_identity,
+    random_tokens,
+    reference,
+)
+
+
+class Echo(ToyEngine):
+    """Answers every step with its input, at once."""
+
+    def step(self, items: Any, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        super().step(items, hidden, positions)
+        return hidden.clone()
+
+
+class Shell:
+    """A peer that answers hello and nothing else."""
+
+    swarm_name = "test"
+
+    async def start(self, town: Town, span: Span) -> None:
+        identity = new_identity()
+        certificate = tls.make(identity)
+        self.server = RpcServer(identity, certificate, {services.HELLO.name: ToyNode._hello.__get__(self)})
+        address = f"127.0.0.1:{await self.server.start()}"
+        served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
+        town.records[identity.peer_id] = PeerRecord(
+            peer=identity.peer_id,
+            addresses=(address,),
+            certificate=certificate.der,
+            spans=(served,),
+            block_ms=0.01,
+        )
+
+
+@pytest.fixture
+async def town() -> AsyncIterator[Town]:
+    fresh_seed()
+    town = Town(ToySwarm())
+    town.toys.router._directory = town
+    yield town
+    await town.stop()
+
+
+async def looks(nodes: list[MovingNode], rounds: int = 3) -> list[bool]:
+    return [await node.mover.look() for _ in range(rounds) for node in nodes]
+
+
+async def answers_exactly(town: Town, peers: set[PeerId]) -> None:
+    session, row = town.toys.session(), random_tokens(4)
+    answer = await ask(session, (), [4], row)
+    assert torch.allclose(answer, torch.stack(reference(list(row), [(0, 2), (2, 4)])), atol=1e-6)
+    assert {hop.peer for hop in session.route} <= peers
+    await session.close()
+
+
+async def test_peers_that_only_answer_hello_draw_no_node_off_its_blocks(town: Town) -> None:
+    honest = [await town.add(0, 2), await town.add(2, 4)]
+    shells = [Shell() for _ in range(2)]
+    for shell in shells:
+        await shell.start(town, Span(0, 2))
+    assert await is_next(honest[0]), "by claims alone it would move: else nothing is shown"
+    assert not any(await looks(honest)) and [node.spans for node in honest] == [["0:2 serving"], ["2:4 serving"]]
+    for shell in shells:
+        await shell.server.stop(0)
+    await answers_exactly(town, {node.peer_id for node in honest})
+
+
+async def test_a_peer_that_computes_something_else_is_no_replica(town: Town) -> None:
+    honest = [await town.add(0, 2), await town.add(2, 4)]
+    liars = [await town.toys.add(Echo(span := Span(0, 2)), span, make_part=Echo) for _ in range(2)]
+    for liar in liars:
+        town.toys.nodes.remove(liar)
+        town.records[liar.identity.peer_id] = replace(liar.record(), block_ms=0.01)
+    assert await is_next(honest[0]) and not any(await looks(honest))
+    assert honest[0].spans == ["0:2 serving"] and liars[0].engine.forwards, "it was asked, and its answer compared"
+    for liar in liars:
+        await liar.kill()
+
+
+async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blocks_or_more(town: Town) -> None:
+    mover = await town.add(0, 2)
+    whole, part = await town.toys.serve(0, 4), await town.toys.serve(1, 3)
+    records = await mover.presence.records()
+    others = [one.claim for one in mover.presence.standings(records)]
+    host = mover.mover.host
+    assert isinstance(host, Host) and len(others) == 2
+    mover.mover.host = Host(
+        ToyEngine(Span(0, 2)), host.served, kv_bytes_per_token=1, make_part=lambda span, _limit: ToyEngine(span)
+    )
+    await mover.mover.host.start(mover.pool)
+    await mover.mover.prover.check(mover.mover.host, records, others)
+    assert mover.mover.prover.proven(Span(0, 2), others) == {whole.identity.peer_id, part.identity.peer_id}
+    moved = [replace(other, span=Span(0, 1)) for other in others]
+    assert mover.mover.prover.proven(Span(0, 2), moved) == set(), "what was shown holds for the blocks of the probe only"
+    await mover.mover.host.stop()
+
+
+def test_who_has_been_about_to_come_for_a_minute_does_not_count() -> None:
+    joining = Joining()
+    peers = [PeerId("a"), PeerId("b")]
+    new, moving = Member(peer=peers[0], span=Span(0, 2)), Member(peer=peers[1], span=Span(0, 2))
+    known = [Standing(peers[0], None, new), Standing(peers[1], replace(moving, span=Span(2, 4)), moving)]
+    assert joining.current(known, 0.0) == known == joining.current(known, MAX_JOINING_S)
+    (left,) = joining.current(known, MAX_JOINING_S + 1)
+    assert (left.peer, left.joining, left.claim.span) == (peers[1], None, Span(2, 4))
+    assert joining.current(known[1:], 200.0)[0].joining is None, "the same announcement does not become young again"
+    elsewhere = replace(known[1], joining=replace(moving, span=Span(1, 3)))
+    assert joining.current([elsewhere], 201.0) == [elsewhere]
+
+
+async def test_a_newcomer_counts_only_peers_that_answer_it() -> None:
+    records = [PeerRecord(peer=new_identity().peer_id) for _ in range(200)]
+    asked: list[PeerId] = []
+
+    async def ping(record: PeerRecord) -> None:
+        asked.append(record.peer)
+        if record not in records[150:153]:
+            raise PeerUnreachableError("nobody there")
+
+    now_s = [0.0]
+    greeted = Greeted(ping, lambda: now_s[0])
+    assert await greeted.answering(records) == records[150:153] == await greeted.answering(records)
+    assert sorted(asked) == sorted(record.peer for record in records) != asked, "each once, in random order"
+    now_s[0] = 100.0
+    await greeted.answering(records)
+    assert len(asked) == 400
