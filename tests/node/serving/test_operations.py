@@ -1,0 +1,76 @@
+"""Row operations are their client's to pay: in turns, in memory, and never on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from node.serving.runner import HERE_COPIED_TOKENS, Runner
+from node.serving.session_rows import SessionRows
+from protocols.errors import CacheFullError
+from protocols.ids import PeerId, SessionId
+from protocols.inference import Repeat, Rows
+from tests.swarm.inference.toy import WIDTH, Span, ToyEngine
+
+HONEST, GREEDY = PeerId("honest"), PeerId("greedy")
+
+
+def rows_of(runner: Runner, client: PeerId, number: int = 1) -> SessionRows:
+    return SessionRows(runner, SessionId(bytes([number]) * 16), client)
+
+
+async def begin(rows: SessionRows, tokens: int) -> None:
+    await rows.step((), [tokens], torch.rand(tokens, WIDTH), None)
+
+
+async def test_operations_without_tokens_are_charged_to_their_client() -> None:
+    runner = Runner(ToyEngine(Span(0, 4)))  # type: ignore[arg-type]
+    runner.start()
+    rows = rows_of(runner, GREEDY)
+    await begin(rows, 100)
+    accounts = runner.scheduler._ledger.clients
+    runner.scheduler.pay()
+    before = accounts.of(GREEDY)
+    for _ in range(5):
+        await rows.step([Repeat(200)], [0] * 200, torch.rand(0, WIDTH), None)
+        await rows.step([Rows((0,))], [0], torch.rand(0, WIDTH), None)
+    assert accounts.of(GREEDY) > before + 0.1  # 1,990 copies of a row
+    await rows.clear()
+    await runner.stop()
+
+
+async def test_copies_beyond_a_client_s_share_are_refused_and_given_back() -> None:
+    """Memory is short, and two clients share it: copies count as what a client holds before it brings a token for them."""
+    engine = ToyEngine(Span(0, 4), limit_tokens=1_000)
+    runner = Runner(engine)  # type: ignore[arg-type]
+    runner.start()
+    honest, greedy = rows_of(runner, HONEST, 1), rows_of(runner, GREEDY, 2)
+    await begin(honest, 100)
+    await begin(greedy, 100)
+    with pytest.raises(CacheFullError, match="more than your share"):
+        await greedy.step([Repeat(8)], [0] * 8, torch.rand(0, WIDTH), None)
+    assert engine.used_bytes == 100 and runner.holdings.part_of(HONEST) == 1.0
+    await begin(honest, 300)
+    await runner.stop()
+
+
+async def test_a_decode_that_copies_much_leaves_the_loop_alone() -> None:
+    threads: list[object] = []
+
+    class Watched(ToyEngine):
+        def fork(self, row: object) -> object:  # type: ignore[override]
+            threads.append(asyncio._get_running_loop())
+            return super().fork(row)  # type: ignore[arg-type]
+
+    runner = Runner(Watched(Span(0, 4)))  # type: ignore[arg-type]
+    runner.start()
+    rows = rows_of(runner, HONEST)
+    await begin(rows, HERE_COPIED_TOKENS + 1)
+    for _ in range(20):  # until a decode is known to be short
+        await rows.step((), [1], torch.rand(1, WIDTH), None)
+    await rows.step([Repeat(2)], [1, 1], torch.rand(2, WIDTH), None)
+    assert threads == [None]  # no loop runs in the runner's thread
+    await rows.clear()
+    await runner.stop()
