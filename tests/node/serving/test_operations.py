@@ -64,13 +64,26 @@ async def test_a_decode_that_copies_much_leaves_the_loop_alone() -> None:
             threads.append(asyncio._get_running_loop())
             return super().fork(row)  # type: ignore[arg-type]
 
+        def step(self, items: object, hidden: torch.Tensor, positions: object = None) -> torch.Tensor:  # type: ignore[override]
+            for row, count in items:  # type: ignore[attr-defined]
+                row.tokens += [hidden] * count
+            return hidden
+
     runner = Runner(Watched(Span(0, 4)))  # type: ignore[arg-type]
     runner.start()
     rows = rows_of(runner, HONEST)
     await begin(rows, HERE_COPIED_TOKENS + 1)
     for _ in range(20):  # until a decode is known to be short
         await rows.step((), [1], torch.rand(1, WIDTH), None)
+    await asyncio.sleep(0.1)  # the runner's thread has let go of the device
     await rows.step([Repeat(2)], [1, 1], torch.rand(2, WIDTH), None)
     assert threads == [None]  # no loop runs in the runner's thread
+    short = rows_of(runner, HONEST, 2)
+    await begin(short, 9)
+    await rows.clear()
+    await asyncio.sleep(1.1)  # nobody else decodes: what follows is a lone decode
+    await short.step([Repeat(2)], [1, 1], torch.rand(2, WIDTH), None)
+    assert threads[-1] is asyncio.get_running_loop()  # a short copy is made where it arrives, as before
+    rows = short
     await rows.clear()
     await runner.stop()
