@@ -13,8 +13,25 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 
+class _Dict:
+    """`dict(…)` and `dict.fromkeys(…)`, and no way from there to the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args, **kwargs)
+
+
 def render(template: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
     """What the template makes of a conversation. variables: the special tokens by name."""
+    asked = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    text: str = _environment().from_string(template).render(**asked)
+    return text
+
+
+def _environment() -> Any:
+    """jinja2's immutable sandbox with what transformers gives to templates."""
     import jinja2
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -50,15 +67,6 @@ def render(template: str, messages: Sequence[dict[str, str]], variables: dict[st
             if isinstance(name, str) and name.startswith("_"):
                 raise jinja2.exceptions.SecurityError(f"a template cannot set {name!r}")
 
-    class Dict:
-        """`dict(…)` and `dict.fromkeys(…)`, and no way from there to the type."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-            return dict(*args, **kwargs)
-
-        def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*args, **kwargs)
-
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
@@ -72,8 +80,7 @@ def render(template: str, messages: Sequence[dict[str, str]], variables: dict[st
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["dict"] = Dict()
+    environment.globals["dict"] = _Dict()
     environment.globals["namespace"] = Namespace
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    asked = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    return environment.from_string(template).render(**asked)
+    return environment
