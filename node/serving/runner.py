@@ -54,8 +54,9 @@ HERE_MS = 5.0
 """A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
 thread wait for another (`sys.getswitchinterval`)."""
 
-HERE_COPIED_ROWS, HERE_COPIED_TOKENS = 64, 1_024
-"""The same of a decode whose operations copy rows: more of them are copied in the runner's thread."""
+HERE_COPIED_ROWS, HERE_COPIED_BYTES = 64, 8 << 20
+"""The same of a decode whose operations copy rows: more of them, or more keys and values, are copied in the runner's thread. Going there
+costs a decode of 3 ms a tenth, so that a beam search of a small model must not have to."""
 
 PRACTISE_AFTER_S = 0.1
 """Idle for so long, the engine practises: nobody has a row here."""
@@ -165,7 +166,7 @@ class Runner:
         if self.engine.device.type != "cpu" or not self.is_running or not self._device.acquire(blocking=False):
             return False
         try:
-            if _copies_much(job) or not self.scheduler.take_alone(job, HERE_MS):
+            if self._copies_much(job) or not self.scheduler.take_alone(job, HERE_MS):
                 return False
             self._step([job])
             return True
@@ -286,6 +287,16 @@ class Runner:
             self.scheduler.charge(job, (time.perf_counter() - started) * 1e3)
         self._hold(session)
 
+    def _copies_much(self, job: Job) -> bool:
+        """Too much for the event loop's thread: no forward that was measured has told how long these copies take."""
+        if not _copies(job):
+            return False
+        with contextlib.suppress(BadRequestError):  # it is refused in a moment
+            plan = row_operations.plan([row.length for row in job.session.rows], job.ops)
+            num_bytes = plan.num_copied_tokens * self._token_bytes
+            return len(plan.sources) > HERE_COPIED_ROWS or num_bytes > HERE_COPIED_BYTES
+        return False
+
     def _is_short(self, job: Job) -> bool:
         """Is it worth asking who may take what, and for all pieces at once? Else the engine itself refuses what does not fit."""
         free = self.engines.limit_bytes - self.engines.used_bytes
@@ -353,16 +364,6 @@ class Runner:
 def _copies(job: Job) -> bool:
     """May its operations copy rows?"""
     return any(not isinstance(op, Crop) for op in job.ops)
-
-
-def _copies_much(job: Job) -> bool:
-    """Too much for the event loop's thread: a copy may take long, and no forward that was measured has told how long."""
-    if not _copies(job):
-        return False
-    with contextlib.suppress(BadRequestError):  # it is refused in a moment
-        plan = row_operations.plan([row.length for row in job.session.rows], job.ops)
-        return len(plan.sources) > HERE_COPIED_ROWS or plan.num_copied_tokens > HERE_COPIED_TOKENS
-    return False
 
 
 def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> None:

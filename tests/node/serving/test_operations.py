@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import torch
 
-from node.serving.runner import HERE_COPIED_TOKENS, Runner
+from node.serving.runner import HERE_COPIED_BYTES, Runner
 from node.serving.session_rows import SessionRows
 from protocols.errors import CacheFullError
 from protocols.ids import PeerId, SessionId
@@ -69,10 +69,10 @@ async def test_a_decode_that_copies_much_leaves_the_loop_alone() -> None:
                 row.tokens += [hidden] * count
             return hidden
 
-    runner = Runner(Watched(Span(0, 4)))  # type: ignore[arg-type]
+    runner = Runner(Watched(Span(0, 4), limit_tokens=1 << 40), token_bytes=HERE_COPIED_BYTES // 1_000)  # type: ignore[arg-type]
     runner.start()
     rows = rows_of(runner, HONEST)
-    await begin(rows, HERE_COPIED_TOKENS + 1)
+    await begin(rows, 1_001)
     for _ in range(20):  # until a decode is known to be short
         await rows.step((), [1], torch.rand(1, WIDTH), None)
     await asyncio.sleep(0.1)  # the runner's thread has let go of the device
