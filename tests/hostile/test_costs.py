@@ -5,8 +5,10 @@ CPU time of the thread is measured, and the best of three counts, so that a busy
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ from protocols import bounds, directory, entries, frame, inference, services
 from protocols.defaults import MAX_ROWS
 from protocols.errors import SwarmError
 from protocols.identity import from_seed
-from protocols.ids import SessionId
+from protocols.ids import SessionId, Span
 from protocols.inference import Close, Expect, Grant, History, Open, Repeat, Reroute, Rows, Step
 from swarm.directory.remote import RemoteDirectory, Source
 from swarm.rpc.pool import ChannelPool
@@ -27,7 +29,7 @@ from tests.hostile.parsers import all_parsers
 from tests.hostile.turns import watched
 from tests.protocols.test_bounds import LARGEST, header_of, parse
 from tests.protocols.test_frame import framed
-from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
+from tests.swarm.inference.probe import FakeHop, Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, new_identity, until
 
 LIMIT_S = 0.02
@@ -126,32 +128,45 @@ def test_every_call_of_the_service_table_is_covered() -> None:
 # --- what a node's loop does with the messages of a session
 
 
-async def longest_turn(node: ToyNode, line: Line, messages: Sequence[Any], is_done: Callable[[], bool]) -> tuple[float, str]:
-    with watched() as turns:
-        await line.say(*messages)
-        await until(is_done, 30.0)
-    return turns.longest_s, turns.what
-
-
 class Attack:
-    """One session at a toy node; says messages to it, and finds the longest turn of the loop."""
+    """One session whose first hop is the node, with a hop of the attacker's below it: so the node retains what it sends."""
 
-    def __init__(self, node: ToyNode, client: Probe) -> None:
-        self.node, self.client, self.number = node, client, 0
+    def __init__(self, node: ToyNode, client: Probe, fake: FakeHop) -> None:
+        self.node, self.client, self.fake, self.number = node, client, fake, 0
 
-    async def begin(self, number: int) -> None:
-        self.session = SessionId(bytes([number]) * 16)
-        self.grant = grant_of(self.client.identity, [hop_of(self.node)], session=self.session)
-        self.line = await self.client.open(self.node, self.grant)
+    async def begin(self) -> None:
+        self.session = SessionId(secrets.token_bytes(16))  # one that has ended is not opened again
+        grant = grant_of(self.client.identity, [hop_of(self.node), hop_of(self.fake)], session=self.session)
+        self.line = await self.client.open(self.node, grant)
         assert isinstance(await self.line.hear(), Expect)
+        self.below = await self.fake.lines.get()
         (self.hop,) = [hop for hop in self.node.host.hops._hops.values() if hop.grant.session == self.session]
-        self.number = 0
+        self.number, self.reader = 0, asyncio.create_task(self._read())
+        self.histories: asyncio.Queue[History] = asyncio.Queue()
+
+    async def _read(self) -> None:
+        with contextlib.suppress(SwarmError, TimeoutError):
+            while (message := await self.below.hear()) is not None:
+                if isinstance(message, History):
+                    self.histories.put_nowait(message)
 
     async def steps(self, *steps: Step) -> tuple[float, str]:
+        """Say them; the longest turn of the loop until they are computed. Their retained copies are folded when they leave the window."""
         self.number += len(steps)
-        return await longest_turn(
-            self.node, self.line, steps, lambda: self.hop.next_step >= self.number or self.hop._has_given_up
-        )
+        with watched() as turns:
+            await self.line.say(*steps)
+            await until(lambda: self.hop.next_step >= self.number or self.hop._has_given_up, 30.0)
+        return turns.longest_s, turns.what
+
+    async def ask_for_the_history(self) -> tuple[float, str]:
+        """The hop below says twice that it holds nothing: once is what it may only say on a first route."""
+        assert self.hop._down.retained.base > 0
+        with watched() as turns:
+            await self.below.say(*[Expect(session=self.session, epoch=0, step=0)] * 2)
+            async with asyncio.timeout(30.0):
+                history = await self.histories.get()
+        assert len(history.counts) == MAX_ROWS
+        return turns.longest_s, turns.what
 
     def step(self, counts: Sequence[int], ops: Sequence[Any] = (), positions: Sequence[int] | None = None, at: int = 0) -> Step:
         values = torch.rand(sum(counts), WIDTH)
@@ -159,40 +174,48 @@ class Attack:
 
 
 OPERATIONS = (Repeat(MAX_ROWS), Rows((0,))) * 31 + (Repeat(MAX_ROWS),)
+NOTHING = 9
+"""Steps that push those before them out of the window of 8."""
 
 
 async def worst_steps(attack: Attack) -> dict[str, tuple[float, str]]:
     """One session after the other, each with steps that are as dear as 64 KB may be."""
     found = {}
-    await attack.begin(1)
-    await attack.steps(*(attack.step([1], at=at) for at in range(60)))
-    found["operations of 32,000 rows"] = await attack.steps(attack.step([0] * MAX_ROWS, OPERATIONS))
+    await attack.begin()
+    await attack.steps(*(attack.step([1], at=at) for at in range(200)))
+    again = (attack.step([0] * MAX_ROWS, [Rows((0,)), *OPERATIONS], at=at) for at in range(NOTHING))
+    found["operations of 32,000 rows"] = await attack.steps(*again)
+    found["a history of 1,024 copies"] = await attack.ask_for_the_history()
     chosen = Rows(tuple(row // 2 for row in range(MAX_ROWS)))
     found["1,024 rows, half of them copies, four times"] = await attack.steps(
-        *(attack.step([0] * MAX_ROWS, [chosen] * 4, at=at) for at in range(10))
+        *(attack.step([0] * MAX_ROWS, [chosen] * 4, at=at) for at in range(2 * NOTHING))
     )
-    found["a token for each of 1,024 rows"] = await attack.steps(*(attack.step([1] * MAX_ROWS, at=at) for at in range(10)))
-    await attack.begin(2)
-    found["4,096 tokens with positions"] = await attack.steps(attack.step([1_500], positions=[1 << 20] * 1_500))
-    await attack.begin(3)
+    await attack.begin()
+    found["a token for each of 1,024 rows"] = await attack.steps(
+        *(attack.step([1] * MAX_ROWS, at=at) for at in range(2 * NOTHING))
+    )
+    await attack.begin()
+    found["1,500 tokens with positions"] = await attack.steps(attack.step([1_500], positions=[1 << 20] * 1_500))
+    await attack.begin()
     found["indices that name no row"] = await attack.steps(attack.step([1] * 8, [Rows((MAX_ROWS - 1,) * MAX_ROWS)] * 4))
     return found
 
 
 async def test_no_step_stops_the_loop() -> None:
-    """64 row operations stopped the loop for 1 s, the history of what they made for 4."""
-    swarm = ToySwarm()
-    node, client = await swarm.serve(0, 4, limit_tokens=10_000_000), Probe()
+    """64 row operations stopped the loop for a second when they were folded, the history of what they made for four."""
+    swarm, fake = ToySwarm(), await FakeHop(Span(2, 4)).start()
+    node, client = await swarm.serve(0, 2, limit_tokens=10_000_000), Probe()
     best: dict[str, tuple[float, str]] = {}
     for _ in range(3):
-        for what, (spent_s, where) in (await worst_steps(Attack(node, client))).items():
-            best[what] = min(best.get(what, (9.0, "")), (spent_s, where))
+        for what, cost in (await worst_steps(Attack(node, client, fake))).items():
+            best[what] = min(best.get(what, (9.0, "")), cost)
         for hop in list(node.host.hops._hops.values()):
             await hop.put(None, Close(session=hop.grant.session))
         await until(lambda: node.host.load().num_sessions == 0)
         if all(spent_s < LIMIT_S for spent_s, _ in best.values()):
             break
     await client.close()
+    await fake.stop()
     await swarm.stop()
     assert all(spent_s < LIMIT_S for spent_s, _ in best.values()), best
 
