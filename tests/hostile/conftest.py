@@ -12,6 +12,7 @@ import transformers
 
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.end_to_end.town import make_llama
+from tests.node.cli.conftest import process_as_before as process_as_before  # some attacks set up logging here
 
 Start = Callable[..., NodeProcess]
 
