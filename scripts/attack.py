@@ -141,7 +141,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
 
     shown = Table(title="honest clients and nodes under attack", caption=CAPTION, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in COLUMNS:
-        shown.add_column(column, justify="left" if column == "attack" else "right", no_wrap=True)
+        shown.add_column(column, justify="left" if column == "attack" else "right", no_wrap=True, min_width=4)
     for row in rows:
         before, now = row["before"], row["attacked"]
         is_met = row["throughput"] >= GOAL and not now["num_wrong"]
@@ -156,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
             f"{row['megabytes_after_5_s'] - before['megabytes']:+.0f}",
             f"{now['descriptors']}",
             f"{now['cpu'] / before['cpu']:.1f}",
-            f"{now['stall_s']:.2f}",
+            f"{now['stall_s']:.1f}",
         )
     return shown
 
