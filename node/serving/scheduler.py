@@ -21,7 +21,7 @@ from node.serving import fairness, turns
 from node.serving.costs import Costs
 from protocols.errors import OverloadedError, SwarmError
 from protocols.ids import PeerId, SessionId
-from protocols.inference import Op
+from protocols.inference import Crop, Op
 from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
 
 if TYPE_CHECKING:
@@ -91,7 +91,12 @@ class Job:
 
     def __post_init__(self) -> None:
         self.num_tokens = sum(self.counts)
-        self.is_decode = max(self.counts, default=0) <= turns.DECODE_TOKENS
+        self.is_decode = max(self.counts, default=0) <= turns.DECODE_TOKENS and self.num_tokens <= turns.LARGE_TOKENS
+
+    @property
+    def is_about_to_copy(self) -> bool:
+        """Do its row operations copy rows, and are they still to be done?"""
+        return not self.is_entered and any(not isinstance(op, Crop) for op in self.ops)
 
     @property
     def num_left(self) -> int:
@@ -124,6 +129,8 @@ class Scheduler:
         self._decoding: dict[HeldRows, None] = {}
         self._free_s = clock()
         """When the last forward ended; before the first one, when this began."""
+        self._rests: dict[PeerId, float] = {}
+        """Until when the copies of a client wait that has just made long ones."""
         self._unpaid: list[tuple[Sequence[Job], Sequence[int], float]] = []
         """Forwards whose accounts wait, with the tokens of each job and the milliseconds."""
 
@@ -229,7 +236,11 @@ class Scheduler:
     def charge(self, job: Job, ms: float) -> None:
         """A job's row operations took so long in front of its forward: its client pays for them, and no batch does."""
         with self._ready:
-            self._ledger.charge(job.session.client, job.session, ms / job.weight)
+            client, now_s = job.session.client, self._clock()
+            self._ledger.charge(client, job.session, ms / job.weight)
+            self._rests = {other: until_s for other, until_s in self._rests.items() if until_s > now_s}
+            if (rest_ms := turns.rest_ms(self.costs, ms, self._num_others(client, now_s))) > 0:
+                self._rests[client] = now_s + rest_ms / 1e3
 
     def pay(self) -> None:
         """Settle accounts now: nothing else is to be done."""
@@ -250,11 +261,10 @@ class Scheduler:
 
     def _choose(self, now_s: float) -> tuple[list[Job], float]:
         """The next batch; or none, and until when to wait for more. Sets the `size` of those that it takes."""
-        jobs = _oldest_of_each_session(self._waiting)
+        jobs, until_s = self._without_rests(_oldest_of_each_session(self._waiting), now_s)
         clearing = [job for job in jobs if job.values is None]
         decodes = [job for job in jobs if job.values is not None and job.is_decode]
         prompts = [job for job in jobs if job.values is not None and not job.is_decode]
-        until_s = now_s
         if decodes or prompts:
             decoding = self._active(now_s, decodes, prompts)
             decodes, until_s = self._choose_decodes(decodes, decoding, now_s)
@@ -264,6 +274,24 @@ class Scheduler:
         for job in decodes:
             job.size = job.num_left
         return [*clearing, *decodes, *prompts], until_s
+
+    def _without_rests(self, jobs: list[Job], now_s: float) -> tuple[list[Job], float]:
+        """The jobs that need not rest now, while other clients decode; and until when to wait if there is none."""
+        resting = {
+            id(job): self._rests[job.session.client]
+            for job in jobs
+            if job.is_about_to_copy
+            and self._rests.get(job.session.client, 0.0) > now_s
+            and self._num_others(job.session.client, now_s)
+        }
+        if self._is_closed:
+            return jobs, now_s
+        return [job for job in jobs if id(job) not in resting], min(resting.values(), default=now_s)
+
+    def _num_others(self, client: PeerId, now_s: float) -> int:
+        """Other clients that decode now."""
+        oldest_s = now_s - turns.ACTIVE_S
+        return len({one.client for one in self._decoding if one.client != client and (one.decoded_s or 0.0) >= oldest_s})
 
     def _active(self, now_s: float, decodes: Sequence[Job], prompts: Sequence[Job]) -> list[HeldRows]:
         """Sessions that decode now: those that wait, and those whose last decode was a moment ago."""

@@ -1,7 +1,7 @@
 """How large the next forward is: how many decodes go together, how much of a prompt goes beside them, and how long to wait for more.
 
 Pure: what waits, what was measured and the clock come in, numbers come out. *Decodes* are steps of a few tokens a row (a speculated run
-is one), *prompts* all longer ones; a prompt is run in pieces.
+is one) and of few rows, *prompts* all larger ones; a prompt is run in pieces.
 
 Pieces: while others decode, a piece takes about as long as one of their steps, and in all no more than what they take themselves,
 so that at worst they wait twice as long. While nobody does, it takes as long as a newcomer may be kept waiting.
@@ -18,6 +18,12 @@ from node.serving.costs import Costs
 
 DECODE_TOKENS = 8
 """New tokens of a row, at most, that make a step a decode: what speculation brings."""
+
+LARGE_TOKENS = 128
+"""New tokens of all rows together from which a step counts as a prompt, however few a row brings: it is run in pieces beside decodes."""
+
+UNCUT_SHARE = 0.1
+"""Largest share of the time that a client's long row operations take while other clients decode: copies cannot be run in pieces."""
 
 ACTIVE_S = 1.0
 """A session decodes as long as its last decode is not older."""
@@ -58,6 +64,15 @@ def piece_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float
         return step_ms
     granted = min(step_ms, PIECE_SHARE * credit_ms)
     return granted if granted >= CROWDED_MS else 0.0
+
+
+def rest_ms(costs: Costs, spent_ms: float, num_others: int) -> float:
+    """How long a client's next copies of rows wait, if the last ones took `spent_ms`, so that they keep to UNCUT_SHARE of the time.
+
+    num_others: other clients that decode now. Copies as short as a turn, and those that delay no other client, cost no rest.
+    """
+    is_short = spent_ms <= TURN_STEPS * costs.decode_ms(1)
+    return 0.0 if is_short or not num_others else spent_ms * (1 / UNCUT_SHARE - 1)
 
 
 def piece_tokens(costs: Costs, ms: float, *, is_alone: bool) -> int:

@@ -14,6 +14,7 @@ from node.serving.scheduler import HeldRows, Job, Scheduler
 from node.serving.turns import DECODE_TOKENS
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId
+from protocols.inference import Repeat
 from tests.node.serving.simulated import Chat, Swarm, p99
 
 
@@ -261,3 +262,62 @@ def test_jobs_of_many_threads_are_each_run_to_their_end_and_in_their_session_s_o
     order = {id(each): number for number, each in enumerate(finished)}
     for jobs in sessions:
         assert [order[id(each)] for each in jobs] == sorted(order[id(each)] for each in jobs)
+
+
+def decode(scheduler: Scheduler, held: HeldRows, ms: float = 1.0) -> None:
+    """One decode of a session, taken and done."""
+    scheduler.submit(job(held))
+    while batch := scheduler.poll():
+        scheduler.finished(batch, ms)
+
+
+def test_a_step_of_very_many_rows_is_run_in_pieces_beside_decodes() -> None:
+    now = [0.0]
+    scheduler, chat = Scheduler(4_096, lambda: now[0]), session("chat")
+    for _ in range(8):
+        decode(scheduler, chat)
+    wide = Job(session=session("wide"), counts=(1,) * 1_000, values=torch.zeros(1_000, 1), done=lambda outcome: None)
+    assert not wide.is_decode
+    scheduler.submit(wide)
+    num_pieces = 0
+    while wide.num_left:
+        scheduler.submit(job(chat))
+        batch = scheduler.poll()
+        assert any(each.session is chat for each in batch), "the chat waits for the wide step"
+        num_pieces += wide in batch
+        scheduler.finished(batch, 1.0 + 0.05 * wide.size)
+    assert num_pieces > 5
+
+
+def test_long_copies_keep_to_their_share_of_the_time_while_others_decode() -> None:
+    now = [0.0]
+    scheduler, chat, greedy = Scheduler(4_096, lambda: now[0]), session("chat"), session("greedy")
+    for _ in range(8):
+        decode(scheduler, chat)
+
+    def copying(held: HeldRows) -> Job:
+        return Job(session=held, ops=(Repeat(2),), counts=(1, 1), values=torch.zeros(2, 1), done=lambda outcome: None)
+
+    first, second, third = copying(greedy), copying(session("greedy")), copying(session("third"))
+    scheduler.charge(first, 100.0)
+    scheduler.submit(second)
+    assert scheduler.poll() == []
+    now[0] = 0.89
+    decode(scheduler, chat)  # a chat goes on, and its client is still active at the end of the rest
+    scheduler.submit(third)
+    assert scheduler.poll() == [third], "another client has made no copies"
+    scheduler.finished([third], 1.0)
+    assert scheduler.poll() == []
+    now[0] = 0.91
+    assert scheduler.poll() == [second]
+
+
+def test_copies_that_keep_nobody_waiting_cost_no_rest() -> None:
+    now = [0.0]
+    scheduler, held = Scheduler(4_096, lambda: now[0]), session("alone")
+    for _ in range(8):
+        decode(scheduler, held)
+    step = Job(session=held, ops=(Repeat(2),), counts=(1, 1), values=torch.zeros(2, 1), done=lambda outcome: None)
+    scheduler.charge(step, 100.0)
+    scheduler.submit(step)
+    assert scheduler.poll() == [step]
