@@ -219,7 +219,7 @@ async def raw_channel(peer: Peer) -> AsyncIterator[grpc.aio.Channel]:
     channel = grpc.aio.secure_channel(
         peer.addresses[0],
         grpc.ssl_channel_credentials(tls.pem(shown)),
-        options=[("grpc.ssl_target_name_override", tls.NAME)],
+        options=[("grpc.ssl_target_name_override", tls.NAME), ("grpc.use_local_subchannel_pool", 1)],  # a connection of its own
     )
     try:
         yield channel
