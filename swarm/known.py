@@ -9,16 +9,14 @@ for the proof of its PeerID and the swarm's name before it is joined.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocols.errors import ConfigError
+from swarm import files
 from swarm.dht.address import PeerAddress
 from swarm.prefixes import prefix
 
@@ -54,8 +52,8 @@ Known = Mapping[PeerAddress, Seen]
 
 
 def file_of(data_dir: Path, swarm: str) -> Path:
-    """Where the peers of a swarm are kept. A swarm's name may hold any letter, so the file is called by its hash."""
-    return data_dir / "peers" / f"{hashlib.sha256(swarm.encode()).hexdigest()[:16]}.txt"
+    """Where the peers of a swarm are kept."""
+    return data_dir / "peers" / f"{files.stem_of(swarm)}.txt"
 
 
 _SHORTEST = 52
@@ -126,11 +124,7 @@ def update(file: Path, answered: Collection[PeerAddress], failed: Collection[Pee
     """Bring the file up to date, in one replacement: a reader sees the old or the new one. Where that fails, the log says so."""
     known = merged(load(file, now_s), answered, failed, now_s)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
-        with os.fdopen(descriptor, "w") as opened:
-            opened.writelines(_lines(known))
-        os.replace(partial, file)
+        files.replace(file, "".join(_lines(known)))
     except OSError as error:
         log.warning("the last known peers cannot be kept in %s: %s", file, error.strerror)
 

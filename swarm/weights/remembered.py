@@ -6,15 +6,14 @@ nothing is remembered, and the log says so.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from swarm import files
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ Known = Mapping[str, tuple[str, float]]
 
 
 def file_of(data_dir: Path, swarm: str) -> Path:
-    """Where the names of a swarm are kept. A swarm's name may hold any letter, so the file is called by its hash."""
-    return data_dir / "names" / f"{hashlib.sha256(swarm.encode()).hexdigest()[:16]}.json"
+    """Where the names of a swarm are kept."""
+    return data_dir / "names" / f"{files.stem_of(swarm)}.json"
 
 
 def parse(data: bytes) -> dict[str, tuple[str, float]]:
@@ -82,10 +81,6 @@ class NameMemory:
             return
         known = merged(load(self.file), name, digest, now_s)
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, partial = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.stem)
-            with os.fdopen(descriptor, "w") as opened:
-                json.dump(known, opened)
-            os.replace(partial, self.file)
+            files.replace(self.file, json.dumps(known))
         except OSError as error:
             log.warning("which weights %r means cannot be kept in %s: %s", name[:80], self.file, error.strerror)

@@ -1,0 +1,28 @@
+"""Small files that this user's own processes keep, each replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def stem_of(swarm: str) -> str:
+    """What the files of a swarm are called. Its name may hold any letter, so they are called by its hash."""
+    return hashlib.sha256(swarm.encode()).hexdigest()[:16]
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file (mode 0600), with its folder: a reader sees the old one or the new one. OSError leaves the old one, and no other."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem)  # made with mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+            opened.write(text)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
