@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from protocols.ids import PeerId, parse_peer_id, short_peer
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
 from swarm.access import Access, Gate
-
-log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Seconds between two looks at the files; a change counts once two looks see the same, since an editor may write in parts."""
@@ -139,11 +136,11 @@ def _named(word: str, peers: frozenset[PeerId]) -> str:
 
 
 async def keep_reading(
-    lists: Lists, gate: Gate, on_change: Callable[[], object], say: Callable[[str], None], look_s: float = LOOK_S
+    lists: Lists, gate: Gate, on_change: Callable[[], Awaitable[object]], say: Callable[[str], None], look_s: float = LOOK_S
 ) -> None:
     """Renew the gate whenever a file has changed, until cancelled. What cannot be read is said, and the lists stay as they were.
 
-    on_change: called after a renewal.
+    on_change: awaited after a renewal.
     """
     used: Stamps | None = None  # a file may have changed since the gate was made: the first look reads, too
     seen = _stamps(lists)
@@ -163,7 +160,7 @@ async def keep_reading(
         if access == before:
             continue
         gate.renew(access)
-        on_change()
+        await on_change()
         say(f"the lists of peers were read again: {changes(before, access)}, {_total(access)}")
 
 

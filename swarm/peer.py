@@ -189,7 +189,7 @@ class Peer:
         self._stack.callback(self._finder.write_down)
         self._own(self._finder.keep_writing_down)
         if config.entry.lists.files:
-            self._own(lambda: keep_reading(config.entry.lists, self.gate, self._close_refused, self._finder.say))
+            self._own(lambda: keep_reading(config.entry.lists, self.gate, self.pool.forget_refused, self._finder.say))
         self._own(self._joiner.run)
         self._own(self._keep_daemon_alive)
         if self._finder.has_lan and not (config.client_mode and self._bootstrap):
@@ -218,9 +218,6 @@ class Peer:
             await asyncio.gather(task, return_exceptions=True)
 
         self._stack.push_async_callback(end)
-
-    def _close_refused(self) -> None:
-        self._closing = asyncio.ensure_future(self.pool.forget_refused())
 
     def _opened_directory(self) -> Directory:
         if not hasattr(self, "directory"):

@@ -55,7 +55,6 @@ class ThinPeer:
         self._hello = Hello(software="murmuration (thin)", swarm=swarm)
         self.gate, self._lists = entry.gate(), entry.lists
         self._watching: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
         self._refusal: SwarmError | None = None
         """Why a given peer does not take us, and perhaps no other does."""
         self._held = contextlib.ExitStack()
@@ -76,7 +75,7 @@ class ThinPeer:
             await self.close()
             raise
         if self._lists.files:
-            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self._close_refused, self._finder.say))
+            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self.pool.forget_refused, self._finder.say))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,14 +83,12 @@ class ThinPeer:
 
     async def close(self) -> None:
         """Let go of every connection."""
-        for task in filter(None, (self._watching, self._closing)):
-            task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self.directory.close()
         await self.pool.close()
         self._held.close()
-
-    def _close_refused(self) -> None:
-        self._closing = asyncio.create_task(self.pool.forget_refused())
 
     def _may_be_seen(self, peer: PeerId) -> bool:
         return self.gate.access.may_be_seen(peer)

@@ -175,7 +175,11 @@ async def test_lists_are_read_again_and_a_broken_file_changes_nothing(tmp_path: 
     file.write_text("")
     lists = Lists(deny=file)
     gate = Gate(access=lists.read())
-    reading = asyncio.create_task(keep_reading(lists, gate, renewed.set, said.append, 0.02))
+
+    async def on_change() -> None:
+        renewed.set()
+
+    reading = asyncio.create_task(keep_reading(lists, gate, on_change, said.append, 0.02))
     try:
         file.write_text(f"{ONE.peer_id}\n")
         async with asyncio.timeout(10):
