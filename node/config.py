@@ -13,7 +13,7 @@ from pathlib import Path
 from protocols.errors import ConfigError
 from protocols.ids import Span
 from swarm import suggestion
-from swarm.access_lists import ANYBODY, Entry
+from swarm.entering import ANYBODY, Entry
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_SWARM = suggestion.DEFAULT_SWARM

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import PeerId, parse_peer_id, short_peer
-from protocols.swarm_key import SwarmKey
 from protocols.words import counted
+from swarm import places
 from swarm.access import Access, Gate
 
 LOOK_S = 1.0
@@ -40,7 +40,7 @@ class Lists:
         allow = None if self.allow is None else _peers("allow", self.allow)
         if allow is not None and not allow:
             where = f"{self.allow} (--allow)" if isinstance(self.allow, Path) else "allow"
-            raise ConfigError(f"{where} names no peer, so nobody could be talked to; expected at least one PeerID, or no list")
+            raise ConfigError(f"{where} is empty, so every peer would be refused; expected at least one PeerID, or no list")
         return Access(allow=allow, deny=_peers("deny", self.deny), trust=_peers("trust", self.trust))
 
     @property
@@ -49,26 +49,7 @@ class Lists:
         return tuple(found for found in lists if isinstance(found, Path))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What a peer enters a swarm with."""
-
-    key: SwarmKey | None = None
-    """The secret of a private swarm; None = the swarm is public."""
-
-    lists: Lists = Lists()
-    """Whom it talks to."""
-
-    identity: Path | None = None
-    """Identity file of a client; None = a fresh identity each time."""
-
-    def gate(self) -> Gate:
-        """Key and lists, for the parts of a peer."""
-        return Gate(self.key, self.lists.read())
-
-
-ANYBODY = Entry()
-"""A public swarm, everybody in it, and a fresh identity."""
+NO_LISTS = Lists()
 
 
 def parse(text: str, name: str, flag: str) -> frozenset[PeerId]:
@@ -96,7 +77,7 @@ def of_argument(name: str, value: object) -> PeerList:
     if value is None:
         return None
     if isinstance(value, str | Path):
-        return Path(value).expanduser()
+        return places.expanded(value)
     if not isinstance(value, Iterable):
         raise BadRequestError(f"{name} is a file of PeerIDs, or a list of them, got {type(value).__name__}")
     return frozenset(map(parse_peer_id, value))

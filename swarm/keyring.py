@@ -1,4 +1,4 @@
-"""Keys of the private swarms that this machine is in: one file a swarm, readable by its user only.
+"""Keys of private swarms: one file each, readable by its user only.
 
 The file holds an invitation without addresses and expiry, so it is read by the same code.
 """
@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocols.errors import ConfigError
@@ -20,22 +16,9 @@ from protocols.swarm_key import KEY_BYTES, SwarmKey
 from swarm import invitation
 from swarm.invitation import Invitation
 
-log = logging.getLogger(__name__)
-
-DEFAULT_SWARM = "public"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """Which swarm a peer takes part in, and what it holds to get in."""
-
-    swarm: str = DEFAULT_SWARM
-    peers: tuple[str, ...] = ()
-    key: SwarmKey | None = field(default=None)
-
 
 def known_as(swarm: str, key: SwarmKey | None) -> str:
-    """What files of ours about a swarm are called by: one name may stand for a public swarm and for private ones."""
+    """The name of a swarm in our files: a public and a private swarm may have the same name."""
     return swarm if key is None else f"{swarm}\0{key.label}"
 
 
@@ -56,7 +39,9 @@ def kept(data_dir: Path, swarm: str) -> SwarmKey | None:
     try:
         found = Invitation.parse(text)
     except ConfigError:
-        raise ConfigError(f"the key of swarm `{swarm}` in {path} is damaged; join again by an invitation (--join)") from None
+        raise ConfigError(
+            f"the key of swarm `{swarm}` in {path} is damaged; remove it, and join again by an invitation (--join)"
+        ) from None
     return found.key if found.swarm == swarm else None
 
 
@@ -84,24 +69,3 @@ def keep(data_dir: Path, swarm: str, key: SwarmKey) -> Path:
 def made() -> SwarmKey:
     """A new key."""
     return SwarmKey(os.urandom(KEY_BYTES))
-
-
-def membership(join: str | None, swarm: str, peers: Sequence[str], data_dir: Path, now_s: float | None = None) -> Membership:
-    """What `--join`, `--swarm` and `--peer` come to, with the keys that are kept here.
-
-    A key that came by an invitation is kept, so the next start needs none; with it, the invitation may also have expired.
-    ConfigError says what is wrong.
-    """
-    if join is None:
-        return Membership(swarm=swarm, peers=tuple(peers), key=kept(data_dir, swarm))
-    found = invitation.read(join)
-    if swarm not in (DEFAULT_SWARM, found.swarm):
-        raise ConfigError(f"the invitation is to swarm `{found.swarm}`, --swarm says `{swarm}`: leave --swarm out")
-    before = kept(data_dir, found.swarm) if found.key else None
-    if found.key is None or before != found.key:
-        found.check_expiry(time.time() if now_s is None else now_s)
-    if found.key is not None and before != found.key:
-        if before is not None:
-            log.warning("the invitation has another key of swarm `%s` than was kept here, and replaces it", found.swarm)
-        keep(data_dir, found.swarm, found.key)
-    return Membership(swarm=found.swarm, peers=tuple(dict.fromkeys((*peers, *found.peers))), key=found.key)

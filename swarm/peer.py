@@ -25,12 +25,13 @@ from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, S
 from protocols.hello import DialBackReply, Hello
 from protocols.ids import PeerId, short_peer
 from swarm import dialling_back, greeting, keys, places, ports, reachability
-from swarm.access_lists import ANYBODY, Entry, keep_reading
+from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
+from swarm.entering import ANYBODY, Entry
 from swarm.finding import FindConfig, Finder
 from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources, is_refusal
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer

@@ -199,12 +199,15 @@ def status_command(
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
-    from node.cli.entering import entering
+    from swarm import places
+    from swarm.entering import enter
 
     check_multiaddrs(tuple(peer))
     check_swarm(swarm)
-    lists = Lists(allow=allow, deny=deny, trust=trust)
-    into = entering(swarm=swarm, peer=peer, data_dir=data_dir, join=join, lists=lists, identity=identity)
+    into = enter(
+        swarm=swarm, peers=peer, data_dir=data_dir or places.data_dir(), join=join,
+        lists=Lists(allow=allow, deny=deny, trust=trust), identity=identity, warn=remark,
+    )  # fmt: skip
     status.run(model, into, as_json=as_json, data_dir=data_dir, lan=lan)
 
 
@@ -228,7 +231,8 @@ def invite_command(
         float, typer.Option("--days", metavar="N", help="The invitation can be used for so many days; the key in it has no end.")
     ] = VALID_DAYS,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Change the key of the private swarm: whoever is not invited again is excluded.")
+        bool,
+        typer.Option("--new-key", help="Change the key of the private swarm: members without a new invitation are excluded."),
     ] = False,
     data_dir: options.DataDir = None,
 ) -> None:

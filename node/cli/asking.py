@@ -22,11 +22,11 @@ from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
 from swarm import keyring, known, places
-from swarm.access_lists import ANYBODY, Entry
+from swarm.entering import ANYBODY, Entry
 from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
-from swarm.waiting import loading
+from swarm.waiting import Waits, loading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,26 +143,24 @@ def open_model(asking: Asking) -> Iterator[Any]:
     with shown() as on_wait:
         on_wait(loading(asking.model_name or name_in_swarm(asking.model)))  # the imports alone take seconds
         from node.hardware import pick_device
-        from swarm.client import SwarmModelForCausalLM
+        from swarm.client import connection
+        from swarm.client.arguments import device_of
+        from swarm.client.model import connected
 
-        model = SwarmModelForCausalLM.from_pretrained(
-            asking.model,
+        settings = connection.Settings(
             peers=asking.peers,
             swarm=asking.swarm,
             dtype=asking.dtype,
-            device=pick_device(asking.device),
             patience_s=asking.patience_s,
             priority=asking.priority,
             model_name=asking.model_name,
             find=asking.find,
-            allow=asking.entry.lists.allow,
-            deny=asking.entry.lists.deny,
-            trust=asking.entry.lists.trust,
-            identity=asking.entry.identity,
+            entry=asking.entry,
             accept_new_weights=asking.accept_new_weights,
             cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
-            on_wait=on_wait,
+            waits=Waits(on_wait),
         )
+        model = connected(asking.model, settings, device_of(pick_device(asking.device)))
         try:
             yield model
         finally:

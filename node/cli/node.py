@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from node.cli import consent
 from node.cli.console import Lines, forget_terminal, remark
-from node.cli.entering import entering
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
 from node.cli.waiting import shown
@@ -23,6 +22,7 @@ from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import descriptors, places
 from swarm.access_lists import Lists
+from swarm.entering import enter
 
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
@@ -60,12 +60,13 @@ def read(model: str, flags: Hosting) -> NodeConfig:
     data_dir = flags.data_dir or places.data_dir()
     check_multiaddrs(tuple(flags.peer))
     check_swarm(flags.swarm)
-    into = entering(
+    into = enter(
         swarm=flags.swarm,
-        peer=flags.peer,
+        peers=flags.peer,
         data_dir=data_dir,
         join=flags.join,
         lists=Lists(allow=flags.allow, deny=flags.deny, trust=flags.trust),
+        warn=remark,
     )
     return NodeConfig(
         model=model,

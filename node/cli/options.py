@@ -250,13 +250,15 @@ class Asked:
     def asking(self, model: str) -> Asking:
         """Which model and where its nodes are, checked."""
         from node.cli.asking import Asking
-        from node.cli.entering import entering
+        from node.cli.console import remark
+        from swarm import places
+        from swarm.entering import enter
 
         check_multiaddrs(tuple(self.peer))
         check_swarm(self.swarm)
-        into = entering(
-            swarm=self.swarm, peer=self.peer, data_dir=self.data_dir, join=self.join,
-            lists=Lists(allow=self.allow, deny=self.deny, trust=self.trust), identity=self.identity,
+        into = enter(
+            swarm=self.swarm, peers=self.peer, data_dir=self.data_dir or places.data_dir(), join=self.join,
+            lists=Lists(allow=self.allow, deny=self.deny, trust=self.trust), identity=self.identity, warn=remark,
         )  # fmt: skip
         return Asking(
             model=model, peers=into.peers, lan=self.lan, swarm=into.swarm, model_name=self.model_name, device=self.device,

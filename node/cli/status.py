@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 from node.cli import status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
-from node.cli.entering import Entering
 from node.cli.waiting import shown
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
 from swarm import places, waiting
 from swarm.asking import answers
+from swarm.entering import Entered
 from swarm.finding import FindConfig
 from swarm.models.resolve import is_place, name_in_swarm
 from swarm.placement.choose import count_replicas
@@ -189,7 +189,7 @@ def _is_gap(replicas: Sequence[int], block: int) -> bool:
 # --- asking and showing
 
 
-def run(model: str | None, into: Entering, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
+def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
     """Print what the swarm says now. PeerUnreachableError where none of the peers answers in time."""
     swarm, peers = into.swarm, into.peers
     find = find_config(swarm, lan, data_dir, into.entry.key)
@@ -213,7 +213,7 @@ def run(model: str | None, into: Entering, *, as_json: bool, data_dir: Path | No
 
 
 async def _ask(
-    name: str | None, into: Entering, find: FindConfig, memory: NameMemory, on_wait: OnWait
+    name: str | None, into: Entered, find: FindConfig, memory: NameMemory, on_wait: OnWait
 ) -> tuple[list[ModelRows], Collection[str]]:
     """Rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.weights import Manifest
 from swarm import keyring, known, places, waiting
-from swarm.access_lists import ANYBODY, Entry, Lists, of_argument
+from swarm.access_lists import Lists, of_argument
 from swarm.client import served
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
+from swarm.entering import ANYBODY, Entry, enter
 from swarm.finding import FindConfig
 from swarm.inference import trace
 from swarm.inference.links import Links
@@ -46,6 +48,8 @@ from swarm.weights.naming import Naming
 
 if TYPE_CHECKING:
     from swarm.client.peers import AnyPeer
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -107,11 +111,12 @@ class Settings:
 
 def entered(settings: Settings, join: str | None, lists: Mapping[str, object], identity: str | Path | None) -> Settings:
     """The settings with what `join`, the lists (allow, deny, trust) and `identity` of `from_pretrained` come to."""
-    member = keyring.membership(join, settings.swarm, settings.peers, settings.data_dir)
-    chosen = Lists(**{name: of_argument(name, value) for name, value in lists.items()})
-    chosen.read()
-    path = None if identity is None else Path(identity).expanduser()
-    return replace(settings, swarm=member.swarm, peers=member.peers, entry=Entry(key=member.key, lists=chosen, identity=path))
+    into = enter(
+        swarm=settings.swarm, peers=settings.peers, data_dir=settings.data_dir, join=join,
+        lists=Lists(**{name: of_argument(name, value) for name, value in lists.items()}),
+        identity=None if identity is None else places.expanded(identity), warn=log.warning,
+    )  # fmt: skip
+    return replace(settings, swarm=into.swarm, peers=into.peers, entry=into.entry)
 
 
 _pools: dict[BackgroundLoop, PeerPool] = {}

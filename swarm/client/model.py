@@ -91,7 +91,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         answers), NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
         """
         chosen = arguments.settled({"peers": peers, "dtype": dtype, "device": device}, others, cls.from_pretrained)
-        where = torch.device("cpu") if thin else arguments.device_of(chosen["device"])
+        where = None if thin else arguments.device_of(chosen["device"])
         settings = connection.Settings(
             peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", patience_s=patience_s,
             priority=priority, model_name=model_name, cache_dir=cache_dir, find=find,
@@ -99,16 +99,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         )  # fmt: skip
         lists = {"allow": allow, "deny": deny, "trust": trust}
         settings = connection.entered(settings, None if join is None else str(join), lists, identity)
-        checkpoint, backend = (connection.connect_thin if thin else connection.connect)(arguments.model_of(model), settings)
-        try:
-            if thin:
-                return build_thin(checkpoint, backend, SwarmModelForCausalLM)
-            with settings.waits.on(waiting.loading(f"embedding and head of {checkpoint.name}")):
-                ends = load_ends(checkpoint, dtype=backend.dtype, device=where)
-            return build(ends, checkpoint, backend)
-        except BaseException:
-            backend.close()
-            raise
+        return connected(model, settings, where)
 
     def stream(
         self,
@@ -158,6 +149,20 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def connected(model: str | Path, settings: connection.Settings, device: torch.device | None) -> Any:
+    """What `from_pretrained` returns. device: of embedding and head; None = a thin model, which has neither."""
+    checkpoint, backend = (connection.connect if device else connection.connect_thin)(arguments.model_of(model), settings)
+    try:
+        if device is None:
+            return build_thin(checkpoint, backend, SwarmModelForCausalLM)
+        with settings.waits.on(waiting.loading(f"embedding and head of {checkpoint.name}")):
+            ends = load_ends(checkpoint, dtype=backend.dtype, device=device)
+        return build(ends, checkpoint, backend)
+    except BaseException:
+        backend.close()
+        raise
 
 
 def build(ends: EndsModel, checkpoint: Checkpoint, backend: Backend) -> Any:

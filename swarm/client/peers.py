@@ -11,8 +11,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from swarm.access_lists import ANYBODY, Entry
 from swarm.client.loop import BackgroundLoop
+from swarm.entering import ANYBODY, Entry
 from swarm.finding import NOBODY_ELSE, FindConfig
 
 if TYPE_CHECKING:

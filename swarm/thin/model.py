@@ -17,8 +17,8 @@ from protocols.defaults import PATIENCE_S
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from swarm import waiting
-from swarm.access_lists import ANYBODY, Entry
 from swarm.client import served
+from swarm.entering import ANYBODY, Entry
 from swarm.finding import NOBODY_ELSE, FindConfig
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig

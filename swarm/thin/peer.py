@@ -18,12 +18,13 @@ from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
 from swarm import greeting, keys
-from swarm.access_lists import ANYBODY, Entry, keep_reading
+from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory
 from swarm.directory.sources import Source
+from swarm.entering import ANYBODY, Entry
 from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
 from swarm.joining import is_refusal
 from swarm.neighbours import MAX_ASKED, Neighbours

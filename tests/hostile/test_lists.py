@@ -15,7 +15,8 @@ from protocols.identity import Identity, from_seed
 from protocols.ids import PeerId
 from protocols.inference import Open
 from swarm.access import EVERYBODY, Access, Gate
-from swarm.access_lists import Entry, Lists, changes, keep_reading, of_argument, parse
+from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
+from swarm.entering import Entry
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import ChannelPool, RpcServer, tls
 from swarm.thin.peer import ThinPeer
@@ -160,7 +161,7 @@ def test_files_that_cannot_be_lists_are_refused(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty", tmp_path / "binary"
     empty.write_text("# nobody\n")
     binary.write_bytes(os.urandom(100) + b"\xff")
-    with pytest.raises(ConfigError, match="names no peer, so nobody could be talked to"):
+    with pytest.raises(ConfigError, match="is empty, so every peer would be refused"):
         Lists(allow=empty).read()
     assert Lists(deny=empty, trust=empty).read() == EVERYBODY
     with pytest.raises(ConfigError, match="is no text"):

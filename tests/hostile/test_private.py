@@ -20,18 +20,22 @@ from hivemind.p2p.p2p_daemon_bindings.control import read_pbmsg_safe, write_pbms
 from hivemind.proto import dht_pb2, p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
+from node.cli.asking import open_model
+from node.cli.options import Asked
 from protocols import services
-from protocols.errors import PeerUnreachableError, PrivateSwarmError, SwarmError
+from protocols.errors import ModelNotFoundError, PeerUnreachableError, PrivateSwarmError, SwarmError
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.swarm_key import SwarmKey
+from swarm import keyring
 from swarm.access import Gate
-from swarm.access_lists import Entry
 from swarm.dht import guard
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
+from swarm.entering import Entry
 from swarm.finding import FindConfig
+from swarm.invitation import Invitation
 from swarm.keys import Keys
 from swarm.known import file_of
 from swarm.peer import Peer, PeerConfig
@@ -292,6 +296,24 @@ async def test_a_member_sends_nothing_to_who_does_not_prove_the_key(tmp_path: Pa
 
 
 # --- whole peers
+
+
+async def test_a_public_invitation_opens_no_private_swarm_for_a_command_with_a_kept_key(tmp_path: Path) -> None:
+    """`generate --join` of a public swarm that has the name of a private one whose key is kept here."""
+    user = tmp_path / "user"
+    keyring.keep(user, NAME, KEY)
+
+    def opened(asked: Asked) -> None:
+        with open_model(asked.asking("toy")):
+            pytest.fail("nobody serves it")
+
+    async with Peer(config(tmp_path)) as node:
+        word = Invitation(swarm=NAME, peers=node.multiaddrs).text()
+        with pytest.raises(PrivateSwarmError, match="ask a member for an invitation"):
+            await asyncio.to_thread(opened, Asked(max_new_tokens=1, join=word, data_dir=user, patience=0.0))
+        with pytest.raises(ModelNotFoundError):  # the kept key, if the user says no word of an invitation
+            mine = Asked(max_new_tokens=1, swarm=NAME, peer=list(node.multiaddrs), data_dir=user, patience=0.0)
+            await asyncio.to_thread(opened, mine)
 
 
 async def test_members_find_each_other_and_outsiders_learn_why_not(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from protocols.errors import ConfigError
 from protocols.identity import from_seed
 from protocols.swarm_key import KEY_BYTES, SwarmKey
 from swarm import invitation, keyring
+from swarm.entering import Entered, Entry, enter
 from swarm.invitation import CLOCK_TOLERANCE_S, MAX_PEERS, PREFIX, Invitation
 
 PEER = f"/ip4/203.0.113.5/tcp/4000/p2p/{from_seed(b'p' * 32).peer_id}"
@@ -97,7 +98,7 @@ def test_an_invitation_ends_but_a_clock_that_is_ahead_is_forgiven() -> None:
 
 def test_neither_reprs_nor_errors_hold_the_secret() -> None:
     forms = [KEY.secret.decode(), KEY.secret.hex(), base64.b64encode(KEY.secret).decode()]
-    said = [repr(PRIVATE), repr(KEY), str(keyring.Membership(key=KEY)), KEY.label]
+    said = [repr(PRIVATE), repr(KEY), str(Entered(entry=Entry(key=KEY))), KEY.label]
     for damaged in (PRIVATE.text()[:-3], PRIVATE.text().replace("a", "b"), "x" + PRIVATE.text(), word(b"[" + KEY.secret)):
         with pytest.raises(ConfigError) as caught:
             invitation.read(damaged)
@@ -127,32 +128,41 @@ def test_a_key_is_kept_for_its_user_only_and_found_again(tmp_path: Path) -> None
     assert keyring.kept(tmp_path, "attic") == KEY and keyring.kept(tmp_path, "cellar") is None
     assert [found.name for found in path.parent.iterdir()] == [path.name], "no partial file is left"
     path.write_text("swarm1broken")
-    with pytest.raises(ConfigError, match="is damaged; join again by an invitation"):
+    with pytest.raises(ConfigError, match="is damaged; remove it, and join again by an invitation"):
         keyring.kept(tmp_path, "attic")
 
 
+def entered(data_dir: Path, join: str | None, swarm: str = "public", now_s: float = 1.0) -> Entered:
+    return enter(swarm=swarm, data_dir=data_dir, join=join, warn=pytest.fail, now_s=now_s)
+
+
 def test_joining_once_is_enough_and_an_old_invitation_then_does_no_harm(tmp_path: Path) -> None:
-    member = keyring.membership(PRIVATE.text(), "public", (), tmp_path, now_s=1.0)
-    assert (member.swarm, member.peers, member.key) == ("attic", (PEER,), KEY)
-    assert keyring.membership(None, "attic", (), tmp_path).key == KEY
+    into = entered(tmp_path, PRIVATE.text())
+    assert (into.swarm, into.peers, into.entry.key) == ("attic", (PEER,), KEY)
+    assert entered(tmp_path, None, "attic").entry.key == KEY
     late_s = 1_900_000_000.0
-    assert keyring.membership(PRIVATE.text(), "public", (), tmp_path, now_s=late_s).key == KEY
+    assert entered(tmp_path, PRIVATE.text(), now_s=late_s).entry.key == KEY
     with pytest.raises(ConfigError, match="expired"):
-        keyring.membership(PRIVATE.text(), "public", (), tmp_path / "elsewhere", now_s=late_s)
+        entered(tmp_path / "elsewhere", PRIVATE.text(), now_s=late_s)
     assert keyring.kept(tmp_path / "elsewhere", "attic") is None
 
 
-def test_a_new_key_replaces_the_old_one_and_names_must_agree(tmp_path: Path) -> None:
-    keyring.membership(PRIVATE.text(), "attic", (), tmp_path, now_s=1.0)
-    changed = Invitation(swarm="attic", key=OTHER)
-    assert keyring.membership(changed.text(), "attic", (), tmp_path).key == OTHER == keyring.kept(tmp_path, "attic")
+def test_an_invitation_never_replaces_a_kept_key_and_names_must_agree(tmp_path: Path) -> None:
+    """The kept one may be the only copy; and the invitation may be an old one, of before somebody was excluded."""
+    entered(tmp_path, PRIVATE.text(), "attic")
+    changed, file = Invitation(swarm="attic", key=OTHER).text(), keyring.file_of(tmp_path, "attic")
+    with pytest.raises(ConfigError, match=rf"another key of swarm `attic` than {file}; .* remove that file and join again"):
+        entered(tmp_path, changed)
+    assert keyring.kept(tmp_path, "attic") == KEY
+    file.unlink()
+    assert entered(tmp_path, changed).entry.key == OTHER == keyring.kept(tmp_path, "attic")
     with pytest.raises(ConfigError, match="the invitation is to swarm `attic`, --swarm says `cellar`: leave --swarm out"):
-        keyring.membership(PRIVATE.text(), "cellar", (), tmp_path)
+        entered(tmp_path, PRIVATE.text(), "cellar")
 
 
 def test_a_public_invitation_to_a_name_uses_no_kept_key(tmp_path: Path) -> None:
     keyring.keep(tmp_path, "attic", KEY)
-    assert keyring.membership(Invitation(swarm="attic", peers=(PEER,)).text(), "public", (), tmp_path).key is None
+    assert entered(tmp_path, Invitation(swarm="attic", peers=(PEER,)).text()).entry.key is None
     assert keyring.known_as("attic", None) != keyring.known_as("attic", KEY) != keyring.known_as("attic", OTHER)
 
 

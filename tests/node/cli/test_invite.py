@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from node.cli import entering
 from node.cli.app import main
 from protocols.errors import ConfigError
 from protocols.identity import from_seed
 from swarm import here, keyring, known
 from swarm.access_lists import Lists
+from swarm.client import SwarmModelForCausalLM
 from swarm.dht.address import PeerAddress
+from swarm.entering import enter
 from swarm.invitation import Invitation
 
 ONE, TWO = (from_seed(bytes([number]) * 32).peer_id for number in (1, 2))
@@ -97,10 +98,20 @@ def test_the_configuration_shows_no_invitation(
 )
 def test_lists_that_leave_no_way_in_are_refused(tmp_path: Path, lists: Lists, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        entering.entering(swarm="public", peer=(PUBLIC,), data_dir=tmp_path, join=None, lists=lists)
+        enter(swarm="public", peers=(PUBLIC,), data_dir=tmp_path, lists=lists, warn=pytest.fail)
+    name = "deny" if lists.deny else "allow"
+    with pytest.raises(ConfigError, match=why):  # in Python, too
+        SwarmModelForCausalLM.from_pretrained("m", peers=PUBLIC, cache_dir=tmp_path, **{name: getattr(lists, name)})
 
 
-def test_trust_that_another_list_takes_back_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lists = Lists(allow=frozenset({ONE}), trust=frozenset({TWO}))
-    entering.entering(swarm="public", peer=(PUBLIC,), data_dir=tmp_path, join=None, lists=lists)
-    assert f"--trust names 1 peer that --allow leaves out: …{TWO[-6:]}; they stay refused" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("lists", "why"),
+    [
+        (Lists(allow=frozenset({ONE}), trust=frozenset({TWO})), "--allow leaves out"),
+        (Lists(deny=frozenset({TWO}), trust=frozenset({TWO})), "--deny refuses"),
+    ],
+)
+def test_trust_that_another_list_takes_back_is_said(tmp_path: Path, lists: Lists, why: str) -> None:
+    said: list[str] = []
+    enter(swarm="public", peers=(PUBLIC,), data_dir=tmp_path, lists=lists, warn=said.append)
+    assert said == [f"warning: --trust names 1 peer that {why}: …{TWO[-6:]}; they stay refused"]
