@@ -27,7 +27,7 @@ from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.words import counted
-from swarm import here, keyring, known, waiting
+from swarm import keyring, known, running_nodes, waiting
 from swarm.finding import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
@@ -72,7 +72,8 @@ async def run_node(
             await host.start(peer.pool, peer.gate)
             doors.open(host)
             await presence.serve(host)
-            with here.told(config.data_dir, keyring.known_as(config.swarm, config.entry.key), peer.peer_id, peer.multiaddrs):
+            known_as = keyring.known_as(config.swarm, config.entry.key)
+            with running_nodes.told(config.data_dir, known_as, peer.peer_id, peer.multiaddrs):
                 _invite(config, model, peer, on_event)
                 mover = None if presence.stays else _mover(peer, host, room, doors, maker, on_event)
                 await _stay(peer, presence, mover, None if config.is_quiet else on_event)  # until we are cancelled

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 from protocols.ids import Span
-from swarm import suggestion
+from swarm import invitation, suggestion
 from swarm.entering import ANYBODY, Entry
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -137,6 +137,5 @@ def check_multiaddrs(peers: tuple[str, ...]) -> None:
 
 
 def check_swarm(swarm: str) -> None:
-    """ConfigError unless the name is 1 to 64 printable letters."""
-    if not 1 <= len(swarm) <= 64 or not swarm.isprintable():
-        raise ConfigError(f"--swarm is 1 to 64 printable letters, got {swarm[:80]!r}")
+    """ConfigError unless `swarm` can be a swarm's name."""
+    invitation.check_name(swarm, "--swarm")

@@ -1,4 +1,4 @@
-"""Who may do what with this peer: the user's three lists, asked by a question each; and the gate that its parts hold.
+"""Whom this peer talks to: the user's lists and the swarm's key.
 
 The lists decide about PeerIDs that were proved by TLS or by a signature. They say nothing about a message: whatever a listed peer sends
 is parsed and bounded like everybody's.
@@ -80,8 +80,7 @@ class Gate:
         """NotAllowedError if we do not compute for the client that signed a grant."""
         if not self.access.may_open_session(client):
             raise NotAllowedError(
-                f"this peer computes for some clients only, and for {short_peer(client)} it does not: {self._which(client)}; "
-                "ask another peer"
+                f"this peer does not compute for client {short_peer(client)}: {self._which(client)}; ask another peer"
             )
 
     def _which(self, peer: PeerId) -> str:

@@ -14,13 +14,13 @@ def stem_of(swarm: str) -> str:
     return hashlib.sha256(swarm.encode()).hexdigest()[:16]
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Write a file (mode 0600), with its folder: a reader sees the old one or the new one. OSError leaves the old one, and no other."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem)  # made with mode 0600
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

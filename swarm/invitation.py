@@ -1,9 +1,9 @@
-"""An invitation: one word of text by which a newcomer finds a swarm and, if it is private, gets its key.
+"""An invitation: one word that leads to a swarm and holds its key.
 
     swarm1 + base32(checksum, JSON of name, addresses, key and expiry)
 
-Small letters and digits only, so a double click selects it; blanks and line ends that mail adds are taken out. Whoever holds the text
-of a private swarm can join it: it is a secret.
+Small letters and digits only, so a double click selects it; blanks and line ends that mail adds are taken out. The key is there if the
+swarm is private: then everybody who has the text can join, so it is a secret.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ _ASK = "ask a member for a new one (`swarm invite`)"
 _AGAIN = f"copy it again as a whole, or {_ASK}"
 
 
+def check_name(swarm: str, what: str = "a swarm's name") -> None:
+    """ConfigError unless `swarm` can be a swarm's name."""
+    if not 1 <= len(swarm) <= MAX_SWARM or not swarm.isprintable():
+        raise ConfigError(f"{what} is 1 to {MAX_SWARM} printable letters, got {swarm[:80]!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
     """What a newcomer needs of a swarm."""
@@ -55,8 +61,7 @@ class Invitation:
     """Unix time after which it is refused; None = never. It bounds this text, not the key."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.swarm) <= MAX_SWARM or not self.swarm.isprintable():
-            raise ConfigError(f"a swarm's name is 1 to {MAX_SWARM} printable letters, got {self.swarm[:80]!r}")
+        check_name(self.swarm)
         if len(self.peers) > MAX_PEERS:
             raise ConfigError(f"an invitation holds at most {MAX_PEERS} addresses, got {len(self.peers)}")
         for peer in self.peers:

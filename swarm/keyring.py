@@ -5,15 +5,12 @@ The file holds an invitation without addresses and expiry, so it is read by the 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 from protocols.errors import ConfigError
 from protocols.swarm_key import KEY_BYTES, SwarmKey
-from swarm import invitation
+from swarm import files, invitation
 from swarm.invitation import Invitation
 
 
@@ -23,8 +20,8 @@ def known_as(swarm: str, key: SwarmKey | None) -> str:
 
 
 def file_of(data_dir: Path, swarm: str) -> Path:
-    """Where the key of a swarm is kept. A swarm's name may hold any letter, so the file is called by its hash."""
-    return data_dir / "swarms" / f"{hashlib.sha256(swarm.encode()).hexdigest()[:16]}.key"
+    """Where the key of a swarm is kept."""
+    return data_dir / "swarms" / f"{files.stem_of(swarm)}.key"
 
 
 def kept(data_dir: Path, swarm: str) -> SwarmKey | None:
@@ -49,16 +46,7 @@ def keep(data_dir: Path, swarm: str, key: SwarmKey) -> Path:
     """Write the key down (mode 0600), in one replacement. ConfigError if that cannot be done."""
     path = file_of(data_dir, swarm)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem)  # made with mode 0600
-        try:
-            with os.fdopen(descriptor, "w") as opened:
-                opened.write(Invitation(swarm=swarm, key=key).text() + "\n")
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            raise
+        files.replace(path, Invitation(swarm=swarm, key=key).text() + "\n")
     except OSError as error:
         raise ConfigError(
             f"the key of swarm `{swarm}` cannot be kept in {path}: {error.strerror}; name another folder with --data-dir"

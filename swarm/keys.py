@@ -1,7 +1,8 @@
-"""What makes a peer the same peer after a restart: its identity file, locked while in use, and its TLS key and certificate beside it.
+"""A peer's identity file, locked while in use, and its TLS certificate.
 
-Two processes with one identity would be two peers with one name, so the file is held by `flock`, which ends with the process. The
-default file is not fixed: where it is taken, the next numbered one is used, so a second node on one machine just works.
+A node holds the file alone, by `flock`, which ends with the process: two nodes of one identity would be two peers of one name. Clients
+may share one, since nobody calls them. The default file is not fixed: if it is taken, the next numbered one is used, so a second node on
+one machine just works.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from protocols.errors import ConfigError, UnauthenticatedError
 from protocols.identity import Identity, from_seed, parse_private
 from protocols.ids import PeerId
 from protocols.swarm_key import SwarmKey
+from swarm import files
 from swarm.rpc import tls
 from swarm.rpc.tls import TlsCertificate
 
@@ -60,7 +62,7 @@ def shared(path: Path) -> Iterator[Keys]:
     if descriptor is None:
         raise ConfigError(f"the identity {path} is in use by a node; name another file with --identity, a client makes it")
     try:
-        yield Keys(identity=_read_or_make(path, descriptor), certificate=None, path=path)
+        yield Keys(identity=_read(path, descriptor), certificate=None, path=path)
     finally:
         os.close(descriptor)
 
@@ -72,20 +74,11 @@ def of_client(path: Path | None) -> contextlib.AbstractContextManager[Keys]:
 
 def peer_id(path: Path) -> PeerId:
     """The PeerID of the identity in `path`, which is made if there is none; also while a node uses it."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            data = path.read_bytes()[:4_096]
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ConfigError(f"the identity {path} cannot be read: {error.strerror}") from None
-        if data:
-            try:
-                return parse_private(data).peer_id
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}") from None
-    with shared(path) as made:
-        return made.identity.peer_id
+    descriptor = _opened(path)
+    try:
+        return _read(path, descriptor).peer_id
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -99,7 +92,7 @@ def held(path: Path | None, data_dir: Path, swarm_key: SwarmKey | None = None) -
     """
     chosen, descriptor = _lock(path) if path else _lock_default(data_dir)
     try:
-        identity = _read_or_make(chosen, descriptor)
+        identity = _read(chosen, descriptor)
         yield Keys(identity=identity, certificate=_certificate(identity, chosen.with_suffix(".tls.pem"), swarm_key), path=chosen)
     finally:
         os.close(descriptor)
@@ -124,14 +117,8 @@ def _lock_default(data_dir: Path) -> tuple[Path, int]:
 
 
 def _open(path: Path, lock: int = fcntl.LOCK_EX) -> int | None:
-    """An open and locked descriptor; None where another process holds the lock."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"the identity {path} cannot be opened: {error.strerror}; name another file with --identity, or another folder with --data-dir"
-        ) from None
+    """An open and locked descriptor; None if another process holds the lock."""
+    descriptor = _opened(path)
     try:
         fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,17 +127,38 @@ def _open(path: Path, lock: int = fcntl.LOCK_EX) -> int | None:
     return descriptor
 
 
-def _read_or_make(path: Path, descriptor: int) -> Identity:
-    data = os.pread(descriptor, 4_096, 0)
-    if data:
-        try:
-            return parse_private(data)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-    identity = from_seed(os.urandom(32))
-    os.pwrite(descriptor, identity.private_bytes, 0)
-    os.fsync(descriptor)
-    return identity
+def _opened(path: Path) -> int:
+    try:
+        if not _is_there(path):
+            _make(path)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(
+            f"the identity {path} cannot be opened: {error.strerror}; name another file with --identity, or another folder with --data-dir"
+        ) from None
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and not (path.is_file() and path.stat().st_size == 0)  # an empty file may become one, a device never
+
+
+def _make(path: Path) -> None:
+    """A new identity in `path`. Of several processes that would make one, the first does, and the others find it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # held for the moment of writing only
+        if not _is_there(path):
+            files.replace(path, from_seed(os.urandom(32)).private_bytes)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path, descriptor: int) -> Identity:
+    try:
+        return parse_private(os.pread(descriptor, 4_096, 0))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _certificate(identity: Identity, path: Path, swarm_key: SwarmKey | None) -> TlsCertificate:
@@ -161,9 +169,5 @@ def _certificate(identity: Identity, path: Path, swarm_key: SwarmKey | None) -> 
         if tls.member(kept.der, swarm_key) == identity.peer_id:
             return kept
     made = tls.make(identity, swarm_key)
-    partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made.key_pem + made.cert_pem)
-    partial.replace(path)
+    files.replace(path, made.key_pem + made.cert_pem)
     return made

@@ -35,7 +35,8 @@ class NodeCommand:
             line += ["--model-name", name]
         line += ["--swarm", self.swarm] if self.swarm != DEFAULT_SWARM else []
         line += ["--peer", self.peer] if self.peer else []
-        return shlex.join([*line, *_data_dir_flag(None if self.peer else self.data_dir)])
+        is_reached = self.peer and self.swarm == DEFAULT_SWARM  # another swarm's key may be kept in the data directory
+        return shlex.join([*line, *_data_dir_flag(None if is_reached else self.data_dir)])
 
 
 USUAL = NodeCommand()

@@ -11,7 +11,7 @@ from node.cli.console import remark
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 from protocols.swarm_key import SwarmKey
-from swarm import here, invitation, keyring, known, places
+from swarm import invitation, keyring, known, places, running_nodes
 from swarm.dht.address import PeerAddress
 from swarm.invitation import Invitation
 from swarm.suggestion import NodeCommand
@@ -33,7 +33,7 @@ def run(swarm: str, peers: tuple[str, ...], *, is_private: bool, days: float, is
             "give --peer, or make a private swarm (--private --swarm NAME)"
         )
     expires_s = time.time() + days * 86_400
-    made = Invitation(swarm=swarm, peers=tuple(map(str, named[: invitation.MAX_PEERS])), key=key, expires_s=expires_s)
+    made = Invitation(swarm=swarm, peers=tuple(map(str, named)), key=key, expires_s=expires_s)
     print(made.text(), flush=True)
     _explain(made, named, folder)
 
@@ -54,7 +54,7 @@ def _key(swarm: str, folder: Path, *, is_private: bool, is_new: bool) -> SwarmKe
 
 def _known(folder: Path, known_as: str) -> list[PeerAddress]:
     """This machine's nodes, then the peers that answered last; those that others cannot use are left out if there are any else."""
-    own = here.nodes(folder, known_as)
+    own = running_nodes.nodes(folder, known_as)
     found = list(dict.fromkeys((*own, *known.load(known.file_of(folder, known_as), time.time()))))
     return ([one for one in found if not one.is_loopback] or found)[:MAX_NAMED]
 
@@ -66,7 +66,7 @@ def _explain(made: Invitation, named: Sequence[PeerAddress], folder: Path) -> No
     until = invitation.date(made.expires_s or 0)
     remark(f"invitation to {kind} swarm `{made.swarm}`{label}, with {addresses}, for use until {until}")
     if made.key is not None:
-        remark("whoever has it can join and invite others, and keeps the key: hand it on as you would a password")
+        remark("everybody who has this invitation can join, invite others and keep the key: treat it as you would a password")
     if not named:
         command = NodeCommand(swarm=made.swarm, data_dir=folder).text("MODEL")
         remark(f"it names no address, since no node runs here yet: start one and invite again: {command}")

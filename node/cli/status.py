@@ -93,7 +93,7 @@ class ModelRows:
     is_thin_possible: bool
     """Can a client without files generate: is there a route with the ends at its first and last hop?"""
     is_meant: bool
-    """Does the name stand for these weights here? It does for those of its first use, else for those of most answering nodes."""
+    """Does the name mean these weights here? It means those of its last use; without one, those that most answering nodes serve."""
     peers: tuple[PeerRow, ...]
 
 

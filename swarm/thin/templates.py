@@ -51,7 +51,7 @@ def ids_of(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 async def _aside(sandbox: Sandbox, work: Callable[[], T]) -> T:
-    """In a thread, so that the loop goes on; who is cancelled waits for nothing."""
+    """Run `work` in a thread. If the caller is cancelled, the sandbox is stopped, which ends the thread."""
     try:
         return await asyncio.to_thread(work)
     except asyncio.CancelledError:

@@ -92,4 +92,4 @@ def test_a_newcomer_joins_by_an_invitation_and_an_outsider_does_not(
         assert node.end(signal.SIGTERM) == 0
     for folder in (founder, joiner, user):
         assert keyring.file_of(folder, "attic").stat().st_mode & 0o777 == 0o600
-    assert not list((founder / "swarms").glob("*.here")), "a node that has left is in no new invitation"
+    assert not list((founder / "swarms").glob("*.running")), "a node that has left is in no new invitation"

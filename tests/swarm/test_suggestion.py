@@ -24,6 +24,10 @@ def usual_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (NodeCommand(), "swarm node tiny"),
         (NodeCommand(swarm="our attic"), "swarm node tiny --swarm 'our attic'"),
         (NodeCommand(peer=PEER, data_dir=Path("/d")), f"swarm node tiny --peer {PEER}"),
+        (
+            NodeCommand(swarm="attic", peer=PEER, data_dir=Path("/d")),  # its key is there
+            f"swarm node tiny --swarm attic --peer {PEER} --data-dir /d",
+        ),
         (NodeCommand(data_dir=Path("/a b")), "swarm node tiny --data-dir '/a b'"),
         (NodeCommand(directory="/"), "swarm node / --model-name tiny"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from node.cli.app import main
 from protocols.errors import ConfigError
 from protocols.identity import from_seed
-from swarm import here, keyring, known
+from swarm import keyring, known, running_nodes
 from swarm.access_lists import Lists
 from swarm.client import SwarmModelForCausalLM
 from swarm.dht.address import PeerAddress
@@ -49,7 +49,7 @@ def test_a_private_swarm_is_made_once_and_invites_as_often_as_one_likes(
 
 def test_it_names_the_nodes_that_run_here_and_the_peers_that_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ("--data-dir", str(tmp_path))
-    with here.told(tmp_path, "public", TWO, (LOCAL,)):
+    with running_nodes.told(tmp_path, "public", TWO, (LOCAL,)):
         word, said = swarm(capsys, "invite", *data)
         assert Invitation.parse(word) == Invitation(swarm="public", peers=(LOCAL,), expires_s=Invitation.parse(word).expires_s)
         assert "of this machine only" in said and "password" not in said
