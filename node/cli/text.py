@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swarm.thin.stops import decoded
+from swarm.thin.stops import Decoder
 
 HALF_A_LETTER = "\ufffd"
 
@@ -28,7 +28,7 @@ class TextOut:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Decoder,
         write: Callable[[str], None],
         stop: str | None = None,
         is_end: Callable[[Sequence[int]], bool] | None = None,
@@ -96,7 +96,7 @@ class TextOut:
     def _decoded(self) -> list[str]:
         """Text of the last tokens: without those that are not shown yet, and with them."""
         runs = (self._ids[self._from : self._shown], self._ids[self._from :])
-        return decoded(self._tokenizer, runs, skip_special_tokens=True)
+        return self._tokenizer.decode_all(runs, skip_special_tokens=True)
 
     def _emit(self, piece: str) -> None:
         """Write all but what might be the beginning of the stop text."""

@@ -1,7 +1,8 @@
-"""A full client's tokenizer: transformers' own for a checkpoint of ours; files that came from peers are run, or tried, in a sandbox.
+"""A full client's tokenizer, in a sandbox if it came from peers.
 
 The commands need little of a tokenizer, and run a peer's in the sandbox for good. The Python API hands transformers' object to its
-caller, which cannot be at the other end of a pipe: there the same files are loaded and used in a sandbox first.
+caller, which cannot be at the other end of a pipe: there, and for forms that only transformers reads, it is loaded and used in a sandbox
+first. A checkpoint of our own is read by transformers here.
 """
 
 from __future__ import annotations
@@ -44,24 +45,17 @@ def of_model(model: Any) -> Tokenizer:
 
 
 def try_out(folder: Path, name: str) -> None:
-    """Load and use the tokenizer of a folder in a sandbox; SandboxEndedError if it is dangerous.
+    """Load and use the tokenizer of a folder by transformers in a sandbox, as will be done here; SandboxEndedError if it is dangerous.
 
     What is only wrong in it, the reader will say.
     """
-    for with_transformers in (False, True):
-        sandbox = Sandbox(name, with_transformers)
-        request = {"action": "try", "folder": str(folder.resolve()), "with_transformers": with_transformers}
-        try:
-            sandbox.ask(request, TRY_CPU_S + open_cpu_s(folder))
-        except SandboxEndedError:
-            raise
-        except ModelNotSupportedError:  # a form that only transformers reads
-            continue
-        except CheckpointError:
-            return
-        finally:
-            sandbox.close()
-        return
+    sandbox = Sandbox(name, with_transformers=True)
+    try:
+        sandbox.ask({"action": "try", "folder": str(folder.resolve())}, TRY_CPU_S + open_cpu_s(folder))
+    except CheckpointError:
+        pass
+    finally:
+        sandbox.close()
 
 
 class OwnTokenizer:

@@ -50,7 +50,7 @@ class Sandbox:
     """Runs what belongs to one model. Blocking; from any thread, one after the other."""
 
     def __init__(self, model: str, with_transformers: bool = False) -> None:
-        """Nothing is started yet. model: what errors call it. with_transformers: the process needs more memory."""
+        """Nothing is started yet. model: what errors call it. with_transformers: import it before limits hold."""
         self.model, self._with_transformers = model, with_transformers
         self._lock = threading.Lock()
         self._opening: tuple[Mapping[str, Any], float] | None = None

@@ -7,14 +7,8 @@ from typing import Protocol
 
 
 class Decoder(Protocol):
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-
-
-def decoded(tokenizer: Decoder, runs: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
-    """The text of each run of ids; with one hop, if the tokenizer is at the other end of a pipe."""
-    if (decode_all := getattr(tokenizer, "decode_all", None)) is not None:
-        return list(decode_all(runs, skip_special_tokens=skip_special_tokens))
-    return [tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in runs]
+    def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """The text of each run of ids."""
 
 
 class Stops:
@@ -33,7 +27,7 @@ class Stops:
         if not self._texts:
             return False
         near = list(ids[-self._near :])
-        before, text = decoded(self._tokenizer, [near[:-1], near], skip_special_tokens=False)
+        before, text = self._tokenizer.decode_all([near[:-1], near], skip_special_tokens=False)
         same = next(
             (at for at, (old, new) in enumerate(zip(before, text, strict=False)) if old != new), min(len(before), len(text))
         )

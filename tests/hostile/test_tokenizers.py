@@ -176,13 +176,63 @@ def test_the_full_client_runs_templates_and_tokenizers_of_peers_in_the_same_proc
         tokenizer.sandbox.close()
 
 
-def test_a_tokenizer_that_the_python_api_hands_out_was_tried_in_a_sandbox_first(tmp_path: Path) -> None:
+# --- what transformers reads, for the Python API and for forms that nobody else reads
+
+
+class Fetched:
+    """Of a model that came from peers, what its tokenizer needs."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / MANIFEST).write_bytes(b"")
+        self.remote = SimpleNamespace(path=folder, backend=SimpleNamespace(model=SimpleNamespace(name="their-model")))
+
+    @property
+    def tokenizer(self) -> Any:
+        model: Any = self
+        return SwarmModelForCausalLM.tokenizer_if_any(model)
+
+
+def configure(folder: Path, **config: Any) -> Path:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("only_transformers", [False, True])
+def test_a_tokenizer_that_the_python_api_hands_out_was_tried_in_a_sandbox_first(tmp_path: Path, only_transformers: bool) -> None:
     folder = write(tmp_path, AT_ENCODING["memory"])
-    (folder / MANIFEST).write_bytes(b"")
-    remote = SimpleNamespace(path=folder, backend=SimpleNamespace(model=SimpleNamespace(name="their-model")))
-    model: Any = SimpleNamespace(remote=remote)
-    with pytest.raises(SandboxEndedError) as met:
-        SwarmModelForCausalLM.tokenizer_if_any(model)
+    if only_transformers:  # no thin client reads such a one
+        configure(folder, tokenizer_class="PreTrainedTokenizerFast", fix_mistral_regex=True)
+    model = Fetched(folder)
+    with pytest.raises(SandboxEndedError, match="more memory") as met:
+        _ = model.tokenizer
     check_error(met.value)
     write(tmp_path, {})
-    assert SwarmModelForCausalLM.tokenizer_if_any(model)("ab").input_ids == [0, 1]
+    assert model.tokenizer("ab").input_ids == [0, 1]
+
+
+def test_a_file_that_only_transformers_reads_is_tried_too(tmp_path: Path) -> None:
+    """Beside a harmless tokenizer.json, which is all that a thin client reads."""
+    folder = configure(write(tmp_path, {}), tokenizer_class="CTRLTokenizer")
+    (folder / "merges.txt").write_text("#version\n")
+    (folder / "vocab.json").write_text("[" * 100_000)
+    with pytest.raises(SandboxEndedError, match="RecursionError") as met:
+        _ = Fetched(folder).tokenizer
+    check_error(met.value)
+
+
+def test_a_form_that_only_transformers_reads_is_used_by_the_commands_after_a_trial(tmp_path: Path) -> None:
+    folder = configure(tmp_path, tokenizer_class="ByT5Tokenizer")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 300}))
+    found = full.of_model(Fetched(folder))
+    assert isinstance(found, full.OwnTokenizer)
+    ids = found.encode("Grüße")
+    assert ids == AutoTokenizer.from_pretrained(folder)("Grüße").input_ids and found.decode(ids) == "Grüße"
+    assert found.decode_all([ids[:2], ids]) == ["Gr", "Grüße"]
+    found.sandbox.close()
+
+
+def test_an_honest_tokenizer_of_a_large_vocabulary_has_room(tmp_path: Path) -> None:
+    """262,144 tokens, as the largest in use; the limit of memory is beside what the libraries take."""
+    vocab = {f"token {number:06}": number for number in range(262_144)}
+    folder = write(tmp_path, {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "token 000000"}})
+    assert len(Fetched(folder).tokenizer) == 262_144

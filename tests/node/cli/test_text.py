@@ -13,8 +13,8 @@ from node.cli.text import TextOut
 class Bytes:
     """A tokenizer whose tokens are single bytes: the hardest case for letters of several bytes."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
+    def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        return [bytes(ids).decode("utf-8", errors="replace") for ids in runs]
 
 
 def stream(text: str, stop: str | None = None) -> list[str]:
