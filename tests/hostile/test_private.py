@@ -298,8 +298,11 @@ async def test_a_member_sends_nothing_to_who_does_not_prove_the_key(tmp_path: Pa
 # --- whole peers
 
 
-async def test_a_public_invitation_opens_no_private_swarm_for_a_command_with_a_kept_key(tmp_path: Path) -> None:
+async def test_a_public_invitation_opens_no_private_swarm_for_a_command_with_a_kept_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`generate --join` of a public swarm that has the name of a private one whose key is kept here."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test asks the network
     user = tmp_path / "user"
     keyring.keep(user, NAME, KEY)
 
