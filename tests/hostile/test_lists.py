@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import PeerID
 
 from protocols import services
 from protocols.errors import ConfigError, NotAllowedError, SwarmError
@@ -18,9 +20,10 @@ from swarm.access import EVERYBODY, Access, Gate
 from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
 from swarm.entering import Entry
 from swarm.peer import Peer, PeerConfig
-from swarm.rpc import ChannelPool, RpcServer, tls
+from swarm.routing.regard import Regard, regard_of
+from swarm.rpc import Call, ChannelPool, RpcServer, Stream, tls
 from swarm.thin.peer import ThinPeer
-from tests.hostile.test_private import MODEL, record_of
+from tests.hostile.test_private import MODEL, address_of, attempts, member, record_of, stranger
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, until
 from tests.swarm.rpc.parts import METHODS, TALK, Handlers
@@ -145,6 +148,79 @@ async def test_whole_peers_keep_to_their_lists(tmp_path: Path) -> None:
         with pytest.raises(NotAllowedError, match="does not serve"):
             async with ThinPeer(host.multiaddrs, entry=entry):  # the identity file makes it the same peer again
                 pass
+
+
+async def test_a_denied_dht_node_is_refused_ping_store_and_find_and_is_not_asked() -> None:
+    async with member(None) as ours, stranger() as outsider:
+        answered = {"ping": True, "store": True, "find": True}
+        assert await attempts(outsider, ours, "said") == answered
+        ours._guard._gate.renew(Access(deny=frozenset({PeerId(outsider.peer_id.to_base58())})))
+        assert await attempts(outsider, ours, "said") == dict.fromkeys(answered, False)
+        ours._guard._gate.renew(EVERYBODY)
+        assert await attempts(outsider, ours, "said") == answered
+
+        async with member(None) as theirs:
+            await ours.join(address_of(theirs))
+            peer, keys = PeerID.from_base58(address_of(theirs).peer), [DHTID.generate("said")]
+            assert await ours._running.ask(peer, keys) is not None
+            ours._guard._gate.renew(Access(deny=frozenset({address_of(theirs).peer})))
+            assert await ours._running.ask(peer, keys) is None
+
+
+async def hold(stream: Stream, call: Call) -> None:
+    """Answer one frame, and then nothing for as long as the caller is there."""
+    await stream.send(await stream.receive() or b"")
+    await stream.receive()
+
+
+@pytest.mark.parametrize("is_thin", [False, True], ids=["full", "thin"])
+async def test_a_stream_to_a_peer_that_comes_to_be_denied_ends(tmp_path: Path, is_thin: bool) -> None:
+    """Also what was opened before: the connections to refused peers are closed when a list has changed."""
+    deny = tmp_path / "deny.txt"
+    deny.write_text("")
+    asking = Entry(lists=Lists(deny=deny))
+
+    def client(*bootstrap: str) -> Peer | ThinPeer:
+        if is_thin:
+            return ThinPeer(bootstrap, entry=asking)
+        return Peer(PeerConfig(client_mode=True, listen=None, bootstrap=bootstrap, entry=asking))
+
+    config, handlers = PeerConfig(data_dir=tmp_path), {services.SESSION.name: hold}
+    async with (
+        Peer(config, handlers) as first,
+        Peer(config, handlers) as second,
+        client(*first.multiaddrs, *second.multiaddrs) as us,
+    ):
+        streams = []
+        for peer in (first, second):
+            streams.append(await (await us.pool.channel(peer.peer_id, peer.addresses)).stream(services.SESSION))
+            await streams[-1].send(b"hello")
+            assert await streams[-1].receive() == b"hello"
+        deny.write_text(f"{first.peer_id}\n")
+        async with asyncio.timeout(10):
+            with pytest.raises(SwarmError):
+                await streams[0].receive()
+        assert us.pool.is_connected(second.peer_id) and not us.pool.is_connected(first.peer_id)
+        streams[1].cancel()
+
+
+async def test_a_trusted_peer_counts_as_met_and_as_proven(tmp_path: Path) -> None:
+    lists = Lists(trust=ids(ONE))
+    async with Peer(PeerConfig(data_dir=tmp_path)) as host:
+        asking = PeerConfig(client_mode=True, listen=None, bootstrap=host.multiaddrs, entry=Entry(lists=lists))
+        async with Peer(asking) as full, ThinPeer(host.multiaddrs, entry=Entry(lists=lists)) as thin:
+            for us in (full, thin):
+                await us.hello(host.peer_id, host.addresses)
+                regard = regard_of(us)
+
+                def judged(peer: PeerId, us: Peer | ThinPeer = us, regard: Regard = regard) -> list[bool]:
+                    return [us.has_met(peer), regard.has_met(peer), regard.is_trusted(peer)]
+
+                assert judged(ONE.peer_id) == [True, True, True]
+                assert judged(TWO.peer_id) == [False, False, False]
+                assert judged(host.peer_id) == [True, True, False], "met, and nobody vouches for it"
+                us.gate.renew(Access(trust=ids(ONE), deny=ids(ONE)))
+                assert judged(ONE.peer_id) == [False, False, False]
 
 
 # --- the files
