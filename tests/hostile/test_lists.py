@@ -18,6 +18,7 @@ from protocols.ids import PeerId
 from protocols.inference import Open
 from swarm.access import EVERYBODY, Access, Gate
 from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
+from swarm.client.connection import Settings, entered
 from swarm.entering import Entry
 from swarm.peer import Peer, PeerConfig
 from swarm.routing.regard import Regard, regard_of
@@ -247,6 +248,14 @@ def test_files_that_cannot_be_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere \(--trust\) cannot be read: No such file"):
         Lists(trust=tmp_path / "nowhere").read()
     assert Lists(allow=of_argument("allow", [str(ONE.peer_id)])).read().allow == ids(ONE)
+
+
+def test_a_home_that_is_not_there_is_no_traceback(tmp_path: Path) -> None:
+    """`~user` of no such user, or `~` in a container without one."""
+    with pytest.raises(ConfigError, match=r"~no-such-user/friends \(--allow\) cannot be read: No such file"):
+        Lists(allow=of_argument("allow", "~no-such-user/friends")).read()
+    settings = entered(Settings(cache_dir=tmp_path), None, {}, "~no-such-user/me.key")
+    assert settings.entry.identity == Path("~no-such-user/me.key")
 
 
 async def test_lists_are_read_again_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from swarm.access_lists import Lists
 from swarm.client import SwarmModelForCausalLM
 from swarm.dht.address import PeerAddress
 from swarm.entering import enter
-from swarm.invitation import Invitation
+from swarm.invitation import MAX_PEERS, Invitation
 
 ONE, TWO = (from_seed(bytes([number]) * 32).peer_id for number in (1, 2))
 PUBLIC, LOCAL = f"/ip4/203.0.113.5/tcp/4000/p2p/{ONE}", f"/ip4/127.0.0.1/tcp/4000/p2p/{TWO}"
@@ -62,6 +62,8 @@ def test_it_names_the_nodes_that_run_here_and_the_peers_that_answered(tmp_path: 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ("--data-dir", str(tmp_path))
     assert "needs a name of its own: add --swarm NAME" in swarm(capsys, "invite", "--private", *data, code=2)[1]
+    many = [word for _ in range(MAX_PEERS + 1) for word in ("--peer", PUBLIC)]
+    assert "holds at most 8 addresses, got 9" in swarm(capsys, "invite", *many, *data, code=2)[1]
     assert "--days is more than 0" in swarm(capsys, "invite", "--days", "0", *data, code=2)[1]
     said = swarm(capsys, "status", "--join", "swarm1" + "a" * 40, *data, code=2)[1]
     assert said.startswith("error: the invitation was changed or cut") and "a" * 20 not in said

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
+import time
+from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli import status_view
-from node.cli.status import gaps, summarize
+from node.cli import status, status_view
+from node.cli.status import SILENT, UNASKED, gaps, summarize
+from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from swarm.asking import AT_ONCE
+from swarm.entering import Entered
+from swarm.finding import FindConfig
+from swarm.peer import Peer, PeerConfig
 from swarm.suggestion import NodeCommand
+from swarm.weights import remembered
+from swarm.weights.remembered import NameMemory
 
 
 def record(
@@ -137,3 +148,41 @@ def test_a_wide_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_gaps_are_exactly_the_blocks_without_a_replica(replicas: list[int]) -> None:
     missing = [block for text in gaps(replicas) for block in range(*map(int, text.split(":")))]
     assert missing == [block for block, count in enumerate(replicas) if count == 0]
+
+
+# --- asking whole peers
+
+
+def hosting(peer: Peer, *models: str) -> PeerRecord:
+    spans = tuple(ServedSpan(model=ModelId(name, "ab" * 32), span=Span(0, 2), num_blocks=2, dtype="float32") for name in models)
+    return PeerRecord(
+        peer=peer.peer_id, addresses=tuple(peer.addresses), certificate=peer.certificate, state="serving", spans=spans
+    )
+
+
+async def test_without_a_name_the_models_of_most_peers_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "MAX_MODELS", 2)
+    memory = NameMemory(remembered.file_of(tmp_path, "public"))
+    async with Peer(PeerConfig(data_dir=tmp_path)) as one, Peer(PeerConfig(data_dir=tmp_path, bootstrap=one.multiaddrs)) as two:
+        await two.joined()
+        for peer, models in ((one, ("a", "b", "c")), (two, ("c", "b"))):
+            await peer.directory.announce(lambda peer=peer, models=models: hosting(peer, *models), models)  # type: ignore[misc]
+        rows, _ = await status._ask(None, Entered(peers=one.multiaddrs), FindConfig(), memory, lambda _wait: None)
+    assert sorted(one.name for one in rows) == ["b", "c"]
+    assert {peer.state for one in rows for peer in one.peers} == {"serving"}
+
+
+async def test_those_for_whom_there_was_no_time_are_called_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand made-up records must not hold `swarm status` up."""
+    monkeypatch.setattr(status, "HELLO_S", 1.0)
+    monkeypatch.setattr(status, "ASK_S", 1.6)
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        made_up = [from_seed(number.to_bytes(32, "big")).peer_id for number in range(AT_ONCE + 50)]
+        records = {peer: PeerRecord(peer=peer, addresses=(address,), state="serving") for peer in made_up}
+        async with Peer(PeerConfig(data_dir=tmp_path)) as host, Peer(PeerConfig(data_dir=tmp_path)) as us:
+            assert await status._silent(us, {host.peer_id: hosting(host, "a")}) == {}
+            started = time.monotonic()
+            states = await status._silent(us, records)
+            assert time.monotonic() - started < 5.0
+    assert Counter(states.values()) == {SILENT: AT_ONCE, UNASKED: 50}
