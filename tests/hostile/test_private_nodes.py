@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from node.cli.app import main
-from protocols.errors import PrivateSwarmError
+from protocols.errors import ConfigError, NoRouteError, PrivateSwarmError
 from swarm import keyring
 from swarm.client import SwarmModelForCausalLM
+from swarm.invitation import Invitation
 from tests.end_to_end.processes import NodeProcess, Nursery, members
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -93,3 +94,18 @@ def test_a_newcomer_joins_by_an_invitation_and_an_outsider_does_not(
     for folder in (founder, joiner, user):
         assert keyring.file_of(folder, "attic").stat().st_mode & 0o777 == 0o600
     assert not list((founder / "swarms").glob("*.running")), "a node that has left is in no new invitation"
+
+    # somebody is excluded
+    invite(capsys, "--swarm", "attic", "--new-key", "--data-dir", str(founder))
+    renewed = start("renewed", str(checkpoint), "--swarm", "attic", "--blocks", "0:3", "--data-dir", str(founder))
+    word = invite(capsys, "--swarm", "attic", "--data-dir", str(founder))
+    held, file = Invitation.parse(word), keyring.file_of(user, "attic")
+    assert held.peers[0] == renewed.said["multiaddr"] and held.key == keyring.kept(founder, "attic") != secret
+    with pytest.raises(PrivateSwarmError, match="its key is another than yours"):
+        SwarmModelForCausalLM.from_pretrained("llama", swarm="attic", peers=held.peers, cache_dir=user, thin=True)
+    with pytest.raises(ConfigError, match=f"than {file}; .*remove that file and join again"):
+        SwarmModelForCausalLM.from_pretrained("llama", join=word, cache_dir=user, thin=True)
+    file.unlink()
+    with pytest.raises(NoRouteError, match="3:6"):  # a member again, and only the blocks are missing
+        SwarmModelForCausalLM.from_pretrained("llama", join=word, cache_dir=user, patience_s=0).generate(ids, **GREEDY)
+    assert renewed.end(signal.SIGTERM) == 0
