@@ -120,9 +120,17 @@ def options_table() -> str:
                 f"`{option.default}`" for option in found if option.default not in (None, "", []) and option.default is not False
             )
         )
-        meaning = found[0].help.replace("|", chr(92) + "|")
-        lines.append(f"| `{flag}` | `{found[0].variable}` | `{found[0].key}` | {where} | {usual} | {meaning} |")
+        lines.append(f"| `{flag}` | `{found[0].variable}` | `{found[0].key}` | {where} | {usual} | {meaning(found)} |")
     return "| flag | variable | key | commands | default | meaning |\n|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+
+
+def meaning(found: list[surface.Option]) -> str:
+    """What a flag means; if its commands say it differently, each text with its commands in front."""
+    commands: dict[str, list[str]] = {}
+    for option in found:
+        commands.setdefault(option.help, []).append(" ".join(option.command))
+    texts = [text if len(commands) == 1 else f"*{', '.join(names)}*: {text}" for text, names in commands.items()]
+    return " ".join(texts).replace("|", chr(92) + "|")
 
 
 # --- putting them in
