@@ -16,7 +16,7 @@ EXIT_CODES: dict[int, str] = {
     0: "done",
     1: "a fault of ours, or of the system (disk, permissions)",
     2: "a flag or a request that makes no sense, a port that is taken, or no memory for what was asked",
-    3: "identity or protocol version refused",
+    3: "refused for what a peer is: its identity, the swarm's key, a list (--allow, --deny), or the protocol version",
     4: "the model: unknown, other weights, not supported, or a damaged file",
     5: "a node refused: not its blocks, session gone, memory or queue full, leaving",
     6: "a peer is unreachable, or did not answer in time",
