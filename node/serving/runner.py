@@ -37,7 +37,6 @@ from protocols.errors import (
     SwarmError,
 )
 from protocols.ids import PeerId
-from protocols.inference import Crop
 from protocols.words import counted
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
@@ -55,8 +54,8 @@ HERE_MS = 5.0
 thread wait for another (`sys.getswitchinterval`)."""
 
 HERE_COPIED_ROWS, HERE_COPIED_BYTES = 64, 8 << 20
-"""The same of a decode whose operations copy rows: more of them, or more keys and values, are copied in the runner's thread. Going there
-costs a decode of 3 ms a tenth, so that a beam search of a small model must not have to."""
+"""Limits, in rows after the operations and in bytes copied, of a decode that runs on the event loop's thread although its operations
+copy rows. Larger ones run in the runner's thread, which costs a 3 ms decode a tenth more."""
 
 PRACTISE_AFTER_S = 0.1
 """Idle for so long, the engine practises: nobody has a row here."""
@@ -273,7 +272,7 @@ class Runner:
             self._operate(engine, job)
         session.rows = row_operations.enter(engine, session.rows, len(job.counts))
         _check_size(job, session.rows, self._max_positions)
-        if (job.num_tokens or _copies(job)) and self._is_short(job):
+        if (job.num_tokens or job.copies) and self._is_short(job):
             items = [(row, count) for row, count in zip(session.rows, job.counts, strict=True) if count]
             self._judge(session.client, engine.growth_bytes(items), job.num_tokens, is_new=False)
         job.is_entered = True
@@ -289,7 +288,7 @@ class Runner:
 
     def _copies_much(self, job: Job) -> bool:
         """Too much for the event loop's thread: no forward that was measured has told how long these copies take."""
-        if not _copies(job):
+        if not job.copies:
             return False
         with contextlib.suppress(BadRequestError):  # it is refused in a moment
             plan = row_operations.plan([row.length for row in job.session.rows], job.ops)
@@ -359,11 +358,6 @@ class Runner:
         self.largest_batch = max(self.largest_batch, num_steps)
         if is_whole:
             self.step_ms = 0.9 * self.step_ms + 0.1 * ms if self.step_ms else ms
-
-
-def _copies(job: Job) -> bool:
-    """May its operations copy rows?"""
-    return any(not isinstance(op, Crop) for op in job.ops)
 
 
 def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> None:

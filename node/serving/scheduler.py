@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -88,15 +88,13 @@ class Job:
 
     num_tokens: int = field(init=False)
     is_decode: bool = field(init=False)
+    copies: bool = field(init=False)
+    """May its operations copy rows?"""
 
     def __post_init__(self) -> None:
         self.num_tokens = sum(self.counts)
         self.is_decode = max(self.counts, default=0) <= turns.DECODE_TOKENS and self.num_tokens <= turns.LARGE_TOKENS
-
-    @property
-    def is_about_to_copy(self) -> bool:
-        """Do its row operations copy rows, and are they still to be done?"""
-        return not self.is_entered and any(not isinstance(op, Crop) for op in self.ops)
+        self.copies = any(not isinstance(op, Crop) for op in self.ops)
 
     @property
     def num_left(self) -> int:
@@ -130,7 +128,7 @@ class Scheduler:
         self._free_s = clock()
         """When the last forward ended; before the first one, when this began."""
         self._rests: dict[PeerId, float] = {}
-        """Until when the copies of a client wait that has just made long ones."""
+        """By client: no copying step of it runs before this time, because its last copies were long."""
         self._unpaid: list[tuple[Sequence[Job], Sequence[int], float]] = []
         """Forwards whose accounts wait, with the tokens of each job and the milliseconds."""
 
@@ -222,6 +220,7 @@ class Scheduler:
         with self._ready:
             self._unpaid.append((batch, [job.size for job in batch], ms))
             self._free_s = now_s = self._clock()
+            self._rest_after(batch, ms, now_s)
             for job in batch:
                 job.at += job.size
                 job.size = 0
@@ -236,11 +235,24 @@ class Scheduler:
     def charge(self, job: Job, ms: float) -> None:
         """A job's row operations took so long in front of its forward: its client pays for them, and no batch does."""
         with self._ready:
-            client, now_s = job.session.client, self._clock()
-            self._ledger.charge(client, job.session, ms / job.weight)
-            self._rests = {other: until_s for other, until_s in self._rests.items() if until_s > now_s}
-            if (rest_ms := turns.rest_ms(self.costs, ms, self._num_others(client, now_s))) > 0:
-                self._rests[client] = now_s + rest_ms / 1e3
+            self._ledger.charge(job.session.client, job.session, ms / job.weight)
+            self._rest(job.session.client, ms, self._clock())
+
+    def _rest_after(self, batch: Sequence[Job], ms: float, now_s: float) -> None:
+        """Engines that share rows copy them in the forward that writes: what it took beyond its tokens was that."""
+        copying = [job for job in batch if job.copies]
+        if copying:
+            num_decodes = sum(job.size for job in batch if job.is_decode)
+            num_others = sum(job.size for job in batch) - num_decodes
+            expected_ms = (self.costs.decode_ms(num_decodes) if num_decodes else 0.0) + num_others * (self.costs.token_ms or 0.0)
+            for client, number in Counter(job.session.client for job in copying).items():
+                self._rest(client, (ms - expected_ms) * number / len(copying), now_s)
+
+    def _rest(self, client: PeerId, ms: float, now_s: float) -> None:
+        """A client's copies took `ms`: its next ones wait, if those were long and others decode."""
+        self._rests = {other: until_s for other, until_s in self._rests.items() if until_s > now_s}
+        if (rest_ms := turns.rest_ms(self.costs, ms, self._num_others(client, now_s))) > 0:
+            self._rests[client] = self._rests.get(client, now_s) + rest_ms / 1e3
 
     def pay(self) -> None:
         """Settle accounts now: nothing else is to be done."""
@@ -277,15 +289,16 @@ class Scheduler:
 
     def _without_rests(self, jobs: list[Job], now_s: float) -> tuple[list[Job], float]:
         """The jobs that need not rest now, while other clients decode; and until when to wait if there is none."""
+        if not self._rests or self._is_closed:
+            return jobs, now_s
         resting = {
-            id(job): self._rests[job.session.client]
+            id(job): min(self._rests[job.session.client], now_s + turns.ACTIVE_S)  # so long do others count as decoding at most
             for job in jobs
-            if job.is_about_to_copy
+            if job.copies
+            and not job.is_entered
             and self._rests.get(job.session.client, 0.0) > now_s
             and self._num_others(job.session.client, now_s)
         }
-        if self._is_closed:
-            return jobs, now_s
         return [job for job in jobs if id(job) not in resting], min(resting.values(), default=now_s)
 
     def _num_others(self, client: PeerId, now_s: float) -> int:

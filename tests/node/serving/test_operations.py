@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from node.serving.engine import choose_engine
 from node.serving.runner import HERE_COPIED_BYTES, Runner
 from node.serving.session_rows import SessionRows
 from protocols.errors import CacheFullError
 from protocols.ids import PeerId, SessionId
-from protocols.inference import Repeat, Rows
+from protocols.inference import Op, Repeat, Rows
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.loading import load_span
+from tests.families import Checkpoints
 from tests.swarm.inference.toy import WIDTH, Span, ToyEngine
 
 HONEST, GREEDY = PeerId("honest"), PeerId("greedy")
@@ -53,6 +59,37 @@ async def test_copies_beyond_a_client_s_share_are_refused_and_given_back() -> No
         await greedy.step([Repeat(8)], [0] * 8, torch.rand(0, WIDTH), None)
     assert engine.used_bytes == 100 and runner.holdings.part_of(HONEST) == 1.0
     await begin(honest, 300)
+    await runner.stop()
+
+
+async def test_long_copies_rest_on_an_engine_that_copies_in_the_forward(tmp_path: Path) -> None:
+    """There a fork only counts, and the first token that is written copies the row: operations alone took microseconds."""
+    engine = choose_engine(load_span(open_checkpoint(Checkpoints(tmp_path)("llama")), Span(0, 4), dtype=torch.float32), 1 << 30)
+    assert engine.mode == "packed"
+    runner = Runner(engine)
+    runner.start()
+    chat, greedy = rows_of(runner, HONEST, 1), rows_of(runner, GREEDY, 2)
+
+    async def step(rows: SessionRows, counts: list[int], *ops: Op) -> float:
+        began_s = time.monotonic()
+        await rows.step(ops, counts, torch.rand(sum(counts), engine.hidden_size), None)
+        return time.monotonic() - began_s
+
+    async def chats() -> None:
+        while True:
+            await step(chat, [1])
+
+    for _ in range(8):
+        await step(greedy, [1_000])
+    talking = asyncio.create_task(chats())
+    await asyncio.sleep(0.3)
+    first_s = await step(greedy, [1] * 30, Repeat(30))
+    rest_s = runner.scheduler._rests[GREEDY] - time.monotonic()
+    assert rest_s > first_s and HONEST not in runner.scheduler._rests
+    assert await step(greedy, [1], Rows((0,))) >= min(rest_s, 1.0)
+    talking.cancel()
+    await asyncio.wait((talking,))
+    await asyncio.gather(chat.clear(), greedy.clear())
     await runner.stop()
 
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.serving import scheduler as module
+from node.serving import turns
 from node.serving.scheduler import HeldRows, Job, Scheduler
 from node.serving.turns import DECODE_TOKENS
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId
-from protocols.inference import Repeat
+from protocols.inference import Repeat, Rows
 from tests.node.serving.simulated import Chat, Swarm, p99
 
 
@@ -321,3 +322,41 @@ def test_copies_that_keep_nobody_waiting_cost_no_rest() -> None:
     scheduler.charge(step, 100.0)
     scheduler.submit(step)
     assert scheduler.poll() == [step]
+
+
+def test_a_rest_lasts_no_longer_than_others_count_as_decoding() -> None:
+    """The runner slept to the end of a rest of 9 s, though the chat that it was for had ended."""
+    now = [0.0]
+    scheduler, chat, greedy = Scheduler(4_096, lambda: now[0]), session("chat"), session("greedy")
+    for _ in range(8):
+        decode(scheduler, chat)
+    copying = Job(session=greedy, ops=(Repeat(2),), counts=(1, 1), values=torch.zeros(2, 1), done=lambda outcome: None)
+    scheduler.charge(copying, 1_000.0)
+    scheduler.submit(copying)
+    batch, pause_s = scheduler._poll()
+    assert not batch and 0 < pause_s <= turns.ACTIVE_S
+    now[0] = pause_s + 0.001
+    assert scheduler.poll() == [copying]
+
+
+def test_copies_that_a_forward_makes_cost_a_rest_too_and_only_their_client() -> None:
+    """Engines that share rows copy them when one is written to: a batch that takes longer than its tokens has copied."""
+    now = [0.0]
+    scheduler, chat, greedy = Scheduler(4_096, lambda: now[0]), session("chat"), session("greedy")
+    for _ in range(8):
+        decode(scheduler, chat)
+
+    def copying() -> Job:
+        return Job(session=greedy, ops=(Rows((0,)),), counts=(1,), values=torch.zeros(1, 1), done=lambda outcome: None)
+
+    for ms in (3.0, 100.0):
+        beside = [job(chat), copying()]
+        for each in beside:
+            scheduler.submit(each)
+        batch = scheduler.poll()
+        assert len(batch) == 2
+        scheduler.finished(batch, ms)
+        assert scheduler._rests.keys() == ({greedy.client} if ms > 50 else set())
+    scheduler.submit(copying())
+    scheduler.submit(again := job(chat))
+    assert scheduler.poll() == [again]
