@@ -68,13 +68,12 @@ class PartEngines:
 
         Clients take turns at having engines made, and at most half of the time is spent on it, whoever asks.
         """
-        self._check_share(blocks, client)
         turn = self._turns.setdefault(client, asyncio.Lock())
         async with turn:  # a session that is closed while it waits costs nothing
+            self._check_share(blocks, client)
             while (part := self._parts.get(blocks)) is None:  # it may have to make room again before we come to use it
                 await self._making.acquire()
                 await asyncio.shield(asyncio.create_task(self._add(blocks)))
-        self._check_share(blocks, client)
         part.users[client] += 1
         self._parts = {**{other: held for other, held in self._parts.items() if other != blocks}, blocks: part}
         return part.engine

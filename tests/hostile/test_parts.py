@@ -76,3 +76,13 @@ async def test_engines_that_no_session_waits_for_are_not_made(served: Served) ->
         await served.step(honest)
     await honest.clear()
     assert Span(5, 6) in served.made and len(served.made) <= 2
+
+
+async def test_sessions_that_come_at_once_get_no_more_parts_than_one_client_may_have(served: Served) -> None:
+    """All passed the first look at what the client has, and an engine was made for each before it was refused."""
+    storm = [served.session(number, "storm", part) for number, part in enumerate(PARTS * 2)]
+    outcomes = await asyncio.gather(*map(served.step, storm), return_exceptions=True)
+    assert any(isinstance(outcome, OverloadedError) for outcome in outcomes)
+    assert len(served.made) == MAX_PARTS_PER_CLIENT
+    for rows in storm:
+        await rows.clear()
