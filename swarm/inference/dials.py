@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from weakref import WeakValueDictionary
 
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId
@@ -21,24 +22,18 @@ class Dials:
 
     def __init__(self, max_per_client: int = MAX_DIALS_PER_CLIENT, max_in_all: int = MAX_DIALS) -> None:
         self._max_per_client, self._max_in_all = max_per_client, max_in_all
-        self._clients: dict[PeerId, tuple[asyncio.Semaphore, int]] = {}
+        self._turns: WeakValueDictionary[PeerId, asyncio.Semaphore] = WeakValueDictionary()
         self._num_running = 0
 
     @contextlib.asynccontextmanager
     async def turn(self, client: PeerId) -> AsyncIterator[None]:
         """The turn of `client` to have a peer dialled. OverloadedError if this node dials as many as it may."""
-        turns, number = self._clients.get(client, (asyncio.Semaphore(self._max_per_client), 0))
-        self._clients[client] = turns, number + 1
-        try:
-            async with turns:
-                if self._num_running >= self._max_in_all:
-                    raise OverloadedError(f"the hop above is dialling {self._num_running} peers, its limit: try a replica of it")
-                self._num_running += 1
-                try:
-                    yield
-                finally:
-                    self._num_running -= 1
-        finally:
-            turns, number = self._clients.pop(client)
-            if number > 1:
-                self._clients[client] = turns, number - 1
+        turn = self._turns.setdefault(client, asyncio.Semaphore(self._max_per_client))
+        async with turn:
+            if self._num_running >= self._max_in_all:
+                raise OverloadedError(f"this peer dials {self._num_running} others, its limit: try a replica of it")
+            self._num_running += 1
+            try:
+                yield
+            finally:
+                self._num_running -= 1

@@ -24,17 +24,29 @@ class Pace:
     ) -> None:
         self._clock, self._sleep = clock, sleep
         self._newest = -1
+        self._waiting: set[int] = set()
         self._begun_s: deque[float] = deque(maxlen=MAX_EPOCHS)
         self._turn = asyncio.Lock()
+
+    @property
+    def awaited(self) -> int:
+        """The newest epoch that waits for its turn; -1 = none."""
+        return max(self._waiting, default=-1)
 
     async def turn(self, epoch: int) -> None:
         """Return when a message of `epoch` may be taken: at once, if the epoch has begun or is over."""
         if epoch <= self._newest:
             return
-        async with self._turn:
-            if epoch <= self._newest:
-                return
-            while (wait_s := delay_s(self._begun_s, self._clock())) > 0:
-                await self._sleep(wait_s)
+        self._waiting.add(epoch)
+        try:
+            async with self._turn:
+                await self._begin(epoch)
+        finally:
+            self._waiting.discard(epoch)
+
+    async def _begin(self, epoch: int) -> None:
+        while epoch > self._newest and (wait_s := delay_s(self._begun_s, self._clock())) > 0:
+            await self._sleep(wait_s)
+        if epoch > self._newest:
             self._newest = epoch
             self._begun_s.append(self._clock())

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from weakref import WeakValueDictionary
 
 from protocols.errors import DeadlineError, OverloadedError
 from protocols.ids import PeerId
@@ -28,9 +29,11 @@ MAX_ARRIVING = 256
 MAX_READ_AT_ONCE = 16
 """First messages of one address that are read at once. The others wait, and the transport holds 1 MiB of each at most."""
 
-
 MAX_FRAMES_IN_PARTS = 8
 """Frames of which some parts have come and some have not, of all peers; one of each peer. Others wait."""
+
+MAX_FRAMES_OF_ADDRESS = 2
+"""Of these, frames from one address: some are left for the others, however many PeerIDs an address has."""
 
 FRAME_S = 60.0
 """How long the parts of one frame may take to arrive."""
@@ -74,9 +77,10 @@ class Arrivals:
         self._max_arriving, self._max_at_once = max_arriving, max_at_once
         self._arriving: Counter[str] = Counter()
         self._frames = asyncio.Semaphore(MAX_FRAMES_IN_PARTS)
-        self._senders: dict[PeerId, tuple[asyncio.Lock, int]] = {}
-        """Who has frames in parts under way: its lock, and how many there are."""
-        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By address, as the next: for first messages."""
+        self._frames_of_address: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._senders: WeakValueDictionary[PeerId, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def turn(self, address: str) -> AsyncIterator[None]:
@@ -85,29 +89,24 @@ class Arrivals:
             raise OverloadedError(f"{self._max_arriving} calls of your address have sent nothing yet, the limit: end some")
         self._arriving[address] += 1
         try:
-            async with self._turns.setdefault(address, asyncio.Semaphore(self._max_at_once)):
+            turn = self._turns.setdefault(address, asyncio.Semaphore(self._max_at_once))
+            async with turn:
                 yield
         finally:
             _subtract(self._arriving, address)
-            if address not in self._arriving:
-                self._turns.pop(address, None)
 
     @contextlib.asynccontextmanager
-    async def in_parts(self, peer: PeerId) -> AsyncIterator[None]:
-        """The turn of `peer` to send the rest of a frame in parts. DeadlineError if it takes too long."""
-        lock, number = self._senders.get(peer, (asyncio.Lock(), 0))
-        self._senders[peer] = lock, number + 1
+    async def in_parts(self, peer: PeerId, address: str) -> AsyncIterator[None]:
+        """The turn of `peer` at `address` to send the rest of a frame in parts. DeadlineError if it takes too long."""
+        of_peer = self._senders.setdefault(peer, asyncio.Lock())
+        of_address = self._frames_of_address.setdefault(address, asyncio.Semaphore(MAX_FRAMES_OF_ADDRESS))
         try:
-            async with lock, self._frames, asyncio.timeout(FRAME_S) as timeout:
+            async with of_peer, of_address, self._frames, asyncio.timeout(FRAME_S) as timeout:
                 yield
         except TimeoutError:
             if not timeout.expired():
                 raise
             raise DeadlineError(f"the parts of a frame did not arrive within {FRAME_S:.0f} s") from None
-        finally:
-            lock, number = self._senders.pop(peer)
-            if number > 1:
-                self._senders[peer] = lock, number - 1
 
 
 def _subtract(counter: Counter[str], key: str) -> None:

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from protocols import parts
-from protocols.defaults import MAX_FRAME_BYTES, MAX_PART_BYTES
+from protocols.defaults import MAX_FRAME_BYTES
 from protocols.errors import FrameError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId, short_peer
 from swarm.rpc import status
@@ -136,8 +136,6 @@ class ClientStream(Stream):
     async def send(self, frame: bytes) -> None:
         assert frame and not self._has_ended, "a frame is never empty, and nothing follows the end"
         _check_size(frame)
-        if len(frame) <= MAX_PART_BYTES:
-            return await self._write(frame)
         for part in parts.split(frame):
             await self._write(part)
 
@@ -232,7 +230,7 @@ class ServerStream(Stream):
             frame = await self._read_message()
         if not parts.is_part(frame):
             return frame or None
-        async with self._arrivals.in_parts(self.peer):
+        async with self._arrivals.in_parts(self.peer, self._address):
             return await self._read_rest(frame)
 
     async def _read_rest(self, message: bytes) -> bytes:

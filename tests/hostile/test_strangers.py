@@ -99,6 +99,16 @@ async def test_a_caller_without_a_credential_cannot_make_a_server_hold_bytes(lon
     assert await lonely.hello()
 
 
+async def test_a_connection_without_a_credential_is_closed_after_a_few_refusals(lonely: Lonely) -> None:
+    caller = await asyncio.to_thread(RawCaller, lonely.address)
+    for _ in range(40):
+        caller.begin(services.HELLO.path)
+    await until(lambda: (caller._hear(0.05), caller.is_gone)[1], 2.5)  # it takes 4 s and more if only no call is made
+    assert len(caller.ended) >= 32
+    caller.close()
+    assert await lonely.hello()
+
+
 async def test_unfinished_requests_of_a_stranger_are_bounded_and_end(lonely: Lonely) -> None:
     """A credential costs nothing to make: so neither a large claim nor many small ones may pile up."""
     await lonely.hello()

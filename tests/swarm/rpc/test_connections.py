@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId
-from swarm.rpc.admission import Admission, Arrivals
+from swarm.rpc.admission import MAX_FRAMES_IN_PARTS, MAX_FRAMES_OF_ADDRESS, Admission, Arrivals
 from swarm.rpc.caller import group_of, plain, remote_of
 from swarm.rpc.connections import MAX_REFUSED, UNKNOWN_S, Connection, ConnectionLimits, Remote, surplus
 
@@ -104,7 +105,7 @@ async def test_one_frame_in_parts_of_each_peer_arrives_at_a_time() -> None:
     arrivals, entered, release = Arrivals(), [], asyncio.Event()
 
     async def send(peer: str) -> None:
-        async with arrivals.in_parts(PeerId(peer)):
+        async with arrivals.in_parts(PeerId(peer), f"address of {peer}"):
             entered.append(peer)
             await release.wait()
 
@@ -115,4 +116,25 @@ async def test_one_frame_in_parts_of_each_peer_arrives_at_a_time() -> None:
     tasks[1].cancel()
     release.set()
     await asyncio.gather(*tasks, return_exceptions=True)
+    del tasks
+    await asyncio.sleep(0)
+    gc.collect()  # the one that was cancelled knows its lock
     assert entered == ["a", "b", "a"] and not arrivals._senders
+
+
+async def test_frames_in_parts_of_one_address_leave_room_for_those_of_others() -> None:
+    """A PeerID costs nothing: eight of one address held all places, a minute at a time."""
+    arrivals, entered, release = Arrivals(), [], asyncio.Event()
+
+    async def send(peer: str, address: str) -> None:
+        async with arrivals.in_parts(PeerId(peer), address):
+            entered.append(peer)
+            await release.wait()
+
+    many = [asyncio.create_task(send(f"many {at}", "a")) for at in range(2 * MAX_FRAMES_IN_PARTS)]
+    other = asyncio.create_task(send("other", "b"))
+    await asyncio.sleep(0.01)
+    assert entered == ["many 0", "many 1", "other"] and MAX_FRAMES_OF_ADDRESS == 2
+    release.set()
+    await asyncio.gather(*many, other)
+    assert len(entered) == 2 * MAX_FRAMES_IN_PARTS + 1 and not arrivals._senders and not arrivals._frames_of_address
