@@ -92,7 +92,7 @@ def recovered(arena: Any, since_s: float, usual_s: float) -> float:
             is_usual = one["is_right"] and one["began"] >= since_s and one["ended"] - one["began"] <= 2 * usual_s
             if is_usual and one["client"] not in found:
                 found[one["client"]] = one["ended"] - since_s
-        if len(found) == 4:
+        if len(found) == len(arena.clients):
             return max(found.values())
         time.sleep(0.25)
     return float("nan")

@@ -6,7 +6,7 @@ NAMES = {
     "reroutes": "sessions send 30,000 Reroutes a second, each to another next hop at silent addresses",
     "idle": "1,100 idle TCP connections to each of two nodes",
     "unfinished": "60 MB requests that never end, without a credential, 8 at a time to each node",
-    "lists": "messages of 131 KB that hold nothing but empty lists, 0.5 MB/s to each node",
+    "lists": "messages of 64 KB that hold nothing but empty lists, 0.5 MB/s to each node",
     "operations": "steps with as many row operations as fit, one behind the other, in 4 sessions",
     "uploads": "12 identities hold upload places at each node with one question every 20 s",
     "records": "signed records of made-up peers for the model, as many as one core signs",

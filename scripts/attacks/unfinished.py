@@ -14,14 +14,15 @@ HOLD_S = 30.0
 
 async def attack(target: Target) -> None:
     target.begun()
-    await asyncio.gather(*(asyncio.to_thread(_hold, place.grpc) for place in target.places))
+    await asyncio.gather(*(asyncio.to_thread(_hold, target, place.grpc) for place in target.places))
 
 
-def _hold(address: str) -> None:
+def _hold(target: Target, address: str) -> None:
     """One connection after the other; the process ends with the attack."""
     while True:
         with contextlib.suppress(OSError):
             caller = RawCaller(address)
+            target.arrived["connections"] += 1
             for _ in range(STREAMS):
                 caller.begin("/murmuration.v1/hello")
             caller.pour(60 << 20, 59 << 20, HOLD_S)

@@ -33,6 +33,7 @@ async def _hold_all(target: Target) -> None:
                 while True:
                     await stream.send(question)
                     await stream.receive()
+                    target.arrived["answers"] += 1
                     await asyncio.sleep(EVERY_S)
             await asyncio.sleep(0.1)
 
