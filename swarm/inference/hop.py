@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import PeerUnreachableError, SwarmError
+from protocols.errors import InternalError, OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId, SessionId, Span, short, short_peer
 from protocols.inference import (
     Attach,
@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 INBOX_EVENTS, INBOX_BYTES = 4 * WINDOW_STEPS, 2 * WINDOW_BYTES
 
+PART_S = 20.0
+"""Longest time, in seconds, for which a hop that waits for the next part of a history (8 MB) says that it is busy."""
 
 Key = tuple[PeerId, SessionId, Span]
 """(client, session, blocks): who may have it, which it is, and what it runs."""
@@ -72,7 +74,9 @@ class Hop:
     ) -> None:
         """others: all sessions at this node, of which this one may be a fork."""
         self.grant, self.index, self._served = grant, index, served
-        self.next_step = self._received = 0
+        self.next_step = 0
+        self._received = 0
+        """Steps that have come, one after the other, since the last Open, Reroute or history."""
         self.last_active_s = time.monotonic()
         self.is_closed = False
         self._compute, self._others = compute, others
@@ -126,13 +130,16 @@ class Hop:
     @property
     def progress(self) -> Progress:
         """How far this session is here, for its client."""
+        epoch = max(self.grant.epoch, self._pace.awaited)
+        is_paced = epoch > self.grant.epoch  # nothing was sent in that epoch yet
+        is_loading = self._loading is not None and time.monotonic() - self.last_active_s < PART_S
         attached = self.next_step if self._answers.wire is not None else 0
         return Progress(
-            epoch=self.grant.epoch,
+            epoch=epoch,
             received=max(self._received, self.next_step),
             computed=self.next_step,
-            sent=attached if self.is_last else self._down.num_sent,
-            is_busy=self._is_computing,
+            sent=0 if is_paced else attached if self.is_last else self._down.num_sent,
+            is_busy=self._is_computing or is_loading or is_paced,
             has_given_up=self._has_given_up,
             lost=self._up.first_told(self.index),
         )
@@ -145,9 +152,11 @@ class Hop:
     async def put(self, wire: Wire | None, message: Message) -> None:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
         if isinstance(message, Step) and message.epoch == self.grant.epoch:
-            self._received = message.step + 1
+            next_one = max(self._received, self.next_step)
+            self._received = next_one + (message.step == next_one)  # else the hop above has dropped one, or made one up
         elif isinstance(message, Open | Reroute):
             await self._pace.turn(message.grant.epoch)
+            self._received = 0  # what had come over an older wire, or in an older epoch, may be sent again
         if self.is_closed:
             end(wire)
         elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self._up.wire):
@@ -203,7 +212,7 @@ class Hop:
             case Attach():
                 self._answers.attach(wire, message)
             case Lost():
-                self._on_lost(message)
+                await self._on_lost(message)
             case Close() if is_above or wire is None:  # that came after an Open that waited; None: its time is over
                 await self._close(message)
             case Reroute() if is_above:
@@ -275,7 +284,7 @@ class Hop:
         else:
             await wire.close()
 
-    def _on_lost(self, lost: Lost) -> None:
+    async def _on_lost(self, lost: Lost) -> None:
         if lost.wire is not None and lost.wire is self._answers.wire:
             self._answers.wire = None
             if not self._up.was_opened:  # an Attach that came after the session's Close, or in vain: there is nothing to wait for
@@ -285,7 +294,10 @@ class Hop:
             log.info("%s: the hop above left (%s); kept for a while", self, lost.cause or "stream ended")
         elif lost.wire is self._down.wire and lost.epoch == self.grant.epoch:
             self._down.drop()
-            self._lost_below(lost.cause or PeerUnreachableError("the stream ended without a close"))
+            if lost.wire is None and isinstance(lost.cause, OverloadedError | InternalError):  # ours: the hop below was not asked
+                await self._give_up(lost.cause)
+            else:
+                self._lost_below(lost.cause or PeerUnreachableError("the stream ended without a close"))
 
     async def _on_expect(self, expect: Expect) -> None:
         self._down.expect(expect)
@@ -366,7 +378,7 @@ class Hop:
 
     async def _forget(self) -> None:
         await self._compute.clear()
-        self.next_step, self._loading = 0, None
+        self.next_step, self._received, self._loading = 0, 0, None
         self._answers.clear()
         self._down.retained.load(0, [])
 

@@ -24,7 +24,7 @@ LONGEST_S = 60.0
 
 class Kind(Enum):
     SILENT = "gives no answer"
-    IDLE = "has the step, and does nothing"
+    IDLE = "passes nothing on"
     TORN = "a step was lost between the two"
     BUSY = "says that it is computing"
 
@@ -55,7 +55,7 @@ def judge(words: Sequence[Progress | None], needed: int, epoch: int) -> Finding:
             return Finding(Kind.SILENT, (place,))
         if word.epoch != epoch:
             return Finding(Kind.TORN if place else Kind.IDLE, boundary)
-        if word.computed < needed and word.is_busy:
+        if word.is_busy and min(word.computed, word.sent) < needed:
             return Finding(Kind.BUSY, (place,))
         if word.received < needed:
             return Finding(Kind.TORN if place else Kind.IDLE, boundary)
@@ -67,10 +67,10 @@ def judge(words: Sequence[Progress | None], needed: int, epoch: int) -> Finding:
 
 
 def accusers(words: Sequence[Progress | None], lost: int) -> tuple[int, ...]:
-    """Who may have made up that hop `lost` is lost, where that hop has not said so itself: of the hops above it, by their words.
+    """Hops that may have invented the report that hop `lost` is gone, if that hop denies it.
 
-    The news came up the route through every hop above whoever began it. The lowest one that says so may have made it up, and so may
-    the one below that now denies it. The first hop told us, whatever it says.
+    These are the lowest hop that says it passed the report on, and the hop below that one, which denies it. The first hop counts as
+    having passed it on, because it told us.
     """
     told = [place for place in range(1, lost) if (word := words[place]) is not None and word.lost == lost]
     lowest = max(told, default=0)

@@ -18,6 +18,7 @@ NOTHING = Progress(epoch=1, received=4, computed=4, sent=4)
 HAS_IT = Progress(epoch=1, received=5, computed=4, sent=4)
 COMPUTES = Progress(epoch=1, received=5, computed=4, sent=4, is_busy=True)
 KEEPS = Progress(epoch=1, received=5, computed=5, sent=4)
+WAITS_FOR_ITS_PACE = Progress(epoch=1, received=5, computed=5, is_busy=True)
 OF_ANOTHER_ROUTE = Progress(epoch=0, received=5, computed=5, sent=5)
 
 CASES = {
@@ -25,6 +26,10 @@ CASES = {
     "the first hop knows no session": ([Progress(), NOTHING], Finding(Kind.IDLE, (0,))),
     "the first hop does nothing": ([HAS_IT, NOTHING], Finding(Kind.IDLE, (0,))),
     "the second hop does nothing": ([DONE, HAS_IT], Finding(Kind.IDLE, (1,))),
+    "one has computed it, and may not begin its new route yet": (
+        [DONE, WAITS_FOR_ITS_PACE, Progress()],
+        Finding(Kind.BUSY, (1,)),
+    ),
     "one computes": ([DONE, COMPUTES, NOTHING], Finding(Kind.BUSY, (1,))),
     "one gives no answer": ([DONE, None, NOTHING], Finding(Kind.SILENT, (1,))),
     "one says sent, the next says never came": ([DONE, DONE, NOTHING], Finding(Kind.TORN, (1, 2))),
