@@ -69,11 +69,12 @@ class Leg:
         """Where a step was stuck at the last look; None = no look since an answer came."""
         self.num_found = 0
         """Looks one after the other with that finding."""
-        self.began_s = time.monotonic()
         self._links, self._identity, self._model, self._oldest = links, identity, model, oldest
         self._on_reply, self._on_loss = on_reply, on_loss
         self._grant: Grant | None = None
         self._is_over = False
+        self._lost_epoch = -1
+        """The last epoch of which `on_loss` was told a loss: it ends the epoch, so that any further one means nothing."""
         self._dtype = ""
 
     def __str__(self) -> str:
@@ -93,9 +94,11 @@ class Leg:
         if self.last is not None and not (before and before[-1].place == route[-1].place):
             self.last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
             self.last = None
-        await asyncio.gather(self._connect_first(before), self._attach_last())  # two ends, one round trip
-        if self._is_over:  # another leg was taken in the meantime
-            self.let_go()
+        try:
+            await asyncio.gather(self._connect_first(before), self._attach_last())  # two ends, one round trip
+        finally:
+            if self._is_over:  # another leg was taken in the meantime
+                self.let_go()
 
     async def _connect_first(self, before: Route) -> None:
         assert self._grant is not None
@@ -151,8 +154,8 @@ class Leg:
     def _on_told(self, lost: HopLost, is_told: bool) -> None:
         if lost.epoch == self.epoch:
             name = f"peer {short_peer(self.route[lost.index].peer)}"
-            cause = quoted(f"of {name} the hop above" if is_told else name, from_wire(lost.code, lost.message))
-            self._on_loss(self, Loss(lost.epoch, lost.index, cause, is_told))
+            cause = quoted(f"the hop above {name}" if is_told else name, from_wire(lost.code, lost.message))
+            self._tell(Loss(lost.epoch, lost.index, cause, is_told))
 
     async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
         reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
@@ -164,8 +167,12 @@ class Leg:
 
     def lose(self, index: int, cause: SwarmError, epoch: int, others: tuple[int, ...] = ()) -> None:
         """We have seen it ourselves."""
-        if epoch == self.epoch:
-            self._on_loss(self, Loss(epoch, index, cause, others=others))
+        self._tell(Loss(epoch, index, cause, others=others))
+
+    def _tell(self, loss: Loss) -> None:
+        if loss.epoch == self.epoch > self._lost_epoch:
+            self._lost_epoch = self.epoch
+            self._on_loss(self, loss)
 
     # --- how far they are
 
@@ -173,8 +180,9 @@ class Leg:
         """Ask every hop how far it is, and note where the oldest step is stuck."""
         epoch, needed = self.epoch, self._oldest() + 1
         finding = suspicion.judge(await self.ask(len(self.route), self.route), needed, epoch)
-        self.num_found = self.num_found + 1 if finding == self.finding and epoch == self.epoch else 1
-        self.finding = finding
+        if epoch == self.epoch and needed == self._oldest() + 1:  # else it says nothing of the step that is awaited now
+            self.num_found = self.num_found + 1 if finding == self.finding else 1
+            self.finding = finding
         return finding
 
     async def ask(self, num_hops: int, route: Route) -> list[Progress | None]:

@@ -8,11 +8,12 @@ node loses nothing but the race, and a node that keeps steps to itself holds nob
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 
+from protocols import tensors
+from protocols.defaults import WINDOW_BYTES
 from protocols.errors import DeadlineError, InternalError, NonsenseError, NoRouteError, SwarmError
 from protocols.identity import Identity
 from protocols.ids import PeerId, Span, short_peer
@@ -31,14 +32,14 @@ from swarm.routing.router import Router
 
 log = logging.getLogger(__name__)
 
-MAX_LOSSES = 64
-"""Losses that wait to be answered; any further ones tell nothing new."""
-
 REFUSED_S = 2.0
-"""Seconds for which somebody else is looked for where a peer says that nobody would do better."""
+"""How long, in seconds, the client looks for another peer after one has refused the request."""
 
 INQUIRY_S = 1.0
-"""How long a second loss, told before an answer came, waits for what the hop says that was accused in the first."""
+"""Longest wait, in seconds, for the answer of an accused hop, if another accusation comes before a reply."""
+
+HISTORY_BYTES_S = 1e6
+"""Least bytes a second at which the first part of a session's history should reach a new hop."""
 
 MAX_RIVALS = 3
 """Legs that are tried at once beside the first."""
@@ -70,7 +71,9 @@ class Legs:
         """When a hop was lost first since the last reply."""
         self.heard_s = 0.0
         """When the last step was sent, the last reply came, or the last route was opened."""
-        self.is_repairing = self.is_thin = False
+        self.is_over = False
+        """It was closed, or has failed: no more repairs, and no more looks."""
+        self.is_thin = False
         self.forked_places: set[tuple[PeerId, Span]] | None = None
         self._router, self._links, self._identity, self._config = router, links, identity, config
         self._waits, self._pending, self._on_reply, self._fail = waits, pending, on_reply, fail
@@ -82,14 +85,21 @@ class Legs:
         self._inquiries: set[asyncio.Task[None]] = set()
         """Questions to hops that others say are lost, under way."""
         self._mending: asyncio.Task[None] | None = None
-        self._is_over = False
         self.current = self._new()
 
     def _new(self) -> Leg:
         def oldest() -> int:
             return min(self._pending, default=self.retained.next_step)
 
-        return Leg(self._links, self._identity, self._router.model, self.retained, oldest, self._on_reply, self._on_loss)
+        def on_loss(leg: Leg, loss: Loss) -> None:
+            self.losses.put_nowait((leg, loss))
+
+        return Leg(self._links, self._identity, self._router.model, self.retained, oldest, self._on_reply, on_loss)
+
+    @property
+    def is_repairing(self) -> bool:
+        """A new route for the current leg is under way."""
+        return self._mending is not None
 
     # --- the life of a session
 
@@ -108,15 +118,15 @@ class Legs:
             config.patience_s, config.dtype, self.forked_places, thin=self.is_thin, blocks=config.blocks, on_wait=self._waits.late
         )
         trace.mark("routed", self.current.id, 0)
-        if not self._is_over:
+        if not self.is_over:
             await self.current.install(route, self.dtype)  # losses wait until it is done: two routes never at once
-        if self._is_over:  # closed in the meantime: what was opened since would stay at the hops for long
+        if self.is_over:  # closed in the meantime: what was opened since would stay at the hops for long
             self.current.let_go()
             return
         if not self.losses.qsize():
             self._waits.late(None)
         self._keep(self._repair())
-        self._keep(Watch(self, self._config, self._pending, self._fail).run())
+        self._keep(Watch(self, self._config, self._pending, self._end).run())
 
     def _keep(self, work: Coroutine[None, None, None], *kept: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work, name=f"way of {self.current}")
@@ -126,11 +136,16 @@ class Legs:
 
     async def stop(self) -> None:
         """No repairs and no looks any more."""
-        self._is_over = True
-        for task in tuple(self._tasks):
+        self.is_over = True
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, error: SwarmError) -> None:
+        """The session has failed."""
+        self.is_over = True
+        self._fail(error)
 
     async def close(self) -> None:
         """Say the last word on every wire; returns when the first hops have been told, or do not listen any more."""
@@ -175,11 +190,10 @@ class Legs:
     def _adopt(self, winner: Leg) -> None:
         """A leg that was opened later answers first: those before it keep what they were sent, or are slow."""
         log.info("%s: answers first, %s ends", winner, self.current)
-        self.rivals.remove(winner)
-        losers = [leg for leg in (self.current, *self.rivals) if leg.began_s < winner.began_s]
-        for loser in losers:
+        for loser in (self.current, *self.rivals[: self.rivals.index(winner)]):
             if loser.finding is not None:
                 self._blame(loser.route, loser.finding)
+        self.rivals.remove(winner)
         self.current.let_go()
         self.current = winner
         if self._mending is not None:
@@ -199,18 +213,22 @@ class Legs:
         """Seconds after which the reply that is awaited is late."""
         steps = suspicion.work(self._pending[min(self._pending)].num_tokens if self._pending else 0)
         expected_ms = max(self._usual_ms * steps, self._router.expected_ms(self.current.route, steps))
-        return suspicion.late_s(expected_ms, self._config.stall_s)
+        replay_s = 0.0 if self.lost_at_s is None else self._replay_s()
+        return suspicion.late_s(expected_ms, self._config.stall_s + replay_s)
+
+    def _replay_s(self) -> float:
+        """Seconds until a new hop has the first part of the history (from then on it says that it is busy), and has computed all."""
+        num_tokens = self.retained.num_tokens
+        token_bytes = (self._config.hidden_size or 0) * tensors.ITEM_BYTES[self.dtype or "float32"]
+        first_bytes = min(WINDOW_BYTES, max(self.retained.num_bytes, num_tokens * token_bytes))
+        computed_s = self._router.expected_ms(self.current.route, suspicion.work(num_tokens)) / 1e3
+        return min(suspicion.LONGEST_S, first_bytes / HISTORY_BYTES_S + computed_s)
 
     # --- losses
 
-    def _on_loss(self, leg: Leg, loss: Loss) -> None:
-        """Of each epoch only the first loss matters, since it ends the epoch: the rest need not be kept."""
-        if self.losses.qsize() < MAX_LOSSES:
-            self.losses.put_nowait((leg, loss))
-
     async def _repair(self) -> None:
         """Answer every loss with a new route, for as long as the session lives."""
-        while not self._is_over:
+        while not self.is_over:
             leg, loss = await self.losses.get()
             if loss.epoch != leg.epoch or loss.index >= len(leg.route):
                 continue
@@ -227,16 +245,15 @@ class Legs:
                     self._mending = None
 
     async def _mend(self, leg: Leg, loss: Loss) -> None:
-        self.is_repairing = True
         try:
             await self._replace(leg, loss)
         except SwarmError as error:
-            self._fail(error)
+            self._end(error)
         except Exception as error:  # else whoever waits for a reply would wait forever
             log.exception("%s: a repair failed by a fault of ours", leg)
-            self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
+            self._end(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
         finally:
-            self.is_repairing, self.heard_s = False, time.monotonic()
+            self.heard_s = time.monotonic()
 
     async def _replace(self, leg: Leg, loss: Loss) -> None:
         """Route around a lost hop. Raises if nobody is left within `patience_s`, or if enough peers refuse the same."""
@@ -323,7 +340,8 @@ class Legs:
         except SwarmError as error:
             log.info("%s: no answer comes, and there is no other way: %s", self.current, error)
             return
-        if self._is_over or stuck.intersection(hop.peer for hop in route):
+        is_answered = self.current.finding is None  # while we looked for a route
+        if self.is_over or is_answered or stuck.intersection(hop.peer for hop in route):
             return
         if len(self.rivals) >= MAX_RIVALS:
             self.rivals.pop(0).let_go()

@@ -122,7 +122,7 @@ class Awaited:
     reply: asyncio.Future[Reply]
     counts: tuple[int, ...]
     request: Request
-    num_tokens: int = 1
+    num_tokens: int
     """That the step brings."""
 
     def fits(self, reply: Reply) -> bool:

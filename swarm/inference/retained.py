@@ -51,6 +51,11 @@ class Retained:
         """The step that `add` takes next."""
         return self.base + len(self._window)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a hop which holds nothing would have to compute; not what operations of the last steps do to them."""
+        return sum([row.length for row in self._rows]) + sum([sum(step.counts) for step in (*self._unfolded, *self._window)])
+
     def add(self, step: Step) -> None:
         """Keep a step that is about to be sent. Steps come in order."""
         assert step.step == self.next_step, f"step {step.step} retained at {self.next_step}"

@@ -39,7 +39,7 @@ class Watch:
         """The silence after which the next one is."""
 
     async def run(self) -> None:
-        while True:
+        while not self._legs.is_over:
             silent_s = time.monotonic() - self._legs.heard_s
             if not self._pending:
                 await asyncio.sleep(self._config.stall_s / 4)

@@ -13,9 +13,13 @@ import torch
 from protocols.defaults import PATIENCE_S
 from protocols.errors import NoRouteError
 from protocols.ids import Span
-from swarm.inference import wire
+from protocols.inference import History
+from swarm.inference import histories, legs, wire
+from swarm.inference.hop import Hop
+from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
+from swarm.inference.watch import BUSY_FACTOR
 from tests.hostile.liars import LIES, Modest, Swallower
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
@@ -163,11 +167,107 @@ async def test_slow_honest_replicas_race_and_the_first_answer_counts(swarm: ToyS
     await until(lambda: not any(node.host.load().num_sessions for node in nodes))
 
 
+async def test_a_replay_over_a_slow_line_is_not_taken_for_swallowing(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of the history is longer under way than a reply may be late: two looks found nothing received, and the hop was lost."""
+    put, parts = Hop.put, list[int]()
+
+    async def slow_put(hop: Hop, wire: Any, message: Any) -> None:
+        if isinstance(message, History):
+            parts.append(message.part)
+            await asyncio.sleep(3 * LATE_S)
+        await put(hop, wire, message)
+
+    monkeypatch.setattr(Hop, "put", slow_put)
+    monkeypatch.setattr(histories, "HISTORY_PART_TOKENS", 1)
+    monkeypatch.setattr(legs, "HISTORY_BYTES_S", 150.0, raising=False)
+    await swarm.serve(0, 2)
+    doomed = await swarm.serve(2, 4)
+    session, tokens = swarm.session(stall_s=LATE_S), random_tokens(13)
+    for token in tokens[:12]:
+        await ask(session, (), [1], token[None])
+    await doomed.kill()
+    spare = await swarm.serve(2, 4)
+    answer = await ask(session, (), [1], tokens[12:])
+    assert torch.allclose(answer[0], reference(list(tokens), HALVES)[-1])
+    assert len(parts) >= 3 and session.replaced == 1 and not is_blamed(swarm, spare)
+    await session.close()
+
+
+async def test_an_answer_that_comes_while_another_route_is_looked_for_makes_it_needless(swarm: ToySwarm) -> None:
+    """The new leg stayed for the whole session, and every later step was computed twice."""
+    node = await swarm.serve(0, 4)
+    await slow(node, 3 * LATE_S)
+    session, find = swarm.session(stall_s=LATE_S), swarm.router.find
+    looked, answered_ = asyncio.Event(), asyncio.Event()
+
+    async def slow_find(patience_s: float, *more: Any, **named: Any) -> Any:
+        if patience_s == 0.0:
+            looked.set()
+            await answered_.wait()
+        return await find(patience_s, *more, **named)
+
+    swarm.router.find = slow_find  # type: ignore[method-assign]
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
+    await looked.wait()
+    other = await swarm.serve(0, 4)
+    await asking
+    answered_.set()
+    await asyncio.sleep(0.1)
+    assert not session._legs.rivals and session.replaced == 0 and not other.host.load().num_sessions
+    await session.close()
+
+
+async def test_no_more_rivals_than_three_are_kept(swarm: ToySwarm) -> None:
+    liars = [await swallow(swarm, 0, 4, "busy") for _ in range(MAX_RIVALS + 3)]
+    session = swarm.session(stall_s=0.1)
+    most, asking = 0, asyncio.create_task(ask(session, (), [1], random_tokens(1)))
+    async with asyncio.timeout(30):
+        while sum(liar.steps > 0 for liar in liars) < len(liars):
+            await asyncio.sleep(0.01)
+            most = max(most, len(session._legs.rivals))
+    assert most == MAX_RIVALS
+    await swarm.serve(0, 4)
+    await asking
+    assert not session._legs.rivals
+    await session.close()
+
+
+async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and_no_more_than_the_silence(
+    swarm: ToySwarm,
+) -> None:
+    """Others are tried beside it then; it is lost once the longest silence is over, whatever it says."""
+    node, other = await swarm.serve(0, 4), None
+    session = swarm.session(stall_s=LATE_S, silence_s=12 * LATE_S)
+    await ask(session, (), [1], random_tokens(1))
+    hop, tried_s = next(iter(node.host.hops._hops.values())), list[float]()
+
+    async def works(step: object) -> None:
+        hop._is_computing = True
+
+    hop._on_step = works  # type: ignore[method-assign]
+    try_beside, began_s = session._legs.try_beside, time.monotonic()
+
+    async def beside() -> None:
+        tried_s.append(time.monotonic() - began_s)
+        await try_beside()  # there is no other way yet
+
+    session._legs.try_beside = beside  # type: ignore[method-assign]
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
+    await until(lambda: bool(tried_s), 20 * LATE_S)
+    assert tried_s[0] >= BUSY_FACTOR * LATE_S and not session.replaced and BUSY_FACTOR == 5
+    await until(lambda: session._legs.is_repairing, 20 * LATE_S)
+    assert time.monotonic() - began_s >= 12 * LATE_S and is_blamed(swarm, node)
+    other = await swarm.serve(0, 4)
+    await asking
+    assert [hop.peer for hop in session.route] == [other.identity.peer_id]
+    await session.close()
+
+
 async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LINGER_S", 0.1)  # the swallower does not say goodbye either
     await swallow(swarm, 0, 4, "idle")
     session = swarm.session(stall_s=0.1, patience_s=0.5)
-    with pytest.raises(NoRouteError, match=r"no reply for .* s, and it has the step, and does nothing"):
+    with pytest.raises(NoRouteError, match=r"no reply for .* s, and it passes nothing on"):
         async with asyncio.timeout(10):
             await ask(session, (), [1], random_tokens(1))
     await session.close()
@@ -180,6 +280,6 @@ async def test_only_a_session_s_own_client_hears_how_far_it_is(swarm: ToySwarm) 
     hop = session.route[0]
     mine = await Links(swarm.pool).progress(hop, session.id)
     assert (mine.epoch, mine.received, mine.computed, mine.sent, mine.is_busy) == (0, 1, 1, 1, False)
-    assert not (await Links(stranger.pool).progress(hop, session.id)).is_known
+    assert (await Links(stranger.pool).progress(hop, session.id)).epoch == -1
     await session.close()
     await stranger.pool.close()

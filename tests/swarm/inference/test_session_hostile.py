@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from protocols import compression
-from protocols.errors import InternalError, PeerUnreachableError, SwarmError
+from protocols.errors import InternalError, NoRouteError, PeerUnreachableError, SwarmError
 from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
 from swarm.inference import wire
@@ -97,7 +97,85 @@ async def test_losses_without_end_take_no_memory_and_do_not_stop_the_session(swa
         for number in range(500):
             await line.say(HopLost(session=session.id, epoch=number % 3, index=0, code="internal", message="!"))
     assert torch.allclose(await asking, torch.stack(reference(list(tokens), WHOLE)))
-    assert session._legs.losses.qsize() <= 64 and session.route[0].peer == honest.identity.peer_id
+    assert session._legs.losses.qsize() <= 1 and session.route[0].peer == honest.identity.peer_id
+    await session.close()
+
+
+async def test_of_an_epoch_only_the_first_loss_is_told_and_of_the_next_one_again(swarm: ToySwarm) -> None:
+    """Losses of an epoch that has ended filled the queue, and pushed out the one that counted."""
+    await swarm.serve(0, 4)
+    session = swarm.session()
+    await ask(session, (), [1], random_tokens(1))
+    leg, losses, gone = session._legs.current, session._legs.losses, PeerUnreachableError("gone")
+    for _ in range(100):
+        leg.lose(0, gone, leg.epoch)
+        leg.lose(0, gone, leg.epoch - 1)
+    assert losses.qsize() == 1
+    leg.epoch += 1
+    leg.lose(0, gone, leg.epoch)
+    assert losses.qsize() == 2
+    await session.close()
+
+
+async def test_a_session_that_has_failed_looks_for_no_route_any_more(swarm: ToySwarm) -> None:
+    node = await swarm.serve(0, 4)
+    session = swarm.session(patience_s=0.2)
+    await ask(session, (), [1], random_tokens(1))
+    await node.kill()
+    with pytest.raises(NoRouteError):
+        await ask(session, (), [1], random_tokens(1))
+    await until(lambda: not session._legs._tasks)
+    await session.close()
+
+
+async def test_a_look_that_an_answer_or_a_new_route_has_overtaken_notes_nothing(
+    swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would name a place of the old route, and another peer is there now, or none."""
+    await swarm.serve(0, 4)
+    session = swarm.session()
+    await ask(session, (), [1], random_tokens(1))
+    leg, gate, oldest = session._legs.current, asyncio.Event(), [1]
+
+    async def slow_ask(num_hops: int, route: object) -> list[None]:
+        await gate.wait()
+        return [None]
+
+    monkeypatch.setattr(leg, "ask", slow_ask)
+    monkeypatch.setattr(leg, "_oldest", lambda: oldest[0])
+    for change in ("answer", "route", ""):
+        gate.clear()
+        looking = asyncio.create_task(leg.look())
+        await asyncio.sleep(0)
+        oldest[0] += change == "answer"
+        leg.epoch += change == "route"
+        gate.set()
+        finding = await looking
+        assert leg.finding == (None if change else finding)
+    leg.epoch -= 1
+    await session.close()
+
+
+async def test_a_leg_that_is_let_go_while_it_opens_and_is_then_cancelled_keeps_no_wire(
+    swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await swarm.serve(0, 4)
+    session = swarm.session()
+    await ask(session, (), [1], random_tokens(1))
+    rival = session._legs._new()
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(rival, "_attach_last", never)
+    opening = asyncio.create_task(rival.install(session.route, "float32"))
+    await asyncio.sleep(0)
+    rival.let_go()
+    await until(lambda: node.host.load().num_sessions == 2)
+    opening.cancel()
+    await asyncio.wait((opening,))
+    await until(lambda: node.host.load().num_sessions == 1, 5)
+    assert rival.down.wire is None
     await session.close()
 
 
