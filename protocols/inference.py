@@ -36,6 +36,7 @@ from protocols.words import counted
 MAX_STEP = 1 << 40
 WANT_NONE, WANT_ALL = 0, -1
 MAX_WANT = 1 << 16
+"""Last tokens of a row that a step may want back; more than a step brings, so that it bounds only the number in the message."""
 
 KINDS = ("hidden", "ids", "embeds")
 """What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the

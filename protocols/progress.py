@@ -51,10 +51,6 @@ class Progress:
     lost: int = -1
     """The first hop of the route whose loss it has reported or passed on in this epoch; -1 = none."""
 
-    @property
-    def is_known(self) -> bool:
-        return self.epoch >= 0
-
     def encode(self) -> bytes:
         return frame.encode({"t": "progress", "epoch": self.epoch, "received": self.received, "computed": self.computed,
                              "sent": self.sent, "busy": self.is_busy, "over": self.has_given_up, "lost": self.lost})  # fmt: skip

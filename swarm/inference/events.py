@@ -1,4 +1,4 @@
-"""What happens to a session at a node, as its inbox holds it; and the polite end of what came too late."""
+"""Events of a session's inbox, and how a late one is ended."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from protocols.ids import PeerId
 from protocols.inference import Route
 
 AGREED = 3
-"""Peers that must refuse alike, each over a way without the others, while there are more to ask. Honest ones are asked in vain, a
-refusal each; but whoever wants to end a stranger's request needs so many peers on its routes, one after the other."""
+"""Number of peers that must refuse a request with the same class of error before the client raises it while other peers are left.
+None of them may have passed on another's word. Fewer would let a few hostile peers end any request."""
 
 
 @dataclass(frozen=True, slots=True)

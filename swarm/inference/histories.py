@@ -30,6 +30,7 @@ def cut(rows: Sequence[PieceRow], empty: Piece, session: SessionId, epoch: int, 
     widest = max([row.widest for row in rows], default=1)
     share = max(1, min(HISTORY_PART_TOKENS, WINDOW_BYTES // widest) // max(1, len(rows)))
     runs = [row.runs for row in rows]
+    num_parts = num_rounds(runs, share)
     readers = [_Reader(row) for row in rows]
     for part, counts in enumerate(rounds(runs, share)):
         places: list[int] = []
@@ -46,7 +47,7 @@ def cut(rows: Sequence[PieceRow], empty: Piece, session: SessionId, epoch: int, 
             payload=tensors.join([piece.values for piece in full]),
             positions=tuple(places) if is_placed else None,
             part=part,
-            parts=num_rounds(runs, share),
+            parts=num_parts,
             kind=full[0].kind,
         )
 

@@ -1,8 +1,7 @@
 """Rows of pieces: what a boundary retains of each row, oldest first.
 
 A piece is a view of what was sent. Copies of a row share what they have in common, so that a copy costs the same however long the row
-is: a step may copy a thousand rows. The common part is a chain of
-chunks which nobody changes; what a row has added since is its own.
+is: a step may copy a thousand rows. The common part is a chain of chunks, which nobody changes; what a row has added since is its own.
 """
 
 from __future__ import annotations

@@ -7,14 +7,9 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 
-def host_of(peer: str) -> str:
-    """The IP address in gRPC's name of a peer (`ipv4:10.0.0.1:5000`, `ipv6:%5B::1%5D:5000`); "" if there is none."""
-    return remote_of(peer)[0]
-
-
 @lru_cache(maxsize=4_096)
 def remote_of(peer: str) -> tuple[str, int]:
-    """Host and port in gRPC's name of a peer; ("", 0) if they are not there."""
+    """Host and port in gRPC's name of a peer (`ipv4:10.0.0.1:5000`, `ipv6:%5B::1%5D:5000`); ("", 0) if they are not there."""
     kind, _, place = unquote(peer).partition(":")
     host, _, port = place.rpartition(":")
     return (plain(host.strip("[]")), int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else ("", 0)

@@ -35,7 +35,6 @@ async def race(
                 running.discard(task)
                 error = task.exception()
                 if error is None:
-                    running |= done - {task}
                     return task.result()
                 if not isinstance(error, SwarmError):
                     raise error

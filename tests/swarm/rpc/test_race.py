@@ -13,7 +13,7 @@ import pytest
 from protocols import services
 from protocols.errors import PeerUnreachableError, SwarmError
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
-from swarm.rpc.caller import host_of
+from swarm.rpc.caller import remote_of
 from swarm.rpc.race import race
 from tests.swarm.rpc.parts import CALLER, SERVER, running
 
@@ -125,4 +125,4 @@ async def test_a_handler_knows_where_its_caller_is() -> None:
     ],
 )
 def test_an_address_is_read_from_what_grpc_says(peer: str, host: str) -> None:
-    assert host_of(peer) == host
+    assert remote_of(peer)[0] == host
