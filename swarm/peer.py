@@ -277,9 +277,10 @@ class Peer:
             await self._dht.stop()
             await self._restart()
             for address in dict.fromkeys((*self._bootstrap, *self._finder.remembered())):
-                with contextlib.suppress(PeerUnreachableError):
+                with contextlib.suppress(SwarmError):  # silent, or it does not take us
                     await self._dht.join(address)
-            await self.directory.refresh()
+            with contextlib.suppress(SwarmError):  # p2pd has ended again
+                await self.directory.refresh()
 
     async def _announce_after_losses(self) -> None:
         """Our record is with the few peers nearest its key; if they die, it is gone until the next renewal. So renew it then."""

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,14 +17,16 @@ import pytest
 
 from protocols import services
 from protocols.defaults import RECORD_RENEW_S
-from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError, ProtocolVersionError
+from protocols.errors import BadRequestError, ConfigError, NotAllowedError, PeerUnreachableError, ProtocolVersionError
 from protocols.hello import DialBack, DialBackReply, Hello
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
-from swarm import keys, ports
+from swarm import keys, known, ports
 from swarm import peer as module
+from swarm.access_lists import Entry, Lists
 from swarm.dht import sockets
-from swarm.dht.address import transport
+from swarm.dht.address import PeerAddress, transport
+from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import tls
 
@@ -231,6 +234,32 @@ async def test_a_daemon_that_dies_is_started_again_and_the_record_said_again(tmp
         before.p2p._child.kill()
         await eventually(lambda: second._dht._node not in (None, before) and second.num_neighbours > 0)
         assert [peer.peer for peer in (await first.directory.snapshot("tiny")).peers] == [second.peer_id]
+
+
+async def test_a_daemon_that_dies_twice_is_started_twice_though_a_remembered_peer_denies_us(tmp_path: Path) -> None:
+    with keys.held(tmp_path / "mine.key", tmp_path) as mine:
+        pass
+    denies = Entry(lists=Lists(deny=frozenset({mine.identity.peer_id})))
+    file = known.file_of(tmp_path, "public")
+    mine_config = PeerConfig(data_dir=tmp_path, identity_path=tmp_path / "mine.key", find=FindConfig(known_peers=file))
+    async with Peer(PeerConfig(data_dir=tmp_path)) as first, Peer(PeerConfig(data_dir=tmp_path, entry=denies)) as denying:
+
+        def remember() -> None:
+            """Anew each time: the one that denies us is asked first."""
+            file.unlink(missing_ok=True)
+            for age_s, peer in ((60.0, denying), (0.0, first)):
+                known.update(file, [PeerAddress.parse(peer.multiaddrs[0])], [], time.time() - age_s)
+
+        remember()
+        async with Peer(mine_config) as second:
+            await eventually(lambda: second.num_neighbours)
+            with pytest.raises(NotAllowedError):
+                await second._dht.join(PeerAddress.parse(denying.multiaddrs[0]))
+            for _ in range(2):
+                remember()
+                before = second._dht._running
+                before.p2p._child.kill()
+                await eventually(lambda before=before: second._dht._node not in (None, before) and second.num_neighbours)  # type: ignore[misc]
 
 
 async def test_a_start_that_is_given_up_leaves_no_daemon(tmp_path: Path) -> None:
