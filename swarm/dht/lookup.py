@@ -27,7 +27,7 @@ LATE_S = 0.75
 """Seconds after which a question no longer holds up the others; if only such are left, the lookup ends."""
 
 MAX_ASKED = 64
-"""Members asked in one lookup, so that one which names ever nearer members ends, too."""
+"""Members asked in a lookup of one key; each further key adds BEAM. So a lookup ends that is told of ever nearer members."""
 
 _MAX_KNOWN = 500
 
@@ -101,16 +101,16 @@ class Lookup:
 
     def _next(self) -> tuple[_Node, list[int]] | None:
         """The next node to ask, and about which keys: it is in the beams of these and was not asked about them yet."""
-        if len(self._asked) >= MAX_ASKED:
+        if len(self._asked) >= MAX_ASKED + BEAM * (len(self._keys) - 1):
             return None
         always = [node for node in self._always if node in self._known]
         beams = {key: [*always, *self._nearest_of(key, BEAM)] for key in self._keys}
-        for beam in beams.values():
-            for node in beam:
-                done = self._asked.get(node, set())
-                if about := [key for key, nodes in beams.items() if node in nodes and key not in done]:
-                    self._asked[node] = done | set(about)
-                    return node, about
+        nearest_first = itertools.chain.from_iterable(itertools.zip_longest(*beams.values()))  # of every key in turn
+        for node in filter(None, nearest_first):
+            done = self._asked.get(node, set())
+            if about := [key for key, nodes in beams.items() if node in nodes and key not in done]:
+                self._asked[node] = done | set(about)
+                return node, about
         return None
 
     def _nearest_of(self, key: int, count: int) -> list[_Node]:

@@ -73,6 +73,16 @@ async def test_one_question_to_a_member_serves_all_keys() -> None:
     assert all(lookup.nearest(key, 3) == [str(node) for node in nearest(found, 3, key)] for key in keys)
 
 
+async def test_in_a_large_swarm_the_members_nearest_each_of_8_keys_are_asked() -> None:
+    found = town(500)
+    keys = [random.Random(SEED + number).getrandbits(160) for number in range(8)]
+    found.holders = frozenset(node for key in keys for node in nearest(found, 5, key))
+    lookup = await look(found, *keys)
+    assert all(lookup.told[key] for key in keys)
+    assert all(set(nearest(found, 5, key)) <= set(found.asked) for key in keys)
+    assert len(found.asked) <= MAX_ASKED + 7 * BEAM
+
+
 async def test_silent_members_make_room_for_the_next_nearest() -> None:
     found = town(300)
     found.silent = frozenset(nearest(found, 15))
