@@ -113,6 +113,8 @@ class Download:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._active.clear()
+            self._giving_way.clear()
+            self._roster.vacate()
             self._tell()
 
     def _plan(self, units: Sequence[Unit]) -> Planner:

@@ -95,6 +95,10 @@ class Roster:
         self._pauses_s[peer] = min(2 * pause_s, 16 * PAUSE_S)
         self._again_s[peer] = now_s + pause_s
 
+    def vacate(self) -> None:
+        """Nobody is asked any more, for now."""
+        self._places.clear()
+
     def refuse(self, peer: PeerId) -> None:
         """It has lied: never again in this download."""
         self._places.pop(peer, None)

@@ -13,6 +13,7 @@ from protocols import pieces
 from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
+from swarm.weights import roster
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
 from swarm.weights.shelf import Shelf
@@ -205,6 +206,37 @@ def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
             model.check(one)
             model.check(two)
             assert sum(report.fetched_bytes for report in reports) <= 1.05 * model.num_bytes
+
+    run(work())
+
+
+@pytest.mark.parametrize("max_sources", [2, 8])
+def test_a_unit_that_another_process_gives_up_is_fetched_from_the_same_sources(
+    tmp_path: Path, max_sources: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second part of one download begins with no place taken."""
+    monkeypatch.setattr(roster, "PAUSE_S", 1_000.0)  # those that came to their end do not come again
+
+    async def work() -> None:
+        model = make_model(tmp_path / "source")
+        async with town() as here:
+            for _ in range(3):
+                await here.start(model)
+            cache, other = cache_of(model, tmp_path), cache_of(model, tmp_path)
+            held = cache.layout.units[-1]
+            rest_are_here = asyncio.Event()
+
+            def seen(progress: Progress) -> None:
+                if progress.done_bytes >= progress.total_bytes - held.num_bytes:
+                    rest_are_here.set()
+
+            options = Options(patience_s=5, stall_s=5, max_sources=max_sources, on_progress=seen)
+            with other.unit(held).locked() as is_mine:
+                assert is_mine
+                fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
+                await rest_are_here.wait()
+            assert sum((await fetching).from_peer.values()) == model.num_bytes
+            model.check(cache)
 
     run(work())
 
