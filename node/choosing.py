@@ -22,7 +22,7 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm.models.checkpoint import DTYPES, Checkpoint
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
-from swarm.placement.members import Member
+from swarm.placement.members import Member, digest
 from swarm.placement.rebalance import stands
 from swarm.speeds import floor_ms
 
@@ -34,6 +34,9 @@ RACE_ROUNDS = 8
 
 MAX_JOINING_S = 60.0
 """Seconds for which blocks that a peer is about to host count as hosted, from the first look that shows it on."""
+
+MAX_PLANNED = 256
+"""Others that a plan counts: it takes up to a second, and a flood of the directory would have thousands."""
 
 KV_RESERVE_TOKENS = 4_096
 """Tokens of K/V per block that a chosen span leaves room for (fewer where the model's limit is lower)."""
@@ -123,6 +126,19 @@ def standings(records: Sequence[PeerRecord], model: ModelId, dtype: str, me: Pee
         if record.peer != me and ("serving" in spans or "joining" in spans):
             found.append(Standing(record.peer, spans.get("serving"), spans.get("joining")))
     return found
+
+
+def planned(known: Sequence[Standing], has_met: Callable[[PeerId], bool]) -> list[Standing]:
+    """MAX_PLANNED of `known` at most: those that have answered us, then one of every span, then a second of each, …"""
+    if len(known) <= MAX_PLANNED:
+        return list(known)
+    counts: Counter[Span] = Counter()
+    ranks: dict[PeerId, tuple[bool, int]] = {}
+    ordered = sorted(known, key=lambda one: digest(one.peer))  # all who see the same agree on it
+    for one in ordered:
+        ranks[one.peer] = not has_met(one.peer), counts[one.claim.span]
+        counts[one.claim.span] += 1
+    return sorted(ordered, key=lambda one: ranks[one.peer])[:MAX_PLANNED]
 
 
 def as_member(record: PeerRecord, span: Span, has_ends: bool, least_ms: float = 0.0) -> Member:

@@ -116,10 +116,10 @@ class Mover:
         """Look, decide, and move if that is better for all; True where we moved."""
         records = await self.presence.records()
         known = self._standings(records)
-        asked = watched(self.presence.me, [one.claim for one in known], self.num_blocks)
+        asked = await asyncio.to_thread(watched, self.presence.me, [one.claim for one in known], self.num_blocks)
         await self.liveness.check([record for record in records if record.peer in asked])
         claims = [one.claim for one in await self._look_again()]  # asking takes seconds, and somebody may have decided meanwhile
-        decided = self._decide(claims)
+        decided = await self._decide(claims)
         if decided is not None:  # whoever would take over our blocks has to show first that it computes them
             decided = await self._decide_with_proofs(records, claims)
         move = self._hysteresis.consider(decided, time.monotonic())
@@ -128,7 +128,7 @@ class Mover:
     async def _decide_with_proofs(self, records: Sequence[PeerRecord], claims: Sequence[Member]) -> Move | None:
         assert self.host is not None
         await self.prover.check(self.host, records, claims)
-        return self._decide(self._counted(claims))
+        return await self._decide(self._counted(claims))
 
     def _counted(self, others: Sequence[Member]) -> list[Member]:
         """Those that we count on: replicas of our blocks only if they have computed them for us."""
@@ -141,9 +141,9 @@ class Mover:
         known = self._standings(await self.presence.records())
         return [one for one in known if one.peer not in self.liveness.gone]
 
-    def _decide(self, others: Sequence[Member]) -> Move | None:
-        """What the plan says of us, as long as it fits."""
-        move = decide(self.presence.me, [*others, self._ourselves()], self.num_blocks)
+    async def _decide(self, others: Sequence[Member]) -> Move | None:
+        """What the plan says of us, as long as it fits. A plan of many members takes a second, hence the thread."""
+        move = await asyncio.to_thread(decide, self.presence.me, [*others, self._ourselves()], self.num_blocks)
         return move if move is not None and self.room.fits(move.span) else None
 
     def _ourselves(self) -> Member:
@@ -156,7 +156,7 @@ class Mover:
         try:
             await asyncio.sleep(self.pace.race_wait_s)
             known = await self._look_again()
-            confirmed = self._decide(self._counted([one.seen_by(self.presence.me) for one in known]))
+            confirmed = await self._decide(self._counted([one.seen_by(self.presence.me) for one in known]))
             if confirmed is None or confirmed.span != new:
                 log.info("blocks %s stay, and %s are left to others: they move at the same moment", old, new)
                 return False
@@ -180,16 +180,26 @@ class Mover:
         return self._counted([one.serving for one in known if one.serving is not None and one.stands(self.presence.me)])
 
     async def _load_then_leave(self, move: Move) -> None:
-        host = await self.make(move.span)
-        others = self._count_on(await self._look_again())
-        if not may_switch(self._ourselves(), move.span, others, self.num_blocks):
-            log.info("blocks %s stay: without them there would be no route now", self.span)
-            await host.stop()
-            return
+        async with contextlib.AsyncExitStack() as given_up:
+            host = await self.make(move.span)
+            given_up.push_async_callback(host.stop)
+            if not await self._may_switch(move):
+                log.info("blocks %s stay: without them there would be no route now", self.span)
+                return
+            given_up.pop_all()
         old = self.host
         assert old is not None
         await self._serve(host, move)
         await self._retire(old)
+
+    async def _may_switch(self, move: Move) -> bool:
+        """The last look. Replicas are tested again, since loading may take longer than a proof lasts (PROVEN_S)."""
+        assert self.host is not None
+        records = await self.presence.records()
+        serving = [one.serving for one in self._standings(records) if one.serving is not None]
+        await self.prover.check(self.host, records, serving)
+        others = self._count_on(await self._look_again())
+        return await asyncio.to_thread(may_switch, self._ourselves(), move.span, others, self.num_blocks)
 
     async def _leave_then_load(self, move: Move) -> None:
         """The node serves nothing in between. Where the new span cannot be loaded, the old one is again."""

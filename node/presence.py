@@ -60,9 +60,9 @@ class Presence:
         return (await self._peer.directory.snapshot(self.model.name)).peers
 
     def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
-        """The others, as placement counts them."""
+        """The others, as placement counts them; of a crowd MAX_PLANNED."""
         self._least_ms = choosing.least_ms(records, self.model)
-        return choosing.standings(records, self.model, self.dtype, self.me)
+        return choosing.planned(choosing.standings(records, self.model, self.dtype, self.me), self._peer.has_met)
 
     def worked(self) -> Worked:
         """What our hosts have computed since this was asked last."""

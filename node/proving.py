@@ -100,17 +100,22 @@ class Prover:
         async def ask(one: tuple[PeerRecord, Span]) -> bool:
             return await self._computes(host, *one)
 
-        async with aclosing(answers(chosen, ask, AT_ONCE)) as results:
-            async for (record, part), is_good in results:
-                self._results[record.peer, part] = self._clock(), is_good
+        try:
+            async with aclosing(answers(chosen, ask, AT_ONCE)) as results:
+                async for (record, part), is_good in results:
+                    self._results[record.peer, part] = self._clock(), is_good
+        except (SwarmError, TimeoutError) as error:
+            log.warning("replicas of blocks %s are not tested now, since ours fail: %s", host.served.span, error or "no answer")
 
     async def _computes(self, host: Host, record: PeerRecord, part: Span) -> bool:
+        """Does the other compute what we do? SwarmError or TimeoutError if we ourselves do not: that says nothing of the other."""
         engine = host.runner.engine
         hidden_TH = torch.randn(NUM_TOKENS, engine.hidden_size).to(engine.dtype)
+        async with asyncio.timeout(PROBE_S):
+            ours_TH = await self._ours(host, part, hidden_TH)
         try:
             async with asyncio.timeout(PROBE_S):
                 theirs_TH = await self._theirs(host, record, part, hidden_TH)
-                ours_TH = await self._ours(host, part, hidden_TH)
         except (SwarmError, TimeoutError) as error:
             log.info("peer %s does not count as a replica of blocks %s: %s", short_peer(record.peer), part, error or "no answer")
             return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -15,11 +17,13 @@ from node.liveness import Greeted
 from node.serving.host import Host
 from protocols import services
 from protocols.errors import PeerUnreachableError
+from protocols.identity import from_seed
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm.placement.members import Member
 from swarm.rpc import tls
 from swarm.rpc.server import RpcServer
+from tests.hostile.turns import watched
 from tests.node.test_moving import MovingNode, Town, is_next
 from tests.swarm.inference.toy import (
     MODEL,
@@ -124,6 +128,23 @@ async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blo
     moved = [replace(other, span=Span(0, 1)) for other in others]
     assert mover.mover.prover.proven(Span(0, 2), moved) == set(), "what was shown holds for the blocks of the probe only"
     await mover.mover.host.stop()
+
+
+async def test_a_flood_of_records_that_all_differ_keeps_no_node_from_its_sessions(town: Town) -> None:
+    """2,000 claims, no two alike: a plan of all of them takes seconds."""
+    mover, _other = await town.add(0, 2), await town.add(2, 4)
+    draw = random.Random(12)
+    for number in range(2_000):
+        start = draw.randrange(NUM_BLOCKS)
+        span = Span(start, draw.randint(start + 1, NUM_BLOCKS))
+        served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
+        peer = from_seed(number.to_bytes(32)).peer_id
+        town.records[peer] = PeerRecord(
+            peer=peer, spans=(served,), block_ms=1 / draw.uniform(0.5, 50), room_blocks=draw.randint(1, NUM_BLOCKS)
+        )
+    with watched() as turns:
+        await asyncio.create_task(mover.mover.look())
+    assert turns.longest_s < 0.5, turns
 
 
 def test_who_has_been_about_to_come_for_a_minute_does_not_count() -> None:

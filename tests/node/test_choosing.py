@@ -6,7 +6,20 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from node.choosing import Claim, as_told, claims, hosts_ends, look_again, other_weights, settle, standings, usual_dtype
+from node.choosing import (
+    MAX_PLANNED,
+    Claim,
+    Standing,
+    as_told,
+    claims,
+    hosts_ends,
+    look_again,
+    other_weights,
+    planned,
+    settle,
+    standings,
+    usual_dtype,
+)
 from node.config import NodeConfig, parse_address
 from node.neighbours import successors
 from protocols.errors import ConfigError
@@ -79,6 +92,18 @@ def test_a_record_says_who_hosts_the_ends() -> None:
     served = ServedSpan(model=MODEL, span=Span(0, 3), num_blocks=6, ends=True, dtype="float32")
     (standing,) = standings([replace(record("1", Span(0, 3)), spans=(served,))], MODEL, "float32", ME)
     assert standing.claim.has_ends and not standings([record("1", Span(0, 3))], MODEL, "float32", ME)[0].claim.has_ends
+
+
+def test_of_a_crowd_a_plan_counts_those_that_we_met_and_some_of_every_span() -> None:
+    def standing(number: int, span: Span) -> Standing:
+        return Standing(PeerId(f"p{number}"), Member(peer=PeerId(f"p{number}"), span=span), None)
+
+    flood = [standing(number, Span(number % 3, 4)) for number in range(5_000)]
+    rare, friend = standing(9_000, Span(4, 6)), standing(9_001, Span(0, 4))
+    found = planned([*flood, rare, friend], lambda peer: peer == friend.peer)
+    assert len(found) == MAX_PLANNED and found[0] == friend and rare in found
+    assert set(found) == set(planned([friend, *flood[::-1], rare], lambda peer: peer == friend.peer)), "whatever the order"
+    assert planned(flood[:MAX_PLANNED], lambda peer: False) == flood[:MAX_PLANNED]
 
 
 def test_formats_that_nobody_knows_do_not_keep_a_newcomer_out() -> None:

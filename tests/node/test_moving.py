@@ -21,7 +21,7 @@ from node.events import Event
 from node.liveness import SMALL_SWARM, Liveness, watched
 from node.moving import Mover, Pace
 from node.presence import Presence
-from node.proving import Prover
+from node.proving import PROVEN_S, Prover
 from node.serving.host import Host
 from protocols import services
 from protocols.errors import OverloadedError
@@ -96,6 +96,9 @@ class MovingNode:
         self.engines: list[ToyEngine] = []
         self.free_blocks = 10
         self.fails: Exception | None = None
+
+    def has_met(self, peer: PeerId) -> bool:
+        return False
 
     # the face of a directory
 
@@ -223,7 +226,7 @@ async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(
 async def is_next(node: MovingNode) -> bool:
     """Whether the plan says that this one moves."""
     others = node.presence.standings(await node.presence.records())
-    return node.mover._decide([one.claim for one in others]) is not None
+    return await node.mover._decide([one.claim for one in others]) is not None
 
 
 async def test_without_memory_for_both_the_old_span_goes_first_only_where_others_serve_it(town: Town) -> None:
@@ -246,6 +249,40 @@ async def test_a_span_that_cannot_be_loaded_leaves_all_as_it_was(town: Town) -> 
                 await node.mover.look()
         assert node.spans == ["2:4 serving"]
         assert node.mover.host is not None and not node.mover.host.is_draining
+
+
+async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown_away(town: Town) -> None:
+    await town.toys.serve(0, 2)
+    movers = [await town.add(2, 4) for _ in range(3)]
+    (goes,) = [node for node in movers if await is_next(node)]
+    now_s = [0.0]
+    goes.mover.prover = Prover(goes.identity, goes.pool, town.toys._ping, lambda: now_s[0])
+    make = goes.mover.make
+
+    async def slowly(span: Span) -> Host:
+        now_s[0] += PROVEN_S + 1
+        return await make(span)
+
+    goes.mover.make = slowly
+    assert [await goes.mover.look() for _ in range(2)] == [False, True] and goes.spans == ["0:2 serving"]
+
+
+async def test_a_failure_of_our_own_is_not_held_against_a_replica(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    mover, replica = await town.add(0, 2), await town.toys.serve(0, 2)
+    records = await mover.presence.records()
+    others = [one.claim for one in mover.presence.standings(records)]
+    prover, host = mover.mover.prover, mover.mover.host
+    assert host is not None
+    with monkeypatch.context() as patch:
+
+        async def full(*_: object) -> None:
+            raise OverloadedError("no memory for a probe")
+
+        patch.setattr(prover, "_ours", full)
+        await prover.check(host, records, others)
+        assert prover.proven(Span(0, 2), others) == set()
+    await prover.check(host, records, others)
+    assert prover.proven(Span(0, 2), others) == {replica.identity.peer_id}
 
 
 def standing(me: PeerId, serving: Span | None, joining: Span | None) -> Standing:
