@@ -1,4 +1,4 @@
-"""Who is gone although its record lives on: a node that dies without a word is listed for up to RECORD_LIFE_S.
+"""Detects nodes that died before their record expired (up to RECORD_LIFE_S).
 
 Each look of placement says hello to those who matter; who does not answer twice in a row counts as gone until it answers again.
 In a small swarm everybody matters. In a large one a node watches those whose blocks it would have to take over, so that each
@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 
-from protocols.errors import SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
-from swarm.asking import answers
+from swarm.asking import Ping, answers, is_there
 from swarm.placement.members import Member
 from swarm.placement.rebalance import plan
 
 log = logging.getLogger(__name__)
 
-HELLO_S = 2.0
 AGAIN_S = 1.0
 """Pause before a peer that did not answer is asked once more."""
 
@@ -34,8 +34,6 @@ GREETING_S = 6.0
 
 SMALL_SWARM = 32
 """Up to so many peers, everybody is asked; beyond it, those whose blocks we would take over, and so many at most."""
-
-Ping = Callable[[PeerRecord], Awaitable[object]]
 
 
 def watched(me: PeerId, members: Sequence[Member], num_blocks: int) -> set[PeerId]:
@@ -49,7 +47,7 @@ def watched(me: PeerId, members: Sequence[Member], num_blocks: int) -> set[PeerI
             holders.setdefault(block, []).append(member.peer)
     alone = sorted({peers[0] for peers in holders.values() if len(peers) == 1} - {me})
     ours = (peer for peer in alone if me in plan([member for member in members if member.peer != peer], num_blocks))
-    return {peer for peer, _number in zip(ours, range(SMALL_SWARM), strict=False)}
+    return set(itertools.islice(ours, SMALL_SWARM))
 
 
 class Liveness:
@@ -73,11 +71,8 @@ class Liveness:
         return found
 
     async def _silent(self, records: Sequence[PeerRecord]) -> list[PeerRecord]:
-        answers = await asyncio.gather(*map(self._answers, records))
-        return [record for record, is_alive in zip(records, answers, strict=True) if not is_alive]
-
-    async def _answers(self, record: PeerRecord) -> bool:
-        return await _answers(self._ping, record)
+        found = await asyncio.gather(*(is_there(self._ping, record) for record in records))
+        return [record for record, is_alive in zip(records, found, strict=True) if not is_alive]
 
 
 class Greeted:
@@ -94,19 +89,7 @@ class Greeted:
         due = [record for record in records if record.peer not in self._found]
         random.shuffle(due)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GREETING_S), aclosing(answers(due, self._answers)) as replies:
-                async for record, is_there in replies:
-                    self._found[record.peer] = now_s, is_there
+            async with asyncio.timeout(GREETING_S), aclosing(answers(due, partial(is_there, self._ping))) as replies:
+                async for record, is_alive in replies:
+                    self._found[record.peer] = now_s, is_alive
         return [record for record in records if self._found.get(record.peer, (0.0, False))[1]]
-
-    async def _answers(self, record: PeerRecord) -> bool:
-        return await _answers(self._ping, record)
-
-
-async def _answers(ping: Ping, record: PeerRecord) -> bool:
-    try:
-        async with asyncio.timeout(HELLO_S):
-            await ping(record)
-    except (SwarmError, TimeoutError):
-        return False
-    return True

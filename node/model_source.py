@@ -20,7 +20,7 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from protocols.words import counted
-from swarm import waiting
+from swarm import keyring, waiting
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import stored_names
@@ -63,7 +63,9 @@ class ModelSource:
         """uploader: gives to others what we have, from `open` on."""
         self._config, self._peer, self._uploader, self._on_event, self._on_fetch = config, peer, uploader, on_event, on_fetch
         self._waits = waits
-        self._naming = Naming.of(peer.hello, config.data_dir, config.swarm, config.accept_new_weights)
+        self._naming = Naming.of(
+            peer.hello, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights
+        )
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None
         self._shelf: Shelf | None = None

@@ -24,11 +24,10 @@ from protocols.errors import SwarmError
 from protocols.identity import Identity
 from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.records import PeerRecord
-from swarm.asking import answers
+from swarm.asking import Ping, answers
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.placement.members import Member
-from swarm.routing.latency import Ping
 from swarm.routing.router import Router
 from swarm.rpc.pool import ChannelPool
 

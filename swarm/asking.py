@@ -1,4 +1,4 @@
-"""Asks many peers one thing, several at once, and tells each answer as it comes."""
+"""Asks many peers one thing, several at once, and tells each answer as it comes; and asks one whether it is there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import TypeVar
+
+from protocols.errors import SwarmError
+from protocols.records import PeerRecord
+
+Ping = Callable[[PeerRecord], Awaitable[object]]
+"""Says hello to a peer and returns when it has answered; SwarmError if it does not."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -15,6 +21,16 @@ HELLO_S = 2.0
 
 AT_ONCE = 64
 """Peers that are asked at once; a silent one delays those behind it by HELLO_S."""
+
+
+async def is_there(ping: Ping, record: PeerRecord) -> bool:
+    """Does it answer a hello within HELLO_S?"""
+    try:
+        async with asyncio.timeout(HELLO_S):
+            await ping(record)
+    except (SwarmError, TimeoutError):
+        return False
+    return True
 
 
 async def answers(

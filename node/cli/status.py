@@ -23,7 +23,7 @@ from node.cli.waiting import shown
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
-from swarm import places, waiting
+from swarm import keyring, places, waiting
 from swarm.asking import answers
 from swarm.entering import Entered
 from swarm.finding import FindConfig
@@ -197,7 +197,7 @@ def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | Non
     name = None if model is None else name_in_swarm(model)
     directory = model if model is not None and is_place(model) else ""
     hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=data_dir, directory=directory)
-    memory = NameMemory(remembered.file_of(data_dir or places.data_dir(), swarm))
+    memory = NameMemory(remembered.file_of(data_dir or places.data_dir(), keyring.known_as(swarm, into.entry.key)))
     with shown() as on_wait:
         models, names = asyncio.run(_ask(name, into, find, memory, on_wait))
     if as_json:

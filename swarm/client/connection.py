@@ -96,7 +96,7 @@ class Settings:
 
     def naming(self, peer: AnyPeer) -> Naming:
         """How names are understood, by way of this peer."""
-        return Naming.of(peer.hello, self.data_dir, self.swarm, self.accept_new_weights)
+        return Naming.of(peer.hello, self.data_dir, keyring.known_as(self.swarm, self.entry.key), self.accept_new_weights)
 
     def hosting(self, directory: str = "") -> NodeCommand:
         """What a message tells people to type who could host what is missing. directory: where the model's files are here."""

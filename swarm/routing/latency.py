@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from protocols.errors import DeadlineError, SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from swarm.asking import AT_ONCE, HELLO_S, answers
-
-Ping = Callable[[PeerRecord], Awaitable[None]]
-"""Says hello to a peer and returns when it has answered; SwarmError where it does not."""
+from swarm.asking import AT_ONCE, HELLO_S, Ping, answers
 
 FRESH_S = 60.0
 """Seconds for which an answer counts: after that a peer has to answer again before it is used."""
@@ -23,14 +20,10 @@ FORGET_S = 900.0
 PING_S = HELLO_S
 
 
-def _ignored(record: PeerRecord, error: SwarmError) -> None:
-    pass
-
-
 class Latency:
     """Our own round trips, and what peers say of theirs."""
 
-    def __init__(self, ping: Ping, on_silent: Callable[[PeerRecord, SwarmError], None] = _ignored) -> None:
+    def __init__(self, ping: Ping, on_silent: Callable[[PeerRecord, SwarmError], None]) -> None:
         """on_silent: told of each peer that `measure` began to ask and that does not answer, also after the caller has left."""
         self._ping, self._on_silent = ping, on_silent
         self._measured: dict[PeerId, tuple[float, float]] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from protocols.defaults import PATIENCE_S
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
-from swarm import waiting
+from swarm import keyring, waiting
 from swarm.client import served
 from swarm.entering import ANYBODY, Entry
 from swarm.finding import NOBODY_ELSE, FindConfig
@@ -119,7 +119,7 @@ async def open_model(
             stack.callback(sandbox.close)
             sandbox.start()  # while others are met
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
-            naming = Naming.of(peer.hello, root.parent, swarm, accept_new_weights)
+            naming = Naming.of(peer.hello, root.parent, keyring.known_as(swarm, entry.key), accept_new_weights)
             with peer.clocks.explaining():
                 found = await finding.wait_for(peer.directory, name, naming, patience_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))

@@ -8,18 +8,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from protocols.errors import SwarmError
 from protocols.ids import ModelId, PeerId
 from protocols.records import PeerRecord
-from swarm.asking import HELLO_S, answers
+from swarm.asking import HELLO_S, Ping, answers, is_there
 from swarm.weights import remembered
 from swarm.weights.election import tallies
 from swarm.weights.remembered import NameMemory
-
-Greet = Callable[[PeerRecord], Awaitable[object]]
-"""Says hello to a peer; SwarmError if it does not answer."""
 
 POLL_S = 10.0
 """Longest time, in seconds, to find out who serves what, if a name is served with several weights and never was used here."""
@@ -29,17 +26,21 @@ POLL_S = 10.0
 class Naming:
     """How one user's names are understood."""
 
-    greet: Greet
+    greet: Ping
     memory: NameMemory = field(default_factory=NameMemory)
     accepts_new: bool = False
     """Take what most answering nodes serve, whatever the name meant before."""
 
     @classmethod
     def of(
-        cls, hello: Callable[[PeerId, tuple[str, ...], bytes], Awaitable[object]], data_dir: Path, swarm: str, accepts_new: bool
+        cls,
+        hello: Callable[[PeerId, tuple[str, ...], bytes], Awaitable[object]],
+        data_dir: Path,
+        known_as: str,
+        accepts_new: bool,
     ) -> Naming:
-        """For a peer's `hello`, with the memory in `data_dir`."""
-        memory = NameMemory(remembered.file_of(data_dir, swarm))
+        """For a peer's `hello`, with the memory in `data_dir` of the swarm `known_as` (`keyring.known_as`)."""
+        memory = NameMemory(remembered.file_of(data_dir, known_as))
         return cls(greet=lambda one: hello(one.peer, one.addresses, one.certificate), memory=memory, accepts_new=accepts_new)
 
     def meant_before(self, name: str) -> str | None:
@@ -56,23 +57,15 @@ class Naming:
         found: set[PeerId] = set()
         is_complete = False
         try:
-            async with asyncio.timeout(POLL_S) as limit, aclosing(answers(asked, self._answers)) as replies:
-                async for record, is_there in replies:
-                    found |= {record.peer} if is_there else set()
-                    if is_there and not is_complete and tallies(asked, name, prefix, found)[0].on_route:
+            async with asyncio.timeout(POLL_S) as limit, aclosing(answers(asked, partial(is_there, self.greet))) as replies:
+                async for record, is_alive in replies:
+                    found |= {record.peer} if is_alive else set()
+                    if is_alive and not is_complete and tallies(asked, name, prefix, found)[0].on_route:
                         is_complete = True
                         limit.reschedule(asyncio.get_running_loop().time() + HELLO_S)
         except TimeoutError:
             pass
         return found
-
-    async def _answers(self, record: PeerRecord) -> bool:
-        try:
-            async with asyncio.timeout(HELLO_S):
-                await self.greet(record)
-        except (SwarmError, TimeoutError):
-            return False
-        return True
 
 
 def _shuffled(records: Sequence[PeerRecord]) -> list[PeerRecord]:

@@ -15,6 +15,10 @@ from swarm.routing.latency import Latency
 from tests.swarm.inference.toy import new_identity, until
 
 
+def ignored(record: PeerRecord, error: SwarmError) -> None:
+    pass
+
+
 class Pinger:
     """Peers that answer after a time of their own, or not at all."""
 
@@ -46,7 +50,7 @@ async def lost_of(measured: Latency, *records: PeerRecord) -> dict[PeerId, Swarm
 
 async def test_peers_are_measured_together_and_then_remembered() -> None:
     ping = Pinger()
-    measured = Latency(ping)
+    measured = Latency(ping, ignored)
     near, far, dead = ping.record(0.01), ping.record(0.1), ping.record(None)
     lost = await lost_of(measured, near, far, dead)
     assert set(lost) == {dead.peer} and isinstance(lost[dead.peer], PeerUnreachableError)
@@ -62,12 +66,12 @@ async def test_silence_is_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "PING_S", 0.05)
     ping = Pinger()
     silent = ping.record(10.0)
-    assert isinstance(await Latency(ping).probe(silent), DeadlineError)
+    assert isinstance(await Latency(ping, ignored).probe(silent), DeadlineError)
 
 
 async def test_an_unmeasured_peer_is_not_taken_for_a_near_one() -> None:
     ping = Pinger()
-    measured = Latency(ping)
+    measured = Latency(ping, ignored)
     assert measured.round_trip_ms(new_identity().peer_id) == 0
     near, far, unknown = ping.record(0.0), ping.record(0.05), ping.record()
     await lost_of(measured, near, far)
@@ -76,7 +80,7 @@ async def test_an_unmeasured_peer_is_not_taken_for_a_near_one() -> None:
 
 async def test_ways_between_others_are_what_they_announce_else_the_longer_of_ours() -> None:
     ping = Pinger()
-    measured = Latency(ping)
+    measured = Latency(ping, ignored)
     a = ping.record(0.02)
     b = ping.record(0.0, trips=((a.peer, 8.0),))
     c = ping.record(0.0)
@@ -91,7 +95,7 @@ async def test_ways_between_others_are_what_they_announce_else_the_longer_of_our
 async def test_two_peers_are_not_nearer_to_each_other_than_our_ways_to_them_differ() -> None:
     """Whatever one of them announces; and what the other one says counts as well."""
     ping = Pinger()
-    measured = Latency(ping)
+    measured = Latency(ping, ignored)
     far = ping.record(0.1)
     liar = ping.record(0.0, trips=((far.peer, 0.01),))
     honest = ping.record(0.1, trips=((liar.peer, 500.0),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,9 @@ from protocols.errors import ModelMismatchError, ModelNotFoundError
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
+from protocols.swarm_key import KEY_BYTES, SwarmKey
+from swarm.access_lists import Entry
+from swarm.client.connection import Settings
 from swarm.weights.election import chosen, tallies
 from swarm.weights.remembered import MAX_NAMES, NameMemory, file_of, load
 
@@ -109,3 +113,15 @@ def test_a_folder_that_cannot_be_written_is_only_logged(tmp_path: Path, caplog: 
     memory.keep("m", "a" * 64, 1.0)
     assert memory.digest_of("m") is None and "cannot be kept" in caplog.text
     assert os.listdir(tmp_path) == ["names"]
+
+
+def test_a_private_swarm_does_not_share_its_names_with_the_public_one_of_its_name(tmp_path: Path) -> None:
+    async def hello(*_: object) -> None: ...
+
+    public, private, other = (
+        Settings(cache_dir=tmp_path, swarm="attic", entry=Entry(key=key)).naming(SimpleNamespace(hello=hello))  # type: ignore[arg-type]
+        for key in (None, SwarmKey(b"a" * KEY_BYTES), SwarmKey(b"b" * KEY_BYTES))
+    )
+    private.keep(ModelId("m", "a" * 64))
+    assert [one.meant_before("m") for one in (public, private, other)] == [None, "a" * 64, None]
+    assert public.memory.file == file_of(tmp_path, "attic"), "what was remembered of public swarms is found again"
