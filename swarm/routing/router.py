@@ -20,10 +20,10 @@ from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
 from protocols.records import PeerRecord, ServedSpan
-from swarm.asking import HELLO_S
+from swarm.asking import HELLO_S, Ping
 from swarm.routing import absence, path
 from swarm.routing.blame import Blame
-from swarm.routing.latency import FORGET_S, Latency, Ping
+from swarm.routing.latency import FORGET_S, Latency
 from swarm.routing.offers import UNMEASURED_MS_PER_BLOCK, Offer, Wish, candidates, named, precisions
 from swarm.routing.regard import STRANGERS, Regard
 from swarm.routing.suspects import Suspects
@@ -154,21 +154,21 @@ class Router:
         blocks: Span | None = None,
         *,
         avoiding: Collection[PeerId] = (),
-        since_s: float | None = None,
         on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> tuple[Route, str]:
-        """A route over all blocks, or over `blocks`, and its compute dtype, looking again until `patience_s` seconds after `since_s`
-        (None = now). Looks and hellos are part of that; one hello may always end.
+        """A route over all blocks, or over `blocks`, and its compute dtype, looking again for `patience_s` seconds. Looks and hellos are
+        part of that; one hello may always end.
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
         dtype: None = any one. thin: first and last hop host the model's ends. Raises NoRouteError where no live peers cover the model
         in time, ModelMismatchError where only other weights go by this name; at once, unless ours were there before: then they may
         come back.
-        avoiding: peers that are used only if there is no other way; then nobody's announced speed counts who has not computed for us.
+        avoiding: peers to use only if no other route exists. If it is not empty, an announced speed counts only for peers that have
+        computed for us.
         on_wait: told what is missing, at every look that finds no route.
         """
         is_opening, wish = holding is None, Wish(blocks, thin, holding or (), avoiding)
-        since_s = time.monotonic() if since_s is None else since_s
+        since_s = time.monotonic()
         deadline_s = since_s + patience_s
         until_s = max(deadline_s, time.monotonic() + HELLO_S)
         if holding and (found := await self._choose(self._remembered(dtype), wish, until_s)) is not None:
@@ -333,14 +333,6 @@ class Router:
             pass
         return is_back
 
-    async def alive(self, route: Route) -> list[SwarmError | None]:
-        """Ask every hop of a route for a sign of life: None, or why there was none."""
-        return await asyncio.gather(*(self._latency.probe(_as_record(hop)) for hop in route))
-
 
 NOTHING = Wish(None, False, ())
 """No session, all blocks."""
-
-
-def _as_record(hop: Hop) -> PeerRecord:
-    return PeerRecord(peer=hop.peer, addresses=hop.addresses, certificate=hop.certificate)

@@ -211,17 +211,6 @@ async def test_where_blocks_are_missing_a_thin_client_hears_of_those_first() -> 
         await town.router().find(0, thin=True)
 
 
-async def test_signs_of_life_of_a_route() -> None:
-    town = Town()
-    first, last = town.add(0, 2), town.add(2, 4)
-    router = town.router()
-    route, _ = await router.find(0)
-    town.dead = {last.peer}
-    answers = await router.alive(route)
-    assert answers[0] is None and isinstance(answers[1], PeerUnreachableError)
-    assert [hop.peer for hop in route] == [first.peer, last.peer]
-
-
 async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_a_moment() -> None:
     town = Town()
     town.add(0, 4, model=ModelId("toy", "cd" * 32))
