@@ -94,13 +94,11 @@ class Answers:
                 f"{len(self._looking)} looks into the directory are running here, {self._lookers[call.peer]} of them yours "
                 f"(limits {MAX_LOOKS} and {MAX_AT_ONCE}); ask another peer, or again in a moment"
             )
+        if not self._looks.spend(call.peer):  # before its network's: what is refused here costs its neighbours nothing
+            raise _too_many(MAX_LOOKS_PER_CALLER, "the limit")
         group = prefix(call.address)
-        is_much = not is_local(group) and call.address and not self._looks_of_prefix.spend(group)
-        if is_much or not self._looks.spend(call.peer):
-            raise OverloadedError(
-                f"you have caused {MAX_LOOKS_PER_PREFIX if is_much else MAX_LOOKS_PER_CALLER} looks into the directory within "
-                f"{WINDOW_S:.0f} s, the limit{' of your network' if is_much else ''}: ask another peer, or again later"
-            )
+        if call.address and not is_local(group) and not self._looks_of_prefix.spend(group):
+            raise _too_many(MAX_LOOKS_PER_PREFIX, "the limit of your network")
 
     async def _look(self, model: str) -> bytes:
         return (await self._directory().signed(model)).encode()
@@ -124,3 +122,9 @@ class Answers:
             task.cancel()
             tasks.append(task)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _too_many(limit: int, which: str) -> OverloadedError:
+    return OverloadedError(
+        f"you have caused {limit} looks into the directory within {WINDOW_S:.0f} s, {which}: ask another peer, or again later"
+    )

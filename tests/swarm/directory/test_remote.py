@@ -304,6 +304,20 @@ async def test_the_callers_of_one_network_have_a_bound_together() -> None:
         await answers.answer(asked(f"at home {number}"), call(2_000 + number, "192.168.1.7"))
 
 
+async def test_what_a_greedy_caller_is_refused_costs_its_network_nothing() -> None:
+    looks, clock = Looks(), [0.0]
+    answers = Answers("test", lambda: looks, lambda: clock[0])
+    greedy, other = Call(BOB.peer_id, lambda: None, "8.8.8.1"), Call(CAROL.peer_id, lambda: None, "8.8.8.2")
+    refused = 0
+    for number in range(2 * answering.MAX_LOOKS_PER_PREFIX):
+        try:
+            await answers.answer(asked(f"model {number}"), greedy)
+        except OverloadedError:
+            refused += 1
+    assert refused == 2 * answering.MAX_LOOKS_PER_PREFIX - answering.MAX_LOOKS_PER_CALLER
+    assert await answers.answer(asked("tiny"), other)
+
+
 async def test_another_swarms_question_is_refused() -> None:
     with pytest.raises(BadRequestError, match="'test', not 'other'"):
         await Answers("test", Looks).answer(asked("tiny", "other"), CALL)
