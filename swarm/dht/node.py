@@ -126,12 +126,7 @@ class Dht:
     async def connected(self) -> frozenset[str]:
         """PeerIDs of those in our routing table to whom p2pd holds a connection: whoever dies is missing at once."""
         node = self._running
-        try:
-            async with asyncio.timeout(ASK_S):
-                found = await node.p2p.list_peers()
-        except (ControlFailure, P2PDaemonError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say whom it is connected to: {error}") from None
-        return frozenset(str(one.peer_id) for one in found if one.peer_id in node.routing_table)
+        return frozenset(str(one.peer_id) for one in await node.connections() if one.peer_id in node.routing_table)
 
     @property
     def _running(self) -> Protocol:
