@@ -1,4 +1,4 @@
-"""Checks the signatures of what several members told, within a budget: a flood must not cost a reader seconds.
+"""What a reader takes of many entries: signatures checked within a budget, and a fair sample of a crowd.
 
 A signature costs 0.2 ms. Peers that we have met are checked first, then every teller's entries in turn, in its own order, so that one
 that tells nonsense spends only its own share. No hivemind here: a thin client checks the same way.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from protocols.dictionary import Told
 from protocols.entries import SignedEntry
@@ -52,6 +53,17 @@ async def newest_valid(
         if check(peer, entry):
             found[peer] = entry
     return found
+
+
+def shuffled(entries: Mapping[PeerId, SignedEntry], me: PeerId, has_met: Callable[[PeerId], bool], rng: random.Random) -> Told:
+    """Our own entry, then those of peers that have answered us, then others, drawn anew each time. For who takes the first of a crowd.
+
+    How long an entry still lives says nothing: its author chose that.
+    """
+    drawn = list(entries.items())
+    rng.shuffle(drawn)
+    drawn.sort(key=lambda item: (item[0] != me, not has_met(item[0])))
+    return drawn
 
 
 def _in_turn(told: Sequence[Told]) -> Iterator[tuple[PeerId, SignedEntry]]:

@@ -24,8 +24,9 @@ from hivemind.utils.auth import AuthRole
 from protocols import dictionary
 from protocols.dictionary import Told
 from protocols.entries import SignedEntry, packed_subkey
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, PeerUnreachableError
 from protocols.ids import PeerId, parse_peer_id
+from swarm.dht.checking import shuffled
 from swarm.dht.guard import Guard, Guarded
 from swarm.dht.lookup import BEAM, LATE_S, Answer
 from swarm.dht.neighbourhood import BUCKET_SIZE, DEPTH_MODULO, Neighbourhood, node_id_of
@@ -109,14 +110,13 @@ class Protocol(Neighbourhood):
         return Guarded(super(DHTProtocol, self).get_stub(self.p2p, peer), AuthRole.CLIENT, self.guard)
 
     async def connections(self) -> Sequence[Any]:
-        """Whom our daemon is connected to; nobody where it does not say."""
+        """Whom our daemon is connected to, each with `peer_id` and `addrs`. PeerUnreachableError if it does not say."""
         try:
             async with asyncio.timeout(ASK_S):
                 found: list[Any] = await self.p2p.list_peers()
                 return found
         except Exception as error:  # hivemind has no class that all its failures share
-            log.debug("p2pd does not say whom it is connected to: %r", error)
-            return []
+            raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say whom it is connected to: {error!r}") from None
 
     # --- what others ask of us
 
@@ -165,9 +165,9 @@ class Protocol(Neighbourhood):
             raise BadRequestError(f"a question has at most {MAX_KEYS} keys of {DHTID.HASH_NBYTES} bytes")
         caller = self._meet(request, context)
         may_read = self._finds.spend(context.remote_id, len(request.keys))
-        response, left_bytes = dht_pb2.FindResponse(peer=self.node_info), MAX_ANSWER_BYTES
+        response = dht_pb2.FindResponse(peer=self.node_info)
         for key in request.keys:
-            told = self.sample(key, left_bytes // len(request.keys)) if may_read else []
+            told = self.sample(key, MAX_ANSWER_BYTES // len(request.keys)) if may_read else []
             packed = dictionary.pack(told) if told else b""
             if packed and self._found_bytes.spend(context.remote_id, len(packed)):
                 latest_s = max(entry.expires_s for _peer, entry in told)
@@ -182,11 +182,8 @@ class Protocol(Neighbourhood):
 
     def sample(self, key: bytes, max_bytes: int) -> Told:
         """What we keep under a key: our own entry, then those of peers that we have met, then others at random."""
-        kept = list(self.shelf.entries(key).items())
-        self.rules.rng.shuffle(kept)
-        kept.sort(key=lambda item: (item[0] != self.me, not self.rules.has_met(item[0])))
         told: Told = []
-        for peer, entry in kept[:MAX_ANSWERED]:
+        for peer, entry in shuffled(self.shelf.entries(key), self.me, self.rules.has_met, self.rules.rng)[:MAX_ANSWERED]:
             max_bytes -= len(entry.value) + 64
             if max_bytes < 0:
                 break

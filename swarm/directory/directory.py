@@ -21,6 +21,7 @@ from protocols.entries import MAX_LIFE_S, SignedEntry, model_key, names_key
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import MAX_SPANS, PeerRecord, bucket
+from swarm.dht.checking import shuffled
 from swarm.directory.snapshot import Snapshot, counted, of_entries
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,10 @@ class Directory:
             record = self._make_record()
             assert record.peer == self._peer, "a peer announces only itself"
             record = replace(record, also=tuple(model for model in self._models if model not in record.names)).fitted()
-            return await self._say(record.encode(), encode_names(self._models), RECORD_LIFE_S)
+            return await self._say(record.encode(), encode_names(self._models))
 
-    async def _say(self, payload: bytes, names: bytes, life_s: float) -> bool:
-        self._expires_s = _next_expiry(self._expires_s, time.time(), life_s)
+    async def _say(self, payload: bytes, names: bytes) -> bool:
+        self._expires_s = _next_expiry(self._expires_s, time.time(), RECORD_LIFE_S)
         number = bucket(self._peer)
         said = [(model_key(self._swarm, model, number), payload) for model in self._models] + [
             (names_key(self._swarm, number), names)
@@ -111,10 +112,10 @@ class Directory:
         self._make_record = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAW_S), self._storing:
-                await self._say(b"", b"", RECORD_LIFE_S)
+                await self._say(b"", b"")
 
     async def snapshot(self, model: str) -> Snapshot:
-        """Everybody who announces `model`, ourselves included; of a crowd a sample (`sample`). What does not parse is left out."""
+        """Everybody who announces `model`, ourselves included; of a crowd a sample. What does not parse is left out."""
         return await of_entries(model, dict(await self._look(model)), time.time())
 
     async def models(self) -> dict[str, int]:
@@ -130,20 +131,7 @@ class Directory:
         request = DirectoryRequest(swarm=self._swarm, model=model)
         found = await self._book.get(request.all_keys())
         entries = {peer: entry for key, told in found.items() for peer, entry in told.items() if key == request.key(peer)}
-        return sample(entries, self._peer, self._has_met, self._rng)
-
-
-def sample(
-    entries: Mapping[PeerId, SignedEntry], me: PeerId, has_met: Callable[[PeerId], bool], rng: random.Random
-) -> list[tuple[PeerId, SignedEntry]]:
-    """MAX_ENTRIES at most: our own, then those of peers that have answered us, then others, drawn anew each time.
-
-    How long an entry still lives says nothing: its author chose that.
-    """
-    drawn = list(entries.items())
-    rng.shuffle(drawn)
-    drawn.sort(key=lambda item: (item[0] != me, not has_met(item[0])))
-    return drawn[:MAX_ENTRIES]
+        return shuffled(entries, self._peer, self._has_met, self._rng)[:MAX_ENTRIES]
 
 
 def _next_expiry(last_s: float, now_s: float, life_s: float) -> float:

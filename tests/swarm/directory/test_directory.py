@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from protocols.directory import DirectoryRequest
 from protocols.entries import SignedEntry, model_key, names_key
 from protocols.errors import BadRequestError
-from protocols.ids import ModelId, Span, peer_id_of
+from protocols.ids import ModelId, PeerId, Span, peer_id_of
 from protocols.records import PeerRecord, ServedSpan, bucket
 from swarm.dht.node import Dht
 from swarm.directory import directory as module
@@ -102,11 +103,20 @@ async def test_what_a_peer_says_that_does_not_parse_hides_nobody() -> None:
         await here.withdraw()
 
 
-def test_a_crowd_is_sampled_ourselves_first_then_whom_we_have_met() -> None:
+async def test_a_crowd_is_sampled_ourselves_first_then_whom_we_have_met() -> None:
     peers = [peer_id_of(number.to_bytes(32)) for number in range(5_000)]
     entries = {peer: SignedEntry(b"v", 1e9 - number) for number, peer in enumerate(peers)}
     me, met, rng = peers[-1], set(peers[-20:-1]), random.Random(12)
-    first, second = (module.sample(entries, me, lambda one: one in met, rng) for _ in range(2))
+    told = {DirectoryRequest(swarm="test", model="m").key(peer): {} for peer in peers}
+    for peer, entry in entries.items():
+        told[DirectoryRequest(swarm="test", model="m").key(peer)][peer] = entry
+
+    class Crowd:
+        async def get(self, keys: object, timeout_s: float = 0.0) -> dict[str, dict[PeerId, SignedEntry]]:
+            return told
+
+    here = Directory("test", me, Crowd(), lambda one: one in met, rng)  # type: ignore[arg-type]
+    first, second = [await here._look("m") for _ in range(2)]
     assert first[0][0] == me and {peer for peer, _ in first[1:20]} == met
     assert len(first) == module.MAX_ENTRIES and {peer for peer, _ in first} != {peer for peer, _ in second}
 
