@@ -16,7 +16,6 @@ from protocols.errors import (
     PrivateSwarmError,
     ProtocolVersionError,
     SwarmError,
-    UnauthenticatedError,
 )
 from swarm.dht.address import PeerAddress
 from swarm.finding import given_are_silent
@@ -26,6 +25,9 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
+MIN_PAUSE_S = 1.0
+"""Least seconds between two rounds, except for the first pauses: a neighbour may announce new addresses all the time."""
+
 LOOK_AROUND_S = 30.0
 """How often a peer that has joined asks for new neighbours, and whether it still has any."""
 
@@ -37,11 +39,12 @@ NEIGHBOUR_S = 3.0
 """How long a node that was given no peer looks for neighbours before it serves as the first; mDNS takes 0.8 to 1.6 s."""
 
 
-def is_refusal(error: SwarmError) -> bool:
-    """Does it say that this peer and we do not belong together? Other failures may pass."""
-    if isinstance(error, UnauthenticatedError):  # else somebody else answers at its address
-        return isinstance(error, PrivateSwarmError | NotAllowedError)
-    return not isinstance(error, PeerUnreachableError)
+_REFUSALS = (BadRequestError, ProtocolVersionError, PrivateSwarmError, NotAllowedError)
+
+
+def is_refusal(error: object) -> bool:
+    """Does it say that this peer and we do not belong together? Other failures may pass: it is busy, say, or leaves."""
+    return isinstance(error, _REFUSALS)
 
 
 class Meeting(Protocol):
@@ -105,7 +108,7 @@ class Joiner:
         """The first round is over."""
         self._last_failure = ""
         self._refusal: SwarmError | None = None
-        """Why given peers do not take us, if nobody else was met: no word of ours can change it, so nobody need wait."""
+        """Why the given peers refuse us, if no other peer was met; `joined` raises it at once, since waiting cannot change it."""
         self._is_answered = asyncio.Event()
         """Nobody waits for the user's word about neighbours."""
         self._is_answered.set()
@@ -138,24 +141,29 @@ class Joiner:
             await self._is_answered.wait()
 
     async def run(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        clock = asyncio.get_running_loop().time
+        pause_s, looked_s = FIRST_PAUSE_S, clock()
         while True:
             self._sources.neighbours.news.clear()
             is_in = bool(self._dht.num_neighbours) or await self._meet()
             self._has_asked.set()
             if is_in:
                 pause_s = FIRST_PAUSE_S
-                await self._news_within(LOOK_AROUND_S)
+                await self._news_within(max(0.0, looked_s + LOOK_AROUND_S - clock()))
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
-                    await self._dht.look_around()
+                    if clock() - looked_s >= LOOK_AROUND_S:
+                        looked_s = clock()
+                        await self._dht.look_around()
                     await self._meet_neighbours(only_new=True)  # another part of the swarm, perhaps, that has just come up
                 continue
             await self._news_within(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _news_within(self, pause_s: float) -> None:
+        """Wait for MIN_PAUSE_S, then for a neighbour that we did not know; for `pause_s` in all at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
+                await asyncio.sleep(MIN_PAUSE_S)
                 await self._sources.neighbours.news.wait()
 
     async def _meet(self) -> bool:
@@ -229,7 +237,7 @@ class Joiner:
             return True
         self._last_failure = "; ".join(str(result) for result in results)
         if kind == "given":
-            self._refusal = next((one for one in results if isinstance(one, PrivateSwarmError | NotAllowedError)), None)
+            self._refusal = next((one for one in results if isinstance(one, SwarmError) and is_refusal(one)), None)
         return False
 
     async def _join(self, kind: str, address: PeerAddress) -> None:
@@ -240,12 +248,7 @@ class Joiner:
     async def _check(self, kind: str, address: PeerAddress) -> None:
         try:
             await self._sources.check(address)
-        except (
-            BadRequestError,
-            ProtocolVersionError,
-            PrivateSwarmError,
-            NotAllowedError,
-        ) as error:  # of another swarm, say, and that stays so
+        except _REFUSALS as error:  # of another swarm, say, and that stays so
             self._ignore([address])
             level = logging.WARNING if len(self._ignored) <= _MAX_SAID else logging.DEBUG
             log.log(level, "the %s peer at %s is not for us: %s", kind, address, error)

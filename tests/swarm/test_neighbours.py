@@ -5,10 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 
-from protocols.errors import BadRequestError, PeerUnreachableError
+import pytest
+
+from protocols.errors import (
+    BadRequestError,
+    DeadlineError,
+    DrainingError,
+    InternalError,
+    NotAllowedError,
+    OverloadedError,
+    PeerUnreachableError,
+    PrivateSwarmError,
+    ProtocolVersionError,
+    SwarmError,
+    UnauthenticatedError,
+)
 from protocols.ids import peer_id_of
+from swarm import joining
 from swarm.dht.address import PeerAddress
-from swarm.joining import Joiner, Met, Sources
+from swarm.joining import Joiner, Met, Sources, is_refusal
 from swarm.neighbours import MAX_ASKED, MAX_HEARD, MAX_PER_HOST, Neighbours
 
 SEED = 12
@@ -91,3 +106,77 @@ async def test_the_honest_neighbour_is_joined_behind_a_flood_of_others() -> None
     finally:
         running.cancel()
     assert dht.num_neighbours == 1 and most <= MAX_ASKED
+
+
+@pytest.mark.parametrize("num_neighbours", [0, 1])
+async def test_a_neighbour_that_announces_new_addresses_all_the_time_causes_a_round_a_pause(
+    num_neighbours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether we have joined or not, and no lookup in the DHT."""
+    monkeypatch.setattr(joining, "MIN_PAUSE_S", 0.2)
+    num_asked = num_looks = 0
+
+    async def check(address: PeerAddress) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        raise PeerUnreachableError("silent")
+
+    async def on_change(met: Met | None, text: str) -> None:
+        pass
+
+    class Counted(Alone):
+        async def look_around(self) -> None:
+            nonlocal num_looks
+            num_looks += 1
+
+    dht, sources = Counted(), Sources(has_lan=True, check=check, neighbours=Neighbours(random.Random(SEED)))
+    dht.num_neighbours = num_neighbours
+    running = asyncio.create_task(Joiner(dht, sources, on_change).run())
+    try:
+        ends_s = asyncio.get_running_loop().time() + 1.0
+        while asyncio.get_running_loop().time() < ends_s:
+            for number in range(MAX_ASKED):
+                sources.neighbours.hear(address(random.getrandbits(200), f"192.168.2.{number}"))
+            await asyncio.sleep(0.001)
+    finally:
+        running.cancel()
+    assert MAX_ASKED <= num_asked <= 6 * MAX_ASKED and num_looks == 0
+
+
+async def test_who_has_joined_looks_around_now_and_then_also_in_a_noisy_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "MIN_PAUSE_S", 0.01)
+    monkeypatch.setattr(joining, "LOOK_AROUND_S", 0.1)
+    looked = asyncio.Semaphore(0)
+
+    async def check(address: PeerAddress) -> None:
+        raise PeerUnreachableError("silent")
+
+    async def on_change(met: Met | None, text: str) -> None:
+        pass
+
+    class Seen(Alone):
+        async def look_around(self) -> None:
+            looked.release()
+
+    dht, sources = Seen(), Sources(has_lan=True, check=check)
+    dht.num_neighbours = 1
+    running = asyncio.create_task(Joiner(dht, sources, on_change).run())
+    try:
+        async with asyncio.timeout(10):
+            for number in range(3):
+                await looked.acquire()
+                sources.neighbours.hear(address(number, "192.168.2.1"))
+    finally:
+        running.cancel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        *((one, True) for one in (BadRequestError, ProtocolVersionError, PrivateSwarmError, NotAllowedError)),
+        *((one, False) for one in (OverloadedError, DeadlineError, DrainingError, InternalError)),
+        *((one, False) for one in (PeerUnreachableError, UnauthenticatedError)),
+    ],
+)
+def test_a_peer_that_is_busy_or_leaves_does_not_refuse_us(kind: type[SwarmError], expected: bool) -> None:
+    assert is_refusal(kind("why")) is expected
