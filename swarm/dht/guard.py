@@ -56,7 +56,11 @@ class Guard:
 
     async def call(self, method: Callable[..., Any], peer: PeerId, request: Any, timeout_s: float | None) -> Any:
         """Ask `peer`, with our proof, and check its."""
-        self._gate.check_dialled(peer)
+        try:
+            self._gate.check_dialled(peer)
+        except NotAllowedError as error:
+            self._note(peer, error)
+            raise
         request.auth.signature = self.prove(_REQUEST, peer)
         if self._gate.key:
             request.auth.client_access_token.public_key = self._whereabouts.tell(self._me, self._places())

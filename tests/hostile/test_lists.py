@@ -19,6 +19,7 @@ from protocols.inference import Open
 from swarm.access import EVERYBODY, Access, Gate
 from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
 from swarm.client.connection import Settings, entered
+from swarm.dht.address import PeerAddress
 from swarm.entering import Entry
 from swarm.peer import Peer, PeerConfig
 from swarm.routing.regard import Regard, regard_of
@@ -222,6 +223,14 @@ async def test_a_trusted_peer_counts_as_met_and_as_proven(tmp_path: Path) -> Non
                 assert judged(host.peer_id) == [True, True, False], "met, and nobody vouches for it"
                 us.gate.renew(Access(trust=ids(ONE), deny=ids(ONE)))
                 assert judged(ONE.peer_id) == [False, False, False]
+
+
+async def test_a_given_peer_that_our_own_lists_exclude_is_named_as_such(tmp_path: Path) -> None:
+    async with Peer(PeerConfig(data_dir=tmp_path)) as host:
+        denying = Entry(lists=Lists(deny=frozenset({host.peer_id})))
+        async with Peer(PeerConfig(data_dir=tmp_path, entry=denying)) as guest:
+            with pytest.raises(NotAllowedError, match=r"is not dialled: it is denied \(--deny\) here"):
+                await guest._dht.join(PeerAddress.parse(host.multiaddrs[0]))
 
 
 # --- the files
