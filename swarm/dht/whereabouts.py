@@ -42,12 +42,16 @@ class Whereabouts:
             del self._known[next(iter(self._known))]
 
     def tell(self, me: PeerId, mine: Sequence[str], others: Iterable[PeerId] = ()) -> bytes:
-        """Where we listen, and where the others do as far as we know."""
-        told = {str(me): list(mine)[:MAX_ADDRESSES]} if mine else {}
-        for peer in list(others)[:_MAX_TOLD]:
-            if peer in self._known:
-                told[str(peer)] = list(self._known[peer])
-        return json.dumps(told, separators=(",", ":")).encode()[:_MAX_BYTES]
+        """Where we listen, and where the others do as far as we know and _MAX_BYTES allow."""
+        places = {me: tuple(mine)[:MAX_ADDRESSES], **{peer: self[peer] for peer in list(others)[:_MAX_TOLD] if peer != me}}
+        told, num_bytes = list[str](), 2
+        for peer, addresses in places.items():
+            entry = f"{json.dumps(peer)}:{json.dumps(addresses, separators=(',', ':'))}"
+            num_bytes += len(entry.encode()) + 1
+            if num_bytes > _MAX_BYTES:
+                break
+            told += [entry] if addresses else []
+        return f"{{{','.join(told)}}}".encode()
 
 
 def _parsed(data: bytes) -> list[tuple[PeerId, tuple[str, ...]]]:

@@ -48,6 +48,19 @@ def test_no_bytes_raise(data: bytes) -> None:
     Whereabouts().learn(YOU, data)
 
 
+def test_what_does_not_fit_a_message_is_left_out_and_the_rest_is_told() -> None:
+    teller, peers = Whereabouts(), [from_seed(bytes([number]) * 32).peer_id for number in range(10, 80)]
+    long = [f"/dns/{'x' * 240}{number}/tcp/4001" for number in range(whereabouts.MAX_ADDRESSES)]
+    for peer in peers:
+        teller.learn(peer, json.dumps({str(peer): long}).encode())
+    told = teller.tell(ME, [HERE], peers)
+    assert whereabouts._MAX_BYTES - 2 * len(long[0]) * len(long) < len(told) <= whereabouts._MAX_BYTES
+    reader = Whereabouts()
+    reader.learn(YOU, told)
+    assert reader[ME] == (HERE,) and reader[peers[0]] == tuple(long) and sum(bool(reader[peer]) for peer in peers) > 20
+    assert json.loads(teller.tell(ME, [], [THIRD])) == {}
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whereabouts, "MAX_PEERS", 3)
     known, peers = Whereabouts(), [from_seed(bytes([number]) * 32).peer_id for number in range(10, 15)]
