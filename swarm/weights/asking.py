@@ -1,7 +1,7 @@
 """Ask peers for something small until one gives it: a few side by side, the proven first, the silent replaced.
 
-What a peer may use is its turn. It is renewed by every part that comes; a peer whose turn is over goes to the end of the queue while
-others wait, and gets twice the time when it comes again, so that a slow honest line gets there in the end.
+Each peer has a time limit, its turn, renewed by every part that it sends. If others wait, a peer whose turn is over goes to the end of the
+queue; its next turn is twice as long.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Asking(Generic[T]):
         self._waiting = deque(_Waiting(record) for record in records)
         self._ask, self._what, self._standing = ask, what, standing
         self._running: dict[asyncio.Task[T], tuple[_Waiting, Turn]] = {}
+        self._gave_way: set[asyncio.Task[T]] = set()
         self._failure: SwarmError | None = None
         self._joined_s = float("-inf")
 
@@ -108,7 +109,9 @@ class Asking(Generic[T]):
                 came_s = max((turn.renewed_s for _, turn in self._running.values() if turn.num_parts >= 2), default=began_s)
                 ends_at_s = min(max(ends_at_s, came_s + patience_s), began_s + MAX_PATIENCE * patience_s)
         finally:
-            await self._end(list(self._running))
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, *self._gave_way, return_exceptions=True)
         why = self._failure or ("nobody answered in time" if self._running or self._waiting else "nobody serves it")
         raise NoRouteError(
             f"no peer gave {self._what}: {why}; try again when one is up, or give a directory that holds the model"
@@ -142,7 +145,7 @@ class Asking(Generic[T]):
         if not turn.is_over(now_s):
             return False
         del self._running[task]
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._gave_way.add(task)
         task.cancel()
         self._standing.failed(who.record.peer)
         self._waiting.append(_Waiting(who.record, min(2 * who.turn_s, MAX_TURN_S)))
@@ -157,8 +160,3 @@ class Asking(Generic[T]):
             self._waiting.append(_Waiting(who.record, who.turn_s, time.monotonic() + PAUSE_S))
         else:
             self._standing.failed(who.record.peer)
-
-    async def _end(self, tasks: Sequence[asyncio.Task[T]]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
