@@ -13,11 +13,6 @@ class TokenBucket:
         """Bytes that may go at once; below 0: so many are booked ahead."""
         self._at_s: float | None = None
 
-    def is_overdrawn(self, now_s: float) -> bool:
-        """True while more is booked than may go at once."""
-        at_s = now_s if self._at_s is None else self._at_s
-        return self._level + (now_s - at_s) * self._bytes_s < 0
-
     def delay_s(self, num_bytes: int, now_s: float) -> float:
         """Book `num_bytes`; 0 = send them now."""
         if self._at_s is not None:

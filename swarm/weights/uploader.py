@@ -1,14 +1,13 @@
 """The giving side: answers peers who ask for manifests, hashes, pieces and files, within a rate and a number of uploads.
 
 Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and each waits for its turn in one token bucket.
-Who comes when all places are taken waits a moment for one that is not used (`slots.py`); then he is refused, and asks another peer.
+If all slots are taken, a new stream waits up to WAIT_S for an unused one (`slots.py`). Then it is refused, and its peer asks another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -17,6 +16,7 @@ from protocols import pieces, services
 from protocols.errors import BadRequestError, ConfigError, ModelNotFoundError, OverloadedError
 from protocols.ids import ModelId, short_peer
 from protocols.weights import PIECE_BYTES, ManifestRequest
+from swarm.meter import Meter
 from swarm.prefixes import prefix
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.stream import Stream
@@ -45,11 +45,8 @@ WAIT_S = 3.0
 LOOK_S = 0.2
 """So often one that waits looks whether a place is not used any more."""
 
-MANIFEST_BYTES_S, MANIFEST_BURST_BYTES = 4 << 20, 64 << 20
-"""Manifests that one network may fetch: so many bytes a second, and at once. One manifest more may always go."""
-
-MAX_NETWORKS = 1_024
-"""Networks whose manifests are counted; beyond it the one that asked longest ago is forgotten."""
+MAX_MANIFESTS_BYTES, MANIFESTS_WINDOW_S = 64 << 20, 16.0
+"""Bytes of manifests that one network may fetch in a window; no manifest is longer than that."""
 
 T = TypeVar("T")
 
@@ -65,7 +62,7 @@ class Uploader:
         self.sent_bytes = 0
         self._bucket = TokenBucket(bytes_s, min(bytes_s, PIECE_BYTES)) if bytes_s else None
         self._slots = Slots(min(MAX_UPLOADS, bytes_s // SLOWEST_BYTES_S) if bytes_s else MAX_UPLOADS)
-        self._manifests: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._manifests = Meter(MAX_MANIFESTS_BYTES, MANIFESTS_WINDOW_S, clock)
         self._clock = clock
         self._shelves: dict[str, Shelf] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="uploads")
@@ -93,13 +90,8 @@ class Uploader:
 
     async def _pay_manifest(self, network: str, num_bytes: int) -> None:
         """A manifest may have megabytes, and costs its asker nothing: it counts as uploaded, and each network may have so many."""
-        account = self._manifests.pop(network, None) or TokenBucket(MANIFEST_BYTES_S, MANIFEST_BURST_BYTES)
-        self._manifests[network] = account
-        while len(self._manifests) > MAX_NETWORKS:
-            self._manifests.popitem(last=False)
-        if account.is_overdrawn(self._clock()):
+        if not self._manifests.spend(network, num_bytes):
             raise OverloadedError("manifests were fetched from your network too often: ask another peer, or again in a minute")
-        account.delay_s(num_bytes, self._clock())
         await self._turn(num_bytes)
 
     def _not_here(self, wanted: ModelId) -> ModelNotFoundError:

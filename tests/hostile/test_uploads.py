@@ -130,8 +130,8 @@ async def test_manifests_are_counted_by_network(tmp_path: Path, monkeypatch: pyt
     now_s = 0.0
     async with asyncio.timeout(20), town() as here:
         model = make_model(tmp_path / "source", blocks=1)
+        monkeypatch.setattr(uploading, "MAX_MANIFESTS_BYTES", 4 * len(model.manifest.encode()))
         giver = await here.start(model, Uploader(clock=lambda: now_s))
-        monkeypatch.setattr(uploading, "MANIFEST_BURST_BYTES", 3 * len(model.manifest.encode()))
         channel = await here.pool.channel(giver.record.peer, giver.record.addresses, giver.record.certificate)
         request = ManifestRequest(model=model.model).encode()
         for _ in range(4):
