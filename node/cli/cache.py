@@ -17,7 +17,7 @@ from swarm import places
 from swarm.suggestion import cache_command
 from swarm.weights import cache
 from swarm.weights.cache import CachedModel
-from swarm.weights.sources import is_digest, split_name
+from swarm.weights.names import is_digest, split_name
 
 DAY_S = 86_400.0
 

@@ -13,7 +13,7 @@ from protocols.ids import ModelId, PeerId
 from protocols.records import PeerRecord, ServedSpan
 from protocols.words import counted
 from swarm.placement.members import edges
-from swarm.weights.sources import is_digest, split_name
+from swarm.weights.names import is_digest, split_name
 
 _Offer = tuple[PeerId, ServedSpan]
 

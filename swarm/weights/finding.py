@@ -18,8 +18,8 @@ from swarm.weights.cache import ModelCache, find
 from swarm.weights.election import chosen, tallies
 from swarm.weights.fetch import fetch_files, fetch_manifest
 from swarm.weights.layout import read_manifest
+from swarm.weights.names import is_digest, split_name
 from swarm.weights.naming import Naming
-from swarm.weights.sources import is_digest, split_name
 from swarm.weights.standing import Standing
 
 MAX_NAMES = 64

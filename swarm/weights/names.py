@@ -1,12 +1,17 @@
-"""Names that the swarm serves, for a name that it does not serve."""
+"""How a model is written by people, and what the swarm serves if that is misspelt. Pure."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 
 from protocols.errors import ModelNotFoundError
-from swarm.weights.sources import split_name
+
+MIN_PREFIX = 6
+"""Letters of a digest that may stand for it."""
+
+_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 MAX_SHOWN = 8
 """Names in one message."""
@@ -16,6 +21,23 @@ MAX_LETTERS = 80
 
 NEAR = 0.75
 """A served name counts as meant from this similarity on (difflib's ratio, from 0 to 1, of the lower-case last parts)."""
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """(name, digest or its beginning) of `name`, `name@digest` or a digest alone; "" for what is not given."""
+    name, at, digest = text.rpartition("@")
+    if at:
+        if not _PREFIX.fullmatch(digest):
+            raise ModelNotFoundError(
+                f"what follows the @ is a digest, or at least {MIN_PREFIX} letters of one, got {digest[:80]!r}"
+            )
+        return name, digest
+    return text, ""
+
+
+def is_digest(text: str) -> bool:
+    """May this stand for a digest on its own?"""
+    return bool(_PREFIX.fullmatch(text))
 
 
 def nearest_first(text: str, names: Collection[str]) -> list[str]:

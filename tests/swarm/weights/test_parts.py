@@ -20,8 +20,8 @@ from swarm.weights.bitmap import Bitmap
 from swarm.weights.bucket import TokenBucket
 from swarm.weights.cache import ModelCache
 from swarm.weights.layout import Layout
+from swarm.weights.names import split_name
 from swarm.weights.ranking import ranked
-from swarm.weights.sources import split_name
 from tests.swarm.weights.parts import CONFIG, make_model
 
 
