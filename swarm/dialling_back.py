@@ -41,7 +41,9 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 class DialBacks:
     """Answers those who ask to be dialled."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_reached: Callable[[PeerId, str], None]) -> None:
+        """on_reached: told of each caller that has proven itself, and where."""
+        self._on_reached = on_reached
         self._callers: set[PeerId] = set()
         self._networks: Counter[str] = Counter()
 
@@ -58,6 +60,8 @@ class DialBacks:
             raise UnauthenticatedError(
                 f"only the address that a call comes from is dialled back, and that is {call.address or 'unknown'}: you named others"
             )
+        for address in reachable:
+            self._on_reached(call.peer, address)
         reason = "" if reachable else f"nobody proves your identity at {', '.join(places)}"
         return DialBackReply(reachable=reachable, reason=reason).encode()
 

@@ -1,4 +1,4 @@
-"""What each caller has cost us lately, and a limit on it. For any work that strangers can cause."""
+"""Limits what each caller may cost us in a time window."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from protocols import services
 from protocols.directory import belongs
 from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError
-from protocols.hello import DialBackReply, Hello
+from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
 from swarm import dialling_back, greeting, keys, places, ports, reachability
 from swarm.access_lists import keep_reading
@@ -123,12 +123,14 @@ class Peer:
         self._host = config.listen[0] if config.listen else None
         self.gate = config.entry.gate()
         """Who may do what with us; `renew` changes it while we run."""
+        self.met = Acquaintances()
+        """Peers that have answered us: by a hello, or when we dialled them back."""
         self._hello = Hello(software=software(), swarm=config.swarm, name=config.name)
         self._answers = Answers(config.swarm, self._opened_directory)
         self._handlers: Handlers = {
             **(handlers or {}),
             services.HELLO.name: self._answer_hello,
-            services.DIAL_BACK.name: self._answer_dial_back,
+            services.DIAL_BACK.name: dialling_back.DialBacks(self.met.note).answer,
             services.DIRECTORY.name: self._answers.answer,
         }
         self._bootstrap = tuple(PeerAddress.parse(address) for address in config.bootstrap)
@@ -140,9 +142,6 @@ class Peer:
         self._had_fault = False
         self.round_trips_ms: dict[PeerId, float] = {}
         """Measured by hello, newest last."""
-        self.met = Acquaintances()
-        """Peers that have answered us: by a hello, or when we dialled them back."""
-        self._dial_backs = dialling_back.DialBacks()
 
     async def __aenter__(self) -> Self:
         try:
@@ -380,12 +379,6 @@ class Peer:
     def has_met(self, peer: PeerId) -> bool:
         """Has it answered us, or does our user trust it?"""
         return peer in self.met or self.gate.access.is_trusted(peer)
-
-    async def _answer_dial_back(self, request: bytes, call: Call) -> bytes:
-        reply = await self._dial_backs.answer(request, call)
-        for address in DialBackReply.parse(reply).reachable[:1]:
-            self.met.note(call.peer, address)
-        return reply
 
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
         return greeting.answer(self._hello, request, self.clocks.now_s())

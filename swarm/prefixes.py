@@ -1,8 +1,7 @@
 """Groups of addresses: what one party can easily have many of counts as one.
 
-A made-up PeerID costs nothing and an address in a network of one's own little, so bounds on identities are also bounds on the networks
-that they come from: /24 of IPv4, /48 of IPv6. On loopback and in private networks everybody shares one prefix and is let in by somebody,
-so bounds there are looser.
+PeerIDs are free and addresses are cheap, so bounds on peers are also bounds on networks: /24 of IPv4, /48 of IPv6. On loopback and in
+private networks all peers share one prefix, so bounds there are looser.
 """
 
 from __future__ import annotations

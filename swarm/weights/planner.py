@@ -295,8 +295,3 @@ def _runs(pieces: list[PieceId]) -> Iterator[Run]:
         start, count = piece, 1
     if start:
         yield Run(start.tensor, start.piece, count)
-
-
-def eta_s(left_bytes: int, bytes_s: float) -> float:
-    """Seconds that the rest takes; infinite while nothing has arrived."""
-    return left_bytes / bytes_s if bytes_s > 0 else math.inf

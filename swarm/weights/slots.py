@@ -1,4 +1,4 @@
-"""The places of an uploader: who has one, who waits, and who gives his up. Pure: clocks are arguments.
+"""Upload slots: which streams hold one, which wait, which lose theirs. Pure: clocks are arguments.
 
 A place is kept by taking bytes. While others wait, it goes from who asks nothing, or takes next to nothing, to the one that waits whose
 network and peer hold fewest; and who has held one for long gives it to a network, or a peer, that holds fewer. PeerIDs are made in no
