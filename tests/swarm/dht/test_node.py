@@ -14,8 +14,10 @@ from protocols.errors import PeerUnreachableError
 from protocols.identity import from_seed
 from protocols.ids import PeerId
 from protocols.records import signed_bytes
+from swarm.dht import node
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
+from swarm.meter import Meter
 from tests.swarm.dht.nodes import address_of, member, members
 
 KEY = "key"
@@ -188,3 +190,63 @@ async def test_a_stopped_member_says_so() -> None:
         for call in (one.get([KEY]), one.store(KEY, b"x", time.time() + 60), one.look_around()):
             with pytest.raises(PeerUnreachableError, match="not running"):
                 await call
+
+
+# --- what one caller may cost, and whom we go on asking
+
+
+async def test_one_caller_stores_only_so_much_in_a_while() -> None:
+    async with members(3) as (holder, greedy, other):
+        holder._running._stores = Meter(3, 60.0)
+        expires_s = time.time() + 60
+        for _ in range(3):
+            assert not await push(greedy, holder, str(name(greedy)), b"nonsense", expires_s)
+        assert not await push(greedy, holder, str(name(greedy)), sealed(greedy, b"true", expires_s), expires_s)
+        assert await push(other, holder, str(name(other)), sealed(other, b"true", expires_s), expires_s)
+
+
+@pytest.mark.parametrize(("meter", "limit"), [("_finds", 2), ("_found_bytes", 400)])
+async def test_one_caller_is_told_only_so_much_in_a_while(meter: str, limit: int) -> None:
+    """Then only who is near."""
+    async with members(1) as (holder,), member(client_mode=True) as greedy, member(client_mode=True) as other:
+        assert await holder.store(KEY, b"x", time.time() + 60)
+        for client in (greedy, other):
+            await client.join(address_of(holder))
+        setattr(holder._running, meter, Meter(limit, 60.0))
+        told = [await payloads(greedy) for _ in range(4)]
+        assert told[0] == {name(holder): b"x"} and told[-1] == {}
+        assert await payloads(other) == {name(holder): b"x"} and greedy.num_neighbours == 1
+
+
+async def test_one_caller_is_pinged_back_only_so_often() -> None:
+    async with members(3) as (asked, greedy, other):
+        asked._running._pings = Meter(2, 60.0)
+        answers = [await greedy._running.call_ping(asked._running.peer_id) for _ in range(3)]
+        assert [answer is not None for answer in answers] == [True, True, False]
+        assert await other._running.call_ping(asked._running.peer_id) is not None
+
+
+async def test_a_member_that_we_joined_by_is_asked_though_it_is_no_neighbour_and_rests_if_it_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node, "ANCHOR_REST_S", 1.0)
+    async with members(2) as (anchor, looking):
+        protocol, peer = looking._running, anchor._running.peer_id
+        asked: list[object] = []
+        ask = protocol.ask
+
+        async def recorded(one: object, keys: object) -> object:
+            asked.append(one)
+            return await ask(one, keys)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(protocol, "ask", recorded)
+        await protocol.update_routing_table(None, peer, responded=False)
+        assert looking.num_neighbours == 0 and await looking.get([KEY]) and asked == [peer]
+        protocol.leave_alone(peer)
+        await looking.get([KEY])
+        silent_s = time.monotonic()
+        protocol.take_back(peer)
+        asked.clear()
+        assert await looking.get([KEY]) and asked == [], "it rests"
+        await asyncio.sleep(max(0.0, silent_s + 1.0 - time.monotonic()))  # the rest is the thing under test
+        assert await looking.get([KEY]) and asked == [peer]
