@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 MIN_PAUSE_S = 1.0
-"""Least seconds between two rounds, except for the first pauses: a neighbour may announce new addresses all the time."""
+"""Least seconds between two rounds that new neighbours cause: one may announce new addresses all the time."""
 
 LOOK_AROUND_S = 30.0
 """How often a peer that has joined asks for new neighbours, and whether it still has any."""
@@ -113,6 +113,8 @@ class Joiner:
         """Nobody waits for the user's word about neighbours."""
         self._is_answered.set()
         self._has_said = False
+        self._heard_s = -MIN_PAUSE_S
+        """When new neighbours last caused a round, on the loop's clock."""
         if not (sources.given or sources.remembered() or sources.has_lan):
             self._has_joined.set()
 
@@ -160,11 +162,13 @@ class Joiner:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _news_within(self, pause_s: float) -> None:
-        """Wait for MIN_PAUSE_S, then for a neighbour that we did not know; for `pause_s` in all at most."""
+        """Wait for a neighbour that we did not know, for `pause_s` at most."""
+        clock = asyncio.get_running_loop().time
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await asyncio.sleep(MIN_PAUSE_S)
+                await asyncio.sleep(max(0.0, self._heard_s + MIN_PAUSE_S - clock()))
                 await self._sources.neighbours.news.wait()
+                self._heard_s = clock()
 
     async def _meet(self) -> bool:
         """One round. True where somebody answered, or there is nobody to ask and never will be."""

@@ -13,6 +13,7 @@ import pytest
 from protocols.errors import OverloadedError, SwarmError, UnauthenticatedError
 from protocols.hello import DialBack, DialBackReply
 from protocols.identity import Identity, from_seed
+from protocols.ids import PeerId
 from protocols.services import DIAL_BACK
 from swarm import dialling_back
 from swarm.dialling_back import MAX_ADDRESSES, MAX_PER_NETWORK, DialBacks
@@ -61,13 +62,21 @@ def listeners(count: int) -> Iterator[list[Listener]]:
             one.close()
 
 
+def ignored(peer: PeerId, address: str) -> None:
+    pass
+
+
+def nobody(peer: PeerId, address: str) -> None:
+    raise AssertionError(f"{peer} at {address} counts as reached")
+
+
 @contextlib.asynccontextmanager
 async def served(
     who: Identity, answer: Callable[[bytes, Call], Awaitable[bytes]] | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Place]:
     """A real gRPC server that answers `dial_back`."""
     certificate = tls.make(who)
-    server = RpcServer(who, certificate, {DIAL_BACK.name: answer or DialBacks().answer}, host)
+    server = RpcServer(who, certificate, {DIAL_BACK.name: answer or DialBacks(ignored).answer}, host)
     port = await server.start()
     try:
         yield who.peer_id, (f"{host}:{port}",), certificate.der
@@ -99,7 +108,7 @@ async def test_a_call_makes_two_dials_and_none_at_others() -> None:
                 "",
             ):  # as callers from there: a port of ours is not theirs
                 with pytest.raises(UnauthenticatedError, match="only the address that a call comes from"):
-                    await DialBacks().answer(request(ports[7].address, "1.1.1.1:1"), call(identity(2), stranger))
+                    await DialBacks(nobody).answer(request(ports[7].address, "1.1.1.1:1"), call(identity(2), stranger))
             assert sum(port.num_visits() for port in ports) == MAX_ADDRESSES
     await pool.close()
 
@@ -111,7 +120,7 @@ async def test_a_closed_a_silent_and_another_peers_port_take_the_same_time() -> 
             took_s = {}
             for address in (silent.address, closed.address, other):
                 began_s = time.monotonic()
-                answered = await DialBacks().answer(request(address), call(identity(3), "127.0.0.1"))
+                answered = await DialBacks(nobody).answer(request(address), call(identity(3), "127.0.0.1"))
                 took_s[address] = time.monotonic() - began_s
                 said = DialBackReply.parse(answered)
                 assert said.reachable == () and said.reason == f"nobody proves your identity at {address}"
@@ -120,7 +129,8 @@ async def test_a_closed_a_silent_and_another_peers_port_take_the_same_time() -> 
 
 async def test_many_identities_of_one_network_keep_nobody_else_from_being_dialled() -> None:
     """8 identities at one address used to hold all places, for as long as they liked."""
-    dial_backs = DialBacks()
+    reached: list[tuple[PeerId, str]] = []
+    dial_backs = DialBacks(lambda peer, address: reached.append((peer, address)))
     with listeners(1) as (silent,):
         attackers = [
             asyncio.create_task(dial_backs.answer(request(silent.address), call(identity(number), "127.0.0.1")))
@@ -129,7 +139,7 @@ async def test_many_identities_of_one_network_keep_nobody_else_from_being_dialle
         await asyncio.sleep(0)
         async with served(HONEST, host="127.0.5.1") as (_, (mine,), _):
             reply = DialBackReply.parse(await dial_backs.answer(request(mine), call(HONEST, "127.0.5.1")))
-            assert reply.reachable == (mine,) and reply.reason == ""
+            assert reply.reachable == (mine,) and reply.reason == "" and reached == [(HONEST.peer_id, mine)]
             assert not any(attacker.done() for attacker in attackers[:MAX_PER_NETWORK])  # a success is told at once
         assert silent.num_visits() <= MAX_PER_NETWORK
         results = await asyncio.gather(*attackers, return_exceptions=True)
