@@ -23,9 +23,10 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm import keys, known, ports
 from swarm import peer as module
-from swarm.access_lists import Entry, Lists
+from swarm.access_lists import Lists
 from swarm.dht import sockets
 from swarm.dht.address import PeerAddress, transport
+from swarm.entering import Entry
 from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import tls

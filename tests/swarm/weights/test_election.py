@@ -13,8 +13,8 @@ from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.swarm_key import KEY_BYTES, SwarmKey
-from swarm.access_lists import Entry
 from swarm.client.connection import Settings
+from swarm.entering import Entry
 from swarm.weights.election import chosen, tallies
 from swarm.weights.remembered import MAX_NAMES, NameMemory, file_of, load
 
