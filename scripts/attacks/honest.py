@@ -1,14 +1,20 @@
 """An honest client in a process of its own: it asks again and again, and writes a line about each answer.
 
+Clients that know honest peers do not try others, so after `LIFE_S` it begins anew: a new identity that has met nobody.
+
 `python -m attacks.honest CHECKPOINT FILE SEED ADDRESS …` until its stdin ends. A line: {"began", "ended", "is_right", "error"}.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import random
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +25,14 @@ PAUSE_S = 0.5
 
 PATIENCE_S = 30.0
 
+LIFE_S = 30.0
+"""Of one identity, which knows nobody of the swarm. Each client's first life is shorter, so that they do not begin anew together."""
+
 
 def main() -> None:
     checkpoint, file, seed, addresses = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     import torch
     from transformers import AutoModelForCausalLM
-
-    from swarm.client import SwarmModelForCausalLM
 
     torch.set_num_threads(1)
     ids = torch.randint(3, 256, (1, PROMPT), generator=torch.Generator().manual_seed(seed))
@@ -33,10 +40,32 @@ def main() -> None:
     expected = _ask(alone, ids)
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
-    model = SwarmModelForCausalLM.from_pretrained(checkpoint, peers=addresses, dtype="float32", patience_s=PATIENCE_S)
-    with model, file.open("w", buffering=1) as log:
-        while not over.wait(PAUSE_S):
-            log.write(json.dumps(_answer(model, ids, expected)) + "\n")
+    life_s = LIFE_S * random.Random(seed).random()
+    with file.open("w", buffering=1) as log:
+        for number in itertools.count():
+            os.environ["XDG_DATA_HOME"] = str(file.with_suffix(f".life-{number}"))
+            for answer in _live(checkpoint, addresses, life_s, lambda model: _answer(model, ids, expected)):
+                log.write(json.dumps(answer) + "\n")
+                if over.wait(PAUSE_S):
+                    return
+            life_s = LIFE_S
+
+
+def _live(
+    checkpoint: Path, addresses: list[str], life_s: float, ask: Callable[[Any], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Answers for so many seconds; one line, too, if it does not get in."""
+    from protocols.errors import SwarmError
+    from swarm.client import SwarmModelForCausalLM
+
+    began_s, until_s = time.time(), time.monotonic() + life_s
+    try:
+        with SwarmModelForCausalLM.from_pretrained(checkpoint, peers=addresses, dtype="float32", patience_s=PATIENCE_S) as model:
+            yield ask(model)
+            while time.monotonic() < until_s:
+                yield ask(model)
+    except SwarmError as error:
+        yield {"began": began_s, "ended": time.time(), "is_right": False, "error": f"{type(error).__name__}: {error}"[:300]}
 
 
 def _answer(model: Any, ids: Any, expected: list[int]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from swarm.inference import suspicion
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
 from swarm.inference.retained import Retained
-from swarm.inference.suspicion import Finding
+from swarm.inference.suspicion import Finding, Kind
 from swarm.inference.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,11 @@ class Leg:
         self._lost_epoch = -1
         """The last epoch of which `on_loss` was told a loss: it ends the epoch, so that any further one means nothing."""
         self._dtype = ""
+
+    @property
+    def is_stuck(self) -> bool:
+        """By the words of its hops at the last look, and none of them computes."""
+        return self.finding is not None and self.finding.kind is not Kind.BUSY
 
     def __str__(self) -> str:
         return f"session {short(self.id)} epoch {self.epoch}"

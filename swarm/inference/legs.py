@@ -38,8 +38,8 @@ REFUSED_S = 2.0
 INQUIRY_S = 1.0
 """Longest wait, in seconds, for the answer of an accused hop, if another accusation comes before a reply."""
 
-HISTORY_BYTES_S = 1e6
-"""Least bytes a second at which the first part of a session's history should reach a new hop."""
+LINE_BYTES_S = 1e6
+"""Least bytes a second at which a step, or the first part of a session's history, should reach a hop."""
 
 MAX_RIVALS = 3
 """Legs that are tried at once beside the first."""
@@ -64,6 +64,8 @@ class Legs:
         self.dtype: str | None = None
         self.rivals: list[Leg] = []
         """Legs beside the current one, the oldest first."""
+        self._given_up: list[Leg] = []
+        """Legs that made room for others since the last reply."""
         self.replaced = 0
         self.pauses_s: list[float] = []
         self.losses: asyncio.Queue[tuple[Leg, Loss]] = asyncio.Queue()
@@ -181,6 +183,7 @@ class Legs:
         leg.has_answered, leg.finding = True, None
         self._router.answered(leg.route)
         self._refusals.clear()
+        self._given_up.clear()
         while self.rivals:
             self.rivals.pop().let_go()
         if self.lost_at_s is not None:
@@ -190,7 +193,7 @@ class Legs:
     def _adopt(self, winner: Leg) -> None:
         """A leg that was opened later answers first: those before it keep what they were sent, or are slow."""
         log.info("%s: answers first, %s ends", winner, self.current)
-        for loser in (self.current, *self.rivals[: self.rivals.index(winner)]):
+        for loser in (self.current, *self._given_up, *self.rivals[: self.rivals.index(winner)]):
             if loser.finding is not None:
                 self._blame(loser.route, loser.finding)
         self.rivals.remove(winner)
@@ -211,10 +214,12 @@ class Legs:
 
     def late_s(self) -> float:
         """Seconds after which the reply that is awaited is late."""
-        steps = suspicion.work(self._pending[min(self._pending)].num_tokens if self._pending else 0)
+        awaited = self._pending[min(self._pending)] if self._pending else None
+        steps = suspicion.work(awaited.num_tokens if awaited else 0)
         expected_ms = max(self._usual_ms * steps, self._router.expected_ms(self.current.route, steps))
+        sent_s = awaited.num_bytes / LINE_BYTES_S if awaited else 0.0
         replay_s = 0.0 if self.lost_at_s is None else self._replay_s()
-        return suspicion.late_s(expected_ms, self._config.stall_s + replay_s)
+        return suspicion.late_s(expected_ms, self._config.stall_s + sent_s + replay_s)
 
     def _replay_s(self) -> float:
         """Seconds until a new hop has the first part of the history (from then on it says that it is busy), and has computed all."""
@@ -222,7 +227,7 @@ class Legs:
         token_bytes = (self._config.hidden_size or 0) * tensors.ITEM_BYTES[self.dtype or "float32"]
         first_bytes = min(WINDOW_BYTES, max(self.retained.num_bytes, num_tokens * token_bytes))
         computed_s = self._router.expected_ms(self.current.route, suspicion.work(num_tokens)) / 1e3
-        return min(suspicion.LONGEST_S, first_bytes / HISTORY_BYTES_S + computed_s)
+        return min(suspicion.LONGEST_S, first_bytes / LINE_BYTES_S + computed_s)
 
     # --- losses
 
@@ -330,9 +335,19 @@ class Legs:
 
     # --- beside
 
+    @property
+    def is_full(self) -> bool:
+        """No further leg is tried beside without giving one up."""
+        return len(self.rivals) >= MAX_RIVALS
+
+    def _give_up(self, rival: Leg) -> None:
+        self.rivals.remove(rival)
+        self._given_up.append(rival)
+        rival.let_go()
+
     async def try_beside(self) -> None:
         """Open another leg, on a route that avoids everybody who may keep our steps; nothing if there is no such route."""
-        legs = (self.current, *self.rivals)
+        legs = (self.current, *self.rivals, *self._given_up)
         stuck = {leg.route[place].peer for leg in legs if leg.finding for place in leg.finding.places}
         config = self._config
         try:
@@ -341,10 +356,13 @@ class Legs:
             log.info("%s: no answer comes, and there is no other way: %s", self.current, error)
             return
         is_answered = self.current.finding is None  # while we looked for a route
-        if self.is_over or is_answered or stuck.intersection(hop.peer for hop in route):
+        if self.is_over or is_answered:
             return
-        if len(self.rivals) >= MAX_RIVALS:
-            self.rivals.pop(0).let_go()
+        if stuck.intersection(hop.peer for hop in route):
+            self._given_up.clear()  # all have been tried: begin again
+            return
+        if self.is_full:
+            self._give_up(min(self.rivals, key=lambda leg: not leg.is_stuck))
         rival = self._new()
         self.rivals.append(rival)
         self._waits.late(waiting.BESIDE)

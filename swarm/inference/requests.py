@@ -124,6 +124,8 @@ class Awaited:
     request: Request
     num_tokens: int
     """That the step brings."""
+    num_bytes: int
+    """Of its payload, or of the reply's if that is larger."""
 
     def fits(self, reply: Reply) -> bool:
         """Has the reply the shape that was asked for?"""

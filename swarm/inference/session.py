@@ -194,10 +194,9 @@ class Session:
             self._waits.reads(sum(request.asked.counts))
         for number, piece in enumerate(pieces):
             step = self._frame(piece, ops if number == 0 else (), request)
-            awaited = Awaited(
-                asyncio.get_running_loop().create_future(), chunks.kept(step.want, step.counts), request, sum(step.counts)
-            )
-            size = max(step.payload.num_bytes, sum(awaited.counts) * request.token_bytes)
+            counts = chunks.kept(step.want, step.counts)
+            size = max(step.payload.num_bytes, sum(counts) * request.token_bytes)
+            awaited = Awaited(asyncio.get_running_loop().create_future(), counts, request, sum(step.counts), size)
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
                 replies.append(await self._reply(flying.popleft()[0]))
                 self._waits.has_read(sum(pieces[len(replies) - 1].counts))

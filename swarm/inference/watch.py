@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 BUSY_FACTOR = 5
 """On a route that has answered before, a hop that says it computes has so many times longer until another route is tried beside it."""
 
+SOONER = 3
+"""Once one leg is stuck, others that are stuck, too, are given so many times less time: its place is known to be under attack, or ill."""
+
 
 class Watch:
     """A task of its own: no reply waits for a timer."""
@@ -35,8 +38,8 @@ class Watch:
         self._legs, self._config, self._pending, self._fail = legs, config, pending, fail
         self._num_tried = 0
         """Legs tried beside in this silence."""
-        self._next_s = 0.0
-        """The silence after which the next one is."""
+        self._tried_s = 0.0
+        """The silence at which the last one was."""
 
     async def run(self) -> None:
         while not self._legs.is_over:
@@ -47,7 +50,7 @@ class Watch:
             late_s = self._legs.late_s()
             ask_s = late_s * 2 / 3  # so that the words are here when the time is over
             if silent_s < ask_s:
-                self._num_tried, self._next_s = 0, late_s
+                self._num_tried, self._tried_s = 0, 0.0
                 await asyncio.sleep(ask_s - silent_s + 0.001)
                 continue
             try:
@@ -72,11 +75,15 @@ class Watch:
             place, *others = reversed(finding.places)
             cause = DeadlineError(f"no reply for {silent_s:.0f} s, and it {finding.kind.value}")
             leg.lose(place, cause, leg.epoch, tuple(others))
-        elif silent_s >= (self._next_s if not leg.has_answered else max(self._next_s, BUSY_FACTOR * late_s)):
-            self._num_tried += 1
-            is_clear = all(one.finding is not None and one.finding.kind is not Kind.BUSY for one in (leg, *legs.rivals))
-            self._next_s = silent_s + late_s * (1 if is_clear else 2**self._num_tried)
+        elif silent_s >= max(self._tried_s + self._pause_s(late_s), BUSY_FACTOR * late_s if leg.has_answered else 0.0):
+            self._num_tried, self._tried_s = self._num_tried + 1, silent_s
             await legs.try_beside()
+
+    def _pause_s(self, late_s: float) -> float:
+        """Seconds until another leg is tried: fewer if all that run are stuck by their hops' own words, ever more while one computes."""
+        if not all(leg.is_stuck for leg in (self._legs.current, *self._legs.rivals)):
+            return late_s * 2.0**self._num_tried
+        return late_s if not self._num_tried or self._legs.is_full else late_s / SOONER
 
     def _longest_s(self, finding: Finding) -> float:
         """Without an answer for so long, the hop at which the step is stuck is given up, whatever it says."""

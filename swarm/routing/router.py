@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -44,7 +46,10 @@ GRACE_S = 0.25
 """Seconds that other peers may still take to answer, once those that have answered make a route."""
 
 DISBELIEVED_MS = 1_000.0
-"""Least step time assumed, and at random up to twice of it, of a peer whose word is not believed."""
+"""Least step time assumed, and at random up to twice of it, of all blocks at peers whose word is not believed."""
+
+WARY_S = 60.0
+"""Seconds for which, after a peer has failed that never computed for us, others like it are used only if there is no way without them."""
 
 BESIDE = 8
 """Peers that are asked beside a session that has its route already, so that later ones know more of them."""
@@ -90,13 +95,17 @@ class Router:
         """Records by peer, and when the directory last showed them: right after deaths it may not find all who live."""
         self._proven: dict[PeerId, float] = {}
         """Peers that a reply of a session came through, and when."""
+        self._wary_until_s = -math.inf
         self._was_served = False
         """Were our very weights served when we looked?"""
 
     def failed(self, peer: PeerId, cause: SwarmError) -> None:
         """`peer` failed: avoid it for a while."""
         log.info("peer %s failed: %s", short_peer(peer), cause)
-        self.blame.add(peer, cause, time.monotonic())
+        now_s = time.monotonic()
+        self.blame.add(peer, cause, now_s)
+        if not self.is_proven(peer):
+            self._wary_until_s = now_s + WARY_S
         self._latency.forget(peer)
         self._proven.pop(peer, None)
         self._looked_s = -FRESH_S  # what was seen may be out of date in more
@@ -288,10 +297,11 @@ class Router:
         records = {offer.record.peer: offer.record for offer in there}
         blocks = wish.blocks or Span(0, self.num_blocks)
         proven = {peer for peer in records if self.is_proven(peer)}
+        alike = Counter(offer.served.span for offer in offers if offer.record.peer in wish.avoiding)
         for precision in precisions(there):
             group = [offer for offer in there if offer.precision == precision]
             chosen = path.best(
-                [self._doubted(one, wish, proven) for one in candidates(group, wish, self.num_blocks, proven)],
+                [self._doubted(one, wish, proven, alike[one.span]) for one in candidates(group, wish, self.num_blocks, proven)],
                 blocks.stop,
                 lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
                 wish.thin,
@@ -303,13 +313,20 @@ class Router:
                 ), precision[0]
         return None
 
-    def _doubted(self, candidate: path.Candidate, wish: Wish, proven: Collection[PeerId]) -> path.Candidate:
-        """The same with the disputes that it is suspected of, and without its word if it is not believed."""
-        peer = candidate.peer
-        doubts = self.suspects.strikes(peer, time.monotonic()) + (peer in wish.avoiding)
-        if wish.avoiding and peer not in proven and not candidate.is_holding:
-            return replace(candidate, doubts=doubts, step_ms=DISBELIEVED_MS * (1 + self._random()))
-        return replace(candidate, doubts=doubts) if doubts else candidate
+    def _doubted(self, candidate: path.Candidate, wish: Wish, proven: Collection[PeerId], alike: int) -> path.Candidate:
+        """The same with the disputes that it is suspected of, and without its word if it is not believed.
+
+        alike: peers that host the same blocks and are to be avoided. Made-up peers tend to claim the same, so it is tried later.
+        """
+        peer, now_s = candidate.peer, time.monotonic()
+        doubts = self.suspects.strikes(peer, now_s) + (peer in wish.avoiding)
+        step_ms, disbelieved_ms = candidate.step_ms, DISBELIEVED_MS * len(candidate.span) / self.num_blocks
+        if peer not in proven and not candidate.is_holding:
+            if wish.avoiding:
+                step_ms = disbelieved_ms * (1 + self._random() + alike)
+            elif now_s < self._wary_until_s:
+                step_ms += disbelieved_ms
+        return replace(candidate, doubts=doubts, step_ms=step_ms)
 
     async def _forgive(self, offers: list[Offer], until_s: float) -> bool:
         """There is no way without them: ask those that we avoid whether they are back. True where one is."""

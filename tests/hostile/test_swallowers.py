@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
-from swarm.inference.watch import BUSY_FACTOR
+from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.watch import BUSY_FACTOR, Watch
 from tests.hostile.liars import LIES, Modest, Swallower
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
@@ -179,7 +181,7 @@ async def test_a_replay_over_a_slow_line_is_not_taken_for_swallowing(swarm: ToyS
 
     monkeypatch.setattr(Hop, "put", slow_put)
     monkeypatch.setattr(histories, "HISTORY_PART_TOKENS", 1)
-    monkeypatch.setattr(legs, "HISTORY_BYTES_S", 150.0, raising=False)
+    monkeypatch.setattr(legs, "LINE_BYTES_S", 150.0)
     await swarm.serve(0, 2)
     doomed = await swarm.serve(2, 4)
     session, tokens = swarm.session(stall_s=LATE_S), random_tokens(13)
@@ -230,6 +232,49 @@ async def test_no_more_rivals_than_three_are_kept(swarm: ToySwarm) -> None:
     await asking
     assert not session._legs.rivals
     await session.close()
+
+
+async def test_no_peer_is_tried_twice_before_all_others(swarm: ToySwarm) -> None:
+    liars = [await swallow(swarm, 0, 4, "idle") for _ in range(MAX_RIVALS + 4)]
+    session = swarm.session(stall_s=0.1)
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
+    await until(lambda: sum(len(liar._epochs) for liar in liars) >= len(liars), 30)
+    assert [len(liar._epochs) for liar in liars] == [1] * len(liars)
+    await until(lambda: sum(len(liar._epochs) for liar in liars) > len(liars), 30)  # then the first ones once more
+    await swarm.serve(0, 4)
+    await asking
+    await session.close()
+
+
+async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they_compute(swarm: ToySwarm) -> None:
+    await swallow(swarm, 0, 4, "idle")
+    session = swarm.session(stall_s=LATE_S)
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
+    legs = session._legs
+    await until(lambda: legs.current.finding is not None)
+    watch = Watch(legs, session._config, {}, session._fail)
+    assert watch._pause_s(3.0) == 3.0  # no leg was tried beside it yet
+    watch._num_tried = 1
+    assert legs.current.is_stuck and watch._pause_s(3.0) == 1.0
+    legs.rivals = [legs.current] * MAX_RIVALS
+    assert watch._pause_s(3.0) == 3.0  # one of them has to make room
+    legs.rivals = []
+    legs.current.finding = Finding(Kind.BUSY, (0,))
+    assert watch._pause_s(3.0) == 6.0
+    await session.close()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_a_step_of_many_bytes_has_the_time_that_a_slow_line_takes(swarm: ToySwarm) -> None:
+    await swallow(swarm, 0, 4, "idle")
+    session = swarm.session()
+    asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
+    await until(lambda: bool(session._pending))
+    (number, awaited), before_s = next(iter(session._pending.items())), session._legs.late_s()
+    session._pending[number] = replace(awaited, num_bytes=awaited.num_bytes + 4_000_000)
+    assert before_s < 3.0 + 4_000_000 / legs.LINE_BYTES_S <= session._legs.late_s()
+    await session.close()
+    asking.cancel()
 
 
 async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and_no_more_than_the_silence(

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from protocols.errors import CacheFullError, ModelMismatchError, NoRouteError, PeerUnreachableError
+from protocols.errors import CacheFullError, DeadlineError, ModelMismatchError, NoRouteError, PeerUnreachableError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.inference import Hop
 from protocols.records import PeerRecord, ServedSpan
 from swarm.asking import AT_ONCE, HELLO_S
 from swarm.routing.offers import Offer, Wish, candidates
 from swarm.routing.regard import Regard
-from swarm.routing.router import Router
+from swarm.routing.router import FRESH_S, Router
 from swarm.suggestion import NodeCommand
 from tests.swarm.inference.toy import new_identity, until
 
@@ -271,6 +271,40 @@ async def test_on_a_second_try_nobody_s_announced_speed_counts_who_has_not_answe
     assert honest.peer in chosen and route[0].peer not in chosen and len(chosen) == 3
     router.answered((replace(route[0], peer=honest.peer),))
     assert {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(20)} == {honest.peer}
+
+
+async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last() -> None:
+    """Six made-up peers with one span were tried one after the other, and cost an answer 15 s."""
+    town = Town()
+    liars = [town.add(0, 4, step_ms=0.01) for _ in range(6)]
+    honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
+    router = town.router()
+    chosen = [peers_of(await router.find(0, avoiding={liars[0].peer})) for _ in range(20)]
+    assert chosen == [[record.peer for record in honest]] * 20
+    avoiding = {record.peer for record in (liars[0], *honest)}
+    assert peers_of(await router.find(0, avoiding=avoiding))[0] in {liar.peer for liar in liars[1:]}
+
+
+async def test_after_one_that_never_computed_has_failed_others_like_it_come_after_those_that_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of six swallowers with a shorter way, each cost a client its 3 s, one after the other."""
+    town = Town()
+    honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
+    router = town.router()
+    route, _ = await router.find(0)
+    router.answered(route)
+    liars = [town.add(0, 4, step_ms=0.01) for _ in range(2)]
+    for record in liars:
+        assert await router._latency.probe(record) is None
+    monkeypatch.setattr(router._latency, "round_trip_ms", lambda peer: 60.0)  # a hop less is a way that is shorter
+    router._looked_s = -FRESH_S
+    first = peers_of(await router.find(0))
+    assert first[0] in {liar.peer for liar in liars}
+    router.failed(first[0], DeadlineError("swallowed"))
+    assert peers_of(await router.find(0)) == [record.peer for record in honest]
+    router.failed(honest[0].peer, PeerUnreachableError("gone"))
+    assert len(peers_of(await router.find(0))) == 1  # there is no way without the other
 
 
 async def test_what_a_step_should_take_goes_by_what_is_announced_and_by_the_way() -> None:
