@@ -125,7 +125,7 @@ def run_one(arena: Any, watch: Any, name: str, seconds: float) -> dict[str, Any]
 def _until_it_attacks(arena: Any, name: str) -> None:
     said = arena.folder / f"attacker-{name}.stdout"
     deadline = time.monotonic() + 60
-    while not said.read_text() and time.monotonic() < deadline:
+    while said.read_text().count("attacking") < attacks.PROCESSES.get(name, 1) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -16,3 +16,6 @@ NAMES = {
 
 BUSY = ("reroutes", "unfinished", "lists", "operations", "records", "keys")
 """Those that take all of a core if they may."""
+
+PROCESSES = {"refuse": 6, "swallow": 6}
+"""Of one attack, if more than one: six nodes in one process would answer a hello later than honest ones do, and be chosen last."""

@@ -50,11 +50,9 @@ async def hostile_node(target: Target, model: ModelId, on_session: OnSession) ->
         yield peer
 
 
-async def announce_many(target: Target, count: int, on_session: OnSession) -> None:
-    """So many of them, until cancelled."""
+async def announce(target: Target, on_session: OnSession) -> None:
+    """Announce one, until cancelled."""
     model = (await stranger(target)).model
-    async with contextlib.AsyncExitStack() as stack:
-        for _ in range(count):
-            await stack.enter_async_context(hostile_node(target, model, on_session))
+    async with hostile_node(target, model, on_session):
         target.begun()
         await asyncio.Event().wait()

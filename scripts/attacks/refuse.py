@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attacks.hostile_node import announce_many
+from attacks.hostile_node import announce
 from attacks.target import Target
 from protocols.errors import BadRequestError
 from swarm.rpc import Call
@@ -15,4 +15,4 @@ async def _refuse(stream: Stream, call: Call) -> None:
 
 
 async def attack(target: Target) -> None:
-    await announce_many(target, 6, _refuse)
+    await announce(target, _refuse)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attacks.hostile_node import announce_many
+from attacks.hostile_node import announce
 from attacks.target import Target
 from swarm.rpc import Call
 from swarm.rpc.stream import Stream
@@ -14,4 +14,4 @@ async def _swallow(stream: Stream, call: Call) -> None:
 
 
 async def attack(target: Target) -> None:
-    await announce_many(target, 6, _swallow)
+    await announce(target, _swallow)
