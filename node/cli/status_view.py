@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from node.cli.status_rows import ModelRows, PeerRow
 from protocols.ids import PeerId, short_peer
 from protocols.words import counted, one_line
 from swarm.suggestion import NodeCommand
-
-if TYPE_CHECKING:
-    from node.cli.status import ModelRows, PeerRow
 
 TABLE_COLUMNS = 80
 """On narrower terminals the columns of a table would be a few letters wide."""

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli import status, status_view
-from node.cli.status import SILENT, UNASKED, gaps, summarize
+from node.cli.status import SILENT, UNASKED
+from node.cli.status_rows import gaps, summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
