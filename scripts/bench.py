@@ -1,7 +1,7 @@
 """Benchmarks against a reference in the same run, interleaved; machines are noisy, so ratios and the best of many are what to trust.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, prefill, sessions, chats, node, wide area. Only --publish changes docs/bench/inference.json, README and the plots.
+hops, decode, prefill, sessions, chats, node, wide area. Only --publish changes docs/bench/inference.json, the documents and the plots.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -98,7 +98,9 @@ def main() -> int:
         "--only", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS)
     )
     parser.add_argument("--out", type=Path, help="also write these sections as JSON to this file")
-    parser.add_argument("--publish", action="store_true", help="put them into docs/bench/inference.json, README and the plots")
+    parser.add_argument(
+        "--publish", action="store_true", help="put them into docs/bench/inference.json, the documents and the plots"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nodes end with us
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

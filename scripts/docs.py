@@ -1,4 +1,7 @@
-"""Writes what the documents repeat from the code: README's file tree, exit codes and benchmark with its plots, the defaults, the options.
+"""Writes what the documents repeat from the code.
+
+docs/tree.md: the file tree; docs/commands.md: options and exit codes; docs/architecture.md: defaults; docs/benchmarks.md and README: the
+published benchmark; docs/*.svg: the picture and the plots.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -17,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bench
+import picture
 from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +33,7 @@ DEFAULTS = Path("protocols/defaults.py")
 FAILURES = Path("node/cli/failures.py")
 
 
-# --- README's tree
+# --- the file tree
 
 
 def present_files() -> list[Path]:
@@ -147,23 +151,24 @@ def replace_part(document: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write README's file tree and the table of defaults from the code.")
+    parser = argparse.ArgumentParser(description="Write the parts of the documents that repeat the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
     is_check = parser.parse_args().check
     result = json.loads(bench.RESULT.read_text(encoding="utf-8"))
     old: list[str] = []
-    for name, drawing in report.plots(result["sections"]).items():
-        path = bench.RESULT.with_name(f"{name}.svg")
+    drawings = {bench.RESULT.with_name(f"{name}.svg"): text for name, text in report.plots(result["sections"]).items()}
+    for path, drawing in {**drawings, picture.FILE: picture.route()}.items():
         if not path.exists() or path.read_text(encoding="utf-8") != drawing:
             old.append(str(path.relative_to(ROOT)))
             if not is_check:
                 path.write_text(drawing, encoding="utf-8")
     for document, name, content in (
-        ("README.md", "tree", tree(present_files())),
-        ("README.md", "exit codes", exit_codes_table()),
-        ("README.md", "inference", report.readme(result)),
+        ("README.md", "speed", report.short(result)),
+        ("docs/tree.md", "tree", tree(present_files())),
+        ("docs/benchmarks.md", "inference", report.page(result)),
         ("docs/architecture.md", "defaults", defaults_table()),
         ("docs/commands.md", "options", options_table()),
+        ("docs/commands.md", "exit codes", exit_codes_table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
         if (new := replace_part(text, name, content)) != text:

@@ -1,4 +1,4 @@
-"""The rules of the tree: imports go down only, third-party doors, a pure `protocols`, a captioned README."""
+"""The rules of the tree: imports go down only, third-party doors, a pure `protocols`, documents that repeat the code."""
 
 from __future__ import annotations
 
@@ -145,6 +145,6 @@ def _docstring(path: Path) -> str:
 
 
 def test_documents_repeat_what_the_code_says() -> None:
-    """README's tree names every file with its caption, docs/architecture.md every default with its value."""
+    """docs/tree.md names every file with its caption, docs/architecture.md every default with its value, and so on."""
     done = subprocess.run([sys.executable, "scripts/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

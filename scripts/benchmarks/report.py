@@ -1,6 +1,6 @@
 """The benchmark's JSON as text: the targets with what was measured, the table of a token's time, and the plots of docs/bench.
 
-Everything is a function of the JSON, so that README and the plots cannot say anything else (`scripts/docs.py` writes both).
+Everything is a function of the JSON, so that the documents and the plots cannot say anything else (`scripts/docs.py` writes them).
 """
 
 from __future__ import annotations
@@ -107,8 +107,53 @@ def stages(section: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme(result: dict[str, Any]) -> str:
-    """What README shows of docs/bench/inference.json."""
+SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
+    (
+        "hops",
+        "time that a hop adds to a token, beyond computing (2 nodes, tiny model)",
+        lambda section: f"{next(row for row in section['rows'] if row['hops'] == 2)['overhead_per_hop_ms']['best']:.2f} ms",
+    ),
+    (
+        "decode",
+        "decoding over 2 nodes, share of the speed of transformers on one machine (110M parameters)",
+        lambda section: f"{section['rows'][-1]['speed_of_local']['best']:.2f}",
+    ),
+    (
+        "decode",
+        "first token of a prompt of 16 tokens over 2 nodes, later than on one machine",
+        lambda section: f"{section['rows'][-1]['first_beyond_local_ms']['best']:.1f} ms",
+    ),
+    (
+        "prefill",
+        "prompt of 2,048 tokens over 2 nodes, share of the time on one machine",
+        lambda section: f"{next(row for row in section['rows'] if row['tokens'] == 2048)['of_local']['best']:.2f}",
+    ),
+    (
+        "sessions",
+        "8 sessions at once over 2 nodes, tokens/s compared with one session",
+        lambda section: f"{section['rows'][-1]['times']['best']:.1f} times",
+    ),
+    (
+        "wide area",
+        "3 nodes at 100 ms round trip: time of a token, compared with network delay + computing",
+        lambda section: f"{section['of_floor']['best']:.2f} times",
+    ),
+    ("node", "memory of a node beyond its weights", lambda section: f"{section['beyond_weights_mb']['best']:.0f} MB"),
+    ("node", "start of a node until it serves", lambda section: f"{section['start_s']['best']:.1f} s"),
+)
+"""README's rows: (section, what, its number as text)."""
+
+
+def short(result: dict[str, Any]) -> str:
+    """The few numbers that README shows."""
+    sections: Sections = result["sections"]
+    rows = [f"| {what} | {read(sections[name])} |" for name, what, read in SHORT if name in sections]
+    head = f"Best of interleaved repeats, on one machine: {result['machine']}."
+    return "\n".join([head, "", "| what | measured |", "|---|---|", *rows]) + "\n"
+
+
+def page(result: dict[str, Any]) -> str:
+    """What docs/benchmarks.md shows of docs/bench/inference.json."""
     sections: Sections = result["sections"]
     loads = [load for section in sections.values() for load in section["load_average"]]
     repeats = sorted({section["repeats"] for section in sections.values()})
@@ -123,7 +168,7 @@ def readme(result: dict[str, Any]) -> str:
             f"Where the time of a token goes: {sections['hops']['model']}, medians of the best run.\n",
             stages(sections["hops"]),
         ]
-    parts += [f"![{alt}](docs/bench/{name}.svg)\n" for name, alt, _ in PLOTS if name in plots(sections)]
+    parts += [f"![{alt}](bench/{name}.svg)\n" for name, alt, _ in PLOTS if name in plots(sections)]
     return "\n".join(parts)
 
 
