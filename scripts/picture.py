@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "route.svg"
-WIDTH, HEIGHT = 840, 330
+WIDTH, HEIGHT = 840, 348
 NODE_WIDTH, NODE_HEIGHT = 190, 92
 BLOCK = 38
 """Side of a block's square, in pixels."""
@@ -24,7 +24,8 @@ STYLE = """
   .way-head { fill: #0969da; }
   .new { fill: none; stroke: #1a7f37; stroke-width: 2.5; stroke-dasharray: 7 5; }
   .new-head, .new-text { fill: #1a7f37; }
-  .dead { fill: none; stroke: #cf222e; stroke-width: 3; }
+  .dead { fill: none; stroke: #cf222e; stroke-width: 2.5; }
+  .faded { opacity: 0.5; }
   .dead-text { fill: #cf222e; }
   .name { font-weight: 600; }
   .middle { text-anchor: middle; }
@@ -65,10 +66,12 @@ class Node:
         return parts
 
 
-CLIENT_X, CLIENT_Y, CLIENT_WIDTH, CLIENT_HEIGHT = 20, 36, 150, NODE_HEIGHT
-A = Node("node A", range(0, 3), 300, 36)
-B = Node("node B", range(3, 6), 600, 36)
-C = Node("node C: replica of B", range(3, 6), 600, 206)
+CLIENT_X, CLIENT_Y, CLIENT_WIDTH, CLIENT_HEIGHT = 20, 50, 150, NODE_HEIGHT
+A = Node("node A", range(0, 3), 310, 50)
+B = Node("node B", range(3, 6), 630, 50)
+C = Node("node C, replica of B", range(3, 6), 630, 222)
+TOP = 26
+"""Height of the way back to the client, in pixels."""
 
 
 def route() -> str:
@@ -83,10 +86,13 @@ def route() -> str:
         '<g class="page">',
         *_client(),
         *A.draw(),
+        '<g class="faded">',
         *B.draw(),
+        "</g>",
         *C.draw(),
         *_way(),
         *_death(),
+        _label("small", CLIENT_X, HEIGHT - 6, "squares: blocks (layers) of the model, numbered from 0"),
         "</g>",
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -104,46 +110,50 @@ def _client() -> list[str]:
     return [
         f'<rect class="box" x="{CLIENT_X}" y="{CLIENT_Y}" width="{CLIENT_WIDTH}" height="{CLIENT_HEIGHT}" rx="10"/>',
         f'<text class="name middle" x="{middle}" y="{CLIENT_Y + 38}">client</text>',
-        f'<text class="small middle" x="{middle}" y="{CLIENT_Y + 62}">picks each token</text>',
+        f'<text class="small middle" x="{middle}" y="{CLIENT_Y + 62}">needs no weights</text>',
     ]
 
 
 def _way() -> list[str]:
     """The round of one token: client, A, B, client."""
     row = A.y + NODE_HEIGHT // 2
-    start, back = CLIENT_X + CLIENT_WIDTH, CLIENT_X + 40
+    start, back = CLIENT_X + CLIENT_WIDTH, CLIENT_X + CLIENT_WIDTH // 2
     return [
-        _line("way", f"M{start} {row} H{A.x - 4}"),
-        _text("small middle", (start + A.x) // 2, row - 10, "1 token"),
-        _line("way", f"M{A.x + NODE_WIDTH} {row} H{B.x - 4}"),
-        _text("small middle", (A.x + NODE_WIDTH + B.x) // 2, row - 10, "2 hidden"),
-        _text("small middle", (A.x + NODE_WIDTH + B.x) // 2, row + 20, "state"),
-        _line("way", f"M{B.x + 60} {B.y} V16 H{back} V{CLIENT_Y - 4}"),
-        _text("small middle", A.x + NODE_WIDTH // 2, 12, ""),
+        _line("way", f"M{start} {row} H{A.x - 3}"),
+        _label("small middle", (start + A.x) // 2, row, "a token"),
+        _line("way", f"M{A.x + NODE_WIDTH} {row} H{B.x - 3}"),
+        _label("small middle", (A.x + NODE_WIDTH + B.x) // 2, row, "a hidden state"),
+        _line("way", f"M{B.x + NODE_WIDTH // 2} {B.y} V{TOP} H{back} V{CLIENT_Y - 3}"),
+        _label(
+            "small middle", (back + B.x + NODE_WIDTH // 2) // 2, TOP, "the last hidden state: the client picks the next token"
+        ),
     ]
 
 
 def _death() -> list[str]:
     """A cross over B, and the way through C that replaces it."""
     right, low = B.x + NODE_WIDTH, B.y + NODE_HEIGHT
-    row, back = C.y + NODE_HEIGHT // 2, CLIENT_X + 75
+    row, back, down = C.y + NODE_HEIGHT // 2, CLIENT_X + CLIENT_WIDTH // 2, A.x + NODE_WIDTH // 2
     return [
-        _line("dead", f"M{B.x - 6} {B.y - 6} L{right + 6} {low + 6} M{right + 6} {B.y - 6} L{B.x - 6} {low + 6}", head=False),
-        _text("dead-text name middle", B.x + NODE_WIDTH // 2, low + 26, "B dies"),
-        _line("new", f"M{A.x + NODE_WIDTH // 2 + 40} {A.y + NODE_HEIGHT} V{row - 16} H{C.x - 4}"),
-        _text("new-text", A.x + NODE_WIDTH // 2 + 50, row - 26, "A sends C what it sent to B"),
-        _line("new", f"M{C.x} {row + 16} H{back} V{CLIENT_Y + CLIENT_HEIGHT + 4}"),
-        _text("new-text", back + 12, row + 36, "the answer goes on, with the same tokens"),
+        _line("dead", f"M{B.x} {B.y} L{right} {low} M{right} {B.y} L{B.x} {low}", head=False),
+        _label("dead-text name middle", B.x + NODE_WIDTH // 2, low + 32, "B dies"),
+        _line("new", f"M{down} {A.y + NODE_HEIGHT + 2} V{row - 16} H{C.x - 3}"),
+        _label("new-text", down + 12, row - 34, "A sends C everything"),
+        _label("new-text", down + 12, row - 16, "that it sent to B"),
+        _line("new", f"M{C.x} {row + 16} H{back} V{CLIENT_Y + CLIENT_HEIGHT + 3}"),
+        _label("new-text", back + 12, row - 2, "the answer goes on,"),
+        _label("new-text", back + 12, row + 16, "with the same tokens"),
     ]
+
+
+def _label(kind: str, x: int, line: int, text: str) -> str:
+    """A text just above a line's height."""
+    return f'<text class="{kind}" x="{x}" y="{line - 8}">{text}</text>'
 
 
 def _line(kind: str, path: str, head: bool = True) -> str:
     end = f' marker-end="url(#{kind})"' if head else ""
     return f'<path class="{kind}" d="{path}"{end}/>'
-
-
-def _text(kind: str, x: int, y: int, text: str) -> str:
-    return f'<text class="{kind}" x="{x}" y="{y}">{text}</text>'
 
 
 def main() -> None:
