@@ -125,7 +125,7 @@ def _way() -> list[str]:
         _label("small middle", (A.x + NODE_WIDTH + B.x) // 2, row, "a hidden state"),
         _line("way", f"M{B.x + NODE_WIDTH // 2} {B.y} V{TOP} H{back} V{CLIENT_Y - 3}"),
         _label(
-            "small middle", (back + B.x + NODE_WIDTH // 2) // 2, TOP, "the last hidden state: the client picks the next token"
+            "small middle", (back + B.x + NODE_WIDTH // 2) // 2, TOP, "hidden state or logits: the client picks the next token"
         ),
     ]
 

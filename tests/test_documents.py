@@ -1,4 +1,4 @@
-"""README and docs/: short, with links that lead somewhere, and with the picture that the script makes."""
+"""README and docs/: short, with links that lead somewhere and the picture that the script makes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import picture  # noqa: E402
+import words  # noqa: E402
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 150
 """A newcomer reads this much."""
+
+LINE = 140
+"""Longest line of prose; tables, code and generated parts may be wider."""
+
+WIDE = ("real-model.md",)
+"""Documents with lines that are longer; the list only shrinks."""
 
 
 def test_the_readme_is_short_and_begins_with_the_picture() -> None:
@@ -28,6 +35,14 @@ def test_the_readme_is_short_and_begins_with_the_picture() -> None:
 def test_the_picture_is_what_its_script_makes() -> None:
     assert picture.FILE == ROOT / "docs" / "route.svg"
     assert picture.FILE.read_text(encoding="utf-8") == picture.route(), "old: .venv/bin/python scripts/docs.py"
+
+
+@pytest.mark.parametrize("document", [page for page in DOCUMENTS if page.name not in WIDE], ids=lambda path: path.name)
+def test_no_line_of_prose_is_too_long(document: Path) -> None:
+    lines = document.read_text(encoding="utf-8").splitlines()
+    prose = {number for number, _ in words.prose_of_markdown("\n".join(lines))}
+    long = [f"{number}: {lines[number - 1]}" for number in prose if len(lines[number - 1]) > LINE]
+    assert not [line for line in long if not line.partition(": ")[2].startswith("|")]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
