@@ -12,14 +12,14 @@ import contextlib
 import itertools
 import logging
 import random
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
 from swarm.asking import Ping, answers, is_there
+from swarm.clock import SYSTEM, Clock
 from swarm.placement.members import Member
 from swarm.placement.rebalance import plan
 
@@ -78,13 +78,13 @@ class Liveness:
 class Greeted:
     """Who answers a newcomer, which decides by what is hosted now: asked once each, in random order, and remembered for GREETED_S."""
 
-    def __init__(self, ping: Ping, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ping, self._clock = ping, clock
+    def __init__(self, ping: Ping, clock: Clock = SYSTEM) -> None:
+        self._ping, self._now_s = ping, clock.now_s
         self._found: dict[PeerId, tuple[float, bool]] = {}
 
     async def answering(self, records: Sequence[PeerRecord]) -> list[PeerRecord]:
         """Those of `records` that answer, within GREETING_S for all together; who was not reached in that time does not."""
-        now_s = self._clock()
+        now_s = self._now_s()
         self._found = {peer: found for peer, found in self._found.items() if now_s - found[0] < GREETED_S}
         due = [record for record in records if record.peer not in self._found]
         random.shuffle(due)

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
@@ -26,6 +25,7 @@ from protocols.defaults import DRAIN_S, PLACEMENT_COOL_DOWN_S, PLACEMENT_LOOK_S
 from protocols.errors import SwarmError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
+from swarm.clock import SYSTEM, Clock
 from swarm.placement.choose import Room
 from swarm.placement.members import Member
 from swarm.placement.rebalance import Hysteresis, Move, counted, decide, may_retire, may_switch
@@ -93,6 +93,7 @@ class Mover:
     """Tells which replicas of our blocks compute."""
     on_event: OnEvent
     pace: Pace = field(default_factory=Pace)
+    clock: Clock = SYSTEM
 
     def __post_init__(self) -> None:
         self._joining = choosing.Joining()
@@ -122,7 +123,7 @@ class Mover:
         decided = await self._decide(claims)
         if decided is not None:  # whoever would take over our blocks has to show first that it computes them
             decided = await self._decide_with_proofs(records, claims)
-        move = self._hysteresis.consider(decided, time.monotonic())
+        move = self._hysteresis.consider(decided, self.clock.now_s())
         return move is not None and await self._move(move)
 
     async def _decide_with_proofs(self, records: Sequence[PeerRecord], claims: Sequence[Member]) -> Move | None:
@@ -135,7 +136,7 @@ class Mover:
         return counted(self._ourselves(), others, self.prover.proven(self.span, others))
 
     def _standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
-        return self._joining.current(self.presence.standings(records), time.monotonic())
+        return self._joining.current(self.presence.standings(records), self.clock.now_s())
 
     async def _look_again(self) -> list[choosing.Standing]:
         known = self._standings(await self.presence.records())
@@ -172,7 +173,7 @@ class Mover:
                 await self.presence.join(None)
         if self.span == old:
             return False
-        self._hysteresis.moved(time.monotonic())
+        self._hysteresis.moved(self.clock.now_s())
         return True
 
     def _count_on(self, known: Sequence[choosing.Standing]) -> list[Member]:

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import random
 import secrets
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from protocols.identity import Identity
 from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.records import PeerRecord
 from swarm.asking import Ping, answers
+from swarm.clock import SYSTEM, Clock
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.placement.members import Member
@@ -61,9 +61,9 @@ class _Only:
 
 
 class Prover:
-    """Tests replicas of one node's blocks. `clock` gives monotonic seconds."""
+    """Tests replicas of one node's blocks."""
 
-    def __init__(self, identity: Identity, pool: ChannelPool, ping: Ping, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, identity: Identity, pool: ChannelPool, ping: Ping, clock: Clock = SYSTEM) -> None:
         self._identity, self._links, self._ping, self._clock = identity, Links(pool), ping, clock
         self._results: dict[tuple[PeerId, Span], tuple[float, bool]] = {}
         """When the probe of these blocks at this peer ended, and how."""
@@ -78,7 +78,7 @@ class Prover:
         return found is not None and found[1]
 
     def _forget(self) -> None:
-        now_s = self._clock()
+        now_s = self._clock.now_s()
         self._results = {
             key: (at_s, is_good)
             for key, (at_s, is_good) in self._results.items()
@@ -102,7 +102,7 @@ class Prover:
         try:
             async with aclosing(answers(chosen, ask, AT_ONCE)) as results:
                 async for (record, part), is_good in results:
-                    self._results[record.peer, part] = self._clock(), is_good
+                    self._results[record.peer, part] = self._clock.now_s(), is_good
         except (SwarmError, TimeoutError) as error:
             log.warning("replicas of blocks %s are not tested now, since ours fail: %s", host.served.span, error or "no answer")
 
@@ -127,7 +127,7 @@ class Prover:
 
     async def _theirs(self, host: Host, record: PeerRecord, part: Span, hidden_TH: Tensor) -> Tensor:
         served = host.served
-        router = Router(_Only((record,)), self._ping, served.model, served.num_blocks)
+        router = Router(_Only((record,)), self._ping, served.model, served.num_blocks, clock=self._clock)
         config = SessionConfig(patience_s=PATIENCE_S, dtype=served.dtype, blocks=part)
         session = Session(router, self._links, self._identity, config)
         try:

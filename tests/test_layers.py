@@ -46,6 +46,26 @@ IMPURE = frozenset(
 """Standard modules that `protocols` may not import: sockets, files, clock, tasks, randomness."""
 
 
+CLOCK_READERS: dict[str, str] = {
+    "node/cli": "what a person sees: ages, times of expiry, seconds that a command took",
+    "node/serving": "one call, from the handler that took it to the device's thread: its deadline, and who computes next",
+    "swarm/client/served.py": "since when the user waits, to be shown",
+    "swarm/dht": "real daemons and sockets: when they rest, and when an entry expires",
+    "swarm/directory/directory.py": "stamps records, which other machines read",
+    "swarm/entering.py": "whether an invitation has expired; a test passes the moment",
+    "swarm/finding.py": "the edge of `known.py`, whose functions take the moment",
+    "swarm/inference/hop.py": "idle since, for `hops.py`",
+    "swarm/inference/hops.py": "drops sessions that nobody uses",
+    "swarm/inference/passage.py": "the deadline of one step, for the device's thread",
+    "swarm/inference/trace.py": "a log of when what happened",
+    "swarm/rpc": "real connections: deadlines of calls, and credentials, which other machines read",
+    "swarm/thin/finding.py": "since when the user waits, to be shown",
+    "swarm/thin/sandbox.py": "the deadline of a child process",
+    "swarm/weights": "downloads over real connections; their rules (`roster.py`, `planner.py`) take the moment",
+}
+"""File or folder of swarm/ and node/ -> why it may read the clock itself; whatever else decides by time gets a `Clock`."""
+
+
 def tracked(*folders: str) -> list[Path]:
     """The Python files that are here and that git does not ignore, so that a new file is judged before it is committed."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *folders]
@@ -127,6 +147,25 @@ def test_nothing_unpickles_or_evaluates_what_a_peer_sent() -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("torch.load", "eval", "exec"), f"{path}:{node.lineno} calls {called}"
+
+
+def clock_reads(source: str) -> list[int]:
+    """Lines that call time.time, time.monotonic or their kin; a default argument is no call."""
+    names = {f"time.{name}{kind}" for name in ("time", "monotonic") for kind in ("", "_ns")}
+    tree = ast.parse(source)
+    calls = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in names]
+    hidden = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "time"]
+    return sorted(calls + hidden)
+
+
+def test_what_decides_by_time_is_given_a_clock() -> None:
+    readers = {path for path in tracked("swarm", "node") if clock_reads((ROOT / path).read_text())}
+    listed = {Path(name) for name in CLOCK_READERS}
+    wrong = sorted(str(path) for path in readers if not listed & {path, *path.parents})
+    assert not wrong, f"{wrong} read the clock: pass a swarm.clock.Clock, or say why not in CLOCK_READERS"
+    idle = sorted(str(one) for one in listed if not any(one in (path, *path.parents) for path in readers))
+    assert not idle, f"{idle} read no clock: take them off CLOCK_READERS"
+    assert clock_reads("import time\nfrom time import monotonic\nx = time.time()\ndef f(c=time.time): ...") == [2, 3]
 
 
 def test_every_folder_of_tests_is_a_package() -> None:

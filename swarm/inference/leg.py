@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,8 +53,9 @@ class Leg:
         oldest: Callable[[], int],
         on_reply: Callable[[Leg, Reply], None],
         on_loss: Callable[[Leg, Loss], None],
+        unix_s: Callable[[], float],
     ) -> None:
-        """retained: the steps of the session. oldest: the first step whose reply has not come."""
+        """retained: the steps of the session. oldest: the first step whose reply has not come. unix_s: from which grants live."""
         self.id = SessionId(secrets.token_bytes(16))
         self.route: Route = ()
         self.epoch = -1
@@ -70,7 +70,7 @@ class Leg:
         self.num_found = 0
         """Looks one after the other with that finding."""
         self._links, self._identity, self._model, self._oldest = links, identity, model, oldest
-        self._on_reply, self._on_loss = on_reply, on_loss
+        self._on_reply, self._on_loss, self._unix_s = on_reply, on_loss, unix_s
         self._grant: Grant | None = None
         self._is_over = False
         self._lost_epoch = -1
@@ -92,7 +92,7 @@ class Leg:
         before, self.route, self._dtype = self.route, route, dtype
         self.epoch += 1
         self.finding = None
-        expires_s = time.time() + GRANT_LIFE_S
+        expires_s = self._unix_s() + GRANT_LIFE_S
         grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, model=self._model, route=route,
                       expires_s=expires_s)  # fmt: skip
         self._grant = grant.signed(self._identity.sign)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping
 
 from protocols import tensors
@@ -78,6 +77,7 @@ class Legs:
         self.is_thin = False
         self.forked_places: set[tuple[PeerId, Span]] | None = None
         self._router, self._links, self._identity, self._config = router, links, identity, config
+        self._now_s = router.clock.now_s
         self._waits, self._pending, self._on_reply, self._fail = waits, pending, on_reply, fail
         self._refusals: list[Refusal] = []
         """Since the last reply."""
@@ -96,7 +96,13 @@ class Legs:
         def on_loss(leg: Leg, loss: Loss) -> None:
             self.losses.put_nowait((leg, loss))
 
-        return Leg(self._links, self._identity, self._router.model, self.retained, oldest, self._on_reply, on_loss)
+        router = self._router
+        return Leg(self._links, self._identity, router.model, self.retained, oldest, self._on_reply, on_loss, router.clock.unix_s)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since `heard_s`."""
+        return self._now_s() - self.heard_s
 
     @property
     def is_repairing(self) -> bool:
@@ -157,7 +163,7 @@ class Legs:
 
     def send(self, step: Step) -> None:
         """Retain a step and send it over every leg."""
-        self.heard_s = time.monotonic()
+        self.heard_s = self._now_s()
         self.retained.add(step)
         self.current.down.pump()
         for rival in self.rivals:
@@ -169,7 +175,7 @@ class Legs:
 
     def answered(self, leg: Leg, num_tokens: int) -> None:
         """A reply that can be used, to a step of so many tokens, came over `leg`: it is the session's."""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if leg.finding is None:
             self._usual_ms = max((now_s - self.heard_s) * 1e3 / suspicion.work(num_tokens), 0.9 * self._usual_ms)
         self.heard_s = now_s
@@ -206,7 +212,7 @@ class Legs:
     def _blame(self, route: Route, finding: Finding) -> None:
         peers = [route[place].peer for place in finding.places]
         if finding.kind is Kind.BUSY:
-            self._router.suspects.add(peers[0], peers[0], time.monotonic())
+            self._router.suspect(peers[0])
         elif finding.kind is Kind.TORN:
             self._router.dispute(*peers)
         else:
@@ -258,11 +264,11 @@ class Legs:
             log.exception("%s: a repair failed by a fault of ours", leg)
             self._end(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
         finally:
-            self.heard_s = time.monotonic()
+            self.heard_s = self._now_s()
 
     async def _replace(self, leg: Leg, loss: Loss) -> None:
         """Route around a lost hop. Raises if nobody is left within `patience_s`, or if enough peers refuse the same."""
-        hop, now_s = leg.route[loss.index], time.monotonic()
+        hop, now_s = leg.route[loss.index], self._now_s()
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
         if self.lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
             self.lost_at_s = now_s
@@ -305,12 +311,12 @@ class Legs:
         for refusal in self._refusals:
             for peer in refusal.sayers:
                 self._router.absolve(peer)
-                self._router.suspects.add(peer, peer, time.monotonic())
+                self._router.suspect(peer)
         return cause
 
     def _note(self, leg: Leg, loss: Loss) -> None:
         """Whom this loss speaks against."""
-        peer, now_s = leg.route[loss.index].peer, time.monotonic()
+        peer, now_s = leg.route[loss.index].peer, self._now_s()
         if isinstance(loss.cause, NonsenseError) and loss.index > 0:
             self._router.dispute(peer, leg.route[loss.index - 1].peer)
         elif loss.others:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ class Watch:
 
     async def run(self) -> None:
         while not self._legs.is_over:
-            silent_s = time.monotonic() - self._legs.heard_s
+            silent_s = self._legs.silent_s
             if not self._pending:
                 await asyncio.sleep(self._config.stall_s / 4)
                 continue
@@ -67,7 +66,7 @@ class Watch:
         if legs.is_repairing:
             return
         finding, *_ = await asyncio.gather(*(one.look() for one in (leg, *legs.rivals)))
-        silent_s = time.monotonic() - heard_s
+        silent_s = legs.silent_s
         if legs.heard_s != heard_s or legs.is_repairing or epoch != leg.epoch or leg is not legs.current:
             return
         is_proven = silent_s >= late_s and leg.num_found > 1 and self._is_proof(leg, finding)

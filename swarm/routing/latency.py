@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from protocols.errors import DeadlineError, SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from swarm.asking import AT_ONCE, HELLO_S, Ping, answers
+from swarm.clock import SYSTEM, Clock
 
 FRESH_S = 60.0
 """Seconds for which an answer counts: after that a peer has to answer again before it is used."""
@@ -23,16 +23,16 @@ PING_S = HELLO_S
 class Latency:
     """Our own round trips, and what peers say of theirs."""
 
-    def __init__(self, ping: Ping, on_silent: Callable[[PeerRecord, SwarmError], None]) -> None:
+    def __init__(self, ping: Ping, on_silent: Callable[[PeerRecord, SwarmError], None], clock: Clock = SYSTEM) -> None:
         """on_silent: told of each peer that `measure` began to ask and that does not answer, also after the caller has left."""
-        self._ping, self._on_silent = ping, on_silent
+        self._ping, self._on_silent, self._now_s = ping, on_silent, clock.now_s
         self._measured: dict[PeerId, tuple[float, float]] = {}
         self._asking: dict[PeerId, asyncio.Task[SwarmError | None]] = {}
 
     def has_answered(self, peer: PeerId) -> bool:
         """Has it answered lately? Only such peers are used."""
         entry = self._measured.get(peer)
-        return entry is not None and time.monotonic() - entry[1] < FRESH_S
+        return entry is not None and self._now_s() - entry[1] < FRESH_S
 
     def is_remembered(self, peer: PeerId) -> bool:
         """Has it answered at all, as far as we remember?"""
@@ -70,7 +70,7 @@ class Latency:
 
     async def probe(self, record: PeerRecord) -> SwarmError | None:
         """One round trip now; the reason where there is no answer within PING_S."""
-        started = time.perf_counter()
+        started_s = self._now_s()
         try:
             async with asyncio.timeout(PING_S):
                 await self._ping(record)
@@ -80,9 +80,9 @@ class Latency:
         except SwarmError as error:
             self.forget(record.peer)
             return error
-        now_s = time.monotonic()
+        now_s = self._now_s()
         self._measured = {peer: entry for peer, entry in self._measured.items() if now_s - entry[1] < FORGET_S}
-        self._measured[record.peer] = ((time.perf_counter() - started) * 1e3, now_s)
+        self._measured[record.peer] = ((now_s - started_s) * 1e3, now_s)
         return None
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
@@ -23,6 +22,7 @@ from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
 from protocols.records import PeerRecord, ServedSpan
 from swarm.asking import HELLO_S, Ping
+from swarm.clock import SYSTEM, Clock
 from swarm.routing import absence, path
 from swarm.routing.blame import Blame
 from swarm.routing.latency import FORGET_S, Latency
@@ -80,17 +80,19 @@ class Router:
         hosting: NodeCommand = USUAL,
         regard: Regard = STRANGERS,
         chance: Callable[[], float] = random.random,
+        clock: Clock = SYSTEM,
     ) -> None:
         """hosting: what a message tells people to type where blocks are missing. regard: what is thought of peers beforehand.
 
-        chance: uniform in [0, 1).
+        chance: uniform in [0, 1). clock: sessions over this router go by it, too: their times are compared.
         """
         self.model, self.num_blocks = model, num_blocks
-        self.blame, self.suspects = Blame(), Suspects()
+        self.blame, self.suspects, self.clock = Blame(), Suspects(), clock
         self._directory, self._hosting, self._regard, self._random = directory, hosting, regard, chance
-        self._latency = Latency(ping, self._is_silent)
+        self._now_s = clock.now_s
+        self._latency = Latency(ping, self._is_silent, clock)
         self._looked_s = -FRESH_S
-        """When the directory was last read, on the monotonic clock."""
+        """When the directory was last read."""
         self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
         """Records by peer, and when the directory last showed them: right after deaths it may not find all who live."""
         self._proven: dict[PeerId, float] = {}
@@ -102,7 +104,7 @@ class Router:
     def failed(self, peer: PeerId, cause: SwarmError) -> None:
         """`peer` failed: avoid it for a while."""
         log.info("peer %s failed: %s", short_peer(peer), cause)
-        now_s = time.monotonic()
+        now_s = self._now_s()
         self.blame.add(peer, cause, now_s)
         if not self.is_proven(peer):
             self._wary_until_s = now_s + WARY_S
@@ -112,7 +114,7 @@ class Router:
 
     def answered(self, route: Route) -> None:
         """A reply that can be used came over `route`: its hops compute. They are asked first, and claims do not beat them."""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         for hop in route:
             self.suspects.clear(hop.peer, now_s)
         self._proven = {peer: at_s for peer, at_s in self._proven.items() if now_s - at_s < FORGET_S}
@@ -121,12 +123,16 @@ class Router:
     def dispute(self, one: PeerId, other: PeerId) -> None:
         """One of the two is at fault, and nothing shows which: pass both by for a while, if there is a way without them."""
         log.info("peers %s and %s contradict each other", short_peer(one), short_peer(other))
-        self.suspects.add(one, other, time.monotonic())
-        self.suspects.add(other, one, time.monotonic())
+        self.suspects.add(one, other, self._now_s())
+        self.suspects.add(other, one, self._now_s())
+
+    def suspect(self, peer: PeerId) -> None:
+        """It may be at fault, and nothing shows it: pass it by for a while, if there is a way without it."""
+        self.suspects.add(peer, peer, self._now_s())
 
     def absolve(self, peer: PeerId) -> None:
         """`peer` was said to have failed, and it answers: it may be used, if it is only suspected."""
-        self.blame.forgive(peer, time.monotonic())
+        self.blame.forgive(peer, self._now_s())
 
     def expected_ms(self, route: Route, num_steps: float = 1.0) -> float:
         """What the work of so many decode steps takes on this route, as its peers announce it, and the ways between."""
@@ -148,7 +154,7 @@ class Router:
             self.failed(record.peer, cause)
         else:
             log.debug("peer %s does not answer: %s", short_peer(record.peer), cause)
-            self.blame.add(record.peer, cause, time.monotonic())
+            self.blame.add(record.peer, cause, self._now_s())
 
     def close(self) -> None:
         """End hellos that are under way."""
@@ -177,12 +183,12 @@ class Router:
         on_wait: told what is missing, at every look that finds no route.
         """
         is_opening, wish = holding is None, Wish(blocks, thin, holding or (), avoiding)
-        since_s = time.monotonic()
+        since_s = self._now_s()
         deadline_s = since_s + patience_s
-        until_s = max(deadline_s, time.monotonic() + HELLO_S)
+        until_s = max(deadline_s, self._now_s() + HELLO_S)
         if holding and (found := await self._choose(self._remembered(dtype), wish, until_s)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
-        is_fresh = time.monotonic() - self._looked_s < FRESH_S
+        is_fresh = self._now_s() - self._looked_s < FRESH_S
         if is_opening and is_fresh and (found := await self._choose(self._remembered(dtype), wish, until_s)) is not None:
             return found
         while True:
@@ -195,26 +201,26 @@ class Router:
             if await self._forgive(offers, until_s):
                 continue
             live = self._live(offers)
-            if time.monotonic() >= deadline_s:
+            if self._now_s() >= deadline_s:
                 cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
                 raise absence.no_route(live, wish, self.model, self.num_blocks, patience_s, cause, self._hosting)
             on_wait(absence.wait(live, wish, self.num_blocks, since_s, patience_s))
-            await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
+            await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - self._now_s())))
 
     # --- what is there
 
     async def _offers(self, dtype: str | None, is_opening: bool, until_s: float) -> list[Offer]:
         """What the directory shows now, and remembered."""
         try:
-            async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
+            async with asyncio.timeout(max(0.0, until_s - self._now_s())):
                 peers = (await self._directory.snapshot(self.model.name)).peers
         except (PeerUnreachableError, TimeoutError) as error:  # our p2pd is being started again, or nobody tells us anything
             log.warning("the directory cannot be read, we look again: %s", error)
             peers = ()
             self._looked_s = -FRESH_S
         else:
-            self._looked_s = time.monotonic()
-        now_s = time.monotonic()
+            self._looked_s = self._now_s()
+        now_s = self._now_s()
         self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
         self._seen |= {record.peer: (now_s, record) for record in peers}
         offers = named(peers, self.model.name)
@@ -226,7 +232,7 @@ class Router:
 
     def _remembered(self, dtype: str | None) -> list[Offer]:
         """What the directory has shown within the life of a record. Who has left since does not answer, and is blamed then."""
-        oldest_s = time.monotonic() - RECORD_LIFE_S
+        oldest_s = self._now_s() - RECORD_LIFE_S
         return self._ours(named((record for seen_s, record in self._seen.values() if seen_s > oldest_s), self.model.name), dtype)
 
     def _ours(self, offers: Sequence[Offer], dtype: str | None) -> list[Offer]:
@@ -239,7 +245,7 @@ class Router:
         return [offer.served for offer in self._usable(offers)]
 
     def _usable(self, offers: Iterable[Offer]) -> list[Offer]:
-        now_s = time.monotonic()
+        now_s = self._now_s()
         return [offer for offer in offers if not self.blame.is_avoided(offer.record.peer, now_s)]
 
     # --- choosing
@@ -254,11 +260,11 @@ class Router:
             return found
         loop = asyncio.get_running_loop()
         if found is not None:  # there is a way already: one round for a better one
-            until_s = min(until_s, time.monotonic() + HELLO_S)
+            until_s = min(until_s, self._now_s() + HELLO_S)
         is_enough = False
         try:
             async with (
-                asyncio.timeout(max(0.0, until_s - time.monotonic())) as limit,
+                asyncio.timeout(max(0.0, until_s - self._now_s())) as limit,
                 aclosing(self._latency.measure(due)) as replies,
             ):
                 async for record, error in replies:
@@ -274,7 +280,7 @@ class Router:
 
     def _is_clean(self, route: Route, wish: Wish) -> bool:
         """Does it lead around suspects, and around those that should be avoided?"""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         return not any(hop.peer in wish.avoiding or self.suspects.strikes(hop.peer, now_s) for hop in route)
 
     def _in_order(self, records: Iterable[PeerRecord], wish: Wish) -> list[PeerRecord]:
@@ -318,7 +324,7 @@ class Router:
 
         alike: peers that host the same blocks and are to be avoided. Made-up peers tend to claim the same, so it is tried later.
         """
-        peer, now_s = candidate.peer, time.monotonic()
+        peer, now_s = candidate.peer, self._now_s()
         doubts = self.suspects.strikes(peer, now_s) + (peer in wish.avoiding)
         step_ms, disbelieved_ms = candidate.step_ms, DISBELIEVED_MS * len(candidate.span) / self.num_blocks
         if peer not in proven and not candidate.is_holding:
@@ -330,7 +336,7 @@ class Router:
 
     async def _forgive(self, offers: list[Offer], until_s: float) -> bool:
         """There is no way without them: ask those that we avoid whether they are back. True where one is."""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         avoided = {o.record.peer: o.record for o in offers if self.blame.is_avoided(o.record.peer, now_s)}
         askable = [record for peer, record in avoided.items() if self.blame.can_be_asked_again(peer, now_s)]
         for record in askable:
@@ -343,7 +349,7 @@ class Router:
             ):
                 async for record, error in replies:
                     if error is None:
-                        self.blame.forgive(record.peer, time.monotonic())
+                        self.blame.forgive(record.peer, self._now_s())
                         limit.reschedule(min(limit.when() or 0.0, asyncio.get_running_loop().time() + GRACE_S))
                         is_back = True
         except TimeoutError:

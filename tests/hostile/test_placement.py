@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from node.choosing import MAX_JOINING_S, Joining, Standing
-from node.liveness import Greeted
+from node.liveness import AGAIN_S, GREETED_S, GREETING_S, Greeted, Liveness
 from node.serving.host import Host
 from protocols import services
 from protocols.errors import PeerUnreachableError
 from protocols.identity import from_seed
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from swarm.asking import AT_ONCE, HELLO_S
 from swarm.placement.members import Member
 from swarm.rpc import tls
 from swarm.rpc.server import RpcServer
@@ -37,6 +38,7 @@ from tests.swarm.inference.toy import (
     random_tokens,
     reference,
 )
+from tests.virtual_time import loop_clock, virtual_time
 
 
 class Echo(ToyEngine):
@@ -160,6 +162,7 @@ def test_who_has_been_about_to_come_for_a_minute_does_not_count() -> None:
     assert joining.current([elsewhere], 201.0) == [elsewhere]
 
 
+@virtual_time
 async def test_a_newcomer_counts_only_peers_that_answer_it() -> None:
     records = [PeerRecord(peer=new_identity().peer_id) for _ in range(200)]
     asked: list[PeerId] = []
@@ -169,10 +172,49 @@ async def test_a_newcomer_counts_only_peers_that_answer_it() -> None:
         if record not in records[150:153]:
             raise PeerUnreachableError("nobody there")
 
-    now_s = [0.0]
-    greeted = Greeted(ping, lambda: now_s[0])
+    greeted = Greeted(ping, loop_clock())
     assert await greeted.answering(records) == records[150:153] == await greeted.answering(records)
     assert sorted(asked) == sorted(record.peer for record in records) != asked, "each once, in random order"
-    now_s[0] = 100.0
+    await asyncio.sleep(GREETED_S - 0.01)
+    await greeted.answering(records)
+    assert len(asked) == 200, "for half a minute, what they said counts"
+    await asyncio.sleep(0.01)
     await greeted.answering(records)
     assert len(asked) == 400
+
+
+@virtual_time
+async def test_peers_that_let_hellos_wait_cost_a_newcomer_six_seconds_and_a_look_of_placement_five() -> None:
+    clock = loop_clock()
+    records = [PeerRecord(peer=new_identity().peer_id) for _ in range(4 * AT_ONCE)]
+    asked: list[PeerId] = []
+
+    async def ping(record: PeerRecord) -> None:
+        asked.append(record.peer)
+        if record is not records[0]:
+            await asyncio.Event().wait()
+
+    greeted = Greeted(ping, clock)
+    assert set(await greeted.answering(records)) <= {records[0]}
+    assert clock.now_s() == GREETING_S and len(asked) < len(records), "the last ones are not reached in that time"
+    began_s, liveness = clock.now_s(), Liveness(ping)
+    assert await liveness.check(records[:5]) == {record.peer for record in records[1:5]}
+    assert clock.now_s() - began_s == 2 * HELLO_S + AGAIN_S
+
+
+@virtual_time
+async def test_a_peer_that_misses_one_hello_is_not_gone_and_one_that_is_gone_is_back_with_its_first_answer() -> None:
+    answers_s, clock = [1.0], loop_clock()
+
+    async def ping(record: PeerRecord) -> None:
+        if not any(at_s <= clock.now_s() < at_s + 10 for at_s in answers_s):
+            raise PeerUnreachableError("nobody there")
+
+    peer = PeerRecord(peer=new_identity().peer_id)
+    liveness = Liveness(ping)
+    assert await liveness.check([peer]) == frozenset() and clock.now_s() == AGAIN_S, "it answered when it was asked again"
+    await asyncio.sleep(20)
+    assert await liveness.check([peer]) == {peer.peer} == liveness.gone
+    answers_s.append(60.0)
+    await asyncio.sleep(60 - clock.now_s())
+    assert await liveness.check([peer]) == frozenset() == liveness.gone

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from dataclasses import dataclass, replace
 
 import pytest
 
 from node.choosing import (
     MAX_PLANNED,
+    RACE_ROUNDS,
+    RACE_WAIT_S,
     Claim,
     Standing,
     as_told,
@@ -28,6 +32,8 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm import places
 from swarm.placement.choose import Choice, Room, outranking
 from swarm.placement.members import Member
+from tests.swarm.inference.toy import fresh_seed, new_identity
+from tests.virtual_time import loop_clock, virtual_time
 
 MODEL = ModelId("tiny", "a" * 64)
 ROOM = Room(free_bytes=39, block_bytes=(10,) * 6)
@@ -120,6 +126,29 @@ def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
         assert after.span == (Span(3, 6) if is_weaker else Span(0, 3))
     hosted = claim("1", Span(0, 3), is_joining=False)
     assert look_again(ME, Choice(Span(0, 3), "first"), [hosted], ROOM).span == Span(0, 3)  # a replica is no race
+
+
+@virtual_time
+async def test_newcomers_of_one_moment_leave_no_block_out_and_are_settled_after_as_many_looks_as_they_are() -> None:
+    draw = random.Random(fresh_seed())
+    for num_peers in (2, 2, 2, 3, 4, 6, 8) * 3:
+        began_s, directory = loop_clock().now_s(), dict[PeerId, PeerRecord]()
+
+        async def join(me: PeerId, directory: dict[PeerId, PeerRecord] = directory) -> Span:
+            async def look() -> list[Claim]:
+                await asyncio.sleep(draw.uniform(0, 0.01))
+                return claims(Records(tuple(directory.values())), MODEL, me)
+
+            async def announce(span: Span) -> None:
+                await asyncio.sleep(draw.uniform(0.1, 1.0))
+                directory[me] = replace(record("1", span, state="joining"), peer=me)
+
+            return (await settle(CONFIG, me, ROOM, look, announce)).span
+
+        spans = await asyncio.gather(*(join(new_identity().peer_id) for _ in range(num_peers)))
+        assert {Span(0, 3), Span(3, 6)} == set(spans), spans
+        took_s = loop_clock().now_s() - began_s
+        assert RACE_WAIT_S < took_s < min(num_peers, RACE_ROUNDS) * (RACE_WAIT_S + 1.01) + 1.01
 
 
 async def test_a_node_that_was_told_its_blocks_announces_and_keeps_them() -> None:

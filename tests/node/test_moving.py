@@ -6,9 +6,11 @@ Real hosts, servers, sessions, presence and doors; the blocks are arithmetic (`t
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,10 +26,11 @@ from node.presence import Presence
 from node.proving import PROVEN_S, Prover
 from node.serving.host import Host
 from protocols import services
-from protocols.errors import OverloadedError
+from protocols.errors import OverloadedError, PeerUnreachableError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
 from swarm import places
+from swarm.clock import SYSTEM, Clock
 from swarm.placement.choose import Room
 from swarm.placement.members import Member, digest
 from swarm.rpc import tls
@@ -47,6 +50,7 @@ from tests.swarm.inference.toy import (
     random_tokens,
     reference,
 )
+from tests.virtual_time import loop_clock, virtual_time
 
 CONFIG = NodeConfig(model="toy", data_dir=places.data_dir({"HOME": "/h"}))
 PACE = Pace(race_wait_s=0.01, drain_s=0.3)
@@ -110,6 +114,9 @@ class MovingNode:
 
     async def start(self, span: Span) -> None:
         self.addresses = (f"127.0.0.1:{await self.server.start()}",)
+        await self.take(span)
+
+    async def take(self, span: Span, pace: Pace = PACE, clock: Clock = SYSTEM) -> None:
         self.presence = Presence(CONFIG, self, MODEL, NUM_BLOCKS)  # type: ignore[arg-type]
         self.presence.dtype, self.presence.room_blocks, self.presence.block_ms = "float32", 2, 1.0
         host = await self.make(span)
@@ -119,7 +126,8 @@ class MovingNode:
             host=host, presence=self.presence, doors=self.doors, make=self.make,
             room=Room(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
             liveness=Liveness(self.town.toys._ping),
-            prover=Prover(self.identity, self.pool, self.town.toys._ping), on_event=self.events.append, pace=PACE,
+            prover=Prover(self.identity, self.pool, self.town.toys._ping), on_event=self.events.append,
+            pace=pace, clock=clock,
         )  # fmt: skip
 
     async def make(self, span: Span) -> Host:
@@ -255,16 +263,43 @@ async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown
     await town.toys.serve(0, 2)
     movers = [await town.add(2, 4) for _ in range(3)]
     (goes,) = [node for node in movers if await is_next(node)]
-    now_s = [0.0]
-    goes.mover.prover = Prover(goes.identity, goes.pool, town.toys._ping, lambda: now_s[0])
+    later_s = 0.0
+    clock = Clock(now_s=lambda: time.monotonic() + later_s)
+    goes.mover.prover = Prover(goes.identity, goes.pool, town.toys._ping, clock)
     make = goes.mover.make
 
     async def slowly(span: Span) -> Host:
-        now_s[0] += PROVEN_S + 1
+        nonlocal later_s
+        later_s += PROVEN_S + 1
         return await make(span)
 
     goes.mover.make = slowly
     assert [await goes.mover.look() for _ in range(2)] == [False, True] and goes.spans == ["0:2 serving"]
+
+
+@virtual_time
+async def test_a_node_looks_about_every_ten_seconds_also_after_a_look_that_failed() -> None:
+    fresh_seed()
+    town, clock = Town(ToySwarm()), loop_clock()
+    node, looked_s = MovingNode(town), list[float]()
+    await node.take(Span(0, 4), Pace(), clock)
+    snapshot = town.snapshot
+
+    async def noted(model_name: str) -> Records:
+        if clock.now_s() not in looked_s:
+            looked_s.append(clock.now_s())
+        if len(looked_s) == 3:
+            raise PeerUnreachableError("the directory does not answer")
+        return await snapshot(model_name)
+
+    town.snapshot = noted  # type: ignore[method-assign]
+    looking = asyncio.create_task(node.mover.keep_looking(random.Random(node.peer_id)))
+    await asyncio.sleep(600)
+    pauses_s = [after_s - before_s for before_s, after_s in pairwise([0.0, *looked_s])]
+    assert len(pauses_s) > 50 and 8 <= min(pauses_s) < max(pauses_s) <= 12 and not looking.done()
+    looking.cancel()
+    await asyncio.gather(looking, node.presence.stop_serving(), return_exceptions=True)
+    assert node.spans == ["0:4 serving"]
 
 
 async def test_a_failure_of_our_own_is_not_held_against_a_replica(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:

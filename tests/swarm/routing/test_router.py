@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from protocols.defaults import AVOID_S
 from protocols.errors import CacheFullError, DeadlineError, ModelMismatchError, NoRouteError, PeerUnreachableError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.inference import Hop
@@ -16,9 +16,10 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm.asking import AT_ONCE, HELLO_S
 from swarm.routing.offers import Offer, Wish, candidates
 from swarm.routing.regard import Regard
-from swarm.routing.router import FRESH_S, Router
+from swarm.routing.router import FRESH_S, GRACE_S, LOOK_AGAIN_S, WARY_S, Router
 from swarm.suggestion import NodeCommand
 from tests.swarm.inference.toy import new_identity, until
+from tests.virtual_time import loop_clock, virtual_time
 
 MODEL = ModelId("toy", "ab" * 32)
 
@@ -31,6 +32,7 @@ class Town:
     dead: set[PeerId] = field(default_factory=set)
     snapshots: int = 0
     pinged: list[PeerId] = field(default_factory=list)
+    round_trip_s: float = 0.0
 
     async def snapshot(self, model_name: str) -> Town:
         self.snapshots += 1
@@ -40,6 +42,7 @@ class Town:
         self.pinged.append(record.peer)
         if record.peer in self.dead:
             raise PeerUnreachableError("nobody there")
+        await asyncio.sleep(self.round_trip_s)
 
     def add(
         self, start: int, stop: int, *, dtype: str = "float32", model: ModelId = MODEL, ends: bool = False, **about: object
@@ -52,7 +55,7 @@ class Town:
         return record
 
     def router(self) -> Router:
-        return Router(self, self.ping, MODEL, 4)
+        return Router(self, self.ping, MODEL, 4, clock=loop_clock())
 
 
 def peers_of(found: tuple[object, ...]) -> list[PeerId]:
@@ -102,13 +105,15 @@ async def test_a_route_has_one_precision_float32_first() -> None:
     assert ([hop.peer for hop in route], dtype) == ([half.peer, other.peer], "float32")
 
 
+@virtual_time
 async def test_dead_peers_are_passed_by_and_blamed() -> None:
     town = Town()
     dead, alive = town.add(0, 4, step_ms=0.1), town.add(0, 4)
     town.dead = {dead.peer}
     router = town.router()
     assert peers_of(await router.find(0)) == [alive.peer]
-    assert router.blame.is_avoided(dead.peer, time.monotonic()) and not router.blame.is_avoided(alive.peer, time.monotonic())
+    now_s = router.clock.now_s()
+    assert router.blame.is_avoided(dead.peer, now_s) and not router.blame.is_avoided(alive.peer, now_s)
 
 
 async def test_hops_that_hold_the_session_are_kept() -> None:
@@ -118,6 +123,7 @@ async def test_hops_that_hold_the_session_are_kept() -> None:
     assert peers_of(await town.router().find(0, None, {(holder.peer, Span(0, 2))})) == [holder.peer, last.peer]
 
 
+@virtual_time
 async def test_a_failed_peer_is_avoided_while_there_is_another_and_asked_again_where_there_is_none() -> None:
     town = Town()
     fast, slow = town.add(0, 4, step_ms=0.1), town.add(0, 4, step_ms=9.0)
@@ -141,6 +147,7 @@ async def test_who_was_seen_a_moment_ago_stands_in_even_if_the_directory_misses_
     assert town.snapshots == 2  # in the middle of an answer, what was seen a moment ago is enough
 
 
+@virtual_time
 async def test_a_new_session_goes_by_what_was_seen_a_moment_ago_until_something_fails() -> None:
     town = Town()
     here, elsewhere = town.add(0, 4, step_ms=0.1), town.add(0, 4, step_ms=9.0)
@@ -153,6 +160,7 @@ async def test_a_new_session_goes_by_what_was_seen_a_moment_ago_until_something_
     assert town.snapshots == 2
 
 
+@virtual_time
 async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
     town = Town()
     full = town.add(0, 4)
@@ -160,8 +168,26 @@ async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
     router.failed(full.peer, CacheFullError("no memory for 9 tokens"))
     with pytest.raises(NoRouteError, match="last failure: no memory for 9 tokens"):
         await router.find(0.6)
+    assert peers_of(await router.find(60)) == [full.peer]
+    assert AVOID_S <= router.clock.now_s() < AVOID_S + 2 * LOOK_AGAIN_S, "it is used again once its time is over"
 
 
+@virtual_time
+async def test_the_directory_is_read_again_after_some_seconds_and_a_peer_is_asked_again_after_a_minute() -> None:
+    town = Town()
+    here = town.add(0, 4)
+    router = town.router()
+    for at_s, num_looks, num_hellos in ((0, 1, 1), (FRESH_S - 0.01, 1, 1), (FRESH_S, 2, 1), (59.99, 3, 1), (60.0, 3, 2)):
+        await asyncio.sleep(at_s - router.clock.now_s())
+        await router.find(0)
+        assert (town.snapshots, len(town.pinged)) == (num_looks, num_hellos), at_s
+    town.dead = {here.peer}
+    await asyncio.sleep(60)
+    with pytest.raises(NoRouteError, match="nobody there"):
+        await router.find(0)
+
+
+@virtual_time
 async def test_a_route_that_appears_in_time_is_found() -> None:
     town = Town()
     town.add(0, 2)
@@ -171,6 +197,7 @@ async def test_a_route_that_appears_in_time_is_found() -> None:
     assert peers_of(await finding)[1] == last.peer
 
 
+@virtual_time
 async def test_other_weights_by_this_name_are_named_at_once() -> None:
     town = Town()
     town.add(0, 4, model=ModelId("toy", "cd" * 32))
@@ -211,6 +238,7 @@ async def test_where_blocks_are_missing_a_thin_client_hears_of_those_first() -> 
         await town.router().find(0, thin=True)
 
 
+@virtual_time
 async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_a_moment() -> None:
     town = Town()
     town.add(0, 4, model=ModelId("toy", "cd" * 32))
@@ -224,6 +252,7 @@ async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_
         await town.router().find(0, "float32", ())
 
 
+@virtual_time
 async def test_a_directory_that_starts_again_is_waited_for() -> None:
     town = Town()
     record = town.add(0, 4)
@@ -237,6 +266,7 @@ async def test_a_directory_that_starts_again_is_waited_for() -> None:
     assert peers_of(await router.find(20)) == [record.peer]
 
 
+@virtual_time
 async def test_suspects_are_passed_by_if_there_is_a_way_without_them_and_used_if_there_is_none() -> None:
     town = Town()
     accuser, accused, spare = town.add(0, 2), town.add(2, 4, step_ms=0.1), town.add(2, 4)
@@ -248,7 +278,8 @@ async def test_suspects_are_passed_by_if_there_is_a_way_without_them_and_used_if
     assert peers_of(await router.find(0)) == [other.peer, accused.peer]
     router.answered((await router.find(0))[0])
     assert peers_of(await router.find(0)) == [other.peer, accused.peer]  # the accuser is still suspected, the accused is not
-    assert not router.suspects.strikes(accused.peer, time.monotonic()) and router.suspects.strikes(accuser.peer, time.monotonic())
+    now_s = router.clock.now_s()
+    assert not router.suspects.strikes(accused.peer, now_s) and router.suspects.strikes(accuser.peer, now_s)
 
 
 async def test_a_suspect_loses_even_the_session_that_it_holds() -> None:
@@ -285,11 +316,10 @@ async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last() 
     assert peers_of(await router.find(0, avoiding=avoiding))[0] in {liar.peer for liar in liars[1:]}
 
 
-async def test_after_one_that_never_computed_has_failed_others_like_it_come_after_those_that_did(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@virtual_time
+async def test_after_one_that_never_computed_has_failed_others_like_it_come_after_those_that_did_for_a_minute() -> None:
     """Of six swallowers with a shorter way, each cost a client its 3 s, one after the other."""
-    town = Town()
+    town = Town(round_trip_s=0.06)  # a hop less is a way that is shorter
     honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
     router = town.router()
     route, _ = await router.find(0)
@@ -297,12 +327,15 @@ async def test_after_one_that_never_computed_has_failed_others_like_it_come_afte
     liars = [town.add(0, 4, step_ms=0.01) for _ in range(2)]
     for record in liars:
         assert await router._latency.probe(record) is None
-    monkeypatch.setattr(router._latency, "round_trip_ms", lambda peer: 60.0)  # a hop less is a way that is shorter
-    router._looked_s = -FRESH_S
+    await asyncio.sleep(FRESH_S)
     first = peers_of(await router.find(0))
     assert first[0] in {liar.peer for liar in liars}
     router.failed(first[0], DeadlineError("swallowed"))
     assert peers_of(await router.find(0)) == [record.peer for record in honest]
+    await asyncio.sleep(WARY_S - 1)
+    assert peers_of(await router.find(0)) == [record.peer for record in honest]
+    await asyncio.sleep(1)
+    assert peers_of(await router.find(0))[0] in {liar.peer for liar in liars}
     router.failed(honest[0].peer, PeerUnreachableError("gone"))
     assert len(peers_of(await router.find(0))) == 1  # there is no way without the other
 
@@ -316,6 +349,7 @@ async def test_what_a_step_should_take_goes_by_what_is_announced_and_by_the_way(
     assert 104.0 <= router.expected_ms(route) < 200.0
 
 
+@virtual_time
 async def test_silent_peers_are_not_routed_over_whatever_they_claim_and_wherever_they_sort() -> None:
     town = Town()
     silent = [town.add(0, 4, step_ms=0.01) for _ in range(150)]
@@ -341,6 +375,7 @@ async def test_peers_are_asked_at_random_but_those_that_computed_or_answered_bef
     assert town.pinged[3:60] != town.pinged[half + 3 : half + 60], "the rest comes in another order each time"
 
 
+@virtual_time
 async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None:
     """Nobody waits for a silent peer, nor for one that would be used in no other case."""
     town = Town()
@@ -351,15 +386,15 @@ async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None
         if record is slow:
             await release.wait()
 
-    router = Router(town, ping, MODEL, 4)
-    started = time.monotonic()
+    router = Router(town, ping, MODEL, 4, clock=loop_clock())
     assert peers_of(await router.find(60)) == [first.peer, last.peer]
-    assert time.monotonic() - started < HELLO_S, "the whole wait for a silent peer"
+    assert router.clock.now_s() == GRACE_S, "the whole wait for a silent peer"
     release.set()
     await until(lambda: router._latency.has_answered(slow.peer))
     assert peers_of(await router.find(60)) == [slow.peer], "a late answer counts for the next session"
 
 
+@virtual_time
 async def test_patience_bounds_looks_and_hellos() -> None:
     town = Town()
     town.add(0, 4)
@@ -367,11 +402,13 @@ async def test_patience_bounds_looks_and_hellos() -> None:
     async def never(*_: object) -> Any:
         await asyncio.Event().wait()
 
-    for router in (Router(town, never, MODEL, 4), Router(Silent(never), town.ping, MODEL, 4)):
-        started = time.monotonic()
-        with pytest.raises(NoRouteError):
-            await router.find(0.1)
-        assert time.monotonic() - started < 3 * HELLO_S
+    clock = loop_clock()
+    for router in (Router(town, never, MODEL, 4, clock=clock), Router(Silent(never), town.ping, MODEL, 4, clock=clock)):
+        for patience_s in (0.1, HELLO_S, 60.0):
+            started_s = clock.now_s()
+            with pytest.raises(NoRouteError):
+                await router.find(patience_s)
+            assert max(patience_s, HELLO_S) <= clock.now_s() - started_s < max(patience_s, HELLO_S) + 0.001
 
 
 @dataclass
@@ -404,6 +441,7 @@ async def test_a_claim_counts_twice_the_median_at_most() -> None:
     assert {c.peer: c.step_ms for c in whole}[boaster.peer] == 4 * 10.0 / 2
 
 
+@virtual_time
 async def test_our_weights_that_were_there_a_moment_ago_are_waited_for_whatever_else_is_served_now() -> None:
     town = Town()
     ours = town.add(0, 4)

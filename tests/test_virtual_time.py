@@ -1,0 +1,48 @@
+"""The loop of virtual time: hours pass at once, in the right order; it waits for threads, and says when all wait for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from tests.virtual_time import VirtualLoop, loop_clock, virtual_time
+
+
+@virtual_time
+async def test_hours_pass_at_once_and_in_order() -> None:
+    clock, ended = loop_clock(), list[float]()
+    unix_s = clock.unix_s()
+
+    async def sleeper(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        assert clock.now_s() == pytest.approx(seconds)
+        ended.append(seconds)
+
+    await asyncio.gather(*(sleeper(seconds) for seconds in (86_400.0, 0.001, 3_600.0, 3_600.5)))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(60):
+            await asyncio.Event().wait()
+    assert ended == sorted(ended) and clock.now_s() == clock.unix_s() - unix_s == 86_460.0
+
+
+@virtual_time
+async def test_while_a_thread_works_time_stands_still() -> None:
+    may_end, sleeping = threading.Event(), asyncio.create_task(asyncio.sleep(100))
+    working = asyncio.create_task(asyncio.to_thread(may_end.wait, 60))
+    threading.Timer(0.05, may_end.set).start()
+    assert await working and loop_clock().now_s() == 0.0 and not sleeping.done()
+    await sleeping
+    assert loop_clock().now_s() == 100.0
+
+
+def test_tasks_that_wait_for_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.virtual_time.DEADLOCK_S", 0.01)
+    loop = VirtualLoop()
+    waiting = loop.create_task(asyncio.Event().wait())
+    with pytest.raises(AssertionError, match="a deadlock"):
+        loop.run_until_complete(waiting)
+    waiting.cancel()
+    loop.run_until_complete(asyncio.gather(waiting, return_exceptions=True))
+    loop.close()

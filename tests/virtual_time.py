@@ -1,0 +1,77 @@
+"""An event loop whose time jumps to the next timer once all tasks wait: a test of minutes takes milliseconds.
+
+`@virtual_time` runs a test in one. Only for tests without sockets: an answer from outside takes real time, and the loop does not wait
+for it. It does wait for threads that it has started (`asyncio.to_thread`): while one works, its time stands still.
+The model is trio's `MockClock(autojump_threshold=0)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from swarm.clock import Clock
+
+DEADLOCK_S = 5.0
+"""Real seconds after which tasks that wait for no timer and for no thread of the loop are said to wait forever."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Begins at second 0; between two timers no time passes."""
+
+    def __init__(self) -> None:
+        self.now_s, self.num_threads = 0.0, 0
+        super().__init__(_Jumping(self))
+
+    def time(self) -> float:
+        return self.now_s
+
+    def run_in_executor(self, *arguments: Any) -> asyncio.Future[Any]:
+        future = super().run_in_executor(*arguments)
+        self.num_threads += 1
+        future.add_done_callback(self._on_thread_done)
+        return future
+
+    async def shutdown_default_executor(self, *timeout: Any) -> None:
+        self.num_threads += 1  # the one that joins the others
+        await super().shutdown_default_executor(*timeout)
+
+    def _on_thread_done(self, _: object) -> None:
+        self.num_threads -= 1
+
+
+class _Jumping(selectors.DefaultSelector):
+    """What the loop waits with: it waits for nothing but threads."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._loop.num_threads and timeout != 0:
+            return super().select()
+        events = super().select(DEADLOCK_S if timeout is None else 0)
+        assert events or timeout is not None, f"at {self._loop.now_s} s every task waits, and no timer is set: a deadlock"
+        if not events:
+            self._loop.now_s += timeout or 0.0
+        return events
+
+
+def virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run this test in a `VirtualLoop` of its own."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*arguments, **named))
+
+    return run
+
+
+def loop_clock() -> Clock:
+    """The running loop's time, virtual or not; its second 0 is the Unix time 1,000,000,000."""
+    loop = asyncio.get_running_loop()
+    return Clock(now_s=loop.time, unix_s=lambda: 1e9 + loop.time())
