@@ -31,6 +31,8 @@ CLEAN = (
     "docs/benchmarks.md",
     "docs/commands.md",
     "docs/demo.md",
+    "docs/private.md",
+    "docs/python.md",
     "docs/security.md",
     "docs/tree.md",
 )
