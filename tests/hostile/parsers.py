@@ -15,6 +15,8 @@ from typing import Any
 from protocols import dictionary, entries, errors, frame, ids, inference, parts, pieces, records
 from protocols.ids import Span
 from protocols.progress import Progress, ProgressRequest
+from protocols.units import parse_unit
+from protocols.weights_id import Weights
 from swarm import access_lists, known
 from swarm.dht.address import PeerAddress
 from swarm.inference import grants
@@ -105,6 +107,8 @@ def all_parsers() -> dict[str, Parser]:
         "peer id": _text(ids.parse_peer_id, ALICE.peer_id),
         "model": _text(ids.ModelId.parse, str(MODEL)),
         "span": _text(Span.parse, "0:6"),
+        "unit": _text(parse_unit, "decoder/3:6", "encoder/ends", "decoder/4/expert/7", "decoder/4/self_attn.q_proj/rows/0:128"),
+        "weights": _text(Weights.parse, str(MODEL), f"{MODEL}/7/{'c0' * 32}/adapter/{'ad' * 32}"),
         "known peers": Parser(
             lambda data: known.parse(data, NOW_S),
             (f"{NOW_S - 5} /ip4/192.0.2.7/tcp/4001/p2p/{ALICE.peer_id} {NOW_S - 50}\n".encode() * 3,),
