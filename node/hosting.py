@@ -17,6 +17,7 @@ from node.serving.ends import Ends
 from node.serving.ends_selftest import choose_ends
 from node.serving.engine import Engine, choose_engine
 from node.serving.host import Host
+from protocols import units
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
 from swarm import waiting
@@ -49,7 +50,7 @@ class HostMaker:
         free_bytes = hardware.room_bytes(self.device)
         of_ends = await asyncio.to_thread(ends_bytes, self.checkpoint, self._kind)
         with_ends, reason = self._wants_ends(span, free_bytes, of_ends)
-        await self.source.fetch(span, with_ends)
+        await self.source.fetch([units.Blocks.of(span), *([units.Ends()] if with_ends else [])])
         with self.waits.on(waiting.loading(f"blocks {span}, and trying which engine is exact on them")):
             engine, parts = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
             self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)

@@ -2,7 +2,7 @@
 
 source = ModelSource(config, peer, uploader, on_event, on_fetch)
 checkpoint, model, manifest = await source.open()        the peer has joined by then
-await source.fetch(span, ends)                           the tensors are on this disk when it returns
+await source.fetch(units)                                the tensors are on this disk when it returns
 source.close()
 """
 
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from node.config import NodeConfig
 from node.events import Event, OnEvent
-from protocols.ids import ModelId, Span
+from protocols.ids import ModelId
 from protocols.records import PeerRecord
+from protocols.units import Ends, Unit
 from protocols.weights import Manifest
 from protocols.words import counted
 from swarm import keyring, waiting
@@ -25,6 +26,7 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import stored_names
 from swarm.models.resolve import is_place, name_in_swarm, resolve
+from swarm.models.unit_parts import StoredModel, parts_of
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
@@ -135,14 +137,14 @@ class ModelSource:
 
     # --- tensors
 
-    async def fetch(self, span: Span | None, ends: bool, on_progress: OnProgress = lambda here, needed: None) -> None:
-        """Make the tensors of a span (with embedding, norm and head where `ends`) present; returns once all are.
+    async def fetch(self, units: Sequence[Unit], on_progress: OnProgress = lambda here, needed: None) -> None:
+        """Make the tensors of these units present, as whole files that can be loaded; returns once all are.
 
         NoRouteError: no peer gives them; DiskFullError. What was fetched stays, also where this is cancelled.
         """
         if self._cache is None:
             return
-        names = await asyncio.to_thread(self._names, span, ends)
+        names = await asyncio.to_thread(self._names, units)
         if not await asyncio.to_thread(self._cache.absent, names):
             return
 
@@ -160,18 +162,18 @@ class ModelSource:
         async def sources() -> Sequence[PeerRecord]:
             assert self._cache is not None
             records = (await self._peer.directory.snapshot(self._cache.model.name)).peers
-            return ranked(records, self._cache.model.digest, span, ends, self._peer.peer_id, random.random, self._standing.rank)
+            return ranked(records, self._cache.model.digest, units, self._peer.peer_id, random.random, self._standing.rank)
 
         report = await fetch_tensors(names, self._cache, self._peer.pool, sources, options)
         self._on_event(Event("fetched", _told(report)))
 
-    def _names(self, span: Span | None, ends: bool) -> list[str]:
-        """Stored tensors of the span's blocks, all of them (so that we can give whole blocks on), and those that the ends are made of."""
+    def _names(self, units: Sequence[Unit]) -> list[str]:
+        """Stored tensors of these units: of blocks all of them, so that we can give whole blocks on."""
         assert self._checkpoint is not None
         checkpoint = self._checkpoint
-        blocks = {name: checkpoint.block_of(name) for name in checkpoint.tensors} if span else {}
-        inner = [name for name, block in blocks.items() if block is not None and span is not None and block in span]
-        return inner + (stored_names(checkpoint, None) if ends else [])
+        ends = tuple(stored_names(checkpoint, Ends())) if Ends() in units else ()
+        model = StoredModel(tensors=checkpoint.tensors, prefix=checkpoint.block_prefix, ends=ends)
+        return [part.name for unit in units for part in parts_of(unit, model)]
 
     def close(self) -> None:
         """Let go of the cache: from now on it may be pruned."""

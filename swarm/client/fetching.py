@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocols.records import PeerRecord
+from protocols.units import Ends
 from swarm import waiting
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading import stored_names
@@ -51,7 +52,7 @@ async def ends_from_peers(
         cache = await open_cache(root, found, peer.pool, naming, standing)
     try:
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
-        names = await asyncio.to_thread(stored_names, checkpoint, None)
+        names = await asyncio.to_thread(stored_names, checkpoint, Ends())
         if await asyncio.to_thread(cache.absent, names):
             await _fetch(peer, cache, names, waits, standing)
     except BaseException:
@@ -63,7 +64,7 @@ async def ends_from_peers(
 async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits, standing: Standing) -> None:
     async def sources() -> Sequence[PeerRecord]:
         records = (await peer.directory.snapshot(cache.model.name)).peers
-        return ranked(records, cache.model.digest, None, True, peer.peer_id, random.random, standing.rank)
+        return ranked(records, cache.model.digest, [Ends()], peer.peer_id, random.random, standing.rank)
 
     with waits.on(waiting.fetching(f"embedding and head of {cache.model.name}")) as tell:
         options = Options(standing=standing, on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))

@@ -6,7 +6,6 @@ names what is not there. The files themselves are read in `stored.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,8 @@ from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import MAX_BLOCKS
 from protocols.words import counted
 from swarm.models import bounds
-from swarm.models.quirks import TOWER, refuse_known
+from swarm.models.numbered import block_of, block_prefix
+from swarm.models.quirks import refuse_known
 from swarm.models.stored import TensorInfo, read_tensors
 from swarm.places import expanded
 from swarm.weights.layout import Layout, read_manifest
@@ -68,10 +68,7 @@ class Checkpoint:
 
     def block_of(self, name: str) -> int | None:
         """The block that a stored tensor belongs to; None for the ends."""
-        if not name.startswith(self.block_prefix):
-            return None
-        number = name[len(self.block_prefix) :].partition(".")[0]
-        return int(number) if number.isdigit() else None
+        return block_of(name, self.block_prefix)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -141,19 +138,9 @@ def _is_longrope(table: object) -> bool:
 
 
 def _block_prefix(tensors: Mapping[str, TensorInfo], num_blocks: int, directory: Path) -> str:
-    """The prefix before the block numbers: of all prefixes with numbers behind, the heaviest one that is no image or sound tower's.
-
-    Every block must have a tensor: so a config cannot make us build more blocks than somebody has stored.
-    """
-    weight: dict[str, int] = {}
-    blocks: dict[str, set[int]] = {}
-    for info in tensors.values():
-        match = re.match(r"(.*?(?:^|\.))(\d{1,5})\.", info.name)
-        if match and int(match[2]) < num_blocks:
-            weight[match[1]] = weight.get(match[1], 0) + info.num_values
-            blocks.setdefault(match[1], set()).add(int(match[2]))
-    prefix = max(weight, key=lambda prefix: (not TOWER.search(prefix), weight[prefix]), default="")
-    absent = sorted(set(range(num_blocks)) - blocks.get(prefix, set()))
+    """`numbered.block_prefix`, and every block must have a tensor: a config cannot make us build more blocks than somebody has stored."""
+    prefix = block_prefix(((info.name, info.num_values) for info in tensors.values()), num_blocks) or ""
+    absent = sorted(set(range(num_blocks)) - {block_of(name, prefix) for name in tensors})
     if absent:
         raise CheckpointError(
             f"{directory}: config.json says {counted(num_blocks, 'block')}, but no tensor of block {absent[0]} is stored"

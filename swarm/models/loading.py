@@ -24,6 +24,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError, SwarmError
 from protocols.ids import Span
+from protocols.units import Blocks, Ends
 from protocols.words import counted
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
@@ -90,10 +91,10 @@ def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch
     return EndsModel(model, location.owner, location.attribute, tuples, location.num_blocks, template)
 
 
-def stored_names(checkpoint: Checkpoint, span: Span | None, dtype: torch.dtype = torch.float32) -> list[str]:
-    """Names of the stored tensors that a span (None: the ends) is made of, as in the checkpoint's files."""
-    start, stop = (span.start, span.stop) if span else (0, 0)
-    with _translated(checkpoint, f"blocks {span}" if span else "the ends"):
+def stored_names(checkpoint: Checkpoint, unit: Blocks | Ends, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Names of the stored tensors that the loaded module of a unit is made of, as in the checkpoint's files."""
+    start, stop = (unit.start, unit.stop) if isinstance(unit, Blocks) else (0, 0)
+    with _translated(checkpoint, f"unit {unit}"):
         probe = meta_model(checkpoint.config, start, stop, dtype)
         return sorted(_needed(probe, checkpoint, start, stop).values())
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from protocols.ids import Span
+from protocols.units import Ends
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import stored_names
 
@@ -18,7 +19,7 @@ def span_bytes(checkpoint: Checkpoint, span: Span, dtype: torch.dtype) -> int:
 
 def ends_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Bytes of embedding, final norm and head when loaded in `dtype`; a tied head is stored, and counted, once."""
-    return sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, None)) * dtype.itemsize
+    return sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, Ends())) * dtype.itemsize
 
 
 def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:

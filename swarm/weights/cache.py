@@ -5,7 +5,7 @@
     weights/<digest>/config.json, tokenizer files, model.safetensors.index.json
     weights/<digest>/unit-00003.safetensors     one block, or one tensor of the ends; `.part` and `.journal` until it is whole
 
-Two processes may fetch into one folder at once: each unit has a lock of its own (`unit_file.py`). All here is blocking.
+Two processes may fetch into one folder at once: each shard has a lock of its own (`shard_file.py`). All here is blocking.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from protocols.ids import ModelId
 from protocols.weights import Manifest
 from swarm.models.bounds import check_config
 from swarm.models.stored import INDEX
+from swarm.models.tensor_part import TensorPart, byte_ranges
 from swarm.suggestion import cache_command
-from swarm.weights.layout import MANIFEST, Layout, Unit, read_manifest
-from swarm.weights.unit_file import UnitFile
+from swarm.weights.layout import MANIFEST, Layout, Shard, Wanted, read_manifest
+from swarm.weights.shard_file import ShardFile
 
 ABOUT = "about.json"
 _NUMBERS = itertools.count()
@@ -44,7 +45,7 @@ class CachedModel:
 
     model: ModelId
     num_bytes: int
-    """On disk, unfinished units included."""
+    """On disk, unfinished shards included."""
     blocks_here: int
     num_blocks: int
     is_complete: bool
@@ -66,7 +67,7 @@ class ModelCache:
         self.model, self.manifest, self.layout = model, manifest, Layout(manifest)
         self.directory = root / model.digest
         self._opening = threading.Lock()
-        self._units: dict[int, UnitFile] = {}
+        self._shards: dict[int, ShardFile] = {}
         root.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_of(root, model.digest)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -114,28 +115,32 @@ class ModelCache:
 
     # --- tensors
 
-    def unit(self, unit: Unit) -> UnitFile:
-        """The one object of this process for a unit."""
+    def shard(self, shard: Shard) -> ShardFile:
+        """The one object of this process for a shard."""
         with self._opening:
-            if unit.number not in self._units:
-                self._units[unit.number] = UnitFile(self.directory, unit, self.manifest)
-            return self._units[unit.number]
+            if shard.number not in self._shards:
+                self._shards[shard.number] = ShardFile(self.directory, shard, self.manifest)
+            return self._shards[shard.number]
 
-    def absent(self, names: Iterable[str]) -> tuple[Unit, ...]:
-        """The units that are still to be fetched for these tensors."""
-        return tuple(unit for unit in self.layout.units_with(names) if not self.unit(unit).is_complete)
+    def absent(self, names: Iterable[str]) -> tuple[Shard, ...]:
+        """The shards that are still to be fetched for these tensors."""
+        return tuple(shard for shard in self.layout.shards_with(names) if not self.shard(shard).is_complete)
 
     def locate(self, tensor: int) -> tuple[Path, int] | None:
-        """Where the bytes of a tensor lie (file, offset); None while not all of them are here. Also tensors of an unfinished unit."""
-        file = self.unit(self.layout.unit_of[tensor])
+        """Where the bytes of a tensor lie (file, offset); None while not all of them are here. Also tensors of an unfinished shard."""
+        file = self.shard(self.layout.shard_of[tensor])
         if file.is_complete:
             return file.final, file.start(tensor)
         return (file.part, file.start(tensor)) if file.stored[tensor].is_full else None
 
-    def check_room(self, units: Iterable[Unit], most_bytes: int = 0) -> None:
-        """DiskFullError where the units do not fit the disk, or all models together not into `most_bytes` (0 = any number)."""
-        files = [self.unit(unit) for unit in units]
-        needed = sum(file.unit.num_bytes - _on_disk(file.part) for file in files)
+    def read(self, part: TensorPart) -> bytes:
+        """The bytes of one part, in the order in which the tensor has them. CheckpointError: not all of them were fetched."""
+        tensor = self.layout.number(part.name)
+        return self.shard(self.layout.shard_of[tensor]).read(tensor, byte_ranges(self.manifest.entries[tensor], part.cut))
+
+    def check_room(self, wanted: Iterable[Wanted], most_bytes: int = 0) -> None:
+        """DiskFullError where these do not fit the disk, or all models together not into `most_bytes` (0 = any number)."""
+        needed = sum(self._needed_bytes(one) for one in wanted)
         root = self.directory.parent
         held = sum(_on_disk(path) for path in root.glob("*/*")) if most_bytes else 0
         if most_bytes and held + needed > most_bytes:
@@ -151,6 +156,14 @@ class ModelCache:
                 f"{free / 1e6:.0f} MB are free; free some (`{cache_command(self.directory.parent.parent, 'prune')}`), "
                 "host fewer blocks, or choose another --data-dir"
             )
+
+    def _needed_bytes(self, wanted: Wanted) -> int:
+        """What this takes of the disk beyond what is there."""
+        file = self.shard(wanted.shard)
+        if wanted.is_whole:
+            return wanted.shard.num_bytes - _on_disk(file.part)
+        entries = self.manifest.entries
+        return sum(entries[tensor].piece_bytes(piece) for tensor, pieces in file.missing(wanted).items() for piece in pieces)
 
 
 def find(root: Path, name: str, digest: str = "") -> tuple[ModelId, Manifest] | None:
@@ -196,13 +209,13 @@ def _models(root: Path) -> list[tuple[ModelId, Manifest]]:
 
 def _described(root: Path, model: ModelId, manifest: Manifest) -> CachedModel:
     directory, layout = root / model.digest, Layout(manifest)
-    here = {unit.number for unit in layout.units if (directory / unit.file).exists()}
+    here = {shard.number for shard in layout.shards if (directory / shard.file).exists()}
     return CachedModel(
         model=model,
         num_bytes=sum(_on_disk(path) for path in directory.iterdir()),
-        blocks_here=sum(unit.number in here for unit in layout.blocks),
+        blocks_here=sum(shard.number in here for shard in layout.blocks),
         num_blocks=len(layout.blocks),
-        is_complete=len(here) == len(layout.units),
+        is_complete=len(here) == len(layout.shards),
         last_used_s=_last_used_s(root, model.digest),
         is_in_use=_is_in_use(root, model.digest),
     )

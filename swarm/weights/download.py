@@ -1,6 +1,6 @@
-"""One download: units of a model into the cache, from several peers at once, every piece proven before it is kept.
+"""One download: shards of a model, or parts of them, from several peers, every piece proven.
 
-`Download.run` holds the units' locks, keeps a few sources busy (`planner.py` says with what, `roster.py` which ones), and ends when all
+`Download.run` holds the shards' locks, keeps a few sources busy (`planner.py` says with what, `roster.py` which ones), and ends when all
 is there. A source that lies is named and not asked again; one that dies, stalls or refuses gives its place to another, and may come
 again later.
 """
@@ -20,7 +20,7 @@ from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
-from swarm.weights.layout import Unit
+from swarm.weights.layout import Wanted
 from swarm.weights.planner import PieceId, Planner
 from swarm.weights.roster import Roster
 from swarm.weights.source import LyingSourceError, SlowSourceError, Source
@@ -42,15 +42,17 @@ IDLE_S = 0.05
 """Pause of a source that has nothing to do until another delivers, or fails."""
 
 LOCKED_S = 0.5
-"""Pause before a unit that another process is fetching is looked at again."""
+"""Pause before a shard that another process is fetching is looked at again."""
 
 
 class Download:
-    """Fetches `units` into `cache`."""
+    """Fetches what is wanted into `cache`."""
 
-    def __init__(self, cache: ModelCache, units: Iterable[Unit], pool: ChannelPool, sources: Sources, options: Options) -> None:
+    def __init__(
+        self, cache: ModelCache, wanted: Iterable[Wanted], pool: ChannelPool, sources: Sources, options: Options
+    ) -> None:
         self._cache, self._pool, self._look, self._options = cache, pool, sources, options
-        self._units = tuple(units)
+        self._wanted = tuple(wanted)
         self.report = Report()
         self._disk = ThreadPoolExecutor(2, thread_name_prefix="weights")
         self._active: dict[PeerId, asyncio.Task[None]] = {}
@@ -62,14 +64,12 @@ class Download:
         self._progress_at_s, self._marked_bytes = 0.0, 0
 
     async def run(self) -> Report:
-        """Returns when every unit is whole. NoRouteError: no progress for `patience_s`; DiskFullError; what is stored stays stored."""
+        """Returns when all of it is here. NoRouteError: no progress for `patience_s`; DiskFullError; what is stored stays stored."""
         started_s = time.monotonic()
-        entries = self._cache.manifest.entries
-        self.report.total_bytes = sum(entries[tensor].num_bytes for unit in self._units for tensor in unit.tensors)
+        self.report.total_bytes = sum(one.num_bytes for one in self._wanted)
         try:
-            left = [unit for unit in self._units if not self._cache.unit(unit).is_complete]
-            await self._on_disk(self._cache.check_room, left, self._options.disk_bytes)
-            while left := [unit for unit in self._units if not self._cache.unit(unit).is_complete]:
+            await self._on_disk(self._cache.check_room, self._left(), self._options.disk_bytes)
+            while left := self._left():
                 if not await self._fetch_unlocked(left):
                     await asyncio.sleep(LOCKED_S)  # another process of this machine is fetching all that is left
         finally:
@@ -77,22 +77,26 @@ class Download:
             self._disk.shutdown(wait=False)
         return self.report
 
+    def _left(self) -> list[Wanted]:
+        return [one for one in self._wanted if not self._cache.shard(one.shard).has(one)]
+
     async def _on_disk(self, work: Callable[..., object], *arguments: object) -> object:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
 
-    async def _fetch_unlocked(self, units: Sequence[Unit]) -> bool:
+    async def _fetch_unlocked(self, wanted: Sequence[Wanted]) -> bool:
         """Fetch those that no other process is fetching; False where there are none."""
         with contextlib.ExitStack() as locks:
             mine = []
-            for unit in units:
-                if await self._on_disk(locks.enter_context, self._cache.unit(unit).locked()):
-                    mine.append(unit)
+            for one in wanted:
+                lock = self._cache.shard(one.shard).locked(reserve=one.is_whole)
+                if await self._on_disk(locks.enter_context, lock):
+                    mine.append(one)
             if mine:
                 await self._fetch(mine)
         return bool(mine)
 
-    async def _fetch(self, units: Sequence[Unit]) -> None:
-        self._planner = self._plan(units)
+    async def _fetch(self, wanted: Sequence[Wanted]) -> None:
+        self._planner = self._plan(wanted)
         self._progress_at_s, self._marked_bytes = time.monotonic(), self._here
         self._tell()
         looking = asyncio.create_task(self._keep_looking(), name=f"sources of {self._cache.model.name}")
@@ -117,10 +121,10 @@ class Download:
             self._roster.vacate()
             self._tell()
 
-    def _plan(self, units: Sequence[Unit]) -> Planner:
+    def _plan(self, wanted: Sequence[Wanted]) -> Planner:
         entries = self._cache.manifest.entries
-        files = {tensor: self._cache.unit(unit) for unit in units for tensor in unit.tensors}
-        missing = {tensor: tuple(file.stored[tensor].missing()) for tensor, file in files.items()}
+        files = {tensor: self._cache.shard(one.shard) for one in wanted for tensor in one.pieces}
+        missing = {tensor: found for one in wanted for tensor, found in self._cache.shard(one.shard).missing(one).items()}
         self._here = self.report.total_bytes - sum(
             entries[tensor].piece_bytes(piece) for tensor, pieces_ in missing.items() for piece in pieces_
         )
@@ -232,10 +236,10 @@ class Download:
     async def _take_one(self, source: Source) -> None:
         answer = await source.receive()
         now_s = time.monotonic()
-        unit = self._cache.unit(self._cache.layout.unit_of[answer.tensor])
+        shard = self._cache.shard(self._cache.layout.shard_of[answer.tensor])
         if isinstance(answer, pieces.Hashes):
             is_asked = self._planner.is_asked_hashes(source.peer, answer.tensor)
-            if not is_asked or not await self._on_disk(unit.put_hashes, answer.tensor, answer.hashes):
+            if not is_asked or not await self._on_disk(shard.put_hashes, answer.tensor, answer.hashes):
                 raise LyingSourceError(f"peer {source.name} sent hashes that are not those of {self._name(answer.tensor)}")
             self._planner.listed(source.peer, answer.tensor, time.monotonic())
             self._roster.heard(source.peer, 0, time.monotonic())
@@ -249,7 +253,7 @@ class Download:
             self._roster.heard(source.peer, 0, now_s)
             return  # another source was faster
         try:
-            is_right = await self._on_disk(unit.put, answer.tensor, answer.piece, answer.data)
+            is_right = await self._on_disk(shard.put, answer.tensor, answer.piece, answer.data)
         except BaseException:
             self._planner.failed(source.peer, piece)  # cancelled, or the disk is full: another may deliver it
             raise

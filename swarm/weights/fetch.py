@@ -2,7 +2,8 @@
 
 manifest = await fetch_manifest(pool, records, model)
 directory = await fetch_files(pool, records, cache)
-report = await fetch_tensors(names, cache, pool, sources, options)
+report = await fetch_tensors(names, cache, pool, sources, options)       whole files, which a checkpoint is loaded from
+report = await fetch_parts(parts, cache, pool, sources, options)         an expert, or a partition
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from protocols.records import PeerRecord
 from protocols.services import MANIFEST
 from protocols.weights import Manifest, ManifestRequest
 from swarm.models.digest import is_small_file
+from swarm.models.tensor_part import TensorPart
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.asking import Asking, Turn
 from swarm.weights.cache import ModelCache
@@ -91,6 +93,13 @@ async def fetch_files(
 
 
 async def fetch_tensors(names: Iterable[str], cache: ModelCache, pool: ChannelPool, sources: Sources, options: Options) -> Report:
-    """Make these tensors (and the rest of their units) present; errors as in `Download.run`. Nothing to do where they are."""
-    units = cache.layout.units_with(names)
-    return await Download(cache, units, pool, sources, options).run()
+    """Make these tensors (and the rest of their shards) present; errors as in `Download.run`. Nothing to do where they are."""
+    return await Download(cache, cache.layout.whole(names), pool, sources, options).run()
+
+
+async def fetch_parts(
+    parts: Iterable[TensorPart], cache: ModelCache, pool: ChannelPool, sources: Sources, options: Options
+) -> Report:
+    """Make these parts readable (`ModelCache.read`), and fetch no more than the pieces that cover them and the lists of hashes of
+    their tensors (32 bytes for each MiB). Errors as in `Download.run` and `Layout.covering`."""
+    return await Download(cache, cache.layout.covering(parts), pool, sources, options).run()

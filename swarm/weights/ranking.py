@@ -6,10 +6,11 @@ the other half goes by lot, so that PeerIDs, claims and the order of a directory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from protocols.ids import PeerId, Span
+from protocols.ids import PeerId
 from protocols.records import PeerRecord, ServedSpan
+from protocols.units import Blocks, Ends, Expert, Partition, Unit
 from swarm.weights.standing import GAVE, UNKNOWN
 
 FAST_BYTES_S = 12_500_000
@@ -25,20 +26,20 @@ Rank = Callable[[PeerId], int]
 def ranked(
     records: Iterable[PeerRecord],
     digest: str,
-    span: Span | None,
-    ends: bool,
+    units: Collection[Unit],
     me: PeerId,
     draw: Callable[[], float],
     rank: Rank = lambda peer: UNKNOWN,
 ) -> list[PeerRecord]:
-    """Peers that serve these weights, each once, in the order in which to ask them. draw: a random number below 1."""
+    """Peers that serve these weights, each once, in the order in which to ask them. units: what is to be fetched. draw: a random number
+    below 1."""
     spans = {
         record.peer: [served for served in record.spans if served.model.digest == digest]
         for record in records
         if record.peer != me and record.state != "draining"
     }
     able = [record for record in records if spans.get(record.peer)]
-    wanted = _wanted(span, ends)
+    wanted = announced(units)
     offers = {record.peer: _offers(spans[record.peer], wanted) for record in able}
     lots = {record.peer: draw() ** (FAST_BYTES_S / _cap(record)) for record in able}
     proven = _covering([record for record in able if rank(record.peer) == GAVE], offers, wanted, lots)
@@ -60,7 +61,7 @@ def _cap(record: PeerRecord) -> int:
 
 
 def _covering(
-    records: Sequence[PeerRecord], offers: dict[PeerId, set[int]], wanted: set[int], lots: dict[PeerId, float]
+    records: Sequence[PeerRecord], offers: dict[PeerId, set[Unit]], wanted: set[Unit], lots: dict[PeerId, float]
 ) -> list[PeerRecord]:
     """First those that announce most of what nobody before them announces, so that a few sources have all of it."""
     waiting, order, open_ = list(records), [], set(wanted)
@@ -89,16 +90,23 @@ def _interleaved(first: Sequence[PeerRecord], second: Sequence[PeerRecord]) -> l
     return list(order.values())
 
 
-ENDS = -1
-"""Stands for the ends among block numbers."""
+def announced(units: Iterable[Unit]) -> set[Unit]:
+    """What records say of these: single blocks, and ends. Experts and partitions are had by peers with the block that they are of."""
+    found: set[Unit] = set()
+    for unit in units:
+        match unit:
+            case Blocks(start=start, stop=stop, stack=stack):
+                found |= {Blocks(block, block + 1, stack) for block in range(start, stop)}
+            case Expert(layer=layer, stack=stack) | Partition(layer=layer, stack=stack):
+                found.add(Blocks(layer, layer + 1, stack))
+            case Ends():
+                found.add(unit)
+    return found
 
 
-def _wanted(span: Span | None, ends: bool) -> set[int]:
-    return {*(range(span.start, span.stop) if span else ()), *((ENDS,) if ends else ())}
+def _offers(spans: Sequence[ServedSpan], wanted: set[Unit]) -> set[Unit]:
+    return {unit for unit in wanted if any(_has(served, unit) for served in spans)}
 
 
-def _offers(spans: Sequence[ServedSpan], wanted: set[int]) -> set[int]:
-    offered = {block for block in wanted if any(block in served.span for served in spans)}
-    if ENDS in wanted and any(served.ends for served in spans):
-        offered.add(ENDS)
-    return offered
+def _has(served: ServedSpan, unit: Unit) -> bool:
+    return served.ends if isinstance(unit, Ends) else isinstance(unit, Blocks) and unit.start in served.span

@@ -1,4 +1,4 @@
-"""One unit of the cache while it is being fetched: the file that will be, and a journal of the pieces that are proven.
+"""One shard of the cache while it is fetched: the file-to-be, and a journal of proven pieces.
 
 `unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` holds, for each tensor, the hashes
 of its pieces and a bitmap of those that are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most
@@ -17,32 +17,33 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from protocols.errors import BadRequestError, DiskFullError
+from protocols.errors import BadRequestError, CheckpointError, DiskFullError
 from protocols.weights import PIECE_BYTES, Manifest, tensor_root
+from swarm.models.tensor_part import ByteRanges
 from swarm.suggestion import cache_command
 from swarm.weights.bitmap import Bitmap
-from swarm.weights.layout import Unit
+from swarm.weights.layout import Shard, Wanted
 
 _HASH = 32
 
 
-class UnitFile:
+class ShardFile:
     """Made by `locked`, which also finds what an earlier process has left. Blocking; methods may be called from any thread."""
 
-    def __init__(self, directory: Path, unit: Unit, manifest: Manifest) -> None:
-        self.unit = unit
+    def __init__(self, directory: Path, shard: Shard, manifest: Manifest) -> None:
+        self.shard = shard
         self._entries = manifest.entries
-        self.final = directory / unit.file
-        self.part = directory / f"{unit.file}.part"
+        self.final = directory / shard.file
+        self.part = directory / f"{shard.file}.part"
         self._journal = self.final.with_suffix(".journal")
         self._lock = threading.Lock()
         self._hashes: dict[int, bytes] = {}
-        self.stored = {tensor: Bitmap(self._entries[tensor].num_pieces) for tensor in unit.tensors}
-        self._starts = dict(zip(unit.tensors, unit.starts, strict=True))
+        self.stored = {tensor: Bitmap(self._entries[tensor].num_pieces) for tensor in shard.tensors}
+        self._starts = dict(zip(shard.tensors, shard.starts, strict=True))
         self._data = self._marks = -1
         self._places: dict[int, int] = {}
         at = 0
-        for tensor in unit.tensors:
+        for tensor in shard.tensors:
             self._places[tensor] = at
             at += _HASH * self._entries[tensor].num_pieces + -(-self._entries[tensor].num_pieces // 8)
         self._journal_bytes = at
@@ -61,11 +62,40 @@ class UnitFile:
         """The verified hashes of a tensor's pieces; None where they have not been fetched."""
         return self._hashes.get(tensor)
 
+    def missing(self, wanted: Wanted) -> dict[int, tuple[int, ...]]:
+        """By tensor: the wanted pieces that are not stored, as far as this process knows before `locked`."""
+        return {
+            tensor: tuple(piece for run in runs for piece in run if piece not in self.stored[tensor])
+            for tensor, runs in wanted.pieces.items()
+        }
+
+    def has(self, wanted: Wanted) -> bool:
+        """Is all of it here?"""
+        return self.is_complete or (not wanted.is_whole and not any(self.missing(wanted).values()))
+
+    def read(self, tensor: int, ranges: ByteRanges) -> bytes:
+        """Bytes of a tensor, one range behind the other; CheckpointError if a piece of them is not here."""
+        held = self.stored[tensor]
+        if not self.is_complete and any(piece not in held for run in ranges.pieces() for piece in run):
+            raise CheckpointError(f"tensor {self._entries[tensor].name!r} has not been fetched as far as it is asked for")
+        found = bytearray(ranges.num_bytes)
+        at = 0
+        with (self.final if self.is_complete else self.part).open("rb") as file:
+            for start, stop in ranges:
+                file.seek(self._starts[tensor] + start)
+                at += file.readinto(memoryview(found)[at : at + stop - start])
+        if at != len(found):
+            raise CheckpointError(f"{self.final} is cut off: {at} bytes of {len(found)}; remove it, and fetch it again")
+        return bytes(found)
+
     # --- opening
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[bool]:
-        """Hold the unit for writing: True, or False where another process does, or it is complete. DiskFullError: no room."""
+    def locked(self, *, reserve: bool = True) -> Iterator[bool]:
+        """Hold the shard for writing: True, or False where another process does, or it is complete. DiskFullError: no room.
+
+        reserve: take the disk's room for all of it at once; else the file has holes where nothing was fetched.
+        """
         lock = os.open(self.final.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -77,24 +107,26 @@ class UnitFile:
                 yield False
                 return
             try:
-                self._open()
+                self._open(reserve)
                 yield True
             finally:
                 self._close()
         finally:
             os.close(lock)
 
-    def _open(self) -> None:
-        with self.room_for(self.unit.num_bytes):
+    def _open(self, reserve: bool) -> None:
+        with self.room_for(self.shard.num_bytes if reserve else len(self.shard.header)):
             self._data = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._marks = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if os.fstat(self._data).st_size != self.unit.num_bytes or os.fstat(self._marks).st_size != self._journal_bytes:
+            if os.fstat(self._data).st_size != self.shard.num_bytes or os.fstat(self._marks).st_size != self._journal_bytes:
                 os.ftruncate(self._marks, 0)  # of another layout, or never begun: nothing in it can be trusted
                 os.ftruncate(self._data, 0)
-                os.posix_fallocate(self._data, 0, self.unit.num_bytes)
+                os.ftruncate(self._data, self.shard.num_bytes)
                 os.ftruncate(self._marks, self._journal_bytes)
-            os.pwrite(self._data, self.unit.header, 0)
-        for tensor in self.unit.tensors:
+            if reserve:
+                os.posix_fallocate(self._data, 0, self.shard.num_bytes)
+            os.pwrite(self._data, self.shard.header, 0)
+        for tensor in self.shard.tensors:
             self._recall(tensor)
         self._finish_if_full()
 

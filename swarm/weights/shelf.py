@@ -75,7 +75,7 @@ class Shelf:
         entry = self._entry(tensor)
         if piece >= entry.num_pieces:
             raise ModelNotFoundError(f"tensor {entry.name!r} has {counted(entry.num_pieces, 'piece')}, asked for number {piece}")
-        for _attempt in range(2):  # a unit that became whole in between has another name now
+        for _attempt in range(2):  # a shard that became whole in between has another name now
             place = self._locate(tensor)
             if place is None:
                 break

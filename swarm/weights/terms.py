@@ -22,7 +22,7 @@ class Progress:
     """How far a download is. All numbers are bytes of pieces, except `fetched_bytes`."""
 
     total_bytes: int
-    """Of the units, whatever was there before."""
+    """Of all that is wanted, whatever was there before."""
     done_bytes: int
     """Proven and stored."""
     resumed_bytes: int

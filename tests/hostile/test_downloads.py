@@ -199,7 +199,7 @@ def test_a_model_of_absurd_sizes_is_refused_before_anything_is_reserved(tmp_path
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=r"not that of an honest model|can be fetched"):
-            ModelCache(tmp_path, ModelId("huge", manifest.digest), manifest).check_room(Layout(manifest).units)
+            ModelCache(tmp_path, ModelId("huge", manifest.digest), manifest).check_room(Layout(manifest).whole([entries[0].name]))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -210,7 +210,7 @@ def test_a_model_of_absurd_sizes_is_refused_before_anything_is_reserved(tmp_path
 def test_the_bound_of_sizes_is_above_what_is_served() -> None:
     """405 billion values in float32, all in one tensor."""
     entries = (TensorEntry("model.layers.0.w", "F32", (405_000_000_000,), bytes(32)),)
-    assert Layout(Manifest(entries, CONFIG)).units[0].num_bytes > 10**12
+    assert Layout(Manifest(entries, CONFIG)).shards[0].num_bytes > 10**12
 
 
 async def test_a_model_larger_than_the_user_allows_is_refused_before_anything_is_reserved(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def _sorted(pair: tuple[int, int]) -> tuple[int, int]:
     return min(pair), max(pair)
 
 
-_matrices = st.from_regex(r"[A-Za-z0-9_]{1,9}(\.[A-Za-z0-9_]{1,9}){0,9}", fullmatch=True)
+_words = st.text("AZaz09_", min_size=1, max_size=9)
+_matrices = st.lists(_words, min_size=1, max_size=10).map(".".join)
 units: st.SearchStrategy[Unit] = st.one_of(
     st.builds(lambda pair, stack: Blocks(*pair, stack), _ranges(MAX_BLOCKS), _stacks),
     st.builds(Ends, _stacks),

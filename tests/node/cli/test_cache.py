@@ -19,10 +19,10 @@ from tests.swarm.weights.parts import Model, make_model
 def fill(model: Model, data_dir: Path, *blocks: int) -> ModelCache:
     """What a node that hosts these blocks has on its disk."""
     made = ModelCache(data_dir / "weights", model.model, model.manifest)
-    for unit in made.layout.units_with(f"model.layers.{block}.norm.weight" for block in blocks):
-        file = made.unit(unit)
+    for shard in made.layout.shards_with(f"model.layers.{block}.norm.weight" for block in blocks):
+        file = made.shard(shard)
         with file.locked():
-            for tensor in unit.tensors:
+            for tensor in shard.tensors:
                 file.put_hashes(tensor, model.shelf().hashes(tensor))
                 for piece in range(model.manifest.entries[tensor].num_pieces):
                     assert file.put(tensor, piece, model.shelf().piece(tensor, piece))

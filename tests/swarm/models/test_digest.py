@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from protocols.errors import ModelMismatchError
-from protocols.ids import Span
+from protocols.units import Blocks
 from protocols.weights import Manifest
 from swarm.models import digest
 from swarm.models.checkpoint import open_checkpoint
@@ -101,9 +101,9 @@ def test_verify_names_the_tensor_that_differs(copy: Path) -> None:
     manifest = build_manifest(open_checkpoint(copy), None)
     change_tensor(copy, "model.layers.2.self_attn.k_proj.weight")
     checkpoint = open_checkpoint(copy)
-    verify(checkpoint, manifest, stored_names(checkpoint, Span(3, 5)))  # hashes only what it is asked about
+    verify(checkpoint, manifest, stored_names(checkpoint, Blocks(3, 5)))  # hashes only what it is asked about
     with pytest.raises(ModelMismatchError, match=r"model\.layers\.2\.self_attn\.k_proj\.weight.*other values"):
-        verify(checkpoint, manifest, stored_names(checkpoint, Span(1, 3)))
+        verify(checkpoint, manifest, stored_names(checkpoint, Blocks(1, 3)))
 
 
 def test_verify_names_a_tensor_of_another_dtype_and_an_absent_one(copy: Path) -> None:

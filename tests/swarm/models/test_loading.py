@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError
 from protocols.ids import Span
+from protocols.units import Blocks, Ends
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import EndsModel, load_ends, load_span, stored_names
 from tests.families import LISTED, OTHERS, REFUSED, Checkpoints
@@ -90,7 +91,7 @@ def test_a_span_reads_only_the_files_that_hold_its_tensors(checkpoints: Checkpoi
     path = Path(shutil.copytree(checkpoints("mixtral", "60KB"), tmp_path / "model"))
     reference = load_span(open_checkpoint(path), Span(1, 3), dtype=torch.float32)
     checkpoint = open_checkpoint(path)
-    needed = {checkpoint.tensors[name].file for name in stored_names(checkpoint, Span(1, 3))}
+    needed = {checkpoint.tensors[name].file for name in stored_names(checkpoint, Blocks(1, 3))}
     others = {info.file for info in checkpoint.tensors.values()} - needed
     for file in others:
         file.unlink()
@@ -122,8 +123,8 @@ def test_loading_leaves_the_checkpoints_config_alone(checkpoints: Checkpoints) -
 
 def test_names_of_a_span_and_of_the_ends_are_every_stored_tensor(checkpoints: Checkpoints) -> None:
     checkpoint = open_checkpoint(checkpoints("qwen3_moe"))
-    spans = [stored_names(checkpoint, Span(block, block + 1)) for block in range(5)]
-    names = [name for names in [*spans, stored_names(checkpoint, None)] for name in names]
+    spans = [stored_names(checkpoint, Blocks(block, block + 1)) for block in range(5)]
+    names = [name for names in [*spans, stored_names(checkpoint, Ends())] for name in names]
     assert sorted(names) == sorted(checkpoint.tensors)
 
 

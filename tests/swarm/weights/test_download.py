@@ -193,7 +193,7 @@ def test_a_damaged_piece_of_an_unfinished_unit_is_fetched_again(tmp_path: Path) 
 
 
 def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
-    """As two nodes on one machine: units are locked one by one, and none is fetched twice."""
+    """As two nodes on one machine: shards are locked one by one, and none is fetched twice."""
 
     async def work() -> None:
         model = make_model(tmp_path / "source")
@@ -223,7 +223,7 @@ def test_a_unit_that_another_process_gives_up_is_fetched_from_the_same_sources(
             for _ in range(3):
                 await here.start(model)
             cache, other = cache_of(model, tmp_path), cache_of(model, tmp_path)
-            held = cache.layout.units[-1]
+            held = cache.layout.shards[-1]
             rest_are_here = asyncio.Event()
 
             def seen(progress: Progress) -> None:
@@ -231,7 +231,7 @@ def test_a_unit_that_another_process_gives_up_is_fetched_from_the_same_sources(
                     rest_are_here.set()
 
             options = Options(patience_s=5, stall_s=5, max_sources=max_sources, on_progress=seen)
-            with other.unit(held).locked() as is_mine:
+            with other.shard(held).locked() as is_mine:
                 assert is_mine
                 fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
                 await rest_are_here.wait()

@@ -15,6 +15,7 @@ from protocols.errors import BadRequestError, CheckpointError, ModelNotFoundErro
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
+from protocols.units import Blocks, Ends
 from protocols.weights import Manifest, TensorEntry, canonical_config
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.bucket import TokenBucket
@@ -55,25 +56,25 @@ ENTRIES = st.dictionaries(
 
 
 @given(ENTRIES)
-def test_every_unit_is_a_file_that_safetensors_reads(entries: dict[str, tuple[str, list[int]]]) -> None:
+def test_every_shard_is_a_file_that_safetensors_reads(entries: dict[str, tuple[str, list[int]]]) -> None:
     manifest = Manifest(
         tuple(TensorEntry(name, dtype, tuple(shape), bytes(32)) for name, (dtype, shape) in sorted(entries.items())), CONFIG
     )
     layout = Layout(manifest)
-    assert sorted(tensor for unit in layout.units for tensor in unit.tensors) == list(range(len(entries)))
-    for unit in layout.units:
-        read = dict(safetensors.deserialize(unit.header + bytes(unit.num_bytes - len(unit.header))))  # type: ignore[no-untyped-call]
-        assert set(read) == {manifest.entries[tensor].name for tensor in unit.tensors}
+    assert sorted(tensor for shard in layout.shards for tensor in shard.tensors) == list(range(len(entries)))
+    for shard in layout.shards:
+        read = dict(safetensors.deserialize(shard.header + bytes(shard.num_bytes - len(shard.header))))  # type: ignore[no-untyped-call]
+        assert set(read) == {manifest.entries[tensor].name for tensor in shard.tensors}
         assert all(
-            list(manifest.entries[tensor].shape) == read[manifest.entries[tensor].name]["shape"] for tensor in unit.tensors
+            list(manifest.entries[tensor].shape) == read[manifest.entries[tensor].name]["shape"] for tensor in shard.tensors
         )
 
 
-def test_a_block_is_one_unit_and_each_tensor_of_the_ends_another(tmp_path: Path) -> None:
+def test_a_block_is_one_shard_and_each_tensor_of_the_ends_another(tmp_path: Path) -> None:
     layout = Layout(make_model(tmp_path).manifest)
-    assert [len(unit.tensors) for unit in layout.blocks] == [2, 2, 2, 2] and len(layout.units) == 4 + 3
+    assert [len(shard.tensors) for shard in layout.blocks] == [2, 2, 2, 2] and len(layout.shards) == 4 + 3
     with pytest.raises(CheckpointError, match="has no tensor 'nothing'"):
-        layout.units_with(["nothing"])
+        layout.shards_with(["nothing"])
 
 
 @pytest.mark.parametrize("name", ["__metadata__"])
@@ -126,7 +127,7 @@ def test_a_few_sources_that_together_have_all_of_it_are_asked_first() -> None:
         record(4, "m", "b", 0, 8),
         record(5, "m", "a", 6, 8, ends=True),
     ]
-    order = ranked(records, "a" * 64, Span(1, 5), True, records[0].peer, lambda: 0.0)
+    order = ranked(records, "a" * 64, [Blocks(1, 5), Ends()], records[0].peer, lambda: 0.0)
     assert [records.index(one) for one in order[:2]] in ([1, 2], [2, 1]) and records.index(order[2]) == 4 and len(order) == 3
 
 
@@ -135,13 +136,15 @@ def test_the_ranking_names_each_peer_once_and_covers_all_it_can(
     spans: list[tuple[int, int, bool]], start: int, ends: bool
 ) -> None:
     records = [record(number + 1, "m", "a", at, at + length, ends=has) for number, (at, length, has) in enumerate(spans)]
-    order = ranked(records, "a" * 64, Span(start, start + 3), ends, from_seed(bytes(32)).peer_id, lambda: 0.5)
+    order = ranked(
+        records, "a" * 64, [Blocks(start, start + 3), *([Ends()] if ends else [])], from_seed(bytes(32)).peer_id, lambda: 0.5
+    )
     assert sorted(one.peer for one in order) == sorted(one.peer for one in records)
 
 
 def test_a_known_low_cap_comes_after_none() -> None:
     records = [record(1, "m", "a", 0, 8, mbit=1), record(2, "m", "a", 0, 8, mbit=100), record(3, "m", "a", 0, 8)]
-    order = ranked(records, "a" * 64, Span(0, 8), False, from_seed(bytes(32)).peer_id, lambda: 0.5)
+    order = ranked(records, "a" * 64, [Blocks(0, 8)], from_seed(bytes(32)).peer_id, lambda: 0.5)
     assert order[-1] is records[0], "100 Mbit/s and no cap are alike: nothing is gained by a claim of speed"
 
 

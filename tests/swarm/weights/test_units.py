@@ -1,0 +1,279 @@
+"""Experts and partitions, fetched alone from real peers: the right bits, and few more bytes than they have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError
+from protocols.ids import ModelId
+from protocols.units import Blocks, Ends, Expert, Partition, Unit
+from protocols.weights import PIECE_BYTES
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.digest import build_manifest
+from swarm.models.loading import stored_names
+from swarm.models.numbered import expert_counts
+from swarm.models.tensor_part import TensorPart, byte_ranges
+from swarm.models.unit_parts import StoredModel, parts_of
+from swarm.weights.cache import ModelCache
+from swarm.weights.fetch import fetch_parts, fetch_tensors
+from swarm.weights.shelf import Shelf
+from swarm.weights.terms import Options, Report
+from tests.swarm.weights.parts import Liar, Model, Town, town
+
+QUICK = Options(patience_s=20, stall_s=10)
+CONFIG: dict[str, Any] = dict(
+    vocab_size=64,
+    hidden_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=64,
+    head_dim=64,
+    num_key_value_heads=2,
+    num_experts_per_tok=2,
+)
+FORMS = ["mixtral fused", "mixtral unfused", "qwen3_moe fused"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on the disk, and the values that its tensors should have."""
+
+    checkpoint: Checkpoint
+    stored: StoredModel
+    served: Model
+    state: dict[str, Tensor]
+
+    def shelf(self) -> Shelf:
+        return Shelf.of_directory(self.served.model, self.served.manifest, self.checkpoint.tensors, self.checkpoint.path)
+
+    def cache(self, folder: Path) -> ModelCache:
+        return ModelCache(folder, self.served.model, self.served.manifest)
+
+    def range_bytes(self, parts: Sequence[TensorPart]) -> int:
+        return sum(byte_ranges(self.checkpoint.tensors[part.name], part.cut).num_bytes for part in parts)
+
+    def list_bytes(self, parts: Sequence[TensorPart]) -> int:
+        """Of the hashes that have to come with them."""
+        entries = {entry.name: entry for entry in self.served.manifest.entries}
+        return sum(32 * entries[name].num_pieces for name in {part.name for part in parts})
+
+
+def made(family: str) -> Any:
+    torch.manual_seed(3)
+    if family == "mixtral":
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**CONFIG, num_local_experts=8, intermediate_size=520))
+    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**CONFIG, num_experts=8, moe_intermediate_size=520))
+
+
+def saved(model: Any, folder: Path, form: str) -> Source:
+    model.save_pretrained(folder, save_original_format=form.endswith("unfused"))
+    checkpoint = open_checkpoint(folder)
+    manifest = build_manifest(checkpoint, None)
+    stored = StoredModel(
+        tensors=checkpoint.tensors,
+        prefix=checkpoint.block_prefix,
+        expert_counts=expert_counts(checkpoint.raw_config),
+        ends=tuple(stored_names(checkpoint, Ends())),
+    )
+    return Source(checkpoint, stored, Model({}, {}, manifest, ModelId(form, manifest.digest), folder), model.state_dict())
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    models = {family: made(family) for family in ("mixtral", "qwen3_moe")}
+    return {form: saved(models[form.split()[0]], tmp_path_factory.mktemp("checkpoint"), form) for form in FORMS}
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def within() -> None:
+        async with asyncio.timeout(30):
+            await work
+
+    asyncio.run(within())
+
+
+async def fetched(here: Town, source: Source, unit: Unit, cache: ModelCache) -> tuple[dict[str, Tensor], Report]:
+    """The unit's values, by the tensors that they are cut from."""
+    parts = parts_of(unit, source.stored)
+    report = await fetch_parts(parts, cache, here.pool, here.sources, QUICK)
+    return {part.name: torch.frombuffer(bytearray(cache.read(part)), dtype=torch.float32) for part in parts}, report
+
+
+def expected_of_expert(source: Source, layer: int, index: int) -> dict[str, Tensor]:
+    """From the model that was saved, in whose memory experts are fused."""
+    gate_up, down = (source.state[f"model.layers.{layer}.mlp.experts.{name}"][index] for name in ("gate_up_proj", "down_proj"))
+    if source.served.model.name.endswith(" fused"):
+        return {f"model.layers.{layer}.mlp.experts.gate_up_proj": gate_up, f"model.layers.{layer}.mlp.experts.down_proj": down}
+    cut = {"w1": gate_up[:520], "w2": down, "w3": gate_up[520:]}
+    return {f"model.layers.{layer}.block_sparse_moe.experts.{index}.{name}.weight": value for name, value in cut.items()}
+
+
+def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name].flatten()) for name in expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_expert_fetched_alone_has_the_right_bits_and_few_bytes_more(
+    form: str, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    source, unit = sources[form], Expert(1, 3)
+    parts = parts_of(unit, source.stored)
+
+    async def work() -> None:
+        async with town() as here:
+            giver = await here.start(source.served, shelf=source.shelf())
+            cache = source.cache(tmp_path)
+            found, report = await fetched(here, source, unit, cache)
+            assert equal(found, expected_of_expert(source, 1, 3))
+            of_pieces, wanted = sum(report.from_peer.values()), source.range_bytes(parts)
+            whole = sum(source.range_bytes([TensorPart(part.name)]) for part in parts)
+            assert wanted <= of_pieces == report.total_bytes <= wanted + 2 * PIECE_BYTES * len(parts)
+            if form.endswith(" fused"):
+                assert of_pieces < whole * 0.7, "the rest of the fused tensors stayed where it was"
+            else:
+                assert of_pieces == wanted == whole
+            around = giver.uploader.sent_bytes - of_pieces
+            assert around <= source.list_bytes(parts) + 8_192, "lists of hashes, and the headers of messages"
+            [part_file] = cache.directory.glob("unit-*.part")
+            assert part_file.stat().st_blocks * 512 <= of_pieces + 64 * 1024, "no room was taken for what is not here"
+            assert not list(cache.directory.glob("unit-*.safetensors"))
+
+    run(work())
+
+
+def test_what_is_here_is_not_fetched_again_by_an_expert_a_block_or_another_process(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    source = sources["mixtral fused"]
+
+    async def work() -> None:
+        async with town() as here:
+            await here.start(source.served, shelf=source.shelf())
+            _, first = await fetched(here, source, Expert(1, 3), source.cache(tmp_path))
+            again = source.cache(tmp_path)
+            found, second = await fetched(here, source, Expert(1, 3), again)
+            assert second.fetched_bytes == 0 and equal(found, expected_of_expert(source, 1, 3))
+            with pytest.raises(CheckpointError, match="not been fetched as far"):
+                again.read(parts_of(Expert(1, 6), source.stored)[0])
+            names = [part.name for part in parts_of(Blocks(1, 2), source.stored)]
+            rest = await fetch_tensors(names, again, here.pool, here.sources, QUICK)
+            assert rest.resumed_bytes == first.total_bytes
+            assert sum(rest.from_peer.values()) == rest.total_bytes - first.total_bytes
+            assert [path.suffix for path in again.directory.glob("unit-*") if path.suffix != ".lock"] == [".safetensors"]
+            found, third = await fetched(here, source, Expert(1, 6), source.cache(tmp_path))
+            assert third.fetched_bytes == 0 and equal(found, expected_of_expert(source, 1, 6))
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("unit", "num_pieces"),
+    [
+        (Partition(0, "self_attn.q_proj", "rows", 1_100, 2_000), 1),
+        (Partition(0, "self_attn.q_proj", "rows", 1_000, 1_100), 2),
+        (Partition(0, "self_attn.o_proj", "columns", 64, 128), 4),
+    ],
+    ids=str,
+)
+def test_a_partition_fetched_alone_has_the_right_bits(
+    unit: Partition, num_pieces: int, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    """Rows cost their pieces. Columns of short rows lie in every piece of the matrix, and cost all of them."""
+    source = sources["mixtral fused"]
+
+    async def work() -> None:
+        async with town() as here:
+            await here.start(source.served, shelf=source.shelf())
+            found, report = await fetched(here, source, unit, source.cache(tmp_path))
+            name = f"model.layers.0.{unit.matrix}.weight"
+            matrix = source.state[name]
+            assert matrix.numel() * 4 == 4 * PIECE_BYTES
+            cut = matrix[unit.start : unit.stop] if unit.axis == "rows" else matrix[:, unit.start : unit.stop]
+            assert equal(found, {name: cut})
+            assert report.total_bytes == sum(report.from_peer.values()) == num_pieces * PIECE_BYTES
+
+    run(work())
+
+
+def test_a_liars_piece_of_an_expert_is_refused_and_comes_from_another(sources: dict[str, Source], tmp_path: Path) -> None:
+    source, lied, liar = sources["mixtral fused"], asyncio.Event(), Liar()
+
+    async def work() -> None:
+        async with town() as here:
+            false = await here.start(source.served, liar, shelf=source.shelf())
+            cache = source.cache(tmp_path)
+            options = Options(patience_s=20, stall_s=10, on_warning=lambda text: lied.set())
+            parts = parts_of(Expert(0, 5), source.stored)
+            fetching = asyncio.create_task(fetch_parts(parts, cache, here.pool, here.sources, options))
+            await lied.wait()
+            with pytest.raises(CheckpointError, match="not been fetched"):
+                cache.read(parts[0])
+            await here.start(source.served, shelf=source.shelf())
+            report = await fetching
+            found = {part.name: torch.frombuffer(bytearray(cache.read(part)), dtype=torch.float32) for part in parts}
+            assert list(report.liars) == [false.record.peer] and equal(found, expected_of_expert(source, 0, 5))
+
+    run(work())
+
+
+def test_whole_tensors_of_an_expert_are_given_on_and_parts_of_one_are_not_announced(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    """Holdings say one bit a tensor; a bit a piece would be another message."""
+
+    async def work(form: str) -> None:
+        source = sources[form]
+        held = source.cache(tmp_path / form / "held")
+        async with town() as here:
+            await here.start(source.served, shelf=source.shelf())
+            await fetched(here, source, Expert(1, 3), held)
+        if form.endswith(" fused"):
+            assert not any(Shelf.of_cache(held).holdings())
+            return
+        async with town() as there:
+            await there.start(source.served, shelf=Shelf.of_cache(held))
+            found, _ = await fetched(there, source, Expert(1, 3), source.cache(tmp_path / form / "other"))
+            assert equal(found, expected_of_expert(source, 1, 3))
+
+    for form in ("mixtral fused", "mixtral unfused"):
+        run(work(form))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_and_ends_are_all_tensors_each_in_one_unit(form: str, sources: dict[str, Source]) -> None:
+    source = sources[form]
+    names = [[part.name for part in parts_of(unit, source.stored)] for unit in (Blocks(0, 1), Blocks(1, 2), Ends())]
+    assert sorted(name for of_unit in names for name in of_unit) == sorted(source.checkpoint.tensors)
+    assert all(name.startswith("model.layers.1.") for name in names[1])
+    assert all(part.cut is None for part in parts_of(Blocks(0, 2), source.stored))
+    experts = [parts_of(Expert(0, index), source.stored) for index in range(8)]
+    assert len({part for parts in experts for part in parts}) == sum(map(len, experts)), "no two experts share a part"
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind", "why"),
+    [
+        (Blocks(1, 3), BadRequestError, "no block 2: blocks 0 to 1"),
+        (Expert(2, 0), BadRequestError, "no block 2"),
+        (Expert(0, 8), BadRequestError, "experts 0 to 7, got 8"),
+        (Partition(0, "self_attn.z_proj", "rows", 0, 4), BadRequestError, "stores nothing as model.layers.0.self_attn.z_proj"),
+        (Partition(0, "self_attn.q_proj", "rows", 0, 4_097), BadRequestError, r"shape \[4096, 256\]"),
+        (Partition(0, "mlp.experts.down_proj", "rows", 0, 4), BadRequestError, r"shape \[8, 256, 520\]"),
+        (Partition(0, "input_layernorm", "columns", 0, 4), BadRequestError, r"shape \[256\]"),
+        (Ends("encoder"), ModelNotSupportedError, "encoder"),
+    ],
+    ids=str,
+)
+def test_a_unit_that_the_model_has_not_is_refused_with_what_it_has(
+    unit: Unit, kind: type[Exception], why: str, sources: dict[str, Source]
+) -> None:
+    with pytest.raises(kind, match=why):
+        parts_of(unit, sources["mixtral fused"].stored)
