@@ -23,14 +23,14 @@ _HEAD = """# Families
 {summary}
 
 Every causal language model that transformers has (`MODEL_FOR_CAUSAL_LM_MAPPING`) and further forms of many, tiny and with random
-weights in float32, through two nodes' spans in one process: the very `load_span`, `choose_engine` and client of a real swarm.
+weights in float32, runs through two nodes' spans in one process, by the `load_span`, `choose_engine` and client of a real swarm.
 *Exact*: the logits of a prompt differ from plain transformers by at most 1e-4 of the largest (usually 1e-6), and greedy `generate`
 gives the same 24 tokens, for one prompt and for a batch of two of different lengths.
 
-- **packed**: all rows of all sessions on one token axis, the fastest; decodes are played from tapes unless a remark says otherwise.
-  **paged**: rows side by side, with the model's own masks. **one by one**: a row a forward. Which one serves is found out by a
-  self-test at load (see [architecture.md](architecture.md)).
-- **refused**: the loader or the self-test says no before anything is computed, for the reason given.
+- **packed**: all sequences of all sessions on one token axis, the fastest; decodes replay captured graphs unless a remark says
+  otherwise. **paged**: sequences side by side, with the model's own masks. **one by one**: one sequence per forward. A self-test at
+  load decides which engine serves (see [architecture.md](architecture.md#many-users-at-one-hop)).
+- **refused**: the loader or the self-test refuses before anything is computed, for the reason given.
 - **incomparable**: transformers alone does not run such a configuration, so there is nothing to compare with.
 - `type: form` is a form of a type, `tests: name` a configuration that the test suite uses.
 """

@@ -1,0 +1,99 @@
+"""Numbers that the documents quote are those of the code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ARCHITECTURE, COMMANDS, JOIN = "docs/architecture.md", "docs/commands.md", "docs/before-you-join.md"
+DEFAULTS = "protocols/defaults.py"
+
+FACTS: tuple[tuple[str, str, str, str], ...] = (
+    (ARCHITECTURE, "Every {:g} seconds a node announces a record", DEFAULTS, "RECORD_RENEW_S"),
+    (ARCHITECTURE, "that expires after {:g} seconds", DEFAULTS, "RECORD_LIFE_S"),
+    (ARCHITECTURE, "holds up to {} addresses", "swarm/known.py", "MAX_PEERS"),
+    (ARCHITECTURE, "At most {} are of one network", "swarm/known.py", "MAX_PER_PREFIX"),
+    (ARCHITECTURE, "at most {} of one PeerID", "swarm/known.py", "MAX_PER_PEER"),
+    (ARCHITECTURE, "finds no peer within {:g} s serves as the first", "swarm/joining.py", "NEIGHBOUR_S"),
+    (ARCHITECTURE, "at most {} entries", "swarm/dht/shelf.py", "MAX_PER_AUTHOR"),
+    (ARCHITECTURE, "A shelf holds {:,} entries", "swarm/dht/shelf.py", "MAX_ENTRIES"),
+    (ARCHITECTURE, "entries, {:,} for one key", "swarm/dht/shelf.py", "MAX_PER_KEY"),
+    (ARCHITECTURE, "and {:,} in all", "swarm/dht/shelf.py", "MAX_PER_PREFIX"),
+    (ARCHITECTURE, "(/24 or /48) {} for one key", "swarm/dht/shelf.py", "MAX_PER_PREFIX_AND_KEY"),
+    (ARCHITECTURE, "a reader asks the {} members nearest to a key", "swarm/dht/lookup.py", "BEAM"),
+    (ARCHITECTURE, "{} keys each", "swarm/dht/protocol.py", "MAX_KEYS"),
+    (ARCHITECTURE, "a sample of {} entries", "swarm/dht/protocol.py", "MAX_ANSWERED"),
+    (ARCHITECTURE, "checks at most {:,} new signatures", "swarm/dht/checking.py", "MAX_CHECKED"),
+    (ARCHITECTURE, "has not answered within {:g} s", "swarm/dht/lookup.py", "LATE_S"),
+    (ARCHITECTURE, "later lookups skip it for {:g} s", "swarm/dht/neighbourhood.py", "SILENT_S"),
+    (ARCHITECTURE, "the last {} members that a peer has joined through", "swarm/dht/node.py", "MAX_ANCHORS"),
+    (ARCHITECTURE, "An answer has at most {:,} entries", "protocols/directory.py", "MAX_ENTRIES"),
+    (ARCHITECTURE, "The client checks {} signatures", "swarm/directory/remote.py", "MAX_CHECKED"),
+    (ARCHITECTURE, "an answer of up to {:g} s ago", "swarm/directory/answering.py", "STALE_S"),
+    (ARCHITECTURE, "announces `joining`, waits {:g} s", "node/choosing.py", "RACE_WAIT_S"),
+    (ARCHITECTURE, "checks every {:g} s if it should host other blocks", DEFAULTS, "PLACEMENT_LOOK_S"),
+    (ARCHITECTURE, "at most {} other nodes", "node/choosing.py", "MAX_PLANNED"),
+    (ARCHITECTURE, "multiplies the minimum by {:g}", "swarm/placement/balancing.py", "GAIN"),
+    (ARCHITECTURE, "within **{} rounds**", "swarm/placement/rebalance.py", "ROUNDS"),
+    (ARCHITECTURE, "up to {:g} s for running ones", DEFAULTS, "DRAIN_S"),
+    (ARCHITECTURE, "swarm of more than {}", "node/liveness.py", "SMALL_SWARM"),
+    (ARCHITECTURE, "within {:g} s (`HEAL_S`)", DEFAULTS, "HEAL_S"),
+    (ARCHITECTURE, "sends {} random hidden states", "node/proving.py", "NUM_TOKENS"),
+    (ARCHITECTURE, "peer counts for {:g} s from the check", "node/choosing.py", "MAX_JOINING_S"),
+    (ARCHITECTURE, "from up to {} peers at once", "swarm/weights/terms.py", "MAX_SOURCES"),
+    (ARCHITECTURE, "sends nothing for {:g} s loses its place", "swarm/weights/roster.py", "TRIAL_S"),
+    (ARCHITECTURE, "at most {} peers are served at once", "swarm/weights/uploader.py", "MAX_UPLOADS"),
+    (ARCHITECTURE, "disagree with it in one direction by more than {:g} s", "swarm/clocks.py", "TOLERATED_S"),
+    (ARCHITECTURE, "At most {} steps or 8 MB", DEFAULTS, "WINDOW_STEPS"),
+    (ARCHITECTURE, "prefill chunks of {} tokens", DEFAULTS, "PREFILL_CHUNK_TOKENS"),
+    (ARCHITECTURE, "Hellos are sent to {} peers at once", "swarm/asking.py", "AT_ONCE"),
+    (ARCHITECTURE, "takes a route {:g} s after", "swarm/routing/router.py", "GRACE_S"),
+    (ARCHITECTURE, "within {:g} s of a directory lookup", "swarm/routing/router.py", "FRESH_S"),
+    (ARCHITECTURE, "At most {} parts have an engine", "node/serving/part_engines.py", "MAX_PARTS"),
+    (ARCHITECTURE, "if {} peers say the same", "swarm/inference/hearsay.py", "AGREED"),
+    (ARCHITECTURE, "After {:g} s, or after 20 times", DEFAULTS, "STALL_S"),
+    (ARCHITECTURE, "or after {:g} times the expected time", "swarm/inference/suspicion.py", "FACTOR"),
+    (ARCHITECTURE, "A peer that failed is avoided for {:g} s", DEFAULTS, "AVOID_S"),
+    (ARCHITECTURE, "for each count of 1 to {} tokens", "node/serving/tapes.py", "MAX_TOKENS"),
+    (ARCHITECTURE, "A step of more than {} tokens per sequence", "node/serving/turns.py", "DECODE_TOKENS"),
+    (ARCHITECTURE, "about {:g} (`PIECE_SHARE`)", "node/serving/turns.py", "PIECE_SHARE"),
+    (ARCHITECTURE, "waits up to {:g} (`GATHER_SHARE`) of a step", "node/serving/turns.py", "GATHER_SHARE"),
+    (ARCHITECTURE, "at most {:g} ms, for sessions", "node/serving/turns.py", "MAX_GATHER_MS"),
+    (ARCHITECTURE, "was refused in the last {:g} s", "node/serving/memory.py", "WANTING_S"),
+    (ARCHITECTURE, "| {} per peer", "swarm/rpc/admission.py", "MAX_CALLS_PER_PEER"),
+    (ARCHITECTURE, "| sessions | {} per client |", DEFAULTS, "MAX_SESSIONS_PER_CLIENT"),
+    (ARCHITECTURE, "| connection without a call by a proven caller | {:g} s |", "swarm/rpc/connections.py", "UNKNOWN_S"),
+    (ARCHITECTURE, "a decode that should take at most {:g} ms", "node/serving/runner.py", "HERE_MS"),
+    (COMMANDS, "the first {} letters of a digest", "swarm/weights/names.py", "MIN_PREFIX"),
+    (COMMANDS, "a K/V reserve of {:,} tokens", "node/choosing.py", "KV_RESERVE_TOKENS"),
+    (COMMANDS, "at most {} models are shown", "node/cli/status.py", "MAX_MODELS"),
+    (COMMANDS, "no time to ask it ({:g} s for all)", "node/cli/status.py", "ASK_S"),
+    (COMMANDS, "up to {} addresses", "swarm/invitation.py", "MAX_PEERS"),
+    (COMMANDS, "invitation can be used ({:g})", "swarm/invitation.py", "VALID_DAYS"),
+    (COMMANDS, "k logits for `--top-k` up to {}", "swarm/thin/choosing.py", "MAX_ASKED"),
+    (COMMANDS, "a plain line on stderr after {:g} s", "node/cli/waiting.py", "SCRIPT_S"),
+    (JOIN, "after {:g} s if your client vanishes", DEFAULTS, "RESUME_S"),
+)
+"""(document, what it says with {} for the number, file, the constant's name)."""
+
+
+@pytest.mark.parametrize(("document", "sentence", "file", "name"), FACTS, ids=[f"{file}:{name}" for _, _, file, name in FACTS])
+def test_a_number_in_the_documents_is_that_of_the_code(document: str, sentence: str, file: str, name: str) -> None:
+    text = " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    assert sentence.format(constant(file, name)) in text, f"{document} should say {sentence!r} with {name} of {file}"
+
+
+def constant(file: str, name: str) -> float:
+    """A number that a file assigns at its top: read, not imported, so that no import has to be paid for."""
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id == name:
+                value = ast.literal_eval(node.value)  # type: ignore[arg-type]
+                assert isinstance(value, int | float)
+                return value
+    raise AssertionError(f"{file} assigns no number to {name}: change the fact that quotes it")
