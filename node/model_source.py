@@ -93,7 +93,7 @@ class ModelSource:
 
         def read() -> tuple[Checkpoint, Manifest]:
             with self._waits.on(waiting.loading(config.model)):
-                checkpoint = open_checkpoint(resolve(config.model, served=served))
+                checkpoint = open_checkpoint(resolve(config.model, served=served, data_dir=config.data_dir, waits=self._waits))
             hashing = waiting.hashing(checkpoint.name)
             with self._waits.reporting() as slot:
                 manifest = build_manifest(

@@ -22,7 +22,8 @@ class Wait:
     """One thing that is waited for. `kind` and `text` stay the same while it lasts; how far it is may change."""
 
     kind: str
-    """One word for programs: joining, hashing, loading, fetching, finding, routing, missing, reading, answering, replaying, asking."""
+    """One word for programs: joining, converting, hashing, loading, fetching, finding, routing, missing, reading, answering, replaying
+    or asking."""
 
     text: str
     """The same for people, without an end of line."""
@@ -66,6 +67,10 @@ ROUTING = Wait(kind="routing", text="looking for a route")
 
 def loading(what: str) -> Wait:
     return Wait(kind="loading", text=f"loading {what}")
+
+
+def converting(what: str) -> Wait:
+    return Wait(kind="converting", text=f"converting {what}")
 
 
 def hashing(what: str) -> Wait:

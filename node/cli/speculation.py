@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from node.cli.waiting import shown
 from protocols.errors import ConfigError
-from swarm.waiting import loading
+from swarm.waiting import Waits, loading
 
 if TYPE_CHECKING:
     from swarm.thin.generation import Proposer
@@ -38,9 +38,8 @@ class Speculation:
         if self.draft is not None:
             from swarm.client.guessing import load_draft
 
-            with shown() as on_wait:
-                on_wait(loading(f"the draft model {self.draft}"))
-                return {"assistant_model": load_draft(self.draft, model, self.tokens)}
+            with shown() as on_wait, (waits := Waits(on_wait)).on(loading(f"the draft model {self.draft}")):
+                return {"assistant_model": load_draft(self.draft, model, self.tokens, waits)}
         return {} if self.tokens is None else {"prompt_lookup_num_tokens": self.tokens}
 
     def proposer(self) -> Proposer | None:

@@ -138,7 +138,7 @@ def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBac
     if not isinstance(found, str):
         return found
     with settings.waits.on(waiting.loading(str(model))):
-        checkpoint = open_checkpoint(resolve(str(model), served=found))
+        checkpoint = open_checkpoint(resolve(str(model), served=found, data_dir=settings.data_dir, waits=settings.waits))
     with settings.waits.reporting() as slot:  # what was hashed before says nothing
         hashing = waiting.hashing(checkpoint.name)
         manifest = build_manifest(

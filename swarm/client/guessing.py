@@ -12,15 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, 
 from protocols.errors import BadRequestError
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.resolve import resolve
+from swarm.waiting import Waits
 
 
-def load_draft(name: str, model: Any, tokens: int | None = None) -> Any:
+def load_draft(name: str, model: Any, tokens: int | None = None, waits: Waits | None = None) -> Any:
     """The whole of a small model, for `model.generate(assistant_model=…)`.
 
-    name: a directory or a Hub name. tokens: most that it guesses in one run; None = what transformers says.
+    name: a directory or a Hub name. tokens: most that it guesses in one run; None = what transformers says. waits: told of what takes long.
     ModelNotFoundError, CheckpointError, or BadRequestError where it has another vocabulary than `model`.
     """
-    path = resolve(name)
+    path = resolve(name, waits=waits)
     open_checkpoint(path)  # bounds, and the reasons why a file cannot be read
     try:
         vocabulary = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True).get_vocab()

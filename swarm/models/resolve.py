@@ -1,4 +1,7 @@
-"""From what a person calls a model to a directory with its files: an existing directory, else a snapshot from the Hugging Face Hub."""
+"""From what a person calls a model to the directory of its checkpoint.
+
+That is an existing directory, one that a GGUF file was converted to (`gguf.py`), or a snapshot from the Hugging Face Hub.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import re
 from pathlib import Path
 
 from protocols.errors import ConfigError, ModelNotFoundError
+from swarm.models import gguf
 from swarm.places import expanded, home
+from swarm.waiting import Waits
 
 PATTERNS = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
             "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*", "chat_template*",
@@ -21,15 +26,18 @@ ETAG_TIMEOUT_S = 10.0
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
-def resolve(model: str, cache_dir: Path | None = None, served: str = "") -> Path:
-    """The directory of `model`; downloads it where it is a Hub name that is not in the Hub's cache yet.
+def resolve(
+    model: str, cache_dir: Path | None = None, served: str = "", *, data_dir: Path | None = None, waits: Waits | None = None
+) -> Path:
+    """The directory of `model`'s checkpoint; downloads it if it is a Hub name that is not in the Hub's cache yet, and converts a directory
+    that holds a GGUF file (`gguf.checkpoint_of`: data_dir, waits, and more errors).
 
     cache_dir: where the Hub's snapshots are kept; None = huggingface_hub's own place. served: said at the end of an error about a name.
     ModelNotFoundError says which places were tried and what to do.
     """
     directory = expanded(model)
     if directory.is_dir():
-        return directory.resolve()
+        return gguf.checkpoint_of(directory.resolve(), data_dir, waits)
     if directory.exists():
         raise ModelNotFoundError(f"{model!r} is a file; give the directory that holds config.json and the *.safetensors files")
     if not _HUB_NAME.fullmatch(model):

@@ -1,0 +1,171 @@
+"""A directory with one GGUF file as an ordinary checkpoint: converted once, and kept in our cache.
+
+transformers' own loader does the work, in a process of its own (`gguf_main.py`): its memory is given back at the end, nothing that it
+changes for a while (torch's default dtype) meets our forwards, and it ends with us. The result lies at
+`DATA_DIR/converted/KEY/NAME`, NAME being the directory's name, and KEY standing for the file's path, size and time: a file that was
+changed is converted anew. It is made beside that place and renamed as a whole, under a lock, so that what is there is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from protocols.errors import CheckpointError, ConfigError, DiskFullError, from_wire
+from swarm import places, waiting
+from swarm.waiting import Waits
+
+log = logging.getLogger(__name__)
+
+NEEDED = ("gguf", "accelerate")
+"""Packages that transformers' GGUF loader wants."""
+
+HOW_TO_INSTALL = "in the checkout, run scripts/setup, or pip install '.[gguf]'"
+
+_FORMAT = 1
+"""Part of the key: raise it if a file must be converted anew although it is the same."""
+
+_PARTIAL = ".unfinished-"
+_ROOT = Path(__file__).resolve().parents[2]
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from swarm.models.gguf_main import main; main(*sys.argv[2:])"
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0", "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error",
+                "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+"""Nothing is fetched, least of all kernels, which transformers would take from the Hub if the package `kernels` is there."""
+
+
+def checkpoint_of(directory: Path, data_dir: Path | None = None, waits: Waits | None = None) -> Path:
+    """`directory` itself; if it holds a GGUF file instead of safetensors, the checkpoint that this is converted to.
+
+    data_dir: the cache is below it; None = the usual place. waits: where is said how far it is.
+    Raises CheckpointError (two such files, or a damaged one), ModelNotSupportedError (transformers does not load it, or it cannot be
+    served), ConfigError (packages are missing) and DiskFullError. A failure, and a process that is killed, leaves no checkpoint.
+    """
+    file = find(directory)
+    if file is None:
+        return directory
+    root = (data_dir or places.data_dir()) / "converted"
+    place = root / _key(file) / directory.name
+    if place.is_dir():
+        return place
+    _check_installed(file)
+    with _writing(root), _locked(root / "lock", file, waits or Waits()) as progress:
+        if not place.is_dir():  # another process had the lock, and made it
+            _convert(file, place, progress)
+    return place
+
+
+def find(directory: Path) -> Path | None:
+    """The GGUF file of a directory that holds no safetensors; None = there is none. CheckpointError if there are several."""
+    files = sorted(directory.glob("*.gguf"))
+    if not files or any(directory.glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:3])
+        raise CheckpointError(
+            f"{directory} holds {len(files)} GGUF files ({names}{', …' if len(files) > 3 else ''}), and a model's directory holds one: "
+            "put the one that you want, or a link to it, into a directory of its own"
+        )
+    return files[0]
+
+
+def _key(file: Path) -> str:
+    stat = file.stat()
+    stamp = json.dumps([_FORMAT, str(file), stat.st_size, stat.st_mtime_ns])
+    return hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _check_installed(file: Path) -> None:
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ConfigError(f"{file} must be converted, which needs {' and '.join(absent)}, not installed here: {HOW_TO_INSTALL}")
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Make the folder; what the disk refuses inside becomes one line."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no room at {root}; free some, or choose another --data-dir") from error
+        raise ConfigError(
+            f"cannot write to {error.filename or root}: {error.strerror or error}; choose another --data-dir"
+        ) from error
+
+
+@contextmanager
+def _locked(lock: Path, file: Path, waits: Waits) -> Iterator[Callable[[int, int], None]]:
+    """One conversion at a time. Gives what says how far this one is: (done, total)."""
+    with lock.open("wb") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with waits.on(waiting.converting(f"{file.name}, as soon as another process is done")):
+                fcntl.flock(held, fcntl.LOCK_EX)
+        with waits.on(waiting.converting(f"{file.name} to safetensors, which is done once")) as progress:
+            yield progress
+
+
+def _convert(file: Path, place: Path, progress: Callable[[int, int], None]) -> None:
+    root = place.parent.parent
+    for stale in root.glob(f"{_PARTIAL}*"):  # we have the lock, so it belongs to a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(dir=root, prefix=_PARTIAL))
+    try:
+        target = partial / place.name
+        target.mkdir(exist_ok=True)
+        _run(file, target, progress)
+        _keep(target)
+        partial.rename(place.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    log.info("converted %s: the checkpoint is %s", file, place)
+
+
+def _run(file: Path, target: Path, progress: Callable[[int, int], None]) -> None:
+    """Let the program convert; it ends with this call, however that ends."""
+    last: dict[str, Any] = {}
+    command = [sys.executable, "-I", "-c", _START, str(_ROOT), str(file), str(target)]
+    with subprocess.Popen(
+        command, cwd="/", env={**os.environ, **_ENVIRONMENT}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, start_new_session=True,  # Ctrl-C in a terminal is for us
+    ) as process:  # fmt: skip
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                last = json.loads(line)
+                if "total" in last:
+                    progress(last["done"], last["total"])
+        finally:
+            process.kill()
+    if last.get("code"):
+        raise from_wire(last["code"], last["error"])
+    if not last.get("is_whole"):
+        raise CheckpointError(
+            f"converting {file} was ended from outside, as by a kill or for want of memory (it takes 10 bytes for each of the model's "
+            "values); try again with more memory free, or use the model's safetensors checkpoint"
+        )
+
+
+def _keep(target: Path) -> None:
+    """What was written reaches the disk before it gets its name: a power cut leaves no half of it."""
+    for path in [*target.rglob("*"), target]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
