@@ -21,7 +21,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A directory in Hugging Face form, a name (or NAME@DIGEST) that the swarm serves, or a Hub name.",
+        help="A directory in Hugging Face form (or with one GGUF file), a name (or NAME@DIGEST) that the swarm serves, or a Hub name.",
         show_default=False,
     ),
 ]
