@@ -56,8 +56,8 @@ def checkpoint_of(directory: Path, data_dir: Path | None = None, waits: Waits | 
     file = find(directory)
     if file is None:
         return directory
-    root = (data_dir or places.data_dir()) / "converted"
-    place = root / _key(file) / directory.name
+    place = place_of(file, data_dir or places.data_dir())
+    root = place.parent.parent
     if place.is_dir():
         return place
     _check_installed(file)
@@ -81,10 +81,12 @@ def find(directory: Path) -> Path | None:
     return files[0]
 
 
-def _key(file: Path) -> str:
+def place_of(file: Path, data_dir: Path) -> Path:
+    """Where the checkpoint of a file is, if it was converted before."""
     stat = file.stat()
     stamp = json.dumps([_FORMAT, str(file), stat.st_size, stat.st_mtime_ns])
-    return hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return data_dir / "converted" / key / file.parent.name
 
 
 def _check_installed(file: Path) -> None:
@@ -156,8 +158,8 @@ def _run(file: Path, target: Path, progress: Callable[[int, int], None]) -> None
         raise from_wire(last["code"], last["error"])
     if not last.get("is_whole"):
         raise CheckpointError(
-            f"converting {file} was ended from outside, as by a kill or for want of memory (it takes 10 bytes for each of the model's "
-            "values); try again with more memory free, or use the model's safetensors checkpoint"
+            f"converting {file} was ended from outside, as by a kill or for want of memory (it takes as much as the "
+            "checkpoint will have, and 0.5 GB); try again with more memory free, or use the model's safetensors checkpoint"
         )
 
 
