@@ -31,7 +31,8 @@ LATE_S = 0.3
 
 
 @pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
+async def swarm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ToySwarm]:
+    monkeypatch.setattr(wire, "LINGER_S", 0.1)  # swallowers do not say goodbye
     fresh_seed()
     toys = Modest()
     yield toys
@@ -221,13 +222,15 @@ async def test_an_answer_that_comes_while_another_route_is_looked_for_makes_it_n
 
 async def test_no_more_rivals_than_three_are_kept(swarm: ToySwarm) -> None:
     liars = [await swallow(swarm, 0, 4, "busy") for _ in range(MAX_RIVALS + 3)]
-    session = swarm.session(stall_s=0.1)
+    session = swarm.session(stall_s=0.05)
     most, asking = 0, asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     async with asyncio.timeout(30):
         while sum(liar.steps > 0 for liar in liars) < len(liars):
             await asyncio.sleep(0.01)
             most = max(most, len(session._legs.rivals))
     assert most == MAX_RIVALS
+    for liar in liars:
+        liar.lie = "idle"  # while all say that they compute, each pause is twice the one before
     await swarm.serve(0, 4)
     await asking
     assert not session._legs.rivals
@@ -308,8 +311,7 @@ async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and
     await session.close()
 
 
-async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LINGER_S", 0.1)  # the swallower does not say goodbye either
+async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm) -> None:
     await swallow(swarm, 0, 4, "idle")
     session = swarm.session(stall_s=0.1, patience_s=0.5)
     with pytest.raises(NoRouteError, match=r"no reply for .* s, and it passes nothing on"):
