@@ -52,18 +52,16 @@ CLOCK_READERS: dict[str, str] = {
     "node/cli": "what a person sees: ages, times of expiry, seconds that a command took",
     "node/serving": "one call, from the handler that took it to the device's thread: its deadline, and who computes next",
     "swarm/client/served.py": "since when the user waits, to be shown",
-    "swarm/dht": "real daemons and sockets: when they rest, and when an entry expires",
-    "swarm/directory/directory.py": "stamps records, which other machines read",
+    "swarm/dht/sockets.py": "how old a socket's file is",
     "swarm/entering.py": "whether an invitation has expired; a test passes the moment",
     "swarm/finding.py": "the edge of `known.py`, whose functions take the moment",
-    "swarm/inference/hop.py": "idle since, for `hops.py`",
-    "swarm/inference/hops.py": "drops sessions that nobody uses",
     "swarm/inference/passage.py": "the deadline of one step, for the device's thread",
     "swarm/inference/trace.py": "a log of when what happened",
     "swarm/rpc": "real connections: deadlines of calls, and credentials, which other machines read",
     "swarm/thin/finding.py": "since when the user waits, to be shown",
     "swarm/thin/sandbox.py": "the deadline of a child process",
-    "swarm/weights": "downloads over real connections; their rules (`roster.py`, `planner.py`) take the moment",
+    "swarm/weights/download.py": "one download over real connections; its rules (`roster.py`, `planner.py`) take the moment",
+    "swarm/weights/naming.py": "when a name was last used, for the file that remembers it",
 }
 """File or folder of swarm/ and node/ -> why it may read the clock itself; whatever else decides by time gets a `Clock`."""
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
+import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from swarm.clock import Clock
@@ -69,6 +71,16 @@ def virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
             runner.run(test(*arguments, **named))
 
     return run
+
+
+@dataclass
+class Shifted:
+    """This machine's clock, moved on by hand: for tests with sockets, of parts that remember something for a minute."""
+
+    ahead_s: float = 0.0
+
+    def clock(self) -> Clock:
+        return Clock(now_s=lambda: time.monotonic() + self.ahead_s, unix_s=lambda: time.time() + self.ahead_s)
 
 
 def loop_clock() -> Clock:

@@ -20,6 +20,7 @@ from protocols.errors import DrainingError
 from protocols.ids import Span
 from protocols.inference import Grant
 from swarm.access import Gate
+from swarm.clock import SYSTEM, Clock
 from swarm.inference.dials import Dials
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
@@ -57,6 +58,7 @@ class Host:
         limits: HopLimits | None = None,
         ends: Ends | None = None,
         make_part: MakePart | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.ends` says the same.
 
@@ -67,14 +69,14 @@ class Host:
         self.engine = engine
         self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part)
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
-        self._limits = limits or HopLimits()
+        self._limits, self._clock = limits or HopLimits(), clock
         self._hops: Hops | None = None
 
     async def start(self, pool: ChannelPool, gate: Gate | None = None) -> None:
         """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
-        self._hops = Hops(self.served, Links(pool, Dials()), self._rows, self._limits, gate)
+        self._hops = Hops(self.served, Links(pool, Dials()), self._rows, self._limits, gate, self._clock)
         self._hops.start()
 
     def drain(self) -> None:

@@ -7,12 +7,13 @@ for a while, whatever it asks of us.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
+
+from swarm.clock import Clock
 
 BUCKET_SIZE = 20
 DEPTH_MODULO = 5
@@ -32,6 +33,7 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
     _silent: dict[PeerID, float]
     """Who did not answer us, and until when it is left alone."""
     _tasks: set[asyncio.Task[None]]
+    clock: Clock
 
     async def update_routing_table(self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
         """Note that a peer was heard, or was not. One node id a peer, and nobody takes another's."""
@@ -70,7 +72,7 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
     def leave_alone(self, peer: PeerID) -> None:
         """It is no neighbour for SILENT_S, whatever it asks of us: else one that never answers would delay every look."""
         self._silent.pop(peer, None)
-        self._silent[peer] = time.monotonic() + SILENT_S
+        self._silent[peer] = self.clock.now_s() + SILENT_S
         while len(self._silent) > _MAX_SILENT:
             del self._silent[next(iter(self._silent))]
         self._spawn(self.update_routing_table(None, peer, responded=False))
@@ -80,7 +82,7 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
         self._silent.pop(peer, None)
 
     def is_silent(self, peer: PeerID) -> bool:
-        return bool(self._silent.get(peer, 0.0) > time.monotonic())
+        return bool(self._silent.get(peer, 0.0) > self.clock.now_s())
 
     async def shutdown(self) -> None:
         for task in tuple(self._tasks):

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 
@@ -26,6 +25,7 @@ from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
 from swarm.access import Gate
+from swarm.clock import SYSTEM, Clock
 from swarm.dht import checking, daemon, guard, sockets
 from swarm.dht.address import PeerAddress, transport
 from swarm.dht.lookup import BEAM, Lookup
@@ -66,6 +66,7 @@ class Dht:
         client_mode: bool = False,
         gate: Gate | None = None,
         rules: Rules | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """identity_file: a path for p2pd to read while it starts. listen: host and port of p2pd; None = listen nowhere.
         gate: who takes part with us; None = everybody, in a public swarm.
@@ -74,8 +75,8 @@ class Dht:
         self._guard = guard.Guard(identity.peer_id, self._gate, lambda: self.addresses)
         self._identity, self._identity_file = identity, identity_file
         self._listen, self._announce, self._client_mode = listen, announce, client_mode
-        self._rules = rules or Rules()
-        self._signatures = Signatures(identity, time.time)
+        self._rules, self._clock = rules or Rules(), clock
+        self._signatures = Signatures(identity, clock.unix_s)
         self._node: Protocol | None = None
         self._anchors: dict[PeerID, tuple[int, float]] = {}
         """Members that we joined by: their node ids, and until when they are left alone."""
@@ -115,8 +116,10 @@ class Dht:
                 )
         except P2PDaemonError as error:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
-        shelf = Shelf(self._rules.rng, time.time, self._rules.has_met)
-        return await Protocol.start(p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard)
+        shelf = Shelf(self._rules.rng, self._clock.unix_s, self._rules.has_met)
+        return await Protocol.start(
+            p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard, clock=self._clock
+        )
 
     @property
     def num_neighbours(self) -> int:
@@ -179,12 +182,12 @@ class Dht:
     async def _lookup(self, keys: Sequence[DHTID], timeout_s: float) -> Lookup:
         node = self._running
         known = {one for key in keys for one in node.routing_table.get_nearest_neighbors(key, BEAM, exclude=node.node_id)}
-        anchors = {peer: number for peer, (number, rests_s) in self._anchors.items() if rests_s <= time.monotonic()}
+        anchors = {peer: number for peer, (number, rests_s) in self._anchors.items() if rests_s <= self._clock.now_s()}
         lookup = Lookup(keys, known, node.ask, node.peer_id, [(number, peer) for peer, number in anchors.items()])
         await lookup.run(timeout_s)
         for peer, number in anchors.items():
             if not lookup.has_answered(peer):
-                self._anchors[peer] = number, time.monotonic() + ANCHOR_REST_S
+                self._anchors[peer] = number, self._clock.now_s() + ANCHOR_REST_S
         return lookup
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = GET_S) -> bool:
@@ -229,7 +232,7 @@ class Dht:
 
     async def _newest(self, key: bytes, told: Sequence[Told], budget: int) -> dict[PeerId, SignedEntry]:
         """Of what others told, and of what we keep, which was checked when it came."""
-        kept, now_s = self._running.shelf.entries(key), time.time()
+        kept, now_s = self._running.shelf.entries(key), self._clock.unix_s()
         fresh = [[(peer, entry) for peer, entry in one if entry.expires_s > now_s and kept.get(peer) != entry] for one in told]
         found = await checking.newest_valid(
             fresh,

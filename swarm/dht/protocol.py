@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from protocols.dictionary import Told
 from protocols.entries import SignedEntry, packed_subkey
 from protocols.errors import BadRequestError, PeerUnreachableError
 from protocols.ids import PeerId, parse_peer_id
+from swarm.clock import Clock
 from swarm.dht.checking import shuffled
 from swarm.dht.guard import Guard, Guarded
 from swarm.dht.lookup import BEAM, LATE_S, Answer
@@ -80,7 +80,7 @@ class Protocol(Neighbourhood):
 
     @classmethod
     async def start(
-        cls, p2p: P2P, shelf: Shelf, signatures: Signatures, rules: Rules, *, client_mode: bool, guard: Guard
+        cls, p2p: P2P, shelf: Shelf, signatures: Signatures, rules: Rules, *, client_mode: bool, guard: Guard, clock: Clock
     ) -> Protocol:
         """Answer from now on, unless `client_mode`."""
         self = cls(_initialized_with_create=True)
@@ -90,7 +90,7 @@ class Protocol(Neighbourhood):
         self.bucket_size, self.num_replicas, self.wait_timeout = BUCKET_SIZE, NUM_REPLICAS, ASK_S
         self.rpc_semaphore = asyncio.Semaphore(1_000)
         self.routing_table = RoutingTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
-        self.client_mode, self.guard = client_mode, guard
+        self.client_mode, self.guard, self.clock = client_mode, guard, clock
         self.origins = Origins(self.connections)
         self._stores, self._pings = Meter(MAX_STORES, WINDOW_S), Meter(MAX_PINGS, WINDOW_S)
         self._finds, self._found_bytes = Meter(MAX_FINDS, WINDOW_S), Meter(MAX_FOUND_BYTES, WINDOW_S)
@@ -203,7 +203,7 @@ class Protocol(Neighbourhood):
         """What a member knows of some keys; None where it does not answer in time, or with nonsense."""
         if self.is_silent(peer):
             return None
-        ids, began_s = [DHTID(key) for key in keys], time.monotonic()
+        ids, began_s = [DHTID(key) for key in keys], self.clock.now_s()
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in ids], peer=self.node_info)
         try:
             async with self.rpc_semaphore:
@@ -212,7 +212,7 @@ class Protocol(Neighbourhood):
                 raise BadRequestError(f"{len(response.results)} results for {len(keys)} keys")
             answer = _parsed(ids, response)
         except asyncio.CancelledError:  # others have answered meanwhile
-            if time.monotonic() - began_s >= LATE_S:
+            if self.clock.now_s() - began_s >= LATE_S:
                 self.leave_alone(peer)
             raise
         except Exception as error:  # hivemind has no class that all its failures share

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -21,6 +20,7 @@ from protocols.entries import MAX_LIFE_S, SignedEntry, model_key, names_key
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import MAX_SPANS, PeerRecord, bucket
+from swarm.clock import SYSTEM, Clock
 from swarm.dht.checking import shuffled
 from swarm.directory.snapshot import Snapshot, counted, of_entries
 
@@ -50,10 +50,11 @@ class Directory:
         book: Book,
         has_met: Callable[[PeerId], bool] = lambda peer: False,
         rng: random.Random | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """has_met: peers that have answered us, whose entries come first where not all fit."""
         self._swarm, self._peer, self._book = swarm, peer, book
-        self._has_met, self._rng = has_met, rng or random.Random()
+        self._has_met, self._rng, self._unix_s = has_met, rng or random.Random(), clock.unix_s
         self._make_record: Callable[[], PeerRecord] | None = None
         self._models: tuple[str, ...] = ()
         self._expires_s = 0.0
@@ -83,7 +84,7 @@ class Directory:
             return await self._say(record.encode(), encode_names(self._models))
 
     async def _say(self, payload: bytes, names: bytes) -> bool:
-        self._expires_s = _next_expiry(self._expires_s, time.time(), RECORD_LIFE_S)
+        self._expires_s = _next_expiry(self._expires_s, self._unix_s(), RECORD_LIFE_S)
         number = bucket(self._peer)
         said = [(model_key(self._swarm, model, number), payload) for model in self._models] + [
             (names_key(self._swarm, number), names)
@@ -116,7 +117,7 @@ class Directory:
 
     async def snapshot(self, model: str) -> Snapshot:
         """Everybody who announces `model`, ourselves included; of a crowd a sample. What does not parse is left out."""
-        return await of_entries(model, dict(await self._look(model)), time.time())
+        return await of_entries(model, dict(await self._look(model)), self._unix_s())
 
     async def models(self) -> dict[str, int]:
         """Names that are announced in this swarm, with the number of peers of each; in the order of `counted`."""

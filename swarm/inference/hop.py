@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from protocols import tensors
@@ -70,14 +70,22 @@ class Hop:
     """One session's state at this node. Created by the first Open or Attach, ended by Close or by time (`hops.py`)."""
 
     def __init__(
-        self, grant: Grant, index: int, served: Served, compute: SessionCompute, links: Links, others: Mapping[Key, Hop]
+        self,
+        grant: Grant,
+        index: int,
+        served: Served,
+        compute: SessionCompute,
+        links: Links,
+        others: Mapping[Key, Hop],
+        now_s: Callable[[], float],
     ) -> None:
-        """others: all sessions at this node, of which this one may be a fork."""
+        """others: all sessions at this node, of which this one may be a fork. now_s: of the node's `Clock`."""
+        self._now_s = now_s
         self.grant, self.index, self._served = grant, index, served
         self.next_step = 0
         self._received = 0
         """Steps that have come, one after the other, since the last Open, Reroute or history."""
-        self.last_active_s = time.monotonic()
+        self.last_active_s = self._now_s()
         self.is_closed = False
         self._compute, self._others = compute, others
         self._fork: Fork | None = None
@@ -108,7 +116,7 @@ class Hop:
 
     @property
     def orphaned_since_s(self) -> float | None:
-        """When the hop above left, by the monotonic clock; None while there is one."""
+        """When the hop above left, by the node's clock; None while there is one."""
         return self._up.orphaned_since_s
 
     @property
@@ -132,7 +140,7 @@ class Hop:
         """How far this session is here, for its client."""
         epoch = max(self.grant.epoch, self._pace.awaited)
         is_paced = epoch > self.grant.epoch  # nothing was sent in that epoch yet
-        is_loading = self._loading is not None and time.monotonic() - self.last_active_s < PART_S
+        is_loading = self._loading is not None and self._now_s() - self.last_active_s < PART_S
         attached = self.next_step if self._answers.wire is not None else 0
         return Progress(
             epoch=epoch,
@@ -203,7 +211,7 @@ class Hop:
             await self._release()
 
     async def _handle(self, wire: Wire | None, message: Message | Lost) -> None:
-        self.last_active_s = time.monotonic()
+        self.last_active_s = self._now_s()
         is_above, is_below = wire is not None and wire is self._up.wire, wire is not None and wire is self._down.wire
         match message:
             case Open():
@@ -290,7 +298,7 @@ class Hop:
             if not self._up.was_opened:  # an Attach that came after the session's Close, or in vain: there is nothing to wait for
                 self.is_closed = True
         elif lost.wire is not None and lost.wire is self._up.wire:
-            self._up.drop(time.monotonic())
+            self._up.drop(self._now_s())
             log.info("%s: the hop above left (%s); kept for a while", self, lost.cause or "stream ended")
         elif lost.wire is self._down.wire and lost.epoch == self.grant.epoch:
             self._down.drop()

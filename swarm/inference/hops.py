@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
 from protocols.words import counted
 from swarm.access import Gate
+from swarm.clock import SYSTEM, Clock
 from swarm.inference import grants
 from swarm.inference.closed import Closed
 from swarm.inference.compute import SessionCompute
@@ -67,9 +67,10 @@ class Hops:
         new_compute: Callable[[Grant, Span], SessionCompute],
         limits: HopLimits,
         gate: Gate | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """gate: for which clients we compute; None = for all."""
-        self._gate = gate or Gate()
+        self._gate, self._clock = gate or Gate(), clock
         self.served = served
         self.is_draining = False
         self._links, self._new_compute, self._limits = links, new_compute, limits
@@ -137,14 +138,14 @@ class Hops:
         if len(self._hops) >= self._limits.max_sessions:
             self._make_room()
         compute = self._new_compute(grant, grant.route[index].span)
-        hop = Hop(grant, index, self.served, compute, self._links, self._hops)
+        hop = Hop(grant, index, self.served, compute, self._links, self._hops, self._clock.now_s)
         self._hops[grant.client, grant.session, hop.span] = hop
         self._own(self._run(hop))
         return hop
 
     def _make_room(self) -> None:
         """End a session that nobody has used for a while, of the client that holds most. OverloadedError if there is none."""
-        now_s, held = time.monotonic(), Counter(client for client, _, _ in self._hops)
+        now_s, held = self._clock.now_s(), Counter(client for client, _, _ in self._hops)
         unused = [hop for hop in self._hops.values() if not hop.is_closed and now_s - hop.last_active_s >= self._limits.unused_s]
         if not unused:
             raise OverloadedError(f"this peer holds {counted(len(self._hops), 'session')}, its limit: try a replica, or later")
@@ -171,7 +172,7 @@ class Hops:
 
     def _note_end(self, hop: Hop) -> None:
         if hop.was_opened:
-            self._closed.note(hop.grant, hop.span, time.time())
+            self._closed.note(hop.grant, hop.span, self._clock.unix_s())
 
     def start(self) -> None:
         """Drop sessions whose time is over, from now on until `stop`."""
@@ -180,7 +181,7 @@ class Hops:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            now_s = time.monotonic()
+            now_s = self._clock.now_s()
             for hop in list(self._hops.values()):
                 if self._is_over(hop, now_s):
                     log.info("%s: dropped: nobody asked for it in time", hop)

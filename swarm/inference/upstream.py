@@ -15,7 +15,7 @@ class Upstream:
     def __init__(self, now_s: float) -> None:
         self.wire: Wire | None = None
         self.orphaned_since_s: float | None = now_s
-        """When the hop above left, by the monotonic clock; None while there is one."""
+        """When the hop above left, by the node's clock; None while there is one."""
         self.was_opened = False
         """There has been a hop above. Where there has not, an Attach has come in vain, or after the session's Close."""
         self.is_waiting = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Generic, TypeVar
 from protocols.errors import DiskFullError, NoRouteError, OverloadedError, SwarmError
 from protocols.ids import short_peer
 from protocols.records import PeerRecord
+from swarm.clock import SYSTEM, Clock
 from swarm.weights.standing import Standing
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,14 @@ T = TypeVar("T")
 class Turn:
     """One peer's turn."""
 
-    def __init__(self, allowed_s: float) -> None:
-        self._allowed_s = allowed_s
-        self._started_s = self.renewed_s = time.monotonic()
+    def __init__(self, allowed_s: float, now_s: Callable[[], float]) -> None:
+        self._allowed_s, self._now_s = allowed_s, now_s
+        self._started_s = self.renewed_s = now_s()
         self.num_parts = 0
 
     def renew(self) -> None:
         """It has answered, or another part has come."""
-        self.renewed_s = time.monotonic()
+        self.renewed_s = self._now_s()
         self.num_parts += 1
 
     def _part_s(self) -> float:
@@ -82,10 +82,10 @@ class _Waiting:
 class Asking(Generic[T]):
     """One thing that is asked for. `standing` hears who gave it and who did not."""
 
-    def __init__(self, records: Sequence[PeerRecord], ask: Ask[T], what: str, standing: Standing) -> None:
+    def __init__(self, records: Sequence[PeerRecord], ask: Ask[T], what: str, standing: Standing, clock: Clock = SYSTEM) -> None:
         """records: in the order in which to ask. what: for people."""
         self._waiting = deque(_Waiting(record) for record in records)
-        self._ask, self._what, self._standing = ask, what, standing
+        self._ask, self._what, self._standing, self._now_s = ask, what, standing, clock.now_s
         self._running: dict[asyncio.Task[T], tuple[_Waiting, Turn]] = {}
         self._gave_way: set[asyncio.Task[T]] = set()
         self._failure: SwarmError | None = None
@@ -93,11 +93,11 @@ class Asking(Generic[T]):
 
     async def result(self, patience_s: float) -> T:
         """What the first peer that can gives; NoRouteError if none of them does within `patience_s`; DiskFullError is ours."""
-        began_s = time.monotonic()
+        began_s = self._now_s()
         ends_at_s = began_s + patience_s
         try:
-            while (self._running or self._waiting) and time.monotonic() < ends_at_s:
-                self._start(time.monotonic())
+            while (self._running or self._waiting) and self._now_s() < ends_at_s:
+                self._start(self._now_s())
                 await self._wait(ends_at_s)
                 for task in [task for task in self._running if task.done()]:
                     who, _turn = self._running.pop(task)
@@ -118,7 +118,7 @@ class Asking(Generic[T]):
         ) from self._failure
 
     async def _wait(self, ends_at_s: float) -> None:
-        left_s = min(JOIN_S[0], max(0.0, ends_at_s - time.monotonic()))
+        left_s = min(JOIN_S[0], max(0.0, ends_at_s - self._now_s()))
         if self._running:
             await asyncio.wait(self._running, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         else:
@@ -130,7 +130,7 @@ class Asking(Generic[T]):
             if not self._may_join(now_s) or (len(self._running) >= AT_ONCE and not self._give_way(now_s)):
                 return
             self._waiting.remove(ready)
-            turn = Turn(ready.turn_s)
+            turn = Turn(ready.turn_s, self._now_s)
             task = asyncio.ensure_future(self._ask(ready.record, turn))
             self._running[task] = ready, turn
             self._joined_s = now_s
@@ -157,6 +157,6 @@ class Asking(Generic[T]):
         self._failure = fault
         log.warning("%s: not from peer %s: %s", self._what, short_peer(who.record.peer), fault)
         if isinstance(fault, OverloadedError):
-            self._waiting.append(_Waiting(who.record, who.turn_s, time.monotonic() + PAUSE_S))
+            self._waiting.append(_Waiting(who.record, who.turn_s, self._now_s() + PAUSE_S))
         else:
             self._standing.failed(who.record.peer)

@@ -23,6 +23,7 @@ from swarm.inference.hops import HopLimits
 from swarm.inference.pace import MAX_EPOCHS
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, until
+from tests.virtual_time import Shifted
 
 SESSION = SessionId(b"s" * 16)
 
@@ -143,11 +144,13 @@ async def test_many_small_sessions_of_one_client_do_not_outlive_one_larger_of_an
 
 
 async def test_sessions_that_nobody_uses_do_not_keep_a_node_full(swarm: ToySwarm, hostile: Probe) -> None:
-    node = await swarm.serve(0, 4, limits=HopLimits(max_sessions=4, unused_s=0.3))
+    time_passes, limits = Shifted(), HopLimits(max_sessions=4)
+    swarm.clock = time_passes.clock()
+    node = await swarm.serve(0, 4, limits=limits)
     for number in range(4):
         line = await hostile.open(node, grant_of(hostile.identity, [hop_of(node)], session=bytes([number]) * 16))
         assert isinstance(await line.hear(), Expect)
-    await asyncio.sleep(0.4)
+    time_passes.ahead_s = limits.unused_s
     honest = swarm.session()
     await ask(honest, (), [1], random_tokens(1))
     assert honest.replaced == 0 and len(node.host.hops) == 4

@@ -50,7 +50,7 @@ from tests.swarm.inference.toy import (
     random_tokens,
     reference,
 )
-from tests.virtual_time import loop_clock, virtual_time
+from tests.virtual_time import Shifted, loop_clock, virtual_time
 
 CONFIG = NodeConfig(model="toy", data_dir=places.data_dir({"HOME": "/h"}))
 PACE = Pace(race_wait_s=0.01, drain_s=0.3)
@@ -263,14 +263,12 @@ async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown
     await town.toys.serve(0, 2)
     movers = [await town.add(2, 4) for _ in range(3)]
     (goes,) = [node for node in movers if await is_next(node)]
-    later_s = 0.0
-    clock = Clock(now_s=lambda: time.monotonic() + later_s)
-    goes.mover.prover = Prover(goes.identity, goes.pool, town.toys._ping, clock)
+    time_passes = Shifted()
+    goes.mover.prover = Prover(goes.identity, goes.pool, town.toys._ping, time_passes.clock())
     make = goes.mover.make
 
     async def slowly(span: Span) -> Host:
-        nonlocal later_s
-        later_s += PROVEN_S + 1
+        time_passes.ahead_s += PROVEN_S + 1
         return await make(span)
 
     goes.mover.make = slowly

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from protocols.directory import belongs
 from protocols.identity import from_seed
+from swarm.clock import SYSTEM, Clock
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
 from swarm.dht.protocol import Rules
@@ -28,10 +29,11 @@ async def members(count: int, swarm: str = "") -> AsyncIterator[list[Dht]]:
 
 
 @contextlib.asynccontextmanager
-async def member(*, client_mode: bool = False, swarm: str = "") -> AsyncIterator[Dht]:
+async def member(*, client_mode: bool = False, swarm: str = "", clock: Clock = SYSTEM) -> AsyncIterator[Dht]:
     keys = Keys(identity=from_seed(os.urandom(32)), certificate=None, path=None)
     rules = Rules(belongs=functools.partial(belongs, swarm)) if swarm else Rules()
-    dht = Dht(keys.identity, keys.file, None if client_mode else ("127.0.0.1", 0), client_mode=client_mode, rules=rules)
+    listen = None if client_mode else ("127.0.0.1", 0)
+    dht = Dht(keys.identity, keys.file, listen, client_mode=client_mode, rules=rules, clock=clock)
     await dht.start()
     try:
         yield dht

@@ -19,6 +19,7 @@ from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
 from swarm.meter import Meter
 from tests.swarm.dht.nodes import address_of, member, members
+from tests.virtual_time import Shifted
 
 KEY = "key"
 
@@ -229,8 +230,9 @@ async def test_one_caller_is_pinged_back_only_so_often() -> None:
 async def test_a_member_that_we_joined_by_is_asked_though_it_is_no_neighbour_and_rests_if_it_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(node, "ANCHOR_REST_S", 1.0)
-    async with members(2) as (anchor, looking):
+    time_passes = Shifted()
+    async with member() as anchor, member(clock=time_passes.clock()) as looking:
+        await looking.join(address_of(anchor))
         protocol, peer = looking._running, anchor._running.peer_id
         asked: list[object] = []
         ask = protocol.ask
@@ -244,9 +246,8 @@ async def test_a_member_that_we_joined_by_is_asked_though_it_is_no_neighbour_and
         assert looking.num_neighbours == 0 and await looking.get([KEY]) and asked == [peer]
         protocol.leave_alone(peer)
         await looking.get([KEY])
-        silent_s = time.monotonic()
         protocol.take_back(peer)
         asked.clear()
         assert await looking.get([KEY]) and asked == [], "it rests"
-        await asyncio.sleep(max(0.0, silent_s + 1.0 - time.monotonic()))  # the rest is the thing under test
+        time_passes.ahead_s = node.ANCHOR_REST_S
         assert await looking.get([KEY]) and asked == [peer]

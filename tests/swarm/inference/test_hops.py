@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from protocols import services
+from protocols.defaults import IDLE_S, RESUME_S
 from protocols.errors import (
     BadRequestError,
     DrainingError,
@@ -24,6 +25,7 @@ from protocols.inference import Attach, Close, Expect, Open, Reply
 from swarm.inference.hops import HopLimits
 from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyRow, ToySwarm, ask, fresh_seed, new_identity, random_tokens, reference, until
+from tests.virtual_time import Shifted
 
 SESSION = SessionId(b"s" * 16)
 
@@ -192,17 +194,25 @@ async def test_lines_that_crowd_into_a_closing_session_neither_hang_the_node_nor
 
 
 async def test_an_attach_without_a_session_is_kept_for_a_while_only(swarm: ToySwarm, client: Probe) -> None:
-    node = await swarm.serve(0, 4, limits=HopLimits(resume_s=0.05))
+    time_passes = Shifted()
+    swarm.clock = time_passes.clock()
+    node = await swarm.serve(0, 4)
     line = await client.attach(node, grant_of(client.identity, [hop_of(node)]))
+    await until(lambda: node.host.load().num_sessions == 1)
+    time_passes.ahead_s = RESUME_S
     assert await line.hear() is None
     await until(lambda: node.host.load().num_sessions == 0)
 
 
 async def test_an_idle_session_loses_its_memory(swarm: ToySwarm, client: Probe) -> None:
-    node = await swarm.serve(0, 4, limits=HopLimits(idle_s=0.05))
+    time_passes = Shifted()
+    swarm.clock = time_passes.clock()
+    node = await swarm.serve(0, 4)
     line = await client.open(node, grant_of(client.identity, [hop_of(node)]))
     await line.hear()
     await line.say(step_of(0, random_tokens(5)))
+    await until(lambda: node.engine.used_bytes == 5)
+    time_passes.ahead_s = IDLE_S
     assert await line.hear() is None
     await until(lambda: node.engine.used_bytes == 0)
 

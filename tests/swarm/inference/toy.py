@@ -25,6 +25,7 @@ from protocols.identity import Identity
 from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Op
 from protocols.records import PeerRecord, ServedSpan
+from swarm.clock import SYSTEM, Clock
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
@@ -164,8 +165,12 @@ class Records:
 class ToySwarm:
     """Nodes and one client; the directory is the list of nodes, dead ones included until `expire`."""
 
-    def __init__(self, model: ModelId = MODEL, num_blocks: int = NUM_BLOCKS, manifest: weights.Manifest = MANIFEST) -> None:
+    def __init__(
+        self, model: ModelId = MODEL, num_blocks: int = NUM_BLOCKS, manifest: weights.Manifest = MANIFEST, clock: Clock = SYSTEM
+    ) -> None:
         self.model, self.num_blocks, self.manifest = model, num_blocks, manifest
+        self.clock = clock
+        """Of the nodes; the client's is the machine's."""
         self.nodes: list[ToyNode] = []
         self.identity = new_identity()
         self.pool = ChannelPool(self.identity)
@@ -189,7 +194,7 @@ class ToySwarm:
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, model=self.model, span=span, num_blocks=self.num_blocks,
                         hidden_size=engine.hidden_size, dtype=dtype, ends=ends is not None)  # fmt: skip
-        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part)
+        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part, clock=self.clock)
         uploader = Uploader()
         uploader.add(Shelf(self.model, self.manifest, lambda _tensor: None, Path()))
         node = ToyNode(span, engine, host, uploader, identity, tls.make(identity), ChannelPool(identity))

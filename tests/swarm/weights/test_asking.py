@@ -1,36 +1,84 @@
-"""One thing asked of several peers: whoever is asked has an end."""
+"""One thing asked of several peers: whoever is asked has an end, and the silent make room. On a loop of virtual time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
+from protocols.errors import NoRouteError, OverloadedError
 from protocols.identity import from_seed
+from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from swarm.weights import asking
-from swarm.weights.asking import Asking, Turn
+from swarm.weights.asking import AT_ONCE, JOIN_S, MAX_PATIENCE, PAUSE_S, TURN_S, Asking, Turn
 from swarm.weights.standing import Standing
+from tests.virtual_time import loop_clock, virtual_time
 
-SILENT, GIVER = (PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id) for number in (1, 2))
+PEERS = [PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id) for number in range(1, AT_ONCE + 2)]
+GIVER = PEERS[-1]
 
 
-async def test_a_peer_whose_turn_was_over_has_ended_when_the_result_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "AT_ONCE", 1)
-    monkeypatch.setattr(asking, "JOIN_S", (0.01, 0.01, 0.01))
-    told: list[str] = []
+def asking(ask: Callable[[PeerRecord, Turn], Awaitable[str]], records: list[PeerRecord], standing: Standing) -> Asking[str]:
+    return Asking(records, ask, "something", standing, loop_clock())
+
+
+@virtual_time
+async def test_the_silent_make_room_after_their_turn_and_have_ended_when_the_result_is_there() -> None:
+    clock, standing = loop_clock(), Standing()
+    asked_s: dict[PeerId, float] = {}
+    told: list[PeerId] = []
 
     async def ask(record: PeerRecord, turn: Turn) -> str:
+        asked_s[record.peer] = clock.now_s()
         if record is GIVER:
             return "here"
         try:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0.1)
-            told.append("ended")
+            told.append(record.peer)
         raise AssertionError("unreachable")
 
-    asked = Asking([SILENT, GIVER], ask, "something", Standing())
-    for waiting in asked._waiting:
-        waiting.turn_s = 0.05
-    assert await asked.result(5.0) == "here" and told == ["ended"]
+    assert await asking(ask, PEERS, standing).result(60.0) == "here"
+    silent = [record.peer for record in PEERS[:-1]]
+    assert list(asked_s) == [*silent, GIVER.peer]
+    assert asked_s[silent[1]] == pytest.approx(2 * JOIN_S[0]), "the second is asked beside the first"
+    assert TURN_S < asked_s[GIVER.peer] <= max(TURN_S, asked_s[silent[-1]]) + 2 * JOIN_S[0]
+    assert standing.failures(silent[0]) == 1 and standing.has_given(GIVER.peer)
+    assert sorted(told) == sorted(silent), "a peer whose turn was over is not left behind"
+
+
+@virtual_time
+async def test_a_peer_without_a_place_is_asked_again_after_a_pause() -> None:
+    clock, asked_s = loop_clock(), list[float]()
+
+    async def ask(record: PeerRecord, turn: Turn) -> str:
+        asked_s.append(clock.now_s())
+        if len(asked_s) < 3:
+            raise OverloadedError("no place now")
+        return "here"
+
+    standing = Standing()
+    assert await asking(ask, [GIVER], standing).result(60.0) == "here"
+    assert asked_s == pytest.approx([0, PAUSE_S, 2 * PAUSE_S], abs=3 * JOIN_S[0]) and not standing.failures(GIVER.peer)
+
+
+@virtual_time
+async def test_patience_ends_with_silence_and_parts_renew_it_ten_times_at_most() -> None:
+    clock = loop_clock()
+
+    async def never(record: PeerRecord, turn: Turn) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def drips(record: PeerRecord, turn: Turn) -> str:
+        while True:
+            await asyncio.sleep(1.0)
+            turn.renew()
+
+    for ask, times in ((never, 1.0), (drips, MAX_PATIENCE)):
+        began_s = clock.now_s()
+        with pytest.raises(NoRouteError, match="in time"):
+            await asking(ask, [GIVER], Standing()).result(5.0)
+        assert clock.now_s() - began_s == pytest.approx(5.0 * times)
