@@ -12,15 +12,16 @@ import torch
 
 from tests.end_to_end.processes import Nursery
 from tests.end_to_end.town import Town
+from tests.forked import ForkServer
 
 _pauses_s: list[float] = []
 
 
 @pytest.fixture(scope="session")
-def running_town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+def running_town(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Town]:
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("town")
-    with Nursery(folder) as nursery:
+    with Nursery(folder, fork_server) as nursery:
         town = Town(folder, nursery)
         yield town
         _pauses_s.extend(town.pauses_s)

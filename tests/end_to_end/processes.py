@@ -1,94 +1,54 @@
 """Real nodes for tests: `swarm node` processes that are killed, told to leave, and started again with the same data directory.
 
-A zygote (`zygote.py`) forks them, so that a start takes about a second; their lines come through a pipe, their ends from the zygote.
-Every wait has a deadline and ends at an event. Whatever happens to the tests, the zygote takes all nodes with it.
+A fork server (`tests/forked.py`) makes them, so that a start takes about a second; their lines come through a pipe.
+Every wait has a deadline and ends at an event. Whatever happens to the tests, the server takes all nodes with it.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import queue
 import select
 import signal
 import subprocess
-import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.forked import ROOT as ROOT
+from tests.forked import Child, ForkServer
 
 READY_S = 60.0
-"""How long a node, or the zygote with its imports, may take on a busy machine."""
+"""How long a node may take on a busy machine."""
 
 
 class Nursery:
-    """Starts nodes. `with Nursery(folder) as nursery: node = nursery.start("anna", …)`."""
+    """Starts nodes in a folder. `with Nursery(folder, server) as nursery: node = nursery.start("anna", …)`; all end with it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "tests.end_to_end.zygote"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._started: queue.Queue[int] = queue.Queue()
-        self._ends: dict[int, queue.Queue[int]] = {}
-        self._reader = threading.Thread(target=self._read, name="zygote", daemon=True)
-        self._reader.start()
-        self._is_warm = False
-
-    def _read(self) -> None:
-        assert self._zygote.stdout is not None
-        for line in self._zygote.stdout:
-            message = json.loads(line)
-            if "code" in message:
-                self._ends[message["pid"]].put(message["code"])
-            else:
-                pid = message.get("pid", 0)
-                self._ends[pid] = queue.Queue()
-                self._started.put(pid)
+    def __init__(self, folder: Path, server: ForkServer) -> None:
+        self.folder, self._server = folder, server
+        self._nodes: list[NodeProcess] = []
 
     def start(self, name: str, arguments: list[str], environment: dict[str, str] | None = None) -> NodeProcess:
         """Start `swarm ARGUMENTS`; its lines are read as they are waited for."""
-        if not self._is_warm:
-            self._started.get(timeout=READY_S)
-            self._is_warm = True
-        pipe, log = self.folder / f"{name}.stdout", self.folder / f"{name}.stderr"
-        pipe.unlink(missing_ok=True)
-        os.mkfifo(pipe)
-        lines = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-        request = {
-            "arguments": arguments,
-            "environment": {"XDG_CACHE_HOME": str(self.folder / "cache"), **(environment or {})},
-            "stdout": str(pipe),
-            "stderr": str(log),
-        }
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.write(json.dumps(request).encode() + b"\n")
-        self._zygote.stdin.flush()
-        pid = self._started.get(timeout=READY_S)
-        return NodeProcess(name=name, pid=pid, log=log, _lines=lines, _end=self._ends[pid])
+        log = self.folder / f"{name}.stderr"
+        own = {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache"), **(environment or {})}
+        with log.open("ab") as errors:
+            child = self._server.popen(arguments, stderr=errors, text=False, environment=own)
+        node = NodeProcess(name=name, log=log, _child=child)
+        self._nodes.append(node)
+        return node
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.close()
-        try:
-            self._zygote.wait(10)
-        finally:
-            self._zygote.kill()
-            self._reader.join(10)
+        for node in self._nodes:
+            if not node.has_ended():
+                node.end(signal.SIGKILL)
+            node.close()
 
 
 @dataclass(kw_only=True)
@@ -96,15 +56,25 @@ class NodeProcess:
     """One running `swarm node`, or one that has ended."""
 
     name: str
-    pid: int
     log: Path
     said: dict[str, str] = field(default_factory=dict)
     """The newest text of each kind of line on its stdout."""
-    code: int | None = None
-    """Exit status once it is known; negative: the signal that ended it."""
-    _lines: int
-    _end: queue.Queue[int]
+    _child: Child
     _rest: bytes = b""
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def code(self) -> int | None:
+        """Exit status once it is known; negative: the signal that ended it."""
+        return self._child.returncode
+
+    @property
+    def _lines(self) -> int:
+        assert self._child.stdout is not None
+        return self._child.stdout.fileno()
 
     def wait_for(self, kind: str, timeout_s: float = READY_S) -> str:
         """Read its lines up to one of this kind; AssertionError with its last words where it ends, or takes too long."""
@@ -129,12 +99,9 @@ class NodeProcess:
 
     def has_ended(self, timeout_s: float = 0.0) -> bool:
         """Wait up to `timeout_s` for its end."""
-        if self.code is None:
-            try:
-                self.code = self._end.get(timeout=timeout_s) if timeout_s else self._end.get_nowait()
-            except queue.Empty:
-                return False
-        return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout_s) if timeout_s else self._child.poll()
+        return self.code is not None
 
     def end(self, number: signal.Signals, timeout_s: float = 10.0) -> int:
         """Send a signal to this process alone, wait for its end, and return the exit status."""
@@ -144,7 +111,8 @@ class NodeProcess:
         return self.code
 
     def close(self) -> None:
-        os.close(self._lines)
+        assert self._child.stdout is not None
+        self._child.stdout.close()
 
 
 def _kind_and_text(line: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from protocols.defaults import HEAL_S
 from swarm.client import SwarmModelForCausalLM
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.end_to_end.town import make_llama
+from tests.forked import ForkServer
 
 BUSY_S = 30.0
 """What a machine that runs other things may add to HEAL_S."""
@@ -74,10 +75,10 @@ class Volunteers:
 
 
 @pytest.mark.slow
-def test_six_volunteers_keep_a_model_covered_whoever_comes_and_goes(tmp_path: Path) -> None:
+def test_six_volunteers_keep_a_model_covered_whoever_comes_and_goes(tmp_path: Path, fork_server: ForkServer) -> None:
     seed = 4
     torch.set_num_threads(1)
-    with Nursery(tmp_path) as nursery:
+    with Nursery(tmp_path, fork_server) as nursery:
         swarm = Volunteers(tmp_path, nursery, seed)
         names = list("abcdef")
         swarm.come(names[0])

@@ -15,6 +15,7 @@ import transformers
 from swarm.client import SwarmModelForCausalLM
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.end_to_end.town import make_llama
+from tests.forked import ForkServer
 
 PROMPT = torch.arange(3, 13)[None]
 
@@ -50,9 +51,9 @@ class Village:
 
 
 @pytest.fixture(scope="module")
-def village(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Village]:
+def village(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Village]:
     folder = tmp_path_factory.mktemp("village")
-    with Nursery(folder) as nursery:
+    with Nursery(folder, fork_server) as nursery:
         yield Village(folder, nursery)
 
 

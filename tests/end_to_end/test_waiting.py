@@ -18,6 +18,7 @@ import pytest
 
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.families import make_checkpoint
+from tests.forked import ForkServer
 from tests.node.cli.screen import Screen
 from tests.node.cli.test_commands import add_byte_tokenizer
 
@@ -90,10 +91,10 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def pair(tmp_path: Path, fork_server: ForkServer) -> Iterator[Pair]:
     model = make_checkpoint("llama", tmp_path / "tiny")
     add_byte_tokenizer(model)
-    with Nursery(tmp_path) as nursery:
+    with Nursery(tmp_path, fork_server) as nursery:
         pair = Pair(tmp_path, nursery, model)
         pair.first = pair.start("0:2")
         yield pair

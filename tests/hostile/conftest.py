@@ -12,16 +12,17 @@ import transformers
 
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.end_to_end.town import make_llama
+from tests.forked import ForkServer
 from tests.node.cli.conftest import process_as_before as process_as_before  # some attacks set up logging here
 
 Start = Callable[..., NodeProcess]
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def nursery(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Nursery]:
     """Starts `swarm` processes in about a second each; all end with the session."""
     torch.set_num_threads(1)
-    with Nursery(tmp_path_factory.mktemp("hostile")) as running:
+    with Nursery(tmp_path_factory.mktemp("hostile"), fork_server) as running:
         yield running
 
 
