@@ -128,6 +128,8 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
+    if (mdns := importlib.import_module("swarm.lan.mdns")).is_installed():
+        mdns.load()
     assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread: a forked process would lack it"
     gc.freeze()
     if (forked := ForkServer(socket.socket(fileno=int(sys.argv[1]))).run()) is not None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.end_to_end.processes import ROOT
 from tests.families import make_checkpoint
+from tests.forked import ForkServer
 from tests.node.cli.test_commands import Node, add_byte_tokenizer
 
 COMMAND = """
@@ -50,9 +51,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def peer(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def peer(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[str]:
     """A node of all blocks, whose clock is right."""
-    node = Node(tmp_path_factory.mktemp("data"), str(model))
+    node = Node(fork_server, tmp_path_factory.mktemp("data"), str(model))
     try:
         yield node.start().lines["multiaddr"]
     finally:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from swarm.lan import mdns
 from tests.end_to_end.bridge import Bridge, BridgeError
 from tests.families import make_checkpoint
+from tests.forked import ForkServer
 from tests.node.cli.test_commands import add_byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,11 +35,10 @@ def bridge() -> Iterator[Bridge]:
 class Process:
     """A `swarm` command at one machine of the bridge; its lines are read as they come."""
 
-    def __init__(self, bridge: Bridge, machine: int, *arguments: str) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MURMURATION_LOG": "INFO"}
-        self.process = bridge.popen(
-            machine, [sys.executable, "-m", "node", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )  # fmt: skip
+    def __init__(self, server: ForkServer, bridge: Bridge, machine: int, *arguments: str) -> None:
+        network = bridge.network(machine)
+        self.process = server.popen(arguments, environment=os.environ | {"MURMURATION_LOG": "INFO"}, network=network)
+        os.close(network)
         self.lines: list[str] = []
         self.remarks: list[str] = []
         self._news = threading.Condition()
@@ -95,18 +93,20 @@ def local_text(model: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not mdns.is_installed(), reason="the extra `lan` is not installed")
-def test_two_nodes_and_a_client_without_an_address_find_each_other(bridge: Bridge, model: Path, tmp_path: Path) -> None:
+def test_two_nodes_and_a_client_without_an_address_find_each_other(
+    bridge: Bridge, model: Path, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """No --peer, no file of known peers: what they know of each other came over the bridge."""
     running: list[Process] = []
     try:
         for machine, blocks in enumerate(("0:2", "2:5")):
             data = str(tmp_path / f"data{machine}")
-            running.append(Process(bridge, machine, "node", str(model), "--blocks", blocks, "--data-dir", data))
+            running.append(Process(fork_server, bridge, machine, "node", str(model), "--blocks", blocks, "--data-dir", data))
         for node in running:
             assert "10.83.0." in node.wait_for("multiaddr: ")
             node.wait_for("ready")
         asked = ("--data-dir", str(tmp_path / "data2"), "--max-new-tokens", str(NEW), "--stats")
-        client = Process(bridge, 2, "generate", str(model), PROMPT, *asked)
+        client = Process(fork_server, bridge, 2, "generate", str(model), PROMPT, *asked)
         running.append(client)
         client.end(0)
         assert "\n".join(client.lines) == local_text(model)
@@ -116,7 +116,7 @@ def test_two_nodes_and_a_client_without_an_address_find_each_other(bridge: Bridg
         joined = [line for node in running[:2] for line in node.lines if line.startswith("joined: ")]
         assert joined and all("neighbouring" in line for line in joined)  # one of them heard the other, at least
 
-        again = Process(bridge, 2, "generate", str(model), PROMPT, *asked, "--no-lan")  # now it remembers
+        again = Process(fork_server, bridge, 2, "generate", str(model), PROMPT, *asked, "--no-lan")  # now it remembers
         running.append(again)
         again.end(0)
         assert any("remembered peers answer" in line for line in again.remarks)

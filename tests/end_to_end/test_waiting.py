@@ -6,8 +6,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ import pytest
 
 from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.families import make_checkpoint
-from tests.forked import ForkServer
+from tests.forked import PIPE, ForkServer
 from tests.node.cli.screen import Screen
 from tests.node.cli.test_commands import add_byte_tokenizer
 
@@ -30,7 +28,7 @@ WITHIN_S = 90.0
 class Chat:
     """`swarm chat`, with a terminal of its own or with a terminal for nothing but its answers."""
 
-    def __init__(self, model: Path, peer: str, data_dir: Path, is_script: bool) -> None:
+    def __init__(self, server: ForkServer, model: Path, peer: str, data_dir: Path, is_script: bool) -> None:
         self.screen = Screen(100, 20)
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (20, 100))
@@ -38,11 +36,11 @@ class Chat:
         data_dir.mkdir()
         self.errors = data_dir / "stderr"
         with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "node", *arguments, "--temperature", "0"],
-                cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"},
-                stdin=subprocess.PIPE if is_script else theirs,
+            self.process = server.popen(
+                [*arguments, "--temperature", "0"],
+                text=False,
+                environment=os.environ | {"TERM": "xterm"},
+                stdin=PIPE if is_script else theirs,
                 stdout=theirs,
                 stderr=errors if is_script else theirs,
             )
@@ -100,11 +98,15 @@ def pair(tmp_path: Path, fork_server: ForkServer) -> Iterator[Pair]:
         yield pair
 
 
-def test_who_waits_for_a_dead_node_is_told_which_blocks_are_missing_and_nothing_of_it_stays(pair: Pair) -> None:
+def test_who_waits_for_a_dead_node_is_told_which_blocks_are_missing_and_nothing_of_it_stays(
+    pair: Pair, fork_server: ForkServer
+) -> None:
     doomed = pair.start("2:5")
     assert pair.first is not None
     peer = pair.first.said["multiaddr"]
-    person, script = chats = [Chat(pair.model, peer, pair.folder / name, name == "script") for name in ("person", "script")]
+    person, script = chats = [
+        Chat(fork_server, pair.model, peer, pair.folder / name, name == "script") for name in ("person", "script")
+    ]
     try:
         for chat in chats:
             chat.say("One")

@@ -6,8 +6,6 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models
 from node import logs
 from protocols.errors import PeerUnreachableError
 from tests.end_to_end.processes import Nursery
-from tests.node.cli.terminal import ROOT, Terminal
+from tests.forked import ForkServer
+from tests.node.cli.terminal import Terminal
 
 TITLE, CLIPBOARD = "\x1b]0;mine\x07", "\x1b]52;c;cm0gLXJm\x07"
 CURSOR = "\x9b2J"
@@ -59,8 +58,8 @@ def spoken_to(shown: str) -> list[str]:
     return [sequence for sequence in ("\x1b]", "\x07", "\x9b") if sequence in shown]
 
 
-def test_settings_and_templates_of_strangers_are_shown_as_text(asking: list[str]) -> None:
-    terminal = Terminal("chat", *asking, "--thin")
+def test_settings_and_templates_of_strangers_are_shown_as_text(asking: list[str], fork_server: ForkServer) -> None:
+    terminal = Terminal(fork_server, "chat", *asking, "--thin")
     try:
         terminal.until("asks for num_beams (\\x1b]0;mine\\x07), max_time (a \\x9b2J)")
         terminal.until("> ")
@@ -75,15 +74,16 @@ def test_settings_and_templates_of_strangers_are_shown_as_text(asking: list[str]
         terminal.close()
 
 
-def test_an_answer_is_text_on_a_terminal_and_exact_in_a_file(asking: list[str]) -> None:
+def test_an_answer_is_text_on_a_terminal_and_exact_in_a_file(asking: list[str], fork_server: ForkServer) -> None:
     command = ["generate", *asking[:1], "a prompt", *asking[1:], "--thin", "--greedy", "--max-new-tokens", "6"]
-    terminal = Terminal(*command)
+    terminal = Terminal(fork_server, *command)
     try:
         assert terminal.end() == 0
         assert spoken_to(terminal.shown) == []
     finally:
         terminal.close()
-    piped = subprocess.run([sys.executable, "-m", "node", *command], cwd=ROOT, capture_output=True, timeout=120, check=True)
+    piped = fork_server.run(command, text=False)
+    assert piped.returncode == 0, piped.stderr
     answer = piped.stdout.decode().removesuffix("\n")
     assert answer.count(CLIPBOARD) == answer.count(CURSOR) == 6
     on_terminal = answer.replace(CLIPBOARD, "]52;c;cm0gLXJm").replace(CURSOR, "2J")

@@ -5,26 +5,23 @@ from __future__ import annotations
 import os
 import pty
 import select
-import signal
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.forked import ForkServer
+
 WAIT_S = 60.0
 
 
 class Terminal:
     """`swarm ARGUMENTS` on a terminal of its own; closed, it is gone."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, server: ForkServer, *arguments: str) -> None:
         self.shown = ""
         """All that was shown."""
         self._seen = 0
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(ROOT)
-            os.execvpe(sys.executable, [sys.executable, "-m", "node", *arguments], os.environ | {"OMP_NUM_THREADS": "1"})
+        self._fd, theirs = pty.openpty()
+        self._process = server.popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, is_terminal=True)
+        os.close(theirs)
 
     def until(self, text: str, wait_s: float = WAIT_S) -> str:
         """Wait until `text` is shown, behind what was waited for before; what was shown up to it."""
@@ -49,14 +46,11 @@ class Terminal:
                 break
         else:
             raise AssertionError(f"it did not end within {WAIT_S} s: {self.shown[-800:]!r}")
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(status)
+        return self._process.wait(WAIT_S)
 
     def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self._process.kill()
+        self._process.wait(WAIT_S)
         os.close(self._fd)
 
     def _read(self, wait_s: float) -> bool:

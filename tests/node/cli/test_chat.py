@@ -7,7 +7,6 @@ import io
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.families import make_checkpoint
+from tests.forked import PIPE, ForkServer
 from tests.node.cli.terminal import Terminal
 from tests.node.cli.test_commands import Node, add_byte_tokenizer, run
 
@@ -46,8 +46,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def node(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    node = Node(tmp_path_factory.mktemp("data"), str(model), "--no-lan")
+def node(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Node]:
+    node = Node(fork_server, tmp_path_factory.mktemp("data"), str(model), "--no-lan")
     try:
         yield node.start()
     finally:
@@ -149,8 +149,10 @@ def test_what_a_script_says_wrong_is_one_line_and_its_code(asks: list[list[str]]
 
 
 @pytest.mark.parametrize("kind", ["thin", "full"])
-def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(kind: str, node: Node, asks: list[list[str]]) -> None:
-    terminal = Terminal("chat", *asks[kind == "full"], "--max-new-tokens", "200", "--greedy")
+def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
+    kind: str, node: Node, asks: list[list[str]], fork_server: ForkServer
+) -> None:
+    terminal = Terminal(fork_server, "chat", *asks[kind == "full"], "--max-new-tokens", "200", "--greedy")
     try:
         terminal.until("> ")
         terminal.type("hello\n")
@@ -188,8 +190,10 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(kind: 
         terminal.close()
 
 
-def test_at_a_terminal_a_second_ctrl_c_leaves_an_answer_and_a_refusing_template_is_survived(asks: list[list[str]]) -> None:
-    terminal = Terminal("chat", *asks[0], "--system", "X")
+def test_at_a_terminal_a_second_ctrl_c_leaves_an_answer_and_a_refusing_template_is_survived(
+    asks: list[list[str]], fork_server: ForkServer
+) -> None:
+    terminal = Terminal(fork_server, "chat", *asks[0], "--system", "X")
     try:
         terminal.until(SAMPLING.strip())
         for _ in range(2):
@@ -201,7 +205,7 @@ def test_at_a_terminal_a_second_ctrl_c_leaves_an_answer_and_a_refusing_template_
         assert terminal.end() == 0
     finally:
         terminal.close()
-    terminal = Terminal("chat", *asks[0], "--max-new-tokens", "230")
+    terminal = Terminal(fork_server, "chat", *asks[0], "--max-new-tokens", "230")
     try:
         terminal.until("> ")
         terminal.type("hello\n")
@@ -215,9 +219,8 @@ def test_at_a_terminal_a_second_ctrl_c_leaves_an_answer_and_a_refusing_template_
         terminal.close()
 
 
-def test_a_script_that_is_stopped_ends_with_130(asks: list[list[str]]) -> None:
-    command = [sys.executable, "-m", "node", "chat", *asks[0], "--max-new-tokens", "230", "--greedy"]
-    asking = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_a_script_that_is_stopped_ends_with_130(asks: list[list[str]], fork_server: ForkServer) -> None:
+    asking = fork_server.popen(["chat", *asks[0], "--max-new-tokens", "230", "--greedy"], stdin=PIPE, text=False)
     try:
         assert asking.stdin and asking.stdout
         asking.stdin.write(b"hello\n" * 50)

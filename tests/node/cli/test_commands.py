@@ -28,6 +28,7 @@ from node.cli.app import main
 from protocols.ids import PeerId
 from swarm.client import SwarmModelForCausalLM
 from tests.families import make_checkpoint
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).parents[3]
 PROMPT = "The quick brown fox"
@@ -39,23 +40,8 @@ NOBODY = PeerId("12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr")
 class Node:
     """A `swarm node` process. `start` returns when it is ready; `lines` is what it has printed."""
 
-    def __init__(self, data_dir: Path, *arguments: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "node",
-            "node",
-            *arguments,
-            "--listen",
-            "127.0.0.1:0",
-            "--data-dir",
-            str(data_dir),
-            "--quiet",
-        ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(self, server: ForkServer, data_dir: Path, *arguments: str) -> None:
+        self.process = server.popen(["node", *arguments, "--listen", "127.0.0.1:0", "--data-dir", data_dir, "--quiet"])
         self.lines: dict[str, str] = {}
 
     def start(self) -> Node:
@@ -124,13 +110,13 @@ def add_byte_tokenizer(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def swarm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
+def swarm(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[tuple[Node, Node]]:
     """The first two blocks at one node, and a second that finds out by itself what is missing."""
     data = tmp_path_factory.mktemp("data")
-    first = Node(data, str(model), "--blocks", "0:2", "--name", "first")
+    first = Node(fork_server, data, str(model), "--blocks", "0:2", "--name", "first")
     try:
         first.start()
-        second = Node(data, str(model), "--peer", first.lines["multiaddr"], "--name", "second")
+        second = Node(fork_server, data, str(model), "--peer", first.lines["multiaddr"], "--name", "second")
         try:
             yield first, second.start()
         finally:
@@ -345,11 +331,8 @@ def test_bad_input_is_one_line_and_the_documented_code(
         assert all(word in errors[0] for word in words), f"{name}: {errors}"
 
 
-def test_ctrl_c_ends_an_answer_with_130(model: Path, peer: str) -> None:
-    command = [sys.executable, "-m", "node", "generate", str(model), PROMPT, "--max-new-tokens", "230", "--peer", peer]
-    asking = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+def test_ctrl_c_ends_an_answer_with_130(model: Path, peer: str, fork_server: ForkServer) -> None:
+    asking = fork_server.popen(["generate", model, PROMPT, "--max-new-tokens", "230", "--peer", peer], text=False)
     try:
         assert asking.stdout and asking.stdout.read(1)  # it is answering
         asking.send_signal(signal.SIGINT)
@@ -360,12 +343,24 @@ def test_ctrl_c_ends_an_answer_with_130(model: Path, peer: str) -> None:
         asking.communicate()
 
 
-def test_a_node_whose_terminal_is_closed_withdraws(model: Path, peer: str, tmp_path: Path) -> None:
+def test_a_node_whose_terminal_is_closed_withdraws(model: Path, peer: str, tmp_path: Path, fork_server: ForkServer) -> None:
     """A real terminal: writing to it after that is an error."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "node", "node", str(model), "--blocks", "2:5", "--peer", peer, "--listen", "127.0.0.1:0",
-               "--name", "visitor", "--data-dir", str(tmp_path)]  # fmt: skip
-    node = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    command = [
+        "node",
+        model,
+        "--blocks",
+        "2:5",
+        "--peer",
+        peer,
+        "--listen",
+        "127.0.0.1:0",
+        "--name",
+        "visitor",
+        "--data-dir",
+        tmp_path,
+    ]
+    node = fork_server.popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     try:
         said = b""

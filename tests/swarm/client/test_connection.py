@@ -31,6 +31,7 @@ from swarm.client.loop import BackgroundLoop
 from swarm.inference.hops import Hops
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
+from tests.forked import ForkServer
 from tests.node.cli.test_commands import add_byte_tokenizer
 
 PROMPT = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(21))
@@ -196,12 +197,13 @@ def test_a_script_that_ends_without_close_prints_nothing(line: Line, reference: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_told_to_stop_ends_its_session(line: Line, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_command_that_is_told_to_stop_ends_its_session(
+    line: Line, tmp_path: Path, number: signal.Signals, fork_server: ForkServer
+) -> None:
     """Else the nodes would keep the session for RESUME_S. The process dies by the signal, as it would have anyway."""
-    command = [sys.executable, "-m", "node", "generate", line.path, "abc", "--max-new-tokens", "240"]
-    command += ["--peer", line.peer, "--data-dir", tmp_path]
     wait_until_no_session(RESUME_S + 10)  # earlier tests may have left some, as clients that died do
-    asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = ["generate", line.path, "abc", "--max-new-tokens", "240", "--peer", line.peer, "--data-dir", tmp_path]
+    asking = fork_server.popen(command, text=False)
     try:
         assert asking.stdout is not None
         first = asking.stdout.read(1)
