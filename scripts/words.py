@@ -47,7 +47,7 @@ WORDS: tuple[tuple[str, str], ...] = (
     (r"learn(s|t|ed|ing)?(?! positions)", "calibrate"),
     (r"(?<!matrix )products?", "linear kernels, matrix products"),
     (r"ways? (of multiplying|to multiply)", "linear kernel"),
-    (r"rows?(?! (operation|of (the|a|this) table))", "sequence"),
+    (r"(?<!matrix )rows?(?! (operation|or column))", "sequence"),
     (r"(?<!prefill )chunks?", "prefill chunk"),
     (r"pieces? of (a|the|its|one) (prompt|step)s?", "prefill chunk"),
     (r"the ends(?! of the)|(model's|hosts?|hosted|hosting) ends|ends of (a|the) model", "embedding and head"),
