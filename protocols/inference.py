@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocols import fields, frame, tensors
-from protocols.defaults import MAX_HOPS, MAX_ROWS, MAX_STEP_TOKENS, MAX_TOP
+from protocols.defaults import MAX_HOPS, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import SessionId, parse_session_id
 from protocols.operations import MAX_LENGTH as MAX_LENGTH
@@ -31,20 +31,16 @@ from protocols.route import Grant as Grant
 from protocols.route import Hop as Hop
 from protocols.route import Route as Route
 from protocols.route import parse_route as parse_route
+from protocols.step_spec import KINDS as KINDS
+from protocols.step_spec import MAX_WANT as MAX_WANT
+from protocols.step_spec import PASS_ON as PASS_ON
+from protocols.step_spec import RESULTS as RESULTS
+from protocols.step_spec import WANT_ALL as WANT_ALL
+from protocols.step_spec import WANT_NONE as WANT_NONE
+from protocols.step_spec import StepSpec as StepSpec
 from protocols.words import counted
 
 MAX_STEP = 1 << 40
-WANT_NONE, WANT_ALL = 0, -1
-MAX_WANT = 1 << 16
-"""Last tokens of a row that a step may want back; more than a step brings, so that it bounds only the number in the message."""
-
-KINDS = ("hidden", "ids", "embeds")
-"""What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
-first hop puts through the model's own embedding stage. A session that brings either of the last two is thin."""
-
-RESULTS = ("hidden", "logits", "top")
-"""What the last hop answers: hidden states [T', H]; float32 logits [T', V]; or the `top` largest of them, values [T', k] and ids
-[T', k] int32, largest first, ties to the lowest id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +78,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Some tokens of every row, going once through the route. `payload` is what `kind` says, on one flat token axis."""
+    """Some tokens of every row, going once through the route. `payload` is what `spec.kind` says, on one flat token axis."""
 
     session: SessionId
     epoch: int
@@ -93,21 +89,15 @@ class Step:
     ops: tuple[Op, ...] = ()
     positions: tuple[int, ...] | None = None
     """A position per token, where the caller set some; None = each row counts its own tokens from 0."""
-    want: int = WANT_ALL
-    """What the last hop returns: 0 nothing, -1 all tokens, n the last n of each row."""
-    kind: str = "hidden"
-    result: str = "hidden"
-    top: int = 0
-    """How many of the largest logits come back, from 1 on; 0 where `result` is not "top"."""
+    spec: StepSpec = PASS_ON
     budget_ms: int = 60_000
-    priority: int = 0
-    """Below 0: others go first. Above 0 counts as 0, for as long as nobody can tell a contributor from a stranger."""
 
     def encode(self) -> bytes:
+        spec = self.spec
         header = {"t": "step", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
-                  "ops": [pack_op(op) for op in self.ops], "payload": self.payload.header(), "want": self.want,
-                  "kind": self.kind, "result": self.result, "top": self.top, "budget": self.budget_ms,
-                  "priority": self.priority}  # fmt: skip
+                  "ops": [pack_op(op) for op in self.ops], "payload": self.payload.header(), "want": spec.want,
+                  "kind": spec.kind, "result": spec.result, "top": spec.top, "budget": self.budget_ms,
+                  "priority": spec.priority}  # fmt: skip
         if self.positions is not None:
             header["positions"] = list(self.positions)
         return frame.encode(header, [self.payload.data])
@@ -124,12 +114,8 @@ class Step:
             payload=payload,
             ops=parse_ops(header),
             positions=_positions(header, sum(counts)),
-            want=fields.integer(header, "want", -1, MAX_WANT),
-            kind=fields.one_of(header, "kind", KINDS),
-            result=fields.one_of(header, "result", RESULTS),
-            top=_top(header),
+            spec=StepSpec.parse(header),
             budget_ms=fields.integer(header, "budget", 0, 86_400_000),
-            priority=fields.integer(header, "priority", -100, 100),
         )
 
 
@@ -183,15 +169,6 @@ def _fork(header: fields.Header) -> Fork | None:
     if not isinstance(value, list) or len(value) != 2:
         raise BadRequestError(f"a fork is [session, step], got {shown(value)}")
     return Fork(session=parse_session_id(value[0]), step=fields.integer({"step": value[1]}, "step", 1, MAX_STEP))
-
-
-def _top(header: fields.Header) -> int:
-    top = fields.integer(header, "top", 0, MAX_TOP)
-    if (top > 0) is not (header.get("result") == "top"):
-        raise BadRequestError(
-            f"top is 1 to {MAX_TOP} where the result is 'top', and else 0; got {top} for {shown(header.get('result'))}"
-        )
-    return top
 
 
 def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None:

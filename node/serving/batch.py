@@ -28,7 +28,7 @@ def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Job, Sequence
     """The batch's hidden states [T, H] on the engine's device, job after job."""
     parts: dict[int, Tensor] = {}
     for kind in ("ids", "embeds"):
-        members = [(index, job, rows) for index, (job, rows) in enumerate(batch) if job.ask.kind == kind]
+        members = [(index, job, rows) for index, (job, rows) in enumerate(batch) if job.spec.kind == kind]
         if members:
             assert ends is not None, "a hop takes token ids only where the ends are"
             pieces = _embedded(ends, kind, [(job, rows) for _, job, rows in members])
@@ -67,7 +67,7 @@ def places(job: Job, rows: Sequence[Row]) -> Tensor:
 def finish(ends: Ends | None, jobs: Sequence[Job], output: Tensor) -> list[Output]:
     """What each job asks for, on the CPU, of the blocks' output [T, H]."""
     pieces = [_wanted(job, piece) for job, piece in zip(jobs, output.split([job.size for job in jobs]), strict=True)]
-    asking = [index for index, job in enumerate(jobs) if job.ask.result != "hidden"]
+    asking = [index for index, job in enumerate(jobs) if job.spec.result != "hidden"]
     if not asking:
         # a hop retains its piece for as long as its session lives: as a view, it would keep everybody's output alive
         return [Output(values=piece.cpu().clone() if len(jobs) > 1 else piece.cpu()) for piece in pieces]
@@ -79,7 +79,7 @@ def finish(ends: Ends | None, jobs: Sequence[Job], output: Tensor) -> list[Outpu
 
 def _wanted(job: Job, output: Tensor) -> Tensor:
     """Those tokens of a piece that its job wants back: before the head, since that is the dearest step of all."""
-    ranges = chunks.wanted(job.ask.want, job.counts)
+    ranges = chunks.wanted(job.spec.want, job.counts)
     if ranges is None:
         return output
     inside = [(max(start - job.at, 0), min(stop - job.at, job.size)) for start, stop in ranges]
@@ -96,7 +96,7 @@ def joined(outputs: Sequence[Output]) -> Output:
 
 
 def _answer(job: Job, logits: Tensor, is_shared: bool) -> Output:
-    if job.ask.result == "top":
-        values, ids = own_ends.top(logits, job.ask.top)
+    if job.spec.result == "top":
+        values, ids = own_ends.top(logits, job.spec.top)
         return Output(values=values, ids=ids)
     return Output(values=logits.clone() if is_shared else logits)

@@ -251,7 +251,7 @@ class Runner:
                 self.scheduler.forget(session)
                 job.done(Output(values=torch.empty(0)))
                 return None
-            if time.monotonic() > job.urgency.expires_s:
+            if time.monotonic() > job.expires_s:
                 raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
             if not job.is_entered:
                 self._begin(job)

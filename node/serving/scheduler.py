@@ -8,6 +8,7 @@ back, and a batch must never hold both.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -21,8 +22,8 @@ from node.serving import fairness, turns
 from node.serving.costs import Costs
 from protocols.errors import OverloadedError, SwarmError
 from protocols.ids import PeerId, SessionId
-from protocols.inference import Crop, Op
-from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, Urgency
+from protocols.inference import PASS_ON, Crop, Op, StepSpec
+from swarm.inference.compute import Output
 
 if TYPE_CHECKING:
     from node.serving.engine import Engine, Row
@@ -66,11 +67,12 @@ class Job:
     ops: Sequence[Op] = ()
     counts: Sequence[int] = ()
     values: Tensor | None = None
-    """[T, …] as `ask` says; None: give all rows of the session back, or fork those of `source`."""
+    """[T, …] as `spec` says; None: give all rows of the session back, or fork those of `source`."""
     source: HeldRows | None = None
     positions: Tensor | None = None
-    urgency: Urgency = ORDINARY
-    ask: Ask = PASS_ON
+    spec: StepSpec = PASS_ON
+    expires_s: float = math.inf
+    """On the monotonic clock: too late to begin."""
     done: Callable[[Output | SwarmError], None] = field(repr=False)
 
     is_whole: bool = False
@@ -102,7 +104,7 @@ class Job:
 
     @property
     def weight(self) -> float:
-        return fairness.weight_of(self.urgency.priority)
+        return fairness.weight_of(min(0, self.spec.priority))
 
     def piece_counts(self) -> list[int]:
         """Tokens of each row that run in this forward: [at, at + size) of the flat axis."""

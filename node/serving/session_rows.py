@@ -6,6 +6,7 @@ Its rows belong to whoever runs a batch (`runner.py`). Where its blocks are a pa
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -14,8 +15,8 @@ from node.serving.runner import Runner
 from node.serving.scheduler import HeldRows, Job
 from protocols.errors import OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId, SessionId, Span
-from protocols.inference import Op
-from swarm.inference.compute import ORDINARY, PASS_ON, Ask, Output, SessionCompute, Urgency
+from protocols.inference import PASS_ON, Op, StepSpec
+from swarm.inference.compute import Output, SessionCompute
 
 
 class SessionRows:
@@ -36,10 +37,10 @@ class SessionRows:
         counts: Sequence[int],
         values: Tensor,
         positions: Tensor | None,
-        urgency: Urgency = ORDINARY,
-        ask: Ask = PASS_ON,
+        spec: StepSpec = PASS_ON,
+        expires_s: float = math.inf,
     ) -> Output:
-        """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `ask` says, through the blocks.
+        """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `spec` says, through the blocks.
 
         Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
         """
@@ -51,7 +52,7 @@ class SessionRows:
 
         def make(done: Callable[[Output | SwarmError], None]) -> Job:
             self._job = Job(
-                session=self.held, ops=ops, counts=counts, values=values, positions=positions, urgency=urgency, ask=ask,
+                session=self.held, ops=ops, counts=counts, values=values, positions=positions, spec=spec, expires_s=expires_s,
                 is_whole=is_whole, done=done,
             )  # fmt: skip
             return self._job

@@ -9,7 +9,7 @@ from attacks.target import Stranger, Target, stranger
 from protocols.defaults import MAX_ROW_INDICES, MAX_ROWS
 from protocols.errors import SwarmError
 from protocols.ids import SessionId
-from protocols.inference import Open, Step
+from protocols.inference import Open, Step, StepSpec
 from protocols.operations import Op, Repeat, Rows
 from protocols.progress import Progress, ProgressRequest
 from protocols.services import PROGRESS, SESSION
@@ -53,4 +53,6 @@ async def _work(us: Stranger, target: Target, number: int) -> None:
 def _step(session: bytes, number: int, ops: tuple[Op, ...], rows: int, tokens: int) -> Step:
     shape = (rows * tokens, HIDDEN)
     payload = WireTensor(dtype="float32", shape=shape, codec="none", data=bytes(4 * rows * tokens * HIDDEN))
-    return Step(session=SessionId(session), epoch=0, step=number, counts=(tokens,) * rows, ops=ops, payload=payload, want=0)
+    return Step(
+        session=SessionId(session), epoch=0, step=number, counts=(tokens,) * rows, ops=ops, payload=payload, spec=StepSpec(want=0)
+    )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from protocols.inference import WANT_ALL
+from protocols.inference import WANT_ALL, StepSpec
 
 
 class Headless:
@@ -50,7 +50,9 @@ class Chat:
         from swarm.client.backend import StepRequest
 
         hidden = self._token_1H.expand(1, tokens, -1)
-        await self._session.step_async(StepRequest(counts=(tokens,), tokens=hidden, want=1 if tokens > 1 else WANT_ALL))
+        await self._session.step_async(
+            StepRequest(counts=(tokens,), tokens=hidden, spec=StepSpec(want=1 if tokens > 1 else WANT_ALL))
+        )
 
     async def decode(self, tokens: int) -> list[float]:
         """When each of so many further tokens was there, in seconds."""

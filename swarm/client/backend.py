@@ -15,22 +15,10 @@ import torch
 from torch import Tensor
 
 from protocols.ids import ModelId, Span
-from protocols.inference import Op
+from protocols.inference import PASS_ON, Op, StepSpec
 
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a step brings, and what comes back of its wanted tokens."""
-
-    kind: str
-    """`hidden` [1, T, H] float, `ids` [1, T] integers, or `embeds` [1, T, E] float, as in `protocols.inference.KINDS`."""
-    result: str
-    """`hidden` [1, T', H] or `logits` [1, T', V] float32."""
-
-
-BLOCKS = Form("hidden", "hidden")
-IDS, EMBEDS = Form("ids", "logits"), Form("embeds", "logits")
-"""A client with the model's ends asks for blocks; one without brings ids, or embeddings of its own, and gets logits."""
+IDS, EMBEDS = StepSpec(kind="ids", result="logits"), StepSpec(kind="embeds", result="logits")
+"""What a client without the model's ends asks for. One with the ends asks for blocks only: `PASS_ON`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +28,10 @@ class StepRequest:
     ops: tuple[Op, ...] = ()
     counts: tuple[int, ...]
     tokens: Tensor
-    """[1, T, …] with T = sum(counts), rows one after the other, as `form` says."""
-    want: int
-    """WANT_ALL, or n for the last n new tokens of each row, or 0."""
+    """[1, T, …] with T = sum(counts), rows one after the other, as `spec` says."""
+    spec: StepSpec = PASS_ON
     positions: Tensor | None = None
     """[T] where the caller has set some; None = each row counts its own tokens from 0."""
-    form: Form = BLOCKS
 
 
 class StepSession(Protocol):

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from protocols.errors import BadRequestError, InternalError
-from protocols.inference import WANT_ALL
+from protocols.inference import PASS_ON, WANT_ALL, StepSpec
 from swarm.client import stepping
-from swarm.client.backend import BLOCKS, Form, StepRequest, StepSession
+from swarm.client.backend import StepRequest, StepSession
 from swarm.client.cache import RemoteCache
 from swarm.client.gradients import without_gradients
 from swarm.client.refusals import INNER
@@ -73,17 +73,17 @@ class RemoteBlocks(StandIn):
 
 
 def carry(
-    plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], form: Form = BLOCKS, width: int = 0
+    plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], spec: StepSpec = PASS_ON, width: int = 0
 ) -> Tensor:
-    """One step: [B, q, …] in, as `form` says; [B, q, width] out (the width of the input where that is 0), zeros where nothing was
+    """One step: [B, q, …] in, as `spec` says; [B, q, width] out (the width of the input where that is 0), zeros where nothing was
     wanted or a column is padding. No gradient passes."""
-    return without_gradients(_carried(plan, tokens_BqX.detach(), open_session, form, width))
+    return without_gradients(_carried(plan, tokens_BqX.detach(), open_session, spec, width))
 
 
-def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], form: Form, width: int) -> Tensor:
+def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], spec: StepSpec, width: int) -> Tensor:
     size, columns = tokens_BqX.shape[:2]
     width = width or tokens_BqX.shape[-1]
-    dtype = torch.float32 if form.result == "logits" else tokens_BqX.dtype
+    dtype = torch.float32 if spec.result == "logits" else tokens_BqX.dtype
     real = plan.real_Bq
     counts = plan.sequences or ([columns] * size if real is None else real.sum(1).tolist())
     flat_TX = tokens_BqX.flatten(0, 1) if real is None else tokens_BqX[real]
@@ -92,12 +92,14 @@ def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], Step
         if plan.cache is not None:
             plan.cache.skip(size, columns)
     else:
-        request = StepRequest(counts=tuple(counts), tokens=flat_TX[None], want=plan.want, positions=plan.positions_T, form=form)
+        request = StepRequest(
+            counts=tuple(counts), tokens=flat_TX[None], positions=plan.positions_T, spec=spec.wanting(plan.want)
+        )
         reply = _step_alone(open_session(), request) if plan.cache is None else plan.cache.step(request, columns)
     where = wanted(real, size, columns, plan.want, tokens_BqX.device)
     expected = (1, size * columns if where is None else int(where.sum()), width)
     if tuple(reply.shape) != expected:
-        raise InternalError(f"the last hop returned {form.result} of shape {list(reply.shape)}, expected {list(expected)}")
+        raise InternalError(f"the last hop returned {spec.result} of shape {list(reply.shape)}, expected {list(expected)}")
     if reply.dtype is not dtype or reply.device != tokens_BqX.device:
         reply = reply.to(device=tokens_BqX.device, dtype=dtype)
     if where is None:

@@ -351,11 +351,10 @@ class SwarmSession:
         if self.journey is None:
             self.journey = self._backend.started(self._blocks)
         places = None if request.positions is None else request.positions.tolist()
-        kind, result = request.form.kind, request.form.result
-        dtype = torch.int32 if kind == "ids" else self._backend.dtype
+        dtype = torch.int32 if request.spec.kind == "ids" else self._backend.dtype
         tokens = request.tokens[0]
         packed = compression.pack(tokens if tokens.dtype is dtype else tokens.to("cpu", dtype))
-        output = await self.journey.step(request.ops, request.counts, packed, request.want, places, kind=kind, result=result)
+        output = await self.journey.step(request.ops, request.counts, packed, request.spec, places)
         return compression.unpack(output.values, shape=(1, *output.values.shape))
 
     def fork(self) -> SwarmSession:

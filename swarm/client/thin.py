@@ -71,8 +71,8 @@ class ThinGeneration(RemoteGeneration):
             raise BadRequestError(
                 f"a thin model's forward takes no {', '.join(sorted(given))}; leave it out, or load without thin=True"
             )
-        tokens, form = (ids, IDS) if embeds is None else (embeds, EMBEDS)
-        logits = carry(plan, tokens, self.remote.backend.open, form, self.remote.vocab_size)
+        tokens, spec = (ids, IDS) if embeds is None else (embeds, EMBEDS)
+        logits = carry(plan, tokens, self.remote.backend.open, spec, self.remote.vocab_size)
         logits = logits[:, keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)]
         loss = None if labels is None else self._loss(logits, labels, of_loss)
         return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: plan.cache} if self.remote.cache_key else {}))

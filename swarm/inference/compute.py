@@ -10,35 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from protocols.inference import WANT_ALL, Op
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Urgency:
-    """How a step stands among others that wait."""
-
-    priority: int = 0
-    """Higher goes first."""
-
-    expires_s: float = math.inf
-    """On the monotonic clock: a step that still waits then is refused with DeadlineError, and its client asks another peer."""
-
-
-ORDINARY = Urgency()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What a step's tokens are at this hop, and what is to come of them; see `protocols.inference` for the words."""
-
-    kind: str = "hidden"
-    want: int = WANT_ALL
-    result: str = "hidden"
-    top: int = 0
-
-
-PASS_ON = Ask()
-"""Hidden states in, all of them out: what a hop in the middle does."""
+from protocols.inference import PASS_ON, Op, StepSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +44,13 @@ class SessionCompute(Protocol):
         counts: Sequence[int],
         values: Tensor,
         positions: Tensor | None,
-        urgency: Urgency = ORDINARY,
-        ask: Ask = PASS_ON,
+        spec: StepSpec = PASS_ON,
+        expires_s: float = math.inf,
     ) -> Output:
-        """Apply `ops`, then run the tokens of all rows, [T, …] as `ask` says, through the blocks. Typed errors; then the rows are lost."""
+        """Apply `ops`, then run the tokens of all rows, [T, …] as `spec` says, through the blocks. Typed errors; then the rows are lost.
+
+        expires_s: on the monotonic clock; a step that still waits then is refused with DeadlineError, and its client asks another peer.
+        """
         ...
 
     async def fork(self, source: SessionCompute) -> None:

@@ -39,7 +39,7 @@ from protocols.inference import (
     Step,
 )
 from protocols.progress import Progress
-from swarm.inference import faults, grants, passage, trace
+from swarm.inference import faults, grants, process_step, trace
 from swarm.inference.answers import Answers
 from swarm.inference.begun import Begun
 from swarm.inference.compute import SessionCompute
@@ -356,7 +356,7 @@ class Hop:
         started = time.perf_counter()
         self._is_computing = True
         try:
-            output = await passage.forward(self._compute, step, self._place())
+            output = await process_step.process_step(self._compute, step, self._place())
         except SwarmError as error:
             await self._give_up(error)
             return
@@ -367,13 +367,13 @@ class Hop:
         self.next_step += 1
         spent_ms = (time.perf_counter() - started) * 1e3
         if self.is_last:
-            self._answers.add(passage.reply_to(step, output, spent_ms))
+            self._answers.add(process_step.reply_to(step, output, spent_ms))
         else:
             budget_ms = max(0, step.budget_ms - round(spent_ms))
-            self._down.send(replace(step, kind="hidden", payload=output.values, budget_ms=budget_ms))
+            self._down.send(replace(step, spec=step.spec.below(), payload=output.values, budget_ms=budget_ms))
 
-    def _place(self) -> passage.Place:
-        return passage.place_of(self.grant.route, self.index, self._served.num_blocks)
+    def _place(self) -> process_step.Place:
+        return process_step.place_of(self.grant.route, self.index, self._served.num_blocks)
 
     async def _give_up(self, error: SwarmError) -> None:
         """We cannot compute this session any further: report ourselves lost and let the client choose another."""
@@ -408,7 +408,7 @@ class Hop:
         faults.point("before_history", history.base)
         self._is_computing = True
         try:
-            output = (await passage.forward(self._compute, history, self._place())).values
+            output = (await process_step.process_step(self._compute, history, self._place())).values
         except SwarmError as error:
             await self._give_up(error)
             return

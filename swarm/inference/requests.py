@@ -1,4 +1,4 @@
-"""What a client asks of a session and of one step, and what the replies must look like before anybody uses them."""
+"""What a client asks of a session and of a step, and what its replies must look like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocols import tensors
 from protocols.defaults import PATIENCE_S, PREFILL_CHUNK_TOKENS, REPLY_BYTES, SILENCE_S, STALL_S
 from protocols.errors import BadRequestError
 from protocols.ids import Span
-from protocols.inference import KINDS, RESULTS, WANT_ALL, Reply
+from protocols.inference import Reply, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 
@@ -48,44 +48,28 @@ class SessionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class StepInput:
     """The arguments of one `Session.step`."""
 
     counts: tuple[int, ...]
     tokens: WireTensor
-    want: int
+    spec: StepSpec
     positions: Sequence[int] | None
-    kind: str
-    result: str
-    top: int
-
-    @property
-    def is_thin(self) -> bool:
-        return self.kind != "hidden"
 
     def check(self) -> None:
-        """BadRequestError where it makes no sense, whoever is asked."""
-        if self.kind not in KINDS or self.result not in RESULTS:
-            raise BadRequestError(
-                f"tokens are {', '.join(KINDS)}, results {', '.join(RESULTS)}; got {self.kind!r} and {self.result!r}"
-            )
-        if (self.top > 0) is not (self.result == "top"):
-            raise BadRequestError(f"top is above 0 where the result is 'top', and else 0; got {self.top} for {self.result!r}")
-        if not self.is_thin and self.result != "hidden":
-            raise BadRequestError(f"whoever sends hidden states has the model's ends, and gets hidden states, not {self.result}")
-        if self.kind == "ids" and (self.tokens.dtype, len(self.tokens.shape)) != ("int32", 1):
+        """BadRequestError if it makes no sense, whichever peer is asked."""
+        self.spec.check()
+        if self.spec.kind == "ids" and (self.tokens.dtype, len(self.tokens.shape)) != ("int32", 1):
             raise BadRequestError(f"ids are int32 [tokens], got {self.tokens.dtype} {list(self.tokens.shape)}")
         num_tokens = sum(self.counts)
-        if self.tokens.shape[:1] != (num_tokens,) or min(self.counts, default=0) < 0 or self.want < WANT_ALL:
-            raise BadRequestError(
-                f"counts {list(self.counts)[:8]} with {self.want} wanted do not fit tokens of shape {list(self.tokens.shape)}"
-            )
+        if self.tokens.shape[:1] != (num_tokens,) or min(self.counts, default=0) < 0:
+            raise BadRequestError(f"counts {list(self.counts)[:8]} do not fit tokens of shape {list(self.tokens.shape)}")
         if self.positions is not None and len(self.positions) != num_tokens:
             raise BadRequestError(f"{counted(len(self.positions), 'position')} for {counted(num_tokens, 'token')}")
 
     def check_values(self, vocab_size: int) -> None:
         """BadRequestError if no node could take these ids or embeddings: it is said here, where it can be believed."""
-        if self.kind == "ids" and self.tokens.num_bytes:
+        if self.spec.kind == "ids" and self.tokens.num_bytes:
             ids = memoryview(self.tokens.data).cast("B").cast("i")
             low, high = min(ids), max(ids)
             if low < 0 or high >= vocab_size:
@@ -96,23 +80,23 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What was asked, and what one wanted token brings back: `width` values of `dtype`."""
+class ReplyFormat:
+    """What the replies to a step hold for each wanted token: `width` values of `dtype`, and their token ids if `result` is "top"."""
 
-    asked: Asked
+    result: str
     width: int
     dtype: str
     vocab_size: int = 0
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that one wanted token brings back."""
-        return self.width * (tensors.ITEM_BYTES[self.dtype] + (4 if self.asked.result == "top" else 0))
+        """Bytes of one wanted token."""
+        return self.width * (tensors.ITEM_BYTES[self.dtype] + (4 if self.result == "top" else 0))
 
     @property
     def limit_wanted(self) -> int | None:
         """How many tokens a chunk may want back. Hidden states are not bounded: a chunk's length does that already."""
-        return None if self.asked.result == "hidden" else max(1, REPLY_BYTES // self.token_bytes)
+        return None if self.result == "hidden" else max(1, REPLY_BYTES // self.token_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +105,7 @@ class Awaited:
 
     reply: asyncio.Future[Reply]
     counts: tuple[int, ...]
-    request: Request
+    format: ReplyFormat
     num_tokens: int
     """That the step brings."""
     num_bytes: int
@@ -129,20 +113,20 @@ class Awaited:
 
     def fits(self, reply: Reply) -> bool:
         """Has the reply the shape that was asked for?"""
-        payload, request = reply.payload, self.request
-        is_alike = (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (request.width,), request.dtype)
+        payload, expected = reply.payload, self.format
+        is_alike = (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (expected.width,), expected.dtype)
         if reply.ids is None or not is_alike:
-            return is_alike and request.asked.result != "top"
+            return is_alike and expected.result != "top"
         ids = memoryview(reply.ids.data).cast("i") if reply.ids.num_bytes else ()
-        return request.asked.result == "top" and all(0 <= token < request.vocab_size for token in ids)
+        return expected.result == "top" and all(0 <= token < expected.vocab_size for token in ids)
 
     def __str__(self) -> str:
-        return f"counts {list(self.counts)[:8]} of {self.request.dtype} [{self.request.width}]"
+        return f"counts {list(self.counts)[:8]} of {self.format.dtype} [{self.format.width}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """What a step's wanted tokens came to: `values` [T', …], and their token ids [T', k] where the largest logits were asked for."""
+    """What a step came to: `values` [T', …] of its wanted tokens, and token ids [T', k] if the largest logits were asked for."""
 
     values: WireTensor
     ids: WireTensor | None = None

@@ -82,7 +82,7 @@ class Retained:
             self._fold(self._unfolded.popleft())
 
     def _fold(self, step: Step) -> None:
-        whole = Piece(step.payload, step.positions, step.kind)
+        whole = Piece(step.payload, step.positions, step.spec.kind)
         self._empty = whole.part(0, 0)
         rows = row_operations.apply(self._store, self._rows, step.ops)
         self._rows = row_operations.enter(self._store, rows, len(step.counts))

@@ -16,14 +16,14 @@ from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SwarmError
 from protocols.identity import Identity
 from protocols.ids import SessionId, short
-from protocols.inference import WANT_ALL, Op, Reply, Route, Step
+from protocols.inference import PASS_ON, Op, Reply, Route, Step, StepSpec
 from protocols.tensors import WireTensor
 from swarm.inference import chunks, trace
 from swarm.inference.chunks import Chunk
 from swarm.inference.leg import Leg
 from swarm.inference.legs import Legs
 from swarm.inference.links import Links
-from swarm.inference.requests import Asked, Awaited, Request, StepOutput
+from swarm.inference.requests import Awaited, ReplyFormat, StepInput, StepOutput
 from swarm.inference.requests import SessionConfig as SessionConfig
 from swarm.inference.step_waits import StepWaits
 from swarm.routing.router import Router
@@ -100,44 +100,43 @@ class Session:
         ops: Sequence[Op],
         counts: Sequence[int],
         tokens: WireTensor,
-        want: int = WANT_ALL,
+        spec: StepSpec = PASS_ON,
         positions: Sequence[int] | None = None,
-        *,
-        kind: str = "hidden",
-        result: str = "hidden",
-        top: int = 0,
     ) -> StepOutput:
         """Send tokens of every row through the route: `counts` tokens of each, rows one after the other on the first axis of `tokens`.
 
-        kind: what `tokens` are: "hidden" [T, H], "ids" [T] int32, or "embeds" [T, E]: a caller's embeddings, for the model's own
-        embedding stage. A session stays with hidden states, or with the other two.
-        want: the last n tokens of each row come back (WANT_ALL: all, 0: none), T' in all, rows one after the other.
-        result: "hidden" [T', H], "logits" [T', V] float32, or "top": the `top` largest logits [T', top] and their ids, largest first.
+        spec: what `tokens` are ("hidden" [T, H], "ids" [T] int32, or "embeds" [T, E]: a caller's embeddings, for the model's own embedding
+        stage; a session stays with hidden states, or with the other two), of which tokens something comes back (T' in all, rows one
+        after the other), and what: "hidden" [T', H], "logits" [T', V] float32, or the `top` largest logits [T', top] and their ids,
+        largest first. Its priority is the session's.
         Deaths are survived in here. Raises NoRouteError after `patience_s` without a route, or the error that no other peer would
         spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
         """
-        asked = Asked(counts=tuple(counts), tokens=tokens, want=want, positions=positions, kind=kind, result=result, top=top)
-        asked.check()
-        if asked.is_thin and self._config.blocks is not None:
+        if spec.priority != self._config.priority:
+            spec = replace(spec, priority=self._config.priority)
+        given = StepInput(counts=tuple(counts), tokens=tokens, spec=spec, positions=positions)
+        given.check()
+        if spec.is_thin and self._config.blocks is not None:
             raise BadRequestError(
-                f"a session over blocks {self._config.blocks} takes hidden states, got {kind}; open one over all blocks"
+                f"a session over blocks {self._config.blocks} takes hidden states, got {spec.kind}; open one over all blocks"
             )
         async with self._turn:
             trace.mark("embedded", self.id, self._legs.retained.next_step, tokens.num_bytes)
             self._waits.begin()
             try:
-                return await self._step(asked, ops)
+                return await self._step(given, ops)
             finally:
                 self._waits.end()
 
-    async def _step(self, asked: Asked, ops: Sequence[Op]) -> StepOutput:
-        if self._is_open and asked.is_thin != self._legs.is_thin:
+    async def _step(self, given: StepInput, ops: Sequence[Op]) -> StepOutput:
+        spec = given.spec
+        if self._is_open and spec.is_thin != self._legs.is_thin:
             before = "ids or embeddings" if self._legs.is_thin else "hidden states"
-            raise BadRequestError(f"this session has sent {before}; {asked.kind} need a session of their own")
-        await self.open(asked.is_thin)
-        request = self._request(asked)
-        pieces = chunks.plan(asked.counts, asked.want, self._config.chunk_tokens, request.limit_wanted)
-        replies = await self._run(pieces, ops, request)
+            raise BadRequestError(f"this session has sent {before}; {spec.kind} need a session of their own")
+        await self.open(spec.is_thin)
+        expected = self._reply_format(given)
+        pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
+        replies = await self._run(pieces, ops, given, expected)
         values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
         ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
         return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
@@ -158,22 +157,22 @@ class Session:
             twin._legs.begin_as(self._legs)
             return twin
 
-    def _request(self, asked: Asked) -> Request:
-        """The same with what its replies must look like."""
-        if not asked.is_thin:
-            return Request(asked=asked, width=asked.tokens.shape[-1], dtype=asked.tokens.dtype)
+    def _reply_format(self, given: StepInput) -> ReplyFormat:
+        """What the replies must look like. BadRequestError if this model cannot take the tokens, or give that result."""
+        spec = given.spec
+        if not spec.is_thin:
+            return ReplyFormat(result=spec.result, width=given.tokens.shape[-1], dtype=given.tokens.dtype)
         hidden_size, vocab_size = self._config.hidden_size, self._config.vocab_size
         if hidden_size is None or vocab_size is None or self.dtype is None:
             raise BadRequestError(
                 "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
             )
-        width = {"hidden": hidden_size, "logits": vocab_size, "top": asked.top}[asked.result]
-        if asked.top > vocab_size:
-            raise BadRequestError(f"the {asked.top} largest logits were asked for, this model has {vocab_size}")
-        asked.check_values(vocab_size)
-        return Request(
-            asked=asked, width=width, dtype=self.dtype if asked.result == "hidden" else "float32", vocab_size=vocab_size
-        )
+        width = {"hidden": hidden_size, "logits": vocab_size, "top": spec.top}[spec.result]
+        if spec.top > vocab_size:
+            raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
+        given.check_values(vocab_size)
+        dtype = self.dtype if spec.result == "hidden" else "float32"
+        return ReplyFormat(result=spec.result, width=width, dtype=dtype, vocab_size=vocab_size)
 
     async def close(self) -> None:
         """End the session everywhere; what the hops lent is returned at once. Safe to repeat.
@@ -186,17 +185,17 @@ class Session:
 
     # --- steps
 
-    async def _run(self, pieces: list[Chunk], ops: Sequence[Op], request: Request) -> list[Reply]:
+    async def _run(self, pieces: list[Chunk], ops: Sequence[Op], given: StepInput, expected: ReplyFormat) -> list[Reply]:
         """Send the chunks with a bounded number in flight, and no more bytes than the last hop keeps replies of; the replies in order."""
         replies: list[Reply] = []
         flying: deque[tuple[int, int]] = deque()
         if len(pieces) > 1:
-            self._waits.reads(sum(request.asked.counts))
+            self._waits.reads(sum(given.counts))
         for number, piece in enumerate(pieces):
-            step = self._frame(piece, ops if number == 0 else (), request)
-            counts = chunks.kept(step.want, step.counts)
-            size = max(step.payload.num_bytes, sum(counts) * request.token_bytes)
-            awaited = Awaited(asyncio.get_running_loop().create_future(), counts, request, sum(step.counts), size)
+            step = self._frame(piece, ops if number == 0 else (), given)
+            counts = chunks.kept(step.spec.want, step.counts)
+            size = max(step.payload.num_bytes, sum(counts) * expected.token_bytes)
+            awaited = Awaited(asyncio.get_running_loop().create_future(), counts, expected, sum(step.counts), size)
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
                 replies.append(await self._reply(flying.popleft()[0]))
                 self._waits.has_read(sum(pieces[len(replies) - 1].counts))
@@ -209,22 +208,17 @@ class Session:
             self._waits.has_read(sum(pieces[len(replies) - 1].counts))
         return replies
 
-    def _frame(self, piece: Chunk, ops: Sequence[Op], request: Request) -> Step:
-        asked = request.asked
+    def _frame(self, piece: Chunk, ops: Sequence[Op], given: StepInput) -> Step:
         return Step(
             session=self.id,
             epoch=max(0, self._legs.current.epoch),
             step=self._legs.retained.next_step,
             counts=piece.counts,
-            payload=chunks.cut(piece, asked.counts, asked.tokens),
+            payload=chunks.cut(piece, given.counts, given.tokens),
             ops=tuple(ops),
-            positions=None if asked.positions is None else chunks.cut_positions(piece, asked.counts, asked.positions),
-            want=piece.want,
-            kind=asked.kind,
-            result=asked.result,
-            top=asked.top,
+            positions=None if given.positions is None else chunks.cut_positions(piece, given.counts, given.positions),
+            spec=given.spec.wanting(piece.want),
             budget_ms=int(min(MAX_BUDGET_S, self._config.patience_s) * 1e3),
-            priority=self._config.priority,
         )
 
     async def _reply(self, number: int) -> Reply:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from protocols.errors import BadRequestError
-from protocols.inference import Crop, Op
+from protocols.inference import Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.thin.choosing import Chooser, Position
@@ -35,8 +35,8 @@ class Steps(Protocol):
     """What a row needs of `swarm.inference.session.Session`."""
 
     async def step(
-        self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, want: int = ..., positions: Sequence[int] | None = None,
-        *, kind: str = ..., result: str = ..., top: int = ...,
+        self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = ...,
+        positions: Sequence[int] | None = None,
     ) -> Output: ...  # fmt: skip
 
 
@@ -80,7 +80,8 @@ class Row:
         """Send tokens; the logits after each of the last `want`: the `top` largest, or all where `top` is 0."""
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
-        output = await self.session.step(ops, (len(ids),), tokens, want, kind="ids", result="top" if top else "logits", top=top)
+        spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top)
+        output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
         self.held += ids

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from protocols import compression
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, NoRouteError
-from protocols.inference import WANT_ALL, Crop, Rows
+from protocols.inference import WANT_ALL, Crop, Rows, StepSpec
 from swarm.inference.session import Session
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
@@ -59,7 +59,9 @@ def town(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Town]:
 async def ask(session: Session, ids: Sequence[Sequence[int]], *, ops: Any = (), want: int = WANT_ALL, **form: Any) -> Tensor:
     """Logits of the new tokens of each row."""
     flat = torch.tensor([token for row in ids for token in row], dtype=torch.int32)
-    output = await session.step(ops, [len(row) for row in ids], compression.pack(flat), want, kind="ids", result="logits", **form)
+    output = await session.step(
+        ops, [len(row) for row in ids], compression.pack(flat), StepSpec(kind="ids", want=want, result="logits"), **form
+    )
     assert output.ids is None and output.values.dtype == "float32"
     return compression.unpack(output.values)
 
@@ -69,7 +71,7 @@ async def greedy(session: Session, row: Sequence[int], count: int) -> list[int]:
     new, given = [], list(row)
     for _ in range(count):
         packed = compression.pack(torch.tensor(given, dtype=torch.int32))
-        output = await session.step((), [len(given)], packed, 1, kind="ids", result="top", top=3)
+        output = await session.step((), [len(given)], packed, StepSpec(kind="ids", want=1, result="top", top=3))
         assert output.ids is not None
         given = [int(compression.unpack(output.ids)[0, 0])]
         new += given
@@ -126,7 +128,7 @@ def test_a_caller_s_embeddings_then_ids_survive_the_death_of_every_hop(town: Tow
 
     async def talk() -> Tensor:
         session = swarm.toys.session(patience_s=30, chunk_tokens=4, **swarm.sizes)
-        await session.step((), [9], compression.pack(embeds), 1, kind="embeds", result="logits")
+        await session.step((), [9], compression.pack(embeds), StepSpec(kind="embeds", want=1, result="logits"))
         for token in range(12):  # so that the first steps leave the window
             await ask(session, [[token]], want=1)
         peers = {hop.peer for hop in session.route}
@@ -196,7 +198,9 @@ def test_more_logits_than_there_are_cannot_be_asked_for_by_either_side(town: Tow
     async def talk(vocab_size: int) -> None:
         session = swarm.toys.session(hidden_size=64, vocab_size=vocab_size)
         with pytest.raises(BadRequestError, match="the 300 largest logits were asked for, this model has 256"):
-            await session.step((), [1], compression.pack(torch.ones(1, dtype=torch.int32)), kind="ids", result="top", top=300)
+            await session.step(
+                (), [1], compression.pack(torch.ones(1, dtype=torch.int32)), StepSpec(kind="ids", result="top", top=300)
+            )
         await session.close()
 
     swarm.run(talk(256))
@@ -211,7 +215,7 @@ def test_embeddings_that_make_no_sense_are_refused(town: Town, what: str) -> Non
     async def talk() -> None:
         session = swarm.toys.session(**swarm.sizes)
         with pytest.raises(BadRequestError, match="embeddings must be"):
-            await session.step((), [1], compression.pack(wrong), kind="embeds", result="logits")
+            await session.step((), [1], compression.pack(wrong), StepSpec(kind="embeds", result="logits"))
         await session.close()
 
     swarm.run(talk())
@@ -219,7 +223,7 @@ def test_embeddings_that_make_no_sense_are_refused(town: Town, what: str) -> Non
 
 def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary of a thousand times this one, all logits of a prompt would be gigabytes."""
-    for module in ("swarm.inference.requests", "swarm.inference.passage"):
+    for module in ("swarm.inference.requests", "swarm.inference.process_step"):
         monkeypatch.setattr(f"{module}.REPLY_BYTES", 5 * 256 * 4)
     swarm = town.swarm(SPANS[2])
 

@@ -70,7 +70,12 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "reroute": lambda: inference.Reroute(grant=longest_grant(), index=127),
     "attach": lambda: inference.Attach(grant=longest_grant(), step=1 << 40),
     "step": lambda: inference.Step(
-        **HEAD, **TOKENS, step=1 << 40, ops=many_operations(), want=4_096, result="top", top=1_024, budget_ms=86_400_000
+        **HEAD,
+        **TOKENS,
+        step=1 << 40,
+        ops=many_operations(),
+        budget_ms=86_400_000,
+        spec=inference.StepSpec(want=4_096, result="top", top=1_024),
     ),
     "history": lambda: inference.History(**HEAD, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
     "close": lambda: inference.Close(session=SESSION),

@@ -12,7 +12,7 @@ import torch
 
 from node.serving.scheduler import HeldRows, Job, Scheduler
 from protocols.ids import PeerId, SessionId
-from swarm.inference.compute import Urgency
+from protocols.inference import StepSpec
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Swarm:
 
     def _send(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
         job = Job(
-            session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), urgency=Urgency(priority=chat.priority),
+            session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), spec=StepSpec(priority=chat.priority),
             done=lambda _: self._passed(chat, rows, hop, tokens),
         )  # fmt: skip
         self.hops[hop].submit(job)

@@ -16,7 +16,6 @@ from node.serving.session_rows import SessionRows
 from protocols.errors import CacheFullError, DeadlineError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Repeat
-from swarm.inference.compute import Urgency
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
 from tests.families import Checkpoints
@@ -94,10 +93,10 @@ async def test_a_deadline_ends_a_step_between_its_pieces(runner: Runner) -> None
     engine.gate.clear()
     rows = rows_of(runner)
     loop = asyncio.get_running_loop()
-    urgency = Urgency(expires_s=loop.time() + 3_600)
-    reading = asyncio.create_task(rows.step((), [50], torch.rand(50, WIDTH), None, urgency))
+    reading = asyncio.create_task(rows.step((), [50], torch.rand(50, WIDTH), None, expires_s=loop.time() + 3_600))
     await asyncio.to_thread(engine.entered.wait, 10)
-    object.__setattr__(urgency, "expires_s", 0.0)
+    assert rows._job is not None
+    rows._job.expires_s = 0.0
     engine.gate.set()
     with pytest.raises(DeadlineError):
         await reading

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from protocols.ids import ModelId, Span
-from protocols.inference import WANT_ALL, Crop, Op, Repeat, Rows
-from swarm.client.backend import EMBEDS, IDS, Form, StepRequest
+from protocols.inference import WANT_ALL, Crop, Op, Repeat, Rows, StepSpec
+from swarm.client.backend import EMBEDS, IDS, StepRequest
 from tests.swarm.client.local_backend import Call
 
 
@@ -26,7 +26,7 @@ class IdealBackend:
     reference: Any
     dtype: torch.dtype = torch.float32
     calls: list[Call] = field(default_factory=list)
-    forms: set[Form] = field(default_factory=set)
+    forms: set[StepSpec] = field(default_factory=set)
     num_opened: int = 0
     num_closed: int = 0
 
@@ -54,7 +54,7 @@ class IdealSession:
 
     def step(self, request: StepRequest) -> Tensor:
         backend, counts, positions = self._backend, request.counts, request.positions
-        ops, tokens, want, form = request.ops, request.tokens, request.want, request.form
+        ops, tokens, want, form = request.ops, request.tokens, request.spec.want, request.spec.wanting(WANT_ALL)
         assert form in (IDS, EMBEDS) and not self._is_closed and tokens.shape[:2] == (1, sum(counts))
         backend.calls.append(Call(ops, counts, want, None if positions is None else positions.tolist()))
         backend.forms.add(form)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from node.serving.engine import choose_engine
 from protocols.ids import ModelId, Span
-from protocols.inference import WANT_ALL, Op
-from swarm.client.backend import BLOCKS, StepRequest
+from protocols.inference import PASS_ON, WANT_ALL, Op
+from swarm.client.backend import StepRequest
 from swarm.client.model import build
 from swarm.inference import rows as row_operations
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
@@ -84,8 +84,8 @@ class LocalSession:
 
     def step(self, request: StepRequest) -> Tensor:
         backend, counts, positions = self._backend, request.counts, request.positions
-        ops, hidden, want = request.ops, request.tokens, request.want
-        assert request.form == BLOCKS
+        ops, hidden, want = request.ops, request.tokens, request.spec.want
+        assert request.spec.wanting(WANT_ALL) == PASS_ON
         assert not self._is_closed
         backend.is_asked.set()
         backend.is_open.wait()

@@ -19,7 +19,6 @@ from torch import Tensor
 from node.serving.engine import choose_engine
 from protocols.errors import OverloadedError
 from protocols.ids import Span
-from swarm.inference.compute import Urgency
 from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
@@ -268,8 +267,8 @@ async def test_a_session_s_priority_reaches_every_hop(swarm: ToySwarm) -> None:
         submit = node.host.runner.scheduler.submit
 
         def note(job: Any, submit: Any = submit) -> None:
-            if isinstance(job.urgency, Urgency) and job.num_tokens:
-                seen.append(job.urgency.priority)
+            if job.num_tokens:
+                seen.append(job.spec.priority)
             submit(job)
 
         node.host.runner.scheduler.submit = note  # type: ignore[method-assign]

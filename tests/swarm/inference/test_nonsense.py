@@ -15,7 +15,7 @@ from protocols import compression
 from protocols.defaults import WINDOW_STEPS
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SwarmError
 from protocols.ids import Span
-from protocols.inference import Expect, HopLost, Open, Reply, Reroute, Step
+from protocols.inference import Expect, HopLost, Open, Reply, Reroute, Step, StepSpec
 from swarm.inference.downstream import MAX_HISTORIES
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.test_hop import SESSION
@@ -130,7 +130,7 @@ async def test_a_node_without_the_ends_gives_no_logits_and_takes_no_ids(swarm: T
 
 
 def _with_kind(step: Step, kind: str, result: str = "hidden") -> Step:
-    return replace(step, kind=kind, result=result, top=3 if result == "top" else 0)
+    return replace(step, spec=StepSpec(kind=kind, result=result, top=3 if result == "top" else 0))
 
 
 # --- words repeated without end

@@ -13,7 +13,7 @@ from node.serving import part_engines
 from protocols import compression
 from protocols.errors import BadRequestError, NoRouteError
 from protocols.ids import Span
-from protocols.inference import Crop, Expect, HopLost, Repeat
+from protocols.inference import Crop, Expect, HopLost, Repeat, StepSpec
 from swarm.inference.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
@@ -141,7 +141,7 @@ async def test_token_ids_and_logits_are_refused_where_the_route_is_a_part(swarm:
     session = part_session(swarm, 0, 3, hidden_size=4, vocab_size=9)
     ids = compression.pack(torch.zeros(2, dtype=torch.int32))
     with pytest.raises(BadRequestError, match="a session over blocks 0:3 takes hidden states"):
-        await session.step((), [2], ids, kind="ids", result="logits")
+        await session.step((), [2], ids, StepSpec(kind="ids", result="logits"))
     await session.close()
     for span, kind, result in ((Span(1, 4), "ids", "logits"), (Span(0, 3), "hidden", "logits")):
         probe = Probe()
@@ -149,7 +149,7 @@ async def test_token_ids_and_logits_are_refused_where_the_route_is_a_part(swarm:
         line = await probe.open(node, grant_of(probe.identity, [replace(hop_of(node), span=span)]))
         assert isinstance(await line.hear(), Expect)
         payload = ids if kind == "ids" else compression.pack(random_tokens(2))
-        await line.say(replace(step_of(0, random_tokens(2)), payload=payload, kind=kind, result=result))
+        await line.say(replace(step_of(0, random_tokens(2)), payload=payload, spec=StepSpec(kind=kind, result=result)))
         lost = await line.hear()
         assert isinstance(lost, HopLost) and "part of the model" in lost.message
         await probe.close()

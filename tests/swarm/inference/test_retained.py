@@ -13,7 +13,7 @@ from torch import Tensor
 from protocols import compression, tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
-from protocols.inference import Crop, History, Op, Repeat, Rows, Step
+from protocols.inference import Crop, History, Op, Repeat, Rows, Step, StepSpec
 from swarm.inference.pieces import PieceRow
 from swarm.inference.retained import Loading, Retained
 
@@ -200,7 +200,7 @@ def test_embeddings_followed_by_ids_and_ids_by_embeddings_come_back_in_order(ste
         numbers = torch.arange(value, value + sum(counts), dtype=torch.int32)
         value += sum(counts)
         values = numbers if kind == "ids" else numbers.float()[:, None].repeat(1, WIDTH)
-        retained.add(replace(step_of(number, (), counts, values), kind=kind))
+        retained.add(replace(step_of(number, (), counts, values), spec=StepSpec(kind=kind)))
         for row, piece in zip(rows, numbers.split(counts), strict=True):
             row += [(kind, float(token)) for token in piece]
     back: list[list[tuple[str, float]]] = [[], []]

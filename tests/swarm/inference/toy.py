@@ -23,7 +23,7 @@ from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
 from protocols.identity import Identity
 from protocols.ids import ModelId, Span
-from protocols.inference import WANT_ALL, Op
+from protocols.inference import WANT_ALL, Op, StepSpec
 from protocols.records import PeerRecord, ServedSpan
 from swarm.clock import SYSTEM, Clock
 from swarm.inference.grants import Served
@@ -224,7 +224,7 @@ async def ask(
     positions: Sequence[int] | None = None,
 ) -> Tensor:
     """`Session.step` for whoever holds hidden states: tensor in, tensor out."""
-    output = await session.step(ops, counts, compression.pack(hidden), want, positions)
+    output = await session.step(ops, counts, compression.pack(hidden), StepSpec(want=want), positions)
     assert output.ids is None
     return compression.unpack(output.values)
 

@@ -1,6 +1,7 @@
-"""A step's passage through one hop: checked and made a tensor, computed, checked and made bytes again. The hop decides where they go.
+"""What one hop does with a step: bytes to tensor, checks, compute, bytes again.
 
-Token ids and embeddings are taken by the first hop of a route only, logits given by the last only, and only where the ends are hosted.
+The hop decides where the result goes. Only the first hop of a route takes token ids and embeddings, and only the last gives logits;
+both have to host the model's ends for it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor
 from protocols import compression, tensors
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
-from protocols.inference import WANT_NONE, History, Reply, Route, Step
+from protocols.inference import WANT_NONE, History, Reply, Route, Step, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.inference import chunks
-from swarm.inference.compute import ORDINARY, PASS_ON, Ask, EndsShape, SessionCompute, Urgency
+from swarm.inference.compute import EndsShape, SessionCompute
+from swarm.inference.requests import StepOutput
 
 FEW_BYTES = 1 << 14
 """Below this, looking at bytes is faster than asking torch."""
@@ -49,96 +51,84 @@ def place_of(route: Route, index: int, num_blocks: int) -> Place:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """What a step or history became here: as many tokens as it had or, at the last hop, as it wants."""
+async def process_step(compute: SessionCompute, message: Step | History, place: Place) -> StepOutput:
+    """Compute a step, or a part of a history, once: as many tokens come back as it had or, at the last hop, as it wants.
 
-    values: WireTensor
-    ids: WireTensor | None = None
-
-
-async def forward(compute: SessionCompute, message: Step | History, place: Place) -> Passed:
-    """Compute a step, or a part of a history, once. Raises the error with which this hop is to be reported lost.
-
-    That is NonsenseError where what the hop above sent cannot be used, and InternalError where what we computed cannot.
+    Raises the error with which this hop is to be reported lost: NonsenseError if the input of the hop above cannot be used, InternalError
+    if our output cannot.
     """
-    ask = _ask(compute.ends, message, place)
+    spec = _spec(compute.ends, message, place)
     try:
-        values = _values(compute, message)
+        values = _values(compute, message.payload, spec.kind)
     except BadRequestError as error:
         if place.is_first:
             raise
         raise NonsenseError(f"{error}; the hop above sent it, or this one misread it") from error
     positions = None if message.positions is None else torch.tensor(message.positions)
-    ops, urgency = (message.ops, _urgency(message)) if isinstance(message, Step) else ((), ORDINARY)
-    output = await compute.step(ops, message.counts, values, positions, urgency, ask)
+    ops, expires_s = (message.ops, _expires_s(message)) if isinstance(message, Step) else ((), math.inf)
+    output = await compute.step(ops, message.counts, values, positions, spec, expires_s)
     packed = compression.pack(output.values)
     if not _is_finite(packed, output.values):
         raise InternalError(
             "this peer computed NaN or infinity: its weights or device are damaged, or its number format is too small"
         )
-    return Passed(packed, None if output.ids is None else compression.pack(output.ids))
+    return StepOutput(values=packed, ids=None if output.ids is None else compression.pack(output.ids))
 
 
-def reply_to(step: Step, output: Passed, compute_ms: float) -> Reply:
+def reply_to(step: Step, output: StepOutput, compute_ms: float) -> Reply:
     """What the last hop answers the client."""
-    counts = chunks.kept(step.want, step.counts)
+    counts = chunks.kept(step.spec.want, step.counts)
     return Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values, ids=output.ids,
                  compute_ms=compute_ms)  # fmt: skip
 
 
-def _urgency(step: Step) -> Urgency:
-    return Urgency(priority=min(0, step.priority), expires_s=time.monotonic() + step.budget_ms / 1e3)
+def _expires_s(step: Step) -> float:
+    return time.monotonic() + step.budget_ms / 1e3
 
 
-def _ask(ends: EndsShape | None, message: Step | History, place: Place) -> Ask:
-    """What the node has to make of it; SpanNotServedError where that needs the ends, and they are elsewhere."""
-    if message.kind != "hidden" and not place.is_first:
-        raise NonsenseError(f"a hop behind the first takes hidden states, the hop above sent {message.kind}")
-    if isinstance(message, History):
-        result, want, top = "hidden", WANT_NONE, 0
-    else:
-        result, want, top = message.result, message.want, message.top
-    if (message.kind != "hidden" and not place.takes_ids) or (place.is_last and result != "hidden" and not place.gives_logits):
+def _spec(ends: EndsShape | None, message: Step | History, place: Place) -> StepSpec:
+    """What this hop has to make of it; SpanNotServedError if that needs the ends, and they are elsewhere."""
+    spec = message.spec if isinstance(message, Step) else StepSpec(kind=message.kind, want=WANT_NONE)
+    if spec.kind != "hidden" and not place.is_first:
+        raise NonsenseError(f"a hop behind the first takes hidden states, the hop above sent {spec.kind}")
+    gives_logits = place.is_last and spec.result != "hidden"
+    if (spec.kind != "hidden" and not place.takes_ids) or (gives_logits and not place.gives_logits):
         raise BadRequestError(
-            f"a route through a part of the model takes and gives hidden states, got {message.kind} and {result}: "
+            f"a route through a part of the model takes and gives hidden states, got {spec.kind} and {spec.result}: "
             "bring hidden states, or open a session over all blocks"
         )
-    needs_ends = message.kind != "hidden" or (place.is_last and result != "hidden")
-    if needs_ends and ends is None:
+    if (spec.kind != "hidden" or gives_logits) and ends is None:
         raise SpanNotServedError(
-            f"this peer hosts blocks without the ends: it takes and gives hidden states, not {message.kind} and {result}; "
+            f"this peer hosts blocks without the ends: it takes and gives hidden states, not {spec.kind} and {spec.result}; "
             "a thin client needs a node with --ends"
         )
-    if not place.is_last:
-        return PASS_ON if message.kind == "hidden" else Ask(kind=message.kind)
-    if ends is not None and result != "hidden":
-        _check_reply_size(want, message.counts, ends.vocab_size)
-        if top > ends.vocab_size:
-            raise BadRequestError(f"the {top} largest logits were asked for, this model has {ends.vocab_size}")
-    return Ask(kind=message.kind, want=want, result=result, top=top)
+    if gives_logits and ends is not None:
+        _check_reply_size(spec, message.counts, ends.vocab_size)
+    return spec if place.is_last else spec.passed_on()
 
 
-def _check_reply_size(want: int, counts: Sequence[int], vocab_size: int) -> None:
-    tokens = sum(chunks.kept(want, counts))
+def _check_reply_size(spec: StepSpec, counts: Sequence[int], vocab_size: int) -> None:
+    tokens = sum(chunks.kept(spec.want, counts))
     if tokens > 1 and tokens * vocab_size * 4 > REPLY_BYTES:
         raise BadRequestError(
             f"logits of {counted(tokens, 'token')} take {tokens * vocab_size * 4} bytes, "
             f"a step gets at most {REPLY_BYTES}: ask in smaller steps"
         )
+    if spec.top > vocab_size:
+        raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
 
 
-def _values(compute: SessionCompute, message: Step | History) -> Tensor:
+def _values(compute: SessionCompute, payload: WireTensor, kind: str) -> Tensor:
     """The tokens as a tensor, of the shape, dtype and range that this model takes; BadRequestError otherwise."""
-    if message.kind == "ids":
+    if kind == "ids":
         assert compute.ends is not None
-        return _checked_ids(message.payload, compute.ends.vocab_size)
-    width = compute.hidden_size if message.kind == "hidden" else compute.ends.embed_width if compute.ends is not None else 0
-    values = compression.unpack(message.payload)
-    name = "hidden states" if message.kind == "hidden" else "embeddings"
+        return _checked_ids(payload, compute.ends.vocab_size)
+    width = compute.hidden_size if kind == "hidden" else compute.ends.embed_width if compute.ends is not None else 0
+    values = compression.unpack(payload)
+    name = "hidden states" if kind == "hidden" else "embeddings"
     if values.shape[1:] != (width,) or values.dtype != compute.dtype:
         raise BadRequestError(f"{name} must be [tokens, {width}] {compute.dtype}, got {list(values.shape)} {values.dtype}")
-    if not _is_finite(message.payload, values):
+    if not _is_finite(payload, values):
         raise BadRequestError(f"{name} must be finite, got NaN or infinity")
     return values
 

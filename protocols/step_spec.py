@@ -1,0 +1,98 @@
+"""What a step's tokens are, and what is wanted back.
+
+One object goes unchanged from the client's call to the engine of a node. A new wish of clients is one more field here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from protocols import fields
+from protocols.defaults import MAX_TOP
+from protocols.errors import BadRequestError, shown
+
+WANT_NONE, WANT_ALL = 0, -1
+MAX_WANT = 1 << 16
+"""Last tokens of a row that a step may want back; more than a step brings, so that it bounds only the number in the message."""
+
+KINDS = ("hidden", "ids", "embeds")
+"""What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
+first hop puts through the model's own embedding stage. A session that brings either of the last two is thin."""
+
+RESULTS = ("hidden", "logits", "top")
+"""What the last hop answers: hidden states [T', H]; float32 logits [T', V]; or the `top` largest of them, values [T', k] and ids
+[T', k] int32, largest first, ties to the lowest id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """By default: hidden states in, those of all tokens out, as in the middle of a route."""
+
+    kind: str = "hidden"
+    """One of `KINDS`."""
+    want: int = WANT_ALL
+    """Tokens that come back: 0 none, -1 all, n the last n of each row."""
+    result: str = "hidden"
+    """One of `RESULTS`."""
+    top: int = 0
+    """How many of the largest logits come back, from 1 on; 0 if `result` is not "top"."""
+    priority: int = 0
+    """Below 0: others go first. Above 0 counts as 0, for as long as nodes cannot tell a contributor from an untrusted peer."""
+
+    @property
+    def is_thin(self) -> bool:
+        """The tokens need the model's embedding."""
+        return self.kind != "hidden"
+
+    def check(self) -> None:
+        """BadRequestError if the fields do not fit each other: what a client asks of its own session."""
+        if self.kind not in KINDS or self.result not in RESULTS:
+            raise BadRequestError(
+                f"tokens are {', '.join(KINDS)}, results {', '.join(RESULTS)}; got {self.kind!r} and {self.result!r}"
+            )
+        if self.want < WANT_ALL:
+            raise BadRequestError(f"want is -1 for all tokens, 0 for none, or a number of tokens; got {self.want}")
+        if (self.top > 0) is not (self.result == "top"):
+            raise BadRequestError(f"top is above 0 if the result is 'top', and else 0; got {self.top} for {self.result!r}")
+        if not self.is_thin and self.result != "hidden":
+            raise BadRequestError(
+                f"hidden states come from a client with the model's head, which gets hidden states, not {self.result}"
+            )
+
+    def wanting(self, want: int) -> StepSpec:
+        """The same for a chunk of the step, which wants `want` of its tokens."""
+        return self if want == self.want else replace(self, want=want)
+
+    def below(self) -> StepSpec:
+        """What the next hop gets: this one has turned the tokens into hidden states."""
+        return self if self.kind == "hidden" else replace(self, kind="hidden")
+
+    def passed_on(self) -> StepSpec:
+        """What a hop makes of it that is not the last: hidden states of all tokens."""
+        if (self.want, self.result) == (WANT_ALL, "hidden"):
+            return self
+        return StepSpec(kind=self.kind, priority=self.priority)
+
+    @classmethod
+    def parse(cls, header: fields.Header) -> StepSpec:
+        """From the header of a step; BadRequestError if a field is out of its bounds."""
+        return cls(
+            want=fields.integer(header, "want", -1, MAX_WANT),
+            kind=fields.one_of(header, "kind", KINDS),
+            result=fields.one_of(header, "result", RESULTS),
+            top=_top(header),
+            priority=fields.integer(header, "priority", -100, 100),
+        )
+
+
+PASS_ON = StepSpec()
+"""Hidden states in, those of all tokens out: what a hop in the middle of a route does."""
+
+
+def _top(header: fields.Header) -> int:
+    top = fields.integer(header, "top", 0, MAX_TOP)
+    if (top > 0) is not (header.get("result") == "top"):
+        raise BadRequestError(
+            f"top is 1 to {MAX_TOP} where the result is 'top', and else 0; got {top} for {shown(header.get('result'))}"
+        )
+    return top
