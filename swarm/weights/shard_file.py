@@ -123,7 +123,7 @@ class ShardFile:
                 os.ftruncate(self._data, 0)
                 os.ftruncate(self._data, self.shard.num_bytes)
                 os.ftruncate(self._marks, self._journal_bytes)
-            if reserve:
+            if reserve and os.fstat(self._data).st_blocks * 512 < self.shard.num_bytes:
                 os.posix_fallocate(self._data, 0, self.shard.num_bytes)
             os.pwrite(self._data, self.shard.header, 0)
         for tensor in self.shard.tensors:
