@@ -15,7 +15,7 @@ from protocols.errors import BadRequestError, CheckpointError, ModelNotFoundErro
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
-from protocols.units import Blocks, Ends
+from protocols.units import Blocks, Ends, Expert, Partition
 from protocols.weights import Manifest, TensorEntry, canonical_config
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.bucket import TokenBucket
@@ -140,6 +140,14 @@ def test_the_ranking_names_each_peer_once_and_covers_all_it_can(
         records, "a" * 64, [Blocks(start, start + 3), *([Ends()] if ends else [])], from_seed(bytes(32)).peer_id, lambda: 0.5
     )
     assert sorted(one.peer for one in order) == sorted(one.peer for one in records)
+
+
+def test_who_announces_the_unit_is_asked_first_whatever_its_kind() -> None:
+    """An expert and a partition are had by peers with their block; ends by those that host them, at any block."""
+    records = [record(1, "m", "a", 0, 4), record(2, "m", "a", 4, 8, ends=True), record(3, "m", "a", 0, 4)]
+    for unit, first in [(Ends(), {1}), (Expert(5, 0), {1}), (Partition(5, "q", "rows", 0, 1), {1}), (Blocks(3, 4), {0, 2})]:
+        order = ranked(records, "a" * 64, [unit], from_seed(bytes(32)).peer_id, lambda: 0.5)
+        assert {records.index(one) for one in order[: len(first)]} == first, unit
 
 
 def test_a_known_low_cap_comes_after_none() -> None:
