@@ -26,7 +26,6 @@ from swarm.inference.requests import Awaited, SessionConfig
 from swarm.inference.retained import Retained
 from swarm.inference.step_waits import StepWaits
 from swarm.inference.suspicion import Finding, Kind
-from swarm.inference.watch import Watch
 from swarm.routing.router import Router
 
 log = logging.getLogger(__name__)
@@ -133,10 +132,10 @@ class Legs:
             return
         if not self.losses.qsize():
             self._waits.late(None)
-        self._keep(self._repair())
-        self._keep(Watch(self, self._config, self._pending, self._end).run())
+        self.keep(self._repair())
 
-    def _keep(self, work: Coroutine[None, None, None], *kept: set[asyncio.Task[None]]) -> None:
+    def keep(self, work: Coroutine[None, None, None], *kept: set[asyncio.Task[None]]) -> None:
+        """Run it beside, until it ends or `stop`."""
         task = asyncio.create_task(work, name=f"way of {self.current}")
         for tasks in (self._tasks, *kept):
             tasks.add(task)
@@ -150,7 +149,7 @@ class Legs:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _end(self, error: SwarmError) -> None:
+    def end(self, error: SwarmError) -> None:
         """The session has failed."""
         self.is_over = True
         self._fail(error)
@@ -259,10 +258,10 @@ class Legs:
         try:
             await self._replace(leg, loss)
         except SwarmError as error:
-            self._end(error)
+            self.end(error)
         except Exception as error:  # else whoever waits for a reply would wait forever
             log.exception("%s: a repair failed by a fault of ours", leg)
-            self._end(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
+            self.end(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
         finally:
             self.heard_s = self._now_s()
 
@@ -326,7 +325,7 @@ class Legs:
             was_accused = self._router.suspects.strikes(peer, now_s) > 0
             self._router.failed(peer, loss.cause)
             if loss.is_told and not was_accused:
-                self._keep(self._ask_the_accused(leg, leg.route, loss), self._inquiries)
+                self.keep(self._ask_the_accused(leg, leg.route, loss), self._inquiries)
 
     async def _ask_the_accused(self, leg: Leg, route: Route, loss: Loss) -> None:
         """A hop above says that another is lost. If that one answers, and has not given up, it is one word against the other."""
@@ -374,4 +373,4 @@ class Legs:
         self._waits.late(waiting.BESIDE)
         log.info("%s: no answer comes; %s is tried beside it", self.current, rival)
         assert self.dtype is not None
-        self._keep(rival.install(route, self.dtype))
+        self.keep(rival.install(route, self.dtype))

@@ -26,6 +26,7 @@ from swarm.inference.links import Links
 from swarm.inference.requests import Awaited, ReplyFormat, StepInput, StepOutput
 from swarm.inference.requests import SessionConfig as SessionConfig
 from swarm.inference.step_waits import StepWaits
+from swarm.inference.watch import Watch
 from swarm.routing.router import Router
 from swarm.waiting import Waits
 
@@ -93,6 +94,7 @@ class Session:
             await self._legs.open()
             if self._failure is not None:
                 raise self._failure
+            self._legs.keep(Watch(self._legs, self._config, self._pending).run())
             self._is_open = True
 
     async def step(

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from protocols.errors import DeadlineError, InternalError, SwarmError
+from protocols.errors import DeadlineError, InternalError
+from swarm.inference.leg import Leg
+from swarm.inference.legs import Legs
 from swarm.inference.requests import Awaited, SessionConfig
 from swarm.inference.suspicion import Finding, Kind
-
-if TYPE_CHECKING:
-    from swarm.inference.leg import Leg
-    from swarm.inference.legs import Legs
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +28,8 @@ SOONER = 3
 class Watch:
     """A task of its own: no reply waits for a timer."""
 
-    def __init__(
-        self, legs: Legs, config: SessionConfig, pending: Mapping[int, Awaited], fail: Callable[[SwarmError], None]
-    ) -> None:
-        self._legs, self._config, self._pending, self._fail = legs, config, pending, fail
+    def __init__(self, legs: Legs, config: SessionConfig, pending: Mapping[int, Awaited]) -> None:
+        self._legs, self._config, self._pending = legs, config, pending
         self._num_tried = 0
         """Legs tried beside in this silence."""
         self._tried_s = 0.0
@@ -56,7 +51,7 @@ class Watch:
                 await self._look(late_s)
             except Exception as error:  # else whoever waits for a reply would wait forever
                 log.exception("%s: the look for the dead failed by a fault of ours", self._legs.current)
-                self._fail(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
+                self._legs.end(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
                 return
             await asyncio.sleep(late_s / 3)
 

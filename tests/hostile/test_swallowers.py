@@ -255,7 +255,7 @@ async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     legs = session._legs
     await until(lambda: legs.current.finding is not None)
-    watch = Watch(legs, session._config, {}, session._fail)
+    watch = Watch(legs, session._config, {})
     assert watch._pause_s(3.0) == 3.0  # no leg was tried beside it yet
     watch._num_tried = 1
     assert legs.current.is_stuck and watch._pause_s(3.0) == 1.0
