@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,20 @@ def test_every_import_goes_down_and_through_its_door() -> None:
 )
 def test_the_rule_itself_refuses_what_it_should(path: str, module: str, is_allowed: bool) -> None:
     assert (may_import(Path(path), module) == "") is is_allowed
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports at the top of a file count, those for type checkers too; an import inside a function is there to be late."""
+    modules = {".".join(path.with_suffix("").parts): path for path in tracked(*LAYERS) if path.name != "__init__.py"}
+    graph = {}
+    for name, path in modules.items():
+        tree = ast.parse((ROOT / path).read_text())
+        top = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
+        froms = [node for one in top for node in ast.walk(one) if isinstance(node, ast.ImportFrom)]
+        named = {f"{node.module}.{alias.name}" for node in froms for alias in node.names} | {node.module or "" for node in froms}
+        graph[name] = named & modules.keys() - {name}
+    assert sum(map(len, graph.values())) > 500, "the walk found too few imports to prove anything"
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names one
 
 
 def test_protocols_opens_no_file_and_evaluates_nothing() -> None:
