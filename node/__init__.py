@@ -1,1 +1,4 @@
-"""What one volunteer's machine does: loads, computes, serves and shows. Imports swarm and protocols."""
+"""One volunteer's machine: loads, computes, serves and shows.
+
+Imports swarm and protocols.
+"""

@@ -1,4 +1,6 @@
-"""A volunteer's node, from its first look at a checkpoint to its leaving: `run_node` tells the story.
+"""A volunteer's node, from start to leaving.
+
+`run_node` shows the whole sequence, from the first look at a checkpoint on.
 
 Whoever runs it (the command line, a test) gets `Event`s, and ends it by cancelling its task: the announcement is withdrawn,
 running steps are finished, and nothing is left behind.

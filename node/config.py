@@ -1,4 +1,4 @@
-"""What a volunteer chose for their node: every setting of `swarm node`, checked once.
+"""Every setting of `swarm node`, checked once.
 
 Addresses are parsed here too, since a typing error must be refused before anything is loaded or joined.
 """

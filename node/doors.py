@@ -1,4 +1,6 @@
-"""The node's handlers: the server must listen before a span can be chosen, and a node that moves holds two spans for a while.
+"""The dispatcher: passes each call to the span that it names.
+
+The server must listen before a span can be chosen, and a node that moves holds two spans for a while.
 
 A session goes to the host of the span that its route names for this hop, or else to one whose span holds it.
 """

@@ -1,4 +1,7 @@
-"""What a node tells whoever runs it: one line for a person or a script, `kind: text`."""
+"""What a node tells its owner: lines of `kind: text`.
+
+Each is one line for a person or a script.
+"""
 
 from __future__ import annotations
 

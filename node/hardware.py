@@ -1,4 +1,4 @@
-"""What this machine has: devices, the memory that is really free, and which number format is fast.
+"""This machine: devices, free memory, and the fast number format.
 
 Free memory honours every cgroup above us (v1 and v2), since the kernel kills at the cgroup's limit, not at the machine's.
 Torch is imported inside the functions that need it.

@@ -1,4 +1,7 @@
-"""From a span to a host that can start: its tensors are fetched and loaded, and an engine proves exact on them."""
+"""From a span to a host that can start.
+
+Its tensors are fetched and loaded, and an engine proves exact on them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Log lines of a node: one per decision, on stderr, never on stdout (which scripts read).
+"""Log lines of a node: one per decision, on stderr.
+
+Never on stdout, which scripts read.
 
 `MURMURATION_LOG` names the level (default: WARNING for a node, ERROR for who asks; `--debug` means DEBUG). The libraries
 below us are quietened: their loggers and progress bars would write over ours.

@@ -1,4 +1,6 @@
-"""Round trips to those who host what comes right after our span: routing wants to know how far hops are from each other.
+"""Measures round trips to peers that host the following blocks.
+
+Routing needs to know how far hops are from each other.
 
 The client can measure its own way to every peer, but not theirs; so each node announces a few of its own measurements.
 """

@@ -1,4 +1,4 @@
-"""The line that a node prints once a minute in which it worked."""
+"""The line that a node prints once per minute with work."""
 
 from __future__ import annotations
 

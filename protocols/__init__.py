@@ -1,1 +1,4 @@
-"""What peers say: bytes and their meaning. No sockets, files, clock, tasks, randomness or models in this package."""
+"""What peers say: bytes and their meaning.
+
+No sockets, files, clock, tasks, randomness or models in this package.
+"""

@@ -1,4 +1,6 @@
-"""What each kind of message may have at most: bytes, items and lists of its header, and buffers. One row per kind.
+"""What each kind of message may have at most.
+
+Bytes, items and lists of its header, and buffers: one entry per kind.
 
 `frame.decode` checks these bounds before msgpack builds anything, so that a short word (Close, Expect) cannot bring what only a
 step needs. Each row is what the kind's own fields can take, and room for fields that newer peers may add: a scalar or a small list

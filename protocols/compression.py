@@ -1,4 +1,6 @@
-"""Compression: torch tensors into wire tensors and back, by a codec with a stated error. The only file here that knows torch.
+"""Torch tensors to wire tensors and back, by a codec.
+
+Each codec states its error. The only file of this package that knows torch.
 
     codec      bytes a value   error of one value x that was packed (u = |x - unpacked|)
     none       its dtype's     0: the same bits, NaN and infinities included (refused with `finite=True`)

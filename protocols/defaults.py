@@ -1,4 +1,7 @@
-"""Every default and limit that two peers must agree on, or that a person may want to look up, in one table."""
+"""Every default and limit of the protocol, in one table.
+
+Those on which two peers must agree, and those that a person may want to look up.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Asking a peer who is there: a model's peers, or the names of all models, in the entries that the peers themselves have signed.
+"""Asking a peer for the entries of a model's peers.
+
+Or for the names of all models. The entries are as the peers themselves signed them.
 
 Who answers proves nothing by it: it can leave entries out, never make one up. An asker therefore asks several peers, checks every
 signature (`entries.py`), and keeps the newest of each author.

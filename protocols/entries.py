@@ -1,4 +1,6 @@
-"""A signed entry: what one peer says under one key of the DHT, in the very bytes that were signed and stored.
+"""A signed entry: what one peer says under one DHT key.
+
+It is kept in the bytes that were signed and stored.
 
 Who stores it, who reads it, and a thin client that has it from a gRPC peer all judge it by `check`: nobody can speak in
 another's name, and nothing lives longer than its author said. In the DHT an entry's subkey is its author's PeerID, and its value

@@ -1,4 +1,4 @@
-"""Every refusal: its class, its wire code, and whether another peer may succeed.
+"""Every refusal: class, wire code, and if another peer may succeed.
 
 - SwarmError
   - BadRequestError            what was asked is malformed or out of range; no peer will accept it

@@ -1,4 +1,7 @@
-"""Reading the fields of a header that a peer wrote: every reader checks type and range, and says what it expected."""
+"""Reads the fields of a header that a peer wrote.
+
+Every reader checks type and range, and says what it expected.
+"""
 
 from __future__ import annotations
 

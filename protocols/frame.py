@@ -1,4 +1,6 @@
-"""A frame: a msgpack header followed by raw buffers, which are never copied into msgpack.
+"""A frame: a msgpack header followed by raw buffers.
+
+Buffers are never copied into msgpack.
 
     offset  bytes  what
     0       2      b"MU"

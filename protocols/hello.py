@@ -1,4 +1,4 @@
-"""Hello: how two peers agree on a protocol version, and how one asks another to dial it back.
+"""Hello: agrees on a protocol version; asks for a dial-back.
 
 A version is a number for everything that peers say. Each side names the oldest and newest that it speaks; the newest common
 one holds.

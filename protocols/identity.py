@@ -1,4 +1,6 @@
-"""An identity: the Ed25519 libp2p key by which a peer is named, signs, and proves its certificate.
+"""An identity: the Ed25519 libp2p key of a peer.
+
+It names the peer, signs, and proves its certificate.
 
 The PeerID contains the public key (`ids.py`), so whoever holds a PeerID can check its signatures without asking anybody.
 Keys are made and stored by `swarm/peer.py`: this file has neither randomness nor files. Door: cryptography.

@@ -1,4 +1,7 @@
-"""Names of things: peers, sessions, spans, models, addresses. Parsed once at the edge, trusted after."""
+"""Names of things: peers, sessions, spans, models, addresses.
+
+Parsed once where they come in, trusted after.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The messages of a session: what client and hops say to open a route, run steps, survive deaths and end.
+"""The messages of a session between client and hops.
+
+They open a route, run steps, survive failures and end the session.
 
     towards the last hop      Open, Step, History, Reroute, Close          on a `session` stream, client -> hop -> hop
     towards the client        Expect, HopLost                              on the same streams, back

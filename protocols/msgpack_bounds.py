@@ -1,4 +1,4 @@
-"""Bounds on msgpack before it is unpacked: how deep, how many items, how many lists.
+"""Bounds on msgpack before it is unpacked: depth, items, lists.
 
 The unpacker makes each list as it meets the promise, so 400 nested promises in 2 KB took 32 MB (msgpack 1.2; older versions 16 times
 that), a megabyte of empty maps 77, and 131 KB of empty lists 96 ms. Here a walk over the first byte of each item adds the promises

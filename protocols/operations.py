@@ -1,4 +1,6 @@
-"""Row operations: what a step does to a session's rows before it adds tokens.
+"""Row operations: what a step does before it adds tokens.
+
+They change the session's sequences.
 
 Every hop applies them before the step that carries them, to K/V and to what it has retained (`swarm/inference/rows.py`).
 """

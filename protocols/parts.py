@@ -1,4 +1,6 @@
-"""A frame too large for one message of a stream to a server travels in parts.
+"""Sends a frame that is too large for one message.
+
+It travels in parts, on streams to a server.
 
     offset  bytes  what
     0       3      b"MUP": no frame begins so

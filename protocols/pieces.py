@@ -1,4 +1,6 @@
-"""Asking a peer for weights: one stream, questions one way, answers in the same order the other way.
+"""Asking a peer for weights, over one stream.
+
+Questions go one way, answers come in the same order the other way.
 
     the one who asks            the one who has
     weights? (model)         →  holdings: which of the manifest's tensors are here, one bit each

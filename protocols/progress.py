@@ -1,4 +1,6 @@
-"""Progress: how far one hop of a session is, asked by the session's client when answers are late.
+"""Progress: how far one hop of a session is.
+
+The session's client asks if answers are late.
 
 A client that gets no reply must find the hop that keeps the steps. So it asks each hop itself, past the other hops, and compares what
 they say (`swarm/inference/suspicion.py`). Numbers of steps count from the session's first: 3 = the steps 0, 1 and 2.

@@ -1,4 +1,6 @@
-"""A record: what one peer announces about itself, small enough for a DHT that keeps thousands. Signed, expiring, newest wins.
+"""A record: what one peer announces about itself.
+
+Signed, expiring, the newest counts; small enough for a DHT that keeps thousands.
 
 The form is a msgpack map under short keys, so that a newer peer may add some: `v` is the layout's version, peers travel as
 their 32-byte public key, digests as 32 bytes, milliseconds as hundredths (what `encode` keeps of them).

@@ -1,4 +1,6 @@
-"""A session's route, and the client's signed word for it: the grant by which hops let a stranger's steps in.
+"""A session's route, and the grant that the client signs.
+
+By the grant, hops accept steps from peers that they do not know.
 
 The client decides; a hop reads its successor's addresses, PeerID and certificate here, and never chooses a peer itself.
 """

@@ -1,4 +1,7 @@
-"""One row per RPC: its name, shape, whether a repeat is safe, and the deadline that it gets by default."""
+"""One entry per RPC: name, shape, repeatability and deadline.
+
+The deadline is the one that it gets by default.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The secret of a private swarm, and the proofs that its members make with it.
+"""The secret of a private swarm, and its members' proofs.
 
 A proof is an HMAC under a key that is derived for one purpose, so no proof serves two purposes. It is bound to names that the channel
 has proved already (a TLS key, a PeerID), so it is of no use to anybody else, and it tells nothing about the secret.

@@ -1,4 +1,6 @@
-"""A tensor on the wire: dtype, shape, codec and checksum in the header, values in a raw buffer. No torch in this file.
+"""A tensor on the wire: a described header and raw values.
+
+The header has dtype, shape, codec and checksum. No torch in this file.
 
 `compression.py` turns torch tensors into these and back; a peer that only passes tensors on needs no torch.
 """

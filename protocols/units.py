@@ -1,4 +1,4 @@
-"""Units: the parts of a model that a peer hosts, fetches or trains.
+"""Units: parts of a model to host, fetch or train.
 
     Blocks      decoder/3:6                                  consecutive blocks [3, 6)
     Ends        decoder/ends                                 embedding, final norm and head

@@ -1,4 +1,4 @@
-"""The manifest: what one set of weights consists of, and the digest that names it.
+"""The manifest of one set of weights, and its digest.
 
 Canonical form, whose SHA-256 is the model's digest (UTF-8, a line end after every line, nothing else; frozen by a test):
 

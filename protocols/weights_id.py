@@ -1,4 +1,6 @@
-"""Weights: which numbers a unit holds: a model's, a version of them in training, or with an adapter.
+"""Weights: which numbers a unit holds.
+
+A model's, a version of them in training, or with an adapter.
 
     tiny@<64 hex>                                   as the checkpoint has them: version 0
     tiny@<64 hex>/7/<64 hex>                        after 7 optimizer steps, with the chain that says which ones

@@ -1,4 +1,4 @@
-"""Words of messages: counts with their nouns, and text that a terminal cannot obey."""
+"""Words of messages: counted nouns, and text safe for terminals."""
 
 from __future__ import annotations
 

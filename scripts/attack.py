@@ -1,4 +1,6 @@
-"""Attacks a swarm of 6 real nodes on this machine while 4 honest clients ask, and prints what each attack cost them.
+"""Attacks a swarm of real nodes and measures honest clients.
+
+Six nodes on this machine; four honest clients ask meanwhile. It prints what each attack cost them.
 
 Before and after each attack the same clients are measured undisturbed, and the ratio is to the mean of both. Attackers that would
 take a core of this machine from those whom they attack run at its lowest priority: they have what nodes and clients leave.

@@ -1,4 +1,6 @@
-"""Every causal language model of transformers, tiny, through two nodes' spans; the table goes to docs/families.md.
+"""Runs every causal language model of transformers, and writes docs/families.md.
+
+Tiny configurations, through two nodes' spans.
 
 Each configuration (`family_configs.py`) is checked (`family_check.py`) in a worker process, so that one that crashes or hangs costs
 only itself. Results are kept in a file as they come; with `--resume` a run goes on where an earlier one ended.

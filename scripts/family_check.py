@@ -1,4 +1,6 @@
-"""One tiny configuration through two nodes' spans, compared with transformers on one machine. What came of it is an `Outcome`.
+"""Compares one tiny configuration over two nodes with transformers.
+
+The result is an `Outcome`.
 
 The way is the one of a real node and client: `open_checkpoint`, `load_span`, `choose_engine` for each of two spans, `load_ends`, and
 the client's model over both; only the network between them is left out. Compared in float32: the logits of a prompt, and the tokens

@@ -1,4 +1,6 @@
-"""Tiny configurations of every causal language model that transformers has: shrunk by rule, by hand where the rule makes an invalid one.
+"""Tiny configurations of every causal language model of transformers.
+
+Shrunk by rule; by hand if the rule makes an invalid one.
 
 `all_configurations()` names them: a model type by its own name, a form of it as `type: form`. The rule (`shrunk`) takes a
 config class's defaults, and sets every size that it knows by name to a small one. `BY_HAND` says what else a type

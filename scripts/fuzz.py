@@ -1,4 +1,6 @@
-"""Mutated inputs through every parser that reads what a stranger sent: refusals are typed, memory and time are bounded.
+"""Sends mutated inputs through every parser of untrusted data.
+
+Refusals are typed, memory and time are bounded.
 
 The same seed gives the same inputs; a fault names its input as SEED/PARSER/NUMBER, and --only PARSER --first NUMBER runs it again.
 

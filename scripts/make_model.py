@@ -1,4 +1,6 @@
-"""Makes a small language model from real text, in ordinary Hugging Face form: what works for it works for any checkpoint.
+"""Makes a small language model from real text.
+
+It has ordinary Hugging Face form: what works for it works for any checkpoint.
 
 The text is the English prose that every Python carries (`pydoc_data.topics`, the language reference: 0.25 MB of prose), the
 tokenizer a byte-level BPE trained on it, the model a Llama of 1.6 million parameters, trained with plain torch and AdamW

@@ -1,4 +1,7 @@
-"""Marks of a trace: what `SWARM_TRACE=FILE` made every process write (`swarm/inference/trace.py`), read back in the order of time."""
+"""Reads the marks of a trace, in the order of time.
+
+With `SWARM_TRACE=FILE` every process writes them (`swarm/inference/trace.py`).
+"""
 
 from __future__ import annotations
 

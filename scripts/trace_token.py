@@ -1,4 +1,6 @@
-"""Follows one real token through a real swarm on this machine: T1 to T9 of docs/architecture.md, in milliseconds and bytes.
+"""Follows one real token through a real swarm.
+
+On this machine: T1 to T9 of docs/architecture.md, in milliseconds and bytes.
 
 Every part notes when a step passes it (`swarm/inference/trace.py`, switched on by SWARM_TRACE); all processes share this machine's
 monotonic clock. Two tables: the prompt's last token, which also finds and opens the route, and a later one, which only decodes.

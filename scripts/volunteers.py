@@ -1,4 +1,7 @@
-"""Volunteers on this machine: real `swarm node` processes, started, listened to and stopped; for the demo, the bench and the trace."""
+"""Real `swarm node` processes, for demo, bench and trace.
+
+They are started, listened to and stopped on this machine.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
-"""Lists words of this project's private language that are left, with the plain ones.
+"""Lists words of this project's private language that are left.
+
+Each comes with the plain one.
 
 Prose is searched for the patterns of `WORDS`: Markdown without code and generated parts; docstrings, comments and messages of Python.
 Names of classes, functions and files are searched for `NAMES`. `CLEAN` are the files that must have none of either; it only grows.
+
+First lines of files are short in the folders of `SHORT_FIRST_LINES`.
 
 Run: scripts/words [--check] [PATH …]; --check looks at the files in CLEAN only, and exits 1 if it finds a word.
 """
@@ -37,6 +41,21 @@ CLEAN = (
     "docs/tree.md",
 )
 """Files and folders without such words; the list only grows."""
+
+SHORT_FIRST_LINES = (
+    "node/cli",
+    "protocols",
+    "swarm/client",
+    "swarm/dht",
+    "swarm/directory",
+    "swarm/lan",
+    "swarm/rpc",
+    "swarm/thin",
+)
+"""Folders whose files say what they are in a first line of at most MAX_FIRST_LINE words; the list only grows."""
+
+MAX_FIRST_LINE = 12
+"""Words of a file's first line."""
 
 WORDS: tuple[tuple[str, str], ...] = (
     (r"tapes?|taped", "captured graph"),
@@ -153,6 +172,17 @@ def search(path: Path, text: str) -> Iterator[Found]:
                     yield Found(path, number, name, plain)
 
 
+def long_first_lines(paths: Sequence[str]) -> list[str]:
+    """Python files below `paths` whose first line has too many words, with that line."""
+    firsts = {
+        path: (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "")
+        for path in files(paths)
+        if path.suffix == ".py"
+    }
+    lines = {path: text.partition("\n")[0] for path, text in firsts.items()}
+    return [f"{path}: {line}" for path, line in lines.items() if len(line.split()) > MAX_FIRST_LINE]
+
+
 def files(paths: Sequence[str]) -> list[Path]:
     """Markdown and Python files below `paths` that git does not ignore, relative to the root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths]
@@ -170,9 +200,12 @@ def main() -> int:
     found = [each for path in files(paths) for each in search(path, (ROOT / path).read_text(encoding="utf-8"))]
     for each in found:
         print(each)
+    long = long_first_lines(SHORT_FIRST_LINES if arguments.check else arguments.paths)
+    for line in long:
+        print(f"more than {MAX_FIRST_LINE} words: {line}")
     counts = ", ".join(f"{word} {number}" for word, number in Counter(each.word for each in found).most_common())
     print(f"{len(found)} words in {len({each.path for each in found})} files" + (f": {counts}" if counts else ""))
-    return 1 if found and arguments.check else 0
+    return 1 if (found or long) and arguments.check else 0
 
 
 if __name__ == "__main__":

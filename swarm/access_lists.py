@@ -1,4 +1,4 @@
-"""The user's lists of PeerIDs: read from files, and read again when they change while a peer runs."""
+"""The user's lists of PeerIDs, read again when they change."""
 
 from __future__ import annotations
 

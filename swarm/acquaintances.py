@@ -1,4 +1,6 @@
-"""Peers that have answered us: they exist, at an address, which a signed record alone does not show.
+"""Peers that have answered us, at an address.
+
+A signed record alone does not show that a peer exists there.
 
 Where not everybody fits or not everybody can be asked, these come first. Being on the list costs a server that answers at an address, and
 the list is bounded by network too, so that one network cannot fill it.

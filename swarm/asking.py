@@ -1,4 +1,7 @@
-"""Asks many peers one thing, several at once, and tells each answer as it comes; and asks one whether it is there."""
+"""Asks many peers one thing, several at once.
+
+Each answer is passed on as it comes. Also asks one peer if it is there.
+"""
 
 from __future__ import annotations
 

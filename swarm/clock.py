@@ -1,4 +1,4 @@
-"""The time that decisions go by: passed in, so that tests need not wait for it.
+"""The time that decisions use: passed in for tests.
 
 Waits are asyncio's (`sleep`, `timeout`, `wait`) and end by the event loop's clock, so a `Clock` counts the same seconds as the loop in
 which it is used. A test gives both: a loop of virtual time, and a clock that reads it (tests/virtual_time.py).

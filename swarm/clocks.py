@@ -1,4 +1,6 @@
-"""How far this machine's clock is from those of the peers that it has asked.
+"""How far this machine's clock is from other peers' clocks.
+
+Only peers that it has asked count.
 
 Records and credentials carry Unix times, so a wrong clock makes a node invisible, or others invisible to it. Each peer says its time in
 its hello. A majority of those asked decides: one peer with a wrong clock, or one that lies, convinces nobody once others have answered.

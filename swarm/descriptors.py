@@ -1,4 +1,4 @@
-"""How many files and sockets this process may hold: as many as allowed."""
+"""Raises the limit of open files to what is allowed."""
 
 from __future__ import annotations
 

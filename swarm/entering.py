@@ -1,4 +1,4 @@
-"""How a peer enters a swarm: by an invitation, kept keys and lists.
+"""How a peer enters a swarm: invitation, kept keys, lists.
 
 Commands and Python enter through `enter`, so that both refuse the same.
 """

@@ -1,4 +1,4 @@
-"""Small files that this user's own processes keep, each replaced as a whole."""
+"""Small files of this user's processes, each replaced as whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whom to ask where no peer was named: the last known ones, and neighbours on the local network. And the memory of who answered.
+"""Which peers to ask if none was named.
+
+The known ones, and neighbours on the local network. Also remembers which have answered.
 
 No hivemind here, so that a thin client finds its peers the same way as a node. What is found is a place to try: whoever uses it
 checks PeerID and swarm there.

@@ -1,4 +1,7 @@
-"""Saying hello: two peers learn whether they are in one swarm and speak a common version; a full and a thin peer do it alike."""
+"""Hello: do two peers share a swarm and a version?
+
+A full and a thin peer do it alike.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An invitation: one word that leads to a swarm and holds its key.
+"""An invitation: one word with a swarm's addresses and key.
 
     swarm1 + base32(checksum, JSON of name, addresses, key and expiry)
 

@@ -1,4 +1,7 @@
-"""Meeting the swarm and staying in it: asks given peers, else the last known ones, else neighbours; again when all contacts are lost."""
+"""Meets the swarm and stays in it.
+
+Asks given peers, else the known ones, else neighbours; again when all contacts are lost.
+"""
 
 from __future__ import annotations
 

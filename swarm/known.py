@@ -1,4 +1,6 @@
-"""The last known peers of a swarm: addresses that have answered, in a small file, so that coming back needs no address.
+"""The known peers of a swarm, in a small file.
+
+Addresses that have answered, so that a restart needs no address.
 
 One line per address: when it last answered (Unix time), its multiaddr, and when it first answered. A line without the last part is of an
 older version. Those stay that have answered for longest, and few of one network or one PeerID: new identities cost nothing, so they must

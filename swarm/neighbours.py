@@ -1,4 +1,6 @@
-"""Neighbours that were heard on the local network: bounded, and asked a few at a time, those first that were not asked yet.
+"""Neighbours that were heard on the local network, bounded.
+
+A few are asked at a time, those first that were not asked yet.
 
 Anybody on the network can announce any number of addresses. So a further one takes the place of a random one, of the same host if that
 has many, and a round of questions has a bound.

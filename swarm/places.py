@@ -1,4 +1,7 @@
-"""Where this machine keeps our files, also for a user without a home directory."""
+"""Where this machine keeps our files.
+
+Also for a user without a home directory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two neighbouring ports: p2pd's, and gRPC's one higher, so that whoever knows one address of a peer knows both."""
+"""Two neighbouring ports: p2pd's, and gRPC's one higher.
+
+So one address of a peer tells both.
+"""
 
 from __future__ import annotations
 

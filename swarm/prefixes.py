@@ -1,4 +1,6 @@
-"""Groups of addresses: what one party can easily have many of counts as one.
+"""Groups of addresses that count as one.
+
+One party can easily have many addresses of a group.
 
 PeerIDs are free and addresses are cheap, so bounds on peers are also bounds on networks: /24 of IPv4, /48 of IPv6. On loopback and in
 private networks all peers share one prefix, so bounds there are looser.

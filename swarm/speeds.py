@@ -1,4 +1,6 @@
-"""How much of a claim of speed is believed: up to twice the median of what was measured. Pure.
+"""How much of a claim of speed is believed. Pure.
+
+Up to twice the median of what was measured.
 
 A record costs nothing to make up, so a peer that claims to be a thousand times as fast is believed to be twice as fast as usual.
 """

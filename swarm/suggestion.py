@@ -1,4 +1,4 @@
-"""Command lines that messages tell people to type: whole, so that they work as they stand."""
+"""Command lines in messages, complete, ready to run."""
 
 from __future__ import annotations
 

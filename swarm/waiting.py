@@ -1,4 +1,6 @@
-"""What a client or a node waits for, as values, and how others are told.
+"""What a client or node waits for, as values.
+
+And how others are told.
 
 A part that may wait takes a slot of `Waits`, and sets it to what it waits for, or to None. The slot that was set last counts: that is
 what `on_wait` hears of. Nothing is printed here; `node/cli/waiting.py` decides what a terminal or a script sees.

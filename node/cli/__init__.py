@@ -1,1 +1,4 @@
-"""The commands of `swarm`: what a person types, and what they read back. (doors: typer, rich)"""
+"""The commands of `swarm`, and what they print.
+
+Third-party packages: typer, rich.
+"""

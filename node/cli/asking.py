@@ -1,4 +1,6 @@
-"""What `generate` and `chat` share: opening a model of the swarm, how tokens are picked, and what an answer cost.
+"""What `generate` and `chat` share.
+
+Opening a model of the swarm, how tokens are picked, and what an answer cost.
 
 Torch and transformers come in with `open_model`; nothing of a node is needed to ask.
 """

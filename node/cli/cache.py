@@ -1,4 +1,4 @@
-"""`swarm cache`: what was fetched from peers and is kept on this disk, and how to get rid of it."""
+"""`swarm cache`: weights fetched from peers, and how to remove them."""
 
 from __future__ import annotations
 

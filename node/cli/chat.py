@@ -1,4 +1,7 @@
-"""`swarm chat`: lines from a person or a script, each a command or a turn of a conversation."""
+"""`swarm chat`: each line is a command or a turn.
+
+Lines come from a person or a script.
+"""
 
 from __future__ import annotations
 

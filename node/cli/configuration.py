@@ -1,4 +1,6 @@
-"""What the environment and a TOML file say about options: read whole, checked whole, handed to typer as defaults.
+"""Options from the environment and a TOML file.
+
+Both are read whole, checked whole, and passed to typer as defaults.
 
 Command line before environment before file before default. In the file, keys at the top are for every command that has the
 option, and a table per command (`[node]`, `[generate]`) is for that one and wins. Whatever is unknown or of another type is

@@ -1,4 +1,7 @@
-"""Peers that the user did not name: said before they are joined, and asked about once for each network."""
+"""Asks once per network before unnamed peers are joined.
+
+Peers that the user did not name are printed before they are joined.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where lines go: plain and flushed for scripts, coloured for a person; stdout for results, stderr for remarks."""
+"""Where output lines go: results to stdout, remarks to stderr.
+
+Plain and flushed for scripts, coloured for a person.
+"""
 
 from __future__ import annotations
 

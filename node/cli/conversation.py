@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, and what of it still fits.
+"""A conversation with a model, and what of it fits.
 
 A turn sends only what is new. If the chat template renders the past differently than it was generated, or the oldest turns no
 longer fit, K/V are cut back to what both have in common.

@@ -1,4 +1,6 @@
-"""Whatever went wrong, as one line and an exit code: `error: what, got, expected, next step`.
+"""Every failure as one line and an exit code.
+
+The line is `error: what, got, expected, next step`.
 
 The codes are the contract with scripts (docs/commands.md); each typed error carries its own in `protocols/errors.py`.
 """

@@ -1,4 +1,7 @@
-"""How far a download of weights is: a bar for a person, a plain line every few seconds for a script."""
+"""Progress of a download of weights.
+
+A bar for a person, a plain line every few seconds for a script.
+"""
 
 from __future__ import annotations
 

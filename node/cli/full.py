@@ -1,4 +1,7 @@
-"""A model whose embedding and head are here, for `generate` and `chat`: transformers' own `generate` over the swarm's blocks."""
+"""A model with embedding and head here, for the commands.
+
+`generate` and `chat` run transformers' own `generate` over the swarm's blocks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`swarm invite`: an invitation to stdout, and what to know about it to stderr."""
+"""`swarm invite`: prints an invitation to stdout.
+
+What to know about it goes to stderr.
+"""
 
 from __future__ import annotations
 

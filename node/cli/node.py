@@ -1,4 +1,7 @@
-"""`swarm node`: from flags to a running node, and from signals to a quiet end."""
+"""`swarm node`: from flags to a running node.
+
+Signals end it in order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The flags that several commands share, each worded once; and all flags of `node`, and of `generate` and `chat`, as one value each."""
+"""The flags that several commands share, each worded once.
+
+All flags of `node`, and of `generate` and `chat`, are one value each.
+"""
 
 from __future__ import annotations
 

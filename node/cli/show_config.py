@@ -1,4 +1,7 @@
-"""`swarm config`: what every option is set to and by what, in the form of a file that could be used as it is."""
+"""`swarm config`: the value of every option, and its source.
+
+It is printed in the form of a file that could be used as it is.
+"""
 
 from __future__ import annotations
 

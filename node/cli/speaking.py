@@ -1,4 +1,7 @@
-"""A model that answers, as `generate` and `chat` see it: with its ends here (`full.py`) or without (`thin.py`)."""
+"""A model that answers, as `generate` and `chat` see it.
+
+With embedding and head here (`full.py`) or without (`thin.py`).
+"""
 
 from __future__ import annotations
 

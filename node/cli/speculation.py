@@ -1,4 +1,7 @@
-"""`--speculate` and `--draft`: several tokens a trip through the route, guessed here and checked there. The text stays the same."""
+"""`--speculate` and `--draft`: several tokens per trip through the route.
+
+They are guessed here and checked there. The text stays the same.
+"""
 
 from __future__ import annotations
 

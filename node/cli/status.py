@@ -1,4 +1,7 @@
-"""`swarm status`: who hosts what, which blocks are missing, how busy the nodes are."""
+"""`swarm status`: hosted and missing blocks, and load.
+
+Which node hosts which blocks, which blocks are missing, how busy the nodes are.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One changing line on a person's terminal, that is never in the way of other output.
+"""One changing line on a terminal that disturbs no other output.
 
 It stands at the cursor where that is at the beginning of a line, else (in the middle of an answer) on the line below, and the cursor
 goes back to where the answer goes on. Whoever prints something does it inside `aside`, which takes the line away first.

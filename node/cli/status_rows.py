@@ -1,4 +1,7 @@
-"""Rows of `swarm status`: what records say of each model, and of each peer's blocks of it. Pure."""
+"""The data of `swarm status`, from records. Pure.
+
+What records say of each model, and of each peer's blocks of it.
+"""
 
 from __future__ import annotations
 

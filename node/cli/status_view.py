@@ -1,4 +1,7 @@
-"""What `swarm status` prints for people: a table, or a few short lines a node on a narrow terminal."""
+"""What `swarm status` prints for people.
+
+A table, or a few short lines per node on a narrow terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every option of every command, read from what typer is told: the ground of configuration, of `swarm config` and of the documents.
+"""Every option of every command, read from typer.
+
+Configuration, `swarm config` and the documents are made from it.
 
 A flag that is added to a command is here too, and with it its variable and its key in the file.
 """

@@ -1,4 +1,6 @@
-"""From token ids to text that is already safe to print: a streamer for `generate`, without a library behind it.
+"""Token ids to text that is safe to print, as a streamer.
+
+For `generate`; it needs no library.
 
 A token may end in the middle of a letter (byte-level BPE) and a word may look different once the next token is known, so
 the last few tokens are decoded together and only what cannot change any more is written.

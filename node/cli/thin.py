@@ -1,4 +1,6 @@
-"""A model of which nothing is here, for `generate --thin` and `chat --thin`: no checkpoint, no torch, no hivemind.
+"""A thin model for `generate --thin` and `chat --thin`.
+
+Nothing of the model is here: no checkpoint, no torch, no hivemind.
 
 One loop lives as long as the command and runs while something is asked; between the turns of a chat the connections rest.
 """

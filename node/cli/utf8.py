@@ -1,4 +1,7 @@
-"""Text from outside (arguments, stdin, lines of a chat): UTF-8 of a bounded size, or one line that says where it is not."""
+"""Text from outside: UTF-8 of a bounded size, or an error.
+
+Arguments, stdin, lines of a chat. The error is one line that names the place of the wrong byte.
+"""
 
 from __future__ import annotations
 

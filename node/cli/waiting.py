@@ -1,4 +1,6 @@
-"""What a person or a script sees of a wait: one changing line on a terminal, else a plain line on stderr now and then.
+"""How a wait is shown to a person or a script.
+
+One changing line on a terminal, else a plain line on stderr now and then.
 
 `for_person` and `for_script` decide; `shown` asks them a few times a second while something is waited for.
 """

@@ -1,4 +1,6 @@
-"""The model you can call: `generate`, streaming, sampling, beams and speculation over blocks that run in a swarm.
+"""The model that a program calls.
+
+`generate`, streaming, sampling, beams and speculation over blocks that run in a swarm.
 
 torch and transformers come in with the first use of the class, so that what needs neither (`served.py`) can be had without them.
 """

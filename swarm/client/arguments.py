@@ -1,4 +1,6 @@
-"""Arguments of other libraries' `from_pretrained`: taken by our name, ignored if they ask for what happens anyway, or refused.
+"""Arguments of other libraries' `from_pretrained`.
+
+Taken by our name, ignored if they ask for what happens anyway, or refused.
 
 transformers and Petals users bring them along. What is refused says in one line what to use here.
 """

@@ -1,4 +1,6 @@
-"""What one forward is asked for: its arguments by name, and what the model's config says if they do not.
+"""What one forward is asked for.
+
+Its arguments by name, and what the model's config says if they do not.
 
 transformers drops an argument that no part of a model reads, and its blocks read some that do not come as far as the nodes. Here an
 argument is read, or it is refused by name.

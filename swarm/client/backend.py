@@ -1,4 +1,6 @@
-"""What the model asks of a swarm: sessions that carry steps through every block. Two small faces, and nothing behind them.
+"""What the model needs of a swarm: sessions that carry steps.
+
+Two small interfaces without an implementation; a step goes through every block.
 
 `connection.py` is the real one, over `swarm.inference.session`; the tests have one that runs the engines in this process.
 

@@ -1,4 +1,6 @@
-"""Where a model's layer list was: one module whose forward is one step through every block, wherever those are.
+"""Stands in for a model's layer list.
+
+One module whose forward is one step through every block, wherever the blocks are.
 
 The model's own forward still embeds, normalises and projects; this module takes the hidden states off it, drops the
 padding, carries rows of real tokens, and puts what comes back where those tokens were. What it must know beyond the

@@ -1,4 +1,6 @@
-"""What `generate` holds instead of keys and values: how long each row is, and the row operations that wait for the next step.
+"""What `generate` holds instead of keys and values.
+
+How long each sequence is, and the row operations that wait for the next step.
 
 K/V live at the hops. transformers asks this cache for lengths, and tells it about beams (`reorder_cache`) and refused
 speculations (`crop`); both become operations that travel with the next step, so they cost no round trip of their own.

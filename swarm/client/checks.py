@@ -1,4 +1,6 @@
-"""What a caller may ask of a model: each rule, and the one line that says what, got, expected and next step.
+"""What a caller may ask of a model.
+
+Each rule, and the one line that says what, got, expected and next step.
 
 Everything here is decided before a byte is sent. Values in, BadRequestError out; nothing is kept.
 

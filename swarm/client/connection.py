@@ -1,4 +1,6 @@
-"""The real backend: sessions of `swarm.inference` on the background loop, behind the synchronous face that a model needs.
+"""The real backend: sessions of `swarm.inference` behind a synchronous interface.
+
+They run on the background loop.
 
 `connect` finds a model's blocks: resolve and open the checkpoint, join the swarm, check that the same weights are served there.
 """

@@ -1,4 +1,6 @@
-"""Settings of `generate` that change what its caller gets: which work here, which are refused, which have no effect.
+"""Settings of `generate` that change what its caller gets.
+
+Which work here, which are refused, which have no effect.
 
 The settings come from `generation_config.json`, from `config.json` and from the call; transformers has merged them when it asks here.
 Everything is decided before a byte is sent.

@@ -1,4 +1,7 @@
-"""A model that is here by name only: its config, tokenizer and ends from peers of the swarm, verified, into the cache."""
+"""Fetches config, tokenizer, embedding and head of a named model.
+
+They come from peers of the swarm, verified, into the cache.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How a Hugging Face model runs when its blocks are remote: its own `forward` and `generate`, with ours around them.
+"""How a Hugging Face model runs with remote blocks.
+
+Its own `forward` and `generate`, with ours around them.
 
 `RemoteGeneration` comes before the model's class in a class made for it (`remote_class`). Its `forward` checks what came,
 plans the step (`blocks.py`) and calls the model's own; its `generate` sees to it that sessions end when they should.

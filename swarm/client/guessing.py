@@ -1,4 +1,7 @@
-"""What `generate` needs to guess ahead: a draft model, and an end that is seen wherever in a run of tokens it came."""
+"""What `generate` needs to guess ahead.
+
+A draft model, and an end that is seen wherever in a run of tokens it came.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `output_hidden_states=True` returns here: the last hidden state, and the reason why the others are not."""
+"""What `output_hidden_states=True` returns here.
+
+The last hidden state, and the reason why the others are missing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What of a model's weights is on this machine: where they are, their dtype, their number.
+"""Which weights of a model are on this machine.
+
+Where they are, their dtype, their number.
 
 Methods of torch and transformers that can be right for a model whose blocks are elsewhere; those that cannot are in `refusals.py`.
 """

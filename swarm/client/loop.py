@@ -1,4 +1,6 @@
-"""The background loop: one daemon thread with an asyncio loop per process, where everything of the swarm lives.
+"""The background loop: one daemon thread per process.
+
+All of the swarm's asynchronous code runs there.
 
 Models are called from any thread and from any loop; their sessions and peers run here. `run` waits for a coroutine from a thread
 and lets Ctrl-C cancel it; `wait` does so from another loop. At exit, what is registered with `at_exit` is ended first, the newest

@@ -1,4 +1,6 @@
-"""Sequences packed in one row, told by `position_ids` that start anew within it: rows of the step's own, as transformers isolates them.
+"""Packed sequences: several in one line of a batch.
+
+`position_ids` that start anew tell them apart; each becomes a sequence of the step, as transformers isolates them.
 
 transformers 5.23 does that if neither an attention mask nor a cache is there, in families that hand their positions to the mask.
 Otherwise it takes each row for one sequence with the positions that came, and so does this.

@@ -1,4 +1,4 @@
-"""Prompts padded on the right, turned into prompts padded on the left for the time of one `generate`.
+"""Turns right padding into left padding during one `generate`.
 
 transformers takes a row's next token from its last column. Where that is padding it warns and continues from the
 padding, which nobody wants; here every row continues from its last real token, and the columns that the caller gave come back as

@@ -1,4 +1,6 @@
-"""The peers that models share: one per process and swarm, alive as long as one model needs it.
+"""The peers that models share: one per process and swarm.
+
+A peer lives as long as one model needs it.
 
 A swarm is one DHT under one name. Models that name a bootstrap address in common, or none, share a peer; models that name other
 addresses are in another DHT, even if both call it `public`.

@@ -1,4 +1,4 @@
-"""Methods that a model in a swarm refuses, and what to do instead.
+"""Methods that a model in a swarm refuses, with alternatives.
 
 A model here holds embedding and head, a thin one nothing. transformers and torch would take that for the whole model: save it, convert
 it, train it. What is in the table below is refused with one line; what can be right is in `holdings.py`.

@@ -1,4 +1,6 @@
-"""How a stream picks its next token: greedily, or by temperature, top-k and top-p, with a seed of its own.
+"""How a stream picks its next token.
+
+Greedily, or by temperature, top-k and top-p, with its own seed.
 
 With a seed, a stream draws what `generate(do_sample=True)` draws after `torch.manual_seed(seed)`. Torch's generator is one for all
 threads, so a stream has its own, and draws itself (`Draw`).

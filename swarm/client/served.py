@@ -1,4 +1,6 @@
-"""What of a model the swarm serves: are they our weights, and in which precision? Asked once, before a model is built.
+"""Checks that the swarm serves our weights, and in which precision.
+
+Asked once, before a model is built.
 
 `verdict` and `best_dtype` are pure; `wait_until_served` asks the directory until somebody serves the model, or patience ends.
 """

@@ -1,4 +1,7 @@
-"""How a thread waits for a step: in the session itself, or on a loop that may cancel the step (streams)."""
+"""How a thread waits for a step.
+
+In the session itself, or on a loop that may cancel the step (streams).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tokens one by one for servers: an async generator over `generate`, which runs in a thread of its own.
+"""Tokens one by one for servers, as an async generator.
+
+It runs `generate` in a separate thread.
 
 A Hugging Face forward cannot wait in its middle without a thread. So a stream is `generate` itself, in a thread that sleeps while the
 swarm computes: every logits processor and stopping criterion counts, and a token costs one forward. The steps run on the caller's loop,

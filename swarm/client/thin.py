@@ -1,4 +1,6 @@
-"""A Hugging Face model without a single weight: its forward sends token ids and gets logits, for the ends are at the hops as well.
+"""A Hugging Face model without weights, for thin clients.
+
+Its forward sends token ids and gets logits, because nodes run the embedding and the head.
 
 `generate`, its processors, beams, speculation and streams are transformers', as in the full client; so are our checks, sessions and
 cache (`generation.py`, `blocks.py`). Only what happened inside of the model's own forward is somewhere else.

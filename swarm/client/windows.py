@@ -1,4 +1,6 @@
-"""Masks with holes, in models whose attention sees a window: the one case where rows of real tokens differ from transformers.
+"""Masks with holes, in models whose attention has a window.
+
+The one case in which sequences of real tokens differ from transformers.
 
 transformers counts a window (or a chunk) in columns, the holes included; hops get real tokens only, so here it is counted in those.
 Padding on the left or right of a row's tokens changes nothing: the columns between its tokens are then all real.

@@ -1,4 +1,7 @@
-"""The address of a peer's p2pd, as people pass it to `--peer`: `/ip4/203.0.113.7/tcp/4001/p2p/12D3KooW…`."""
+"""The address of a peer's p2pd, as in `--peer`.
+
+For example `/ip4/203.0.113.7/tcp/4001/p2p/12D3KooW…`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a reader takes of many entries: signatures checked within a budget, and a fair sample of a crowd.
+"""What a reader takes of many entries.
+
+Signatures are checked within a budget, and a crowd gives a fair sample.
 
 A signature costs 0.2 ms. Peers that we have met are checked first, then every teller's entries in turn, in its own order, so that one
 that tells nonsense spends only its own share. No hivemind here: a thin client checks the same way.

@@ -1,4 +1,6 @@
-"""p2pd in a process group of its own: Ctrl-C in a terminal reaches the whole foreground group, and would end it before we have withdrawn.
+"""Runs p2pd in its own process group.
+
+Ctrl-C in a terminal reaches the whole foreground group, and would end p2pd before we have withdrawn.
 
 hivemind offers no way to say so, hence its module sees `asyncio` through the view below. Our death still ends p2pd: it exits when
 the connection that we hold to it closes.

@@ -1,4 +1,6 @@
-"""Who may speak with our part of the DHT: every request and answer passes here, between hivemind's protocol and p2pd.
+"""Decides which peers may speak with our DHT.
+
+Every request and answer passes here, between hivemind's protocol and p2pd.
 
 p2pd has no private networks of libp2p (no flag, and the code is not in the binary), so a stranger can connect to it; here ping, store and
 find are refused before hivemind sees them, and p2pd's own DHT, which would tell strangers every member's address, is off.

@@ -1,4 +1,6 @@
-"""An iterative lookup of Kademlia: who is nearest some keys, and what they say under them.
+"""An iterative lookup of Kademlia.
+
+Which members are nearest to some keys, and what they store under them.
 
 Differs from hivemind's in three ways that a hostile member would use: a member that does not answer makes room for the next nearest; what
 was told before the time is over counts, however many have not answered; and one member is asked once for all keys.

@@ -1,4 +1,6 @@
-"""Which members of the DHT are our neighbours: hivemind's routing table, and what a hostile member may not do with it.
+"""Which members of the DHT are our neighbours.
+
+hivemind's routing table, and what a hostile member may not do with it.
 
 A PeerID has one node id, nobody takes another's, a full bucket remembers a bucketful of others, and who does not answer is left alone
 for a while, whatever it asks of us.

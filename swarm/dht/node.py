@@ -1,4 +1,6 @@
-"""This peer in the DHT: store what I say, ask who says what, and meet the others. Bytes in and out, every wait bounded.
+"""This peer in the DHT: stores, looks up, meets members.
+
+Bytes in and out, every wait bounded.
 
 Of hivemind we use the daemon (p2pd, our child, which dies with us) and the messages, in our own loop; what is kept, asked and answered is
 bounded by `shelf.py`, `lookup.py` and `protocol.py`. It starts alone and meets peers afterwards, since p2pd refuses to start where every

@@ -1,4 +1,6 @@
-"""What members of the DHT ask each other: hivemind's messages, answered within bounds and stored on our shelf.
+"""What members of the DHT ask each other.
+
+hivemind's messages, answered within bounds and stored on our shelf.
 
 The wire is hivemind's. What differs is what we do for a caller: only an author stores its own entry (libp2p authenticates the caller), a
 question names few keys, an answer holds a sample of a crowded key, and nothing is passed on to others unasked: authors announce again

@@ -1,4 +1,6 @@
-"""Entries that this peer keeps for others: bounded in all, by key, by author and by the network that they came from.
+"""Entries that this peer stores for others, within bounds.
+
+In all, by key, by author and by the network that they came from.
 
 A full shelf never refuses what is new: a random entry gives way, more likely one of a network that has many. So a flood from few
 networks pushes out itself, and who announces again every 20 s is there again soon whatever the flood. Our own entries stay.

@@ -1,4 +1,6 @@
-"""Signatures of entries: ours are made here, and those of others are checked once and remembered.
+"""Signatures of entries: makes ours, checks others' once.
+
+Results are remembered.
 
 A reader meets the same entries again with each look. What an entry is, and what makes it its author's: `protocols/entries.py`.
 """

@@ -1,4 +1,7 @@
-"""Socket files that p2pd and hivemind leave in /tmp when a process is killed; nobody listens on them, so a start sweeps them."""
+"""Removes socket files that killed processes left in /tmp.
+
+p2pd and hivemind make them; no process listens on them, so a start removes them.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who serves what: announce it, withdraw it, and take a frozen look at what everybody announces."""
+"""Which peers serve what: announce, withdraw, and read a snapshot."""

@@ -1,4 +1,6 @@
-"""Answers the directory's questions by gRPC, for askers that take no part in the DHT.
+"""Answers directory questions by gRPC.
+
+For peers that take no part in the DHT.
 
 A look into the DHT costs a question to up to 20 peers, so an answer is kept for FRESH_S and shared by all who ask meanwhile. Beyond
 the bounds on looks (a caller's, its network's, all together) an older answer is given again; without one we refuse at once.

@@ -1,4 +1,6 @@
-"""The directory of one swarm in the DHT: our announcement, renewed until withdrawn, and snapshots of everybody's.
+"""The directory of one swarm in the DHT.
+
+Our announcement, renewed until withdrawn, and snapshots of all announcements.
 
 Keys are namespaced by the swarm's name. The peers of a model spread over 8 keys by a hash of their PeerID; 8 more keys hold, for
 every peer, just the names of its models, so that `swarm status` finds what there is.

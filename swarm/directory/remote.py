@@ -1,4 +1,6 @@
-"""The directory as others tell it, by gRPC: for peers that take no part in the DHT. The same face as `directory.Directory`.
+"""The directory as others tell it, by gRPC.
+
+For peers that take no part in the DHT. The same interface as `directory.Directory`.
 
 Several peers are asked at once and their answers merged. Each entry carries its author's signature and expiry, which are checked
 here, so that a liar can only leave something out; what one leaves out, another tells, and what was told once is remembered

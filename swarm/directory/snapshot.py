@@ -1,4 +1,7 @@
-"""A frozen look at the peers of one model; it answers questions about gaps and digests without asking anybody."""
+"""A frozen view of the peers of one model.
+
+It answers questions about gaps and digests without asking a peer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whom to ask for the directory, and in which order: those who have answered before, and among every three a newcomer.
+"""Which peers are asked for the directory, in which order.
+
+Those that have answered before, and among every three a new one.
 
 Newcomers are names that somebody told, so most of them may be made up: they never push out, nor delay, who has answered.
 """

@@ -1,1 +1,4 @@
-"""A session over many hops: steps go down, replies come back, and deaths in between change no token."""
+"""A session over many hops.
+
+Steps go down, replies come back, and failures in between change no token.
+"""

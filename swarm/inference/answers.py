@@ -1,4 +1,7 @@
-"""The boundary to the client, at the last hop: the latest replies, kept until the client cannot want them again, and its wire."""
+"""The boundary to the client, at the last hop.
+
+The latest replies, kept until the client cannot want them again, and its message stream.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Work that begins where it arrives: a coroutine that has run up to its first wait, and a queue that tells when that may be done.
+"""Work that begins where it arrives.
+
+A coroutine that has run up to its first wait, and a queue that tells when that may be done.
 
 A task takes from its queue at the event loop's next turn, and a turn is 20 to 30 µs of a token at each place. (Python 3.12 has eager
 tasks for it, 3.11 none.)

@@ -1,4 +1,6 @@
-"""Cutting a long step into chunks, so that several hops work on one prompt at once; and putting the answers together. Pure.
+"""Cuts a long step into prefill chunks. Pure.
+
+Several hops then work on one prompt at once. Also puts the answers together.
 
 `want` is how many of each row's last tokens the caller needs (WANT_ALL: every one): chunks without any ask for nothing back.
 """

@@ -1,4 +1,6 @@
-"""Sessions that have ended here, until their grants expire: a grant that was used and closed opens nothing again.
+"""Sessions that have ended here, until their grants expire.
+
+A grant that was used and closed opens nothing again.
 
 The hop above holds the client's grant and could say Open once more. A client that wants a hop back signs a later epoch.
 """

@@ -1,4 +1,7 @@
-"""What a node lends a session: rows of K/V on its device, and turns in its batches. The face between a hop and the node behind it."""
+"""What a session needs of a node's engine.
+
+Sequences of K/V on its device, and time in its batches: the interface between a hop and the node behind it.
+"""
 
 from __future__ import annotations
 

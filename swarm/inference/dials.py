@@ -1,4 +1,7 @@
-"""How many hops below may be dialled at once, by client and in all: silent addresses cost the client that named them."""
+"""Limits how many next hops are dialled at once.
+
+By client and in all: silent addresses cost the client that named them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The boundary below: what was sent to the next hop, the wire to it, and what it still lacks.
+"""The boundary below: what the next hop got and lacks.
+
+What was sent to it, the message stream to it, and what it still lacks.
 
 Hops and the client use the same. Whoever is below says with Expect what it wants next; `pump` then sends exactly that:
 the history if it holds nothing that we could continue, and every later frame. A new hop, a hop that was only cut off,

@@ -1,4 +1,6 @@
-"""Named moments at which a test may let a process die, exactly: `SWARM_FAULT=after_send:step=5`.
+"""Named moments at which a test may end a process.
+
+`SWARM_FAULT=after_send:step=5` ends it at exactly that moment.
 
 Points of a hop: `opened` (step: the next one that it wants), `before_compute`, `after_compute`, `before_send`, `after_send` (the
 frame has been handed to the transport), `before_history`, `after_history` (step: the first one after the history).

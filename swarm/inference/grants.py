@@ -1,4 +1,7 @@
-"""The client's signed word, checked: may this caller run this session here, over this route?"""
+"""Checks the grant: may this caller run this session here?
+
+Over this route, by the client's signature.
+"""
 
 from __future__ import annotations
 

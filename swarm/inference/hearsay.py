@@ -1,4 +1,6 @@
-"""Refusals of a request: whose word each may be, and when enough peers have said the same for the user to hear of it.
+"""Refusals of a request, and when the user hears them.
+
+Whose word each may be, and when enough peers have said the same.
 
 A class of error says "no other peer would do better". That is one peer's word: it costs that peer its place, and another is asked. It is
 raised once AGREED peers, none of whom could have spoken for another, have said so, or once nobody else is left to ask. Pure.

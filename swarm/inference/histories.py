@@ -1,4 +1,6 @@
-"""Retained rows as History frames, cut out one by one: rounds of some tokens of each row, of one kind.
+"""Retained sequences as History frames, cut out one by one.
+
+Each has some tokens of each sequence, of one kind.
 
 Rows that share pieces may be far longer together than what is kept of them, so no row is put together as a whole: a frame takes its
 own tokens from the pieces, and how many frames there will be is computed from lengths.

@@ -1,4 +1,6 @@
-"""One session at one node: an actor that takes messages one by one, computes each step once, and passes its output on.
+"""One session at one node, as an actor.
+
+It takes messages one by one, computes each step once, and passes its output on.
 
     from above   Open, Step, History, Reroute, Close         Expect, HopLost   go up
     from below   Expect, HopLost                             Open, Step, …     go down

@@ -1,4 +1,7 @@
-"""All sessions at one node: who may enter, who is dropped, and how much is retained in total."""
+"""All sessions at one node.
+
+Which may enter, which are dropped, and how much is retained in total.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What waits for a session, bounded in number and in bytes: a hostile caller's largest frames must not fill a node's memory."""
+"""What waits for a session, bounded in number and bytes.
+
+A hostile caller's largest frames must not fill a node's memory.
+"""
 
 from __future__ import annotations
 

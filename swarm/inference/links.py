@@ -1,4 +1,7 @@
-"""Dialling the hops of a route: a session stream to a hop, an attach stream to the last one."""
+"""Dials the hops of a route.
+
+A session stream to a hop, an attach stream to the last one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How fast the routes of one session may follow each other: a storm waits, and only its own stream waits with it."""
+"""How fast the routes of one session may follow each other.
+
+If there are too many, they wait, and only their own stream waits with them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a client asks of a session and of a step, and what its replies must look like."""
+"""What a client asks of a session and of one step.
+
+And what the replies must look like before they are used.
+"""
 
 from __future__ import annotations
 

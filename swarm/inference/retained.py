@@ -1,4 +1,6 @@
-"""What one boundary of a route has sent: enough to bring a hop that holds nothing to where the dead one was.
+"""What one boundary of a route has sent.
+
+Enough to bring a hop that holds nothing to where the dead one was.
 
 Two parts, because row operations make old frames impossible to rebuild from rows alone:
 - the **history**: each row's inputs of the steps before `base`, as pieces; it follows `rows`, `repeat` and `crop`;

@@ -1,4 +1,6 @@
-"""Row operations, applied to any kind of row: K/V on a device, retained history at a boundary.
+"""Row operations, applied to any kind of sequence.
+
+K/V on a device, retained history at a boundary.
 
 A session's rows are one list everywhere; this file is the one place that says what `rows`, `repeat` and `crop` do to it.
 """

@@ -1,4 +1,6 @@
-"""A session, as its client sees it: steps go in, outputs come back, and hops that die in between are replaced.
+"""A session, as its client sees it.
+
+Steps go in, outputs come back, and hops that die in between are replaced.
 
 The client owns the route. It holds a wire to the first hop (steps go down), one to the last (replies come back), and, like every hop,
 what it has sent. This file cuts steps and checks replies; `legs.py` finds the way, and another one if hops are lost or keep what they get.

@@ -1,4 +1,7 @@
-"""Whose sessions give way when a node is short of something: those of the client that holds most in all, its largest first."""
+"""Which sessions end if a node is short of something.
+
+Those of the client that holds most in all, its largest first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a session's caller is told while a step is at the nodes: how far it is, or why it is late."""
+"""What a caller is told while a step is at the nodes.
+
+How far it is, or why it is late.
+"""
 
 from __future__ import annotations
 

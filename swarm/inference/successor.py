@@ -1,4 +1,7 @@
-"""Connecting to the hop below: in the background, once an epoch, and never two at a time for one session."""
+"""Connects to the hop below, in the background.
+
+Once per epoch, and never two at a time for one session.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where a token is, and when: with `SWARM_TRACE=FILE`, every part notes a line of JSON as a step passes it.
+"""Where a token is, and when.
+
+With `SWARM_TRACE=FILE`, every part writes a line of JSON as a step passes it.
 
 `scripts/trace_token` reads the lines of all processes of one machine (they share its monotonic clock) and prints T1–T9;
 `scripts/bench` finds in them where each microsecond of a hop goes. A mark costs a third of a microsecond: lines are written

@@ -1,4 +1,6 @@
-"""The boundary above: the wire to the hop above, what it was asked for, and what bad news it was told.
+"""The boundary above: the hop above and its requests.
+
+The message stream to it, what it was asked for, and which losses it was told.
 
 `downstream.py` is its counterpart, and `answers.py` the boundary to the client.
 """

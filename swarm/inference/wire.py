@@ -1,4 +1,6 @@
-"""A stream that carries session messages: a queue and a writer out, a reader in, and one word when it is lost.
+"""A stream that carries session messages.
+
+A queue and a writer out, a reader in, and one message when it is lost.
 
 A step or reply that finds the writer waiting is written in the turn that posts it (`begun.py`); what comes behind it queues.
 

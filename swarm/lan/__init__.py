@@ -1,1 +1,4 @@
-"""Neighbours on a local network, found without an address (the extra `lan`: py-libp2p)."""
+"""Neighbours on a local network, found without an address.
+
+The extra `lan`: py-libp2p.
+"""

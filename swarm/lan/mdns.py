@@ -1,4 +1,4 @@
-"""mDNS: says on the local network where this peer's p2pd listens, and hears where others' do.
+"""mDNS: announces this peer's p2pd, and hears of others.
 
 By the two halves of py-libp2p's discovery, its broadcaster and its listener, with our own addresses: a whole py-libp2p host would
 listen on a port of its own. Both run in zeroconf's threads. py-libp2p is an extra; it is imported (0.5 s, 50 MB) by `start`, and what

@@ -1,4 +1,7 @@
-"""Which local network this machine is on: a name that is the same whenever it is there."""
+"""Which local network this machine is on.
+
+A name that is the same whenever the machine is there.
+"""
 
 from __future__ import annotations
 

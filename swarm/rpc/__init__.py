@@ -1,4 +1,7 @@
-"""Calls between peers: gRPC over TLS that proves who answers, with signed credentials that prove who asks. The door to grpc."""
+"""Calls between peers: gRPC over TLS, both sides proven.
+
+TLS proves who answers, signed credentials prove who asks. Only this package imports grpc.
+"""
 
 import os
 

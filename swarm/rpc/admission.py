@@ -1,4 +1,4 @@
-"""Who may call now: limits of running calls and of requests that arrive, by peer and by address.
+"""Limits running calls and arriving requests, by peer and address.
 
 A PeerID is made in no time, so what is limited by PeerID only would be limited for nobody who means harm: an address is limited, too.
 """

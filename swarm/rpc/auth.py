@@ -1,4 +1,6 @@
-"""Who calls: a credential that the caller signs once per server, sent with every call; no extra round trip.
+"""Who calls: a credential signed once per server.
+
+It is sent with every call; no extra round trip.
 
 It is bound to the server's certificate, so it is worthless at any other server, and only the owner of the TLS key ever sees it:
 hence no nonce. In a private swarm, a proof of the swarm's key over all of it follows.

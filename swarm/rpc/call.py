@@ -1,4 +1,7 @@
-"""What a handler knows of its call: who asks, and how long they wait. And what a handler is."""
+"""What a handler knows of its call.
+
+Who asks, and how long they wait. And what a handler is.
+"""
 
 from __future__ import annotations
 

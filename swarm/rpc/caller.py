@@ -1,4 +1,7 @@
-"""Where a call comes from: the address that gRPC names, and what counts as one address. Pure."""
+"""Where a call comes from. Pure.
+
+The address that gRPC names, and what counts as one address.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The connections of a server: those on which nobody calls are closed, and so is what one address has too many of.
+"""Limits the connections of a server.
+
+Those without calls are closed, and so are those that one address has too many of.
 
 gRPC accepts whoever comes and tells nothing of it, so we look through this process's own sockets once a second. What is shut down
 here ends in gRPC as if its peer had left. `surplus` decides; `Connections` looks and acts.

@@ -1,4 +1,6 @@
-"""Dialling a peer: a connection to one address, pinned to one certificate, and attempts that end when nobody waits for them.
+"""Dials a peer: one address, pinned to one certificate.
+
+Attempts end if no caller waits for them.
 
 Where to dial is a caller's word, perhaps a stranger's (a route names addresses): so callers with different words dial side by side, and
 one that was told nonsense neither delays nor fails the others.

@@ -1,4 +1,6 @@
-"""Warm connections to other peers: one per peer, certificate pinned, replaced when the peer comes back changed.
+"""Warm connections to other peers, one per peer.
+
+The certificate is pinned; a connection is replaced when the peer comes back changed.
 
 `ChannelPool.channel` finds or dials (`dialling.py`); `PeerChannel` calls. A dial that fails asks what certificate is shown now: a peer
 that has restarted with a new one is recovered there, and an impostor is named.

@@ -1,4 +1,4 @@
-"""Several ways to one thing, tried side by side: the first that succeeds ends the others.
+"""Tries several ways side by side; the first success ends others.
 
 Source: RFC 8305 (Happy Eyeballs), https://www.rfc-editor.org/rfc/rfc8305: a silent address costs its turn, not its timeout.
 """

@@ -1,4 +1,6 @@
-"""The server of a peer: checks who calls, runs the handler within the deadline, and turns what it raises into a status.
+"""The server of a peer.
+
+Checks who calls, runs the handler within the deadline, and turns what it raises into a status.
 
 Handlers know nothing of gRPC: they get bytes and a `Call`, and raise the errors of `protocols/errors.py`. Every call costs a
 stranger more than us: no credential, no handler, and not a byte of a request is read; beyond the limits of `admission.py` a call is

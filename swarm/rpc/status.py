@@ -1,4 +1,6 @@
-"""Errors on the wire: ours to a gRPC status, and any gRPC failure back to one of ours. One place for each way.
+"""Our errors to gRPC statuses and back.
+
+One place for each direction.
 
 Our code travels in trailing metadata and our text in the status; where the metadata are absent, gRPC itself speaks.
 """

@@ -1,4 +1,6 @@
-"""A stream of frames between two peers, with one face on both sides.
+"""A stream of frames between two peers.
+
+Both sides have the same interface.
 
 gRPC shows a server the same end of stream whether its caller finished or vanished, so a clean end is said: the client's last
 message is empty (no frame is). A cancelled gRPC read cancels the whole call, so one task reads into a short queue, and `receive`

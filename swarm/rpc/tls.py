@@ -1,4 +1,6 @@
-"""A TLS certificate that proves a PeerID: a P-256 key of its own, which the peer's Ed25519 identity has signed.
+"""A TLS certificate that proves a PeerID.
+
+A P-256 key, which the peer's Ed25519 identity has signed.
 
 The proof sits in the certificate extension of libp2p's TLS handshake, so libp2p peers accept it too. Every certificate carries
 the same name; what separates peers is that the client pins the very certificate, after `owner` has said whose it is.

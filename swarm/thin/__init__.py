@@ -1,1 +1,4 @@
-"""A client that holds no tensor and no file, and needs neither torch nor transformers nor hivemind. (doors: tokenizers, numpy, jinja2)"""
+"""A client that holds no tensor and no file.
+
+It needs neither torch nor transformers nor hivemind. Third-party packages: tokenizers, numpy, jinja2.
+"""

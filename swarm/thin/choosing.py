@@ -1,4 +1,6 @@
-"""From logits to the next token without torch: greedy, temperature, top-k, top-p, min-p and repetition penalty, as `generate` does.
+"""From logits to the next token without torch.
+
+Greedy, temperature, top-k, top-p, min-p and repetition penalty, as `generate` does.
 
 Greedy picks the token that transformers picks (ties to the lowest id). Drawing follows the same distribution, in the same order
 of steps (penalty, temperature, top-k, top-p, min-p); the random numbers are our own, so a seed repeats an answer here, and not torch's.

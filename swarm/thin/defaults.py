@@ -1,4 +1,6 @@
-"""What a checkpoint itself says about generating: end tokens, sampling defaults and limits, from its JSON files alone.
+"""What a checkpoint says about generating.
+
+End tokens, sampling defaults and limits, from its JSON files alone.
 
 transformers takes whatever `generation_config.json` says into account. What would change tokens in a way that is not known here is refused
 by name, so that an answer is either transformers' or an error that says why.

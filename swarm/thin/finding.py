@@ -1,4 +1,7 @@
-"""Which model a name means, waited for as long as patience lasts, and who serves it in which precision."""
+"""Resolves a model's name, and finds its peers and precision.
+
+It waits as long as the route timeout.
+"""
 
 from __future__ import annotations
 

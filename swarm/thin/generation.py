@@ -1,4 +1,6 @@
-"""One row that grows token by token over a session: feed, pick, go on; with as many tokens at once as a proposer guesses.
+"""One sequence that grows token by token over a session.
+
+Feed, pick, continue; with as many tokens at once as a proposer guesses.
 
 A step sends what the hops do not hold yet and gets back just what decides the next token: the largest logit for greedy, a few for
 top-k, all where a penalty or nucleus needs them. A *proposer* may guess how the text goes on: the guesses travel with the step, each

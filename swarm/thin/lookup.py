@@ -1,4 +1,6 @@
-"""Guesses from the text itself: what followed the last words the last time they were said, and how many of it to send.
+"""Guesses the next tokens from the text itself.
+
+What followed the last words the last time, and how many of it to send.
 
 Quotes, code, names and tables repeat; where text does, a guess costs nothing to make and saves a trip through the route for every
 token that was right. What is wrong costs its compute at the hops, so the run is as long as its history says that it pays

@@ -1,4 +1,6 @@
-"""A model of the swarm for whoever has nothing: no checkpoint, no torch. Text in, text out, over sessions of token ids.
+"""A model of the swarm without checkpoint and torch.
+
+Text in, text out, over sessions of token ids.
 
 async with open_model("tiny", peers=["/ip4/…/p2p/…"], root=folder) as model:
     row = model.start()

@@ -1,4 +1,6 @@
-"""A peer that only asks, by gRPC alone: an identity, connections and the directory as others tell it. No DHT, no hivemind.
+"""A peer that only asks, by gRPC alone.
+
+An identity, connections and the directory as others tell it. No DHT, no hivemind.
 
     async with ThinPeer(("/ip4/…/p2p/…",), swarm="public") as peer:
         snapshot = await peer.directory.snapshot("tiny")

@@ -1,4 +1,6 @@
-"""Renders a chat template as transformers does; in a sandbox (`sandbox_main.py`), for it is a stranger's program.
+"""Renders a chat template as transformers does.
+
+In a sandbox (`sandbox_main.py`), because the template comes from an untrusted peer.
 
 jinja2's own sandbox keeps a template from Python's internals; it cannot bound a loop within a loop or a text doubled forty times:
 the process's limits do. The environment is transformers' (`utils/chat_template_utils.py`): same extensions, globals, filters and

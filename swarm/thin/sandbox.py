@@ -1,4 +1,4 @@
-"""A process with limits for what a stranger wrote and we must run: tokenizers and chat templates.
+"""A limited process for untrusted tokenizers and chat templates.
 
 One request and one answer at a time, as lines of JSON; the process lives as long as its owner wants, so a token's text costs a hop
 over a pipe (0.12 ms, measured on one core) and no start (0.1 s). `sandbox_main.py` is the program. If a limit ends it, the next

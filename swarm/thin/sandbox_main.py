@@ -1,4 +1,6 @@
-"""The program of a sandbox: loads a stranger's tokenizer, encodes, decodes and renders, within limits.
+"""The program of a sandbox.
+
+Loads an untrusted tokenizer, encodes, decodes and renders, within limits.
 
 `sandbox.py` starts it and asks. A request names its own limit of processor time (`cpu_s`), after which the kernel ends the process,
 whatever code runs just then; memory, processes, files and the size of an answer have limits for good.

@@ -1,4 +1,7 @@
-"""A model's tokenizer that runs in a sandbox: text to token ids and back, and the conversation of its chat template."""
+"""A model's tokenizer that runs in a sandbox.
+
+Text to token ids and back, and the conversation of its chat template.
+"""
 
 from __future__ import annotations
 

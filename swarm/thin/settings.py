@@ -1,4 +1,6 @@
-"""What a checkpoint says about generating, and what the commands make of each of its keys.
+"""What a checkpoint says about generating, key by key.
+
+And what the commands make of each of its keys.
 
 transformers takes whatever `generation_config.json` says into account. The commands promise one answer, streamed, whose K/V stay at the
 nodes, likeliest token first unless sampling is wanted. Hence four kinds of keys, the same with and without `--thin`:

@@ -1,4 +1,6 @@
-"""Special tokens of a checkpoint, read from every file that may name them. (door: tokenizers)
+"""Special tokens of a checkpoint.
+
+Read from every file that may name them, by tokenizers.
 
 transformers looks into `tokenizer_config.json`, and for old checkpoints into `special_tokens_map.json` and `added_tokens.json` too. Here
 are the same rules in the same order (`PreTrainedTokenizerBase._from_pretrained`, `TokenizersBackend.__init__`), since the order in

@@ -1,4 +1,7 @@
-"""Stop strings: texts at which an answer ends, found the same way with and without guessing ahead."""
+"""Stop strings: texts at which an answer ends.
+
+Found the same way with and without guessing ahead.
+"""
 
 from __future__ import annotations
 

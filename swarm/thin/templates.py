@@ -1,4 +1,7 @@
-"""A conversation as text: by the model's chat template, rendered in a sandbox, else as plain turns."""
+"""A conversation as text.
+
+By the model's chat template, rendered in a sandbox, else as plain turns.
+"""
 
 from __future__ import annotations
 

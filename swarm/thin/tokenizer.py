@@ -1,4 +1,7 @@
-"""Text to token ids and back as transformers does, by tokenizers alone; runs in a sandbox. (door: tokenizers)"""
+"""Text to token ids and back, as transformers does.
+
+By tokenizers alone; runs in a sandbox.
+"""
 
 from __future__ import annotations
 
