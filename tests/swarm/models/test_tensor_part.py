@@ -28,7 +28,8 @@ def entry(name: str, *shape: int, dtype: str = "U8") -> TensorEntry:
 @settings(max_examples=60)
 @given(SHAPES, st.data())
 def test_the_ranges_of_a_cut_are_the_bytes_that_torch_would_take(shape: list[int], data: st.DataObject) -> None:
-    axis = data.draw(st.integers(0, len(shape) - 1))
+    few = [axis for axis in range(len(shape)) if math.prod(shape[:axis]) <= 50_000]  # ranges; more than MAX_RANGES are refused
+    axis = data.draw(st.sampled_from(few))
     start = data.draw(st.integers(0, shape[axis] - 1))
     stop = data.draw(st.integers(start + 1, shape[axis]))
     taken = torch.arange(math.prod(shape)).reshape(shape).narrow(axis, start, stop - start).flatten()
