@@ -44,6 +44,8 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "within {:g} s (`HEAL_S`)", DEFAULTS, "HEAL_S"),
     (ARCHITECTURE, "sends {} random hidden states", "node/proving.py", "NUM_TOKENS"),
     (ARCHITECTURE, "peer counts for {:g} s from the check", "node/choosing.py", "MAX_JOINING_S"),
+    (ARCHITECTURE, "watches its DHT neighbours every {:g} s", "swarm/peer.py", "WATCH_S"),
+    (ARCHITECTURE, "it announces again (at most every {:g} s)", "swarm/peer.py", "REANNOUNCE_S"),
     (ARCHITECTURE, "from up to {} peers at once", "swarm/weights/terms.py", "MAX_SOURCES"),
     (ARCHITECTURE, "sends nothing for {:g} s loses its place", "swarm/weights/roster.py", "TRIAL_S"),
     (ARCHITECTURE, "at most {} peers are served at once", "swarm/weights/uploader.py", "MAX_UPLOADS"),
