@@ -27,6 +27,9 @@ ACCELERATOR_SHARE = 0.9
 FAST_ENOUGH = 1.25
 """A smaller format may take this much longer than float32: it halves the memory that a decoded token reads."""
 
+MATMUL_SIZE = {"cpu": 384, "accelerator": 2_048}
+"""Rows and columns of the matrices that number formats are timed with. An accelerator's time for small ones is all launch."""
+
 _ROOT = Path("/")
 _V1_LIMITS = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2_LIMITS = ("memory.max", "memory.current", "inactive_file")
@@ -38,13 +41,15 @@ _V2_LIMITS = ("memory.max", "memory.current", "inactive_file")
 def room_bytes(device: str, root: Path = _ROOT) -> int:
     """Bytes that weights, K/V and activations may take on `device`, whatever this process has imported so far.
 
-    On a CPU the imports' share is kept back: what is free now plus what we hold now, less IMPORTS_BYTES.
+    On a CPU the imports' share is kept back: what is free now plus what we hold now, less IMPORTS_BYTES. On a card, memory that torch
+    keeps although no tensor uses it is free: a span that was given up leaves all of its memory there.
     """
     if device.startswith("cuda"):
         import torch
 
         free, _total = torch.cuda.mem_get_info(device)
-        return int(free * ACCELERATOR_SHARE)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((free + unused) * ACCELERATOR_SHARE)
     return max(0, free_memory_bytes(root) + min(resident_bytes(root), IMPORTS_BYTES) - IMPORTS_BYTES)
 
 
@@ -141,6 +146,14 @@ def pick_device(wanted: str) -> str:
     return name
 
 
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was asked for: an accelerator's calls return before their work is done. CPUs have done it."""
+    if device.type not in ("cpu", "meta"):
+        import torch
+
+        torch.accelerator.synchronize(device)
+
+
 # --- number formats
 
 
@@ -173,10 +186,11 @@ def pick_dtype(
     return DtypeChoice(stored if ratio <= FAST_ENOUGH else "float32", said)
 
 
-def matmul_s(dtype: str, device: str, size: int = 384, rounds: int = 3) -> float:
-    """Seconds of one square matmul, the best of some, after one to warm up."""
+def matmul_s(dtype: str, device: str, size: int | None = None, rounds: int = 3) -> float:
+    """Seconds of one square matmul, the best of some, after one to warm up. size: None = `MATMUL_SIZE` of this kind of device."""
     import torch
 
+    size = size or MATMUL_SIZE["cpu" if device == "cpu" else "accelerator"]
     a_SS = torch.ones(size, size, dtype=torch_dtype(dtype), device=device)
     times = []
     for _round in range(rounds + 1):

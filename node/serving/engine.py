@@ -77,10 +77,10 @@ class Engine(Protocol):
         ...
 
     def step(self, items: Sequence[tuple[Any, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Append `count` > 0 tokens to each (row, count); no row twice.
+        """Append `count` > 0 tokens to each (row, count); no row twice. All tensors lie on `device`.
 
         hidden [1, T, H]: the rows' tokens one after the other; positions [T] where they are not each row's own 0, 1, 2, …
-        Returns [1, T, H]. Raises CacheFullError before anything changed.
+        Returns [1, T, H], which an accelerator may still be computing. Raises CacheFullError before anything changed.
         """
         ...
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from node.hardware import wait_for
 from node.serving import batch as edges
 from node.serving import memory
 from node.serving.part_engines import MakePart, PartEngines
@@ -282,6 +283,7 @@ class Runner:
         started, session = time.perf_counter(), job.session
         try:
             session.rows = row_operations.apply(engine, session.rows, job.ops)
+            wait_for(engine.device)
         finally:
             self.scheduler.charge(job, (time.perf_counter() - started) * 1e3)
         self._hold(session)
@@ -319,6 +321,8 @@ class Runner:
             hidden = edges.begin(engine, self.ends, batch)
             output = engine.step(items, hidden[None], _positions(batch, engine.device))[0]
             outputs = edges.finish(self.ends, [job for job, _ in batch], output)
+        # If no output of a prefill chunk is wanted, nothing has waited for it yet; but costs are learnt from its time.
+        wait_for(engine.device)
         self._count(len(batch), (time.perf_counter() - started) * 1e3, is_whole=engine is self.engine)
         for job, _ in batch:
             if not job.num_left - job.size:

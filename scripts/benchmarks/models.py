@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a Llama is made of; float32."""
+    """What a Llama is made of."""
 
     name: str
     vocab: int
@@ -22,21 +22,31 @@ class Shape:
     """Embedding and head are one matrix."""
     deviation: float
     """Of the random weights: large enough that greedy decoding does not repeat one token for ever."""
+    dtype: str = "float32"
+
+    @property
+    def value_bytes(self) -> int:
+        return {"float32": 4, "bfloat16": 2}[self.dtype]
+
+    @property
+    def block_values(self) -> int:
+        """Parameters of all blocks."""
+        head = self.hidden // self.heads
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
+        return self.blocks * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden)
 
     @property
     def block_bytes(self) -> int:
-        """All blocks' weights in float32."""
-        head = self.hidden // self.heads
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
-        return 4 * self.blocks * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden)
+        """All blocks' weights."""
+        return self.value_bytes * self.block_values
 
     @property
     def ends_bytes(self) -> int:
         """Embedding and head, which may be one matrix, and the final norm."""
-        return 4 * ((1 if self.is_tied else 2) * self.vocab * self.hidden + self.hidden)
+        return self.value_bytes * ((1 if self.is_tied else 2) * self.vocab * self.hidden + self.hidden)
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.blocks} blocks, hidden {self.hidden}, vocabulary {self.vocab}, float32)"
+        return f"{self.name} ({self.blocks} blocks, hidden {self.hidden}, vocabulary {self.vocab}, {self.dtype})"
 
 
 TINY = Shape(
@@ -56,8 +66,8 @@ SMALL = Shape(
 """The blocks have 85 million parameters, embedding and head (tied) 25 million."""
 
 
-def checkpoint(shape: Shape, folder: Path) -> Path:
-    """A checkpoint directory of that shape in `folder`, made where it is not there yet."""
+def checkpoint(shape: Shape, folder: Path, device: str = "cpu") -> Path:
+    """A checkpoint directory of that shape in `folder`, made where it is not there yet. device: where its weights are drawn."""
     directory = folder / shape.name
     if not (directory / "config.json").exists():
         import torch
@@ -77,7 +87,9 @@ def checkpoint(shape: Shape, folder: Path) -> Path:
             bos_token_id=1,
             eos_token_id=None,
         )
-        LlamaForCausalLM(config).save_pretrained(directory)
+        with torch.device(device):
+            model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, shape.dtype))
+        model.save_pretrained(directory)
     return directory
 
 

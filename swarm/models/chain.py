@@ -36,7 +36,8 @@ def check_chain(span: SpanModule) -> None:
             f"blocks of {kind!r} turn {list(hidden.shape)} into {list(output.shape)}; a hop hands on one hidden state a token"
         )
     noise = (span(hidden) - output).abs().max()  # 0, but for kernels that add up in any order
-    if (_run_on_other_surroundings(span, hidden) - output).abs().max() > 10 * noise:
+    rounding = torch.finfo(output.dtype).eps * output.abs().max()  # such kernels may agree twice by chance, and a third time not
+    if (_run_on_other_surroundings(span, hidden) - output).abs().max() > 10 * noise + rounding:
         raise ModelNotSupportedError(
             f"blocks of {kind!r} read the embeddings, or a table that is no block's, besides the block before"
         )

@@ -72,6 +72,16 @@ def test_this_machine_has_some_memory() -> None:
     assert 0 < resident_bytes() < free_memory_bytes() + resident_bytes()
 
 
+def test_what_torch_keeps_of_a_card_without_using_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that gave up its span loads the next one into this memory; the driver calls it taken."""
+    import torch
+
+    answers = {"mem_get_info": (10 * GB, 80 * GB), "memory_reserved": 30 * GB, "memory_allocated": 5 * GB}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    assert room_bytes("cuda:0") == int(35 * GB * 0.9)
+
+
 def test_a_device_is_found_or_refused_with_what_there_is() -> None:
     assert "cpu" in devices()
     assert pick_device("auto") == devices()[0]

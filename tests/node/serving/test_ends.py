@@ -18,6 +18,7 @@ from node.serving.ends_selftest import choose_ends, fault
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import EndsModel, load_ends
+from tests.devices import DEVICE
 from tests.families import make_checkpoint
 
 FAMILIES = ["llama", "gpt2", "opt", "opt_projected", "gemma2", "gemma3_text", "bloom", "mixtral", "falcon_alibi", "falcon_rotary"]
@@ -25,7 +26,7 @@ FAMILIES += ["gpt_neox", "qwen2", "granite", "cohere2", "mamba2", "mpt", "lfm2",
 
 
 def loaded(path: Path, dtype: torch.dtype = torch.float32) -> EndsModel:
-    return load_ends(open_checkpoint(path), dtype=dtype)
+    return load_ends(open_checkpoint(path), dtype=dtype, device=DEVICE)
 
 
 @torch.inference_mode()
@@ -57,7 +58,7 @@ def test_the_ends_of_a_family_are_those_of_the_whole_model(family: str, tmp_path
     stretches = [Stretch(past, len(row) - past) for past, row in zip(pasts, rows, strict=True)]
     embedded = host.embed("ids", torch.cat([row[past:] for past, row in zip(pasts, rows, strict=True)]), stretches)
     expected = torch.cat([hidden[past:] for past, hidden in zip(pasts, entered, strict=True)])
-    assert torch.allclose(embedded, expected, atol=1e-6)
+    assert torch.allclose(embedded.cpu(), expected, atol=1e-6)
     some = torch.tensor([10, 11, 0, 17, 14])
     answers = host.logits(torch.cat(left)[some])
     assert answers.dtype == torch.float32 and torch.allclose(answers, torch.cat(logits)[some], atol=1e-4)
@@ -79,7 +80,7 @@ def test_positions_of_a_caller_are_used(tmp_path: Path) -> None:
     path = make_checkpoint("gpt2", tmp_path / "gpt2")
     ends = loaded(path)
     host, ids, places = choose_ends(ends, 256), torch.tensor([5, 6, 7]), torch.tensor([3, 9, 9])
-    expected = ends.model.transformer.wte(ids) + ends.model.transformer.wpe(places)
+    expected = ends.model.transformer.wte(ids.to(DEVICE)) + ends.model.transformer.wpe(places.to(DEVICE))
     assert torch.equal(host.embed("ids", ids, [Stretch(0, 3)], places), expected)
 
 
@@ -90,7 +91,7 @@ def test_a_flat_axis_may_be_longer_than_the_table_of_positions(tmp_path: Path, m
     host, row = choose_ends(loaded(path), 256), torch.randint(0, 256, (10,))
     (entered,), _, _ = of_one_machine(path, [row])
     embedded = host.embed("ids", row.repeat(40), [Stretch(0, 10)] * 40)
-    assert torch.allclose(embedded, entered.repeat(40, 1), atol=1e-6)
+    assert torch.allclose(embedded.cpu(), entered.repeat(40, 1), atol=1e-6)
     assert torch.allclose(host.logits(embedded), host.logits(embedded[:10]).repeat(40, 1), atol=1e-5)
 
 

@@ -23,6 +23,7 @@ from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import EndsModel, load_ends, load_span
+from tests.devices import DEVICE, feed
 from tests.families import LISTED, OTHERS, WINDOW, Checkpoints
 
 LIMIT = 1 << 30
@@ -90,7 +91,7 @@ def engines_of(
     checkpoint = open_checkpoint(checkpoints(family, shard))
     cut = 2
     spans = (Span(0, cut), Span(cut, checkpoint.num_blocks))
-    return [choose_engine(load_span(checkpoint, span, dtype=dtype), LIMIT) for span in spans]
+    return [choose_engine(load_span(checkpoint, span, dtype=dtype, device=DEVICE), LIMIT) for span in spans]
 
 
 def run_schedule(engines: Sequence[Engine], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -102,7 +103,7 @@ def run_schedule(engines: Sequence[Engine], inputs: Sequence[Tensor]) -> list[Te
         pieces = [inputs[index][:, start : start + count] for (index, count), start in zip(step, starts, strict=True)]
         hidden = torch.cat(pieces, dim=1)
         for engine, mine in zip(engines, rows, strict=True):
-            hidden = engine.step([(mine[index], count) for index, count in step], hidden)
+            hidden = feed(engine, [(mine[index], count) for index, count in step], hidden)
         for (index, _), piece in zip(step, hidden.split([count for _, count in step], dim=1), strict=True):
             outputs[index].append(piece)
     for engine, mine in zip(engines, rows, strict=True):
@@ -184,9 +185,9 @@ def test_forwards_have_every_token_once_in_order_and_keep_the_bounds(steps: list
 def test_decoding_rows_share_one_forward(checkpoints: Checkpoints, family: str) -> None:
     engine = engines_of(checkpoints, family)[0]
     rows = [engine.open() for _ in range(8)]
-    engine.step([(row, index + 1) for index, row in enumerate(rows)], torch.randn(1, 36, 64))
+    feed(engine, [(row, index + 1) for index, row in enumerate(rows)], torch.randn(1, 36, 64))
     before = engine.forwards
-    engine.step([(row, 1) for row in rows], torch.randn(1, 8, 64))
+    feed(engine, [(row, 1) for row in rows], torch.randn(1, 8, 64))
     assert engine.forwards == before + 1
 
 
@@ -205,23 +206,23 @@ def test_forks_and_crops_continue_like_rows_of_their_own(checkpoints: Checkpoint
 
     def fresh(*parts: Tensor) -> Tensor:
         row, hidden = engine.open(), torch.cat(parts, dim=1)
-        output = engine.step([(row, hidden.shape[1])], hidden)
+        output = feed(engine, [(row, hidden.shape[1])], hidden)
         engine.close(row)
         return output
 
     parent = engine.open()
-    engine.step([(parent, 21)], prefix)
+    feed(engine, [(parent, 21)], prefix)
     first, second = engine.fork(parent), engine.fork(parent)
     engine.close(parent)
-    both = engine.step([(first, 5), (second, 6)], torch.cat([left, right], dim=1))
+    both = feed(engine, [(first, 5), (second, 6)], torch.cat([left, right], dim=1))
     assert error(both[:, :5], fresh(prefix, left)[:, 21:]) < EXACT
     assert error(both[:, 5:], fresh(prefix, right)[:, 21:]) < EXACT
     engine.crop(second, 4)
     third = engine.fork(second)
-    again = engine.step([(second, 5), (first, 1)], torch.cat([left, right[:, :1]], dim=1))
+    again = feed(engine, [(second, 5), (first, 1)], torch.cat([left, right[:, :1]], dim=1))
     assert error(again[:, :5], fresh(prefix, right[:, :2], left)[:, 23:]) < EXACT
     assert error(again[:, 5:], fresh(prefix, left, right[:, :1])[:, 26:]) < EXACT
-    tail = engine.step([(third, 6)], right)
+    tail = feed(engine, [(third, 6)], right)
     assert error(tail, fresh(prefix, right[:, :2], right)[:, 23:]) < EXACT
     assert (first.length, second.length, third.length) == (27, 28, 29)
     for row in (first, second, third):
@@ -235,13 +236,13 @@ def test_a_running_state_can_be_forked_but_not_rewound(checkpoints: Checkpoints,
     engine = engines_of(checkpoints, family)[1]
     hidden = torch.randn(1, 12, 64, generator=torch.Generator().manual_seed(3))
     row = engine.open()
-    whole = engine.step([(row, 12)], hidden)
+    whole = feed(engine, [(row, 12)], hidden)
     engine.crop(row, 12)
     assert row.length == engine.used_bytes == 0
-    engine.step([(row, 9)], hidden[:, :9])
+    feed(engine, [(row, 9)], hidden[:, :9])
     twin = engine.fork(row)
     for each in (row, twin):
-        assert error(engine.step([(each, 3)], hidden[:, 9:]), whole[:, 9:]) < EXACT
+        assert error(feed(engine, [(each, 3)], hidden[:, 9:]), whole[:, 9:]) < EXACT
     assert not engine.can_crop
     with pytest.raises(BadRequestError, match="rewound"):
         engine.crop(row, 2)
@@ -265,9 +266,9 @@ def test_positions_that_the_caller_sets_are_obeyed(checkpoints: Checkpoints, fam
     first, both = hidden[:, :6], torch.cat([hidden[:, 6:], other], dim=1)
     rows = [(engine.open(), engine.open()) for engine in engines]
     for engine, (row, _) in zip(engines, rows, strict=True):
-        first = engine.step([(row, 6)], first, positions[:6])
+        first = feed(engine, [(row, 6)], first, positions[:6])
     for engine, (row, second) in zip(engines, rows, strict=True):
-        both = engine.step([(row, 4), (second, 4)], both, torch.cat([positions[6:], torch.arange(4)]))
+        both = feed(engine, [(row, 4), (second, 4)], both, torch.cat([positions[6:], torch.arange(4)]))
     outputs = torch.cat([first, both[:, :4]], dim=1)
     assert error(outputs, expected) < EXACT
     assert error(both[:, 4:], counted) < EXACT
@@ -279,7 +280,7 @@ def test_a_plain_model_in_the_process_does_not_notice(checkpoints: Checkpoints) 
     before = [reference.run(20, seed=7) for reference in references]
     engine = engines_of(checkpoints, "bloom")[0]
     row = engine.open()
-    engine.step([(row, 5)], before[0][0][:, :5])
+    feed(engine, [(row, 5)], before[0][0][:, :5])
     after = [reference.run(20, seed=7) for reference in references]
     assert all(torch.equal(old, new) for old, new in zip(sum(before, ()), sum(after, ()), strict=True))
     engine.close(row)
@@ -364,9 +365,9 @@ def test_in_bfloat16_logits_stay_within_a_bound(checkpoints: Checkpoints, family
 def test_the_self_test_says_why_an_engine_is_wrong_and_leaves_no_trace(
     checkpoints: Checkpoints, make: Any, family: str, words: str
 ) -> None:
-    span = load_span(open_checkpoint(checkpoints(family)), Span(0, 2), dtype=torch.float32)
+    span = load_span(open_checkpoint(checkpoints(family)), Span(0, 2), dtype=torch.float32, device=DEVICE)
     test = SelfTest(span)
-    hidden = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(9))
+    hidden = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(9)).to(DEVICE)
     before = span(hidden)
     assert words in str(test.fault(make))
     assert torch.equal(span(hidden), before)
@@ -382,9 +383,9 @@ def test_chunks_are_fed_token_by_token_only_where_they_must_be(
     """Also in bfloat16, where outputs hide a forgotten state in their rounding."""
     engine = engines_of(checkpoints, family, dtype)[1]
     row = engine.open()
-    engine.step([(row, 9)], torch.randn(1, 9, 64).to(dtype))
+    feed(engine, [(row, 9)], torch.randn(1, 9, 64).to(dtype))
     before = engine.forwards
-    engine.step([(row, 4)], torch.randn(1, 4, 64).to(dtype))
+    feed(engine, [(row, 4)], torch.randn(1, 4, 64).to(dtype))
     assert engine.forwards - before == (4 if unrolls else 1)
 
 
@@ -392,7 +393,7 @@ def test_the_self_test_sees_a_wrong_window(checkpoints: Checkpoints, monkeypatch
     """A window far beyond the test's length: it is made small for the test, so an engine that ignores it fails all the same."""
     checkpoint = open_checkpoint(checkpoints("mistral"))
     checkpoint.config.sliding_window = 4_000
-    span = load_span(checkpoint, Span(0, 2), dtype=torch.float32)
+    span = load_span(checkpoint, Span(0, 2), dtype=torch.float32, device=DEVICE)
     monkeypatch.setattr("node.serving.packed.read_windows", lambda config: [(0, 0)] * 2)
     engine = choose_engine(span, LIMIT)
     assert engine.mode == "paged"
@@ -402,7 +403,7 @@ def test_the_self_test_sees_a_wrong_window(checkpoints: Checkpoints, monkeypatch
 def test_a_span_that_no_engine_serves_is_refused_with_every_reason(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32)
+    span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32, device=DEVICE)
     monkeypatch.setattr("node.serving.selftest.EXACT", -1.0)  # nothing is good enough
     with pytest.raises(ModelNotSupportedError, match=r"packed: .*paged: .*serial: .*recomputing: ") as refusal:
         choose_engine(span, LIMIT)
@@ -410,7 +411,7 @@ def test_a_span_that_no_engine_serves_is_refused_with_every_reason(
 
 
 def test_a_span_inside_an_engine_cannot_be_run_behind_its_back(checkpoints: Checkpoints) -> None:
-    span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32)
+    span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32, device=DEVICE)
     choose_engine(span, LIMIT)
     with pytest.raises(RuntimeError, match="belong to a packed engine"):
-        span(torch.randn(1, 3, 64))
+        span(torch.randn(1, 3, 64).to(DEVICE))

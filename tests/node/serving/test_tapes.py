@@ -17,6 +17,7 @@ from node.serving.tapes import Tapes
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
+from tests.devices import DEVICE, feed
 from tests.families import Checkpoints
 
 SIZE = 8
@@ -240,7 +241,7 @@ def test_an_engine_that_has_practised_plays(
 ) -> None:
     monkeypatch.setattr(products, "fastest", lambda weights, count: way)
     checkpoint = open_checkpoint(checkpoints(family))
-    spans = [load_span(checkpoint, Span(0, checkpoint.num_blocks), dtype=torch.float32) for _ in range(2)]
+    spans = [load_span(checkpoint, Span(0, checkpoint.num_blocks), dtype=torch.float32, device=DEVICE) for _ in range(2)]
     playing, running = (PackedEngine(span, 1 << 30) for span in spans)
     while playing.practise():
         pass
@@ -249,7 +250,7 @@ def test_an_engine_that_has_practised_plays(
     for step in [(5, 2), (1, 0), (1, 1), (1, 0), (0, 3), (2, 5), (1, 1), (16, 0), (17, 1), (1, 0)]:
         hidden = torch.randn(1, sum(step), playing.hidden_size)
         outputs = [
-            engine.step([(row, count) for row, count in zip(own, step, strict=True) if count], hidden.clone())
+            feed(engine, [(row, count) for row, count in zip(own, step, strict=True) if count], hidden.clone())
             for engine, own in zip((playing, running), rows, strict=True)
         ]
         if way is F.linear:
@@ -262,18 +263,18 @@ def test_an_engine_that_has_practised_plays(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_lone_token_has_the_model_s_own_bits(checkpoints: Checkpoints, dtype: torch.dtype) -> None:
     checkpoint = open_checkpoint(checkpoints("llama"))
-    engines = [PackedEngine(load_span(checkpoint, Span(0, 2), dtype=dtype), 1 << 30) for _ in range(2)]
+    engines = [PackedEngine(load_span(checkpoint, Span(0, 2), dtype=dtype, device=DEVICE), 1 << 30) for _ in range(2)]
     engines[0].practise()
     rows = [engine.open() for engine in engines]
     for count in (5, 1, 1):
         hidden = torch.randn(1, count, engines[0].hidden_size).to(dtype)
-        outputs = [engine.step([(row, count)], hidden) for engine, row in zip(engines, rows, strict=True)]
+        outputs = [feed(engine, [(row, count)], hidden) for engine, row in zip(engines, rows, strict=True)]
         assert torch.equal(*outputs)
     assert [engine._tapes.played for engine in engines] == [2, 0]
 
 
 def test_an_engine_without_memory_does_not_practise(checkpoints: Checkpoints) -> None:
     checkpoint = open_checkpoint(checkpoints("llama"))
-    engine = PackedEngine(load_span(checkpoint, Span(0, 1), dtype=torch.float32), 0)
+    engine = PackedEngine(load_span(checkpoint, Span(0, 1), dtype=torch.float32, device=DEVICE), 0)
     assert not engine.practise()
     assert engine.used_bytes == 0

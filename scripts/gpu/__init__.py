@@ -1,0 +1,1 @@
+"""Sections of `scripts/gpu_check`, each run in a process of its own."""
