@@ -1,7 +1,8 @@
 """Checks serving on a machine with CUDA and without a network.
 
 Tests of every engine, then decode, prefill and captured forwards. Every section is a process of its own with a time limit, so one that
-fails, hangs or breaks the device's context stops no other. All limits together stay below eight minutes. Speeds are shares of what the same card was just measured to copy and to multiply.
+fails, hangs or breaks the device's context stops no other. All limits together stay below eight minutes. Speeds are shares of what the
+same card was just measured to copy and to multiply.
 
 Run: scripts/gpu_check --fetch                          here: wheels into .gpu_wheels (an ignored folder that travels)
      scripts/gpu_check [--only decode prefill]          there: JSON into $OUT/gpu_check.json, a table last; 1 if a section failed

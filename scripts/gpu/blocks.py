@@ -47,10 +47,10 @@ def load(device: str, sizes: Sizes, folder: Path) -> Blocks:
 
     checkpoint = open_checkpoint(folder / sizes.shape.name)
     span, dtype = Span(0, checkpoint.num_blocks), getattr(torch, sizes.shape.dtype)
-    room = hardware.room_bytes(device)
+    free_bytes = hardware.room_bytes(device)
     weight_bytes = span_bytes(checkpoint, span, dtype)
     module = load_span(checkpoint, span, dtype=dtype, device=device)
-    engine = choose_engine(module, int((room - weight_bytes) * KV_SHARE))
+    engine = choose_engine(module, int((free_bytes - weight_bytes) * KV_SHARE))
     return Blocks(engine, weight_bytes, kv_bytes_per_token(checkpoint.config, span, dtype))
 
 

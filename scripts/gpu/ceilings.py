@@ -58,7 +58,7 @@ def matmul_flop_per_s(device: str, size: int) -> float:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What was measured, for whoever reads the JSON later."""
+    """What was measured, for those who read the JSON later."""
     import torch
 
     from node import hardware

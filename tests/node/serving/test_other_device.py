@@ -12,7 +12,7 @@ from node.serving.ends_selftest import choose_ends
 from node.serving.engine import choose_engine
 from node.serving.scheduler import HeldRows, Job
 from protocols.ids import PeerId, SessionId, Span
-from swarm.inference.compute import Ask
+from protocols.inference import StepSpec
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_ends, load_span
 from tests.families import make_checkpoint
@@ -47,7 +47,7 @@ def test_a_batch_goes_to_the_device_and_its_outputs_come_back(tmp_path: Path) ->
         span.to(OTHER)
         loaded.model.to(OTHER)
         engine, ends = choose_engine(span, 1 << 30), choose_ends(loaded, 256)
-        of_ids = Job(session=session(), counts=(3,), values=ids, ask=Ask(kind="ids", result="logits", want=1), done=print)
+        of_ids = Job(session=session(), counts=(3,), values=ids, spec=StepSpec(kind="ids", result="logits", want=1), done=print)
         of_hidden = Job(session=session(), counts=(2,), values=torch.randn(2, 64), positions=torch.tensor([4, 9]), done=print)
         batch = [(of_ids, [engine.open()]), (of_hidden, [engine.open()])]
         for job in (of_ids, of_hidden):
