@@ -22,9 +22,6 @@ README_LINES = 150
 LINE = 140
 """Longest line of prose; tables, code and generated parts may be wider."""
 
-WIDE = ("real-model.md",)
-"""Documents with lines that are longer; the list only shrinks."""
-
 
 def test_the_readme_is_short_and_begins_with_the_picture() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
@@ -37,7 +34,7 @@ def test_the_picture_is_what_its_script_makes() -> None:
     assert picture.FILE.read_text(encoding="utf-8") == picture.route(), "old: .venv/bin/python scripts/docs.py"
 
 
-@pytest.mark.parametrize("document", [page for page in DOCUMENTS if page.name not in WIDE], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_no_line_of_prose_is_too_long(document: Path) -> None:
     lines = document.read_text(encoding="utf-8").splitlines()
     prose = {number for number, _ in words.prose_of_markdown("\n".join(lines))}
