@@ -1,7 +1,8 @@
 """Benchmarks against a reference in the same run, interleaved; machines are noisy, so ratios and the best of many are what to trust.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, prefill, sessions, chats, node, wide area. Only --publish changes docs/bench/inference.json, the documents and the plots.
+hops, decode, real, prefill, sessions, chats, node, wide area. Only --publish changes docs/bench/inference.json, the documents and the
+plots. `real` is left out if `scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -24,17 +25,18 @@ from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "docs" / "bench" / "inference.json"
-SECTIONS = ("hops", "decode", "prefill", "sessions", "chats", "node", "wide area")
+SECTIONS = ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area")
 
 
 def sections(town: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each section runs."""
-    from benchmarks import crowd, generation, hops, node_cost, wide_area
+    from benchmarks import crowd, generation, hops, models, node_cost, wide_area
 
     few = max(3, repeats // 3)
     return {
         "hops": lambda: hops.measure(town, repeats, 48, (1, 2, 4)),
         "decode": lambda: generation.decode(town, repeats, 24),
+        "real": lambda: generation.decode(town, repeats, 24, [models.real()]),
         "prefill": lambda: generation.prefill(town, repeats),
         "sessions": lambda: crowd.throughput(town, repeats, 24),
         "chats": lambda: crowd.disturbed(town, few, 60) | {"repeats": few},
@@ -45,6 +47,7 @@ def sections(town: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]
 
 def run(names: list[str], repeats: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The sections' results, and why others have none."""
+    import real_model
     from benchmarks import swarms
     from volunteers import VolunteerError
 
@@ -58,6 +61,9 @@ def run(names: list[str], repeats: int) -> tuple[dict[str, Any], dict[str, str]]
         torch.set_num_threads(1)
         logging.disable_progress_bar()
         for name in names:
+            if name == "real" and real_model.found() is None:
+                print("bench: no section 'real': the model is not here; scripts/real_model fetches it", file=sys.stderr)
+                continue
             before, started = os.getloadavg()[0], time.time()
             try:
                 with swarms.town(folder) as town:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,12 @@ SHORT_PROMPT = 16
 LONG_PROMPTS = (512, 2_048)
 
 
-def decode(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
-    """Section `decode`: ms per token and until the first one, of both models."""
+def decode(
+    town: Town, repeats: int, num_tokens: int, shapes: Sequence[models.Shape] = (models.TINY, models.SMALL)
+) -> dict[str, Any]:
+    """Sections `decode` and `real`: ms per token and until the first one, of each model."""
     rows = []
-    for shape in (models.TINY, models.SMALL):
+    for shape in shapes:
         paths = _paths(town, shape)
         ids = models.prompt(shape, SHORT_PROMPT)
         runs = timing.interleaved(

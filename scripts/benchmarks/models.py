@@ -1,4 +1,4 @@
-"""The two models of the benchmark: random Llamas, one that is nearly all overhead, and one of 110 million parameters that is not."""
+"""The models of the benchmark: two random Llamas, one that is nearly all overhead, one of 110 million parameters; and a real one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Shape:
     kv_heads: int
     is_tied: bool
     """Embedding and head are one matrix."""
-    deviation: float
+    deviation: float = 0.0
     """Of the random weights: large enough that greedy decoding does not repeat one token for ever."""
     dtype: str = "float32"
+    place: Path | None = None
+    """The checkpoint, if it is not made here."""
 
     @property
     def value_bytes(self) -> int:
@@ -66,8 +68,21 @@ SMALL = Shape(
 """The blocks have 85 million parameters, embedding and head (tied) 25 million."""
 
 
+def real() -> Shape | None:
+    """SmolLM2-135M-Instruct, if `scripts/real_model` has fetched it."""
+    import real_model
+
+    place = real_model.found()
+    return place and Shape(
+        name=real_model.NAME, vocab=49_152, hidden=576, intermediate=1_536, blocks=real_model.NUM_BLOCKS, heads=9, kv_heads=3,
+        is_tied=True, place=place,
+    )  # fmt: skip
+
+
 def checkpoint(shape: Shape, folder: Path, device: str = "cpu") -> Path:
     """A checkpoint directory of that shape in `folder`, made where it is not there yet. device: where its weights are drawn."""
+    if shape.place is not None:
+        return shape.place
     directory = folder / shape.name
     if not (directory / "config.json").exists():
         import torch

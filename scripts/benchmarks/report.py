@@ -30,9 +30,12 @@ def _hops(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, b
             yield row["path"], value["best"], value["median"], value["best"] <= 1.0
 
 
-def _speed(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
-    row = section["rows"][-1]
-    yield row["model"], row["speed_of_local"]["best"], row["speed_of_local"]["median"], row["speed_of_local"]["best"] >= 0.9
+def _speed(bound: float) -> Callable[[dict[str, Any]], Iterator[tuple[str, float, float | None, bool]]]:
+    def find(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+        row = section["rows"][-1]
+        yield row["model"], row["speed_of_local"]["best"], row["speed_of_local"]["median"], row["speed_of_local"]["best"] >= bound
+
+    return find
 
 
 def _first(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
@@ -71,7 +74,8 @@ def _value(
 
 TARGETS = (
     Target("hops", "overhead of a hop beyond compute, ms", "≤ 1.0", _hops),
-    Target("decode", "2 nodes decode at this share of local speed", "≥ 0.9", _speed),
+    Target("decode", "2 nodes decode at this share of local speed", "≥ 0.9", _speed(0.9)),
+    Target("real", "2 nodes decode at this share of local speed", "≥ 0.95", _speed(0.95)),
     Target("decode", "first token, prompt of 16, 2 nodes: ms beyond local", "≤ 10", _first),
     Target("sessions", "8 sessions: tokens/s of one session, times", "≥ 2.6, 3.8", _sessions),
     Target("prefill", "prompt over 2 nodes: share of local time", "≤ 1.2, 1.0", _prefill),
@@ -116,6 +120,11 @@ SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     (
         "decode",
         "decoding over 2 nodes, share of the speed of transformers on one machine (110M parameters)",
+        lambda section: f"{section['rows'][-1]['speed_of_local']['best']:.2f}",
+    ),
+    (
+        "real",
+        "the same with a real model, SmolLM2-135M",
         lambda section: f"{section['rows'][-1]['speed_of_local']['best']:.2f}",
     ),
     (

@@ -172,6 +172,7 @@ def save_tokenizer(file: Path, target: Path) -> None:
 
     if "tokenizer.ggml.tokens" in gguf.GGUFReader(str(file)).fields:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer.init_kwargs["local_files_only"] = False  # how it was loaded; saved, it would change the digest of the model
         tokenizer.save_pretrained(target)
 
 
