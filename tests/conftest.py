@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.fast import Processes
 from tests.forked import ForkServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +30,14 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 settings.register_profile("shared machine", deadline=None, print_blob=True)
 settings.load_profile("shared machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out the tests that start processes (by folder: tests/fast.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Processes(config.getoption("--fast")))
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,6 @@ def test_a_model_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_the_demo_survives_a_kill_and_leaves_a_swarm_to_talk_to(tmp_path: Path) -> None:
     """The real thing, with less training: it exits 0 only where the text is that of one machine and a death was survived."""
     command = [

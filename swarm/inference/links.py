@@ -15,7 +15,7 @@ from protocols.inference import Attach, Fork, Grant, Hop, Open
 from protocols.progress import Progress, ProgressRequest
 from protocols.services import ATTACH, PROGRESS, SESSION, Method
 from swarm.inference.dials import Dials
-from swarm.inference.wire import OnLost, OnMessage, Wire
+from swarm.inference.wire import DEFAULT, OnLost, OnMessage, Wire, WireLimits
 from swarm.rpc.pool import ChannelPool
 
 DIAL_S = 6.0
@@ -28,9 +28,9 @@ PROGRESS_S = 2.0
 class Links:
     """Opens wires to the peers of a route, each pinned to the certificate that the route names."""
 
-    def __init__(self, pool: ChannelPool, dials: Dials | None = None) -> None:
+    def __init__(self, pool: ChannelPool, dials: Dials | None = None, limits: WireLimits = DEFAULT) -> None:
         """dials: bounds, where it is for others that we dial; None: for ourselves."""
-        self._pool, self._dials = pool, dials
+        self._pool, self._dials, self._limits = pool, dials, limits
 
     async def open(
         self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost, fork: Fork | None = None
@@ -59,7 +59,8 @@ class Links:
             async with asyncio.timeout(DIAL_S):
                 async with self._turn(grant, hop):
                     channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
-                return Wire(await channel.stream(method, is_awaited=False), on_message, on_lost, has_dialled=True)
+                stream = await channel.stream(method, is_awaited=False)
+                return Wire(stream, on_message, on_lost, has_dialled=True, limits=self._limits)
         except TimeoutError:
             raise PeerUnreachableError(
                 f"{short_peer(hop.peer)} at {', '.join(hop.addresses)} did not answer within {DIAL_S:.0f} s"

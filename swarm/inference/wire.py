@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
 from protocols import inference
 from protocols.defaults import WINDOW_BYTES
@@ -30,24 +31,34 @@ from swarm.rpc.stream import Stream
 OnMessage = Callable[["Wire", Message], Awaitable[None]]
 OnLost = Callable[["Wire", SwarmError | None], Awaitable[None]]
 
-MAX_OUTBOX = 256
-"""Messages that wait to be sent; an honest session has a window of 8 steps and a few words. Beyond it the wire is given up."""
-
 MAX_OUTBOX_BYTES = 4 * WINDOW_BYTES
 """What they keep alive, a single message excepted; an honest session has WINDOW_BYTES in flight, and may ask for them once more."""
 
 _TRACED = (Step, Reply)
 
-LINGER_S = 3.0
-"""After our last word: how long it may take to be sent, and how long the other side may then take to end too."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireLimits:
+    """What may wait on a wire, and how long its end may take."""
+
+    max_outbox: int = 256
+    """Messages that wait to be sent; an honest session has a window of 8 steps and a few words. Beyond it the wire is given up."""
+
+    linger_s: float = 3.0
+    """Seconds after our last word: for it to be sent, and then for the other side to end too."""
+
+
+DEFAULT = WireLimits()
 
 
 class Wire:
     """One direction-less pipe of messages over a stream. After `on_lost`, or `close`, `post` does nothing."""
 
-    def __init__(self, stream: Stream, on_message: OnMessage, on_lost: OnLost, *, has_dialled: bool = False) -> None:
+    def __init__(
+        self, stream: Stream, on_message: OnMessage, on_lost: OnLost, *, has_dialled: bool = False, limits: WireLimits = DEFAULT
+    ) -> None:
         """has_dialled: the other side is one that we chose; it ends after us, and nonsense from it is its fault, not a refusal."""
-        self._has_dialled = has_dialled
+        self._has_dialled, self._limits = has_dialled, limits
         self._stream, self._on_message, self._on_lost = stream, on_message, on_lost
         self._outbox: AwaitedQueue[Message | Iterator[Message] | Begun | None] = AwaitedQueue()
         self._outbox_bytes = 0
@@ -67,7 +78,7 @@ class Wire:
         if not self.is_open:
             return
         num_bytes = self._outbox_bytes + weight(message)
-        if self._outbox.qsize() >= MAX_OUTBOX or (self._outbox_bytes and num_bytes > MAX_OUTBOX_BYTES):
+        if self._outbox.qsize() >= self._limits.max_outbox or (self._outbox_bytes and num_bytes > MAX_OUTBOX_BYTES):
             self._has_overflowed = True
             self._alarm.set()
         elif self._outbox.is_awaited and isinstance(message, _TRACED):
@@ -85,7 +96,7 @@ class Wire:
         try:
             done, _ = await asyncio.wait((writer, reader, watch), return_when=asyncio.FIRST_COMPLETED)
             if done == {writer} and self._has_dialled:  # the other side ends after us, or has said why it takes nothing more
-                await asyncio.wait((reader,), timeout=LINGER_S)
+                await asyncio.wait((reader,), timeout=self._limits.linger_s)
             reason = _failure(reader) or _failure(writer) or _failure(watch)
         finally:
             for task in (writer, reader, watch):
@@ -139,7 +150,7 @@ class Wire:
         if self._has_overflowed:
             waiting = f"{counted(self._outbox.qsize(), 'message')} of {self._outbox_bytes} bytes"
             raise PeerUnreachableError(f"{waiting} wait for a peer that does not read: the stream is given up")
-        await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(self._limits.linger_s)
 
     def end(self) -> None:
         """Say nothing more after what was posted; `on_lost` will not be called."""
@@ -149,7 +160,7 @@ class Wire:
             self._alarm.set()
 
     async def ended(self) -> None:
-        """Wait until what was posted before `end` has been sent and the other side has ended too, LINGER_S each at most."""
+        """Wait until what was posted before `end` has been sent and the other side has ended too, `linger_s` each at most."""
         if self._task is not None and self._task is not asyncio.current_task():
             await asyncio.wait((self._task,))
 

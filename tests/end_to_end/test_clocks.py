@@ -84,7 +84,6 @@ def test_a_client_two_minutes_ahead_is_told_of_its_clock_and_not_to_check_the_na
     assert "timedatectl" in error and "Hub" not in error
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("off_s", [-29, -120])
 def test_a_node_that_is_behind_serves_or_is_told_before_it_is_ready(off_s: int, model: Path, peer: str, tmp_path: Path) -> None:
     name = f"off by {-off_s}"

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
 
@@ -74,7 +73,6 @@ class Volunteers:
         assert set(where) == SPANS
 
 
-@pytest.mark.slow
 def test_six_volunteers_keep_a_model_covered_whoever_comes_and_goes(tmp_path: Path, fork_server: ForkServer) -> None:
     seed = 4
     torch.set_num_threads(1)

@@ -91,7 +91,6 @@ def local_text(model: Path) -> str:
     return text
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not mdns.is_installed(), reason="the extra `lan` is not installed")
 def test_two_nodes_and_a_client_without_an_address_find_each_other(
     bridge: Bridge, model: Path, tmp_path: Path, fork_server: ForkServer

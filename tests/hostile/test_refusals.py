@@ -12,7 +12,8 @@ import torch
 
 from protocols.errors import BY_CODE, BadRequestError, ModelMismatchError, SwarmError
 from protocols.ids import Span, short_peer
-from swarm.inference import hearsay, wire
+from swarm.inference import hearsay
+from swarm.inference.wire import WireLimits
 from tests.hostile.liars import Accuser, Modest, Refuser
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference
 
@@ -21,10 +22,10 @@ ESCAPES = "\x1b[2J\x1b]0;owned\x07pay here\r\n" + "x" * 1_500
 
 
 @pytest.fixture
-async def swarm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ToySwarm]:
-    monkeypatch.setattr(wire, "LINGER_S", 0.1)  # liars do not say goodbye
+async def swarm() -> AsyncIterator[ToySwarm]:
     fresh_seed()
     toys = Modest()
+    toys.wire_limits = WireLimits(linger_s=0.1)  # liars do not say goodbye
     yield toys
     await toys.stop()
 

@@ -15,13 +15,14 @@ from protocols.defaults import PATIENCE_S
 from protocols.errors import NoRouteError
 from protocols.ids import Span
 from protocols.inference import History
-from swarm.inference import histories, legs, wire
+from swarm.inference import histories, legs
 from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.inference.suspicion import Finding, Kind
 from swarm.inference.watch import BUSY_FACTOR, Watch
+from swarm.inference.wire import WireLimits
 from tests.hostile.liars import LIES, Modest, Swallower
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
@@ -31,10 +32,10 @@ LATE_S = 0.3
 
 
 @pytest.fixture
-async def swarm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ToySwarm]:
-    monkeypatch.setattr(wire, "LINGER_S", 0.1)  # swallowers do not say goodbye
+async def swarm() -> AsyncIterator[ToySwarm]:
     fresh_seed()
     toys = Modest()
+    toys.wire_limits = WireLimits(linger_s=0.1)  # swallowers do not say goodbye
     yield toys
     await toys.stop()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,7 +18,6 @@ from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.inference.wire import Wire
-from tests.swarm.inference import vanishing
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
@@ -217,23 +214,6 @@ async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) ->
     await session._legs.stop()  # a dead process repairs nothing …
     await swarm.pool.close()  # … its connections break, and nobody says close
     await until(lambda: not any(node.engine.used_bytes for node in nodes))
-
-
-async def test_a_client_that_is_killed_frees_memory_after_resume_s(swarm: ToySwarm) -> None:
-    """A process of its own, and `kill -9`: no word, no end of a stream, only connections that the system breaks."""
-    limits = HopLimits(resume_s=0.5)
-    nodes = [await swarm.serve(0, 2, limits=limits), await swarm.serve(2, 4, limits=limits)]
-    hops = [[node.address, node.identity.peer_id, node.certificate.der.hex(), str(node.span)] for node in nodes]
-    command = [sys.executable, "-m", vanishing.__name__, *(part for hop in hops for part in hop)]
-    client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    try:
-        assert client.stdout is not None
-        assert await asyncio.wait_for(client.stdout.readline(), 60) == b"ready\n"
-        assert [node.engine.used_bytes for node in nodes] == [5, 5]
-    finally:
-        client.kill()
-        await client.wait()
-    await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes))
 
 
 async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm: ToySwarm) -> None:

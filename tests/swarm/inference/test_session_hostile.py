@@ -13,7 +13,7 @@ from protocols import compression
 from protocols.errors import InternalError, NoRouteError, PeerUnreachableError, SwarmError
 from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
-from swarm.inference import wire
+from swarm.inference.wire import WireLimits
 from tests.swarm.inference.probe import FakeHop, Line
 from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
@@ -69,8 +69,8 @@ async def test_a_reply_that_is_not_what_was_asked_for_costs_the_hop_its_place(sw
     await session.close()
 
 
-async def test_the_first_hop_cannot_answer_in_the_place_of_the_last(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LINGER_S", 0.1)
+async def test_the_first_hop_cannot_answer_in_the_place_of_the_last(swarm: ToySwarm) -> None:
+    swarm.wire_limits = WireLimits(linger_s=0.1)
     honest, fake = await swarm.serve(2, 4), await FakeHop(Span(0, 2)).start()
     swarm.nodes.insert(0, fake)  # type: ignore[arg-type]
     session = swarm.session()
@@ -232,8 +232,8 @@ async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
     await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes), 5)
 
 
-async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LINGER_S", 0.1)  # the hop says nothing at all, not even goodbye
+async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm) -> None:
+    swarm.wire_limits = WireLimits(linger_s=0.1)  # the hop says nothing at all, not even goodbye
     await lure(swarm)
     session = swarm.session()
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))

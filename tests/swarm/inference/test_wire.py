@@ -14,7 +14,7 @@ from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Message
 from swarm.inference import wire as module
 from swarm.inference.inbox import weight
-from swarm.inference.wire import Wire
+from swarm.inference.wire import Wire, WireLimits
 from swarm.rpc import tls
 from swarm.rpc.call import Call
 from swarm.rpc.pool import ChannelPool
@@ -55,6 +55,7 @@ class Pair:
         self.serve: Callable[[Stream], Awaitable[None]] = self._serve_wire
         self.near, self.far = Ends(), Ends()
         self.far_wire: Wire | None = None
+        self.limits = WireLimits()
 
     async def _serve_wire(self, stream: Stream) -> None:
         self.far_wire = Wire(stream, self.far.on_message, self.far.on_lost)
@@ -71,7 +72,7 @@ class Pair:
         address = f"127.0.0.1:{await self.server.start()}"
         channel = await self.pool.channel(self.identity.peer_id, (address,), certificate.der)
         stream = await channel.stream(services.SESSION)
-        return Wire(stream, self.near.on_message, self.near.on_lost, has_dialled=True).start()
+        return Wire(stream, self.near.on_message, self.near.on_lost, has_dialled=True, limits=self.limits).start()
 
     async def stop(self) -> None:
         await self.pool.close()
@@ -185,9 +186,9 @@ async def test_nonsense_from_a_peer_that_we_chose_counts_as_its_loss(pair: Pair)
     assert isinstance(cause, PeerUnreachableError) and cause.try_another_peer and "no message" in str(cause)
 
 
-async def test_a_peer_that_does_not_read_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_does_not_read_is_given_up(pair: Pair) -> None:
     hold = asyncio.Event()
-    monkeypatch.setattr(module, "MAX_OUTBOX", 20)
+    pair.limits = WireLimits(max_outbox=20)
 
     async def read_nothing(stream: Stream) -> None:
         await hold.wait()
@@ -221,9 +222,9 @@ async def test_a_few_large_messages_are_enough_to_give_up_a_peer_that_does_not_r
     hold.set()
 
 
-async def test_an_end_does_not_wait_forever_for_a_peer_that_does_not_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_end_does_not_wait_forever_for_a_peer_that_does_not_read(pair: Pair) -> None:
     hold = asyncio.Event()
-    monkeypatch.setattr(module, "LINGER_S", 0.1)
+    pair.limits = WireLimits(linger_s=0.1)
 
     async def read_nothing(stream: Stream) -> None:
         await hold.wait()

@@ -30,6 +30,7 @@ from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
+from swarm.inference.wire import WireLimits
 from swarm.routing.router import Router
 from swarm.rpc import tls
 from swarm.rpc.call import Call
@@ -171,6 +172,8 @@ class ToySwarm:
         self.model, self.num_blocks, self.manifest = model, num_blocks, manifest
         self.clock = clock
         """Of the nodes; the client's is the machine's."""
+        self.wire_limits = WireLimits()
+        """Of the client's wires."""
         self.nodes: list[ToyNode] = []
         self.identity = new_identity()
         self.pool = ChannelPool(self.identity)
@@ -207,7 +210,7 @@ class ToySwarm:
     ) -> Session:
         """more: hidden_size and vocab_size, for a thin one; blocks, for a part of the model."""
         config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s, **more)
-        return Session(self.router, Links(self.pool), self.identity, config)
+        return Session(self.router, Links(self.pool, limits=self.wire_limits), self.identity, config)
 
     async def stop(self) -> None:
         await self.pool.close()

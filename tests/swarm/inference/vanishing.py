@@ -1,11 +1,11 @@
-"""A client in a process of its own that a test kills: `python -m tests.swarm.inference.vanishing ADDRESS PEER CERTIFICATE START:STOP …`,
-four arguments a hop. It takes a step over all of them, says "ready", and then waits for ever.
+"""A client for a process of its own that a test kills.
+
+`main` gets ADDRESS PEER CERTIFICATE START:STOP for each hop, takes a step over all of them, says "ready", and then waits for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
@@ -36,7 +36,3 @@ async def main(arguments: list[str]) -> None:
     await ask(session, (), [3, 2], random_tokens(5))
     print("ready", flush=True)
     await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))

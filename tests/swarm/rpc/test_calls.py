@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import subprocess
 import sys
 import time
 
@@ -306,21 +305,3 @@ async def test_one_connection_serves_everybody_who_asks_for_a_peer() -> None:
         again = await there.channel()
         assert again is not channels[0] and await again.unary(ECHO, b"!")
         await error_of(channels[0].unary(ECHO, b""), PeerUnreachableError)
-
-
-def test_grpc_is_told_before_it_is_loaded_that_its_event_engine_is_not_wanted() -> None:
-    """It reads its settings once, when it is loaded: set later, they do nothing, and nothing says so."""
-    code = """
-import os, sys
-
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name == "grpc":
-            print(os.environ.get("GRPC_EXPERIMENTS"), os.environ.get("GRPC_VERBOSITY"))
-
-sys.meta_path.insert(0, Watch())
-import swarm.rpc
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
-    assert done.stdout == "-event_engine_client,-event_engine_listener NONE\n", done.stderr

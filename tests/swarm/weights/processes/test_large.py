@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from protocols.weights import PIECE_BYTES
 from swarm.weights.cache import ModelCache
 from tests.swarm.weights.parts import Liar, Paused, Town, make_model, town
@@ -38,7 +36,6 @@ async def next_line(process: asyncio.subprocess.Process) -> dict[str, Any]:
     return dict(json.loads(line))
 
 
-@pytest.mark.slow
 async def test_four_sources_a_liar_and_two_deaths_cost_less_than_five_percent(tmp_path: Path) -> None:
     async with asyncio.timeout(120), town() as here:
         model = make_model(tmp_path / "source", block_bytes=29 * PIECE_BYTES + 99, end_bytes=4 * PIECE_BYTES)

@@ -391,11 +391,6 @@ def test_only_dead_sockets_of_p2pd_that_are_not_brand_new_are_swept() -> None:
             name.unlink(missing_ok=True)
 
 
-def test_importing_a_peer_is_cheap() -> None:
-    code = "import sys, swarm.peer, swarm.rpc; print([name for name in ('torch', 'hivemind', 'transformers') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-
-
 async def test_a_record_is_announced_anew_when_a_peer_that_may_have_kept_it_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

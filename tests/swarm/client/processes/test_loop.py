@@ -101,14 +101,6 @@ def test_a_forked_child_gets_a_loop_of_its_own() -> None:
     assert done.stdout == "7\n", done.stderr
 
 
-def test_importing_the_client_brings_no_hivemind_and_no_node() -> None:
-    done = run("""
-        import sys, swarm.client
-        print([name for name in sys.modules if name.split(".")[0] in ("hivemind", "node", "typer", "rich")])
-    """)
-    assert done.stdout == "[]\n", done.stderr
-
-
 def test_whoever_waits_for_a_short_errand_turns_the_loop() -> None:
     loop = background_loop()
     me = threading.current_thread().name
