@@ -76,7 +76,9 @@ class Host:
         """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
-        self._hops = Hops(self.served, Links(pool, Dials()), self._rows, self._limits, gate, self._clock)
+        self._hops = Hops(
+            self.served, Links(pool, Dials(max_in_all=self._limits.max_dials)), self._rows, self._limits, gate, self._clock
+        )
         self._hops.start()
 
     def drain(self) -> None:

@@ -80,8 +80,9 @@ class Hop:
         links: Links,
         others: Mapping[Key, Hop],
         now_s: Callable[[], float],
+        pace: Pace,
     ) -> None:
-        """others: all sessions at this node, of which this one may be a fork. now_s: of the node's `Clock`."""
+        """others: all sessions at this node, of which this one may be a fork. now_s: of the node's `Clock`. pace: its own."""
         self._now_s = now_s
         self.grant, self.index, self._served = grant, index, served
         self.next_step = 0
@@ -99,7 +100,7 @@ class Hop:
         self._down = Downstream(grant.session)
         self._loading: Loading | None = None
         self._successor = Successor(links, served.dtype, self._put_from_below, self.lose, self._on_wire_below)
-        self._pace = Pace()
+        self._pace = pace
         self._last_word: Close | None = None
         """What the hop below is told at the end; None where this node leaves and the session goes on without it."""
         self._has_given_up = False

@@ -21,8 +21,10 @@ from swarm.clock import SYSTEM, Clock
 from swarm.inference import grants
 from swarm.inference.closed import Closed
 from swarm.inference.compute import SessionCompute
+from swarm.inference.dials import MAX_DIALS
 from swarm.inference.hop import Hop
 from swarm.inference.links import Links
+from swarm.inference.pace import EPOCHS_S, Pace
 from swarm.inference.shares import to_give_way
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,12 @@ class HopLimits:
 
     unused_s: float = 60.0
     """Seconds without any message before a session gives its place to a new one, if there is no other."""
+
+    epochs_s: float = EPOCHS_S
+    """Seconds in which one session may begin MAX_EPOCHS epochs (`pace.py`)."""
+
+    max_dials: int = MAX_DIALS
+    """Next hops that are dialled at once, for all clients."""
 
     retained_bytes: int = RETAINED_BYTES
     """Sent activations kept for all sessions; beyond it the client that holds most loses its largest history."""
@@ -141,10 +149,13 @@ class Hops:
         if len(self._hops) >= self._limits.max_sessions:
             self._make_room()
         compute = self._new_compute(grant, grant.route[index].span)
-        hop = Hop(grant, index, self.served, compute, self._links, self._hops, self._clock.now_s)
+        hop = Hop(grant, index, self.served, compute, self._links, self._hops, self._clock.now_s, self._new_pace())
         self._hops[grant.client, grant.session, hop.span] = hop
         self._own(self._run(hop))
         return hop
+
+    def _new_pace(self) -> Pace:
+        return Pace(epochs_s=self._limits.epochs_s)
 
     def _make_room(self) -> None:
         """End a session that nobody has used for a while, of the client that holds most. OverloadedError if there is none."""

@@ -14,18 +14,22 @@ MAX_EPOCHS, EPOCHS_S = 5, 10.0
 """Epochs that one session may begin here in EPOCHS_S seconds. The next one is not refused, since many hops may die at once: it waits."""
 
 
-def delay_s(begun_s: deque[float], now_s: float) -> float:
+def delay_s(begun_s: deque[float], now_s: float, epochs_s: float = EPOCHS_S) -> float:
     """Seconds until one more may begin. begun_s: when the last MAX_EPOCHS began, oldest first."""
-    return max(0.0, begun_s[0] + EPOCHS_S - now_s) if len(begun_s) == begun_s.maxlen else 0.0
+    return max(0.0, begun_s[0] + epochs_s - now_s) if len(begun_s) == begun_s.maxlen else 0.0
 
 
 class Pace:
     """The epochs of one session, in their order."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        *,
+        epochs_s: float = EPOCHS_S,
     ) -> None:
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._epochs_s = clock, sleep, epochs_s
         self._newest = -1
         self._waiting: set[int] = set()
         self._begun_s: deque[float] = deque(maxlen=MAX_EPOCHS)
@@ -48,7 +52,7 @@ class Pace:
             self._waiting.discard(epoch)
 
     async def _begin(self, epoch: int) -> None:
-        while epoch > self._newest and (wait_s := delay_s(self._begun_s, self._clock())) > 0:
+        while epoch > self._newest and (wait_s := delay_s(self._begun_s, self._clock(), self._epochs_s)) > 0:
             await self._sleep(wait_s)
         if epoch > self._newest:
             self._newest = epoch

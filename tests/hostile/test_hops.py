@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from protocols.defaults import GRANT_LIFE_S
+from protocols.defaults import GRANT_LIFE_S, STALL_S
 from protocols.errors import UnauthenticatedError
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Hop, Reroute
 from swarm.inference.dials import MAX_DIALS_PER_CLIENT
 from swarm.inference.hops import HopLimits
-from swarm.inference.pace import MAX_EPOCHS
+from swarm.inference.pace import EPOCHS_S, MAX_EPOCHS
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, until
 from tests.virtual_time import Shifted
@@ -190,11 +190,13 @@ async def test_the_hop_above_cannot_use_a_grant_again_after_the_client_has_close
 
 
 async def test_a_session_whose_hops_die_again_and_again_still_answers(swarm: ToySwarm) -> None:
-    """Honest deaths, more in ten seconds than epochs go at once: they are slowed down for longer than a reply may be late."""
-    first = await swarm.serve(0, 2)
-    session = swarm.session(patience_s=30.0, stall_s=3.0)
+    """Honest deaths, more in EPOCHS_S than epochs go at once: they are slowed down for longer than a reply may be late (here, all
+    waits are a third as long)."""
+    limits = HopLimits(epochs_s=EPOCHS_S / 3)
+    first = await swarm.serve(0, 2, limits=limits)
+    session = swarm.session(patience_s=10.0, stall_s=STALL_S / 3)
     for number in range(MAX_EPOCHS + 2):
-        node = await swarm.serve(2, 4)
+        node = await swarm.serve(2, 4, limits=limits)
         await ask(session, (), [1], random_tokens(1))
         if number <= MAX_EPOCHS:
             await node.kill()

@@ -16,13 +16,15 @@ from protocols.errors import BadRequestError, SwarmError, UnauthenticatedError
 from protocols.ids import SessionId, Span
 from protocols.inference import Attach, Close, Crop, Expect, History, HopLost, Op, Open, Repeat, Reply, Reroute, Rows
 from protocols.progress import Progress
-from swarm.inference import dials, suspicion
-from swarm.inference import hop as hop_module
+from swarm.inference import suspicion
+from swarm.inference.hop import PART_S
+from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
 from swarm.inference.pace import MAX_EPOCHS
 from swarm.inference.suspicion import Finding, Kind
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.virtual_time import Shifted
 
 SESSION = SessionId(b"s" * 16)
 WHOLE = [(0, 4)]
@@ -427,14 +429,15 @@ async def test_what_came_over_an_older_wire_counts_no_more(client: Probe, node: 
     assert (await progress_of(client, node)).received == 0
 
 
-async def test_a_hop_is_busy_between_two_parts_of_a_history_for_a_while(
-    client: Probe, node: ToyNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hop_is_busy_between_two_parts_of_a_history_for_a_while(swarm: ToySwarm, client: Probe) -> None:
+    time_passes = Shifted()
+    swarm.clock = time_passes.clock()
+    node = await swarm.serve(0, 4)
     line, _ = await opened(client, node)
     await line.say(history_of(9, 0, 2, [2]))
     await until(lambda: node.engine.forwards == 1)
     assert (await progress_of(client, node)).is_busy
-    monkeypatch.setattr(hop_module, "PART_S", 0.0)  # the next part does not come
+    time_passes.ahead_s = PART_S  # the next part does not come
     assert not (await progress_of(client, node)).is_busy
 
 
@@ -455,12 +458,9 @@ async def test_a_hop_whose_new_route_waits_for_its_pace_says_so(swarm: ToySwarm,
     await below.stop()
 
 
-async def test_a_hop_that_dials_as_many_as_it_may_blames_itself(
-    swarm: ToySwarm, client: Probe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hop_that_dials_as_many_as_it_may_blames_itself(swarm: ToySwarm, client: Probe) -> None:
     """The hop below was never asked."""
-    monkeypatch.setattr(dials.Dials.__init__, "__defaults__", (8, 0))
-    node = await swarm.serve(0, 2)
+    node = await swarm.serve(0, 2, limits=HopLimits(max_dials=0))
     line = await client.open(node, grant_of(client.identity, [hop_of(node), absent_hop(2, 4)]))
     assert isinstance(await line.hear(), Expect)
     lost = await line.hear()
