@@ -7,6 +7,7 @@ import random
 from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.p2p import PeerID
 
+from swarm.clock import SYSTEM
 from swarm.dht.neighbourhood import _ODD, BUCKET_SIZE, DEPTH_MODULO, Neighbourhood
 
 
@@ -21,7 +22,7 @@ def neighbourhood(rng: random.Random) -> Quiet:
     made = Quiet(_initialized_with_create=True)
     made.node_id, made.peer_id = DHTID(rng.getrandbits(160)), PeerID(rng.randbytes(34))
     made.routing_table = RoutingTable(made.node_id, BUCKET_SIZE, DEPTH_MODULO)
-    made._silent, made._tasks = {}, set()
+    made._silent, made._tasks, made.clock = {}, set(), SYSTEM
     return made
 
 

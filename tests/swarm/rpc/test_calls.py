@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import sys
 import time
 
 import pytest
@@ -28,7 +26,7 @@ from protocols.ids import short_peer
 from protocols.services import Method
 from swarm.rpc import pool as pool_module
 from swarm.rpc.admission import Admission
-from tests.swarm.rpc.parts import CALLER, ECHO, FAIL, LARGE, REMAINING, SERVER, TALK, WAIT, error_of, running
+from tests.swarm.rpc.parts import ECHO, FAIL, LARGE, REMAINING, SERVER, TALK, WAIT, error_of, running
 
 
 async def test_our_errors_come_back_as_they_were_raised() -> None:
@@ -214,36 +212,6 @@ async def test_a_server_that_breaks_is_noticed_in_a_moment() -> None:
         await waiting
         assert time.monotonic() - began < 2.0
         await error_of(stream.send(b"x"), PeerUnreachableError)
-
-
-async def test_a_killed_server_process_is_noticed_in_a_moment() -> None:
-    code = (
-        "import asyncio, sys\n"
-        "from tests.swarm.rpc.parts import running\n"
-        "async def main():\n"
-        "    async with running() as there:\n"
-        "        print(there.address, flush=True)\n"
-        "        await asyncio.sleep(60)\n"
-        "asyncio.run(main())\n"
-    )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert process.stdout
-        address = (await process.stdout.readline()).decode().strip()
-        pool = pool_module.ChannelPool(CALLER)
-        channel = await pool.channel(SERVER.peer_id, (address,))
-        stream = await channel.stream(TALK)
-        waiting = asyncio.create_task(error_of(stream.receive(), PeerUnreachableError))
-        process.kill()
-        async with asyncio.timeout(2):
-            await waiting
-        for again in (channel.stream(TALK), channel.unary(ECHO, b""), pool.channel(SERVER.peer_id, (address,))):
-            await error_of(again, PeerUnreachableError)
-        await pool.close()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def test_receive_can_be_given_up_and_taken_up_again() -> None:
