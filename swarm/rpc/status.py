@@ -35,6 +35,9 @@ _STATUS: dict[str, grpc.StatusCode] = {
 }
 """Only for tools that look at gRPC statuses; our own peers read the code. Whatever is not here: see `status_of`."""
 
+LOST_STATUS = "Internal error from Core"
+"""gRPC's words if a message could not be written because the other side had just ended the call: its status, and our error, are lost."""
+
 
 def status_of(error: SwarmError) -> grpc.StatusCode:
     if isinstance(error, errors.BadRequestError):
@@ -77,7 +80,7 @@ def from_status(code: grpc.StatusCode, details: str | None, metadata: Iterable[A
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.OverloadedError(f"peer {name} takes no more calls: {text}")
         case grpc.StatusCode.UNKNOWN | grpc.StatusCode.INTERNAL if (
-            "RST_STREAM" in text or "Stream removed" in text or "closed" in text
+            "RST_STREAM" in text or "Stream removed" in text or "closed" in text or LOST_STATUS in text
         ):
             return errors.PeerUnreachableError(f"the connection to peer {name} broke: {text}")
     return errors.InternalError(f"the call to peer {name} failed with {code.name}: {text}")

@@ -245,6 +245,10 @@ async def code_of(channel: grpc.aio.Channel, method: services.Method, credential
         else:
             await channel.unary_unary(method.path)(b"x", metadata=metadata, timeout=5)
     except grpc.aio.AioRpcError as error:
+        if status.LOST_STATUS in (
+            error.details() or ""
+        ):  # it was refused before our message was written; which word, gRPC forgot
+            return await code_of(channel, method, credential)
         return dict(error.trailing_metadata() or ()).get(status.CODE_KEY, f"? {error}")
     return "done"
 

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 
+import grpc
 import pytest
 
 from protocols.defaults import MAX_FRAME_BYTES, MAX_PART_BYTES
@@ -25,6 +26,7 @@ from protocols.errors import (
 from protocols.ids import short_peer
 from protocols.services import Method
 from swarm.rpc import pool as pool_module
+from swarm.rpc import status
 from swarm.rpc.admission import Admission
 from tests.swarm.rpc.parts import ECHO, FAIL, LARGE, REMAINING, SERVER, TALK, WAIT, error_of, running
 
@@ -273,3 +275,9 @@ async def test_one_connection_serves_everybody_who_asks_for_a_peer() -> None:
         again = await there.channel()
         assert again is not channels[0] and await again.unary(ECHO, b"!")
         await error_of(channels[0].unary(ECHO, b""), PeerUnreachableError)
+
+
+def test_a_refusal_that_grpc_lost_is_a_broken_connection_and_no_fault_of_the_peer() -> None:
+    """gRPC forgets the other side's status if the call ends while a message is written; the next call hears why."""
+    error = status.from_status(grpc.StatusCode.INTERNAL, status.LOST_STATUS, (), SERVER.peer_id)
+    assert type(error) is PeerUnreachableError and error.try_another_peer
