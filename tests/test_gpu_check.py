@@ -126,7 +126,6 @@ def test_unpacked_wheels_can_be_imported(tmp_path: Path) -> None:
     assert said.stdout == "hello\n"
 
 
-@pytest.mark.slow
 def test_pytest_and_a_decode_run_in_processes_of_their_own(tmp_path: Path) -> None:
     """The other sections ran above; all of them take half a minute: scripts/gpu_check --device cpu --small."""
     arguments = f"--device cpu --small --only tests decode --out {tmp_path}/all.json"
