@@ -14,7 +14,7 @@ from protocols.weights import PIECE_BYTES
 from swarm.weights.cache import ModelCache
 from tests.swarm.weights.parts import Liar, Paused, Town, make_model, town
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 async def receiver(request: Path) -> asyncio.subprocess.Process:
