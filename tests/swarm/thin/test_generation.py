@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from protocols.errors import BadRequestError
-from protocols.inference import Crop, Op
+from protocols.inference import PASS_ON, Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from swarm.thin.choosing import Chooser, Choosing
 from swarm.thin.generation import Limits, Proposer, Row, generate
@@ -37,10 +37,11 @@ class Hops:
     steps: list[tuple[int, int, str]] = field(default_factory=list)
 
     async def step(
-        self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, want: int = -1, positions: Sequence[int] | None = None,
-        *, kind: str = "hidden", result: str = "hidden", top: int = 0,
+        self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = PASS_ON,
+        positions: Sequence[int] | None = None,
     ) -> Output:  # fmt: skip
-        assert kind == "ids" and tokens.dtype == "int32"
+        want, result, top = spec.want, spec.result, spec.top
+        assert spec.kind == "ids" and tokens.dtype == "int32"
         for op in ops:
             assert isinstance(op, Crop)
             del self.tokens[len(self.tokens) - op.tokens :]
