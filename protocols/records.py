@@ -19,10 +19,12 @@ import msgpack
 from protocols import bounds, fields, frame
 from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocols.errors import BadRequestError, ProtocolVersionError, shown
+from protocols.hosted import MAX_COUNT, MAX_HUNDREDTHS, MAX_QUEUE, STATES, Hosted, Load, hundredths
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, Span, peer_id_of, public_bytes
+from protocols.units import Blocks, Ends, Unit
+from protocols.weights_id import Weights
 
 VERSION: Final = 1
-STATES: Final = ("joining", "serving", "draining")
 BUCKETS: Final = 8
 """Keys over which the peers of one model spread: a DHT dictionary is one message, and should stay well below 2 MB."""
 
@@ -32,8 +34,6 @@ MAX_ROUND_TRIPS: Final = 8
 MAX_NAME: Final = 64
 MAX_MODEL_NAME: Final = 200
 MAX_CERTIFICATE_BYTES: Final = 1_024
-_MAX_COUNT = 1 << 40
-_MAX_HUNDREDTHS = 10**9
 _CONTEXT = b"murmuration-record/1\0"
 
 
@@ -75,8 +75,8 @@ class ServedSpan:
             ends=fields.flag(table, "ends"),
             dtype=fields.text(table, "dtype", 16),
             quantization=fields.text(table, "quantization", 16),
-            version=fields.integer(table, "version", 0, _MAX_COUNT),
-            state=_state(table, "state") if table.get("state") else "",
+            version=fields.integer(table, "version", 0, MAX_COUNT),
+            state=fields.one_of({"state": "", **table}, "state", ("", *STATES)),
         )
 
 
@@ -122,8 +122,32 @@ class PeerRecord:
         """Names of the models under which this record may stand."""
         return frozenset((*self.also, *(span.model.name for span in self.spans)))
 
-    def state_of(self, served: ServedSpan) -> str:
-        """A span's state; of a peer that leaves, every span is draining."""
+    @property
+    def hosted(self) -> tuple[Hosted, ...]:
+        """Its units."""
+        load = Load(free_tokens=self.free_tokens, queue=self.queue, step_ms=self.step_ms, block_ms=self.block_ms)
+        found: list[Hosted] = []
+        for served in self.spans:
+            blocks = Hosted(unit=Blocks.of(served.span), weights=Weights(served.model), num_blocks=served.num_blocks,
+                            dtype=served.dtype, quantization=served.quantization, state=served.state, load=load)  # fmt: skip
+            found += [blocks, replace(blocks, unit=Ends(), load=Load())] if served.ends else [blocks]
+        return tuple(found)
+
+    def blocks(self, digest: str | None = None) -> tuple[Hosted, ...]:
+        """The blocks that a route may lead over, whatever their state. digest: of these weights only."""
+        return tuple(one for one in self.hosted if one.is_blocks and digest in (None, one.weights.model.digest))
+
+    def beside(self, hosted: Hosted) -> frozenset[Unit]:
+        """Which units it hosts beside one of its own: of the same weights, in the same precision and state."""
+        return frozenset(
+            one.unit
+            for one in self.hosted
+            if one.unit != hosted.unit
+            and (one.weights, one.precision, self.state_of(one)) == (hosted.weights, hosted.precision, self.state_of(hosted))
+        )
+
+    def state_of(self, served: ServedSpan | Hosted) -> str:
+        """A unit's state; of a peer that leaves, every unit is draining."""
         return self.state if self.state == "draining" else served.state or self.state
 
     def encode(self) -> bytes:
@@ -149,12 +173,12 @@ class PeerRecord:
     def _pack(self) -> bytes:
         own = f"/p2p/{self.peer}"
         p2p = [text.removesuffix(self.peer) if text.endswith(own) else text for text in self.p2p_addresses]
-        trips = [[public_bytes(peer), _hundredths(ms)] for peer, ms in self.round_trips]
+        trips = [[public_bytes(peer), hundredths(ms)] for peer, ms in self.round_trips]
         table = {"v": VERSION, "k": public_bytes(self.peer), "n": self.name, "s": self.software, "p": list(self.protocol),
                    "t": self.state, "a": list(self.addresses), "c": self.certificate, "m": p2p, "r": self.reachable,
                    "b": [span._pack() for span in self.spans], "f": self.free_tokens, "q": self.queue,
-                   "w": _hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
-        table |= {"x": _hundredths(self.block_ms)} if self.block_ms else {}
+                   "w": hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
+        table |= {"x": hundredths(self.block_ms)} if self.block_ms else {}
         table |= {"h": self.room_blocks} if self.room_blocks else {}
         table |= {"o": list(self.also)} if self.also else {}
         packed: bytes = msgpack.packb(table)
@@ -174,7 +198,7 @@ class PeerRecord:
             name=fields.text(header, "n", MAX_NAME),
             software=fields.text(header, "s", MAX_NAME),
             protocol=(oldest, fields.integer(_pair(header), "newest", oldest, 1 << 16)),
-            state=_state(header, "t"),
+            state=fields.one_of(header, "t", STATES),
             addresses=fields.addresses(header, "a", MAX_ADDRESSES),
             certificate=fields.raw(header, "c", MAX_CERTIFICATE_BYTES),
             p2p_addresses=tuple(
@@ -182,19 +206,15 @@ class PeerRecord:
             ),
             reachable=None if header.get("r") is None else fields.flag(header, "r"),
             spans=tuple(ServedSpan._parse(span) for span in fields.array(header, "b", MAX_SPANS)),
-            free_tokens=fields.integer(header, "f", 0, _MAX_COUNT),
-            queue=fields.integer(header, "q", 0, 1 << 20),
-            step_ms=fields.integer(header, "w", 0, _MAX_HUNDREDTHS) / 100,
-            upload_bytes_s=fields.integer(header, "u", 0, _MAX_COUNT),
-            block_ms=fields.integer({"x": 0, **header}, "x", 0, _MAX_HUNDREDTHS) / 100,
+            free_tokens=fields.integer(header, "f", 0, MAX_COUNT),
+            queue=fields.integer(header, "q", 0, MAX_QUEUE),
+            step_ms=fields.integer(header, "w", 0, MAX_HUNDREDTHS) / 100,
+            upload_bytes_s=fields.integer(header, "u", 0, MAX_COUNT),
+            block_ms=fields.integer({"x": 0, **header}, "x", 0, MAX_HUNDREDTHS) / 100,
             room_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
             also=fields.texts({"o": [], **header}, "o", MAX_SPANS, MAX_MODEL_NAME),
         )
-
-
-def _hundredths(ms: float) -> int:
-    return min(round(ms * 100), _MAX_HUNDREDTHS)
 
 
 def _peer(public: bytes) -> PeerId:
@@ -207,18 +227,11 @@ def _pair(header: fields.Header) -> dict[str, Any]:
     return dict(zip(("oldest", "newest"), fields.array(header, "p", 2), strict=False))
 
 
-def _state(header: fields.Header, key: str) -> str:
-    state = fields.text(header, key, 16)
-    if state not in STATES:
-        raise BadRequestError(f"a peer's state is one of {', '.join(STATES)}, got {state!r}")
-    return state
-
-
 def _round_trip(pair: object) -> tuple[PeerId, float]:
     if not isinstance(pair, list) or len(pair) != 2:
         raise BadRequestError(f"a round trip is [public key, hundredths of a millisecond], got {shown(pair)}")
     table = {"key": pair[0], "ms": pair[1]}
-    return _peer(fields.raw(table, "key", 32)), fields.integer(table, "ms", 0, _MAX_HUNDREDTHS) / 100
+    return _peer(fields.raw(table, "key", 32)), fields.integer(table, "ms", 0, MAX_HUNDREDTHS) / 100
 
 
 def signed_bytes(key: bytes, subkey: bytes, payload: bytes, expires_s: float) -> bytes:

@@ -164,16 +164,21 @@ Unit = Blocks | Ends | Expert | Partition
 _KINDS: Final[tuple[type[Unit], ...]] = (Blocks, Ends, Expert, Partition)
 
 
+def find_unit(text: str) -> Unit | None:
+    """The unit that a text stands for; None if it has the form of none that is known here. BadRequestError for wrong numbers."""
+    for kind, form in zip(_KINDS, _FORMS, strict=True):
+        if match := form.fullmatch(text):
+            values: dict[str, Any] = {key: int(value) if key in _INTEGERS else value for key, value in match.groupdict().items()}
+            return kind(**values)
+    return None
+
+
 def parse_unit(text: object) -> Unit:
     """The unit that a text stands for: `str(parse_unit(text)) == text`. BadRequestError for any other text."""
-    if isinstance(text, str) and len(text) <= MAX_UNIT_TEXT:
-        for kind, form in zip(_KINDS, _FORMS, strict=True):
-            if match := form.fullmatch(text):
-                values: dict[str, Any] = {
-                    key: int(value) if key in _INTEGERS else value for key, value in match.groupdict().items()
-                }
-                return kind(**values)
-    raise BadRequestError(
-        f"not a unit: {shown(text)}; expected stack/start:stop, stack/ends, stack/layer/expert/index "
-        "or stack/layer/matrix/rows/start:stop (or columns), with a stack of decoder or encoder"
-    )
+    unit = find_unit(text) if isinstance(text, str) and len(text) <= MAX_UNIT_TEXT else None
+    if unit is None:
+        raise BadRequestError(
+            f"not a unit: {shown(text)}; expected stack/start:stop, stack/ends, stack/layer/expert/index "
+            "or stack/layer/matrix/rows/start:stop (or columns), with a stack of decoder or encoder"
+        )
+    return unit

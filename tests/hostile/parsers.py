@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocols import dictionary, entries, errors, frame, ids, inference, parts, pieces, records
+import msgpack
+
+from protocols import bounds, dictionary, entries, errors, frame, ids, inference, parts, pieces, records
+from protocols.hosted import Hosted
 from protocols.ids import Span
 from protocols.progress import Progress, ProgressRequest
 from protocols.units import parse_unit
@@ -108,6 +111,7 @@ def all_parsers() -> dict[str, Parser]:
         "model": _text(ids.ModelId.parse, str(MODEL)),
         "span": _text(Span.parse, "0:6"),
         "unit": _text(parse_unit, "decoder/3:6", "encoder/ends", "decoder/4/expert/7", "decoder/4/self_attn.q_proj/rows/0:128"),
+        "hosted": Parser(lambda data: Hosted.parse(frame.unpack_map(data, bounds.RECORD), [Weights(MODEL)]), (_HOSTED,)),
         "weights": _text(Weights.parse, str(MODEL), f"{MODEL}/7/{'c0' * 32}/adapter/{'ad' * 32}"),
         "known peers": Parser(
             lambda data: known.parse(data, NOW_S),
@@ -141,3 +145,4 @@ def _small(kind: str) -> bytes:
 
 _PROGRESS_ASKED: bytes = LARGEST["progress?"]().encode()
 _PROGRESS: bytes = LARGEST["progress"]().encode()
+_HOSTED: bytes = msgpack.packb(RECORD.hosted[0].pack([Weights(MODEL)]))

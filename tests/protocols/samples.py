@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import directory, entries, hello, inference, progress, records, tensors, weights
+from protocols import directory, entries, hello, hosted, inference, progress, records, tensors, weights
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, PeerId, SessionId, Span
 
@@ -271,7 +271,7 @@ def served_spans(draw: st.DrawFn) -> records.ServedSpan:
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         quantization=draw(st.sampled_from(["none", "int8"])),
         version=draw(st.integers(0, 1 << 40)),
-        state=draw(st.sampled_from(["", *records.STATES])),
+        state=draw(st.sampled_from(["", *hosted.STATES])),
     )
 
 
@@ -287,7 +287,7 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         name=draw(text(16)),
         software=draw(text(16)),
         protocol=(oldest, draw(st.integers(oldest, 9))),
-        state=draw(st.sampled_from(records.STATES)),
+        state=draw(st.sampled_from(hosted.STATES)),
         addresses=tuple(draw(st.lists(addresses, max_size=3))),
         certificate=draw(st.binary(max_size=500)),
         p2p_addresses=tuple(draw(st.lists(multiaddr, max_size=2))),

@@ -9,11 +9,13 @@ from typing import Any
 import msgpack
 import pytest
 
-from protocols import records
+from protocols import hosted, records
 from protocols.defaults import MAX_RECORD_BYTES
 from protocols.errors import BadRequestError, FrameError, ProtocolVersionError, SwarmError
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
+from protocols.units import Blocks, Ends
+from protocols.weights_id import Weights
 from tests.protocols.samples import ALICE, BOB, RECORD
 
 FULL = replace(
@@ -69,7 +71,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         replace(FULL, spans=(span,) * 8).fitted().encode()
 
 
-@pytest.mark.parametrize("state", records.STATES)
+@pytest.mark.parametrize("state", hosted.STATES)
 @pytest.mark.parametrize("reachable", [None, True, False])
 def test_states_come_back(state: str, reachable: bool | None) -> None:
     record = replace(RECORD, state=state, reachable=reachable, spans=())
@@ -116,6 +118,15 @@ def test_a_span_may_have_a_state_of_its_own_until_its_peer_leaves() -> None:
     assert [parsed.state_of(span) for span in parsed.spans] == ["serving", "joining"]
     leaving = replace(moving, state="draining")
     assert [leaving.state_of(span) for span in leaving.spans] == ["draining", "draining"]
+
+
+def test_a_unit_stands_beside_those_of_the_same_weights_precision_and_state() -> None:
+    blocks, ends = RECORD.hosted
+    assert (blocks.unit, ends.unit) == (Blocks(0, 2), Ends()) and blocks.weights == Weights(RECORD.spans[0].model)
+    assert blocks.load == hosted.Load(free_tokens=4096, queue=2, step_ms=12.34)
+    assert RECORD.beside(blocks) == {Ends()} and RECORD.beside(ends) == {Blocks(0, 2)}
+    assert not RECORD.beside(replace(blocks, dtype="bfloat16")) and not RECORD.beside(replace(blocks, state="joining"))
+    assert RECORD.blocks() == RECORD.blocks("ab" * 32) == (blocks,) and not RECORD.blocks("ac" * 32)
 
 
 SPAN: list[object] = ["tiny", b"\xab" * 32, 0, 2, 4, True, "float32", "none", 0]
