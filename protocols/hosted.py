@@ -1,4 +1,4 @@
-"""Hosted: one unit that a peer announces, of which weights, and its load.
+"""Hosted: one unit that a peer announces, with its weights and load.
 
 In a record it is a map under short keys; what is zero, empty or usual is left out, and unknown keys are ignored:
 
