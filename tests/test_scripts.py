@@ -137,6 +137,26 @@ def test_scripts_are_executable_and_parse() -> None:
         subprocess.run(["bash", "-n", path], check=True)
 
 
+@pytest.mark.parametrize(("beside", "others"), [(0, 0), (1, 0), (0, 1)])
+def test_fast_fails_if_one_of_its_halves_does_and_leaves_no_file(tmp_path: Path, beside: int, others: int) -> None:
+    stubs = {
+        "scripts/test": (ROOT / "scripts/test").read_text(),
+        "scripts/setup": "#!/bin/sh\n",
+        ".venv/bin/python": f'#!/bin/sh\ncase "$*" in *--ignore=*) exit {others};; *) exit {beside};; esac\n',
+    }
+    for name, script in stubs.items():
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script)
+        path.chmod(0o755)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [tmp_path / "checkout/scripts/test", "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "TMPDIR": str(temporary)})
+    assert done.returncode == max(beside, others), done.stdout + done.stderr
+    assert not list(temporary.iterdir())
+
+
 def test_the_lock_holds_exact_versions_and_no_torch() -> None:
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     names = [line.partition("==")[0] for line in lines]
