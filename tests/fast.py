@@ -1,12 +1,14 @@
-"""Which tests start processes: whole folders. `--fast` leaves them out, and no other test may start one.
+"""Decides by folder which tests may start processes.
 
+`--fast` leaves these out, and no other test may start one.
 Of tests that run for many families of models, `--fast` runs those of FAMILIES_OF_FAST.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing import util
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,23 @@ FOLDERS = ("end_to_end", "hostile", "node/cli")
 """All below them; so are all in a folder `processes`, and the files that lie directly in `tests/`."""
 
 FAMILIES_OF_FAST = ("llama",)
-"""The others differ by their attention; the whole suite, which CI runs, takes all."""
+"""`--fast` leaves out the other families, among them those with experts or a running state. The whole suite runs all."""
 
-EVENTS = frozenset(["subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"])
-"""Audit events of Python with which a process starts."""
+EVENTS = frozenset(
+    ["subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "multiprocessing.spawn", "tests.forked"]
+)
+"""Audit events with which a process starts: Python's, the one below, and that of `tests/forked.py`."""
+
+_spawnv_passfds = util.spawnv_passfds
+
+
+def _spawn_audited(path: bytes, args: Sequence[object], passfds: Sequence[int]) -> int:
+    """How multiprocessing starts a process by `spawn` or `forkserver`: Python has no audit event for it."""
+    sys.audit("multiprocessing.spawn", str(path))
+    return _spawnv_passfds(path, args, passfds)
+
+
+util.spawnv_passfds = _spawn_audited
 
 
 def starts_processes(path: Path) -> bool:

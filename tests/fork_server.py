@@ -2,7 +2,7 @@
 
 Imports cost six seconds of a core, a fork a few milliseconds. Before the fork nothing is started: no thread, loop or gRPC.
 `tests/forked.py` is the other side: a socket of packets, whose number is our argument.
-In: {"kind": "swarm" or "code", "arguments": […], "environment": {…}, "cwd": PATH, "is_terminal": bool}, with the descriptors of stdin,
+In: {"kind": "swarm" or "code", "arguments": […], "environment": {…}, "is_terminal": bool}, with the descriptors of stdin,
 stdout and stderr, and perhaps of a network namespace. Out: {} once all is imported, {"pid": N} for each child, {"pid": N, "code": C} if it
 has ended. At the end of the socket all children are killed.
 """
@@ -24,10 +24,11 @@ import sys
 import tempfile
 import termios
 import types
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_REQUEST_BYTES = 1 << 17
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 IMPORTED = ("node.cli.app", "node.cli.node", "node.app", "swarm.dht.node", "swarm.client.model", "swarm.client.connection",
             "transformers.models.llama.modeling_llama")  # fmt: skip
 
@@ -53,7 +54,7 @@ class ForkServer:
             if self._channel in ready:
                 data, descriptors = _received(self._channel)
                 if not data:
-                    return self._end()
+                    return kill_all(self._living)
                 pid = os.fork()
                 if not pid:
                     self._forget()
@@ -81,10 +82,13 @@ class ForkServer:
         os.close(self._wake)
         os.close(self._woken)
 
-    def _end(self) -> None:
-        for pid in self._living:
+
+def kill_all(pids: Iterable[int]) -> None:
+    """Each with its session; the process itself, too, since a new one may have no session of its own yet."""
+    for pid in pids:
+        for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)
 
 
 def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -97,8 +101,9 @@ def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Be the process that was asked for: a session of its own, its own streams, folder and environment, then its code."""
+    """Runs the request in this new process: own session, streams and environment. Does not return."""
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # if the server is killed, it cannot kill us
     for number, descriptor in enumerate(descriptors):
         if number < 3:
             os.dup2(descriptor, number)
@@ -109,7 +114,6 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or os.isatty(1))  # type: ignore[union-attr]
-    os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
     for name in ("swarm.inference.faults", "swarm.inference.trace"):  # they read the environment when they are imported

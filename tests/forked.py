@@ -112,7 +112,7 @@ class ForkServer:
             command, cwd=ROOT, env=environment, stdin=DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
         )
         theirs.close()
-        self._started: queue.Queue[tuple[int, queue.Queue[int]]] = queue.Queue()
+        self._started: queue.Queue[tuple[int, queue.Queue[int]] | None] = queue.Queue()
         self._turn = threading.Lock()
         self._is_warm = False
         self._reader = threading.Thread(target=self._read, name="fork server", daemon=True)
@@ -120,14 +120,26 @@ class ForkServer:
 
     def _read(self) -> None:
         ends: dict[int, queue.Queue[int]] = {}
-        while data := self._channel.recv(4096):
-            message = json.loads(data)
-            if "code" in message:
-                ends.pop(message["pid"]).put(message["code"])
-            else:
-                pid = message.get("pid", 0)
-                ends[pid] = queue.Queue()
-                self._started.put((pid, ends[pid]))
+        with contextlib.suppress(ConnectionError):
+            while data := self._channel.recv(4096):
+                message = json.loads(data)
+                if "code" in message:
+                    ends.pop(message["pid"]).put(message["code"])
+                else:
+                    pid = message.get("pid", 0)
+                    ends[pid] = queue.Queue()
+                    self._started.put((pid, ends[pid]))
+        for end in ends.values():
+            end.put(-signal.SIGKILL)  # all children end with the server
+        self._started.put(None)
+
+    def _next(self) -> tuple[int, queue.Queue[int]]:
+        """The next process that has started, and where its exit status will come; number 0 is the server itself."""
+        started = self._started.get(timeout=START_S)
+        if started is None:
+            self._started.put(None)  # for the next caller
+            raise AssertionError("the fork server has ended: its stderr, above, says why")
+        return started
 
     def popen(
         self,
@@ -139,7 +151,6 @@ class ForkServer:
         stderr: int | IO[Any] = PIPE,
         text: bool = True,
         environment: Mapping[str, str] | None = None,
-        cwd: Path = ROOT,
         is_terminal: bool = False,
         network: int | None = None,
     ) -> Child:
@@ -150,27 +161,27 @@ class ForkServer:
             end, stream = _ends_of(given, number == 0, text)
             theirs.append(end)
             ours.append(stream)
-        request = {"kind": kind, "arguments": list(map(str, arguments)), "cwd": str(cwd), "is_terminal": is_terminal}
+        request = {"kind": kind, "arguments": list(map(str, arguments)), "is_terminal": is_terminal}
         request["environment"] = {"PYTHONPATH": str(ROOT), **(os.environ if environment is None else environment)}
         given_to = [*theirs, network] if network is not None else theirs
         with self._turn:
             if not self._is_warm:
-                self._started.get(timeout=START_S)
+                self._next()
                 self._is_warm = True
-            socket.send_fds(self._channel, [json.dumps(request).encode()], given_to)
-            pid, end_of = self._started.get(timeout=START_S)
+            sys.audit("tests.forked", str(arguments[:2]))
+            with contextlib.suppress(ConnectionError):
+                socket.send_fds(self._channel, [json.dumps(request).encode()], given_to)
+            pid, end_of = self._next()
         for end, given in zip(theirs, (stdin, stdout, stderr), strict=True):
             if given in (PIPE, DEVNULL):
                 os.close(end)
         return Child(pid=pid, stdin=ours[0], stdout=ours[1], stderr=ours[2], _end=end_of, _arguments=list(map(str, arguments)))
 
-    def run(
-        self, arguments: Sequence[object], *, input: Any = None, timeout: float = 120.0, **how: Any
-    ) -> subprocess.CompletedProcess[Any]:
+    def run(self, arguments: Sequence[object], *, timeout: float = 120.0, **how: Any) -> subprocess.CompletedProcess[Any]:
         """Start one, and wait for its end; TimeoutExpired kills it."""
-        child = self.popen(arguments, stdin=DEVNULL if input is None else PIPE, **how)
+        child = self.popen(arguments, **how)
         try:
-            out, err = child.communicate(input, timeout)
+            out, err = child.communicate(timeout=timeout)
         except BaseException:
             child.kill()
             raise

@@ -105,7 +105,7 @@ class NodeProcess:
 
     def end(self, number: signal.Signals, timeout_s: float = 10.0) -> int:
         """Send a signal to this process alone, wait for its end, and return the exit status."""
-        os.kill(self.pid, number)
+        self._child.send_signal(number)
         assert self.has_ended(timeout_s), f"{self.name} did not end within {timeout_s} s of {number.name}: {self.last_words()}"
         assert self.code is not None
         return self.code

@@ -1,4 +1,4 @@
-"""Identity files: made once, whoever comes first, and shared by clients."""
+"""Identity files: processes that create one at the same time get the same key."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""The fork server: what tests see if it dies, and that it ends every process that it started."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fork_server import kill_all
+from tests.forked import ForkServer
+
+
+def test_the_death_of_the_fork_server_ends_its_processes_and_is_told_at_once() -> None:
+    with ForkServer() as server:
+        children = [server.popen(["import time; time.sleep(300)"], kind="code") for _ in range(2)]
+        server._process.kill()
+        assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 2
+        started_s = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(AssertionError, match="fork server has ended"):
+                server.popen(["pass"], kind="code")
+        assert time.monotonic() - started_s < 10
+        for child in children:
+            assert child.communicate(timeout=10) == ("", ""), "its streams are closed: it has ended"
+            assert not Path(f"/proc/{child.pid}").exists() or "State:\tZ" in Path(f"/proc/{child.pid}/status").read_text()
+
+
+def test_a_process_that_has_no_session_of_its_own_yet_is_killed_with_the_others() -> None:
+    with subprocess.Popen(["sleep", "300"]) as early, subprocess.Popen(["sleep", "300"], start_new_session=True) as late:
+        kill_all([early.pid, late.pid])
+        assert [process.wait(10) for process in (early, late)] == [-signal.SIGKILL] * 2
