@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -37,12 +39,27 @@ async def test_while_a_thread_works_time_stands_still() -> None:
     assert loop_clock().now_s() == 100.0
 
 
-def test_tasks_that_wait_for_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def repeat() -> None:
+    while True:  # noqa: ASYNC110
+        await asyncio.sleep(60)
+
+
+async def wait_beside_a_timer() -> None:
+    await asyncio.gather(asyncio.Event().wait(), repeat())
+
+
+@pytest.mark.parametrize(
+    ("wait", "told"), [(asyncio.Event().wait, "and no timer is set"), (wait_beside_a_timer, "a timer that repeats")]
+)
+def test_tasks_that_wait_for_ever_are_told(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Any], told: str) -> None:
     monkeypatch.setattr("tests.virtual_time.DEADLOCK_S", 0.01)
     loop = VirtualLoop()
-    waiting = loop.create_task(asyncio.Event().wait())
-    with pytest.raises(AssertionError, match="a deadlock"):
+    waiting = loop.create_task(wait())
+    with pytest.raises(AssertionError, match=told):
         loop.run_until_complete(waiting)
-    waiting.cancel()
-    loop.run_until_complete(asyncio.gather(waiting, return_exceptions=True))
+    loop.now_s = 0.0
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
     loop.close()

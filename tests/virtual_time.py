@@ -18,7 +18,10 @@ from typing import Any
 from swarm.clock import Clock
 
 DEADLOCK_S = 5.0
-"""Real seconds after which tasks that wait for no timer and for no thread of the loop are said to wait forever."""
+"""Real seconds without an event, a timer or a thread of the loop, after which it reports a deadlock."""
+
+LIMIT_S = 7 * 86_400.0
+"""Virtual seconds that a test may take: beside a timer that repeats, tasks could wait for ever."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -59,6 +62,7 @@ class _Jumping(selectors.DefaultSelector):
         assert events or timeout is not None, f"at {self._loop.now_s} s every task waits, and no timer is set: a deadlock"
         if not events:
             self._loop.now_s += timeout or 0.0
+            assert self._loop.now_s <= LIMIT_S, f"the test goes on after {LIMIT_S} s: a deadlock beside a timer that repeats"
         return events
 
 

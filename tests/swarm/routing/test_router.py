@@ -195,6 +195,7 @@ async def test_a_route_that_appears_in_time_is_found() -> None:
     await until(lambda: town.snapshots >= 2)  # the directory has been asked, in vain
     last = town.add(2, 4)
     assert peers_of(await finding)[1] == last.peer
+    assert loop_clock().now_s() == pytest.approx(2 * LOOK_AGAIN_S)
 
 
 @virtual_time
@@ -250,6 +251,7 @@ async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_
     with pytest.raises(NoRouteError, match="blocks 0:4"):
         town.peers = town.peers[:1]
         await town.router().find(0, "float32", ())
+    assert loop_clock().now_s() == pytest.approx(LOOK_AGAIN_S)
 
 
 @virtual_time
@@ -264,6 +266,7 @@ async def test_a_directory_that_starts_again_is_waited_for() -> None:
 
     town.snapshot = starting  # type: ignore[method-assign]
     assert peers_of(await router.find(20)) == [record.peer]
+    assert loop_clock().now_s() == pytest.approx(LOOK_AGAIN_S)
 
 
 @virtual_time
