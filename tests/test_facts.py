@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,21 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
 @pytest.mark.parametrize(("document", "sentence", "file", "name"), FACTS, ids=[f"{file}:{name}" for _, _, file, name in FACTS])
 def test_a_number_in_the_documents_is_that_of_the_code(document: str, sentence: str, file: str, name: str) -> None:
     text = " ".join((ROOT / document).read_text(encoding="utf-8").split())
-    assert sentence.format(constant(file, name)) in text, f"{document} should say {sentence!r} with {name} of {file}"
+    assert says(text, sentence.format(constant(file, name))), f"{document} should say {sentence!r} with {name} of {file}"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_said"),
+    [("at most 5 peers", True), ("and 5.", True), ("and 5, too", True)]
+    + [(f"{wrong} peers, and {wrong}", False) for wrong in ("15", "1.5", "1,5", "55", "5.5", "5,000")],
+)
+def test_a_part_of_another_number_is_not_the_number(text: str, is_said: bool) -> None:
+    assert (says(text, "5 peers") or says(text, "and 5")) is is_said
+
+
+def says(text: str, sentence: str) -> bool:
+    """Whether the sentence is there, and its number is a whole one."""
+    return re.search(rf"(?<!\d)(?<!\d[.,]){re.escape(sentence)}(?![.,]?\d)", text) is not None
 
 
 def constant(file: str, name: str) -> float:
