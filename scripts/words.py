@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("README.md", "docs", "protocols", "swarm", "node", "scripts", "tests")
+FOLDERS = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs", "protocols", "swarm", "node", "scripts", "tests")
 OWN = ("scripts/words.py", "tests/test_words.py")
 """These name the words because they are about them."""
 
-CLEAN = ("CONTRIBUTING.md", "README.md", "docs")
+CLEAN = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs")
 """Files and folders without such words; the list only grows."""
 
 SHORT_FIRST_LINES = (

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import picture  # noqa: E402
 import words  # noqa: E402
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted((ROOT / "docs").glob("*.md"))]
 README_LINES = 150
 """A newcomer reads this much."""
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import words  # noqa: E402
 
-ALWAYS_CLEAN = {"CONTRIBUTING.md", "README.md", "docs"}
+ALWAYS_CLEAN = {"CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs"}
 """What may not leave `words.CLEAN` any more."""
 
 
