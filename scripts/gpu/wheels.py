@@ -16,7 +16,7 @@ NAMES = (
     "click", "pyyaml", "regex", "tqdm", "packaging", "msgpack", "hypothesis", "sortedcontainers", "pytest", "pytest-timeout", "pluggy",
     "iniconfig", "pygments",
 )  # fmt: skip
-"""At the versions of requirements.lock; 25 MB in all."""
+"""At the versions of requirements.lock."""
 
 MAX_BYTES = 60_000_000
 """Largest sum of all wheels: a machine's working tree travels with them, and has at most 64 MiB."""
