@@ -23,7 +23,10 @@ _MAX_BYTES = 4_096
 
 @contextlib.contextmanager
 def told(data_dir: Path, known_as: str, peer: PeerId, addresses: Sequence[str]) -> Iterator[None]:
-    """A node of the swarm `known_as` (`keyring.known_as`) runs here while this lasts. If it cannot be written, people name addresses."""
+    """Lists a running node of the swarm `known_as` (`keyring.known_as`) until the block ends.
+
+    If the file cannot be written, the node runs without it, and `swarm invite` needs `--peer`.
+    """
     path = data_dir / "swarms" / f"{files.stem_of(known_as)}.{peer[-8:]}.running"
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ PAUSE_S = 0.5
 PATIENCE_S = 30.0
 
 LIFE_S = 30.0
-"""Of one identity, which knows nobody of the swarm. Each client's first life is shorter, so that they do not begin anew together."""
+"""Seconds that a client keeps one identity. Its first period is shorter, so that the clients do not restart together."""
 
 
 def main() -> None:

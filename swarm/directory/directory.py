@@ -118,7 +118,10 @@ class Directory:
                 await self._say(b"", b"")
 
     async def snapshot(self, model: str) -> Snapshot:
-        """Everybody who announces `model`, ourselves included; of a crowd a sample. What does not parse is left out."""
+        """All peers that announce `model`, including this one. If there are too many, a sample.
+
+        Entries that do not parse are skipped.
+        """
         return await of_entries(model, dict(await self._look(model)), self._unix_s())
 
     async def models(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Work that begins where it arrives.
+"""Handles a message in the event-loop iteration that received it.
 
 A coroutine that has run up to its first wait, and a queue that tells when that may be done.
 

@@ -23,7 +23,7 @@ UNWANTED = {
     "swarm.peer": HEAVY,
     "swarm.client": ("hivemind", "node", "typer", "rich"),
 }
-"""A session passes bytes on; whoever holds no tensor must not have to install what computes with them."""
+"""Modules that only pass bytes on must not import the packages that compute."""
 
 
 @pytest.fixture(scope="module")

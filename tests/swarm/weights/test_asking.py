@@ -1,4 +1,4 @@
-"""One thing asked of several peers: whoever is asked has an end, and the silent make room. On a loop of virtual time."""
+"""Asks several peers for one thing: each has a deadline, and silent peers are replaced."""
 
 from __future__ import annotations
 
