@@ -14,6 +14,7 @@ from tests.end_to_end.processes import NodeProcess, Nursery
 from tests.end_to_end.town import make_llama
 from tests.forked import ForkServer
 from tests.node.cli.conftest import process_as_before as process_as_before  # some attacks set up logging here
+from tests.swarm.inference.conftest import swarm as swarm
 
 Start = Callable[..., NodeProcess]
 

@@ -22,18 +22,10 @@ from swarm.inference.dials import MAX_DIALS_PER_CLIENT
 from swarm.inference.hops import HopLimits
 from swarm.inference.pace import EPOCHS_S, MAX_EPOCHS
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of, step_of
-from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, until
+from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, until
 from tests.virtual_time import Shifted
 
 SESSION = SessionId(b"s" * 16)
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from swarm.rpc import Call, ChannelPool, RpcServer, Stream, tls
 from swarm.thin.peer import ThinPeer
 from tests.hostile.test_private import MODEL, address_of, attempts, member, record_of, stranger
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of
-from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, until
+from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, until
 from tests.swarm.rpc.parts import METHODS, TALK, Handlers
 
 ONE, TWO, THREE = (from_seed(bytes([number]) * 32) for number in (11, 12, 13))
@@ -35,14 +34,6 @@ ONE, TWO, THREE = (from_seed(bytes([number]) * 32) for number in (11, 12, 13))
 
 def ids(*identities: Identity) -> frozenset[PeerId]:
     return frozenset(identity.peer_id for identity in identities)
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 def test_deny_wins_and_trust_gives_no_right_of_its_own() -> None:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import torch
 
 from protocols.errors import DrainingError, InternalError, NoRouteError
+from tests.swarm.inference.conftest import swarm as swarm
 from tests.swarm.inference.probe import Probe, grant_of, hop_of
-from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
+from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
 
 
 async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:

@@ -8,7 +8,6 @@ import gc
 import random
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ from tests.swarm.inference.toy import (
     reference,
     until,
 )
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 class SlowEngine(ToyEngine):

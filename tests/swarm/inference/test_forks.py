@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -13,19 +12,17 @@ from protocols.ids import Span
 from protocols.inference import Crop, Expect, Fork, Open, Repeat
 from swarm.inference.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
-from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
 
 
 @pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
+async def swarm(swarm: ToySwarm) -> ToySwarm:
+    """With two nodes."""
     for span in HALVES:
-        await toys.serve(*span)
-    yield toys
-    await toys.stop()
+        await swarm.serve(*span)
+    return swarm
 
 
 def expected(tokens: Tensor) -> Tensor:

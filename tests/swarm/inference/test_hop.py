@@ -23,19 +23,11 @@ from swarm.inference.links import Links
 from swarm.inference.pace import MAX_EPOCHS
 from swarm.inference.suspicion import Finding, Kind
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
-from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, random_tokens, reference, until
 from tests.virtual_time import Shifted
 
 SESSION = SessionId(b"s" * 16)
 WHOLE = [(0, 4)]
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 @pytest.fixture

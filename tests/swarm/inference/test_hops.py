@@ -24,18 +24,10 @@ from protocols.ids import ModelId, SessionId
 from protocols.inference import Attach, Close, Expect, Open, Reply
 from swarm.inference.hops import HopLimits
 from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
-from tests.swarm.inference.toy import ToyRow, ToySwarm, ask, fresh_seed, new_identity, random_tokens, reference, until
+from tests.swarm.inference.toy import ToyRow, ToySwarm, ask, new_identity, random_tokens, reference, until
 from tests.virtual_time import Shifted
 
 SESSION = SessionId(b"s" * 16)
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 @pytest.fixture

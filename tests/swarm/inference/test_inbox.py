@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 import torch
 
 from protocols.ids import Span
@@ -43,11 +42,6 @@ def test_weights_are_those_of_payload_and_positions() -> None:
     assert weight(Expect(session=step.session, epoch=0, step=0)) == weight(iter(())) == 0
 
 
-@pytest.fixture
-async def swarm() -> ToySwarm:
-    return ToySwarm()
-
-
 async def test_large_frames_do_not_pile_up_behind_a_step_that_takes_long(swarm: ToySwarm) -> None:
     node, client = await swarm.serve(0, 4), Probe()
     line = await client.open(node, grant_of(client.identity, [hop_of(node)]))
@@ -70,7 +64,6 @@ async def test_large_frames_do_not_pile_up_behind_a_step_that_takes_long(swarm: 
     release.set()
     await flooding
     await client.close()
-    await swarm.stop()
 
 
 async def test_sessions_that_keep_too_much_alive_end(swarm: ToySwarm) -> None:
@@ -83,7 +76,6 @@ async def test_sessions_that_keep_too_much_alive_end(swarm: ToySwarm) -> None:
     await large.hear_nothing_more()
     await until(lambda: node.host.load().num_sessions == 1 and node.engine.used_bytes == 10)
     await client.close()
-    await swarm.stop()
 
 
 async def test_a_loss_is_told_once_however_often_it_comes_from_below(swarm: ToySwarm) -> None:
@@ -99,4 +91,3 @@ async def test_a_loss_is_told_once_however_often_it_comes_from_below(swarm: ToyS
     assert isinstance(await line.hear(), Expect)
     await client.close()
     await fake.stop()
-    await swarm.stop()

@@ -19,17 +19,9 @@ from protocols.inference import Expect, HopLost, Open, Reply, Reroute, Step, Ste
 from swarm.inference.downstream import MAX_HISTORIES
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.test_hop import SESSION
-from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, random_tokens, reference, until
 
 THIRDS = [(0, 1), (1, 3), (3, 4)]
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 @pytest.fixture

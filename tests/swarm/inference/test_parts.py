@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -16,15 +15,7 @@ from protocols.ids import Span
 from protocols.inference import Crop, Expect, HopLost, Repeat, StepSpec
 from swarm.inference.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
-from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
+from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, random_tokens, reference, until
 
 
 def part_session(swarm: ToySwarm, start: int, stop: int, **more: float) -> Session:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,6 @@ from swarm.inference.wire import Wire
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 async def one_by_one(session: Session, tokens: Tensor) -> Tensor:

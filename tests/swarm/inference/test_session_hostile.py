@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
 import torch
@@ -15,17 +14,9 @@ from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
 from swarm.inference.wire import WireLimits
 from tests.swarm.inference.probe import FakeHop, Line
-from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, random_tokens, reference, until
 
 WHOLE = [(0, 4)]
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 async def lure(swarm: ToySwarm) -> FakeHop:

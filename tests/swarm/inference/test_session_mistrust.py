@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import torch
@@ -13,18 +12,10 @@ from protocols.errors import DeadlineError, NoRouteError, PeerUnreachableError
 from protocols.ids import Span
 from protocols.inference import Expect, HopLost, Open, Reply, Step
 from tests.swarm.inference.probe import FakeHop
-from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, random_tokens, reference, until
 
 WHOLE = [(0, 4)]
 ALL_BLOCKS = Span(0, 4)
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 async def lure(swarm: ToySwarm, span: Span = ALL_BLOCKS) -> FakeHop:

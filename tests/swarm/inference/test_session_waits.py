@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import torch
@@ -13,17 +12,9 @@ from protocols.errors import NoRouteError
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.waiting import Wait, Waits
-from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
 
 
 def listened(swarm: ToySwarm, patience_s: float = 10.0, chunk_tokens: int = 8) -> tuple[Session, list[Wait | None]]:

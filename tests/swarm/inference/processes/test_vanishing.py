@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from swarm.inference.hops import HopLimits
 from tests.forked import ForkServer
-from tests.swarm.inference.toy import ToySwarm, fresh_seed, until
-
-
-@pytest.fixture
-async def swarm() -> AsyncIterator[ToySwarm]:
-    fresh_seed()
-    toys = ToySwarm()
-    yield toys
-    await toys.stop()
+from tests.swarm.inference.toy import ToySwarm, until
 
 
 async def test_a_client_that_is_killed_frees_memory_after_resume_s(swarm: ToySwarm, fork_server: ForkServer) -> None:
