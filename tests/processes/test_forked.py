@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,9 @@ from tests.forked import ForkServer
 
 def test_the_death_of_the_fork_server_ends_its_processes_and_is_told_at_once() -> None:
     with ForkServer() as server:
-        children = [server.popen(["import time; time.sleep(300)"], kind="code") for _ in range(2)]
+        children = [server.popen(["import time; print(flush=True); time.sleep(300)"], kind="code") for _ in range(2)]
+        for child in children:
+            assert child.stdout and child.stdout.readline() == "\n"  # it is there
         server._process.kill()
         assert [child.wait(10) for child in children] == [-signal.SIGKILL] * 2
         started_s = time.monotonic()
@@ -24,11 +25,10 @@ def test_the_death_of_the_fork_server_ends_its_processes_and_is_told_at_once() -
                 server.popen(["pass"], kind="code")
         assert time.monotonic() - started_s < 10
         for child in children:
-            assert child.communicate(timeout=10) == ("", ""), "its streams are closed: it has ended"
-            assert not Path(f"/proc/{child.pid}").exists() or "State:\tZ" in Path(f"/proc/{child.pid}/status").read_text()
+            assert child.communicate(timeout=10) == ("", ""), "streams that are closed: it has ended"
 
 
 def test_a_process_that_has_no_session_of_its_own_yet_is_killed_with_the_others() -> None:
-    with subprocess.Popen(["sleep", "300"]) as early, subprocess.Popen(["sleep", "300"], start_new_session=True) as late:
+    with subprocess.Popen(["sleep", "20"]) as early, subprocess.Popen(["sleep", "20"], start_new_session=True) as late:
         kill_all([early.pid, late.pid])
-        assert [process.wait(10) for process in (early, late)] == [-signal.SIGKILL] * 2
+        assert [process.wait(5) for process in (early, late)] == [-signal.SIGKILL] * 2
