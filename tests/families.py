@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers as T
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 SEED = 0
@@ -272,3 +273,12 @@ def draw_weights(model: torch.nn.Module, std: float = 0.2) -> None:
             parameter.normal_(0, std)
         elif parameter.is_floating_point():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+def add_byte_tokenizer(directory: Path) -> None:
+    """A tokenizer whose 256 tokens are the bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    T.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)

@@ -31,14 +31,23 @@ class Nursery:
         self.folder, self._server = folder, server
         self._nodes: list[NodeProcess] = []
 
-    def start(self, name: str, arguments: list[str], environment: dict[str, str] | None = None) -> NodeProcess:
-        """Start `swarm ARGUMENTS`; its lines are read as they are waited for."""
+    def start(
+        self, name: str, arguments: list[str], environment: dict[str, str] | None = None, network: int | None = None
+    ) -> NodeProcess:
+        """Start `swarm ARGUMENTS`; its lines are read as they are waited for. network: a namespace's descriptor."""
         log = self.folder / f"{name}.stderr"
         own = {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache"), **(environment or {})}
         with log.open("ab") as errors:
-            child = self._server.popen(arguments, stderr=errors, text=False, environment=own)
+            child = self._server.popen(arguments, stderr=errors, text=False, environment=own, network=network)
         node = NodeProcess(name=name, log=log, _child=child)
         self._nodes.append(node)
+        return node
+
+    def node(self, *arguments: str) -> NodeProcess:
+        """`swarm node ARGUMENTS`, ready. All nodes that are started so have one data directory."""
+        command = ["node", *arguments, "--listen", "127.0.0.1:0", "--data-dir", str(self.folder / "data"), "--quiet"]
+        node = self.start(f"node{len(self._nodes)}", command)
+        node.wait_for("ready")
         return node
 
     def __enter__(self) -> Self:
@@ -57,8 +66,10 @@ class NodeProcess:
 
     name: str
     log: Path
+    lines: list[str] = field(default_factory=list)
+    """What was read of its stdout."""
     said: dict[str, str] = field(default_factory=dict)
-    """The newest text of each kind of line on its stdout."""
+    """The newest text of each kind of line."""
     _child: Child
     _rest: bytes = b""
 
@@ -71,28 +82,29 @@ class NodeProcess:
         """Exit status once it is known; negative: the signal that ended it."""
         return self._child.returncode
 
-    @property
-    def _lines(self) -> int:
-        assert self._child.stdout is not None
-        return self._child.stdout.fileno()
-
     def wait_for(self, kind: str, timeout_s: float = READY_S) -> str:
         """Read its lines up to one of this kind; AssertionError with its last words where it ends, or takes too long."""
         deadline = time.monotonic() + timeout_s
         while kind not in self.said:
-            readable, _, _ = select.select([self._lines], [], [], max(0.0, deadline - time.monotonic()))
-            data = os.read(self._lines, 65_536) if readable else b""
-            if not data and (not readable or self.has_ended(0.2)):
+            left_s = deadline - time.monotonic()
+            if not self._read(max(0.0, left_s)) and (left_s <= 0 or self.has_ended(0.2)):
                 raise AssertionError(f"{self.name} did not say {kind!r}: {self.last_words()}")
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            self.said.update(_kind_and_text(line.decode()) for line in lines)
         return self.said[kind]
 
     def hear(self) -> None:
         """Read what it has said since, without waiting."""
-        while select.select([self._lines], [], [], 0)[0] and (data := os.read(self._lines, 65_536)):
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            self.said.update(_kind_and_text(line.decode()) for line in lines)
+        while self._read(0.0):
+            pass
+
+    def _read(self, timeout_s: float) -> bool:
+        """Whether something came in that time."""
+        assert self._child.stdout is not None
+        stdout = self._child.stdout.fileno()
+        data = os.read(stdout, 65_536) if select.select([stdout], [], [], timeout_s)[0] else b""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.lines += [line.decode() for line in lines]
+        self.said.update(_kind_and_text(line.decode()) for line in lines)
+        return bool(data)
 
     def last_words(self) -> str:
         return self.log.read_text()[-2_000:] or f"it said only {list(self.said)}"
@@ -103,9 +115,13 @@ class NodeProcess:
             self._child.wait(timeout_s) if timeout_s else self._child.poll()
         return self.code is not None
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """To this process alone; none if it has ended."""
+        self._child.send_signal(number)
+
     def end(self, number: signal.Signals, timeout_s: float = 10.0) -> int:
         """Send a signal to this process alone, wait for its end, and return the exit status."""
-        self._child.send_signal(number)
+        self.send_signal(number)
         assert self.has_ended(timeout_s), f"{self.name} did not end within {timeout_s} s of {number.name}: {self.last_words()}"
         assert self.code is not None
         return self.code

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.processes import ROOT
-from tests.families import make_checkpoint
+from tests.end_to_end.processes import ROOT, Nursery
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
-from tests.node.cli.test_commands import Node, add_byte_tokenizer
 
 COMMAND = """
 import sys, time, types
@@ -53,11 +52,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def peer(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[str]:
     """A node of all blocks, whose clock is right."""
-    node = Node(fork_server, tmp_path_factory.mktemp("data"), str(model))
-    try:
-        yield node.start().lines["multiaddr"]
-    finally:
-        node.end()
+    with Nursery(tmp_path_factory.mktemp("node"), fork_server) as nursery:
+        yield nursery.node(str(model)).said["multiaddr"]
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from swarm.lan import mdns
 from tests.end_to_end.bridge import Bridge, BridgeError
-from tests.families import make_checkpoint
+from tests.end_to_end.processes import Nursery
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
-from tests.node.cli.test_commands import add_byte_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT, NEW = "The quick brown fox", 8
 READY_S = 120.0
 """For a start on a machine that is busy with seven other things."""
@@ -32,48 +33,14 @@ def bridge() -> Iterator[Bridge]:
         pytest.skip(f"no network namespaces on a bridge here: {error}")
 
 
-class Process:
-    """A `swarm` command at one machine of the bridge; its lines are read as they come."""
-
-    def __init__(self, server: ForkServer, bridge: Bridge, machine: int, *arguments: str) -> None:
-        network = bridge.network(machine)
-        self.process = server.popen(arguments, environment=os.environ | {"MURMURATION_LOG": "INFO"}, network=network)
+@contextlib.contextmanager
+def at(bridge: Bridge, machine: int) -> Iterator[dict[str, Any]]:
+    """How to start a process at one machine of the bridge."""
+    network = bridge.network(machine)
+    try:
+        yield {"network": network, "environment": os.environ | {"MURMURATION_LOG": "INFO"}}
+    finally:
         os.close(network)
-        self.lines: list[str] = []
-        self.remarks: list[str] = []
-        self._news = threading.Condition()
-        self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in ((self.process.stdout, self.lines), (self.process.stderr, self.remarks))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, stream: Iterator[str], lines: list[str]) -> None:
-        for line in stream:
-            with self._news:
-                lines.append(line.rstrip("\n"))
-                self._news.notify_all()
-
-    def wait_for(self, start: str) -> str:
-        """The first line on stdout that begins so."""
-
-        def found() -> str | None:
-            return next((line for line in self.lines if line.startswith(start)), None)
-
-        with self._news:
-            assert self._news.wait_for(found, READY_S), f"no line {start!r}: {self.lines} {self.remarks[-20:]}"
-        line = found()
-        assert line is not None
-        return line
-
-    def end(self, code: int | None = None) -> None:
-        """Wait for its own end with `code`, or put one to it."""
-        if code is None:
-            self.process.kill()
-        assert self.process.wait(READY_S) == code or code is None, (self.process.returncode, self.lines, self.remarks)
-        for reader in self._readers:
-            reader.join(READY_S)
 
 
 @pytest.fixture(scope="module")
@@ -96,32 +63,30 @@ def test_two_nodes_and_a_client_without_an_address_find_each_other(
     bridge: Bridge, model: Path, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """No --peer, no file of known peers: what they know of each other came over the bridge."""
-    running: list[Process] = []
-    try:
+    with Nursery(tmp_path, fork_server) as nursery:
+        nodes = []
         for machine, blocks in enumerate(("0:2", "2:5")):
-            data = str(tmp_path / f"data{machine}")
-            running.append(Process(fork_server, bridge, machine, "node", str(model), "--blocks", blocks, "--data-dir", data))
-        for node in running:
-            assert "10.83.0." in node.wait_for("multiaddr: ")
-            node.wait_for("ready")
-        asked = ("--data-dir", str(tmp_path / "data2"), "--max-new-tokens", str(NEW), "--stats")
-        client = Process(fork_server, bridge, 2, "generate", str(model), PROMPT, *asked)
-        running.append(client)
-        client.end(0)
-        assert "\n".join(client.lines) == local_text(model)
-        assert any("over 2 hops, 0 replaced" in line for line in client.remarks)
-        assert any("neighbouring peers answer" in line for line in client.remarks)
-        assert any("of swarm `public` on this network: joining it; --no-lan to stay alone" in line for line in client.remarks)
-        joined = [line for node in running[:2] for line in node.lines if line.startswith("joined: ")]
+            command = ["node", str(model), "--blocks", blocks, "--data-dir", str(tmp_path / f"data{machine}")]
+            with at(bridge, machine) as where:
+                nodes.append(nursery.start(f"node{machine}", command, **where))
+        for node in nodes:
+            assert "10.83.0." in node.wait_for("multiaddr", READY_S)
+            node.wait_for("ready", READY_S)
+
+        asking = ["generate", model, PROMPT, "--data-dir", tmp_path / "data2", "--max-new-tokens", NEW, "--stats"]
+        with at(bridge, 2) as where:
+            client = fork_server.run(asking, timeout=READY_S, **where)
+        assert (client.returncode, client.stdout.removesuffix("\n")) == (0, local_text(model)), client.stderr
+        for remark in ("over 2 hops, 0 replaced", "neighbouring peers answer"):
+            assert remark in client.stderr
+        assert "of swarm `public` on this network: joining it; --no-lan to stay alone" in client.stderr
+        for node in nodes:
+            node.hear()
+        joined = [line for node in nodes for line in node.lines if line.startswith("joined: ")]
         assert joined and all("neighbouring" in line for line in joined)  # one of them heard the other, at least
 
-        again = Process(fork_server, bridge, 2, "generate", str(model), PROMPT, *asked, "--no-lan")  # now it remembers
-        running.append(again)
-        again.end(0)
-        assert any("remembered peers answer" in line for line in again.remarks)
-        for node in running[:2]:
-            node.process.terminate()
-            node.end(0)
-    finally:
-        for process in running:
-            process.end()
+        with at(bridge, 2) as where:
+            again = fork_server.run([*asking, "--no-lan"], timeout=READY_S, **where)
+        assert again.returncode == 0 and "remembered peers answer" in again.stderr, again.stderr  # now it remembers
+        for node in nodes:
+            assert node.end(signal.SIGTERM, READY_S) == 0

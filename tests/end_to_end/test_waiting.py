@@ -15,12 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.processes import NodeProcess, Nursery
-from tests.families import make_checkpoint
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import PIPE, ForkServer
 from tests.node.cli.screen import Screen
-from tests.node.cli.test_commands import add_byte_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 WAITING = "waiting for blocks 2:5, no live node hosts them"
 WITHIN_S = 90.0
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.families import make_checkpoint
+from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import PIPE, ForkServer
 from tests.node.cli.terminal import Terminal
-from tests.node.cli.test_commands import Node, add_byte_tokenizer, run
+from tests.node.cli.test_commands import run
 
 NEW = 12
 SETTINGS = {
@@ -46,18 +47,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def node(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Node]:
-    node = Node(fork_server, tmp_path_factory.mktemp("data"), str(model), "--no-lan")
-    try:
-        yield node.start()
-    finally:
-        node.end()
+def node(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[NodeProcess]:
+    with Nursery(tmp_path_factory.mktemp("node"), fork_server) as nursery:
+        yield nursery.node(str(model), "--no-lan")
 
 
 @pytest.fixture(scope="module")
-def asks(model: Path, node: Node, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+def asks(model: Path, node: NodeProcess, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """How the command line goes on after `chat` or `generate`: thin and full."""
-    data, rest = str(tmp_path_factory.mktemp("client")), ["--peer", node.lines["multiaddr"], "--no-lan", "--data-dir"]
+    data, rest = str(tmp_path_factory.mktemp("client")), ["--peer", node.said["multiaddr"], "--no-lan", "--data-dir"]
     return [["tiny", "--thin", *rest, data], [str(model), *rest, data]]
 
 
@@ -150,7 +148,7 @@ def test_what_a_script_says_wrong_is_one_line_and_its_code(asks: list[list[str]]
 
 @pytest.mark.parametrize("kind", ["thin", "full"])
 def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
-    kind: str, node: Node, asks: list[list[str]], fork_server: ForkServer
+    kind: str, node: NodeProcess, asks: list[list[str]], fork_server: ForkServer
 ) -> None:
     terminal = Terminal(fork_server, "chat", *asks[kind == "full"], "--max-new-tokens", "200", "--greedy")
     try:
@@ -166,7 +164,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
             terminal.type(line)
             terminal.until(answer)
         terminal.until("> ")
-        node.process.send_signal(signal.SIGSTOP)  # no token will come, and Ctrl-C works all the same
+        node.send_signal(signal.SIGSTOP)  # no token will come, and Ctrl-C works all the same
         terminal.type("and you?\n")
         terminal.until("and you?\r\n")
         with contextlib.suppress(AssertionError):
@@ -174,7 +172,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
         terminal.type(b"\x03")
         terminal.until("stopped before a word was said", 10.0)
         terminal.until("> ")
-        node.process.send_signal(signal.SIGCONT)
+        node.send_signal(signal.SIGCONT)
         terminal.type("once more\n")
         terminal.until("once more\r\n")
         terminal.until("0 replaced")
@@ -186,7 +184,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
         assert terminal.end() == 130
         assert "Traceback" not in terminal.shown
     finally:
-        node.process.send_signal(signal.SIGCONT)
+        node.send_signal(signal.SIGCONT)
         terminal.close()
 
 

@@ -21,45 +21,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from node.cli.app import main
 from protocols.ids import PeerId
 from swarm.client import SwarmModelForCausalLM
-from tests.families import make_checkpoint
+from tests.end_to_end.processes import NodeProcess, Nursery, members
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
 
 ROOT = Path(__file__).parents[3]
 PROMPT = "The quick brown fox"
 NEW = 12
-READY_S, LEAVE_S = 90.0, 15.0
+LEAVE_S = 15.0
 NOBODY = PeerId("12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr")
-
-
-class Node:
-    """A `swarm node` process. `start` returns when it is ready; `lines` is what it has printed."""
-
-    def __init__(self, server: ForkServer, data_dir: Path, *arguments: str) -> None:
-        self.process = server.popen(["node", *arguments, "--listen", "127.0.0.1:0", "--data-dir", data_dir, "--quiet"])
-        self.lines: dict[str, str] = {}
-
-    def start(self) -> Node:
-        assert self.process.stdout and self.process.stderr
-        for line in self.process.stdout:
-            kind, _, text = line.rstrip("\n").partition(": ")
-            self.lines.setdefault(kind, text)
-            if kind == "ready":
-                return self
-        pytest.fail(f"the node ended with {self.process.wait()}: {self.process.stderr.read()}")
-
-    def children(self) -> list[int]:
-        """Processes that it has started."""
-        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
@@ -70,13 +45,6 @@ def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
@@ -100,34 +68,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def add_byte_tokenizer(directory: Path) -> None:
-    """A tokenizer whose 256 tokens are the bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
-
-
 @pytest.fixture(scope="module")
-def swarm(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[tuple[Node, Node]]:
+def swarm(
+    model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
+) -> Iterator[tuple[NodeProcess, NodeProcess]]:
     """The first two blocks at one node, and a second that finds out by itself what is missing."""
-    data = tmp_path_factory.mktemp("data")
-    first = Node(fork_server, data, str(model), "--blocks", "0:2", "--name", "first")
-    try:
-        first.start()
-        second = Node(fork_server, data, str(model), "--peer", first.lines["multiaddr"], "--name", "second")
-        try:
-            yield first, second.start()
-        finally:
-            second.end()
-    finally:
-        first.end()
+    with Nursery(tmp_path_factory.mktemp("nodes"), fork_server) as nursery:
+        first = nursery.node(str(model), "--blocks", "0:2", "--name", "first")
+        yield first, nursery.node(str(model), "--peer", first.said["multiaddr"], "--name", "second")
 
 
 @pytest.fixture
-def peer(swarm: tuple[Node, Node]) -> str:
-    return swarm[0].lines["multiaddr"]
+def peer(swarm: tuple[NodeProcess, NodeProcess]) -> str:
+    return swarm[0].said["multiaddr"]
 
 
 def local_text(model: Path, new: int) -> str:
@@ -138,8 +91,8 @@ def local_text(model: Path, new: int) -> str:
     return text
 
 
-def test_a_node_says_who_and_where_it_is_and_how_to_invite(swarm: tuple[Node, Node], model: Path) -> None:
-    first, second = (node.lines for node in swarm)
+def test_a_node_says_who_and_where_it_is_and_how_to_invite(swarm: tuple[NodeProcess, NodeProcess], model: Path) -> None:
+    first, second = (node.said for node in swarm)
     assert first["serving"].startswith("blocks 0:2 of tiny@") and first["serving"].endswith("(packed, float32)")
     assert second["serving"].startswith("blocks 2:5 of tiny@")  # what was missing
     assert "nobody hosts them" in second["placement"]
@@ -377,22 +330,20 @@ def test_a_node_whose_terminal_is_closed_withdraws(model: Path, peer: str, tmp_p
         node.wait()
 
 
-def test_leaving_and_dying_leave_nothing_behind(model: Path, swarm: tuple[Node, Node], peer: str) -> None:
+def test_leaving_and_dying_leave_nothing_behind(model: Path, swarm: tuple[NodeProcess, NodeProcess], peer: str) -> None:
     """Last of this file: it ends both nodes."""
     first, second = swarm
-    helpers = second.children()
-    assert helpers, "p2pd is a child process"
-    second.process.send_signal(signal.SIGTERM)
-    out, remarks = second.process.communicate(timeout=LEAVE_S)
-    assert (second.process.returncode, out.split()) == (0, ["leaving", "left"]), remarks
-    assert not any(map(is_running, helpers))
+    assert len(members(second.pid)) > 1, "p2pd is of its session"
+    assert second.end(signal.SIGTERM, LEAVE_S) == 0, second.last_words()
+    second.hear()
+    assert second.lines[second.lines.index("ready") + 1 :] == ["leaving", "left"]
+    assert not members(second.pid)
 
     (rows,) = json.loads(run("status", str(model), "--json", "--peer", peer)[1])["models"]
     assert rows["missing"] == ["2:5"] and [row["name"] for row in rows["peers"]] == ["first"]  # withdrawn, not merely expiring
     code, _, remarks = run("generate", str(model), "x", "--patience", "1", "--peer", peer)
     assert code == 7 and "2:5" in remarks and "swarm node" in remarks
 
-    helpers = first.children()
-    first.process.kill()
-    first.process.wait()
-    assert helpers and eventually(lambda: not any(map(is_running, helpers)))
+    assert len(members(first.pid)) > 1
+    first.end(signal.SIGKILL)
+    assert eventually(lambda: not members(first.pid))

@@ -23,8 +23,7 @@ from node.cli.speculation import Speculation
 from node.cli.utf8 import MAX_PROMPT, check_arguments, checked
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from swarm.thin.templates import plain
-from tests.families import make_checkpoint
-from tests.node.cli.test_commands import add_byte_tokenizer
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.swarm.client.local_backend import LocalBackend, local_model
 
 NEW, LIMIT = 20, 256

@@ -19,8 +19,7 @@ from node.cli.speculation import Speculation
 from protocols.errors import CheckpointError, ConfigError, ModelNotSupportedError, SwarmError
 from swarm.thin.defaults import read_defaults
 from swarm.thin.settings import Wanted
-from tests.families import make_checkpoint
-from tests.node.cli.test_commands import add_byte_tokenizer
+from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.swarm.client.local_backend import LocalBackend, local_model
 
 PROMPT, NEW = "abcabcabcabc", 24

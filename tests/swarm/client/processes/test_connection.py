@@ -31,8 +31,8 @@ from swarm.client.loop import BackgroundLoop
 from swarm.inference.hops import Hops
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
+from tests.families import add_byte_tokenizer
 from tests.forked import ForkServer
-from tests.node.cli.test_commands import add_byte_tokenizer
 
 PROMPT = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(21))
 GREEDY: dict[str, Any] = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
