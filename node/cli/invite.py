@@ -27,6 +27,7 @@ MAX_NAMED = 6
 def run(swarm: str, peers: tuple[str, ...], *, is_private: bool, days: float, is_new: bool, data_dir: Path | None) -> None:
     """Print an invitation, with the key that is kept here if the swarm is private. ConfigError says what is missing."""
     check_range("--days", days, f"more than 0, at most {MAX_DAYS}", 0 < days <= MAX_DAYS)
+    Invitation(swarm=swarm, peers=peers)  # refuses what no invitation can hold, before a key is replaced
     folder = data_dir or places.data_dir()
     key = _key(swarm, folder, is_private=is_private or is_new, is_new=is_new)
     named = [PeerAddress.parse(peer) for peer in peers] or _known(folder, keyring.known_as(swarm, key))

@@ -47,6 +47,14 @@ def test_a_private_swarm_is_made_once_and_invites_as_often_as_one_likes(
     assert "another key" in said and "those elsewhere need a new invitation" in said
 
 
+def test_a_refused_invitation_leaves_the_kept_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = keyring.made()
+    keyring.keep(tmp_path, "attic", kept)
+    for peers in (["--peer", PUBLIC] * (MAX_PEERS + 1), ["--peer", "/ip4/nowhere"]):
+        swarm(capsys, "invite", "--private", "--swarm", "attic", "--new-key", *peers, "--data-dir", str(tmp_path), code=2)
+        assert keyring.kept(tmp_path, "attic") == kept
+
+
 def test_it_names_the_nodes_that_run_here_and_the_peers_that_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ("--data-dir", str(tmp_path))
     with running_nodes.told(tmp_path, "public", TWO, (LOCAL,)):
