@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def stem_of(swarm: str) -> str:
     """What the files of a swarm are called. Its name may hold any letter, so they are called by its hash."""
     return hashlib.sha256(swarm.encode()).hexdigest()[:16]
+
+
+def is_full(error: BaseException) -> bool:
+    """Does it say that the disk, or the user's quota, is full? Rust's libraries say so in words only."""
+    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -21,6 +29,8 @@ def replace(path: Path, content: str | bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())  # else a power cut may leave an empty file under the new name
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

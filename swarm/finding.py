@@ -85,6 +85,7 @@ class Finder:
         """How neighbours are found here, for people."""
         self._answering: dict[PeerAddress, None] = {}
         """Who has answered where, newest last, since that was last written down."""
+        self._writing = threading.Lock()
 
     # --- neighbours
 
@@ -156,16 +157,23 @@ class Finder:
             del self._answering[next(iter(self._answering))]
 
     def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:
-        """Bring the file up to date; a small file, a millisecond."""
-        if self._file is not None and (self._answering or failed):
-            answered, self._answering = self._answering, {}
-            known.update(self._file, answered, failed, time.time())
+        """Bring the file up to date. Blocks for as long as the disk takes."""
+        self._write(self._unwritten(), failed)
 
     async def keep_writing_down(self) -> None:
         """Every REMEMBER_S, until cancelled."""
         while True:
             await asyncio.sleep(REMEMBER_S)
-            self.write_down()
+            await asyncio.to_thread(self._write, self._unwritten(), ())
+
+    def _unwritten(self) -> dict[PeerAddress, None]:
+        answered, self._answering = self._answering, {}
+        return answered
+
+    def _write(self, answered: dict[PeerAddress, None], failed: Sequence[PeerAddress]) -> None:
+        if self._file is not None and (answered or failed):
+            with self._writing:
+                known.update(self._file, answered, failed, time.time())
 
 
 async def in_thread(function: Callable[[], bool]) -> bool:
