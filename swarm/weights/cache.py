@@ -141,6 +141,8 @@ class ModelCache:
     def check_room(self, wanted: Iterable[Wanted], most_bytes: int = 0) -> None:
         """DiskFullError where these do not fit the disk, or all models together not into `most_bytes` (0 = any number)."""
         needed = sum(self._needed_bytes(one) for one in wanted)
+        if needed <= 0:
+            return
         root = self.directory.parent
         held = sum(_on_disk(path) for path in root.glob("*/*")) if most_bytes else 0
         if most_bytes and held + needed > most_bytes:
@@ -158,7 +160,7 @@ class ModelCache:
             )
 
     def _needed_bytes(self, wanted: Wanted) -> int:
-        """What this takes of the disk beyond what is there."""
+        """What this takes of the disk beyond what is there. Of a part, what is there is known while the shard is `locked`."""
         file = self.shard(wanted.shard)
         if wanted.is_whole:
             return wanted.shard.num_bytes - _on_disk(file.part)

@@ -68,7 +68,7 @@ class Download:
         started_s = time.monotonic()
         self.report.total_bytes = sum(one.num_bytes for one in self._wanted)
         try:
-            await self._on_disk(self._cache.check_room, self._left(), self._options.disk_bytes)
+            await self._check_room([one for one in self._left() if one.is_whole])
             while left := self._left():
                 if not await self._fetch_unlocked(left):
                     await asyncio.sleep(LOCKED_S)  # another process of this machine is fetching all that is left
@@ -79,6 +79,9 @@ class Download:
 
     def _left(self) -> list[Wanted]:
         return [one for one in self._wanted if not self._cache.shard(one.shard).has(one)]
+
+    async def _check_room(self, wanted: Sequence[Wanted]) -> None:
+        await self._on_disk(self._cache.check_room, wanted, self._options.disk_bytes)
 
     async def _on_disk(self, work: Callable[..., object], *arguments: object) -> object:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
@@ -91,6 +94,7 @@ class Download:
                 lock = self._cache.shard(one.shard).locked(reserve=one.is_whole)
                 if await self._on_disk(locks.enter_context, lock):
                     mine.append(one)
+            await self._check_room([one for one in mine if not one.is_whole])  # only now is it known what is stored of them
             if mine:
                 await self._fetch(mine)
         return bool(mine)

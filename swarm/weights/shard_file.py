@@ -9,16 +9,17 @@ are there the file is moved to its final name: what is called `.safetensors` is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from protocols.errors import BadRequestError, CheckpointError, DiskFullError
 from protocols.weights import PIECE_BYTES, Manifest, tensor_root
+from swarm import files
 from swarm.models.tensor_part import ByteRanges
 from swarm.suggestion import cache_command
 from swarm.weights.bitmap import Bitmap
@@ -77,16 +78,27 @@ class ShardFile:
         """Bytes of a tensor, one range behind the other; CheckpointError if a piece of them is not here."""
         held = self.stored[tensor]
         if not self.is_complete and any(piece not in held for run in ranges.pieces() for piece in run):
-            raise CheckpointError(f"tensor {self._entries[tensor].name!r} has not been fetched as far as it is asked for")
+            raise CheckpointError(
+                f"tensor {self._entries[tensor].name!r}: these bytes are not in the cache; fetch the part first"
+            )
         found = bytearray(ranges.num_bytes)
+        if not found:
+            return b""
         at = 0
-        with (self.final if self.is_complete else self.part).open("rb") as file:
+        with self._opened() as file:
             for start, stop in ranges:
                 file.seek(self._starts[tensor] + start)
                 at += file.readinto(memoryview(found)[at : at + stop - start])
         if at != len(found):
             raise CheckpointError(f"{self.final} is cut off: {at} bytes of {len(found)}; remove it, and fetch it again")
         return bytes(found)
+
+    def _opened(self) -> BufferedReader:
+        """The file to read from. Another download may finish the shard, and so rename it, at any moment."""
+        try:
+            return self.part.open("rb")
+        except FileNotFoundError:
+            return self.final.open("rb")
 
     # --- opening
 
@@ -127,23 +139,26 @@ class ShardFile:
                 os.posix_fallocate(self._data, 0, self.shard.num_bytes)
             os.pwrite(self._data, self.shard.header, 0)
         for tensor in self.shard.tensors:
-            self._recall(tensor)
+            self.stored[tensor] = self._recalled(tensor)
         self._finish_if_full()
 
-    def _recall(self, tensor: int) -> None:
-        """What the journal says of one tensor, as far as it is still true."""
+    def _recalled(self, tensor: int) -> Bitmap:
+        """The pieces of one tensor that the journal says are stored, and that are; its hashes, too."""
         num = self._entries[tensor].num_pieces
+        self._hashes.pop(tensor, None)
+        held = Bitmap(num)
         hashes = os.pread(self._marks, _HASH * num, self._places[tensor])
         if tensor_root(hashes[at : at + _HASH] for at in range(0, len(hashes), _HASH)) != self._entries[tensor].root:
-            return
+            return held
         self._hashes[tensor] = hashes
         try:
             marked = Bitmap(num, os.pread(self._marks, -(-num // 8), self._places[tensor] + _HASH * num))
         except BadRequestError:
-            return
+            return held
         for piece in range(num):
             if piece in marked and self._is_piece(tensor, piece, self._read(tensor, piece)):
-                self.stored[tensor].set(piece)
+                held.set(piece)
+        return held
 
     def _read(self, tensor: int, piece: int) -> bytes:
         return os.pread(self._data, self._entries[tensor].piece_bytes(piece), self._starts[tensor] + piece * PIECE_BYTES)
@@ -209,7 +224,7 @@ class ShardFile:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if files.is_full(error):
                 raise DiskFullError(
                     f"no room for {num_bytes / 1e6:.0f} MB at {self.final.parent}; "
                     f"free some (`{cache_command(self.final.parent.parent.parent, 'prune')}`), or choose another --data-dir"

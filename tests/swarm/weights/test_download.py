@@ -13,6 +13,7 @@ from protocols import pieces
 from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
+from swarm.models.tensor_part import TensorPart
 from swarm.weights import roster
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
@@ -69,6 +70,10 @@ def test_only_the_units_of_the_names_are_fetched(tmp_path: Path) -> None:
             ) == 1
 
     run(work())
+
+
+def test_an_empty_tensor_is_read_although_nothing_was_fetched(tmp_path: Path) -> None:
+    assert cache_of(make_model(tmp_path / "source"), tmp_path).read(TensorPart("model.empty")) == b""
 
 
 @pytest.mark.parametrize("honest", [0, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError
+from protocols.errors import BadRequestError, CheckpointError, DiskFullError, ModelNotSupportedError
 from protocols.ids import ModelId
 from protocols.units import Blocks, Ends, Expert, Partition, Unit
 from protocols.weights import PIECE_BYTES
@@ -25,6 +26,7 @@ from swarm.models.tensor_part import TensorPart, byte_ranges
 from swarm.models.unit_parts import StoredModel, parts_of
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_parts, fetch_tensors
+from swarm.weights.shard_file import ShardFile
 from swarm.weights.shelf import Shelf
 from swarm.weights.terms import Options, Report
 from tests.swarm.weights.parts import Liar, Model, Town, town
@@ -161,7 +163,7 @@ def test_what_is_here_is_not_fetched_again_by_an_expert_a_block_or_another_proce
             again = source.cache(tmp_path)
             found, second = await fetched(here, source, Expert(1, 3), again)
             assert second.fetched_bytes == 0 and equal(found, expected_of_expert(source, 1, 3))
-            with pytest.raises(CheckpointError, match="not been fetched as far"):
+            with pytest.raises(CheckpointError, match="not in the cache; fetch the part first"):
                 again.read(parts_of(Expert(1, 6), source.stored)[0])
             names = [part.name for part in parts_of(Blocks(1, 2), source.stored)]
             rest = await fetch_tensors(names, again, here.pool, here.sources, QUICK)
@@ -170,6 +172,86 @@ def test_what_is_here_is_not_fetched_again_by_an_expert_a_block_or_another_proce
             assert [path.suffix for path in again.directory.glob("unit-*") if path.suffix != ".lock"] == [".safetensors"]
             found, third = await fetched(here, source, Expert(1, 6), source.cache(tmp_path))
             assert third.fetched_bytes == 0 and equal(found, expected_of_expert(source, 1, 6))
+
+    run(work())
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_part_that_is_damaged_between_two_fetches_is_not_read(
+    is_removed: bool, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    """One process fetches twice into one shard, and something happens to its file meanwhile."""
+    source = sources["mixtral fused"]
+
+    async def work() -> None:
+        async with town() as here:
+            await here.start(source.served, shelf=source.shelf())
+            cache = source.cache(tmp_path)
+            await fetched(here, source, Expert(1, 3), cache)
+            _damage(cache, parts_of(Expert(1, 3), source.stored)[0], is_removed)
+            found, _ = await fetched(here, source, Expert(1, 6), cache)
+            assert equal(found, expected_of_expert(source, 1, 6))
+            with pytest.raises(CheckpointError, match="not in the cache; fetch the part first"):
+                cache.read(parts_of(Expert(1, 3), source.stored)[0])
+            found, _ = await fetched(here, source, Expert(1, 3), cache)
+            assert equal(found, expected_of_expert(source, 1, 3))
+
+    run(work())
+
+
+def _damage(cache: ModelCache, part: TensorPart, is_removed: bool) -> None:
+    """Flip a byte of the part, or remove the file that it is in."""
+    number = cache.layout.number(part.name)
+    file = cache.shard(cache.layout.shard_of[number])
+    if is_removed:
+        file.part.unlink()
+        return
+    first = byte_ranges(cache.manifest.entries[number], part.cut).first
+    with file.part.open("r+b") as opened:
+        opened.seek(file.start(number) + first)
+        [byte] = opened.read(1)
+        opened.seek(file.start(number) + first)
+        opened.write(bytes([byte ^ 1]))
+
+
+def test_a_part_is_read_while_another_download_finishes_its_shard(
+    sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file gets its final name after the reader has seen that it is not complete."""
+    source = sources["mixtral fused"]
+
+    async def work() -> None:
+        async with town() as here:
+            await here.start(source.served, shelf=source.shelf())
+            cache = source.cache(tmp_path)
+            await fetched(here, source, Expert(1, 3), cache)
+            names = [part.name for part in parts_of(Blocks(1, 2), source.stored)]
+            await fetch_tensors(names, source.cache(tmp_path), here.pool, here.sources, QUICK)
+            monkeypatch.setattr(ShardFile, "is_complete", False)
+            read = {part.name: cache.read(part) for part in parts_of(Expert(1, 3), source.stored)}
+            assert read == {name: value.numpy().tobytes() for name, value in expected_of_expert(source, 1, 3).items()}
+
+    run(work())
+
+
+@pytest.mark.parametrize("limit", ["disk", "--disk-gb"])
+def test_a_part_that_is_here_needs_no_room_in_another_process(
+    limit: str, sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources["mixtral fused"]
+
+    async def work() -> None:
+        async with town() as here:
+            await here.start(source.served, shelf=source.shelf())
+            _, first = await fetched(here, source, Expert(1, 3), source.cache(tmp_path))
+            usage, parts = shutil.disk_usage(tmp_path), parts_of(Expert(1, 3), source.stored)
+            if limit == "disk":
+                monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+            options = Options(patience_s=20, stall_s=10, disk_bytes=1 << 20 if limit == "--disk-gb" else 0)
+            again = await fetch_parts(parts, source.cache(tmp_path), here.pool, here.sources, options)
+            assert again.fetched_bytes == 0 and again.resumed_bytes == first.total_bytes
+            with pytest.raises(DiskFullError):
+                await fetch_parts(parts_of(Expert(1, 6), source.stored), source.cache(tmp_path), here.pool, here.sources, options)
 
     run(work())
 
@@ -214,7 +296,7 @@ def test_a_liars_piece_of_an_expert_is_refused_and_comes_from_another(sources: d
             parts = parts_of(Expert(0, 5), source.stored)
             fetching = asyncio.create_task(fetch_parts(parts, cache, here.pool, here.sources, options))
             await lied.wait()
-            with pytest.raises(CheckpointError, match="not been fetched"):
+            with pytest.raises(CheckpointError, match="not in the cache"):
                 cache.read(parts[0])
             await here.start(source.served, shelf=source.shelf())
             report = await fetching
