@@ -67,15 +67,15 @@ def parts_of(unit: Unit, model: StoredModel) -> tuple[TensorPart, ...]:
 
 def _expert(unit: Expert, model: StoredModel) -> tuple[TensorPart, ...]:
     """Of every tensor below `experts` in its block: those with the expert's number, or the expert's index of axis 0."""
-    parts, counts, highest = [], set[int](), -1
+    parts, counts, numbers = [], set[int](), set[int]()
     for tensor, number in _below_experts(model.layer(unit.layer)):
         if number is None:
             counts.add(tensor.shape[0] if tensor.shape else 0)
             parts.append(TensorPart(tensor.name, Cut(0, unit.index, unit.index + 1)))
         else:
-            highest = max(highest, number)
+            numbers.add(number)
             parts += [TensorPart(tensor.name)] if number == unit.index else []
-    counts |= {highest + 1} if highest >= 0 else set()
+    counts |= {len(numbers), max(numbers) + 1} if numbers else set()  # two numbers if one is missing
     if len(counts) != 1 or not counts <= model.expert_counts:
         raise ModelNotSupportedError(
             f"the experts of block {unit.layer} cannot be told apart: its tensors below 'experts' speak of {sorted(counts)[:4]} experts, "

@@ -95,6 +95,7 @@ def test_the_blocks_are_those_of_the_language_model_however_heavy_its_tower_is()
         ({"experts.w1": (8, 16, 16)}, {"hidden_size": 8}),
         ({"experts.scale": ()}, {"num_experts": 8}),
         ({"experts.0.w1": (16, 16), "experts.1.w1": (16, 16)}, {"num_experts": 8}),
+        ({"experts.0.w1": (16, 16), "experts.2.w1": (16, 16)}, {"num_experts": 3}),
         ({"mlp.w1": (16, 16)}, {"num_experts": 8}),
     ],
 )
