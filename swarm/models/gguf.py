@@ -1,14 +1,13 @@
-"""A directory with one GGUF file as an ordinary checkpoint: converted once, and kept in our cache.
+"""GGUF files, converted once to checkpoints in our cache.
 
-transformers' own loader does the work, in a process of its own (`gguf_main.py`): its memory is given back at the end, nothing that it
-changes for a while (torch's default dtype) meets our forwards, and it ends with us. The result lies at
+transformers' own loader does the work, in a process of its own (`gguf_main.py`): its memory is given back at the end, and it ends with
+us. transformers changes torch's default dtype while it loads; in another process this cannot affect our forwards. The result lies at
 `DATA_DIR/converted/KEY/NAME`, NAME being the directory's name, and KEY standing for the file's path, size and time: a file that was
 changed is converted anew. It is made beside that place and renamed as a whole, under a lock, so that what is there is complete.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -16,8 +15,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import CheckpointError, ConfigError, DiskFullError, from_wire
-from swarm import places, waiting
+from swarm import files, helper_process, places, waiting
 from swarm.waiting import Waits
 
 log = logging.getLogger(__name__)
@@ -39,8 +36,6 @@ _FORMAT = 1
 """Part of the key: raise it if a file must be converted anew although it is the same."""
 
 _PARTIAL = ".unfinished-"
-_ROOT = Path(__file__).resolve().parents[2]
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from swarm.models.gguf_main import main; main(*sys.argv[2:])"
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0", "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error",
                 "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
 """Nothing is fetched, least of all kernels, which transformers would take from the Hub if the package `kernels` is there."""
@@ -49,7 +44,7 @@ _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0", "CUDA_VISIBLE_DEV
 def checkpoint_of(directory: Path, data_dir: Path | None = None, waits: Waits | None = None) -> Path:
     """`directory` itself; if it holds a GGUF file instead of safetensors, the checkpoint that this is converted to.
 
-    data_dir: the cache is below it; None = the usual place. waits: where is said how far it is.
+    data_dir: the cache is below it; None = the usual place. waits: told of the progress.
     Raises CheckpointError (two such files, or a damaged one), ModelNotSupportedError (transformers does not load it, or it cannot be
     served), ConfigError (packages are missing) and DiskFullError. A failure, and a process that is killed, leaves no checkpoint.
     """
@@ -69,16 +64,16 @@ def checkpoint_of(directory: Path, data_dir: Path | None = None, waits: Waits | 
 
 def find(directory: Path) -> Path | None:
     """The GGUF file of a directory that holds no safetensors; None = there is none. CheckpointError if there are several."""
-    files = sorted(directory.glob("*.gguf"))
-    if not files or any(directory.glob("*.safetensors")):
+    found = sorted(directory.glob("*.gguf"))
+    if not found or any(directory.glob("*.safetensors")):
         return None
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files[:3])
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:3])
         raise CheckpointError(
-            f"{directory} holds {len(files)} GGUF files ({names}{', …' if len(files) > 3 else ''}), and a model's directory holds one: "
+            f"{directory} holds {len(found)} GGUF files ({names}{', …' if len(found) > 3 else ''}), and a model's directory holds one: "
             "put the one that you want, or a link to it, into a directory of its own"
         )
-    return files[0]
+    return found[0]
 
 
 def place_of(file: Path, data_dir: Path) -> Path:
@@ -102,7 +97,7 @@ def _writing(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if files.is_full(error):
             raise DiskFullError(f"no room at {root}; free some, or choose another --data-dir") from error
         raise ConfigError(
             f"cannot write to {error.filename or root}: {error.strerror or error}; choose another --data-dir"
@@ -141,11 +136,8 @@ def _convert(file: Path, place: Path, progress: Callable[[int, int], None]) -> N
 def _run(file: Path, target: Path, progress: Callable[[int, int], None]) -> None:
     """Let the program convert; it ends with this call, however that ends."""
     last: dict[str, Any] = {}
-    command = [sys.executable, "-I", "-c", _START, str(_ROOT), str(file), str(target)]
-    with subprocess.Popen(
-        command, cwd="/", env={**os.environ, **_ENVIRONMENT}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, start_new_session=True,  # Ctrl-C in a terminal is for us
-    ) as process:  # fmt: skip
+    environment = {**os.environ, **_ENVIRONMENT}
+    with helper_process.start("swarm.models.gguf_main", str(file), str(target), environment=environment) as process:
         assert process.stdout
         try:
             for line in process.stdout:
@@ -164,7 +156,7 @@ def _run(file: Path, target: Path, progress: Callable[[int, int], None]) -> None
 
 
 def _keep(target: Path) -> None:
-    """What was written reaches the disk before it gets its name: a power cut leaves no half of it."""
+    """Flush all files before the rename, so that a power cut cannot leave a damaged checkpoint."""
     for path in [*target.rglob("*"), target]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,18 +1,15 @@
-"""The program that converts a GGUF file to a checkpoint, by transformers' own loader.
+"""The converter process: from a GGUF file to a checkpoint.
 
-`gguf.py` starts it and reads lines of JSON: `done` and `total` now and then, at last `is_whole`, or `code` and `error`. What the file
-claims is bounded before a model is built from it, and the checkpoint is opened as any other before it counts.
+transformers' own loader does the work. `gguf.py` starts the process and reads lines of JSON: `done` and `total` now and then, at last
+`is_whole`, or `code` and `error`. What the file claims is bounded before a model is built from it, and the checkpoint is opened as any
+other before it counts.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
-import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ import torch
 import tqdm.auto
 
 from protocols.errors import CheckpointError, DiskFullError, ModelNotSupportedError, SwarmError, to_wire
+from swarm import files, helper_process
 
 Tell = Callable[..., None]
 """Writes one line of JSON: the keyword arguments."""
@@ -50,28 +48,16 @@ class Contents:
 
 def main(file: str, target: str) -> None:
     """Convert `file` into the directory `target`, which is empty. Removes that and ends if the process that started it ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    answers = helper_process.answers()
 
     def tell(**answer: Any) -> None:
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
-    threading.Thread(target=_end_with_owner, args=(Path(target),), daemon=True).start()
+    helper_process.end_with_owner(lambda: shutil.rmtree(Path(target).parent, ignore_errors=True))
     _show_bars(tell)
     _read_once()
-    try:
-        convert(Path(file), Path(target))
-        tell(is_whole=True)
-    except SwarmError as error:
-        code, text = to_wire(error)
-        tell(code=code, error=text)
-
-
-def _end_with_owner(target: Path) -> None:
-    sys.stdin.buffer.read()
-    shutil.rmtree(target.parent, ignore_errors=True)
-    os._exit(1)
+    tell(**outcome(Path(file), Path(target)))
 
 
 def _show_bars(tell: Tell) -> None:
@@ -93,12 +79,23 @@ def _read_once() -> None:
     gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 
 
+def outcome(file: Path, target: Path) -> dict[str, object]:
+    """Convert, and return the last line: that the checkpoint is whole, or why there is none."""
+    try:
+        convert(file, target)
+    except Exception as error:
+        fault = error if isinstance(error, SwarmError) else CheckpointError(f"{file} could not be converted ({_one_line(error)})")
+        code, text = to_wire(fault)
+        return {"code": code, "error": text}
+    return {"is_whole": True}
+
+
 def convert(file: Path, target: Path) -> None:
     """Write the checkpoint of `file`; errors as `gguf.checkpoint_of` says."""
     from swarm.models.checkpoint import open_checkpoint
 
     contents = read_contents(file)
-    with _loading(file, contents.architecture):
+    with _loading(file, contents.architecture, target):
         num_values = check_model(file, contents)
     needed = num_values * contents.dtype.itemsize + SPARE_BYTES
     free = shutil.disk_usage(target).free
@@ -107,7 +104,7 @@ def convert(file: Path, target: Path) -> None:
             f"no room for {file.name} as safetensors at {target.parent.parent}: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB "
             "are free; free some, or choose another --data-dir"
         )
-    with _loading(file, contents.architecture):
+    with _loading(file, contents.architecture, target):
         save_tokenizer(file, target)
         save_model(file, contents, target)
     open_checkpoint(target)
@@ -177,8 +174,7 @@ def save_tokenizer(file: Path, target: Path) -> None:
 
 
 def save_model(file: Path, contents: Contents, target: Path) -> None:
-    """Weights, config and generation config. DiskFullError; CheckpointError if the file lacks a tensor."""
-    import safetensors
+    """Weights, config and generation config. CheckpointError if the file lacks a tensor."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -196,24 +192,21 @@ def save_model(file: Path, contents: Contents, target: Path) -> None:
     model.hf_quantizer = None  # transformers saves nothing that was quantized, which these weights are no more
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    try:
-        model.save_pretrained(target)
-    except (OSError, safetensors.SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
-            raise DiskFullError(
-                f"the disk of {target.parent.parent} became full while {file.name} was converted; free some, or choose another --data-dir"
-            ) from error
-        raise
+    model.save_pretrained(target)
 
 
 @contextmanager
-def _loading(file: Path, architecture: str) -> Iterator[None]:
+def _loading(file: Path, architecture: str, target: Path) -> Iterator[None]:
     """What transformers raises becomes one line."""
     try:
         yield
     except SwarmError:
         raise
     except Exception as error:  # its loader raises whatever it stumbles over
+        if files.is_full(error):
+            raise DiskFullError(
+                f"the disk of {target.parent.parent} became full while {file.name} was converted; free some, or choose another --data-dir"
+            ) from error
         import transformers
 
         raise ModelNotSupportedError(

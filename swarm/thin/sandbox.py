@@ -13,24 +13,21 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from protocols import errors
 from protocols.errors import CheckpointError, ModelNotSupportedError
+from swarm import helper_process
 
 MAX_ANSWER_BYTES = 256 << 20
 PER_CPU = 5.0
 """Seconds on the clock that a request may take for each second of processor time that it may: machines are busy."""
 
 LEAST_WAIT_S = 15.0
-_ROOT = Path(__file__).resolve().parents[2]
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from swarm.thin.sandbox_main import main; main(sys.argv[2] == '1')"
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1",
                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # fmt: skip
 
@@ -101,12 +98,9 @@ class Sandbox:
             self._ending()
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, str(_ROOT), str(int(self._with_transformers))], bufsize=0, cwd="/",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**_ENVIRONMENT, **{name: os.environ[name] for name in ("LANG", "LC_ALL", "TZ") if name in os.environ}},
-            start_new_session=True,  # Ctrl-C in a terminal is for us
-        )  # fmt: skip
+        environment = {**_ENVIRONMENT, **{name: os.environ[name] for name in ("LANG", "LC_ALL", "TZ") if name in os.environ}}
+        libraries = ("transformers",) if self._with_transformers else ()
+        self._process = helper_process.start("swarm.thin.sandbox_main", *libraries, environment=environment)
         assert self._process.stdin
         os.set_blocking(self._process.stdin.fileno(), False)
         self._ending = weakref.finalize(self, _kill, self._process)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import signal
 import string
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, SwarmError
+from swarm import helper_process
 
 MEMORY_BYTES = 2 << 30
 """Address space beside that of the libraries. A tokenizer of 262,144 tokens takes 0.5 GB while it is read."""
@@ -37,14 +37,13 @@ _NONE_AT_ALL = (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CO
 """Processes and threads, bytes written to files, bytes of memory dumped after a crash."""
 
 
-def main(with_transformers: bool) -> None:
-    """Answer until the owner closes the pipe."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+def main(*libraries: str) -> None:
+    """Answer until the owner closes the pipe. libraries: `transformers` if it is to be imported before limits hold."""
+    answers = helper_process.answers()
     import swarm.thin.render
     import swarm.thin.tokenizer
 
-    if with_transformers:
+    if libraries:
         import swarm.models.tokenizer  # noqa: F401  (transformers asks other programs about the machine)
     sys.dont_write_bytecode = True
     memory = _address_space() + MEMORY_BYTES

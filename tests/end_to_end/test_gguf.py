@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,100 +11,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 import transformers
-from tokenizers import pre_tokenizers
 
 from protocols.errors import CheckpointError, ConfigError, ModelNotSupportedError, SwarmError
+from swarm import helper_process
 from swarm.client import SwarmModelForCausalLM
+from swarm.models import gguf
 from swarm.models.gguf_main import saved_dtype
 from swarm.models.resolve import resolve
 from swarm.waiting import Wait, Waits
 from tests.end_to_end.processes import ROOT
 from tests.end_to_end.town import Town
-from tests.families import draw_weights
+from tests.gguf_files import make_directory
 
 TEXT = "the cat and the hat"
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
-NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
 
 
-def make_model(num_tokens: int) -> transformers.LlamaForCausalLM:
-    config = transformers.LlamaConfig(
-        vocab_size=num_tokens, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = transformers.LlamaForCausalLM(config)
-        with torch.no_grad():
-            draw_weights(model)
-    return model.eval()
+STAND_IN = """
+import pathlib, sys
+(pathlib.Path(sys.argv[2]) / "config.json").write_text(sys.argv[1])
+print('{"done": 1, "total": 4}', '{"is_whole": true}', sep="\\n")
+"""
+"""Takes the arguments of the converter, and says what it says."""
 
 
-def vocabulary() -> tuple[list[str], list[str]]:
-    """Tokens and merges of a byte-level BPE, as GGUF lists them."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = ["t h", "th e", "a t", "Ġ the"]
-    return ["<s>", "</s>", *letters, *(merge.replace(" ", "") for merge in merges)], merges
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(module: str, *arguments: str, environment: object) -> subprocess.Popen[bytes]:
+        assert module == "swarm.models.gguf_main"
+        return subprocess.Popen([sys.executable, "-ISc", STAND_IN, *arguments], stdout=subprocess.PIPE)
 
-
-def write_gguf(path: Path, model: Any, architecture: str = "llama") -> Path:
-    """The model as llama.cpp's converter would write it, in float32."""
-    tokens, merges = vocabulary()
-    config, writer = model.config, gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_merges(merges)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    for name, tensor in model.state_dict().items():
-        writer.add_tensor(*_as_gguf(name, tensor, config))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _as_gguf(name: str, tensor: torch.Tensor, config: Any) -> tuple[str, Any]:
-    ends = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    if name in ends:
-        return ends[name], tensor.numpy()
-    block, _, rest = name.removeprefix("model.layers.").partition(".")
-    kind = rest.removesuffix(".weight")
-    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(kind)
-    if heads:  # llama.cpp rotates neighbours, transformers the two halves of a head
-        tensor = tensor.view(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
-    return f"blk.{block}.{NAMES[kind]}.weight", tensor.contiguous().numpy()
-
-
-def make_directory(folder: Path, architecture: str = "llama") -> tuple[Path, Any]:
-    """A directory with one file, and the model that it was made from."""
-    folder.mkdir()
-    model = make_model(len(vocabulary()[0]))
-    write_gguf(folder / "tiny.gguf", model, architecture)
-    return folder, model
+    monkeypatch.setattr(helper_process, "start", start)
 
 
 def test_node_and_client_take_the_directory_and_convert_it_once(
@@ -133,6 +74,45 @@ def test_node_and_client_take_the_directory_and_convert_it_once(
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, gguf_file="tiny.gguf", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, gguf_file="tiny.gguf")
     assert found == theirs.generate(tokenizer(TEXT, return_tensors="pt").input_ids, **GREEDY).tolist()
+
+
+def test_how_far_a_conversion_is_is_told(tmp_path: Path) -> None:
+    """transformers names its bars, and another version may name them otherwise."""
+    directory, _model = make_directory(tmp_path / "tiny")
+    waits = list[Wait | None]()
+    resolve(str(directory), data_dir=tmp_path / "data", waits=Waits(waits.append))
+    told = [(wait.done, wait.total) for wait in waits if wait and wait.total]
+    assert told[0] == (0, 90) and (60, 90) in told and told[-1] == (3, 3), (
+        "30 tensors converted, then loaded, and one file written"
+    )
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_file_is_converted_once_and_again_if_it_was_changed(tmp_path: Path) -> None:
+    directory, data, waits = tmp_path / "tiny", tmp_path / "data", list[Wait | None]()
+    directory.mkdir()
+    (directory / "tiny.gguf").write_bytes(b"one")
+    first = gguf.checkpoint_of(directory, data, Waits(waits.append))
+    assert (first / "config.json").read_text() == str(directory / "tiny.gguf") and first.name == "tiny"
+    assert [wait.percent for wait in waits if wait] == [None, 25]
+    written = (first / "config.json").stat().st_ino
+    assert gguf.checkpoint_of(directory, data) == first and (first / "config.json").stat().st_ino == written
+    stat = (directory / "tiny.gguf").stat()
+    (directory / "tiny.gguf").write_bytes(b"other")
+    os.utime(directory / "tiny.gguf", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (size := gguf.checkpoint_of(directory, data)) != first
+    os.utime(directory / "tiny.gguf", (1, 1))
+    assert gguf.checkpoint_of(directory, data) not in (first, size)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"one")
+    stale = tmp_path / "data" / "converted" / ".unfinished-abc" / "tiny"
+    stale.mkdir(parents=True)
+    (stale / "model.safetensors").write_bytes(b"half")
+    place = gguf.checkpoint_of(tmp_path, tmp_path / "data")
+    assert sorted(path.name for path in stale.parents[1].iterdir()) == sorted([place.parent.name, "lock"])
 
 
 def test_a_conversion_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
