@@ -175,7 +175,8 @@ class Download:
             fault = SlowSourceError(f"peer {short_peer(peer)} was too slow") if task.cancelled() else task.exception()
             if fault is not None and (not isinstance(fault, SwarmError) or isinstance(fault, DiskFullError)):
                 raise fault
-            self._judge(peer, SlowSourceError(f"peer {short_peer(peer)} gave its place to another") if gave_way else fault)
+            if fault or not self._planner.is_done:  # else all is here, and it may be asked for the next shards at once
+                self._judge(peer, SlowSourceError(f"peer {short_peer(peer)} gave its place to another") if gave_way else fault)
 
     def _judge(self, peer: PeerId, fault: SwarmError | None) -> None:
         if isinstance(fault, LyingSourceError):

@@ -215,9 +215,9 @@ def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
     run(work())
 
 
-@pytest.mark.parametrize("max_sources", [2, 8])
-def test_a_unit_that_another_process_gives_up_is_fetched_from_the_same_sources(
-    tmp_path: Path, max_sources: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("num_sources", "max_sources"), [(1, 8), (3, 2), (3, 8)])
+def test_a_shard_that_another_process_gives_up_is_fetched_from_the_same_sources(
+    tmp_path: Path, num_sources: int, max_sources: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second part of one download begins with no place taken."""
     monkeypatch.setattr(roster, "PAUSE_S", 1_000.0)  # those that came to their end do not come again
@@ -225,7 +225,7 @@ def test_a_unit_that_another_process_gives_up_is_fetched_from_the_same_sources(
     async def work() -> None:
         model = make_model(tmp_path / "source")
         async with town() as here:
-            for _ in range(3):
+            for _ in range(num_sources):
                 await here.start(model)
             cache, other = cache_of(model, tmp_path), cache_of(model, tmp_path)
             held = cache.layout.shards[-1]
