@@ -17,8 +17,10 @@ from typing import Protocol
 from node.config import DTYPES as NUMBER_FORMATS
 from node.config import NodeConfig
 from protocols.errors import ConfigError
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
+from protocols.units import Ends
 from swarm.models.checkpoint import DTYPES, Checkpoint
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
@@ -54,7 +56,7 @@ class Claim:
     """Blocks that a peer hosts, or is about to."""
 
     peer: PeerId
-    served: ServedSpan
+    hosted: Hosted
     is_joining: bool
     member: Member
 
@@ -65,23 +67,32 @@ def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
     Who has measured nothing yet, as all who join, counts as the median of those who have.
     """
     found = [
-        (record, served)
+        (record, one)
         for record in records.peers
         if record.peer != me
-        for served in record.spans
-        if served.model.digest == model.digest and record.state_of(served) != "draining"
+        for one in record.blocks(model.digest)
+        if record.state_of(one) != "draining"
     ]
-    measured_ms = [record.block_ms for record, _served in found if record.block_ms]
+    measured_ms = _measured_ms(found)
     usual_ms, least_ms = statistics.median(measured_ms) if measured_ms else 0.0, floor_ms(measured_ms)
     return [
         Claim(
             peer=record.peer,
-            served=served,
-            is_joining=record.state_of(served) == "joining",
-            member=as_member(replace(record, block_ms=record.block_ms or usual_ms), served.span, served.ends, least_ms),
+            hosted=one,
+            is_joining=record.state_of(one) == "joining",
+            member=as_member(record, one, least_ms, usual_ms),
         )
-        for record, served in found
+        for record, one in found
     ]
+
+
+def _measured_ms(hosted: Iterable[tuple[PeerRecord, Hosted]]) -> list[float]:
+    """Milliseconds for a block, of each peer that has measured it once: the least that it claims."""
+    found: dict[PeerId, float] = {}
+    for record, one in hosted:
+        if one.load.block_ms:
+            found[record.peer] = min(one.load.block_ms, found.get(record.peer, one.load.block_ms))
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +122,7 @@ class Standing:
 def least_ms(records: Iterable[PeerRecord], model: ModelId) -> float:
     """Milliseconds for a block that are believed at least, of all who announce these weights, ourselves included: it is the same for
     everybody who sees the same, as the plan must be."""
-    ours = [record for record in records if any(served.model.digest == model.digest for served in record.spans)]
-    return floor_ms([record.block_ms for record in ours if record.block_ms])
+    return floor_ms(_measured_ms((record, one) for record in records for one in record.blocks(model.digest)))
 
 
 def standings(records: Sequence[PeerRecord], model: ModelId, dtype: str, me: PeerId) -> list[Standing]:
@@ -120,9 +130,9 @@ def standings(records: Sequence[PeerRecord], model: ModelId, dtype: str, me: Pee
     found, at_least_ms = [], least_ms(records, model)
     for record in records:
         spans: dict[str, Member] = {}
-        for served in record.spans:
-            if served.model.digest == model.digest and served.dtype == dtype:
-                spans.setdefault(record.state_of(served), as_member(record, served.span, served.ends, at_least_ms))
+        for one in record.blocks(model.digest):
+            if one.dtype == dtype:
+                spans.setdefault(record.state_of(one), as_member(record, one, at_least_ms))
         if record.peer != me and ("serving" in spans or "joining" in spans):
             found.append(Standing(record.peer, spans.get("serving"), spans.get("joining")))
     return found
@@ -141,10 +151,12 @@ def planned(known: Sequence[Standing], has_met: Callable[[PeerId], bool]) -> lis
     return sorted(ordered, key=lambda one: ranks[one.peer])[:MAX_PLANNED]
 
 
-def as_member(record: PeerRecord, span: Span, has_ends: bool, least_ms: float = 0.0) -> Member:
-    """A record's claim to `span`; who has measured nothing counts as one block a millisecond. least_ms: no faster block is believed."""
-    speed = 1 / max(record.block_ms, least_ms) if record.block_ms else 1.0
-    return Member(peer=record.peer, span=span, room_blocks=record.room_blocks, speed=speed, has_ends=has_ends)
+def as_member(record: PeerRecord, hosted: Hosted, least_ms: float = 0.0, usual_ms: float = 0.0) -> Member:
+    """A record's claim to blocks. least_ms: no faster block is believed. usual_ms: of a peer that has measured nothing; 0 = 1 ms."""
+    block_ms = hosted.load.block_ms or usual_ms
+    speed = 1 / max(block_ms, least_ms) if block_ms else 1.0
+    has_ends = Ends() in record.beside(hosted)
+    return Member(peer=record.peer, span=hosted.span, room_blocks=record.room_blocks, speed=speed, has_ends=has_ends)
 
 
 class Joining:
@@ -164,13 +176,13 @@ class Joining:
 
 def other_weights(records: Records, model: ModelId) -> list[str]:
     """Digests under which others serve the same name."""
-    found = {served.model.digest for record in records.peers for served in record.spans if served.model.name == model.name}
-    return sorted(found - {model.digest})
+    models = {one.weights.model for record in records.peers for one in record.hosted}
+    return sorted({other.digest for other in models if other.name == model.name} - {model.digest})
 
 
 def usual_dtype(others: Sequence[Claim]) -> str | None:
     """The format, of those we know, that most of the others compute in; None where there are none."""
-    counts = Counter(claim.served.dtype for claim in others if claim.served.dtype in NUMBER_FORMATS)
+    counts = Counter(claim.hosted.dtype for claim in others if claim.hosted.dtype in NUMBER_FORMATS)
     return min(counts, key=lambda dtype: (-counts[dtype], dtype), default=None)
 
 

@@ -26,10 +26,7 @@ def successors(records: Iterable[PeerRecord], model: ModelId, span: Span) -> lis
     return [
         record
         for record in records
-        if any(
-            served.model.digest == model.digest and served.span.start == span.stop and record.state_of(served) == "serving"
-            for served in record.spans
-        )
+        if any(one.span.start == span.stop and record.state_of(one) == "serving" for one in record.blocks(model.digest))
     ][:MAX_ROUND_TRIPS]
 
 

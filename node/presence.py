@@ -70,8 +70,9 @@ class Presence:
 
     def as_member(self, span: Span) -> Member:
         """Ourselves, were `span` ours."""
-        has_ends = any(host.served.ends for host in self.hosts if host.served.span == span)
-        return choosing.as_member(self.record(), span, has_ends, self._least_ms)
+        record = self.record()
+        hosted = next(one for one in record.blocks() if one.span == span)
+        return choosing.as_member(record, hosted, self._least_ms)
 
     async def look_closely(self) -> list[PeerRecord]:
         """Those who host what comes right after our span."""

@@ -133,8 +133,12 @@ class PeerRecord:
             found += [blocks, replace(blocks, unit=Ends(), load=Load())] if served.ends else [blocks]
         return tuple(found)
 
+    def hosted_of(self, digest: str) -> tuple[Hosted, ...]:
+        """Its units of one model, whatever their state."""
+        return tuple(one for one in self.hosted if one.weights.model.digest == digest)
+
     def blocks(self, digest: str | None = None) -> tuple[Hosted, ...]:
-        """The blocks that a route may lead over, whatever their state. digest: of these weights only."""
+        """The blocks that a route may lead over, whatever their state. digest: of this model only."""
         return tuple(one for one in self.hosted if one.is_blocks and digest in (None, one.weights.model.digest))
 
     def beside(self, hosted: Hosted) -> frozenset[Unit]:

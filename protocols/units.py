@@ -161,6 +161,16 @@ class Partition(_Kind):
 
 
 Unit = Blocks | Ends | Expert | Partition
+
+
+def is_part(part: Unit, whole: Unit) -> bool:
+    """Does a host of `whole` have all of `part`? Experts and partitions of a block are parts of the block."""
+    if not isinstance(whole, Blocks) or isinstance(part, Ends) or part.stack != whole.stack:
+        return part == whole
+    start, stop = (part.start, part.stop) if isinstance(part, Blocks) else (part.layer, part.layer + 1)
+    return whole.start <= start and stop <= whole.stop
+
+
 _KINDS: Final[tuple[type[Unit], ...]] = (Blocks, Ends, Expert, Partition)
 
 

@@ -9,16 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from protocols.hosted import Hosted
 from protocols.ids import PeerId
-from protocols.records import PeerRecord, ServedSpan
-from swarm.placement.choose import count_replicas
+from protocols.records import PeerRecord
+from protocols.units import Ends
+from swarm.placement.choose import count_replicas, gaps_of
 from swarm.routing import path
 from swarm.weights.election import Tally, tallies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerRow:
-    """One peer's span of one model."""
+    """One peer's blocks of one model, and what it hosts beside them."""
 
     peer: str
     name: str
@@ -27,6 +29,8 @@ class PeerRow:
     stop: int
     ends: bool
     """Hosts embedding, norm and head as well."""
+    units: tuple[str, ...]
+    """Everything that this row stands for, as `decoder/0:3`."""
     dtype: str
     quantization: str
     free_tokens: int
@@ -70,11 +74,11 @@ def summarize(
     found = tallies(records, name, answering={record.peer for record in records} - set(silent))
     meant = next((one for one in found if one.model.digest == before), found[0] if found and before is None else None)
     records = [_silenced(record, silent[record.peer]) if record.peer in silent else record for record in records]
-    groups: dict[tuple[str, int], list[tuple[PeerRecord, ServedSpan]]] = {}
+    groups: dict[tuple[str, int], list[tuple[PeerRecord, Hosted]]] = {}
     for record in records:
-        for served in record.spans:
-            if served.model.name == name:
-                groups.setdefault((served.model.digest, served.num_blocks), []).append((record, served))
+        for one in record.blocks():
+            if one.weights.model.name == name:
+                groups.setdefault((one.weights.model.digest, one.num_blocks), []).append((record, one))
     rows = [
         _model(name, digest, num_blocks, hosted, _is_meant(meant, digest, num_blocks))
         for (digest, num_blocks), hosted in sorted(groups.items())
@@ -90,9 +94,10 @@ def _silenced(record: PeerRecord, state: str) -> PeerRecord:
     return replace(record, state=state, spans=tuple(replace(served, state="") for served in record.spans))
 
 
-def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, ServedSpan]], is_meant: bool) -> ModelRows:
-    replicas = count_replicas((served.span for record, served in hosted if record.state_of(served) == "serving"), num_blocks)
-    missing = tuple(gaps(replicas))
+def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, Hosted]], is_meant: bool) -> ModelRows:
+    serving = [(record, one) for record, one in hosted if record.state_of(one) == "serving"]
+    replicas = count_replicas((one.span for _record, one in serving), num_blocks)
+    missing = tuple(map(str, gaps_of(replicas)))
     rows = sorted((_peer(*pair) for pair in hosted), key=lambda row: (row.start, row.stop, row.peer))
     return ModelRows(
         name=name,
@@ -102,46 +107,38 @@ def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecor
         missing=missing,
         least_replicas=min(replicas),
         replicas=tuple(replicas),
-        is_thin_possible=_is_thin_possible([served for record, served in hosted if record.state_of(served) == "serving"]),
+        is_thin_possible=_is_thin_possible(serving),
         is_meant=is_meant,
         peers=tuple(rows),
     )
 
 
-def _is_thin_possible(serving: Sequence[ServedSpan]) -> bool:
+def _is_thin_possible(serving: Sequence[tuple[PeerRecord, Hosted]]) -> bool:
     """Is there a route, in one number format, whose first and last hop host the ends?"""
-    formats: dict[tuple[str, str], list[ServedSpan]] = {}
-    for served in serving:
-        if path.can_take_part(served.span, served.ends, served.num_blocks, thin=True):
-            formats.setdefault((served.dtype, served.quantization), []).append(served)
+    formats: dict[tuple[str, str], list[Hosted]] = {}
+    for record, one in serving:
+        if path.can_take_part(one.span, Ends() in record.beside(one), one.num_blocks, thin=True):
+            formats.setdefault(one.precision, []).append(one)
     return any(not path.missing({one.span for one in group}, group[0].num_blocks) for group in formats.values())
 
 
-def _peer(record: PeerRecord, served: ServedSpan) -> PeerRow:
+def _peer(record: PeerRecord, hosted: Hosted) -> PeerRow:
+    beside = record.beside(hosted)
     return PeerRow(
         peer=record.peer,
         name=record.name,
-        state=record.state_of(served),
-        start=served.span.start,
-        stop=served.span.stop,
-        ends=served.ends,
-        dtype=served.dtype,
-        quantization=served.quantization,
-        free_tokens=record.free_tokens,
-        queue=record.queue,
-        step_ms=record.step_ms,
+        state=record.state_of(hosted),
+        start=hosted.span.start,
+        stop=hosted.span.stop,
+        ends=Ends() in beside,
+        units=tuple(map(str, sorted({hosted.unit, *beside}))),
+        dtype=hosted.dtype,
+        quantization=hosted.quantization,
+        free_tokens=hosted.load.free_tokens,
+        queue=hosted.load.queue,
+        step_ms=hosted.load.step_ms,
         reachable=record.reachable,
         addresses=record.addresses,
         p2p_addresses=record.p2p_addresses,
         software=record.software,
     )
-
-
-def gaps(replicas: Sequence[int]) -> list[str]:
-    """`start:stop` of every run of blocks without a replica."""
-    edges = [block for block in range(len(replicas) + 1) if _is_gap(replicas, block) != _is_gap(replicas, block - 1)]
-    return [f"{start}:{stop}" for start, stop in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _is_gap(replicas: Sequence[int], block: int) -> bool:
-    return 0 <= block < len(replicas) and replicas[block] == 0

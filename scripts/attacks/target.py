@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocols.errors import PeerUnreachableError, SwarmError
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId, SessionId, Span
 from protocols.inference import Grant, Hop
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm.dht.address import PeerAddress
 from swarm.rpc.stream import Stream
 from swarm.thin.peer import ThinPeer
@@ -43,11 +44,11 @@ class Stranger:
     """A fresh identity with connections, and what the directory told it."""
 
     peer: ThinPeer
-    nodes: tuple[tuple[PeerRecord, ServedSpan], ...]
+    nodes: tuple[tuple[PeerRecord, Hosted], ...]
 
     @property
     def model(self) -> ModelId:
-        return self.nodes[0][1].model
+        return self.nodes[0][1].weights.model
 
     def hop(self, number: int) -> Hop:
         """Node number `number` as a hop of a route."""

@@ -21,8 +21,9 @@ from torch import Tensor
 from protocols import compression
 from protocols.defaults import PATIENCE_S
 from protocols.errors import BadRequestError, shown
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from swarm import keyring, known, places, waiting
 from swarm.access_lists import Lists, of_argument
@@ -106,9 +107,9 @@ class Settings:
         data_dir = Path(self.cache_dir) if self.cache_dir else None
         return NodeCommand(swarm=self.swarm, peer=peer, data_dir=data_dir, directory=directory)
 
-    def dtype_name(self, spans: Iterable[ServedSpan], num_blocks: int) -> str:
-        """The route's compute dtype, where these spans are served."""
-        return served.best_dtype(spans, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
+    def dtype_name(self, blocks: Iterable[Hosted], num_blocks: int) -> str:
+        """The route's compute dtype, where these blocks are served."""
+        return served.best_dtype(blocks, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
 
 
 def entered(settings: Settings, join: str | None, lists: Mapping[str, object], identity: str | Path | None) -> Settings:
@@ -194,7 +195,7 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
             cache = await open_cache(settings.data_dir / "weights", found, peer.pool, naming)
         held.callback(cache.close)
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
-        dtype = settings.dtype_name(finding.spans_of(found), checkpoint.num_blocks)
+        dtype = settings.dtype_name(finding.blocks_of(found), checkpoint.num_blocks)
         config = SessionConfig(
             patience_s=settings.patience_s,
             priority=settings.priority,
@@ -223,8 +224,10 @@ async def _join(
         peer = shared.started.result()
         with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
-            spans = await served.wait_until_served(peer.directory, peer.pool, model, manifest, settings.patience_s, hosting, slot)
-        name = settings.dtype_name(spans, num_blocks)
+            blocks = await served.wait_until_served(
+                peer.directory, peer.pool, model, manifest, settings.patience_s, hosting, slot
+            )
+        name = settings.dtype_name(blocks, num_blocks)
         config = SessionConfig(patience_s=settings.patience_s, priority=settings.priority, dtype=name)
         sessions, router = _session_maker(peer, model, num_blocks, config, hosting, settings.waits)
     except BaseException:

@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, short_peer
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.weights import Manifest, difference
 from swarm import waiting
 from swarm.rpc.pool import ChannelPool
@@ -38,20 +39,21 @@ class Directory(Protocol):
     async def snapshot(self, model_name: str) -> Peers: ...
 
 
-def served(peers: Iterable[PeerRecord], name: str) -> list[tuple[PeerRecord, ServedSpan]]:
-    """Every span of a model of this name, whatever its digest, at peers that have not said they are leaving."""
-    return [(peer, span) for peer in peers if peer.state != "draining" for span in peer.spans if span.model.name == name]
+def served(peers: Iterable[PeerRecord], name: str) -> list[tuple[PeerRecord, Hosted]]:
+    """All blocks of a model of this name, whatever its digest, at peers that have not said they are leaving."""
+    staying = (peer for peer in peers if peer.state != "draining")
+    return [(peer, one) for peer in staying for one in peer.blocks() if one.weights.model.name == name]
 
 
-def best_dtype(spans: Iterable[ServedSpan], num_blocks: int, known: Collection[str]) -> str:
+def best_dtype(hosted: Iterable[Hosted], num_blocks: int, known: Collection[str]) -> str:
     """The compute dtype, of those `known`, in which most of the model's blocks are served; float32 wins a tie, and where there are none.
 
     What a record claims beyond the model, or in a format that nobody knows, counts for nothing.
     """
     blocks: dict[str, set[int]] = {"float32": set()}
-    for span in spans:
-        if span.dtype in known:
-            blocks.setdefault(span.dtype, set()).update(range(span.span.start, min(span.span.stop, num_blocks)))
+    for one in hosted:
+        if one.dtype in known:
+            blocks.setdefault(one.dtype, set()).update(range(one.span.start, min(one.span.stop, num_blocks)))
     return max(blocks, key=lambda dtype: (len(blocks[dtype]), dtype == "float32"))
 
 
@@ -63,8 +65,8 @@ async def wait_until_served(
     patience_s: float,
     hosting: NodeCommand = USUAL,
     slot: Slot | None = None,
-) -> list[ServedSpan]:
-    """The spans that are served of exactly this model. slot: where is said that none is yet.
+) -> list[Hosted]:
+    """The blocks that are served of exactly this model. slot: where is said that none is yet.
 
     Raises ModelMismatchError at once where the name is served with other weights only, NoRouteError where nobody serves it in time.
     """
@@ -73,8 +75,8 @@ async def wait_until_served(
     ends_at = loop.time() + patience_s
     while True:
         found = served((await directory.snapshot(model.name)).peers, model.name)
-        ours = [span for _, span in found if span.model.digest == model.digest]
-        others = [(peer, span) for peer, span in found if span.model.digest != model.digest]
+        ours = [one for _, one in found if one.weights.model.digest == model.digest]
+        others = [(peer, one) for peer, one in found if one.weights.model.digest != model.digest]
         if ours:
             if others:
                 log.warning("%s is also served with other weights, by %s", model.name, short_peer(others[0][0].peer))
@@ -91,11 +93,11 @@ async def wait_until_served(
 
 
 async def _mismatch(
-    pool: ChannelPool, model: ModelId, manifest: Manifest, others: list[tuple[PeerRecord, ServedSpan]]
+    pool: ChannelPool, model: ModelId, manifest: Manifest, others: list[tuple[PeerRecord, Hosted]]
 ) -> ModelMismatchError:
     """The error that says what differs, as far as one of the peers tells."""
-    theirs = others[0][1].model
-    holders = [peer for peer, span in others if span.model == theirs]
+    theirs = others[0][1].weights.model
+    holders = [peer for peer, one in others if one.weights.model == theirs]
     try:
         what = difference(manifest, await fetch_manifest(pool, holders, theirs)) or "nothing that can be named"
     except SwarmError as error:

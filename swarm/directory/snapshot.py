@@ -1,6 +1,6 @@
 """A frozen view of the peers of one model.
 
-It answers questions about gaps and digests without asking a peer.
+It answers without asking a peer.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from protocols.directory import parse_names
 from protocols.entries import SignedEntry
 from protocols.errors import SwarmError
-from protocols.ids import PeerId, Span, short_peer
-from protocols.records import PeerRecord, ServedSpan
+from protocols.hosted import Hosted
+from protocols.ids import PeerId, short_peer
+from protocols.records import PeerRecord
 
 log = logging.getLogger(__name__)
 
@@ -33,44 +34,14 @@ class Snapshot:
     taken_s: float
     """Unix time."""
 
-    def spans(self, digest: str | None = None) -> tuple[tuple[PeerRecord, ServedSpan], ...]:
-        """Every announced span of this model (with that digest), with its peer."""
+    def serving(self, digest: str | None = None) -> tuple[tuple[PeerRecord, Hosted], ...]:
+        """Blocks of this model (with that digest), with their peers, that are ready to compute: neither joining nor draining."""
         return tuple(
-            (peer, span)
+            (peer, one)
             for peer in self.peers
-            for span in peer.spans
-            if span.model.name == self.model and digest in (None, span.model.digest)
+            for one in peer.blocks(digest)
+            if one.weights.model.name == self.model and peer.state_of(one) == "serving"
         )
-
-    def digests(self) -> tuple[str, ...]:
-        """Digests under which the name is announced, the one with the most peers first. More than one is a warning."""
-        counts = Counter(span.model.digest for _peer, span in self.spans())
-        return tuple(sorted(counts, key=lambda digest: (-counts[digest], digest)))
-
-    def num_blocks(self, digest: str | None = None) -> int | None:
-        """Blocks of the model, as most peers say; None where nobody announces it."""
-        counts = Counter(span.num_blocks for _peer, span in self.spans(digest))
-        return max(counts, key=lambda blocks: (counts[blocks], blocks)) if counts else None
-
-    def serving(self, digest: str | None = None) -> tuple[tuple[PeerRecord, ServedSpan], ...]:
-        """Spans whose peer is ready to compute: neither joining nor draining."""
-        return tuple((peer, span) for peer, span in self.spans(digest) if peer.state_of(span) == "serving")
-
-    def missing(self, num_blocks: int, digest: str | None = None) -> list[Span]:
-        """Maximal runs of blocks that nobody serves now."""
-        served = [False] * num_blocks
-        for _peer, span in self.serving(digest):
-            stop = min(span.span.stop, num_blocks)
-            served[span.span.start : stop] = [True] * max(0, stop - span.span.start)
-        gaps: list[Span] = []
-        start = None
-        for block, is_served in enumerate([*served, True]):
-            if not is_served and start is None:
-                start = block
-            elif is_served and start is not None:
-                gaps.append(Span(start, block))
-                start = None
-        return gaps
 
 
 async def of_entries(model: str, entries: Mapping[PeerId, SignedEntry], now_s: float) -> Snapshot:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 from protocols.errors import NoRouteError
-from protocols.records import ServedSpan
+from protocols.hosted import Hosted
 from swarm import waiting
 from swarm.client import served
 from swarm.suggestion import USUAL, NodeCommand
@@ -48,15 +48,15 @@ async def wait_for(
         await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, ends_at - loop.time())))
 
 
-def spans_of(found: Found) -> tuple[ServedSpan, ...]:
+def blocks_of(found: Found) -> tuple[Hosted, ...]:
     """What is served of exactly these weights; never empty."""
-    return tuple(span for _peer, span in served.served(found.records, found.model.name) if span.model == found.model)
+    return tuple(one for _peer, one in served.served(found.records, found.model.name) if one.weights.model == found.model)
 
 
-def num_blocks(spans: tuple[ServedSpan, ...], stored: int) -> int:
+def num_blocks(blocks: tuple[Hosted, ...], stored: int) -> int:
     """Blocks of the model: as many as the manifest has, if one of those who serve it says so; else as most of them say.
 
     The manifest is what the digest stands for, but in a family with two towers only nodes know which one is cut into blocks.
     """
-    counts = Counter(span.num_blocks for span in spans)
+    counts = Counter(one.num_blocks for one in blocks)
     return stored if stored in counts else max(counts, key=lambda count: (counts[count], count))

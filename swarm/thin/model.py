@@ -132,9 +132,9 @@ async def open_model(
             stored = len(cache.layout.blocks)
         finally:
             cache.close()
-        spans = finding.spans_of(found)
-        num_blocks = finding.num_blocks(spans, stored)
-        chosen = served.best_dtype(spans, num_blocks, DTYPES) if dtype == "auto" else dtype
+        blocks = finding.blocks_of(found)
+        num_blocks = finding.num_blocks(blocks, stored)
+        chosen = served.best_dtype(blocks, num_blocks, DTYPES) if dtype == "auto" else dtype
         config = SessionConfig(
             patience_s=patience_s,
             priority=priority,

@@ -9,13 +9,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from protocols.errors import ModelMismatchError, ModelNotFoundError
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.words import counted
 from swarm.placement.members import edges
 from swarm.weights.names import is_digest, split_name
 
-_Offer = tuple[PeerId, ServedSpan]
+_Offer = tuple[PeerId, Hosted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +48,10 @@ def tallies(
     """
     offers: dict[ModelId, list[_Offer]] = {}
     for record in records:
-        for served in record.spans:
-            if name in (None, served.model.name) and served.model.digest.startswith(prefix):
-                serving = offers.setdefault(served.model, [])
+        for served in record.blocks():
+            model = served.weights.model
+            if name in (None, model.name) and model.digest.startswith(prefix):
+                serving = offers.setdefault(model, [])
                 if record.state_of(served) == "serving" and (answering is None or record.peer in answering):
                     serving.append((record.peer, served))
     return sorted((_tally(model, serving) for model, serving in offers.items()), key=lambda one: one.rank)
@@ -78,7 +80,7 @@ def _on_routes(offers: Sequence[_Offer], num_blocks: int) -> set[PeerId]:
     """Peers whose spans are part of a route from the first block to the last; a route has one number format."""
     formats: dict[tuple[str, str], list[_Offer]] = {}
     for peer, served in offers:
-        formats.setdefault((served.dtype, served.quantization), []).append((peer, served))
+        formats.setdefault(served.precision, []).append((peer, served))
     found: set[PeerId] = set()
     for group in formats.values():
         from_start, to_end = edges((served.span for _peer, served in group), num_blocks)

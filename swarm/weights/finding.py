@@ -106,7 +106,7 @@ async def open_cache(
     they do now.
     """
     standing = standing or Standing(pool.is_connected)
-    holders = [record for record in found.records if any(served.model.digest == found.model.digest for served in record.spans)]
+    holders = [record for record in found.records if record.hosted_of(found.model.digest)]
     manifest = await asyncio.to_thread(read_manifest, root / found.model.digest)
     if manifest is None or manifest.digest != found.model.digest:
         manifest = await fetch_manifest(pool, holders, found.model, standing)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from protocols.hosted import Hosted
 from protocols.ids import PeerId
-from protocols.records import PeerRecord, ServedSpan
-from protocols.units import Blocks, Ends, Expert, Partition, Unit
+from protocols.records import PeerRecord
+from protocols.units import Blocks, Ends, Expert, Partition, Unit, is_part
 from swarm.weights.standing import GAVE, UNKNOWN
 
 FAST_BYTES_S = 12_500_000
@@ -33,14 +34,9 @@ def ranked(
 ) -> list[PeerRecord]:
     """Peers that serve these weights, each once, in the order in which to ask them. units: what is to be fetched. draw: a random number
     below 1."""
-    spans = {
-        record.peer: [served for served in record.spans if served.model.digest == digest]
-        for record in records
-        if record.peer != me and record.state != "draining"
-    }
-    able = [record for record in records if spans.get(record.peer)]
+    able = [record for record in records if record.peer != me and record.state != "draining" and record.hosted_of(digest)]
     wanted = announced(units)
-    offers = {record.peer: _offers(spans[record.peer], wanted) for record in able}
+    offers = {record.peer: _offers(record.hosted_of(digest), wanted) for record in able}
     lots = {record.peer: draw() ** (FAST_BYTES_S / _cap(record)) for record in able}
     proven = _covering([record for record in able if rank(record.peer) == GAVE], offers, wanted, lots)
     others = [record for record in able if rank(record.peer) != GAVE]
@@ -104,9 +100,5 @@ def announced(units: Iterable[Unit]) -> set[Unit]:
     return found
 
 
-def _offers(spans: Sequence[ServedSpan], wanted: set[Unit]) -> set[Unit]:
-    return {unit for unit in wanted if any(_has(served, unit) for served in spans)}
-
-
-def _has(served: ServedSpan, unit: Unit) -> bool:
-    return served.ends if isinstance(unit, Ends) else isinstance(unit, Blocks) and unit.start in served.span
+def _offers(hosted: Sequence[Hosted], wanted: set[Unit]) -> set[Unit]:
+    return {unit for unit in wanted if any(is_part(unit, one.unit) for one in hosted)}

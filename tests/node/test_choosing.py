@@ -32,6 +32,7 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm import places
 from swarm.placement.choose import Choice, Room, outranking
 from swarm.placement.members import Member
+from tests.hosting import hosted
 from tests.swarm.inference.toy import fresh_seed, new_identity
 from tests.virtual_time import loop_clock, virtual_time
 
@@ -52,9 +53,8 @@ def record(letter: str, span: Span, *, state: str = "serving", model: ModelId = 
 
 
 def claim(letter: str, span: Span, is_joining: bool) -> Claim:
-    served = ServedSpan(model=MODEL, span=span, num_blocks=6, dtype="float32")
     who = PeerId("12D3KooW" + letter * 44)
-    return Claim(who, served, is_joining, Member(peer=who, span=span))
+    return Claim(who, hosted(MODEL, span, 6)[0], is_joining, Member(peer=who, span=span))
 
 
 def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
@@ -68,7 +68,7 @@ def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
         )
     )
     found = claims(records, MODEL, ME)
-    assert [(str(one.served.span), one.is_joining) for one in found] == [("0:3", False), ("3:6", True)]
+    assert [(str(one.hosted.span), one.is_joining) for one in found] == [("0:3", False), ("3:6", True)]
     assert other_weights(records, MODEL) == ["b" * 64]
     assert usual_dtype(found[:1]) == "float32"
     assert usual_dtype([]) is None

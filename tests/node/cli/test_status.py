@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from node.cli import status, status_view
 from node.cli.status import SILENT, UNASKED
-from node.cli.status_rows import gaps, summarize
+from node.cli.status_rows import summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
@@ -24,6 +24,7 @@ from swarm.asking import AT_ONCE
 from swarm.entering import Entered
 from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
+from swarm.placement.choose import gaps_of
 from swarm.suggestion import NodeCommand
 from swarm.weights import remembered
 from swarm.weights.remembered import NameMemory
@@ -86,6 +87,7 @@ def test_thin_clients_can_ask_where_the_ends_are_at_both_ends_of_one_route() -> 
     def is_possible(*records: PeerRecord) -> bool:
         (rows,) = summarize(records, "tiny")
         assert [row.ends for row in rows.peers] == [one.spans[0].ends for one in records]
+        assert [row.ends for row in rows.peers] == ["decoder/ends" in row.units for row in rows.peers]
         return rows.is_thin_possible
 
     first, middle, last = record(1, Span(0, 2), ends=True), record(2, Span(2, 4)), record(3, Span(4, 6), ends=True)
@@ -147,7 +149,7 @@ def test_a_wide_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=20))
 def test_gaps_are_exactly_the_blocks_without_a_replica(replicas: list[int]) -> None:
-    missing = [block for text in gaps(replicas) for block in range(*map(int, text.split(":")))]
+    missing = [block for gap in gaps_of(replicas) for block in range(gap.start, gap.stop)]
     assert missing == [block for block, count in enumerate(replicas) if count == 0]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
-from protocols.records import ServedSpan
 from swarm.client.connection import DTYPES
 from swarm.client.served import best_dtype
+from tests.hosting import hosted
 
 MODEL = ModelId("tiny", "a" * 64)
 
 
-def served(dtype: str, start: int, stop: int, num_blocks: int = 4) -> ServedSpan:
-    return ServedSpan(model=MODEL, span=Span(start, stop), num_blocks=num_blocks, dtype=dtype)
+def served(dtype: str, start: int, stop: int, num_blocks: int = 4) -> Hosted:
+    return hosted(MODEL, Span(start, stop), num_blocks, dtype=dtype)[0]
 
 
 def test_the_format_of_most_blocks_and_float32_in_doubt() -> None:

@@ -1,8 +1,6 @@
-"""What a snapshot answers: gaps, digests, who serves."""
+"""What a snapshot answers: who serves."""
 
 from __future__ import annotations
-
-import pytest
 
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
@@ -17,35 +15,16 @@ def peer(number: int, span: str, *, digest: str = A, state: str = "serving", mod
     return PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id, state=state, spans=(served,))
 
 
-@pytest.mark.parametrize(
-    ("spans", "gaps"),
-    [
-        ([], ["0:8"]),
-        (["0:8"], []),
-        (["0:3", "5:8"], ["3:5"]),
-        (["2:4"], ["0:2", "4:8"]),
-        (["0:4", "2:6"], ["6:8"]),
-    ],
-)
-def test_gaps_are_the_blocks_that_nobody_serves(spans: list[str], gaps: list[str]) -> None:
-    found = Snapshot("m", tuple(peer(number, span) for number, span in enumerate(spans)), 0.0)
-    assert [str(gap) for gap in found.missing(8)] == gaps
-
-
-def test_only_peers_that_serve_these_weights_close_a_gap() -> None:
+def test_only_blocks_of_this_model_that_are_ready_are_serving() -> None:
     peers = (
         peer(1, "0:4"),
         peer(2, "4:8", state="joining"),
         peer(3, "4:8", digest=B),
         peer(4, "4:8", model="other"),
         peer(5, "0:2"),
+        peer(6, "2:8", state="draining"),
     )
     found = Snapshot("m", peers, 0.0)
-    assert found.missing(8, A) == [Span(4, 8)]
-    assert found.missing(8) == []
-    assert found.digests() == (A, B) and found.num_blocks() == 8 and len(found.serving(A)) == 2
-    assert Snapshot("none", peers, 0.0).digests() == () and Snapshot("none", peers, 0.0).num_blocks() is None
-
-
-def test_a_span_beyond_the_model_that_we_know_is_no_fault() -> None:
-    assert Snapshot("m", (peer(1, "2:8"),), 0.0).missing(4) == [Span(0, 2)]
+    assert [one.peer for one, _ in found.serving()] == [peers[0].peer, peers[2].peer, peers[4].peer]
+    assert [(one.peer, str(hosted.span)) for one, hosted in found.serving(A)] == [(peers[0].peer, "0:4"), (peers[4].peer, "0:2")]
+    assert Snapshot("none", peers, 0.0).serving() == ()

@@ -41,7 +41,7 @@ async def test_what_is_announced_is_seen_until_it_is_withdrawn() -> None:
             one._identity.peer_id: "serving",
             two._identity.peer_id: "joining",
         }
-        assert seen.missing(4, MODEL.digest) == [Span(2, 4)]
+        assert {one.span for _peer, one in seen.serving(MODEL.digest)} == {Span(0, 2)}
         assert await looking.models() == {"tiny": 2}
         await first.withdraw()
         assert [peer.peer for peer in (await looking.snapshot("tiny")).peers] == [two._identity.peer_id]

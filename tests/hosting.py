@@ -1,0 +1,21 @@
+"""What a peer of a test hosts: the units of its record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocols.hosted import Hosted, Load
+from protocols.ids import ModelId, Span
+from protocols.units import Blocks, Ends
+from protocols.weights_id import Weights
+
+
+def hosted(
+    model: ModelId, span: Span, num_blocks: int = 4, *, ends: bool = False, dtype: str = "float32", state: str = "", **load: Any
+) -> tuple[Hosted, ...]:
+    """Blocks, and the ends beside them if `ends`. load: of the blocks."""
+    blocks = Hosted(
+        unit=Blocks.of(span), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state, load=Load(**load)
+    )
+    beside = Hosted(unit=Ends(), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state)
+    return (blocks, beside) if ends else (blocks,)
