@@ -27,7 +27,6 @@ from node.serving.host import Host
 from node.telling import keep_telling
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord
 from protocols.words import counted
 from swarm import keyring, known, running_nodes, waiting
 from swarm.finding import FindConfig
@@ -146,9 +145,6 @@ def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, o
         await host.start(peer.pool, peer.gate)
         return host
 
-    async def ping(record: PeerRecord) -> None:
-        await peer.hello(record.peer, record.addresses, record.certificate)
-
     return Mover(
         host=host,
         presence=maker.presence,
@@ -156,8 +152,8 @@ def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, o
         make=make,
         room=room,
         free_bytes=lambda: hardware.room_bytes(maker.device),
-        liveness=Liveness(ping),
-        prover=Prover(peer.identity, peer.pool, ping),
+        liveness=Liveness(peer.ping),
+        prover=Prover(peer.identity, peer.pool, peer.ping),
         on_event=on_event,
     )
 

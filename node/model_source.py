@@ -66,7 +66,7 @@ class ModelSource:
         self._config, self._peer, self._uploader, self._on_event, self._on_fetch = config, peer, uploader, on_event, on_fetch
         self._waits = waits
         self._naming = Naming.of(
-            peer.hello, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights
+            peer.ping, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights
         )
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None

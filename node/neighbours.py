@@ -42,4 +42,4 @@ async def _measure(peer: Peer, record: PeerRecord) -> None:
     with contextlib.suppress(SwarmError, TimeoutError):
         async with asyncio.timeout(HELLO_S):
             for _hello in range(2):
-                await peer.hello(record.peer, record.addresses, record.certificate)
+                await peer.ping(record)

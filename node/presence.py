@@ -31,7 +31,7 @@ class Presence:
         self.room_blocks, self.block_ms = 0, 0.0
         """As in the record."""
         self._peer, self._num_blocks = peer, num_blocks
-        self._greeted = Greeted(lambda one: peer.hello(one.peer, one.addresses, one.certificate))
+        self._greeted = Greeted(peer.ping)
         self._least_ms = 0.0
         """Milliseconds for a block that are believed at least."""
         self._record = PeerRecord(

@@ -1,6 +1,7 @@
 """What a step's tokens are, and what is wanted back.
 
-One object goes unchanged from the client's call to the engine of a node. A new wish of clients is one more field here.
+One object describes a step from the client's call to the engine of a node. A hop changes only what the next hop must get (`below`), or
+what its place in the route demands (`passed_on`). A new wish of clients is one more field here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from protocols import fields
 from protocols.defaults import MAX_TOP
-from protocols.errors import BadRequestError, shown
+from protocols.errors import BadRequestError
 
 WANT_NONE, WANT_ALL = 0, -1
 MAX_WANT = 1 << 16
@@ -50,10 +51,9 @@ class StepSpec:
             raise BadRequestError(
                 f"tokens are {', '.join(KINDS)}, results {', '.join(RESULTS)}; got {self.kind!r} and {self.result!r}"
             )
-        if self.want < WANT_ALL:
-            raise BadRequestError(f"want is -1 for all tokens, 0 for none, or a number of tokens; got {self.want}")
-        if (self.top > 0) is not (self.result == "top"):
-            raise BadRequestError(f"top is above 0 if the result is 'top', and else 0; got {self.top} for {self.result!r}")
+        if not WANT_ALL <= self.want <= MAX_WANT:
+            raise BadRequestError(f"want is -1 for all tokens, 0 for none, or up to {MAX_WANT} tokens; got {self.want}")
+        _check_top(self.top, self.result)
         if not self.is_thin and self.result != "hidden":
             raise BadRequestError(
                 f"hidden states come from a client with the model's head, which gets hidden states, not {self.result}"
@@ -76,23 +76,21 @@ class StepSpec:
     @classmethod
     def parse(cls, header: fields.Header) -> StepSpec:
         """From the header of a step; BadRequestError if a field is out of its bounds."""
-        return cls(
+        spec = cls(
             want=fields.integer(header, "want", -1, MAX_WANT),
             kind=fields.one_of(header, "kind", KINDS),
             result=fields.one_of(header, "result", RESULTS),
-            top=_top(header),
+            top=fields.integer(header, "top", 0, MAX_TOP),
             priority=fields.integer(header, "priority", -100, 100),
         )
+        _check_top(spec.top, spec.result)
+        return spec
 
 
 PASS_ON = StepSpec()
 """Hidden states in, those of all tokens out: what a hop in the middle of a route does."""
 
 
-def _top(header: fields.Header) -> int:
-    top = fields.integer(header, "top", 0, MAX_TOP)
-    if (top > 0) is not (header.get("result") == "top"):
-        raise BadRequestError(
-            f"top is 1 to {MAX_TOP} where the result is 'top', and else 0; got {top} for {shown(header.get('result'))}"
-        )
-    return top
+def _check_top(top: int, result: str) -> None:
+    if not (1 <= top <= MAX_TOP if result == "top" else top == 0):
+        raise BadRequestError(f"top is 1 to {MAX_TOP} if the result is 'top', and else 0; got {top} for {result!r}")

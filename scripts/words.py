@@ -38,6 +38,7 @@ SHORT_FIRST_LINES = (
     "swarm/client",
     "swarm/dht",
     "swarm/directory",
+    "swarm/inference",
     "swarm/lan",
     "swarm/rpc",
     "swarm/thin",

@@ -5,6 +5,7 @@ A full and a thin peer do it alike.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from protocols import services
@@ -16,17 +17,20 @@ from swarm.dht.address import PeerAddress
 from swarm.rpc.pool import ChannelPool, PeerChannel
 
 
-async def ask(channel: PeerChannel, mine: Hello, clocks: Clocks) -> Hello:
-    """Their hello; BadRequestError where they are of another swarm, ProtocolVersionError where there is no common version.
+async def ask(channel: PeerChannel, mine: Hello, clocks: Clocks) -> tuple[Hello, float]:
+    """Their hello, and its round trip in milliseconds, without the time to connect.
+
+    BadRequestError if they are of another swarm, ProtocolVersionError if there is no common version.
 
     clocks: is told their time.
     """
-    asked_at_s = clocks.now_s()
+    asked_at_s, began_s = clocks.now_s(), asyncio.get_running_loop().time()
     theirs = Hello.parse(await channel.unary(services.HELLO, replace(mine, time_s=asked_at_s).encode()))
+    round_trip_ms = (asyncio.get_running_loop().time() - began_s) * 1e3
     clocks.note(channel.peer, asked_at_s, theirs.time_s)
     agree(mine, theirs)
     check_swarm(mine, theirs)
-    return theirs
+    return theirs, round_trip_ms
 
 
 def answer(mine: Hello, request: bytes, now_s: float) -> bytes:

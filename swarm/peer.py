@@ -24,6 +24,7 @@ from protocols.directory import belongs
 from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
+from protocols.records import PeerRecord
 from swarm import dialling_back, greeting, keys, places, ports, reachability
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
@@ -363,18 +364,21 @@ class Peer:
     async def hello(self, peer: PeerId, addresses: tuple[str, ...] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is, and measure the round trip. Raises where it is of another swarm or speaks no common version."""
         channel = await self.pool.channel(peer, addresses, certificate)
-        loop = asyncio.get_running_loop()
-        asked_at = loop.time()
-        theirs = await greeting.ask(channel, self._hello, self.clocks)
+        theirs, round_trip_ms = await greeting.ask(channel, self._hello, self.clocks)
         self._look_at_clock()
         self.round_trips_ms.pop(peer, None)
-        self.round_trips_ms[peer] = (loop.time() - asked_at) * 1_000
+        self.round_trips_ms[peer] = round_trip_ms
         while len(self.round_trips_ms) > _MAX_ROUND_TRIPS:
             del self.round_trips_ms[next(iter(self.round_trips_ms))]
         self.met.note(peer, channel.address)
         place = beside(channel.address, peer)
         self._finder.note_answering([place] if place else [])
         return theirs
+
+    async def ping(self, record: PeerRecord) -> float:
+        """Say hello; its round trip in milliseconds, without the time to connect. The errors of `hello`."""
+        await self.hello(record.peer, record.addresses, record.certificate)
+        return self.round_trips_ms[record.peer]
 
     def has_met(self, peer: PeerId) -> bool:
         """Has it answered us, or does our user trust it?"""

@@ -20,11 +20,10 @@ from node.cli.asking import find_config
 from node.cli.console import remark
 from node.cli.status_rows import ModelRows, summarize
 from node.cli.waiting import shown
-from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from swarm import keyring, places, waiting
-from swarm.asking import answers
+from swarm.asking import answers, is_there
 from swarm.entering import Entered
 from swarm.finding import FindConfig
 from swarm.models.resolve import is_place, name_in_swarm
@@ -47,7 +46,6 @@ UNASKED = "unasked"
 MAX_MODELS = 64
 """Models that are shown where none is named, those of most peers: anybody can make up names."""
 
-HELLO_S = 3.0
 ASK_S = 10.0
 """Seconds for all hellos together."""
 
@@ -100,18 +98,10 @@ async def _ask(
 async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> dict[PeerId, str]:
     """The state of those who do not answer a hello, asked in random order: a node that was killed is announced for up to a minute."""
 
-    async def is_there(record: PeerRecord) -> bool:
-        try:
-            async with asyncio.timeout(HELLO_S):
-                await peer.hello(record.peer, record.addresses, record.certificate)
-        except (SwarmError, TimeoutError):
-            return False
-        return True
-
     states = dict.fromkeys(records, UNASKED)
     with contextlib.suppress(TimeoutError):
         asked = random.sample(list(records.values()), len(records))
-        async with asyncio.timeout(ASK_S), aclosing(answers(asked, is_there)) as replies:
+        async with asyncio.timeout(ASK_S), aclosing(answers(asked, lambda record: is_there(peer.ping, record))) as replies:
             async for record, answers_us in replies:
                 states[record.peer] = SILENT
                 if answers_us:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -50,7 +49,7 @@ class SessionServicer:
 
     async def _carry(self, stream: Stream, call: Call, opening: Open | Attach) -> None:
         hops = self._hops_for(opening)
-        hop = hops.enter(opening, call.peer, time.time())
+        hop = hops.enter(opening, call.peer)
 
         async def take(wire: Wire, message: Message) -> None:
             _check(hops, hop, call, opening, message)
@@ -75,7 +74,7 @@ def _check(hops: Hops, hop: Hop, call: Call, opening: Open | Attach, message: Me
     if session != hop.grant.session:
         raise BadRequestError("a stream carries one session, and this message names another")
     if isinstance(message, Reroute):
-        hops.check_reroute(message, hop, call.peer, time.time())
+        hops.check_reroute(message, hop, call.peer)
 
 
 T = TypeVar("T", Open, Attach)

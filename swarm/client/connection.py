@@ -23,7 +23,6 @@ from protocols.defaults import PATIENCE_S
 from protocols.errors import BadRequestError, shown
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord
 from protocols.weights import Manifest
 from swarm import keyring, known, places, waiting
 from swarm.access_lists import Lists, of_argument
@@ -99,7 +98,7 @@ class Settings:
 
     def naming(self, peer: AnyPeer) -> Naming:
         """How names are understood, by way of this peer."""
-        return Naming.of(peer.hello, self.data_dir, keyring.known_as(self.swarm, self.entry.key), self.accept_new_weights)
+        return Naming.of(peer.ping, self.data_dir, keyring.known_as(self.swarm, self.entry.key), self.accept_new_weights)
 
     def hosting(self, directory: str = "") -> NodeCommand:
         """What a message tells people to type who could host what is missing. directory: where the model's files are here."""
@@ -246,10 +245,7 @@ async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> Share
 def _session_maker(
     peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand, waits: Waits
 ) -> tuple[Callable[[Span | None], Session], Router]:
-    async def ping(record: PeerRecord) -> None:
-        await peer.hello(record.peer, record.addresses, record.certificate)
-
-    router, links = Router(peer.directory, ping, model, num_blocks, hosting, regard_of(peer)), Links(peer.pool)
+    router, links = Router(peer.directory, peer.ping, model, num_blocks, hosting, regard_of(peer)), Links(peer.pool)
     return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), router
 
 

@@ -93,9 +93,10 @@ class Protocol(Neighbourhood):
         self.rpc_semaphore = asyncio.Semaphore(1_000)
         self.routing_table = RoutingTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
         self.client_mode, self.guard, self.clock = client_mode, guard, clock
-        self.origins = Origins(self.connections)
-        self._stores, self._pings = Meter(MAX_STORES, WINDOW_S), Meter(MAX_PINGS, WINDOW_S)
-        self._finds, self._found_bytes = Meter(MAX_FINDS, WINDOW_S), Meter(MAX_FOUND_BYTES, WINDOW_S)
+        self.origins = Origins(self.connections, clock.now_s)
+        self._stores, self._pings, self._finds, self._found_bytes = (
+            Meter(limit, WINDOW_S, clock.now_s) for limit in (MAX_STORES, MAX_PINGS, MAX_FINDS, MAX_FOUND_BYTES)
+        )
         self._silent, self._tasks = dict[PeerID, float](), set[asyncio.Task[None]]()
         self.node_info = dht_pb2.NodeInfo() if client_mode else dht_pb2.NodeInfo(node_id=self.node_id.to_bytes())
         if not client_mode:

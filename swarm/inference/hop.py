@@ -8,10 +8,10 @@ It takes messages one by one, computes each step once, and passes its output on.
 
 Each of these boundaries is an object: `upstream.py`, `downstream.py`, `answers.py`.
 
-Everything that changes the session happens in `run`, in the order of the inbox, so there are no locks; only a Close that
-overtakes nobody's Open acts at once, whatever waits before it or is being computed.
-A death below is told to the client, who sends a new route; a death above is somebody else's to tell: we keep the session
-for `resume_s` and wait for a new Open. Where a hop cannot go on (no memory, or its retained history was dropped),
+Everything that changes the session happens in `run`, in the order of the inbox, so there are no locks. Exception: `Close` is
+handled immediately, unless an `Open` is still queued.
+A death below is told to the client, which sends a new route. If the hop above is lost, other peers report it; this one keeps the session
+for `resume_s` and waits for a new Open. Where a hop cannot go on (no memory, or its retained history was dropped),
 it forgets everything and says Expect(0), or reports itself lost; it never answers with other tokens.
 """
 
@@ -150,7 +150,7 @@ class Hop:
             received=max(self._received, self.next_step),
             computed=self.next_step,
             sent=0 if is_paced else attached if self.is_last else self._down.num_sent,
-            is_busy=self._is_computing or is_loading or is_paced,
+            is_busy=self._is_computing or is_loading or is_paced or self._successor.is_dialling,
             has_given_up=self._has_given_up,
             lost=self._up.first_told(self.index),
         )

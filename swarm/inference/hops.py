@@ -93,14 +93,14 @@ class Hops:
     def __len__(self) -> int:
         return len(self._hops)
 
-    def enter(self, opening: Open | Attach, caller: PeerId, now_s: float) -> Hop:
+    def enter(self, opening: Open | Attach, caller: PeerId) -> Hop:
         """The session that a stream's first message is about: created if there is none and everything proves right.
 
         Raises UnauthenticatedError, ModelMismatchError, SpanNotServedError, BadRequestError, DrainingError or OverloadedError.
         """
         grant = opening.grant
         index = opening.index if isinstance(opening, Open) else len(grant.route) - 1
-        grants.verify(grant, self.served, now_s)
+        grants.verify(grant, self.served, self._clock.unix_s())
         grants.verify_place(grant, index, self.served)
         expected = grants.caller_of(grant, index) if isinstance(opening, Open) else grant.client
         if caller != expected:
@@ -124,10 +124,10 @@ class Hops:
         """A client's session, where it is here."""
         return self._hops.get((client, session, span))
 
-    def check_reroute(self, reroute: Reroute, hop: Hop, caller: PeerId, now_s: float) -> None:
+    def check_reroute(self, reroute: Reroute, hop: Hop, caller: PeerId) -> None:
         """A Reroute came over a stream that is already trusted: its grant must be the client's all the same."""
         grant = reroute.grant
-        grants.verify(grant, self.served, now_s)
+        grants.verify(grant, self.served, self._clock.unix_s())
         grants.verify_place(grant, reroute.index, self.served)
         if (grant.client, grant.session) != (hop.grant.client, hop.grant.session):
             raise UnauthenticatedError("a new route must be granted by the client that opened the session")
@@ -149,13 +149,11 @@ class Hops:
         if len(self._hops) >= self._limits.max_sessions:
             self._make_room()
         compute = self._new_compute(grant, grant.route[index].span)
-        hop = Hop(grant, index, self.served, compute, self._links, self._hops, self._clock.now_s, self._new_pace())
+        pace = Pace(self._clock.now_s, epochs_s=self._limits.epochs_s)
+        hop = Hop(grant, index, self.served, compute, self._links, self._hops, self._clock.now_s, pace)
         self._hops[grant.client, grant.session, hop.span] = hop
         self._own(self._run(hop))
         return hop
-
-    def _new_pace(self) -> Pace:
-        return Pace(epochs_s=self._limits.epochs_s)
 
     def _make_room(self) -> None:
         """End a session that nobody has used for a while, of the client that holds most. OverloadedError if there is none."""

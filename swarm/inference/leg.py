@@ -1,7 +1,8 @@
-"""One leg of a session: a route, the wires to its first and last hop, and a new epoch for every route that follows.
+"""One leg of a session: its routes, one after the other.
 
-Most sessions have one leg. Another is opened beside it if no answer comes (`legs.py`); it has a session id of its own, so that a hop which
-is in both takes them for two sessions. All legs of a session send the same retained steps.
+It has a stream to the first and to the last hop of its route; each new route is a new epoch. Most sessions have one leg. Another is opened
+beside it if no answer comes (`legs.py`); it has a session id of its own, so that a hop which is in both takes them for two sessions. All
+legs of a session send the same retained steps.
 """
 
 from __future__ import annotations

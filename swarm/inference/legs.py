@@ -1,8 +1,8 @@
-"""A session's way through the swarm: the leg that answers, others tried beside it, and a new route for whatever hop is lost.
+"""The routes that one session uses at a time.
 
-Two answers to trouble. A hop that is lost is replaced: a new epoch around it, and the hops that stay keep their rows. If only no answer
-comes (`watch.py`), another leg is opened beside the first: whichever answers first is the session's from then on, the other ends. So a slow
-node loses nothing but the race, and a node that keeps steps to itself holds nobody up.
+A hop that is lost is replaced: a new epoch begins around it, and the hops that stay keep their rows. If only no answer comes (`watch.py`),
+another leg is opened beside the first. The session keeps the leg that answers first; the others end. A slow node is not blamed; a node
+that keeps steps delays a session by `late_s` only.
 """
 
 from __future__ import annotations

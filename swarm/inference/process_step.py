@@ -1,4 +1,4 @@
-"""What one hop does with a step: bytes to tensor, checks, compute, bytes again.
+"""Processes a step at one hop: check, compute, pack.
 
 The hop decides where the result goes. Only the first hop of a route takes token ids and embeddings, and only the last gives logits;
 both have to host the model's ends for it.

@@ -116,7 +116,8 @@ class Session:
         Deaths are survived in here. Raises NoRouteError after `patience_s` without a route, or the error that no other peer would
         spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
         """
-        if spec.priority != self._config.priority:
+        assert spec.priority == 0, "a session's priority is in its SessionConfig"
+        if self._config.priority:
             spec = replace(spec, priority=self._config.priority)
         given = StepInput(counts=tuple(counts), tokens=tokens, spec=spec, positions=positions)
         given.check()

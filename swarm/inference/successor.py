@@ -35,6 +35,11 @@ class Successor:
         self._task: asyncio.Task[None] | None = None
         self._epoch = -1
 
+    @property
+    def is_dialling(self) -> bool:
+        """A connection to the hop below is under way; the dial itself has a deadline."""
+        return self._task is not None and not self._task.done()
+
     def is_new(self, epoch: int) -> bool:
         """Was nothing dialled in this epoch? A repeated word must not make us dial again and again."""
         return epoch > self._epoch

@@ -1,4 +1,4 @@
-"""Who keeps a session's steps: a judgement over what its hops say of themselves. Pure: values in, values out.
+"""Judges which hop keeps a session's steps. Pure.
 
 A swallower may say anything but not everything: steps that it has received and not computed are with it; steps that it says it has passed
 on, and that the hop below says never came, are lost between the two, and nothing shows which of them is wrong.

@@ -1,7 +1,8 @@
-"""The watch over a session: while a reply is late, hops are asked how far they are, and others are tried.
+"""Watches a session for replies that are late.
 
-An honest slow node is never lost by this: it says that it computes, and another leg runs beside it. Only a hop that by its own word has
-nothing to do, or gives no answer, or contradicts its neighbour twice in a row is replaced.
+Then hops are asked how far they are, and other routes are tried. An honest slow node is never lost by this: it says that it computes, and
+another leg runs beside it. Only a hop that by its own word has nothing to do, or gives no answer, or contradicts its neighbour twice in a
+row is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BUSY_FACTOR = 5
 """On a route that has answered before, a hop that says it computes has so many times longer until another route is tried beside it."""
 
 SOONER = 3
-"""Once one leg is stuck, others that are stuck, too, are given so many times less time: its place is known to be under attack, or ill."""
+"""If all running legs are stuck, the next one is tried after 1/SOONER of the usual time."""
 
 
 class Watch:
@@ -33,7 +34,7 @@ class Watch:
         self._num_tried = 0
         """Legs tried beside in this silence."""
         self._tried_s = 0.0
-        """The silence at which the last one was."""
+        """Seconds of silence at which the last leg was tried."""
 
     async def run(self) -> None:
         while not self._legs.is_over:
@@ -64,12 +65,13 @@ class Watch:
         silent_s = legs.silent_s
         if legs.heard_s != heard_s or legs.is_repairing or epoch != leg.epoch or leg is not legs.current:
             return
+        is_busy = leg.has_answered and finding.kind is Kind.BUSY
         is_proven = silent_s >= late_s and leg.num_found > 1 and self._is_proof(leg, finding)
         if is_proven or silent_s >= self._longest_s(finding):
             place, *others = reversed(finding.places)
             cause = DeadlineError(f"no reply for {silent_s:.0f} s, and it {finding.kind.value}")
             leg.lose(place, cause, leg.epoch, tuple(others))
-        elif silent_s >= max(self._tried_s + self._pause_s(late_s), BUSY_FACTOR * late_s if leg.has_answered else 0.0):
+        elif silent_s >= max(self._tried_s + self._pause_s(late_s), BUSY_FACTOR * late_s if is_busy else 0.0):
             self._num_tried, self._tried_s = self._num_tried + 1, silent_s
             await legs.try_beside()
 

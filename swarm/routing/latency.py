@@ -73,7 +73,7 @@ class Latency:
         started_s = self._now_s()
         try:
             async with asyncio.timeout(PING_S):
-                await self._ping(record)
+                round_trip_ms = await self._ping(record)
         except TimeoutError:
             self.forget(record.peer)
             return DeadlineError(f"no answer to hello within {PING_S:.0f} s")
@@ -82,7 +82,7 @@ class Latency:
             return error
         now_s = self._now_s()
         self._measured = {peer: entry for peer, entry in self._measured.items() if now_s - entry[1] < FORGET_S}
-        self._measured[record.peer] = ((now_s - started_s) * 1e3, now_s)
+        self._measured[record.peer] = ((now_s - started_s) * 1e3 if round_trip_ms is None else round_trip_ms, now_s)
         return None
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from protocols.defaults import RECORD_LIFE_S
-from protocols.errors import PeerUnreachableError, SwarmError
+from protocols.errors import CacheFullError, DrainingError, OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
 from protocols.records import PeerRecord, ServedSpan
@@ -49,7 +49,7 @@ DISBELIEVED_MS = 1_000.0
 """Least step time assumed, and at random up to twice of it, of all blocks at peers whose word is not believed."""
 
 WARY_S = 60.0
-"""Seconds for which, after a peer has failed that never computed for us, others like it are used only if there is no way without them."""
+"""Seconds for which, after a peer has failed that never computed for us, every other such peer counts as DISBELIEVED_MS slower."""
 
 BESIDE = 8
 """Peers that are asked beside a session that has its route already, so that later ones know more of them."""
@@ -105,9 +105,10 @@ class Router:
         """`peer` failed: avoid it for a while."""
         log.info("peer %s failed: %s", short_peer(peer), cause)
         now_s = self._now_s()
-        self.blame.add(peer, cause, now_s)
-        if not self.is_proven(peer):
+        is_first = not self.blame.is_avoided(peer, now_s)  # of the reports of this failure
+        if is_first and not self.is_proven(peer) and not isinstance(cause, CacheFullError | OverloadedError | DrainingError):
             self._wary_until_s = now_s + WARY_S
+        self.blame.add(peer, cause, now_s)
         self._latency.forget(peer)
         self._proven.pop(peer, None)
         self._looked_s = -FRESH_S  # what was seen may be out of date in more
@@ -303,11 +304,15 @@ class Router:
         records = {offer.record.peer: offer.record for offer in there}
         blocks = wish.blocks or Span(0, self.num_blocks)
         proven = {peer for peer in records if self.is_proven(peer)}
-        alike = Counter(offer.served.span for offer in offers if offer.record.peer in wish.avoiding)
+        hosted = {offer.record.peer: offer.served.span for offer in offers}
+        alike = Counter(span for peer, span in hosted.items() if peer in wish.avoiding)
         for precision in precisions(there):
             group = [offer for offer in there if offer.precision == precision]
             chosen = path.best(
-                [self._doubted(one, wish, proven, alike[one.span]) for one in candidates(group, wish, self.num_blocks, proven)],
+                [
+                    self._doubted(one, wish, proven, alike[hosted[one.peer]])
+                    for one in candidates(group, wish, self.num_blocks, proven)
+                ],
                 blocks.stop,
                 lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
                 wish.thin,

@@ -1,6 +1,6 @@
 """Limits running calls and arriving requests, by peer and address.
 
-A PeerID is made in no time, so what is limited by PeerID only would be limited for nobody who means harm: an address is limited, too.
+A PeerID costs nothing to make, so limits by PeerID alone do not bind an attacker; addresses are limited, too.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from protocols.defaults import PATIENCE_S
 from protocols.ids import ModelId
-from protocols.records import PeerRecord
 from swarm import keyring, waiting
 from swarm.client import served
 from swarm.entering import ANYBODY, Entry
@@ -57,11 +56,8 @@ class ThinModel:
         self.model = model
         self.defaults, self.tokenizer = defaults, tokenizer
         self._peer, self._config, self._waits = peer, config, waits
-        self._router = Router(peer.directory, self._ping, model, num_blocks, hosting, regard_of(peer))
+        self._router = Router(peer.directory, peer.ping, model, num_blocks, hosting, regard_of(peer))
         self._sessions: list[Session] = []
-
-    async def _ping(self, record: PeerRecord) -> None:
-        await self._peer.hello(record.peer, record.addresses, record.certificate)
 
     def start(self) -> Row:
         """A row without tokens, in a session of its own; nothing is sent before its first step."""
@@ -121,7 +117,7 @@ async def open_model(
             stack.callback(sandbox.close)
             sandbox.start()  # while others are met
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
-            naming = Naming.of(peer.hello, root.parent, keyring.known_as(swarm, entry.key), accept_new_weights)
+            naming = Naming.of(peer.ping, root.parent, keyring.known_as(swarm, entry.key), accept_new_weights)
             with peer.clocks.explaining():
                 found = await finding.wait_for(peer.directory, name, naming, patience_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))

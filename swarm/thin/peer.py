@@ -19,6 +19,7 @@ from typing import Self
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
+from protocols.records import PeerRecord
 from swarm import greeting, keys
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
@@ -193,10 +194,17 @@ class ThinPeer:
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
+        return (await self._hello_timed(peer, addresses, certificate))[0]
+
+    async def ping(self, record: PeerRecord) -> float:
+        """Say hello; its round trip in milliseconds, without the time to connect. The errors of `hello`."""
+        return (await self._hello_timed(record.peer, record.addresses, record.certificate))[1]
+
+    async def _hello_timed(self, peer: PeerId, addresses: Sequence[str], certificate: bytes) -> tuple[Hello, float]:
         channel = await self.pool.channel(peer, addresses, certificate)
-        theirs = await greeting.ask(channel, self._hello, self.clocks)
+        answered = await greeting.ask(channel, self._hello, self.clocks)
         self.met.note(peer, channel.address)
-        return theirs
+        return answered
 
     def has_met(self, peer: PeerId) -> bool:
         """Has it answered us, or does our user trust it?"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,14 +34,14 @@ class Naming:
     @classmethod
     def of(
         cls,
-        hello: Callable[[PeerId, tuple[str, ...], bytes], Awaitable[object]],
+        ping: Ping,
         data_dir: Path,
         known_as: str,
         accepts_new: bool,
     ) -> Naming:
-        """For a peer's `hello`, with the memory in `data_dir` of the swarm `known_as` (`keyring.known_as`)."""
+        """For a peer's `ping`, with the memory in `data_dir` of the swarm `known_as` (`keyring.known_as`)."""
         memory = NameMemory(remembered.file_of(data_dir, known_as))
-        return cls(greet=lambda one: hello(one.peer, one.addresses, one.certificate), memory=memory, accepts_new=accepts_new)
+        return cls(greet=ping, memory=memory, accepts_new=accepts_new)
 
     def meant_before(self, name: str) -> str | None:
         """The digest that has to stay; None = any will do."""

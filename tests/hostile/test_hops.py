@@ -186,7 +186,7 @@ async def test_a_session_whose_hops_die_again_and_again_still_answers(swarm: Toy
     waits are a third as long)."""
     limits = HopLimits(epochs_s=EPOCHS_S / 3)
     first = await swarm.serve(0, 2, limits=limits)
-    session = swarm.session(patience_s=10.0, stall_s=STALL_S / 3)
+    session, began_s = swarm.session(patience_s=10.0, stall_s=STALL_S / 3), time.monotonic()
     for number in range(MAX_EPOCHS + 2):
         node = await swarm.serve(2, 4, limits=limits)
         await ask(session, (), [1], random_tokens(1))
@@ -194,5 +194,6 @@ async def test_a_session_whose_hops_die_again_and_again_still_answers(swarm: Toy
             await node.kill()
             swarm.nodes.remove(node)
     assert not swarm.router.blame.is_avoided(first.identity.peer_id, time.monotonic())
+    assert time.monotonic() - began_s >= limits.epochs_s, "nothing slowed them down"
     assert session.replaced == MAX_EPOCHS + 1 and first.engine.used_bytes == MAX_EPOCHS + 2
     await session.close()

@@ -269,6 +269,46 @@ async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they
     await asyncio.gather(asking, return_exceptions=True)
 
 
+@pytest.mark.parametrize("kind", Kind)
+async def test_on_a_route_that_has_answered_only_a_hop_that_computes_has_five_times_longer(swarm: ToySwarm, kind: Kind) -> None:
+    """A hop whose words changed from look to look was given the same, so it held a step for 15 s instead of 3."""
+    await swarm.serve(0, 4)
+    session = swarm.session(stall_s=60.0)
+    await ask(session, (), [1], random_tokens(1))
+    legs, tried = session._legs, list[Kind]()
+
+    async def look() -> Finding:
+        return Finding(kind, (0,))
+
+    async def beside() -> None:
+        tried.append(kind)
+
+    legs.current.look, legs.try_beside = look, beside  # type: ignore[method-assign]
+    legs.heard_s -= 2 * LATE_S
+    await Watch(legs, session._config, {})._look(LATE_S)
+    assert legs.current.has_answered and tried == ([] if kind is Kind.BUSY else [kind])
+    await session.close()
+
+
+async def test_a_hop_that_connects_slowly_to_the_next_one_keeps_nothing(swarm: ToySwarm) -> None:
+    """It was taken for a swallower: two honest hops were suspected, and the rows of one were given up, three times in a row."""
+    first, second = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    session = swarm.session(stall_s=LATE_S)
+    await ask(session, (), [1], random_tokens(1))
+    spare, channel = await swarm.serve(2, 4), first.pool.channel
+
+    async def slow_channel(*arguments: Any, **named: Any) -> Any:
+        await asyncio.sleep(3 * LATE_S)
+        return await channel(*arguments, **named)
+
+    first.pool.channel = slow_channel  # type: ignore[method-assign]
+    await second.kill()
+    await ask(session, (), [1], random_tokens(1))
+    assert session.replaced == 1 and [hop.peer for hop in session.route] == [first.identity.peer_id, spare.identity.peer_id]
+    assert not is_blamed(swarm, first) and not is_blamed(swarm, spare)
+    await session.close()
+
+
 async def test_a_step_of_many_bytes_has_the_time_that_a_slow_line_takes(swarm: ToySwarm) -> None:
     await swallow(swarm, 0, 4, "idle")
     session = swarm.session()

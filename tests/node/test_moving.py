@@ -101,6 +101,9 @@ class MovingNode:
         self.free_blocks = 10
         self.fails: Exception | None = None
 
+    async def ping(self, record: PeerRecord) -> None:
+        await self.town.toys._ping(record)
+
     def has_met(self, peer: PeerId) -> bool:
         return False
 

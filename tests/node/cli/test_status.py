@@ -20,6 +20,7 @@ from node.cli.status_rows import summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from swarm import asking
 from swarm.asking import AT_ONCE
 from swarm.entering import Entered
 from swarm.finding import FindConfig
@@ -177,7 +178,7 @@ async def test_without_a_name_the_models_of_most_peers_are_shown(tmp_path: Path,
 
 async def test_those_for_whom_there_was_no_time_are_called_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand made-up records must not hold `swarm status` up."""
-    monkeypatch.setattr(status, "HELLO_S", 1.0)
+    monkeypatch.setattr(asking, "HELLO_S", 1.0)
     monkeypatch.setattr(status, "ASK_S", 1.6)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

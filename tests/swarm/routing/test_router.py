@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from protocols.defaults import AVOID_S
-from protocols.errors import CacheFullError, DeadlineError, ModelMismatchError, NoRouteError, PeerUnreachableError
+from protocols.errors import (
+    CacheFullError,
+    DeadlineError,
+    DrainingError,
+    ModelMismatchError,
+    NoRouteError,
+    OverloadedError,
+    PeerUnreachableError,
+    SwarmError,
+)
 from protocols.ids import ModelId, PeerId, Span
 from protocols.inference import Hop
 from protocols.records import PeerRecord, ServedSpan
@@ -320,6 +330,31 @@ async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last() 
 
 
 @virtual_time
+async def test_parts_of_what_an_avoided_peer_hosts_are_tried_last_too() -> None:
+    town = Town()
+    liars = [town.add(0, 4, step_ms=0.01) for _ in range(6)]
+    honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
+    router = town.router()
+    chosen = [peers_of(await router.find(0, blocks=Span(1, 3), avoiding={liars[0].peer})) for _ in range(20)]
+    assert chosen == [[record.peer for record in honest]] * 20
+
+
+@pytest.mark.parametrize(
+    "cause", [CacheFullError("full"), OverloadedError("busy"), DrainingError("leaving"), DeadlineError("silent")]
+)
+async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_others(cause: SwarmError) -> None:
+    town = Town()
+    proven, new = town.add(0, 4), town.add(0, 4)
+    router = town.router()
+    await router.find(0)
+    router.answered((Hop(proven.peer, (), b"", Span(0, 4)),))
+    for _report in range(2):  # of two sessions: by the second one, it counts as proven no more
+        router.failed(proven.peer, PeerUnreachableError("gone"))
+    assert router._wary_until_s == -math.inf
+    router.failed(new.peer, cause)
+    assert (router._wary_until_s > 0) is isinstance(cause, DeadlineError)
+
+
 async def test_after_one_that_never_computed_has_failed_others_like_it_come_after_those_that_did_for_a_minute() -> None:
     """Of six swallowers with a shorter way, each cost a client its 3 s, one after the other."""
     town = Town(round_trip_s=0.06)  # a hop less is a way that is shorter
