@@ -88,7 +88,10 @@ async def test_a_conversation_is_rendered_as_transformers_does(tmp_path: Path, t
     ("template", "reason"),
     [
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "processor time"),
-        ("{% set ns = namespace(t='x') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}", "memory|MemoryError|processor time"),
+        (
+            "{% set ns = namespace(t='x') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+            "[Mm]emory|processor time",
+        ),
         ("{{ 'x' * 9999999999 }}", "MemoryError"),
         ("{% for a in range(99999) %}{{ 'x' * 100 }}{% endfor %}", "the limit is"),
         ("{{ ''.__class__.__mro__ }}", "unsafe|Security"),
