@@ -28,20 +28,20 @@ RESULT = ROOT / "docs" / "bench" / "inference.json"
 SECTIONS = ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area")
 
 
-def sections(town: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
+def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each section runs."""
     from benchmarks import crowd, generation, hops, models, node_cost, wide_area
 
     few = max(3, repeats // 3)
     return {
-        "hops": lambda: hops.measure(town, repeats, 48, (1, 2, 4)),
-        "decode": lambda: generation.decode(town, repeats, 24),
-        "real": lambda: generation.decode(town, repeats, 24, [models.real()]),
-        "prefill": lambda: generation.prefill(town, repeats),
-        "sessions": lambda: crowd.throughput(town, repeats, 24),
-        "chats": lambda: crowd.disturbed(town, few, 60) | {"repeats": few},
-        "node": lambda: node_cost.measure(town, few) | {"repeats": few},
-        "wide area": lambda: wide_area.measure(town, few, 24) | {"repeats": few},
+        "hops": lambda: hops.measure(running, repeats, 48, (1, 2, 4)),
+        "decode": lambda: generation.decode(running, repeats, 24),
+        "real": lambda: generation.decode(running, repeats, 24, [models.real()]),
+        "prefill": lambda: generation.prefill(running, repeats),
+        "sessions": lambda: crowd.throughput(running, repeats, 24),
+        "chats": lambda: crowd.disturbed(running, few, 60) | {"repeats": few},
+        "node": lambda: node_cost.measure(running, few) | {"repeats": few},
+        "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
     }
 
 
@@ -66,8 +66,8 @@ def run(names: list[str], repeats: int) -> tuple[dict[str, Any], dict[str, str]]
                 continue
             before, started = os.getloadavg()[0], time.time()
             try:
-                with swarms.town(folder) as town:
-                    result = sections(town, repeats)[name]()
+                with swarms.running_swarms(folder) as running:
+                    result = sections(running, repeats)[name]()
             except VolunteerError as error:
                 failed[name] = str(error)
                 continue

@@ -10,26 +10,26 @@ from typing import Any
 
 from benchmarks import models, timing
 from benchmarks.headless import Headless, tokens_per_s
-from benchmarks.swarms import Town
+from benchmarks.swarms import Swarms
 
 NUM_SESSIONS = 8
 PROMPT_TOKENS = 32
 LONG_PROMPT = 2_000
 
 
-def throughput(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
+def throughput(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
     """Section `sessions`: tokens per second, 110M model, driven with hidden states."""
     shape = models.SMALL
     rows = []
     for number in (1, 2):
-        client = _client(town, shape, number)
+        client = _client(running, shape, number)
         runs = timing.interleaved(
             {str(sessions): partial(_tokens_per_s, client, sessions, num_tokens) for sessions in (1, NUM_SESSIONS)},
             repeats,
             f"sessions on {number}",
         )
         client.close()
-        town.stop_all()
+        running.stop_all()
         one, many = runs["1"], runs[str(NUM_SESSIONS)]
         own = [there / here for there, here in zip(many, one, strict=True)]
         rows.append(
@@ -47,10 +47,10 @@ def _tokens_per_s(client: Headless, sessions: int, num_tokens: int) -> float:
     return asyncio.run(tokens_per_s(client, sessions, PROMPT_TOKENS, num_tokens))
 
 
-def disturbed(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
+def disturbed(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
     """Section `chats`: time between tokens of 8 chats on one node, alone and while a prompt of 2,000 tokens is prefilled."""
     shape = models.SMALL
-    client = _client(town, shape, 1)
+    client = _client(running, shape, 1)
     runs = timing.interleaved(
         {
             "alone": lambda: asyncio.run(_gaps_ms(client, num_tokens, is_disturbed=False)),
@@ -96,6 +96,6 @@ def _percentile(values: list[float], percent: int) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
-def _client(town: Town, shape: models.Shape, num_nodes: int) -> Headless:
-    nodes = town.start(shape, num_nodes)
-    return Headless(town.path(shape), nodes[0].wait_for("multiaddr"), shape.hidden)
+def _client(running: Swarms, shape: models.Shape, num_nodes: int) -> Headless:
+    nodes = running.start(shape, num_nodes)
+    return Headless(running.path(shape), nodes[0].wait_for("multiaddr"), shape.hidden)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import models, timing
-from benchmarks.swarms import Town
+from benchmarks.swarms import Swarms
 
 NUM_NODES = 2
 SHORT_PROMPT = 16
@@ -16,19 +16,19 @@ LONG_PROMPTS = (512, 2_048)
 
 
 def decode(
-    town: Town, repeats: int, num_tokens: int, shapes: Sequence[models.Shape] = (models.TINY, models.SMALL)
+    running: Swarms, repeats: int, num_tokens: int, shapes: Sequence[models.Shape] = (models.TINY, models.SMALL)
 ) -> dict[str, Any]:
     """Sections `decode` and `real`: ms per token and until the first one, of each model."""
     rows = []
     for shape in shapes:
-        paths = _paths(town, shape)
+        paths = _paths(running, shape)
         ids = models.prompt(shape, SHORT_PROMPT)
         runs = timing.interleaved(
             {name: partial(timing.decode_ms, model, ids, num_tokens) for name, model in paths.items()},
             repeats,
             f"decode {shape.name}",
         )
-        town.stop_all()
+        running.stop_all()
         tokens = {name: [statistics.median(gaps[1:]) for gaps in many] for name, many in runs.items()}
         first = {name: [gaps[0] for gaps in many] for name, many in runs.items()}
         rows.append(
@@ -45,10 +45,10 @@ def decode(
     return {"nodes": NUM_NODES, "prompt": SHORT_PROMPT, "tokens": num_tokens, "rows": rows}
 
 
-def prefill(town: Town, repeats: int) -> dict[str, Any]:
+def prefill(running: Swarms, repeats: int) -> dict[str, Any]:
     """Section `prefill`: ms from a long prompt to its first token, 110M model."""
     shape = models.SMALL
-    paths = _paths(town, shape)
+    paths = _paths(running, shape)
     rows = []
     for length in LONG_PROMPTS:
         ids = models.prompt(shape, length)
@@ -69,8 +69,8 @@ def prefill(town: Town, repeats: int) -> dict[str, Any]:
     return {"model": str(shape), "nodes": NUM_NODES, "rows": rows}
 
 
-def _paths(town: Town, shape: models.Shape) -> dict[str, Any]:
-    return {"local": models.local(town.path(shape)), "swarm": town.connect(shape, town.start(shape, NUM_NODES))}
+def _paths(running: Swarms, shape: models.Shape) -> dict[str, Any]:
+    return {"local": models.local(running.path(shape)), "swarm": running.connect(shape, running.start(shape, NUM_NODES))}
 
 
 def _ratio(above: list[float], below: list[float]) -> dict[str, float]:

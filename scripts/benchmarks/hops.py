@@ -21,7 +21,7 @@ from typing import Any
 from marks import Mark, read_marks
 
 from benchmarks import models, timing
-from benchmarks.swarms import Town
+from benchmarks.swarms import Swarms
 
 COMPUTE = {"called", "asked"}
 """Marks that end a stretch of the client's own compute: norm, head, sampling and `generate`; then the embedding."""
@@ -92,15 +92,15 @@ def overhead_us(token: dict[str, float]) -> float:
     return sum(token.values()) - compute_us(token)
 
 
-def measure(town: Town, repeats: int, num_tokens: int, num_nodes: Sequence[int]) -> dict[str, Any]:
+def measure(running: Swarms, repeats: int, num_tokens: int, num_nodes: Sequence[int]) -> dict[str, Any]:
     """Rows of docs/bench/inference.json, section `hops`. SWARM_TRACE must have been set before `swarm` was imported."""
     from swarm.inference import trace
 
     shape = models.TINY
     ids = models.prompt(shape, 16)
-    paths = {"local": models.local(town.path(shape))}
+    paths = {"local": models.local(running.path(shape))}
     for number in num_nodes:
-        paths[f"{number} node{'s' if number > 1 else ''}"] = town.connect(shape, town.start(shape, number))
+        paths[f"{number} node{'s' if number > 1 else ''}"] = running.connect(shape, running.start(shape, number))
 
     def run(model: Any) -> Run:
         start_ns = time.monotonic_ns()
@@ -108,7 +108,7 @@ def measure(town: Town, repeats: int, num_tokens: int, num_nodes: Sequence[int])
         return Run(gaps, start_ns, time.monotonic_ns())
 
     runs = timing.interleaved({name: partial(run, model) for name, model in paths.items()}, repeats, "hops")
-    town.stop_all()
+    running.stop_all()
     trace.flush()
     marks = read_marks(Path(os.environ["SWARM_TRACE"]))
     tokens = {name: [statistics.median(run.gaps_ms[1:]) for run in many] for name, many in runs.items()}

@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models, timing
-from benchmarks.swarms import Town
+from benchmarks.swarms import Swarms
 
 
-def measure(town: Town, repeats: int) -> dict[str, Any]:
+def measure(running: Swarms, repeats: int) -> dict[str, Any]:
     """Section `node`: one with all blocks and the ends of the 110M model, started again and again; weights on disk, in the page cache."""
     shape = models.SMALL
-    town.path(shape)
+    running.path(shape)
     starts, rss, extra, processes = [], [], [], [0]
     for _ in range(repeats):
         started = time.perf_counter()
-        (node,) = town.start(shape, 1)
+        (node,) = running.start(shape, 1)
         starts.append(time.perf_counter() - started)
-        model = town.connect(shape, [node])
+        model = running.connect(shape, [node])
         timing.decode_ms(model, models.prompt(shape, 512), 8)
         family = _session_of(node.process.pid)
         processes = [len(family)]
         rss.append(_kilobytes(node.process.pid, "VmRSS") / 1e3)
         extra.append(sum(_kilobytes(pid, "VmRSS") for pid in family if pid != node.process.pid) / 1e3)
-        town.stop_all()
+        running.stop_all()
     weights_mb = (shape.block_bytes + shape.ends_bytes) / 1e6  # a node with all blocks hosts the ends, too
     return {
         "model": str(shape),

@@ -16,7 +16,7 @@ from benchmarks.models import Shape, checkpoint
 
 
 @dataclass(kw_only=True)
-class Town:
+class Swarms:
     """Everything that a section starts; ends with it."""
 
     folder: Path
@@ -59,9 +59,9 @@ class Town:
 
 
 @contextlib.contextmanager
-def town(folder: Path) -> Iterator[Town]:
+def running_swarms(folder: Path) -> Iterator[Swarms]:
     """Checkpoints are kept in `folder` from section to section; whatever was started ends with the block."""
-    place = Town(folder=folder)
+    place = Swarms(folder=folder)
     try:
         yield place
     finally:

@@ -21,7 +21,7 @@ from marks import Mark, read_marks
 from volunteers import VolunteerError, console, start_node
 
 from benchmarks import hops, models, timing
-from benchmarks.swarms import Town
+from benchmarks.swarms import Swarms
 
 NUM_NODES, RTT_MS, RATE_MBIT = 3, 100.0, 100.0
 GUESSES = 7
@@ -34,7 +34,7 @@ def tool() -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
-def measure(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
+def measure(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
     """Section `wide area`; VolunteerError where it cannot run here. SWARM_TRACE must be set."""
     path = tool()
     if path is None or os.geteuid() != 0:
@@ -45,20 +45,20 @@ def measure(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
     sys.modules["wan"] = wan_module
     spec.loader.exec_module(wan_module)
     shape, share = models.SMALL, models.SMALL.blocks // NUM_NODES
-    model, place = town.path(shape), Path(tempfile.mkdtemp(prefix="wide-", dir=town.folder))
+    model, place = running.path(shape), Path(tempfile.mkdtemp(prefix="wide-", dir=running.folder))
     with wan_module.Wan(hosts=NUM_NODES + 1, rtt_ms=RTT_MS, rate_mbit=RATE_MBIT) as wan:
         try:
             with console.status("a wide swarm of 3 starts"):
                 for index in range(NUM_NODES):
-                    peers = [town.nodes[0].wait_for("multiaddr")] if town.nodes else []
+                    peers = [running.nodes[0].wait_for("multiaddr")] if running.nodes else []
                     span = f"{index * share}:{(index + 1) * share}"
                     before = tuple(wan.command(index, []))
-                    town.nodes.append(
+                    running.nodes.append(
                         start_node(f"wide{index}", span, model, peers, place, host=wan.address(index), before=before)
                     )
-                for node in town.nodes:
+                for node in running.nodes:
                     node.wait_for("ready")
-            peer = town.nodes[0].said["multiaddr"]
+            peer = running.nodes[0].said["multiaddr"]
             command = wan.command(NUM_NODES, [sys.executable, "-m", "benchmarks.wide_area", str(model), peer])
             with console.status("a client generates far away"):
                 environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
@@ -66,7 +66,7 @@ def measure(town: Town, repeats: int, num_tokens: int) -> dict[str, Any]:
                     [*command, str(repeats), str(num_tokens)], capture_output=True, text=True, env=environment, check=False
                 )
         finally:
-            town.stop_all()
+            running.stop_all()
     if found.returncode:
         raise VolunteerError(f"the far client failed: {(found.stderr.strip().splitlines() or ['no word'])[-1]}")
     return _summary(json.loads(found.stdout.splitlines()[-1]), str(shape))

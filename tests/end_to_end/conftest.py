@@ -1,4 +1,4 @@
-"""One town for all tests here: starting its nodes is what takes time. At the end, the pauses that deaths have cost are printed."""
+"""One swarm for all tests here: starting its nodes is what takes time. At the end, the pauses that deaths have cost are printed."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.end_to_end.local_swarm import LocalSwarm
 from tests.end_to_end.processes import Nursery
-from tests.end_to_end.town import Town
 from tests.forked import ForkServer
 
 _pauses_s: list[float] = []
 
 
 @pytest.fixture(scope="session")
-def running_town(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Town]:
+def running_swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     torch.set_num_threads(1)
-    folder: Path = tmp_path_factory.mktemp("town")
+    folder: Path = tmp_path_factory.mktemp("swarm")
     with Nursery(folder, fork_server) as nursery:
-        town = Town(folder, nursery)
-        yield town
-        _pauses_s.extend(town.pauses_s)
-        town.close()
+        swarm = LocalSwarm(folder, nursery)
+        yield swarm
+        _pauses_s.extend(swarm.pauses_s)
+        swarm.close()
 
 
 @pytest.fixture
-def town(running_town: Town) -> Town:
+def swarm(running_swarm: LocalSwarm) -> LocalSwarm:
     """Everybody alive, nothing armed, nobody blamed."""
-    running_town.renew()
-    return running_town
+    running_swarm.renew()
+    return running_swarm
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -22,8 +22,8 @@ from swarm.models import gguf
 from swarm.models.gguf_main import saved_dtype
 from swarm.models.resolve import resolve
 from swarm.waiting import Wait, Waits
+from tests.end_to_end.local_swarm import LocalSwarm
 from tests.end_to_end.processes import ROOT
-from tests.end_to_end.town import Town
 from tests.gguf_files import make_directory
 
 TEXT = "the cat and the hat"
@@ -48,13 +48,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_node_and_client_take_the_directory_and_convert_it_once(
-    running_town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running_swarm: LocalSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes want it at the same time, with one cache: one converts, the other waits, and takes what that made."""
     directory, model = make_directory(tmp_path / "tiny")
     data, waits = tmp_path / "data", list[Wait | None]()
     arguments = ["node", str(directory), "--listen", "127.0.0.1:0", "--data-dir", str(data), "--swarm", "gguf", "--no-lan"]
-    node = running_town.nursery.start("gguf", arguments, {"TMPDIR": str(tmp_path)})
+    node = running_swarm.nursery.start("gguf", arguments, {"TMPDIR": str(tmp_path)})
     try:
         place = resolve(str(directory), data_dir=data, waits=Waits(waits.append))
         assert {wait.kind for wait in waits if wait} == {"converting"}, "it was told of"

@@ -16,8 +16,8 @@ import transformers
 
 from protocols.defaults import HEAL_S
 from swarm.client import SwarmModelForCausalLM
+from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.processes import NodeProcess, Nursery
-from tests.end_to_end.town import make_llama
 from tests.forked import ForkServer
 
 BUSY_S = 30.0

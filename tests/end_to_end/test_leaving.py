@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.local_swarm import LocalSwarm
 from tests.end_to_end.processes import NodeProcess, members
-from tests.end_to_end.town import Town
 
 LEAVE_S = 5.0
 """What the README promises."""
@@ -39,16 +39,16 @@ def listening() -> set[int]:
 
 
 @pytest.mark.parametrize(("hop", "how"), [(0, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGINT)])
-def test_a_planned_leaving_in_the_middle_of_an_answer(town: Town, hop: int, how: signal.Signals) -> None:
+def test_a_planned_leaving_in_the_middle_of_an_answer(swarm: LocalSwarm, hop: int, how: signal.Signals) -> None:
     left: list[tuple[NodeProcess, float, list[Path]]] = []
 
     def leave(number: int, journey: Any) -> None:
         if number == 9:
-            node = town.on_route(journey, hop)
+            node = swarm.on_route(journey, hop)
             left.append((node, time.monotonic(), sockets(node)))
             os.kill(node.pid, how)
 
-    town.check(town.prompt(3), leave)
+    swarm.check(swarm.prompt(3), leave)
     node, asked_at_s, files = left[0]
     assert node.has_ended(LEAVE_S - (time.monotonic() - asked_at_s)), node.last_words()
     print(f"left after at most {time.monotonic() - asked_at_s:.1f} s")
@@ -60,8 +60,8 @@ def test_a_planned_leaving_in_the_middle_of_an_answer(town: Town, hop: int, how:
     assert not list(node.log.with_suffix(".tmp").iterdir())
 
 
-def test_kill_leaves_no_orphan(town: Town) -> None:
-    node = town.replicas(1)[0]
+def test_kill_leaves_no_orphan(swarm: LocalSwarm) -> None:
+    node = swarm.replicas(1)[0]
     daemons = [pid for pid in members(node.pid) if pid != node.pid]
     assert daemons, "it had no p2pd, so this test would show nothing"
     watched = [os.pidfd_open(pid) for pid in daemons]

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from swarm.client import SwarmModelForCausalLM
+from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.processes import NodeProcess, Nursery
-from tests.end_to_end.town import make_llama
 from tests.forked import ForkServer
 
 PROMPT = torch.arange(3, 13)[None]

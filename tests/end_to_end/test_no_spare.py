@@ -10,30 +10,30 @@ from typing import Any
 import pytest
 
 from protocols.errors import NoRouteError
-from tests.end_to_end.town import Town
+from tests.end_to_end.local_swarm import LocalSwarm
 
 LAST, BLOCKS = 2, "4:6"
 
 
-def kill_all(town: Town) -> None:
+def kill_all(swarm: LocalSwarm) -> None:
     """Every replica of the last hop."""
-    for node in town.replicas(LAST):
+    for node in swarm.replicas(LAST):
         os.kill(node.pid, signal.SIGKILL)
-    assert all(node.has_ended(10.0) for node in town.replicas(LAST))
+    assert all(node.has_ended(10.0) for node in swarm.replicas(LAST))
 
 
-def test_the_error_names_the_missing_blocks_and_what_would_help(town: Town) -> None:
+def test_the_error_names_the_missing_blocks_and_what_would_help(swarm: LocalSwarm) -> None:
     patience_s, killed_at_s = 4.0, [0.0]
-    model = town.new_model(patience_s=patience_s)
+    model = swarm.new_model(patience_s=patience_s)
 
     def kill(number: int, journey: Any) -> None:
         if number == 5:
-            kill_all(town)
+            kill_all(swarm)
             killed_at_s[0] = time.monotonic()
 
     try:
         with pytest.raises(NoRouteError, match=rf"blocks {BLOCKS} of llama.*swarm node \S*llama --blocks {BLOCKS}"):
-            town.answer(town.prompt(1), kill, model)
+            swarm.answer(swarm.prompt(1), kill, model)
     finally:
         model.close()
     took_s = time.monotonic() - killed_at_s[0]
@@ -41,14 +41,14 @@ def test_the_error_names_the_missing_blocks_and_what_would_help(town: Town) -> N
     assert patience_s - 1 < took_s < patience_s + 4
 
 
-def test_the_same_call_goes_on_when_a_node_joins_in_time(town: Town) -> None:
+def test_the_same_call_goes_on_when_a_node_joins_in_time(swarm: LocalSwarm) -> None:
     def kill_and_start_one_again(number: int, journey: Any) -> None:
         if number == 15:
-            kill_all(town)
-            town.start(f"{LAST}.1")
+            kill_all(swarm)
+            swarm.start(f"{LAST}.1")
 
-    ids = town.prompt(2)
-    answer = town.answer(ids, kill_and_start_one_again)
-    assert answer.tokens == town.expected(ids)
+    ids = swarm.prompt(2)
+    answer = swarm.answer(ids, kill_and_start_one_again)
+    assert answer.tokens == swarm.expected(ids)
     assert answer.replaced >= 1
     print("pauses in s, the start of a node included:", [round(pause_s, 3) for pause_s in answer.pauses_s])

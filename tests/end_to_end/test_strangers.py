@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.end_to_end.local_swarm import LocalSwarm
 from tests.end_to_end.processes import NodeProcess
-from tests.end_to_end.town import Town
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
@@ -47,11 +47,11 @@ def ports(node: NodeProcess) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("door", ["p2p", "grpc", "grpc behind TLS"])
-def test_bytes_change_nothing(town: Town, door: str) -> None:
+def test_bytes_change_nothing(swarm: LocalSwarm, door: str) -> None:
     seed = secrets.randbelow(1 << 30)
     print("seed", seed)
     dice = random.Random(seed)
-    nodes = list(town.nodes.values())
+    nodes = list(swarm.nodes.values())
     held: list[socket.socket] = []
 
     def poke_all(number: int, _journey: object) -> None:
@@ -61,12 +61,12 @@ def test_bytes_change_nothing(town: Town, door: str) -> None:
                 if (connection := poke(port, data, door.endswith("TLS"))) is not None:
                     held.append(connection)
 
-    ids = town.prompt(4)
-    answer = town.answer(ids, poke_all)
-    assert answer.tokens == town.expected(ids)
+    ids = swarm.prompt(4)
+    answer = swarm.answer(ids, poke_all)
+    assert answer.tokens == swarm.expected(ids)
     assert answer.replaced == 0
     assert held, "no node took a connection, so nobody was poked"
-    assert town.answer(ids).tokens == answer.tokens  # while half of the connections are still open
+    assert swarm.answer(ids).tokens == answer.tokens  # while half of the connections are still open
     for connection in held:
         connection.close()
     assert not [node.name for node in nodes if node.has_ended()]

@@ -25,17 +25,17 @@ SPANS = {1: [(0, 5)], 2: [(0, 2), (2, 5)], 3: [(0, 1), (1, 4), (4, 5)]}
 PROMPTS = [[5, 77, 130, 9, 41, 18, 200, 31, 90, 7, 8], [3, 4, 250]]
 
 
-class Town:
+class Swarms:
     """Swarms of one checkpoint, made when they are asked for, and what one machine says."""
 
     def __init__(self, family: str, folder: Path) -> None:
         self.path = make_checkpoint(family, folder / family)
         self.theirs: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
-        self.swarms: list[WireSwarm] = []
+        self.made: list[WireSwarm] = []
 
-    def swarm(self, spans: Sequence[tuple[int, int]], **settings: Any) -> WireSwarm:
-        self.swarms.append(WireSwarm(self.path, spans, with_ends=True, **settings))
-        return self.swarms[-1]
+    def start(self, spans: Sequence[tuple[int, int]], **settings: Any) -> WireSwarm:
+        self.made.append(WireSwarm(self.path, spans, with_ends=True, **settings))
+        return self.made[-1]
 
     @torch.inference_mode()
     def logits(self, row: Sequence[int]) -> Tensor:
@@ -49,10 +49,10 @@ class Town:
 
 
 @pytest.fixture
-def town(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Town]:
-    town = Town(getattr(request, "param", "llama"), tmp_path)
-    yield town
-    for swarm in town.swarms:
+def swarms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarms]:
+    swarms = Swarms(getattr(request, "param", "llama"), tmp_path)
+    yield swarms
+    for swarm in swarms.made:
         swarm.close()
 
 
@@ -79,22 +79,22 @@ async def greedy(session: Session, row: Sequence[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3])
-@pytest.mark.parametrize("town", ["llama", "gpt2", "gemma2", "opt"], indirect=True)
-def test_ids_go_in_and_logits_of_every_token_come_out(town: Town, num_nodes: int) -> None:
+@pytest.mark.parametrize("swarms", ["llama", "gpt2", "gemma2", "opt"], indirect=True)
+def test_ids_go_in_and_logits_of_every_token_come_out(swarms: Swarms, num_nodes: int) -> None:
     """Two rows in chunks, then one token each, then a beam's reordering: what the plain model says of each whole row."""
-    swarm = town.swarm(SPANS[num_nodes], chunk_tokens=4)
+    swarm = swarms.start(SPANS[num_nodes], chunk_tokens=4)
 
     async def talk() -> None:
         session = swarm.toys.session(chunk_tokens=4, **swarm.sizes)
         rows = [list(prompt) for prompt in PROMPTS]
         logits = await ask(session, rows)
-        assert torch.allclose(logits, torch.cat([town.logits(row) for row in rows]), atol=2e-4)
+        assert torch.allclose(logits, torch.cat([swarms.logits(row) for row in rows]), atol=2e-4)
         logits = await ask(session, [[11], [12]], want=1)
         rows = [[*rows[0], 11], [*rows[1], 12]]
-        assert torch.allclose(logits, torch.stack([town.logits(row)[-1] for row in rows]), atol=2e-4)
+        assert torch.allclose(logits, torch.stack([swarms.logits(row)[-1] for row in rows]), atol=2e-4)
         logits = await ask(session, [[21, 22], [23]], ops=(Rows((1, 1)), Crop(1)))
         rows = [[*rows[1][:-1], 21, 22], [*rows[1][:-1], 23]]
-        expected = torch.cat([town.logits(rows[0])[-2:], town.logits(rows[1])[-1:]])
+        expected = torch.cat([swarms.logits(rows[0])[-2:], swarms.logits(rows[1])[-1:]])
         assert torch.allclose(logits, expected, atol=2e-4)
         await session.close()
 
@@ -104,9 +104,9 @@ def test_ids_go_in_and_logits_of_every_token_come_out(town: Town, num_nodes: int
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
-@pytest.mark.parametrize("town", ["llama", "opt"], indirect=True)
-def test_a_death_anywhere_changes_no_token(town: Town, victim: int) -> None:
-    swarm = town.swarm([*SPANS[3], SPANS[3][victim]])
+@pytest.mark.parametrize("swarms", ["llama", "opt"], indirect=True)
+def test_a_death_anywhere_changes_no_token(swarms: Swarms, victim: int) -> None:
+    swarm = swarms.start([*SPANS[3], SPANS[3][victim]])
 
     async def talk() -> list[int]:
         session = swarm.toys.session(patience_s=30, **swarm.sizes)
@@ -118,12 +118,12 @@ def test_a_death_anywhere_changes_no_token(town: Town, victim: int) -> None:
         await session.close()
         return before + after
 
-    assert swarm.run(talk()) == town.greedy(PROMPTS[0], 24)
+    assert swarm.run(talk()) == swarms.greedy(PROMPTS[0], 24)
 
 
-def test_a_caller_s_embeddings_then_ids_survive_the_death_of_every_hop(town: Town) -> None:
+def test_a_caller_s_embeddings_then_ids_survive_the_death_of_every_hop(swarms: Swarms) -> None:
     """The client's history has parts of two kinds then."""
-    swarm = town.swarm([*SPANS[2], *SPANS[2]])
+    swarm = swarms.start([*SPANS[2], *SPANS[2]])
     embeds = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
 
     async def talk() -> Tensor:
@@ -140,15 +140,15 @@ def test_a_caller_s_embeddings_then_ids_survive_the_death_of_every_hop(town: Tow
         await session.close()
         return logits
 
-    table = town.theirs.get_input_embeddings()
+    table = swarms.theirs.get_input_embeddings()
     whole = torch.cat([embeds, table(torch.tensor([*range(12), 40, 41]))])
     with torch.inference_mode():
-        expected = town.theirs(inputs_embeds=whole[None]).logits[0, -2:]
+        expected = swarms.theirs(inputs_embeds=whole[None]).logits[0, -2:]
     assert torch.allclose(swarm.run(talk()), expected, atol=2e-4)
 
 
-def test_sessions_of_both_kinds_share_forwards(town: Town) -> None:
-    swarm = town.swarm(SPANS[1])
+def test_sessions_of_both_kinds_share_forwards(swarms: Swarms) -> None:
+    swarm = swarms.start(SPANS[1])
 
     async def talk() -> list[list[int]]:
         sessions = [swarm.toys.session(**swarm.sizes) for _ in range(6)]
@@ -156,14 +156,14 @@ def test_sessions_of_both_kinds_share_forwards(town: Town) -> None:
         await asyncio.gather(*(one.close() for one in sessions))
         return answers
 
-    assert swarm.run(talk()) == [town.greedy([number + 3, 9], 12) for number in range(6)]
+    assert swarm.run(talk()) == [swarms.greedy([number + 3, 9], 12) for number in range(6)]
     runner = swarm.nodes[0].host.runner
     assert runner.largest_batch > 1
 
 
-def test_without_the_ends_a_thin_client_hears_what_is_missing(town: Town) -> None:
-    swarm = WireSwarm(town.path, SPANS[2])
-    town.swarms.append(swarm)
+def test_without_the_ends_a_thin_client_hears_what_is_missing(swarms: Swarms) -> None:
+    swarm = WireSwarm(swarms.path, SPANS[2])
+    swarms.made.append(swarm)
 
     async def talk() -> None:
         session = swarm.toys.session(patience_s=0.5, **swarm.sizes)
@@ -178,8 +178,8 @@ def test_without_the_ends_a_thin_client_hears_what_is_missing(town: Town) -> Non
     ("ids", "says"),
     [([256], "token id 256 is out of range"), ([-1], "token id -1 is out of range"), ([1, 2**31 - 1], "ids 0 to 255")],
 )
-def test_an_id_beyond_the_vocabulary_is_refused_and_the_node_serves_on(town: Town, ids: list[int], says: str) -> None:
-    swarm = town.swarm(SPANS[1])
+def test_an_id_beyond_the_vocabulary_is_refused_and_the_node_serves_on(swarms: Swarms, ids: list[int], says: str) -> None:
+    swarm = swarms.start(SPANS[1])
 
     async def talk() -> None:
         session, good = (swarm.toys.session(**swarm.sizes) for _ in range(2))
@@ -192,8 +192,8 @@ def test_an_id_beyond_the_vocabulary_is_refused_and_the_node_serves_on(town: Tow
     swarm.run(until(lambda: swarm.nodes[0].engine.used_bytes == 0))
 
 
-def test_more_logits_than_there_are_cannot_be_asked_for_by_either_side(town: Town) -> None:
-    swarm = town.swarm(SPANS[1])
+def test_more_logits_than_there_are_cannot_be_asked_for_by_either_side(swarms: Swarms) -> None:
+    swarm = swarms.start(SPANS[1])
 
     async def talk(vocab_size: int) -> None:
         session = swarm.toys.session(hidden_size=64, vocab_size=vocab_size)
@@ -208,8 +208,8 @@ def test_more_logits_than_there_are_cannot_be_asked_for_by_either_side(town: Tow
 
 
 @pytest.mark.parametrize("what", ["width", "NaN", "dtype"])
-def test_embeddings_that_make_no_sense_are_refused(town: Town, what: str) -> None:
-    swarm = town.swarm(SPANS[1])
+def test_embeddings_that_make_no_sense_are_refused(swarms: Swarms, what: str) -> None:
+    swarm = swarms.start(SPANS[1])
     wrong = {"width": torch.zeros(1, 63), "NaN": torch.full((1, 64), float("nan")), "dtype": torch.zeros(1, 64).half()}[what]
 
     async def talk() -> None:
@@ -221,16 +221,16 @@ def test_embeddings_that_make_no_sense_are_refused(town: Town, what: str) -> Non
     swarm.run(talk())
 
 
-def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(swarms: Swarms, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary of a thousand times this one, all logits of a prompt would be gigabytes."""
     for module in ("swarm.inference.requests", "swarm.inference.process_step"):
         monkeypatch.setattr(f"{module}.REPLY_BYTES", 5 * 256 * 4)
-    swarm = town.swarm(SPANS[2])
+    swarm = swarms.start(SPANS[2])
 
     async def talk() -> None:
         session = swarm.toys.session(**swarm.sizes)
         rows = [list(range(3, 40)), list(range(50, 61))]
-        assert torch.allclose(await ask(session, rows), torch.cat([town.logits(row) for row in rows]), atol=2e-4)
+        assert torch.allclose(await ask(session, rows), torch.cat([swarms.logits(row) for row in rows]), atol=2e-4)
         assert session._legs.retained.next_step > 37 // 5
         await session.close()
 

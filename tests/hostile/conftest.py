@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
+from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.processes import NodeProcess, Nursery
-from tests.end_to_end.town import make_llama
 from tests.forked import ForkServer
 from tests.node.cli.conftest import process_as_before as process_as_before  # some attacks set up logging here
 from tests.swarm.inference.conftest import swarm as swarm
@@ -29,7 +29,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of 6 blocks, hidden size 64, 256 tokens, a context of 1024 (`tests/end_to_end/town.py`)."""
+    """A llama of 6 blocks, hidden size 64, 256 tokens, a context of 1024 (`tests/end_to_end/swarm.py`)."""
     return make_llama(tmp_path_factory.mktemp("hostile-model") / "llama")
 
 

@@ -28,7 +28,7 @@ from swarm.weights.layout import Layout
 from swarm.weights.standing import Standing
 from swarm.weights.terms import MAX_SOURCES, Options
 from swarm.weights.uploader import Uploader
-from tests.swarm.weights.parts import CONFIG, Model, Town, make_model, town
+from tests.swarm.weights.parts import CONFIG, LocalSwarm, Model, local_swarm, make_model
 
 SEED = 20261128
 
@@ -94,7 +94,7 @@ async def sources_of(records: Sequence[PeerRecord]) -> Sequence[PeerRecord]:
     return sorted(records, key=lambda record: record.peer)
 
 
-async def fetched(here: Town, records: Sequence[PeerRecord], model: Model, root: Path, options: Options) -> float:
+async def fetched(here: LocalSwarm, records: Sequence[PeerRecord], model: Model, root: Path, options: Options) -> float:
     """Manifest, files and tensors, as a client fetches them; seconds that it took."""
     started_s, draw = time.monotonic(), random.Random(SEED).random
     records = await sources_of(records)
@@ -112,7 +112,7 @@ async def fetched(here: Town, records: Sequence[PeerRecord], model: Model, root:
 async def test_peer_ids_that_sort_first_do_not_block_a_download(tmp_path: Path) -> None:
     """Twelve of them: more than are asked at once. Before, the first eight in PeerID order were asked, one after the other."""
     print("seed:", SEED)
-    async with asyncio.timeout(40), town() as here:
+    async with asyncio.timeout(40), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=2)
         honest = await here.start(model)
         async with silent_first(12, honest.record) as silent:
@@ -121,16 +121,16 @@ async def test_peer_ids_that_sort_first_do_not_block_a_download(tmp_path: Path) 
             assert seconds < 25, "two seconds a round at most"
 
 
-async def hostile_town(here: Town, model: Model, make: Callable[[], Uploader], num: int) -> list[PeerRecord]:
+async def hostile_swarm(here: LocalSwarm, model: Model, make: Callable[[], Uploader], num: int) -> list[PeerRecord]:
     return [(await here.start(model, make())).record for _ in range(num)]
 
 
 @pytest.mark.parametrize("make", [Swallower, Dripper])
 async def test_sources_that_give_nothing_or_drip_lose_their_places(tmp_path: Path, make: Callable[[], Uploader]) -> None:
     """As many as there are places, all of them real servers that announce everything; one honest source among them."""
-    async with asyncio.timeout(40), town() as here:
+    async with asyncio.timeout(40), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=2)
-        hostile = await hostile_town(here, model, make, max(MAX_SOURCES, AT_ONCE))
+        hostile = await hostile_swarm(here, model, make, max(MAX_SOURCES, AT_ONCE))
         honest = await here.start(model)
         options = Options(patience_s=25, max_sources=MAX_SOURCES)
         seconds = await fetched(here, [*hostile, honest.record], model, tmp_path / "weights", options)
@@ -139,9 +139,9 @@ async def test_sources_that_give_nothing_or_drip_lose_their_places(tmp_path: Pat
 
 
 async def test_who_has_delivered_before_is_asked_first(tmp_path: Path) -> None:
-    async with asyncio.timeout(30), town() as here:
+    async with asyncio.timeout(30), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
-        hostile = await hostile_town(here, model, Swallower, 5)
+        hostile = await hostile_swarm(here, model, Swallower, 5)
         honest = await here.start(model)
         standing = Standing(here.pool.is_connected)
         await fetch_manifest(here.pool, [honest.record], model.model, standing)
@@ -151,7 +151,7 @@ async def test_who_has_delivered_before_is_asked_first(tmp_path: Path) -> None:
 
 
 async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Path) -> None:
-    async with asyncio.timeout(20), town() as here:
+    async with asyncio.timeout(20), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
 
@@ -164,7 +164,7 @@ async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Pa
 
 
 async def test_a_file_that_comes_byte_by_byte_is_a_lie(tmp_path: Path) -> None:
-    async with asyncio.timeout(20), town() as here:
+    async with asyncio.timeout(20), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         await here.start(model, Dripper())
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
@@ -215,7 +215,7 @@ def test_the_bound_of_sizes_is_above_what_is_served() -> None:
 
 async def test_a_model_larger_than_the_user_allows_is_refused_before_anything_is_reserved(tmp_path: Path) -> None:
     """What is announced may be huge, and the disk free: the user's limit counts all that was fetched before."""
-    async with asyncio.timeout(20), town() as here:
+    async with asyncio.timeout(20), local_swarm() as here:
         model = make_model(tmp_path / "source")
         await here.start(model)
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)

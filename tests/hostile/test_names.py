@@ -24,7 +24,7 @@ OTHER = ModelId(MODEL.name, "0" * 64)
 
 
 @dataclass
-class Town:
+class LocalSwarm:
     """Honest nodes, and what else is in the directory."""
 
     toys: ToySwarm
@@ -50,12 +50,12 @@ class Town:
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    town = Town(ToySwarm(), tmp_path)
-    await town.toys.serve(0, 2)
-    await town.toys.serve(2, 4)
-    yield town
-    await town.toys.stop()
+async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
+    swarm = LocalSwarm(ToySwarm(), tmp_path)
+    await swarm.toys.serve(0, 2)
+    await swarm.toys.serve(2, 4)
+    yield swarm
+    await swarm.toys.stop()
 
 
 @pytest.fixture
@@ -72,34 +72,36 @@ def lie(address: str, span: Span, num_blocks: int, model: ModelId = OTHER) -> Pe
     return PeerRecord(peer=new_identity().peer_id, addresses=(address,), spans=(served,))
 
 
-async def test_one_record_of_ten_thousand_blocks_does_not_take_a_name_over(town: Town, silent: str) -> None:
-    town.lies = (lie(silent, Span(0, 10_000), 10_000),)
-    assert await town.digest() == MODEL.digest
+async def test_one_record_of_ten_thousand_blocks_does_not_take_a_name_over(swarm: LocalSwarm, silent: str) -> None:
+    swarm.lies = (lie(silent, Span(0, 10_000), 10_000),)
+    assert await swarm.digest() == MODEL.digest
 
 
-async def test_a_hundred_records_at_silent_addresses_do_not_either(town: Town, silent: str) -> None:
-    town.lies = tuple(lie(silent, Span(0, 4), 4) for _ in range(100))
-    assert await town.digest(is_kept=False) == MODEL.digest
+async def test_a_hundred_records_at_silent_addresses_do_not_either(swarm: LocalSwarm, silent: str) -> None:
+    swarm.lies = tuple(lie(silent, Span(0, 4), 4) for _ in range(100))
+    assert await swarm.digest(is_kept=False) == MODEL.digest
     twin = ModelId(MODEL.name, MODEL.digest[:12] + "0" * 52)
-    town.lies = tuple(lie(silent, Span(0, 4), 4, twin) for _ in range(8))
-    assert await town.digest(f"{MODEL.name}@{MODEL.digest[:12]}") == MODEL.digest, "a made-up twin makes no digest ambiguous"
+    swarm.lies = tuple(lie(silent, Span(0, 4), 4, twin) for _ in range(8))
+    assert await swarm.digest(f"{MODEL.name}@{MODEL.digest[:12]}") == MODEL.digest, "a made-up twin makes no digest ambiguous"
 
 
-async def test_an_answering_node_of_other_weights_counts_as_one_and_not_at_all_against_what_was_meant_before(town: Town) -> None:
-    usurper = await town.toys.serve(0, 4)
-    town.toys.nodes.remove(usurper)
+async def test_an_answering_node_of_other_weights_counts_as_one_and_not_at_all_against_what_was_meant_before(
+    swarm: LocalSwarm,
+) -> None:
+    usurper = await swarm.toys.serve(0, 4)
+    swarm.toys.nodes.remove(usurper)
     served = ServedSpan(model=OTHER, span=Span(0, 10_000), num_blocks=10_000, dtype="float32")
-    town.lies = (replace(usurper.record(), spans=(served,)),)
-    assert await town.digest() == MODEL.digest
-    for node in town.toys.nodes:
+    swarm.lies = (replace(usurper.record(), spans=(served,)),)
+    assert await swarm.digest() == MODEL.digest
+    for node in swarm.toys.nodes:
         await node.kill()
-    assert await town.digest() == MODEL.digest, "its nodes are announced still: the client waits for them"
-    town.toys.nodes.clear()
+    assert await swarm.digest() == MODEL.digest, "its nodes are announced still: the client waits for them"
+    swarm.toys.nodes.clear()
     with pytest.raises(ModelMismatchError, match=r"meant weights .* here before.*--accept-new-weights"):
-        await town.digest()
-    assert await town.digest(accepts_new=True, is_kept=False) == OTHER.digest
+        await swarm.digest()
+    assert await swarm.digest(accepts_new=True, is_kept=False) == OTHER.digest
     with pytest.raises(ModelMismatchError):
-        await town.digest()
-    assert await town.digest(f"{MODEL.name}@{OTHER.digest[:12]}") == OTHER.digest
-    assert await town.digest() == OTHER.digest, "the user has said so"
+        await swarm.digest()
+    assert await swarm.digest(f"{MODEL.name}@{OTHER.digest[:12]}") == OTHER.digest
+    assert await swarm.digest() == OTHER.digest, "the user has said so"
     await usurper.kill()

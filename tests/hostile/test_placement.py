@@ -25,7 +25,7 @@ from swarm.placement.members import Member
 from swarm.rpc import tls
 from swarm.rpc.server import RpcServer
 from tests.hostile.turns import watched
-from tests.node.test_moving import MovingNode, Town, is_next
+from tests.node.test_moving import LocalSwarm, MovingNode, is_next
 from tests.swarm.inference.toy import (
     MODEL,
     NUM_BLOCKS,
@@ -54,13 +54,13 @@ class Shell:
 
     swarm_name = "test"
 
-    async def start(self, town: Town, span: Span) -> None:
+    async def start(self, swarm: LocalSwarm, span: Span) -> None:
         identity = new_identity()
         certificate = tls.make(identity)
         self.server = RpcServer(identity, certificate, {services.HELLO.name: ToyNode._hello.__get__(self)})
         address = f"127.0.0.1:{await self.server.start()}"
         served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
-        town.records[identity.peer_id] = PeerRecord(
+        swarm.records[identity.peer_id] = PeerRecord(
             peer=identity.peer_id,
             addresses=(address,),
             certificate=certificate.der,
@@ -70,53 +70,53 @@ class Shell:
 
 
 @pytest.fixture
-async def town() -> AsyncIterator[Town]:
+async def swarm() -> AsyncIterator[LocalSwarm]:
     fresh_seed()
-    town = Town(ToySwarm())
-    town.toys.router._directory = town
-    yield town
-    await town.stop()
+    swarm = LocalSwarm(ToySwarm())
+    swarm.toys.router._directory = swarm
+    yield swarm
+    await swarm.stop()
 
 
 async def looks(nodes: list[MovingNode], rounds: int = 3) -> list[bool]:
     return [await node.mover.look() for _ in range(rounds) for node in nodes]
 
 
-async def answers_exactly(town: Town, peers: set[PeerId]) -> None:
-    session, row = town.toys.session(), random_tokens(4)
+async def answers_exactly(swarm: LocalSwarm, peers: set[PeerId]) -> None:
+    session, row = swarm.toys.session(), random_tokens(4)
     answer = await ask(session, (), [4], row)
     assert torch.allclose(answer, torch.stack(reference(list(row), [(0, 2), (2, 4)])), atol=1e-6)
     assert {hop.peer for hop in session.route} <= peers
     await session.close()
 
 
-async def test_peers_that_only_answer_hello_draw_no_node_off_its_blocks(town: Town) -> None:
-    honest = [await town.add(0, 2), await town.add(2, 4)]
+async def test_peers_that_only_answer_hello_draw_no_node_off_its_blocks(swarm: LocalSwarm) -> None:
+    honest = [await swarm.add(0, 2), await swarm.add(2, 4)]
     shells = [Shell() for _ in range(2)]
     for shell in shells:
-        await shell.start(town, Span(0, 2))
+        await shell.start(swarm, Span(0, 2))
     assert await is_next(honest[0]), "by claims alone it would move: else nothing is shown"
     assert not any(await looks(honest)) and [node.spans for node in honest] == [["0:2 serving"], ["2:4 serving"]]
     for shell in shells:
         await shell.server.stop(0)
-    await answers_exactly(town, {node.peer_id for node in honest})
+    await answers_exactly(swarm, {node.peer_id for node in honest})
 
 
-async def test_a_peer_that_computes_something_else_is_no_replica(town: Town) -> None:
-    honest = [await town.add(0, 2), await town.add(2, 4)]
-    liars = [await town.toys.add(Echo(span := Span(0, 2)), span, make_part=Echo) for _ in range(2)]
+async def test_a_peer_that_computes_something_else_is_no_replica(swarm: LocalSwarm) -> None:
+    honest = [await swarm.add(0, 2), await swarm.add(2, 4)]
+    liars = [await swarm.toys.add(Echo(span := Span(0, 2)), span, make_part=Echo) for _ in range(2)]
     for liar in liars:
-        town.toys.nodes.remove(liar)
-        town.records[liar.identity.peer_id] = replace(liar.record(), block_ms=0.01)
+        swarm.toys.nodes.remove(liar)
+        swarm.records[liar.identity.peer_id] = replace(liar.record(), block_ms=0.01)
     assert await is_next(honest[0]) and not any(await looks(honest))
     assert honest[0].spans == ["0:2 serving"] and liars[0].engine.forwards, "it was asked, and its answer compared"
     for liar in liars:
         await liar.kill()
 
 
-async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blocks_or_more(town: Town) -> None:
-    mover = await town.add(0, 2)
-    whole, part = await town.toys.serve(0, 4), await town.toys.serve(1, 3)
+async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blocks_or_more(swarm: LocalSwarm) -> None:
+    mover = await swarm.add(0, 2)
+    whole, part = await swarm.toys.serve(0, 4), await swarm.toys.serve(1, 3)
     records = await mover.presence.records()
     others = [one.claim for one in mover.presence.standings(records)]
     host = mover.mover.host
@@ -132,16 +132,16 @@ async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blo
     await mover.mover.host.stop()
 
 
-async def test_a_flood_of_records_that_all_differ_keeps_no_node_from_its_sessions(town: Town) -> None:
+async def test_a_flood_of_records_that_all_differ_keeps_no_node_from_its_sessions(swarm: LocalSwarm) -> None:
     """2,000 claims, no two alike: a plan of all of them takes seconds."""
-    mover, _other = await town.add(0, 2), await town.add(2, 4)
+    mover, _other = await swarm.add(0, 2), await swarm.add(2, 4)
     draw = random.Random(12)
     for number in range(2_000):
         start = draw.randrange(NUM_BLOCKS)
         span = Span(start, draw.randint(start + 1, NUM_BLOCKS))
         served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
         peer = from_seed(number.to_bytes(32)).peer_id
-        town.records[peer] = PeerRecord(
+        swarm.records[peer] = PeerRecord(
             peer=peer, spans=(served,), block_ms=1 / draw.uniform(0.5, 50), room_blocks=draw.randint(1, NUM_BLOCKS)
         )
     with watched() as turns:

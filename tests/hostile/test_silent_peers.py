@@ -36,7 +36,7 @@ from tests.swarm.inference.toy import (
 NUM_SILENT = 150
 
 
-class Town(ToySwarm):
+class LocalSwarm(ToySwarm):
     """Two honest nodes, and what else is in the directory."""
 
     lies: tuple[PeerRecord, ...] = ()
@@ -52,23 +52,23 @@ class Town(ToySwarm):
 
 
 @pytest.fixture
-async def town() -> AsyncIterator[Town]:
+async def swarm() -> AsyncIterator[LocalSwarm]:
     fresh_seed()
-    town = Town()
-    await town.serve(0, 2)
-    await town.serve(2, 4)
-    yield town
-    await town.stop()
+    swarm = LocalSwarm()
+    await swarm.serve(0, 2)
+    await swarm.serve(2, 4)
+    yield swarm
+    await swarm.stop()
 
 
-async def answers_exactly(town: Town, session: Session) -> None:
+async def answers_exactly(swarm: LocalSwarm, session: Session) -> None:
     row = random_tokens(6)
     answer = await ask(session, (), [6], row)
     assert torch.allclose(answer, torch.stack(reference(list(row), [(0, 2), (2, 4)])), atol=1e-6)
-    assert {hop.peer for hop in session.route} == {node.identity.peer_id for node in town.nodes}
+    assert {hop.peer for hop in session.route} == {node.identity.peer_id for node in swarm.nodes}
 
 
-async def test_many_records_at_silent_addresses_do_not_keep_a_client_from_the_nodes_that_answer(town: Town) -> None:
+async def test_many_records_at_silent_addresses_do_not_keep_a_client_from_the_nodes_that_answer(swarm: LocalSwarm) -> None:
     with contextlib.ExitStack() as stack:
         addresses = []
         for _ in range(8):
@@ -80,17 +80,17 @@ async def test_many_records_at_silent_addresses_do_not_keep_a_client_from_the_no
         lie = PeerRecord(
             peer=new_identity().peer_id, addresses=tuple(addresses), spans=(served,), step_ms=0.01, free_tokens=10**6
         )
-        town.lies = tuple(replace(lie, peer=new_identity().peer_id) for _ in range(NUM_SILENT))
+        swarm.lies = tuple(replace(lie, peer=new_identity().peer_id) for _ in range(NUM_SILENT))
         rounds = NUM_SILENT // AT_ONCE + 1
         async with asyncio.timeout(30):
-            session = town.new_client()
+            session = swarm.new_client()
             started = time.monotonic()
-            await answers_exactly(town, session)
+            await answers_exactly(swarm, session)
             first_s = time.monotonic() - started
             await session.close()
-            again = Session(session._router, Links(town.pool), town.identity, SessionConfig())
+            again = Session(session._router, Links(swarm.pool), swarm.identity, SessionConfig())
             started = time.monotonic()
-            await answers_exactly(town, again)
+            await answers_exactly(swarm, again)
             again_s = time.monotonic() - started
             await again.close()
     assert first_s < (rounds + 2) * HELLO_S, "silent peers are asked side by side, all their addresses too"
@@ -98,17 +98,17 @@ async def test_many_records_at_silent_addresses_do_not_keep_a_client_from_the_no
 
 
 async def test_an_answering_peer_that_only_claims_to_be_fast_gets_no_session_of_a_client_that_has_a_proven_route(
-    town: Town,
+    swarm: LocalSwarm,
 ) -> None:
-    session = town.new_client()
-    await answers_exactly(town, session)
-    boaster = await town.serve(0, 4)
-    town.nodes.remove(boaster)
-    town.lies = (replace(boaster.record(), step_ms=0.01),)
+    session = swarm.new_client()
+    await answers_exactly(swarm, session)
+    boaster = await swarm.serve(0, 4)
+    swarm.nodes.remove(boaster)
+    swarm.lies = (replace(boaster.record(), step_ms=0.01),)
     for _ in range(3):
-        other = Session(session._router, Links(town.pool), town.identity, SessionConfig())
-        await session._router._latency.probe(town.lies[0])
-        await answers_exactly(town, other)
+        other = Session(session._router, Links(swarm.pool), swarm.identity, SessionConfig())
+        await session._router._latency.probe(swarm.lies[0])
+        await answers_exactly(swarm, other)
         await other.close()
     await session.close()
     await boaster.kill()

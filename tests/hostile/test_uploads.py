@@ -21,7 +21,7 @@ from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.terms import Options
 from swarm.weights.uploader import MAX_UPLOADS, Uploader
-from tests.swarm.weights.parts import Giver, Model, make_model, town
+from tests.swarm.weights.parts import Giver, Model, local_swarm, make_model
 
 
 class Attacker:
@@ -89,7 +89,7 @@ async def holding(giver: Giver, model: Model, *, reads: bool) -> AsyncIterator[l
 @pytest.mark.parametrize("reads", [True, False], ids=["a question now and then", "nothing is read"])
 async def test_places_that_are_not_used_go_to_who_fetches(tmp_path: Path, *, reads: bool) -> None:
     """Four identities held all eight places with a question every 20 s; whoever came was refused for ever."""
-    async with asyncio.timeout(40), town() as here:
+    async with asyncio.timeout(40), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=2, block_bytes=48 * PIECE_BYTES)
         giver = await here.start(model)
         async with holding(giver, model, reads=reads) as attackers:
@@ -105,7 +105,7 @@ async def test_a_receiver_that_does_not_read_is_cut_off_though_nobody_waits(
 ) -> None:
     """Its call is over then, also for the transport, and our log has no traceback of it."""
     monkeypatch.setattr(uploading, "SEND_S", 0.5)
-    async with asyncio.timeout(30), town() as here:
+    async with asyncio.timeout(30), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1, block_bytes=48 * PIECE_BYTES)
         giver = await here.start(model)
         attacker = Attacker(0, giver, model)
@@ -128,7 +128,7 @@ async def test_a_receiver_that_does_not_read_is_cut_off_though_nobody_waits(
 async def test_manifests_are_counted_by_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks again and again is refused; an account is filled again with time."""
     now_s = 0.0
-    async with asyncio.timeout(20), town() as here:
+    async with asyncio.timeout(20), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         monkeypatch.setattr(uploading, "MAX_MANIFESTS_BYTES", 4 * len(model.manifest.encode()))
         giver = await here.start(model, Uploader(clock=lambda: now_s))

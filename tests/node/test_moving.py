@@ -57,7 +57,7 @@ PACE = Pace(race_wait_s=0.01, drain_s=0.3)
 
 
 @dataclass
-class Town:
+class LocalSwarm:
     """A toy swarm whose members may move; the directory keeps what the dead have said."""
 
     toys: ToySwarm
@@ -84,8 +84,8 @@ class Town:
 class MovingNode:
     """What `run_node` puts together, around toy blocks."""
 
-    def __init__(self, town: Town) -> None:
-        self.town, self.identity = town, new_identity()
+    def __init__(self, swarm: LocalSwarm) -> None:
+        self.swarm, self.identity = swarm, new_identity()
         self.directory, self.peer_id, self.reachable = self, self.identity.peer_id, True
         self.round_trips_ms: dict[PeerId, float] = {}
         tls_certificate = tls.make(self.identity)
@@ -110,10 +110,10 @@ class MovingNode:
     # the face of a directory
 
     async def snapshot(self, model_name: str) -> Records:
-        return await self.town.snapshot(model_name)
+        return await self.swarm.snapshot(model_name)
 
     async def announce(self, make_record: Any, models: Any) -> None:
-        self.town.records[self.peer_id] = PeerRecord.parse(make_record().encode())
+        self.swarm.records[self.peer_id] = PeerRecord.parse(make_record().encode())
 
     async def start(self, span: Span) -> None:
         self.addresses = (f"127.0.0.1:{await self.server.start()}",)
@@ -128,8 +128,8 @@ class MovingNode:
         self.mover = Mover(
             host=host, presence=self.presence, doors=self.doors, make=self.make,
             room=Room(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
-            liveness=Liveness(self.town.toys._ping),
-            prover=Prover(self.identity, self.pool, self.town.toys._ping), on_event=self.events.append,
+            liveness=Liveness(self.swarm.toys._ping),
+            prover=Prover(self.identity, self.pool, self.swarm.toys._ping), on_event=self.events.append,
             pace=pace, clock=clock,
         )  # fmt: skip
 
@@ -152,33 +152,33 @@ class MovingNode:
 
     @property
     def record(self) -> PeerRecord:
-        return self.town.records[self.peer_id]
+        return self.swarm.records[self.peer_id]
 
 
 @pytest.fixture
-async def town() -> AsyncIterator[Town]:
+async def swarm() -> AsyncIterator[LocalSwarm]:
     fresh_seed()
     toys = ToySwarm()
-    town = Town(toys)
-    toys.router._directory = town
-    yield town
-    await town.stop()
+    swarm = LocalSwarm(toys)
+    toys.router._directory = swarm
+    yield swarm
+    await swarm.stop()
 
 
-async def test_a_move_for_the_swarms_gain_costs_running_sessions_no_token(town: Town) -> None:
-    await town.toys.serve(0, 2)
-    movers = [await town.add(2, 4) for _ in range(3)]
+async def test_a_move_for_the_swarms_gain_costs_running_sessions_no_token(swarm: LocalSwarm) -> None:
+    await swarm.toys.serve(0, 2)
+    movers = [await swarm.add(2, 4) for _ in range(3)]
     (goes,) = [node for node in movers if await is_next(node)]
     staying = [node.peer_id for node in movers if node is not goes]
     for peer in staying:
-        town.toys.router.failed(peer, OverloadedError("so that all sessions run over the one that moves"))
-    sessions = [town.toys.session() for _ in range(5)]
+        swarm.toys.router.failed(peer, OverloadedError("so that all sessions run over the one that moves"))
+    sessions = [swarm.toys.session() for _ in range(5)]
     rows = [random_tokens(12) for _ in sessions]
     answers = [
         [await ask(session, (), [1], token[None]) for token in row[:6]] for session, row in zip(sessions, rows, strict=True)
     ]
     for peer in staying:
-        town.toys.router.blame.forgive(peer, time.monotonic())
+        swarm.toys.router.blame.forgive(peer, time.monotonic())
     assert not any([await node.mover.look() for node in movers]), "the first look only makes up a mind"
     assert [node for node in movers if await node.mover.look()] == [goes] and goes.spans == ["0:2 serving"]
     assert "2.00 times as fast" in goes.events[-1].text and goes.events[-1].kind == "moved"
@@ -192,13 +192,13 @@ async def test_a_move_for_the_swarms_gain_costs_running_sessions_no_token(town: 
     assert not any([await node.mover.look() for node in movers for _look in range(3)]), "all stand still"
 
 
-async def test_a_death_without_a_word_is_noticed_and_its_gap_filled_under_a_waiting_session(town: Town) -> None:
-    doomed = await town.toys.serve(0, 2)
-    movers = [await town.add(2, 4) for _ in range(2)]
-    session, row = town.toys.session(), random_tokens(8)
+async def test_a_death_without_a_word_is_noticed_and_its_gap_filled_under_a_waiting_session(swarm: LocalSwarm) -> None:
+    doomed = await swarm.toys.serve(0, 2)
+    movers = [await swarm.add(2, 4) for _ in range(2)]
+    session, row = swarm.toys.session(), random_tokens(8)
     before = [await ask(session, (), [1], token[None]) for token in row[:4]]
     await doomed.kill()
-    assert doomed.identity.peer_id in town.records, "its record lives on"
+    assert doomed.identity.peer_id in swarm.records, "its record lives on"
     rest = asyncio.create_task(ask(session, (), [4], row[4:]))
     moved = [node for node in movers if await node.mover.look()]
     assert [node.spans for node in moved] == [["0:2 serving"]] and "nobody hosts 0:2" in moved[0].events[0].text
@@ -207,15 +207,15 @@ async def test_a_death_without_a_word_is_noticed_and_its_gap_filled_under_a_wait
     await session.close()
 
 
-async def test_who_looks_at_the_same_moment_does_not_fill_the_gap_twice(town: Town) -> None:
-    movers = [await town.add(2, 4) for _ in range(4)]
+async def test_who_looks_at_the_same_moment_does_not_fill_the_gap_twice(swarm: LocalSwarm) -> None:
+    movers = [await swarm.add(2, 4) for _ in range(4)]
     moved = await asyncio.gather(*(node.mover.look() for node in movers))
     assert sum(moved) == 1
     assert sorted(span for node in movers for span in node.spans) == ["0:2 serving", *["2:4 serving"] * 3]
 
 
-async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(town: Town) -> None:
-    first, _second = await town.add(2, 4), await town.add(2, 4)
+async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(swarm: LocalSwarm) -> None:
+    first, _second = await swarm.add(2, 4), await swarm.add(2, 4)
     node = first if await is_next(first) else _second
     go = asyncio.Event()
     make = node.mover.make
@@ -240,9 +240,9 @@ async def is_next(node: MovingNode) -> bool:
     return await node.mover._decide([one.claim for one in others]) is not None
 
 
-async def test_without_memory_for_both_the_old_span_goes_first_only_where_others_serve_it(town: Town) -> None:
-    await town.toys.serve(0, 2)
-    movers = [await town.add(2, 4) for _ in range(3)]
+async def test_without_memory_for_both_the_old_span_goes_first_only_where_others_serve_it(swarm: LocalSwarm) -> None:
+    await swarm.toys.serve(0, 2)
+    movers = [await swarm.add(2, 4) for _ in range(3)]
     for node in movers:
         node.free_blocks = 0
     for node in movers:
@@ -251,8 +251,8 @@ async def test_without_memory_for_both_the_old_span_goes_first_only_where_others
     assert [node.spans for node in moved] == [["0:2 serving"]]
 
 
-async def test_a_span_that_cannot_be_loaded_leaves_all_as_it_was(town: Town) -> None:
-    movers = [await town.add(2, 4) for _ in range(2)]
+async def test_a_span_that_cannot_be_loaded_leaves_all_as_it_was(swarm: LocalSwarm) -> None:
+    movers = [await swarm.add(2, 4) for _ in range(2)]
     for node in movers:
         node.fails = OverloadedError("no disk left")
         if await is_next(node):
@@ -262,12 +262,12 @@ async def test_a_span_that_cannot_be_loaded_leaves_all_as_it_was(town: Town) -> 
         assert node.mover.host is not None and not node.mover.host.is_draining
 
 
-async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown_away(town: Town) -> None:
-    await town.toys.serve(0, 2)
-    movers = [await town.add(2, 4) for _ in range(3)]
+async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown_away(swarm: LocalSwarm) -> None:
+    await swarm.toys.serve(0, 2)
+    movers = [await swarm.add(2, 4) for _ in range(3)]
     (goes,) = [node for node in movers if await is_next(node)]
     time_passes = Shifted()
-    goes.mover.prover = Prover(goes.identity, goes.pool, town.toys._ping, time_passes.clock())
+    goes.mover.prover = Prover(goes.identity, goes.pool, swarm.toys._ping, time_passes.clock())
     make = goes.mover.make
 
     async def slowly(span: Span) -> Host:
@@ -281,10 +281,10 @@ async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown
 @virtual_time
 async def test_a_node_looks_about_every_ten_seconds_also_after_a_look_that_failed() -> None:
     fresh_seed()
-    town, clock = Town(ToySwarm()), loop_clock()
-    node, looked_s = MovingNode(town), list[float]()
+    swarm, clock = LocalSwarm(ToySwarm()), loop_clock()
+    node, looked_s = MovingNode(swarm), list[float]()
     await node.take(Span(0, 4), Pace(), clock)
-    snapshot = town.snapshot
+    snapshot = swarm.snapshot
 
     async def noted(model_name: str) -> Records:
         if clock.now_s() not in looked_s:
@@ -293,7 +293,7 @@ async def test_a_node_looks_about_every_ten_seconds_also_after_a_look_that_faile
             raise PeerUnreachableError("the directory does not answer")
         return await snapshot(model_name)
 
-    town.snapshot = noted  # type: ignore[method-assign]
+    swarm.snapshot = noted  # type: ignore[method-assign]
     looking = asyncio.create_task(node.mover.keep_looking(random.Random(node.peer_id)))
     await asyncio.sleep(600)
     pauses_s = [after_s - before_s for before_s, after_s in pairwise([0.0, *looked_s])]
@@ -303,8 +303,8 @@ async def test_a_node_looks_about_every_ten_seconds_also_after_a_look_that_faile
     assert node.spans == ["0:4 serving"]
 
 
-async def test_a_failure_of_our_own_is_not_held_against_a_replica(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    mover, replica = await town.add(0, 2), await town.toys.serve(0, 2)
+async def test_a_failure_of_our_own_is_not_held_against_a_replica(swarm: LocalSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    mover, replica = await swarm.add(0, 2), await swarm.toys.serve(0, 2)
     records = await mover.presence.records()
     others = [one.claim for one in mover.presence.standings(records)]
     prover, host = mover.mover.prover, mover.mover.host

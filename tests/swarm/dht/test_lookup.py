@@ -19,7 +19,7 @@ ENTRY = (peer_id_of(bytes(32)), SignedEntry(b"said", 1.0))
 
 
 @dataclass
-class Town:
+class LocalSwarm:
     """Members by node id, each knowing some others; a peer's name is its node id as text."""
 
     members: dict[int, list[int]]
@@ -39,20 +39,20 @@ class Town:
         return Answer(nearest=nearest, told={key: [ENTRY] for key in keys if node in self.holders})
 
 
-def town(count: int, **changes: frozenset[int]) -> Town:
+def local_swarm(count: int, **changes: frozenset[int]) -> LocalSwarm:
     rng = random.Random(SEED)
     nodes = [rng.getrandbits(160) for _ in range(count)]
     known = {
         node: list({*sorted(nodes, key=lambda other: other ^ node)[1:21], *rng.sample(nodes, min(20, count))}) for node in nodes
     }
-    return Town(known, **changes)
+    return LocalSwarm(known, **changes)
 
 
-def nearest(found: Town, count: int, key: int = KEY) -> list[int]:
+def nearest(found: LocalSwarm, count: int, key: int = KEY) -> list[int]:
     return sorted(found.members, key=lambda node: node ^ key)[:count]
 
 
-async def look(found: Town, *keys: int, timeout_s: float = 5.0) -> Lookup:
+async def look(found: LocalSwarm, *keys: int, timeout_s: float = 5.0) -> Lookup:
     start = next(iter(found.members))
     lookup = Lookup(keys or (KEY,), [(start, str(start))], found.ask, "me")
     await lookup.run(timeout_s)
@@ -60,13 +60,13 @@ async def look(found: Town, *keys: int, timeout_s: float = 5.0) -> Lookup:
 
 
 async def test_the_nearest_of_a_large_swarm_are_found_from_any_member() -> None:
-    found = town(500)
+    found = local_swarm(500)
     assert (await look(found)).nearest(KEY, 5) == [str(node) for node in nearest(found, 5)]
     assert len(found.asked) == len(set(found.asked)) < MAX_ASKED
 
 
 async def test_one_question_to_a_member_serves_all_keys() -> None:
-    found = town(12)
+    found = local_swarm(12)
     keys = [random.Random(SEED + number).getrandbits(160) for number in range(8)]
     lookup = await look(found, *keys)
     assert sorted(found.asked) == sorted(found.members)
@@ -74,7 +74,7 @@ async def test_one_question_to_a_member_serves_all_keys() -> None:
 
 
 async def test_in_a_large_swarm_the_members_nearest_each_of_8_keys_are_asked() -> None:
-    found = town(500)
+    found = local_swarm(500)
     keys = [random.Random(SEED + number).getrandbits(160) for number in range(8)]
     found.holders = frozenset(node for key in keys for node in nearest(found, 5, key))
     lookup = await look(found, *keys)
@@ -84,7 +84,7 @@ async def test_in_a_large_swarm_the_members_nearest_each_of_8_keys_are_asked() -
 
 
 async def test_silent_members_make_room_for_the_next_nearest() -> None:
-    found = town(300)
+    found = local_swarm(300)
     found.silent = frozenset(nearest(found, 15))
     found.holders = frozenset(nearest(found, 30)[20:])
     lookup = await look(found)
@@ -93,7 +93,7 @@ async def test_silent_members_make_room_for_the_next_nearest() -> None:
 
 
 async def test_what_was_told_before_the_time_was_over_counts() -> None:
-    found = town(30)
+    found = local_swarm(30)
     found.holders = frozenset(found.members)
     found.hanging = frozenset(nearest(found, 4))
     lookup = await look(found, timeout_s=0.3)
@@ -103,7 +103,7 @@ async def test_what_was_told_before_the_time_was_over_counts() -> None:
 
 async def test_members_that_hang_hold_up_neither_the_others_nor_the_end() -> None:
     """As many as there are places, and nearest of all: the time that there would be is not used."""
-    found = town(60)
+    found = local_swarm(60)
     found.hanging = frozenset(nearest(found, 2 * PARALLEL)) - {next(iter(found.members))}
     found.holders = frozenset(found.members)
     async with asyncio.timeout(30.0):
@@ -112,7 +112,7 @@ async def test_members_that_hang_hold_up_neither_the_others_nor_the_end() -> Non
 
 
 async def test_a_member_that_names_ever_nearer_ones_is_not_followed_for_ever() -> None:
-    class Liar(Town):
+    class Liar(LocalSwarm):
         async def ask(self, peer: str, keys: Sequence[int]) -> Answer | None:
             self.asked.append(int(peer))
             depth = max(1, (int(peer) ^ KEY).bit_length() - 1)
@@ -126,7 +126,7 @@ async def test_a_member_that_names_ever_nearer_ones_is_not_followed_for_ever() -
 
 @pytest.mark.parametrize("first", ["truth", "lie"])
 async def test_nobody_takes_a_members_place_by_naming_another_for_it(first: str) -> None:
-    found = town(3)
+    found = local_swarm(3)
     honest = nearest(found, 1)[0]
     known = [(honest, str(honest)), (honest, "1")]
     lookup = Lookup((KEY,), known if first == "truth" else known[::-1], found.ask, "me")
@@ -136,7 +136,7 @@ async def test_nobody_takes_a_members_place_by_naming_another_for_it(first: str)
 
 async def test_members_that_we_joined_by_are_asked_however_far_they_are() -> None:
     """All that are nearest belong to an attacker, which says nothing of what it was given."""
-    found = town(300)
+    found = local_swarm(300)
     friend = sorted(found.members, key=lambda node: node ^ KEY)[-1]
     found.holders = frozenset([friend])
     start = next(iter(found.members))

@@ -35,7 +35,7 @@ MODEL = ModelId("toy", "ab" * 32)
 
 
 @dataclass
-class Town:
+class LocalSwarm:
     """Peers, who of them is dead, and how often the directory was asked."""
 
     peers: tuple[PeerRecord, ...] = ()
@@ -44,7 +44,7 @@ class Town:
     pinged: list[PeerId] = field(default_factory=list)
     round_trip_s: float = 0.0
 
-    async def snapshot(self, model_name: str) -> Town:
+    async def snapshot(self, model_name: str) -> LocalSwarm:
         self.snapshots += 1
         return self
 
@@ -73,29 +73,29 @@ def peers_of(found: tuple[object, ...]) -> list[PeerId]:
 
 
 async def test_a_route_covers_the_model_with_the_faster_peers() -> None:
-    town = Town()
-    town.add(0, 2, step_ms=50.0)
-    first, last = town.add(0, 2), town.add(2, 4)
-    town.add(2, 4, queue=100)
-    assert peers_of(await town.router().find(0)) == [first.peer, last.peer]
+    swarm = LocalSwarm()
+    swarm.add(0, 2, step_ms=50.0)
+    first, last = swarm.add(0, 2), swarm.add(2, 4)
+    swarm.add(2, 4, queue=100)
+    assert peers_of(await swarm.router().find(0)) == [first.peer, last.peer]
 
 
 @pytest.mark.parametrize("state", ["joining", "draining"])
 async def test_only_those_that_serve_are_used(state: str) -> None:
-    town = Town()
-    town.add(0, 4, state=state)
+    swarm = LocalSwarm()
+    swarm.add(0, 4, state=state)
     with pytest.raises(NoRouteError, match="blocks 0:4"):
-        await town.router().find(0)
+        await swarm.router().find(0)
 
 
 async def test_what_is_missing_is_hosted_by_a_line_that_works() -> None:
-    town = Town()
-    town.add(0, 2)
-    router = Router(town, town.ping, MODEL, 4, NodeCommand(swarm="attic", peer="/ip4/203.0.113.5/tcp/1/p2p/12D3"))
+    swarm = LocalSwarm()
+    swarm.add(0, 2)
+    router = Router(swarm, swarm.ping, MODEL, 4, NodeCommand(swarm="attic", peer="/ip4/203.0.113.5/tcp/1/p2p/12D3"))
     line = "swarm node toy --blocks 2:4 --swarm attic --peer /ip4/203.0.113.5/tcp/1/p2p/12D3"
     with pytest.raises(NoRouteError, match=f"host them: {line}$"):
         await router.find(0)
-    town.add(2, 4)
+    swarm.add(2, 4)
     with pytest.raises(
         NoRouteError, match=r"start one with --ends: swarm node toy --ends --blocks 0:2 --swarm attic --peer /ip4"
     ):
@@ -103,41 +103,41 @@ async def test_what_is_missing_is_hosted_by_a_line_that_works() -> None:
 
 
 async def test_a_route_has_one_precision_float32_first() -> None:
-    town = Town()
-    town.add(0, 2, dtype="bfloat16", step_ms=0.1)
-    town.add(2, 4, dtype="bfloat16", step_ms=0.1)
-    half = town.add(0, 2)
+    swarm = LocalSwarm()
+    swarm.add(0, 2, dtype="bfloat16", step_ms=0.1)
+    swarm.add(2, 4, dtype="bfloat16", step_ms=0.1)
+    half = swarm.add(0, 2)
     with pytest.raises(NoRouteError, match="blocks 2:4"):
-        await town.router().find(0, "float32")
-    assert (await town.router().find(0))[1] == "bfloat16"
-    other = town.add(2, 4)
-    route, dtype = await town.router().find(0)
+        await swarm.router().find(0, "float32")
+    assert (await swarm.router().find(0))[1] == "bfloat16"
+    other = swarm.add(2, 4)
+    route, dtype = await swarm.router().find(0)
     assert ([hop.peer for hop in route], dtype) == ([half.peer, other.peer], "float32")
 
 
 @virtual_time
 async def test_dead_peers_are_passed_by_and_blamed() -> None:
-    town = Town()
-    dead, alive = town.add(0, 4, step_ms=0.1), town.add(0, 4)
-    town.dead = {dead.peer}
-    router = town.router()
+    swarm = LocalSwarm()
+    dead, alive = swarm.add(0, 4, step_ms=0.1), swarm.add(0, 4)
+    swarm.dead = {dead.peer}
+    router = swarm.router()
     assert peers_of(await router.find(0)) == [alive.peer]
     now_s = router.clock.now_s()
     assert router.blame.is_avoided(dead.peer, now_s) and not router.blame.is_avoided(alive.peer, now_s)
 
 
 async def test_hops_that_hold_the_session_are_kept() -> None:
-    town = Town()
-    holder, last = town.add(0, 2, step_ms=30.0), town.add(2, 4)
-    town.add(0, 2)
-    assert peers_of(await town.router().find(0, None, {(holder.peer, Span(0, 2))})) == [holder.peer, last.peer]
+    swarm = LocalSwarm()
+    holder, last = swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4)
+    swarm.add(0, 2)
+    assert peers_of(await swarm.router().find(0, None, {(holder.peer, Span(0, 2))})) == [holder.peer, last.peer]
 
 
 @virtual_time
 async def test_a_failed_peer_is_avoided_while_there_is_another_and_asked_again_where_there_is_none() -> None:
-    town = Town()
-    fast, slow = town.add(0, 4, step_ms=0.1), town.add(0, 4, step_ms=9.0)
-    router = town.router()
+    swarm = LocalSwarm()
+    fast, slow = swarm.add(0, 4, step_ms=0.1), swarm.add(0, 4, step_ms=9.0)
+    router = swarm.router()
     router.failed(fast.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [slow.peer]
     router.failed(slow.peer, CacheFullError("no memory"))
@@ -146,35 +146,35 @@ async def test_a_failed_peer_is_avoided_while_there_is_another_and_asked_again_w
 
 async def test_who_was_seen_a_moment_ago_stands_in_even_if_the_directory_misses_it() -> None:
     """Right after deaths, those who kept a living peer's record may be among the dead."""
-    town = Town()
-    first, doomed, spare = town.add(0, 2), town.add(2, 4, step_ms=0.1), town.add(2, 4)
-    router = town.router()
+    swarm = LocalSwarm()
+    first, doomed, spare = swarm.add(0, 2), swarm.add(2, 4, step_ms=0.1), swarm.add(2, 4)
+    router = swarm.router()
     assert peers_of(await router.find(0)) == [first.peer, doomed.peer]
-    town.peers = (first, doomed)
+    swarm.peers = (first, doomed)
     router.failed(doomed.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [first.peer, spare.peer]
     assert peers_of(await router.find(0, None, {(first.peer, Span(0, 2))})) == [first.peer, spare.peer]
-    assert town.snapshots == 2  # in the middle of an answer, what was seen a moment ago is enough
+    assert swarm.snapshots == 2  # in the middle of an answer, what was seen a moment ago is enough
 
 
 @virtual_time
 async def test_a_new_session_goes_by_what_was_seen_a_moment_ago_until_something_fails() -> None:
-    town = Town()
-    here, elsewhere = town.add(0, 4, step_ms=0.1), town.add(0, 4, step_ms=9.0)
-    router = town.router()
+    swarm = LocalSwarm()
+    here, elsewhere = swarm.add(0, 4, step_ms=0.1), swarm.add(0, 4, step_ms=9.0)
+    router = swarm.router()
     for _ in range(3):
         assert peers_of(await router.find(0)) == [here.peer]
-    assert town.snapshots == 1
+    assert swarm.snapshots == 1
     router.failed(here.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [elsewhere.peer]
-    assert town.snapshots == 2
+    assert swarm.snapshots == 2
 
 
 @virtual_time
 async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
-    town = Town()
-    full = town.add(0, 4)
-    router = town.router()
+    swarm = LocalSwarm()
+    full = swarm.add(0, 4)
+    router = swarm.router()
     router.failed(full.peer, CacheFullError("no memory for 9 tokens"))
     with pytest.raises(NoRouteError, match="last failure: no memory for 9 tokens"):
         await router.find(0.6)
@@ -184,14 +184,14 @@ async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
 
 @virtual_time
 async def test_the_directory_is_read_again_after_some_seconds_and_a_peer_is_asked_again_after_a_minute() -> None:
-    town = Town()
-    here = town.add(0, 4)
-    router = town.router()
+    swarm = LocalSwarm()
+    here = swarm.add(0, 4)
+    router = swarm.router()
     for at_s, num_looks, num_hellos in ((0, 1, 1), (FRESH_S - 0.01, 1, 1), (FRESH_S, 2, 1), (59.99, 3, 1), (60.0, 3, 2)):
         await asyncio.sleep(at_s - router.clock.now_s())
         await router.find(0)
-        assert (town.snapshots, len(town.pinged)) == (num_looks, num_hellos), at_s
-    town.dead = {here.peer}
+        assert (swarm.snapshots, len(swarm.pinged)) == (num_looks, num_hellos), at_s
+    swarm.dead = {here.peer}
     await asyncio.sleep(60)
     with pytest.raises(NoRouteError, match="nobody there"):
         await router.find(0)
@@ -199,94 +199,94 @@ async def test_the_directory_is_read_again_after_some_seconds_and_a_peer_is_aske
 
 @virtual_time
 async def test_a_route_that_appears_in_time_is_found() -> None:
-    town = Town()
-    town.add(0, 2)
-    finding = asyncio.create_task(town.router().find(20))
-    await until(lambda: town.snapshots >= 2)  # the directory has been asked, in vain
-    last = town.add(2, 4)
+    swarm = LocalSwarm()
+    swarm.add(0, 2)
+    finding = asyncio.create_task(swarm.router().find(20))
+    await until(lambda: swarm.snapshots >= 2)  # the directory has been asked, in vain
+    last = swarm.add(2, 4)
     assert peers_of(await finding)[1] == last.peer
     assert loop_clock().now_s() == pytest.approx(2 * LOOK_AGAIN_S)
 
 
 @virtual_time
 async def test_other_weights_by_this_name_are_named_at_once() -> None:
-    town = Town()
-    town.add(0, 4, model=ModelId("toy", "cd" * 32))
+    swarm = LocalSwarm()
+    swarm.add(0, 4, model=ModelId("toy", "cd" * 32))
     with pytest.raises(ModelMismatchError, match=r"digest cdcdcdcdcdcd.*yours \(abababababab\)"):
-        await town.router().find(60)
-    town.add(0, 4)
-    await town.router().find(0)  # … but they disturb nobody while ours are there as well
+        await swarm.router().find(60)
+    swarm.add(0, 4)
+    await swarm.router().find(0)  # … but they disturb nobody while ours are there as well
 
 
 async def test_no_route_says_which_blocks_and_what_would_help() -> None:
-    town = Town()
-    town.add(0, 1)
+    swarm = LocalSwarm()
+    swarm.add(0, 1)
     with pytest.raises(NoRouteError, match=r"blocks 1:4 of toy.*swarm node toy --blocks 1:4"):
-        await town.router().find(0)
+        await swarm.router().find(0)
 
 
 async def test_a_thin_route_has_the_ends_at_both_ends() -> None:
-    town = Town()
-    town.add(0, 2, step_ms=0.1)
-    town.add(2, 4, step_ms=0.1)
+    swarm = LocalSwarm()
+    swarm.add(0, 2, step_ms=0.1)
+    swarm.add(2, 4, step_ms=0.1)
     with pytest.raises(
         NoRouteError, match=r"no node hosts the ends of toy with block 0 and block 3 .*swarm node toy --ends --blocks 0:2"
     ):
-        await town.router().find(0, thin=True)
-    first = town.add(0, 2, ends=True)
+        await swarm.router().find(0, thin=True)
+    first = swarm.add(0, 2, ends=True)
     with pytest.raises(NoRouteError, match=r"with block 3 after 0 s, .*--ends --blocks 2:4"):
-        await town.router().find(0, thin=True)
-    last = town.add(2, 4, ends=True)
-    router = town.router()
+        await swarm.router().find(0, thin=True)
+    last = swarm.add(2, 4, ends=True)
+    router = swarm.router()
     assert peers_of(await router.find(0, thin=True)) == [first.peer, last.peer]
     assert peers_of(await router.find(0)) != [first.peer, last.peer]  # whoever has ends of its own takes the faster ones
 
 
 async def test_where_blocks_are_missing_a_thin_client_hears_of_those_first() -> None:
-    town = Town()
-    town.add(0, 2)
+    swarm = LocalSwarm()
+    swarm.add(0, 2)
     with pytest.raises(NoRouteError, match=r"blocks 2:4 of toy"):
-        await town.router().find(0, thin=True)
+        await swarm.router().find(0, thin=True)
 
 
 @virtual_time
 async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_a_moment() -> None:
-    town = Town()
-    town.add(0, 4, model=ModelId("toy", "cd" * 32))
-    router = town.router()
+    swarm = LocalSwarm()
+    swarm.add(0, 4, model=ModelId("toy", "cd" * 32))
+    router = swarm.router()
     finding = asyncio.create_task(router.find(20, "float32", ()))
-    await until(lambda: town.snapshots > 0)
-    back = town.add(0, 4)
+    await until(lambda: swarm.snapshots > 0)
+    back = swarm.add(0, 4)
     assert peers_of(await finding) == [back.peer]
     with pytest.raises(NoRouteError, match="blocks 0:4"):
-        town.peers = town.peers[:1]
-        await town.router().find(0, "float32", ())
+        swarm.peers = swarm.peers[:1]
+        await swarm.router().find(0, "float32", ())
     assert loop_clock().now_s() == pytest.approx(LOOK_AGAIN_S)
 
 
 @virtual_time
 async def test_a_directory_that_starts_again_is_waited_for() -> None:
-    town = Town()
-    record = town.add(0, 4)
-    router, snapshot = town.router(), town.snapshot
+    swarm = LocalSwarm()
+    record = swarm.add(0, 4)
+    router, snapshot = swarm.router(), swarm.snapshot
 
-    async def starting(model_name: str) -> Town:
-        town.snapshot = snapshot  # type: ignore[method-assign]
+    async def starting(model_name: str) -> LocalSwarm:
+        swarm.snapshot = snapshot  # type: ignore[method-assign]
         raise PeerUnreachableError("the DHT is not running here")
 
-    town.snapshot = starting  # type: ignore[method-assign]
+    swarm.snapshot = starting  # type: ignore[method-assign]
     assert peers_of(await router.find(20)) == [record.peer]
     assert loop_clock().now_s() == pytest.approx(LOOK_AGAIN_S)
 
 
 @virtual_time
 async def test_suspects_are_passed_by_if_there_is_a_way_without_them_and_used_if_there_is_none() -> None:
-    town = Town()
-    accuser, accused, spare = town.add(0, 2), town.add(2, 4, step_ms=0.1), town.add(2, 4)
-    router = town.router()
+    swarm = LocalSwarm()
+    accuser, accused, spare = swarm.add(0, 2), swarm.add(2, 4, step_ms=0.1), swarm.add(2, 4)
+    router = swarm.router()
     router.dispute(accuser.peer, accused.peer)
     assert peers_of(await router.find(0)) == [accuser.peer, spare.peer]
-    other = town.add(0, 2, step_ms=500.0)
+    other = swarm.add(0, 2, step_ms=500.0)
     router.failed(spare.peer, CacheFullError("full"))
     assert peers_of(await router.find(0)) == [other.peer, accused.peer]
     router.answered((await router.find(0))[0])
@@ -296,9 +296,9 @@ async def test_suspects_are_passed_by_if_there_is_a_way_without_them_and_used_if
 
 
 async def test_a_suspect_loses_even_the_session_that_it_holds() -> None:
-    town = Town()
-    accuser, accused, other = town.add(0, 2), town.add(2, 4), town.add(0, 2, step_ms=300.0)
-    router = town.router()
+    swarm = LocalSwarm()
+    accuser, accused, other = swarm.add(0, 2), swarm.add(2, 4), swarm.add(0, 2, step_ms=300.0)
+    router = swarm.router()
     await router.find(0)
     router.dispute(accuser.peer, accused.peer)
     found = await router.find(0, None, {(accuser.peer, Span(0, 2)), (accused.peer, Span(2, 4))})
@@ -306,9 +306,9 @@ async def test_a_suspect_loses_even_the_session_that_it_holds() -> None:
 
 
 async def test_on_a_second_try_nobody_s_announced_speed_counts_who_has_not_answered() -> None:
-    town = Town()
-    liars, honest = [town.add(0, 4, step_ms=0.01) for _ in range(3)], town.add(0, 4, step_ms=30.0)
-    router = town.router()
+    swarm = LocalSwarm()
+    liars, honest = [swarm.add(0, 4, step_ms=0.01) for _ in range(3)], swarm.add(0, 4, step_ms=30.0)
+    router = swarm.router()
     route, _ = await router.find(0)
     assert route[0].peer in {liar.peer for liar in liars}
     chosen = {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(60)}
@@ -319,10 +319,10 @@ async def test_on_a_second_try_nobody_s_announced_speed_counts_who_has_not_answe
 
 async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last() -> None:
     """Six made-up peers with one span were tried one after the other, and cost an answer 15 s."""
-    town = Town()
-    liars = [town.add(0, 4, step_ms=0.01) for _ in range(6)]
-    honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
-    router = town.router()
+    swarm = LocalSwarm()
+    liars = [swarm.add(0, 4, step_ms=0.01) for _ in range(6)]
+    honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
+    router = swarm.router()
     chosen = [peers_of(await router.find(0, avoiding={liars[0].peer})) for _ in range(20)]
     assert chosen == [[record.peer for record in honest]] * 20
     avoiding = {record.peer for record in (liars[0], *honest)}
@@ -357,12 +357,12 @@ async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_o
 
 async def test_after_one_that_never_computed_has_failed_others_like_it_come_after_those_that_did_for_a_minute() -> None:
     """Of six swallowers with a shorter way, each cost a client its 3 s, one after the other."""
-    town = Town(round_trip_s=0.06)  # a hop less is a way that is shorter
-    honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
-    router = town.router()
+    swarm = LocalSwarm(round_trip_s=0.06)  # a hop less is a way that is shorter
+    honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
+    router = swarm.router()
     route, _ = await router.find(0)
     router.answered(route)
-    liars = [town.add(0, 4, step_ms=0.01) for _ in range(2)]
+    liars = [swarm.add(0, 4, step_ms=0.01) for _ in range(2)]
     for record in liars:
         assert await router._latency.probe(record) is None
     await asyncio.sleep(FRESH_S)
@@ -379,52 +379,52 @@ async def test_after_one_that_never_computed_has_failed_others_like_it_come_afte
 
 
 async def test_what_a_step_should_take_goes_by_what_is_announced_and_by_the_way() -> None:
-    town = Town()
-    town.add(0, 2, step_ms=50.0, queue=1)
-    town.add(2, 4, step_ms=0.0)
-    router = town.router()
+    swarm = LocalSwarm()
+    swarm.add(0, 2, step_ms=50.0, queue=1)
+    swarm.add(2, 4, step_ms=0.0)
+    router = swarm.router()
     route, _ = await router.find(0)
     assert 104.0 <= router.expected_ms(route) < 200.0
 
 
 @virtual_time
 async def test_silent_peers_are_not_routed_over_whatever_they_claim_and_wherever_they_sort() -> None:
-    town = Town()
-    silent = [town.add(0, 4, step_ms=0.01) for _ in range(150)]
-    honest = [town.add(0, 2, step_ms=50.0), town.add(2, 4, step_ms=50.0)]
-    town.dead = {record.peer for record in silent}
-    assert peers_of(await town.router().find(0)) == [record.peer for record in honest]
+    swarm = LocalSwarm()
+    silent = [swarm.add(0, 4, step_ms=0.01) for _ in range(150)]
+    honest = [swarm.add(0, 2, step_ms=50.0), swarm.add(2, 4, step_ms=50.0)]
+    swarm.dead = {record.peer for record in silent}
+    assert peers_of(await swarm.router().find(0)) == [record.peer for record in honest]
 
 
 async def test_peers_are_asked_at_random_but_those_that_computed_or_answered_before_come_first() -> None:
-    town = Town()
+    swarm = LocalSwarm()
     for _ in range(AT_ONCE + 100):
-        town.add(0, 2)
-    first, met, trusted = town.add(0, 4), town.add(0, 4), town.add(0, 4)
-    town.dead = {record.peer for record in town.peers} - {first.peer, met.peer, trusted.peer}
+        swarm.add(0, 2)
+    first, met, trusted = swarm.add(0, 4), swarm.add(0, 4), swarm.add(0, 4)
+    swarm.dead = {record.peer for record in swarm.peers} - {first.peer, met.peer, trusted.peer}
     regard = Regard(has_met=lambda peer: peer == met.peer, is_trusted=lambda peer: peer == trusted.peer)
-    routers = [Router(town, town.ping, MODEL, 4, regard=regard) for _ in range(2)]
+    routers = [Router(swarm, swarm.ping, MODEL, 4, regard=regard) for _ in range(2)]
     for router in routers:
         router.answered((Hop(first.peer, first.addresses, b"", Span(0, 4)),))
         await router.find(0)
-    half = len(town.pinged) // 2
-    assert {first.peer, trusted.peer} == set(town.pinged[:2]) == set(town.pinged[half : half + 2])
-    assert met.peer == town.pinged[2] == town.pinged[half + 2]
-    assert town.pinged[3:60] != town.pinged[half + 3 : half + 60], "the rest comes in another order each time"
+    half = len(swarm.pinged) // 2
+    assert {first.peer, trusted.peer} == set(swarm.pinged[:2]) == set(swarm.pinged[half : half + 2])
+    assert met.peer == swarm.pinged[2] == swarm.pinged[half + 2]
+    assert swarm.pinged[3:60] != swarm.pinged[half + 3 : half + 60], "the rest comes in another order each time"
 
 
 @virtual_time
 async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None:
     """Nobody waits for a silent peer, nor for one that would be used in no other case."""
-    town = Town()
-    first, last, slow = town.add(0, 2, step_ms=1e3), town.add(2, 4, step_ms=1e3), town.add(0, 4, step_ms=0.1)
+    swarm = LocalSwarm()
+    first, last, slow = swarm.add(0, 2, step_ms=1e3), swarm.add(2, 4, step_ms=1e3), swarm.add(0, 4, step_ms=0.1)
     release = asyncio.Event()
 
     async def ping(record: PeerRecord) -> None:
         if record is slow:
             await release.wait()
 
-    router = Router(town, ping, MODEL, 4, clock=loop_clock())
+    router = Router(swarm, ping, MODEL, 4, clock=loop_clock())
     assert peers_of(await router.find(60)) == [first.peer, last.peer]
     assert router.clock.now_s() == GRACE_S, "the whole wait for a silent peer"
     release.set()
@@ -434,14 +434,14 @@ async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None
 
 @virtual_time
 async def test_patience_bounds_looks_and_hellos() -> None:
-    town = Town()
-    town.add(0, 4)
+    swarm = LocalSwarm()
+    swarm.add(0, 4)
 
     async def never(*_: object) -> Any:
         await asyncio.Event().wait()
 
     clock = loop_clock()
-    for router in (Router(town, never, MODEL, 4, clock=clock), Router(Silent(never), town.ping, MODEL, 4, clock=clock)):
+    for router in (Router(swarm, never, MODEL, 4, clock=clock), Router(Silent(never), swarm.ping, MODEL, 4, clock=clock)):
         for patience_s in (0.1, HELLO_S, 60.0):
             started_s = clock.now_s()
             with pytest.raises(NoRouteError):
@@ -457,12 +457,12 @@ class Silent:
 
 
 async def test_a_claim_of_speed_does_not_beat_peers_that_have_computed_but_a_way_that_is_shorter_does() -> None:
-    town = Town()
-    proven = town.add(0, 4, step_ms=40.0)
-    router = town.router()
+    swarm = LocalSwarm()
+    proven = swarm.add(0, 4, step_ms=40.0)
+    router = swarm.router()
     route, _ = await router.find(0)
     router.answered(route)
-    boaster, silent_about_it = town.add(0, 4, step_ms=0.01), town.add(0, 4, step_ms=0.0)
+    boaster, silent_about_it = swarm.add(0, 4, step_ms=0.01), swarm.add(0, 4, step_ms=0.0)
     for record in (boaster, silent_about_it):
         assert await router._latency.probe(record) is None
     assert peers_of(await router.find(0)) == [proven.peer]
@@ -471,26 +471,26 @@ async def test_a_claim_of_speed_does_not_beat_peers_that_have_computed_but_a_way
 
 
 async def test_a_claim_counts_twice_the_median_at_most() -> None:
-    town = Town()
-    town.add(0, 2, step_ms=20.0)
-    town.add(2, 4, step_ms=20.0)
-    boaster = town.add(0, 4, step_ms=0.01)
-    whole = candidates([Offer(record, record.spans[0]) for record in town.peers], Wish(None, False, ()), 4, ())
+    swarm = LocalSwarm()
+    swarm.add(0, 2, step_ms=20.0)
+    swarm.add(2, 4, step_ms=20.0)
+    boaster = swarm.add(0, 4, step_ms=0.01)
+    whole = candidates([Offer(record, record.spans[0]) for record in swarm.peers], Wish(None, False, ()), 4, ())
     assert {c.peer: c.step_ms for c in whole}[boaster.peer] == 4 * 10.0 / 2
 
 
 @virtual_time
 async def test_our_weights_that_were_there_a_moment_ago_are_waited_for_whatever_else_is_served_now() -> None:
-    town = Town()
-    ours = town.add(0, 4)
-    router = town.router()
+    swarm = LocalSwarm()
+    ours = swarm.add(0, 4)
+    router = swarm.router()
     await router.find(0)
-    town.peers = ()
-    usurper = town.add(0, 4, model=ModelId("toy", "cd" * 32))
+    swarm.peers = ()
+    usurper = swarm.add(0, 4, model=ModelId("toy", "cd" * 32))
     router.failed(ours.peer, PeerUnreachableError("gone"))
     router._seen.clear()
     finding = asyncio.create_task(router.find(20))
-    await until(lambda: town.snapshots >= 3)
-    town.peers = (usurper,)
-    back = town.add(0, 4)
+    await until(lambda: swarm.snapshots >= 3)
+    swarm.peers = (usurper,)
+    back = swarm.add(0, 4)
     assert peers_of(await finding) == [back.peer]

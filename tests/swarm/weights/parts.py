@@ -142,7 +142,7 @@ class Giver:
 
 
 @dataclass
-class Town:
+class LocalSwarm:
     """Givers, and who fetches."""
 
     pool: ChannelPool
@@ -171,8 +171,8 @@ class Town:
 
 
 @contextlib.asynccontextmanager
-async def town() -> AsyncIterator[Town]:
-    made = Town(ChannelPool(ME))
+async def local_swarm() -> AsyncIterator[LocalSwarm]:
+    made = LocalSwarm(ChannelPool(ME))
     try:
         yield made
     finally:

@@ -19,7 +19,7 @@ from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
 from swarm.weights.shelf import Shelf
 from swarm.weights.terms import Options, Progress
-from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, make_model, town
+from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, local_swarm, make_model
 
 QUICK = Options(patience_s=20, stall_s=10)
 
@@ -39,7 +39,7 @@ def cache_of(model: Model, tmp_path: Path) -> ModelCache:
 def test_manifest_files_and_tensors_come_from_peers_and_open_as_any_directory(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source")
-        async with town() as here:
+        async with local_swarm() as here:
             for _ in range(2):
                 await here.start(model)
             manifest = await fetch_manifest(here.pool, await here.sources(), model.model)
@@ -58,7 +58,7 @@ def test_manifest_files_and_tensors_come_from_peers_and_open_as_any_directory(tm
 def test_only_the_units_of_the_names_are_fetched(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source")
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model)
             cache = cache_of(model, tmp_path)
             report = await fetch_tensors(["model.layers.2.norm.weight"], cache, here.pool, here.sources, QUICK)
@@ -88,7 +88,7 @@ def test_a_liar_is_named_and_what_it_owed_comes_from_others(tmp_path: Path, hone
             lied.set()
 
         liar.honest = honest
-        async with town() as here:
+        async with local_swarm() as here:
             false = await here.start(model, liar)
             slow = await here.start(model, Paused(0))
             cache = cache_of(model, tmp_path)
@@ -112,7 +112,7 @@ def test_a_liar_is_named_and_what_it_owed_comes_from_others(tmp_path: Path, hone
 def test_a_source_that_dies_half_way_costs_nothing(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
-        async with town() as here:
+        async with local_swarm() as here:
             doomed = await here.start(model, Paused(3))
             other = await here.start(model, Paused(3))
             cache = cache_of(model, tmp_path)
@@ -131,7 +131,7 @@ def test_a_source_that_dies_half_way_costs_nothing(tmp_path: Path) -> None:
 def test_an_idle_source_takes_over_what_a_stalled_one_owes(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model, Paused(1))
             await here.start(model)
             cache = cache_of(model, tmp_path)
@@ -145,7 +145,7 @@ def test_an_idle_source_takes_over_what_a_stalled_one_owes(tmp_path: Path) -> No
 def test_pieces_that_are_stored_are_not_fetched_again(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source", block_bytes=8 * PIECE_BYTES)
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model)
             first = cache_of(model, tmp_path)
             enough = asyncio.Event()
@@ -175,7 +175,7 @@ def test_a_damaged_piece_of_an_unfinished_unit_is_fetched_again(tmp_path: Path) 
 
     async def work() -> None:
         model = make_model(tmp_path / "source", blocks=1, block_bytes=8 * PIECE_BYTES)
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model, Paused(5))
             first = cache_of(model, tmp_path)
             fetching = asyncio.create_task(fetch_tensors(model.tensors, first, here.pool, here.sources, QUICK))
@@ -202,7 +202,7 @@ def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
 
     async def work() -> None:
         model = make_model(tmp_path / "source")
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model)
             one, two = cache_of(model, tmp_path), cache_of(model, tmp_path)
             reports = await asyncio.gather(
@@ -224,7 +224,7 @@ def test_a_shard_that_another_process_gives_up_is_fetched_from_the_same_sources(
 
     async def work() -> None:
         model = make_model(tmp_path / "source")
-        async with town() as here:
+        async with local_swarm() as here:
             for _ in range(num_sources):
                 await here.start(model)
             cache, other = cache_of(model, tmp_path), cache_of(model, tmp_path)
@@ -249,11 +249,11 @@ def test_a_shard_that_another_process_gives_up_is_fetched_from_the_same_sources(
 def test_a_download_in_progress_is_a_source_for_its_whole_tensors(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source")
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model)
             cache = cache_of(model, tmp_path)
             await fetch_tensors(["model.layers.1.norm.weight"], cache, here.pool, here.sources, QUICK)
-            async with town() as there:
+            async with local_swarm() as there:
                 await there.start(model, shelf=Shelf.of_cache(cache))
                 other = ModelCache(tmp_path / "other", model.model, model.manifest)
                 await fetch_tensors(["model.layers.1.norm.weight"], other, there.pool, there.sources, QUICK)
@@ -267,7 +267,7 @@ def test_a_download_in_progress_is_a_source_for_its_whole_tensors(tmp_path: Path
 def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source")
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model)
             cache = cache_of(model, tmp_path)
             usage = shutil.disk_usage(tmp_path)
@@ -303,7 +303,7 @@ def test_hostile_answers_are_refused_and_their_sender_named(tmp_path: Path) -> N
     async def work() -> None:
         model = make_model(tmp_path / "source", blocks=1)
         for number, (what, answers) in enumerate(hostile(model).items()):
-            async with town() as here:
+            async with local_swarm() as here:
                 false = await here.start(model, Scripted(answers))  # type: ignore[arg-type]
                 cache = ModelCache(tmp_path / str(number), model.model, model.manifest)
                 report = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK))
@@ -329,7 +329,7 @@ def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
                 ]
             return [pieces.Holdings(bits=bytes(-(-len(model.manifest.entries) // 8))).encode()]
 
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model, Scripted(endless))
             await here.start(model)
             cache = cache_of(model, tmp_path)
@@ -345,7 +345,7 @@ def test_only_known_files_are_taken_from_a_peer(tmp_path: Path) -> None:
     async def work() -> None:
         model = make_model(tmp_path / "source", blocks=1)
         manifest = replace(model.manifest, files=(FileEntry("modeling_evil.py", bytes(32)),))
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model)
             cache = ModelCache(tmp_path / "weights", ModelId("evil", manifest.digest), manifest)
             with pytest.raises(ModelNotSupportedError, match=r"'modeling_evil.py'; only tokenizer files"):
@@ -358,7 +358,7 @@ def test_only_known_files_are_taken_from_a_peer(tmp_path: Path) -> None:
 def test_a_manifest_of_other_weights_is_refused_and_taken_from_another(tmp_path: Path) -> None:
     async def work() -> None:
         model, other = make_model(tmp_path / "source"), make_model(tmp_path / "other", blocks=2)
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(model, shelf=Shelf(model.model, other.manifest, lambda tensor: None, tmp_path))
             with pytest.raises(NoRouteError, match=r"sent the manifest of"):
                 await fetch_manifest(here.pool, await here.sources(), model.model)

@@ -29,7 +29,7 @@ from swarm.weights.fetch import fetch_parts, fetch_tensors
 from swarm.weights.shard_file import ShardFile
 from swarm.weights.shelf import Shelf
 from swarm.weights.terms import Options, Report
-from tests.swarm.weights.parts import Liar, Model, Town, town
+from tests.swarm.weights.parts import Liar, LocalSwarm, Model, local_swarm
 
 QUICK = Options(patience_s=20, stall_s=10)
 CONFIG: dict[str, Any] = dict(
@@ -102,7 +102,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(within())
 
 
-async def fetched(here: Town, source: Source, unit: Unit, cache: ModelCache) -> tuple[dict[str, Tensor], Report]:
+async def fetched(here: LocalSwarm, source: Source, unit: Unit, cache: ModelCache) -> tuple[dict[str, Tensor], Report]:
     """The unit's values, by the tensors that they are cut from."""
     parts = parts_of(unit, source.stored)
     report = await fetch_parts(parts, cache, here.pool, here.sources, QUICK)
@@ -130,7 +130,7 @@ def test_an_expert_fetched_alone_has_the_right_bits_and_few_bytes_more(
     parts = parts_of(unit, source.stored)
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             giver = await here.start(source.served, shelf=source.shelf())
             cache = source.cache(tmp_path)
             found, report = await fetched(here, source, unit, cache)
@@ -157,7 +157,7 @@ def test_what_is_here_is_not_fetched_again_by_an_expert_a_block_or_another_proce
     source = sources["mixtral fused"]
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(source.served, shelf=source.shelf())
             _, first = await fetched(here, source, Expert(1, 3), source.cache(tmp_path))
             again = source.cache(tmp_path)
@@ -184,7 +184,7 @@ def test_a_part_that_is_damaged_between_two_fetches_is_not_read(
     source = sources["mixtral fused"]
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(source.served, shelf=source.shelf())
             cache = source.cache(tmp_path)
             await fetched(here, source, Expert(1, 3), cache)
@@ -221,7 +221,7 @@ def test_a_part_is_read_while_another_download_finishes_its_shard(
     source = sources["mixtral fused"]
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(source.served, shelf=source.shelf())
             cache = source.cache(tmp_path)
             await fetched(here, source, Expert(1, 3), cache)
@@ -241,7 +241,7 @@ def test_a_part_that_is_here_needs_no_room_in_another_process(
     source = sources["mixtral fused"]
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(source.served, shelf=source.shelf())
             _, first = await fetched(here, source, Expert(1, 3), source.cache(tmp_path))
             usage, parts = shutil.disk_usage(tmp_path), parts_of(Expert(1, 3), source.stored)
@@ -272,7 +272,7 @@ def test_a_partition_fetched_alone_has_the_right_bits(
     source = sources["mixtral fused"]
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(source.served, shelf=source.shelf())
             found, report = await fetched(here, source, unit, source.cache(tmp_path))
             name = f"model.layers.0.{unit.matrix}.weight"
@@ -289,7 +289,7 @@ def test_a_liars_piece_of_an_expert_is_refused_and_comes_from_another(sources: d
     source, lied, liar = sources["mixtral fused"], asyncio.Event(), Liar()
 
     async def work() -> None:
-        async with town() as here:
+        async with local_swarm() as here:
             false = await here.start(source.served, liar, shelf=source.shelf())
             cache = source.cache(tmp_path)
             options = Options(patience_s=20, stall_s=10, on_warning=lambda text: lied.set())
@@ -314,13 +314,13 @@ def test_whole_tensors_of_an_expert_are_given_on_and_parts_of_one_are_not_announ
     async def work(form: str) -> None:
         source = sources[form]
         held = source.cache(tmp_path / form / "held")
-        async with town() as here:
+        async with local_swarm() as here:
             await here.start(source.served, shelf=source.shelf())
             await fetched(here, source, Expert(1, 3), held)
         if form.endswith(" fused"):
             assert not any(Shelf.of_cache(held).holdings())
             return
-        async with town() as there:
+        async with local_swarm() as there:
             await there.start(source.served, shelf=Shelf.of_cache(held))
             found, _ = await fetched(there, source, Expert(1, 3), source.cache(tmp_path / form / "other"))
             assert equal(found, expected_of_expert(source, 1, 3))

@@ -12,7 +12,7 @@ from typing import Any
 
 from protocols.weights import PIECE_BYTES
 from swarm.weights.cache import ModelCache
-from tests.swarm.weights.parts import Liar, Paused, Town, make_model, town
+from tests.swarm.weights.parts import Liar, LocalSwarm, Paused, local_swarm, make_model
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -37,7 +37,7 @@ async def next_line(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 async def test_four_sources_a_liar_and_two_deaths_cost_less_than_five_percent(tmp_path: Path) -> None:
-    async with asyncio.timeout(120), town() as here:
+    async with asyncio.timeout(120), local_swarm() as here:
         model = make_model(tmp_path / "source", block_bytes=29 * PIECE_BYTES + 99, end_bytes=4 * PIECE_BYTES)
         assert model.num_bytes > 120e6
         liar, doomed = Liar(), Paused(6)
@@ -76,6 +76,6 @@ async def test_four_sources_a_liar_and_two_deaths_cost_less_than_five_percent(tm
         assert list(report["liars"]) == [here.givers[0].record.peer]
 
 
-def facts(here: Town, tmp_path: Path) -> dict[str, Any]:
+def facts(here: LocalSwarm, tmp_path: Path) -> dict[str, Any]:
     sources = [[giver.record.peer, giver.record.addresses[0]] for giver in here.givers]
     return {"root": str(tmp_path / "weights"), "manifest": str(tmp_path / "manifest"), "name": "tiny", "sources": sources}

@@ -46,7 +46,7 @@ def make_llama(directory: Path) -> Path:
     return directory
 
 
-class Town:
+class LocalSwarm:
     """The nodes by name (`hop.replica`), the client's model, and what transformers says on one machine."""
 
     def __init__(self, folder: Path, nursery: Nursery) -> None:
@@ -138,7 +138,7 @@ class Town:
             return list(self.alone.generate(ids, **greedy(settings)).tolist())
 
     def answer(self, ids: torch.Tensor, on_token: OnToken | None = None, model: Any = None, **settings: Any) -> Answer:
-        """Ours, by the town's client or another `model`. on_token(n, session) is called as token n comes out, from 0."""
+        """Ours, by the swarm's client or another `model`. on_token(n, session) is called as token n comes out, from 0."""
         cache = (model or self.model).new_cache()
         streamer = None if on_token is None else _Watcher(lambda number: on_token(number, cache.journey))
         try:
