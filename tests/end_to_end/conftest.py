@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.end_to_end.local_swarm import LocalSwarm
-from tests.end_to_end.processes import Nursery
+from tests.end_to_end.processes import ProcessPool
 from tests.forked import ForkServer
 
 _pauses_s: list[float] = []
@@ -21,8 +21,8 @@ _pauses_s: list[float] = []
 def running_swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("swarm")
-    with Nursery(folder, fork_server) as nursery:
-        swarm = LocalSwarm(folder, nursery)
+    with ProcessPool(folder, fork_server) as pool:
+        swarm = LocalSwarm(folder, pool)
         yield swarm
         _pauses_s.extend(swarm.pauses_s)
         swarm.close()

@@ -16,7 +16,7 @@ import transformers
 
 from protocols.errors import SwarmError
 from swarm.client import SwarmModelForCausalLM
-from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import draw_weights
 
 OnToken = Callable[[int, Any], None]
@@ -49,8 +49,8 @@ def make_llama(directory: Path) -> Path:
 class LocalSwarm:
     """The nodes by name (`hop.replica`), the client's model, and what transformers says on one machine."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
-        self.folder, self.nursery = folder, nursery
+    def __init__(self, folder: Path, pool: ProcessPool) -> None:
+        self.folder, self.pool = folder, pool
         self.checkpoint = make_llama(folder / "llama")
         self.alone = transformers.AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32).eval()
         self.nodes: dict[str, NodeProcess] = {}
@@ -71,7 +71,7 @@ class LocalSwarm:
         return SwarmModelForCausalLM.from_pretrained(self.checkpoint, peers=peers, patience_s=patience_s)
 
     def close(self) -> None:
-        """The client leaves; the nodes end with their nursery."""
+        """The client leaves; the nodes end with their pool."""
         self.model.close()
         self._anchor.close()
 
@@ -92,7 +92,7 @@ class LocalSwarm:
             self.nodes[name].close()
         scratch = self.folder / f"{name}.tmp"
         scratch.mkdir(exist_ok=True)
-        self.nodes[name] = self.nursery.start(name, arguments, {"SWARM_FAULTS": str(self.faults(hop)), "TMPDIR": str(scratch)})
+        self.nodes[name] = self.pool.start(name, arguments, {"SWARM_FAULTS": str(self.faults(hop)), "TMPDIR": str(scratch)})
 
     def renew(self) -> None:
         """Everybody alive, nothing armed, and a client without a grudge: the next case is like the first."""

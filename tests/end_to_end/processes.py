@@ -24,8 +24,8 @@ READY_S = 60.0
 """How long a node may take on a busy machine."""
 
 
-class Nursery:
-    """Starts nodes in a folder. `with Nursery(folder, server) as nursery: node = nursery.start("anna", …)`; all end with it."""
+class ProcessPool:
+    """Starts nodes in a folder. `with ProcessPool(folder, server) as pool: node = pool.start("anna", …)`; all end with it."""
 
     def __init__(self, folder: Path, server: ForkServer) -> None:
         self.folder, self._server = folder, server

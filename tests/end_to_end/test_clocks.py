@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.processes import ROOT, Nursery
+from tests.end_to_end.processes import ROOT, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
 
@@ -52,8 +52,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def peer(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[str]:
     """A node of all blocks, whose clock is right."""
-    with Nursery(tmp_path_factory.mktemp("node"), fork_server) as nursery:
-        yield nursery.node(str(model)).said["multiaddr"]
+    with ProcessPool(tmp_path_factory.mktemp("node"), fork_server) as pool:
+        yield pool.node(str(model)).said["multiaddr"]
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,16 @@ PREFILL, EARLY, LATE = (0, FIRST_DECODE - 1), (FIRST_DECODE, FIRST_DECODE + 5), 
 
 
 def moments() -> list[tuple[int, str, int]]:
-    """Twenty (hop, point, step): every point of a step in every phase, every hop at its opening, and whatever else the dice say."""
-    dice = random.Random(SEED)
+    """Twenty (hop, point, step): every point of a step in every phase, every hop at its opening, and at random."""
+    rng = random.Random(SEED)
     points = ("before_compute", "after_compute", "before_send", "after_send")
     chosen = [(hop, "opened", 0) for hop in range(3)]
     hops = [0, 1, 2] * 4
-    dice.shuffle(hops)
+    rng.shuffle(hops)
     phases = [(point, phase) for point in points for phase in (PREFILL, EARLY, LATE)]
-    chosen += [(hop, point, dice.randint(*phase)) for hop, (point, phase) in zip(hops, phases, strict=True)]
+    chosen += [(hop, point, rng.randint(*phase)) for hop, (point, phase) in zip(hops, phases, strict=True)]
     while len(chosen) < 20:
-        chosen.append((dice.randrange(3), dice.choice(points), dice.randint(0, LAST_DECODE - 1)))
+        chosen.append((rng.randrange(3), rng.choice(points), rng.randint(0, LAST_DECODE - 1)))
     return chosen
 
 

@@ -54,7 +54,7 @@ def test_node_and_client_take_the_directory_and_convert_it_once(
     directory, model = make_directory(tmp_path / "tiny")
     data, waits = tmp_path / "data", list[Wait | None]()
     arguments = ["node", str(directory), "--listen", "127.0.0.1:0", "--data-dir", str(data), "--swarm", "gguf", "--no-lan"]
-    node = running_swarm.nursery.start("gguf", arguments, {"TMPDIR": str(tmp_path)})
+    node = running_swarm.pool.start("gguf", arguments, {"TMPDIR": str(tmp_path)})
     try:
         place = resolve(str(directory), data_dir=data, waits=Waits(waits.append))
         assert {wait.kind for wait in waits if wait} == {"converting"}, "it was told of"

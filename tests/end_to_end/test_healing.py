@@ -17,7 +17,7 @@ import transformers
 from protocols.defaults import HEAL_S
 from swarm.client import SwarmModelForCausalLM
 from tests.end_to_end.local_swarm import make_llama
-from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
 
 BUSY_S = 30.0
@@ -29,8 +29,8 @@ SPANS = {"0:2", "2:4", "4:6"}
 class Volunteers:
     """Nodes that place themselves, two blocks each; and a client that counts on whoever is there."""
 
-    def __init__(self, folder: Path, nursery: Nursery, seed: int) -> None:
-        self.folder, self.nursery, self.random = folder, nursery, random.Random(seed)
+    def __init__(self, folder: Path, pool: ProcessPool, seed: int) -> None:
+        self.folder, self.pool, self.random = folder, pool, random.Random(seed)
         self.checkpoint = make_llama(folder / "llama")
         self.alone = transformers.AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32).eval()
         self.nodes: dict[str, NodeProcess] = {}
@@ -43,7 +43,7 @@ class Volunteers:
                 arguments += ["--peer", other.said["multiaddr"]]
         if name in self.nodes:
             self.nodes[name].close()
-        self.nodes[name] = self.nursery.start(name, arguments)
+        self.nodes[name] = self.pool.start(name, arguments)
 
     def living(self) -> list[NodeProcess]:
         return [node for node in self.nodes.values() if not node.has_ended()]
@@ -76,8 +76,8 @@ class Volunteers:
 def test_six_volunteers_keep_a_model_covered_whoever_comes_and_goes(tmp_path: Path, fork_server: ForkServer) -> None:
     seed = 4
     torch.set_num_threads(1)
-    with Nursery(tmp_path, fork_server) as nursery:
-        swarm = Volunteers(tmp_path, nursery, seed)
+    with ProcessPool(tmp_path, fork_server) as pool:
+        swarm = Volunteers(tmp_path, pool, seed)
         names = list("abcdef")
         swarm.come(names[0])
         swarm.nodes[names[0]].wait_for("multiaddr")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from swarm.lan import mdns
 from tests.end_to_end.bridge import Bridge, BridgeError
-from tests.end_to_end.processes import Nursery
+from tests.end_to_end.processes import ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
 
@@ -63,12 +63,12 @@ def test_two_nodes_and_a_client_without_an_address_find_each_other(
     bridge: Bridge, model: Path, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """No --peer, no file of known peers: what they know of each other came over the bridge."""
-    with Nursery(tmp_path, fork_server) as nursery:
+    with ProcessPool(tmp_path, fork_server) as pool:
         nodes = []
         for machine, blocks in enumerate(("0:2", "2:5")):
             command = ["node", str(model), "--blocks", blocks, "--data-dir", str(tmp_path / f"data{machine}")]
             with at(bridge, machine) as where:
-                nodes.append(nursery.start(f"node{machine}", command, **where))
+                nodes.append(pool.start(f"node{machine}", command, **where))
         for node in nodes:
             assert "10.83.0." in node.wait_for("multiaddr", READY_S)
             node.wait_for("ready", READY_S)

@@ -14,7 +14,7 @@ import transformers
 
 from swarm.client import SwarmModelForCausalLM
 from tests.end_to_end.local_swarm import make_llama
-from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
 
 PROMPT = torch.arange(3, 13)[None]
@@ -23,8 +23,8 @@ PROMPT = torch.arange(3, 13)[None]
 class Village:
     """A checkpoint that one node has as a directory, and nodes that know only its name."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
-        self.folder, self.nursery = folder, nursery
+    def __init__(self, folder: Path, pool: ProcessPool) -> None:
+        self.folder, self.pool = folder, pool
         self.checkpoint = make_llama(folder / "llama")
         self.nodes: dict[str, NodeProcess] = {}
         alone = transformers.AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32).eval()
@@ -37,7 +37,7 @@ class Village:
             arguments += ["--peer", other.said["multiaddr"]] if not other.has_ended() else []
         scratch = self.folder / f"{name}.tmp"
         scratch.mkdir(exist_ok=True)
-        node = self.nursery.start(name, arguments, {"TMPDIR": str(scratch)})
+        node = self.pool.start(name, arguments, {"TMPDIR": str(scratch)})
         node.wait_for("ready")
         self.nodes[name] = node
         return node
@@ -53,8 +53,8 @@ class Village:
 @pytest.fixture(scope="module")
 def village(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Village]:
     folder = tmp_path_factory.mktemp("village")
-    with Nursery(folder, fork_server) as nursery:
-        yield Village(folder, nursery)
+    with ProcessPool(folder, fork_server) as pool:
+        yield Village(folder, pool)
 
 
 def test_newcomers_with_an_empty_disk_serve_and_then_give_on_what_they_got(village: Village) -> None:

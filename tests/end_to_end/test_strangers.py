@@ -18,11 +18,11 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
 
 
-def pokes(dice: random.Random) -> Iterator[bytes]:
+def pokes(rng: random.Random) -> Iterator[bytes]:
     """Nothing, noise of many sizes, and noise after what the protocols begin with."""
     yield b""
     for size in (1, 9, 100, 5_000, 300_000):
-        noise = dice.randbytes(size)
+        noise = rng.randbytes(size)
         yield from (noise, PREFACE + noise, MULTISTREAM + noise, b"\x16\x03\x01" + noise)
 
 
@@ -50,14 +50,14 @@ def ports(node: NodeProcess) -> tuple[int, int]:
 def test_bytes_change_nothing(swarm: LocalSwarm, door: str) -> None:
     seed = secrets.randbelow(1 << 30)
     print("seed", seed)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     nodes = list(swarm.nodes.values())
     held: list[socket.socket] = []
 
     def poke_all(number: int, _journey: object) -> None:
         if number == 3:
-            for data in pokes(dice):
-                port = ports(dice.choice(nodes))[door != "p2p"]
+            for data in pokes(rng):
+                port = ports(rng.choice(nodes))[door != "p2p"]
                 if (connection := poke(port, data, door.endswith("TLS"))) is not None:
                     held.append(connection)
 

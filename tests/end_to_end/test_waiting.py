@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import PIPE, ForkServer
 from tests.node.cli.screen import Screen
@@ -73,7 +73,7 @@ class Pair:
     """Two nodes, each the only one of its blocks."""
 
     folder: Path
-    nursery: Nursery
+    pool: ProcessPool
     model: Path
     first: NodeProcess | None = None
 
@@ -81,7 +81,7 @@ class Pair:
         arguments = ["node", str(self.model), "--blocks", blocks, "--listen", "127.0.0.1:0", "--no-lan"]
         if self.first is not None:
             arguments += ["--peer", self.first.said["multiaddr"]]
-        node = self.nursery.start(f"node-{blocks[0]}", [*arguments, "--data-dir", str(self.folder / blocks[0])])
+        node = self.pool.start(f"node-{blocks[0]}", [*arguments, "--data-dir", str(self.folder / blocks[0])])
         node.wait_for("ready")
         return node
 
@@ -90,8 +90,8 @@ class Pair:
 def pair(tmp_path: Path, fork_server: ForkServer) -> Iterator[Pair]:
     model = make_checkpoint("llama", tmp_path / "tiny")
     add_byte_tokenizer(model)
-    with Nursery(tmp_path, fork_server) as nursery:
-        pair = Pair(tmp_path, nursery, model)
+    with ProcessPool(tmp_path, fork_server) as pool:
+        pair = Pair(tmp_path, pool, model)
         pair.first = pair.start("0:2")
         yield pair
 

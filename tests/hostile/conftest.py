@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from tests.end_to_end.local_swarm import make_llama
-from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
 from tests.node.cli.conftest import process_as_before as process_as_before  # some attacks set up logging here
 from tests.swarm.inference.conftest import swarm as swarm
@@ -20,10 +20,10 @@ Start = Callable[..., NodeProcess]
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Nursery]:
+def pool(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[ProcessPool]:
     """Starts `swarm` processes in about a second each; all end with the session."""
     torch.set_num_threads(1)
-    with Nursery(tmp_path_factory.mktemp("hostile"), fork_server) as running:
+    with ProcessPool(tmp_path_factory.mktemp("hostile"), fork_server) as running:
         yield running
 
 
@@ -40,17 +40,17 @@ def alone(checkpoint: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def start_node(nursery: Nursery, checkpoint: Path) -> Start:
+def start_node(pool: ProcessPool, checkpoint: Path) -> Start:
     """`start_node(name, blocks, *arguments, peers=[node, …])`: a `swarm node` in float32 that is ready when this returns."""
 
     def start(name: str, blocks: str, *arguments: str, peers: tuple[NodeProcess, ...] = ()) -> NodeProcess:
         command = ["node", str(checkpoint), "--name", name, "--blocks", blocks, "--listen", "127.0.0.1:0", "--dtype", "float32"]
-        command += ["--data-dir", str(nursery.folder / name), *arguments]
+        command += ["--data-dir", str(pool.folder / name), *arguments]
         for peer in peers:
             command += ["--peer", peer.said["multiaddr"]]
-        scratch = nursery.folder / f"{name}.tmp"
+        scratch = pool.folder / f"{name}.tmp"
         scratch.mkdir(exist_ok=True)
-        node = nursery.start(name, command, {"TMPDIR": str(scratch)})
+        node = pool.start(name, command, {"TMPDIR": str(scratch)})
         node.wait_for("ready")
         return node
 

@@ -16,7 +16,7 @@ from protocols.errors import ConfigError, NoRouteError, PrivateSwarmError
 from swarm import keyring
 from swarm.client import SwarmModelForCausalLM
 from swarm.invitation import Invitation
-from tests.end_to_end.processes import NodeProcess, Nursery, members
+from tests.end_to_end.processes import NodeProcess, ProcessPool, members
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
 
@@ -43,13 +43,13 @@ def shown_by(node: NodeProcess, folder: Path) -> bytes:
 
 
 def test_a_newcomer_joins_by_an_invitation_and_an_outsider_does_not(
-    nursery: Nursery, checkpoint: Path, alone: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pool: ProcessPool, checkpoint: Path, alone: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     founder, joiner, user = (tmp_path / name for name in ("founder", "joiner", "user"))
 
     def start(name: str, *arguments: str, **environment: str) -> NodeProcess:
         command = ["node", *arguments, "--name", name, "--listen", "127.0.0.1:0", "--dtype", "float32", "--debug"]
-        node = nursery.start(f"private-{name}", command, environment)
+        node = pool.start(f"private-{name}", command, environment)
         node.wait_for("ready")
         return node
 
@@ -81,7 +81,7 @@ def test_a_newcomer_joins_by_an_invitation_and_an_outsider_does_not(
         assert time.monotonic() - started < 14, "a refusal, not a timeout"
 
     for node in (first, second):
-        seen = shown_by(node, nursery.folder)
+        seen = shown_by(node, pool.folder)
         assert len(members(node.pid)) >= 2, "p2pd was looked at, too"
         assert not any(form in seen for form in forms(secret.secret)) and word.encode() not in seen
     assert second.end(signal.SIGTERM) == 0

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from node import logs
 from protocols.errors import PeerUnreachableError
-from tests.end_to_end.processes import Nursery
+from tests.end_to_end.processes import ProcessPool
 from tests.forked import ForkServer
 from tests.node.cli.terminal import Terminal
 
@@ -24,7 +24,7 @@ CURSOR = "\x9b2J"
 
 
 @pytest.fixture(scope="module")
-def asking(nursery: Nursery, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def asking(pool: ProcessPool, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """How a command goes on: a model whose every file that shows somewhere speaks to the terminal."""
     folder = tmp_path_factory.mktemp("terminal") / "speaking"
     shutil.copytree(checkpoint, folder)
@@ -35,7 +35,7 @@ def asking(nursery: Nursery, checkpoint: Path, tmp_path_factory: pytest.TempPath
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": TITLE, "max_time": f"a\n{CURSOR}"}))
     (folder / "chat_template.jinja").write_text("{{ 'x'.encode('" + TITLE + CURSOR + "') }}")
-    data = nursery.folder / "terminal"
+    data = pool.folder / "terminal"
     command = [
         "node",
         str(folder),
@@ -48,7 +48,7 @@ def asking(nursery: Nursery, checkpoint: Path, tmp_path_factory: pytest.TempPath
         "--data-dir",
         str(data),
     ]
-    node = nursery.start("terminal", command)
+    node = pool.start("terminal", command)
     node.wait_for("ready")
     yield ["speaking", "--peer", node.said["multiaddr"], "--no-lan", "--data-dir", str(data / "client")]
     node.end(signal.SIGTERM)

@@ -325,17 +325,17 @@ def test_mutated_messages_raise_only_swarm_errors(kind: str) -> None:
         only_typed_refusals(parser(kind), _mutated(whole, random.Random(f"{kind} {seed}")))
 
 
-def _mutated(whole: bytes, dice: random.Random) -> bytes:
+def _mutated(whole: bytes, rng: random.Random) -> bytes:
     data = bytearray(whole)
-    for _ in range(dice.randint(1, 4)):
-        at, length = dice.randrange(len(data)), dice.randint(1, 9)
-        match dice.randrange(4):
+    for _ in range(rng.randint(1, 4)):
+        at, length = rng.randrange(len(data)), rng.randint(1, 9)
+        match rng.randrange(4):
             case 0:
-                data[at] ^= 1 << dice.randrange(8)
+                data[at] ^= 1 << rng.randrange(8)
             case 1:
-                data[at : at + length] = dice.randbytes(length)
+                data[at : at + length] = rng.randbytes(length)
             case 2:
                 data[at:at] = data[at : at + length]
             case _:
-                data[-1:] = bytes(dice.randrange(20)) if at % 2 else data[-1:]
+                data[-1:] = bytes(rng.randrange(20)) if at % 2 else data[-1:]
     return bytes(data)

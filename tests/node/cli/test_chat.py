@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.end_to_end.processes import NodeProcess, Nursery
+from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import PIPE, ForkServer
 from tests.node.cli.terminal import Terminal
@@ -48,8 +48,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def node(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[NodeProcess]:
-    with Nursery(tmp_path_factory.mktemp("node"), fork_server) as nursery:
-        yield nursery.node(str(model), "--no-lan")
+    with ProcessPool(tmp_path_factory.mktemp("node"), fork_server) as pool:
+        yield pool.node(str(model), "--no-lan")
 
 
 @pytest.fixture(scope="module")

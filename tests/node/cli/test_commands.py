@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from node.cli.app import main
 from protocols.ids import PeerId
 from swarm.client import SwarmModelForCausalLM
-from tests.end_to_end.processes import NodeProcess, Nursery, members
+from tests.end_to_end.processes import NodeProcess, ProcessPool, members
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
 
@@ -73,9 +73,9 @@ def swarm(
     model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
 ) -> Iterator[tuple[NodeProcess, NodeProcess]]:
     """The first two blocks at one node, and a second that finds out by itself what is missing."""
-    with Nursery(tmp_path_factory.mktemp("nodes"), fork_server) as nursery:
-        first = nursery.node(str(model), "--blocks", "0:2", "--name", "first")
-        yield first, nursery.node(str(model), "--peer", first.said["multiaddr"], "--name", "second")
+    with ProcessPool(tmp_path_factory.mktemp("nodes"), fork_server) as pool:
+        first = pool.node(str(model), "--blocks", "0:2", "--name", "first")
+        yield first, pool.node(str(model), "--peer", first.said["multiaddr"], "--name", "second")
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ from node.serving.costs import Costs
 
 
 def learnt(batches: list[int], fixed_ms: float, row_ms: float, *, noise: float = 0.0, seed: int = 0) -> Costs:
-    costs, dice = Costs(), random.Random(seed)
+    costs, rng = Costs(), random.Random(seed)
     for rows in batches:
-        costs = costs.learn(rows, 0, (fixed_ms + row_ms * rows) * (1 + noise * (dice.random() - 0.5)))
+        costs = costs.learn(rows, 0, (fixed_ms + row_ms * rows) * (1 + noise * (rng.random() - 0.5)))
     return costs
 
 
 @given(st.integers(0, 1 << 30), st.floats(0.1, 100.0), st.floats(0.05, 20.0))
 def test_the_cost_of_decodes_is_found_among_noise(seed: int, fixed_ms: float, row_ms: float) -> None:
-    dice = random.Random(seed)
-    costs = learnt([dice.randint(1, 8) for _ in range(100)], fixed_ms, row_ms, noise=0.1, seed=seed)
+    rng = random.Random(seed)
+    costs = learnt([rng.randint(1, 8) for _ in range(100)], fixed_ms, row_ms, noise=0.1, seed=seed)
     for rows in (1, 4, 8):
         assert costs.decode_ms(rows) == pytest.approx(fixed_ms + row_ms * rows, rel=0.15)
 

@@ -47,15 +47,15 @@ def test_shares_follow_the_weights(low: int, high: int) -> None:
 @given(st.integers(0, 1 << 30))
 def test_nobody_is_passed_over_for_long_whoever_comes_and_goes(seed: int) -> None:
     """With n clients at equal weight, one that waits is served within n + 1 turns of others, each of at most the longest step."""
-    dice, ledger = random.Random(seed), Ledger()
+    rng, ledger = random.Random(seed), Ledger()
     clients = [f"client {number}" for number in range(6)]
     waited: Counter[str] = Counter()
     for _ in range(300):
-        present = [client for client in clients if client in waited or dice.random() < 0.4]
+        present = [client for client in clients if client in waited or rng.random() < 0.4]
         if not present:
             continue
         first = ledger.order([Claim(client=client, session=client, cost_ms=1.0) for client in present])[0]
-        ledger.charge(present[first], present[first], dice.choice([0.5, 1.0]))
+        ledger.charge(present[first], present[first], rng.choice([0.5, 1.0]))
         del waited[present[first]]
         for client in present:
             if client != present[first]:

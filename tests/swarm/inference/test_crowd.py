@@ -94,7 +94,7 @@ async def vanish(session: Session) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_path: Path) -> None:
-    dice = random.Random(fresh_seed())
+    rng = random.Random(fresh_seed())
     checkpoint = open_checkpoint(Checkpoints(tmp_path)(family))
     swarm = ToySwarm(num_blocks=checkpoint.num_blocks)
     for span in (Span(0, 2), Span(2, checkpoint.num_blocks)):
@@ -110,12 +110,12 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
 
     async def live() -> None:
         async with places:
-            fate = dice.choice(["closed", "cancelled", "vanished", "vanished in its prompt", "closed at once"])
+            fate = rng.choice(["closed", "cancelled", "vanished", "vanished in its prompt", "closed at once"])
             session = swarm.session()
-            tokens = torch.randn(1, checkpoint.hidden_size).expand(dice.choice([5, 60, 400]), -1)
+            tokens = torch.randn(1, checkpoint.hidden_size).expand(rng.choice([5, 60, 400]), -1)
             if fate == "closed at once":
                 opening = asyncio.create_task(session.open())
-                await asyncio.sleep(dice.random() * 0.03)
+                await asyncio.sleep(rng.random() * 0.03)
                 opening.cancel()
                 await asyncio.gather(opening, return_exceptions=True)
             else:
@@ -123,7 +123,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
                 if fate in ("closed", "vanished"):
                     await step
                 else:
-                    await asyncio.wait((step,), timeout=dice.random() * 0.1)
+                    await asyncio.wait((step,), timeout=rng.random() * 0.1)
                     step.cancel()
                     await asyncio.gather(step, return_exceptions=True)
             if fate.startswith("vanished"):

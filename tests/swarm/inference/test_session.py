@@ -115,12 +115,12 @@ async def test_deaths_at_random_moments_change_no_token(swarm: ToySwarm, case: i
         counts = [rng.choice([1, 1, 1, 9]), rng.choice([1, 1, 0, 5])]
         new = [random_tokens(count) for count in counts]
         rows = [torch.cat([row, piece]) for row, piece in zip(rows, new, strict=True)]
-        murder = asyncio.create_task(kill_one_hop_of_the_route()) if session.route and rng.random() < 0.4 else None
+        killing = asyncio.create_task(kill_one_hop_of_the_route()) if session.route and rng.random() < 0.4 else None
         answer = await ask(session, ops, counts, torch.cat(new))
         truth = torch.cat([expected(row)[len(row) - count :] for row, count in zip(rows, counts, strict=True) if count])
         assert torch.allclose(answer, truth, atol=1e-6)
-        if murder is not None:
-            await murder
+        if killing is not None:
+            await killing
     assert kills and session.replaced
     await session.close()
 
