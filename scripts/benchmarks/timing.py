@@ -61,9 +61,3 @@ def decode_ms(model: Any, ids: Any, num_tokens: int, **options: Any) -> list[flo
     clock = Clock()
     model.generate(ids, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, streamer=clock, **options)
     return clock.gaps_ms()
-
-
-def timed_ms(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return (time.perf_counter() - started) * 1e3

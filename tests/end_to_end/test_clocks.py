@@ -25,7 +25,7 @@ grpc.aio._utils.time = types.SimpleNamespace(time=real)
 from node.cli.app import main
 main(sys.argv[2:])
 """
-PROMPT, NEW = "The quick brown fox", "8"
+PROMPT = "The quick brown fox"
 
 
 def shifted(off_s: float, *arguments: str) -> list[str]:

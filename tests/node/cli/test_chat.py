@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ TEMPLATE = (
     "[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
 )
 SAMPLING = "sampling as the model's settings say: temperature 0.7, top_p 0.9; --greedy picks the likeliest\n"
-Ask = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
