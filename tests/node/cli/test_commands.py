@@ -250,10 +250,10 @@ def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[s
     port = peer.split("/")[4]
     dead = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"
     return {
-        "unknown model": (["node", "/nowhere/model"], 4, ["/nowhere/model", "check the spelling"]),
-        "truncated file": (["node", str(cut)], 4, ["model.safetensors", "truncated", "download it again"]),
+        "unknown model": (["node", "/nowhere/model", "--no-lan"], 4, ["/nowhere/model", "check the spelling"]),
+        "truncated file": (["node", str(cut), "--no-lan"], 4, ["model.safetensors", "truncated", "download it again"]),
         "unknown device": (["node", str(model), "--device", "tpu"], 2, ["'tpu'", "cpu", "--device auto"]),
-        "blocks beyond": (["node", str(model), "--blocks", "3:9"], 2, ["3:9", "5 blocks", "within 0:5"]),
+        "blocks beyond": (["node", str(model), "--blocks", "3:9", "--no-lan"], 2, ["3:9", "5 blocks", "within 0:5"]),
         "port taken": (["node", str(model), "--listen", f"127.0.0.1:{port}"], 2, [port, "taken", "--listen"]),
         "long prompt": (["generate", str(model), "x" * 300, "--peer", peer], 2, ["300 tokens", "limit is 256", "shorten"]),
         "too many new": (

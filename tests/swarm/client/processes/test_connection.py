@@ -155,6 +155,39 @@ def test_another_name_is_looked_for_on_the_hub_and_told_what_the_swarm_serves(
 # --- processes that end, and processes that fork
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_stop_ends_its_session(
+    line: Line, tmp_path: Path, number: signal.Signals, fork_server: ForkServer
+) -> None:
+    """Else the nodes would keep the session for RESUME_S. The process dies by the signal, as it would have anyway."""
+    wait_until_no_session(RESUME_S + 10)  # earlier tests may have left some, as clients that died do
+    command = ["generate", line.path, "abc", "--max-new-tokens", "240", "--peer", line.peer, "--data-dir", tmp_path]
+    asking = fork_server.popen(command, text=False)
+    try:
+        assert asking.stdout is not None
+        first = asking.stdout.read(1)
+        before = num_sessions()
+        asking.send_signal(number)
+        _, said = asking.communicate(timeout=60)
+    finally:
+        asking.kill()
+    assert first and before, (asking.returncode, said)
+    assert asking.returncode == -number and b"error" not in said and b"Traceback" not in said, said
+    wait_until_no_session(RESUME_S / 3)
+
+
+def wait_until_no_session(within_s: float) -> None:
+    ends_at = time.monotonic() + within_s
+    while num_sessions():
+        assert time.monotonic() < ends_at, "a session is still at a node"
+        time.sleep(0.05)
+
+
+def num_sessions() -> int:
+    """At all nodes in this process: both of the line, and those of other tests that have not been collected."""
+    return sum(len(one) for one in gc.get_objects() if isinstance(one, Hops))
+
+
 def script(line: Line, code: str) -> list[str]:
     """Run `code` in a process of its own, after a model was asked by a cache that stays alive: the lines that it printed.
 
@@ -194,39 +227,6 @@ def test_a_script_that_ends_without_close_prints_nothing(line: Line, reference: 
         """,
     )
     assert list(map(json.loads, said)) == [reference("llama").generate(PROMPT[:1], **GREEDY).tolist()]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_told_to_stop_ends_its_session(
-    line: Line, tmp_path: Path, number: signal.Signals, fork_server: ForkServer
-) -> None:
-    """Else the nodes would keep the session for RESUME_S. The process dies by the signal, as it would have anyway."""
-    wait_until_no_session(RESUME_S + 10)  # earlier tests may have left some, as clients that died do
-    command = ["generate", line.path, "abc", "--max-new-tokens", "240", "--peer", line.peer, "--data-dir", tmp_path]
-    asking = fork_server.popen(command, text=False)
-    try:
-        assert asking.stdout is not None
-        first = asking.stdout.read(1)
-        before = num_sessions()
-        asking.send_signal(number)
-        _, said = asking.communicate(timeout=60)
-    finally:
-        asking.kill()
-    assert first and before, (asking.returncode, said)
-    assert asking.returncode == -number and b"error" not in said and b"Traceback" not in said, said
-    wait_until_no_session(RESUME_S / 3)
-
-
-def wait_until_no_session(within_s: float) -> None:
-    ends_at = time.monotonic() + within_s
-    while num_sessions():
-        assert time.monotonic() < ends_at, "a session is still at a node"
-        time.sleep(0.05)
-
-
-def num_sessions() -> int:
-    """At all nodes in this process: both of the line, and those of other tests that have not been collected."""
-    return sum(len(one) for one in gc.get_objects() if isinstance(one, Hops))
 
 
 def test_a_forked_child_is_told_whose_the_model_is_and_may_have_its_own(line: Line, reference: Callable[[str], Any]) -> None:
