@@ -12,6 +12,7 @@ import torch
 
 from protocols.errors import BadRequestError
 from swarm.client import windows
+from tests.logged import logged
 
 IDS = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(6))
 LEFT, RIGHT, HOLES = torch.ones_like(IDS), torch.ones_like(IDS), torch.ones_like(IDS)
@@ -36,16 +37,16 @@ def test_padding_on_either_side_is_exact_and_a_hole_is_warned_of_once(
         for mask in (LEFT, RIGHT):
             expected, got = both(theirs, ours, mask)
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-        assert not caplog.records
+        assert not logged(caplog, windows.log)
         for _ in range(2):
             expected, got = both(theirs, ours, HOLES)
         assert float((got - expected).abs().max()) > 0.01  # what is warned of
-    (record,) = caplog.records
+    (said,) = logged(caplog, windows.log)
     windows._warn.cache_clear()
     cache = ours(IDS, attention_mask=RIGHT).past_key_values
     ours(IDS[:, :1], attention_mask=torch.cat([RIGHT, RIGHT[:, :1]], dim=1), past_key_values=cache)  # now it is a hole
-    assert len(caplog.records) == 2
-    assert "padding between real tokens" in record.getMessage() and "pad on the left" in record.getMessage()
+    assert len(logged(caplog, windows.log)) == 2
+    assert "padding between real tokens" in said and "pad on the left" in said
 
 
 def test_nothing_is_said_where_a_hole_changes_nothing(pair: Callable[[str], Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -54,7 +55,7 @@ def test_nothing_is_said_where_a_hole_changes_nothing(pair: Callable[[str], Any]
     with caplog.at_level(logging.WARNING, logger=windows.log.name):
         expected, got = both(theirs, ours, HOLES)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert not caplog.records
+    assert not logged(caplog, windows.log)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.float32, torch.bfloat16], ids=str)

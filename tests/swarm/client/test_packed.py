@@ -16,6 +16,7 @@ from swarm.client.model import SwarmModelForCausalLM
 from swarm.client.thin import build_thin
 from swarm.models.checkpoint import open_checkpoint
 from tests.families import LISTED
+from tests.logged import logged
 from tests.swarm.client.ideal_hops import IdealBackend
 
 IDS = torch.randint(3, 250, (2, 14), generator=torch.Generator().manual_seed(5))
@@ -77,7 +78,7 @@ def test_with_a_mask_or_a_cache_a_row_is_one_sequence_and_a_cache_is_warned_of(
         for arguments in (dict(attention_mask=torch.ones_like(IDS)), dict(use_cache=True), dict(use_cache=None)):
             torch.testing.assert_close(of(ours, **arguments).logits, of(theirs, **arguments).logits, rtol=1e-4, atol=1e-4)
             assert backend.calls[-1].counts == (14, 14)
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = logged(caplog, packing.log)
     assert "pass use_cache=False" in said
 
 

@@ -19,9 +19,10 @@ from protocols.records import PeerRecord, ServedSpan, signed_bytes
 from protocols.services import Method
 from swarm.directory import answering
 from swarm.directory.answering import Answers
-from swarm.directory.remote import MAX_CHECKED, RemoteDirectory
+from swarm.directory.remote import MAX_CHECKED, RemoteDirectory, log
 from swarm.directory.sources import FANOUT, MAX_UNTRIED, Source
 from swarm.rpc.call import Call
+from tests.logged import logged
 
 ALICE, BOB, CAROL, DAVE = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
 NOW_S = 1_000.0
@@ -150,8 +151,7 @@ async def test_a_flooded_answer_costs_a_bounded_number_of_checks_and_its_first_e
     peers = Peers({ALICE.peer_id: [record(BOB), *crowd(1_500)], CAROL.peer_id: [*forged, record(DAVE)]})
     found = await seen(directory(peers, ALICE, CAROL))
     assert BOB.peer_id in found and len(found) == MAX_CHECKED
-    told = [line.getMessage() for line in caplog.records if line.name == "swarm.directory.remote"]
-    assert [line.count("entries that their authors have not signed") for line in told] == [1]
+    assert [line.count("entries that their authors have not signed") for line in logged(caplog, log)] == [1]
 
 
 async def test_a_client_that_was_told_too_much_still_learns_of_new_peers_and_keeps_whom_it_has_met(
