@@ -102,7 +102,7 @@ class MovingNode:
         self.fails: Exception | None = None
 
     async def ping(self, record: PeerRecord) -> None:
-        await self.town.toys._ping(record)
+        await self.swarm.toys._ping(record)
 
     def has_met(self, peer: PeerId) -> bool:
         return False

@@ -331,10 +331,10 @@ async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last() 
 
 @virtual_time
 async def test_parts_of_what_an_avoided_peer_hosts_are_tried_last_too() -> None:
-    town = Town()
-    liars = [town.add(0, 4, step_ms=0.01) for _ in range(6)]
-    honest = [town.add(0, 2, step_ms=30.0), town.add(2, 4, step_ms=30.0)]
-    router = town.router()
+    swarm = LocalSwarm()
+    liars = [swarm.add(0, 4, step_ms=0.01) for _ in range(6)]
+    honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
+    router = swarm.router()
     chosen = [peers_of(await router.find(0, blocks=Span(1, 3), avoiding={liars[0].peer})) for _ in range(20)]
     assert chosen == [[record.peer for record in honest]] * 20
 
@@ -343,9 +343,9 @@ async def test_parts_of_what_an_avoided_peer_hosts_are_tried_last_too() -> None:
     "cause", [CacheFullError("full"), OverloadedError("busy"), DrainingError("leaving"), DeadlineError("silent")]
 )
 async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_others(cause: SwarmError) -> None:
-    town = Town()
-    proven, new = town.add(0, 4), town.add(0, 4)
-    router = town.router()
+    swarm = LocalSwarm()
+    proven, new = swarm.add(0, 4), swarm.add(0, 4)
+    router = swarm.router()
     await router.find(0)
     router.answered((Hop(proven.peer, (), b"", Span(0, 4)),))
     for _report in range(2):  # of two sessions: by the second one, it counts as proven no more
