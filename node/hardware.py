@@ -24,6 +24,9 @@ IMPORTS_BYTES = 420_000_000
 ACCELERATOR_SHARE = 0.9
 """Share of an accelerator's free memory that we count on; the rest is its runtime's workspace."""
 
+KV_SHARE = 0.8
+"""Share of the memory left beside the weights that sessions may take; the rest is for activations."""
+
 FAST_ENOUGH = 1.25
 """A smaller format may take this much longer than float32: it halves the memory that a decoded token reads."""
 

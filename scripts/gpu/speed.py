@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import spread
+
 from gpu import blocks, ceilings
 from gpu.sizes import Sizes
 
@@ -46,7 +48,7 @@ async def _decode(serving: blocks.Serving, loaded: blocks.Blocks, sizes: Sizes, 
     best_s = min(times)
     return {
         "sessions": count,
-        "step_ms": milliseconds(times),
+        "step_ms": _milliseconds(times),
         "tokens_per_s": round(count / best_s, 1),
         "read_bytes": round(read_bytes),
         "bytes_per_s": round(read_bytes / best_s),
@@ -77,7 +79,7 @@ def prefill(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
     flop = prefill_flop(sizes)
     return {
         "tokens": sizes.prefill_tokens,
-        "ms": milliseconds(times),
+        "ms": _milliseconds(times),
         "tokens_per_s": round(sizes.prefill_tokens / min(times)),
         "flop": flop,
         "flop_per_s": round(flop / min(times)),
@@ -143,10 +145,8 @@ def _step_s(engine: Any, device: str, count: int, sizes: Sizes) -> float:
 # --- shared
 
 
-def milliseconds(times_s: list[float]) -> dict[str, float]:
-    """Best and median in milliseconds."""
-    ordered = sorted(times_s)
-    return {"best": round(ordered[0] * 1e3, 4), "median": round(ordered[len(ordered) // 2] * 1e3, 4)}
+def _milliseconds(times_s: list[float]) -> dict[str, float]:
+    return spread([seconds * 1e3 for seconds in times_s], digits=4)
 
 
 def memory(device: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ Torch, numpy and what torch itself depends on are the machine's own. Nothing her
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
+
+import pip_download
 
 NAMES = (
     "transformers", "tokenizers", "safetensors", "huggingface-hub", "httpx2", "httpcore2", "truststore", "anyio", "h11", "idna",
@@ -26,7 +26,7 @@ _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_24_x
 
 
 class WheelsError(Exception):
-    """The wheels cannot be fetched, or are too large. One line."""
+    """The lock lacks a wheel, or the wheels are too large. One line."""
 
 
 def pinned(lock: str) -> list[str]:
@@ -39,18 +39,16 @@ def pinned(lock: str) -> list[str]:
 
 
 def fetch(folder: Path, lock: Path) -> list[tuple[str, int]]:
-    """Download them for Python 3.12 on x86-64 Linux into `folder`, whose other wheels are removed. (file name, bytes) of each."""
+    """Download them for Python 3.12 on x86-64 Linux into `folder`, whose other wheels are removed. (file name, bytes) of each.
+
+    WheelsError, DownloadError.
+    """
     wanted = pinned(lock.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.whl"):
         old.unlink()
     platforms = [part for platform in _PLATFORMS for part in ("--platform", platform)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp",
-               "--python-version", PYTHON, *platforms, "--dest", str(folder), *wanted]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip said nothing"]
-        raise WheelsError(f"wheels could not be fetched: {lines[-1]}; is there a network, and does this wheel exist?")
+    pip_download.download(folder, wanted, "--quiet", "--implementation", "cp", "--python-version", PYTHON, *platforms)
     found = [(wheel.name, wheel.stat().st_size) for wheel in sorted(folder.glob("*.whl"))]
     check_size(found)
     return found
