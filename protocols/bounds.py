@@ -21,6 +21,7 @@ from protocols.defaults import (
     MAX_ROWS,
     MAX_STEP_TOKENS,
 )
+from protocols.ids import MAX_MODEL_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "hello": _row(3 * 64 * _LETTER + 128, 16),
     "dial_back": _row(8 * _ADDRESS + 4_096 + 64, 16, 2),
     "dialled_back": _row(8 * _ADDRESS + 300 * _LETTER + 64, 16, 2),
-    "directory?": _row((64 + 200) * _LETTER + 64, 8),
+    "directory?": _row((64 + MAX_MODEL_NAME) * _LETTER + 64, 8),
     "directory": _row(2_000 * 48 + 64, 2_000 * 4 + 16, 2_000 + 4, 1),
     "models": _row(4_096, 16, 2),
     # weights

@@ -15,8 +15,8 @@ from typing import Any, Final
 from protocols import fields, frame
 from protocols.entries import MAX_VALUE_BYTES, SignedEntry, key_id, model_key, names_key
 from protocols.errors import BadRequestError, SwarmError, shown
-from protocols.ids import PUBLIC_KEY_BYTES, PeerId, peer_id_of, public_bytes
-from protocols.records import BUCKETS, MAX_MODEL_NAME, MAX_SPANS, PeerRecord, bucket
+from protocols.ids import MAX_MODEL_NAME, PUBLIC_KEY_BYTES, PeerId, peer_id_of, public_bytes
+from protocols.records import BUCKETS, MAX_SPANS, PeerRecord, bucket
 
 MAX_ENTRIES: Final = 2_000
 MAX_REPLY_BYTES: Final = 4 << 20

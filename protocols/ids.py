@@ -19,6 +19,9 @@ SessionId = NewType("SessionId", bytes)
 
 SESSION_ID_BYTES = 16
 MAX_BLOCKS = 10_000
+MAX_MODEL_NAME = 200
+"""Letters of a model's name."""
+
 PUBLIC_KEY_BYTES = 32
 MAX_ADDRESS = 280
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -129,8 +132,10 @@ class ModelId:
     digest: str
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.name) > 200 or "@" in self.name or not self.name.isprintable():
-            raise BadRequestError(f"a model's name is 1 to 200 printable letters without '@', got {self.name[:60]!r}")
+        if not self.name or len(self.name) > MAX_MODEL_NAME or "@" in self.name or not self.name.isprintable():
+            raise BadRequestError(
+                f"a model's name is 1 to {MAX_MODEL_NAME} printable letters without '@', got {self.name[:60]!r}"
+            )
         if not _DIGEST.fullmatch(self.digest):
             raise BadRequestError(f"a model's digest is 64 hex letters, got {self.digest[:80]!r}")
 

@@ -20,7 +20,7 @@ from protocols import bounds, fields, frame
 from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocols.errors import BadRequestError, ProtocolVersionError, shown
 from protocols.hosted import MAX_COUNT, MAX_HUNDREDTHS, MAX_QUEUE, STATES, Hosted, Load, hundredths
-from protocols.ids import MAX_BLOCKS, ModelId, PeerId, Span, peer_id_of, public_bytes
+from protocols.ids import MAX_BLOCKS, MAX_MODEL_NAME, ModelId, PeerId, Span, peer_id_of, public_bytes
 from protocols.units import Blocks, Ends, Unit
 from protocols.weights_id import Weights
 
@@ -32,7 +32,6 @@ MAX_SPANS: Final = 8
 MAX_ADDRESSES: Final = 8
 MAX_ROUND_TRIPS: Final = 8
 MAX_NAME: Final = 64
-MAX_MODEL_NAME: Final = 200
 MAX_CERTIFICATE_BYTES: Final = 1_024
 _CONTEXT = b"murmuration-record/1\0"
 

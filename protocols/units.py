@@ -12,9 +12,8 @@ no other case. Which stored bytes a unit is made of depends on the checkpoint: `
 from __future__ import annotations
 
 import re
-from dataclasses import Field, astuple, dataclass
-from functools import total_ordering
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from protocols.errors import BadRequestError, shown
 from protocols.ids import MAX_BLOCKS, Span
@@ -51,24 +50,19 @@ _FORMS: Final = tuple(
 _INTEGERS: Final = frozenset(("start", "stop", "layer", "index"))
 
 
-@total_ordering
 class _Kind:
-    """What all kinds share. Units are ordered by stack, then kind (in the order above), then their numbers."""
+    """What all kinds share."""
 
     __slots__ = ()
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    rank: ClassVar[int]
     stack: str
-
-    def __lt__(self, other: object) -> bool:
-        return self._key() < other._key() if isinstance(other, _Kind) else NotImplemented
-
-    def _key(self) -> tuple[object, ...]:
-        return STACKS.index(self.stack), self.rank, astuple(self)
 
     def _check(self, is_right: bool, expected: str) -> None:
         if self.stack not in STACKS or not is_right:
             raise BadRequestError(f"a unit of a {' or '.join(STACKS)} is {expected}, got {shown(self)}")
+
+
+def _is_range(unit: Blocks | Partition, longest: int) -> bool:
+    return 0 <= unit.start < unit.stop <= longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +73,8 @@ class Blocks(_Kind):
     stop: int
     stack: str = "decoder"
 
-    rank: ClassVar[int] = 0
-
     def __post_init__(self) -> None:
-        self._check(0 <= self.start < self.stop <= MAX_BLOCKS, f"blocks start:stop with 0 <= start < stop <= {MAX_BLOCKS}")
+        self._check(_is_range(self, MAX_BLOCKS), f"blocks start:stop with 0 <= start < stop <= {MAX_BLOCKS}")
 
     @classmethod
     def of(cls, span: Span) -> Blocks:
@@ -103,8 +95,6 @@ class Ends(_Kind):
 
     stack: str = "decoder"
 
-    rank: ClassVar[int] = 1
-
     def __post_init__(self) -> None:
         self._check(True, "its ends")
 
@@ -119,8 +109,6 @@ class Expert(_Kind):
     layer: int
     index: int
     stack: str = "decoder"
-
-    rank: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         is_right = 0 <= self.layer < MAX_BLOCKS and 0 <= self.index < MAX_EXPERTS
@@ -145,11 +133,9 @@ class Partition(_Kind):
     stop: int
     stack: str = "decoder"
 
-    rank: ClassVar[int] = 3
-
     def __post_init__(self) -> None:
         is_name = len(self.matrix) <= MAX_MATRIX_NAME and _MATRIX.fullmatch(self.matrix) is not None
-        is_right = 0 <= self.layer < MAX_BLOCKS and 0 <= self.start < self.stop <= MAX_EXTENT
+        is_right = 0 <= self.layer < MAX_BLOCKS and _is_range(self, MAX_EXTENT)
         self._check(
             is_name and is_right and self.axis in AXES,
             f"a matrix's {' or '.join(AXES)} start:stop with 0 <= start < stop <= {MAX_EXTENT}, in a layer below {MAX_BLOCKS}, "

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocols.errors import BadRequestError, shown
-from protocols.ids import ModelId
+from protocols.ids import MAX_MODEL_NAME, ModelId
 
 MAX_VERSION: Final = 1 << 40
 """Optimizer steps of one run."""
 
 CHAIN_BYTES: Final = 32
-MAX_WEIGHTS_TEXT: Final = 200 + 1 + 64 + 1 + 13 + 1 + 64 + len("/adapter/") + 64
+MAX_WEIGHTS_TEXT: Final = MAX_MODEL_NAME + 1 + 64 + 1 + 13 + 1 + 64 + len("/adapter/") + 64
 """Letters of the text: name, digest, version, chain and adapter."""
 
 _ADAPTER = re.compile("[0-9a-f]{64}")

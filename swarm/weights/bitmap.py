@@ -1,8 +1,11 @@
-"""A bitmap: which of n things are there. Bit n is in byte n // 8, the lowest bit first."""
+"""A bitmap: which of n things are there.
+
+Bit n is in byte n // 8, the lowest bit first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Self
 
 from protocols.errors import BadRequestError
@@ -44,12 +47,6 @@ class Bitmap:
     @property
     def is_full(self) -> bool:
         return self.count == self.num
-
-    def missing(self) -> Iterator[int]:
-        """Indices of clear bits, in order."""
-        for at, byte in enumerate(self._bits):
-            if byte != 0xFF:
-                yield from (index for index in range(8 * at, min(8 * at + 8, self.num)) if not byte >> (index & 7) & 1)
 
     def byte(self, index: int) -> tuple[int, bytes]:
         """(its place, the byte) that holds a bit: what a file needs to be told after `set`."""
