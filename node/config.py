@@ -12,13 +12,11 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 from protocols.ids import Span
-from swarm import invitation, suggestion
+from swarm import suggestion
 from swarm.entering import ANYBODY, Entry
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_SWARM = suggestion.DEFAULT_SWARM
-
-_MULTIADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/(?:tcp|udp)/\d{1,5}(?:/[^/\s]+)*/p2p/[1-9A-HJ-NP-Za-km-z]{40,64}")
 
 Address = tuple[str, int]
 """(host, port); port 0 = any free one."""
@@ -112,8 +110,6 @@ class NodeConfig:
             raise ConfigError(f"--upload-mbit is 0 (no cap) or from 0.6 to 1000000, got {self.upload_mbit:g}")
         if not 0 <= self.disk_gb <= 1e6:
             raise ConfigError(f"--disk-gb is 0 (what is free) or up to 1000000, got {self.disk_gb:g}")
-        check_swarm(self.swarm)
-        check_multiaddrs(self.peers)
         if len(self.name) > 64 or not self.name.isprintable():
             raise ConfigError(f"--name is at most 64 printable letters, got {self.name[:80]!r}")
 
@@ -124,18 +120,3 @@ def parse_address(text: str, flag: str) -> Address:
     if not match or int(match[3]) > 65_535:
         raise ConfigError(f"{flag} is written HOST:PORT, as in 127.0.0.1:0 or [::1]:4000, got {text[:80]!r}")
     return match[1] or match[2], int(match[3])
-
-
-def check_multiaddrs(peers: tuple[str, ...]) -> None:
-    """ConfigError for the first address that is not one which `swarm node` prints."""
-    for peer in peers:
-        if not _MULTIADDR.fullmatch(peer):
-            raise ConfigError(
-                "--peer is an address that `swarm node` printed, as in /ip4/203.0.113.5/tcp/4000/p2p/12D3KooW…, "
-                f"got {peer[:120]!r}"
-            )
-
-
-def check_swarm(swarm: str) -> None:
-    """ConfigError unless `swarm` can be a swarm's name."""
-    invitation.check_name(swarm, "--swarm")

@@ -69,6 +69,9 @@ def enter(
     join: an invitation, or a file that holds one. A key that came by it is kept, so the next start needs none.
     warn: told of peers in `trust` that another list refuses. now_s: Unix time; None = now.
     """
+    invitation.check_name(swarm)
+    for peer in peers:
+        PeerAddress.parse(peer)
     if join is None:
         key = keyring.kept(data_dir, swarm)
     else:

@@ -38,10 +38,10 @@ _ASK = "ask a member for a new one (`swarm invite`)"
 _AGAIN = f"copy it again as a whole, or {_ASK}"
 
 
-def check_name(swarm: str, what: str = "a swarm's name") -> None:
+def check_name(swarm: str) -> None:
     """ConfigError unless `swarm` can be a swarm's name."""
     if not 1 <= len(swarm) <= MAX_SWARM or not swarm.isprintable():
-        raise ConfigError(f"{what} is 1 to {MAX_SWARM} printable letters, got {swarm[:80]!r}")
+        raise ConfigError(f"a swarm's name (--swarm) is 1 to {MAX_SWARM} printable letters, got {swarm[:80]!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

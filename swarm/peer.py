@@ -34,6 +34,7 @@ from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.entering import ANYBODY, Entry
 from swarm.finding import FindConfig, Finder
+from swarm.invitation import check_name
 from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources, is_refusal
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer
 
@@ -58,7 +59,6 @@ _GRACE_S = 1.0
 _RESTART_S = 2.0
 _PORT_ATTEMPTS = 5
 _MAX_ROUND_TRIPS = 64
-_MAX_SWARM = 64
 
 
 def software() -> str:
@@ -107,8 +107,7 @@ class PeerConfig:
     """Told (True, text) when peers were met, and (False, text) after every round in which none answered."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.swarm) <= _MAX_SWARM or not self.swarm.isprintable():
-            raise ConfigError(f"a swarm's name is 1 to {_MAX_SWARM} printable letters, got {self.swarm[:80]!r}")
+        check_name(self.swarm)
         if self.listen is None and not self.client_mode:
             raise ConfigError("a peer that listens nowhere must be a client (client_mode=True)")
         for address in self.bootstrap:

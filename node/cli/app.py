@@ -21,7 +21,7 @@ from node import logs
 from node.cli import configuration, console, failures, options, stopping, surface, utf8
 from node.cli.configuration import Settings
 from node.cli.console import remark
-from node.config import DEFAULT_SWARM, check_multiaddrs, check_swarm
+from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 from swarm.access_lists import Lists
 from swarm.invitation import VALID_DAYS
@@ -202,8 +202,6 @@ def status_command(
     from swarm import places
     from swarm.entering import enter
 
-    check_multiaddrs(tuple(peer))
-    check_swarm(swarm)
     into = enter(
         swarm=swarm, peers=peer, data_dir=data_dir or places.data_dir(), join=join,
         lists=Lists(allow=allow, deny=deny, trust=trust), identity=identity, warn=remark,
@@ -239,8 +237,6 @@ def invite_command(
     """Print an invitation: the swarm's name, addresses and, if it is private, its key. Others pass it by --join."""
     from node.cli import invite
 
-    check_multiaddrs(tuple(peer))
-    check_swarm(swarm)
     invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir)
 
 

@@ -19,7 +19,7 @@ from node.cli.console import remark
 from node.cli.speculation import Speculation
 from node.cli.text import TextOut
 from node.cli.waiting import shown
-from node.config import DTYPES, check_multiaddrs, check_swarm
+from node.config import DTYPES
 from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
@@ -50,8 +50,6 @@ class Asking:
     accept_new_weights: bool = False
 
     def __post_init__(self) -> None:
-        check_swarm(self.swarm)
-        check_multiaddrs(self.peers)
         self.find.check(self.peers)
         check_range("--patience", self.patience_s, "0 seconds or more", self.patience_s >= 0)
         check_range("--priority", self.priority, "from -100 to 0", -100 <= self.priority <= 0)

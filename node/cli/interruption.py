@@ -1,7 +1,5 @@
 """Ctrl-C in a chat: the first stops, the second leaves.
 
-The first stops the answer.
-
 The first asks the answer to end after the token that is under way, so that the session at the nodes stays usable. If no token
 comes within `GRACE_S`, the wait itself is ended. Source of the alarm: `signal.setitimer`, which reaches a main thread that waits.
 """

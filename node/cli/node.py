@@ -18,7 +18,7 @@ from node.cli.console import Lines, forget_terminal, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
 from node.cli.waiting import shown
-from node.config import NodeConfig, check_multiaddrs, check_swarm, parse_address
+from node.config import NodeConfig, parse_address
 from node.events import Event
 from node.logs import Repetitions
 from protocols.errors import BadRequestError, ConfigError
@@ -61,8 +61,6 @@ def run(model: str, flags: Hosting) -> NoReturn:
 def read(model: str, flags: Hosting) -> NodeConfig:
     """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong."""
     data_dir = flags.data_dir or places.data_dir()
-    check_multiaddrs(tuple(flags.peer))
-    check_swarm(flags.swarm)
     into = enter(
         swarm=flags.swarm,
         peers=flags.peer,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.config import DEFAULT_SWARM, check_multiaddrs, check_swarm
+from node.config import DEFAULT_SWARM
 from protocols.defaults import PATIENCE_S
 from swarm.access_lists import Lists
 
@@ -257,8 +257,6 @@ class Asked:
         from swarm import places
         from swarm.entering import enter
 
-        check_multiaddrs(tuple(self.peer))
-        check_swarm(self.swarm)
         into = enter(
             swarm=self.swarm, peers=self.peer, data_dir=self.data_dir or places.data_dir(), join=self.join,
             lists=Lists(allow=self.allow, deny=self.deny, trust=self.trust), identity=self.identity, warn=remark,

@@ -30,7 +30,10 @@ class PeerAddress:
         """Read a multiaddr; ConfigError says what is missing."""
         match = _PATTERN.fullmatch(text.strip())
         if not match or not 0 < int(match[3]) < 65_536:
-            raise ConfigError(f"a peer's address looks like /ip4/203.0.113.7/tcp/4001/p2p/12D3KooW…, got {text[:120]!r}")
+            raise ConfigError(
+                "a peer's address looks like /ip4/203.0.113.7/tcp/4001/p2p/12D3KooW…, as `swarm node` prints it for --peer, "
+                f"got {text[:120]!r}"
+            )
         if not match[4]:
             raise ConfigError(f"the peer's address {text[:120]!r} lacks its name: add /p2p/12D3KooW…, as `swarm node` prints it")
         try:

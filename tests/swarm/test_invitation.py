@@ -147,6 +147,17 @@ def test_joining_once_is_enough_and_an_old_invitation_then_does_no_harm(tmp_path
     assert keyring.kept(tmp_path / "elsewhere", "attic") is None
 
 
+def test_what_is_typed_wrongly_beside_an_invitation_is_refused_before_its_key_is_kept(tmp_path: Path) -> None:
+    for wrong, why in (
+        ({"swarm": ""}, "--swarm"),
+        ({"swarm": "x" * 65}, "--swarm"),
+        ({"peers": (PEER, "10.0.0.1:4000")}, "--peer"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            enter(**{"swarm": "public", "data_dir": tmp_path, "join": PRIVATE.text(), "warn": pytest.fail, "now_s": 1.0, **wrong})
+        assert not list(tmp_path.iterdir())
+
+
 def test_an_invitation_never_replaces_a_kept_key_and_names_must_agree(tmp_path: Path) -> None:
     """The kept one may be the only copy; and the invitation may be an old one, of before somebody was excluded."""
     entered(tmp_path, PRIVATE.text(), "attic")
