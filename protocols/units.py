@@ -12,8 +12,9 @@ no other case. Which stored bytes a unit is made of depends on the checkpoint: `
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import Field, astuple, dataclass
+from functools import total_ordering
+from typing import Any, ClassVar, Final
 
 from protocols.errors import BadRequestError, shown
 from protocols.ids import MAX_BLOCKS, Span
@@ -50,11 +51,20 @@ _FORMS: Final = tuple(
 _INTEGERS: Final = frozenset(("start", "stop", "layer", "index"))
 
 
+@total_ordering
 class _Kind:
-    """What all kinds share."""
+    """What all kinds share. Units are ordered by stack, then kind (in the order of `_KINDS`), then their fields."""
 
     __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     stack: str
+
+    def __lt__(self, other: object) -> bool:
+        return self._key() < other._key() if isinstance(other, _Kind) else NotImplemented
+
+    def _key(self) -> tuple[object, ...]:
+        rank = next(number for number, kind in enumerate(_KINDS) if isinstance(self, kind))
+        return STACKS.index(self.stack), rank, astuple(self)
 
     def _check(self, is_right: bool, expected: str) -> None:
         if self.stack not in STACKS or not is_right:

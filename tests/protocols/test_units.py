@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 
 import pytest
 from hypothesis import given
@@ -132,7 +133,14 @@ def test_the_longest_unit_fits_the_bound_and_a_longer_one_does_not() -> None:
             wrong()
 
 
-def test_blocks_are_those_of_their_span() -> None:
+def test_units_are_ordered_whatever_their_kind() -> None:
+    order: list[Unit] = [
+        *(Blocks(0, 2), Blocks(0, 10), Blocks(9, 10), Ends(), Expert(2, 3), Expert(10, 0)),
+        *(Partition(1, "a", "rows", 0, 4), Partition(1, "a", "rows", 4, 8), Blocks(0, 1, "encoder"), Ends("encoder")),
+    ]
+    shuffled = random.Random(5).sample(order, len(order))
+    assert sorted(shuffled) == order and len({*order, *shuffled}) == len(order)
+    assert Ends() <= Ends() and Ends() > Blocks(9, 10)
     assert Blocks.of(Span(3, 6)) == Blocks(3, 6) and Blocks(3, 6).span == Span(3, 6)
 
 
