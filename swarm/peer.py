@@ -25,7 +25,7 @@ from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, S
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
-from swarm import dialling_back, greeting, keys, places, ports, reachability
+from swarm import dialling_back, hello, keys, places, ports, reachability
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
@@ -363,7 +363,7 @@ class Peer:
     async def hello(self, peer: PeerId, addresses: tuple[str, ...] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is, and measure the round trip. Raises where it is of another swarm or speaks no common version."""
         channel = await self.pool.channel(peer, addresses, certificate)
-        theirs, round_trip_ms = await greeting.ask(channel, self._hello, self.clocks)
+        theirs, round_trip_ms = await hello.ask(channel, self._hello, self.clocks)
         self._look_at_clock()
         self.round_trips_ms.pop(peer, None)
         self.round_trips_ms[peer] = round_trip_ms
@@ -384,7 +384,7 @@ class Peer:
         return peer in self.met or self.gate.access.is_trusted(peer)
 
     async def _answer_hello(self, request: bytes, call: Call) -> bytes:
-        return greeting.answer(self._hello, request, self.clocks.now_s())
+        return hello.answer(self._hello, request, self.clocks.now_s())
 
     async def _on_join(self, met: Met | None, text: str) -> None:
         log.log(logging.INFO if met else logging.WARNING, "%s", text)
@@ -427,7 +427,7 @@ class Peer:
 
     async def _check(self, address: PeerAddress) -> None:
         """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
-        await greeting.prove(self.identity, self.gate, address, self._hello, self.clocks)
+        await hello.prove(self.identity, self.gate, address, self._hello, self.clocks)
         self._look_at_clock()
 
     def _look_at_clock(self) -> None:

@@ -20,7 +20,7 @@ from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from swarm import greeting, keys
+from swarm import hello, keys
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
 from swarm.clocks import Clocks
@@ -189,7 +189,7 @@ class ThinPeer:
         if address in self._given:
             await self.hello(address.peer, (address.grpc,))
             return address
-        await greeting.prove(self.identity, self.gate, address, self._hello, self.clocks)
+        await hello.prove(self.identity, self.gate, address, self._hello, self.clocks)
         return address
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
@@ -202,7 +202,7 @@ class ThinPeer:
 
     async def _hello_timed(self, peer: PeerId, addresses: Sequence[str], certificate: bytes) -> tuple[Hello, float]:
         channel = await self.pool.channel(peer, addresses, certificate)
-        answered = await greeting.ask(channel, self._hello, self.clocks)
+        answered = await hello.ask(channel, self._hello, self.clocks)
         self.met.note(peer, channel.address)
         return answered
 

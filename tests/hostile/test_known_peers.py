@@ -9,7 +9,7 @@ from pathlib import Path
 from protocols import services
 from protocols.hello import Hello
 from protocols.identity import Identity, from_seed
-from swarm import greeting, known
+from swarm import known
 from swarm.dht.address import PeerAddress
 from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
@@ -23,7 +23,7 @@ def answering(identity: Identity) -> RpcServer:
     """A server that says hello, and does nothing else."""
 
     async def hello(request: bytes, call: Call) -> bytes:
-        return greeting.answer(Hello(software="made up", swarm="public"), request, time.time())
+        return hello.answer(Hello(software="made up", swarm="public"), request, time.time())
 
     handlers: Handlers = {services.HELLO.name: hello}
     return RpcServer(identity, tls.make(identity), handlers, "127.0.0.1", 0)
