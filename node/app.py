@@ -29,7 +29,7 @@ from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.words import counted
 from swarm import keyring, known, running_nodes, waiting
-from swarm.finding import FindConfig
+from swarm.bootstrap import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
 from swarm.placement.choose import Room

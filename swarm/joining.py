@@ -20,8 +20,8 @@ from protocols.errors import (
     ProtocolVersionError,
     SwarmError,
 )
+from swarm.bootstrap import given_are_silent
 from swarm.dht.address import PeerAddress
-from swarm.finding import given_are_silent
 from swarm.neighbours import Neighbours
 
 log = logging.getLogger(__name__)

@@ -28,12 +28,12 @@ from protocols.records import PeerRecord
 from swarm import dialling_back, hello, keys, places, ports, reachability
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
+from swarm.bootstrap import FindConfig, Finder
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress, beside, host_port, transport
 from swarm.directory.answering import Answers
 from swarm.directory.directory import Directory
 from swarm.entering import ANYBODY, Entry
-from swarm.finding import FindConfig, Finder
 from swarm.invitation import check_name
 from swarm.joining import NEIGHBOUR_S, Joiner, Met, Sources, is_refusal
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer

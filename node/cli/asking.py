@@ -24,8 +24,8 @@ from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
 from swarm import keyring, known, places
+from swarm.bootstrap import FindConfig
 from swarm.entering import ANYBODY, Entry
-from swarm.finding import FindConfig
 from swarm.models.resolve import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
 from swarm.waiting import Waits, loading

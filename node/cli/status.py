@@ -24,8 +24,8 @@ from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from swarm import keyring, places, waiting
 from swarm.asking import answers, is_there
+from swarm.bootstrap import FindConfig
 from swarm.entering import Entered
-from swarm.finding import FindConfig
 from swarm.models.resolve import is_place, name_in_swarm
 from swarm.suggestion import NodeCommand
 from swarm.waiting import OnWait

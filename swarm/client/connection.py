@@ -26,13 +26,13 @@ from protocols.ids import ModelId, Span
 from protocols.weights import Manifest
 from swarm import keyring, known, places, waiting
 from swarm.access_lists import Lists, of_argument
+from swarm.bootstrap import FindConfig
 from swarm.client import served
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
 from swarm.entering import ANYBODY, Entry, enter
-from swarm.finding import FindConfig
 from swarm.inference import trace
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig

@@ -17,6 +17,7 @@ from torch import Tensor
 from protocols.defaults import PATIENCE_S
 from protocols.errors import CheckpointError
 from swarm import waiting
+from swarm.bootstrap import FindConfig
 from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
@@ -25,7 +26,6 @@ from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin
 from swarm.client.tokenizer import is_from_peers, try_out
-from swarm.finding import FindConfig
 from swarm.models import chat_template
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends

@@ -13,9 +13,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from swarm.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.client.loop import BackgroundLoop
 from swarm.entering import ANYBODY, Entry
-from swarm.finding import NOBODY_ELSE, FindConfig
 
 if TYPE_CHECKING:
     from swarm.peer import Peer

@@ -18,9 +18,9 @@ from pathlib import Path
 from protocols.defaults import PATIENCE_S
 from protocols.ids import ModelId
 from swarm import keyring, waiting
+from swarm.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.client import served
 from swarm.entering import ANYBODY, Entry
-from swarm.finding import NOBODY_ELSE, FindConfig
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.routing.regard import regard_of

@@ -23,12 +23,12 @@ from protocols.records import PeerRecord
 from swarm import hello, keys
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
+from swarm.bootstrap import NOBODY_ELSE, FindConfig, Finder, given_are_silent
 from swarm.clocks import Clocks
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory
 from swarm.directory.sources import Source
 from swarm.entering import ANYBODY, Entry
-from swarm.finding import NOBODY_ELSE, FindConfig, Finder, given_are_silent
 from swarm.joining import is_refusal
 from swarm.neighbours import MAX_ASKED, Neighbours
 from swarm.rpc.pool import ChannelPool

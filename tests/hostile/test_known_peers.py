@@ -10,8 +10,8 @@ from protocols import services
 from protocols.hello import Hello
 from protocols.identity import Identity, from_seed
 from swarm import known
+from swarm.bootstrap import FindConfig
 from swarm.dht.address import PeerAddress
-from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import Call, Handlers, RpcServer, tls
 

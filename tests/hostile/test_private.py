@@ -30,11 +30,11 @@ from protocols.records import PeerRecord, ServedSpan
 from protocols.swarm_key import SwarmKey
 from swarm import keyring
 from swarm.access import Gate
+from swarm.bootstrap import FindConfig
 from swarm.dht import guard
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
 from swarm.entering import Entry
-from swarm.finding import FindConfig
 from swarm.invitation import Invitation
 from swarm.keys import Keys
 from swarm.known import file_of

@@ -22,8 +22,8 @@ from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm import asking
 from swarm.asking import AT_ONCE
+from swarm.bootstrap import FindConfig
 from swarm.entering import Entered
-from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.placement.choose import gaps_of
 from swarm.suggestion import NodeCommand

@@ -24,10 +24,10 @@ from protocols.records import PeerRecord, ServedSpan
 from swarm import keys, known, ports
 from swarm import peer as module
 from swarm.access_lists import Lists
+from swarm.bootstrap import FindConfig
 from swarm.dht import sockets
 from swarm.dht.address import PeerAddress, transport
 from swarm.entering import Entry
-from swarm.finding import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import tls
 

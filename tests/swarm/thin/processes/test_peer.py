@@ -10,7 +10,7 @@ from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
 from swarm import known
-from swarm.finding import FindConfig
+from swarm.bootstrap import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.thin.peer import ThinPeer
 

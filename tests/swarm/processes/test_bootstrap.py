@@ -15,8 +15,8 @@ from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.identity import from_seed
 from swarm import known
 from swarm import peer as module
+from swarm.bootstrap import FindConfig
 from swarm.dht.address import PeerAddress
-from swarm.finding import FindConfig
 from swarm.lan import mdns
 from swarm.neighbours import Neighbours
 from swarm.peer import Peer, PeerConfig
