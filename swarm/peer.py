@@ -25,7 +25,7 @@ from protocols.errors import ConfigError, DrainingError, PeerUnreachableError, S
 from protocols.hello import Hello
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
-from swarm import dialling_back, hello, keys, places, ports, reachability
+from swarm import dial_back, hello, keys, places, ports, reachability
 from swarm.access_lists import keep_reading
 from swarm.acquaintances import Acquaintances
 from swarm.bootstrap import FindConfig, Finder
@@ -130,7 +130,7 @@ class Peer:
         self._handlers: Handlers = {
             **(handlers or {}),
             services.HELLO.name: self._answer_hello,
-            services.DIAL_BACK.name: dialling_back.DialBacks(self.met.note).answer,
+            services.DIAL_BACK.name: dial_back.DialBacks(self.met.note).answer,
             services.DIRECTORY.name: self._answers.answer,
         }
         self._bootstrap = tuple(PeerAddress.parse(address) for address in config.bootstrap)

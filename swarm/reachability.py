@@ -1,6 +1,6 @@
 """Asks other peers if they reach our announced addresses.
 
-Only another peer can tell: it dials us and says what it found (`dialling_back.py`). It dials the address that our call comes from and
+Only another peer can tell: it dials us and says what it found (`dial_back.py`). It dials the address that our call comes from and
 no other, so a name is resolved here, and a peer whose calls leave from another address than it announces stays unverified.
 """
 

@@ -15,8 +15,8 @@ from protocols.hello import DialBack, DialBackReply
 from protocols.identity import Identity, from_seed
 from protocols.ids import PeerId
 from protocols.services import DIAL_BACK
-from swarm import dialling_back
-from swarm.dialling_back import MAX_ADDRESSES, MAX_PER_NETWORK, DialBacks
+from swarm import dial_back
+from swarm.dial_back import MAX_ADDRESSES, MAX_PER_NETWORK, DialBacks
 from swarm.reachability import Place, ask
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
 
@@ -29,7 +29,7 @@ def identity(number: int) -> Identity:
 
 @pytest.fixture(autouse=True)
 def _shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialling_back, "DIAL_BACK_S", 0.6)
+    monkeypatch.setattr(dial_back, "DIAL_BACK_S", 0.6)
 
 
 class Listener:

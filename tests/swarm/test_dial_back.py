@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarm.dialling_back import MAX_ADDRESSES, is_here, is_hidden, own
+from swarm.dial_back import MAX_ADDRESSES, is_here, is_hidden, own
 
 OURS = {"192.168.1.5", "127.0.0.1", "::1"}
 
