@@ -20,7 +20,7 @@ from pathlib import Path
 from protocols.errors import ConfigError
 from protocols.ids import PeerId
 from protocols.words import counted
-from swarm import known
+from swarm import known_peers
 from swarm.dht.address import PeerAddress, is_loopback
 from swarm.lan import mdns
 
@@ -46,7 +46,7 @@ class FindConfig:
     """How peers are found that nobody named."""
 
     known_peers: Path | None = None
-    """File of the last known peers (`known.file_of`), asked where no named peer answers, and kept up to date; None = none."""
+    """File of the last known peers (`known_peers.file_of`), asked where no named peer answers, and kept up to date; None = none."""
 
     lan: bool = False
     """Look for neighbours where no peer is named, and tell them of us, unless we listen on loopback only, or nowhere."""
@@ -60,7 +60,7 @@ class FindConfig:
     def check(self, named: Sequence[str]) -> None:
         """ConfigError, with the next step, where a client has nobody to ask and no way to find anybody."""
         has_lan = self.lan and mdns.is_installed()
-        if named or has_lan or (self.known_peers and known.load(self.known_peers, time.time())):
+        if named or has_lan or (self.known_peers and known_peers.load(self.known_peers, time.time())):
             return
         how = INSTALL if self.lan else "or leave out --no-lan, and neighbours are looked for"
         raise ConfigError(f"{NOBODY} (`swarm node` prints its own); {how}")
@@ -146,7 +146,7 @@ class Finder:
         """The last known peers, the longest known first."""
         if self._file is None:
             return []
-        return [address for address in known.load(self._file, time.time()) if address.peer != self._me]
+        return [address for address in known_peers.load(self._file, time.time()) if address.peer != self._me]
 
     def note_answering(self, addresses: Iterable[PeerAddress]) -> None:
         """These have just answered."""
@@ -173,7 +173,7 @@ class Finder:
     def _write(self, answered: dict[PeerAddress, None], failed: Sequence[PeerAddress]) -> None:
         if self._file is not None and (answered or failed):
             with self._writing:
-                known.update(self._file, answered, failed, time.time())
+                known_peers.update(self._file, answered, failed, time.time())
 
 
 async def in_thread(function: Callable[[], bool]) -> bool:

@@ -16,9 +16,9 @@ DEFAULTS = "protocols/defaults.py"
 FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "Every {:g} seconds a node announces a record", DEFAULTS, "RECORD_RENEW_S"),
     (ARCHITECTURE, "that expires after {:g} seconds", DEFAULTS, "RECORD_LIFE_S"),
-    (ARCHITECTURE, "holds up to {} addresses", "swarm/known.py", "MAX_PEERS"),
-    (ARCHITECTURE, "At most {} are of one network", "swarm/known.py", "MAX_PER_PREFIX"),
-    (ARCHITECTURE, "at most {} of one PeerID", "swarm/known.py", "MAX_PER_PEER"),
+    (ARCHITECTURE, "holds up to {} addresses", "swarm/known_peers.py", "MAX_PEERS"),
+    (ARCHITECTURE, "At most {} are of one network", "swarm/known_peers.py", "MAX_PER_PREFIX"),
+    (ARCHITECTURE, "at most {} of one PeerID", "swarm/known_peers.py", "MAX_PER_PEER"),
     (ARCHITECTURE, "finds no peer within {:g} s serves as the first", "swarm/joining.py", "NEIGHBOUR_S"),
     (ARCHITECTURE, "at most {} entries", "swarm/dht/shelf.py", "MAX_PER_AUTHOR"),
     (ARCHITECTURE, "A shelf holds {:,} entries", "swarm/dht/shelf.py", "MAX_ENTRIES"),

@@ -55,7 +55,7 @@ CLOCK_READERS: dict[str, str] = {
     "swarm/client/served.py": "since when the user waits, to be shown",
     "swarm/dht/sockets.py": "how old a socket's file is",
     "swarm/entering.py": "whether an invitation has expired; a test passes the moment",
-    "swarm/bootstrap.py": "the edge of `known.py`, whose functions take the moment",
+    "swarm/bootstrap.py": "the edge of `known_peers.py`, whose functions take the moment",
     "swarm/inference/process_step.py": "the deadline of one step, for the device's thread",
     "swarm/inference/trace.py": "a log of when what happened",
     "swarm/rpc": "real connections: deadlines of calls, and credentials, which other machines read",

@@ -9,7 +9,7 @@ from pathlib import Path
 from protocols import services
 from protocols.hello import Hello
 from protocols.identity import Identity, from_seed
-from swarm import known
+from swarm import known_peers
 from swarm.bootstrap import FindConfig
 from swarm.dht.address import PeerAddress
 from swarm.peer import Peer, PeerConfig
@@ -32,8 +32,8 @@ def answering(identity: Identity) -> RpcServer:
 async def test_forty_identities_on_one_machine_leave_the_known_peers_in_the_file(tmp_path: Path) -> None:
     """Before, the 16 that answered last were kept: 17 identities were enough, and a restart began among the attacker's."""
     async with Peer(PeerConfig(data_dir=tmp_path)) as friend:
-        file = known.file_of(tmp_path, "public")
-        known.update(file, [PeerAddress.parse(friend.multiaddrs[0])], [], time.time() - 9 * DAY_S)
+        file = known_peers.file_of(tmp_path, "public")
+        known_peers.update(file, [PeerAddress.parse(friend.multiaddrs[0])], [], time.time() - 9 * DAY_S)
         find = FindConfig(known_peers=file)
         async with contextlib.AsyncExitStack() as stack:
             client = Peer(PeerConfig(client_mode=True, listen=None, find=find))
@@ -44,8 +44,8 @@ async def test_forty_identities_on_one_machine_leave_the_known_peers_in_the_file
                 port = await server.start()
                 stack.push_async_callback(server.stop, 0.0)
                 await client.hello(identity.peer_id, (f"127.0.0.1:{port}",))
-        held = known.load(file, time.time())
-        assert len(held) == known.MAX_PEERS, "the flood did not arrive, so this would show nothing"
+        held = known_peers.load(file, time.time())
+        assert len(held) == known_peers.MAX_PEERS, "the flood did not arrive, so this would show nothing"
         assert next(iter(held)).peer == friend.peer_id
         async with Peer(PeerConfig(client_mode=True, listen=None, find=find)) as again:
             assert again.num_neighbours == 1

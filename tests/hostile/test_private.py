@@ -37,7 +37,7 @@ from swarm.dht.node import Dht
 from swarm.entering import Entry
 from swarm.invitation import Invitation
 from swarm.keys import Keys
-from swarm.known import file_of
+from swarm.known_peers import file_of
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import Call, ChannelPool, Stream, auth, status, tls
 from swarm.thin.peer import ThinPeer

@@ -13,7 +13,7 @@ import pytest
 
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.identity import from_seed
-from swarm import known
+from swarm import known_peers
 from swarm import peer as module
 from swarm.bootstrap import FindConfig
 from swarm.dht.address import PeerAddress
@@ -26,7 +26,7 @@ NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttka
 
 
 def remembering(data: Path, swarm: str = "public") -> FindConfig:
-    return FindConfig(known_peers=known.file_of(data, swarm))
+    return FindConfig(known_peers=known_peers.file_of(data, swarm))
 
 
 def client(find: FindConfig, *bootstrap: str) -> Peer:
@@ -59,8 +59,8 @@ async def test_the_memory_is_of_one_swarm_and_checked(
     """Someone of another swarm now lives at a remembered place: no record of ours may reach its DHT."""
     monkeypatch.setattr(module, "JOIN_S", 2.0)
     async with Peer(PeerConfig(data_dir=tmp_path, swarm="theirs")) as stranger:
-        file = known.file_of(tmp_path, "public")
-        known.update(file, [PeerAddress.parse(stranger.multiaddrs[0])], [], 4e9)
+        file = known_peers.file_of(tmp_path, "public")
+        known_peers.update(file, [PeerAddress.parse(stranger.multiaddrs[0])], [], 4e9)
         with caplog.at_level(logging.WARNING), pytest.raises(PeerUnreachableError, match="different swarms"):
             async with client(FindConfig(known_peers=file)):
                 pass
@@ -90,8 +90,8 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
 async def test_a_dead_given_peer_is_named_before_remembered_ones_are_asked(thin: bool, tmp_path: Path) -> None:
     said: list[str] = []
     async with Peer(PeerConfig(data_dir=tmp_path)) as node:
-        file = known.file_of(tmp_path, "public")
-        known.update(file, [PeerAddress.parse(node.multiaddrs[0])], [], 4e9)
+        file = known_peers.file_of(tmp_path, "public")
+        known_peers.update(file, [PeerAddress.parse(node.multiaddrs[0])], [], 4e9)
         find = FindConfig(known_peers=file, on_unnamed=lambda text: said.append(f"{node.num_neighbours} {text}"))
         async with ThinPeer([NOBODY], "public", find) if thin else client(find, NOBODY):
             pass
@@ -128,7 +128,7 @@ async def test_neighbours_are_said_before_they_are_joined_and_left_alone_after_a
 def test_with_nobody_to_ask_the_way_out_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm.lan.mdns.is_installed", lambda: False)
     with pytest.raises(ConfigError, match=r"--peer.*pip install '\.\[lan\]'"):
-        FindConfig(known_peers=known.file_of(tmp_path, "public"), lan=True).check(())
+        FindConfig(known_peers=known_peers.file_of(tmp_path, "public"), lan=True).check(())
     with pytest.raises(ConfigError, match="leave out --no-lan"):
         FindConfig().check(())
     FindConfig().check((NOBODY,))

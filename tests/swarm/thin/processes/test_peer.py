@@ -9,7 +9,7 @@ import pytest
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
-from swarm import known
+from swarm import known_peers
 from swarm.bootstrap import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.thin.peer import ThinPeer
@@ -49,7 +49,7 @@ async def test_what_is_wrong_with_the_given_peer_is_one_line(tmp_path: Path) -> 
 
 async def test_whoever_was_met_once_is_found_without_an_address(tmp_path: Path) -> None:
     dead = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr"
-    find = FindConfig(known_peers=known.file_of(tmp_path, "public"))
+    find = FindConfig(known_peers=known_peers.file_of(tmp_path, "public"))
     async with Peer(PeerConfig(data_dir=tmp_path)) as node:
         await node.directory.announce(lambda: record(node), ["tiny"])
         async with ThinPeer(node.multiaddrs, find=find):
