@@ -59,7 +59,7 @@ CLOCK_READERS: dict[str, str] = {
     "swarm/inference/process_step.py": "the deadline of one step, for the device's thread",
     "swarm/inference/trace.py": "a log of when what happened",
     "swarm/rpc": "real connections: deadlines of calls, and credentials, which other machines read",
-    "swarm/thin/finding.py": "since when the user waits, to be shown",
+    "swarm/thin/model_lookup.py": "since when the user waits, to be shown",
     "swarm/thin/sandbox.py": "the deadline of a child process",
     "swarm/weights/download.py": "one download over real connections; its rules (`roster.py`, `planner.py`) take the moment",
     "swarm/weights/naming.py": "when a name was last used, for the file that remembers it",

@@ -43,9 +43,9 @@ from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.rpc import forked
 from swarm.suggestion import NodeCommand
-from swarm.thin import finding
+from swarm.thin import model_lookup
 from swarm.waiting import Waits
-from swarm.weights.finding import look_elsewhere, open_cache
+from swarm.weights.lookup import look_elsewhere, open_cache
 from swarm.weights.naming import Naming
 
 if TYPE_CHECKING:
@@ -189,12 +189,12 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
         with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
             naming = settings.naming(peer)
-            found = await finding.wait_for(peer.directory, name, naming, settings.patience_s, settings.hosting(), slot)
+            found = await model_lookup.wait_for(peer.directory, name, naming, settings.patience_s, settings.hosting(), slot)
         with settings.waits.on(waiting.fetching(f"config and tokenizer of {name}")):
             cache = await open_cache(settings.data_dir / "weights", found, peer.pool, naming)
         held.callback(cache.close)
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
-        dtype = settings.dtype_name(finding.blocks_of(found), checkpoint.num_blocks)
+        dtype = settings.dtype_name(model_lookup.blocks_of(found), checkpoint.num_blocks)
         config = SessionConfig(
             patience_s=settings.patience_s,
             priority=settings.priority,

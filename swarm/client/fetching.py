@@ -20,7 +20,7 @@ from swarm.models.loading import stored_names
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
-from swarm.weights.finding import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, open_cache
 from swarm.weights.naming import Naming
 from swarm.weights.ranking import ranked
 from swarm.weights.standing import Standing

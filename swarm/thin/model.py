@@ -26,14 +26,14 @@ from swarm.inference.session import Session, SessionConfig
 from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.suggestion import NodeCommand
-from swarm.thin import finding
+from swarm.thin import model_lookup
 from swarm.thin.defaults import Defaults, read_defaults
 from swarm.thin.generation import Limits, Row
 from swarm.thin.peer import ThinPeer
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.waiting import Waits
-from swarm.weights.finding import open_cache
+from swarm.weights.lookup import open_cache
 from swarm.weights.naming import Naming
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -119,7 +119,7 @@ async def open_model(
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
             naming = Naming.of(peer.ping, root.parent, keyring.known_as(swarm, entry.key), accept_new_weights)
             with peer.clocks.explaining():
-                found = await finding.wait_for(peer.directory, name, naming, patience_s, hosting, slot)
+                found = await model_lookup.wait_for(peer.directory, name, naming, patience_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
             cache = await open_cache(root, found, peer.pool, naming)
         try:
@@ -128,8 +128,8 @@ async def open_model(
             stored = len(cache.layout.blocks)
         finally:
             cache.close()
-        blocks = finding.blocks_of(found)
-        num_blocks = finding.num_blocks(blocks, stored)
+        blocks = model_lookup.blocks_of(found)
+        num_blocks = model_lookup.num_blocks(blocks, stored)
         chosen = served.best_dtype(blocks, num_blocks, DTYPES) if dtype == "auto" else dtype
         config = SessionConfig(
             patience_s=patience_s,

@@ -15,7 +15,7 @@ import pytest
 from protocols.errors import ModelMismatchError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
-from swarm.weights.finding import find_in_swarm
+from swarm.weights.lookup import find_in_swarm
 from swarm.weights.naming import Naming
 from swarm.weights.remembered import NameMemory, file_of
 from tests.swarm.inference.toy import MODEL, Records, ToySwarm, new_identity

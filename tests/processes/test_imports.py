@@ -17,7 +17,7 @@ UNWANTED = {
     "swarm.rpc.pool": HEAVY,
     "swarm.rpc.server": HEAVY,
     "swarm.weights.fetch": HEAVY,
-    "swarm.weights.finding": HEAVY,
+    "swarm.weights.lookup": HEAVY,
     "swarm.weights.uploader": HEAVY,
     "swarm.models.digest": HEAVY,
     "swarm.peer": HEAVY,

@@ -16,7 +16,7 @@ from swarm.client import served
 from swarm.suggestion import USUAL, NodeCommand
 from swarm.waiting import Slot, Waits
 from swarm.weights import names
-from swarm.weights.finding import Directory, Found, find_in_swarm
+from swarm.weights.lookup import Directory, Found, find_in_swarm
 from swarm.weights.naming import Naming
 
 LOOK_AGAIN_S = 0.5
