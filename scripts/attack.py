@@ -82,7 +82,7 @@ def look(arena: Any, watch: Any, begin_s: float, end_s: float) -> Window:
         megabytes=max(one.megabytes for one in samples),
         descriptors=max(one.descriptors for one in samples),
         cpu=(samples[-1].cpu_s - samples[0].cpu_s) / max(0.1, samples[-1].at_s - samples[0].at_s),
-        stall_s=max((one.took_s for one in watch.greetings if begin_s <= one.at_s < end_s), default=float("nan")),
+        stall_s=max((one.took_s for one in watch.hellos if begin_s <= one.at_s < end_s), default=float("nan")),
     )
 
 

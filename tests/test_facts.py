@@ -77,7 +77,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "no time to ask it ({:g} s for all)", "node/cli/status.py", "ASK_S"),
     (COMMANDS, "up to {} addresses", "swarm/invitation.py", "MAX_PEERS"),
     (COMMANDS, "invitation can be used ({:g})", "swarm/invitation.py", "VALID_DAYS"),
-    (COMMANDS, "k logits for `--top-k` up to {}", "swarm/thin/choosing.py", "MAX_ASKED"),
+    (COMMANDS, "k logits for `--top-k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),
     (COMMANDS, "a plain line on stderr after {:g} s", "node/cli/waiting.py", "SCRIPT_S"),
     (JOIN, "after {:g} s if your client vanishes", DEFAULTS, "RESUME_S"),
 )

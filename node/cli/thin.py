@@ -17,9 +17,9 @@ from node.cli.text import TextOut
 from node.cli.waiting import shown
 from swarm import places
 from swarm.models.resolve import name_in_swarm
-from swarm.thin.choosing import Chooser
 from swarm.thin.generation import Row, generate
 from swarm.thin.model import ThinModel, open_model
+from swarm.thin.sampling import Chooser
 from swarm.thin.templates import Message, conversation_ids
 from swarm.waiting import Waits
 

@@ -49,7 +49,7 @@ class Watch:
     places: list[PeerAddress]
     swarm: str = "public"
     samples: list[Sample] = field(default_factory=list)
-    greetings: list[Greeting] = field(default_factory=list)
+    hellos: list[Greeting] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -82,7 +82,7 @@ class Watch:
             with contextlib.suppress(SwarmError):
                 channel = await pool.channel(place.peer, (place.grpc,))
                 await channel.unary(HELLO, word.encode(), HELLO_S)
-            self.greetings.append(Greeting(began_s, min(HELLO_S, time.time() - began_s)))
+            self.hellos.append(Greeting(began_s, min(HELLO_S, time.time() - began_s)))
             await asyncio.sleep(0.1)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.models.bounds import MAX_CONFIG_BYTES, read_json
-from swarm.thin.choosing import Choosing
+from swarm.thin.sampling import Choosing
 from swarm.thin.settings import REFUSED, SAMPLING, STATED, TOKENS, Settings, Wanted
 
 MAX_SETTINGS_BYTES = 1 << 20

@@ -19,7 +19,7 @@ from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
-from swarm.thin.choosing import Chooser, Position
+from swarm.thin.sampling import Chooser, Position
 
 Proposer = Callable[[Sequence[int]], Sequence[int]]
 """All tokens so far -> guesses of the next ones, likeliest text first; empty = none."""

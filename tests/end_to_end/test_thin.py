@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
-from swarm.thin.choosing import Chooser, Choosing
 from swarm.thin.generation import Limits, Row, generate
+from swarm.thin.sampling import Chooser, Choosing
 from tests.end_to_end.test_families import _KillAfter
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint

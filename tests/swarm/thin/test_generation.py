@@ -11,8 +11,8 @@ import pytest
 from protocols.errors import BadRequestError
 from protocols.inference import PASS_ON, Crop, Op, StepSpec
 from protocols.tensors import WireTensor
-from swarm.thin.choosing import Chooser, Choosing
 from swarm.thin.generation import Limits, Proposer, Row, generate
+from swarm.thin.sampling import Chooser, Choosing
 
 VOCABULARY = 50
 

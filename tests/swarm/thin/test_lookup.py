@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.thin.choosing import Chooser, Choosing
 from swarm.thin.generation import Limits, Row, generate
 from swarm.thin.lookup import Lookup, following, run_length
+from swarm.thin.sampling import Chooser, Choosing
 from tests.swarm.thin.test_generation import Hops
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=24)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from protocols.errors import BadRequestError
-from swarm.thin.choosing import MAX_ASKED, Chooser, Choosing, Position
+from swarm.thin.sampling import MAX_ASKED, Chooser, Choosing, Position
 
 BEFORE = [3, 9, 9, 40]
 LOGITS = torch.randn(60, generator=torch.Generator().manual_seed(3)) * 3
