@@ -28,7 +28,7 @@ from node.telling import keep_telling
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.words import counted
-from swarm import keyring, known, running_nodes, waiting
+from swarm import keyring, known_peers, running_nodes, waiting
 from swarm.bootstrap import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
@@ -203,7 +203,7 @@ def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
         swarm=config.swarm,
         bootstrap=config.peers,
         find=FindConfig(
-            known_peers=known.file_of(config.data_dir, keyring.known_as(config.swarm, config.entry.key)),
+            known_peers=known_peers.file_of(config.data_dir, keyring.known_as(config.swarm, config.entry.key)),
             lan=config.lan,
             on_unnamed=lambda text: on_event(Event("warning", text)),
             may_join=config.may_join,

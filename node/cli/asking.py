@@ -23,7 +23,7 @@ from node.config import DTYPES
 from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
-from swarm import keyring, known, places
+from swarm import keyring, known_peers, places
 from swarm.bootstrap import FindConfig
 from swarm.entering import ANYBODY, Entry
 from swarm.models.resolve import name_in_swarm
@@ -130,7 +130,7 @@ def find_config(swarm: str, lan: bool, data_dir: Path | None, key: SwarmKey | No
     """How a client finds peers; on a terminal, the user is asked before neighbours are joined on a new network."""
     folder = data_dir or places.data_dir()
     return FindConfig(
-        known_peers=known.file_of(folder, keyring.known_as(swarm, key)),
+        known_peers=known_peers.file_of(folder, keyring.known_as(swarm, key)),
         lan=lan,
         on_unnamed=remark,
         may_join=consent.asker(folder, swarm) if lan else None,

@@ -14,7 +14,7 @@ from node.cli.console import remark
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 from protocols.swarm_key import SwarmKey
-from swarm import invitation, keyring, known, places, running_nodes
+from swarm import invitation, keyring, known_peers, places, running_nodes
 from swarm.dht.address import PeerAddress
 from swarm.invitation import Invitation
 from swarm.suggestion import NodeCommand
@@ -59,7 +59,7 @@ def _key(swarm: str, folder: Path, *, is_private: bool, is_new: bool) -> SwarmKe
 def _known(folder: Path, known_as: str) -> list[PeerAddress]:
     """This machine's nodes, then the peers that answered last; those that others cannot use are left out if there are any else."""
     own = running_nodes.nodes(folder, known_as)
-    found = list(dict.fromkeys((*own, *known.load(known.file_of(folder, known_as), time.time()))))
+    found = list(dict.fromkeys((*own, *known_peers.load(known_peers.file_of(folder, known_as), time.time()))))
     return ([one for one in found if not one.is_loopback] or found)[:MAX_NAMED]
 
 

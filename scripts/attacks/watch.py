@@ -34,7 +34,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Greeting:
+class TimedHello:
     """One hello of an independent peer."""
 
     at_s: float
@@ -49,7 +49,7 @@ class Watch:
     places: list[PeerAddress]
     swarm: str = "public"
     samples: list[Sample] = field(default_factory=list)
-    hellos: list[Greeting] = field(default_factory=list)
+    hellos: list[TimedHello] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -82,7 +82,7 @@ class Watch:
             with contextlib.suppress(SwarmError):
                 channel = await pool.channel(place.peer, (place.grpc,))
                 await channel.unary(HELLO, word.encode(), HELLO_S)
-            self.hellos.append(Greeting(began_s, min(HELLO_S, time.time() - began_s)))
+            self.hellos.append(TimedHello(began_s, min(HELLO_S, time.time() - began_s)))
             await asyncio.sleep(0.1)
 
 

@@ -24,7 +24,7 @@ from protocols.errors import BadRequestError, shown
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
 from protocols.weights import Manifest
-from swarm import keyring, known, places, waiting
+from swarm import keyring, known_peers, places, waiting
 from swarm.access_lists import Lists, of_argument
 from swarm.bootstrap import FindConfig
 from swarm.client import served
@@ -255,7 +255,7 @@ def _find(settings: Settings) -> FindConfig:
     if settings.peers:
         return FindConfig()
     return FindConfig(
-        known_peers=known.file_of(settings.data_dir, keyring.known_as(settings.swarm, settings.entry.key)), lan=True
+        known_peers=known_peers.file_of(settings.data_dir, keyring.known_as(settings.swarm, settings.entry.key)), lan=True
     )
 
 

@@ -20,7 +20,7 @@ from protocols.ids import Span
 from protocols.progress import Progress, ProgressRequest
 from protocols.units import parse_unit
 from protocols.weights_id import Weights
-from swarm import access_lists, known
+from swarm import access_lists, known_peers
 from swarm.dht.address import PeerAddress
 from swarm.inference import grants
 from swarm.invitation import Invitation
@@ -114,7 +114,7 @@ def all_parsers() -> dict[str, Parser]:
         "hosted": Parser(lambda data: Hosted.parse(frame.unpack_map(data, bounds.RECORD), [Weights(MODEL)]), (_HOSTED,)),
         "weights": _text(Weights.parse, str(MODEL), f"{MODEL}/7/{'c0' * 32}/adapter/{'ad' * 32}"),
         "known peers": Parser(
-            lambda data: known.parse(data, NOW_S),
+            lambda data: known_peers.parse(data, NOW_S),
             (f"{NOW_S - 5} /ip4/192.0.2.7/tcp/4001/p2p/{ALICE.peer_id} {NOW_S - 50}\n".encode() * 3,),
         ),
         "list of peers": _text(

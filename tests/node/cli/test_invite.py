@@ -11,7 +11,7 @@ import pytest
 from node.cli.app import main
 from protocols.errors import ConfigError
 from protocols.identity import from_seed
-from swarm import keyring, known, running_nodes
+from swarm import keyring, known_peers, running_nodes
 from swarm.access_lists import Lists
 from swarm.client import SwarmModelForCausalLM
 from swarm.dht.address import PeerAddress
@@ -61,7 +61,7 @@ def test_it_names_the_nodes_that_run_here_and_the_peers_that_answered(tmp_path: 
         word, said = swarm(capsys, "invite", *data)
         assert Invitation.parse(word) == Invitation(swarm="public", peers=(LOCAL,), expires_s=Invitation.parse(word).expires_s)
         assert "of this machine only" in said and "password" not in said
-        known.update(known.file_of(tmp_path, "public"), [PeerAddress.parse(PUBLIC)], [], time.time())
+        known_peers.update(known_peers.file_of(tmp_path, "public"), [PeerAddress.parse(PUBLIC)], [], time.time())
         assert Invitation.parse(swarm(capsys, "invite", *data)[0]).peers == (PUBLIC,), "what others cannot reach is left out"
     _, said = swarm(capsys, "invite", "--swarm", "other", *data, code=2)
     assert "no address of swarm `other` is known here" in said and "--private" in said

@@ -21,7 +21,7 @@ from protocols.errors import BadRequestError, ConfigError, NotAllowedError, Peer
 from protocols.hello import DialBack, DialBackReply, Hello
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
-from swarm import keys, known, ports
+from swarm import keys, known_peers, ports
 from swarm import peer as module
 from swarm.access_lists import Lists
 from swarm.bootstrap import FindConfig
@@ -241,7 +241,7 @@ async def test_a_daemon_that_dies_twice_is_started_twice_though_a_remembered_pee
     with keys.held(tmp_path / "mine.key", tmp_path) as mine:
         pass
     denies = Entry(lists=Lists(deny=frozenset({mine.identity.peer_id})))
-    file = known.file_of(tmp_path, "public")
+    file = known_peers.file_of(tmp_path, "public")
     mine_config = PeerConfig(data_dir=tmp_path, identity_path=tmp_path / "mine.key", find=FindConfig(known_peers=file))
     async with Peer(PeerConfig(data_dir=tmp_path)) as first, Peer(PeerConfig(data_dir=tmp_path, entry=denies)) as denying:
 
@@ -249,7 +249,7 @@ async def test_a_daemon_that_dies_twice_is_started_twice_though_a_remembered_pee
             """Anew each time: the one that denies us is asked first."""
             file.unlink(missing_ok=True)
             for age_s, peer in ((60.0, denying), (0.0, first)):
-                known.update(file, [PeerAddress.parse(peer.multiaddrs[0])], [], time.time() - age_s)
+                known_peers.update(file, [PeerAddress.parse(peer.multiaddrs[0])], [], time.time() - age_s)
 
         remember()
         async with Peer(mine_config) as second:
