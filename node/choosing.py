@@ -20,9 +20,9 @@ from protocols.errors import ConfigError
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
-from protocols.units import Ends
+from protocols.units import ENDS, Blocks, Ends, Unit
 from swarm.models.checkpoint import DTYPES, Checkpoint
-from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
+from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
 from swarm.placement.members import Member, digest
 from swarm.placement.rebalance import stands
@@ -155,8 +155,8 @@ def as_member(record: PeerRecord, hosted: Hosted, least_ms: float = 0.0, usual_m
     """A record's claim to blocks. least_ms: no faster block is believed. usual_ms: of a peer that has measured nothing; 0 = 1 ms."""
     block_ms = hosted.load.block_ms or usual_ms
     speed = 1 / max(block_ms, least_ms) if block_ms else 1.0
-    has_ends = Ends() in record.beside(hosted)
-    return Member(peer=record.peer, span=hosted.span, room_blocks=record.room_blocks, speed=speed, has_ends=has_ends)
+    beside = record.beside(hosted)
+    return Member(peer=record.peer, span=hosted.span, room_blocks=record.room_blocks, speed=speed, beside=beside)
 
 
 class Joining:
@@ -201,24 +201,27 @@ def make_room(checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: i
     kind = torch_dtype(dtype)
     tokens = min(KV_RESERVE_TOKENS, checkpoint.max_positions or KV_RESERVE_TOKENS)
     spans = [Span(block, block + 1) for block in range(checkpoint.num_blocks)]
-    sizes = (span_bytes(checkpoint, span, kind) + tokens * kv_bytes_per_token(checkpoint.config, span, kind) for span in spans)
-    beside = ends_bytes(checkpoint, kind) if ends else 0
-    return Room(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks, ends_bytes=beside)
+    sizes = (
+        unit_bytes(checkpoint, Blocks.of(span), kind) + tokens * kv_bytes_per_token(checkpoint.config, span, kind)
+        for span in spans
+    )
+    beside_bytes = unit_bytes(checkpoint, Ends(), kind) if ends else 0
+    return Room(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks, beside_bytes=beside_bytes)
 
 
-def hosts_ends(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, left_bytes: int) -> tuple[bool, str]:
-    """Whether a node with `span` hosts the model's ends too, and why. Pure.
+def beside(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, left_bytes: int) -> tuple[frozenset[Unit], str]:
+    """What a node with `span` hosts beside it: the model's ends or nothing, and why. Pure.
 
-    wish: of the volunteer; None = where the memory that the blocks leave, with their K/V reserve, is enough.
+    wish: of the volunteer; None = if the memory that the blocks leave, with their K/V reserve, is enough.
     """
     if span.start > 0 and span.stop < num_blocks:
-        return False, "the blocks are in the middle of the model, where nobody needs them"
+        return frozenset(), "the blocks are in the middle of the model, where nobody needs them"
     if wish is not None:
-        return wish, "as asked" if wish else "as asked (--no-ends)"
+        return (ENDS, "as asked") if wish else (frozenset(), "as asked (--no-ends)")
     needed, left = needed_bytes / 1e6, left_bytes / 1e6
     if needed_bytes > left_bytes:
-        return False, f"they take {needed:.0f} MB, and the blocks leave {max(0.0, left):.0f} MB"
-    return True, f"they take {needed:.0f} of the {left:.0f} MB that are left"
+        return frozenset(), f"they take {needed:.0f} MB, and the blocks leave {max(0.0, left):.0f} MB"
+    return ENDS, f"they take {needed:.0f} of the {left:.0f} MB that are left"
 
 
 def as_told(span: Span, room: Room) -> Choice:

@@ -27,7 +27,7 @@ from swarm import waiting
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import load_ends, load_parts
 from swarm.models.parts import SpanParts
-from swarm.models.sizes import ends_bytes, kv_bytes_per_token, span_bytes
+from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 from swarm.waiting import Waits
 
 
@@ -48,20 +48,20 @@ class HostMaker:
     async def make(self, span: Span) -> Host:
         """Fetch and load. Whatever fails leaves nothing behind but what was fetched."""
         free_bytes = hardware.room_bytes(self.device)
-        of_ends = await asyncio.to_thread(ends_bytes, self.checkpoint, self._kind)
-        with_ends, reason = self._wants_ends(span, free_bytes, of_ends)
-        await self.source.fetch([units.Blocks.of(span), *([units.Ends()] if with_ends else [])])
+        beside_bytes = await asyncio.to_thread(unit_bytes, self.checkpoint, units.Ends(), self._kind)
+        beside, reason = self._choose_beside(span, free_bytes, beside_bytes)
+        await self.source.fetch([units.Blocks.of(span), *beside])
         with self.waits.on(waiting.loading(f"blocks {span}, and trying which engine is exact on them")):
-            engine, parts = await asyncio.to_thread(self._load, span, free_bytes - of_ends * with_ends)
+            engine, parts = await asyncio.to_thread(self._load, span, free_bytes - (beside_bytes if beside else 0))
             self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
         with self.waits.on(waiting.loading("embedding and head")):
-            ends = await self._take_ends() if with_ends else None
-        if ends is None and with_ends:
-            reason = "they cannot be run exactly"
+            ends = await self._take_ends() if beside else None
+        if ends is None and beside:
+            beside, reason = frozenset(), "they cannot be run exactly"
         self.on_event(Event("ends", f"not hosted: {reason}" if ends is None else f"hosted ({ends.mode}): {reason}"))
         return Host(
             engine,
-            self.presence.served(span, self.checkpoint.hidden_size, ends is not None),
+            self.presence.served(span, self.checkpoint.hidden_size, beside),
             kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, self._kind),
             max_positions=self.checkpoint.max_positions,
             ends=ends,
@@ -72,9 +72,9 @@ class HostMaker:
     def _kind(self) -> torch.dtype:
         return hardware.torch_dtype(self.dtype)
 
-    def _wants_ends(self, span: Span, free_bytes: int, of_ends: int) -> tuple[bool, str]:
+    def _choose_beside(self, span: Span, free_bytes: int, beside_bytes: int) -> tuple[frozenset[units.Unit], str]:
         room = choosing.make_room(self.checkpoint, self.dtype, free_bytes, None)
-        return choosing.hosts_ends(self.ends, span, self.checkpoint.num_blocks, of_ends, free_bytes - room.takes(span))
+        return choosing.beside(self.ends, span, self.checkpoint.num_blocks, beside_bytes, free_bytes - room.takes(span))
 
     async def _take_ends(self) -> Ends | None:
         """Load them and prove them exact. A family whose ends cannot be hosted is served without, unless they were asked for."""
@@ -88,7 +88,7 @@ class HostMaker:
 
     def _load(self, span: Span, free_bytes: int) -> tuple[Engine, SpanParts]:
         module, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device)
-        limit_bytes = int((free_bytes - span_bytes(self.checkpoint, span, self._kind)) * hardware.KV_SHARE)
+        limit_bytes = int((free_bytes - unit_bytes(self.checkpoint, units.Blocks.of(span), self._kind)) * hardware.KV_SHARE)
         return choose_engine(module, limit_bytes), parts
 
     def _load_ends(self) -> Ends:

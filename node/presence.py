@@ -12,6 +12,8 @@ from node.serving.host import Host
 from node.serving.work import Worked
 from protocols.ids import ModelId, Span
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
+from protocols.units import ENDS, Blocks, Unit
+from protocols.weights_id import Weights
 from swarm.inference.grants import Served
 from swarm.peer import Peer, software
 from swarm.placement.members import Member
@@ -106,16 +108,16 @@ class Presence:
         for host in self.hosts:
             await host.stop()
 
-    def served(self, span: Span, hidden_size: int, ends: bool) -> Served:
+    def served(self, span: Span, hidden_size: int, beside: frozenset[Unit] = frozenset()) -> Served:
         """What sessions have to agree with."""
         return Served(
             peer=self.me,
-            model=self.model,
-            span=span,
+            weights=Weights(self.model),
+            blocks=Blocks.of(span),
+            beside=beside,
             num_blocks=self._num_blocks,
             hidden_size=hidden_size,
             dtype=self.dtype,
-            ends=ends,
         )
 
     def record(self) -> PeerRecord:
@@ -124,7 +126,7 @@ class Presence:
         record = replace(self._record, state="joining", reachable=self._peer.reachable, round_trips=trips)
         record = replace(record, room_blocks=self.room_blocks, block_ms=self.block_ms)
         spans = [
-            self._span(host.served.span, "draining" if host.is_draining else "serving", host.served.ends)
+            self._span(host.served.span, "draining" if host.is_draining else "serving", host.served.beside >= ENDS)
             for host in reversed(self.hosts)
         ]
         if self.joining is not None:

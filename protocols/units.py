@@ -157,6 +157,8 @@ class Partition(_Kind):
 
 
 Unit = Blocks | Ends | Expert | Partition
+ENDS: Final[frozenset[Unit]] = frozenset({Ends()})
+"""What a client without files needs beside the first and the last block."""
 
 
 def is_part(part: Unit, whole: Unit) -> bool:

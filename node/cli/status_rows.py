@@ -12,7 +12,7 @@ from types import MappingProxyType
 from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from protocols.units import Ends
+from protocols.units import ENDS
 from swarm.placement.choose import count_replicas, gaps_of
 from swarm.routing import path
 from swarm.weights.election import Tally, tallies
@@ -117,7 +117,7 @@ def _is_thin_possible(serving: Sequence[tuple[PeerRecord, Hosted]]) -> bool:
     """Is there a route, in one number format, whose first and last hop host the ends?"""
     formats: dict[tuple[str, str], list[Hosted]] = {}
     for record, one in serving:
-        if path.can_take_part(one.span, Ends() in record.beside(one), one.num_blocks, thin=True):
+        if path.can_take_part(one.span, record.beside(one), one.num_blocks, ENDS):
             formats.setdefault(one.precision, []).append(one)
     return any(not path.missing({one.span for one in group}, group[0].num_blocks) for group in formats.values())
 
@@ -130,7 +130,7 @@ def _peer(record: PeerRecord, hosted: Hosted) -> PeerRow:
         state=record.state_of(hosted),
         start=hosted.span.start,
         stop=hosted.span.stop,
-        ends=Ends() in beside,
+        ends=beside >= ENDS,
         units=tuple(map(str, sorted({hosted.unit, *beside}))),
         dtype=hosted.dtype,
         quantization=hosted.quantization,

@@ -19,6 +19,7 @@ from node.serving.session_rows import SessionRows
 from protocols.errors import DrainingError
 from protocols.ids import Span
 from protocols.inference import Grant
+from protocols.units import ENDS
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
 from swarm.inference.dials import Dials
@@ -60,11 +61,11 @@ class Host:
         make_part: MakePart | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
-        """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.ends` says the same.
+        """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.beside` says the same.
 
         make_part: an engine of some of the blocks; None = routes can have all of them only.
         """
-        assert served.ends == (ends is not None)
+        assert (served.beside >= ENDS) == (ends is not None)
         self.served = served
         self.engine = engine
         self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part)

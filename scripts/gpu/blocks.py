@@ -37,15 +37,16 @@ def load(device: str, sizes: Sizes, folder: Path) -> Blocks:
 
     from node import hardware
     from node.serving.engine import choose_engine
+    from protocols import units
     from protocols.ids import Span
     from swarm.models.checkpoint import open_checkpoint
     from swarm.models.loading import load_span
-    from swarm.models.sizes import kv_bytes_per_token, span_bytes
+    from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 
     checkpoint = open_checkpoint(folder / sizes.shape.name)
     span, dtype = Span(0, checkpoint.num_blocks), getattr(torch, sizes.shape.dtype)
     free_bytes = hardware.room_bytes(device)
-    weight_bytes = span_bytes(checkpoint, span, dtype)
+    weight_bytes = unit_bytes(checkpoint, units.Blocks.of(span), dtype)
     module = load_span(checkpoint, span, dtype=dtype, device=device)
     engine = choose_engine(module, int((free_bytes - weight_bytes) * hardware.KV_SHARE))
     return Blocks(engine, weight_bytes, kv_bytes_per_token(checkpoint.config, span, dtype))

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from protocols import identity
 from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, UnauthenticatedError
-from protocols.ids import ModelId, PeerId, Span, short_peer
+from protocols.ids import PeerId, Span, short_peer
 from protocols.inference import Grant
+from protocols.units import Blocks, Unit
+from protocols.weights_id import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +21,19 @@ class Served:
     """What a node serves, as far as a session must agree with it."""
 
     peer: PeerId
-    model: ModelId
-    span: Span
+    weights: Weights
+    blocks: Blocks
+    beside: frozenset[Unit] = frozenset()
+    """Units that are hosted beside the blocks."""
     num_blocks: int
+    """Blocks of the whole model."""
     hidden_size: int
     dtype: str
-    ends: bool = False
-    """Embedding, final norm and head are hosted too."""
+
+    @property
+    def span(self) -> Span:
+        """The numbers of the blocks."""
+        return self.blocks.span
 
 
 CLOCK_ALLOWANCE_S = 1_200.0
@@ -44,9 +52,10 @@ def verify(grant: Grant, served: Served, now_s: float) -> None:
             "check the clocks of both machines"
         )
     identity.verify(grant.client, grant.signature, grant.signed_bytes())
-    if grant.model.digest != served.model.digest:
+    ours = served.weights.model
+    if grant.model.digest != ours.digest:
         raise ModelMismatchError(
-            f"this peer serves {served.model.name}@{served.model.digest[:12]}, "
+            f"this peer serves {ours.name}@{ours.digest[:12]}, "
             f"the session is for {grant.model.name}@{grant.model.digest[:12]}: "
             "the two hold different weights; use the same checkpoint, or another model name"
         )

@@ -17,6 +17,7 @@ from protocols.errors import DeadlineError, InternalError, NonsenseError, NoRout
 from protocols.identity import Identity
 from protocols.ids import PeerId, Span, short_peer
 from protocols.inference import Fork, Reply, Route, Step
+from protocols.units import ENDS, Unit
 from swarm import waiting
 from swarm.inference import hearsay, suspicion, trace
 from swarm.inference.hearsay import Refusal
@@ -88,6 +89,11 @@ class Legs:
         self._mending: asyncio.Task[None] | None = None
         self.current = self._new()
 
+    @property
+    def _needs(self) -> frozenset[Unit]:
+        """What the first and the last hop must host beside their blocks."""
+        return ENDS if self.is_thin else frozenset()
+
     def _new(self) -> Leg:
         def oldest() -> int:
             return min(self._pending, default=self.retained.next_step)
@@ -122,7 +128,12 @@ class Legs:
         self._waits.late(waiting.ROUTING)
         config = self._config
         route, self.dtype = await self._router.find(
-            config.patience_s, config.dtype, self.forked_places, thin=self.is_thin, blocks=config.blocks, on_wait=self._waits.late
+            config.patience_s,
+            config.dtype,
+            self.forked_places,
+            needs=self._needs,
+            blocks=config.blocks,
+            on_wait=self._waits.late,
         )
         trace.mark("routed", self.current.id, 0)
         if not self.is_over:
@@ -296,7 +307,7 @@ class Legs:
         try:
             route, _ = await self._router.find(
                 min(REFUSED_S, config.patience_s) if is_refusal else config.patience_s, self.dtype, staying,
-                thin=self.is_thin, blocks=config.blocks, on_wait=self._waits.late,
+                needs=self._needs, blocks=config.blocks, on_wait=self._waits.late,
                 avoiding=frozenset[PeerId]().union(*(refusal.sayers for refusal in self._refusals)) if is_refusal else (),
             )  # fmt: skip
         except NoRouteError:
@@ -356,7 +367,7 @@ class Legs:
         stuck = {leg.route[place].peer for leg in legs if leg.finding for place in leg.finding.places}
         config = self._config
         try:
-            route, _ = await self._router.find(0.0, self.dtype, (), thin=self.is_thin, blocks=config.blocks, avoiding=stuck)
+            route, _ = await self._router.find(0.0, self.dtype, (), needs=self._needs, blocks=config.blocks, avoiding=stuck)
         except SwarmError as error:
             log.info("%s: no answer comes, and there is no other way: %s", self.current, error)
             return

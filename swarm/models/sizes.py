@@ -7,19 +7,16 @@ from typing import Any
 import torch
 
 from protocols.ids import Span
-from protocols.units import Ends
+from protocols.units import Blocks, Ends
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import stored_names
 
 
-def span_bytes(checkpoint: Checkpoint, span: Span, dtype: torch.dtype) -> int:
-    """Bytes of the weights of blocks `span` when loaded in `dtype`."""
-    return sum(checkpoint.block_values[span.start : span.stop]) * dtype.itemsize
-
-
-def ends_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes of embedding, final norm and head when loaded in `dtype`; a tied head is stored, and counted, once."""
-    return sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, Ends())) * dtype.itemsize
+def unit_bytes(checkpoint: Checkpoint, unit: Blocks | Ends, dtype: torch.dtype) -> int:
+    """Bytes of a unit's weights when loaded in `dtype`; a tied head is stored, and counted, once."""
+    if isinstance(unit, Blocks):
+        return sum(checkpoint.block_values[unit.start : unit.stop]) * dtype.itemsize
+    return sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, unit)) * dtype.itemsize
 
 
 def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from protocols.ids import Span
+from protocols.units import Unit
 from swarm.placement.members import Member, digest, edges, is_routable, keeps_ends, throughputs
 
 GAIN = 1.2
@@ -81,10 +82,10 @@ def _best(members: list[Member], now: Sequence[float], goal: float, moved: set[i
 
 def _movers(members: Sequence[Member], moved: set[int]) -> list[int]:
     """One of each kind: replicas of a span that are alike leave it alike."""
-    kinds: dict[tuple[Span, int, float, bool], int] = {}
+    kinds: dict[tuple[Span, int, float, frozenset[Unit]], int] = {}
     for index, member in enumerate(members):
         if member.room_blocks and index not in moved:
-            kinds.setdefault((member.span, member.room_blocks, member.speed, member.has_ends), index)
+            kinds.setdefault((member.span, member.room_blocks, member.speed, member.beside), index)
     return list(kinds.values())
 
 

@@ -44,13 +44,13 @@ class Room:
     num_blocks: int | None = None
     """At most so many blocks; None = as many as fit."""
 
-    ends_bytes: int = 0
-    """What embedding, norm and head take beside an outer span; 0 = they are not to be hosted, or only where something is left."""
+    beside_bytes: int = 0
+    """What embedding, norm and head take beside an outer span; 0 = they are not to be hosted, or only if something is left."""
 
     def takes(self, span: Span) -> int:
-        """Bytes of the span's blocks, and of the ends where they are wanted beside it."""
+        """Bytes of the span's blocks, and of what is wanted beside it."""
         is_outer = span.start == 0 or span.stop == len(self.block_bytes)
-        return sum(self.block_bytes[span.start : span.stop]) + self.ends_bytes * is_outer
+        return sum(self.block_bytes[span.start : span.stop]) + self.beside_bytes * is_outer
 
     def fits(self, span: Span) -> bool:
         """Whether memory and the volunteer's wish allow it."""

@@ -80,7 +80,7 @@ def _one_per_span(members: Sequence[Member]) -> list[Member]:
 
 
 def _use_elsewhere(member: Member) -> tuple[int, bool, str]:
-    return member.room_blocks, not member.has_ends, member.peer
+    return member.room_blocks, not member.beside, member.peer
 
 
 def _holes(backbone: Sequence[Member], num_blocks: int) -> list[Span]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from protocols.ids import PeerId, Span
+from protocols.units import ENDS, Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +20,8 @@ class Member:
     """Consecutive blocks that it could host anywhere; 0 = it stays where it is."""
     speed: float = 1.0
     """Blocks that it computes a millisecond, for one token."""
-    has_ends: bool = False
-    """Hosts embedding, norm and head beside its span; they count where the span is an outer one."""
+    beside: frozenset[Unit] = frozenset()
+    """What it hosts beside its span; the model's ends count if the span is an outer one."""
 
     @property
     def throughput(self) -> float:
@@ -28,8 +29,8 @@ class Member:
         return self.speed / len(self.span)
 
     def at(self, span: Span) -> Member:
-        """The same elsewhere. Whether it will have memory for the ends there is not known, so it counts as without."""
-        return self if span == self.span else replace(self, span=span, has_ends=False)
+        """The same elsewhere. Whether it will have memory for other units there is not known, so it counts as without."""
+        return self if span == self.span else replace(self, span=span, beside=frozenset())
 
 
 def digest(text: str) -> bytes:
@@ -77,7 +78,7 @@ def throughputs(members: Sequence[Member], num_blocks: int) -> list[float]:
 
 def ends_hosts(members: Iterable[Member], num_blocks: int) -> tuple[list[Member], list[Member]]:
     """(who hosts the ends with block 0, who with the last block): where the routes of thin clients begin and stop."""
-    hosts = [member for member in members if member.has_ends]
+    hosts = [member for member in members if member.beside >= ENDS]
     return [one for one in hosts if one.span.start == 0], [one for one in hosts if one.span.stop == num_blocks]
 
 
@@ -88,7 +89,7 @@ def keeps_ends(before: Sequence[Member], after: Sequence[Member], num_blocks: in
 
 def _thin(members: Sequence[Member], num_blocks: int) -> tuple[bool, bool, bool]:
     first, last = ends_hosts(members, num_blocks)
-    inner = [one for one in members if one.has_ends or (one.span.start > 0 and one.span.stop < num_blocks)]
+    inner = [one for one in members if one.beside >= ENDS or (one.span.start > 0 and one.span.stop < num_blocks)]
     return bool(first), bool(last), bool(first and last) and is_routable(inner, num_blocks)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from protocols.errors import ModelMismatchError, NoRouteError
 from protocols.ids import ModelId, Span
-from protocols.records import ServedSpan
+from protocols.units import ENDS
 from swarm import waiting
 from swarm.routing import path
 from swarm.routing.offers import Offer, Wish
@@ -14,26 +14,26 @@ from swarm.suggestion import NodeCommand
 from swarm.waiting import Wait
 
 
-def gaps(live: Sequence[ServedSpan], wish: Wish, num_blocks: int) -> list[Span]:
+def gaps(live: Sequence[Offer], wish: Wish, num_blocks: int) -> list[Span]:
     """The wished blocks that none of `live` hosts, or that no path crosses."""
-    spans = {served.span for served in live}
+    spans = {offer.hosted.span for offer in live}
     return path.unhosted(spans, wish.blocks) if wish.blocks else path.missing(spans, num_blocks)
 
 
-def wait(live: Sequence[ServedSpan], wish: Wish, num_blocks: int, since_s: float, patience_s: float) -> Wait:
+def wait(live: Sequence[Offer], wish: Wish, num_blocks: int, since_s: float, patience_s: float) -> Wait:
     """What is being waited for."""
     missing = gaps(live, wish, num_blocks)
-    if wish.thin and live and not missing:
+    if wish.needs and live and not missing:
         return waiting.missing_ends(since_s, patience_s)
     return waiting.missing(missing, since_s, patience_s)
 
 
 def no_route(
-    live: Sequence[ServedSpan], wish: Wish, model: ModelId, num_blocks: int, patience_s: float, cause: str, hosting: NodeCommand
+    live: Sequence[Offer], wish: Wish, model: ModelId, num_blocks: int, patience_s: float, cause: str, hosting: NodeCommand
 ) -> NoRouteError:
     """cause: the last failure, in brackets; "" = there was none. hosting: what people are told to type."""
     missing = gaps(live, wish, num_blocks)
-    if wish.thin and live and not missing:
+    if wish.needs and live and not missing:
         return _no_ends(live, model, num_blocks, patience_s, cause, hosting)
     missing = missing or [wish.blocks or Span(0, num_blocks)]
     return NoRouteError(
@@ -43,13 +43,13 @@ def no_route(
 
 
 def _no_ends(
-    live: Sequence[ServedSpan], model: ModelId, num_blocks: int, patience_s: float, cause: str, hosting: NodeCommand
+    live: Sequence[Offer], model: ModelId, num_blocks: int, patience_s: float, cause: str, hosting: NodeCommand
 ) -> NoRouteError:
     """The blocks are there, but a thin client needs more."""
-    spans = [served.span for served in live]
+    spans = [offer.hosted.span for offer in live]
     edges = {0: [span for span in spans if span.start == 0],
              num_blocks - 1: [span for span in spans if span.stop == num_blocks]}  # fmt: skip
-    hosted = {one.span for one in live if one.ends}
+    hosted = {offer.hosted.span for offer in live if offer.beside >= ENDS}
     lacking = [block for block, there in edges.items() if not hosted.intersection(there)]
     where = " and ".join(f"block {block}" for block in lacking or edges)
     span = min(edges[(lacking or [0])[0]])
@@ -61,7 +61,7 @@ def _no_ends(
 
 def mismatch(offers: Sequence[Offer], model: ModelId) -> ModelMismatchError:
     """Only other weights are served by this name."""
-    others = sorted({offer.served.model.digest[:12] for offer in offers})
+    others = sorted({offer.hosted.weights.model.digest[:12] for offer in offers})
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     return ModelMismatchError(
         f"the swarm serves {model.name} with other weights (digest {', '.join(others[:3])}{more}) than yours ({model.digest[:12]}): "

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from protocols.hosted import Hosted
 from protocols.ids import PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
+from protocols.units import Unit
 from swarm.routing import path
 from swarm.speeds import believed_ms
 
@@ -20,7 +22,8 @@ class Wish:
 
     blocks: Span | None
     """None = all of the model, by whole spans; else these, and a hop may be a part of what its node hosts."""
-    thin: bool
+    needs: frozenset[Unit]
+    """What the first and the last hop must host beside their blocks (`units.ENDS` for a thin client)."""
     holding: Collection[tuple[PeerId, Span]]
     avoiding: Collection[PeerId] = ()
     """Pass by these if there is a way without them, and believe nobody's announced speed who has not computed for us."""
@@ -32,51 +35,58 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One span that one peer serves, of our model and in one precision."""
+    """Blocks that one peer serves, of our model and in one precision."""
 
     record: PeerRecord
-    served: ServedSpan
+    hosted: Hosted
 
     @property
-    def precision(self) -> tuple[str, str]:
-        """What all hops of a route have in common."""
-        return self.served.dtype, self.served.quantization
+    def beside(self) -> frozenset[Unit]:
+        """What the peer serves beside them."""
+        return self.record.beside(self.hosted)
 
 
 def named(peers: Iterable[PeerRecord], name: str) -> list[Offer]:
     """What is served now under a name."""
-    serving = [Offer(record, served) for record in peers for served in record.spans if record.state_of(served) == "serving"]
-    return [offer for offer in serving if offer.served.model.name == name]
+    offers = (Offer(record, one) for record in peers for one in record.blocks() if one.weights.model.name == name)
+    return [offer for offer in offers if offer.record.state_of(offer.hosted) == "serving"]
 
 
 def precisions(offers: Iterable[Offer]) -> list[tuple[str, str]]:
     """Those that are offered, float32 first."""
-    return sorted({offer.precision for offer in offers}, key=lambda precision: (precision[0] != "float32", precision))
+    return sorted({offer.hosted.precision for offer in offers}, key=lambda precision: (precision[0] != "float32", precision))
 
 
 def candidates(offers: Sequence[Offer], wish: Wish, num_blocks: int, proven: Collection[PeerId]) -> list[path.Candidate]:
     """What each of these could be in the route. proven: peers that have computed for us (`swarm/speeds.py`)."""
-    claims_ms = {offer.record.peer: offer.record.step_ms / len(offer.served.span) for offer in offers if len(offer.served.span)}
-    block_ms = believed_ms(claims_ms, proven, UNMEASURED_MS_PER_BLOCK)
+    block_ms = believed_ms(_claims_ms(offers), proven, UNMEASURED_MS_PER_BLOCK)
     return [
         path.Candidate(
             peer=offer.record.peer,
             span=part,
-            step_ms=block_ms[offer.record.peer] * len(part) * (1 + offer.record.queue),
-            free_tokens=offer.record.free_tokens,
-            ends=offer.served.ends,
+            step_ms=block_ms[offer.record.peer] * len(part) * (1 + offer.hosted.load.queue),
+            free_tokens=offer.hosted.load.free_tokens,
+            beside=offer.beside if wish.needs else frozenset(),
             is_holding=(offer.record.peer, part) in wish.holding,
         )
         for offer, part in _parts(offers, wish, num_blocks)
-        if offer.record.peer in block_ms
     ]
+
+
+def _claims_ms(offers: Iterable[Offer]) -> dict[PeerId, float]:
+    """Milliseconds for a block, as each peer claims once: the least of what it has measured; 0 = nothing."""
+    claims_ms: dict[PeerId, float] = {}
+    for offer in offers:
+        peer, ms = offer.record.peer, offer.hosted.load.step_ms / len(offer.hosted.span)
+        claims_ms[peer] = min(ms, claims_ms[peer]) if ms and claims_ms.get(peer) else ms or claims_ms.get(peer, 0.0)
+    return claims_ms
 
 
 def _parts(offers: Sequence[Offer], wish: Wish, num_blocks: int) -> list[tuple[Offer, Span]]:
     """What each offer could be in the route: its whole span, or a part of it where only some blocks are wished for."""
     if wish.blocks is None:
-        return [(offer, offer.served.span) for offer in offers]
-    offers = [offer for offer in offers if offer.served.span.stop <= num_blocks]
+        return [(offer, offer.hosted.span) for offer in offers]
+    offers = [offer for offer in offers if offer.hosted.span.stop <= num_blocks]
     kept = {edge for _, span in wish.holding for edge in (span.start, span.stop)}
-    edges = kept | {edge for offer in offers for edge in (offer.served.span.start, offer.served.span.stop)}
-    return [(offer, part) for offer in offers for part in path.parts(offer.served.span, wish.blocks, edges, kept)]
+    edges = kept | {edge for offer in offers for edge in (offer.hosted.span.start, offer.hosted.span.stop)}
+    return [(offer, part) for offer in offers for part in path.parts(offer.hosted.span, wish.blocks, edges, kept)]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from protocols.ids import PeerId, Span
+from protocols.units import Unit
 
 REPLAY_MS = 1_000.0
 """Cost of a hop that has to be brought up to date, where others hold the session already."""
@@ -39,8 +40,8 @@ class Candidate:
     span: Span
     step_ms: float
     free_tokens: int
-    ends: bool = False
-    """Hosts embedding, final norm and head as well."""
+    beside: frozenset[Unit] = frozenset()
+    """What it hosts beside the span, of the same weights and in the same precision."""
     is_holding: bool = False
     """Holds this session's K/V already."""
     doubts: int = 0
@@ -68,23 +69,23 @@ def parts(span: Span, blocks: Span, edges: Collection[int], kept: Collection[int
     return [Span(start, stop) for start in starts for stop in stops if start < stop]
 
 
-def can_take_part(span: Span, ends: bool, num_blocks: int, thin: bool) -> bool:
-    """Is there a place for it in a route? A thin client has no ends: its first and its last hop need them."""
-    return span.stop <= num_blocks and (ends or not thin or (span.start > 0 and span.stop < num_blocks))
+def can_take_part(span: Span, beside: Collection[Unit], num_blocks: int, needs: frozenset[Unit]) -> bool:
+    """Is there a place for it in a route? needs: what the first and the last hop must host beside their blocks."""
+    return span.stop <= num_blocks and (needs.issubset(beside) or (span.start > 0 and span.stop < num_blocks))
 
 
 def best(
-    candidates: Sequence[Candidate], num_blocks: int, way_ms: Way, thin: bool = False, start: int = 0
+    candidates: Sequence[Candidate], num_blocks: int, way_ms: Way, needs: frozenset[Unit] = frozenset(), start: int = 0
 ) -> list[Candidate] | None:
     """The cheapest candidates whose spans cover [start, num_blocks) without gap or overlap; None where there are none.
 
-    thin: the first and the last of them must host the model's ends too.
+    needs: units that the first and the last of them must host too.
 
     Ties go to fewer hops, then to the smaller PeerIDs, so that equal inputs give equal routes. A peer takes part once; the search is
     exact where each offers one span (as our nodes do), and may miss a path where one offers several.
     """
     any_holding = any(candidate.is_holding for candidate in candidates)
-    candidates = [c for c in candidates if can_take_part(c.span, c.ends, num_blocks, thin)]
+    candidates = [c for c in candidates if can_take_part(c.span, c.beside, num_blocks, needs)]
     starting: dict[int, list[Candidate]] = {}
     for candidate in _cheapest(candidates, way_ms, any_holding):
         starting.setdefault(candidate.span.start, []).append(candidate)

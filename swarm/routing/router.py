@@ -20,7 +20,8 @@ from protocols.defaults import RECORD_LIFE_S
 from protocols.errors import CacheFullError, DrainingError, OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.inference import Hop, Route
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
+from protocols.units import Unit
 from swarm.asking import HELLO_S, Ping
 from swarm.clock import SYSTEM, Clock
 from swarm.routing import absence, path
@@ -141,9 +142,9 @@ class Router:
 
     def _announced_ms(self, hop: Hop) -> float:
         _, record = self._seen.get(hop.peer, (0.0, None))
-        if record is None or not record.step_ms:
-            return UNMEASURED_MS_PER_BLOCK * len(hop.span)
-        return record.step_ms * (1 + record.queue)
+        hosted = record.blocks(self.model.digest) if record else ()
+        loads = [one.load for one in hosted if hop.span.is_within(one.span) and one.load.step_ms]
+        return loads[0].step_ms * (1 + loads[0].queue) if loads else UNMEASURED_MS_PER_BLOCK * len(hop.span)
 
     def is_proven(self, peer: PeerId) -> bool:
         """Has it computed for us, or does the user vouch for it?"""
@@ -166,7 +167,7 @@ class Router:
         patience_s: float,
         dtype: str | None = None,
         holding: Collection[tuple[PeerId, Span]] | None = None,
-        thin: bool = False,
+        needs: frozenset[Unit] = frozenset(),
         blocks: Span | None = None,
         *,
         avoiding: Collection[PeerId] = (),
@@ -176,14 +177,14 @@ class Router:
         part of that; one hello may always end.
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
-        dtype: None = any one. thin: first and last hop host the model's ends. Raises NoRouteError where no live peers cover the model
-        in time, ModelMismatchError where only other weights go by this name; at once, unless ours were there before: then they may
-        come back.
+        dtype: None = any one. needs: units that the first and the last hop host beside their blocks.
+        Raises NoRouteError where no live peers cover the model in time, ModelMismatchError where only other weights go by this name; at
+        once, unless ours were there before: then they may come back.
         avoiding: peers to use only if no other route exists. If it is not empty, an announced speed counts only for peers that have
         computed for us.
         on_wait: told what is missing, at every look that finds no route.
         """
-        is_opening, wish = holding is None, Wish(blocks, thin, holding or (), avoiding)
+        is_opening, wish = holding is None, Wish(blocks, needs, holding or (), avoiding)
         since_s = self._now_s()
         deadline_s = since_s + patience_s
         until_s = max(deadline_s, self._now_s() + HELLO_S)
@@ -201,7 +202,7 @@ class Router:
                 return found
             if await self._forgive(offers, until_s):
                 continue
-            live = self._live(offers)
+            live = self._usable(offers)
             if self._now_s() >= deadline_s:
                 cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
                 raise absence.no_route(live, wish, self.model, self.num_blocks, patience_s, cause, self._hosting)
@@ -238,12 +239,8 @@ class Router:
 
     def _ours(self, offers: Sequence[Offer], dtype: str | None) -> list[Offer]:
         """Those of our very weights, at peers that may be used."""
-        ours = [offer for offer in offers if offer.served.model.digest == self.model.digest]
-        return [o for o in ours if (dtype is None or o.served.dtype == dtype) and self._regard.may_be_used(o.record.peer)]
-
-    def _live(self, offers: list[Offer]) -> list[ServedSpan]:
-        """What is served by those who have not failed."""
-        return [offer.served for offer in self._usable(offers)]
+        ours = [offer for offer in offers if offer.hosted.weights.model.digest == self.model.digest]
+        return [o for o in ours if (dtype is None or o.hosted.dtype == dtype) and self._regard.may_be_used(o.record.peer)]
 
     def _usable(self, offers: Iterable[Offer]) -> list[Offer]:
         now_s = self._now_s()
@@ -304,10 +301,10 @@ class Router:
         records = {offer.record.peer: offer.record for offer in there}
         blocks = wish.blocks or Span(0, self.num_blocks)
         proven = {peer for peer in records if self.is_proven(peer)}
-        hosted = {offer.record.peer: offer.served.span for offer in offers}
+        hosted = {offer.record.peer: offer.hosted.span for offer in offers}
         alike = Counter(span for peer, span in hosted.items() if peer in wish.avoiding)
         for precision in precisions(there):
-            group = [offer for offer in there if offer.precision == precision]
+            group = [offer for offer in there if offer.hosted.precision == precision]
             chosen = path.best(
                 [
                     self._doubted(one, wish, proven, alike[hosted[one.peer]])
@@ -315,7 +312,7 @@ class Router:
                 ],
                 blocks.stop,
                 lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
-                wish.thin,
+                wish.needs,
                 blocks.start,
             )
             if chosen is not None:
@@ -362,5 +359,5 @@ class Router:
         return is_back
 
 
-NOTHING = Wish(None, False, ())
+NOTHING = Wish(None, frozenset(), ())
 """No session, all blocks."""

@@ -18,7 +18,7 @@ from protocols import bounds, dictionary, entries, errors, frame, ids, inference
 from protocols.hosted import Hosted
 from protocols.ids import Span
 from protocols.progress import Progress, ProgressRequest
-from protocols.units import parse_unit
+from protocols.units import Blocks, parse_unit
 from protocols.weights_id import Weights
 from swarm import access_lists, known_peers
 from swarm.dht.address import PeerAddress
@@ -30,7 +30,9 @@ from tests.protocols.samples import ALICE, BOB, CAROL, MANIFEST, MODEL, RECORD, 
 from tests.protocols.test_bounds import LARGEST
 
 NOW_S = 1_899_999_900.0
-_SERVED = grants.Served(peer=CAROL.peer_id, model=MODEL, span=Span(2, 4), num_blocks=4, hidden_size=8, dtype="float32")
+_SERVED = grants.Served(
+    peer=CAROL.peer_id, weights=Weights(MODEL), blocks=Blocks(2, 4), num_blocks=4, hidden_size=8, dtype="float32"
+)
 _FINGERPRINT = bytes(range(32))
 _AUTHENTICATOR = auth.Authenticator(_FINGERPRINT)
 _FOLDER = Path(tempfile.mkdtemp(prefix="murmuration-fuzz-"))

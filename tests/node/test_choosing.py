@@ -15,8 +15,8 @@ from node.choosing import (
     Claim,
     Standing,
     as_told,
+    beside,
     claims,
-    hosts_ends,
     look_again,
     other_weights,
     planned,
@@ -29,6 +29,7 @@ from node.neighbours import successors
 from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
+from protocols.units import ENDS
 from swarm import places
 from swarm.placement.choose import Choice, Room, outranking
 from swarm.placement.members import Member
@@ -97,7 +98,7 @@ def test_who_joins_counts_as_fast_as_the_others_usually_are() -> None:
 def test_a_record_says_who_hosts_the_ends() -> None:
     served = ServedSpan(model=MODEL, span=Span(0, 3), num_blocks=6, ends=True, dtype="float32")
     (standing,) = standings([replace(record("1", Span(0, 3)), spans=(served,))], MODEL, "float32", ME)
-    assert standing.claim.has_ends and not standings([record("1", Span(0, 3))], MODEL, "float32", ME)[0].claim.has_ends
+    assert standing.claim.beside == ENDS and not standings([record("1", Span(0, 3))], MODEL, "float32", ME)[0].claim.beside
 
 
 def test_of_a_crowd_a_plan_counts_those_that_we_met_and_some_of_every_span() -> None:
@@ -208,12 +209,12 @@ def test_the_data_directory_follows_the_environment() -> None:
 def test_outer_spans_host_the_ends_where_there_is_room_or_they_are_wished_for(
     wish: bool | None, span: Span, left: int, expected: bool, says: str
 ) -> None:
-    is_hosted, reason = hosts_ends(wish, span, 6, 10, left)
-    assert is_hosted is expected and says in reason
+    found, reason = beside(wish, span, 6, 10, left)
+    assert found == (ENDS if expected else frozenset()) and says in reason
 
 
 def test_ends_that_are_wished_for_are_counted_with_the_outer_blocks() -> None:
-    room = Room(free_bytes=39, block_bytes=(10,) * 6, ends_bytes=15)
+    room = Room(free_bytes=39, block_bytes=(10,) * 6, beside_bytes=15)
     assert [room.takes(span) for span in (Span(0, 2), Span(1, 3), Span(5, 6), Span(0, 6))] == [35, 20, 25, 75]
     assert room.longest_from(0, 6) == Span(0, 2) and room.longest_from(1, 5) == Span(1, 4)
     with pytest.raises(ConfigError, match="no memory for blocks 0:3"):

@@ -137,7 +137,7 @@ class MovingNode:
         if self.fails:
             raise self.fails
         self.engines.append(ToyEngine(span))
-        host = Host(self.engines[-1], self.presence.served(span, WIDTH, False), kv_bytes_per_token=1)  # type: ignore[arg-type]
+        host = Host(self.engines[-1], self.presence.served(span, WIDTH), kv_bytes_per_token=1)  # type: ignore[arg-type]
         await host.start(self.pool)
         return host
 

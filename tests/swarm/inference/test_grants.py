@@ -11,6 +11,8 @@ from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedE
 from protocols.identity import Identity
 from protocols.ids import ModelId, SessionId, Span
 from protocols.inference import Grant, Hop
+from protocols.units import Blocks
+from protocols.weights_id import Weights
 from swarm.inference import grants
 from swarm.inference.grants import CLOCK_ALLOWANCE_S, Served
 from tests.swarm.inference.toy import new_identity
@@ -34,7 +36,7 @@ def grant_of(client: Identity, route: tuple[Hop, ...]) -> Grant:
 
 
 def served_by(hop: Hop) -> Served:
-    return Served(peer=hop.peer, model=MODEL, span=hop.span, num_blocks=4, hidden_size=4, dtype="float32")
+    return Served(peer=hop.peer, weights=Weights(MODEL), blocks=Blocks.of(hop.span), num_blocks=4, hidden_size=4, dtype="float32")
 
 
 def test_what_the_client_signed_is_taken(client: Identity) -> None:

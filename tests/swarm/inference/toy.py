@@ -25,6 +25,8 @@ from protocols.identity import Identity
 from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Op, StepSpec
 from protocols.records import PeerRecord, ServedSpan
+from protocols.units import ENDS, Blocks
+from protocols.weights_id import Weights
 from swarm.clock import SYSTEM, Clock
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits
@@ -151,7 +153,9 @@ class ToyNode:
 
     def record(self) -> PeerRecord:
         load, what = self.host.load(), self.host.served
-        served = ServedSpan(model=what.model, span=self.span, num_blocks=what.num_blocks, dtype=what.dtype, ends=what.ends)
+        served = ServedSpan(
+            model=what.weights.model, span=self.span, num_blocks=what.num_blocks, dtype=what.dtype, ends=what.beside >= ENDS
+        )
         return PeerRecord(
             peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der, spans=(served,),
             free_tokens=load.free_tokens, step_ms=1.0,
@@ -195,8 +199,8 @@ class ToySwarm:
     ) -> ToyNode:
         """One more node, with an engine of any kind, and perhaps with the model's ends, or with engines of parts."""
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
-        served = Served(peer=identity.peer_id, model=self.model, span=span, num_blocks=self.num_blocks,
-                        hidden_size=engine.hidden_size, dtype=dtype, ends=ends is not None)  # fmt: skip
+        served = Served(peer=identity.peer_id, weights=Weights(self.model), blocks=Blocks.of(span), num_blocks=self.num_blocks,
+                        hidden_size=engine.hidden_size, dtype=dtype, beside=ENDS if ends is not None else frozenset())  # fmt: skip
         host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part, clock=self.clock)
         uploader = Uploader()
         uploader.add(Shelf(self.model, self.manifest, lambda _tensor: None, Path()))

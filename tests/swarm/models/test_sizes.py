@@ -7,9 +7,10 @@ import torch
 
 from node.serving.engine import choose_engine
 from protocols.ids import Span
+from protocols.units import Blocks
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
-from swarm.models.sizes import kv_bytes_per_token, span_bytes
+from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 from tests.families import Checkpoints
 
 
@@ -23,7 +24,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 def test_bytes_of_a_span_are_those_of_its_parameters(checkpoints: Checkpoints, family: str, dtype: torch.dtype) -> None:
     checkpoint = open_checkpoint(checkpoints(family))
     parameters = load_span(checkpoint, Span(1, 4), dtype=dtype).layers.parameters()
-    assert span_bytes(checkpoint, Span(1, 4), dtype) == pytest.approx(
+    assert unit_bytes(checkpoint, Blocks(1, 4), dtype) == pytest.approx(
         sum(p.numel() for p in parameters) * dtype.itemsize, rel=0.01
     )
 

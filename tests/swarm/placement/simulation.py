@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from protocols.ids import PeerId, Span
+from protocols.units import ENDS
 from swarm.placement.choose import Room, choose
 from swarm.placement.members import Member, digest, ends_hosts, is_routable, num_covered, throughputs
 from swarm.placement.rebalance import Hysteresis, Move, may_switch, plan
@@ -35,7 +36,9 @@ class Simulation:
 
     def _place(self, member: Member) -> None:
         is_outer = member.span.start == 0 or member.span.stop == self.num_blocks
-        self.members[member.peer] = replace(member, has_ends=is_outer and member.peer not in self.without_ends)
+        self.members[member.peer] = replace(
+            member, beside=ENDS if is_outer and member.peer not in self.without_ends else frozenset()
+        )
 
     def leave(self, peer: PeerId) -> None:
         del self.members[peer]

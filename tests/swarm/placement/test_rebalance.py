@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.ids import PeerId, Span
+from protocols.units import ENDS
 from swarm.placement.balancing import GAIN, balance
 from swarm.placement.members import Member, ends_hosts, is_routable, num_covered, throughputs
 from swarm.placement.rebalance import ROUNDS, decide, may_retire, may_switch, plan
@@ -24,7 +25,9 @@ def peer(number: int) -> PeerId:
 
 
 def member(number: int, span: str, room: int = 0, speed: float = 1.0, has_ends: bool = False) -> Member:
-    return Member(peer=peer(number), span=Span.parse(span), room_blocks=room, speed=speed, has_ends=has_ends)
+    return Member(
+        peer=peer(number), span=Span.parse(span), room_blocks=room, speed=speed, beside=ENDS if has_ends else frozenset()
+    )
 
 
 def heal(swarm: Simulation) -> int:
@@ -98,7 +101,9 @@ def swarms(draw: st.DrawFn) -> tuple[list[Member], int]:
         span = Span(start, draw(st.integers(start + 1, num_blocks)))
         room = draw(st.sampled_from([0, len(span), len(span) + 1, len(span) + 3]))
         speed, has_ends = draw(st.sampled_from([0.5, 1.0, 3.0])), draw(st.booleans())
-        members.append(Member(peer=peer(number), span=span, room_blocks=room, speed=speed, has_ends=has_ends))
+        members.append(
+            Member(peer=peer(number), span=span, room_blocks=room, speed=speed, beside=ENDS if has_ends else frozenset())
+        )
     return members, num_blocks
 
 
@@ -151,13 +156,11 @@ def test_where_a_route_exists_nobody_moves_for_less_than_the_margin(given: tuple
 
 def thin_route(members: list[Member], num_blocks: int) -> bool:
     """Whether ends lead to ends, tried one hop after the other."""
-    reached = {one.span.stop for one in members if one.span.start == 0 and one.has_ends}
+    reached = {one.span.stop for one in members if one.span.start == 0 and one.beside}
     for _hop in members:
-        reached |= {
-            one.span.stop for one in members if one.span.start in reached and (one.span.stop < num_blocks or one.has_ends)
-        }
-    whole = any(one.span == Span(0, num_blocks) and one.has_ends for one in members)
-    inner = {one.span.start for one in members if one.span.stop == num_blocks and one.has_ends}
+        reached |= {one.span.stop for one in members if one.span.start in reached and (one.span.stop < num_blocks or one.beside)}
+    whole = any(one.span == Span(0, num_blocks) and one.beside for one in members)
+    inner = {one.span.start for one in members if one.span.stop == num_blocks and one.beside}
     return whole or any(start in reached for start in inner)
 
 
@@ -188,10 +191,10 @@ def test_the_last_to_host_the_ends_stays_and_a_replica_goes_instead() -> None:
     crowd = [member(1, "0:4", 4, has_ends=True), *(member(number, "0:4", 4) for number in range(2, 6)), member(8, "4:8", 4)]
     assert len(plan(crowd, 8)) == 2 and peer(1) not in plan(crowd, 8)
     alone = [member(1, "0:4", 4, has_ends=True), member(2, "0:4"), member(3, "0:4"), member(8, "4:8", 4)]
-    assert list(plan([replace(one, has_ends=False) for one in alone], 8)) == [peer(1)]
+    assert list(plan([replace(one, beside=frozenset()) for one in alone], 8)) == [peer(1)]
     assert plan(alone, 8) == {}, "nobody else can move, so nobody does"
     assert not may_switch(alone[0], Span(4, 8), alone[1:], 8) and not may_retire(alone[0], alone[1:], 8)
-    assert list(plan([alone[0], replace(alone[1], has_ends=True), *alone[2:]], 8)) == [peer(1)], "another hosts them, too"
+    assert list(plan([alone[0], replace(alone[1], beside=ENDS), *alone[2:]], 8)) == [peer(1)], "another hosts them, too"
 
 
 def test_a_gap_is_filled_by_the_last_with_ends_only_if_nobody_else_is_missed_as_little() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.ids import PeerId, Span
+from protocols.units import ENDS
 from swarm.routing import path
 from swarm.routing.path import Candidate
 
@@ -35,7 +36,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
                 step_ms=float(draw(st.integers(0, 20))),
                 free_tokens=draw(st.sampled_from([0, path.SCARCE_TOKENS // 2, path.SCARCE_TOKENS, 10**6])),
                 is_holding=draw(st.booleans()),
-                ends=draw(st.booleans()),
+                beside=draw(st.sampled_from([ENDS, frozenset()])),
             )
         )
     return found
@@ -61,9 +62,9 @@ def total_ms(chosen: Sequence[Candidate], any_holding: bool) -> float:
 @given(candidates(), st.booleans())
 def test_no_path_is_cheaper_and_none_of_equal_cost_has_fewer_hops(found: list[Candidate], thin: bool) -> None:
     """A thin client's path is the cheapest of those with the ends at both ends."""
-    chosen, others = path.best(found, BLOCKS, way_ms, thin), all_paths(found)
+    chosen, others = path.best(found, BLOCKS, way_ms, ENDS if thin else frozenset()), all_paths(found)
     if thin:
-        others = [other for other in others if other[0].ends and other[-1].ends]
+        others = [other for other in others if other[0].beside and other[-1].beside]
     any_holding = any(candidate.is_holding for candidate in found)
     if not others:
         assert chosen is None

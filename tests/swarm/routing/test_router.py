@@ -23,6 +23,7 @@ from protocols.errors import (
 from protocols.ids import ModelId, PeerId, Span
 from protocols.inference import Hop
 from protocols.records import PeerRecord, ServedSpan
+from protocols.units import ENDS
 from swarm.asking import AT_ONCE, HELLO_S
 from swarm.routing.offers import Offer, Wish, candidates
 from swarm.routing.regard import Regard
@@ -99,7 +100,7 @@ async def test_what_is_missing_is_hosted_by_a_line_that_works() -> None:
     with pytest.raises(
         NoRouteError, match=r"start one with --ends: swarm node toy --ends --blocks 0:2 --swarm attic --peer /ip4"
     ):
-        await router.find(0, thin=True)
+        await router.find(0, needs=ENDS)
 
 
 async def test_a_route_has_one_precision_float32_first() -> None:
@@ -232,13 +233,13 @@ async def test_a_thin_route_has_the_ends_at_both_ends() -> None:
     with pytest.raises(
         NoRouteError, match=r"no node hosts the ends of toy with block 0 and block 3 .*swarm node toy --ends --blocks 0:2"
     ):
-        await swarm.router().find(0, thin=True)
+        await swarm.router().find(0, needs=ENDS)
     first = swarm.add(0, 2, ends=True)
     with pytest.raises(NoRouteError, match=r"with block 3 after 0 s, .*--ends --blocks 2:4"):
-        await swarm.router().find(0, thin=True)
+        await swarm.router().find(0, needs=ENDS)
     last = swarm.add(2, 4, ends=True)
     router = swarm.router()
-    assert peers_of(await router.find(0, thin=True)) == [first.peer, last.peer]
+    assert peers_of(await router.find(0, needs=ENDS)) == [first.peer, last.peer]
     assert peers_of(await router.find(0)) != [first.peer, last.peer]  # whoever has ends of its own takes the faster ones
 
 
@@ -246,7 +247,7 @@ async def test_where_blocks_are_missing_a_thin_client_hears_of_those_first() -> 
     swarm = LocalSwarm()
     swarm.add(0, 2)
     with pytest.raises(NoRouteError, match=r"blocks 2:4 of toy"):
-        await swarm.router().find(0, thin=True)
+        await swarm.router().find(0, needs=ENDS)
 
 
 @virtual_time
@@ -475,7 +476,7 @@ async def test_a_claim_counts_twice_the_median_at_most() -> None:
     swarm.add(0, 2, step_ms=20.0)
     swarm.add(2, 4, step_ms=20.0)
     boaster = swarm.add(0, 4, step_ms=0.01)
-    whole = candidates([Offer(record, record.spans[0]) for record in swarm.peers], Wish(None, False, ()), 4, ())
+    whole = candidates([Offer(record, record.hosted[0]) for record in swarm.peers], Wish(None, frozenset(), ()), 4, ())
     assert {c.peer: c.step_ms for c in whole}[boaster.peer] == 4 * 10.0 / 2
 
 
