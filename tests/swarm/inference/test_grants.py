@@ -83,7 +83,7 @@ def test_a_grant_ends_within_an_hour_by_the_clock_of_its_client(client: Identity
 
 def test_other_weights_are_named(client: Identity) -> None:
     route = route_of((0, 4))
-    served = replace(served_by(route[0]), model=ModelId("toy", "cd" * 32))
+    served = replace(served_by(route[0]), weights=Weights(ModelId("toy", "cd" * 32)))
     with pytest.raises(ModelMismatchError, match=r"toy@cdcdcdcdcdcd.*toy@abababababab"):
         grants.verify(grant_of(client, route), served, NOW_S)
 
@@ -103,7 +103,7 @@ def test_a_place_that_is_not_ours_is_refused(
 ) -> None:
     route = route_of(*spans)
     with pytest.raises(error):
-        grants.verify_place(grant_of(client, route), index, replace(served_by(route[index]), span=Span(*served_span)))
+        grants.verify_place(grant_of(client, route), index, replace(served_by(route[index]), blocks=Blocks(*served_span)))
 
 
 def test_another_peers_place_is_refused(client: Identity) -> None:
