@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from protocols.errors import SwarmError  # noqa: E402
 from swarm import places  # noqa: E402
-from swarm.models import gguf  # noqa: E402
+from swarm.models import conversions  # noqa: E402
 
 NAME = "SmolLM2-135M-Instruct"
 """Its name in a swarm, too."""
@@ -47,7 +47,7 @@ def directory() -> Path:
 def found() -> Path | None:
     """The checkpoint, if it was made before."""
     file = directory().resolve() / FILE
-    place = gguf.place_of(file, places.data_dir()) if file.exists() else None
+    place = conversions.place_of(file, places.data_dir()) if file.exists() else None
     return place if place is not None and place.is_dir() else None
 
 

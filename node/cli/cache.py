@@ -1,12 +1,17 @@
-"""`swarm cache`: weights fetched from peers, and how to remove them."""
+"""`swarm cache`: models on this disk, and how to remove them.
+
+Weights that were fetched from peers, and checkpoints that were converted from GGUF files.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import typer
 
@@ -14,6 +19,8 @@ from node.cli.console import remark
 from protocols.errors import ConfigError, ModelNotFoundError
 from protocols.words import counted
 from swarm import places
+from swarm.models import conversions
+from swarm.models.conversions import Conversion
 from swarm.suggestion import cache_command
 from swarm.weights import cache
 from swarm.weights.cache import CachedModel
@@ -22,23 +29,36 @@ from swarm.weights.names import is_digest, split_name
 DAY_S = 86_400.0
 
 
+Row: TypeAlias = CachedModel | Conversion
+
+
 def _root(data_dir: Path | None) -> Path:
     return (data_dir or places.data_dir()) / "weights"
 
 
+def _rows(root: Path) -> list[Row]:
+    """The one used last first."""
+    return sorted([*cache.listed(root), *conversions.listed(root.parent)], key=lambda row: -row.last_used_s)
+
+
 def show(data_dir: Path | None, *, as_json: bool) -> None:
     """All models, the one used last first."""
-    rows = cache.listed(_root(data_dir))
+    root = _root(data_dir)
+    rows = _rows(root)
     if as_json:
-        print(json.dumps({"directory": str(_root(data_dir)), "models": [_facts(row) for row in rows]}))
+        models, converted = ([_facts(row) for row in rows if isinstance(row, kind)] for kind in (CachedModel, Conversion))
+        print(json.dumps({"directory": str(root), "models": models, "conversions": converted}))
         return
     if not rows:
-        print(f"nothing was fetched yet; {_root(data_dir)} is empty")
+        print(f"nothing was fetched or converted yet; {root} is empty")
     for row in rows:
         print(_line(row, time.time()))
 
 
-def _facts(row: CachedModel) -> dict[str, object]:
+def _facts(row: Row) -> dict[str, object]:
+    use = {"last_used": round(row.last_used_s, 3), "is_in_use": row.is_in_use}
+    if isinstance(row, Conversion):
+        return {"name": row.name, "path": str(row.path), "source": row.source, "bytes": row.num_bytes, **use}
     return {
         "name": row.model.name,
         "digest": row.model.digest,
@@ -46,15 +66,26 @@ def _facts(row: CachedModel) -> dict[str, object]:
         "blocks": row.blocks_here,
         "num_blocks": row.num_blocks,
         "is_complete": row.is_complete,
-        "last_used": round(row.last_used_s, 3),
-        "is_in_use": row.is_in_use,
+        **use,
     }
 
 
-def _line(row: CachedModel, now_s: float) -> str:
-    blocks = "all of it" if row.is_complete else f"{row.blocks_here} of {counted(row.num_blocks, 'block')}"
+def _title(row: Row) -> str:
+    """What it is called: a name, and what tells it from others of that name."""
+    if isinstance(row, Conversion):
+        return f"{row.name} (converted from {row.source or 'a GGUF file'})"
+    return f"{row.model.name}@{row.model.digest[:12]}"
+
+
+def _line(row: Row, now_s: float) -> str:
     used = "in use" if row.is_in_use else f"used {_ago(now_s - row.last_used_s)} ago"
-    return f"{row.model.name}@{row.model.digest[:12]}  {row.num_bytes / 1e6:.1f} MB, {blocks}, {used}"
+    return f"{_title(row)}  {row.num_bytes / 1e6:.1f} MB, {_how_much(row)}, {used}"
+
+
+def _how_much(row: Row) -> str:
+    if isinstance(row, Conversion) or row.is_complete:
+        return "all of it"
+    return f"{row.blocks_here} of {counted(row.num_blocks, 'block')}"
 
 
 def _ago(seconds: float) -> str:
@@ -84,23 +115,20 @@ class Which:
             raise ConfigError("--older-than and --max-gb are 0 or more")
 
 
-def chosen(rows: list[CachedModel], which: Which, now_s: float, listing: str = "swarm cache") -> list[CachedModel]:
+def chosen(rows: Sequence[Row], which: Which, now_s: float, listing: str = "swarm cache") -> list[Row]:
     """The models to remove, of `rows` (the one used last first). Pure. listing: the command that shows them.
 
     ModelNotFoundError where none has that name.
     """
     if which.name is not None:
-        name, prefix = split_name(which.name)
-        found = [row for row in rows if row.model.name == name and row.model.digest.startswith(prefix)]
-        if not found and is_digest(which.name):
-            found = [row for row in rows if row.model.digest.startswith(which.name)]
+        found = _called(rows, which.name)
         if not found:
             raise ModelNotFoundError(f"no model {which.name!r} in the cache; `{listing}` lists what there is")
         return found
     if which.older_than_days is not None:
         return [row for row in rows if now_s - row.last_used_s > which.older_than_days * DAY_S]
     if which.max_gb is None:
-        return rows
+        return list(rows)
     over, found = sum(row.num_bytes for row in rows) - which.max_gb * 1e9, []
     for row in reversed(rows):
         if over > 0 and not row.is_in_use:
@@ -109,16 +137,32 @@ def chosen(rows: list[CachedModel], which: Which, now_s: float, listing: str = "
     return found
 
 
+def _called(rows: Sequence[Row], text: str) -> list[Row]:
+    """Those of this name, or with a digest that begins so. A conversion has no digest here."""
+    name, prefix = split_name(text)
+    of_digest = {row.model.digest: row for row in rows if isinstance(row, CachedModel)}
+    found: list[Row] = [row for digest, row in of_digest.items() if row.model.name == name and digest.startswith(prefix)]
+    if not prefix:
+        found += [row for row in rows if isinstance(row, Conversion) and row.name == name]
+    if not found and is_digest(text):
+        found += [row for digest, row in of_digest.items() if digest.startswith(text)]
+    return found
+
+
+def _remove(root: Path, row: Row) -> bool:
+    return conversions.remove(row) if isinstance(row, Conversion) else cache.remove(root, row.model.digest)
+
+
 def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) -> None:
     """Remove models, after a question on a terminal. What a running process uses stays, and is said."""
     root = _root(data_dir)
-    doomed = chosen(cache.listed(root), which, time.time(), cache_command(root.parent))
+    doomed = chosen(_rows(root), which, time.time(), cache_command(root.parent))
     if doomed and not is_sure:
         _ask(doomed)
-    removed = [row for row in doomed if cache.remove(root, row.model.digest)]
+    removed = [row for row in doomed if _remove(root, row)]
     for row in doomed:
         if row not in removed:
-            remark(f"{row.model.name}@{row.model.digest[:12]} is in use by a running process, and stays")
+            remark(f"{_title(row)} is in use by a running process, and stays")
     if as_json:
         print(
             json.dumps(
@@ -129,7 +173,7 @@ def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) 
     print(f"removed {counted(len(removed), 'model')}, {sum(row.num_bytes for row in removed) / 1e6:.1f} MB")
 
 
-def _ask(doomed: list[CachedModel]) -> None:
+def _ask(doomed: Sequence[Row]) -> None:
     if not sys.stdin.isatty():
         raise ConfigError(f"this would remove {counted(len(doomed), 'model')}; say --yes where nobody can be asked")
     for row in doomed:

@@ -1,15 +1,13 @@
 """GGUF files, converted once to checkpoints in our cache.
 
 transformers' own loader does the work, in a process of its own (`gguf_main.py`): its memory is given back at the end, and it ends with
-us. transformers changes torch's default dtype while it loads; in another process this cannot affect our forwards. The result lies at
-`DATA_DIR/converted/KEY/NAME`, NAME being the directory's name, and KEY standing for the file's path, size and time: a file that was
-changed is converted anew. It is made beside that place and renamed as a whole, under a lock, so that what is there is complete.
+us. transformers changes torch's default dtype while it loads; in another process this cannot affect our forwards. The result is made
+beside its place (`conversions.py`) and renamed as a whole, under a lock, so that what is there is complete.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.util
 import json
 import logging
@@ -23,6 +21,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError, ConfigError, DiskFullError, from_wire
 from swarm import files, helper_process, places, waiting
+from swarm.models import conversions
 from swarm.waiting import Waits
 
 log = logging.getLogger(__name__)
@@ -31,9 +30,6 @@ NEEDED = ("gguf", "accelerate")
 """Packages that transformers' GGUF loader wants."""
 
 HOW_TO_INSTALL = "in the checkout, run scripts/setup, or pip install '.[gguf]'"
-
-_FORMAT = 1
-"""Part of the key: raise it if a file must be converted anew although it is the same."""
 
 _PARTIAL = ".unfinished-"
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0", "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error",
@@ -51,14 +47,15 @@ def checkpoint_of(directory: Path, data_dir: Path | None = None, waits: Waits | 
     file = find(directory)
     if file is None:
         return directory
-    place = place_of(file, data_dir or places.data_dir())
+    place = conversions.place_of(file, data_dir or places.data_dir())
     root = place.parent.parent
-    if place.is_dir():
+    if conversions.use(place):
         return place
     _check_installed(file)
     with _writing(root), _locked(root / "lock", file, waits or Waits()) as progress:
         if not place.is_dir():  # another process had the lock, and made it
             _convert(file, place, progress)
+        conversions.use(place)
     return place
 
 
@@ -74,14 +71,6 @@ def find(directory: Path) -> Path | None:
             "put the one that you want, or a link to it, into a directory of its own"
         )
     return found[0]
-
-
-def place_of(file: Path, data_dir: Path) -> Path:
-    """Where the checkpoint of a file is, if it was converted before."""
-    stat = file.stat()
-    stamp = json.dumps([_FORMAT, str(file), stat.st_size, stat.st_mtime_ns])
-    key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return data_dir / "converted" / key / file.parent.name
 
 
 def _check_installed(file: Path) -> None:
@@ -126,6 +115,8 @@ def _convert(file: Path, place: Path, progress: Callable[[int, int], None]) -> N
         target = partial / place.name
         target.mkdir(exist_ok=True)
         _run(file, target, progress)
+        source = json.dumps({"file": str(file)})
+        (partial / conversions.SOURCE).write_bytes(source.encode("utf-8", "backslashreplace"))
         _keep(target)
         partial.rename(place.parent)
     finally:

@@ -11,7 +11,6 @@ Two processes may fetch into one folder at once: each shard has a lock of its ow
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from typing import BinaryIO
 from protocols.errors import DiskFullError, SwarmError
 from protocols.ids import ModelId
 from protocols.weights import Manifest
+from swarm import use_lock
 from swarm.models.bounds import check_config
 from swarm.models.stored import INDEX
 from swarm.models.tensor_part import TensorPart, byte_ranges
@@ -69,9 +69,7 @@ class ModelCache:
         self._opening = threading.Lock()
         self._shards: dict[int, ShardFile] = {}
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock_of(root, model.digest)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
-        os.utime(self._lock)
+        self._lock = use_lock.hold(_lock(root, model.digest))
         try:
             self._write_files(json.dumps(config, indent=2).encode())
         except BaseException:
@@ -171,7 +169,7 @@ class ModelCache:
 def find(root: Path, name: str, digest: str = "") -> tuple[ModelId, Manifest] | None:
     """The model of the cache that goes by this name (and a digest that begins so), used last; None where there is none."""
     found = [one for one in _models(root) if one[0].name == name and one[0].digest.startswith(digest)]
-    newest = max(found, key=lambda one: _last_used_s(root, one[0].digest), default=None)
+    newest = max(found, key=lambda one: use_lock.last_use_s(_lock(root, one[0].digest)), default=None)
     return newest
 
 
@@ -183,19 +181,14 @@ def listed(root: Path) -> list[CachedModel]:
 
 def remove(root: Path, digest: str) -> bool:
     """Delete one model; False where a running process uses it."""
-    lock = _lock_of(root, digest)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(root / digest)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock)
-    return True
+    with use_lock.unused(_lock(root, digest)) as is_free:
+        if is_free:
+            shutil.rmtree(root / digest)
+    return is_free
 
 
-def _lock_of(root: Path, digest: str) -> int:
-    return os.open(root / f"{digest}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _lock(root: Path, digest: str) -> Path:
+    return root / f"{digest}.lock"
 
 
 def _models(root: Path) -> list[tuple[ModelId, Manifest]]:
@@ -218,26 +211,9 @@ def _described(root: Path, model: ModelId, manifest: Manifest) -> CachedModel:
         blocks_here=sum(shard.number in here for shard in layout.blocks),
         num_blocks=len(layout.blocks),
         is_complete=len(here) == len(layout.shards),
-        last_used_s=_last_used_s(root, model.digest),
-        is_in_use=_is_in_use(root, model.digest),
+        last_used_s=use_lock.last_use_s(_lock(root, model.digest)),
+        is_in_use=use_lock.is_used(_lock(root, model.digest)),
     )
-
-
-def _is_in_use(root: Path, digest: str) -> bool:
-    lock = _lock_of(root, digest)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _last_used_s(root: Path, digest: str) -> float:
-    with contextlib.suppress(OSError):
-        return (root / f"{digest}.lock").stat().st_mtime
-    return 0.0
 
 
 def _on_disk(path: Path) -> int:

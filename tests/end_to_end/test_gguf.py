@@ -18,7 +18,7 @@ import transformers
 from protocols.errors import CheckpointError, ConfigError, ModelNotSupportedError, SwarmError
 from swarm import helper_process
 from swarm.client import SwarmModelForCausalLM
-from swarm.models import gguf
+from swarm.models import conversions, gguf
 from swarm.models.gguf_main import saved_dtype
 from swarm.models.resolve import resolve
 from swarm.waiting import Wait, Waits
@@ -60,7 +60,9 @@ def test_node_and_client_take_the_directory_and_convert_it_once(
         assert {wait.kind for wait in waits if wait} == {"converting"}, "it was told of"
         peer = node.wait_for("multiaddr")
         node.wait_for("ready")
-        assert [*(data / "converted").glob("*/*"), *(data / "converted").glob(".*")] == [place], "one, and nothing beside it"
+        [made] = conversions.listed(data)
+        assert made.path == place and Path(made.source).parent == directory and made.is_in_use
+        assert not [*(data / "converted").glob(".*")], "one, and nothing beside it"
         with monkeypatch.context() as bare:
             bare.setitem(sys.modules, "gguf", None)  # not installed: so this cannot convert again
             asked = SwarmModelForCausalLM.from_pretrained(directory, peers=[peer], swarm="gguf", cache_dir=data)
@@ -112,7 +114,8 @@ def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path: Path) ->
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half")
     place = gguf.checkpoint_of(tmp_path, tmp_path / "data")
-    assert sorted(path.name for path in stale.parents[1].iterdir()) == sorted([place.parent.name, "lock"])
+    key = place.parent.name
+    assert {path.name for path in stale.parents[1].iterdir()} == {key, f"{key}.lock", "lock"}
 
 
 def test_a_conversion_that_is_killed_leaves_nothing(tmp_path: Path) -> None:

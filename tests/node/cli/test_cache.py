@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from node.cli.app import main
 from node.cli.cache import Which, chosen
 from protocols.errors import ConfigError
 from protocols.ids import ModelId
+from swarm.models import conversions
 from swarm.weights.cache import CachedModel, ModelCache
 from tests.swarm.weights.parts import Model, make_model
 
@@ -54,6 +56,38 @@ def test_models_are_listed_and_those_in_use_are_never_removed(tmp_path: Path, ca
     code, out, _ = swarm(capsys, "prune", model.model.digest[:8], "--yes", "--json", "--data-dir", str(tmp_path))
     assert code == 0 and len(json.loads(out)["removed"]) == 1 and not held.directory.exists()
     assert swarm(capsys, "prune", "tiny", "--yes", "--data-dir", str(tmp_path))[0] == 4
+
+
+def test_a_conversion_is_listed_and_removed_once_no_process_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "models" / "smol" / "smol.gguf"
+    place = conversions.place_of(_written(file, b"GGUF"), tmp_path)
+    assert not conversions.use(place)
+    _written(place / "model.safetensors", bytes(1 << 20))
+    _written(place.parent / conversions.SOURCE, json.dumps({"file": str(file)}).encode())
+    assert conversions.use(place)
+
+    code, out, _ = swarm(capsys, "--json", "--data-dir", str(tmp_path))
+    [row] = json.loads(out)["conversions"]
+    assert (code, row["name"], row["path"], row["source"]) == (0, "smol", str(place), str(file))
+    assert row["bytes"] >= 1 << 20 and row["is_in_use"] and json.loads(out)["models"] == []
+    code, out, err = swarm(capsys, "prune", "smol", "--yes", "--data-dir", str(tmp_path))
+    assert (
+        code == 0 and out.startswith("removed 0") and f"smol (converted from {file}) is in use" in err and conversions.use(place)
+    )
+
+    os.close(conversions._held.pop(place))  # as at the end of the process
+    os.utime(place.parent.with_suffix(".lock"), (0, time.time() - 3 * 86_400))
+    assert "used 3 days ago" in swarm(capsys, "--data-dir", str(tmp_path))[1]
+    assert swarm(capsys, "prune", "--older-than", "4", "--yes", "--data-dir", str(tmp_path))[1].startswith("removed 0")
+    assert swarm(capsys, "prune", "smol@1234", "--yes", "--data-dir", str(tmp_path))[0] == 4, "a conversion has no digest"
+    assert swarm(capsys, "prune", "--older-than", "2", "--yes", "--data-dir", str(tmp_path))[1].startswith("removed 1 model")
+    assert not place.parent.exists() and file.exists() and not conversions.use(place)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
 
 
 def test_the_variables_of_the_environment_remove_nothing(

@@ -116,10 +116,10 @@ def test_a_folder_that_cannot_be_written_is_only_logged(tmp_path: Path, caplog: 
 
 
 def test_a_private_swarm_does_not_share_its_names_with_the_public_one_of_its_name(tmp_path: Path) -> None:
-    async def hello(*_: object) -> None: ...
+    async def ping(_record: object) -> None: ...
 
     public, private, other = (
-        Settings(cache_dir=tmp_path, swarm="attic", entry=Entry(key=key)).naming(SimpleNamespace(hello=hello))  # type: ignore[arg-type]
+        Settings(cache_dir=tmp_path, swarm="attic", entry=Entry(key=key)).naming(SimpleNamespace(ping=ping))  # type: ignore[arg-type]
         for key in (None, SwarmKey(b"a" * KEY_BYTES), SwarmKey(b"b" * KEY_BYTES))
     )
     private.keep(ModelId("m", "a" * 64))

@@ -1,0 +1,100 @@
+"""Checkpoints that were converted from GGUF files, in our cache.
+
+    converted/KEY/NAME          the checkpoint; NAME is the name of the file's directory
+    converted/KEY/source.json   which file it was made of
+    converted/KEY.lock          `swarm.use_lock`
+
+KEY stands for the file's path, size and time: a file that was changed is converted anew (`gguf.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm import use_lock
+
+SOURCE = "source.json"
+
+_FORMAT = 1
+"""Part of the key: raise it if a file must be converted anew although it is the same."""
+
+_KEY = "[0-9a-f]" * 32
+_held: dict[Path, int] = {}
+"""The locks of the conversions that this process uses. They are held until it ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """One converted checkpoint, for people."""
+
+    path: Path
+    """The checkpoint's directory, `converted/KEY/NAME`."""
+    source: str
+    """The GGUF file, which may be gone; empty if that is unknown."""
+    num_bytes: int
+    last_used_s: float
+    """Unix time."""
+    is_in_use: bool
+    """A running process uses it."""
+
+    @property
+    def name(self) -> str:
+        """What a swarm calls the model."""
+        return self.path.name
+
+    @property
+    def key(self) -> str:
+        return self.path.parent.name
+
+
+def place_of(file: Path, data_dir: Path) -> Path:
+    """Where the checkpoint of a file is, if it was converted before."""
+    stat = file.stat()
+    stamp = json.dumps([_FORMAT, str(file), stat.st_size, stat.st_mtime_ns])
+    key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return data_dir / "converted" / key / file.parent.name
+
+
+def use(place: Path) -> bool:
+    """Is the checkpoint there? If so, it is not removed before this process ends."""
+    if place not in _held and place.is_dir():
+        with contextlib.suppress(OSError):  # a cache that cannot be written to cannot be pruned either
+            _held[place] = use_lock.hold(_lock(place))
+    return place.is_dir()
+
+
+def listed(data_dir: Path) -> list[Conversion]:
+    """What was converted, the one used last first."""
+    found = [_described(path) for path in (data_dir / "converted").glob(f"{_KEY}/*") if path.is_dir()]
+    return sorted(found, key=lambda one: -one.last_used_s)
+
+
+def remove(conversion: Conversion) -> bool:
+    """Delete it, not its source; False if a running process uses it."""
+    with use_lock.unused(_lock(conversion.path)) as is_free:
+        if is_free:
+            shutil.rmtree(conversion.path.parent, ignore_errors=True)
+    return is_free
+
+
+def _lock(place: Path) -> Path:
+    return place.parent.with_suffix(".lock")
+
+
+def _described(path: Path) -> Conversion:
+    source = ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        source = str(json.loads((path.parent / SOURCE).read_bytes())["file"])
+    lock = _lock(path)
+    return Conversion(
+        path=path,
+        source=source,
+        num_bytes=sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file()),
+        last_used_s=use_lock.last_use_s(lock) or path.stat().st_mtime,
+        is_in_use=use_lock.is_used(lock),
+    )
