@@ -44,6 +44,8 @@ def _no_old_objects() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # as `tests/conftest.py` does at the start
 
 
 @pytest.fixture(autouse=True)
