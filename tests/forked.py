@@ -100,11 +100,13 @@ class _Reader(threading.Thread):
 class ForkServer:
     """Starts processes; `with ForkServer() as server`. At its end all of them are killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: str = "") -> None:
+        """before: code that runs before all imports."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
         environment |= {"HIVEMIND_LOGLEVEL": "CRITICAL", "GRPC_VERBOSITY": "NONE"}  # as `node/logs.py` sets them before imports
-        command = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
+        begin = f"{before}\nimport runpy; runpy.run_module('tests.fork_server', run_name='__main__', alter_sys=True)"
+        command = [sys.executable, "-c", begin, str(theirs.fileno())]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
         )
