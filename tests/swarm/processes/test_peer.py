@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +27,7 @@ from swarm.dht.address import PeerAddress, transport
 from swarm.entering import Entry
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import tls
+from tests.forked import PIPE, Child, ForkServer
 
 
 def record(peer: Peer) -> PeerRecord:
@@ -322,28 +320,20 @@ asyncio.run(main())
 """
 
 
-@contextlib.asynccontextmanager
-async def process(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int], list[Path]]]:
+@pytest.fixture
+def process(tmp_path: Path, fork_server: ForkServer) -> Iterator[tuple[Child, list[int], list[Path]]]:
     """A process with a node and a client in it; (process, pids of its daemons, its socket files)."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    started = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        PROGRAM,
-        str(tmp_path / "data"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(temporary)},
-    )
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    started = fork_server.popen([PROGRAM, tmp_path / "data"], kind="code", stdin=PIPE, environment=environment)
     assert started.stdout
     try:
-        lines = [(await started.stdout.readline()).decode().split() for _ in range(2)]
+        lines = [started.stdout.readline().split() for _ in range(2)]
         yield started, [int(line[0]) for line in lines], [Path(name) for line in lines for name in line[1:]]
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            started.kill()
-        await started.wait()
+        started.kill()
+        started.communicate()
 
 
 def is_running(pid: int) -> bool:
@@ -352,25 +342,27 @@ def is_running(pid: int) -> bool:
     return False
 
 
-async def test_a_peer_that_leaves_leaves_nothing_behind(tmp_path: Path) -> None:
-    async with process(tmp_path) as (started, pids, files):
-        assert all(map(is_running, pids)) and any(file.exists() for file in files)
-        assert os.getpgid(started.pid) not in map(os.getpgid, pids)  # so Ctrl-C does not reach them before us
-        await started.communicate(b"\n")
-        assert started.returncode == 0
-        assert not any(map(is_running, pids))
-        assert not any(file.exists() for file in files)
-        assert list((tmp_path / "tmp").iterdir()) == []
-        assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["identity.key", "identity.tls.pem"]
+def test_a_peer_that_leaves_leaves_nothing_behind(process: tuple[Child, list[int], list[Path]], tmp_path: Path) -> None:
+    started, pids, files = process
+    assert all(map(is_running, pids)) and any(file.exists() for file in files)
+    assert os.getpgid(started.pid) not in map(os.getpgid, pids)  # so Ctrl-C does not reach them before us
+    started.communicate("\n", timeout=60)
+    assert started.returncode == 0
+    assert not any(map(is_running, pids))
+    assert not any(file.exists() for file in files)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["identity.key", "identity.tls.pem"]
 
 
-async def test_kill_9_leaves_no_orphan_and_no_file_that_a_start_does_not_sweep(tmp_path: Path) -> None:
-    async with process(tmp_path) as (started, pids, files):
-        started.send_signal(signal.SIGKILL)
-        await started.wait()
-        await eventually(lambda: not any(map(is_running, pids)), 5.0)
-        sockets.sweep(min_age_s=0.0)
-        assert not any(file.exists() for file in files)
+async def test_kill_9_leaves_no_orphan_and_no_file_that_a_start_does_not_sweep(
+    process: tuple[Child, list[int], list[Path]],
+) -> None:
+    started, pids, files = process
+    started.kill()
+    started.wait(10)
+    await eventually(lambda: not any(map(is_running, pids)), 5.0)
+    sockets.sweep(min_age_s=0.0)
+    assert not any(file.exists() for file in files)
 
 
 def test_only_dead_sockets_of_p2pd_that_are_not_brand_new_are_swept() -> None:
