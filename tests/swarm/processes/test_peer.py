@@ -196,7 +196,7 @@ def test_a_config_that_makes_no_sense_is_refused() -> None:
 # --- being dialled back
 
 
-async def test_an_address_counts_when_another_peer_has_reached_it(tmp_path: Path) -> None:
+async def test_an_address_counts_when_another_peer_has_reached_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Peer(PeerConfig(data_dir=tmp_path)) as first:
         await first.directory.announce(lambda: record(first), ["tiny"])
         assert await first.verify() is None and record(first).reachable is None
@@ -205,6 +205,7 @@ async def test_an_address_counts_when_another_peer_has_reached_it(tmp_path: Path
             await eventually(lambda: first.reachable and second.reachable)
             seen = (await second.directory.snapshot("tiny")).peers
             assert [peer.reachable for peer in seen] == [True, True]  # pushed at once
+            monkeypatch.setattr("swarm.dial_back.DIAL_BACK_S", 0.5)  # how long each of the two tries the closed port
             closed = PeerConfig(data_dir=tmp_path, bootstrap=first.multiaddrs, announce=("127.0.0.1", 1))
             async with Peer(closed) as hidden:
                 await eventually(lambda: hidden.reachable is False)
