@@ -32,7 +32,7 @@ from swarm import keyring, known_peers, running_nodes, waiting
 from swarm.bootstrap import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.peer import Peer, PeerConfig
-from swarm.placement.choose import Room
+from swarm.placement.choose import Capacity
 from swarm.suggestion import NodeCommand, invite_command
 from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader
@@ -68,15 +68,15 @@ async def run_node(
                 source=source, checkpoint=checkpoint, presence=presence, device=device, dtype=dtype,
                 ends=config.ends, on_event=on_event, waits=waits,
             )  # fmt: skip
-            room = choosing.make_room(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
-            host = await _take_a_place(config, room, maker, on_event)
+            capacity = choosing.make_capacity(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
+            host = await _take_a_place(config, capacity, maker, on_event)
             await host.start(peer.pool, peer.gate)
             doors.open(host)
             await presence.serve(host)
             known_as = keyring.known_as(config.swarm, config.entry.key)
             with running_nodes.told(config.data_dir, known_as, peer.peer_id, peer.multiaddrs):
                 _invite(config, model, peer, on_event)
-                mover = None if presence.stays else _mover(peer, host, room, doors, maker, on_event)
+                mover = None if presence.stays else _mover(peer, host, capacity, doors, maker, on_event)
                 await _stay(peer, presence, mover, None if config.is_quiet else on_event)  # until we are cancelled
         except asyncio.CancelledError:
             on_event(Event("leaving"))
@@ -128,18 +128,18 @@ async def _choose_dtype(config: NodeConfig, device: str, checkpoint: Checkpoint,
     return dtype.name
 
 
-async def _take_a_place(config: NodeConfig, room: Room, maker: HostMaker, on_event: OnEvent) -> Host:
+async def _take_a_place(config: NodeConfig, capacity: Capacity, maker: HostMaker, on_event: OnEvent) -> Host:
     """Choose a span, then load it."""
     presence, model = maker.presence, maker.presence.model
-    presence.room_blocks = 0 if presence.stays else room.blocks_anywhere()
-    choice = await choosing.settle(config, presence.me, room, presence.look, presence.join, is_alone=presence.is_alone)
+    presence.capacity_blocks = 0 if presence.stays else capacity.blocks_anywhere()
+    choice = await choosing.settle(config, presence.me, capacity, presence.look, presence.join, is_alone=presence.is_alone)
     on_event(Event("placement", f"blocks {choice.span}: {choice.reason}"))
     host = await maker.make(choice.span)
     on_event(Event("serving", f"blocks {choice.span} of {model.name}@{model.digest[:12]} ({host.engine.mode}, {maker.dtype})"))
     return host
 
 
-def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, on_event: OnEvent) -> Mover:
+def _mover(peer: Peer, host: Host, capacity: Capacity, doors: Doors, maker: HostMaker, on_event: OnEvent) -> Mover:
     async def make(span: Span) -> Host:
         host = await maker.make(span)
         await host.start(peer.pool, peer.gate)
@@ -150,7 +150,7 @@ def _mover(peer: Peer, host: Host, room: Room, doors: Doors, maker: HostMaker, o
         presence=maker.presence,
         doors=doors,
         make=make,
-        room=room,
+        capacity=capacity,
         free_bytes=lambda: hardware.room_bytes(maker.device),
         liveness=Liveness(peer.ping),
         prover=Prover(peer.identity, peer.pool, peer.ping),

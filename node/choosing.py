@@ -23,7 +23,7 @@ from protocols.records import PeerRecord
 from protocols.units import ENDS, Blocks, Ends, Unit
 from swarm.models.checkpoint import DTYPES, Checkpoint
 from swarm.models.sizes import kv_bytes_per_token, unit_bytes
-from swarm.placement.choose import Choice, Room, choose, outranking, overlaps
+from swarm.placement.choose import Capacity, Choice, choose, outranking, overlaps
 from swarm.placement.members import Member, digest
 from swarm.placement.rebalance import stands
 from swarm.speeds import floor_ms
@@ -156,7 +156,7 @@ def as_member(record: PeerRecord, hosted: Hosted, least_ms: float = 0.0, usual_m
     block_ms = hosted.load.block_ms or usual_ms
     speed = 1 / max(block_ms, least_ms) if block_ms else 1.0
     beside = record.beside(hosted)
-    return Member(peer=record.peer, span=hosted.span, room_blocks=record.room_blocks, speed=speed, beside=beside)
+    return Member(peer=record.peer, span=hosted.span, capacity_blocks=record.capacity_blocks, speed=speed, beside=beside)
 
 
 class Joining:
@@ -194,7 +194,9 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     return str(DTYPES[sizes.most_common(1)[0][0]]).removeprefix("torch.") if sizes else "float32"
 
 
-def make_room(checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None, ends: bool | None = None) -> Room:
+def make_capacity(
+    checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None, ends: bool | None = None
+) -> Capacity:
     """What this machine can take of the model. ends: True = with its ends beside an outer span, whatever else fits."""
     from node.hardware import torch_dtype
 
@@ -206,7 +208,7 @@ def make_room(checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: i
         for span in spans
     )
     beside_bytes = unit_bytes(checkpoint, Ends(), kind) if ends else 0
-    return Room(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks, beside_bytes=beside_bytes)
+    return Capacity(free_bytes=free_bytes, block_bytes=tuple(sizes), num_blocks=num_blocks, beside_bytes=beside_bytes)
 
 
 def beside(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, left_bytes: int) -> tuple[frozenset[Unit], str]:
@@ -224,9 +226,9 @@ def beside(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, le
     return ENDS, f"they take {needed:.0f} of the {left:.0f} MB that are left"
 
 
-def as_told(span: Span, room: Room) -> Choice:
+def as_told(span: Span, capacity: Capacity) -> Choice:
     """The span of `--blocks`, checked against the memory."""
-    takes, free = room.takes(span) / 1e6, room.free_bytes / 1e6
+    takes, free = capacity.takes(span) / 1e6, capacity.free_bytes / 1e6
     if takes > free:
         raise ConfigError(
             f"no memory for blocks {span}: they take {takes:.0f} MB with K/V, there are {free:.0f} MB; "
@@ -238,7 +240,7 @@ def as_told(span: Span, room: Room) -> Choice:
 async def settle(
     config: NodeConfig,
     me: PeerId,
-    room: Room,
+    capacity: Capacity,
     look: Callable[[], Awaitable[list[Claim]]],
     announce: Callable[[Span], Awaitable[None]],
     *,
@@ -250,13 +252,13 @@ async def settle(
     is_alone: we know nobody who could choose at the same moment.
     A span that the volunteer named is announced and kept, whoever else hosts it.
     """
-    choice = as_told(config.blocks, room) if config.blocks is not None else await _first_choice(me, look, room)
+    choice = as_told(config.blocks, capacity) if config.blocks is not None else await _first_choice(me, look, capacity)
     await announce(choice.span)
     if config.blocks is not None or is_alone:
         return choice
     for _look in range(RACE_ROUNDS):
         await asyncio.sleep(RACE_WAIT_S)
-        moved = look_again(me, choice, await look(), room)
+        moved = look_again(me, choice, await look(), capacity)
         if moved.span == choice.span:
             break
         choice = moved
@@ -264,14 +266,14 @@ async def settle(
     return choice
 
 
-def look_again(me: PeerId, choice: Choice, others: Sequence[Claim], room: Room) -> Choice:
+def look_again(me: PeerId, choice: Choice, others: Sequence[Claim], capacity: Capacity) -> Choice:
     """The same choice, unless a joining peer that outranks us claims some of its blocks: then the best next to theirs. Pure."""
     stronger = outranking(me, [claim.member for claim in others if claim.is_joining])
     if not overlaps(choice.span, [one.span for one in stronger]):
         return choice
     hosted = [claim.member for claim in others if not claim.is_joining]
-    return choose(me, [*hosted, *stronger], room, current=choice.span)
+    return choose(me, [*hosted, *stronger], capacity, current=choice.span)
 
 
-async def _first_choice(me: PeerId, look: Callable[[], Awaitable[list[Claim]]], room: Room) -> Choice:
-    return choose(me, [claim.member for claim in await look()], room)
+async def _first_choice(me: PeerId, look: Callable[[], Awaitable[list[Claim]]], capacity: Capacity) -> Choice:
+    return choose(me, [claim.member for claim in await look()], capacity)

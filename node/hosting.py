@@ -73,8 +73,8 @@ class HostMaker:
         return hardware.torch_dtype(self.dtype)
 
     def _choose_beside(self, span: Span, free_bytes: int, beside_bytes: int) -> tuple[frozenset[units.Unit], str]:
-        room = choosing.make_room(self.checkpoint, self.dtype, free_bytes, None)
-        return choosing.beside(self.ends, span, self.checkpoint.num_blocks, beside_bytes, free_bytes - room.takes(span))
+        capacity = choosing.make_capacity(self.checkpoint, self.dtype, free_bytes, None)
+        return choosing.beside(self.ends, span, self.checkpoint.num_blocks, beside_bytes, free_bytes - capacity.takes(span))
 
     async def _take_ends(self) -> Ends | None:
         """Load them and prove them exact. A family whose ends cannot be hosted is served without, unless they were asked for."""

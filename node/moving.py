@@ -26,7 +26,7 @@ from protocols.errors import SwarmError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
 from swarm.clock import SYSTEM, Clock
-from swarm.placement.choose import Room
+from swarm.placement.choose import Capacity
 from swarm.placement.members import Member
 from swarm.placement.rebalance import Hysteresis, Move, counted, decide, may_retire, may_switch
 
@@ -84,7 +84,7 @@ class Mover:
     doors: Opening
     make: Callable[[Span], Awaitable[Host]]
     """Loads a span and starts its host."""
-    room: Room
+    capacity: Capacity
     """What the memory takes when nothing of ours is loaded."""
     free_bytes: Callable[[], int]
     """What it takes now, beside what is loaded."""
@@ -98,7 +98,7 @@ class Mover:
     def __post_init__(self) -> None:
         self._joining = choosing.Joining()
         self._hysteresis = Hysteresis(cool_down_s=self.pace.cool_down_s)
-        self.num_blocks = len(self.room.block_bytes)
+        self.num_blocks = len(self.capacity.block_bytes)
         assert self.host is not None, "a node that serves nothing has nowhere to move from"
         self.span = self.host.served.span
 
@@ -145,7 +145,7 @@ class Mover:
     async def _decide(self, others: Sequence[Member]) -> Move | None:
         """What the plan says of us, as long as it fits. A plan of many members takes a second, hence the thread."""
         move = await asyncio.to_thread(decide, self.presence.me, [*others, self._ourselves()], self.num_blocks)
-        return move if move is not None and self.room.fits(move.span) else None
+        return move if move is not None and self.capacity.fits(move.span) else None
 
     def _ourselves(self) -> Member:
         return self.presence.as_member(self.span)
@@ -162,7 +162,7 @@ class Mover:
                 log.info("blocks %s stay, and %s are left to others: they move at the same moment", old, new)
                 return False
             self.on_event(Event("moving", f"from {old} to {new}: {move.reason}"))
-            if self.room.takes(new) <= self.free_bytes():
+            if self.capacity.takes(new) <= self.free_bytes():
                 await self._load_then_leave(move)
             elif may_retire(self._ourselves(), self._count_on(known), self.num_blocks):
                 await self._leave_then_load(move)

@@ -30,7 +30,7 @@ class Presence:
         self.joining: Span | None = None
         """The span that we are about to host."""
         self.stays = config.stays or config.blocks is not None
-        self.room_blocks, self.block_ms = 0, 0.0
+        self.capacity_blocks, self.block_ms = 0, 0.0
         """As in the record."""
         self._peer, self._num_blocks = peer, num_blocks
         self._greeted = Greeted(peer.ping)
@@ -124,7 +124,7 @@ class Presence:
         """This node now."""
         trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
         record = replace(self._record, state="joining", reachable=self._peer.reachable, round_trips=trips)
-        record = replace(record, room_blocks=self.room_blocks, block_ms=self.block_ms)
+        record = replace(record, capacity_blocks=self.capacity_blocks, block_ms=self.block_ms)
         spans = [
             self._span(host.served.span, "draining" if host.is_draining else "serving", host.served.beside >= ENDS)
             for host in reversed(self.hosts)

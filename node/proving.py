@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 NUM_TOKENS = 4
 """Tokens of a probe."""
 
-PROBE_S, PATIENCE_S = 8.0, 2.0
+PROBE_S, ROUTE_TIMEOUT_S = 8.0, 2.0
 """Seconds for one probe, with the engine of a part that the other may have to make; and for another try if its stream is lost."""
 
 AT_ONCE = 4
@@ -128,7 +128,7 @@ class Prover:
     async def _theirs(self, host: Host, record: PeerRecord, part: Span, hidden_TH: Tensor) -> Tensor:
         served = host.served
         router = Router(_Only((record,)), self._ping, served.weights.model, served.num_blocks, clock=self._clock)
-        config = SessionConfig(patience_s=PATIENCE_S, dtype=served.dtype, blocks=part)
+        config = SessionConfig(route_timeout_s=ROUTE_TIMEOUT_S, dtype=served.dtype, blocks=part)
         session = Session(router, self._links, self._identity, config)
         try:
             output = await session.step((), (NUM_TOKENS,), compression.pack(hidden_TH))

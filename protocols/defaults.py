@@ -64,7 +64,7 @@ RESUME_S: Final = 30.0
 IDLE_S: Final = 600.0
 """Seconds without a step before a session loses its memory."""
 
-PATIENCE_S: Final = 60.0
+ROUTE_TIMEOUT_S: Final = 60.0
 """How long a client waits for a route that covers the model."""
 
 STALL_S: Final = 3.0

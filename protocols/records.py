@@ -109,7 +109,7 @@ class PeerRecord:
     """Cap of its uplink; 0 = none known."""
     block_ms: float = 0.0
     """Milliseconds of one token through one block, measured alone when its span was loaded; 0 = not measured."""
-    room_blocks: int = 0
+    capacity_blocks: int = 0
     """How many consecutive blocks it could host instead, wherever the swarm needs them; 0 = it stays where it is."""
     round_trips: tuple[tuple[PeerId, float], ...] = ()
     """Measured milliseconds to peers of neighbouring spans, the most useful first."""
@@ -182,7 +182,7 @@ class PeerRecord:
                    "b": [span._pack() for span in self.spans], "f": self.free_tokens, "q": self.queue,
                    "w": hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
         table |= {"x": hundredths(self.block_ms)} if self.block_ms else {}
-        table |= {"h": self.room_blocks} if self.room_blocks else {}
+        table |= {"h": self.capacity_blocks} if self.capacity_blocks else {}
         table |= {"o": list(self.also)} if self.also else {}
         packed: bytes = msgpack.packb(table)
         return packed
@@ -214,7 +214,7 @@ class PeerRecord:
             step_ms=fields.integer(header, "w", 0, MAX_HUNDREDTHS) / 100,
             upload_bytes_s=fields.integer(header, "u", 0, MAX_COUNT),
             block_ms=fields.integer({"x": 0, **header}, "x", 0, MAX_HUNDREDTHS) / 100,
-            room_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
+            capacity_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
             also=fields.texts({"o": [], **header}, "o", MAX_SPANS, MAX_MODEL_NAME),
         )

@@ -35,10 +35,10 @@ class Wait:
     """How far it is, in any unit; total 0 = unknown."""
 
     since_s: float = 0.0
-    """Where patience ends the wait: when it began, on the monotonic clock."""
+    """When the wait began, on the monotonic clock; 0 if `route_timeout_s` is None."""
 
-    patience_s: float | None = None
-    """After so many seconds whoever waits gives up; None = other bounds."""
+    route_timeout_s: float | None = None
+    """Seconds after which the call gives up; None = another limit ends the wait."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -87,22 +87,24 @@ def fetching(what: str) -> Wait:
     return Wait(kind="fetching", text=f"fetching {what}")
 
 
-def finding(name: str, since_s: float, patience_s: float) -> Wait:
+def looking_up(name: str, since_s: float, route_timeout_s: float) -> Wait:
     """No node serves any block of this model."""
-    return Wait(kind="finding", text=f"waiting for a node that serves {name[:120]}", since_s=since_s, patience_s=patience_s)
+    return Wait(
+        kind="finding", text=f"waiting for a node that serves {name[:120]}", since_s=since_s, route_timeout_s=route_timeout_s
+    )
 
 
-def missing(spans: Sequence[Span], since_s: float, patience_s: float) -> Wait:
+def missing(spans: Sequence[Span], since_s: float, route_timeout_s: float) -> Wait:
     """Some blocks are at no live node. No spans: each block is, but no route leads over all of them."""
     blocks = ", ".join(map(str, spans[:8]))
     text = f"waiting for blocks {blocks}, no live node hosts them" if spans else "waiting for nodes that cover the model together"
-    return Wait(kind="missing", text=text, since_s=since_s, patience_s=patience_s)
+    return Wait(kind="missing", text=text, since_s=since_s, route_timeout_s=route_timeout_s)
 
 
-def missing_ends(since_s: float, patience_s: float) -> Wait:
+def missing_ends(since_s: float, route_timeout_s: float) -> Wait:
     """A thin client's case: all blocks are there."""
     text = "waiting for a node with --ends at both ends of the model"
-    return Wait(kind="missing", text=text, since_s=since_s, patience_s=patience_s)
+    return Wait(kind="missing", text=text, since_s=since_s, route_timeout_s=route_timeout_s)
 
 
 def replacing(span: Span) -> Wait:

@@ -42,7 +42,7 @@ class Asking:
     model_name: str | None
     device: str
     dtype: str
-    patience_s: float
+    route_timeout_s: float
     priority: int
     data_dir: Path | None
     entry: Entry = ANYBODY
@@ -51,7 +51,7 @@ class Asking:
 
     def __post_init__(self) -> None:
         self.find.check(self.peers)
-        check_range("--patience", self.patience_s, "0 seconds or more", self.patience_s >= 0)
+        check_range("--patience", self.route_timeout_s, "0 seconds or more", self.route_timeout_s >= 0)
         check_range("--priority", self.priority, "from -100 to 0", -100 <= self.priority <= 0)
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype[:40]!r}")
@@ -151,7 +151,7 @@ def open_model(asking: Asking) -> Iterator[Any]:
             peers=asking.peers,
             swarm=asking.swarm,
             dtype=asking.dtype,
-            patience_s=asking.patience_s,
+            route_timeout_s=asking.route_timeout_s,
             priority=asking.priority,
             model_name=asking.model_name,
             find=asking.find,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.config import DEFAULT_SWARM
-from protocols.defaults import PATIENCE_S
+from protocols.defaults import ROUTE_TIMEOUT_S
 from swarm.access_lists import Lists
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class Asked:
     model_name: ModelName = None
     device: Device = "cpu"
     dtype: Dtype = "auto"
-    patience: Patience = PATIENCE_S
+    patience: Patience = ROUTE_TIMEOUT_S
     priority: Priority = 0
     data_dir: DataDir = None
     stats: Stats = False
@@ -263,7 +263,7 @@ class Asked:
         )  # fmt: skip
         return Asking(
             model=model, peers=into.peers, lan=self.lan, swarm=into.swarm, model_name=self.model_name, device=self.device,
-            dtype=self.dtype, patience_s=self.patience, priority=self.priority, data_dir=self.data_dir, entry=into.entry,
+            dtype=self.dtype, route_timeout_s=self.patience, priority=self.priority, data_dir=self.data_dir, entry=into.entry,
             accept_new_weights=self.accept_new_weights,
         )  # fmt: skip
 

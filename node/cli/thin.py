@@ -34,7 +34,7 @@ def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[ThinSpeaker]:
     with shown() as on_wait, asyncio.Runner() as runner:
         opening = open_model(
             asking.model_name or name_in_swarm(asking.model), peers=asking.peers, root=root, swarm=asking.swarm,
-            dtype=asking.dtype, patience_s=asking.patience_s, priority=asking.priority, find=asking.find, waits=Waits(on_wait),
+            dtype=asking.dtype, route_timeout_s=asking.route_timeout_s, priority=asking.priority, find=asking.find, waits=Waits(on_wait),
             entry=asking.entry, accept_new_weights=asking.accept_new_weights,
         )  # fmt: skip
         model = runner.run(opening.__aenter__())

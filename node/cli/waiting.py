@@ -44,8 +44,8 @@ class Said:
 
 def for_person(wait: Wait, since_s: float, now_s: float) -> str | None:
     """The line, or None where it is too early. since_s: when this wait began."""
-    patience_s = ANSWER_S if wait.kind == ANSWERING.kind else PERSON_S
-    return worded(wait, since_s, now_s) if now_s - since_s >= patience_s else None
+    shown_after_s = ANSWER_S if wait.kind == ANSWERING.kind else PERSON_S
+    return worded(wait, since_s, now_s) if now_s - since_s >= shown_after_s else None
 
 
 def for_script(wait: Wait, since_s: float, now_s: float, said: Said | None) -> str | None:
@@ -58,9 +58,9 @@ def for_script(wait: Wait, since_s: float, now_s: float, said: Said | None) -> s
 
 def worded(wait: Wait, since_s: float, now_s: float) -> str:
     """`waiting for blocks 24:30, no live node hosts them (12 s of 60)`."""
-    if wait.patience_s is None:
+    if wait.route_timeout_s is None:
         return f"{wait} ({now_s - since_s:.0f} s)"
-    return f"{wait} ({min(now_s - wait.since_s, wait.patience_s):.0f} s of {wait.patience_s:.0f})"
+    return f"{wait} ({min(now_s - wait.since_s, wait.route_timeout_s):.0f} s of {wait.route_timeout_s:.0f})"
 
 
 class Board:

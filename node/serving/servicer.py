@@ -14,7 +14,7 @@ from protocols.errors import BadRequestError, PeerUnreachableError
 from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
 from swarm.inference.hop import Hop
 from swarm.inference.hops import Hops
-from swarm.inference.wire import Wire
+from swarm.inference.message_stream import MessageStream
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.stream import Stream
 
@@ -51,11 +51,11 @@ class SessionServicer:
         hops = self._hops_for(opening)
         hop = hops.enter(opening, call.peer)
 
-        async def take(wire: Wire, message: Message) -> None:
+        async def take(wire: MessageStream, message: Message) -> None:
             _check(hops, hop, call, opening, message)
             await hop.put(wire, message)
 
-        wire = Wire(stream, take, hop.lose)
+        wire = MessageStream(stream, take, hop.lose)
         try:
             await hop.put(wire, opening)
         except asyncio.CancelledError:  # the caller went before `run`, which would have said so

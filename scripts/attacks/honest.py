@@ -23,7 +23,7 @@ PROMPT = 16
 PAUSE_S = 0.5
 """Between two answers: the machine has time left, so that the nodes' own speed is what an attack can lower."""
 
-PATIENCE_S = 30.0
+ROUTE_TIMEOUT_S = 30.0
 
 LIFE_S = 30.0
 """Seconds that a client keeps one identity. Its first period is shorter, so that the clients do not restart together."""
@@ -60,7 +60,9 @@ def _live(
 
     began_s, until_s = time.time(), time.monotonic() + life_s
     try:
-        with SwarmModelForCausalLM.from_pretrained(checkpoint, peers=addresses, dtype="float32", patience_s=PATIENCE_S) as model:
+        with SwarmModelForCausalLM.from_pretrained(
+            checkpoint, peers=addresses, dtype="float32", patience_s=ROUTE_TIMEOUT_S
+        ) as model:
             yield ask(model)
             while time.monotonic() < until_s:
                 yield ask(model)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
-from attacks.target import Target, stranger
+from attacks.target import Target, untrusted_peer
 from protocols import services
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord, ServedSpan
@@ -52,7 +52,7 @@ async def hostile_node(target: Target, model: ModelId, on_session: OnSession) ->
 
 async def announce(target: Target, on_session: OnSession) -> None:
     """Announce one, until cancelled."""
-    model = (await stranger(target)).model
+    model = (await untrusted_peer(target)).model
     async with hostile_node(target, model, on_session):
         target.begun()
         await asyncio.Event().wait()

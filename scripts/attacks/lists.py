@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from attacks.target import Stranger, Target, listen, stranger
+from attacks.target import Target, UntrustedPeer, listen, untrusted_peer
 from protocols import frame
 from protocols.defaults import MAX_REQUEST_BYTES
 from protocols.errors import DeadlineError, PeerUnreachableError, SwarmError
@@ -23,12 +23,12 @@ def _frame(kind: str) -> bytes:
 
 
 async def attack(target: Target) -> None:
-    us = await stranger(target)
+    us = await untrusted_peer(target)
     target.begun()
     await asyncio.gather(*(_flood(us, target, number) for number in range(len(us.nodes))))
 
 
-async def _flood(us: Stranger, target: Target, number: int) -> None:
+async def _flood(us: UntrustedPeer, target: Target, number: int) -> None:
     hop = us.hop(number)
     while True:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from attacks.target import Stranger, Target, stranger
+from attacks.target import Target, UntrustedPeer, untrusted_peer
 from protocols.defaults import MAX_ROW_INDICES, MAX_ROWS
 from protocols.errors import SwarmError
 from protocols.ids import SessionId
@@ -21,13 +21,13 @@ HIDDEN = 64
 
 
 async def attack(target: Target) -> None:
-    us = await stranger(target)
+    us = await untrusted_peer(target)
     target.begun()
     firsts = [number for number, (_, served) in enumerate(us.nodes) if served.span.start == 0]
     await asyncio.gather(*(_work(us, target, number) for number in firsts for _ in range(SESSIONS)))
 
 
-async def _work(us: Stranger, target: Target, number: int) -> None:
+async def _work(us: UntrustedPeer, target: Target, number: int) -> None:
     """One session after the other at one of the first hops, whose route ends there."""
     hop = us.hop(number)
     while True:

@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from attacks.target import Target, stranger
+from attacks.target import Target, untrusted_peer
 from tests.hostile.flood import Item, Mallory, made_up, mallory
 
 BATCH = 400
@@ -21,7 +21,7 @@ def nodes(target: Target) -> list[Any]:
 
 
 async def attack(target: Target) -> None:
-    model = (await stranger(target)).model
+    model = (await untrusted_peer(target)).model
     async with mallory(*nodes(target)) as attacker:
         target.begun()
         for number in itertools.count():

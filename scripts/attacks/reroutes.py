@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 
-from attacks.target import Stranger, Target, absent, listen, stranger
+from attacks.target import Target, UntrustedPeer, absent, listen, untrusted_peer
 from protocols.errors import SwarmError
 from protocols.identity import from_seed
 from protocols.ids import Span
@@ -16,13 +16,13 @@ from protocols.services import SESSION
 
 async def attack(target: Target) -> None:
     while True:
-        us = await stranger(target)
+        us = await untrusted_peer(target)
         target.begun()
         await asyncio.gather(*(_storm(us, target, number) for number in range(len(us.nodes))))
         await us.peer.close()
 
 
-async def _storm(us: Stranger, target: Target, number: int) -> None:
+async def _storm(us: UntrustedPeer, target: Target, number: int) -> None:
     """One session after the other at one node; each ends when the node has had enough of it."""
     first = us.hop(number)
     rest = Span(first.span.stop, target.num_blocks) if first.span.stop < target.num_blocks else Span(0, first.span.start)

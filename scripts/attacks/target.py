@@ -40,7 +40,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Stranger:
+class UntrustedPeer:
     """A fresh identity with connections, and what the directory told it."""
 
     peer: ThinPeer
@@ -68,13 +68,13 @@ class Stranger:
         return grant.signed(self.peer.identity.sign)
 
 
-async def stranger(target: Target) -> Stranger:
+async def untrusted_peer(target: Target) -> UntrustedPeer:
     """A new identity that has met the swarm; its connections end with the process."""
     peer = ThinPeer(target.addresses, target.swarm)
     await peer.__aenter__()
     honest = {place.peer for place in target.places}
     snapshot = await peer.directory.snapshot(target.model)
-    return Stranger(peer, tuple((record, served) for record, served in snapshot.serving() if record.peer in honest))
+    return UntrustedPeer(peer, tuple((record, served) for record, served in snapshot.serving() if record.peer in honest))
 
 
 async def listen(target: Target, stream: Stream) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from attacks.target import Target, stranger
+from attacks.target import Target, untrusted_peer
 from protocols.errors import SwarmError
 from protocols.pieces import WeightsRequest
 from protocols.services import PIECES
@@ -20,7 +20,7 @@ async def attack(target: Target) -> None:
 
 async def _hold_all(target: Target) -> None:
     """One identity, a place at each node."""
-    us = await stranger(target)
+    us = await untrusted_peer(target)
     target.begun()
     question = WeightsRequest(model=us.model).encode()
 

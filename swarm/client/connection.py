@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from protocols import compression
-from protocols.defaults import PATIENCE_S
+from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import BadRequestError, shown
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
@@ -63,7 +63,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     swarm: str = "public"
     dtype: str | torch.dtype = "auto"
-    patience_s: float = PATIENCE_S
+    route_timeout_s: float = ROUTE_TIMEOUT_S
     priority: int = 0
     model_name: str | None = None
     cache_dir: str | Path | None = None
@@ -84,8 +84,8 @@ class Settings:
             raise BadRequestError(f"dtype must be auto, {', '.join(DTYPES)}, got {self.dtype!r}")
         if not (isinstance(self.swarm, str) and 1 <= len(self.swarm) <= 64 and self.swarm.isprintable()):
             raise BadRequestError(f"swarm is a name of 1 to 64 printable letters, got {shown(self.swarm)}")
-        if not (isinstance(self.patience_s, int | float) and self.patience_s >= 0):
-            raise BadRequestError(f"patience_s is a number of seconds and not negative, got {shown(self.patience_s)}")
+        if not (isinstance(self.route_timeout_s, int | float) and self.route_timeout_s >= 0):
+            raise BadRequestError(f"patience_s is a number of seconds and not negative, got {shown(self.route_timeout_s)}")
         if not (isinstance(self.priority, int) and -100 <= self.priority <= 0):
             raise BadRequestError(f"priority is an integer from -100 to 0, got {shown(self.priority)}")
         if not isinstance(self.accept_new_weights, bool):
@@ -189,14 +189,14 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
         with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
             naming = settings.naming(peer)
-            found = await model_lookup.wait_for(peer.directory, name, naming, settings.patience_s, settings.hosting(), slot)
+            found = await model_lookup.wait_for(peer.directory, name, naming, settings.route_timeout_s, settings.hosting(), slot)
         with settings.waits.on(waiting.fetching(f"config and tokenizer of {name}")):
             cache = await open_cache(settings.data_dir / "weights", found, peer.pool, naming)
         held.callback(cache.close)
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         dtype = settings.dtype_name(model_lookup.blocks_of(found), checkpoint.num_blocks)
         config = SessionConfig(
-            patience_s=settings.patience_s,
+            route_timeout_s=settings.route_timeout_s,
             priority=settings.priority,
             dtype=dtype,
             hidden_size=checkpoint.hidden_size,
@@ -224,10 +224,10 @@ async def _join(
         with settings.waits.reporting() as slot, peer.clocks.explaining():
             slot.set(waiting.JOINING)
             blocks = await served.wait_until_served(
-                peer.directory, peer.pool, model, manifest, settings.patience_s, hosting, slot
+                peer.directory, peer.pool, model, manifest, settings.route_timeout_s, hosting, slot
             )
         name = settings.dtype_name(blocks, num_blocks)
-        config = SessionConfig(patience_s=settings.patience_s, priority=settings.priority, dtype=name)
+        config = SessionConfig(route_timeout_s=settings.route_timeout_s, priority=settings.priority, dtype=name)
         sessions, router = _session_maker(peer, model, num_blocks, config, hosting, settings.waits)
     except BaseException:
         pool.release(shared)

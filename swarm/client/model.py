@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from protocols.defaults import PATIENCE_S
+from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import CheckpointError
 from swarm import waiting
 from swarm.bootstrap import FindConfig
@@ -45,7 +45,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         swarm: str = "public",
         dtype: str | torch.dtype = "auto",
         device: str | int | torch.device = "cpu",
-        patience_s: float = PATIENCE_S,
+        patience_s: float = ROUTE_TIMEOUT_S,
         priority: int = 0,
         model_name: str | None = None,
         cache_dir: str | Path | None = None,
@@ -93,7 +93,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         chosen = arguments.settled({"peers": peers, "dtype": dtype, "device": device}, others, cls.from_pretrained)
         where = None if thin else arguments.device_of(chosen["device"])
         settings = connection.Settings(
-            peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", patience_s=patience_s,
+            peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", route_timeout_s=patience_s,
             priority=priority, model_name=model_name, cache_dir=cache_dir, find=find,
             accept_new_weights=accept_new_weights, waits=Waits(on_wait),
         )  # fmt: skip

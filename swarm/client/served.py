@@ -62,7 +62,7 @@ async def wait_until_served(
     pool: ChannelPool,
     model: ModelId,
     manifest: Manifest,
-    patience_s: float,
+    route_timeout_s: float,
     hosting: NodeCommand = USUAL,
     slot: Slot | None = None,
 ) -> list[Hosted]:
@@ -72,7 +72,7 @@ async def wait_until_served(
     """
     loop = asyncio.get_running_loop()
     slot, since_s = slot or Waits().slot(), time.monotonic()
-    ends_at = loop.time() + patience_s
+    ends_at = loop.time() + route_timeout_s
     while True:
         found = served((await directory.snapshot(model.name)).peers, model.name)
         ours = [one for _, one in found if one.weights.model.digest == model.digest]
@@ -85,10 +85,10 @@ async def wait_until_served(
             raise await _mismatch(pool, model, manifest, others)
         if loop.time() >= ends_at:
             raise NoRouteError(
-                f"no peer serves {model.name} (waited {patience_s:.0f} s); "
+                f"no peer serves {model.name} (waited {route_timeout_s:.0f} s); "
                 f"check the name and --peer, or host it: {hosting.text(model.name)}"
             )
-        slot.set(waiting.finding(model.name, since_s, patience_s))
+        slot.set(waiting.looking_up(model.name, since_s, route_timeout_s))
         await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, ends_at - loop.time())))
 
 

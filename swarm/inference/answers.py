@@ -10,19 +10,19 @@ from collections import deque
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.inference import Attach, Reply
 from swarm.inference import trace
-from swarm.inference.wire import Wire
+from swarm.inference.message_stream import MessageStream
 
 
 class Answers:
     """As many replies as the client may have in flight (`Retained` keeps as many frames). Nothing here waits."""
 
     def __init__(self) -> None:
-        self.wire: Wire | None = None
+        self.wire: MessageStream | None = None
         """The client's attach stream; None while it has none."""
         self._replies: deque[Reply] = deque()
         self.num_bytes = 0
 
-    def attach(self, wire: Wire | None, attach: Attach) -> None:
+    def attach(self, wire: MessageStream | None, attach: Attach) -> None:
         """The client listens on `wire` from now on, and has had everything before step `attach.step`."""
         if self.wire is not None and self.wire is not wire:
             self.wire.end()

@@ -14,8 +14,8 @@ from dataclasses import replace
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Grant, Reroute, Step
 from swarm.inference import trace
+from swarm.inference.message_stream import MessageStream
 from swarm.inference.retained import Retained
-from swarm.inference.wire import Wire
 
 MAX_HISTORIES = 4
 """Times in an epoch that a hop below may ask for everything. An honest one asks once, and again if it forgets in the middle."""
@@ -28,14 +28,14 @@ class Downstream:
         self.session = session
         self.epoch = 0
         self.retained = Retained()
-        self.wire: Wire | None = None
+        self.wire: MessageStream | None = None
         self._wanted: int | None = None
         """What the hop below wants next; None until it has said so on this wire, or it is known."""
         self._is_assumed = False
         self._histories = 0
         """Sent in this epoch."""
 
-    def connect(self, wire: Wire, epoch: int) -> None:
+    def connect(self, wire: MessageStream, epoch: int) -> None:
         """Use a new wire; nothing is sent before the hop behind it has said what it wants.
 
         But on a session's first route it can only want the beginning: that is sent at once, and its word is not waited for.

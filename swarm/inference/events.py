@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from protocols.errors import SwarmError
 from protocols.inference import Attach, Message, Open
 from swarm.inference.begun import Begun
-from swarm.inference.wire import Wire
+from swarm.inference.message_stream import MessageStream
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     """A wire is gone, or (wire None) could not be had in that epoch; cause None: it ended cleanly."""
 
-    wire: Wire | None
+    wire: MessageStream | None
     cause: SwarmError | None
     epoch: int
 
 
-Event = tuple[Wire | None, Message | Lost | Begun]
+Event = tuple[MessageStream | None, Message | Lost | Begun]
 
 
-def dismiss(wire: Wire | None, message: Message | Lost | Begun) -> None:
+def dismiss(wire: MessageStream | None, message: Message | Lost | Begun) -> None:
     """An event that came too late: whoever opened a stream with it sees that end."""
     if isinstance(message, Open | Attach):
         end(wire)
 
 
-def end(wire: Wire | None) -> None:
+def end(wire: MessageStream | None) -> None:
     if wire is not None:
         wire.end()

@@ -50,12 +50,12 @@ from swarm.inference.events import Event, Lost, dismiss, end
 from swarm.inference.grants import Served
 from swarm.inference.inbox import Inbox, weight
 from swarm.inference.links import Links
+from swarm.inference.message_stream import MessageStream
 from swarm.inference.pace import Pace
 from swarm.inference.pieces import PieceRow
 from swarm.inference.retained import Loading
 from swarm.inference.successor import Successor
 from swarm.inference.upstream import Upstream
-from swarm.inference.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Hop:
 
     # --- the outside puts events in
 
-    async def put(self, wire: Wire | None, message: Message) -> None:
+    async def put(self, wire: MessageStream | None, message: Message) -> None:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
         if isinstance(message, Step) and message.epoch == self.grant.epoch:
             next_one = max(self._received, self.next_step)
@@ -187,13 +187,13 @@ class Hop:
         if not len(self._inbox):
             await self._inbox.put((None, message))  # wakes `run`
 
-    async def _put_from_below(self, wire: Wire, message: Message) -> None:
+    async def _put_from_below(self, wire: MessageStream, message: Message) -> None:
         """The hop below may say what it wants and who is lost. Anything else is not for it to say, and nobody checked it."""
         if not isinstance(message, Expect | HopLost):
             raise PeerUnreachableError(f"the hop below sent {type(message).__name__}, which does not belong on its stream")
         await self.put(wire, message)
 
-    async def lose(self, wire: Wire | None, cause: SwarmError | None) -> None:
+    async def lose(self, wire: MessageStream | None, cause: SwarmError | None) -> None:
         """`wire` is gone, or the hop below could not be reached."""
         if not self.is_closed:
             await self._inbox.put((None, Lost(wire, cause, self.grant.epoch)))
@@ -213,7 +213,7 @@ class Hop:
             self.is_closed = True
             await self._release()
 
-    async def _handle(self, wire: Wire | None, message: Message | Lost) -> None:
+    async def _handle(self, wire: MessageStream | None, message: Message | Lost) -> None:
         self.last_active_s = self._now_s()
         is_above, is_below = wire is not None and wire is self._up.wire, wire is not None and wire is self._down.wire
         match message:
@@ -241,7 +241,7 @@ class Hop:
 
     # --- the route
 
-    async def _on_route(self, wire: Wire | None, message: Open | Reroute) -> None:
+    async def _on_route(self, wire: MessageStream | None, message: Open | Reroute) -> None:
         if message.grant.epoch < self.grant.epoch:
             if wire is not self._up.wire:
                 end(wire)
@@ -289,7 +289,7 @@ class Hop:
         is_busy = self._is_computing or self._loading is not None or self._has_given_up or self.is_closed
         return self.next_step == step and not is_busy
 
-    async def _on_wire_below(self, wire: Wire, epoch: int) -> None:
+    async def _on_wire_below(self, wire: MessageStream, epoch: int) -> None:
         if epoch == self.grant.epoch and not self.is_closed:
             self._down.connect(wire, epoch)
         else:

@@ -22,9 +22,9 @@ from protocols.progress import Progress
 from swarm.inference import suspicion
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
+from swarm.inference.message_stream import MessageStream
 from swarm.inference.retained import Retained
 from swarm.inference.suspicion import Finding, Kind
-from swarm.inference.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Leg:
         self.epoch = -1
         self.down = Downstream(self.id)
         self.down.retained = retained
-        self.last: Wire | None = None
+        self.last: MessageStream | None = None
         self.fork: Fork | None = None
         """Where this session's rows began."""
         self.has_answered = False
@@ -130,7 +130,7 @@ class Leg:
             self.last = None
             self.lose(len(self.route) - 1, error, self.epoch)
 
-    def let_go(self) -> list[Wire]:
+    def let_go(self) -> list[MessageStream]:
         """Say the last word on both wires; those that are still to end."""
         self._is_over = True
         wires = [wire for wire in (self.down.wire, self.last) if wire is not None]
@@ -141,7 +141,7 @@ class Leg:
 
     # --- what hops say
 
-    async def _on_message(self, wire: Wire, message: Message) -> None:
+    async def _on_message(self, wire: MessageStream, message: Message) -> None:
         is_first, is_last = wire is self.down.wire, wire is self.last
         match message:
             case Reply() if is_last:
@@ -163,7 +163,7 @@ class Leg:
             cause = quoted(f"the hop above {name}" if is_told else name, from_wire(lost.code, lost.message))
             self._tell(Loss(lost.epoch, lost.index, cause, is_told))
 
-    async def _on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
+    async def _on_lost(self, wire: MessageStream, cause: SwarmError | None) -> None:
         reason = cause or PeerUnreachableError("the hop ended the stream: it is leaving, or has dropped the session")
         if wire is self.down.wire:
             # a new route may just have been chosen, whose first hop is not the one that is lost

@@ -128,7 +128,7 @@ class Legs:
         self._waits.late(waiting.ROUTING)
         config = self._config
         route, self.dtype = await self._router.find(
-            config.patience_s,
+            config.route_timeout_s,
             config.dtype,
             self.forked_places,
             needs=self._needs,
@@ -277,7 +277,7 @@ class Legs:
             self.heard_s = self._now_s()
 
     async def _replace(self, leg: Leg, loss: Loss) -> None:
-        """Route around a lost hop. Raises if nobody is left within `patience_s`, or if enough peers refuse the same."""
+        """Route around a lost hop. Raises if nobody is left within `route_timeout_s`, or if enough peers refuse the same."""
         hop, now_s = leg.route[loss.index], self._now_s()
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
         if self.lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
@@ -292,7 +292,7 @@ class Legs:
                 raise self._refused(loss.cause)
         self._waits.late(waiting.replacing(hop.span))
         route = await self._another(leg, loss)
-        if lasts_s > 2 * self._config.patience_s:
+        if lasts_s > 2 * self._config.route_timeout_s:
             raise NoRouteError(f"hops were lost again and again for {lasts_s:.0f} s; the last one: {loss.cause}")
         self.replaced += 1
         self._waits.late(waiting.replaying(hop.span))
@@ -306,7 +306,7 @@ class Legs:
         staying = {hop.place for place, hop in enumerate(leg.route) if place not in gone}
         try:
             route, _ = await self._router.find(
-                min(REFUSED_S, config.patience_s) if is_refusal else config.patience_s, self.dtype, staying,
+                min(REFUSED_S, config.route_timeout_s) if is_refusal else config.route_timeout_s, self.dtype, staying,
                 needs=self._needs, blocks=config.blocks, on_wait=self._waits.late,
                 avoiding=frozenset[PeerId]().union(*(refusal.sayers for refusal in self._refusals)) if is_refusal else (),
             )  # fmt: skip

@@ -15,7 +15,7 @@ from protocols.inference import Attach, Fork, Grant, Hop, Open
 from protocols.progress import Progress, ProgressRequest
 from protocols.services import ATTACH, PROGRESS, SESSION, Method
 from swarm.inference.dials import Dials
-from swarm.inference.wire import DEFAULT, OnLost, OnMessage, Wire, WireLimits
+from swarm.inference.message_stream import DEFAULT, MessageStream, MessageStreamLimits, OnLost, OnMessage
 from swarm.rpc.pool import ChannelPool
 
 DIAL_S = 6.0
@@ -28,19 +28,19 @@ PROGRESS_S = 2.0
 class Links:
     """Opens wires to the peers of a route, each pinned to the certificate that the route names."""
 
-    def __init__(self, pool: ChannelPool, dials: Dials | None = None, limits: WireLimits = DEFAULT) -> None:
+    def __init__(self, pool: ChannelPool, dials: Dials | None = None, limits: MessageStreamLimits = DEFAULT) -> None:
         """dials: bounds, where it is for others that we dial; None: for ourselves."""
         self._pool, self._dials, self._limits = pool, dials, limits
 
     async def open(
         self, grant: Grant, index: int, dtype: str, on_message: OnMessage, on_lost: OnLost, fork: Fork | None = None
-    ) -> Wire:
+    ) -> MessageStream:
         """A wire to hop `index`, with Open said; PeerUnreachableError where there is no connection. A refusal is a loss of the wire."""
         wire = await self._dial(SESSION, grant, index, on_message, on_lost)
         wire.post(Open(grant=grant, index=index, dtype=dtype, fork=fork))
         return wire.start()
 
-    async def attach(self, grant: Grant, step: int, on_message: OnMessage, on_lost: OnLost) -> Wire:
+    async def attach(self, grant: Grant, step: int, on_message: OnMessage, on_lost: OnLost) -> MessageStream:
         """A wire on which the last hop sends the replies from `step` on."""
         wire = await self._dial(ATTACH, grant, len(grant.route) - 1, on_message, on_lost)
         wire.post(Attach(grant=grant, step=step))
@@ -53,14 +53,14 @@ class Links:
             request = ProgressRequest(session=session, span=hop.span)
             return Progress.parse(await channel.unary(PROGRESS, request.encode(), PROGRESS_S))
 
-    async def _dial(self, method: Method, grant: Grant, index: int, on_message: OnMessage, on_lost: OnLost) -> Wire:
+    async def _dial(self, method: Method, grant: Grant, index: int, on_message: OnMessage, on_lost: OnLost) -> MessageStream:
         hop = grant.route[index]
         try:
             async with asyncio.timeout(DIAL_S):
                 async with self._turn(grant, hop):
                     channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
                 stream = await channel.stream(method, is_awaited=False)
-                return Wire(stream, on_message, on_lost, has_dialled=True, limits=self._limits)
+                return MessageStream(stream, on_message, on_lost, has_dialled=True, limits=self._limits)
         except TimeoutError:
             raise PeerUnreachableError(
                 f"{short_peer(hop.peer)} at {', '.join(hop.addresses)} did not answer within {DIAL_S:.0f} s"

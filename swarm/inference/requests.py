@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocols import tensors
-from protocols.defaults import PATIENCE_S, PREFILL_CHUNK_TOKENS, REPLY_BYTES, SILENCE_S, STALL_S
+from protocols.defaults import PREFILL_CHUNK_TOKENS, REPLY_BYTES, ROUTE_TIMEOUT_S, SILENCE_S, STALL_S
 from protocols.errors import BadRequestError
 from protocols.ids import Span
 from protocols.inference import Reply, StepSpec
@@ -22,7 +22,7 @@ from protocols.words import counted
 class SessionConfig:
     """How a session behaves."""
 
-    patience_s: float = PATIENCE_S
+    route_timeout_s: float = ROUTE_TIMEOUT_S
     """How long a step may wait for a route, from the loss that left it without one."""
 
     stall_s: float = STALL_S

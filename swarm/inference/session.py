@@ -113,7 +113,7 @@ class Session:
         stage; a session stays with hidden states, or with the other two), of which tokens something comes back (T' in all, rows one
         after the other), and what: "hidden" [T', H], "logits" [T', V] float32, or the `top` largest logits [T', top] and their ids,
         largest first. Its priority is the session's.
-        Deaths are survived in here. Raises NoRouteError after `patience_s` without a route, or the error that no other peer would
+        Deaths are survived in here. Raises NoRouteError after `route_timeout_s` without a route, or the error that no other peer would
         spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
         """
         assert spec.priority == 0, "a session's priority is in its SessionConfig"
@@ -223,7 +223,7 @@ class Session:
             ops=tuple(ops),
             positions=None if given.positions is None else chunks.cut_positions(piece, given.counts, given.positions),
             spec=given.spec.wanting(piece.want),
-            budget_ms=int(min(MAX_BUDGET_S, self._config.patience_s) * 1e3),
+            budget_ms=int(min(MAX_BUDGET_S, self._config.route_timeout_s) * 1e3),
         )
 
     async def _reply(self, number: int) -> Reply:

@@ -13,7 +13,7 @@ from protocols.errors import InternalError, SwarmError
 from protocols.ids import short
 from protocols.inference import Fork, Grant
 from swarm.inference.links import Links
-from swarm.inference.wire import OnMessage, Wire
+from swarm.inference.message_stream import MessageStream, OnMessage
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ class Successor:
         links: Links,
         dtype: str,
         on_message: OnMessage,
-        on_lost: Callable[[Wire | None, SwarmError | None], Awaitable[None]],
-        on_wire: Callable[[Wire, int], Awaitable[None]],
+        on_lost: Callable[[MessageStream | None, SwarmError | None], Awaitable[None]],
+        on_wire: Callable[[MessageStream, int], Awaitable[None]],
     ) -> None:
         """on_lost: is told, with wire None, that the hop below cannot be reached. on_wire: gets the wire and its epoch."""
         self._links, self._dtype = links, dtype

@@ -8,14 +8,14 @@ The message stream to it, what it was asked for, and which losses it was told.
 from __future__ import annotations
 
 from protocols.inference import Expect, Grant, HopLost
-from swarm.inference.wire import Wire
+from swarm.inference.message_stream import MessageStream
 
 
 class Upstream:
     """The current wire to the hop above; None while the session is an orphan. Nothing here waits."""
 
     def __init__(self, now_s: float) -> None:
-        self.wire: Wire | None = None
+        self.wire: MessageStream | None = None
         self.orphaned_since_s: float | None = now_s
         """When the hop above left, by the node's clock; None while there is one."""
         self.was_opened = False
@@ -25,7 +25,7 @@ class Upstream:
         self._told: set[int] = set()
         """Hops of this epoch of whose loss we have told: once is enough, however often we hear of it."""
 
-    def connect(self, wire: Wire | None) -> None:
+    def connect(self, wire: MessageStream | None) -> None:
         """The hop above came, perhaps again, over `wire`; an older wire ends."""
         if self.wire is not None and self.wire is not wire:
             self.wire.end()
@@ -49,7 +49,7 @@ class Upstream:
         if self.wire is not None:
             self.wire.post(Expect(session=grant.session, epoch=grant.epoch, step=step))
 
-    def tell(self, lost: HopLost, client: Wire | None) -> None:
+    def tell(self, lost: HopLost, client: MessageStream | None) -> None:
         """Pass bad news towards the client, over whichever way is open: the hop above, and the client's own stream."""
         if lost.index in self._told:
             return

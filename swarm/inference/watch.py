@@ -84,7 +84,7 @@ class Watch:
     def _longest_s(self, finding: Finding) -> float:
         """Without an answer for so long, the hop at which the step is stuck is given up, whatever it says."""
         config = self._config
-        return config.silence_s if finding.kind is Kind.BUSY else min(config.silence_s, config.patience_s)
+        return config.silence_s if finding.kind is Kind.BUSY else min(config.silence_s, config.route_timeout_s)
 
     def _is_proof(self, leg: Leg, finding: Finding) -> bool:
         """Is a hop to be replaced? On a route that has never answered, others are tried beside instead, but for one that is dead."""

@@ -66,7 +66,7 @@ def _best(members: list[Member], now: Sequence[float], goal: float, moved: set[i
         if on_route and any(now[block] - leaves < goal for block in range(member.span.start, member.span.stop)):
             continue
         for target in targets:
-            if len(target) <= member.room_blocks and target != member.span:
+            if len(target) <= member.capacity_blocks and target != member.span:
                 brings = member.speed / len(target)
                 fixed = sum(now[block] < goal <= now[block] + brings for block in range(target.start, target.stop))
                 missed = min(now[member.span.start : member.span.stop]) - leaves
@@ -84,8 +84,8 @@ def _movers(members: Sequence[Member], moved: set[int]) -> list[int]:
     """One of each kind: replicas of a span that are alike leave it alike."""
     kinds: dict[tuple[Span, int, float, frozenset[Unit]], int] = {}
     for index, member in enumerate(members):
-        if member.room_blocks and index not in moved:
-            kinds.setdefault((member.span, member.room_blocks, member.speed, member.beside), index)
+        if member.capacity_blocks and index not in moved:
+            kinds.setdefault((member.span, member.capacity_blocks, member.speed, member.beside), index)
     return list(kinds.values())
 
 

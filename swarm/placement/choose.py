@@ -32,7 +32,7 @@ Rank = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Capacity:
     """What a newcomer can take."""
 
     free_bytes: int
@@ -96,50 +96,50 @@ class Choice:
     reason: str
 
 
-def choose(peer: PeerId, others: Sequence[Member], room: Room, current: Span | None = None) -> Choice:
+def choose(peer: PeerId, others: Sequence[Member], capacity: Capacity, current: Span | None = None) -> Choice:
     """The span that `peer` should host next to what the others host (or are about to).
 
     `current`: what the peer has announced already; it is kept unless another is strictly better, so that a race ends.
     ConfigError where nothing fits: with what the smallest choice takes and what there is.
     """
-    total = len(room.block_bytes)
+    total = len(capacity.block_bytes)
     hosted = [member.span for member in others]
     replicas = count_replicas(hosted, total)
     speeds = _speeds(others, total)
-    ranks, why = _in_gaps(replicas, room), "nobody hosts them"
+    ranks, why = _in_gaps(replicas, capacity), "nobody hosts them"
     if not ranks and 0 not in replicas:
-        ranks, why = _on_routes(hosted, speeds, replicas, room), ""
+        ranks, why = _on_routes(hosted, speeds, replicas, capacity), ""
     if not ranks and 0 not in replicas:
-        ranks, why = _towards_routes(hosted, room), "with a neighbour they will make another route"
+        ranks, why = _towards_routes(hosted, capacity), "with a neighbour they will make another route"
     if not ranks:
-        ranks, why = _anywhere(replicas, room), "those that nobody hosts do not fit, these do"
+        ranks, why = _anywhere(replicas, capacity), "those that nobody hosts do not fit, these do"
     if not ranks:
-        raise ConfigError(_nothing_fits(room))
+        raise ConfigError(_nothing_fits(capacity))
     best = min(ranks, key=lambda span: (ranks[span], digest(f"{peer} {span}")))
     if current is not None and ranks.get(current) == ranks[best]:
         best = current
     why = why or _most_needed(best, speeds, replicas)
-    return Choice(best, f"{why}; {_mb(room.takes(best))} of {_mb(room.free_bytes)} MB, with their K/V reserve")
+    return Choice(best, f"{why}; {_mb(capacity.takes(best))} of {_mb(capacity.free_bytes)} MB, with their K/V reserve")
 
 
 # --- the four kinds of choices, each span with its rank: the smallest is the best
 
 
-def _in_gaps(replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
-    return {span: (-len(span),) for gap in gaps_of(replicas) for span in room.tiles(gap)}
+def _in_gaps(replicas: Sequence[int], capacity: Capacity) -> dict[Span, Rank]:
+    return {span: (-len(span),) for gap in gaps_of(replicas) for span in capacity.tiles(gap)}
 
 
-def _on_routes(hosted: Sequence[Span], speeds: Sequence[float], replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
+def _on_routes(hosted: Sequence[Span], speeds: Sequence[float], replicas: Sequence[int], capacity: Capacity) -> dict[Span, Rank]:
     from_start, to_end = edges(hosted, len(replicas))
     spans = [Span(start, stop) for start in from_start for stop in to_end if start < stop]
-    return {span: _need(span, speeds) + _need(span, replicas) for span in spans if room.fits(span)}
+    return {span: _need(span, speeds) + _need(span, replicas) for span in spans if capacity.fits(span)}
 
 
-def _towards_routes(hosted: Sequence[Span], room: Room) -> dict[Span, Rank]:
-    total = len(room.block_bytes)
+def _towards_routes(hosted: Sequence[Span], capacity: Capacity) -> dict[Span, Rank]:
+    total = len(capacity.block_bytes)
     from_start, to_end = edges(hosted, total)
-    after = (room.longest_from(start, total) for start in from_start)
-    before = (room.longest_to(stop) for stop in to_end)
+    after = (capacity.longest_from(start, total) for start in from_start)
+    before = (capacity.longest_to(stop) for stop in to_end)
     ranks: dict[Span, Rank] = {span: (_distance([*from_start, span.stop], to_end), -len(span)) for span in after if span}
     for span in before:
         if span:
@@ -148,9 +148,9 @@ def _towards_routes(hosted: Sequence[Span], room: Room) -> dict[Span, Rank]:
     return ranks
 
 
-def _anywhere(replicas: Sequence[int], room: Room) -> dict[Span, Rank]:
+def _anywhere(replicas: Sequence[int], capacity: Capacity) -> dict[Span, Rank]:
     """Where the blocks that are missing are too large for this node."""
-    return {span: _need(span, replicas) for span in room.tiles(Span(0, len(replicas)))}
+    return {span: _need(span, replicas) for span in capacity.tiles(Span(0, len(replicas)))}
 
 
 # --- what they are made of
@@ -206,10 +206,10 @@ def _most_needed(span: Span, speeds: Sequence[float], replicas: Sequence[int]) -
     return f"block {block} is the slowest{among}: {speeds[block]:.2g} tokens/ms from {counted(replicas[block], 'node')}"
 
 
-def _nothing_fits(room: Room) -> str:
+def _nothing_fits(capacity: Capacity) -> str:
     return (
-        f"no memory for even one of the model's blocks: the smallest takes {_mb(min(room.block_bytes))} MB with K/V, "
-        f"there are {_mb(room.free_bytes)} MB; free some, or try --dtype bfloat16 or another --device"
+        f"no memory for even one of the model's blocks: the smallest takes {_mb(min(capacity.block_bytes))} MB with K/V, "
+        f"there are {_mb(capacity.free_bytes)} MB; free some, or try --dtype bfloat16 or another --device"
     )
 
 

@@ -51,7 +51,7 @@ def _backbone(members: Sequence[Member], num_blocks: int) -> tuple[list[Member],
         score, last = best[stop - 1], None
         for member in ending.get(stop, []):
             blocks, fewer = best[member.span.start]
-            with_it = (blocks + len(member.span), fewer - (0 if member.room_blocks == 0 else 1))
+            with_it = (blocks + len(member.span), fewer - (0 if member.capacity_blocks == 0 else 1))
             if with_it > score:
                 score, last = with_it, member
         best.append(score)
@@ -63,7 +63,7 @@ def _backbone(members: Sequence[Member], num_blocks: int) -> tuple[list[Member],
         chain += [found] if found else []
         block = found.span.start if found else block - 1
     chosen = {member.peer for member in chain}
-    return chain[::-1], [member for member in members if member.peer not in chosen and member.room_blocks]
+    return chain[::-1], [member for member in members if member.peer not in chosen and member.capacity_blocks]
 
 
 def _one_per_span(members: Sequence[Member]) -> list[Member]:
@@ -80,7 +80,7 @@ def _one_per_span(members: Sequence[Member]) -> list[Member]:
 
 
 def _use_elsewhere(member: Member) -> tuple[int, bool, str]:
-    return member.room_blocks, not member.beside, member.peer
+    return member.capacity_blocks, not member.beside, member.peer
 
 
 def _holes(backbone: Sequence[Member], num_blocks: int) -> list[Span]:
@@ -99,14 +99,14 @@ def _fill(
     counted = Counter(dict(enumerate(counts)))
     while spare and (holes := _holes(backbone, num_blocks)):
         hole = max(holes, key=lambda hole: (len(hole), -hole.start))
-        alone = [member for member in spare if member.room_blocks >= len(hole)]
+        alone = [member for member in spare if member.capacity_blocks >= len(hole)]
         last_ends = [hosts[0].peer for hosts in ends_hosts([*backbone, *spare], num_blocks) if len(hosts) == 1]
         least_missed = min(
-            alone or [member for member in spare if member.room_blocks == max(one.room_blocks for one in spare)],
+            alone or [member for member in spare if member.capacity_blocks == max(one.capacity_blocks for one in spare)],
             key=lambda member: (-_fewest(counted, member.span), member.peer in last_ends, digest(member.peer)),
         )
         counted.subtract(_blocks(least_missed.span))
-        moved = least_missed.at(Span(hole.start, min(hole.stop, hole.start + least_missed.room_blocks)))
+        moved = least_missed.at(Span(hole.start, min(hole.stop, hole.start + least_missed.capacity_blocks)))
         spare = [member for member in spare if member is not least_missed]
         backbone = sorted([*backbone, moved], key=lambda member: member.span)
     return backbone, spare
@@ -136,15 +136,15 @@ def _stretch(backbone: Sequence[Member], num_blocks: int) -> tuple[int, int, Spa
     found: list[tuple[int, int, int, Span]] = []
     for first in range(len(backbone)):
         start = backbone[first - 1].span.stop if first else 0
-        room = 0
+        capacity = 0
         for last in range(first, len(backbone)):
             member = backbone[last]
-            if not member.room_blocks:
+            if not member.capacity_blocks:
                 break
-            room += member.room_blocks
+            capacity += member.capacity_blocks
             stop = backbone[last + 1].span.start if last + 1 < len(backbone) else num_blocks
             held = sum(len(one.span) for one in backbone[first : last + 1])
-            if room >= stop - start > held:
+            if capacity >= stop - start > held:
                 found.append((last - first, first, last + 1, Span(start, stop)))
                 break
     if not found:
@@ -159,11 +159,11 @@ def _tile_anew(backbone: list[Member], stretch: tuple[int, int, Span]) -> list[M
     tiled: list[Member] = []
     start = span.start
     for index in range(first, last):
-        rest = sum(member.room_blocks for member in backbone[index + 1 : last])
+        rest = sum(member.capacity_blocks for member in backbone[index + 1 : last])
         needed = max(1, span.stop - start - rest)  # what the others cannot take
         wanted = len(backbone[index].span) if backbone[index].span.start == start else backbone[index].span.stop - start
         left = span.stop - start - (last - index - 1)  # a block for each of the others
-        length = min(max(needed, wanted), backbone[index].room_blocks, left)
+        length = min(max(needed, wanted), backbone[index].capacity_blocks, left)
         if index == last - 1:
             length = span.stop - start
         tiled.append(backbone[index].at(Span(start, start + length)))
@@ -176,22 +176,22 @@ def _tile_anew(backbone: list[Member], stretch: tuple[int, int, Span]) -> list[M
 
 def _rebuild(members: Sequence[Member], num_blocks: int) -> list[Member]:
     """All who can move, tiled into the holes between the pinned ones; those of one hole keep their order."""
-    pinned = [member for member in members if not member.room_blocks]
-    movers = [member for member in members if member.room_blocks]
+    pinned = [member for member in members if not member.capacity_blocks]
+    movers = [member for member in members if member.capacity_blocks]
     fixed = _backbone(pinned, num_blocks)[0]
     placed: list[Member] = []
     for hole in sorted(_holes(fixed, num_blocks), key=lambda hole: (-len(hole), hole)):
         crew, length = [], 0
-        movers.sort(key=lambda member: (-member.room_blocks, digest(member.peer)))
+        movers.sort(key=lambda member: (-member.capacity_blocks, digest(member.peer)))
         while movers and length < len(hole):
-            fits = [member for member in movers if member.room_blocks <= len(hole) - length]
+            fits = [member for member in movers if member.capacity_blocks <= len(hole) - length]
             member = fits[0] if fits else movers[-1]
             movers.remove(member)
             crew.append(member)
-            length += member.room_blocks
+            length += member.capacity_blocks
         start = hole.start
         for member in sorted(crew, key=lambda member: (member.span, digest(member.peer))):
-            stop = min(hole.stop, start + member.room_blocks)
+            stop = min(hole.stop, start + member.capacity_blocks)
             placed += [member.at(Span(start, stop))] if stop > start else [member]
             start = stop
     return [*pinned, *placed, *movers]

@@ -16,7 +16,7 @@ class Member:
 
     peer: PeerId
     span: Span
-    room_blocks: int = 0
+    capacity_blocks: int = 0
     """Consecutive blocks that it could host anywhere; 0 = it stays where it is."""
     speed: float = 1.0
     """Blocks that it computes a millisecond, for one token."""

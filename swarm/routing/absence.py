@@ -20,30 +20,30 @@ def gaps(live: Sequence[Offer], wish: Wish, num_blocks: int) -> list[Span]:
     return path.unhosted(spans, wish.blocks) if wish.blocks else path.missing(spans, num_blocks)
 
 
-def wait(live: Sequence[Offer], wish: Wish, num_blocks: int, since_s: float, patience_s: float) -> Wait:
+def wait(live: Sequence[Offer], wish: Wish, num_blocks: int, since_s: float, route_timeout_s: float) -> Wait:
     """What is being waited for."""
     missing = gaps(live, wish, num_blocks)
     if wish.needs and live and not missing:
-        return waiting.missing_ends(since_s, patience_s)
-    return waiting.missing(missing, since_s, patience_s)
+        return waiting.missing_ends(since_s, route_timeout_s)
+    return waiting.missing(missing, since_s, route_timeout_s)
 
 
 def no_route(
-    live: Sequence[Offer], wish: Wish, model: ModelId, num_blocks: int, patience_s: float, cause: str, hosting: NodeCommand
+    live: Sequence[Offer], wish: Wish, model: ModelId, num_blocks: int, route_timeout_s: float, cause: str, hosting: NodeCommand
 ) -> NoRouteError:
     """cause: the last failure, in brackets; "" = there was none. hosting: what people are told to type."""
     missing = gaps(live, wish, num_blocks)
     if wish.needs and live and not missing:
-        return _no_ends(live, model, num_blocks, patience_s, cause, hosting)
+        return _no_ends(live, model, num_blocks, route_timeout_s, cause, hosting)
     missing = missing or [wish.blocks or Span(0, num_blocks)]
     return NoRouteError(
-        f"no live peers cover blocks {', '.join(map(str, missing))} of {model.name} after {patience_s:.0f} s{cause}; "
+        f"no live peers cover blocks {', '.join(map(str, missing))} of {model.name} after {route_timeout_s:.0f} s{cause}; "
         f"wait for a node to join, or host them: {hosting.text(model.name, '--blocks', str(missing[0]))}"
     )
 
 
 def _no_ends(
-    live: Sequence[Offer], model: ModelId, num_blocks: int, patience_s: float, cause: str, hosting: NodeCommand
+    live: Sequence[Offer], model: ModelId, num_blocks: int, route_timeout_s: float, cause: str, hosting: NodeCommand
 ) -> NoRouteError:
     """The blocks are there, but a thin client needs more."""
     spans = [offer.hosted.span for offer in live]
@@ -54,7 +54,7 @@ def _no_ends(
     where = " and ".join(f"block {block}" for block in lacking or edges)
     span = min(edges[(lacking or [0])[0]])
     return NoRouteError(
-        f"no node hosts the ends of {model.name} with {where} after {patience_s:.0f} s{cause}, and a thin client needs them; "
+        f"no node hosts the ends of {model.name} with {where} after {route_timeout_s:.0f} s{cause}, and a thin client needs them; "
         f"ask without --thin, or start one with --ends: {hosting.text(model.name, '--ends', '--blocks', str(span))}"
     )
 

@@ -164,7 +164,7 @@ class Router:
 
     async def find(
         self,
-        patience_s: float,
+        route_timeout_s: float,
         dtype: str | None = None,
         holding: Collection[tuple[PeerId, Span]] | None = None,
         needs: frozenset[Unit] = frozenset(),
@@ -173,7 +173,7 @@ class Router:
         avoiding: Collection[PeerId] = (),
         on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> tuple[Route, str]:
-        """A route over all blocks, or over `blocks`, and its compute dtype, looking again for `patience_s` seconds. Looks and hellos are
+        """A route over all blocks, or over `blocks`, and its compute dtype; looks again for `route_timeout_s`. Looks and hellos are
         part of that; one hello may always end.
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
@@ -186,7 +186,7 @@ class Router:
         """
         is_opening, wish = holding is None, Wish(blocks, needs, holding or (), avoiding)
         since_s = self._now_s()
-        deadline_s = since_s + patience_s
+        deadline_s = since_s + route_timeout_s
         until_s = max(deadline_s, self._now_s() + HELLO_S)
         if holding and (found := await self._choose(self._remembered(dtype), wish, until_s)) is not None:
             return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
@@ -205,8 +205,8 @@ class Router:
             live = self._usable(offers)
             if self._now_s() >= deadline_s:
                 cause = f" (last failure: {self.blame.last_cause})" if self.blame.last_cause else ""
-                raise absence.no_route(live, wish, self.model, self.num_blocks, patience_s, cause, self._hosting)
-            on_wait(absence.wait(live, wish, self.num_blocks, since_s, patience_s))
+                raise absence.no_route(live, wish, self.model, self.num_blocks, route_timeout_s, cause, self._hosting)
+            on_wait(absence.wait(live, wish, self.num_blocks, since_s, route_timeout_s))
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - self._now_s())))
 
     # --- what is there

@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from protocols.defaults import PATIENCE_S
+from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
 from swarm import keyring, waiting
 from swarm.bootstrap import NOBODY_ELSE, FindConfig
@@ -92,7 +92,7 @@ async def open_model(
     root: Path,
     swarm: str = "public",
     dtype: str = "auto",
-    patience_s: float = PATIENCE_S,
+    route_timeout_s: float = ROUTE_TIMEOUT_S,
     priority: int = 0,
     find: FindConfig = NOBODY_ELSE,
     waits: Waits | None = None,
@@ -119,7 +119,7 @@ async def open_model(
             peer = await stack.enter_async_context(ThinPeer(peers, swarm, find, entry))
             naming = Naming.of(peer.ping, root.parent, keyring.known_as(swarm, entry.key), accept_new_weights)
             with peer.clocks.explaining():
-                found = await model_lookup.wait_for(peer.directory, name, naming, patience_s, hosting, slot)
+                found = await model_lookup.wait_for(peer.directory, name, naming, route_timeout_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
             cache = await open_cache(root, found, peer.pool, naming)
         try:
@@ -132,7 +132,7 @@ async def open_model(
         num_blocks = model_lookup.num_blocks(blocks, stored)
         chosen = served.best_dtype(blocks, num_blocks, DTYPES) if dtype == "auto" else dtype
         config = SessionConfig(
-            patience_s=patience_s,
+            route_timeout_s=route_timeout_s,
             priority=priority,
             dtype=chosen,
             hidden_size=defaults.hidden_size or 1,

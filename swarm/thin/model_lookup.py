@@ -23,7 +23,12 @@ LOOK_AGAIN_S = 0.5
 
 
 async def wait_for(
-    directory: Directory, name: str, naming: Naming, patience_s: float, hosting: NodeCommand = USUAL, slot: Slot | None = None
+    directory: Directory,
+    name: str,
+    naming: Naming,
+    route_timeout_s: float,
+    hosting: NodeCommand = USUAL,
+    slot: Slot | None = None,
 ) -> Found:
     """The model that the swarm serves by this name, or `name@digest`. slot: where is said that no node serves it yet.
 
@@ -32,7 +37,7 @@ async def wait_for(
     """
     loop = asyncio.get_running_loop()
     slot, since_s = slot or Waits().slot(), time.monotonic()
-    ends_at = loop.time() + patience_s
+    ends_at = loop.time() + route_timeout_s
     while True:
         if (found := await find_in_swarm(directory, name, naming)) is not None:
             return found
@@ -41,10 +46,10 @@ async def wait_for(
             raise names.not_served(name, served_names)
         if loop.time() >= ends_at:
             raise NoRouteError(
-                f"no peer serves {name[:120]} (waited {patience_s:.0f} s); "
+                f"no peer serves {name[:120]} (waited {route_timeout_s:.0f} s); "
                 f"check the name and --peer, or host it: {hosting.text(name[:120])}"
             )
-        slot.set(waiting.finding(name, since_s, patience_s))
+        slot.set(waiting.looking_up(name, since_s, route_timeout_s))
         await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, ends_at - loop.time())))
 
 

@@ -66,9 +66,9 @@ class LocalSwarm:
         self._anchor = self.new_model([node.said["multiaddr"] for node in self.nodes.values()])
         self.model: Any = self._anchor
 
-    def new_model(self, peers: Sequence[str] = (), patience_s: float = 30.0) -> Any:
+    def new_model(self, peers: Sequence[str] = (), route_timeout_s: float = 30.0) -> Any:
         """A client that blames nobody yet; without `peers` it shares the DHT of the one that is there."""
-        return SwarmModelForCausalLM.from_pretrained(self.checkpoint, peers=peers, patience_s=patience_s)
+        return SwarmModelForCausalLM.from_pretrained(self.checkpoint, peers=peers, patience_s=route_timeout_s)
 
     def close(self) -> None:
         """The client leaves; the nodes end with their pool."""

@@ -23,8 +23,8 @@ def kill_all(swarm: LocalSwarm) -> None:
 
 
 def test_the_error_names_the_missing_blocks_and_what_would_help(swarm: LocalSwarm) -> None:
-    patience_s, killed_at_s = 4.0, [0.0]
-    model = swarm.new_model(patience_s=patience_s)
+    route_timeout_s, killed_at_s = 4.0, [0.0]
+    model = swarm.new_model(route_timeout_s=route_timeout_s)
 
     def kill(number: int, journey: Any) -> None:
         if number == 5:
@@ -38,7 +38,7 @@ def test_the_error_names_the_missing_blocks_and_what_would_help(swarm: LocalSwar
         model.close()
     took_s = time.monotonic() - killed_at_s[0]
     print(f"the error came after {took_s:.1f} s")
-    assert patience_s - 1 < took_s < patience_s + 4
+    assert route_timeout_s - 1 < took_s < route_timeout_s + 4
 
 
 def test_the_same_call_goes_on_when_a_node_joins_in_time(swarm: LocalSwarm) -> None:

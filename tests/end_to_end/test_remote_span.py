@@ -131,7 +131,7 @@ def test_an_edge_of_no_node_is_no_reason_to_refuse_but_a_block_that_nobody_hosts
     wire = WireSwarm(path, [(0, 2)])
     try:
         assert_close(wire.model.blocks[1:2](noise(1, 3)), here(path, 1, 2, noise(1, 3)))
-        session = wire.toys.session(blocks=Span(1, 4), patience_s=0.0)
+        session = wire.toys.session(blocks=Span(1, 4), route_timeout_s=0.0)
         with pytest.raises(NoRouteError, match="no live peers cover blocks 2:4"):
             wire.run(session.open())
     finally:

@@ -109,7 +109,7 @@ def test_a_death_anywhere_changes_no_token(swarms: Swarms, victim: int) -> None:
     swarm = swarms.start([*SPANS[3], SPANS[3][victim]])
 
     async def talk() -> list[int]:
-        session = swarm.toys.session(patience_s=30, **swarm.sizes)
+        session = swarm.toys.session(route_timeout_s=30, **swarm.sizes)
         before = await greedy(session, PROMPTS[0], 12)
         peer = session.route[victim].peer
         await next(node for node in swarm.nodes if node.identity.peer_id == peer).kill()
@@ -127,7 +127,7 @@ def test_a_caller_s_embeddings_then_ids_survive_the_death_of_every_hop(swarms: S
     embeds = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
 
     async def talk() -> Tensor:
-        session = swarm.toys.session(patience_s=30, chunk_tokens=4, **swarm.sizes)
+        session = swarm.toys.session(route_timeout_s=30, chunk_tokens=4, **swarm.sizes)
         await session.step((), [9], compression.pack(embeds), StepSpec(kind="embeds", want=1, result="logits"))
         for token in range(12):  # so that the first steps leave the window
             await ask(session, [[token]], want=1)
@@ -166,7 +166,7 @@ def test_without_the_ends_a_thin_client_hears_what_is_missing(swarms: Swarms) ->
     swarms.made.append(swarm)
 
     async def talk() -> None:
-        session = swarm.toys.session(patience_s=0.5, **swarm.sizes)
+        session = swarm.toys.session(route_timeout_s=0.5, **swarm.sizes)
         with pytest.raises(NoRouteError, match="no node hosts the ends of llama with block 0 and block 4"):
             await ask(session, [[1, 2]])
         await session.close()

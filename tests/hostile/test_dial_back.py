@@ -101,14 +101,14 @@ async def test_a_call_makes_two_dials_and_none_at_others() -> None:
             reply = await channel.unary(DIAL_BACK, request(*(port.address for port in ports)))
             assert DialBackReply.parse(reply).reachable == ()
             assert sum(port.num_visits() for port in ports) == MAX_ADDRESSES
-            for stranger in (
+            for address in (
                 "203.0.113.9",
                 "10.0.0.7",
                 "2606:4700::1",
                 "",
             ):  # as callers from there: a port of ours is not theirs
                 with pytest.raises(UnauthenticatedError, match="only the address that a call comes from"):
-                    await DialBacks(nobody).answer(request(ports[7].address, "1.1.1.1:1"), call(identity(2), stranger))
+                    await DialBacks(nobody).answer(request(ports[7].address, "1.1.1.1:1"), call(identity(2), address))
             assert sum(port.num_visits() for port in ports) == MAX_ADDRESSES
     await pool.close()
 

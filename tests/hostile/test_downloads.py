@@ -147,7 +147,7 @@ async def test_who_has_delivered_before_is_asked_first(tmp_path: Path) -> None:
         await fetch_manifest(here.pool, [honest.record], model.model, standing)
         started_s = time.monotonic()
         await fetch_manifest(here.pool, [*hostile, honest.record], model.model, standing, lambda: 0.0)
-        assert time.monotonic() - started_s < 0.9, "no turn of a stranger came before"
+        assert time.monotonic() - started_s < 0.9, "no untrusted peer was asked before"
 
 
 async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ async def test_a_session_whose_hops_die_again_and_again_still_answers(swarm: Toy
     waits are a third as long)."""
     limits = HopLimits(epochs_s=EPOCHS_S / 3)
     first = await swarm.serve(0, 2, limits=limits)
-    session, began_s = swarm.session(patience_s=10.0, stall_s=STALL_S / 3), time.monotonic()
+    session, began_s = swarm.session(route_timeout_s=10.0, stall_s=STALL_S / 3), time.monotonic()
     for number in range(MAX_EPOCHS + 2):
         node = await swarm.serve(2, 4, limits=limits)
         await ask(session, (), [1], random_tokens(1))

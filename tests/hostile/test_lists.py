@@ -24,7 +24,7 @@ from swarm.peer import Peer, PeerConfig
 from swarm.routing.regard import Regard, regard_of
 from swarm.rpc import Call, ChannelPool, RpcServer, Stream, tls
 from swarm.thin.peer import ThinPeer
-from tests.hostile.test_private import MODEL, address_of, attempts, member, record_of, stranger
+from tests.hostile.test_private import MODEL, address_of, attempts, member, record_of, untrusted_node
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, until
 from tests.swarm.rpc.parts import METHODS, TALK, Handlers
@@ -98,7 +98,7 @@ async def test_a_session_of_a_denied_client_is_refused_also_behind_an_allowed_ho
 
 async def test_denying_a_client_gives_its_memory_back_and_leaves_others_alone(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
-    session = swarm.session(patience_s=2.0)
+    session = swarm.session(route_timeout_s=2.0)
     await ask(session, (), (3,), random_tokens(3))
     assert node.host.load().num_sessions == 1
     node.host.hops._gate.renew(Access(deny=ids(ONE)))
@@ -144,7 +144,7 @@ async def test_whole_peers_keep_to_their_lists(tmp_path: Path) -> None:
 
 
 async def test_a_denied_dht_node_is_refused_ping_store_and_find_and_is_not_asked() -> None:
-    async with member(None) as ours, stranger() as outsider:
+    async with member(None) as ours, untrusted_node() as outsider:
         answered = {"ping": True, "store": True, "find": True}
         assert await attempts(outsider, ours, "said") == answered
         ours._guard._gate.renew(Access(deny=frozenset({PeerId(outsider.peer_id.to_base58())})))

@@ -142,7 +142,7 @@ async def test_a_flood_of_records_that_all_differ_keeps_no_node_from_its_session
         served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
         peer = from_seed(number.to_bytes(32)).peer_id
         swarm.records[peer] = PeerRecord(
-            peer=peer, spans=(served,), block_ms=1 / draw.uniform(0.5, 50), room_blocks=draw.randint(1, NUM_BLOCKS)
+            peer=peer, spans=(served,), block_ms=1 / draw.uniform(0.5, 50), capacity_blocks=draw.randint(1, NUM_BLOCKS)
         )
     with watched() as turns:
         await asyncio.create_task(mover.mover.look())

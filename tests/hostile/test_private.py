@@ -81,7 +81,7 @@ def address_of(dht: Dht) -> PeerAddress:
 
 
 @contextlib.asynccontextmanager
-async def stranger() -> AsyncIterator[DHTNode]:
+async def untrusted_node() -> AsyncIterator[DHTNode]:
     """Plain hivemind, without any of our checks."""
     node = await DHTNode.create(
         host_maddrs=["/ip4/127.0.0.1/tcp/0"], strict=False, nat_port_map=False, cache_locally=False, cache_nearest=0
@@ -108,7 +108,7 @@ async def attempts(node: DHTNode, target: Dht, key: str) -> dict[str, bool]:
 
 async def test_a_plain_dht_node_is_refused_ping_store_and_find() -> None:
     """The very same calls are answered by a node of a public swarm, so it is the key that refuses them."""
-    async with member(None) as public, member(KEY) as first, member(KEY) as second, stranger() as outsider:
+    async with member(None) as public, member(KEY) as first, member(KEY) as second, untrusted_node() as outsider:
         await second.join(address_of(first))
         assert await second.store("said", b"payload", time.time() + 60)
         assert set(await first.get(["said"])) == {"said"} and (await first.get(["said"]))["said"], "members find it"
@@ -136,7 +136,7 @@ async def test_swarms_with_another_key_or_none_never_meet_in_the_dht() -> None:
 
 async def test_a_proof_that_was_seen_serves_nobody_else() -> None:
     """A member's proof is for one pair of PeerIDs, which p2pd itself proves, and for one direction."""
-    async with member(KEY) as first, member(KEY) as second, stranger() as outsider:
+    async with member(KEY) as first, member(KEY) as second, untrusted_node() as outsider:
         me, you, thief = address_of(first).peer, address_of(second).peer, outsider.peer_id.to_base58()
         seen = {
             "a member's request": second._guard.prove(guard._REQUEST, me),

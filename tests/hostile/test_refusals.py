@@ -13,7 +13,7 @@ import torch
 from protocols.errors import BY_CODE, BadRequestError, ModelMismatchError, SwarmError
 from protocols.ids import Span, short_peer
 from swarm.inference import hearsay
-from swarm.inference.wire import WireLimits
+from swarm.inference.message_stream import MessageStreamLimits
 from tests.hostile.liars import Accuser, Modest, Refuser
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference
 
@@ -25,7 +25,7 @@ ESCAPES = "\x1b[2J\x1b]0;owned\x07pay here\r\n" + "x" * 1_500
 async def swarm() -> AsyncIterator[ToySwarm]:
     fresh_seed()
     toys = Modest()
-    toys.wire_limits = WireLimits(linger_s=0.1)  # liars do not say goodbye
+    toys.wire_limits = MessageStreamLimits(linger_s=0.1)  # liars do not say goodbye
     yield toys
     await toys.stop()
 
@@ -80,7 +80,7 @@ async def test_a_refusal_that_one_hop_makes_up_about_others_counts_as_one_word(s
 async def test_the_only_peer_s_refusal_is_raised_soon_quoted_and_by_name(swarm: ToySwarm) -> None:
     liar = await refuse(swarm, "model_mismatch", ESCAPES)
     liar.code = "bad_request"
-    session, began_s = swarm.session(patience_s=60), time.monotonic()
+    session, began_s = swarm.session(route_timeout_s=60), time.monotonic()
     with pytest.raises(BadRequestError) as raised:
         async with asyncio.timeout(15):
             await ask(session, (), [1], random_tokens(1))
@@ -94,7 +94,7 @@ async def test_the_only_peer_s_refusal_is_raised_soon_quoted_and_by_name(swarm: 
 async def test_a_request_that_every_node_refuses_is_raised_and_the_next_one_is_answered(swarm: ToySwarm) -> None:
     """Nobody honest may be of no use to this client because the client asked for something impossible."""
     nodes = [await swarm.serve(0, 4) for _ in range(hearsay.AGREED + 1)]
-    session = swarm.session(patience_s=60)
+    session = swarm.session(route_timeout_s=60)
     with pytest.raises(BadRequestError, match=r"peer .* says: 'hidden states must be finite"):
         async with asyncio.timeout(15):
             await ask(session, (), [1], torch.full((1, 4), float("nan")))
@@ -118,7 +118,7 @@ async def test_what_the_client_knows_itself_is_said_before_anybody_is_asked(swar
 async def test_if_everybody_says_other_weights_patience_ends_it_and_the_text_says_whose_word_that_is(swarm: ToySwarm) -> None:
     """The grant names the digest that the nodes themselves announce: the client does not take over the class of their error."""
     liars = [await refuse(swarm, "model_mismatch", "other weights") for _ in range(2)]
-    session = swarm.session(patience_s=1)
+    session = swarm.session(route_timeout_s=1)
     with pytest.raises(SwarmError, match=r"says: 'other weights'") as raised:
         async with asyncio.timeout(15):
             await ask(session, (), [1], random_tokens(1))

@@ -45,10 +45,10 @@ class LocalSwarm(ToySwarm):
         honest = (await super().snapshot(model_name)).peers
         return Records(tuple(sorted((*self.lies, *honest), key=lambda record: record.peer)))
 
-    def new_client(self, patience_s: float = 30.0) -> Session:
+    def new_client(self, route_timeout_s: float = 30.0) -> Session:
         """A client that has met nobody."""
         router = Router(self, self._ping, MODEL, NUM_BLOCKS)
-        return Session(router, Links(self.pool), self.identity, SessionConfig(patience_s=patience_s))
+        return Session(router, Links(self.pool), self.identity, SessionConfig(route_timeout_s=route_timeout_s))
 
 
 @pytest.fixture

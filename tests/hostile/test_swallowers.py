@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from protocols.defaults import PATIENCE_S
+from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import NoRouteError
 from protocols.ids import Span
 from protocols.inference import History
@@ -19,10 +19,10 @@ from swarm.inference import histories, legs
 from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.links import Links
+from swarm.inference.message_stream import MessageStreamLimits
 from swarm.inference.session import Session, SessionConfig
 from swarm.inference.suspicion import Finding, Kind
 from swarm.inference.watch import BUSY_FACTOR, Watch
-from swarm.inference.wire import WireLimits
 from tests.hostile.liars import LIES, Modest, Swallower
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
@@ -35,7 +35,7 @@ LATE_S = 0.3
 async def swarm() -> AsyncIterator[ToySwarm]:
     fresh_seed()
     toys = Modest()
-    toys.wire_limits = WireLimits(linger_s=0.1)  # swallowers do not say goodbye
+    toys.wire_limits = MessageStreamLimits(linger_s=0.1)  # swallowers do not say goodbye
     yield toys
     await toys.stop()
 
@@ -66,7 +66,7 @@ async def test_two_nodes_that_swallow_steps_cost_seconds_with_a_user_s_settings(
     liars = [await swallow(swarm, 0, 4, lie) for lie in ("has no such call", "busy")]
     honest = await swarm.serve(0, 4)
     session = Session(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig())
-    assert session._config.patience_s == PATIENCE_S
+    assert session._config.route_timeout_s == ROUTE_TIMEOUT_S
     took_s = await answered(session, WHOLE)
     assert [hop.peer for hop in session.route] == [honest.identity.peer_id]
     assert took_s > 2 and any(liar.steps for liar in liars)  # otherwise nobody was attacked
@@ -204,11 +204,11 @@ async def test_an_answer_that_comes_while_another_route_is_looked_for_makes_it_n
     session, find = swarm.session(stall_s=LATE_S), swarm.router.find
     looked, answered_ = asyncio.Event(), asyncio.Event()
 
-    async def slow_find(patience_s: float, *more: Any, **named: Any) -> Any:
-        if patience_s == 0.0:
+    async def slow_find(route_timeout_s: float, *more: Any, **named: Any) -> Any:
+        if route_timeout_s == 0.0:
             looked.set()
             await answered_.wait()
-        return await find(patience_s, *more, **named)
+        return await find(route_timeout_s, *more, **named)
 
     swarm.router.find = slow_find  # type: ignore[method-assign]
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
@@ -354,7 +354,7 @@ async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and
 
 async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm) -> None:
     await swallow(swarm, 0, 4, "idle")
-    session = swarm.session(stall_s=0.1, patience_s=0.5)
+    session = swarm.session(stall_s=0.1, route_timeout_s=0.5)
     with pytest.raises(NoRouteError, match=r"no reply for .* s, and it passes nothing on"):
         async with asyncio.timeout(10):
             await ask(session, (), [1], random_tokens(1))
@@ -363,11 +363,11 @@ async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm) -> None:
 
 async def test_only_a_session_s_own_client_hears_how_far_it_is(swarm: ToySwarm) -> None:
     await swarm.serve(0, 4)
-    session, stranger = swarm.session(), ToySwarm()
+    session, outsider = swarm.session(), ToySwarm()
     await ask(session, (), [3], random_tokens(3))
     hop = session.route[0]
     mine = await Links(swarm.pool).progress(hop, session.id)
     assert (mine.epoch, mine.received, mine.computed, mine.sent, mine.is_busy) == (0, 1, 1, 1, False)
-    assert (await Links(stranger.pool).progress(hop, session.id)).epoch == -1
+    assert (await Links(outsider.pool).progress(hop, session.id)).epoch == -1
     await session.close()
-    await stranger.pool.close()
+    await outsider.pool.close()

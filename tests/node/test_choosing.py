@@ -31,14 +31,14 @@ from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord, ServedSpan
 from protocols.units import ENDS
 from swarm import places
-from swarm.placement.choose import Choice, Room, outranking
+from swarm.placement.choose import Capacity, Choice, outranking
 from swarm.placement.members import Member
 from tests.hosting import hosted
 from tests.swarm.inference.toy import fresh_seed, new_identity
 from tests.virtual_time import loop_clock, virtual_time
 
 MODEL = ModelId("tiny", "a" * 64)
-ROOM = Room(free_bytes=39, block_bytes=(10,) * 6)
+ROOM = Capacity(free_bytes=39, block_bytes=(10,) * 6)
 CONFIG = NodeConfig(model="m", data_dir=places.data_dir({"HOME": "/h"}))
 ME = PeerId("12D3KooW" + "7" * 44)
 
@@ -214,8 +214,8 @@ def test_outer_spans_host_the_ends_where_there_is_room_or_they_are_wished_for(
 
 
 def test_ends_that_are_wished_for_are_counted_with_the_outer_blocks() -> None:
-    room = Room(free_bytes=39, block_bytes=(10,) * 6, beside_bytes=15)
-    assert [room.takes(span) for span in (Span(0, 2), Span(1, 3), Span(5, 6), Span(0, 6))] == [35, 20, 25, 75]
-    assert room.longest_from(0, 6) == Span(0, 2) and room.longest_from(1, 5) == Span(1, 4)
+    capacity = Capacity(free_bytes=39, block_bytes=(10,) * 6, beside_bytes=15)
+    assert [capacity.takes(span) for span in (Span(0, 2), Span(1, 3), Span(5, 6), Span(0, 6))] == [35, 20, 25, 75]
+    assert capacity.longest_from(0, 6) == Span(0, 2) and capacity.longest_from(1, 5) == Span(1, 4)
     with pytest.raises(ConfigError, match="no memory for blocks 0:3"):
-        as_told(Span(0, 3), room)
+        as_told(Span(0, 3), capacity)

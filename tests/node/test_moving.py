@@ -31,7 +31,7 @@ from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
 from swarm import places
 from swarm.clock import SYSTEM, Clock
-from swarm.placement.choose import Room
+from swarm.placement.choose import Capacity
 from swarm.placement.members import Member, digest
 from swarm.rpc import tls
 from swarm.rpc.pool import ChannelPool
@@ -121,13 +121,13 @@ class MovingNode:
 
     async def take(self, span: Span, pace: Pace = PACE, clock: Clock = SYSTEM) -> None:
         self.presence = Presence(CONFIG, self, MODEL, NUM_BLOCKS)  # type: ignore[arg-type]
-        self.presence.dtype, self.presence.room_blocks, self.presence.block_ms = "float32", 2, 1.0
+        self.presence.dtype, self.presence.capacity_blocks, self.presence.block_ms = "float32", 2, 1.0
         host = await self.make(span)
         self.doors.open(host)
         await self.presence.serve(host)
         self.mover = Mover(
             host=host, presence=self.presence, doors=self.doors, make=self.make,
-            room=Room(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
+            capacity=Capacity(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
             liveness=Liveness(self.swarm.toys._ping),
             prover=Prover(self.identity, self.pool, self.swarm.toys._ping), on_event=self.events.append,
             pace=pace, clock=clock,
@@ -339,7 +339,7 @@ def test_of_two_who_move_the_one_with_the_larger_hash_yields_and_newcomers_go_be
 
 def test_in_a_small_swarm_all_are_asked_and_in_a_large_one_those_whose_blocks_we_would_take() -> None:
     def member(number: int, span: Span) -> Member:
-        return Member(peer=PeerId(f"p{number}"), span=span, room_blocks=4)
+        return Member(peer=PeerId(f"p{number}"), span=span, capacity_blocks=4)
 
     few = [member(number, Span(0, 4)) for number in range(5)]
     assert watched(PeerId("p0"), few, 4) == {PeerId(f"p{number}") for number in range(1, 5)}

@@ -298,7 +298,7 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         step_ms=draw(_milliseconds),
         upload_bytes_s=draw(st.integers(0, 1 << 40)),
         block_ms=draw(_milliseconds),
-        room_blocks=draw(st.integers(0, 1_000)),
+        capacity_blocks=draw(st.integers(0, 1_000)),
         round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
         also=tuple(draw(st.lists(text(16), max_size=2))),
     )

@@ -167,7 +167,7 @@ def test_a_peer_that_moves_says_so_behind_what_older_peers_read() -> None:
         SAMPLES["record"],
         spans=(*SAMPLES["record"].spans, replace(SAMPLES["record"].spans[0], span=Span(2, 4), state="joining")),
         block_ms=1.25,
-        room_blocks=3,
+        capacity_blocks=3,
     )
     assert moving.encode().hex() == MOVING
     assert records.PeerRecord.parse(bytes.fromhex(MOVING)) == moving

@@ -106,8 +106,8 @@ def test_a_name_cannot_style_the_table() -> None:
     from rich.console import Console
 
     served = ServedSpan(model=ModelId("[red]tiny", "a" * 64), span=Span(0, 6), num_blocks=6, dtype="float32")
-    stranger = PeerRecord(peer=PeerId("12D3KooW" + "1" * 44), name="[bold]me[/]", spans=(served,))
-    (rows,) = summarize([stranger], "[red]tiny")
+    outsider = PeerRecord(peer=PeerId("12D3KooW" + "1" * 44), name="[bold]me[/]", spans=(served,))
+    (rows,) = summarize([outsider], "[red]tiny")
     Console(file=(out := StringIO()), width=200).print(status_view.table(rows))
     assert "[bold]me[/]" in out.getvalue() and "[red]tiny@aaaaaaaaaaaa" in out.getvalue()
 

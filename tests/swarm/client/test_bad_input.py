@@ -155,7 +155,7 @@ def test_settings_of_from_pretrained() -> None:
     with pytest.raises(BadRequestError, match="dtype must be auto"):
         Settings(dtype="int4")
     with pytest.raises(BadRequestError, match="patience_s"):
-        Settings(patience_s=-1)
+        Settings(route_timeout_s=-1)
     assert Settings(dtype=torch.bfloat16).dtype is torch.bfloat16
 
 

@@ -208,7 +208,7 @@ async def test_a_newcomer_s_refusal_comes_before_a_turn_in_the_queue(swarm: ToyS
     holder = swarm.session()
     holding = asyncio.create_task(ask(holder, (), [50], random_tokens(50)))
     await until(node.engine.entered.is_set)
-    newcomer = swarm.session(patience_s=0.3)
+    newcomer = swarm.session(route_timeout_s=0.3)
     with pytest.raises(Exception, match="no memory for 98 more tokens"):
         await ask(newcomer, (), [98], random_tokens(98))
     assert not holding.done()
@@ -230,12 +230,12 @@ async def test_a_node_without_a_place_for_one_more_session_refuses_and_a_replica
 
 async def test_where_memory_is_short_the_client_that_holds_most_gives_way(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4, limit_tokens=100)
-    greedy = [swarm.session(patience_s=0.3) for _ in range(2)]
+    greedy = [swarm.session(route_timeout_s=0.3) for _ in range(2)]
     for session in greedy:
         await ask(session, (), [40], random_tokens(40))
     other = ToySwarm()
     other.nodes.append(node)
-    modest = other.session(patience_s=0.3)
+    modest = other.session(route_timeout_s=0.3)
     with contextlib.suppress(Exception):
         await ask(modest, (), [30], random_tokens(30))
     assert node.engine.used_bytes == 80  # it got nothing, and is remembered

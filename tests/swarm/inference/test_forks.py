@@ -100,14 +100,14 @@ async def test_a_fork_survives_deaths(swarm: ToySwarm, victim: int, is_opened: b
 async def test_a_fork_is_no_way_to_the_rows_of_somebody_else(swarm: ToySwarm) -> None:
     """Of another client's session, of one at another step, of unknown ones: the hop says that it holds nothing."""
     node = await swarm.serve(0, 4)
-    owner, stranger = Probe(), Probe()
+    owner, outsider = Probe(), Probe()
     route = [replace(hop_of(node), span=Span(0, 4))]
     line = await owner.open(node, grant_of(owner.identity, route))
     assert await line.hear() == Expect(session=step_of(0).session, epoch=0, step=0)
     await line.say(step_of(0, random_tokens(5)))
     await until(lambda: node.engine.used_bytes == 5)
     heard = []
-    for number, (probe, session, step) in enumerate([(stranger, b"s", 1), (owner, b"s", 2), (owner, b"x", 1), (owner, b"s", 1)]):
+    for number, (probe, session, step) in enumerate([(outsider, b"s", 1), (owner, b"s", 2), (owner, b"x", 1), (owner, b"s", 1)]):
         grant = grant_of(probe.identity, route, session=bytes([number]) * 16)
         fork = Fork(session=replace(step_of(0, session=session * 16)).session, step=step)
         other = await probe.line(node)
@@ -118,4 +118,4 @@ async def test_a_fork_is_no_way_to_the_rows_of_somebody_else(swarm: ToySwarm) ->
     assert heard == [0, 0, 0, 1]
     assert node.engine.used_bytes == 5 + 5
     await owner.close()
-    await stranger.close()
+    await outsider.close()

@@ -109,14 +109,14 @@ async def test_a_stranger_cannot_attach_to_another_client_s_session(swarm: ToySw
     grant = grant_of(client.identity, [hop_of(node)])
     replies, line = await client.attach(node, grant), await client.open(node, grant)
     await line.hear()
-    stranger = Probe()
-    await refused(await stranger.attach(node, grant), UnauthenticatedError, "is called by")
-    own = await stranger.attach(node, grant_of(stranger.identity, [hop_of(node)]))  # same session id, another session
+    outsider = Probe()
+    await refused(await outsider.attach(node, grant), UnauthenticatedError, "is called by")
+    own = await outsider.attach(node, grant_of(outsider.identity, [hop_of(node)]))  # same session id, another session
     await line.say(step_of(0))
     assert isinstance(await replies.hear(), Reply)
     assert node.host.load().num_sessions == 2
     own.stream.cancel()
-    await stranger.close()
+    await outsider.close()
 
 
 async def test_one_session_too_many_is_refused_and_one_that_ends_makes_room(swarm: ToySwarm, client: Probe) -> None:
@@ -219,7 +219,11 @@ async def test_after_many_broken_lines_no_task_is_left(swarm: ToySwarm, client: 
         line.stream.cancel()
     await probe.close()
     await until(lambda: node.host.load().num_sessions == 0 and node.engine.used_bytes == 0)
-    left = [task for task in asyncio.all_tasks() if task.get_name().startswith("session 0") or "Wire" in repr(task.get_coro())]
+    left = [
+        task
+        for task in asyncio.all_tasks()
+        if task.get_name().startswith("session 0") or "MessageStream" in repr(task.get_coro())
+    ]
     assert not left, left
 
 

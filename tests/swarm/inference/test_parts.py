@@ -90,7 +90,7 @@ async def test_a_whole_session_and_parts_run_beside_each_other(swarm: ToySwarm) 
 
 async def test_parts_share_the_memory_of_their_node(swarm: ToySwarm) -> None:
     await swarm.serve(0, 4, limit_tokens=100)
-    whole, part, more = swarm.session(), part_session(swarm, 0, 2), part_session(swarm, 2, 4, patience_s=1.0)
+    whole, part, more = swarm.session(), part_session(swarm, 0, 2), part_session(swarm, 2, 4, route_timeout_s=1.0)
     await ask(whole, (), [40], random_tokens(40))
     await ask(part, (), [40], random_tokens(40))
     with pytest.raises(NoRouteError, match=r"no (memory|room)"):
@@ -107,7 +107,7 @@ async def test_parts_that_nobody_uses_make_room_and_others_are_refused(swarm: To
     first, second = part_session(swarm, 0, 1), part_session(swarm, 1, 2)
     for session in (first, second):
         await ask(session, (), [3], tokens)
-    third = part_session(swarm, 2, 3, patience_s=1.0)
+    third = part_session(swarm, 2, 3, route_timeout_s=1.0)
     with pytest.raises(NoRouteError, match="runs 2 other parts"):
         await ask(third, (), [3], tokens)
     swarm.router.blame.forgive(node.identity.peer_id, 0.0)
@@ -123,7 +123,7 @@ async def test_parts_that_nobody_uses_make_room_and_others_are_refused(swarm: To
 async def test_blocks_that_nobody_hosts_are_named(swarm: ToySwarm) -> None:
     await swarm.serve(0, 2)
     with pytest.raises(NoRouteError, match="blocks 2:3"):
-        await ask(part_session(swarm, 1, 3, patience_s=0.0), (), [1], random_tokens(1))
+        await ask(part_session(swarm, 1, 3, route_timeout_s=0.0), (), [1], random_tokens(1))
 
 
 async def test_token_ids_and_logits_are_refused_where_the_route_is_a_part(swarm: ToySwarm) -> None:

@@ -15,8 +15,8 @@ from protocols.errors import CacheFullError, DeadlineError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Rows
 from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
+from swarm.inference.message_stream import MessageStream
 from swarm.inference.session import Session, SessionConfig
-from swarm.inference.wire import Wire
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
@@ -128,7 +128,7 @@ async def test_deaths_at_random_moments_change_no_token(swarm: ToySwarm, case: i
 async def test_without_a_spare_the_error_names_the_blocks_and_what_would_help(swarm: ToySwarm) -> None:
     await swarm.serve(0, 2)
     last = await swarm.serve(2, 4)
-    session = swarm.session(patience_s=1.5)
+    session = swarm.session(route_timeout_s=1.5)
     await ask(session, (), [1], random_tokens(1))
     await last.kill()
     with pytest.raises(NoRouteError, match=r"blocks 2:4.*swarm node toy --blocks 2:4"):
@@ -139,7 +139,7 @@ async def test_without_a_spare_the_error_names_the_blocks_and_what_would_help(sw
 async def test_the_same_call_goes_on_when_a_node_joins_in_time(swarm: ToySwarm) -> None:
     await swarm.serve(0, 2)
     last = await swarm.serve(2, 4)
-    tokens, session = random_tokens(8), swarm.session(patience_s=30)
+    tokens, session = random_tokens(8), swarm.session(route_timeout_s=30)
     before = await one_by_one(session, tokens[:7])
     await last.kill()
     waiting = asyncio.create_task(ask(session, (), [1], tokens[7:]))
@@ -166,7 +166,7 @@ async def test_full_memory_is_refused_and_a_replica_takes_over(swarm: ToySwarm) 
 class SlowToDial(Links):
     """Dials of a new route take their time: whatever the old route's hops say is heard before."""
 
-    async def open(self, grant: Grant, *arguments: Any) -> Wire:
+    async def open(self, grant: Grant, *arguments: Any) -> MessageStream:
         if grant.epoch:
             await asyncio.sleep(0.2)
         return await super().open(grant, *arguments)
@@ -176,7 +176,7 @@ async def test_the_end_of_a_hop_left_out_is_not_taken_for_a_loss_of_the_new_one(
     small = await swarm.serve(0, 4, limit_tokens=3)
     tokens, session = (
         random_tokens(6),
-        Session(swarm.router, SlowToDial(swarm.pool), swarm.identity, SessionConfig(patience_s=10)),
+        Session(swarm.router, SlowToDial(swarm.pool), swarm.identity, SessionConfig(route_timeout_s=10)),
     )
     before = await one_by_one(session, tokens[:3])
     await swarm.serve(0, 4)
@@ -232,7 +232,7 @@ async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm:
 async def test_an_idle_session_loses_its_memory_and_goes_on_by_a_replay(swarm: ToySwarm) -> None:
     limits = HopLimits(idle_s=0.3)
     nodes = [await swarm.serve(0, 2, limits=limits), await swarm.serve(2, 4, limits=limits)]
-    tokens, session = random_tokens(9), swarm.session(patience_s=30)
+    tokens, session = random_tokens(9), swarm.session(route_timeout_s=30)
     before = await one_by_one(session, tokens[:6])
     await until(lambda: not any(node.engine.used_bytes for node in nodes))
     assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[6:])]), expected(tokens))
@@ -254,7 +254,7 @@ async def test_concurrent_sessions_share_forwards(swarm: ToySwarm) -> None:
 async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) -> None:
     """The first node is held up for longer than the step's budget; the second answers, and nothing is computed twice."""
     held = await swarm.serve(0, 4)
-    tokens, session = random_tokens(3), swarm.session(patience_s=2.5)
+    tokens, session = random_tokens(3), swarm.session(route_timeout_s=2.5)
     before = await one_by_one(session, tokens[:2])
     entered, release, step_of_held = threading.Event(), threading.Event(), held.engine.step
 
@@ -283,12 +283,12 @@ async def test_one_client_cannot_fill_a_node(swarm: ToySwarm) -> None:
     mine = [swarm.session() for _ in range(2)]
     for session in mine:
         await ask(session, (), [1], random_tokens(1))
-    greedy = swarm.session(patience_s=0.5)
+    greedy = swarm.session(route_timeout_s=0.5)
     with pytest.raises(NoRouteError, match="limit of one client"):
         await ask(greedy, (), [1], random_tokens(1))
     other = ToySwarm()
     other.nodes.append(node)
-    stranger = other.session()
-    assert (await ask(stranger, (), [1], random_tokens(1))).shape == (1, 4)
-    await asyncio.gather(greedy.close(), stranger.close(), *(session.close() for session in mine))
+    outsider = other.session()
+    assert (await ask(outsider, (), [1], random_tokens(1))).shape == (1, 4)
+    await asyncio.gather(greedy.close(), outsider.close(), *(session.close() for session in mine))
     await other.pool.close()

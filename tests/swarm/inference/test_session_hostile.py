@@ -12,7 +12,7 @@ from protocols import compression
 from protocols.errors import InternalError, NoRouteError, PeerUnreachableError, SwarmError
 from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
-from swarm.inference.wire import WireLimits
+from swarm.inference.message_stream import MessageStreamLimits
 from tests.swarm.inference.probe import FakeHop, Line
 from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, random_tokens, reference, until
 
@@ -61,7 +61,7 @@ async def test_a_reply_that_is_not_what_was_asked_for_costs_the_hop_its_place(sw
 
 
 async def test_the_first_hop_cannot_answer_in_the_place_of_the_last(swarm: ToySwarm) -> None:
-    swarm.wire_limits = WireLimits(linger_s=0.1)
+    swarm.wire_limits = MessageStreamLimits(linger_s=0.1)
     honest, fake = await swarm.serve(2, 4), await FakeHop(Span(0, 2)).start()
     swarm.nodes.insert(0, fake)  # type: ignore[arg-type]
     session = swarm.session()
@@ -110,7 +110,7 @@ async def test_of_an_epoch_only_the_first_loss_is_told_and_of_the_next_one_again
 
 async def test_a_session_that_has_failed_looks_for_no_route_any_more(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
-    session = swarm.session(patience_s=0.2)
+    session = swarm.session(route_timeout_s=0.2)
     await ask(session, (), [1], random_tokens(1))
     await node.kill()
     with pytest.raises(NoRouteError):
@@ -173,7 +173,7 @@ async def test_a_leg_that_is_let_go_while_it_opens_and_is_then_cancelled_keeps_n
 async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) -> None:
     """Idle time between two deaths must not count as waiting for a route."""
     nodes = [await swarm.serve(0, 4), await swarm.serve(0, 4), await swarm.serve(0, 4)]
-    session, tokens = swarm.session(patience_s=2), random_tokens(2)
+    session, tokens = swarm.session(route_timeout_s=2), random_tokens(2)
     first = await ask(session, (), [1], tokens[:1])
     for count in (1, 2):
         peer = session.route[0].peer
@@ -224,7 +224,7 @@ async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
 
 
 async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm) -> None:
-    swarm.wire_limits = WireLimits(linger_s=0.1)  # the hop says nothing at all, not even goodbye
+    swarm.wire_limits = MessageStreamLimits(linger_s=0.1)  # the hop says nothing at all, not even goodbye
     await lure(swarm)
     session = swarm.session()
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))

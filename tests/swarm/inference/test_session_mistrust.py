@@ -58,7 +58,7 @@ async def test_hops_that_are_alive_and_say_nothing_are_replaced(swarm: ToySwarm)
 
 async def test_silence_without_a_replica_ends_in_a_typed_error(swarm: ToySwarm) -> None:
     await lure(swarm)
-    session = swarm.session(stall_s=0.1, silence_s=0.6, patience_s=0.5)
+    session = swarm.session(stall_s=0.1, silence_s=0.6, route_timeout_s=0.5)
     with pytest.raises(NoRouteError, match="no reply"):
         async with asyncio.timeout(10):
             await ask(session, (), [1], random_tokens(1))

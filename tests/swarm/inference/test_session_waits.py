@@ -17,10 +17,10 @@ from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, u
 HALVES = [(0, 2), (2, 4)]
 
 
-def listened(swarm: ToySwarm, patience_s: float = 10.0, chunk_tokens: int = 8) -> tuple[Session, list[Wait | None]]:
+def listened(swarm: ToySwarm, route_timeout_s: float = 10.0, chunk_tokens: int = 8) -> tuple[Session, list[Wait | None]]:
     """A session, and what its caller is told."""
     heard: list[Wait | None] = []
-    config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens)
+    config = SessionConfig(route_timeout_s=route_timeout_s, chunk_tokens=chunk_tokens)
     return Session(swarm.router, Links(swarm.pool), swarm.identity, config, Waits(heard.append)), heard
 
 
@@ -55,7 +55,7 @@ async def test_a_short_step_says_only_that_nodes_are_asked_and_then_nothing(swar
 
 async def test_missing_blocks_are_named_with_the_patience_that_is_left_until_a_node_replays(swarm: ToySwarm) -> None:
     first, doomed = [await swarm.serve(*span) for span in HALVES]
-    session, heard = listened(swarm, patience_s=30.0)
+    session, heard = listened(swarm, route_timeout_s=30.0)
     tokens = random_tokens(12)
     before = await ask(session, (), [10], tokens[:10])
     heard.clear()
@@ -65,7 +65,7 @@ async def test_missing_blocks_are_named_with_the_patience_that_is_left_until_a_n
     await until(lambda: bool(heard) and heard[-1] is not None and heard[-1].kind == "missing")
     missing = heard[-1]
     assert missing is not None and str(missing) == "waiting for blocks 2:4, no live node hosts them"
-    assert missing.patience_s == 30.0 and time.monotonic() - missing.since_s < 30.0
+    assert missing.route_timeout_s == 30.0 and time.monotonic() - missing.since_s < 30.0
     await swarm.serve(2, 4)
     after = await asked
     assert torch.allclose(torch.cat([before, after]), torch.stack(reference(list(tokens), HALVES)))
@@ -97,7 +97,7 @@ async def test_a_repair_between_steps_says_nothing_since_nobody_waits(swarm: Toy
 
 async def test_when_patience_ends_the_error_names_the_missing_blocks_and_how_to_host_them(swarm: ToySwarm) -> None:
     await swarm.serve(0, 2)
-    session, heard = listened(swarm, patience_s=0.7)
+    session, heard = listened(swarm, route_timeout_s=0.7)
     with pytest.raises(NoRouteError, match=r"blocks 2:4 of toy after 1 s.*host them: swarm node toy .*--blocks 2:4"):
         await ask(session, (), [2], random_tokens(2))
     assert "missing" in kinds(heard) and heard[-1] is None

@@ -31,8 +31,8 @@ from swarm.clock import SYSTEM, Clock
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
+from swarm.inference.message_stream import MessageStreamLimits
 from swarm.inference.session import Session, SessionConfig
-from swarm.inference.wire import WireLimits
 from swarm.routing.router import Router
 from swarm.rpc import tls
 from swarm.rpc.call import Call
@@ -176,7 +176,7 @@ class ToySwarm:
         self.model, self.num_blocks, self.manifest = model, num_blocks, manifest
         self.clock = clock
         """Of the nodes; the client's is the machine's."""
-        self.wire_limits = WireLimits()
+        self.wire_limits = MessageStreamLimits()
         """Of the client's wires."""
         self.nodes: list[ToyNode] = []
         self.identity = new_identity()
@@ -210,10 +210,18 @@ class ToySwarm:
         return node
 
     def session(
-        self, *, patience_s: float = 10.0, chunk_tokens: int = 128, stall_s: float = 5.0, silence_s: float = 60.0, **more: Any
+        self,
+        *,
+        route_timeout_s: float = 10.0,
+        chunk_tokens: int = 128,
+        stall_s: float = 5.0,
+        silence_s: float = 60.0,
+        **more: Any,
     ) -> Session:
         """more: hidden_size and vocab_size, for a thin one; blocks, for a part of the model."""
-        config = SessionConfig(patience_s=patience_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s, **more)
+        config = SessionConfig(
+            route_timeout_s=route_timeout_s, chunk_tokens=chunk_tokens, stall_s=stall_s, silence_s=silence_s, **more
+        )
         return Session(self.router, Links(self.pool, limits=self.wire_limits), self.identity, config)
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from protocols.ids import PeerId, Span
 from protocols.units import ENDS
-from swarm.placement.choose import Room, choose
+from swarm.placement.choose import Capacity, choose
 from swarm.placement.members import Member, digest, ends_hosts, is_routable, num_covered, throughputs
 from swarm.placement.rebalance import Hysteresis, Move, may_switch, plan
 
@@ -28,11 +28,11 @@ class Simulation:
         self._hysteresis: dict[PeerId, Hysteresis] = {}
         self._plans: list[tuple[list[Member], dict[PeerId, Move]]] = []
 
-    def arrive(self, peer: PeerId, room_blocks: int, speed: float = 1.0) -> None:
+    def arrive(self, peer: PeerId, capacity_blocks: int, speed: float = 1.0) -> None:
         """Choose by the look of a round ago, as a newcomer does."""
-        room = Room(free_bytes=room_blocks, block_bytes=(1,) * self.num_blocks)
-        span = choose(peer, self._before, room).span
-        self._place(Member(peer=peer, span=span, room_blocks=room_blocks, speed=speed))
+        capacity = Capacity(free_bytes=capacity_blocks, block_bytes=(1,) * self.num_blocks)
+        span = choose(peer, self._before, capacity).span
+        self._place(Member(peer=peer, span=span, capacity_blocks=capacity_blocks, speed=speed))
 
     def _place(self, member: Member) -> None:
         is_outer = member.span.start == 0 or member.span.stop == self.num_blocks
@@ -84,7 +84,7 @@ class Simulation:
     @property
     def could_cover(self) -> int:
         """Blocks that all memory together can hold."""
-        return min(self.num_blocks, sum(member.room_blocks for member in self.members.values()))
+        return min(self.num_blocks, sum(member.capacity_blocks for member in self.members.values()))
 
     @property
     def is_healed(self) -> bool:

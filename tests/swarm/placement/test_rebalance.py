@@ -24,9 +24,9 @@ def peer(number: int) -> PeerId:
     return PeerId(f"peer-{number}")
 
 
-def member(number: int, span: str, room: int = 0, speed: float = 1.0, has_ends: bool = False) -> Member:
+def member(number: int, span: str, capacity: int = 0, speed: float = 1.0, has_ends: bool = False) -> Member:
     return Member(
-        peer=peer(number), span=Span.parse(span), room_blocks=room, speed=speed, beside=ENDS if has_ends else frozenset()
+        peer=peer(number), span=Span.parse(span), capacity_blocks=capacity, speed=speed, beside=ENDS if has_ends else frozenset()
     )
 
 
@@ -99,10 +99,10 @@ def swarms(draw: st.DrawFn) -> tuple[list[Member], int]:
     for number in range(draw(st.integers(0, 7))):
         start = draw(st.integers(0, num_blocks - 1))
         span = Span(start, draw(st.integers(start + 1, num_blocks)))
-        room = draw(st.sampled_from([0, len(span), len(span) + 1, len(span) + 3]))
+        capacity = draw(st.sampled_from([0, len(span), len(span) + 1, len(span) + 3]))
         speed, has_ends = draw(st.sampled_from([0.5, 1.0, 3.0])), draw(st.booleans())
         members.append(
-            Member(peer=peer(number), span=span, room_blocks=room, speed=speed, beside=ENDS if has_ends else frozenset())
+            Member(peer=peer(number), span=span, capacity_blocks=capacity, speed=speed, beside=ENDS if has_ends else frozenset())
         )
     return members, num_blocks
 
@@ -119,16 +119,16 @@ def test_a_plan_never_loses_a_block_moves_nobody_who_stays_and_respects_rooms(gi
     assert num_covered(after, num_blocks) >= num_covered(members, num_blocks)
     assert is_routable(after, num_blocks) >= is_routable(members, num_blocks)
     for old, new in zip(members, after, strict=True):
-        assert new.span == old.span or len(new.span) <= new.room_blocks
+        assert new.span == old.span or len(new.span) <= new.capacity_blocks
         assert new.span.stop <= num_blocks
 
 
 @given(swarms())
 def test_plans_end_and_what_all_rooms_can_hold_is_covered_by_the_first(given: tuple[list[Member], int]) -> None:
     members, num_blocks = given
-    free = [replace(one, room_blocks=one.room_blocks or len(one.span)) for one in members]
+    free = [replace(one, capacity_blocks=one.capacity_blocks or len(one.span)) for one in members]
     after = carried_out(free, num_blocks)
-    could = min(num_blocks, sum(one.room_blocks for one in free))
+    could = min(num_blocks, sum(one.capacity_blocks for one in free))
     assert num_covered(after, num_blocks) == could
     assert could < num_blocks or is_routable(after, num_blocks)
     for _round in range(SETTLE):
@@ -202,7 +202,7 @@ def test_a_gap_is_filled_by_the_last_with_ends_only_if_nobody_else_is_missed_as_
         crowd = [member(first + number, "0:4", 4, has_ends=number == 0) for number in range(3)]
         for alike in (crowd, crowd[:2]):
             assert len(plan(alike, 8)) == 1 and peer(first) not in plan(alike, 8)
-        roomy = [replace(crowd[0], room_blocks=5), replace(crowd[1], room_blocks=5), crowd[2]]
+        roomy = [replace(crowd[0], capacity_blocks=5), replace(crowd[1], capacity_blocks=5), crowd[2]]
         assert list(plan(roomy, 8)) == [peer(first + 1)]
     pinned = [member(1, "0:4", 4, has_ends=True), member(2, "0:4")]
     assert list(plan(pinned, 8)) == [peer(1)], "a gap is worse than no route for thin clients"

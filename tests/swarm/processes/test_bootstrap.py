@@ -58,13 +58,13 @@ async def test_the_memory_is_of_one_swarm_and_checked(
 ) -> None:
     """Someone of another swarm now lives at a remembered place: no record of ours may reach its DHT."""
     monkeypatch.setattr(module, "JOIN_S", 2.0)
-    async with Peer(PeerConfig(data_dir=tmp_path, swarm="theirs")) as stranger:
+    async with Peer(PeerConfig(data_dir=tmp_path, swarm="theirs")) as outsider:
         file = known_peers.file_of(tmp_path, "public")
-        known_peers.update(file, [PeerAddress.parse(stranger.multiaddrs[0])], [], 4e9)
+        known_peers.update(file, [PeerAddress.parse(outsider.multiaddrs[0])], [], 4e9)
         with caplog.at_level(logging.WARNING), pytest.raises(PeerUnreachableError, match="different swarms"):
             async with client(FindConfig(known_peers=file)):
                 pass
-        assert "is not for us" in caplog.text and stranger.num_neighbours == 0
+        assert "is not for us" in caplog.text and outsider.num_neighbours == 0
 
 
 async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swarms_are_not(
@@ -72,18 +72,18 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
 ) -> None:
     """mDNS itself is in tests/end_to_end/test_lan.py: here is what becomes of what it says."""
     async with (
-        Peer(PeerConfig(data_dir=tmp_path, swarm="theirs")) as stranger,
+        Peer(PeerConfig(data_dir=tmp_path, swarm="theirs")) as outsider,
         Peer(PeerConfig(data_dir=tmp_path)) as friend,
         Peer(PeerConfig(data_dir=tmp_path)) as alone,
     ):
-        liar = friend.multiaddrs[0].replace(friend.peer_id, stranger.peer_id)
+        liar = friend.multiaddrs[0].replace(friend.peer_id, outsider.peer_id)
         with caplog.at_level(logging.WARNING):
-            for address in (stranger.multiaddrs[0], liar, NOBODY, friend.multiaddrs[0]):
+            for address in (outsider.multiaddrs[0], liar, NOBODY, friend.multiaddrs[0]):
                 alone._sources.neighbours.hear(PeerAddress.parse(address))
             await met(alone)
             await met(friend)  # who was joined hears of it a moment later
         assert "different swarms" in caplog.text
-        assert stranger.num_neighbours == 0 and friend.num_neighbours == 1
+        assert outsider.num_neighbours == 0 and friend.num_neighbours == 1
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["full", "thin"])

@@ -443,11 +443,11 @@ async def test_patience_bounds_looks_and_hellos() -> None:
 
     clock = loop_clock()
     for router in (Router(swarm, never, MODEL, 4, clock=clock), Router(Silent(never), swarm.ping, MODEL, 4, clock=clock)):
-        for patience_s in (0.1, HELLO_S, 60.0):
+        for route_timeout_s in (0.1, HELLO_S, 60.0):
             started_s = clock.now_s()
             with pytest.raises(NoRouteError):
-                await router.find(patience_s)
-            assert max(patience_s, HELLO_S) <= clock.now_s() - started_s < max(patience_s, HELLO_S) + 0.001
+                await router.find(route_timeout_s)
+            assert max(route_timeout_s, HELLO_S) <= clock.now_s() - started_s < max(route_timeout_s, HELLO_S) + 0.001
 
 
 @dataclass

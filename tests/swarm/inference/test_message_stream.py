@@ -12,9 +12,9 @@ from protocols import services
 from protocols.errors import BadRequestError, PeerUnreachableError, SwarmError
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Message
-from swarm.inference import wire as module
+from swarm.inference import message_stream as module
 from swarm.inference.inbox import weight
-from swarm.inference.wire import Wire, WireLimits
+from swarm.inference.message_stream import MessageStream, MessageStreamLimits
 from swarm.rpc import tls
 from swarm.rpc.call import Call
 from swarm.rpc.pool import ChannelPool
@@ -38,12 +38,12 @@ class Ends:
         self.lost: list[SwarmError | None] = []
         self.refuse: SwarmError | None = None
 
-    async def on_message(self, wire: Wire, message: Message) -> None:
+    async def on_message(self, wire: MessageStream, message: Message) -> None:
         if self.refuse is not None:
             raise self.refuse
         self.heard.append(message)
 
-    async def on_lost(self, wire: Wire, cause: SwarmError | None) -> None:
+    async def on_lost(self, wire: MessageStream, cause: SwarmError | None) -> None:
         self.lost.append(cause)
 
 
@@ -54,16 +54,16 @@ class Pair:
         self.identity, self.pool = new_identity(), ChannelPool(new_identity())
         self.serve: Callable[[Stream], Awaitable[None]] = self._serve_wire
         self.near, self.far = Ends(), Ends()
-        self.far_wire: Wire | None = None
-        self.limits = WireLimits()
+        self.far_wire: MessageStream | None = None
+        self.limits = MessageStreamLimits()
 
     async def _serve_wire(self, stream: Stream) -> None:
-        self.far_wire = Wire(stream, self.far.on_message, self.far.on_lost)
+        self.far_wire = MessageStream(stream, self.far.on_message, self.far.on_lost)
         refusal = await self.far_wire.run()
         if refusal is not None:
             raise refusal
 
-    async def start(self) -> Wire:
+    async def start(self) -> MessageStream:
         async def handle(stream: Stream, call: Call) -> None:
             await self.serve(stream)
 
@@ -72,7 +72,7 @@ class Pair:
         address = f"127.0.0.1:{await self.server.start()}"
         channel = await self.pool.channel(self.identity.peer_id, (address,), certificate.der)
         stream = await channel.stream(services.SESSION)
-        return Wire(stream, self.near.on_message, self.near.on_lost, has_dialled=True, limits=self.limits).start()
+        return MessageStream(stream, self.near.on_message, self.near.on_lost, has_dialled=True, limits=self.limits).start()
 
     async def stop(self) -> None:
         await self.pool.close()
@@ -188,7 +188,7 @@ async def test_nonsense_from_a_peer_that_we_chose_counts_as_its_loss(pair: Pair)
 
 async def test_a_peer_that_does_not_read_is_given_up(pair: Pair) -> None:
     hold = asyncio.Event()
-    pair.limits = WireLimits(max_outbox=20)
+    pair.limits = MessageStreamLimits(max_outbox=20)
 
     async def read_nothing(stream: Stream) -> None:
         await hold.wait()
@@ -224,7 +224,7 @@ async def test_a_few_large_messages_are_enough_to_give_up_a_peer_that_does_not_r
 
 async def test_an_end_does_not_wait_forever_for_a_peer_that_does_not_read(pair: Pair) -> None:
     hold = asyncio.Event()
-    pair.limits = WireLimits(linger_s=0.1)
+    pair.limits = MessageStreamLimits(linger_s=0.1)
 
     async def read_nothing(stream: Stream) -> None:
         await hold.wait()

@@ -28,8 +28,8 @@ from swarm.inference.begun import AwaitedQueue, Begun
 from swarm.inference.inbox import weight
 from swarm.rpc.stream import Stream
 
-OnMessage = Callable[["Wire", Message], Awaitable[None]]
-OnLost = Callable[["Wire", SwarmError | None], Awaitable[None]]
+OnMessage = Callable[["MessageStream", Message], Awaitable[None]]
+OnLost = Callable[["MessageStream", SwarmError | None], Awaitable[None]]
 
 MAX_OUTBOX_BYTES = 4 * WINDOW_BYTES
 """What they keep alive, a single message excepted; an honest session has WINDOW_BYTES in flight, and may ask for them once more."""
@@ -38,7 +38,7 @@ _TRACED = (Step, Reply)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WireLimits:
+class MessageStreamLimits:
     """What may wait on a wire, and how long its end may take."""
 
     max_outbox: int = 256
@@ -48,14 +48,20 @@ class WireLimits:
     """Seconds after our last word: for it to be sent, and then for the other side to end too."""
 
 
-DEFAULT = WireLimits()
+DEFAULT = MessageStreamLimits()
 
 
-class Wire:
+class MessageStream:
     """One direction-less pipe of messages over a stream. After `on_lost`, or `close`, `post` does nothing."""
 
     def __init__(
-        self, stream: Stream, on_message: OnMessage, on_lost: OnLost, *, has_dialled: bool = False, limits: WireLimits = DEFAULT
+        self,
+        stream: Stream,
+        on_message: OnMessage,
+        on_lost: OnLost,
+        *,
+        has_dialled: bool = False,
+        limits: MessageStreamLimits = DEFAULT,
     ) -> None:
         """has_dialled: the other side is one that we chose; it ends after us, and nonsense from it is its fault, not a refusal."""
         self._has_dialled, self._limits = has_dialled, limits
@@ -68,7 +74,7 @@ class Wire:
         self._task: asyncio.Task[SwarmError | None] | None = None
         self.is_open = True
 
-    def start(self) -> Wire:
+    def start(self) -> MessageStream:
         """Read and write in a task of its own; `close` ends it."""
         self._task = asyncio.create_task(self.run())
         return self
