@@ -26,10 +26,10 @@ MAX_BUFFERS: Final = 8
 """Raw buffers in one frame of any kind; ours have two at most."""
 
 MAX_ROWS: Final = 1_024
-"""Rows (sequences) of one session."""
+"""Sequences of one session."""
 
 MAX_STEP_TOKENS: Final = 4_096
-"""New tokens of one step, all rows together. Clients cut what is longer."""
+"""New tokens of one step, all sequences together. Clients cut what is longer."""
 
 MAX_TOP: Final = 1_024
 """Largest logits, with their token ids, that a step may ask for instead of all."""
@@ -38,10 +38,10 @@ MAX_OPS: Final = 64
 """Row operations that travel with one step."""
 
 MAX_ROW_INDICES: Final = 4 * MAX_ROWS
-"""Row numbers in the operations of one step, all `rows` operations together."""
+"""Indices of sequences in the operations of one step, all `rows` operations together."""
 
 MAX_COPIED_TOKENS: Final = 1 << 18
-"""Tokens of rows that the operations of one step may copy; rows that are kept, moved or dropped cost nothing."""
+"""Tokens of sequences that the operations of one step may copy; those that are kept, moved or dropped cost nothing."""
 
 MAX_HOPS: Final = 128
 """Hops of one route."""
@@ -80,7 +80,7 @@ MAX_SESSIONS: Final = 512
 """Sessions that one node holds."""
 
 MAX_SESSIONS_PER_CLIENT: Final = 128
-"""Of these, sessions of one client: so that nobody alone can fill a node."""
+"""Of these, sessions of one client: so that no client alone can fill a node."""
 
 KEEPALIVE_S: Final = 10.0
 KEEPALIVE_TIMEOUT_S: Final = 5.0
@@ -105,4 +105,4 @@ DRAIN_S: Final = 10.0
 """How long sessions may go on at blocks that their node gives up; then their clients go on with replicas."""
 
 HEAL_S: Final = 30.0
-"""After a death without a word, a gap that others have memory for is filled within this, plus the time to fetch and load the blocks."""
+"""Seconds until other nodes fill the gap of a node that died, if they have memory; plus the time to fetch and load the blocks."""

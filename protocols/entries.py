@@ -2,8 +2,8 @@
 
 It is kept in the bytes that were signed and stored.
 
-Who stores it, who reads it, and a thin client that has it from a gRPC peer all judge it by `check`: nobody can speak in
-another's name, and nothing lives longer than its author said. In the DHT an entry's subkey is its author's PeerID, and its value
+Who stores it, who reads it, and a thin client that has it from a gRPC peer all judge it by `check`: no peer can write in
+another's name, and no entry lives longer than its author said. In the DHT an entry's subkey is its author's PeerID, and its value
 the payload packed as msgpack `bin`, then 64 bytes of signature over key, subkey, packed payload and expiry.
 
 The directory's own keys are named here too: both who announces and who asks by gRPC must hash the same ones.
@@ -28,7 +28,7 @@ MAX_VALUE_BYTES: Final = 4_096
 """Of a packed payload and its signature."""
 
 MAX_LIFE_S: Final = RECORD_LIFE_S + 30.0
-"""Furthest expiry that anybody stores or believes: a record's life, and how far clocks may differ (`swarm/clocks.py`)."""
+"""Seconds to the furthest expiry that peers accept: a record's life, and how far clocks may differ (`swarm/clocks.py`)."""
 
 _STR8, _BIN = 0xD9, (0xC4, 0xC5)
 
@@ -65,7 +65,7 @@ def check(key: bytes, subkey: bytes, value: bytes, expires_s: object, now_s: flo
     """The author of a bounded entry that it has signed; UnauthenticatedError says what is wrong with any other.
 
     key: as by `key_id`; value: packed payload and signature; expires_s, now_s: Unix time. An entry that has expired is still its
-    author's: whoever reads it looks at the time.
+    author's: the reader looks at the time.
     """
     check_form(subkey, value, expires_s, now_s)
     assert isinstance(expires_s, float)

@@ -13,7 +13,7 @@
   - ModelMismatchError         same name, other weights
   - ModelNotSupportedError     the architecture cannot be served, with the reason
   - CheckpointError            a missing, truncated or inconsistent file of a checkpoint
-  - DiskFullError              no room on a disk of ours, with how much is needed
+  - DiskFullError              a disk of ours is full; says how much is needed
   - SpanNotServedError         this peer does not (or no longer) host those blocks
   - CacheFullError             no memory for more tokens
   - OverloadedError            queue or session limit reached
@@ -127,7 +127,7 @@ class CheckpointError(SwarmError):
 
 
 class DiskFullError(SwarmError):
-    """There is no room on a disk of ours; the message says how much is needed."""
+    """A disk of ours is full; the message says how much is needed."""
 
     code = "disk_full"
 
@@ -181,7 +181,7 @@ class DeadlineError(SwarmError):
 
 
 class NonsenseError(SwarmError):
-    """The hop above sent values that are no hidden states of this model. One of the two is at fault, and nobody can tell which."""
+    """The hop above sent values that are no hidden states of this model. One of the two peers is at fault, and it is not known which."""
 
     code = "nonsense_from_above"
     try_another_peer = True
@@ -225,7 +225,7 @@ _SHOWN = _Shown()
 
 
 def shown(value: object) -> str:
-    """A stranger's value for a message: its type and a short form, whatever its size or depth (`str` of a deep list raises)."""
+    """An untrusted value as text for a message: its type and a short form, for any size or depth (`str` of a deep list raises)."""
     return f"{type(value).__name__} {_SHOWN.repr(value)[:100]}"
 
 

@@ -38,7 +38,7 @@ _ALIGN = 16
 
 HARMLESS_BYTES = 256
 """A header of a step has about 160. So few can promise no more than 85 lists of 256 items in each other, 175 KB in all: walking through
-them first, which takes longer than unpacking them, would save nobody."""
+them first, which takes longer than unpacking them, would save nothing."""
 
 _KIND = re.compile(rb"(?:[\x80-\x8f]|\xde..)\xa1t([\xa0-\xbf])", re.DOTALL)
 """The beginning of a header whose first key is "t" and whose first value is a short text."""

@@ -2,8 +2,8 @@
 
 It names the peer, signs, and proves its certificate.
 
-The PeerID contains the public key (`ids.py`), so whoever holds a PeerID can check its signatures without asking anybody.
-Keys are made and stored by `swarm/peer.py`: this file has neither randomness nor files. Door: cryptography.
+The PeerID contains the public key (`ids.py`), so its signatures can be checked by anyone who has the PeerID, with no further data.
+Keys are made and stored by `swarm/peer.py`: this file has neither randomness nor files. Imports cryptography.
 Source: libp2p peer ids, https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md; the file form is what p2pd reads.
 """
 
@@ -40,7 +40,7 @@ class Identity:
 
     @property
     def private_bytes(self) -> bytes:
-        """The 68-byte file that p2pd reads: prefix, seed, public key. Whoever has it is this peer."""
+        """The 68-byte file that p2pd reads: prefix, seed, public key. Its holder can act as this peer."""
         return _PRIVATE_PREFIX + self.private_key.private_bytes_raw() + self.public_bytes
 
     def sign(self, data: bytes) -> bytes:

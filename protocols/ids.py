@@ -87,7 +87,7 @@ def short(session: SessionId) -> str:
 
 
 def short_peer(peer: PeerId) -> str:
-    """The last six letters of a PeerID: what people compare by eye (the first ones are the same for everybody)."""
+    """The last six letters of a PeerID: what people compare by eye (the first ones are the same for all peers)."""
     return "…" + peer[-6:]
 
 

@@ -6,8 +6,8 @@ They open a route, run steps, survive failures and end the session.
     towards the client        Expect, HopLost                              on the same streams, back
     last hop -> client        Reply, HopLost                               on an `attach` stream, which begins with Attach
 
-A **step** carries some consecutive tokens of a session's rows through every hop; the client numbers steps from 0.
-A **History** stands for the steps 0 … base-1: each row's retained inputs, as one prefill, for a hop that has lost them or never
+A **step** carries some consecutive tokens of a session's sequences through every hop; the client numbers steps from 0.
+A **History** stands for the steps 0 … base-1: each sequence's retained inputs, as one prefill, for a hop that has lost them or never
 had them.
 An **Expect** says which step a hop wants next: in answer to Open and Reroute, or whenever it meets a gap; 0 = "I hold nothing".
 Design: docs/architecture.md, "Resuming".
@@ -47,8 +47,8 @@ MAX_STEP = 1 << 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """A new session begins with the rows that another one of the same client had before `step`. A hop that still holds them so copies
-    them; one that does not asks for the history."""
+    """A new session begins with the sequences that another one of the same client had before `step`. A hop that still holds them copies
+    them; another hop asks for the history."""
 
     session: SessionId
     step: int
@@ -80,17 +80,17 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Some tokens of every row, going once through the route. `payload` is what `spec.kind` says, on one flat token axis."""
+    """Some tokens of every sequence, going once through the route. `payload` is what `spec.kind` says, on one flat token axis."""
 
     session: SessionId
     epoch: int
     step: int
     counts: tuple[int, ...]
-    """New tokens per row, after `ops`; the payload is their concatenation along one flat token axis."""
+    """New tokens per sequence, after `ops`; the payload is their concatenation along one flat token axis."""
     payload: tensors.WireTensor
     ops: tuple[Op, ...] = ()
     positions: tuple[int, ...] | None = None
-    """A position per token, where the caller set some; None = each row counts its own tokens from 0."""
+    """A position per token, if the caller set some; None = each sequence counts its own tokens from 0."""
     spec: StepSpec = PASS_ON
     budget_ms: int = 60_000
 
@@ -123,9 +123,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Rows as they were before step `base`, for a hop that holds nothing: `counts[i]` tokens of row i, one flat token axis.
+    """Sequences as they were before step `base`, for a hop that holds nothing: `counts[i]` tokens of sequence i, one flat token axis.
 
-    A history too large for a frame comes in `parts`; each row's pieces then follow each other from part to part.
+    A history too large for a frame comes in `parts`; each sequence's pieces then follow each other from part to part.
     """
 
     session: SessionId
@@ -194,7 +194,7 @@ def _counts_and_payload(received: frame.Frame) -> tuple[tuple[int, ...], tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reroute:
-    """A new epoch for a hop that stays: it keeps its rows, and dials its successor anew where that has changed."""
+    """A new epoch for a hop that stays: it keeps its sequences, and dials its successor again if that has changed."""
 
     grant: Grant
     index: int
@@ -291,7 +291,7 @@ class Attach:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The route's output for one step: `counts[i]` tokens of row i, as the step wanted."""
+    """The route's output for one step: `counts[i]` tokens of sequence i, as the step wanted."""
 
     session: SessionId
     epoch: int

@@ -14,26 +14,26 @@ from protocols.defaults import MAX_OPS, MAX_ROW_INDICES, MAX_ROWS
 from protocols.errors import BadRequestError, shown
 
 MAX_LENGTH = 1 << 24
-"""Tokens of one row."""
+"""Tokens of one sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The new rows are copies of the old rows with these indices (beam search reorders, drops and repeats rows)."""
+    """The new sequences are copies of the old ones with these indices (beam search reorders, drops and repeats sequences)."""
 
     indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Every row becomes `times` neighbouring rows."""
+    """Every sequence becomes `times` neighbouring sequences."""
 
     times: int
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Every row forgets its last `tokens` tokens (a refused speculation)."""
+    """Every sequence forgets its last `tokens` tokens (a refused speculation)."""
 
     tokens: int
 
@@ -52,10 +52,10 @@ def pack_op(op: Op) -> list[object]:
 
 
 def parse_ops(header: fields.Header) -> tuple[Op, ...]:
-    """The operations of a step; BadRequestError where they name more rows than MAX_ROW_INDICES together."""
+    """The operations of a step; BadRequestError if together they name more than MAX_ROW_INDICES sequences."""
     ops = tuple([parse_op(op) for op in fields.array(header, "ops", MAX_OPS)])
     if len(ops) > 1 and (num := sum([len(op.indices) for op in ops if isinstance(op, Rows)])) > MAX_ROW_INDICES:
-        raise BadRequestError(f"the row operations of one step name at most {MAX_ROW_INDICES} rows, got {num}")
+        raise BadRequestError(f"the operations of one step name at most {MAX_ROW_INDICES} sequences, got {num}")
     return ops
 
 
@@ -70,4 +70,4 @@ def parse_op(value: object) -> Op:
             return Repeat(fields.integer(argument, "argument", 1, MAX_ROWS))
         case "crop":
             return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
-    raise BadRequestError(f"row operations are rows, repeat and crop, got {shown(value[0])}")
+    raise BadRequestError(f"the operations are `rows`, repeat and crop, got {shown(value[0])}")

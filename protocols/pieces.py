@@ -10,7 +10,7 @@ Questions go one way, answers come in the same order the other way.
     weights? again           →  holdings, as they are now
 
 Tensors and files are numbered as the manifest lists them, so no name crosses the wire. Both sides have the manifest, which bounds
-everything: how many pieces a tensor has, how long each one is, how long a list of hashes. Whoever asks compares every length and hash.
+everything: how many pieces a tensor has, how long each one is, how long a list of hashes. The asking side compares every length and hash.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Progress:
     sent: int = 0
     """Steps that were handed to the hop below, or, as replies, to the client."""
     is_busy: bool = False
-    """It computes, or waits for its turn on the device."""
+    """It computes, or waits for the device."""
     has_given_up: bool = False
     """It has reported itself lost in this epoch."""
     lost: int = -1

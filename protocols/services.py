@@ -21,7 +21,7 @@ class Method:
     """True: both sides send any number of frames until one ends; False: one request, one reply."""
 
     is_idempotent: bool = True
-    """True: may be sent again when nobody knows whether it arrived."""
+    """True: may be sent again if it is not known whether it arrived."""
 
     timeout_s: float | None = 10.0
     """Deadline where the caller has none; None only for streams, whose steps carry budgets of their own."""

@@ -14,7 +14,7 @@ from protocols.errors import BadRequestError
 
 WANT_NONE, WANT_ALL = 0, -1
 MAX_WANT = 1 << 16
-"""Last tokens of a row that a step may want back; more than a step brings, so that it bounds only the number in the message."""
+"""Last tokens of a sequence that a step may want back; more than a step brings, so that it bounds only the number in the message."""
 
 KINDS = ("hidden", "ids", "embeds")
 """What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
@@ -32,7 +32,7 @@ class StepSpec:
     kind: str = "hidden"
     """One of `KINDS`."""
     want: int = WANT_ALL
-    """Tokens that come back: 0 none, -1 all, n the last n of each row."""
+    """Tokens that come back: 0 none, -1 all, n the last n of each sequence."""
     result: str = "hidden"
     """One of `RESULTS`."""
     top: int = 0
@@ -60,7 +60,7 @@ class StepSpec:
             )
 
     def wanting(self, want: int) -> StepSpec:
-        """The same for a chunk of the step, which wants `want` of its tokens."""
+        """The same for a prefill chunk of the step, which wants `want` of its tokens."""
         return self if want == self.want else replace(self, want=want)
 
     def below(self) -> StepSpec:

@@ -1,7 +1,7 @@
 """The secret of a private swarm, and its members' proofs.
 
 A proof is an HMAC under a key that is derived for one purpose, so no proof serves two purposes. It is bound to names that the channel
-has proved already (a TLS key, a PeerID), so it is of no use to anybody else, and it tells nothing about the secret.
+has proved already (a TLS key, a PeerID), so it is of no use on any other channel, and it tells nothing about the secret.
 Source: HKDF-Expand of RFC 5869 with one block; Extract is left out, since the secret is 32 uniformly random bytes.
 """
 

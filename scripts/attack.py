@@ -205,7 +205,7 @@ def main() -> int:
         return 1
     finally:
         if arguments.keep:
-            print(f"attack: what everybody said is in {folder}", file=sys.stderr)
+            print(f"attack: the output of all processes is in {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
     console.print(table(rows))

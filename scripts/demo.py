@@ -320,7 +320,7 @@ def explain_how_to_talk(play: Play, nodes: list[Node], folder: Path) -> None:
 def end_command(pids: Sequence[int], folder: Path) -> str:
     """A line for a POSIX shell that ends the nodes and removes their files, which they still write while they leave."""
     numbers = list(map(str, pids))
-    wait = f"while ps -o stat= -p {','.join(numbers)} | grep -q '^[^Z]'; do sleep 0.2; done"  # Z: ended, and nobody has asked how
+    wait = f"while ps -o stat= -p {','.join(numbers)} | grep -q '^[^Z]'; do sleep 0.2; done"  # Z: ended, but not yet waited for
     return f"kill {' '.join(numbers)}; {wait}; rm -rf {shlex.quote(str(folder))}"
 
 

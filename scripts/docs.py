@@ -86,7 +86,7 @@ def defaults() -> Iterator[tuple[str, str, str]]:
 
 
 def defaults_table() -> str:
-    """Markdown: one row per constant."""
+    """Markdown: one table row per constant."""
     rows = [f"| `{name}` | `{value}` | {meaning.replace('|', chr(92) + '|')} |" for name, value, meaning in defaults()]
     return "| name | value | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
@@ -112,7 +112,7 @@ def exit_codes_table() -> str:
 
 
 def options_table() -> str:
-    """Markdown: one row per flag, with its variable, its key and the commands that have it."""
+    """Markdown: one table row per flag, with its variable, its key and the commands that have it."""
     rows: dict[str, list[surface.Option]] = {}
     for option in surface.options(commands.app):
         rows.setdefault(option.flag, []).append(option)

@@ -21,7 +21,7 @@ from tests.hostile.fuzzing import PEAK_BYTES, PEAK_FACTOR, SLOW_S, Verdict, run 
 from tests.hostile.parsers import Parser, all_parsers  # noqa: E402
 
 ROUNDS = 20
-"""Every parser has its turn so many times, and each time it says how far it is."""
+"""Each parser is fuzzed in so many rounds, and progress is printed after each."""
 
 
 def arguments(parsers: dict[str, Parser]) -> argparse.Namespace:

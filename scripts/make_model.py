@@ -35,7 +35,7 @@ Progress = Callable[[float, int, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What the model is, and how long it learns."""
+    """What the model is, and how long it is trained."""
 
     version: int = 1
     """Part of the default directory's name: raise it where a change here should not meet an older model."""
@@ -190,7 +190,7 @@ def make_with_bar(directory: Path, recipe: Recipe) -> None:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("learning to write"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("train", total=1.0, note="reading")
 

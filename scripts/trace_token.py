@@ -54,7 +54,7 @@ def of_step(marks: list[Mark], step: int) -> list[Mark]:
 
 
 def show(title: str, marks: list[Mark], names: dict[int, str]) -> None:
-    """One row per stage and hop: since the first mark, since the one before, and the payload's bytes."""
+    """One table row per stage and hop: since the first mark, since the one before, and the payload's bytes."""
     table = Table(title=title, title_justify="left")
     for column in ("", "where", "what"):
         table.add_column(column)

@@ -54,10 +54,10 @@ WORDS: tuple[tuple[str, str], ...] = (
     (r"recorders?", "capture"),
     (r"practi[sc](e|es|ed|ing)", "warm up"),
     (r"lessons?", "capture"),
-    (r"learn(s|t|ed|ing)?(?! positions)", "calibrate"),
+    (r"learn(s|t|ed|ing)?(?! (positions|rate))", "calibrate"),
     (r"(?<!matrix )products?", "linear kernels, matrix products"),
     (r"ways? (of multiplying|to multiply)", "linear kernel"),
-    (r"(?<!matrix )rows?(?! (operation|or column))", "sequence"),
+    (r"(?<!matrix )(?<!batch )(?<!table )rows?(?!-major| (operation|or column))", "sequence"),
     (r"(?!^)(?<!prefill )chunks?", "prefill chunk"),  # at the beginning of a line, "prefill" may be on the line before
     (r"pieces? of (a|the|its|one) (prompt|step)s?", "prefill chunk"),
     (r"the ends(?! of the)|(model's|hosts?|hosted|hosting) ends|ends of (a|the) model", "embedding and head"),
@@ -100,6 +100,12 @@ NAMES: tuple[tuple[str, str], ...] = (
 )
 """(pattern of a whole identifier or of a file's stem, the name to use)."""
 
+ALLOWED: dict[tuple[str, str], str] = {
+    ("swarm/client/loop.py", "_Errand"): "gone with the mechanism",
+    ("swarm/client/model.py", "patience_s"): "a keyword argument of the public surface",
+}
+"""(file, name) that stays, and why."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -129,12 +135,13 @@ def prose_of_markdown(text: str) -> Iterator[tuple[int, str]]:
 
 
 def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
-    """(line number, text) of comments and of strings that hold a blank, docstrings first of all; no `code` in them."""
+    """(line number, text) of comments and of strings that hold a blank, docstrings first of all; no `code` and no {fields}."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         is_message = token.type == tokenize.STRING and " " in token.string
         if token.type == tokenize.COMMENT or is_message or token.type == getattr(tokenize, "FSTRING_MIDDLE", -1):
+            code = r"`[^`]*`|\{[^{}]*\}" if re.match(r"[rR]?[fF]", token.string) else r"`[^`]*`"
             for offset, line in enumerate(token.string.splitlines()):
-                yield token.start[0] + offset, re.sub(r"`[^`]*`", " ", line)
+                yield token.start[0] + offset, re.sub(code, " ", line)
 
 
 def names_of_python(text: str) -> Iterator[tuple[int, str]]:
@@ -159,7 +166,7 @@ def search(path: Path, text: str) -> Iterator[Found]:
     if is_python:
         for number, name in [(1, path.stem), *names_of_python(text)]:
             for pattern, plain in NAMES:
-                if re.fullmatch(pattern, name.lstrip("_")):
+                if re.fullmatch(pattern, name.lstrip("_")) and (str(path), name) not in ALLOWED:
                     yield Found(path, number, name, plain)
 
 

@@ -1,7 +1,7 @@
 """Whom this peer talks to: the user's lists and the swarm's key.
 
-The lists decide about PeerIDs that were proved by TLS or by a signature. They say nothing about a message: whatever a listed peer sends
-is parsed and bounded like everybody's.
+The lists decide about PeerIDs that were proved by TLS or by a signature. They say nothing about a message: what a listed peer sends
+is parsed and bounded like any other peer's message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Access:
     """Lists of PeerIDs as they are at one moment. A denied peer stays denied, whatever the other two say."""
 
     allow: frozenset[PeerId] | None = None
-    """Only these; None = everybody."""
+    """Only these; None = all."""
 
     deny: frozenset[PeerId] = frozenset()
     """Never these."""

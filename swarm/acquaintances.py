@@ -2,7 +2,7 @@
 
 A signed record alone does not show that a peer exists there.
 
-Where not everybody fits or not everybody can be asked, these come first. Being on the list costs a server that answers at an address, and
+If only some peers fit or can be asked, these come first. Being on the list costs a server that answers at an address, and
 the list is bounded by network too, so that one network cannot fill it.
 """
 

@@ -2,7 +2,7 @@
 
 The known ones, and neighbours on the local network. Also remembers which have answered.
 
-No hivemind here, so that a thin client finds its peers the same way as a node. What is found is a place to try: whoever uses it
+No hivemind here, so that a thin client finds its peers the same way as a node. What is found is a place to try: the caller
 checks PeerID and swarm there.
 """
 
@@ -43,7 +43,7 @@ INSTALL = f"neighbours on the local network are found without an address by the 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindConfig:
-    """How peers are found that nobody named."""
+    """How peers are found if the user named none."""
 
     known_peers: Path | None = None
     """File of the last known peers (`known_peers.file_of`), asked where no named peer answers, and kept up to date; None = none."""
@@ -58,7 +58,7 @@ class FindConfig:
     """Asked, in a thread of its own, whether neighbours may be joined, with the words that say whom; None = they may."""
 
     def check(self, named: Sequence[str]) -> None:
-        """ConfigError, with the next step, where a client has nobody to ask and no way to find anybody."""
+        """ConfigError, with the next step, if a client has no peer to ask and no way to find one."""
         has_lan = self.lan and mdns.is_installed()
         if named or has_lan or (self.known_peers and known_peers.load(self.known_peers, time.time())):
             return
@@ -78,7 +78,7 @@ class Finder:
         self._file, self._me = config.known_peers, me
         self._config = config
         self.has_lan = config.lan and mdns.is_installed() and not (listen_host and is_loopback(listen_host))
-        """Do we take part in looking for neighbours? Not where the extra is missing, nor where nobody else could reach us."""
+        """Do we take part in looking for neighbours? Not if the extra is missing, nor if no other machine could reach us."""
         self.lan_is_up = asyncio.Event()
         """Neighbours can be heard from now on."""
         self.hint = _hint(config.lan, is_reachable=not (listen_host and is_loopback(listen_host)))

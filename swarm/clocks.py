@@ -3,7 +3,7 @@
 Only peers that it has asked count.
 
 Records and credentials carry Unix times, so a wrong clock makes a node invisible, or others invisible to it. Each peer says its time in
-its hello. A majority of those asked decides: one peer with a wrong clock, or one that lies, convinces nobody once others have answered.
+its hello. A majority of those asked decides: one peer with a wrong clock, or one that lies, has no effect once others have answered.
 What peers say here changes no time; it is only told to the user.
 """
 
@@ -27,7 +27,7 @@ HOW_TO_SET = "set it, e.g. by `timedatectl set-ntp true`"
 
 
 class Clocks:
-    """What one peer has learned about its clock."""
+    """What one peer knows about its clock from others."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """clock: this machine's Unix time, in seconds."""
@@ -51,7 +51,7 @@ class Clocks:
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """Inside, nobody being found to serve something is put down to the clock if that is wrong: records look expired then."""
+        """Inside, an error that no peer serves something names the clock if that is wrong: records look expired then."""
         try:
             yield
         except (ModelNotFoundError, NoRouteError) as error:

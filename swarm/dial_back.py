@@ -1,6 +1,6 @@
 """Dials a caller back at the address that its call comes from.
 
-Whoever asks could name any address: ours would be the machine that scans it. So only the caller's own address is dialled, as
+A caller could name any address, and our machine would scan it. So only the caller's own address is dialled, as
 libp2p's AutoNAT does, the answer to a failure takes the same time whatever failed, and each network has few dials at once.
 `reachability.py` asks. Source: https://github.com/libp2p/specs/blob/master/autonat/autonat-v1.md
 """
@@ -62,7 +62,7 @@ class DialBacks:
             )
         for address in reachable:
             self._on_reached(call.peer, address)
-        reason = "" if reachable else f"nobody proves your identity at {', '.join(places)}"
+        reason = "" if reachable else f"no peer proves your identity at {', '.join(places)}"
         return DialBackReply(reachable=reachable, reason=reason).encode()
 
     @contextlib.contextmanager
@@ -141,7 +141,7 @@ def is_here(ip: str) -> bool:
 async def _first_that_is(places: Sequence[str], peer: PeerId) -> tuple[str, ...]:
     """The first place at which this peer proves itself, at once; else nothing, and only after DIAL_BACK_S.
 
-    So a caller cannot tell a closed port from a silent one, or from one where somebody else answers.
+    So a caller cannot tell a closed port from a silent one, or from one where another peer answers.
     """
     tasks = [asyncio.create_task(_is_at(address, peer)) for address in places]
     try:

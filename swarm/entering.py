@@ -41,7 +41,7 @@ class Entry:
 
 
 ANYBODY = Entry()
-"""A public swarm, everybody in it, and a fresh identity."""
+"""A public swarm, all of its peers, and a fresh identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
     swarm1 + base32(checksum, JSON of name, addresses, key and expiry)
 
 Small letters and digits only, so a double click selects it; blanks and line ends that mail adds are taken out. The key is there if the
-swarm is private: then everybody who has the text can join, so it is a secret.
+swarm is private: then the text is a secret, since it is enough to join.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Met:
 
 @dataclass(slots=True, kw_only=True)
 class Sources:
-    """Where peers can be found; each is tried only where those before it have nobody who answers."""
+    """Where peers can be found; each source is tried only if no peer of those before it answers."""
 
     given: Sequence[PeerAddress] = ()
     remembered: Callable[[], Sequence[PeerAddress]] = tuple
@@ -93,7 +93,7 @@ class Sources:
     """Are neighbours looked for?"""
 
     check: Callable[[PeerAddress], Awaitable[None]]
-    """Raises a SwarmError unless the peer at the address, which nobody vouched for, proves its name and is in our swarm."""
+    """Raises a SwarmError unless the peer at the address, which is not trusted yet, proves its PeerID and is in our swarm."""
 
     neighbours: Neighbours = field(default_factory=Neighbours)
 
@@ -102,7 +102,7 @@ class Joiner:
     """Runs until cancelled. Without any source a peer is the first of its swarm, which counts as joined."""
 
     def __init__(self, dht: Meeting, sources: Sources, on_change: Callable[[Met | None, str], Awaitable[None]]) -> None:
-        """on_change(met, text) once for every time that we join, on_change(None, text) for every round in which nobody answers."""
+        """on_change(met, text) once for every time that we join, on_change(None, text) for every round in which no peer answers."""
         self._dht, self._sources, self._on_change = dht, sources, on_change
         self._has_joined = asyncio.Event()
         self._ignored: dict[PeerAddress, None] = {}
@@ -113,7 +113,7 @@ class Joiner:
         self._refusal: SwarmError | None = None
         """Why the given peers refuse us, if no other peer was met; `joined` raises it at once, since waiting cannot change it."""
         self._is_answered = asyncio.Event()
-        """Nobody waits for the user's word about neighbours."""
+        """Set while no question about neighbours waits for the user's answer."""
         self._is_answered.set()
         self._has_said = False
         self._heard_s = -MIN_PAUSE_S
@@ -122,9 +122,9 @@ class Joiner:
             self._has_joined.set()
 
     async def joined(self, timeout_s: float) -> None:
-        """Returns once we have met somebody; PeerUnreachableError says why that is not so in time, or a given peer's refusal at once."""
+        """Returns once we have met a peer. PeerUnreachableError if not in time, with the reason, or at once if a given peer refuses us."""
         if not await self._happens(self._has_joined, timeout_s):
-            why = self._last_failure or ("no neighbour has been heard" if self._sources.has_lan else "nobody was asked yet")
+            why = self._last_failure or ("no neighbour has been heard" if self._sources.has_lan else "no peer was asked yet")
             raise PeerUnreachableError(
                 f"no peer of the swarm answers within {timeout_s:.0f} s: {why}; check --peer, and that it runs"
             ) from None
@@ -132,7 +132,7 @@ class Joiner:
             raise self._refusal
 
     async def settled(self, timeout_s: float) -> None:
-        """Returns once we have met somebody, or it is clear for now that there is nobody: then we are the first, and go on looking."""
+        """Returns once we have met a peer, or it is clear for now that there is none: then we are the first, and go on looking."""
         await self._happens(self._has_joined if self._sources.has_lan else self._has_asked, timeout_s)
 
     async def _happens(self, event: asyncio.Event, timeout_s: float) -> bool:
@@ -174,7 +174,7 @@ class Joiner:
                 self._heard_s = clock()
 
     async def _meet(self) -> bool:
-        """One round. True where somebody answered, or there is nobody to ask and never will be."""
+        """One round. True if a peer answered, or if there is no peer to ask and never will be."""
         sources, self._refusal = self._sources, None
         if sources.given and await self._try("given", sources.given):
             return True

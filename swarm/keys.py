@@ -1,7 +1,7 @@
 """A peer's identity file, locked while in use, and its TLS certificate.
 
 A node holds the file alone, by `flock`, which ends with the process: two nodes of one identity would be two peers of one name. Clients
-may share one, since nobody calls them. The default file is not fixed: if it is taken, the next numbered one is used, so a second node on
+may share one, since no peer calls them. The default file is not fixed: if it is taken, the next numbered one is used, so a second node on
 one machine just works.
 """
 
@@ -51,7 +51,7 @@ class Keys:
 
 
 def fresh() -> Keys:
-    """A new identity that nobody keeps, for clients."""
+    """A new identity that is not stored, for clients."""
     return Keys(identity=from_seed(os.urandom(32)), certificate=None, path=None)
 
 

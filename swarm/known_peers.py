@@ -4,8 +4,8 @@ Addresses that have answered, so that a restart needs no address.
 
 One line per address: when it last answered (Unix time), its multiaddr, and when it first answered. A line without the last part is of an
 older version. Those stay that have answered for longest, and few of one network or one PeerID: new identities cost nothing, so they must
-not push out what has been known for weeks. The file is a hint, and whoever can write it could name other peers, no more: each is asked
-for the proof of its PeerID and the swarm's name before it is joined.
+not push out what has been known for weeks. The file is only a hint: each peer in it is asked
+for the proof of its PeerID and the swarm's name before it is joined, so a changed file can name other peers, no more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_PEERS = 16
 """Addresses that are kept."""
 
 MAX_PER_PREFIX = 4
-"""Of these, addresses of one /24 or /48, a private one too, and of all names; more only while nothing else needs the room."""
+"""Of these, addresses of one /24 or /48, a private one too, and of all names; more only while there are free places."""
 
 MAX_PER_PEER = 2
 """Of these, addresses of one PeerID, the last ones."""
@@ -59,7 +59,7 @@ def file_of(data_dir: Path, swarm: str) -> Path:
 
 
 _SHORTEST = 52
-"""Letters of a PeerID: a shorter line names nobody."""
+"""Letters of a PeerID: a shorter line names no peer."""
 
 
 def parse(data: bytes, now_s: float) -> dict[PeerAddress, Seen]:
@@ -92,7 +92,7 @@ def merged(
 
 
 def kept(known: Known) -> dict[PeerAddress, Seen]:
-    """The ones to keep: those that have answered for longest, few of one network; then others, while there is room."""
+    """The ones to keep: those that have answered for longest, few of one network; then others, while there are free places."""
     ranked = sorted(_newest_of_each_peer(known), key=lambda item: (item[1].first_s - item[1].last_s, item[1].first_s))
     networks: Counter[str] = Counter()
     chosen: list[tuple[PeerAddress, Seen]] = []

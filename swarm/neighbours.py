@@ -2,7 +2,7 @@
 
 A few are asked at a time, those first that were not asked yet.
 
-Anybody on the network can announce any number of addresses. So a further one takes the place of a random one, of the same host if that
+Any machine on the network can announce any number of addresses. So a further one takes the place of a random one, of the same host if that
 has many, and a round of questions has a bound.
 """
 
@@ -30,7 +30,7 @@ class Neighbours:
         self._heard: dict[PeerAddress, bool] = {}
         """Each with whether it was asked already."""
         self.news = asyncio.Event()
-        """Somebody spoke whom we did not know."""
+        """Set when a new neighbour was heard."""
 
     def __len__(self) -> int:
         return len(self._heard)
@@ -48,7 +48,7 @@ class Neighbours:
         self.news.set()
 
     def to_ask(self, ignored: Container[PeerAddress], *, only_new: bool = False) -> list[PeerAddress]:
-        """Whom to ask now: MAX_ASKED at most, in random order, whoever was not asked before first; they are noted as asked."""
+        """Neighbours to ask now: MAX_ASKED at most, those not asked before first, else in random order; they are noted as asked."""
         chosen = [one for one, was_asked in self._heard.items() if one not in ignored and not (only_new and was_asked)]
         self._rng.shuffle(chosen)
         chosen.sort(key=lambda one: self._heard[one])

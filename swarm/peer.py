@@ -80,7 +80,7 @@ class PeerConfig:
     """Multiaddrs of any peers of the swarm; none = those that `find` finds, or be the first."""
 
     find: FindConfig = field(default_factory=FindConfig)
-    """Whom else to ask; nobody, by default."""
+    """Which further peers to ask; none, by default."""
 
     listen: tuple[str, int] | None = ("127.0.0.1", 0)
     """Host and port of p2pd; gRPC takes the next port; 0 = a free pair; None = listen nowhere (clients)."""
@@ -225,8 +225,8 @@ class Peer:
         return self.directory
 
     async def _start_dht(self) -> Dht:
-        """Server first, then p2pd: the server's port cannot be shared, so whoever holds it owns the pair."""
-        importlib.import_module("swarm.dht.node")  # seconds; in a thread it would race with whoever imports torch elsewhere
+        """Server first, then p2pd: the server's port cannot be shared, so the peer that holds it owns the pair."""
+        importlib.import_module("swarm.dht.node")  # seconds; in a thread it would race with another thread that imports torch
         if self.config.listen is None:
             return await self._start_daemon(None)
         host, wanted = self._host or self.config.listen[0], self.config.listen[1]
@@ -244,7 +244,7 @@ class Peer:
             except ConfigError:
                 if wanted or attempt + 1 == _PORT_ATTEMPTS:
                     raise
-                continue  # somebody took a port of the pair in the meantime
+                continue  # another process took a port of the pair in the meantime
             self._port = port
             self._stack.push_async_callback(server.stop, _GRACE_S)
             return dht
@@ -329,11 +329,11 @@ class Peer:
 
     @property
     def reachable(self) -> bool | None:
-        """Has another peer dialled us back? None = nobody has tried yet: we serve, marked unverified."""
+        """Has another peer dialled us back? None = none has tried yet: we serve, marked unverified."""
         return self._verifier.reachable
 
     async def verify(self) -> bool | None:
-        """Let up to three peers dial us back: True if one reached us, False if none did, None if nobody could be asked."""
+        """Let up to three peers dial us back: True if one reached us, False if none did, None if no peer could be asked."""
         return await self._verifier.verify()
 
     @property
@@ -349,7 +349,7 @@ class Peer:
     async def joined(self, timeout_s: float = JOIN_S) -> None:
         """Returns once a peer has answered; PeerUnreachableError if none does in time.
 
-        A node that was given none returns within NEIGHBOUR_S of being able to hear neighbours, alone or not: nobody may be there
+        A node that was given none returns within NEIGHBOUR_S of being able to hear neighbours, alone or not: there may be no other node
         yet, and it goes on looking.
         """
         if self._bootstrap or self.config.client_mode:
@@ -398,7 +398,7 @@ class Peer:
             self.config.on_join(met is not None, text)
 
     async def _greet_bootstrap(self) -> None:
-        """Learn at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine; one that
+        """Check at once whether we are in the right swarm. A peer whose gRPC is elsewhere says nothing here, and that is fine; one that
         refuses us counts only if no other takes us."""
 
         async def greet(address: PeerAddress) -> SwarmError | None:
@@ -414,7 +414,7 @@ class Peer:
             log.warning("a given peer does not take us: %s", error)
         self.refusal = None if None in answers else next(iter(refusals), None)
 
-    # --- whom to ask where nobody was named
+    # --- peers to ask if the user named none
 
     async def _tell_and_hear_neighbours(self) -> None:
         """A node tells of itself, and listens where it was named no peer; a client only listens, and only if it must."""
@@ -426,7 +426,7 @@ class Peer:
         await self._finder.run_lan(announced, None if self._bootstrap else self._sources.neighbours.hear)
 
     async def _check(self, address: PeerAddress) -> None:
-        """Whoever was not named by our user has to prove who it is, and to be in our swarm, before we join by it."""
+        """A peer that our user did not name must prove its PeerID, and be in our swarm, before we join by it."""
         await hello.prove(self.identity, self.gate, address, self._hello, self.clocks)
         self._look_at_clock()
 
@@ -439,6 +439,6 @@ class Peer:
 
 
 def _best_first(addresses: tuple[str, ...]) -> list[str]:
-    """Without loopback where there is anything else: it means another machine to whoever reads it elsewhere."""
+    """Without loopback if there is anything else: on another machine, a loopback address means that machine."""
     outside = [address for address in addresses if not address.startswith(("/ip4/127.", "/ip6/::1/"))]
     return outside or list(addresses)

@@ -30,7 +30,7 @@ def resolved(host: str) -> str:
 def pair(host: str, port: int) -> int:
     """`port` if it and the next are free at `host`, or for 0 some port of which that is true. ConfigError otherwise.
 
-    It is free at this moment only: the caller binds the higher one first, which nobody can share, and asks again where that fails.
+    It is free at this moment only: the caller binds the higher one first, which cannot be shared, and asks again if that fails.
     """
     host = resolved(host)
     if port:

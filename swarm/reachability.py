@@ -53,7 +53,7 @@ class Verifier:
         """given: peers that our user named, asked first. me: who we are and where, which may change while we run."""
         self._pool, self._directory, self._given, self._me, self._shuffle = pool, directory, given, me, shuffle
         self.reachable: bool | None = None
-        """Has another peer dialled us back? None = nobody has tried yet."""
+        """Has another peer dialled us back? None = none has tried yet."""
 
     async def run(self, has_neighbours: Callable[[], bool]) -> None:
         """Verify for as long as the peer lives; what is new in a verdict is announced at once."""
@@ -78,11 +78,11 @@ class Verifier:
 
     async def verify(self) -> bool | None:
         """Ask now, and return what `ask` finds; `reachable` stays as it is."""
-        strangers = await self._strangers()
+        others = await self._others()
         _, addresses, certificate = self._me()
-        return await ask(self._pool, strangers, addresses, certificate)
+        return await ask(self._pool, others, addresses, certificate)
 
-    async def _strangers(self) -> list[Place]:
+    async def _others(self) -> list[Place]:
         """Peers that may dial us back: the given ones, then those who announce something in our swarm, in any order."""
         found: dict[PeerId, Place] = {}
         for model in list(await self._directory.models())[:2]:
@@ -94,7 +94,7 @@ class Verifier:
 
 
 async def ask(pool: ChannelPool, others: Sequence[Place], addresses: tuple[str, ...], certificate: bytes) -> bool | None:
-    """Let others dial us at `addresses`: True if one reached us, False if none of those who tried did, None if nobody tried.
+    """Let others dial us at `addresses`: True if one reached us, False if none of those who tried did, None if no peer tried.
 
     A peer that refuses has not tried: it sees our calls come from another address, or is busy.
     """

@@ -35,7 +35,7 @@ def told(data_dir: Path, known_as: str, peer: PeerId, addresses: Sequence[str]) 
 
 
 def _written(path: Path, text: str) -> int:
-    """The file, open and locked; it gets its name only then, so that nobody finds it without its lock."""
+    """The file, open and locked; it gets its name only then, so that no process finds it without its lock."""
     partial = path.with_suffix(".starting")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

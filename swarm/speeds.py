@@ -29,7 +29,7 @@ def believed_ms(claims_ms: Mapping[K, float], proven: Collection[K], unknown_ms:
     """Milliseconds for one block, by peer, as they are believed.
 
     claims_ms: what each announces; 0 = it has measured nothing, and counts as the median. proven: those that have computed for us;
-    where there are some, the others count as slower than their median, whatever they claim. unknown_ms: where nobody has measured.
+    if there are some, the others count as slower than their median, whatever they claim. unknown_ms: used if no peer has measured.
     """
     measured = {key: ms for key, ms in claims_ms.items() if ms > 0}
     trusted = [ms for key, ms in measured.items() if key in proven]

@@ -103,7 +103,7 @@ def missing(spans: Sequence[Span], since_s: float, route_timeout_s: float) -> Wa
 
 def missing_ends(since_s: float, route_timeout_s: float) -> Wait:
     """A thin client's case: all blocks are there."""
-    text = "waiting for a node with --ends at both ends of the model"
+    text = "waiting for nodes with --ends that host the first and the last block"
     return Wait(kind="missing", text=text, since_s=since_s, route_timeout_s=route_timeout_s)
 
 

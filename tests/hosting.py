@@ -13,7 +13,7 @@ from protocols.weights_id import Weights
 def hosted(
     model: ModelId, span: Span, num_blocks: int = 4, *, ends: bool = False, dtype: str = "float32", state: str = "", **load: Any
 ) -> tuple[Hosted, ...]:
-    """Blocks, and the ends beside them if `ends`. load: of the blocks."""
+    """Blocks, and embedding and head beside them if `ends`. load: of the blocks."""
     blocks = Hosted(
         unit=Blocks.of(span), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state, load=Load(**load)
     )

@@ -1,6 +1,6 @@
 """What one module has logged during a test.
 
-A peer that an earlier test's client has shared lives on for a while in the background, and may log beside any test.
+A peer that an earlier test's client has shared still runs for a while in the background, and may log beside any test.
 """
 
 from __future__ import annotations

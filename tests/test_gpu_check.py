@@ -119,28 +119,28 @@ def test_wheels_are_downloaded_or_one_line_says_why_not(tmp_path: Path) -> None:
     """From a folder instead of the index."""
     index, folder = tmp_path / "index", tmp_path / "folder"
     index.mkdir()
-    with zipfile.ZipFile(index / "greeting-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr("greeting-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
-        archive.writestr("greeting-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("greeting-1.0.dist-info/RECORD", "")
+    with zipfile.ZipFile(index / "sample-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n")
+        archive.writestr("sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("sample-1.0.dist-info/RECORD", "")
     where = ("--no-index", "--find-links", str(index))
-    pip_download.download(folder, ["greeting==1.0"], *where)
-    assert [wheel.name for wheel in folder.iterdir()] == ["greeting-1.0-py3-none-any.whl"]
+    pip_download.download(folder, ["sample==1.0"], *where)
+    assert [wheel.name for wheel in folder.iterdir()] == ["sample-1.0-py3-none-any.whl"]
     with pytest.raises(
         pip_download.DownloadError, match=r"^pip could not download parting==1.0 \(ERROR: .*parting.*; check the net"
     ):
         pip_download.download(folder, ["parting==1.0"], *where)
     with pytest.raises(pip_download.DownloadError, match=r"could not download 2 wheels \(ERROR"):
-        pip_download.download(folder, ["greeting==1.0", "parting==1.0"], *where)
+        pip_download.download(folder, ["sample==1.0", "parting==1.0"], *where)
 
 
 def test_unpacked_wheels_can_be_imported(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
-    with zipfile.ZipFile(tmp_path / "wheels" / "greeting-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr("greeting/__init__.py", "WORD = 'hello'\n")
+    with zipfile.ZipFile(tmp_path / "wheels" / "sample-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("sample/__init__.py", "WORD = 'hello'\n")
     assert wheels.unpack(tmp_path / "wheels", tmp_path / "site") == 1
     said = subprocess.run(
-        [sys.executable, "-c", "import greeting; print(greeting.WORD)"],
+        [sys.executable, "-c", "import sample; print(sample.WORD)"],
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert said.stdout == "hello\n"

@@ -1,4 +1,4 @@
-"""The rules of the tree: imports go down only, third-party doors, a pure `protocols`, documents that repeat the code."""
+"""The rules of the tree: imports, a pure `protocols`, documents that repeat the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("protocols", "swarm", "node")
 """From the ground up: each may import itself and those before it."""
 
-DOORS: dict[str, tuple[str, ...]] = {
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cryptography": ("protocols/identity.py", "swarm/peer.py", "swarm/rpc"),
     "grpc": ("swarm/rpc",),
     "hivemind": ("swarm/dht",),
@@ -35,7 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("node/cli",),
     "zeroconf": ("swarm/lan",),
 }
-"""Third-party package -> the folders and files that may import it. A package without a row may be imported nowhere."""
+"""Third-party package -> the folders and files that may import it. A package without an entry may be imported nowhere."""
 
 IMPURE = frozenset(
     [
@@ -92,10 +92,10 @@ def may_import(path: Path, module: str) -> str:
         return "" if LAYERS.index(package) <= LAYERS.index(layer) else "upwards: imports go node -> swarm -> protocols"
     if package in sys.stdlib_module_names:
         return "protocols has no sockets, files, clock, tasks or randomness" if layer == "protocols" and package in IMPURE else ""
-    if package not in DOORS:
-        return "a package without a row in DOORS"
-    is_open = any(path == Path(door) or Path(door) in path.parents for door in DOORS[package])
-    return "" if is_open else f"only {', '.join(DOORS[package])} may import {package}"
+    if package not in MAY_IMPORT:
+        return "a package without an entry in MAY_IMPORT"
+    is_open = any(path == Path(place) or Path(place) in path.parents for place in MAY_IMPORT[package])
+    return "" if is_open else f"only {', '.join(MAY_IMPORT[package])} may import {package}"
 
 
 def test_every_import_goes_down_and_through_its_door() -> None:

@@ -183,7 +183,7 @@ def test_the_demos_model_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
         vocab_size=512,
     )
     make_model.make(tmp_path / "tiny", recipe, lambda _spent, _steps, loss: losses.append(loss))
-    assert losses[-1] < losses[0], f"it must have learned something in {len(losses)} steps"
+    assert losses[-1] < losses[0], f"the loss must fall in {len(losses)} steps"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
     text = "The value of an expression is a naïve object."

@@ -55,7 +55,7 @@ def test_words_are_found_in_docstrings_comments_messages_and_names() -> None:
         "x = 1  # nobody waits",
         "class Tape:",
         '    """One."""',
-        'print(f"{x} waits in the town")',
+        'print(f"{town} waits in the town")',
         'key = "town"',
     )
     text = "\n".join(lines) + "\n"

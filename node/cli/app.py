@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _settings(given: list[str], file: Path | None) -> Settings:
-    """What environment and file say; whoever asks for help gets it, even where those are wrong."""
+    """Settings of the environment and the file; help is printed even if those are wrong."""
     known = surface.options(app)
     own = given[: given.index("--")] if "--" in given else given
     is_help = not own or not {"-h", "--help", "--version"}.isdisjoint(own)
@@ -142,13 +142,13 @@ def node_command(model: options.Model, hosting: options.Hosting) -> None:
 
 
 @app.command("generate")
-@options.with_flags("asked", options.Asked, max_new_tokens=64)
+@options.with_flags("asked", options.ClientOptions, max_new_tokens=64)
 def generate_command(
     model: options.Model,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from stdin.", show_default=False)
     ],
-    asked: options.Asked,
+    asked: options.ClientOptions,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
     from node.cli import generate
@@ -157,7 +157,7 @@ def generate_command(
 
 
 @app.command("chat")
-@options.with_flags("asked", options.Asked, max_new_tokens=512)
+@options.with_flags("asked", options.ClientOptions, max_new_tokens=512)
 def chat_command(
     model: options.Model,
     system: Annotated[
@@ -167,7 +167,7 @@ def chat_command(
         bool, typer.Option("--keep-all", help="Refuse a turn beyond the model's limit, instead of forgetting the oldest ones.")
     ] = False,
     *,
-    asked: options.Asked,
+    asked: options.ClientOptions,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
     from node.cli import chat

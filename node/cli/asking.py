@@ -32,7 +32,7 @@ from swarm.waiting import Waits, loading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class ClientSettings:
     """Which model, and where its nodes are."""
 
     model: str
@@ -138,7 +138,7 @@ def find_config(swarm: str, lan: bool, data_dir: Path | None, key: SwarmKey | No
 
 
 @contextmanager
-def open_model(asking: Asking) -> Iterator[Any]:
+def open_model(asking: ClientSettings) -> Iterator[Any]:
     """The model, its ends loaded and its swarm joined; closed again whatever happens."""
     with shown() as on_wait:
         on_wait(loading(asking.model_name or name_in_swarm(asking.model)))  # the imports alone take seconds

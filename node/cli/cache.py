@@ -175,7 +175,7 @@ def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) 
 
 def _ask(doomed: Sequence[Row]) -> None:
     if not sys.stdin.isatty():
-        raise ConfigError(f"this would remove {counted(len(doomed), 'model')}; say --yes where nobody can be asked")
+        raise ConfigError(f"this would remove {counted(len(doomed), 'model')}; on a pipe, confirm with --yes")
     for row in doomed:
         remark(_line(row, time.time()))
     typer.confirm(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from node.cli import utf8
-from node.cli.asking import Asking, Sampling
+from node.cli.asking import ClientSettings, Sampling
 from node.cli.console import remark
 from node.cli.conversation import Conversation, Manner
 from node.cli.interruption import Interruption
@@ -24,7 +24,7 @@ HELP = (
 COMMANDS = ("/reset", "/exit", "/help")
 
 
-def run(asking: Asking, sampling: Sampling, manner: Manner, is_thin: bool) -> None:
+def run(asking: ClientSettings, sampling: Sampling, manner: Manner, is_thin: bool) -> None:
     """Read lines from stdin, answer each; ends with /exit or the end of stdin."""
     interruption = Interruption() if sys.stdin.isatty() else None
     utf8.as_bytes_with_escapes()

@@ -14,12 +14,12 @@ from node.config import DEFAULT_SWARM
 from protocols.words import one_line
 from swarm.lan import network
 
-QUESTION = "join? They are strangers unless you know who runs them; --swarm NAME makes a swarm of your own [y/N] "
+QUESTION = "join? Do not trust them unless you know who runs them; --swarm NAME makes a swarm of your own [y/N] "
 MAX_FILE_BYTES = 64 << 10
 
 
 def asker(data_dir: Path, swarm: str) -> Callable[[str], bool] | None:
-    """What asks the user whether neighbours may be joined; None if they may: nobody is at a terminal, the user named this swarm by
+    """What asks the user whether neighbours may be joined; None if they may: there is no terminal, the user named this swarm by
     --swarm, or has said yes on this network before."""
     if swarm != DEFAULT_SWARM or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None

@@ -33,7 +33,7 @@ def open_closed() -> None:
 
 
 def forget_readers() -> None:
-    """Whoever read stdout or stderr went away: what is still to be flushed at exit goes to /dev/null."""
+    """The reader of stdout or stderr has gone: what is still to be flushed at exit goes to /dev/null."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(io.UnsupportedOperation, OSError, ValueError):  # a test's own stream has no number
             try:
@@ -76,7 +76,7 @@ def remark(text: str) -> None:
 
 
 def write_piece(piece: str) -> None:
-    """A piece of an answer on stdout. On a terminal without control letters: a model may have learnt escape sequences."""
+    """A piece of an answer on stdout. On a terminal without control letters: a model may write escape sequences."""
     if sys.stdout.isatty():
         piece = shown(piece)
     with LINE.aside():

@@ -66,7 +66,7 @@ class Conversation:
                 kept, ids = self._fitting(kept)
                 trips = self._answer(ids, out)
         finally:
-            out.end()  # if it was stopped in the middle of a wait, nobody has said so
+            out.end()  # if it was stopped in the middle of a wait, no code has ended the line yet
             if out.text:
                 write_piece("\n")
         if not out.num_tokens:

@@ -24,7 +24,7 @@ EXIT_CODES: dict[int, str] = {
     6: "a peer is unreachable, or did not answer in time",
     7: "no live nodes cover the model",
     130: "stopped by Ctrl-C",
-    141: "whoever read our output went away",
+    141: "the reader of our output has gone",
 }
 
 NO_MEMORY = "out of memory; free some, host fewer blocks (--num-blocks) or ask for fewer tokens"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from node.cli.asking import Asking, Sampling, open_model
+from node.cli.asking import ClientSettings, Sampling, open_model
 from node.cli.text import TextOut
 from protocols.errors import BadRequestError, CheckpointError
 from swarm.thin.defaults import read_settings
@@ -17,7 +17,7 @@ from swarm.thin.templates import Message, Tokenizer, ids_of
 
 
 @contextmanager
-def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[FullSpeaker]:
+def open_speaker(asking: ClientSettings, sampling: Sampling) -> Iterator[FullSpeaker]:
     """The model, its ends loaded and its swarm joined; closed again whatever happens."""
     with open_model(asking) as model:
         speaker = FullSpeaker(model, sampling)

@@ -6,13 +6,13 @@ import sys
 import time
 
 from node.cli import utf8
-from node.cli.asking import Asking, Sampling, summary
+from node.cli.asking import ClientSettings, Sampling, summary
 from node.cli.console import remark, write_piece
 from node.cli.speaking import new_out, open_speaker
 from protocols.errors import BadRequestError
 
 
-def run(asking: Asking, sampling: Sampling, prompt: str, with_stats: bool, is_thin: bool) -> None:
+def run(asking: ClientSettings, sampling: Sampling, prompt: str, with_stats: bool, is_thin: bool) -> None:
     """Write the continuation of `prompt` (`-` = what stdin holds, without its last line end) to stdout, a piece at a time."""
     text = utf8.read_stdin("the prompt (stdin)") if prompt == "-" else prompt
     with open_speaker(asking, sampling, is_thin) as speaker:

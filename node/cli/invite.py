@@ -33,7 +33,7 @@ def run(swarm: str, peers: tuple[str, ...], *, is_private: bool, days: float, is
     named = [PeerAddress.parse(peer) for peer in peers] or _known(folder, keyring.known_as(swarm, key))
     if key is None and not named:
         raise ConfigError(
-            f"no address of swarm `{swarm}` is known here, so the invitation would name nobody; start a node here first, "
+            f"no address of swarm `{swarm}` is known here, so the invitation would name no peer; start a node here first, "
             "give --peer, or make a private swarm (--private --swarm NAME)"
         )
     expires_s = time.time() + days * 86_400
@@ -70,7 +70,7 @@ def _explain(made: Invitation, named: Sequence[PeerAddress], folder: Path) -> No
     until = invitation.date(made.expires_s or 0)
     remark(f"invitation to {kind} swarm `{made.swarm}`{label}, with {addresses}, for use until {until}")
     if made.key is not None:
-        remark("everybody who has this invitation can join, invite others and keep the key: treat it as you would a password")
+        remark("anyone who has this invitation can join, invite others and keep the key: treat it as you would a password")
     if not named:
         command = NodeCommand(swarm=made.swarm, data_dir=folder).text("MODEL")
         remark(f"it names no address, since no node runs here yet: start one and invite again: {command}")

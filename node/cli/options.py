@@ -18,7 +18,7 @@ from protocols.defaults import ROUTE_TIMEOUT_S
 from swarm.access_lists import Lists
 
 if TYPE_CHECKING:
-    from node.cli.asking import Asking, Sampling
+    from node.cli.asking import ClientSettings, Sampling
 
 Model = Annotated[
     str,
@@ -163,7 +163,7 @@ Thin = Annotated[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosting:
-    """The flags of whoever hosts, word by word; a field is a flag, in this order, and its name is typer's parameter."""
+    """The flags of a node; a field is a flag, in this order, and its name is typer's parameter."""
 
     blocks: Annotated[
         str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
@@ -221,8 +221,8 @@ class Hosting:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The flags of whoever asks; a field is a flag, in this order, and its name is typer's parameter."""
+class ClientOptions:
+    """The flags of a client; a field is a flag, in this order, and its name is typer's parameter."""
 
     max_new_tokens: MaxNewTokens
     temperature: Temperature = None
@@ -250,9 +250,9 @@ class Asked:
     greedy: Greedy = False
     accept_new_weights: AcceptNewWeights = False
 
-    def asking(self, model: str) -> Asking:
+    def asking(self, model: str) -> ClientSettings:
         """Which model and where its nodes are, checked."""
-        from node.cli.asking import Asking
+        from node.cli.asking import ClientSettings
         from node.cli.console import remark
         from swarm import places
         from swarm.entering import enter
@@ -261,7 +261,7 @@ class Asked:
             swarm=self.swarm, peers=self.peer, data_dir=self.data_dir or places.data_dir(), join=self.join,
             lists=Lists(allow=self.allow, deny=self.deny, trust=self.trust), identity=self.identity, warn=remark,
         )  # fmt: skip
-        return Asking(
+        return ClientSettings(
             model=model, peers=into.peers, lan=self.lan, swarm=into.swarm, model_name=self.model_name, device=self.device,
             dtype=self.dtype, route_timeout_s=self.patience, priority=self.priority, data_dir=self.data_dir, entry=into.entry,
             accept_new_weights=self.accept_new_weights,

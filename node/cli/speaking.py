@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from node.cli.asking import Asking, Sampling
+from node.cli.asking import ClientSettings, Sampling
 from node.cli.console import remark, write_piece
 from node.cli.text import TextOut
 from swarm.thin.settings import Settings
@@ -76,7 +76,7 @@ def new_out(speaker: Speaker, stop: str | None = None) -> TextOut:
 
 
 @contextmanager
-def open_speaker(asking: Asking, sampling: Sampling, is_thin: bool) -> Iterator[Speaker]:
+def open_speaker(asking: ClientSettings, sampling: Sampling, is_thin: bool) -> Iterator[Speaker]:
     """The model, its swarm joined; closed again whatever happens. What its settings decide is said."""
     with _opened(asking, sampling, is_thin) as speaker:
         for line in speaker.settings.remarks(sampling.wanted):
@@ -84,7 +84,7 @@ def open_speaker(asking: Asking, sampling: Sampling, is_thin: bool) -> Iterator[
         yield speaker
 
 
-def _opened(asking: Asking, sampling: Sampling, is_thin: bool) -> AbstractContextManager[Speaker]:
+def _opened(asking: ClientSettings, sampling: Sampling, is_thin: bool) -> AbstractContextManager[Speaker]:
     if is_thin:
         from node.cli import thin
 

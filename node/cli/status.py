@@ -44,7 +44,7 @@ UNASKED = "unasked"
 """The state of a peer that announced itself, if there was no time to ask it."""
 
 MAX_MODELS = 64
-"""Models that are shown where none is named, those of most peers: anybody can make up names."""
+"""Models that are shown if none is named, those of most peers: any peer can make up names."""
 
 ASK_S = 10.0
 """Seconds for all hellos together."""
@@ -76,7 +76,7 @@ def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | Non
 async def _ask(
     name: str | None, into: Entered, find: FindConfig, memory: NameMemory, on_wait: OnWait
 ) -> tuple[list[ModelRows], Collection[str]]:
-    """Rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
+    """Table rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
     from swarm.peer import Peer, PeerConfig
 

@@ -1,7 +1,7 @@
 """One changing line on a terminal that disturbs no other output.
 
 It stands at the cursor where that is at the beginning of a line, else (in the middle of an answer) on the line below, and the cursor
-goes back to where the answer goes on. Whoever prints something does it inside `aside`, which takes the line away first.
+goes back to where the answer goes on. Code that prints something does it inside `aside`, which takes the line away first.
 """
 
 from __future__ import annotations
@@ -117,6 +117,6 @@ def fitted(text: str, cells: int) -> str:
 
 
 def _write(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the terminal is gone: whoever writes what counts will be told
+    with contextlib.suppress(OSError, ValueError):  # the terminal is gone: the next write of output raises
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -30,7 +30,7 @@ class PeerRow:
     ends: bool
     """Hosts embedding, norm and head as well."""
     units: tuple[str, ...]
-    """Everything that this row stands for, as `decoder/0:3`."""
+    """All units of this table row, as `decoder/0:3`."""
     dtype: str
     quantization: str
     free_tokens: int
@@ -56,7 +56,7 @@ class ModelRows:
     replicas: tuple[int, ...]
     """Serving nodes of each block."""
     is_thin_possible: bool
-    """Can a client without files generate: is there a route with the ends at its first and last hop?"""
+    """Can a client without files generate: is there a route with embedding and head at its first and last hop?"""
     is_meant: bool
     """Does the name mean these weights here? It means those of its last use; without one, those that most answering nodes serve."""
     peers: tuple[PeerRow, ...]
@@ -65,9 +65,9 @@ class ModelRows:
 def summarize(
     records: Iterable[PeerRecord], name: str, silent: Mapping[PeerId, str] = MappingProxyType({}), before: str | None = None
 ) -> list[ModelRows]:
-    """Rows of the model `name`, one group per digest and length, those that the name stands for first; peers in the order of their blocks.
+    """Table rows of the model `name`, one group per digest and length, first those that the name stands for; peers by their blocks.
 
-    silent: who did not answer just now, and what to say of them. Their records live on for a minute, but they serve nothing.
+    silent: peers that did not answer just now, and what to say of them. Their records stay for a minute, but they serve nothing.
     before: the digest that the name meant at its last use here.
     """
     records = list(records)
@@ -114,7 +114,7 @@ def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecor
 
 
 def _is_thin_possible(serving: Sequence[tuple[PeerRecord, Hosted]]) -> bool:
-    """Is there a route, in one number format, whose first and last hop host the ends?"""
+    """Is there a route, in one number format, whose first and last hop host embedding and head?"""
     formats: dict[tuple[str, str], list[Hosted]] = {}
     for record, one in serving:
         if path.can_take_part(one.span, record.beside(one), one.num_blocks, ENDS):

@@ -47,7 +47,7 @@ def verdict(rows: ModelRows, hosting: NodeCommand) -> list[str]:
     complete = f"complete: every block has {counted(rows.least_replicas, 'node')} or more"
     if rows.is_thin_possible:
         return [f"{complete}; thin clients can ask"]
-    return [f"{complete}; thin clients cannot ask: start a node with --ends at both ends of the model"]
+    return [f"{complete}; thin clients cannot ask: start nodes with --ends that host the first and the last block"]
 
 
 def lines(rows: ModelRows) -> Iterator[str]:

@@ -53,7 +53,7 @@ def _stop(number: int, _frame: object) -> None:
     if number == signal.SIGHUP:
         forget_terminal()
     if callable(signal.getsignal(signal.SIGINT)):
-        signal.raise_signal(signal.SIGINT)  # whoever handles Ctrl-C just now knows how to end what runs
+        signal.raise_signal(signal.SIGINT)  # the current handler of Ctrl-C knows how to end what runs
     else:  # a shell ignores it in what it starts in the background
         raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
-from node.cli.asking import Asking, Sampling
+from node.cli.asking import ClientSettings, Sampling
 from node.cli.text import TextOut
 from node.cli.waiting import shown
 from swarm import places
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def open_speaker(asking: Asking, sampling: Sampling) -> Iterator[ThinSpeaker]:
+def open_speaker(asking: ClientSettings, sampling: Sampling) -> Iterator[ThinSpeaker]:
     """A loop, and the model on it; closed again whatever happens."""
     sampling.speculation.proposer()  # refuses a draft before a peer is asked
     root = (asking.data_dir or places.data_dir()) / "weights"
@@ -52,7 +52,7 @@ class ThinSpeaker:
         self.tokenizer = model.tokenizer
         self.settings = model.defaults.settings
         sampling.check(self.settings)
-        self._chooser = Chooser(model.defaults.choosing(sampling.wanted, sampling.seed))
+        self._chooser = Chooser(model.defaults.sampling(sampling.wanted, sampling.seed))
         self._row: Row | None = None
         self._task: asyncio.Task[Any] | None = None
         self._is_stopped = False
@@ -78,7 +78,7 @@ class ThinSpeaker:
     def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
         try:
             return self._run(self._answer(ids, out, max_new_tokens))
-        except BaseException:  # the row is in an unknown state
+        except BaseException:  # the sequence is in an unknown state
             self.forget()
             raise
 

@@ -84,7 +84,7 @@ class Board:
         self._thread.join()
 
     def set(self, wait: Wait | None) -> None:
-        """This is waited for now. With None the line is gone when this returns: somebody may print a prompt there."""
+        """This is waited for now. With None the line is gone when this returns, so that a prompt may be printed there."""
         with self._lock:
             if wait is not None and (self._wait is None or wait.key != self._wait.key):
                 self._since_s = self._clock()

@@ -26,7 +26,7 @@ async def main(run: Attack, model: str, num_blocks: str, checkpoint: str, *addre
         model=model,
         num_blocks=int(num_blocks),
         checkpoint=Path(checkpoint),
-        begun=lambda: print("attacking", flush=True),
+        on_attack=lambda: print("attacking", flush=True),
     )
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))  # more than attacks use, whatever the cores
     attack = asyncio.create_task(run(target))

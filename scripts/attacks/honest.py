@@ -1,6 +1,6 @@
 """An honest client in a process of its own: it asks again and again, and writes a line about each answer.
 
-Clients that know honest peers do not try others, so after `LIFE_S` it begins anew: a new identity that has met nobody.
+Clients that know honest peers do not try others, so after `LIFE_S` it begins anew: a new identity that has met no peer.
 
 `python -m attacks.honest CHECKPOINT FILE SEED ADDRESS …` until its stdin ends. A line: {"began", "ended", "is_right", "error"}.
 """

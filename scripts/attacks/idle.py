@@ -14,7 +14,7 @@ CONNECTIONS = 1_100
 async def attack(target: Target) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    target.begun()
+    target.on_attack()
     await asyncio.gather(
         *(_hold(target, place.host, port) for place in target.places[:2] for port in (place.port + 1, place.port))
     )

@@ -14,7 +14,7 @@ BATCH = 400
 
 async def attack(target: Target) -> None:
     async with mallory(*nodes(target)) as attacker:
-        target.begun()
+        target.on_attack()
         while True:
             items = await asyncio.to_thread(junk, attacker.identity, BATCH, time.time() + 85)
             await store(target, attacker, items)

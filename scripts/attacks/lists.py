@@ -24,7 +24,7 @@ def _frame(kind: str) -> bytes:
 
 async def attack(target: Target) -> None:
     us = await untrusted_peer(target)
-    target.begun()
+    target.on_attack()
     await asyncio.gather(*(_flood(us, target, number) for number in range(len(us.nodes))))
 
 

@@ -1,4 +1,7 @@
-"""Steps with as many row operations as a message may hold: rows are multiplied, reordered and cropped again and again."""
+"""Steps with as many row operations as a message may hold.
+
+Sequences are multiplied, reordered and cropped again and again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ HIDDEN = 64
 
 async def attack(target: Target) -> None:
     us = await untrusted_peer(target)
-    target.begun()
+    target.on_attack()
     firsts = [number for number, (_, served) in enumerate(us.nodes) if served.span.start == 0]
     await asyncio.gather(*(_work(us, target, number) for number in firsts for _ in range(SESSIONS)))
 

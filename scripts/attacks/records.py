@@ -1,4 +1,4 @@
-"""Signed records of made-up peers for the model, stored at every node: a phone book full of numbers that nobody answers."""
+"""Signed records of made-up peers of the model, stored at every node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nodes(target: Target) -> list[Any]:
 async def attack(target: Target) -> None:
     model = (await untrusted_peer(target)).model
     async with mallory(*nodes(target)) as attacker:
-        target.begun()
+        target.on_attack()
         for number in itertools.count():
             records = await asyncio.to_thread(_fresh, number, target.swarm, model)
             await store(target, attacker, records)

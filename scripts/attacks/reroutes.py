@@ -1,4 +1,7 @@
-"""A storm of Reroutes: every epoch names another next hop, each at eight addresses where nobody answers."""
+"""A storm of Reroutes to hops that do not answer.
+
+Every epoch names another next hop, each at eight silent addresses.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from protocols.services import SESSION
 async def attack(target: Target) -> None:
     while True:
         us = await untrusted_peer(target)
-        target.begun()
+        target.on_attack()
         await asyncio.gather(*(_storm(us, target, number) for number in range(len(us.nodes))))
         await us.peer.close()
 

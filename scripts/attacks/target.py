@@ -27,8 +27,8 @@ class Target:
     model: str
     num_blocks: int
     checkpoint: Path
-    """The attackers hold the weights too: anybody can fetch them."""
-    begun: Callable[[], None]
+    """The attackers hold the weights too: any peer can fetch them."""
+    on_attack: Callable[[], None]
     """To be called when the attack is in place; what is measured begins then."""
     swarm: str = "public"
     arrived: Counter[str] = field(default_factory=Counter)
@@ -89,5 +89,5 @@ async def listen(target: Target, stream: Stream) -> None:
 
 
 def absent(peer: PeerId, addresses: tuple[str, ...], span: Span) -> Hop:
-    """A hop at addresses where nobody answers."""
+    """A hop at silent addresses."""
     return Hop(peer, addresses, b"", span)

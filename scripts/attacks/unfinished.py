@@ -13,7 +13,7 @@ HOLD_S = 30.0
 
 
 async def attack(target: Target) -> None:
-    target.begun()
+    target.on_attack()
     await asyncio.gather(*(asyncio.to_thread(_hold, target, place.grpc) for place in target.places))
 
 

@@ -21,7 +21,7 @@ async def attack(target: Target) -> None:
 async def _hold_all(target: Target) -> None:
     """One identity, a place at each node."""
     us = await untrusted_peer(target)
-    target.begun()
+    target.on_attack()
     question = WeightsRequest(model=us.model).encode()
 
     async def hold(number: int) -> None:

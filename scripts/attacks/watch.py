@@ -75,7 +75,7 @@ class Watch:
         await asyncio.gather(*(self._greet(place) for place in self.places))
 
     async def _greet(self, place: PeerAddress) -> None:
-        """Ten hellos a second to one node, by a peer that nobody attacks."""
+        """Ten hellos a second to one node, by a peer that is not attacked."""
         pool, word = ChannelPool(keys.fresh().identity), Hello(software="watch", swarm=self.swarm)
         while not self._over.is_set():
             began_s = time.time()

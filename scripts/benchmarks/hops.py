@@ -1,7 +1,7 @@
 """What a hop costs beyond its compute, and where each microsecond goes: one stream of the tiny model over 1, 2 and 4 nodes.
 
-A token's time is cut by the marks of `swarm/inference/trace.py` into stretches that follow each other without a gap; each is
-somebody's. Overhead per hop = (token's time - the client's own compute - the nodes' forwards) / hops. The old definition, kept
+A token's time is cut by the marks of `swarm/inference/trace.py` into stretches that follow each other without a gap; each
+belongs to one process. Overhead per hop = (token's time - the client's own compute - the nodes' forwards) / hops. The old definition, kept
 beside it, is (token's time - local token's time) / hops: it also counts that a forward after a pause of some milliseconds is
 slower than one in a tight loop.
 """
@@ -37,7 +37,7 @@ STAGES = {
     "client encoded": "client: framing",
     "arrived": "wire",
     "received": "node: message to session",
-    "computing": "node: checks, its turn",
+    "computing": "node: checks, waiting",
     "forwarded": "node: forward",
     "computed": "node: output checked, as bytes",
     "sent": "node: framing",
@@ -93,7 +93,7 @@ def overhead_us(token: dict[str, float]) -> float:
 
 
 def measure(running: Swarms, repeats: int, num_tokens: int, num_nodes: Sequence[int]) -> dict[str, Any]:
-    """Rows of docs/bench/inference.json, section `hops`. SWARM_TRACE must have been set before `swarm` was imported."""
+    """Entries of docs/bench/inference.json, section `hops`. SWARM_TRACE must have been set before `swarm` was imported."""
     from swarm.inference import trace
 
     shape = models.TINY

@@ -117,7 +117,7 @@ def local(path: Path) -> Any:
 
 
 def prompt(shape: Shape, tokens: int, rows: int = 1) -> Any:
-    """Random token ids [rows, tokens], the same in every run."""
+    """Random token ids [batch, tokens], the same in every run."""
     import torch
 
     return torch.randint(3, shape.vocab, (rows, tokens), generator=torch.Generator().manual_seed(tokens))

@@ -26,7 +26,7 @@ def measure(running: Swarms, repeats: int) -> dict[str, Any]:
         rss.append(_kilobytes(node.process.pid, "VmRSS") / 1e3)
         extra.append(sum(_kilobytes(pid, "VmRSS") for pid in family if pid != node.process.pid) / 1e3)
         running.stop_all()
-    weights_mb = (shape.block_bytes + shape.ends_bytes) / 1e6  # a node with all blocks hosts the ends, too
+    weights_mb = (shape.block_bytes + shape.ends_bytes) / 1e6  # a node with all blocks hosts embedding and head, too
     return {
         "model": str(shape),
         "weights_mb": round(weights_mb, 1),

@@ -150,7 +150,7 @@ SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("node", "memory of a node beyond its weights", lambda section: f"{section['beyond_weights_mb']['best']:.0f} MB"),
     ("node", "start of a node until it serves", lambda section: f"{section['start_s']['best']:.1f} s"),
 )
-"""README's rows: (section, what, its number as text)."""
+"""README's table rows: (section, what, its number as text)."""
 
 
 def short(result: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ class Serving:
 
 
 class Chat:
-    """One session's rows at the node."""
+    """One session's sequences at the node."""
 
     def __init__(self, rows: Any, seed: int) -> None:
         import torch

@@ -14,7 +14,7 @@ ROUNDS = 5
 
 
 def best_s(device: str, call: Callable[[], object], *, calls: int = 5, rounds: int = ROUNDS) -> float:
-    """Seconds of one call: the best mean of `calls` in a row, after one round that is not counted. The device is waited for."""
+    """Seconds of one call: the best mean of `calls` consecutive ones, after one round that is not counted. The device is waited for."""
     import torch
 
     from node.hardware import wait_for

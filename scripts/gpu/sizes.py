@@ -15,7 +15,7 @@ class Sizes:
     copied_bytes: int
     """Of the buffer that is copied: several times the card's cache."""
     matrix: int
-    """Rows and columns of the matrices that are multiplied."""
+    """Size of the square matrices that are multiplied."""
     sessions: tuple[int, ...]
     """How many decode at once."""
     prompt_tokens: int

@@ -16,14 +16,14 @@ from gpu.sizes import Sizes
 WARM_TOKENS = 4
 """Decoded by each session before the clock starts: the scheduler has then seen batches of this size."""
 
-NO_CUDA_GRAPHS = "no engine has CUDA graphs: node/serving/tapes.py records the calls of a forward and replays them one by one"
+NO_CUDA_GRAPHS = "no engine has CUDA graphs: `node/serving/tapes.py` records the calls of a forward and replays them one by one"
 
 
 # --- decode
 
 
 def decode(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Section `decode`: one row for each number of sessions."""
+    """Section `decode`: one entry for each number of sessions."""
     loaded = blocks.load(device, sizes, folder)
 
     async def measure() -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def prefill_flop(sizes: Sizes) -> int:
 
 
 def graphs(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Section `graphs`: a decode of one row and of eight, by the model's own forward, and as the engine captures it."""
+    """Section `graphs`: a decode of one sequence and of eight, by the model's own forward, and as the engine captures it."""
     loaded = blocks.load(device, sizes, folder)
     plain = {count: _step_s(loaded.engine, device, count, sizes) for count in (1, 8)}
     while loaded.engine.practise():
@@ -123,7 +123,7 @@ def graphs(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 
 def _step_s(engine: Any, device: str, count: int, sizes: Sizes) -> float:
-    """Seconds of a step that appends a token to each of `count` rows."""
+    """Seconds of a step that appends a token to each of `count` sequences."""
     import torch
 
     rows = [engine.open() for _ in range(count)]

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_shares(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with `share` in every row of decode and in prefill: of copy bandwidth, of matrix rate. None without ceilings."""
+    """The result with `share` in every entry of decode and in prefill: of copy bandwidth, of matrix rate. None without ceilings."""
     sections = result["sections"]
     ceilings = sections.get("ceilings", {})
     for row in sections.get("decode", {}).get("rows", []):
@@ -48,7 +48,9 @@ def _rows(sections: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         yield "prefill", what, f"{found['tokens_per_s']:,} tokens/s", _percent(found["share_of_matmul"], "matrices")
     if found := sections.get("graphs"):
         for row in found["rows"]:
-            what = f"{row['sessions']} rows: plain {row['plain_ms']:.3f} ms, recorded calls {row['recorded_calls_ms']:.3f} ms"
+            what = (
+                f"{row['sessions']} sequences: plain {row['plain_ms']:.3f} ms, recorded calls {row['recorded_calls_ms']:.3f} ms"
+            )
             yield "graphs", what, f"{row['recorded_calls_times_faster']} times faster", ""
         yield "graphs", "CUDA graphs", "none", found["cuda_graph_reason"]
 

@@ -4,8 +4,8 @@ Two small interfaces without an implementation; a step goes through every block.
 
 `connection.py` is the real one, over `swarm.inference.session`; the tests have one that runs the engines in this process.
 
-Shapes: T new tokens of all rows (one flat token axis), T' of them wanted back, H hidden size, E width of the embeddings that callers may
-bring, V tokens of the vocabulary.
+Shapes: T new tokens of all sequences (one flat token axis), T' of them wanted back, H hidden size, E width of the embeddings that callers
+may bring, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from protocols.ids import ModelId, Span
 from protocols.inference import PASS_ON, Op, StepSpec
 
 IDS, EMBEDS = StepSpec(kind="ids", result="logits"), StepSpec(kind="embeds", result="logits")
-"""What a client without the model's ends asks for. One with the ends asks for blocks only: `PASS_ON`."""
+"""What a client without embedding and head asks for. One that has them asks for blocks only: `PASS_ON`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRequest:
-    """One step: operations on the rows first, then `counts[i]` new tokens of row i."""
+    """One step: operations on the sequences first, then `counts[i]` new tokens of sequence i."""
 
     ops: tuple[Op, ...] = ()
     counts: tuple[int, ...]
     tokens: Tensor
-    """[1, T, …] with T = sum(counts), rows one after the other, as `spec` says."""
+    """[1, T, …] with T = sum(counts), sequences one after the other, as `spec` says."""
     spec: StepSpec = PASS_ON
     positions: Tensor | None = None
-    """[T] where the caller has set some; None = each row counts its own tokens from 0."""
+    """[T] where the caller has set some; None = each sequence counts its own tokens from 0."""
 
 
 class StepSession(Protocol):
-    """One session's rows at every hop. Steps follow each other: the next one starts when the last has returned."""
+    """One session's sequences at every hop. Steps follow each other: the next one starts when the last has returned."""
 
     def step(self, request: StepRequest) -> Tensor:
-        """Run a step through every block; the first one makes the rows. Returns [1, T', …], rows one after the other.
+        """Run a step through every block; the first one makes the sequences. Returns [1, T', …], sequences one after the other.
 
-        After an exception the rows are in an unknown state: close the session.
+        After an exception the sequences are in an unknown state: close the session.
         """
         ...
 
     async def step_async(self, request: StepRequest) -> Tensor:
-        """The same for callers that have a loop of their own (any loop); cancelling it leaves the rows in an unknown state."""
+        """The same for callers that have a loop of their own (any loop); cancelling it leaves the sequences in an unknown state."""
         ...
 
     def fork(self) -> StepSession:
-        """A second session with the same rows, of which neither knows of the other from here on. From any thread, between two steps."""
+        """A second session with the same sequences, independent from here on. From any thread, between two steps."""
         ...
 
     def close(self) -> None:
-        """Give back the rows' memory at every hop. From any thread, any number of times, without waiting for the network."""
+        """Give back the sequences' memory at every hop. From any thread, any number of times, without waiting for the network."""
         ...
 
 
@@ -71,7 +71,7 @@ class Backend(Protocol):
         ...
 
     def open(self, blocks: Span | None = None) -> StepSession:
-        """A new session without rows, over all blocks or over some. Nothing is sent before its first step."""
+        """A new session without sequences, over all blocks or over some. Nothing is sent before its first step."""
         ...
 
     def close(self) -> None:

@@ -3,11 +3,11 @@
 One module whose forward is one step through every block, wherever the blocks are.
 
 The model's own forward still embeds, normalises and projects; this module takes the hidden states off it, drops the
-padding, carries rows of real tokens, and puts what comes back where those tokens were. What it must know beyond the
+padding, carries sequences of real tokens, and puts what comes back where those tokens were. What it must know beyond the
 hidden states (cache, mask, positions, how much is wanted) travels beside the model's forward in a ContextVar, because
 each family hands other things to its blocks.
 
-Shapes: B rows, q new columns, T real tokens of all rows, T' of them wanted back, H hidden size.
+Shapes: B sequences, q new columns, T real tokens of all sequences, T' of them wanted back, H hidden size.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class StepPlan:
     """What one forward of the model wants from its blocks."""
 
     cache: RemoteCache | None
-    """Where the rows go on; None = a session for this step alone."""
+    """Where the sequences go on; None = a session for this step alone."""
     real_Bq: Tensor | None = None
     """Which new columns are real tokens; None = all."""
     positions_T: Tensor | None = None
     want: int = WANT_ALL
     sequences: tuple[int, ...] | None = None
-    """Tokens of each sequence packed in the rows, all of them real and wanted; None = each row is one sequence."""
+    """Tokens of each sequence that is packed in the batch rows, all real and wanted; None = each batch row is one sequence."""
 
 
 _plan: ContextVar[StepPlan | None] = ContextVar("murmuration_step_plan", default=None)
@@ -127,5 +127,5 @@ def wanted(real_Bq: Tensor | None, size: int, columns: int, want: int, device: t
         return last.expand(size, columns)
     if want == WANT_ALL:
         return real_Bq
-    after = real_Bq.flip(1).cumsum(1).flip(1)  # real tokens from here to the row's end
+    after = real_Bq.flip(1).cumsum(1).flip(1)  # real tokens from here to the sequence's end
     return real_Bq & (after <= want)

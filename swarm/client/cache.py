@@ -1,12 +1,12 @@
 """What `generate` holds instead of keys and values.
 
-How long each sequence is, and the row operations that wait for the next step.
+How long each sequence is, and the sequence operations that wait for the next step.
 
 K/V live at the hops. transformers asks this cache for lengths, and tells it about beams (`reorder_cache`) and refused
 speculations (`crop`); both become operations that travel with the next step, so they cost no round trip of their own.
 
 Two lengths: `columns` counts the padded columns that transformers has fed (its `get_seq_length`), `rows` the real
-tokens of each row, which is all that hops know.
+tokens of each sequence, which is all that hops know.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from swarm.client.backend import StepRequest, StepSession
 
 
 class RemoteCache(Cache):  # type: ignore[misc]
-    """The rows of one session. Dropping the last reference, or `close`, gives their memory back at every hop.
+    """The sequences of one session. Dropping the last reference, or `close`, gives their memory back at every hop.
 
-    The session is opened by the first step. After a step has failed the cache is closed: its rows are in an unknown state.
+    The session is opened by the first step. After a step has failed the cache is closed: its sequences are in an unknown state.
     """
 
     is_compileable = False  # True would make `generate` build 4-D masks
     _is_user_defined = False
 
     def __init__(self, open_session: Callable[[], StepSession], model: ModelId | None = None) -> None:
-        """model: whose rows these are; None = not those of a whole model."""
+        """model: the model that the sequences belong to; None = they are not of a whole model."""
         super().__init__(layers=[])  # hence len(cache) == 0: always compare with None
         self._open = open_session
         self._model = model
@@ -50,7 +50,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self.is_closed = False
         self.columns = 0
         self.rows: list[int] | None = None
-        """Real tokens per row; None before the first step."""
+        """Real tokens per sequence; None before the first step."""
         self.ops: list[Op] = []
         """Operations that wait for the next step, already counted in `columns` and `rows`."""
         self.trips = 0
@@ -67,7 +67,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         session = self._opened()
         try:
             output = stepping.step(session, replace(request, ops=tuple(self.ops)))
-        except BaseException:  # a KeyboardInterrupt too leaves the rows in an unknown state
+        except BaseException:  # a KeyboardInterrupt too leaves the sequences in an unknown state
             self.close()
             raise
         self.ops = []
@@ -78,7 +78,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         return output
 
     def skip(self, size: int, columns: int) -> None:
-        """Count columns that are padding in every row: nothing is sent."""
+        """Count columns that are padding in every sequence: nothing is sent."""
         self.columns += columns
         self.rows = self.rows or [0] * size
 
@@ -102,10 +102,10 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self._finalizer()
 
     def check_model(self, model: ModelId) -> None:
-        """BadRequestError unless these are rows of this model: the hops of another one would go on with them."""
+        """BadRequestError unless these are sequences of this model: the hops of another one would go on with them."""
         if self._model is not None and self._model != model:
             raise BadRequestError(
-                f"past_key_values holds rows of {self._model}, but this model is {model}; "
+                f"past_key_values holds sequences of {self._model}, but this model is {model}; "
                 "pass what a call of this model returned, or nothing"
             )
 
@@ -124,7 +124,9 @@ class RemoteCache(Cache):  # type: ignore[misc]
         if self.rows is None or chosen == tuple(range(len(self.rows))):
             return
         if any(not -len(self.rows) <= index < len(self.rows) for index in chosen):
-            raise BadRequestError(f"row indices {list(chosen)[:8]} do not fit a cache of {counted(len(self.rows), 'row')}")
+            raise BadRequestError(
+                f"indices of sequences {list(chosen)[:8]} do not fit a cache of {counted(len(self.rows), 'sequence')}"
+            )
         chosen = tuple(index % len(self.rows) for index in chosen)
         self.rows = [self.rows[index] for index in chosen]
         if self.ops and isinstance(self.ops[-1], Rows):  # one after the other is one
@@ -139,10 +141,12 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self.ops.append(Repeat(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens of every row (transformers passes minus a count, or 0)."""
+        """Forget the last `-tokens_to_remove` tokens of every sequence (transformers passes minus a count, or 0)."""
         tokens = -tokens_to_remove
         if tokens < 0 or tokens > min(self.rows or [0]):
-            raise BadRequestError(f"crop takes minus a number of tokens that every row has ({self.rows}), got {tokens_to_remove}")
+            raise BadRequestError(
+                f"crop takes minus a number of tokens that every sequence has ({self.rows}), got {tokens_to_remove}"
+            )
         if tokens == 0 or self.rows is None:
             return
         self.rows = [length - tokens for length in self.rows]
@@ -152,7 +156,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self.ops.append(Crop(tokens))
 
     def reset(self) -> None:
-        """Start over with no rows, in a new session."""
+        """Start over with no sequences, in a new session."""
         if self._finalizer is not None:
             self._finalizer()
         self._session = self._finalizer = self.rows = None
@@ -180,13 +184,13 @@ class RemoteCache(Cache):  # type: ignore[misc]
         return -1 if self.rows is None else len(self.rows)
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise BadRequestError("keys and values stay at the hops; this cache holds only the lengths of its rows")
+        raise BadRequestError("keys and values stay at the hops; this cache holds only the lengths of its sequences")
 
     def fork(self) -> RemoteCache:
-        """A second cache with the same rows: both go on independently, from any threads, and end independently.
+        """A second cache with the same sequences. Both continue and end independently, from any threads.
 
-        It is a session of its own. If this one has not gone on by its first step, hops copy the rows; else they compute them anew, in
-        one prefill.
+        It is a session of its own. If this one has not continued before the fork's first step, hops copy the sequences; else they compute
+        them again, in one prefill.
         """
         with self._turn:
             twin = RemoteCache(self._open, self._model)
@@ -204,4 +208,4 @@ class RemoteCache(Cache):  # type: ignore[misc]
         return self.fork()
 
     def __repr__(self) -> str:
-        return f"RemoteCache(rows={self.rows}, columns={self.columns}, {'closed' if self.is_closed else 'open'})"
+        return f"RemoteCache(lengths={self.rows}, columns={self.columns}, {'closed' if self.is_closed else 'open'})"

@@ -4,7 +4,7 @@ Each rule, and the one line that says what, got, expected and next step.
 
 Everything here is decided before a byte is sent. Values in, BadRequestError out; nothing is kept.
 
-Shapes: B rows, q new columns (padding included), k = columns so far + q.
+Shapes: B sequences, q new columns (padding included), k = columns so far + q.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ def check_ids(input_ids: object, vocab_size: int) -> None:
     """Token ids as [B, q] integers in [0, vocab_size), with B and q at least 1."""
     if not isinstance(input_ids, Tensor):
         raise BadRequestError(
-            f"input_ids must be a tensor [rows, tokens], got {type(input_ids).__name__}; try tokenizer(text, return_tensors='pt')"
+            f"input_ids must be a tensor [batch, tokens], got {type(input_ids).__name__}; try tokenizer(text, return_tensors='pt')"
         )
     if input_ids.dim() != 2 or not 1 <= input_ids.shape[0] <= MAX_ROWS:
-        raise BadRequestError(f"input_ids must be [rows, tokens] with 1 to {MAX_ROWS} rows, got shape {list(input_ids.shape)}")
+        raise BadRequestError(
+            f"input_ids must be [batch, tokens] with 1 to {MAX_ROWS} sequences, got shape {list(input_ids.shape)}"
+        )
     if input_ids.shape[1] == 0:  # before the dtype: a tokenizer makes float32 of an empty text
         raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
     if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
@@ -48,13 +50,13 @@ def check_embeds(inputs_embeds: Tensor) -> None:
     """Embeddings as [B, q, H] with B and q at least 1; no gradient is asked of them."""
     if inputs_embeds.dim() != 3 or 0 in inputs_embeds.shape[:2] or inputs_embeds.shape[0] > MAX_ROWS:
         raise BadRequestError(
-            f"inputs_embeds must be [rows, tokens, width] with 1 to {MAX_ROWS} rows, got shape {list(inputs_embeds.shape)}"
+            f"inputs_embeds must be [batch, tokens, width] with 1 to {MAX_ROWS} sequences, got shape {list(inputs_embeds.shape)}"
         )
     check_gradient(inputs_embeds, "inputs_embeds")
 
 
 def check_gradient(values: Tensor, name: str) -> None:
-    """Nobody asks for a gradient."""
+    """BadRequestError if a gradient is asked for."""
     if values.requires_grad and torch.is_grad_enabled():
         raise BadRequestError(
             f"gradients do not cross a swarm that serves inference, but {name} would need one: detach(), or use torch.no_grad()"
@@ -64,20 +66,21 @@ def check_gradient(values: Tensor, name: str) -> None:
 def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengths: Sequence[int] | None) -> Tensor | None:
     """Which of the new columns are real, [B, q] bool; None where all are.
 
-    columns: q; past: columns that the cache holds; lengths: real tokens per row in the cache.
-    Hops see rows of real tokens under a causal mask, so a mask may only say what is padding, once and for all. Padding between real
-    tokens takes no position (transformers counts it where no position_ids come), and no place in a sliding window (`windows.py`).
+    columns: q; past: columns that the cache holds; lengths: real tokens per sequence in the cache.
+    Hops see sequences of real tokens under a causal mask, so a mask may only say what is padding, and a later one must say the same.
+    Padding between real tokens takes no position (transformers counts it if no position_ids come), and no place in a sliding window
+    (`windows.py`).
     """
     if attention_mask is None:
         if lengths is not None and any(length != past for length in lengths):
             raise BadRequestError(
-                "past_key_values holds padded rows, but no attention_mask came with the new tokens; pass the mask of all columns so far"
+                "past_key_values holds padded sequences, but the new tokens have no attention_mask; pass the mask of all columns so far"
             )
         return None
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         got = f"shape {list(attention_mask.shape)}" if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
         raise BadRequestError(
-            f"attention_mask must be [rows, columns], 0 = padding, got {got}; hops attend causally and take no other mask"
+            f"attention_mask must be [batch, columns], 0 = padding, got {got}; hops attend causally and take no other mask"
         )
     if list(attention_mask.shape) != [rows, past + columns]:
         raise BadRequestError(
@@ -99,34 +102,36 @@ def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengt
 
 
 def check_prompt_mask(attention_mask: Tensor) -> None:
-    """Every row of a whole prompt has at least one real token."""
+    """Every sequence of a whole prompt has at least one real token."""
     empty = attention_mask.ne(0).any(1).logical_not().nonzero()
     if len(empty):
         raise BadRequestError(
-            f"row {int(empty[0])} of the prompt is empty: its attention_mask is 0 everywhere; give it a token, or leave it out"
+            f"sequence {int(empty[0])} of the prompt is empty: its attention_mask is 0 everywhere; give it a token, or leave it out"
         )
 
 
 def check_last_column(real: Tensor, before: Sequence[int], counts: Sequence[int]) -> None:
     """Where only the last columns are wanted, they must be real: the next token is taken from them.
 
-    A row that has no real token yet is left padding that fills a whole prefill chunk.
+    A sequence that has no real token yet is left padding that fills a whole prefill chunk.
     """
     for row, is_real in enumerate(real[:, -1].tolist()):
         if not is_real and before[row] + counts[row]:
             raise BadRequestError(
-                f"row {row} ends in padding, where its next token would be taken from; pad on the left, or pass attention_mask to generate"
+                f"sequence {row} ends in padding, where its next token is taken; pad on the left, or pass attention_mask to generate"
             )
 
 
 def check_rows(rows: int, lengths: Sequence[int] | None, holder: str = "past_key_values") -> None:
-    """A cache goes on with as many rows as it has."""
+    """A step must have as many sequences as the cache that it continues."""
     if lengths is not None and rows != len(lengths):
-        raise BadRequestError(f"{holder} holds {counted(len(lengths), 'row')}, but {rows} came; pass as many, or start a new one")
+        raise BadRequestError(
+            f"{holder} holds {counted(len(lengths), 'sequence')}, but {rows} came; pass as many, or start a new one"
+        )
 
 
 def check_length(longest: int, limit: int | None, new: int = 0) -> None:
-    """The longest row, and the `new` tokens that are to be fed after it, must fit the model's positions.
+    """The longest sequence, and the `new` tokens that are to be fed after it, must fit the model's positions.
 
     The last new token is never fed: a prompt of `limit` tokens still has a next token.
     """
@@ -170,10 +175,10 @@ def wide_positions(position_ids: object, rows: int, columns: int) -> Tensor | No
         return None
     if not isinstance(position_ids, Tensor) or position_ids.is_floating_point() or position_ids.dtype == torch.bool:
         got = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
-        raise BadRequestError(f"position_ids must be a tensor of integers [rows, tokens], got {got}")
+        raise BadRequestError(f"position_ids must be a tensor of integers [batch, tokens], got {got}")
     if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows):
         raise BadRequestError(
-            f"position_ids must be [rows, tokens], got shape {list(position_ids.shape)} for {counted(rows, 'row')}"
+            f"position_ids must be [batch, tokens], got shape {list(position_ids.shape)} for {counted(rows, 'sequence')}"
         )
     if position_ids.shape[1] != columns:
         raise BadRequestError(

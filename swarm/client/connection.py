@@ -134,7 +134,7 @@ def _peer_pool() -> tuple[BackgroundLoop, PeerPool]:
 
 
 def connect(model: str | Path, settings: Settings) -> tuple[Checkpoint, SwarmBackend]:
-    """Everything of `from_pretrained` but the ends; errors as documented there."""
+    """Everything of `from_pretrained` but embedding and head; errors as documented there."""
     loop, pool = _peer_pool()
     found = "" if is_place(str(model)) else loop.run(_connect_by_name(loop, pool, str(model), settings))
     if not isinstance(found, str):
@@ -260,7 +260,7 @@ def _find(settings: Settings) -> FindConfig:
 
 
 class SwarmBackend:
-    """The blocks of one model, at whichever nodes serve them. Its sessions share one router: what one learns, all know."""
+    """The blocks of one model, at the nodes that serve them. Its sessions share one router, and so what it knows of peers."""
 
     def __init__(
         self,

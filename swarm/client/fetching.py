@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 async def ends_from_peers(
     peer: AnyPeer, name: str, root: Path, naming: Naming, waits: Waits
 ) -> tuple[ModelCache, Checkpoint] | None:
-    """The model that `name` (or NAME@DIGEST) stands for in the swarm, with its ends on this disk; None where nobody serves it, and
-    it was never fetched. The caller closes the cache once it has loaded.
+    """The model that `name` (or NAME@DIGEST) stands for in the swarm, with embedding and head on this disk. None if no peer serves it
+    and it was never fetched. The caller closes the cache once it has loaded.
 
     root: where fetched models are kept. Raises ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
     NoRouteError (no peer gives them), DiskFullError.
     """
-    standing = Standing(peer.pool.is_connected)
+    reputation = Standing(peer.pool.is_connected)
     with waits.on(waiting.JOINING):
         found = await find_in_swarm(peer.directory, name, naming)
     if found is None:
@@ -52,24 +52,24 @@ async def ends_from_peers(
     if found.note:
         log.warning("%s", found.note)
     with waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
-        cache = await open_cache(root, found, peer.pool, naming, standing)
+        cache = await open_cache(root, found, peer.pool, naming, reputation)
     try:
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         names = await asyncio.to_thread(stored_names, checkpoint, Ends())
         if await asyncio.to_thread(cache.absent, names):
-            await _fetch(peer, cache, names, waits, standing)
+            await _fetch(peer, cache, names, waits, reputation)
     except BaseException:
         cache.close()
         raise
     return cache, checkpoint
 
 
-async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits, standing: Standing) -> None:
+async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits, reputation: Standing) -> None:
     async def sources() -> Sequence[PeerRecord]:
         records = (await peer.directory.snapshot(cache.model.name)).peers
-        return ranked(records, cache.model.digest, [Ends()], peer.peer_id, random.random, standing.rank)
+        return ranked(records, cache.model.digest, [Ends()], peer.peer_id, random.random, reputation.rank)
 
     with waits.on(waiting.fetching(f"embedding and head of {cache.model.name}")) as tell:
-        options = Options(standing=standing, on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
+        options = Options(standing=reputation, on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
         report = await fetch_tensors(names, cache, peer.pool, sources, options)
-    log.info("the ends of %s: %.1f MB in %.1f s", cache.model.name, report.total_bytes / 1e6, report.seconds)
+    log.info("embedding and head of %s: %.1f MB in %.1f s", cache.model.name, report.total_bytes / 1e6, report.seconds)

@@ -27,7 +27,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
 from protocols.inference import WANT_ALL
-from swarm.client import asked, checks, contract, packing, padding, windows
+from swarm.client import checks, contract, forward_options, packing, padding, windows
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks, StepPlan, planned
 from swarm.client.cache import RemoteCache
@@ -82,7 +82,7 @@ class RemoteGeneration(Holdings):
         check_process(self.remote.process)  # before anything is computed: in a fork, torch may hang as well
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise BadRequestError(f"a model in a swarm cannot be exported or traced: {NO_GRAPH}")
-        want = asked.settled(names, kwargs, self.config, is_generating=_opened.get() is not None)  # type: ignore[attr-defined]
+        want = forward_options.settled(names, kwargs, self.config, is_generating=_opened.get() is not None)  # type: ignore[attr-defined]
         key = self.remote.cache_key
         cache = self._checked_cache(kwargs.pop(key or "past_key_values", None))
         if key and cache is None and want.use_cache:
@@ -138,9 +138,9 @@ class RemoteGeneration(Holdings):
         counts = packed or ([columns] * size if real is None else real.sum(1).tolist())
         before = lengths or [0] * len(counts)
         checks.check_length(max(old + new for old, new in zip(before, counts, strict=True)), self.remote.max_positions)
-        asked.check_labels(kwargs, real, size, columns, self.remote.vocab_size)
+        forward_options.check_labels(kwargs, real, size, columns, self.remote.vocab_size)
         keep = kwargs.get("logits_to_keep")
-        asked.check_keep(keep, columns)
+        forward_options.check_keep(keep, columns)
         wants_all = wants_hidden or packed is not None or kwargs.get("labels") is not None
         want = keep if isinstance(keep, int) and keep > 0 and not wants_all else WANT_ALL
         if want != WANT_ALL and real is not None:
@@ -156,7 +156,7 @@ class RemoteGeneration(Holdings):
         """Positions were not given: the model's own forward counts them where it has a table of them."""
 
     def _packed(self, positions: Tensor, cache: RemoteCache | None) -> list[int] | None:
-        """Tokens of each sequence that is packed in the rows, if transformers would keep them apart."""
+        """Tokens of each sequence that is packed in the batch rows, if transformers would keep them apart."""
         sequences = packing.lengths(positions)
         if sequences is None or self._keeps_packed_apart is False:
             return None
@@ -171,7 +171,7 @@ class RemoteGeneration(Holdings):
         return keeps_packed_apart(self.config)  # type: ignore[attr-defined]
 
     def _check_inputs(self, ids: object, embeds: object) -> tuple[int, int]:
-        """(rows, columns) of the new tokens."""
+        """(batch size, columns) of the new tokens."""
         if (ids is None) == (embeds is None):
             raise BadRequestError("give either input_ids or inputs_embeds, and not both")
         if isinstance(embeds, Tensor):
@@ -334,7 +334,7 @@ def remote_class(base: type, *mixins: type) -> type:
     names = [one.name for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
 
     def outside_graphs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.remote_forward(own, names, asked.bound(names, args, kwargs))
+        return self.remote_forward(own, names, forward_options.bound(names, args, kwargs))
 
     forward: Any = torch.compiler.disable(outside_graphs, reason=NO_GRAPH)
     prepare = base.prepare_inputs_for_generation  # type: ignore[attr-defined]

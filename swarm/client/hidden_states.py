@@ -43,7 +43,7 @@ class LastHiddenState(Sequence[Tensor]):
 
 
 def remember_output(decoder: nn.Module) -> None:
-    """Make the module that runs the blocks and the final norm note its output for whoever is in `noted`."""
+    """Make the module that runs the blocks and the final norm keep its output for a caller inside `noted`."""
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         box = _box.get()

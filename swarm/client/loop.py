@@ -6,8 +6,8 @@ Models are called from any thread and from any loop; their sessions and peers ru
 and lets Ctrl-C cancel it; `wait` does so from another loop. At exit, what is registered with `at_exit` is ended first, the newest
 first: sessions before the peers that they need.
 
-The thread is the loop's keeper. Whoever waits for a step of a model (`run_here`) borrows the loop and turns it meanwhile: a token then
-comes without two changes of threads.
+A thread that waits for a step of a model (`run_here`) runs the loop itself meanwhile, in place of the loop's own thread (`_keeper`): a
+token then comes without two thread switches.
 
 A forked child has the objects of its parent, but not the thread, and it shares the parent's sockets: it must neither use nor destroy
 them. So every use is refused there, and what the loop holds is kept for ever; `background_loop` gives the child its own.
@@ -35,13 +35,13 @@ EXIT_S = 5.0
 """Longest wait at exit for what was registered with `at_exit`."""
 
 STILL_S = 0.05
-"""How long the loop may stand still between two errands of whoever borrows it."""
+"""Seconds that the loop may stand still between two calls of `run_here`."""
 
 
 class _Errand(Generic[T]):
     """A coroutine that runs on the loop while a thread waits for it.
 
-    What `asyncio.run_coroutine_threadsafe` does with two futures and a condition takes a lock here, and one turn of the loop less.
+    As `asyncio.run_coroutine_threadsafe`, which takes two futures and a condition; this takes one lock, and one iteration of the loop less.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -63,7 +63,7 @@ class _Errand(Generic[T]):
             self._task.cancel()
 
     async def here(self, stop: Callable[[], None]) -> T:
-        """Instead of `start`, for whoever turns the loop: `stop` ends its turning."""
+        """Instead of `start`, for the thread that runs the loop itself: `stop` stops the loop."""
         self._task = asyncio.current_task()
         try:
             return await self._coroutine
@@ -87,19 +87,19 @@ class _Errand(Generic[T]):
 
 
 class BackgroundLoop:
-    """An asyncio loop with a daemon thread of its own, its keeper, who lends it to threads that wait for a short errand."""
+    """An asyncio loop with a daemon thread of its own; a thread that waits for a short call may run the loop in its place."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._seat = threading.Lock()
-        """Held by whoever turns the loop."""
+        """Held by the thread that runs the loop."""
         self._lock = threading.Lock()
         """Guards the three fields below."""
         self._is_lent = False
         self._num_lent = 0
         self._num_busy = 0
-        """Errands and calls of other threads that have not ended: whoever turns the loop may not leave it standing."""
+        """Calls of other threads that have not ended: while there are some, the loop must not stand still."""
         self._is_needed = threading.Event()
         self._is_ending = self._has_ended = False
         self._endings: list[Callable[[], Awaitable[None]]] = []
@@ -133,10 +133,10 @@ class BackgroundLoop:
             self._need_no_more()
 
     def run_here(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """As `run`, but where nobody else needs the loop, this thread turns it meanwhile, which saves two changes of threads.
+        """As `run`, but if no other thread needs the loop, this thread runs it meanwhile, which saves two thread switches.
 
-        After it the loop stands still, for `STILL_S` at most, since the next errand may be near. `coroutine` must start nothing that
-        would end with this thread (a child process that dies with who started it).
+        After it the loop stands still for `STILL_S` at most, since the next call may come soon. `coroutine` must start nothing that
+        would end with this thread (a child process that dies with its parent thread).
         """
         self._check_process(coroutine)
         if asyncio._get_running_loop() is not None or not self._borrow():
@@ -145,7 +145,7 @@ class BackgroundLoop:
         try:
             with _CtrlC(errand, self._loop):
                 task = self._loop.create_task(errand.here(self._loop.stop))
-                while not task.done():  # the stop of an errand that was given up may come late
+                while not task.done():  # the stop of a call that was given up may come late
                     self._loop.run_forever()
             return task.result()
         except BaseException as error:
@@ -248,7 +248,7 @@ class BackgroundLoop:
             self._loop.stop()
 
     def _wait_until_needed(self) -> None:
-        """Until somebody needs the loop whom no borrower serves, or nobody has borrowed it for a while."""
+        """Return once another thread needs the loop, or no thread has run it in `run_here` for a while."""
         num_seen = -1
         while self._is_lent or num_seen != self._num_lent:
             num_seen = self._num_lent
@@ -277,13 +277,13 @@ _handler_of, _set_handler = inspect.unwrap(signal.getsignal), inspect.unwrap(sig
 
 
 class _CtrlC:
-    """While this thread turns the loop, Ctrl-C must not be raised in whatever runs there just then: it cancels the errand.
+    """While this thread runs the loop, Ctrl-C is not raised in the task that runs just then: it cancels the call.
 
     As `asyncio.Runner` does it, whose way costs 0.9 ms a call (Python 3.11 formats its handler three times).
     """
 
     of_main_thread: ClassVar[_CtrlC | None] = None
-    """Of the call in which the main thread turns the loop just now."""
+    """Of the call in which the main thread runs the loop just now."""
 
     def __init__(self, errand: _Errand[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._errand, self._loop = errand, loop

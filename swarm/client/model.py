@@ -60,7 +60,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         on_wait: OnWait | None = None,
         **others: Any,
     ) -> Any:
-        """Load the ends of `model` and find its blocks; with `thin`, load nothing.
+        """Load embedding and head of `model` and find its blocks; with `thin`, load nothing.
 
         model: a directory in Hugging Face form, a name that the swarm serves (NAME@DIGEST chooses among weights; config, tokenizer
         and ends then come from peers), or a Hub name. Its name in the swarm is the Hub name or the directory's last part,
@@ -73,7 +73,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         allow, deny, trust: files of PeerIDs (one a line, read again when they change), or PeerIDs: only these, never these, these first.
         identity: a key file, made if there is none, so that this is the same peer each time (nodes with `--allow` need that); None = a
         fresh one.
-        dtype: compute dtype of the route and the ends; "auto" takes the one in which most blocks are served.
+        dtype: compute dtype of the route, embedding and head; "auto" takes the one in which most blocks are served.
         cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
         thin: `model` is a name that the swarm serves (or name@digest), and nodes host its ends too: no weight is here, only the config and
         the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then.
@@ -88,7 +88,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         else than happens here; everything else raises BadRequestError, which says what to use (`arguments.py`).
 
         Raises BadRequestError (arguments), ModelNotFoundError, CheckpointError, ModelNotSupportedError, PeerUnreachableError (no peer
-        answers), NoRouteError (nobody serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
+        answers), NoRouteError (no peer serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
         """
         chosen = arguments.settled({"peers": peers, "dtype": dtype, "device": device}, others, cls.from_pretrained)
         where = None if thin else arguments.device_of(chosen["device"])
@@ -166,7 +166,7 @@ def connected(model: str | Path, settings: connection.Settings, device: torch.de
 
 
 def build(ends: EndsModel, checkpoint: Checkpoint, backend: Backend) -> Any:
-    """Join the ends and a backend into a model that generates."""
+    """Join embedding and head with a backend into a model that generates."""
     model = ends.model
     blocks = RemoteBlocks(backend.open, ends.returns_tuple, ends.template)
     attach(model, blocks, ends.owner, ends.attribute)

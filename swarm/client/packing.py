@@ -3,9 +3,9 @@
 `position_ids` that start anew tell them apart; each becomes a sequence of the step, as transformers isolates them.
 
 transformers 5.23 does that if neither an attention mask nor a cache is there, in families that hand their positions to the mask.
-Otherwise it takes each row for one sequence with the positions that came, and so does this.
+Otherwise it takes each batch row for one sequence with the positions that came, and so does this.
 
-Shapes: B rows, q columns.
+Shapes: B batch rows, q columns.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from swarm.client import checks
 
 log = logging.getLogger(__name__)
 
-_AS_ROWS = "pass each sequence as a row of its own, padded on the left, with an attention_mask"
+_AS_ROWS = "pass each sequence as a batch row of its own, padded on the left, with an attention_mask"
 
 
 def lengths(positions_Bq: Tensor) -> list[int] | None:
-    """Tokens of each sequence, row after row; None if each row is one. A sequence ends where the next position is not the next number."""
+    """Tokens of each sequence, in batch order; None if each batch row is one. A sequence ends where positions do not go on by 1."""
     is_start = torch.ones_like(positions_Bq, dtype=torch.bool)
     is_start[:, 1:] = positions_Bq.diff(dim=1).ne(1)
     starts: list[int] = is_start.flatten().nonzero().flatten().tolist()
@@ -39,11 +39,11 @@ def lengths(positions_Bq: Tensor) -> list[int] | None:
 
 
 def check(config: Any, is_stateful: bool, keeps_apart: bool | None, positions_Bq: Tensor, sequences: Sequence[int]) -> None:
-    """BadRequestError if rows of the session would give something else than transformers."""
+    """BadRequestError if the session would give other numbers than transformers."""
     family = config.get_text_config(decoder=True).model_type
     if keeps_apart is None or checks.running_state(config, is_stateful) is not None:
         raise BadRequestError(
-            f"position_ids start anew within a row, but {family} does not keep packed sequences apart in all of its blocks; {_AS_ROWS}"
+            f"position_ids start anew within a batch row, but {family} does not keep packed sequences apart in all blocks; {_AS_ROWS}"
         )
     if len(sequences) > MAX_ROWS:
         raise BadRequestError(
@@ -66,6 +66,6 @@ def _firsts(positions_Bq: Tensor, sequences: Sequence[int]) -> list[int]:
 def warn_together() -> None:
     """Once in a process."""
     log.warning(
-        "position_ids start anew within a row, but a cache is used, and transformers takes the row for one sequence then; "
+        "position_ids start anew within a batch row, but a cache is used, and then transformers takes the batch row for one sequence; "
         "to keep packed sequences apart, pass use_cache=False, no attention_mask and no past_key_values"
     )

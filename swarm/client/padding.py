@@ -1,10 +1,10 @@
 """Turns right padding into left padding during one `generate`.
 
-transformers takes a row's next token from its last column. Where that is padding it warns and continues from the
-padding, which nobody wants; here every row continues from its last real token, and the columns that the caller gave come back as
+transformers takes a sequence's next token from its last column. If that is padding, it warns and continues from the
+padding, which is never wanted. Here every sequence continues from its last real token, and the columns that the caller gave come back as
 they were. (Hops could not reproduce the padding's own output: they see real tokens only.)
 
-Shapes: B rows, k columns.
+Shapes: B sequences, k columns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_right_padded(attention_mask: Tensor | None) -> bool:
 
 
 def move_left(values: Tensor, attention_mask: Tensor) -> Tensor:
-    """`values` [B, k] or [B, k, H] with each row's padding in front and its real tokens behind, in their order."""
+    """`values` [B, k] or [B, k, H] with each sequence's padding in front and its real tokens behind, in their order."""
     order = attention_mask.ne(0).int().argsort(dim=1, stable=True)
     if values.dim() == 3:
         order = order[..., None].expand(-1, -1, values.shape[-1])
@@ -61,7 +61,7 @@ def with_start(inputs: dict[str, Any], cache: RemoteCache | None) -> dict[str, A
         return inputs
     if any(length != cache.columns for length in cache.rows):
         raise BadRequestError(
-            f"past_key_values holds padded rows, and neither a prompt nor an attention_mask came; pass the attention_mask of all "
+            f"past_key_values holds padded sequences, and neither a prompt nor an attention_mask came; pass the attention_mask of all "
             f"{counted(cache.columns, 'column')} and of the start token"
         )
     return {**inputs, "attention_mask": torch.ones(len(cache.rows), cache.columns + 1, dtype=torch.long)}

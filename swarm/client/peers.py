@@ -49,7 +49,7 @@ class SharedPeer:
             if self.started.done():
                 raise
             self.started.set_exception(error)
-            self.started.exception()  # whoever waits is told; if nobody does any more, asyncio need not complain
+            self.started.exception()  # waiting callers get it; read once, so that asyncio does not warn if none waits
 
     def _peer(self) -> AnyPeer:
         bootstrap = tuple(sorted(self.bootstrap))

@@ -72,7 +72,7 @@ INNER = "the inner model cannot be called by itself; call the model"
 
 
 def refuses(table: Mapping[str, str]) -> Callable[[Class], Class]:
-    """A class with a refusing method for every row of a table."""
+    """A class with a refusing method for every entry of a table."""
 
     def with_refusals(cls: Class) -> Class:
         for name, reason in table.items():

@@ -8,7 +8,7 @@
 a and b need not be edges of what nodes host. As in a model's own session, a hop that dies is replaced, and no value changes. Nothing
 here is differentiable: nodes serve inference.
 
-Shapes: B rows, T new tokens of each, H hidden size.
+Shapes: B sequences, T new tokens of each, H hidden size.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class RemoteSpan:
         return (self[index] for index in range(len(self)))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Each row from its first token on; nothing is kept."""
+        """Each sequence from its first token on; nothing is kept."""
         self.check(hidden, 0)
         return carry(StepPlan(cache=None), hidden, self.open).detach()  # nothing asks for a gradient, so it is a plain value
 
     def session(self) -> SpanSession:
-        """Rows that go on from step to step. Nothing is sent before the first one."""
+        """Sequences that continue from step to step. Nothing is sent before the first step."""
         return SpanSession(self, RemoteCache(self.open))
 
     def open(self) -> StepSession:
@@ -70,11 +70,11 @@ class RemoteSpan:
         """BadRequestError where these are no hidden states that could follow `past` tokens. Nothing has been sent then."""
         if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
             got = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise BadRequestError(f"blocks take hidden states [rows, tokens, {self.hidden_size}] of floats, got {got}")
+            raise BadRequestError(f"blocks take hidden states [batch, tokens, {self.hidden_size}] of floats, got {got}")
         rows, tokens, width = hidden.shape if hidden.dim() == 3 else (0, 0, 0)
         if width != self.hidden_size or not tokens or not 1 <= rows <= MAX_ROWS:
             raise BadRequestError(
-                f"blocks take hidden states [rows, tokens, {self.hidden_size}] with 1 to {MAX_ROWS} rows and at least 1 token, "
+                f"blocks take hidden states [batch, tokens, {self.hidden_size}] with 1 to {MAX_ROWS} sequences and at least 1 token, "
                 f"got shape {list(hidden.shape)}"
             )
         if not bool(hidden.isfinite().all()):
@@ -87,7 +87,7 @@ class RemoteSpan:
 
 
 class SpanSession:
-    """Rows of one length at every hop of a span. `close` it, leave its `with` block, or let it go: their memory goes back."""
+    """Sequences of one length at every hop of a span. `close`, the end of `with` or the last reference frees their memory."""
 
     def __init__(self, blocks: RemoteSpan, cache: RemoteCache) -> None:
         self.blocks = blocks
@@ -95,7 +95,7 @@ class SpanSession:
 
     @property
     def position(self) -> int:
-        """Tokens that every row has: the position of the next one."""
+        """Tokens that every sequence has: the position of the next one."""
         return self._cache.columns
 
     @property
@@ -104,19 +104,21 @@ class SpanSession:
         return self._cache.journey
 
     def step(self, hidden: Tensor) -> Tensor:
-        """Append T tokens to each row; the first step makes the rows. After an error the session has ended."""
+        """Append T tokens to each sequence; the first step makes the sequences. After an error the session has ended."""
         self.blocks.check(hidden, self.position)
         checks.check_rows(hidden.shape[0], self._cache.rows, "this session")
         return carry(StepPlan(cache=self._cache), hidden, self.blocks.open).detach()
 
     def crop(self, tokens: int) -> None:
-        """Forget the last `tokens` tokens of every row. It travels with the next step."""
+        """Forget the last `tokens` tokens of every sequence. It travels with the next step."""
         if not 0 <= tokens <= self.position:
-            raise BadRequestError(f"crop takes 0 to {counted(self.position, 'token')}, as many as each row has, got {tokens}")
+            raise BadRequestError(
+                f"crop takes 0 to {counted(self.position, 'token')}, as many as each sequence has, got {tokens}"
+            )
         self._cache.crop(-tokens)
 
     def fork(self) -> SpanSession:
-        """A second session with the same rows; both go on and end independently, from any threads."""
+        """A second session with the same sequences; both go on and end independently, from any threads."""
         return SpanSession(self.blocks, self._cache.fork())
 
     def close(self) -> None:

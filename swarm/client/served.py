@@ -2,7 +2,7 @@
 
 Asked once, before a model is built.
 
-`verdict` and `best_dtype` are pure; `wait_until_served` asks the directory until somebody serves the model, or patience ends.
+`verdict` and `best_dtype` are pure; `wait_until_served` asks the directory until a node serves the model, or the route timeout ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from swarm.weights.fetch import fetch_manifest
 log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 0.5
-"""Between two looks into the directory while nobody serves the model."""
+"""Seconds between two looks into the directory while no node serves the model."""
 
 
 class Peers(Protocol):
@@ -48,7 +48,7 @@ def served(peers: Iterable[PeerRecord], name: str) -> list[tuple[PeerRecord, Hos
 def best_dtype(hosted: Iterable[Hosted], num_blocks: int, known: Collection[str]) -> str:
     """The compute dtype, of those `known`, in which most of the model's blocks are served; float32 wins a tie, and where there are none.
 
-    What a record claims beyond the model, or in a format that nobody knows, counts for nothing.
+    What a record claims beyond the model, or in an unknown format, counts for nothing.
     """
     blocks: dict[str, set[int]] = {"float32": set()}
     for one in hosted:
@@ -68,7 +68,7 @@ async def wait_until_served(
 ) -> list[Hosted]:
     """The blocks that are served of exactly this model. slot: where is said that none is yet.
 
-    Raises ModelMismatchError at once where the name is served with other weights only, NoRouteError where nobody serves it in time.
+    Raises ModelMismatchError at once if the name is served with other weights only, NoRouteError if no node serves it in time.
     """
     loop = asyncio.get_running_loop()
     slot, since_s = slot or Waits().slot(), time.monotonic()

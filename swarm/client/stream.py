@@ -109,7 +109,7 @@ class Streaming:
 
     def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
         """After `_get_logits_processor`. Only the first `generate` in the thread is the stream's: a model that drafts for itself
-        calls it again, and its guesses are nobody's tokens."""
+        calls it again, and its guesses are no tokens of the answer."""
         criteria, producer = super()._get_stopping_criteria(*args, **kwargs), _producer.get()  # type: ignore[misc]
         if producer is None:
             return criteria

@@ -5,7 +5,7 @@ Its forward sends token ids and gets logits, because nodes run the embedding and
 `generate`, its processors, beams, speculation and streams are transformers', as in the full client; so are our checks, sessions and
 cache (`generation.py`, `blocks.py`). Only what happened inside of the model's own forward is somewhere else.
 
-Shapes: B rows, q new columns, E width of embeddings, V tokens of the vocabulary.
+Shapes: B sequences, q new columns, E width of embeddings, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from transformers.utils import ModelOutput
 from protocols.errors import BadRequestError
 from protocols.words import counted
 from swarm.client import windows
-from swarm.client.asked import LOSS
 from swarm.client.backend import EMBEDS, IDS, Backend
 from swarm.client.blocks import StepPlan, carry
+from swarm.client.forward_options import LOSS
 from swarm.client.generation import RemoteGeneration, become_remote
 from swarm.client.refusals import REFUSED_IF_THIN, refuse_calls, refuses
 from swarm.models.checkpoint import Checkpoint

@@ -2,8 +2,9 @@
 
 The one case in which sequences of real tokens differ from transformers.
 
-transformers counts a window (or a chunk) in columns, the holes included; hops get real tokens only, so here it is counted in those.
-Padding on the left or right of a row's tokens changes nothing: the columns between its tokens are then all real.
+transformers counts a window (or a span of chunked attention) in columns, holes included. Hops get real tokens only, so here
+those are counted.
+Padding on the left or right of a sequence's tokens changes nothing: the columns between its tokens are then all real.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def window(config: Any) -> int | None:
 
 
 def has_hole(mask_Bk: Tensor) -> bool:
-    """Padding between two real tokens of a row."""
+    """Padding between two real tokens of a sequence."""
     real = mask_Bk.ne(0)
     before, after = real.cumsum(1).gt(0), real.flip(1).cumsum(1).flip(1).gt(0)
     return bool((before & after & ~real).any())
 
 
 def is_padded_before(mask_Bk: Tensor) -> bool:
-    """Padding precedes a real token of some row: on the left, or as a hole."""
+    """Padding precedes a real token of some sequence: on the left, or as a hole."""
     real = mask_Bk.ne(0)
     return bool((real & real.cumsum(1).ne(torch.arange(1, real.shape[1] + 1, device=real.device))).any())
 
@@ -48,7 +49,7 @@ def is_padded_before(mask_Bk: Tensor) -> bool:
 def column_positions(mask_Bk: Tensor, columns: int) -> Tensor:
     """[T] positions that transformers gives the real tokens of the last `columns` columns if none are given: holes count.
 
-    transformers counts from column 0, here each row is counted from its first real column: rotary embeddings see differences only.
+    transformers counts from column 0, here each sequence is counted from its first real column: rotary embeddings see differences only.
     """
     real = mask_Bk.ne(0)
     places = torch.arange(real.shape[1], device=real.device) - real.int().argmax(1)[:, None]

@@ -55,7 +55,7 @@ class PeerAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Does it mean another machine to everybody who reads it?"""
+        """Does the host mean another machine to each machine that reads it?"""
         return is_loopback(self.host)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class PeerAddress:
 
 
 def is_loopback(host: str) -> bool:
-    """Is it this machine only, whoever says it?"""
+    """Does the host mean the machine that reads it?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

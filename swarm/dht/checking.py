@@ -21,10 +21,10 @@ MAX_CHECKED = 1_000
 """Signatures checked for one look: 0.2 s. Those that were seen valid before cost nothing and do not count."""
 
 CHUNK = 25
-"""Signatures between two turns of the event loop: 5 ms."""
+"""Signatures that are checked before other tasks of the event loop may run: 5 ms."""
 
 _TURN = 1_000
-"""Entries between two turns of the event loop, checked or not."""
+"""Entries, checked or not, before other tasks of the event loop may run."""
 
 Check = Callable[[PeerId, SignedEntry], bool]
 

@@ -2,8 +2,8 @@
 
 Every request and answer passes here, between hivemind's protocol and p2pd.
 
-p2pd has no private networks of libp2p (no flag, and the code is not in the binary), so a stranger can connect to it; here ping, store and
-find are refused before hivemind sees them, and p2pd's own DHT, which would tell strangers every member's address, is off.
+p2pd has no private networks of libp2p (no flag, and the code is not in the binary), so an outsider can connect to it. Here ping, store and
+find are refused before hivemind sees them, and p2pd's own DHT, which would tell outsiders every member's address, is off.
 p2pd proves both PeerIDs of a connection, so a proof of the swarm's key over the two of them cannot be used by a third: it need not
 cover the message.
 """
@@ -152,7 +152,7 @@ class Guarded:
 
 
 def daemon_options(gate: Gate) -> dict[str, Any]:
-    """What p2pd is started with beside the usual: in a private swarm, nothing that it offers to everybody."""
+    """Further options of p2pd: in a private swarm it offers nothing that outsiders could use."""
     if gate.key is None:
         return {}
     P2P.DHT_MODE_MAPPING[_OFF] = {}

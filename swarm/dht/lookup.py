@@ -2,7 +2,7 @@
 
 Which members are nearest to some keys, and what they store under them.
 
-Differs from hivemind's in three ways that a hostile member would use: a member that does not answer makes room for the next nearest; what
+Differs from hivemind's in three points that a hostile member would use: the next nearest member replaces one that does not answer; what
 was told before the time is over counts, however many have not answered; and one member is asked once for all keys.
 Nothing here knows the network: whom to ask, and how, is passed in.
 Source: Maymounkov and Mazieres 2002, section 2.3, https://pdos.csail.mit.edu/~petar/papers/maymounkov-kademlia-lncs.pdf
@@ -44,17 +44,17 @@ class Answer:
     """Entries by key, signatures not checked."""
 
 
-Ask = Callable[[Any, Sequence[int]], Awaitable[Answer | None]]
+Query = Callable[[Any, Sequence[int]], Awaitable[Answer | None]]
 """Asks a member about keys; None where it does not answer. It has a time limit of its own, and raises nothing."""
 
 _Node = tuple[int, Any]
-"""A node id and who has it. Both, since anybody may say that a node id is somebody else's."""
+"""A node id and the member that has it. Both, since any peer may say that a node id is another peer's."""
 
 
 class Lookup:
     """One search for the members nearest `keys`, which are numbers like node ids."""
 
-    def __init__(self, keys: Sequence[int], known: Iterable[_Node], ask: Ask, me: object, always: Sequence[_Node] = ()) -> None:
+    def __init__(self, keys: Sequence[int], known: Iterable[_Node], ask: Query, me: object, always: Sequence[_Node] = ()) -> None:
         """known: where to begin. me: this peer, which is not asked. always: asked about every key, however far from it."""
         self._keys, self._ask, self._me = tuple(keys), ask, me
         self._always = [node for node in always if node[1] != me]

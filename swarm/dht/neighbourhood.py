@@ -2,8 +2,8 @@
 
 hivemind's routing table, and what a hostile member may not do with it.
 
-A PeerID has one node id, nobody takes another's, a full bucket remembers a bucketful of others, and who does not answer is left alone
-for a while, whatever it asks of us.
+A PeerID has one node id, and no peer takes another's. A full bucket remembers a bucketful of replacements. A peer that does not answer
+is not asked for a while, even if it calls us.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
     clock: Clock
 
     async def update_routing_table(self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
-        """Note that a peer was heard, or was not. One node id a peer, and nobody takes another's."""
+        """Note that a peer was heard, or was not. A peer has one node id, and no peer takes another's."""
         table, before = self.routing_table, self.routing_table.get(peer_id=peer_id)
         if not responded:
             if before is not None:
@@ -69,7 +69,7 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # what a stranger causes is not for the log
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # an untrusted peer's errors are not logged
 
     def leave_alone(self, peer: PeerID) -> None:
         """It is no neighbour for SILENT_S, whatever it asks of us: else one that never answers would delay every look."""

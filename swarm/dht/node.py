@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 CONNECT_S = 5.0
 
 GET_S = 6.0
-"""Wait for all that peers know under some keys; whoever has not answered by then is left out."""
+"""Seconds that a lookup of some keys waits for members; one that has not answered by then is left out."""
 
 FIND_SHARE = 0.6
 """Part of a store's time that may go into finding the nearest members."""
@@ -71,7 +71,7 @@ class Dht:
         clock: Clock = SYSTEM,
     ) -> None:
         """identity_file: a path for p2pd to read while it starts. listen: host and port of p2pd; None = listen nowhere.
-        gate: who takes part with us; None = everybody, in a public swarm.
+        gate: which peers take part; None = all, in a public swarm.
         rules: what to keep for others; by default anything that its author has signed."""
         self._gate = gate or Gate()
         self._guard = guard.Guard(identity.peer_id, self._gate, lambda: self.addresses)
@@ -110,7 +110,7 @@ class Dht:
                     check_if_identity_free=False,  # it cannot read Ed25519 keys
                     nat_port_map=False,
                     auto_nat=False,  # we dial back by ourselves, with bounds
-                    use_relay=False,  # nothing of ours is relayed, so nobody's traffic is
+                    use_relay=False,  # our traffic is not relayed, so we relay none
                     no_listen=self._listen is None,
                     host_maddrs=[transport(*self._listen)] if self._listen else [],
                     announce_maddrs=[transport(*self._announce)] if self._announce else None,
@@ -129,7 +129,7 @@ class Dht:
         return len(self._node.routing_table.uid_to_peer_id) if self._node else 0
 
     async def connected(self) -> frozenset[str]:
-        """PeerIDs of those in our routing table to whom p2pd holds a connection: whoever dies is missing at once."""
+        """PeerIDs in our routing table to which p2pd holds a connection: a member that dies is missing at once."""
         node = self._running
         return frozenset(str(one.peer_id) for one in await node.connections() if one.peer_id in node.routing_table)
 
@@ -193,14 +193,14 @@ class Dht:
         return lookup
 
     async def store(self, key: str, payload: bytes, expires_s: float, timeout_s: float = GET_S) -> bool:
-        """Say `payload` under `key` in our name until `expires_s`. False where nobody else took it (of a peer that is alone: where
-        it did not itself), or not in time."""
+        """Store `payload` under `key` in our name until `expires_s`. False if no other member took it in time (for a peer that is
+        alone: if its own store refused it)."""
         node, key_bytes = self._running, key_id(key)
         entry = self._signatures.seal(key_bytes, payload, expires_s)
         is_ours = node.keep_ours(key_bytes, entry)
         near = DHTID(
             int.from_bytes(key_bytes, "big") ^ 1
-        )  # the same members are nearest, but nobody keeps, and sends, anything there
+        )  # the same members are nearest, but no entry is kept there, so none is sent
         lookup = await self._lookup([near], FIND_SHARE * timeout_s)
         anchors = [peer for peer in self._anchors if lookup.has_answered(peer)]
         holders = list(dict.fromkeys([*lookup.nearest(near, NUM_REPLICAS), *anchors]))

@@ -135,7 +135,7 @@ class Shelf:
         self._shrink(everything, MAX_ENTRIES, lambda place: len(self._of_origin[self._origin(place)]))
 
     def _shrink(self, bag: _Bag, limit: int, num_beside: Callable[[Place], int]) -> None:
-        """Make room for one: of a few drawn at random, an author goes that we have not met, of the network that has the most."""
+        """Free the place of one entry: of a few that are drawn at random, an author goes that we have not met, of the largest network."""
         if len(bag) >= limit:
             drawn = bag.draw(self._rng, _DRAWN)
             self._remove(max(drawn, key=lambda place: (not self._has_met(place[1]), num_beside(place))))

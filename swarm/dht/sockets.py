@@ -14,11 +14,11 @@ from pathlib import Path
 DIRECTORY = Path("/tmp")  # fixed in hivemind
 PATTERN = "hivemind-p2p*.sock"
 _MIN_AGE_S = 10.0
-"""A socket file exists a moment before somebody listens on it."""
+"""Seconds: a socket file exists a moment before a process listens on it."""
 
 
 def sweep(min_age_s: float = _MIN_AGE_S) -> int:
-    """Remove those that are ours (same user), older than `min_age_s`, and on which nobody listens. How many that were."""
+    """Remove socket files of this user that are older than `min_age_s` and on which no process listens. Returns how many."""
     return sum(_remove_if_dead(path, min_age_s) for path in DIRECTORY.glob(PATTERN))
 
 

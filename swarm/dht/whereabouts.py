@@ -1,6 +1,6 @@
 """Where members of a private swarm listen, as they tell each other.
 
-hivemind's answers name peers without addresses: p2pd looks these up in a second DHT, that of go-libp2p, which answers everybody. In a
+hivemind's answers name peers without addresses: p2pd looks these up in a second DHT, that of go-libp2p, which answers any peer. In a
 private swarm that one is off, and addresses travel in fields of the authorisation that hivemind's messages have for it: members send
 them to members only. What is told of a third peer is a place to try: p2pd checks there who answers.
 """
@@ -24,7 +24,7 @@ _MAX_BYTES = 32 << 10
 
 
 class Whereabouts:
-    """Transports (`/ip4/…/tcp/…`) by peer; beyond MAX_PEERS the ones that were learnt first are forgotten."""
+    """Transports (`/ip4/…/tcp/…`) by peer; beyond MAX_PEERS the oldest entries are forgotten."""
 
     def __init__(self) -> None:
         self._known: dict[PeerId, tuple[str, ...]] = {}

@@ -4,7 +4,7 @@ By the two halves of py-libp2p's discovery, its broadcaster and its listener, wi
 listen on a port of its own. Both run in zeroconf's threads. py-libp2p is an extra; it is imported (0.5 s, 50 MB) by `start`, and what
 it needs of protobuf is kept apart from hivemind's, which defines the same names.
 
-Anybody on the network can say anything here: what is heard is an address to try, no more. `swarm.peer` asks there for the PeerID's
+Any machine on the network can announce anything: an announcement is an address to try, no more. `swarm.peer` asks there for the PeerID's
 proof and the swarm's name before it joins.
 Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md; our service has its own name, since other programs of
 libp2p have no use for us.
@@ -82,7 +82,7 @@ class Mdns:
         self._listener = PeerListener(PeerStore(), self._zeroconf, SERVICE, own_name, retry_attempts=1)
 
     def _hear(self, info: Any) -> None:
-        """In a thread of zeroconf's. What is no address of a peer's p2pd is left out; so is whoever speaks in our own name."""
+        """Runs in a thread of zeroconf. Left out: what is no address of a p2pd, and what is announced under our own PeerID."""
         for transport in list(info.addrs)[:MAX_ADDRESSES]:
             with contextlib.suppress(ConfigError):
                 address = PeerAddress.parse(f"{transport}/p2p/{info.peer_id}")

@@ -1,1 +1,1 @@
-"""Slicing any Hugging Face causal language model by blocks: checkpoint files, loading, sizes, digests."""
+"""Hugging Face causal language models, cut by blocks: files, loading, sizes, digests."""

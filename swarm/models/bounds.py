@@ -1,4 +1,6 @@
-"""A stranger's `config.json`: read with limits, so that nothing is built from absurd numbers and no code is fetched.
+"""Reads an untrusted `config.json` with limits.
+
+Nothing is built from absurd numbers, and no code is fetched.
 
 Transformers believes a config: it builds lists of `num_hidden_layers` entries and tables of `max_position_embeddings`,
 and some keys make it fetch kernels or import the checkpoint's own Python. All of that is refused here, on plain JSON,

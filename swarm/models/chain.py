@@ -1,6 +1,8 @@
-"""Are a family's blocks a chain? Asked of the loaded blocks themselves, so that no list of names is needed.
+"""Tells whether a family's blocks are a chain.
 
-A span can be hosted apart only where a block's output depends on the hidden state it is handed, and on positions: not on
+The loaded blocks themselves are examined, so that no list of names is needed.
+
+A span can be hosted apart only if a block's output depends on the hidden state it is handed, and on positions: not on
 the embeddings, not on the token ids, not on a side output of an earlier block.
 """
 
@@ -120,7 +122,7 @@ class _StandIn(nn.Module):
 @torch.inference_mode()
 def returns_tuple(model: Any, location: Location, template: nn.Module) -> bool:
     """Whether this family's decoder expects a tuple from a block. Found by handing it one: a decoder that expects the hidden
-    state alone fails on a tuple, while one that indexes would silently take a row of a bare tensor; so the tuple goes first."""
+    state alone fails on a tuple, while one that indexes would silently take one sequence of a bare tensor; so the tuple goes first."""
     weight = next(model.parameters())
     width = location.embed_width
     blank = torch.zeros(1, _TOKENS, width, device=weight.device, dtype=weight.dtype)

@@ -1,4 +1,6 @@
-"""A checkpoint directory: its config, and where each tensor's bytes lie, known without reading a weight.
+"""A checkpoint directory: its config, and where each tensor's bytes lie.
+
+Both are known without reading a weight.
 
 Everything that can be wrong with files shows here, before memory is taken: a missing shard, a shard cut short, an index that
 names what is not there. The files themselves are read in `stored.py`.
@@ -67,7 +69,7 @@ class Checkpoint:
         return tuple(values)
 
     def block_of(self, name: str) -> int | None:
-        """The block that a stored tensor belongs to; None for the ends."""
+        """The block that a stored tensor belongs to; None for embedding, norm and head."""
         return block_of(name, self.block_prefix)
 
 
@@ -124,8 +126,8 @@ def _size(config: Any, key: str, low: int, high: int, directory: Path) -> int:
 
 def _max_positions(text: Any) -> int | None:
     """Where sequences must end. A longrope table (phi3's 128k variants) is another one for the whole forward as soon as any token
-    stands beyond `original_max_position_embeddings`: one long row would change its neighbours in a batch, and the later chunks of
-    a prompt would not fit the earlier ones. So such models are served up to there."""
+    stands beyond `original_max_position_embeddings`: one long sequence would change its neighbours in a batch, and the later prefill chunks
+    of a prompt would not fit the earlier ones. So such models are served up to there."""
     rope = getattr(text, "rope_parameters", None)
     tables = [rope, *rope.values()] if isinstance(rope, dict) else []
     changes = [table.get("original_max_position_embeddings") for table in tables if _is_longrope(table)]
@@ -138,7 +140,7 @@ def _is_longrope(table: object) -> bool:
 
 
 def _block_prefix(tensors: Mapping[str, TensorInfo], num_blocks: int, directory: Path) -> str:
-    """`numbered.block_prefix`, and every block must have a tensor: a config cannot make us build more blocks than somebody has stored."""
+    """`numbered.block_prefix`, and every block must have a tensor: a config cannot make us build more blocks than are stored."""
     prefix = block_prefix(((info.name, info.num_values) for info in tensors.values()), num_blocks) or ""
     absent = sorted(set(range(num_blocks)) - {block_of(name, prefix) for name in tensors})
     if absent:

@@ -1,7 +1,8 @@
-"""torch's default dtype: transformers sets it, for all threads, while it builds a model, so nobody may compute in that moment.
+"""Guards torch's default dtype, which transformers changes while it builds a model.
 
-A node that moves builds its next span while the old one serves. Forwards share the dtype (`computing`), of any number of engines in
-this process; whoever builds has it alone (`building`), for the milliseconds in which a model without memory is put together.
+The dtype holds for all threads, so no thread may compute in that moment. A node that moves builds its next span while the old one
+serves. Forwards share the dtype (`computing`), of any number of engines in this process; a thread that builds has it alone (`building`),
+for the milliseconds in which a model without memory is put together.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class SharedLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Wait while somebody has it alone, or waits to; not to be nested."""
+        """Wait while a thread has it alone, or waits to; not to be nested."""
         with self._changed:
             while self._is_alone or self._num_waiting:
                 self._changed.wait()
@@ -36,7 +37,7 @@ class SharedLock:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until nobody else has it; not to be nested."""
+        """Wait until no other thread has it; not to be nested."""
         with self._changed:
             self._num_waiting += 1
             while self._is_alone or self._num_sharing:

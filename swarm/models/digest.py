@@ -1,4 +1,6 @@
-"""From files to a manifest: what a model's weights are, hashed once, remembered, and checked tensor by tensor.
+"""From files to a manifest of a model's weights.
+
+Weights are hashed once, remembered, and checked tensor by tensor.
 
 Tensors are hashed as they are stored, in pieces of 1 MiB, so how they are split over files does not matter, and a peer can check
 a single piece that it fetched. The canonical form and the digest are in `protocols/weights.py`.
@@ -160,7 +162,7 @@ def _stamp(checkpoint: Checkpoint) -> str:
 
 
 def _recall(place: Path, stamp: str) -> Manifest | None:
-    """The remembered manifest; None where there is none, files changed since, or somebody damaged it."""
+    """The remembered manifest; None if there is none, files changed since, or it is damaged."""
     try:
         if place.stat().st_size > MAX_CACHED_BYTES:
             return None

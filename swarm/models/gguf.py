@@ -87,7 +87,7 @@ def _writing(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if files.is_full(error):
-            raise DiskFullError(f"no room at {root}; free some, or choose another --data-dir") from error
+            raise DiskFullError(f"the disk of {root} is full; free some, or choose another --data-dir") from error
         raise ConfigError(
             f"cannot write to {error.filename or root}: {error.strerror or error}; choose another --data-dir"
         ) from error

@@ -101,8 +101,8 @@ def convert(file: Path, target: Path) -> None:
     free = shutil.disk_usage(target).free
     if needed > free:
         raise DiskFullError(
-            f"no room for {file.name} as safetensors at {target.parent.parent}: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB "
-            "are free; free some, or choose another --data-dir"
+            f"too little disk for {file.name} as safetensors at {target.parent.parent}: {needed / 1e6:.0f} MB are needed, "
+            f"{free / 1e6:.0f} MB are free; free some, or choose another --data-dir"
         )
     with _loading(file, contents.architecture, target):
         save_tokenizer(file, target)
@@ -130,7 +130,7 @@ def read_contents(file: Path) -> Contents:
 def saved_dtype(matrices: set[str]) -> torch.dtype:
     """The smallest dtype that holds the matrices as exactly as the file does. matrices: GGUF's names of their types.
 
-    A quantized value is a small integer times a scale of 16 bits: only float32 has enough bits for the product. (A file of halves keeps
+    A quantized value is a small integer times a scale of 16 bits: only float32 has enough bits for the result. (A file of halves keeps
     its norms in float32, but they were halves before.)
     """
     return HALVES.get(next(iter(matrices)), torch.float32) if len(matrices) == 1 else torch.float32

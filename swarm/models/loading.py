@@ -1,5 +1,6 @@
-"""Load blocks [start, stop) of a checkpoint, or its ends, and nothing else: only the needed tensors are read from disk.
+"""Loads blocks [start, stop) of a checkpoint, or embedding and head.
 
+Only the needed tensors are read from disk.
 `load_span` gives a `SpanModule`, `load_ends` the model's own class with no block in it. Both go through `from_pretrained` of a
 pruned class (`skeleton.py`) with lazy slices, so an architecture's dtype rules, renames and fused experts are transformers'.
 What transformers would only log (a missing tensor gets random values) is refused here.
@@ -79,7 +80,7 @@ def load_parts(
 
 def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> EndsModel:
     """Embedding, final norm and head, as the model's own class; errors as in `load_span`."""
-    with _translated(checkpoint, "the ends"):
+    with _translated(checkpoint, "embedding and head"):
         model = _load(checkpoint, 0, 0, dtype).to(device).eval().requires_grad_(False)
         location: Location = model.swarm_location
         whole = copy.deepcopy(model.config)
@@ -204,7 +205,7 @@ def _translated(checkpoint: Checkpoint, what: str) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {what} of {checkpoint.path}: {_line(error)}") from error
-    except Exception as error:  # a stranger's config can make a constructor raise anything
+    except Exception as error:  # an untrusted config can make a constructor raise anything
         kind = CheckpointError if "mismatch" in str(error) or "ignore_mismatched_sizes" in str(error) else ModelNotSupportedError
         raise kind(f"cannot load {what} of {checkpoint.path} ({checkpoint.config.model_type}): {_line(error)}") from error
 

@@ -1,4 +1,4 @@
-"""Which stored tensors are a model's blocks: told by the numbers in their names. Pure."""
+"""Finds a model's blocks by the numbers in tensor names. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whether transformers keeps sequences apart that are packed in one row: its own code is asked, for each family.
+"""Tells whether transformers keeps sequences apart that are packed together.
 
-Packed sequences are told by `position_ids` that start anew within a row (`masking_utils.find_packed_sequence_indices`). Only families
-that hand their positions to the mask keep them apart, so a forward is run, in a model of the family without blocks and with a
-vocabulary of a few tokens, and the mask that it asks for is looked at.
+They are packed in one batch row, and told by `position_ids` that start anew in it (`masking_utils.find_packed_sequence_indices`). Only
+families that hand their positions to the mask keep them apart. So a forward is run, in a model of the family without blocks and with a
+vocabulary of a few tokens, and the mask that it asks for is examined.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def keeps_packed_apart(config: Any) -> bool | None:
 
 
 def _masks(config: Any) -> list[Callable[..., torch.Tensor]]:
-    """The functions (row, head, query, key) -> may attend, of every mask that a forward of two packed sequences asks for."""
+    """The functions (batch, head, query, key) -> may attend, of every mask that a forward of two packed sequences asks for."""
     model = _small(config)
     location: Location = model.swarm_location
     if "position_ids" not in inspect.signature(location.decoder.forward).parameters:
@@ -53,7 +53,7 @@ def _masks(config: Any) -> list[Callable[..., torch.Tensor]]:
 
 
 def _small(config: Any) -> Any:
-    """A model of the family on the CPU, without blocks; its random weights are a few rows."""
+    """A model of the family on the CPU, without blocks; its random weights are small."""
     own = copy.deepcopy(causal_config(config))
     own._attn_implementation_internal = None  # that of a model without blocks suits no constructor
     text = own.get_text_config(decoder=True)

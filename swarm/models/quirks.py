@@ -1,7 +1,9 @@
-"""What no rule can tell: families that cannot be served as they are, with the reason. Data, so that algorithms hold no names.
+"""Families that cannot be served as they are, with the reason.
+
+No rule can tell them. They are data here, so that algorithms hold no names.
 
 Most families are not in here: whether one can be served is found out by loading it (`chain.py`, the engines' self-tests).
-A row exists only where those tests cannot see the fault. Source of the rows: research/blocks.md section 2.
+An entry exists only if those tests cannot see the fault. Source of the entries: research/blocks.md section 2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what a person calls a model to the directory of its checkpoint.
+"""Finds the directory of the checkpoint that a user names.
 
 That is an existing directory, one that a GGUF file was converted to (`gguf.py`), or a snapshot from the Hugging Face Hub.
 """

@@ -1,4 +1,4 @@
-"""How much memory blocks take: told from headers and config alone, before anything is loaded."""
+"""How much memory blocks take, from headers and config alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unit_bytes(checkpoint: Checkpoint, unit: Blocks | Ends, dtype: torch.dtype) 
 
 
 def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:
-    """Bytes that one more token of one row takes in blocks `span`: an estimate for planning, from the config.
+    """Bytes that one more token of one sequence takes in blocks `span`: an estimate for planning, from the config.
 
     Engines measure the truth from the first write. Where the config says little, this errs upwards (all blocks attend, one kv head
     for each query head). At least 1, also where no block attends.

@@ -1,4 +1,6 @@
-"""A Hugging Face model class that builds only the blocks it will host: the generic knife, with no name of an architecture.
+"""Model classes that build only some of their blocks.
+
+They are made from any Hugging Face class; no architecture is named here.
 
 `pruned(cls, start, stop)` is a subclass with the same name whose constructor throws away every other block. `from_pretrained`
 of such a class then does the rest (dtype, renames, fused experts, buffers) as for any model. With `start == stop` it keeps the
@@ -71,7 +73,7 @@ def causal_config(config: Any) -> Any:
 
 
 def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
-    """A subclass of `cls` that builds blocks [start, stop) only, or the ends only where start == stop."""
+    """A subclass of `cls` that builds blocks [start, stop) only, or embedding and head only if start == stop."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)

@@ -1,10 +1,10 @@
-"""Consecutive blocks of a model as one module: hidden states in, hidden states out.
+"""Consecutive blocks of a model as one module on hidden states.
 
 The model's own `forward` runs (it makes masks, rotary tables, alibi), on zeros. A hook before the first block puts the real
 hidden state in, a hook behind the last one takes the result out; what runs before and after (embedding scale, position table,
-final norm) works on numbers that nobody reads. The hooks are registered once; the hidden state travels in a ContextVar.
+final norm) works on numbers that are not used. The hooks are registered once; the hidden state travels in a ContextVar.
 
-Shapes: B rows, T tokens, H hidden size.
+Shapes: B sequences, T tokens, H hidden size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A model whose block list holds one module of ours: its own forward still embeds, normalises and projects around it.
+"""A model whose block list holds one module of ours.
 
-Clients put remote blocks there, nodes that host the ends a module that takes hidden states out or puts some in.
+The model's own forward still embeds, normalises and projects around it. Clients put remote blocks there; nodes that host embedding and
+head put a module there that takes hidden states out or puts some in.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NO_ATTENTION = "murmuration_remote"
-"""The attention that such a model runs with: none. Its masks are shapes without memory, since nobody reads them."""
+"""The attention that such a model runs with: none. Its masks are shapes without memory, since they are not read."""
 
 
 _noted: ContextVar[list[Callable[..., Tensor]] | None] = ContextVar("murmuration_noted_masks", default=None)
@@ -23,7 +24,7 @@ _noted: ContextVar[list[Callable[..., Tensor]] | None] = ContextVar("murmuration
 
 @contextmanager
 def masks_noted() -> Iterator[list[Callable[..., Tensor]]]:
-    """Inside, each mask that a forward asks for is noted: its function (row, head, query, key) -> may attend, of index tensors."""
+    """Inside, each mask that a forward asks for is noted: its function (batch, head, query, key) -> may attend, of index tensors."""
     masks: list[Callable[..., Tensor]] = []
     token = _noted.set(masks)
     try:
@@ -71,6 +72,6 @@ def replace_blocks(model: nn.Module, stand_in: nn.Module, owner: nn.Module, attr
     configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     for config in configs:
         config._attn_implementation_internal = NO_ATTENTION
-        config.output_hidden_states = config.output_attentions = False  # whoever wants some says so in the call
+        config.output_hidden_states = config.output_attentions = False  # a caller that wants some says so in the call
     model.requires_grad_(False)
     model.eval()

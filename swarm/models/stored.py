@@ -1,4 +1,6 @@
-"""Where each tensor's bytes lie in a directory of safetensors files: headers and index, read by ourselves, without torch.
+"""Where each tensor's bytes lie in a directory of safetensors files.
+
+Headers and index are read here, without torch.
 
 Hashing and sending weights need byte ranges, which the safetensors library does not tell. Every claim of a header is checked against the
 file's length before it is believed.

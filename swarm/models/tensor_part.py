@@ -1,7 +1,7 @@
-"""A part of a stored tensor: its byte ranges, and the pieces that cover them.
+"""A part of a stored tensor: its byte ranges and their pieces.
 
 A cut along axis 0 is one range; a cut along a later axis is one range for each index of the axes before it. Pieces are 1 MiB and hashed
-whole, so a part is fetched with at most one piece more at each edge of a range. Columns of a matrix whose rows are shorter than a
+whole, so a part is fetched with at most one piece more at each edge of a range. Columns of a matrix with matrix rows shorter than a
 piece therefore take all of its pieces. Pure.
 """
 
@@ -16,7 +16,7 @@ from protocols.errors import BadRequestError
 from protocols.weights import ITEM_BYTES, PIECE_BYTES
 
 MAX_RANGES: Final = 1 << 20
-"""Byte ranges of one part: columns of a matrix of a million rows."""
+"""Byte ranges of one part: columns of a matrix of a million matrix rows."""
 
 
 class Stored(Protocol):

@@ -1,1 +1,1 @@
-"""Which blocks a volunteer should host: pure decisions over a snapshot of the swarm."""
+"""Which blocks a node should host: pure functions of a snapshot."""

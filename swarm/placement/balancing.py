@@ -1,6 +1,8 @@
-"""Who moves where when all is hosted, but some blocks slow the swarm down: for a gain of GAIN, never at the cost of a route. Pure.
+"""Moves that make a fully hosted swarm faster.
 
-Nor at the cost of the ends: the last who hosts them at an edge of the model stays, since thin clients have no route without it.
+They are made for a gain of at least GAIN, and never at the cost of a route. Pure.
+
+The last member that hosts embedding and head at an edge of the model stays, since thin clients have no route without it.
 
 Blocks below GAIN times the bottleneck are *slow*. One after the other, the member is moved to the span that takes most of them out
 of that, who is missed least where it is: what it leaves must stay above. Only where no slow block is left in the end do they move;
@@ -30,7 +32,7 @@ Move = tuple[int, Member]
 
 
 def balance(members: Sequence[Member], num_blocks: int) -> list[Member]:
-    """Everybody, those who should move with their new spans. The same list where nothing gains enough."""
+    """All members; those that should move have their new spans. The same list if no move gains enough."""
     found, moved = list(members), set[int]()
     while (better := _gain(found, moved, num_blocks)) is not None:
         found, moved = better

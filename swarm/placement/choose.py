@@ -1,8 +1,10 @@
-"""Which span a newcomer should host: what the swarm needs most, of what fits its memory and joins the others' spans. Pure.
+"""Which span a new node should host.
+
+It takes what the swarm needs most, of the spans that fit its memory and meet the others' spans. Pure.
 
 A route's spans follow each other without gap or overlap (`routing/path.py`), so a span helps only where its edges meet those
 of others. In this order:
-  1. Blocks that nobody hosts: each gap is tiled from its left edge with the longest spans that fit, and the longest tile is
+  1. Blocks without a host: each gap is tiled from its left edge with the longest spans that fit, and the longest tile is
      taken: its edges meet others, and no crumbs are left. Of 12 empty blocks a node of 4 takes 0:4, 4:8 or 8:12, never 3:7.
   2. All are hosted: a span that completes a route, from a block that routes from 0 reach to one from which they reach the end;
      the one with the most of the slowest blocks (tokens a millisecond through all who host it: `members.throughputs`), then of
@@ -106,13 +108,13 @@ def choose(peer: PeerId, others: Sequence[Member], capacity: Capacity, current: 
     hosted = [member.span for member in others]
     replicas = count_replicas(hosted, total)
     speeds = _speeds(others, total)
-    ranks, why = _in_gaps(replicas, capacity), "nobody hosts them"
+    ranks, why = _in_gaps(replicas, capacity), "no node hosts them"
     if not ranks and 0 not in replicas:
         ranks, why = _on_routes(hosted, speeds, replicas, capacity), ""
     if not ranks and 0 not in replicas:
         ranks, why = _towards_routes(hosted, capacity), "with a neighbour they will make another route"
     if not ranks:
-        ranks, why = _anywhere(replicas, capacity), "those that nobody hosts do not fit, these do"
+        ranks, why = _anywhere(replicas, capacity), "blocks without a host do not fit into memory, these do"
     if not ranks:
         raise ConfigError(_nothing_fits(capacity))
     best = min(ranks, key=lambda span: (ranks[span], digest(f"{peer} {span}")))
@@ -166,7 +168,7 @@ def count_replicas(spans: Iterable[Span], num_blocks: int) -> list[int]:
 
 
 def gaps_of(replicas: Sequence[int]) -> list[Span]:
-    """Every run of blocks that nobody hosts."""
+    """Every run of blocks without a host."""
     gaps: list[Span] = []
     for block, count in enumerate(replicas):
         if count == 0:

@@ -1,14 +1,16 @@
-"""Who moves where when blocks are hosted by nobody, or spans do not meet: as few as needed, and never at the cost of another gap. Pure.
+"""Moves that close gaps between hosted blocks.
+
+There is a gap if blocks have no host, or if spans do not meet. As few members move as possible, and never at the cost of another gap. Pure.
 
   1. The *backbone*: of the spans that are there, those without overlap that together hold the most blocks. Its members stay.
   2. Each hole between them is filled by *spare* members (whose blocks others hold, too): the one who is missed least and can fill
-     it alone; else the roomiest first. Of those who are missed alike, the last who hosts the model's ends at an edge goes last.
-  3. No spares left: the shortest stretch of the backbone that has unused room for its holes is tiled anew; its members shift and grow.
-  4. No stretch has: everybody who can move is tiled from the left. This holds as many blocks as there is room for.
+     it alone; else the one with the largest capacity. Of equals, the last host of embedding and head at an edge goes last.
+  3. No spares left: the shortest stretch of the backbone whose unused capacity fills its holes is tiled anew; its members shift and grow.
+  4. No such stretch: all members that can move are tiled from the left. This holds as many blocks as the capacities allow.
 
-Step 3 finds a stretch whenever all rooms together hold the model, since by then every room is in the backbone; so with nobody
-pinned one plan always reaches min(num_blocks, sum of rooms), and a plan made from its own result is empty. Between members that
-stay where they are (`--blocks`) step 4 is first fit, largest first: filling fixed holes with whole rooms is bin packing.
+Step 3 finds a stretch whenever all capacities together hold the model, since by then each of them is in the backbone. So, if no member
+is pinned, one plan always reaches min(num_blocks, sum of capacities), and a plan made from its own result is empty. Between members that
+stay where they are (`--blocks`) step 4 is first fit, largest first: filling fixed holes with whole capacities is bin packing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from swarm.placement.members import Member, digest, ends_hosts, is_routable, num
 
 
 def cover(members: Sequence[Member], num_blocks: int) -> list[Member]:
-    """Everybody, those who should move with their new spans. The same list where nothing better can be had."""
+    """All members; those that should move have their new spans. The same list if no plan is better."""
     members = sorted(members, key=lambda member: digest(member.peer))
     if is_routable(members, num_blocks):
         return members
@@ -31,7 +33,7 @@ def cover(members: Sequence[Member], num_blocks: int) -> list[Member]:
         backbone = _tile_anew(backbone, stretch)
     repaired = [*backbone, *spare]
     rebuilt = _rebuild(members, num_blocks)
-    # what is not routable yet but holds as much is no reason to move everybody
+    # a plan that is routable but holds no more blocks is no reason to move all members
     found = max((members, repaired, rebuilt), key=lambda plan: (num_covered(plan, num_blocks), is_routable(plan, num_blocks)))
     return sorted(found, key=lambda member: digest(member.peer))
 
@@ -67,9 +69,9 @@ def _backbone(members: Sequence[Member], num_blocks: int) -> tuple[list[Member],
 
 
 def _one_per_span(members: Sequence[Member]) -> list[Member]:
-    """Of those with the same span the one that stays anyway, else the one with the least room: the others can be of use elsewhere.
+    """Of members with the same span the one that stays anyway, else the one with the smallest capacity: larger ones are of use elsewhere.
 
-    Of equals the one with the model's ends.
+    Of equals the one with embedding and head.
     """
     found: dict[Span, Member] = {}
     for member in members:
@@ -132,7 +134,7 @@ def _counts(members: Sequence[Member], num_blocks: int) -> list[int]:
 
 
 def _stretch(backbone: Sequence[Member], num_blocks: int) -> tuple[int, int, Span] | None:
-    """(first, last + 1, blocks) of the fewest neighbouring members who can move and have room for the holes beside and between them."""
+    """(first, last + 1, blocks) of the fewest neighbouring members that can move and hold the holes beside and between them."""
     found: list[tuple[int, int, int, Span]] = []
     for first in range(len(backbone)):
         start = backbone[first - 1].span.stop if first else 0
@@ -171,7 +173,7 @@ def _tile_anew(backbone: list[Member], stretch: tuple[int, int, Span]) -> list[M
     return [*backbone[:first], *tiled, *backbone[last:]]
 
 
-# --- 4. everybody
+# --- 4. all members
 
 
 def _rebuild(members: Sequence[Member], num_blocks: int) -> list[Member]:

@@ -1,4 +1,7 @@
-"""The swarm as placement sees it: who claims which blocks, how fast, and how many it could hold elsewhere. Pure."""
+"""The members of a swarm, as placement sees them.
+
+A member claims blocks, has a speed, and may hold a number of blocks elsewhere. Pure.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,12 @@ class Member:
         return self.speed / len(self.span)
 
     def at(self, span: Span) -> Member:
-        """The same elsewhere. Whether it will have memory for other units there is not known, so it counts as without."""
+        """The same member elsewhere. It is not known whether other units will fit there, so it counts as without them."""
         return self if span == self.span else replace(self, span=span, beside=frozenset())
 
 
 def digest(text: str) -> bytes:
-    """A fixed order among peers that nobody chose."""
+    """A fixed order among peers that no peer can choose freely."""
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -77,7 +80,7 @@ def throughputs(members: Sequence[Member], num_blocks: int) -> list[float]:
 
 
 def ends_hosts(members: Iterable[Member], num_blocks: int) -> tuple[list[Member], list[Member]]:
-    """(who hosts the ends with block 0, who with the last block): where the routes of thin clients begin and stop."""
+    """(hosts of embedding and head with block 0, those with the last block): where routes of thin clients begin and stop."""
     hosts = [member for member in members if member.beside >= ENDS]
     return [one for one in hosts if one.span.start == 0], [one for one in hosts if one.span.stop == num_blocks]
 
@@ -94,5 +97,5 @@ def _thin(members: Sequence[Member], num_blocks: int) -> tuple[bool, bool, bool]
 
 
 def num_covered(members: Iterable[Member], num_blocks: int) -> int:
-    """Blocks that somebody claims."""
+    """Number of blocks that at least one member claims."""
     return len({block for member in members for block in range(member.span.start, min(member.span.stop, num_blocks))})

@@ -1,11 +1,13 @@
-"""Whether this node should move, and where: one plan for all, computed by everybody from the same snapshot. Pure.
+"""Whether this node should move, and where.
 
-A plan is a function of the snapshot alone, so nodes that see the same agree on who moves, without a word. They do not always
-see the same; what one of them gets wrong is seen by all in the next round, and a plan made from a plan's result is empty.
-  - Where no route exists, whoever is missed least fills the gap (`covering.py`).
-  - Where one does, they move for a gain of the whole swarm (`balancing.py`).
+Each node computes the same plan for all nodes from the same snapshot. Pure.
 
-A *round* is one look of everybody. From any state, if nobody comes or goes any more, ROUNDS rounds are enough for every block that
+A plan is a function of the snapshot alone, so nodes that see the same snapshot agree on who moves without a message. They do not always
+see the same; a wrong move is seen by all in the next round, and a plan made from a plan's result is empty.
+  - If no route exists, the member that is missed least fills the gap (`covering.py`).
+  - If one exists, members move for a gain of the whole swarm (`balancing.py`).
+
+In a *round* each node looks once. From any state, if no node comes or goes any more, ROUNDS rounds are enough for every block that
 the memory can cover; tests/swarm/placement simulates it, with snapshots one round old.
 """
 
@@ -27,7 +29,7 @@ decided by looks of different ages (of 36,000 simulated events 12 took more than
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Where a peer should go, and why. Urgent where some block is served by nobody: then it waits for no cool-down."""
+    """Where a peer should go, and why. Urgent if a block has no host: then the move waits for no cool-down."""
 
     span: Span
     reason: str
@@ -89,7 +91,7 @@ def may_switch(me: Member, new: Span, others: Sequence[Member], num_blocks: int)
 
 
 def may_retire(me: Member, others: Sequence[Member], num_blocks: int) -> bool:
-    """Whether `me` may serve nothing for a while: the others have a route, and the ends that are there now, or there is none to lose."""
+    """Whether `me` may serve nothing for a while: the others keep a route, with embedding and head if there is one with them now."""
     with_me = [*others, me]
     without = is_routable(others, num_blocks) and keeps_ends(with_me, others, num_blocks)
     return without or not is_routable(with_me, num_blocks)
@@ -112,7 +114,7 @@ def stands(me: PeerId, other: PeerId, is_moving: bool) -> bool:
 def _gap(members: Sequence[Member], num_blocks: int) -> str:
     gaps = gaps_of(count_replicas((member.span for member in members), num_blocks))
     if gaps:
-        return f"nobody hosts {', '.join(map(str, gaps[:4]))}, and of those who can close that, this node is missed least"
+        return f"no node hosts {', '.join(map(str, gaps[:4]))}, and of those who can close that, this node is missed least"
     return "all blocks are hosted, but the spans do not meet edge to edge, so there is no route"
 
 

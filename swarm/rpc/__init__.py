@@ -8,7 +8,7 @@ import os
 # The one effect of an import here: gRPC's C core reads these once, when it is loaded. What the user has set stays.
 # Else a forked child gets threads of gRPC that write to its parent's connections, and break them (see `forked.py`).
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# Else it writes a line to stderr for every stranger who pokes the port and every peer that leaves.
+# Else gRPC writes a line to stderr for every connection that sends no gRPC and every peer that leaves.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # Else threads of its event engine move the bytes, and not the thread that waits for them: 390 -> 355 µs for a call (docs/log.md).
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")

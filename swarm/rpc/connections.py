@@ -2,7 +2,7 @@
 
 Those without calls are closed, and so are those that one address has too many of.
 
-gRPC accepts whoever comes and tells nothing of it, so we look through this process's own sockets once a second. What is shut down
+gRPC accepts every connection and reports none, so we look through this process's own sockets once a second. What is shut down
 here ends in gRPC as if its peer had left. `surplus` decides; `Connections` looks and acts.
 """
 
@@ -154,7 +154,7 @@ class Connections:
         self._known = {remote: self._of(remote) for remote in found} | newer
         gone = surplus({remote: self._known[remote] for remote in found}, self._clock(), self._limits)
         if gone:
-            log.info("%d of %d connections are closed: nobody calls on them, or one address has too many", len(gone), len(found))
+            log.info("%d of %d connections are closed: they carry no call, or one address has too many", len(gone), len(found))
             _shut_down((found[remote], remote) for remote in gone)
 
 

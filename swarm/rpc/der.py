@@ -1,6 +1,6 @@
 """The form of a peer's certificate, checked before a library reads it.
 
-cryptography parses what a stranger sends and prints warnings about odd parts of it (a serial number below zero, a Diffie-Hellman
+cryptography parses what an untrusted peer sends and prints warnings about odd parts of it (a serial number below zero, a Diffie-Hellman
 key, a policy's text, a country of three letters). Here everything is refused that `tls.make` would not write, but for extensions
 of newer peers, which are neither parsed nor looked at. This only refuses: the key is still the one that cryptography reads.
 """

@@ -2,8 +2,8 @@
 
 Attempts end if no caller waits for them.
 
-Where to dial is a caller's word, perhaps a stranger's (a route names addresses): so callers with different words dial side by side, and
-one that was told nonsense neither delays nor fails the others.
+A caller says where to dial, and may have it from an untrusted peer (a route names addresses): so callers with different addresses dial
+side by side, and a wrong address neither delays nor fails the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONNECT_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where somebody says that a peer is, and with which certificate (DER; empty: the one that is shown)."""
+    """Where a peer is said to be, and with which certificate (DER; empty: the one that is shown)."""
 
     addresses: tuple[str, ...] = ()
     certificate: bytes = b""
@@ -75,10 +75,10 @@ class Connection:
 
 
 class Attempt:
-    """One dial, for all who wait for it. It ends when nobody does."""
+    """One dial, shared by all callers that wait for it. It ends when no caller waits."""
 
     def __init__(self, work: Coroutine[Any, Any, Connection], name: str, on_end: Callable[[Attempt], None]) -> None:
-        """on_end: is told once, when the dial is done or nobody waits for it any more."""
+        """on_end: is called once, when the dial is done or no caller waits for it any more."""
         self._task = asyncio.create_task(work, name=name)
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._task.add_done_callback(lambda _task: self._end())
@@ -86,7 +86,7 @@ class Attempt:
         self._num_waiting = 0
 
     async def result(self) -> Connection:
-        """What the dial finds. Cancelled, it ends the dial, if nobody else waits for it."""
+        """The connection that was made. Cancelling this call ends the dial if no other caller waits for it."""
         self._num_waiting += 1
         try:
             return await asyncio.shield(self._task)

@@ -60,11 +60,11 @@ class PeerChannel:
 
     @property
     def is_wanted(self) -> bool:
-        """True while a call is running, the connection is up, or somebody waits for it."""
+        """True while a call is running, the connection is up, or a caller waits for it."""
         return self.is_busy or self.is_connected or bool(self._attempts)
 
     def target(self, addresses: Sequence[str], certificate: bytes) -> Target:
-        """Where to dial by somebody's word. UnauthenticatedError where the certificate is another peer's."""
+        """Where to dial, as a caller says. UnauthenticatedError if the certificate is another peer's."""
         if certificate and certificate != self._reached.certificate:
             found = tls.member(certificate, self._gate.key)
             if found != self.peer:
@@ -74,7 +74,7 @@ class PeerChannel:
         return Target(tuple(addresses)[:_MAX_ADDRESSES] or self._reached.addresses, certificate or self._reached.certificate)
 
     async def connect(self, addresses: Sequence[str] = (), certificate: bytes = b"") -> None:
-        """Connect where that is not so yet. PeerUnreachableError, or UnauthenticatedError where somebody else answers."""
+        """Connect if there is no connection yet. PeerUnreachableError, or UnauthenticatedError if another peer answers."""
         await self._connected(self.target(addresses, certificate))
 
     async def unary(self, method: Method, request: bytes, timeout_s: float | None = None) -> bytes:
@@ -215,7 +215,7 @@ class ChannelPool:
     """All connections of a process that go by one identity."""
 
     def __init__(self, identity: Identity, gate: Gate | None = None) -> None:
-        """gate: whom we call; None = everybody, in a public swarm."""
+        """gate: which peers we call; None = all, in a public swarm."""
         self._identity, self._gate = identity, gate or Gate()
         self._channels: dict[PeerId, PeerChannel] = {}
 
@@ -223,7 +223,7 @@ class ChannelPool:
         """A connected channel to that very peer, dialled only where none is warm.
 
         addresses: `host:port`, in the order to try. certificate: DER to pin; where it is empty or out of date, the one that
-        is shown, if its owner is `peer`. Raises PeerUnreachableError, or UnauthenticatedError where only somebody else answers.
+        is shown, if its owner is `peer`. Raises PeerUnreachableError, or UnauthenticatedError if only another peer answers.
         """
         self._gate.check_dialled(peer)
         found = self._channels.pop(peer, None) or PeerChannel(self._identity, peer, self._gate)

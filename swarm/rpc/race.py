@@ -1,6 +1,6 @@
 """Tries several ways side by side; the first success ends others.
 
-Source: RFC 8305 (Happy Eyeballs), https://www.rfc-editor.org/rfc/rfc8305: a silent address costs its turn, not its timeout.
+Source: RFC 8305 (Happy Eyeballs), https://www.rfc-editor.org/rfc/rfc8305: the next address does not wait for the timeout of a silent one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Checks who calls, runs the handler within the deadline, and turns what it raises into a status.
 
-Handlers know nothing of gRPC: they get bytes and a `Call`, and raise the errors of `protocols/errors.py`. Every call costs a
-stranger more than us: no credential, no handler, and not a byte of a request is read; beyond the limits of `admission.py` a call is
-refused at once. To gRPC, every request is a stream: else it would read all of it before it asks us who calls.
+Handlers know nothing of gRPC: they get bytes and a `Call`, and raise the errors of `protocols/errors.py`. Every call costs an
+untrusted peer more than us: without a credential no handler runs and no byte of a request is read; beyond the limits of `admission.py` a
+call is refused at once. To gRPC, every request is a stream: else it would read all of it before it asks us who calls.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RpcServer:
         gate: Gate | None = None,
         connections: ConnectionLimits | None = None,
     ) -> None:
-        """gate: who may call; None = everybody, in a public swarm."""
+        """gate: which peers may call; None = all, in a public swarm."""
         known = {method.name: method for method in methods}
         assert set(handlers) <= set(known), (
             f"handlers for calls that the service table does not know: {set(handlers) - set(known)}"
@@ -210,7 +210,7 @@ async def _within(work: Awaitable[T], limit_s: float | None, method: Method) -> 
 
 @contextlib.asynccontextmanager
 async def _errors_become_statuses(method: Method, context: _Context) -> AsyncIterator[None]:
-    """Ours keep code and text; of anything else a stranger learns only a number that our log knows."""
+    """Our errors keep code and text; for any other error the caller gets only a number that our log has too."""
     try:
         yield
         return

@@ -4,8 +4,8 @@ Both sides have the same interface.
 
 gRPC shows a server the same end of stream whether its caller finished or vanished, so a clean end is said: the client's last
 message is empty (no frame is). A cancelled gRPC read cancels the whole call, so one task reads into a short queue, and `receive`
-waits at the queue. The queue is short on purpose: when nobody receives, gRPC's flow control stops the sender.
-`receive_each` spares a frame the queue, and with it a turn of the event loop and a change of tasks.
+waits at the queue. The queue is short on purpose: if `receive` is not called, gRPC's flow control stops the sender.
+`receive_each` hands a frame over without the queue, which saves one iteration of the event loop and a task switch.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Stream(ABC):
         """One frame, or None at a clean end; SwarmError otherwise."""
 
     def _break(self, error: SwarmError) -> None:
-        """Whoever waits in `receive` gets `error` now; frames that nobody has received are dropped."""
+        """Raise `error` in a waiting `receive` now; frames that were not received yet are dropped."""
         self._reader.cancel()
         while not self._queue.empty():
             self._queue.get_nowait()
@@ -121,7 +121,7 @@ class Stream(ABC):
                 if item and self._take and not self._is_taking and self._queue.empty():
                     await self._take(item)
                     continue
-            except Exception as error:  # the connection's, or of whoever takes frames: `receive` raises it
+            except Exception as error:  # the connection's, or the frame handler's: `receive` raises it
                 item = error
             self._num_bytes += len(item) if isinstance(item, bytes) else 0
             await self._queue.put(item)
@@ -215,7 +215,7 @@ class ServerStream(Stream):
             raise self._broken() from None
 
     async def end(self) -> None:
-        """Nothing follows from here; the peer learns it when the handler returns."""
+        """We send nothing more; the peer is told when the handler returns."""
         self._has_ended = True
 
     def cancel(self) -> None:

@@ -49,7 +49,7 @@ _KEY_PREFIX = bytes.fromhex("30680424" + "08011220")  # DER: sequence, octets(36
 _SIGNATURE_PREFIX = bytes.fromhex("0440")  # DER: octets(64)
 _PROOF_BYTES = 106
 _NO_CERTIFICATE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
-"""What `der.py` and cryptography raise on a stranger's bytes: a point beside the curve, a date that is none, version 34, …"""
+"""What `der.py` and cryptography raise on untrusted bytes: a point beside the curve, an invalid date, version 34, …"""
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]):([0-9]{1,5})")
 
 
@@ -164,7 +164,7 @@ def pem(der: bytes) -> bytes:
 def split_address(address: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port`; PeerUnreachableError for anything else, since it came from a peer.
 
-    Refused too is what no peer can have and a stranger would like us to dial: link-local (the metadata of a cloud's machines),
+    Also refused are addresses that no peer can have and an attacker would like us to dial: link-local (the metadata of a cloud's machines),
     multicast, and 0.0.0.0, which is ourselves.
     """
     match = _ADDRESS.fullmatch(address)
@@ -182,9 +182,9 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 async def fetch(address: str, timeout_s: float = 3.0) -> bytes:
-    """The certificate (DER) of whoever answers there. It proves nothing until `owner` has read it.
+    """The certificate (DER) that is shown at an address. It proves nothing until `owner` has read it.
 
-    PeerUnreachableError where nobody answers in time, or not with TLS. One TCP and one TLS handshake: 4-17 ms on loopback.
+    PeerUnreachableError if there is no answer in time, or none with TLS. One TCP and one TLS handshake: 4-17 ms on loopback.
     """
     host, port = split_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -194,7 +194,7 @@ async def fetch(address: str, timeout_s: float = 3.0) -> bytes:
         async with asyncio.timeout(timeout_s):
             _reader, writer = await asyncio.open_connection(host, port, ssl=context)
     except (OSError, TimeoutError, ValueError) as error:
-        raise PeerUnreachableError(f"nobody answers at {address}: {str(error) or 'no answer in time'}") from None
+        raise PeerUnreachableError(f"no answer at {address}: {str(error) or 'no answer in time'}") from None
     try:
         der: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     finally:

@@ -1,8 +1,8 @@
-"""Tokenizer classes of transformers that build more than `tokenizer.json` says. (door: tokenizers)
+"""Tokenizer classes of transformers that build more than `tokenizer.json` says. (imports tokenizers)
 
 Most checkpoints are read by a class that takes `tokenizer.json` as it is (`GENERIC`). A few classes of transformers 5 fill in names of
 special tokens, and some build normalizer, pre-tokenizer and decoder themselves, whatever the file says: llama's puts no space
-after a special token, where the file of many llama-2 checkpoints does. Rows of data, compared with transformers by
+after a special token, where the file of many llama-2 checkpoints does. A table of data, compared with transformers by
 tests/swarm/thin/processes/test_tokenizer_files.py.
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.models.bounds import MAX_CONFIG_BYTES, read_json
-from swarm.thin.sampling import Choosing
+from swarm.thin.sampling import TokenSampling
 from swarm.thin.settings import REFUSED, SAMPLING, STATED, TOKENS, Settings, Wanted
 
 MAX_SETTINGS_BYTES = 1 << 20
@@ -67,7 +67,7 @@ class Defaults:
     max_positions: int | None
     """Longest sequence, where the config says so; the nodes know it in any case."""
 
-    def choosing(self, wanted: Wanted, seed: int | None) -> Choosing:
+    def sampling(self, wanted: Wanted, seed: int | None) -> TokenSampling:
         """How tokens are picked if a person asks for `wanted`: as in the full client.
 
         ModelNotSupportedError for a setting that changes tokens and is not known here.
@@ -80,9 +80,9 @@ class Defaults:
                     "which a thin client does not know; ask without --thin"
                 )
         penalty = self.settings.number("repetition_penalty", 1.0)
-        choosing = Choosing(repetition_penalty=penalty, suppressed=self._suppressed(), seed=seed)
+        sampling = TokenSampling(repetition_penalty=penalty, suppressed=self._suppressed(), seed=seed)
         fields: dict[str, Any] = dict(drawn)
-        return replace(choosing, **fields)
+        return replace(sampling, **fields)
 
     def _suppressed(self) -> tuple[int, ...]:
         value = self.settings.values.get("suppress_tokens") or []

@@ -34,7 +34,7 @@ class Output(Protocol):
 
 
 class Steps(Protocol):
-    """What a row needs of `swarm.inference.session.Session`."""
+    """What a `Row` needs of `swarm.inference.session.Session`."""
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = ...,
@@ -102,15 +102,15 @@ def _positions(output: Output, want: int) -> list[Position]:
 async def generate(
     row: Row, prompt: Sequence[int], chooser: Chooser, limits: Limits, propose: Proposer | None = None
 ) -> AsyncGenerator[int, None]:
-    """Continue `prompt`, of which the row may hold a beginning already. The last token given out is not fed."""
+    """Continue `prompt`, of which the sequence may hold a beginning already. The last token given out is not fed."""
     if not prompt:
         raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
-    left = _room(len(prompt), limits)
+    left = _num_allowed(len(prompt), limits)
     row.cut_back(prompt)
     said, new = list(prompt), list(prompt[len(row.held) :])
     while True:
         guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
-        logits = await row.feed([*new, *guesses], 1 + len(guesses), chooser.choosing.asks)
+        logits = await row.feed([*new, *guesses], 1 + len(guesses), chooser.sampling.asks)
         for number, position in enumerate(logits):
             token = chooser.choose(position, said)
             said.append(token)
@@ -126,7 +126,7 @@ async def generate(
                 break
 
 
-def _room(length: int, limits: Limits) -> int:
+def _num_allowed(length: int, limits: Limits) -> int:
     """New tokens, of which the last is never fed; BadRequestError where they do not fit."""
     most = limits.max_positions
     if most is not None and length > most:

@@ -30,8 +30,8 @@ _WIDTH = array("i").itemsize
 def following(ids: Sequence[int], most: int, longest: int = LONGEST) -> list[int]:
     """What may come after `ids`, `most` tokens at most: what followed the latest earlier place that ends as they do.
 
-    A place that ends in the last `longest` tokens is better than one that ends in fewer. Where the text runs out, the guess goes on
-    with itself, so that a rhythm is followed. Empty where even the last token was not said before.
+    A place that ends in the last `longest` tokens is better than one that ends in fewer. If the text runs out, the guess continues
+    with itself, so that a repeating pattern is continued. Empty if the last token did not occur before.
     """
     data = array("i", ids).tobytes()
     for size in range(min(longest, len(ids) - 1), 0, -1):

@@ -3,8 +3,8 @@
 Text in, text out, over sessions of token ids.
 
 async with open_model("tiny", peers=["/ip4/…/p2p/…"], root=folder) as model:
-    row = model.start()
-    async for token in generate(row, model.tokenizer.encode("Once"), Chooser(Choosing()), model.limits(32)):
+    sequence = model.start()
+    async for token in generate(sequence, model.tokenizer.encode("Once"), Chooser(TokenSampling()), model.limits(32)):
         ...
 """
 
@@ -60,7 +60,7 @@ class ThinModel:
         self._sessions: list[Session] = []
 
     def start(self) -> Row:
-        """A row without tokens, in a session of its own; nothing is sent before its first step."""
+        """A sequence without tokens, in a session of its own; nothing is sent before its first step."""
         session = Session(self._router, Links(self._peer.pool), self._peer.identity, self._config, self._waits)
         self._sessions.append(session)
         return Row(session)
@@ -70,7 +70,7 @@ class ThinModel:
         return Limits(max_new_tokens=max_new_tokens, ends=self.defaults.ends, max_positions=self.defaults.max_positions)
 
     async def end(self, row: Row) -> None:
-        """Give a row's memory back at every hop."""
+        """Free a sequence's memory at every hop."""
         session = row.session
         assert isinstance(session, Session)
         if session in self._sessions:

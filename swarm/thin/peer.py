@@ -52,7 +52,7 @@ class ThinPeer:
         self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE, entry: Entry = ANYBODY
     ) -> None:
         """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: whom to ask where none of them
-        answers. entry: the key of a private swarm, who may be asked, and who we are. ConfigError where there is nobody to ask."""
+        answers. entry: the key of a private swarm, who may be asked, and who we are. ConfigError if there is no peer to ask."""
         find.check(bootstrap)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
         self._swarm = swarm
@@ -156,7 +156,7 @@ class ThinPeer:
         return True
 
     async def _first_of(self, neighbours: Neighbours, failures: list[str]) -> PeerAddress:
-        """The first neighbour that is ours; each is asked as it is heard, so that a silent one delays nobody."""
+        """The first neighbour of our swarm; each is asked as it is heard, so that a silent one delays no other."""
         asking: set[asyncio.Task[PeerAddress]] = set()
         try:
             while True:

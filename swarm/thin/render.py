@@ -4,7 +4,7 @@ In a sandbox (`sandbox_main.py`), because the template comes from an untrusted p
 
 jinja2's own sandbox keeps a template from Python's internals; it cannot bound a loop within a loop or a text doubled forty times:
 the process's limits do. The environment is transformers' (`utils/chat_template_utils.py`): same extensions, globals, filters and
-variables. (door: jinja2)
+variables. (imports jinja2)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Greedy, temperature, top-k, top-p, min-p and repetition penalty, as `generate` d
 Greedy picks the token that transformers picks (ties to the lowest id). Drawing follows the same distribution, in the same order
 of steps (penalty, temperature, top-k, top-p, min-p); the random numbers are our own, so a seed repeats an answer here, and not torch's.
 
-How much of the logits is needed is decided beforehand (`Choosing.asks`): the largest few where the result is provably the same,
+How much of the logits is needed is decided beforehand (`TokenSampling.asks`): the largest few where the result is provably the same,
 else all. Both ways draw the same tokens. numpy comes in with the first draw; greedy needs none.
 
 Shapes: V tokens of the vocabulary, k of them known.
@@ -29,7 +29,7 @@ MAX_ASKED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choosing:
+class TokenSampling:
     """How the next token is picked."""
 
     temperature: float = 0.0
@@ -101,17 +101,17 @@ class Position:
 class Chooser:
     """One answer's choices; its random state is its own."""
 
-    def __init__(self, choosing: Choosing) -> None:
-        self.choosing = choosing
-        self._random = random.Random(choosing.seed)
+    def __init__(self, sampling: TokenSampling) -> None:
+        self.sampling = sampling
+        self._random = random.Random(sampling.seed)
 
     def choose(self, logits: Logits, before: Sequence[int]) -> int:
         """The next token. before: every token so far, prompt included."""
-        if logits.ids is not None and self.choosing.is_greedy:
+        if logits.ids is not None and self.sampling.is_greedy:
             (first,) = struct.unpack_from("<i", logits.ids)
             return int(first)
         values_k, ids_k = self._candidates(logits, before)
-        if self.choosing.is_greedy:
+        if self.sampling.is_greedy:
             return int(ids_k[0])
         return self._draw(values_k, ids_k)
 
@@ -123,7 +123,7 @@ class Chooser:
         if logits.ids is not None:
             return values, np.frombuffer(logits.ids, dtype="<i4")
         values = self._penalized(values.copy(), before)
-        if self.choosing.is_greedy:
+        if self.sampling.is_greedy:
             best = int(values.argmax())  # the first of equals
             return values[best : best + 1], np.array([best])
         order = np.argsort(-values, kind="stable")
@@ -132,28 +132,28 @@ class Chooser:
     def _penalized(self, values: NDArray, before: Iterable[int]) -> NDArray:  # type: ignore[type-arg]
         import numpy as np
 
-        penalty = np.float32(self.choosing.repetition_penalty)
+        penalty = np.float32(self.sampling.repetition_penalty)
         if penalty != 1:
             seen = np.fromiter(set(before), dtype=np.int64)
             seen = seen[seen < len(values)]
             values[seen] = np.where(values[seen] < 0, values[seen] * penalty, values[seen] / penalty)
-        values[[token for token in self.choosing.suppressed if token < len(values)]] = -np.inf
+        values[[token for token in self.sampling.suppressed if token < len(values)]] = -np.inf
         return values
 
     def _draw(self, values_k: NDArray, ids_k: NDArray) -> int:  # type: ignore[type-arg]
         """values_k: descending."""
         import numpy as np
 
-        scaled = values_k.astype(np.float64) / self.choosing.temperature
-        if self.choosing.top_k:
-            scaled, ids_k = scaled[: self.choosing.top_k], ids_k[: self.choosing.top_k]
+        scaled = values_k.astype(np.float64) / self.sampling.temperature
+        if self.sampling.top_k:
+            scaled, ids_k = scaled[: self.sampling.top_k], ids_k[: self.sampling.top_k]
         chances = np.exp(scaled - scaled[0])
-        if self.choosing.top_p < 1:
+        if self.sampling.top_p < 1:
             chances /= chances.sum()
-            kept = max(1, int((chances.cumsum() - chances < self.choosing.top_p).sum()))
+            kept = max(1, int((chances.cumsum() - chances < self.sampling.top_p).sum()))
             chances = chances[:kept]
-        if self.choosing.min_p:
-            chances = chances[chances >= self.choosing.min_p * chances[0]]
+        if self.sampling.min_p:
+            chances = chances[chances >= self.sampling.min_p * chances[0]]
         sums = chances.cumsum()
         at = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
         return int(ids_k[min(at, len(sums) - 1)])

@@ -135,7 +135,7 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
 
     try:
         text = render(request["template"], request["messages"], request["variables"])
-    except Exception as error:  # a template is a stranger's program: it raises what it likes
+    except Exception as error:  # a template is an untrusted program: it may raise any error
         is_own = type(error) is jinja2.TemplateError  # raised by `raise_exception` alone: the template's own words
         words = " ".join((str(error) if is_own else f"{type(error).__name__}: {error}").split())[:1_000]
         return {"refusal" if is_own else "failure": words}

@@ -69,7 +69,7 @@ def plain(messages: Sequence[Message]) -> str:
 
 
 def render(sandbox: Sandbox, template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-    """What a stranger's template makes of the messages; ModelNotSupportedError says why there is nothing."""
+    """The text that an untrusted template makes of the messages; ModelNotSupportedError says why there is none."""
     request = {"action": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
     size = sum(len(message["content"]) for message in messages)
     try:

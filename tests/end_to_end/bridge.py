@@ -1,4 +1,7 @@
-"""Machines on one local network: network namespaces with an address each, joined by a bridge. Needs root, `ip`, bridges and veth."""
+"""Machines on one local network, made of network namespaces.
+
+Each has an address; a bridge joins them. Needs root, `ip`, bridges and veth.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One swarm for all tests here: starting its nodes is what takes time. At the end, the pauses that deaths have cost are printed."""
+"""One swarm for all tests here, since starting its nodes takes time.
+
+At the end, the pauses that deaths have cost are printed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def running_swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkSer
 
 @pytest.fixture
 def swarm(running_swarm: LocalSwarm) -> LocalSwarm:
-    """Everybody alive, nothing armed, nobody blamed."""
+    """All nodes are alive, no fault is armed, no peer is blamed."""
     running_swarm.renew()
     return running_swarm
 

@@ -1,5 +1,6 @@
-"""A swarm of real nodes for the tests of deaths: three hops of a tiny llama, each with replicas, and a client that outlives them all.
+"""A swarm of real nodes for tests of deaths, with its client.
 
+There are three hops of a tiny llama, each with replicas. The client outlives them all.
 Every hop has a folder of armed faults that its replicas share (`swarm/inference/faults.py`): whichever is on the route dies.
 `heal` starts the dead again, with their data directories and hence their identities, before the next case.
 """
@@ -32,7 +33,7 @@ FIRST_DECODE, LAST_DECODE = 4, 26
 
 
 def make_llama(directory: Path) -> Path:
-    """A random checkpoint with a context long enough for several chunks."""
+    """A random checkpoint with a context long enough for several prefill chunks."""
     config = transformers.LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -67,7 +68,7 @@ class LocalSwarm:
         self.model: Any = self._anchor
 
     def new_model(self, peers: Sequence[str] = (), route_timeout_s: float = 30.0) -> Any:
-        """A client that blames nobody yet; without `peers` it shares the DHT of the one that is there."""
+        """A client that blames no peer yet; without `peers` it shares the DHT of the existing one."""
         return SwarmModelForCausalLM.from_pretrained(self.checkpoint, peers=peers, patience_s=route_timeout_s)
 
     def close(self) -> None:
@@ -95,14 +96,14 @@ class LocalSwarm:
         self.nodes[name] = self.pool.start(name, arguments, {"SWARM_FAULTS": str(self.faults(hop)), "TMPDIR": str(scratch)})
 
     def renew(self) -> None:
-        """Everybody alive, nothing armed, and a client without a grudge: the next case is like the first."""
+        """All nodes alive, no fault armed, and a client that blames no peer: the next case is like the first."""
         self.heal()
         if self.model is not self._anchor:
             self.model.close()
         self.model = self.new_model()
 
     def heal(self) -> None:
-        """Disarm what has not fired, start whoever is dead, and wait until all serve."""
+        """Disarm faults that have not fired, start dead nodes again, and wait until all serve."""
         for hop in range(len(SPANS)):
             for fault in self.faults(hop).iterdir():
                 fault.unlink()
@@ -111,7 +112,7 @@ class LocalSwarm:
                 self.start(name)
         for name, node in self.nodes.items():
             node.wait_for("ready")
-            assert self._peers.setdefault(name, node.said["peer"]) == node.said["peer"], "it came back as somebody else"
+            assert self._peers.setdefault(name, node.said["peer"]) == node.said["peer"], "it came back as another peer"
 
     def arm(self, hop: int, fault: str) -> Path:
         """Let the first replica of `hop` that reaches the moment die there; the file is gone once it has."""
@@ -155,7 +156,7 @@ class LocalSwarm:
         """An answer that is what transformers says, after at least one hop was replaced by one that was up already."""
         answer = self.answer(ids, on_token, **settings)
         assert answer.tokens == self.expected(ids, **settings)
-        assert answer.replaced >= 1, "nobody was lost, so this test has shown nothing"
+        assert answer.replaced >= 1, "no hop was lost, so this test has shown nothing"
         self.pauses_s += answer.pauses_s
         print("pauses in s:", [round(pause_s, 3) for pause_s in answer.pauses_s])
         return answer

@@ -1,4 +1,6 @@
-"""Real nodes for tests: `swarm node` processes that are killed, told to leave, and started again with the same data directory.
+"""Real nodes for tests: processes of `swarm node`.
+
+They are killed, told to leave, and started again with the same data directory.
 
 A fork server (`tests/forked.py`) makes them, so that a start takes about a second; their lines come through a pipe.
 Every wait has a deadline and ends at an event. Whatever happens to the tests, the server takes all nodes with it.

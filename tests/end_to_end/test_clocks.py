@@ -1,4 +1,7 @@
-"""Machines whose clocks differ: up to 30 s nothing breaks, beyond that the one that is wrong is told. Real processes."""
+"""Machines may have clocks that differ by 30 s.
+
+Beyond that, the user of the wrong one is told. Processes are real.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Any hop may die at any moment, and the answer is the one that transformers gives on one machine. Real processes, `kill -9`."""
+"""Any hop may die at any moment, and no token changes.
+
+The answer is the one that transformers gives on one machine. Processes are real and killed by `kill -9`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ SEED = int(os.environ.get("SWARM_TEST_SEED") or secrets.randbelow(1 << 30))
 """Chooses hops and steps; printed by every test, and set again with SWARM_TEST_SEED."""
 
 PREFILL, EARLY, LATE = (0, FIRST_DECODE - 1), (FIRST_DECODE, FIRST_DECODE + 5), (FIRST_DECODE + 10, LAST_DECODE - 1)
-"""Steps of the prompt's chunks; decode steps at which all is still kept as frames; decode steps at which most is history."""
+"""Steps of the prefill chunks; decode steps at which all is still kept as frames; decode steps at which most is history."""
 
 
 def moments() -> list[tuple[int, str, int]]:
@@ -94,7 +97,7 @@ def test_replicas_die_in_turn_and_return_in_time(swarm: LocalSwarm) -> None:
 
 @pytest.mark.parametrize("hop", range(3))
 def test_beam_search_survives_a_death(swarm: LocalSwarm, hop: int) -> None:
-    """Three beams are three rows that are reordered with every token: a replacement must get them as they are now."""
+    """Three beams are three sequences that are reordered with every token: a replacement must get them as they are now."""
     fault = swarm.arm(hop, f"after_compute:step={FIRST_DECODE + 13}")
     swarm.check(swarm.prompt(SEED + 500, 60), num_beams=3)
     assert not fault.exists()

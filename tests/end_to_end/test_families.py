@@ -1,4 +1,4 @@
-"""Every listed family over real gRPC, sessions and batching: token for token what transformers says on one machine."""
+"""Each listed family gives transformers' tokens over real gRPC and batching."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_greedy(model: Any, answer: torch.Tensor, prompt: torch.Tensor, num_tokens
 
 @pytest.mark.parametrize("family", sorted(LISTED))
 def test_a_family_over_the_wire_with_eight_sessions_batched_and_the_prompt_in_chunks(family: str, tmp_path: Path) -> None:
-    """Eight prompts of different lengths at once over uneven spans; the longest prompts travel in several chunks."""
+    """Eight prompts of different lengths at once over uneven spans; the longest prompts travel in several prefill chunks."""
     path = make_checkpoint(family, tmp_path / family, shard="100KB")
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     swarm = WireSwarm(path, SPANS[2], chunk_tokens=8)

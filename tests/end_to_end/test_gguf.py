@@ -1,4 +1,7 @@
-"""A directory with a GGUF file as MODEL: served and asked like the checkpoint that it was made from, and converted once."""
+"""A directory with a GGUF file serves like its original checkpoint.
+
+It is converted once.
+"""
 
 from __future__ import annotations
 

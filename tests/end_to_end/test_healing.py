@@ -1,6 +1,6 @@
-"""Six volunteers come at once, some die without a word, one leaves, one comes back: after each event the swarm answers again, exactly.
+"""A swarm answers exactly after nodes came, died, left and returned.
 
-Nobody tells the nodes which blocks to host. The client's patience is the time that the README states, and some for a busy machine.
+No node is told which blocks to host. The client's route timeout is the time that the README states, and some for a busy machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPANS = {"0:2", "2:4", "4:6"}
 
 
 class Volunteers:
-    """Nodes that place themselves, two blocks each; and a client that counts on whoever is there."""
+    """Nodes that place themselves, two blocks each; and a client of the nodes that are there."""
 
     def __init__(self, folder: Path, pool: ProcessPool, seed: int) -> None:
         self.folder, self.pool, self.random = folder, pool, random.Random(seed)
@@ -59,7 +59,7 @@ class Volunteers:
         return [node for node in self.living() if self.span(node) == span]
 
     def heal(self, event: str) -> None:
-        """An answer, as on one machine, over whoever serves within the stated time."""
+        """An answer, as on one machine, over the nodes that serve within the stated time."""
         started_s = time.monotonic()
         ids = torch.randint(3, 256, (1, 6), generator=torch.Generator().manual_seed(self.random.randrange(1 << 30)))
         with torch.no_grad():
@@ -87,7 +87,7 @@ def test_six_volunteers_keep_a_model_covered_whoever_comes_and_goes(tmp_path: Pa
             node.wait_for("ready")
         chosen = Counter(node.said["placement"].split(": ")[0].rpartition(" ")[2] for node in swarm.living())
         print("seed", seed, "chosen at once:", dict(chosen))
-        assert set(chosen) == SPANS, "two took the same blocks while others were hosted by nobody"
+        assert set(chosen) == SPANS, "two took the same blocks while others had no host"
         swarm.heal("six came")
 
         crowded = swarm.random.choice(sorted(SPANS))

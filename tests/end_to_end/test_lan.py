@@ -1,4 +1,7 @@
-"""Two nodes and a client that know no address find each other by mDNS: machines of their own (network namespaces) on one bridge."""
+"""Two nodes and a client without addresses meet by mDNS.
+
+Each is a machine of its own (a network namespace) on one bridge.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How a node ends: in order at SIGTERM, SIGHUP and Ctrl-C, in the middle of an answer, and without a trace even at `kill -9`."""
+"""A node ends in order at SIGTERM, SIGHUP and Ctrl-C.
+
+Also in the middle of an answer; and even `kill -9` leaves no process and no file behind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Volunteers with nothing: real nodes that join by a model's name, fetch their span from peers, serve it, and give it on."""
+"""Real nodes without files join by a model's name.
+
+They fetch their span from peers, serve it, and give it to others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""When nobody is left who could stand in: an error that says what is missing, in time, or the same call going on with who joins."""
+"""Without a replica a call fails in time or uses a new node.
+
+The error says which blocks are missing.
+"""
 
 from __future__ import annotations
 

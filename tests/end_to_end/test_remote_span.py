@@ -1,4 +1,7 @@
-"""`model.blocks[a:b]` over real nodes: exact against the same layers here, wherever a and b are, and whatever dies."""
+"""`model.blocks[a:b]` over real nodes equals the same layers here.
+
+It does for all a and b, and if a node dies.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +123,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_sent(swarm: WireSwarm)
                 run(wrong)
     assert session.journey is None
     session.step(noise(2, 2))
-    with pytest.raises(BadRequestError, match="this session holds 2 rows, but 1 came"):
+    with pytest.raises(BadRequestError, match="this session holds 2 sequences, but 1 came"):
         session.step(noise(1, 2))
     session.close()
     with torch.no_grad():
@@ -139,7 +142,7 @@ def test_an_edge_of_no_node_is_no_reason_to_refuse_but_a_block_that_nobody_hosts
 
 
 def test_a_copied_cache_is_a_fork_of_the_session(swarm: WireSwarm, path: Path) -> None:
-    """Over the wire a fork is a session of its own: hops copy the rows while the original stands still, and replay them after that."""
+    """Over the wire a fork is a session of its own: hops copy the sequences while the original stands still, and replay them after that."""
     prompt, new = (torch.randint(3, 250, (2, size), generator=torch.Generator().manual_seed(size)) for size in (20, 3))
     for model in (swarm.model, swarm.thin):
         cache = model.new_cache()

@@ -1,4 +1,7 @@
-"""Guessing ahead over real gRPC: one trip through the route for each run of tokens, counted at every hop, and not one other token."""
+"""Speculation takes one trip for each run and changes no token.
+
+Over real gRPC; steps are counted at every hop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Thin equals full equals transformers: every mode of `generate`, over real nodes that host the ends, deaths included."""
+"""Thin client, full client and transformers give equal tokens.
+
+In every mode of `generate`, over real nodes that host embedding and head, deaths included.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.thin.generation import Limits, Row, generate
-from swarm.thin.sampling import Chooser, Choosing
+from swarm.thin.sampling import Chooser, TokenSampling
 from tests.end_to_end.test_families import _KillAfter
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
@@ -60,7 +63,7 @@ def test_mode_equals_the_full_client_and_transformers(family: str, mode: str, tr
     prompt, options, _ = MODES[mode]
     if not options.get("use_cache", True):
         options = options | {"max_new_tokens": 5}  # a session for every token
-    elif options.get("eos_token_id") is None:  # where rows end early, all of NEW is needed
+    elif options.get("eos_token_id") is None:  # if sequences end early, all of NEW is needed
         options = options | {"max_new_tokens": FEW}
     expected, full, thin = answers([theirs, swarm.model, swarm.thin], prompt, **options)
     assert thin == expected == full
@@ -116,17 +119,17 @@ def test_a_death_under_beams_of_a_thin_client_changes_nothing(family: str, doome
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom", "qwen2"])
 @pytest.mark.parametrize(
-    ("choosing", "theirs_too"),
+    ("sampling", "theirs_too"),
     [
-        (Choosing(), {}),
-        (Choosing(repetition_penalty=1.3), {"repetition_penalty": 1.3}),
+        (TokenSampling(), {}),
+        (TokenSampling(repetition_penalty=1.3), {"repetition_penalty": 1.3}),
     ],
     ids=["greedy", "penalty"],
 )
 def test_the_torch_free_client_says_what_transformers_says(
-    family: str, choosing: Choosing, theirs_too: dict[str, Any], trio: Callable[[str], Trio]
+    family: str, sampling: TokenSampling, theirs_too: dict[str, Any], trio: Callable[[str], Trio]
 ) -> None:
-    """With guesses and without: prompt in chunks, one row, the largest logit or all of them."""
+    """With guesses and without: prompt in prefill chunks, one sequence, the largest logit or all of them."""
     theirs, swarm = trio(family)
     expected = theirs.generate(REPETITIVE, **GREEDY, **theirs_too)[0, REPETITIVE.shape[1] :].tolist()
     prompt = REPETITIVE[0].tolist()
@@ -140,7 +143,7 @@ def test_the_torch_free_client_says_what_transformers_says(
         config = SessionConfig(hidden_size=1, vocab_size=256, chunk_tokens=8)
         session = Session(swarm.toys.router, Links(swarm.toys.pool), swarm.toys.identity, config)
         try:
-            stream: AsyncIterator[int] = generate(Row(session), prompt, Chooser(choosing), Limits(max_new_tokens=NEW), propose)
+            stream: AsyncIterator[int] = generate(Row(session), prompt, Chooser(sampling), Limits(max_new_tokens=NEW), propose)
             return [token async for token in stream]
         finally:
             await session.close()

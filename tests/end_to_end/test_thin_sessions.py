@@ -1,4 +1,7 @@
-"""Sessions of a client that holds nothing: token ids in, logits out, over real sockets; what Hugging Face says on one machine."""
+"""Sessions of a client without weights: token ids in, logits out.
+
+Over real sockets, and equal to Hugging Face on one machine.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def swarms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarms]:
 
 
 async def ask(session: Session, ids: Sequence[Sequence[int]], *, ops: Any = (), want: int = WANT_ALL, **form: Any) -> Tensor:
-    """Logits of the new tokens of each row."""
+    """Logits of the new tokens of each sequence."""
     flat = torch.tensor([token for row in ids for token in row], dtype=torch.int32)
     output = await session.step(
         ops, [len(row) for row in ids], compression.pack(flat), StepSpec(kind="ids", want=want, result="logits"), **form
@@ -81,7 +84,7 @@ async def greedy(session: Session, row: Sequence[int], count: int) -> list[int]:
 @pytest.mark.parametrize("num_nodes", [1, 2, 3])
 @pytest.mark.parametrize("swarms", ["llama", "gpt2", "gemma2", "opt"], indirect=True)
 def test_ids_go_in_and_logits_of_every_token_come_out(swarms: Swarms, num_nodes: int) -> None:
-    """Two rows in chunks, then one token each, then a beam's reordering: what the plain model says of each whole row."""
+    """Two sequences in prefill chunks, then one token each, then a beam's reordering: as the plain model on each whole sequence."""
     swarm = swarms.start(SPANS[num_nodes], chunk_tokens=4)
 
     async def talk() -> None:
@@ -235,4 +238,4 @@ def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(swarms: Swarms,
         await session.close()
 
     swarm.run(talk())
-    assert REPLY_BYTES >= 8 * 4 * 256_000  # eight rows of the largest vocabularies still share a step
+    assert REPLY_BYTES >= 8 * 4 * 256_000  # eight sequences of the largest vocabularies still share a step

@@ -1,4 +1,7 @@
-"""A stranger who pokes the ports of every node with bytes changes nothing: no node ends, no answer is another."""
+"""Random bytes at the ports of all nodes change nothing.
+
+No node ends, and no answer is another.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def test_bytes_change_nothing(swarm: LocalSwarm, door: str) -> None:
     answer = swarm.answer(ids, poke_all)
     assert answer.tokens == swarm.expected(ids)
     assert answer.replaced == 0
-    assert held, "no node took a connection, so nobody was poked"
+    assert held, "no node took a connection, so no port was tried"
     assert swarm.answer(ids).tokens == answer.tokens  # while half of the connections are still open
     for connection in held:
         connection.close()

@@ -1,4 +1,7 @@
-"""`swarm chat` on a terminal and for a script, while the only node of some blocks is dead, and when it comes again."""
+"""`swarm chat` waits for the only node of some blocks.
+
+On a terminal and in a script, while the node is dead, and when it comes again.
+"""
 
 from __future__ import annotations
 

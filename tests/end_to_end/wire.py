@@ -1,4 +1,6 @@
-"""A swarm of real engines on loopback, in this process: gRPC, sessions and batching are the real ones, only the DHT is a list.
+"""A swarm of real engines on loopback, in this process.
+
+gRPC, sessions and batching are the real ones; only the DHT is a list.
 
 For what needs many models or an inside look; `processes.py` has the real commands.
 """
@@ -31,7 +33,7 @@ LIMIT_BYTES = 64 << 20
 class WireSwarm:
     """`spans` of a checkpoint at as many nodes, and `model`: the Hugging Face class whose blocks they are.
 
-    with_ends: outer spans host the model's ends too, and `thin` is a model without any weights.
+    with_ends: outer spans host embedding and head too, and `thin` is a model without any weights.
     """
 
     def __init__(

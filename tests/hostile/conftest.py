@@ -1,4 +1,7 @@
-"""Real nodes that are attacked: one fork server, one tiny checkpoint, and what transformers answers with it."""
+"""Real nodes that are attacked, and the answers of transformers.
+
+All share one fork server and one tiny checkpoint.
+"""
 
 from __future__ import annotations
 

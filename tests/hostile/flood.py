@@ -1,4 +1,7 @@
-"""An attacker of the DHT: plain hivemind with a key of its own, none of our rules, and as many made-up peers as it likes."""
+"""An attacker of the DHT: plain hivemind, with many made-up peers.
+
+It has a key of its own and follows none of our rules.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ MODEL = ModelId("tiny", "f" * 64)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One signed entry of somebody, real or not."""
+    """One signed entry of a peer, real or not."""
 
     key: bytes
     author: PeerId

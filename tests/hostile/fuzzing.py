@@ -1,4 +1,6 @@
-"""Runs mutated inputs through parsers, and judges: typed refusals only, little memory, little time.
+"""Runs mutated inputs through parsers, and judges the outcome.
+
+Allowed are typed refusals only, with little memory and in little time.
 
 `scripts/fuzz` runs a million, `test_fuzz.py` 30,000.
 """

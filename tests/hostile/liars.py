@@ -1,4 +1,7 @@
-"""Hops that lie to a session's client, as real gRPC servers beside the toy nodes of `tests/swarm/inference/toy.py`."""
+"""Hops that lie to a session's client.
+
+They are real gRPC servers beside the toy nodes of `tests/swarm/inference/toy.py`.
+"""
 
 from __future__ import annotations
 

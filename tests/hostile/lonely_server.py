@@ -1,4 +1,6 @@
-"""A server of ours in a process of its own, with few descriptors: so that its memory and its sockets can be counted.
+"""A server in a process of its own, with few descriptors.
+
+So its memory and its sockets can be counted.
 
 python -m tests.hostile.lonely_server MAX_DESCRIPTORS PATIENCE_S; prints its port, and ends with stdin.
 """

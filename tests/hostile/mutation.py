@@ -1,4 +1,6 @@
-"""Mutations of valid bytes: by byte, by part, and by structure (a frame's header or a msgpack map is taken apart and put together wrong).
+"""Mutations of valid bytes: by byte, by part, and by structure.
+
+By structure: a frame's header or a msgpack map is taken apart and put together wrong.
 
 Everything comes from the given generator, so a seed and a number name an input for ever.
 """

@@ -1,4 +1,4 @@
-"""Every parser that reads what a stranger sent, each with valid samples: what the fuzzer mutates.
+"""Every parser of untrusted bytes, with valid samples for the fuzzer.
 
 A parser returns something or raises a SwarmError. Text parsers get the bytes as text, letters that are none replaced.
 """
@@ -105,7 +105,7 @@ def all_parsers() -> dict[str, Parser]:
         "credential": Parser(
             lambda data: _AUTHENTICATOR.caller(data, NOW_S), (auth.credential(ALICE, _FINGERPRINT, NOW_S + 60),)
         ),
-        "error": _text(lambda text: errors.from_wire(text[:20], text), "bad_request", "no\x1b[31m room"),
+        "error": _text(lambda text: errors.from_wire(text[:20], text), "bad_request", "no\x1b[31m memory"),
         "generation config": Parser(_read_settings, (json.dumps({"eos_token_id": [2, 7], "temperature": 0.7}).encode(),)),
         "address": _text(ids.parse_address, "192.0.2.7:4001", "[2001:db8::2]:4001", "a.example:1"),
         "peer address": _text(PeerAddress.parse, f"/ip4/192.0.2.7/tcp/4001/p2p/{ALICE.peer_id}"),

@@ -1,4 +1,7 @@
-"""HTTP/2 by hand, for callers that no library of ours would be: unfinished requests, many streams, no credential."""
+"""HTTP/2 by hand, for calls that our libraries do not make.
+
+Such as unfinished requests, many streams, no credential.
+"""
 
 from __future__ import annotations
 
@@ -58,13 +61,15 @@ class RawCaller:
         while time.monotonic() < ends_s and not self.is_gone:
             went = 0
             for stream in sent.keys() - self.ended:
-                room = min(self._window, self._initial + self._granted[stream] - sent[stream], num_bytes - sent[stream], 16_384)
-                if room > 5:
+                num_free = min(
+                    self._window, self._initial + self._granted[stream] - sent[stream], num_bytes - sent[stream], 16_384
+                )
+                if num_free > 5:
                     head = b"\0" + struct.pack(">I", claimed) if sent[stream] == 0 else b""
-                    self._send(_frame(_DATA, 0, stream, head + bytes(room - len(head))))
-                    sent[stream] += room
-                    self._window -= room
-                    went += room
+                    self._send(_frame(_DATA, 0, stream, head + bytes(num_free - len(head))))
+                    sent[stream] += num_free
+                    self._window -= num_free
+                    went += num_free
             self._hear(0.2 if not went else 0.0001)
             if all(stream in self.ended or number >= num_bytes for stream, number in sent.items()):
                 break

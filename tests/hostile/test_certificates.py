@@ -1,4 +1,4 @@
-"""A stranger's certificate: whatever it holds, it is refused or read in silence. Nothing of it reaches stderr."""
+"""An untrusted certificate is refused or read; nothing of it reaches stderr."""
 
 from __future__ import annotations
 

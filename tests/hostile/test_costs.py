@@ -1,4 +1,6 @@
-"""No message of at most 64 KB costs more than 20 ms of the event loop: every kind, every field, the worst that fits.
+"""No message of 64 KB blocks the event loop for 20 ms.
+
+Every kind and every field is tried, with the worst content that fits.
 
 CPU time of the thread is measured, and the best of three counts, so that a busy machine makes no test fail.
 """
@@ -77,7 +79,7 @@ FILLINGS: dict[str, bytes] = {
     "numbers of 5 bytes": _list(b"\xce\xff\xff\xff\xff" * (ROOM // 5), 5),
     "empty texts": _list(b"\xa0" * ROOM),
     "pairs": _list(b"\x92\xa4rows\x90" * (ROOM // 7), 7),
-    "operations of all rows": _list(b"\x92\xa6repeat\xcd\x04\x00" * (ROOM // 11), 11),
+    "operations of all sequences": _list(b"\x92\xa6repeat\xcd\x04\x00" * (ROOM // 11), 11),
     "lists of lists": _list(_list(b"\x90" * 250) * (ROOM // 255), 255),
     "15 deep": _list(b"\x91" * 13 + b"\x90" * (ROOM - 13)),
     "1,000 deep": b"\x91" * 1_000 + b"\x90",
@@ -93,7 +95,7 @@ FILLINGS: dict[str, bytes] = {
 
 
 def filled(kind: str) -> Iterator[tuple[str, bytes]]:
-    """The kind's largest honest message, with each of its fields, and one that nobody knows, filled with each filling."""
+    """The kind's largest honest message, with each of its fields, and an unknown one, filled with each filling."""
     data = LARGEST[kind]().encode()
     header = msgpack.unpackb(header_of(data))
     small = {key: value for key, value in header.items() if len(msgpack.packb(value)) < 1_000}
@@ -159,7 +161,7 @@ class Attack:
                     self.histories.put_nowait(message)
 
     async def steps(self, *steps: Step) -> tuple[float, str]:
-        """Say them; the longest turn of the loop until they are computed. Their retained copies are folded when they leave the window."""
+        """Send them; the longest time that the loop is busy with them. Their retained copies are folded when they leave the window."""
         self.number += len(steps)
         with watched() as turns:
             await self.line.say(*steps)
@@ -192,20 +194,20 @@ async def worst_steps(attack: Attack) -> dict[str, tuple[float, str]]:
     await attack.begin()
     await attack.steps(*(attack.step([1], at=at) for at in range(200)))
     again = (attack.step([0] * MAX_ROWS, [Rows((0,)), *OPERATIONS], at=at) for at in range(NOTHING))
-    found["operations of 32,000 rows"] = await attack.steps(*again)
+    found["operations of 32,000 sequences"] = await attack.steps(*again)
     found["a history of 1,024 copies"] = await attack.ask_for_the_history()
     chosen = Rows(tuple(row // 2 for row in range(MAX_ROWS)))
-    found["1,024 rows, half of them copies, four times"] = await attack.steps(
+    found["1,024 sequences, half of them copies, four times"] = await attack.steps(
         *(attack.step([0] * MAX_ROWS, [chosen] * 4, at=at) for at in range(2 * NOTHING))
     )
     await attack.begin()
-    found["a token for each of 1,024 rows"] = await attack.steps(
+    found["a token for each of 1,024 sequences"] = await attack.steps(
         *(attack.step([1] * MAX_ROWS, at=at) for at in range(2 * NOTHING))
     )
     await attack.begin()
     found["1,500 tokens with positions"] = await attack.steps(attack.step([1_500], positions=[1 << 20] * 1_500))
     await attack.begin()
-    found["indices that name no row"] = await attack.steps(attack.step([1] * 8, [Rows((MAX_ROWS - 1,) * MAX_ROWS)] * 4))
+    found["indices that name no sequence"] = await attack.steps(attack.step([1] * 8, [Rows((MAX_ROWS - 1,) * MAX_ROWS)] * 4))
     return found
 
 

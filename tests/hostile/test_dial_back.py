@@ -1,4 +1,4 @@
-"""Being dialled back: a stranger can neither scan by us, nor learn which ports are open, nor keep others from it."""
+"""Dialling back scans no ports, and stays available to others."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_a_closed_a_silent_and_another_peers_port_take_the_same_time() -> 
                 answered = await DialBacks(nobody).answer(request(address), call(identity(3), "127.0.0.1"))
                 took_s[address] = time.monotonic() - began_s
                 said = DialBackReply.parse(answered)
-                assert said.reachable == () and said.reason == f"nobody proves your identity at {address}"
+                assert said.reachable == () and said.reason == f"no peer proves your identity at {address}"
     assert min(took_s.values()) >= 0.59, took_s
 
 
@@ -165,7 +165,7 @@ async def test_peers_that_refuse_are_passed_over_and_a_name_is_resolved_by_who_h
         _, (mine,), certificate = await stack.enter_async_context(served(HONEST))
         named = mine.replace("127.0.0.1", "localhost")
         assert await ask(pool, [*refusing, *lying[:2], honest], (named,), certificate) is True
-        assert await ask(pool, refusing, (named,), certificate) is None  # nobody has tried
+        assert await ask(pool, refusing, (named,), certificate) is None  # no peer has tried
         assert await ask(pool, [*lying, honest], (named,), certificate) is False  # three agree: enough
         with contextlib.suppress(SwarmError):
             await pool.close()

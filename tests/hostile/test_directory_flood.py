@@ -1,4 +1,7 @@
-"""A flood of the directory: made-up peers, junk keys and greedy questions keep nobody from being found. Real nodes, real libp2p."""
+"""Every peer is found in a flooded directory.
+
+The flood: made-up peers, junk keys and greedy questions. Nodes and libp2p are real.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def push_as_sybils(target: Peer, items: list[Item], origins: list[str]) -> int:
 
 async def test_a_flood_of_identities_hides_nobody(tmp_path: Path) -> None:
     """Before, a full key took nothing new for 15 minutes, and answers held the longest-lived first. Here all of the flood comes from
-    where everybody is, so that the bounds on networks do not help."""
+    the network of all peers, so that the bounds on networks do not help."""
     async with nodes(tmp_path, 2) as honest:
         _, undisturbed_s = await found_by_thin_client(honest[0])
         async with asyncio.timeout(DEADLINE_S):

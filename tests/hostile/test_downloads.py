@@ -1,4 +1,7 @@
-"""Downloads among sources that say nothing, drip, or lie about sizes: what is wanted comes from the honest ones."""
+"""Downloads end among sources that are silent, slow, or lie.
+
+The wanted pieces come from the honest ones.
+"""
 
 from __future__ import annotations
 
@@ -98,11 +101,11 @@ async def fetched(here: LocalSwarm, records: Sequence[PeerRecord], model: Model,
     """Manifest, files and tensors, as a client fetches them; seconds that it took."""
     started_s, draw = time.monotonic(), random.Random(SEED).random
     records = await sources_of(records)
-    standing = Standing(here.pool.is_connected)
-    manifest = await fetch_manifest(here.pool, records, model.model, standing, draw)
+    reputation = Standing(here.pool.is_connected)
+    manifest = await fetch_manifest(here.pool, records, model.model, reputation, draw)
     cache = ModelCache(root, model.model, manifest)
-    await fetch_files(here.pool, records, cache, standing, draw)
-    await fetch_tensors(model.tensors, cache, here.pool, lambda: sources_of(records), replace(options, standing=standing))
+    await fetch_files(here.pool, records, cache, reputation, draw)
+    await fetch_tensors(model.tensors, cache, here.pool, lambda: sources_of(records), replace(options, standing=reputation))
     model.check(cache)
     for name, content in model.files.items():
         assert (cache.directory / name).read_bytes() == content
@@ -143,10 +146,10 @@ async def test_who_has_delivered_before_is_asked_first(tmp_path: Path) -> None:
         model = make_model(tmp_path / "source", blocks=1)
         hostile = await hostile_swarm(here, model, Swallower, 5)
         honest = await here.start(model)
-        standing = Standing(here.pool.is_connected)
-        await fetch_manifest(here.pool, [honest.record], model.model, standing)
+        reputation = Standing(here.pool.is_connected)
+        await fetch_manifest(here.pool, [honest.record], model.model, reputation)
         started_s = time.monotonic()
-        await fetch_manifest(here.pool, [*hostile, honest.record], model.model, standing, lambda: 0.0)
+        await fetch_manifest(here.pool, [*hostile, honest.record], model.model, reputation, lambda: 0.0)
         assert time.monotonic() - started_s < 0.9, "no untrusted peer was asked before"
 
 

@@ -1,4 +1,7 @@
-"""A hop that says of another "it is lost" while that one answers: both are passed by for a while, and the accused keeps its good name."""
+"""A hop that is wrongly reported as lost is used again soon.
+
+Accuser and accused are both avoided for a while.
+"""
 
 from __future__ import annotations
 

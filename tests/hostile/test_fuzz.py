@@ -1,4 +1,7 @@
-"""30,000 mutated inputs through every parser: typed refusals only, bounded memory and time. `scripts/fuzz` runs a million."""
+"""Mutated inputs get typed refusals, in bounded memory and time.
+
+Here are 30,000 for all parsers together; `scripts/fuzz` runs a million.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The nodes that the attacks are run against serve what transformers answers; without this, an attack that fails shows nothing."""
+"""The attacked nodes serve what transformers answers.
+
+Without this, an attack that fails shows nothing.
+"""
 
 from __future__ import annotations
 

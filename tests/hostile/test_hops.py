@@ -1,4 +1,7 @@
-"""Hostile clients and hops at a node's sessions: storms of routes, memory by many small sessions, grants used again."""
+"""Hostile clients and hops at a node's sessions.
+
+Storms of routes, memory by many small sessions, grants used again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many new identities that answer do not push a peer that we know for days out of the file of known peers."""
+"""New identities do not push old ones out of the known peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`--allow`, `--deny`, `--trust`: who is refused where, whichever way it comes; and lists that change while a node runs."""
+"""`--allow`, `--deny`, `--trust` hold on every way into a node.
+
+They also hold after a list has changed while the node runs.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,7 @@ async def test_whole_peers_keep_to_their_lists(tmp_path: Path) -> None:
         return PeerConfig(data_dir=tmp_path, identity_path=tmp_path / name, bootstrap=bootstrap, entry=Entry(lists=lists))
 
     deny = tmp_path / "deny.txt"
-    deny.write_text("# nobody yet\n")
+    deny.write_text("# none yet\n")
     async with Peer(config("host", Lists(deny=deny))) as host, Peer(config("guest", Lists(), *host.multiaddrs)) as guest:
         await guest.joined()
         await guest.directory.announce(lambda: record_of(guest), [MODEL.name])
@@ -211,7 +214,7 @@ async def test_a_trusted_peer_counts_as_met_and_as_proven(tmp_path: Path) -> Non
 
                 assert judged(ONE.peer_id) == [True, True, True]
                 assert judged(TWO.peer_id) == [False, False, False]
-                assert judged(host.peer_id) == [True, True, False], "met, and nobody vouches for it"
+                assert judged(host.peer_id) == [True, True, False], "met, and not trusted by any list"
                 us.gate.renew(Access(trust=ids(ONE), deny=ids(ONE)))
                 assert judged(ONE.peer_id) == [False, False, False]
 
@@ -238,7 +241,7 @@ def test_a_wrong_line_is_named_with_what_was_expected() -> None:
 
 def test_files_that_cannot_be_lists_are_refused(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty", tmp_path / "binary"
-    empty.write_text("# nobody\n")
+    empty.write_text("# none\n")
     binary.write_bytes(os.urandom(100) + b"\xff")
     with pytest.raises(ConfigError, match="is empty, so every peer would be refused"):
         Lists(allow=empty).read()

@@ -1,4 +1,6 @@
-"""A name is taken over: records of other weights that claim more, and an answering node of other weights, against real nodes.
+"""A model's name cannot be taken over by nodes of other weights.
+
+Attackers are records that claim more, and an answering node, against real nodes.
 
 Real servers and hellos; the directory is a list, as untrusted peers may fill it.
 """

@@ -1,4 +1,4 @@
-"""Engines of parts are made for whoever asks, so one client can neither take all places nor have engines made without end."""
+"""One client cannot take all engines of parts, nor make many."""
 
 from __future__ import annotations
 

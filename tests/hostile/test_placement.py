@@ -1,4 +1,7 @@
-"""Peers that only claim to host blocks draw no node off them: real hosts, servers, sessions and movers over toy blocks."""
+"""Peers that only claim to host blocks draw no node off them.
+
+Hosts, servers, sessions and movers are real, over toy blocks.
+"""
 
 from __future__ import annotations
 
@@ -170,7 +173,7 @@ async def test_a_newcomer_counts_only_peers_that_answer_it() -> None:
     async def ping(record: PeerRecord) -> None:
         asked.append(record.peer)
         if record not in records[150:153]:
-            raise PeerUnreachableError("nobody there")
+            raise PeerUnreachableError("no answer")
 
     greeted = Greeted(ping, loop_clock())
     assert await greeted.answering(records) == records[150:153] == await greeted.answering(records)
@@ -208,7 +211,7 @@ async def test_a_peer_that_misses_one_hello_is_not_gone_and_one_that_is_gone_is_
 
     async def ping(record: PeerRecord) -> None:
         if not any(at_s <= clock.now_s() < at_s + 10 for at_s in answers_s):
-            raise PeerUnreachableError("nobody there")
+            raise PeerUnreachableError("no answer")
 
     peer = PeerRecord(peer=new_identity().peer_id)
     liveness = Liveness(ping)

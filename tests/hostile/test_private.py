@@ -1,4 +1,7 @@
-"""A private swarm: an outsider that knows addresses and the name gets nothing, by the DHT and by every call; an insider gets all."""
+"""An outsider gets nothing from a private swarm, a member everything.
+
+The outsider knows addresses and the name, and tries the DHT and every call.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from hivemind.proto import dht_pb2, p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from node.cli.asking import open_model
-from node.cli.options import Asked
+from node.cli.options import ClientOptions
 from protocols import services
 from protocols.errors import ModelNotFoundError, PeerUnreachableError, PrivateSwarmError, SwarmError
 from protocols.identity import Identity, from_seed
@@ -142,7 +145,7 @@ async def test_a_proof_that_was_seen_serves_nobody_else() -> None:
             "a member's request": second._guard.prove(guard._REQUEST, me),
             "a member's answer": second._guard.prove(guard._ANSWER, me),
             "the target's own answer": first._guard.prove(guard._ANSWER, you),
-            "what it says to a stranger": first._guard.prove(guard._REQUEST, thief),  # type: ignore[arg-type]
+            "what it says to an outsider": first._guard.prove(guard._REQUEST, thief),  # type: ignore[arg-type]
         }
         peer = PeerID.from_base58(me)
         await outsider.p2p._client.connect(peer, [Multiaddr(address_of(first).transport)])
@@ -156,7 +159,7 @@ async def test_a_proof_that_was_seen_serves_nobody_else() -> None:
 
 
 async def whereabouts(asked: Dht, wanted: Dht) -> str:
-    """What p2pd's own DHT (go-libp2p's) tells a stranger about where another member is: "" or an error."""
+    """What p2pd's own DHT (go-libp2p's) tells an outsider about where another member is: "" or an error."""
     outsider = await P2P.create(host_maddrs=["/ip4/127.0.0.1/tcp/0"], dht_mode="client")
     try:
         await outsider._client.connect(PeerID.from_base58(address_of(asked).peer), [Multiaddr(address_of(asked).transport)])
@@ -177,11 +180,11 @@ async def whereabouts(asked: Dht, wanted: Dht) -> str:
         await outsider.shutdown()
 
 
-async def test_p2pd_itself_tells_a_stranger_of_no_other_member_and_members_tell_each_other() -> None:
-    """hivemind needs go-libp2p's DHT to find addresses, and that DHT answers everybody: in a private swarm it is off."""
+async def test_p2pd_itself_tells_an_outsider_of_no_other_member_and_members_tell_each_other() -> None:
+    """hivemind needs go-libp2p's DHT to find addresses, and that DHT answers any peer: in a private swarm it is off."""
     async with member(None) as one, member(None) as two:
         await two.join(address_of(one))
-        assert await whereabouts(one, two) == "", "in a public swarm anybody learns it"
+        assert await whereabouts(one, two) == "", "in a public swarm any peer is told"
     async with member(KEY) as first, member(KEY) as second, member(KEY) as third:
         await second.join(address_of(first))
         await third.join(address_of(first))
@@ -310,16 +313,16 @@ async def test_a_public_invitation_opens_no_private_swarm_for_a_command_with_a_k
     user = tmp_path / "user"
     keyring.keep(user, NAME, KEY)
 
-    def opened(asked: Asked) -> None:
+    def opened(asked: ClientOptions) -> None:
         with open_model(asked.asking("toy")):
-            pytest.fail("nobody serves it")
+            pytest.fail("no node serves it")
 
     async with Peer(config(tmp_path)) as node:
         word = Invitation(swarm=NAME, peers=node.multiaddrs).text()
         with pytest.raises(PrivateSwarmError, match="ask a member for an invitation"):
-            await asyncio.to_thread(opened, Asked(max_new_tokens=1, join=word, data_dir=user, patience=0.0))
+            await asyncio.to_thread(opened, ClientOptions(max_new_tokens=1, join=word, data_dir=user, patience=0.0))
         with pytest.raises(ModelNotFoundError):  # the kept key, if the user says no word of an invitation
-            mine = Asked(max_new_tokens=1, swarm=NAME, peer=list(node.multiaddrs), data_dir=user, patience=0.0)
+            mine = ClientOptions(max_new_tokens=1, swarm=NAME, peer=list(node.multiaddrs), data_dir=user, patience=0.0)
             await asyncio.to_thread(opened, mine)
 
 

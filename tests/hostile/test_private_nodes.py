@@ -1,4 +1,7 @@
-"""A newcomer's walk through a private swarm of real nodes (docs/private.md): make it, join it, be refused without its key."""
+"""A user's way into a private swarm of real nodes.
+
+As in docs/private.md: make it, join it, be refused without its key.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,7 @@ def test_a_newcomer_joins_by_an_invitation_and_an_outsider_does_not(
         assert keyring.file_of(folder, "attic").stat().st_mode & 0o777 == 0o600
     assert not list((founder / "swarms").glob("*.running")), "a node that has left is in no new invitation"
 
-    # somebody is excluded
+    # a member is excluded
     invite(capsys, "--swarm", "attic", "--new-key", "--data-dir", str(founder))
     renewed = start("renewed", str(checkpoint), "--swarm", "attic", "--blocks", "0:3", "--data-dir", str(founder))
     word = invite(capsys, "--swarm", "attic", "--data-dir", str(founder))

@@ -1,4 +1,4 @@
-"""A hop that refuses a request "for everybody" speaks for itself only: others are asked, and the user reads whose word it was."""
+"""A refusal of one hop is not believed for all nodes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_the_only_peer_s_refusal_is_raised_soon_quoted_and_by_name(swarm: 
 
 
 async def test_a_request_that_every_node_refuses_is_raised_and_the_next_one_is_answered(swarm: ToySwarm) -> None:
-    """Nobody honest may be of no use to this client because the client asked for something impossible."""
+    """No honest node may be avoided by this client because the client asked for something impossible."""
     nodes = [await swarm.serve(0, 4) for _ in range(hearsay.AGREED + 1)]
     session = swarm.session(route_timeout_s=60)
     with pytest.raises(BadRequestError, match=r"peer .* says: 'hidden states must be finite"):

@@ -1,4 +1,6 @@
-"""Records at silent addresses, and claims of speed: a client finds its way and keeps it, over real servers and sessions.
+"""A client finds a route among silent peers and false claims.
+
+Servers and sessions are real.
 
 The addresses take TCP connections and say nothing; the directory is a list, as untrusted peers may fill it.
 """
@@ -46,7 +48,7 @@ class LocalSwarm(ToySwarm):
         return Records(tuple(sorted((*self.lies, *honest), key=lambda record: record.peer)))
 
     def new_client(self, route_timeout_s: float = 30.0) -> Session:
-        """A client that has met nobody."""
+        """A client that has met no peer."""
         router = Router(self, self._ping, MODEL, NUM_BLOCKS)
         return Session(router, Links(self.pool), self.identity, SessionConfig(route_timeout_s=route_timeout_s))
 

@@ -1,4 +1,7 @@
-"""Nodes that answer hello, take every session and keep its steps: they hold nobody up, and no honest node is taken for one."""
+"""Nodes that take every session and keep its steps delay no client.
+
+They answer hello like others. No honest node is taken for one.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +72,11 @@ async def test_two_nodes_that_swallow_steps_cost_seconds_with_a_user_s_settings(
     assert session._config.route_timeout_s == ROUTE_TIMEOUT_S
     took_s = await answered(session, WHOLE)
     assert [hop.peer for hop in session.route] == [honest.identity.peer_id]
-    assert took_s > 2 and any(liar.steps for liar in liars)  # otherwise nobody was attacked
+    assert took_s > 2 and any(liar.steps for liar in liars)  # otherwise no liar was used
     await session.close()
     kept = {liar.address: liar.steps for liar in liars if liar.steps}
     again = Session(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig())
-    await answered(again, WHOLE)  # a liar that nobody has met yet costs its 3 s, the others are passed by
+    await answered(again, WHOLE)  # a liar that was not met yet costs its 3 s, the others are avoided
     assert all(liar.steps == kept[liar.address] for liar in liars if liar.address in kept)
     await again.close()
 
@@ -261,7 +264,7 @@ async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they
     watch._num_tried = 1
     assert legs.current.is_stuck and watch._pause_s(3.0) == 1.0
     legs.rivals = [legs.current] * MAX_RIVALS
-    assert watch._pause_s(3.0) == 3.0  # one of them has to make room
+    assert watch._pause_s(3.0) == 3.0  # one of them has to end first
     legs.rivals = []
     legs.current.finding = Finding(Kind.BUSY, (0,))
     assert watch._pause_s(3.0) == 6.0
@@ -291,7 +294,7 @@ async def test_on_a_route_that_has_answered_only_a_hop_that_computes_has_five_ti
 
 
 async def test_a_hop_that_connects_slowly_to_the_next_one_keeps_nothing(swarm: ToySwarm) -> None:
-    """It was taken for a swallower: two honest hops were suspected, and the rows of one were given up, three times in a row."""
+    """It was taken for a swallower: two honest hops were suspected, and the sequences of one were given up, three times."""
     first, second = await swarm.serve(0, 2), await swarm.serve(2, 4)
     session = swarm.session(stall_s=LATE_S)
     await ask(session, (), [1], random_tokens(1))

@@ -1,4 +1,7 @@
-"""What a stranger wrote reaches the terminal as text: no title, no clipboard, nothing hidden. A file gets an answer as it is."""
+"""Untrusted text reaches the terminal as text only.
+
+It sets no title and no clipboard, and hides nothing. A file gets an answer as it is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's tokenizer and chat template: whatever they do, it costs a process with limits and one line of error."""
+"""Untrusted tokenizers and templates cost a limited process and one line."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ AT_ENCODING: dict[str, dict[str, Any]] = {
     "regular expression": {
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
     },
-    "more tokens than anybody asked for": {"normalizer": sequence("normalizers", 2)},
+    "more tokens than were asked for": {"normalizer": sequence("normalizers", 2)},
 }
 AT_DECODING: dict[str, dict[str, Any]] = {
     "time": {"decoder": sequence("decoders", DEEP)},
     "panic": {"decoder": {"type": "Strip", "content": "a", "start": 5, "stop": 5}},
-    "more text than anybody asked for": {"decoder": sequence("decoders", 3)},
+    "more text than was asked for": {"decoder": sequence("decoders", 3)},
 }
 
 
@@ -176,7 +176,7 @@ def test_the_full_client_runs_templates_and_tokenizers_of_peers_in_the_same_proc
         tokenizer.sandbox.close()
 
 
-# --- what transformers reads, for the Python API and for forms that nobody else reads
+# --- what transformers reads, for the Python API and for forms that no other reader has
 
 
 class Fetched:

@@ -1,4 +1,7 @@
-"""Strangers at the port: bytes before any credential, requests that never end, and connections on which nobody calls."""
+"""Untrusted peers at the port do not disturb a server.
+
+They send bytes before any credential, requests that never end, and open connections without calls.
+"""
 
 from __future__ import annotations
 

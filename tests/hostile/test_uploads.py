@@ -1,4 +1,4 @@
-"""The places of an uploader under those who hold them without use: whoever really fetches gets one."""
+"""A peer that really fetches gets one of an uploader's places."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def holding(giver: Giver, model: Model, *, reads: bool) -> AsyncIterator[l
 
 @pytest.mark.parametrize("reads", [True, False], ids=["a question now and then", "nothing is read"])
 async def test_places_that_are_not_used_go_to_who_fetches(tmp_path: Path, *, reads: bool) -> None:
-    """Four identities held all eight places with a question every 20 s; whoever came was refused for ever."""
+    """Four identities held all eight places with a question every 20 s; each further peer was refused for ever."""
     async with asyncio.timeout(40), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=2, block_bytes=48 * PIECE_BYTES)
         giver = await here.start(model)
@@ -126,7 +126,7 @@ async def test_a_receiver_that_does_not_read_is_cut_off_though_nobody_waits(
 
 
 async def test_manifests_are_counted_by_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks again and again is refused; an account is filled again with time."""
+    """A peer that asks again and again is refused; its account is filled again with time."""
     now_s = 0.0
     async with asyncio.timeout(20), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)

@@ -1,4 +1,4 @@
-"""How long the event loop's turns take, in CPU time of its thread: a busy machine does not lengthen them."""
+"""CPU time that iterations of the event loop take."""
 
 from __future__ import annotations
 

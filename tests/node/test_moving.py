@@ -201,7 +201,7 @@ async def test_a_death_without_a_word_is_noticed_and_its_gap_filled_under_a_wait
     assert doomed.identity.peer_id in swarm.records, "its record lives on"
     rest = asyncio.create_task(ask(session, (), [4], row[4:]))
     moved = [node for node in movers if await node.mover.look()]
-    assert [node.spans for node in moved] == [["0:2 serving"]] and "nobody hosts 0:2" in moved[0].events[0].text
+    assert [node.spans for node in moved] == [["0:2 serving"]] and "no node hosts 0:2" in moved[0].events[0].text
     after = await rest
     assert torch.allclose(torch.cat([*before, after]), torch.stack(reference(list(row), [(0, 2), (2, 4)])), atol=1e-6)
     await session.close()

@@ -95,7 +95,7 @@ def test_a_node_says_who_and_where_it_is_and_how_to_invite(swarm: tuple[NodeProc
     first, second = (node.said for node in swarm)
     assert first["serving"].startswith("blocks 0:2 of tiny@") and first["serving"].endswith("(packed, float32)")
     assert second["serving"].startswith("blocks 2:5 of tiny@")  # what was missing
-    assert "nobody hosts them" in second["placement"]
+    assert "no node hosts them" in second["placement"]
     assert first["multiaddr"].startswith("/ip4/127.0.0.1/tcp/") and first["multiaddr"].endswith(f"/p2p/{first['peer']}")
     assert first["peer"] != second["peer"]  # the second took the next identity by itself
     assert first["invite"] == f"swarm node {model.name} --peer {first['multiaddr']}"

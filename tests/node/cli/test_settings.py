@@ -91,8 +91,8 @@ def test_a_key_of_the_contract_changes_no_text(
         assert text == expected
         assert backend.num_opened == 1 and sum(sum(call.counts) for call in backend.calls[1:]) >= NEW - 1  # K/V were used
         assert (max(call.counts[0] for call in backend.calls[1:]) > 1) == bool(speculate)  # guessed if and only if asked to
-    chosen = read_defaults(path).choosing(sampling().wanted, None)
-    assert chosen == read_defaults(plain).choosing(Wanted(), None)
+    chosen = read_defaults(path).sampling(sampling().wanted, None)
+    assert chosen == read_defaults(plain).sampling(Wanted(), None)
 
 
 @pytest.mark.parametrize("where", ["in the answer", "in the prompt"])
@@ -162,7 +162,7 @@ def test_chat_draws_as_transformers_does_by_the_models_own_settings(own: dict[st
     torch.manual_seed(3)
     expected = theirs(path)
     assert answer(path, sampling(seed=3, as_model_says=True))[0] == expected
-    chosen = read_defaults(path).choosing(sampling(as_model_says=True).wanted, 3)
+    chosen = read_defaults(path).sampling(sampling(as_model_says=True).wanted, 3)
     assert (chosen.temperature, chosen.top_k) == (own.get("temperature", 1.0), own.get("top_k", 50))
     assert (chosen.top_p, chosen.min_p) == (own.get("top_p", 1.0), own.get("min_p", 0.0))
 

@@ -25,12 +25,12 @@ FORWARDS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt": (dict(input_ids=torch.zeros(1, 0)), "the prompt is empty"),
     "floats": (dict(input_ids=IDS.float()), "must be integers, got torch.float32"),
     "a list": (dict(input_ids=[[1, 2]]), "must be a tensor"),
-    "one dimension": (dict(input_ids=IDS[0]), r"must be \[rows, tokens\]"),
+    "one dimension": (dict(input_ids=IDS[0]), r"must be \[batch, tokens\]"),
     "too long": (
         dict(input_ids=IDS.repeat(1, 50)),
         "the prompt is too long: 300 tokens, this model's limit is 256; shorten it by 44",
     ),
-    "too many rows": (dict(input_ids=IDS[:1].repeat(1025, 1)), "1 to 1024 rows"),
+    "too many rows": (dict(input_ids=IDS[:1].repeat(1025, 1)), "1 to 1024 sequences"),
     "a mask of other rows": (dict(input_ids=IDS, attention_mask=ONES[:1]), r"attention_mask must be \[2, 6\]"),
     "a mask that is too long": (dict(input_ids=IDS, attention_mask=torch.ones(2, 9)), r"attention_mask must be \[2, 6\]"),
     "a mask of four dimensions": (dict(input_ids=IDS, attention_mask=torch.ones(2, 1, 6, 6)), "take no other mask"),
@@ -51,10 +51,16 @@ GENERATES: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt": (dict(inputs=torch.zeros(1, 0).long()), "the prompt is empty"),
     "an id out of range": (dict(inputs=IDS + 250), "out of range"),
     "a mask of other rows": (dict(inputs=IDS, attention_mask=ONES[:1]), r"attention_mask must be \[2, 6\]"),
-    "a row of padding only": (dict(inputs=IDS, attention_mask=ONES * torch.tensor([[1], [0]])), "row 1 of the prompt is empty"),
+    "a row of padding only": (
+        dict(inputs=IDS, attention_mask=ONES * torch.tensor([[1], [0]])),
+        "sequence 1 of the prompt is empty",
+    ),
     "a local cache": (dict(inputs=IDS, past_key_values=DynamicCache()), "model.new_cache"),
     "paged": (dict(inputs=IDS, cache_implementation="paged"), "leave it out"),
-    "padding on the right, unsaid": (dict(inputs=IDS * torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6])), "row 0 ends in padding"),
+    "padding on the right, unsaid": (
+        dict(inputs=IDS * torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6])),
+        "sequence 0 ends in padding",
+    ),
 }
 
 
@@ -90,13 +96,13 @@ def test_a_cache_cannot_change_its_rows_or_its_padding(pair: Callable[[str], Any
     mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6])
     cache = ours(IDS, attention_mask=mask).past_key_values
     one = torch.ones(2, 1)
-    with pytest.raises(BadRequestError, match="holds 2 rows, but 1 came"):
+    with pytest.raises(BadRequestError, match="holds 2 sequences, but 1 came"):
         ours(IDS[:1, :1], past_key_values=cache)
-    with pytest.raises(BadRequestError, match="no attention_mask came"):
+    with pytest.raises(BadRequestError, match="have no attention_mask"):
         ours(IDS[:, :1], past_key_values=cache)
     with pytest.raises(BadRequestError, match="cannot change later"):
         ours(IDS[:, :1], past_key_values=cache, attention_mask=torch.cat([ONES, one], 1))
-    with pytest.raises(BadRequestError, match="every row has"):
+    with pytest.raises(BadRequestError, match="every sequence has"):
         cache.crop(-6)
     with pytest.raises(BadRequestError, match="do not fit"):
         cache.batch_select_indices(torch.tensor([2]))

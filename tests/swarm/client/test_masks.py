@@ -99,7 +99,7 @@ def test_a_cache_goes_on_with_its_own_model_only(pair: Callable[[str], Any]) -> 
     _theirs, mistral, backend = pair("mistral")
     cache = llama(IDS).past_key_values
     for go_on in (mistral, mistral.generate):
-        with pytest.raises(BadRequestError, match=r"holds rows of .*, but this model is "):
+        with pytest.raises(BadRequestError, match=r"holds sequences of .*, but this model is "):
             go_on(IDS, past_key_values=cache)
     assert backend.calls == [] and not cache.is_closed
     llama(IDS[:, :1], past_key_values=copy.deepcopy(cache))

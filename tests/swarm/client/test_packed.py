@@ -86,7 +86,7 @@ def test_with_a_mask_or_a_cache_a_row_is_one_sequence_and_a_cache_is_warned_of(
 def test_a_running_state_would_pass_from_one_to_the_next(family: str, pair: Callable[[str], Any]) -> None:
     """transformers isolates the attention of these, and lets the states of the other blocks run on."""
     _theirs, ours, backend = pair(family)
-    with pytest.raises(BadRequestError, match=r"does not keep packed sequences apart .*pass each sequence as a row"):
+    with pytest.raises(BadRequestError, match=r"does not keep packed sequences apart .*pass each sequence as a batch row"):
         of(ours)
     assert backend.calls == []
 

@@ -52,7 +52,7 @@ def hosted_spans(draw: st.DrawFn, num_blocks: int) -> list[Span]:
 def test_a_lone_peer_that_can_hold_everything_takes_everything() -> None:
     choice = take(peer(1), [], capacity(6, 6))
     assert choice.span == Span(0, 6)
-    assert "nobody hosts them" in choice.reason
+    assert "no node hosts them" in choice.reason
 
 
 def test_a_gap_is_filled_before_anything_else_and_never_overlapped() -> None:

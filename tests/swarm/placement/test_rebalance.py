@@ -213,7 +213,7 @@ def test_one_replica_fills_a_gap_and_the_reason_names_it() -> None:
     members = [member(1, "0:4", 4), member(2, "0:4", 4), member(3, "0:4", 4), member(4, "8:12", 4)]
     (moved, move), *others = plan(members, 12).items()
     assert not others and moved in (peer(1), peer(2), peer(3)) and move.span == Span(4, 8) and move.is_urgent
-    assert "nobody hosts 4:8" in move.reason
+    assert "no node hosts 4:8" in move.reason
     assert decide(moved, members, 12) == move and decide(peer(4), members, 12) is None
 
 

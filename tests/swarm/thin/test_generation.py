@@ -12,7 +12,7 @@ from protocols.errors import BadRequestError
 from protocols.inference import PASS_ON, Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from swarm.thin.generation import Limits, Proposer, Row, generate
-from swarm.thin.sampling import Chooser, Choosing
+from swarm.thin.sampling import Chooser, TokenSampling
 
 VOCABULARY = 50
 
@@ -62,9 +62,14 @@ class Hops:
 
 
 async def answer(
-    hops: Hops, prompt: Sequence[int], choosing: Choosing, limits: Limits, propose: Proposer | None = None, row: Row | None = None
+    hops: Hops,
+    prompt: Sequence[int],
+    sampling: TokenSampling,
+    limits: Limits,
+    propose: Proposer | None = None,
+    row: Row | None = None,
 ) -> list[int]:
-    return [token async for token in generate(row or Row(hops), prompt, Chooser(choosing), limits, propose)]
+    return [token async for token in generate(row or Row(hops), prompt, Chooser(sampling), limits, propose)]
 
 
 def greedily(prompt: Sequence[int], count: int) -> list[int]:
@@ -77,22 +82,27 @@ def greedily(prompt: Sequence[int], count: int) -> list[int]:
 
 async def test_greedy_asks_for_one_logit_a_token_and_feeds_each_token_once() -> None:
     hops = Hops()
-    got = await answer(hops, [3, 1, 4], Choosing(), Limits(max_new_tokens=6))
+    got = await answer(hops, [3, 1, 4], TokenSampling(), Limits(max_new_tokens=6))
     assert got == greedily([3, 1, 4], 6)
     assert hops.steps == [(3, 1, "top"), *[(1, 1, "top")] * 5]
     assert hops.tokens == [3, 1, 4, *got[:-1]]
 
 
 @pytest.mark.parametrize(
-    "choosing",
-    [Choosing(), Choosing(temperature=1.5, seed=4), Choosing(temperature=0.8, top_k=5, seed=9), Choosing(repetition_penalty=1.4)],
+    "sampling",
+    [
+        TokenSampling(),
+        TokenSampling(temperature=1.5, seed=4),
+        TokenSampling(temperature=0.8, top_k=5, seed=9),
+        TokenSampling(repetition_penalty=1.4),
+    ],
     ids=["greedy", "sampled", "top-k", "penalty"],
 )
 @pytest.mark.parametrize("quality", [0, 1, 2], ids=["always wrong", "half right", "right"])
-async def test_guessing_changes_the_trips_and_never_the_text(choosing: Choosing, quality: int) -> None:
+async def test_guessing_changes_the_trips_and_never_the_text(sampling: TokenSampling, quality: int) -> None:
     limits = Limits(max_new_tokens=24)
     plain = Hops()
-    expected = await answer(plain, [3, 1, 4], choosing, limits)
+    expected = await answer(plain, [3, 1, 4], sampling, limits)
     text = [3, 1, 4, *expected]
 
     def propose(said: Sequence[int]) -> list[int]:
@@ -101,11 +111,11 @@ async def test_guessing_changes_the_trips_and_never_the_text(choosing: Choosing,
 
     guessed, row = Hops(), None
     row = Row(guessed)
-    assert await answer(guessed, [3, 1, 4], choosing, limits, propose, row) == expected
+    assert await answer(guessed, [3, 1, 4], sampling, limits, propose, row) == expected
     assert len(plain.steps) == 24
     assert len(guessed.steps) == {0: 24, 1: 8, 2: 5}[quality]
-    more = await answer(guessed, [*text, 7], choosing, Limits(max_new_tokens=3), None, row)  # the cache is right afterwards
-    assert more == await answer(Hops(), [*text, 7], choosing, Limits(max_new_tokens=3))
+    more = await answer(guessed, [*text, 7], sampling, Limits(max_new_tokens=3), None, row)  # the cache is right afterwards
+    assert more == await answer(Hops(), [*text, 7], sampling, Limits(max_new_tokens=3))
 
 
 async def test_an_end_token_ends_it_wherever_it_was_guessed() -> None:
@@ -116,7 +126,7 @@ async def test_an_end_token_ends_it_wherever_it_was_guessed() -> None:
     hops = Hops()
     row = Row(hops)
     assert (
-        await answer(hops, [3, 1, 4], Choosing(), limits, lambda said: whole[len(said) - 3 : len(said) + 5], row)
+        await answer(hops, [3, 1, 4], TokenSampling(), limits, lambda said: whole[len(said) - 3 : len(said) + 5], row)
         == whole[: first + 1]
     )
     row.cut_back([3, 1, 4, *whole[: first + 1], 9])
@@ -126,22 +136,22 @@ async def test_an_end_token_ends_it_wherever_it_was_guessed() -> None:
 async def test_a_second_turn_feeds_only_what_is_new_and_forgets_what_changed() -> None:
     hops = Hops()
     row = Row(hops)
-    first = await answer(hops, [3, 1, 4], Choosing(), Limits(max_new_tokens=4), row=row)
+    first = await answer(hops, [3, 1, 4], TokenSampling(), Limits(max_new_tokens=4), row=row)
     hops.steps.clear()
     said = [3, 1, 4, *first[:2], 8, 8]  # the last two of the answer are written differently
-    second = await answer(hops, said, Choosing(), Limits(max_new_tokens=2), row=row)
+    second = await answer(hops, said, TokenSampling(), Limits(max_new_tokens=2), row=row)
     assert hops.steps[0] == (2, 1, "top") and second == greedily(said, 2)
     hops.steps.clear()
-    again = await answer(hops, said, Choosing(), Limits(max_new_tokens=2), row=row)  # nothing new: the last is fed again
+    again = await answer(hops, said, TokenSampling(), Limits(max_new_tokens=2), row=row)  # nothing new: the last is fed again
     assert hops.steps[0] == (1, 1, "top") and again == second
 
 
 async def test_what_does_not_fit_is_said_before_anything_is_sent() -> None:
     hops = Hops()
     limits = Limits(max_new_tokens=6, max_positions=8)
-    assert len(await answer(hops, [1, 2, 3], Choosing(), limits)) == 6
+    assert len(await answer(hops, [1, 2, 3], TokenSampling(), limits)) == 6
     hops.steps.clear()
     for prompt, text in (([1] * 4, "at most 5"), ([1] * 9, "too long: 9 tokens"), ([], "is empty")):
         with pytest.raises(BadRequestError, match=text):
-            await answer(hops, prompt, Choosing(), limits)
+            await answer(hops, prompt, TokenSampling(), limits)
     assert not hops.steps

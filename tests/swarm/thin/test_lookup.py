@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarm.thin.generation import Limits, Row, generate
 from swarm.thin.lookup import Lookup, following, run_length
-from swarm.thin.sampling import Chooser, Choosing
+from swarm.thin.sampling import Chooser, TokenSampling
 from tests.swarm.thin.test_generation import Hops
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=24)
@@ -87,15 +87,17 @@ def test_a_repetitive_text_takes_a_fraction_of_the_steps_and_a_new_one_no_more_t
     assert steps_of(list(range(60)), 10, Lookup(16)) == 50
 
 
-@pytest.mark.parametrize("choosing", [Choosing(), Choosing(temperature=0.8, top_k=5, seed=3)], ids=["greedy", "sampled"])
-async def test_an_answer_that_was_guessed_ahead_is_the_answer(choosing: Choosing) -> None:
+@pytest.mark.parametrize(
+    "sampling", [TokenSampling(), TokenSampling(temperature=0.8, top_k=5, seed=3)], ids=["greedy", "sampled"]
+)
+async def test_an_answer_that_was_guessed_ahead_is_the_answer(sampling: TokenSampling) -> None:
     """Greedy asks for one logit a position; a seed draws once for each token, guessed or not."""
     prompt, limits = [4, 9, 4, 9, 4], Limits(max_new_tokens=60)
     plain, quick, proposer = Hops(), Hops(), Lookup(8)
-    expected = [token async for token in generate(Row(plain), prompt, Chooser(choosing), limits)]
-    assert [token async for token in generate(Row(quick), prompt, Chooser(choosing), limits, proposer)] == expected
+    expected = [token async for token in generate(Row(plain), prompt, Chooser(sampling), limits)]
+    assert [token async for token in generate(Row(quick), prompt, Chooser(sampling), limits, proposer)] == expected
     assert any(right for _, right in proposer.runs) and any(right < guessed for guessed, right in proposer.runs)
     assert len(quick.steps) < len(plain.steps) == 60
     assert quick.tokens == plain.tokens[: len(quick.tokens)]  # what is held is what was said
-    if choosing == Choosing():
+    if sampling == TokenSampling():
         assert {result for _, _, result in quick.steps} == {"top"}

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from protocols.errors import BadRequestError
-from swarm.thin.sampling import MAX_ASKED, Chooser, Choosing, Position
+from swarm.thin.sampling import MAX_ASKED, Chooser, Position, TokenSampling
 
 BEFORE = [3, 9, 9, 40]
 LOGITS = torch.randn(60, generator=torch.Generator().manual_seed(3)) * 3
@@ -54,18 +54,22 @@ def theirs(settings: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.7}, {"suppressed": (int(LOGITS.argmax()), 7)}])
 def test_greedy_is_transformers(settings: dict[str, Any]) -> None:
-    chooser = Chooser(Choosing(**settings))
+    chooser = Chooser(TokenSampling(**settings))
     assert chooser.choose(all_of(LOGITS), BEFORE) == int(theirs(settings).argmax())
     if not settings:
-        assert chooser.choosing.asks == 1 and chooser.choose(top_of(LOGITS, 1), BEFORE) == int(LOGITS.argmax())
+        assert chooser.sampling.asks == 1 and chooser.choose(top_of(LOGITS, 1), BEFORE) == int(LOGITS.argmax())
     else:
-        assert chooser.choosing.asks == 0
+        assert chooser.sampling.asks == 0
 
 
 def test_of_equal_logits_the_lowest_id_is_picked() -> None:
     equal = torch.zeros(60)
-    assert Chooser(Choosing()).choose(all_of(equal), []) == Chooser(Choosing()).choose(top_of(equal, 1), []) == 0
-    assert {Chooser(Choosing(temperature=1.0, top_k=3, seed=seed)).choose(all_of(equal), []) for seed in range(40)} == {0, 1, 2}
+    assert Chooser(TokenSampling()).choose(all_of(equal), []) == Chooser(TokenSampling()).choose(top_of(equal, 1), []) == 0
+    assert {Chooser(TokenSampling(temperature=1.0, top_k=3, seed=seed)).choose(all_of(equal), []) for seed in range(40)} == {
+        0,
+        1,
+        2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_of_equal_logits_the_lowest_id_is_picked() -> None:
 )
 def test_draws_follow_transformers_distribution(settings: dict[str, Any]) -> None:
     chances = theirs(settings).double().softmax(-1)
-    chooser, draws = Chooser(Choosing(**settings, seed=1)), 6_000
+    chooser, draws = Chooser(TokenSampling(**settings, seed=1)), 6_000
     counts = Counter(chooser.choose(all_of(LOGITS), BEFORE) for _ in range(draws))
     assert all(chances[token] > 0 for token in counts)  # nothing that it excludes
     for token, chance in enumerate(chances.tolist()):
@@ -91,17 +95,17 @@ def test_draws_follow_transformers_distribution(settings: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("settings", [{"top_k": 5}, {"top_k": 12, "top_p": 0.7}, {"top_k": 9, "min_p": 0.05}])
 def test_the_largest_logits_alone_draw_what_all_of_them_draw(settings: dict[str, Any]) -> None:
-    choosing = Choosing(temperature=1.4, seed=8, **settings)
-    assert choosing.asks == settings["top_k"]
-    few, all_ = Chooser(choosing), Chooser(choosing)
-    drawn = [few.choose(top_of(LOGITS, choosing.asks), BEFORE) for _ in range(200)]
+    sampling = TokenSampling(temperature=1.4, seed=8, **settings)
+    assert sampling.asks == settings["top_k"]
+    few, all_ = Chooser(sampling), Chooser(sampling)
+    drawn = [few.choose(top_of(LOGITS, sampling.asks), BEFORE) for _ in range(200)]
     assert drawn == [all_.choose(all_of(LOGITS), BEFORE) for _ in range(200)] and len(set(drawn)) > 2
 
 
 def test_what_needs_all_logits_asks_for_all() -> None:
-    assert Choosing(temperature=1.0).asks == Choosing(temperature=1.0, top_p=0.5).asks == 0
-    assert Choosing(temperature=1.0, top_k=MAX_ASKED + 1).asks == 0
-    assert Choosing(temperature=1.0, top_k=5, repetition_penalty=1.1).asks == 0
+    assert TokenSampling(temperature=1.0).asks == TokenSampling(temperature=1.0, top_p=0.5).asks == 0
+    assert TokenSampling(temperature=1.0, top_k=MAX_ASKED + 1).asks == 0
+    assert TokenSampling(temperature=1.0, top_k=5, repetition_penalty=1.1).asks == 0
 
 
 @pytest.mark.parametrize(
@@ -109,4 +113,4 @@ def test_what_needs_all_logits_asks_for_all() -> None:
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadRequestError):
-        Choosing(**wrong)
+        TokenSampling(**wrong)

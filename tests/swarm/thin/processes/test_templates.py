@@ -145,19 +145,19 @@ def test_what_the_checkpoint_says_about_generating(tmp_path: Path) -> None:
     }
     read = read_defaults(write(tmp_path, config, own))
     assert read.ends == {5, 6}
-    greedy = read.choosing(Wanted(), None)
+    greedy = read.sampling(Wanted(), None)
     assert (
-        greedy.is_greedy and greedy.repetition_penalty == 1.1 and read.choosing(Wanted(asked={"temperature": 0.0}), 1).is_greedy
+        greedy.is_greedy and greedy.repetition_penalty == 1.1 and read.sampling(Wanted(asked={"temperature": 0.0}), 1).is_greedy
     )
-    drawn = read.choosing(Wanted(asked={"temperature": 0.5}), 3)
+    drawn = read.sampling(Wanted(asked={"temperature": 0.5}), 3)
     assert (drawn.temperature, drawn.top_p, drawn.top_k, drawn.seed, drawn.asks) == (0.5, 0.8, 0, 3, 0)
-    assert read.choosing(Wanted(asked={"top_k": 4}), None).top_k == 4
+    assert read.sampling(Wanted(asked={"top_k": 4}), None).top_k == 4
 
 
 def test_a_setting_that_would_change_tokens_unseen_is_refused(tmp_path: Path) -> None:
     read = read_defaults(write(tmp_path, {"vocab_size": 9}, {"no_repeat_ngram_size": 3}))
     with pytest.raises(ModelNotSupportedError, match="no_repeat_ngram_size to 3, which a thin client does not know"):
-        read.choosing(Wanted(), None)
+        read.sampling(Wanted(), None)
     with pytest.raises(ModelNotSupportedError, match="vocab_size"):
         read_defaults(write(tmp_path, {}))
     (tmp_path / "config.json").write_text("[")

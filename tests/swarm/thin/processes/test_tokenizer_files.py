@@ -291,4 +291,4 @@ def test_where_an_answer_ends_is_said_by_the_file_that_transformers_reads(
     ours, full = read_defaults(tmp_path), read_settings(tmp_path)
     assert ours.ends == frozenset([] if eos is None else eos if isinstance(eos, list) else [eos])
     assert full.eos_token_id == eos and full.repetition_penalty == theirs.repetition_penalty
-    assert ours.choosing(Wanted(), None).repetition_penalty == (theirs.repetition_penalty or 1.0)
+    assert ours.sampling(Wanted(), None).repetition_penalty == (theirs.repetition_penalty or 1.0)

@@ -1,6 +1,6 @@
-"""What one forward is asked for.
+"""The options of one forward.
 
-Its arguments by name, and what the model's config says if they do not.
+They come from its arguments, by name, and else from the model's config.
 
 transformers drops an argument that no part of a model reads, and its blocks read some that do not come as far as the nodes. Here an
 argument is read, or it is refused by name.
@@ -66,18 +66,18 @@ def bound(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a forward returns."""
+class ForwardOptions:
+    """What a forward is to return."""
 
     hidden_states: bool
     is_tuple: bool
     use_cache: bool
 
 
-def settled(names: Sequence[str], kwargs: dict[str, Any], config: Any, *, is_generating: bool) -> Asked:
-    """Take from `kwargs` what is asked for; what they leave open, the config says, as in transformers.
+def settled(names: Sequence[str], kwargs: dict[str, Any], config: Any, *, is_generating: bool) -> ForwardOptions:
+    """Take the options from `kwargs`; the config says what they leave open, as in transformers.
 
-    is_generating: `generate` asks for what it needs, and nobody would see the rest. The model's own forward is told to add nothing.
+    is_generating: `generate` asks for all that it needs, so the config adds nothing, and the model's own forward is told to add nothing.
     """
 
     def said(name: str, otherwise: bool = False) -> Any:
@@ -91,7 +91,7 @@ def settled(names: Sequence[str], kwargs: dict[str, Any], config: Any, *, is_gen
     if is_causal is False or (is_causal is None and getattr(config, "is_causal", None) is False):
         raise BadRequestError(f"is_causal is False, in the call or in the model's config, but {_CAUSAL}")
     use_cache = kwargs.pop("use_cache", None)
-    asked = Asked(
+    asked = ForwardOptions(
         hidden_states=bool(said("output_hidden_states")),
         is_tuple=said("return_dict", True) is False,
         use_cache=bool(getattr(config, "use_cache", True) if use_cache is None else use_cache),
