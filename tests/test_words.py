@@ -12,7 +12,17 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import words  # noqa: E402
 
-ALWAYS_CLEAN = {"CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs"}
+ALWAYS_CLEAN = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "docs",
+    "node/cli",
+    "scripts",
+    "swarm/client",
+    "swarm/rpc",
+    "tests/hostile",
+}
 """What may not leave `words.CLEAN` any more."""
 
 

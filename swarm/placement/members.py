@@ -24,7 +24,7 @@ class Member:
     speed: float = 1.0
     """Blocks that it computes a millisecond, for one token."""
     beside: frozenset[Unit] = frozenset()
-    """What it hosts beside its span; the model's ends count if the span is an outer one."""
+    """Units that it hosts beside its span; embedding and head count if the span is an outer one."""
 
     @property
     def throughput(self) -> float:

@@ -1,4 +1,4 @@
-"""Errors: one tree, drawn in its file; each crosses the wire as itself, and strangers' texts are harmless."""
+"""Errors are one tree, cross the wire, and carry untrusted text safely."""
 
 from __future__ import annotations
 

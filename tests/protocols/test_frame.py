@@ -178,7 +178,7 @@ def test_a_claim_allocates_nothing() -> None:
 
 
 def test_nested_claims_allocate_nothing() -> None:
-    """Each level promises 65,536 items, which nobody sends: lists made in advance would take 200 MB."""
+    """Each level promises 65,536 items that are not sent: lists made in advance would take 200 MB."""
     assert peak_bytes(lambda: frame.decode(framed(b"\x81\xa1t" + b"\xdd\x00\x01\x00\x00" * 400))) < 1_000_000
 
 

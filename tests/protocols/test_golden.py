@@ -1,4 +1,6 @@
-"""Golden vectors: the bytes of one message of every kind. Whoever changes one breaks every peer that runs an older version.
+"""Golden vectors: the bytes of one message of every kind.
+
+A change of one breaks every peer that runs an older version.
 
 An intended change raises PROTOCOL_VERSION, and takes the new bytes from the failed assertion.
 """
@@ -201,7 +203,7 @@ def test_the_bucket_of_a_peer_never_moves() -> None:
 
 
 def test_a_models_digest_is_the_sha256_of_this_text() -> None:
-    """Anybody can check a digest with `sha256sum` and this form."""
+    """A digest can be checked with `sha256sum` and this form."""
     text = (
         "murmuration manifest 1\n"
         'config {"hidden_size":4,"model_type":"llama"}\n'

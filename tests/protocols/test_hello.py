@@ -1,4 +1,4 @@
-"""Hello: peers agree on the newest common version, or learn which side has to upgrade."""
+"""Peers agree on the newest common version, or say who must upgrade."""
 
 from __future__ import annotations
 

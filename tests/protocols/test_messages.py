@@ -1,4 +1,4 @@
-"""Every message: there and back, and nothing but typed refusals for whatever else a stranger sends."""
+"""Messages survive the wire; all other bytes get typed refusals."""
 
 from __future__ import annotations
 
@@ -106,22 +106,22 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "counts below 0": ("step", {"counts": [4, -1]}),
     "counts of 2^60": ("step", {"counts": [2**60]}),
     "counts beyond the limit together": ("step", {"counts": [4_096, 4_096]}),
-    "too many rows": ("step", {"counts": [0] * 1_025}),
+    "too many sequences": ("step", {"counts": [0] * 1_025}),
     "fewer positions than tokens": ("step", {"positions": [4, 5]}),
     "more positions than tokens": ("history", {"positions": [4, 5, 6]}),
     "position below 0": ("step", {"positions": [4, 5, -9]}),
     "too many operations": ("step", {"ops": [["crop", 1]] * 65}),
-    "too many rows in all operations": ("step", {"ops": [["rows", [0] * 1_024]] * 4 + [["rows", [0]]]}),
+    "too many sequences in all operations": ("step", {"ops": [["rows", [0] * 1_024]] * 4 + [["rows", [0]]]}),
     "an unknown operation": ("step", {"ops": [["drop", 1]]}),
     "an operation that is no pair": ("step", {"ops": [["crop"]]}),
     "an operation that is a text": ("step", {"ops": ["crop"]}),
     "crop below 1": ("step", {"ops": [["crop", 0]]}),
     "crop of 2^60": ("step", {"ops": [["crop", 2**60]]}),
     "repeat of 0": ("step", {"ops": [["repeat", 0]]}),
-    "repeat beyond the rows": ("step", {"ops": [["repeat", 1_025]]}),
-    "row below 0": ("step", {"ops": [["rows", [-1]]]}),
-    "row beyond the rows": ("step", {"ops": [["rows", [1_024]]]}),
-    "rows not a list": ("step", {"ops": [["rows", 1]]}),
+    "repeat beyond the sequences": ("step", {"ops": [["repeat", 1_025]]}),
+    "index of a sequence below 0": ("step", {"ops": [["rows", [-1]]]}),
+    "index beyond the sequences": ("step", {"ops": [["rows", [1_024]]]}),
+    "indices not a list": ("step", {"ops": [["rows", 1]]}),
     "want below -1": ("step", {"want": -2}),
     "budget below 0": ("step", {"budget": -1}),
     "priority of 101": ("step", {"priority": 101}),
@@ -172,7 +172,7 @@ PAYLOADS: dict[str, dict[str, object]] = {
     "codec of another size": {"c": "float16"},
     "shape that disagrees": {"s": [3, 2]},
     "shape of 2^60": {"s": [3, 2**60]},
-    "shape whose product is 2^72": {"s": [1 << 24, 1 << 24, 1 << 24]},
+    "shape of 2^72 values": {"s": [1 << 24, 1 << 24, 1 << 24]},
     "shape below 0": {"s": [-3, -1]},
     "shape of five": {"s": [3, 1, 1, 1, 1]},
     "shape with true": {"s": [3, True]},

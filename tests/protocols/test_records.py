@@ -47,7 +47,7 @@ def changed(**changes: object) -> bytes:
 
 
 def test_a_full_record_fits() -> None:
-    """Three addresses, a certificate of 500 bytes, eight round trips: DESIGN's 1.5 KiB, with room for newer fields."""
+    """Three addresses, a certificate of 500 bytes, eight round trips: DESIGN's 1.5 KiB, with space for newer fields."""
     assert len(FULL.encode()) < MAX_RECORD_BYTES - 200
     assert records.PeerRecord.parse(FULL.encode()) == FULL
 
@@ -142,8 +142,8 @@ WRONG: dict[str, dict[str, object]] = {
     "versions as map": {"p": {}},
     "unknown state": {"t": "sleeping"},
     "unknown state of a span": {"b": [["tiny", b"\xab" * 32, 0, 2, 4, True, "float32", "none", 0, "sleeping"]]},
-    "room below nothing": {"h": -1},
-    "room as text": {"h": "3"},
+    "capacity below 0": {"h": -1},
+    "capacity as text": {"h": "3"},
     "a speed below nothing": {"x": -1},
     "a socket file as address": {"a": ["unix:1"]},
     "nine addresses": {"a": ["a:1"] * 9},
@@ -173,7 +173,7 @@ WRONG: dict[str, dict[str, object]] = {
     "round trip of one": {"d": [[bytes(32)]]},
     "round trip NaN": {"d": [[bytes(32), float("nan")]]},
     "round trip of 2^60": {"d": [[bytes(32), 2**60]]},
-    "round trip to nobody": {"d": [[b"", 1]]},
+    "round trip to no peer": {"d": [[b"", 1]]},
     "no spans": {"b": "absent"},
 }
 

@@ -45,10 +45,10 @@ def test_the_way_to_a_peer_and_back_does_not_count_and_few_are_remembered() -> N
 
 def test_only_errors_that_a_wrong_clock_explains_are_put_down_to_it() -> None:
     clocks = Clocks(lambda: 1_000.0)
-    with pytest.raises(NoRouteError, match=r"^nobody serves it$"), clocks.explaining():
-        raise NoRouteError("nobody serves it")
+    with pytest.raises(NoRouteError, match=r"^no peer serves it$"), clocks.explaining():
+        raise NoRouteError("no peer serves it")
     clocks.note(PEERS[0], 1_000.0, 880.0)
-    with pytest.raises(NoRouteError, match=r"^this machine's clock is 120 s ahead.*\(nobody serves it\)$"), clocks.explaining():
-        raise NoRouteError("nobody serves it")
+    with pytest.raises(NoRouteError, match=r"^this machine's clock is 120 s ahead.*\(no peer serves it\)$"), clocks.explaining():
+        raise NoRouteError("no peer serves it")
     with pytest.raises(OverloadedError, match=r"^full$"), clocks.explaining():
         raise OverloadedError("full")

@@ -43,7 +43,7 @@ def test_few_addresses_are_dialled_for_one_call() -> None:
 def test_a_public_caller_with_private_addresses_is_hidden_without_a_dial() -> None:
     assert is_hidden(("192.168.1.5:4002", "[fd00::5]:4002"), "8.8.8.8")
     for addresses, caller in [
-        (("192.168.1.5:4002", "1.1.1.1:4002"), "8.8.8.8"),  # two ways out: nobody here can tell
+        (("192.168.1.5:4002", "1.1.1.1:4002"), "8.8.8.8"),  # two ways out: this peer cannot tell
         (("peer.example:4002",), "8.8.8.8"),
         (("192.168.1.5:4002",), "192.168.9.1"),
         ((), "8.8.8.8"),

@@ -159,7 +159,7 @@ def test_what_is_typed_wrongly_beside_an_invitation_is_refused_before_its_key_is
 
 
 def test_an_invitation_never_replaces_a_kept_key_and_names_must_agree(tmp_path: Path) -> None:
-    """The kept one may be the only copy; and the invitation may be an old one, of before somebody was excluded."""
+    """The kept one may be the only copy; and the invitation may be an old one, of before a member was excluded."""
     entered(tmp_path, PRIVATE.text(), "attic")
     changed, file = Invitation(swarm="attic", key=OTHER).text(), keyring.file_of(tmp_path, "attic")
     with pytest.raises(ConfigError, match=rf"another key of swarm `attic` than {file}; .* remove that file and join again"):

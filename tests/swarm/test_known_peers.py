@@ -42,7 +42,7 @@ def test_a_file_of_an_older_version_is_read() -> None:
 
 
 def test_new_identities_push_out_nobody_who_has_answered_for_longer() -> None:
-    """17 identities that answer once cost nothing; the old ones answer today, too, or are away for a few days."""
+    """17 identities that answer once cost nothing; the old ones answer today, too, or did not answer for a few days."""
     old = {address(number, f"8.8.{number}"): Seen(NOW_S - 9 * DAY_S, NOW_S - DAY_S * (number % 3)) for number in range(14)}
     flood = [address(1_000 + number, f"9.9.{number}") for number in range(200)]
     after = known_peers.merged(old, flood, [], NOW_S)
@@ -67,12 +67,13 @@ def test_one_peer_has_at_most_two_places_the_last_ones() -> None:
 
 def test_who_has_been_away_is_dropped_but_not_because_our_own_network_is_down() -> None:
     before = {
-        address(number): Seen(NOW_S - 20 * DAY_S, NOW_S - away_s) for number, away_s in ((1, 0), (2, 2 * DAY_S), (3, 15 * DAY_S))
+        address(number): Seen(NOW_S - 20 * DAY_S, NOW_S - silent_s)
+        for number, silent_s in ((1, 0), (2, 2 * DAY_S), (3, 15 * DAY_S))
     }
     assert set(known_peers.merged(before, [], [address(1), address(2)], NOW_S)) == {
         address(1),
         address(2),
-    }  # nobody answers: it is us
+    }  # no peer answers: our own network is down
     assert set(known_peers.merged(before, [address(4)], [address(1), address(2)], NOW_S)) == {address(1), address(4)}
 
 

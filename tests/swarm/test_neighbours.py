@@ -1,4 +1,4 @@
-"""A neighbour that announces hundreds of addresses keeps nobody from being heard, or asked."""
+"""A neighbour with hundreds of addresses keeps no other from being asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A terminal for tests: what bytes from a pty look like on a screen of some columns and rows, with the few sequences that we use."""
+"""A screen for tests: what bytes from a pty look like.
+
+It has some columns and lines, and knows the few escape sequences that we use.
+"""
 
 from __future__ import annotations
 

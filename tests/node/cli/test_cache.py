@@ -52,7 +52,7 @@ def test_models_are_listed_and_those_in_use_are_never_removed(tmp_path: Path, ca
     assert code == 0 and out.startswith("removed 0") and "in use" in err and held.directory.exists()
     held.close()
     code, out, err = swarm(capsys, "prune", "--all", "--data-dir", str(tmp_path))
-    assert code == 2 and "--yes" in err and held.directory.exists(), "nobody was asked, so nothing is removed"
+    assert code == 2 and "--yes" in err and held.directory.exists(), "there was no question, so nothing is removed"
     code, out, _ = swarm(capsys, "prune", model.model.digest[:8], "--yes", "--json", "--data-dir", str(tmp_path))
     assert code == 0 and len(json.loads(out)["removed"]) == 1 and not held.directory.exists()
     assert swarm(capsys, "prune", "tiny", "--yes", "--data-dir", str(tmp_path))[0] == 4

@@ -194,7 +194,7 @@ def test_what_goes_wrong_thin_is_one_line_too(peer: str, tmp_path: Path) -> None
         (["generate", "tiny", "", "--peer", peer], 2, ["empty"]),
         (["generate", "tiny", "x" * 300, "--peer", peer], 2, ["300 tokens", "limit is 256", "shorten"]),
     ):
-        code, _, remarks, heavy = thin(*arguments, data_dir=tmp_path / str(expected))  # nobody is remembered from before
+        code, _, remarks, heavy = thin(*arguments, data_dir=tmp_path / str(expected))  # no peer is remembered from before
         errors = [line for line in remarks.splitlines() if line.startswith("error: ")]
         assert (code, len(errors), heavy) == (expected, 1, []) and "Traceback" not in remarks, f"{arguments}: {code} {remarks}"
         assert all(word in errors[0] for word in words), errors
@@ -263,7 +263,7 @@ def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[s
         ),
         "empty prompt": (["generate", str(model), "", "--peer", peer], 2, ["empty"]),
         "another swarm": (["status", "--peer", peer, "--swarm", "other"], 2, ["different swarms", "--swarm"]),
-        "nobody serves it": (
+        "no node serves it": (
             ["generate", str(model), "x", "--model-name", "foo", "--patience", "0.5", "--peer", peer],
             7,
             ["foo", f"host it: swarm node {model} --model-name foo --peer {peer}"],

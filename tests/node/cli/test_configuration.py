@@ -120,7 +120,7 @@ def test_help_is_given_even_where_the_configuration_is_wrong(
 
 
 def test_a_flag_declared_tomorrow_is_configured_too(tmp_path: Path) -> None:
-    """One mechanism, in subcommands as well: nobody lists options a second time."""
+    """One mechanism, in subcommands as well: options are listed once."""
     app, group = typer.Typer(), typer.Typer()
     seen: list[object] = []
 
@@ -129,7 +129,7 @@ def test_a_flag_declared_tomorrow_is_configured_too(tmp_path: Path) -> None:
         seen.append(keep_days)
 
     @app.command("serve")
-    def serve(ends: Annotated[bool, typer.Option("--ends/--no-ends", help="Host the ends.")] = True) -> None:
+    def serve(ends: Annotated[bool, typer.Option("--ends/--no-ends", help="Host them.")] = True) -> None:
         seen.append(ends)
 
     app.add_typer(group, name="cache")

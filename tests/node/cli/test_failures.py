@@ -28,8 +28,8 @@ BAD = {
     "bad multiaddr": (["node", "m", "--peer", "10.0.0.1:4000"], 2, ["--peer", "/ip4/", "'10.0.0.1:4000'"]),
     "bad dtype": (["node", "m", "--dtype", "int8"], 2, ["--dtype", "bfloat16", "'int8'"]),
     "bad swarm": (["node", "m", "--swarm", ""], 2, ["--swarm", "''"]),
-    "nobody to ask": (["generate", "m", "hello", "--no-lan"], 2, ["--peer", "swarm node", "leave out --no-lan"]),
-    "nobody to ask for status": (["status", "--no-lan"], 2, ["--peer", "none is remembered"]),
+    "no peer to ask": (["generate", "m", "hello", "--no-lan"], 2, ["--peer", "swarm node", "leave out --no-lan"]),
+    "no peer to ask for status": (["status", "--no-lan"], 2, ["--peer", "none is remembered"]),
     "a client's bad dtype": (["chat", "m", "--peer", PEER, "--dtype", "f32"], 2, ["--dtype", "'f32'"]),
 }
 

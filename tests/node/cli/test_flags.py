@@ -1,4 +1,7 @@
-"""The surface of the commands: every flag, frozen. Adding one is a decision, removing one breaks somebody's script."""
+"""The surface of the commands: every flag, frozen.
+
+Adding one is a decision, removing one breaks a user's script.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Terminal:
         os.close(self._ours)
 
 
-@pytest.fixture(params=[(40, 8), (40, 3)], ids=["room below", "at the bottom"])
+@pytest.fixture(params=[(40, 8), (40, 3)], ids=["lines below", "at the bottom"])
 def terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     found = Terminal(*request.param)
     LINE.has_printed("\n")

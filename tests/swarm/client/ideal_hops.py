@@ -1,6 +1,7 @@
-"""A backend of perfect hops: each row's logits are transformers' own, from its tokens alone, one row at a time and without a cache.
+"""A backend of perfect hops, whose logits are transformers' own.
 
-What the thin client adds to that (rows, padding, operations, `generate`) is then all that can go wrong.
+They come from a sequence's tokens alone, one sequence at a time and without a cache. So only what the thin client adds (sequences,
+padding, operations, `generate`) can go wrong.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class IdealBackend:
 
 
 Row = list[tuple[Tensor, int]]
-"""A row's tokens as embeddings [E] or ids [], with their positions."""
+"""A sequence's tokens as embeddings [E] or ids [], with their positions."""
 
 
 class IdealSession:

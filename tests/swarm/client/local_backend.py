@@ -24,7 +24,7 @@ from swarm.models.loading import load_ends, load_span
 LIMIT_BYTES = 64 << 20
 
 LESSONS = 2
-"""What engines practise: forwards of one and of two tokens, as decodes have them. A node's engine learns some more."""
+"""Forwards that engines capture at warm-up: of one and of two tokens, as decodes have them. A node's engine captures more."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class LocalBackend:
 
 
 class LocalSession:
-    """Rows at every engine, with the row operations of the hops."""
+    """Sequences at every engine, with the row operations of the hops."""
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend

@@ -55,7 +55,7 @@ def test_the_config_counts_as_the_argument_does(family: str, pair: Callable[[str
             with pytest.raises(BadRequestError, match=rf"^{said} are not here.*model.config\."):
                 ours(IDS)
             assert backend.calls == []
-            assert ours.generate(IDS, **GREEDY).tolist() == theirs.generate(IDS, **GREEDY).tolist()  # nobody would see them
+            assert ours.generate(IDS, **GREEDY).tolist() == theirs.generate(IDS, **GREEDY).tolist()  # they would not be seen
         backend.calls.clear()
     with configured(ours, is_causal=False), pytest.raises(BadRequestError, match="is_causal is False"):
         ours.generate(IDS, **GREEDY)
@@ -128,7 +128,7 @@ def test_none_and_arguments_of_the_loss_are_taken(pair: Callable[[str], Any], ch
 def test_a_loss_is_refused_where_it_would_be_taken_from_padding(
     pair: Callable[[str], Any], checkpoint: Callable[[str], Path]
 ) -> None:
-    """Hops have no output for padding, from which transformers predicts a row's first real token."""
+    """Hops have no output for padding, from which transformers predicts a sequence's first real token."""
     theirs, ours, backend = pair("llama")
     far = IdealBackend(theirs)
     mask = torch.ones_like(IDS)

@@ -30,8 +30,8 @@ FORWARDS: dict[str, tuple[dict[str, Any], str]] = {
         dict(input_ids=IDS.repeat(1, 50)),
         "the prompt is too long: 300 tokens, this model's limit is 256; shorten it by 44",
     ),
-    "too many rows": (dict(input_ids=IDS[:1].repeat(1025, 1)), "1 to 1024 sequences"),
-    "a mask of other rows": (dict(input_ids=IDS, attention_mask=ONES[:1]), r"attention_mask must be \[2, 6\]"),
+    "too many sequences": (dict(input_ids=IDS[:1].repeat(1025, 1)), "1 to 1024 sequences"),
+    "a mask of another batch size": (dict(input_ids=IDS, attention_mask=ONES[:1]), r"attention_mask must be \[2, 6\]"),
     "a mask that is too long": (dict(input_ids=IDS, attention_mask=torch.ones(2, 9)), r"attention_mask must be \[2, 6\]"),
     "a mask of four dimensions": (dict(input_ids=IDS, attention_mask=torch.ones(2, 1, 6, 6)), "take no other mask"),
     "positions of other columns": (dict(input_ids=IDS, position_ids=torch.zeros(1, 5).long()), "a column per new token"),
@@ -50,8 +50,8 @@ GENERATES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an empty prompt": (dict(inputs=torch.zeros(1, 0).long()), "the prompt is empty"),
     "an id out of range": (dict(inputs=IDS + 250), "out of range"),
-    "a mask of other rows": (dict(inputs=IDS, attention_mask=ONES[:1]), r"attention_mask must be \[2, 6\]"),
-    "a row of padding only": (
+    "a mask of another batch size": (dict(inputs=IDS, attention_mask=ONES[:1]), r"attention_mask must be \[2, 6\]"),
+    "a sequence of padding only": (
         dict(inputs=IDS, attention_mask=ONES * torch.tensor([[1], [0]])),
         "sequence 1 of the prompt is empty",
     ),
@@ -145,7 +145,7 @@ def test_positions_travel_only_where_the_caller_set_others(pair: Callable[[str],
     "mask", [[[1, 1, 1, 1, 0, 0], [1] * 6], [[1, 0, 1, 0, 1, 1], [0, 1, 1, 1, 1, 0]]], ids=["right", "holes"]
 )
 def test_logits_of_real_tokens_are_the_same_wherever_the_padding_is(mask: list[list[int]], pair: Callable[[str], Any]) -> None:
-    """transformers gives a hole a position; rows of real tokens do not, hence the positions are said in both calls."""
+    """transformers gives a hole a position; sequences of real tokens do not, so both calls get the positions."""
     theirs, ours, backend = pair("gemma3_text")
     real = torch.tensor(mask)
     positions = (real.cumsum(1) - 1).clamp_min(0)

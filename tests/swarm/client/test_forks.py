@@ -26,7 +26,7 @@ def prefilled(model: Any, cache: Any, ids: Tensor = SHARED) -> Any:
     return cache
 
 
-def continued(model: Any, cache: Any, new: Tensor) -> list[list[int]]:
+def continuation(model: Any, cache: Any, new: Tensor) -> list[list[int]]:
     found: list[list[int]] = model.generate(torch.cat([SHARED, new], 1), past_key_values=cache, **GREEDY).tolist()
     return found
 
@@ -37,8 +37,8 @@ def test_a_copy_and_its_original_go_on_as_those_of_transformers_do(pair: Callabl
     own, original = prefilled(ours, ours.new_cache()), prefilled(theirs, DynamicCache(config=theirs.config))
     fed = sum(sum(call.counts) for call in backend.calls)
     own_copy, copied = copy.deepcopy(own), copy.deepcopy(original)
-    assert continued(ours, own_copy, FIRST) == continued(theirs, copied, FIRST)
-    assert continued(ours, own, SECOND) == continued(theirs, original, SECOND)
+    assert continuation(ours, own_copy, FIRST) == continuation(theirs, copied, FIRST)
+    assert continuation(ours, own, SECOND) == continuation(theirs, original, SECOND)
     last = SECOND[:, -1:]
     for mine, other in ((own_copy, copied), (own, original)):
         with torch.no_grad():
@@ -71,7 +71,7 @@ def test_each_frees_its_own_memory(pair: Callable[[str], Any]) -> None:
     del cache
     gc.collect()
     assert (backend.num_opened, backend.num_closed) == (2, 1) and backend.used_bytes > 0
-    continued(ours, twin, FIRST)
+    continuation(ours, twin, FIRST)
     twin.close()
     assert (backend.num_closed, backend.used_bytes) == (2, 0)
     with pytest.raises(BadRequestError, match="has ended"):
@@ -84,7 +84,7 @@ def test_a_copy_of_an_unused_cache_is_another_unused_cache(pair: Callable[[str],
     twin = copy.copy(cache)
     prefilled(ours, cache, FIRST)
     assert twin.get_seq_length() == 0 and backend.num_opened == 1
-    assert continued(ours, twin, FIRST) == theirs.generate(torch.cat([SHARED, FIRST], 1), **GREEDY).tolist()
+    assert continuation(ours, twin, FIRST) == theirs.generate(torch.cat([SHARED, FIRST], 1), **GREEDY).tolist()
 
 
 def test_copies_are_used_from_different_threads(pair: Callable[[str], Any]) -> None:
@@ -92,7 +92,7 @@ def test_copies_are_used_from_different_threads(pair: Callable[[str], Any]) -> N
     cache = prefilled(ours, ours.new_cache())
     news = [FIRST.roll(shift, 1) for shift in range(4)]
     with ThreadPoolExecutor(4) as threads:
-        got = list(threads.map(lambda new: continued(ours, copy.deepcopy(cache), new), news))
+        got = list(threads.map(lambda new: continuation(ours, copy.deepcopy(cache), new), news))
     assert got == [theirs.generate(torch.cat([SHARED, new], 1), **GREEDY).tolist() for new in news]
 
 

@@ -40,8 +40,8 @@ MODES: dict[str, tuple[Tensor, dict[str, Any], int]] = {
     "beams": (BATCH, GREEDY | BEAMS, NEW),
     "beams, left-padded": (PADDED, GREEDY | BEAMS | PAD, NEW),
     "sampled beams": (BATCH, SAMPLED | dict(num_beams=3), NEW),
-    "prefill in chunks": (BATCH, GREEDY | dict(prefill_chunk_size=4), NEW + 2),
-    "prefill in chunks, left-padded": (PADDED, GREEDY | PAD | dict(prefill_chunk_size=4), NEW + 2),
+    "chunked prefill": (BATCH, GREEDY | dict(prefill_chunk_size=4), NEW + 2),
+    "chunked prefill, left-padded": (PADDED, GREEDY | PAD | dict(prefill_chunk_size=4), NEW + 2),
     "no cache": (BATCH, GREEDY | dict(use_cache=False), NEW),
     "no cache, left-padded": (PADDED, GREEDY | PAD | dict(use_cache=False), NEW),
     "penalties and bad words": (
@@ -49,7 +49,7 @@ MODES: dict[str, tuple[Tensor, dict[str, Any], int]] = {
         GREEDY | dict(repetition_penalty=1.3, no_repeat_ngram_size=2, bad_words_ids=[[9], [17, 4]]),
         NEW,
     ),
-    "some rows end early": (BATCH, dict(max_new_tokens=NEW, do_sample=False, eos_token_id=list(range(100, 130))), NEW),
+    "some sequences end early": (BATCH, dict(max_new_tokens=NEW, do_sample=False, eos_token_id=list(range(100, 130))), NEW),
     "static cache asked for": (BATCH, GREEDY | dict(cache_implementation="static", disable_compile=True), NEW),
 }
 
@@ -221,7 +221,7 @@ def test_no_prompt_starts_from_the_start_token(pair: Callable[[str], Any]) -> No
 def test_a_prompt_padded_on_the_right_is_continued_from_its_last_token(
     family: str, options: dict[str, Any], pair: Callable[[str], Any]
 ) -> None:
-    """transformers warns and continues from the padding; the same rows padded on the left say what is right."""
+    """transformers warns and continues from the padding; the same sequences padded on the left say what is right."""
     theirs, ours, _backend = pair(family)
     lengths = LEFT.sum(1).tolist()
     right_mask = torch.stack([(torch.arange(11) < length).long() for length in lengths])
@@ -241,7 +241,7 @@ def test_beams_send_their_reordering_with_the_next_step(pair: Callable[[str], An
 
 
 def test_row_operations_reach_the_hops_in_order_and_cost_no_step(pair: Callable[[str], Any]) -> None:
-    """Repeat, reorder, drop and crop by hand; the rows then answer as fresh ones of the same tokens."""
+    """Repeat, reorder, drop and crop by hand; the sequences then answer as fresh ones of the same tokens."""
     theirs, ours, backend = pair("llama")
     cache = ours(BATCH[:2], use_cache=True).past_key_values
     cache.batch_repeat_interleave(2)

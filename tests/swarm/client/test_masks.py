@@ -18,7 +18,7 @@ IDS = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(6))
 LEFT, RIGHT, HOLES = torch.ones_like(IDS), torch.ones_like(IDS), torch.ones_like(IDS)
 LEFT[0, :5] = RIGHT[0, -5:] = HOLES[0, 8:12] = 0
 FAMILIES = ["mistral", "gemma3_text", "gpt_oss", "qwen2", "gpt_neo", "llama4_text"]
-"""Windows of 6 tokens in all blocks or in some, and chunks of 16."""
+"""Windows of 6 tokens in all blocks or in some, and chunked attention over 16."""
 
 
 def both(theirs: Any, ours: Any, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

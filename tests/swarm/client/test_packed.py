@@ -1,4 +1,6 @@
-"""Several sequences packed in one row: kept apart exactly if transformers does, by full and thin clients, else one sequence or refused."""
+"""Packed sequences are kept apart exactly if transformers does it.
+
+This holds for full and thin clients. Else a batch row is one sequence, or it is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ IDS = torch.randint(3, 250, (2, 14), generator=torch.Generator().manual_seed(5))
 PACKED = torch.tensor([[*range(5), *range(9)], [*range(10), *range(4)]])
 COUNTS = (5, 9, 10, 4)
 TOGETHER = {"falcon_alibi", "falcon_rotary", "bloom", "opt", "gpt_oss", "mpt", "bert", "openai_gpt", "mamba2"}
-"""Families that do not hand positions to their mask: transformers takes a row for one sequence, whatever its positions."""
+"""Families that do not hand positions to their mask: transformers takes a batch row for one sequence, whatever its positions."""
 
 
 def of(model: Any, **arguments: Any) -> Any:
@@ -92,7 +94,7 @@ def test_a_running_state_would_pass_from_one_to_the_next(family: str, pair: Call
 
 
 def test_what_hops_could_not_reproduce_is_refused(pair: Callable[[str], Any]) -> None:
-    theirs, ours, backend = pair("llama4_text")  # its attention is cut into chunks of 16 positions
+    theirs, ours, backend = pair("llama4_text")  # it has chunked attention, over 16 positions
     expected = of(theirs, position_ids=PACKED + 32).logits
     torch.testing.assert_close(of(ours, position_ids=PACKED + 32).logits, expected, rtol=1e-4, atol=1e-4)
     backend.calls.clear()

@@ -35,11 +35,11 @@ SAME: dict[str, dict[str, Any]] = {
     "beams": {GENERATION: {"num_beams": 3}},
     "several beams returned": {GENERATION: {"num_beams": 3, "num_return_sequences": 2}},
     "a dictionary with scores": {GENERATION: {"return_dict_in_generate": True, "output_scores": True}},
-    "attentions that nobody would see": {GENERATION: {"output_attentions": True, "output_hidden_states": True}},
+    "attentions that would not be seen": {GENERATION: {"output_attentions": True, "output_hidden_states": True}},
     "a static cache": {GENERATION: {"cache_implementation": "static", "disable_compile": True}},
     "guesses": {GENERATION: {"prompt_lookup_num_tokens": 3}},
     "the model's own first blocks as an assistant": {GENERATION: {"assistant_early_exit": 2}},
-    "prefill in chunks": {GENERATION: {"prefill_chunk_size": 4}},
+    "chunked prefill": {GENERATION: {"prefill_chunk_size": 4}},
     "guidance": {GENERATION: {"guidance_scale": 1.5}},
 }
 

@@ -84,14 +84,14 @@ async def test_leaving_a_stream_ends_its_session(pair: Callable[[str], Any]) -> 
 
 async def test_cancelling_the_task_ends_its_session(pair: Callable[[str], Any]) -> None:
     _theirs, ours, backend = pair("llama")
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def consume() -> None:
         async for _token in ours.stream(PROMPT, max_new_tokens=200):
-            begun.set()
+            started.set()
 
     task = asyncio.create_task(consume())
-    await begun.wait()
+    await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

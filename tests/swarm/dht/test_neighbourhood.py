@@ -12,7 +12,7 @@ from swarm.dht.neighbourhood import _ODD, BUCKET_SIZE, DEPTH_MODULO, Neighbourho
 
 
 class Quiet(Neighbourhood):
-    """It asks nobody."""
+    """It asks no peer."""
 
     async def _ping(self, peer: PeerID) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What a peer keeps for others: newest wins, what is new always finds room, and a flood pushes out itself."""
+"""Entries kept for others: the newest wins, a flood replaces itself."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_a_file_is_refused_with_what_was_meant(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_says_that_both_places_were_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nobody answering at the Hub's address: one line, not a traceback of retries."""
+    """Without an answer at the Hub's address: one line, not a traceback of retries."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         ModelNotFoundError, match="no such directory, no peer that we know serves it, and the Hugging Face Hub"

@@ -44,7 +44,7 @@ def test_the_ranges_of_a_cut_are_the_bytes_that_torch_would_take(shape: list[int
 
 
 def test_a_cut_takes_at_most_one_piece_more_at_each_edge_of_a_range() -> None:
-    """A matrix of 4 rows of 10 MiB in a format of 4 bytes: columns leave most of its pieces out."""
+    """A matrix with 4 matrix rows of 10 MiB in a format of 4 bytes: columns leave most of its pieces out."""
     matrix = entry("t", 4, 10 * PIECE_BYTES // 4, dtype="F32")
     ranges = byte_ranges(matrix, Cut(1, 300_000, 700_000))
     assert (ranges.count, ranges.length) == (4, 1_600_000)
@@ -90,7 +90,7 @@ def test_the_blocks_are_those_of_the_language_model_however_heavy_its_tower_is()
 @pytest.mark.parametrize(
     ("shapes", "config"),
     [
-        ({"experts.w1": (8 * 20, 16)}, {"num_experts": 8}),  # fused into rows, as in dbrx
+        ({"experts.w1": (8 * 20, 16)}, {"num_experts": 8}),  # fused along axis 0, as in dbrx
         ({"experts.w1": (8, 16, 16), "experts.w2": (4, 16)}, {"num_experts": 8}),
         ({"experts.w1": (8, 16, 16)}, {"hidden_size": 8}),
         ({"experts.scale": ()}, {"num_experts": 8}),

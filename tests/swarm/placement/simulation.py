@@ -23,7 +23,7 @@ class Simulation:
         self.members: dict[PeerId, Member] = {}
         self.moves = self.rounds = 0
         self.without_ends: set[PeerId] = set()
-        """Peers who never have memory for the ends; the others host them beside an outer span."""
+        """Peers that never have memory for embedding and head; the others host them beside an outer span."""
         self._before: list[Member] = []
         self._hysteresis: dict[PeerId, Hysteresis] = {}
         self._plans: list[tuple[list[Member], dict[PeerId, Move]]] = []
@@ -45,7 +45,7 @@ class Simulation:
         self._hysteresis.pop(peer, None)
 
     def round(self) -> int:
-        """Everybody decides once, in this manner; returns how many moved.
+        """Each peer decides once, in this manner; returns how many moved.
 
         together: all by the same look, a round old; in_turn: each by a fresh one; mixed: each by one of these, at random.
         """
@@ -78,7 +78,7 @@ class Simulation:
         return self._plans[-1][1]
 
     def look(self) -> None:
-        """A round passes in which nobody decides."""
+        """A round passes in which no peer decides."""
         self._before = list(self.members.values())
 
     @property

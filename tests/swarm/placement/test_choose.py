@@ -57,7 +57,7 @@ def test_a_lone_peer_that_can_hold_everything_takes_everything() -> None:
 
 def test_a_gap_is_filled_before_anything_else_and_never_overlapped() -> None:
     assert take(peer(1), spans("0:2", "4:6"), capacity(6, 2)).span == Span(2, 4)
-    assert take(peer(1), spans("0:2", "4:6"), capacity(6, 6)).span == Span(2, 4)  # a longer span would join nobody
+    assert take(peer(1), spans("0:2", "4:6"), capacity(6, 6)).span == Span(2, 4)  # a longer span would join no other
     assert take(peer(1), spans("0:5", "0:5", "7:12"), capacity(12, 5)).span == Span(5, 7)
 
 
@@ -69,7 +69,7 @@ def test_no_crumbs_are_left_between_newcomers() -> None:
 def test_a_replica_goes_where_there_are_fewest_and_meets_the_others() -> None:
     hosted = spans("0:3", "0:3", "3:6")
     assert take(peer(1), hosted, capacity(6, 3)).span == Span(3, 6)
-    assert take(peer(1), hosted, capacity(6, 5)).span == Span(3, 6)  # 1:6 would hold more, and join nobody
+    assert take(peer(1), hosted, capacity(6, 5)).span == Span(3, 6)  # 1:6 would hold more, and join no other
     assert take(peer(1), hosted, capacity(6, 6)).span == Span(0, 6)
 
 
@@ -198,7 +198,7 @@ def after_a_look(who: PeerId, span: Span, what: Capacity, claims: list[tuple[Pee
 
 @given(num_blocks=st.integers(1, 16), takes=ROOMS | EQUAL_ROOMS, first=st.integers(0, 1000))
 def test_peers_who_come_at_once_settle_and_make_a_route(num_blocks: int, takes: list[int], first: int) -> None:
-    """The race, in lock step: everybody announces, waits, looks, and moves if a smaller hash claims the same."""
+    """The race, in lock step: each peer announces, waits, looks, and moves if a smaller hash claims the same."""
     peers = [peer(first + number) for number in range(len(takes))]
     rooms = [capacity(num_blocks, min(size, num_blocks)) for size in takes]
     taken = [take(who, [], what).span for who, what in zip(peers, rooms, strict=True)]
@@ -211,4 +211,4 @@ def test_peers_who_come_at_once_settle_and_make_a_route(num_blocks: int, takes: 
     if min(takes) == max(takes):
         is_enough = len(takes) * takes[0] >= num_blocks + takes[0] - 1
     if is_enough:
-        assert missing(taken, num_blocks) == [], f"no route over {taken} with room for {takes}"
+        assert missing(taken, num_blocks) == [], f"no route over {taken} with capacities {takes}"

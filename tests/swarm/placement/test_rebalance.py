@@ -1,4 +1,7 @@
-"""Placement that heals: whoever comes and goes, all that the memory can cover is covered within ROUNDS rounds, and then all stand still."""
+"""Placement covers all that memory allows within ROUNDS rounds.
+
+It does so whichever peers come and go, and then no peer moves any more.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def heal(swarm: Simulation) -> int:
 
 
 def stand_still(swarm: Simulation) -> int:
-    """Rounds until nobody has moved for some; what is healed must stay so all the while."""
+    """Rounds until no peer has moved for some; what is healed must stay so all the while."""
     still = 0
     for rounds in range(SETTLE):
         with_ends, is_urgent = swarm.num_edges_with_ends, not swarm.is_routable
@@ -192,7 +195,7 @@ def test_the_last_to_host_the_ends_stays_and_a_replica_goes_instead() -> None:
     assert len(plan(crowd, 8)) == 2 and peer(1) not in plan(crowd, 8)
     alone = [member(1, "0:4", 4, has_ends=True), member(2, "0:4"), member(3, "0:4"), member(8, "4:8", 4)]
     assert list(plan([replace(one, beside=frozenset()) for one in alone], 8)) == [peer(1)]
-    assert plan(alone, 8) == {}, "nobody else can move, so nobody does"
+    assert plan(alone, 8) == {}, "no other peer can move, so none does"
     assert not may_switch(alone[0], Span(4, 8), alone[1:], 8) and not may_retire(alone[0], alone[1:], 8)
     assert list(plan([alone[0], replace(alone[1], beside=ENDS), *alone[2:]], 8)) == [peer(1)], "another hosts them, too"
 
@@ -226,7 +229,7 @@ def test_the_one_who_is_missed_least_goes() -> None:
 def test_neighbours_grow_and_shift_where_there_is_no_replica() -> None:
     members = [member(1, "0:4", 6), member(2, "4:8", 4), member(4, "10:12", 2)]
     assert {who: str(move.span) for who, move in plan(members, 12).items()} == {peer(1): "0:6", peer(2): "6:10"}
-    assert plan([member(1, "0:4", 4), member(2, "4:8", 4), member(4, "10:12", 2)], 12) == {}, "no room, so nobody moves"
+    assert plan([member(1, "0:4", 4), member(2, "4:8", 4), member(4, "10:12", 2)], 12) == {}, "no capacity, so no peer moves"
 
 
 def test_nobody_who_was_told_its_blocks_moves() -> None:

@@ -1,4 +1,7 @@
-"""Peers that nobody named: the last known ones and neighbours; who is not for us is ignored, and said."""
+"""Peers that the user did not name: known ones and neighbours.
+
+Peers of another swarm are ignored, and the log says so.
+"""
 
 from __future__ import annotations
 

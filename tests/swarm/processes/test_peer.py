@@ -147,7 +147,7 @@ async def test_a_node_with_dead_bootstraps_serves_says_so_and_joins_when_one_com
             await early.joined(0.01)
         await early.directory.announce(lambda: record(early), ["tiny"])
         assert len((await early.directory.snapshot("tiny")).peers) == 1  # alone, it serves
-        assert early.reachable is None  # nobody has tried
+        assert early.reachable is None  # no peer has tried
         late_config = PeerConfig(data_dir=tmp_path, identity_path=tmp_path / "late.key", listen=("127.0.0.1", port))
         async with Peer(late_config) as first:
             await early.joined()
@@ -375,7 +375,7 @@ def test_only_dead_sockets_of_p2pd_that_are_not_brand_new_are_swept() -> None:
         alive.listen()
         dead.close()
         sockets.sweep()
-        assert all(name.exists() for name in names)  # somebody may be about to listen
+        assert all(name.exists() for name in names)  # a process may be about to listen
         sockets.sweep(min_age_s=0.0)
         assert [name.exists() for name in names] == [True, False]
     finally:
@@ -387,7 +387,7 @@ def test_only_dead_sockets_of_p2pd_that_are_not_brand_new_are_swept() -> None:
 async def test_a_record_is_announced_anew_when_a_peer_that_may_have_kept_it_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at the next renewal, up to 20 s later: until then nobody would find a node that lives."""
+    """Not at the next renewal, up to 20 s later: until then no peer would find a node that lives."""
     monkeypatch.setattr(module, "WATCH_S", 0.1)
     told: list[PeerRecord] = []
     looks = 0

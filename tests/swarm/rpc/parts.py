@@ -64,7 +64,7 @@ class Handlers:
 
     async def fail(self, request: bytes, call: Call) -> bytes:
         if request == b"ours":
-            raise CacheFullError("no room for 7 tokens, ünlimited patience required")
+            raise CacheFullError("no memory for 7 tokens, ünlimited memory required")
         if request == b"long":
             raise CacheFullError("ü" * 5_000)
         raise ValueError("a secret of the server")

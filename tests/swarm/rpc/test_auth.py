@@ -17,7 +17,7 @@ HOUR_S = 3_600.0
 
 
 def raw_channel(there: Running) -> grpc.aio.Channel:
-    """gRPC without our pool: what a stranger would use."""
+    """gRPC without our pool: what an attacker would use."""
     options = [("grpc.ssl_target_name_override", tls.NAME)]
     return grpc.aio.secure_channel(there.address, grpc.ssl_channel_credentials(there.certificate.cert_pem), options=options)
 

@@ -35,7 +35,7 @@ async def test_our_errors_come_back_as_they_were_raised() -> None:
     async with running() as there:
         channel = await there.channel()
         text = await error_of(channel.unary(FAIL, b"ours"), CacheFullError)
-        assert text == f"peer {short_peer(channel.peer)} says: 'no room for 7 tokens, ünlimited patience required'"
+        assert text == f"peer {short_peer(channel.peer)} says: 'no memory for 7 tokens, ünlimited memory required'"
 
 
 async def test_any_other_error_tells_a_stranger_nothing_and_our_log_everything(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,13 +111,13 @@ async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
         assert time.monotonic() - began < 1.0
         await first.end()
         assert await first.receive() is None
-        assert await channel.unary(ECHO, b"!")  # there is room again
+        assert await channel.unary(ECHO, b"!")  # there is a free place again
         second.cancel()
 
 
 async def test_a_stream_need_not_wait_until_it_is_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(call: object) -> bool:
-        raise AssertionError("nobody asks")
+        raise AssertionError("not asked")
 
     async with running(admission=Admission(10, 1)) as there:
         channel = await there.channel()
@@ -143,7 +143,7 @@ async def test_a_stream_carries_frames_both_ways_and_ends_cleanly() -> None:
 
 
 async def test_whoever_takes_each_frame_gets_all_in_order_one_at_a_time() -> None:
-    """The first ones wait in the queue, later ones come from the reader's own hand: nobody may notice."""
+    """The first ones wait in the queue, later ones come directly from the reader: no caller may notice."""
     async with running() as there:
         stream = await (await there.channel()).stream(TALK)
         for number in range(3):

@@ -1,4 +1,4 @@
-"""Which connections a server closes: those on which nobody calls, and what one address has too many of."""
+"""A server closes connections without calls, and too many of one address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Dials end when nobody waits for them, leave nothing behind, and one caller's word about a peer is not another's."""
+"""Dials end when no caller waits, and leave nothing behind.
+
+An address that one caller names for a peer is not used for another caller.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ async def test_a_storm_of_given_up_dials_leaves_nothing(silent: str) -> None:
 
 
 async def test_a_stranger_s_word_about_a_peer_neither_delays_nor_fails_others(silent: str) -> None:
-    """A route names a peer's addresses: whoever made it up must not share its dial with those who know better."""
+    """A route names a peer's addresses: a caller with a wrong route must not share its dial with callers of better ones."""
     async with running() as there:
         pool = ChannelPool(CALLER)
         lured = asyncio.create_task(pool.channel(SERVER.peer_id, (silent,), there.certificate.der))

@@ -75,10 +75,10 @@ async def test_the_first_that_succeeds_ends_the_others_and_what_came_too_is_disc
 
 
 async def test_a_race_that_is_cancelled_leaves_nothing_running() -> None:
-    begun, ended = asyncio.Event(), asyncio.Event()
+    started, ended = asyncio.Event(), asyncio.Event()
 
     async def slow() -> str:
-        begun.set()
+        started.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -89,7 +89,7 @@ async def test_a_race_that_is_cancelled_leaves_nothing_running() -> None:
         raise AssertionError(late)
 
     racing = asyncio.create_task(race([slow], discard))
-    await begun.wait()
+    await started.wait()
     racing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await racing

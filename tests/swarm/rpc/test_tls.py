@@ -1,4 +1,4 @@
-"""Certificates and addresses of strangers: whatever they are, the answer is a typed refusal."""
+"""Untrusted certificates and addresses get typed refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ME = from_seed(bytes(32))
 
 
 def test_a_curve_that_nobody_knows_is_refused_wherever_it_comes_from() -> None:
-    """A record's certificate is a stranger's word: one that raises anything else would end every client that reads the directory."""
+    """A record's certificate is untrusted: one that raises anything else would end every client that reads the directory."""
     der = tls.make(ME).der
     bad = der.replace(P256, P256[:-1] + b"\x7f")
     assert bad != der

@@ -1,4 +1,4 @@
-"""A row that grows: what is sent, what is picked, and that guessing changes only the number of trips."""
+"""A thin sequence: what is sent and picked; guesses save trips only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Output:
 
 @dataclass
 class Hops:
-    """Answers a row as the hops of a thin session do."""
+    """Answers a sequence as the hops of a thin session do."""
 
     tokens: list[int] = field(default_factory=list)
     steps: list[tuple[int, int, str]] = field(default_factory=list)

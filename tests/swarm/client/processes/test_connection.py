@@ -131,8 +131,8 @@ def test_other_weights_of_the_same_name_are_refused_by_naming_the_tensor(line: L
 
 
 def test_a_name_that_nobody_serves(line: Line) -> None:
-    with pytest.raises(NoRouteError, match=r"no peer serves somebody/else \(waited 0 s\); check the name"):
-        SwarmModelForCausalLM.from_pretrained(line.path, **line.client | dict(patience_s=0, model_name="somebody/else"))
+    with pytest.raises(NoRouteError, match=r"no peer serves other/name \(waited 0 s\); check the name"):
+        SwarmModelForCausalLM.from_pretrained(line.path, **line.client | dict(patience_s=0, model_name="other/name"))
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["full", "thin"])

@@ -38,17 +38,17 @@ def test_everything_runs_on_one_daemon_thread() -> None:
 async def test_other_loops_can_wait_and_cancel() -> None:
     loop = background_loop()
     assert await loop.wait(where()) == "murmuration"
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     async def endless() -> None:
-        begun.set()
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
             ended.set()
 
     waiting = asyncio.create_task(loop.wait(endless()))
-    await asyncio.to_thread(begun.wait, 5)
+    await asyncio.to_thread(started.wait, 5)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -105,7 +105,7 @@ def test_whoever_waits_for_a_short_errand_turns_the_loop() -> None:
     loop = background_loop()
     me = threading.current_thread().name
     assert [loop.run_here(where()) for _ in range(3)] == [me] * 3
-    assert loop.run(where()) == "murmuration"  # its keeper is back at once where it is asked for
+    assert loop.run(where()) == "murmuration"  # its own thread runs it again as soon as it is needed
     assert loop.run_here(where()) == me
     with pytest.raises(ZeroDivisionError):
         loop.run_here(failing())
@@ -131,7 +131,7 @@ def test_after_the_last_errand_the_loop_goes_on_by_itself() -> None:
 
 
 def test_two_threads_wait_at_once_and_neither_stands_still() -> None:
-    """The first waits for what only the other's errand does; then they go on side by side: the loop is turned while anybody needs it."""
+    """The first waits for what only the other's call does; then both go on side by side: the loop runs while any thread needs it."""
     loop = background_loop()
     flags = [asyncio.Event(), asyncio.Event()]
 

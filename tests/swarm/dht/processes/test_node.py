@@ -1,4 +1,4 @@
-"""Several real members: what one says the others find, and what a liar says nobody does."""
+"""Real members find what one stores, and nothing that a liar stores."""
 
 from __future__ import annotations
 

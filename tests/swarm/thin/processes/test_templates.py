@@ -70,7 +70,7 @@ UNASKED = (
     "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{% if not x is defined %}{{ dict.fromkeys([1, 2], 3) }}{% endif %}"
     "{% set ns = namespace({'b': 2}, self=1) %}{{ ns.self + ns.b }}"
 )
-"""What nobody asks for is none and not undefined, and what transformers gives templates beside."""
+"""Variables that the caller does not set are none, not undefined; with those that transformers adds."""
 
 
 @pytest.mark.parametrize("template", [CHATML, RICH, UNASKED, None], ids=["chatml", "rich", "unasked", "none"])
