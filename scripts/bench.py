@@ -1,4 +1,6 @@
-"""Benchmarks against a reference in the same run, interleaved; machines are noisy, so ratios and the best of many are what to trust.
+"""Benchmarks against a reference in the same run, interleaved.
+
+Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
 hops, decode, real, prefill, sessions, chats, node, wide area. Only --publish changes docs/bench/inference.json, the documents and the

@@ -1,4 +1,4 @@
-"""For every test: a machine that does other work at the same time.
+"""Settings for every test, on a machine with other work.
 
 Hypothesis has no deadline per example, and a failure prints how to repeat it. Torch computes in one thread and does not spin while it
 waits, here and in the processes that tests start. What the person who runs them has configured for `swarm`, and which

@@ -1,4 +1,6 @@
-"""Tiny random checkpoints, one per family: real directories in Hugging Face form, made in a moment, with a seed.
+"""Tiny random checkpoints, one per family.
+
+They are real directories in Hugging Face form, made in a moment, with a seed.
 
 Weights are drawn with a standard deviation of 0.2: with the usual 0.02 every model repeats one token, and tests show nothing.
 For the same reason some families are untied here, whose tied head would only echo the last token (gemma, falcon, bloom).

@@ -1,4 +1,4 @@
-"""A process that has imported all of the project, and forks commands on demand.
+"""A process that has imported the project and forks commands.
 
 Imports cost six seconds of a core, a fork a few milliseconds. Before the fork nothing is started: no thread, loop or gRPC.
 `tests/forked.py` is the other side: a socket of packets, whose number is our argument.

@@ -1,4 +1,6 @@
-"""Commands and scripts as processes of their own, forked where all imports are done (`fork_server.py`); like `subprocess`.
+"""Commands and scripts as forked processes, used like `subprocess`.
+
+They are forked from a process with all imports done (`fork_server.py`).
 
 `server.popen(["generate", …])` is `swarm generate …`, `server.popen([CODE, …], kind="code")` is `python -c CODE …`: a session of its own,
 real streams, signals and exit codes. For what a process imports, or how it starts, use `subprocess`.

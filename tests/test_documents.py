@@ -1,4 +1,4 @@
-"""README and docs/: short, with links that lead somewhere and the picture that the script makes."""
+"""README and docs/ are short, with valid links and the script's picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`scripts/families`: its verdicts on a few configurations, a worker that dies costs one of them, and the page is what was found."""
+"""`scripts/families`: its verdicts on a few configurations.
+
+A worker that dies costs one of them, and the page is what was found.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the tree: imports, a pure `protocols`, documents that repeat the code."""
+"""The rules of the tree: imports, a pure `protocols`, true documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The scripts: set-up refuses in one line, checks quickly and never twice at once; the demo's model is an ordinary checkpoint."""
+"""The scripts set up, check and make the demo's model.
+
+Set-up refuses in one line, checks quickly and never twice at once; the demo's model is an ordinary checkpoint.
+"""
 
 from __future__ import annotations
 

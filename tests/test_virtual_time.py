@@ -1,4 +1,7 @@
-"""The loop of virtual time: hours pass at once, in the right order; it waits for threads, and says when all wait for ever."""
+"""The loop of virtual time: hours pass at once, in order.
+
+It waits for threads, and says when all wait for ever.
+"""
 
 from __future__ import annotations
 

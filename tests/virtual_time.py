@@ -1,4 +1,6 @@
-"""An event loop whose time jumps to the next timer once all tasks wait: a test of minutes takes milliseconds.
+"""An event loop whose time jumps to the next timer.
+
+It does so once all tasks wait: a test of minutes takes milliseconds.
 
 `@virtual_time` runs a test in one. Only for tests without sockets: an answer from outside takes real time, and the loop does not wait
 for it. It does wait for threads that it has started (`asyncio.to_thread`): while one works, its time stands still.

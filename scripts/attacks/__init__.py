@@ -1,4 +1,7 @@
-"""Attacks that run against real nodes, each in a file of its own: `async def attack(target)` runs until it is cancelled."""
+"""Attacks that run against real nodes, one in each file.
+
+`async def attack(target)` runs until it is cancelled.
+"""
 
 NAMES = {
     "refuse": "6 hostile nodes announce all blocks at 0.01 ms and refuse every session with an error of their choice",

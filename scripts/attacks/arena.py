@@ -1,4 +1,7 @@
-"""Six real nodes, four honest clients and at most one attacker, each in a process of its own; all end with the arena."""
+"""Six real nodes, four honest clients and at most one attacker.
+
+Each is a process of its own; all end with the arena.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""An attacker in a process of its own: `python -m attacks.attacker NAME MODEL BLOCKS CHECKPOINT ADDRESS …` until its stdin ends.
+"""An attacker in a process of its own.
+
+`python -m attacks.attacker NAME MODEL BLOCKS CHECKPOINT ADDRESS …` runs until its stdin ends.
 
 It says "attacking" when the attack is in place, and at the end what arrived, if anything did. An attack of several processes is forked.
 """

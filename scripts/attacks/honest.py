@@ -1,4 +1,6 @@
-"""An honest client in a process of its own: it asks again and again, and writes a line about each answer.
+"""An honest client in a process of its own.
+
+It asks again and again, and writes a line about each answer.
 
 Clients that know honest peers do not try others, so after `LIFE_S` it begins anew: a new identity that has met no peer.
 

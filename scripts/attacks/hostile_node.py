@@ -1,4 +1,7 @@
-"""A hostile node: a real peer that announces all blocks of the model as the fastest, and answers sessions as an attack wants."""
+"""A hostile node, as a real peer.
+
+It announces all blocks of the model as the fastest, and answers sessions as an attack wants.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Idle TCP connections: more than the usual limit of open files, to the gRPC port and to the DHT's port of two nodes."""
+"""Idle TCP connections, more than the usual limit of open files.
+
+They go to the gRPC port and to the DHT's port of two nodes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Junk for the DHT's storage: 1 KB under each of very many keys, signed rightly, at every node."""
+"""Junk for the DHT's storage, signed rightly, at every node.
+
+There is 1 KB under each of very many keys.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Messages that hold nothing but empty lists: small to send, thousands of objects to parse."""
+"""Messages of nothing but empty lists.
+
+They are small to send, and have thousands of objects to parse.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hostile nodes that refuse every session with an error that says no other peer would help."""
+"""Hostile nodes that refuse every session for all peers.
+
+Their error says that no other peer would help.
+"""
 
 from __future__ import annotations
 

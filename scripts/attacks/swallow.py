@@ -1,4 +1,7 @@
-"""Hostile nodes that take every step and answer nothing; hello is answered by the real code."""
+"""Hostile nodes that take every step and answer nothing.
+
+Hello is answered by the real code.
+"""
 
 from __future__ import annotations
 

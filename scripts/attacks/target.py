@@ -1,4 +1,7 @@
-"""What an attacker knows: the addresses that nodes print, and what their directory says of the model."""
+"""What an attacker knows.
+
+That is the addresses that nodes print, and what their directory says of the model.
+"""
 
 from __future__ import annotations
 

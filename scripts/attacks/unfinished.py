@@ -1,4 +1,7 @@
-"""Requests of 60 MB that never end, sent over HTTP/2 without any credential, as far as the node's windows allow."""
+"""Requests of 60 MB that never end, without any credential.
+
+They are sent over HTTP/2 as far as the node's windows allow.
+"""
 
 from __future__ import annotations
 

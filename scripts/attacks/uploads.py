@@ -1,4 +1,7 @@
-"""Upload places that are held without use: many identities, each with one small question every 20 s."""
+"""Upload places that are held without use.
+
+There are many identities, each with one small question every 20 s.
+"""
 
 from __future__ import annotations
 

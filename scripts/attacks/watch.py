@@ -1,4 +1,7 @@
-"""What the nodes cost while they are watched: memory, descriptors, CPU time, and how long a hello by a bystander takes."""
+"""What the nodes cost during an attack.
+
+That is memory, descriptors, CPU time, and the time of a hello by another peer.
+"""
 
 from __future__ import annotations
 

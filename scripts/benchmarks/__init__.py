@@ -1,1 +1,4 @@
-"""What `scripts/bench inference` measures: one file a section, each against a reference in the same run."""
+"""What `scripts/bench inference` measures, one file a section.
+
+Each is measured against a reference in the same run.
+"""

@@ -1,4 +1,7 @@
-"""`generate` over two nodes against transformers on this machine: decoding, prompts of 512 and 2,048 tokens, and the first token."""
+"""`generate` over two nodes against transformers on this machine.
+
+Measured: decoding, prompts of 512 and 2,048 tokens, and the first token.
+"""
 
 from __future__ import annotations
 

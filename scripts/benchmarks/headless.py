@@ -1,4 +1,7 @@
-"""A client without embedding and head: sessions that send random hidden states, so that nothing but the nodes computes."""
+"""A client without embedding and head.
+
+Its sessions send random hidden states, so that only the nodes compute.
+"""
 
 from __future__ import annotations
 

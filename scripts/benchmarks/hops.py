@@ -1,4 +1,6 @@
-"""What a hop costs beyond its compute, and where each microsecond goes: one stream of the tiny model over 1, 2 and 4 nodes.
+"""What a hop costs beyond its compute, microsecond by microsecond.
+
+Measured with one stream of the tiny model over 1, 2 and 4 nodes.
 
 A token's time is cut by the marks of `swarm/inference/trace.py` into stretches that follow each other without a gap; each
 belongs to one process. Overhead per hop = (token's time - the client's own compute - the nodes' forwards) / hops. The old definition, kept

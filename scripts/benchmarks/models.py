@@ -1,4 +1,7 @@
-"""The models of the benchmark: two random Llamas, one that is nearly all overhead, one of 110 million parameters; and a real one."""
+"""The models of the benchmark.
+
+They are two random Llamas, one that is nearly all overhead, one of 110 million parameters; and a real one.
+"""
 
 from __future__ import annotations
 

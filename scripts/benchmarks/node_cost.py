@@ -1,4 +1,7 @@
-"""What a node costs its volunteer: memory beyond the weights, seconds until it serves, and processes."""
+"""What a node costs its volunteer.
+
+That is memory beyond the weights, seconds until it serves, and processes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The benchmark's JSON as text: the targets with what was measured, the table of a token's time, and the plots of docs/bench.
+"""The benchmark's JSON as text and plots.
+
+The text has the targets with what was measured and the table of a token's time; the plots are those of docs/bench.
 
 Everything is a function of the JSON, so that the documents and the plots cannot say anything else (`scripts/docs.py` writes them).
 """

@@ -1,4 +1,7 @@
-"""Swarms of real node processes on this machine that share a model's blocks evenly, and clients of them."""
+"""Swarms of real node processes on this machine, and their clients.
+
+The nodes of a swarm share a model's blocks evenly.
+"""
 
 from __future__ import annotations
 

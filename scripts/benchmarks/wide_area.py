@@ -1,4 +1,6 @@
-"""An emulated wide area: client and three nodes in network namespaces, 100 ms and 100 Mbit/s apart (`shared/tools/wan.py`, root).
+"""An emulated wide-area network.
+
+Client and three nodes are in network namespaces, 100 ms and 100 Mbit/s apart (`shared/tools/wan.py`, root).
 
 A token's floor is its legs' one-way delays and the computing (client -> hop -> hop -> hop -> client: 4 legs of 50 ms). The client
 runs in a namespace of its own, as `python -m benchmarks.wide_area CHECKPOINT PEER`, and prints what it measured as JSON.

@@ -1,4 +1,4 @@
-"""Without a replica a call fails in time or uses a new node.
+"""Without a replica a call fails, or continues with a new node.
 
 The error says which blocks are missing.
 """

@@ -1,6 +1,7 @@
 """Packed sequences are kept apart exactly if transformers does it.
 
-This holds for full and thin clients. Else a batch row is one sequence, or it is refused."""
+This holds for full and thin clients. Else a batch row is one sequence, or it is refused.
+"""
 
 from __future__ import annotations
 
