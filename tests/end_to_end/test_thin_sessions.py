@@ -19,6 +19,7 @@ from protocols import compression
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Rows, StepSpec
+from protocols.units import ENDS
 from swarm.inference.session import Session
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
@@ -103,7 +104,7 @@ def test_ids_go_in_and_logits_of_every_token_come_out(swarms: Swarms, num_nodes:
 
     swarm.run(talk())
     first, last = swarm.nodes[0].host, swarm.nodes[-1].host
-    assert first.served.ends and last.served.ends and (num_nodes < 3 or not swarm.nodes[1].host.served.ends)
+    assert first.served.beside == last.served.beside == ENDS and (num_nodes < 3 or not swarm.nodes[1].host.served.beside)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
