@@ -9,7 +9,7 @@ from node import choosing, neighbours
 from node.config import NodeConfig
 from node.liveness import Greeted
 from node.serving.host import Host
-from node.serving.work import Worked
+from node.serving.worked import Worked
 from protocols.ids import ModelId, Span
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
 from protocols.units import ENDS, Blocks, Unit

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from node.events import Event, OnEvent
-from node.serving.work import Worked
+from node.serving.worked import Worked
 from protocols.words import counted
 
 EVERY_S = 60.0

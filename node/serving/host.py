@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from node.device.thread import Device
 from node.serving.part_engines import MakePart
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
@@ -59,16 +60,20 @@ class Host:
         limits: HopLimits | None = None,
         ends: Ends | None = None,
         make_part: MakePart | None = None,
+        device: Device | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.beside` says the same.
 
         make_part: an engine of some of the blocks; None = routes can have all of them only.
+        device: shared with the node's other hosts; None = a thread and a budget of its own.
         """
         assert (served.beside >= ENDS) == (ends is not None)
         self.served = served
         self.engine = engine
-        self.runner = Runner(engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part)
+        self.runner = Runner(
+            engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part, device=device
+        )
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits, self._clock = limits or HopLimits(), clock
         self._hops: Hops | None = None
@@ -101,10 +106,11 @@ class Host:
 
     def load(self) -> Load:
         """For the record."""
-        engines = self.runner.engines
-        free = max(0, engines.limit_bytes - engines.used_bytes) // self._kv_bytes_per_token
+        free = max(0, self.runner.device.memory.free_bytes) // self._kv_bytes_per_token
         num_sessions = 0 if self._hops is None else len(self._hops)
-        return Load(free_tokens=free, queue=len(self.runner.scheduler), step_ms=self.runner.step_ms, num_sessions=num_sessions)
+        return Load(
+            free_tokens=free, queue=len(self.runner.queue.waiting), step_ms=self.runner.step_ms, num_sessions=num_sessions
+        )
 
     @property
     def hops(self) -> Hops:

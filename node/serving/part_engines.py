@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
+from node.device.memory import Memory
 from protocols.errors import InternalError, ModelNotSupportedError, OverloadedError, SpanNotServedError, SwarmError
 from protocols.ids import Span
 
@@ -43,21 +44,15 @@ class _Part:
 class PartEngines:
     """`take` and `give_back` belong to one event loop; the rest to whoever runs a batch."""
 
-    def __init__(self, whole: Engine, make: MakePart | None = None) -> None:
-        """make: None = only all blocks together can be run here."""
+    def __init__(self, whole: Engine, memory: Memory, make: MakePart | None = None) -> None:
+        """memory: of the device. make: None = only all blocks together can be run here."""
         self.whole = whole
-        self._make = make
+        self._memory, self._make = memory, make
         self._parts: dict[Span, _Part] = {}
         """Oldest use first. Replaced and never changed, since two threads read it."""
-        self._limit_bytes = 0
         self._making = asyncio.Lock()
         self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         """By client: one of its sessions at a time stands in line for `_making`."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """For the rows of all engines together."""
-        return self._limit_bytes if self._parts else self.whole.limit_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -94,7 +89,6 @@ class PartEngines:
                 return
             part = _Part(await asyncio.to_thread(self._made, blocks))
             idle = self._idle(self._parts)
-            self._limit_bytes = self.limit_bytes
             self._parts = {**{other: held for other, held in self._parts.items() if other != idle}, blocks: part}
         finally:
             loop.call_later(loop.time() - began_s, self._making.release)
@@ -105,15 +99,10 @@ class PartEngines:
         users[client] -= 1
         users += Counter()  # forgets clients that use it no more
 
-    def lend(self, engine: Engine) -> None:
-        """Before rows of `engine` grow: it may take what the others leave."""
-        if self._parts:
-            engine.limit_bytes = self._limit_bytes - (self.used_bytes - engine.used_bytes)
-
     def practise(self) -> bool:
         """One lesson for one engine; False: there is nothing more to be won."""
         for engine in (self.whole, *(part.engine for part in self._parts.values())):
-            self.lend(engine)  # a lesson needs a row for a while
+            self._memory.lend(engine)  # it needs a row for a while
             if engine.practise():
                 return True
         return False
@@ -125,7 +114,7 @@ class PartEngines:
             )
         self._idle(self._parts)
         try:
-            return self._make(blocks, self.limit_bytes)
+            return self._make(blocks, self._memory.limit_bytes)
         except ModelNotSupportedError as error:
             raise SpanNotServedError(f"blocks {blocks} cannot be run apart from the others here: {error}") from error
         except SwarmError:

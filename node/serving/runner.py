@@ -1,44 +1,36 @@
-"""The one thread that owns the device: takes a batch, runs it through the span, hands the pieces back.
+"""One host's work on its device: its engines, its sessions' rows, and what came of every step.
 
-Sessions that run a part of the blocks only have an engine of their own (`part_engines.py`), and share the thread and the memory.
-This thread never waits for the network, and the event loop computes nothing but a short decode of a session that is alone, which is
-done before two threads would have changed places twice (`HERE_MS`). A step that fails takes no other step with it:
-a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
+Sessions that run a part of the blocks only have an engine of their own (`part_engines.py`), and share thread and memory. A step that
+fails takes no other step with it: a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
 
-A long step is run in pieces, as `scheduler.py` cuts it: its row operations come before the first, memory for all of it is asked for
-then, and its caller gets the whole output after the last. Whatever ends it in between (no memory, its deadline, an error) loses the
+A long step is run in prefill chunks, as the schedule cuts it: its row operations come before the first, memory for all of it is asked
+for then, and its caller gets the whole output after the last. Whatever ends it in between (no memory, its deadline, an error) loses the
 session's rows, exactly as for a step that runs at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
+from node.device.host_queue import HostQueue
+from node.device.memory import Holdings
+from node.device.pending import Chunk, Pending
+from node.device.thread import Device
+from node.device.work import Fork, HeldRows, Request, Step
 from node.hardware import wait_for
 from node.serving import batch as edges
-from node.serving import memory
+from node.serving import step as steps
 from node.serving.part_engines import MakePart, PartEngines
-from node.serving.scheduler import HeldRows, Job, Scheduler
-from node.serving.work import Work
-from protocols.defaults import MAX_STEP_TOKENS
-from protocols.errors import (
-    BadRequestError,
-    CacheFullError,
-    DeadlineError,
-    InternalError,
-    SwarmError,
-)
+from node.serving.step import Batch
+from node.serving.worked import WorkCounter
+from protocols.errors import DeadlineError, InternalError, OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId
-from protocols.words import counted
 from swarm.inference import rows as row_operations
 from swarm.inference import trace
 from swarm.inference.compute import Output
@@ -50,26 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HERE_MS = 5.0
-"""A lone decode that should take no longer is computed where it arrives, on the event loop's thread: so long may Python itself let one
-thread wait for another (`sys.getswitchinterval`)."""
-
-HERE_COPIED_ROWS, HERE_COPIED_BYTES = 64, 8 << 20
-"""Limits, in rows after the operations and in bytes copied, of a decode that runs on the event loop's thread although its operations
-copy rows. Larger ones run in the runner's thread, which costs a 3 ms decode a tenth more."""
-
-PRACTISE_AFTER_S = 0.1
-"""Idle for so long, the engine practises: nobody has a row here."""
-PRACTISE_BESIDE_S = 1.0
-"""The same where somebody has: the next token is on its way."""
-PRACTICE_S = 1.0
-"""Where one lesson takes longer, it was the last: a newcomer may have to wait for it."""
-
-Batch: TypeAlias = "list[tuple[Job, list[Row]]]"
-
 
 class Runner:
-    """Runs an engine in a thread of its own. `start`, then `run` from any event loop, then `stop`."""
+    """Runs an engine on a device. `start`, then `run` from any event loop, then `stop`."""
 
     def __init__(
         self,
@@ -79,282 +54,231 @@ class Runner:
         token_bytes: int = 0,
         ends: Ends | None = None,
         make_part: MakePart | None = None,
+        device: Device | None = None,
     ) -> None:
-        """max_positions: longest row, and first position too many; None = the architecture has no such limit.
+        """budget_tokens: new tokens of all sessions in one forward. max_positions: longest row; None = as long as anybody likes.
 
         token_bytes: what one token of a row takes at least; 0 = not known, then a new session is judged at its turn only.
         ends: embedding, norm and head; None = only blocks are hosted. make_part: an engine of some of the blocks.
+        device: shared with other hosts; None = its own.
         """
-        self.engine, self.ends = engine, ends
-        self.engines = PartEngines(engine, make_part)
-        self._max_positions, self._token_bytes = max_positions, token_bytes
-        self.holdings = memory.Holdings()
-        self.scheduler = Scheduler(budget_tokens)
-        self.work = Work()
+        self.engine, self.ends, self.device = engine, ends, device or Device()
+        self.engines = PartEngines(engine, self.device.memory, make_part)
+        self._budget_tokens, self._max_positions, self._token_bytes = budget_tokens, max_positions, token_bytes
+        self.holdings = Holdings()
+        self.work = WorkCounter()
         self.num_forwards = 0
         self.num_steps = 0
         self.largest_batch = 0
         """Most steps that ever shared a forward."""
         self.step_ms = 0.0
         """Moving average of a forward's milliseconds, through all blocks."""
-        self._may_practise = True
-        self._device = threading.Lock()
-        """Held by whoever runs a batch."""
-        self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
+        self._queue: HostQueue | None = None
 
     @property
     def is_running(self) -> bool:
-        return self._thread.is_alive()
+        return self._queue is not None and not self._queue.ended.is_set()
+
+    @property
+    def queue(self) -> HostQueue:
+        """What waits here; OverloadedError before `start`."""
+        if self._queue is None:
+            raise OverloadedError("this peer is still starting: try a replica")
+        return self._queue
 
     def start(self) -> None:
-        self._thread.start()
+        self.device.memory.enter(self.engines, self.holdings, self.engine.limit_bytes)
+        self._queue = self.device.attach(self, self._budget_tokens)
 
     async def stop(self) -> None:
-        """Run what waits, then end the thread."""
-        self.scheduler.close()
-        if self.is_running:
-            await asyncio.to_thread(self._thread.join)
+        """Run what waits, then leave the device. A second call changes nothing."""
+        if self._queue is not None:
+            await self.device.detach(self._queue)
+            self.device.memory.leave(self.engines)
 
-    async def run(self, make_job: Callable[[Callable[[Output | SwarmError], None]], Job]) -> Output:
-        """Submit a job and wait for its outcome; raises what the runner found wrong with it."""
-        outcomes: list[Output | SwarmError] = []
-        job = make_job(outcomes.append)
-        if not self._run_here(job):
-            return await self._run_there(job)
-        asyncio.get_running_loop().call_soon(self.scheduler.pay)  # its output is sent before the loop's next turn
-        if isinstance(outcomes[0], SwarmError):
-            raise outcomes[0]
-        return outcomes[0]
+    def submit(self, request: Request) -> Pending:
+        """Ask for something; `outcome` waits for it."""
+        return self.device.submit(self.queue, request)
 
-    async def _run_there(self, job: Job) -> Output:
-        """In the runner's thread, in its turn."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Output] = loop.create_future()
-
-        def done(outcome: Output | SwarmError) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and this thread goes on
-                loop.call_soon_threadsafe(_settle, future, outcome)
-
-        job.done = done
-        self.scheduler.submit(job)
+    async def outcome(self, pending: Pending) -> Output:
+        """Raises what was found wrong with the request. If the caller is cancelled, what is left of a step is not run."""
+        assert pending.future is not None
         try:
-            return await future
+            return await pending.future
         except asyncio.CancelledError:
-            if job.values is not None:  # a clearing is done all the same: others wait for the memory
-                self.scheduler.cancel(job)
+            if pending.is_step:  # a clearing is done all the same: others wait for the memory
+                self.device.scheduler.cancel(self.queue, pending)
             raise
+
+    def abandon(self, pending: Pending) -> None:
+        """Its session is over: what is left of it is not run, and its `outcome` raises at once."""
+        self.device.scheduler.cancel(self.queue, pending)
+        if pending.future is not None and not pending.future.done():
+            pending.future.set_exception(PeerUnreachableError("the session was closed while its step was computed"))
 
     def admit(self, client: PeerId, num_tokens: int) -> None:
         """CacheFullError for a new session's first step that cannot succeed: at once, not after a turn in the queue."""
-        self._judge(client, num_tokens * self._token_bytes, num_tokens, is_new=True)
+        now_s = self.device.clock.now_s()
+        self.device.memory.judge(client, num_tokens * self._token_bytes, num_tokens, now_s, is_new=True)
 
-    def _judge(self, client: PeerId, needed_bytes: int, num_tokens: int, *, is_new: bool) -> None:
-        used, limit, now_s = self.engines.used_bytes, self.engines.limit_bytes, time.monotonic()
-        reason = memory.reason_against(
-            needed=needed_bytes, free=limit - used, limit=limit, held_by_client=used * self.holdings.part_of(client),
-            num_clients=self.holdings.num_clients(client, now_s), is_wanted=self.holdings.is_wanted(client, now_s), is_new=is_new,
-        )  # fmt: skip
-        if reason is not None:
-            self.holdings.refused(client, now_s)
-            raise CacheFullError(
-                f"no memory for {counted(num_tokens, 'more token')}: {reason}; they take {needed_bytes} bytes, "
-                f"{limit - used} of {limit} are free; end a session, or ask another peer"
-            )
+    def engine_of(self, session: HeldRows) -> Engine:
+        """The engine that runs a session's blocks."""
+        return session.engine or self.engine
 
-    def _run_here(self, job: Job) -> bool:
-        """Run a job at once in this thread, where that is the sooner way. On other devices it would hold the loop for no gain."""
-        if self.engine.device.type != "cpu" or not self.is_running or not self._device.acquire(blocking=False):
-            return False
+    # --- in the device's thread
+
+    def change(self, pending: Pending) -> None:
+        """Give a session's rows back, or let it begin with another one's."""
+        request, session = pending.request, pending.request.session
         try:
-            if self._copies_much(job) or not self.scheduler.take_alone(job, HERE_MS):
-                return False
-            self._step([job])
-            return True
-        finally:
-            self._device.release()
+            engine = self.engine_of(session)
+            session.rows = steps.close_all(engine, session.rows)
+            if isinstance(request, Fork):
+                self.device.memory.lend(engine)
+                session.rows = steps.forks(engine, request.source.rows)
+            self._hold(session)
+            self.device.scheduler.forget(self.queue, session)
+        except Exception as error:  # whatever an engine raises here
+            self._fail(pending, error)
+        else:
+            pending.settle(Output(values=torch.empty(0)))
 
-    def _loop(self) -> None:
-        while (jobs := self.scheduler.take(self._practise_after_s())) is not None:
-            with self._device:
-                if jobs:
-                    self._step(jobs)
-                else:
-                    self._practise()
-
-    def _practise_after_s(self) -> float | None:
-        """How long nothing must have come before the engine practises; None: it has learnt what there is."""
-        if not self._may_practise:
-            return None
-        return PRACTISE_BESIDE_S if self.engines.used_bytes else PRACTISE_AFTER_S
-
-    def _practise(self) -> None:
-        """While nobody waits, the engine gets faster."""
-        started = time.perf_counter()
-        try:
-            with computing():
-                has_more = self.engines.practise()
-        except Exception:  # nobody asked for it
-            log.exception("the engine could not practise")
-            has_more = False
-        self._may_practise = has_more and time.perf_counter() - started < PRACTICE_S
+    def warm_up(self) -> bool:
+        """Capture one graph, if there is one more to capture."""
+        with computing():
+            return self.engines.practise()
 
     @torch.inference_mode()
-    def _step(self, jobs: list[Job]) -> None:
-        """One batch: row operations, one forward, the pieces back."""
-        entered = [(job, rows) for job in jobs if (rows := self._enter(job)) is not None]
+    def forward(self, chunks: Sequence[Chunk]) -> None:
+        """One batch: row operations, one forward, the outputs back."""
+        entered = [(chunk, rows) for chunk in chunks if (rows := self._enter(chunk)) is not None]
         if not entered:
             return
         started = time.perf_counter()
         batch, outputs = self._forward_each(entered)
         ms = (time.perf_counter() - started) * 1e3
-        for (job, _), output in zip(batch, outputs, strict=True):
-            job.outputs.append(output)
-            self._hold(job.session)
-            self.work.note(job.session, job.size)
-        finished = [job for job, _ in batch]
+        done = [chunk for chunk, _ in batch]
+        if done:
+            self._note(done, outputs)
+            self.device.scheduler.account(self.queue, done, ms)
 
-        self.scheduler.finished(finished, ms)
-        for job in finished:
-            if not job.num_left:
-                job.done(edges.joined(job.outputs))
+    def _note(self, done: Sequence[Chunk], outputs: Sequence[Output]) -> None:
+        """These have run; a step whose last chunk it was is settled."""
+        for chunk, output in zip(done, outputs, strict=True):
+            chunk.pending.outputs.append(output)
+            self._hold(chunk.step.session)
+            self.work.note(chunk.step.session, chunk.size)
+        self.device.scheduler.finished(self.queue, done)
+        for chunk in done:
+            if chunk.is_last:
+                chunk.pending.settle(edges.joined(chunk.pending.outputs))
 
     def _forward_each(self, entered: Batch) -> tuple[Batch, list[Output]]:
-        """One forward for all jobs of the same blocks, which are mostly all of ours. Those that succeed, and their outputs."""
+        """One forward for all steps of the same blocks, which are mostly all of ours. Those that succeed, and their outputs."""
         groups: dict[Engine, Batch] = {}
-        for job, rows in entered:
-            groups.setdefault(self.engine_of(job.session), []).append((job, rows))
+        for chunk, rows in entered:
+            groups.setdefault(self.engine_of(chunk.step.session), []).append((chunk, rows))
         succeeded: Batch = []
         outputs: list[Output] = []
-        for batch in groups.values():
+        for engine, batch in groups.items():
             lengths = [[row.length for row in rows] for _, rows in batch]
             try:
-                made = self._forward(batch)
+                made = self._forward(engine, batch)
             except Exception as error:
-                batch, made = self._one_by_one(batch, lengths, error)
+                batch, made = self._one_by_one(engine, batch, lengths, error)
             succeeded += batch
             outputs += made
         return succeeded, outputs
 
-    def engine_of(self, session: HeldRows) -> Engine:
-        """Who runs a session's blocks."""
-        return session.engine or self.engine
+    def _forward(self, engine: Engine, batch: Batch) -> list[Output]:
+        started = time.perf_counter()
+        for chunk, _ in batch:
+            if not chunk.at:
+                trace.mark("computing", chunk.step.session.id, -1)
+        self.device.memory.lend(engine)
+        outputs = steps.forward(engine, self.ends, batch)
+        # If no output of a prefill chunk is wanted, nothing has waited for it yet; but costs are learnt from its time.
+        wait_for(engine.device)
+        self._count(len(batch), (time.perf_counter() - started) * 1e3, is_whole=engine is self.engine)
+        for chunk, _ in batch:
+            if chunk.is_last:
+                trace.mark("forwarded", chunk.step.session.id, -1)
+        return outputs
 
-    def _enter(self, job: Job) -> list[Row] | None:
-        """The job's rows after its operations; None where it is done already (a clearing, an error, no tokens)."""
-        session = job.session
+    def _one_by_one(self, engine: Engine, batch: Batch, lengths: list[list[int]], error: Exception) -> tuple[Batch, list[Output]]:
+        """The batch failed: run its steps again, each alone, from where they stood before. Those that succeed, and their outputs."""
+        succeeded: Batch = []
+        outputs = []
+        for (chunk, rows), before in zip(batch, lengths, strict=True):
+            try:
+                steps.rewind(engine, rows, before)
+                if len(batch) == 1:
+                    raise error
+                outputs += self._forward(engine, [(chunk, rows)])
+                succeeded.append((chunk, rows))
+            except Exception as own:
+                self._fail(chunk.pending, own)
+        return succeeded, outputs
+
+    def _enter(self, chunk: Chunk) -> list[Row] | None:
+        """The step's rows after its operations; None if it is settled already (an error, no tokens)."""
+        pending, step = chunk.pending, chunk.step
         try:
-            if job.values is None:
-                session.rows = _close_all(self.engine_of(session), session.rows)
-                if job.source is not None:
-                    self.engines.lend(self.engine_of(session))
-                    session.rows = _forks(self.engine_of(session), job.source.rows)
-                self._hold(session)
-                self.scheduler.forget(session)
-                job.done(Output(values=torch.empty(0)))
-                return None
-            if time.monotonic() > job.expires_s:
+            if self.device.clock.now_s() > step.expires_s:
                 raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
-            if not job.is_entered:
-                self._begin(job)
-        except Exception as error:  # whatever an engine raises here: this thread must live
-            self._fail(job, error)
+            if not pending.is_entered:
+                self._begin(chunk)
+        except Exception as error:  # whatever an engine raises here: the thread must live
+            self._fail(pending, error)
             return None
-        if not job.num_tokens:
-            job.done(edges.finish(self.ends, [job], torch.empty(0, self.engine.hidden_size, dtype=self.engine.dtype))[0])
+        if not pending.num_tokens:
+            nothing = torch.empty(0, self.engine.hidden_size, dtype=self.engine.dtype)
+            pending.settle(edges.finish(self.ends, [chunk], nothing)[0])
             return None
-        return session.rows
+        return step.session.rows
 
-    def _begin(self, job: Job) -> None:
-        """Before a job's first piece: its row operations, and whether all of it may run here."""
-        session = job.session
-        engine = self.engine_of(session)
-        self.engines.lend(engine)
-        if job.ops:
-            self._operate(engine, job)
-        session.rows = row_operations.enter(engine, session.rows, len(job.counts))
-        _check_size(job, session.rows, self._max_positions)
-        if (job.num_tokens or job.copies) and self._is_short(job):
-            items = [(row, count) for row, count in zip(session.rows, job.counts, strict=True) if count]
-            self._judge(session.client, engine.growth_bytes(items), job.num_tokens, is_new=False)
-        job.is_entered = True
+    def _begin(self, chunk: Chunk) -> None:
+        """Before a step's first chunk: its row operations, and whether all of it may run here."""
+        pending, step, session = chunk.pending, chunk.step, chunk.step.session
+        engine, memory, now_s = self.engine_of(session), self.device.memory, self.device.clock.now_s()
+        memory.lend(engine)
+        if step.ops:
+            self._operate(engine, pending, step)
+        session.rows = row_operations.enter(engine, session.rows, len(step.counts))
+        steps.check_size(step, pending.num_tokens, session.rows, self._max_positions)
+        is_cut = chunk.size < pending.num_tokens
+        if (pending.num_tokens or pending.copies) and (is_cut or memory.is_short(session.client, now_s)):
+            items = [(row, count) for row, count in zip(session.rows, step.counts, strict=True) if count]
+            memory.judge(session.client, engine.growth_bytes(items), pending.num_tokens, now_s, is_new=False)
+        pending.is_entered = True
 
-    def _operate(self, engine: Engine, job: Job) -> None:
-        """A job's row operations. Their time goes on its client's account, and copied rows count as what it holds, at once."""
-        started, session = time.perf_counter(), job.session
+    def _operate(self, engine: Engine, pending: Pending, step: Step) -> None:
+        """A step's row operations. Their time goes on its client's account, and copied rows count as what it holds, at once."""
+        started = time.perf_counter()
         try:
-            session.rows = row_operations.apply(engine, session.rows, job.ops)
+            step.session.rows = row_operations.apply(engine, step.session.rows, step.ops)
             wait_for(engine.device)
         finally:
-            self.scheduler.charge(job, (time.perf_counter() - started) * 1e3)
-        self._hold(session)
-
-    def _copies_much(self, job: Job) -> bool:
-        """Too much for the event loop's thread: no forward that was measured has told how long these copies take."""
-        if not job.copies:
-            return False
-        with contextlib.suppress(BadRequestError):  # it is refused in a moment
-            plan = row_operations.plan([row.length for row in job.session.rows], job.ops)
-            num_bytes = plan.num_copied_tokens * self._token_bytes
-            return len(plan.sources) > HERE_COPIED_ROWS or num_bytes > HERE_COPIED_BYTES
-        return False
-
-    def _is_short(self, job: Job) -> bool:
-        """Is it worth asking who may take what, and for all pieces at once? Else the engine itself refuses what does not fit."""
-        free = self.engines.limit_bytes - self.engines.used_bytes
-        is_wanted = self.holdings.is_wanted(job.session.client, time.monotonic())
-        return is_wanted or job.size < job.num_tokens or free < 2 * memory.SHORT * self.engines.limit_bytes
+            self.device.scheduler.charge(self.queue, pending, (time.perf_counter() - started) * 1e3)
+        self._hold(step.session)
 
     def _hold(self, session: HeldRows) -> None:
         """Note what a session holds after its rows have changed."""
         before, session.num_tokens = session.num_tokens, sum([row.length for row in session.rows])
         self.holdings.add(session.client, session.num_tokens - before)
 
-    def _forward(self, batch: Batch) -> list[Output]:
-        started = time.perf_counter()
-        for job, _ in batch:
-            if not job.at:
-                trace.mark("computing", job.session.id, -1)
-        items = [(row, count) for job, rows in batch for row, count in zip(rows, job.piece_counts(), strict=True) if count]
-        engine = self.engine_of(batch[0][0].session)
-        self.engines.lend(engine)
-        with computing():  # the node may be loading another span in another thread
-            hidden = edges.begin(engine, self.ends, batch)
-            output = engine.step(items, hidden[None], _positions(batch, engine.device))[0]
-            outputs = edges.finish(self.ends, [job for job, _ in batch], output)
-        # If no output of a prefill chunk is wanted, nothing has waited for it yet; but costs are learnt from its time.
-        wait_for(engine.device)
-        self._count(len(batch), (time.perf_counter() - started) * 1e3, is_whole=engine is self.engine)
-        for job, _ in batch:
-            if not job.num_left - job.size:
-                trace.mark("forwarded", job.session.id, -1)
-        return outputs
-
-    def _one_by_one(self, batch: Batch, lengths: list[list[int]], error: Exception) -> tuple[Batch, list[Output]]:
-        """The batch failed: run its steps again, each alone, from where they stood before. Those that succeed, and their outputs."""
-        succeeded: Batch = []
-        outputs = []
-        for (job, rows), before in zip(batch, lengths, strict=True):
-            try:
-                _rewind(self.engine_of(job.session), rows, before)
-                if len(batch) == 1:
-                    raise error
-                outputs += self._forward([(job, rows)])
-                succeeded.append((job, rows))
-            except Exception as own:
-                self._fail(job, own)
-        return succeeded, outputs
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        """The step is lost, and the session's rows with it (it starts anew, here or elsewhere)."""
+    def _fail(self, pending: Pending, error: Exception) -> None:
+        """The request is lost, and the session's rows with it (it starts anew, here or elsewhere)."""
+        session = pending.request.session
         try:
-            job.session.rows = _close_all(self.engine_of(job.session), job.session.rows)
-            self._hold(job.session)
+            session.rows = steps.close_all(self.engine_of(session), session.rows)
+            self._hold(session)
         except Exception:
             log.exception("rows of a failed step could not be closed")
         if not isinstance(error, SwarmError):
             log.error("a step failed on the device", exc_info=error)
             error = InternalError(f"the forward failed here: {type(error).__name__}; the peer's log says more")
-        job.done(error)
+        pending.settle(error)
 
     def _count(self, num_steps: int, ms: float, *, is_whole: bool) -> None:
         self.num_forwards += 1
@@ -362,59 +286,3 @@ class Runner:
         self.largest_batch = max(self.largest_batch, num_steps)
         if is_whole:
             self.step_ms = 0.9 * self.step_ms + 0.1 * ms if self.step_ms else ms
-
-
-def _check_size(job: Job, rows: Sequence[Row], max_positions: int | None) -> None:
-    """BadRequestError for what would cost everybody here: a step without end, or places for which the model has no table.
-
-    A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
-    """
-    if job.num_tokens > MAX_STEP_TOKENS:
-        raise BadRequestError(f"a step has at most {MAX_STEP_TOKENS} tokens here, got {job.num_tokens}: send it in chunks")
-    longest = max([row.length + count for row, count in zip(rows, job.counts, strict=True)], default=0)
-    if job.positions is not None and len(job.positions):
-        longest = max(longest, int(job.positions.max()) + 1)
-    if max_positions is not None and longest > max_positions:
-        raise BadRequestError(
-            f"this model has places for {counted(max_positions, 'token')} of a row, the step needs place {longest}: shorten it"
-        )
-
-
-def _settle(future: asyncio.Future[Output], outcome: Output | SwarmError) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, SwarmError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _rewind(engine: Engine, rows: Sequence[Row], lengths: Sequence[int]) -> None:
-    """Take back what a failed forward had appended before it failed; raises where the engine cannot."""
-    for row, length in zip(rows, lengths, strict=True):
-        if row.length != length:
-            engine.crop(row, row.length - length)
-
-
-def _close_all(engine: Engine, rows: Sequence[Row]) -> list[Row]:
-    for row in rows:
-        engine.close(row)
-    return []
-
-
-def _forks(engine: Engine, rows: Sequence[Row]) -> list[Row]:
-    forks: list[Row] = []
-    try:
-        for row in rows:
-            forks.append(engine.fork(row))
-    except BaseException:
-        _close_all(engine, forks)
-        raise
-    return forks
-
-
-def _positions(batch: Batch, device: torch.device) -> Tensor | None:
-    """Positions of all tokens where any step brings its own; the others count on from their rows' lengths."""
-    if all(job.positions is None for job, _ in batch):
-        return None
-    return torch.cat([edges.places(job, rows) for job, rows in batch]).to(device)

@@ -1,32 +1,33 @@
 """One session's rows at this node: what a hop computes with.
 
-Its rows belong to whoever runs a batch (`runner.py`). Where its blocks are a part of ours, it borrows that part's engine.
+Its rows belong to the device's thread. If its blocks are a part of ours, it borrows that part's engine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from node.device.pending import Pending
+from node.device.work import Clear, Fork, HeldRows, Step
 from node.serving.runner import Runner
-from node.serving.scheduler import HeldRows, Job
-from protocols.errors import OverloadedError, PeerUnreachableError, SwarmError
+from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import PASS_ON, Op, StepSpec
 from swarm.inference.compute import Output, SessionCompute
 
 
 class SessionRows:
-    """One session's rows at this node: what a hop computes with. Its rows belong to whoever runs a batch."""
+    """`step` and `fork`, then `clear`: each waits for its turn on the device."""
 
     def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1, part: Span | None = None) -> None:
         """client: who pays for it, in turns and in memory. num_hops: of its route. part: its blocks, where they are not all of ours."""
         self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
-        self._job: Job | None = None
+        self._pending: Pending | None = None
         self._part = part
         self._may_hold = False
         self.ends = None if runner.ends is None else runner.ends.shape
@@ -42,33 +43,30 @@ class SessionRows:
     ) -> Output:
         """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `spec` says, through the blocks.
 
-        Where the caller is cancelled, nothing more of the step is run; `clear` must follow.
+        If the caller is cancelled, nothing more of the step is run; `clear` must follow.
         """
         await self._take_engine()
         if not self.held.num_tokens and self._part is None:
             self._runner.admit(self.held.client, sum(counts))
         cuts = self._runner.engine_of(self.held).cuts
         is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
-
-        def make(done: Callable[[Output | SwarmError], None]) -> Job:
-            self._job = Job(
-                session=self.held, ops=ops, counts=counts, values=values, positions=positions, spec=spec, expires_s=expires_s,
-                is_whole=is_whole, done=done,
-            )  # fmt: skip
-            return self._job
-
+        request = Step(
+            session=self.held, ops=ops, counts=counts, values=values, positions=positions, spec=spec, expires_s=expires_s,
+            is_whole=is_whole,
+        )  # fmt: skip
+        self._pending = pending = self._runner.submit(request)
         self._may_hold = True
         try:
-            return await self._runner.run(make)
+            return await self._runner.outcome(pending)
         finally:
-            self._job = None
+            self._pending = None
 
     async def fork(self, source: SessionCompute) -> None:
         """Begin with copies of another session's rows, which runs the same blocks here."""
         assert isinstance(source, SessionRows)
         await self._take_engine()
         self._may_hold = True
-        await self._runner.run(lambda done: Job(session=self.held, source=source.held, done=done))
+        await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held)))
 
     async def _take_engine(self) -> None:
         if self._part is not None and self.held.engine is None:
@@ -77,17 +75,16 @@ class SessionRows:
 
     def abandon(self) -> None:
         """The session is over: nothing more of a step that runs or waits is run, and its `step` raises. `clear` must follow."""
-        if self._job is not None:
-            self._runner.scheduler.cancel(self._job)
-            self._job.done(PeerUnreachableError("the session was closed while its step was computed"))
+        if self._pending is not None:
+            self._runner.abandon(self._pending)
 
     async def clear(self) -> None:
-        """Give all rows back, after whatever of this session is still running. Harmless once the runner has stopped."""
+        """Give all rows back, after whatever of this session is still running. Harmless once the host has left its device."""
         if not self._may_hold:
             return
-        with contextlib.suppress(OverloadedError):  # the runner is stopping, and the engine with it
+        with contextlib.suppress(OverloadedError):  # the host is leaving, and the engine with it
             if self._runner.is_running:
-                await self._runner.run(lambda done: Job(session=self.held, done=done))
+                await self._runner.outcome(self._runner.submit(Clear(session=self.held)))
         self._may_hold = False
         if self._part is not None and self.held.engine is not None:
             self.held.engine = None

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from node.events import Event
-from node.serving.work import Worked
+from node.serving.worked import Worked
 from node.telling import EVERY_S, keep_telling, told
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens
 

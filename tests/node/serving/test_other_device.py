@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from node.device.pending import Chunk, Pending
+from node.device.work import HeldRows, Step
 from node.serving import batch as edges
 from node.serving.ends_selftest import choose_ends
 from node.serving.engine import choose_engine
-from node.serving.scheduler import HeldRows, Job
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import StepSpec
 from swarm.models.checkpoint import open_checkpoint
@@ -47,15 +48,14 @@ def test_a_batch_goes_to_the_device_and_its_outputs_come_back(tmp_path: Path) ->
         span.to(OTHER)
         loaded.model.to(OTHER)
         engine, ends = choose_engine(span, 1 << 30), choose_ends(loaded, 256)
-        of_ids = Job(session=session(), counts=(3,), values=ids, spec=StepSpec(kind="ids", result="logits", want=1), done=print)
-        of_hidden = Job(session=session(), counts=(2,), values=torch.randn(2, 64), positions=torch.tensor([4, 9]), done=print)
+        spec = StepSpec(kind="ids", result="logits", want=1)
+        of_ids = whole(Step(session=session(), counts=(3,), values=ids, spec=spec))
+        of_hidden = whole(Step(session=session(), counts=(2,), values=torch.randn(2, 64), positions=torch.tensor([4, 9])))
         batch = [(of_ids, [engine.open()]), (of_hidden, [engine.open()])]
-        for job in (of_ids, of_hidden):
-            job.size = job.num_left
         hidden = edges.begin(engine, ends, batch)
         assert hidden.device == OTHER
-        items = [(rows[0], job.num_tokens) for job, rows in batch]
-        places = torch.cat([edges.places(job, rows) for job, rows in batch]).to(OTHER)
+        items = [(rows[0], chunk.size) for chunk, rows in batch]
+        places = torch.cat([edges.places(chunk, rows) for chunk, rows in batch]).to(OTHER)
         outputs = edges.finish(ends, [of_ids, of_hidden], engine.step(items, hidden[None], places)[0])
     assert [output.values.device.type for output in outputs] == ["cpu", "cpu"]
     assert [tuple(output.values.shape) for output in outputs] == [(1, 256), (2, 64)]
@@ -70,6 +70,11 @@ def test_what_mixes_devices_is_found_out() -> None:
         with pytest.raises(RuntimeError, match="same device"):
             torch.cat([there, here[None]])
         assert torch.equal((there[torch.tensor([2])] + here.to(OTHER)).cpu(), there.cpu()[2:] + here)
+
+
+def whole(step: Step) -> Chunk:
+    """All of a step, in one forward."""
+    return Chunk(Pending(step), 0, sum(step.counts))
 
 
 def session() -> HeldRows:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from node.device.thread import Device
 from node.serving.engine import choose_engine
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
@@ -21,6 +22,7 @@ from swarm.models.loading import load_span
 from tests.families import Checkpoints
 from tests.node.serving.test_runner import Engine, expected, rows_of, step
 from tests.swarm.inference.toy import WIDTH
+from tests.virtual_time import Shifted
 
 BUDGET = 8
 
@@ -60,14 +62,14 @@ async def test_rows_operations_and_positions_of_a_step_in_pieces(runner: Runner)
     before = runner.num_forwards
     pieces = (await rows.step((Crop(1), Repeat(2)), [30, 10], more, places)).values
     assert runner.num_forwards - before >= 5
-    runner.scheduler._budget = 1_024
+    runner.queue.budget_tokens = 1_024
     await step(whole, tokens)
     assert torch.equal(pieces, (await whole.step((Crop(1), Repeat(2)), [30, 10], more, places)).values)
     assert [row.length for row in rows.held.rows] == [32, 12]
 
 
 async def test_a_prompt_that_does_not_fit_is_refused_before_its_first_piece(runner: Runner) -> None:
-    runner.engine.limit_bytes = 45  # type: ignore[misc]
+    runner.device.memory.limit_bytes = 45
     rows, forwards = rows_of(runner), runner.num_forwards
     with pytest.raises(CacheFullError):
         await step(rows, torch.rand(50, WIDTH))
@@ -85,22 +87,25 @@ async def test_a_step_cancelled_between_its_pieces_runs_no_further(runner: Runne
     await asyncio.sleep(0)
     engine.gate.set()
     await clearing
-    assert reading.cancelled() and engine.used_bytes == 0 and runner.num_forwards == 1 and len(runner.scheduler) == 0
+    assert reading.cancelled() and engine.used_bytes == 0 and runner.num_forwards == 1 and not runner.queue.waiting
 
 
-async def test_a_deadline_ends_a_step_between_its_pieces(runner: Runner) -> None:
-    engine: Engine = runner.engine  # type: ignore[assignment]
+async def test_a_deadline_ends_a_step_between_its_pieces() -> None:
+    time = Shifted()
+    engine = Engine()
+    runner = Runner(engine, budget_tokens=BUDGET, device=Device(clock=time.clock()))  # type: ignore[arg-type]
+    runner.start()
     engine.gate.clear()
     rows = rows_of(runner)
     loop = asyncio.get_running_loop()
     reading = asyncio.create_task(rows.step((), [50], torch.rand(50, WIDTH), None, expires_s=loop.time() + 3_600))
     await asyncio.to_thread(engine.entered.wait, 10)
-    assert rows._job is not None
-    rows._job.expires_s = 0.0
+    time.ahead_s = 3_601
     engine.gate.set()
     with pytest.raises(DeadlineError):
         await reading
     assert engine.used_bytes == 0 and rows.held.rows == []
+    await runner.stop()
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "mamba"])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from node.serving import runner as runner_module
+from node.device.thread import Device, DeviceConfig
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
@@ -103,7 +102,7 @@ async def test_a_failing_step_takes_no_other_with_it_and_leaves_no_token_twice(r
 
 
 async def test_a_batch_that_does_not_fit_serves_those_that_do(runner: Runner) -> None:
-    runner.engine.limit_bytes = 6  # type: ignore[misc]
+    runner.device.memory.limit_bytes = 6
     small, large = rows_of(runner), rows_of(runner)
     outcomes = await together(runner, step(large, torch.rand(9, WIDTH)), step(small, tokens := torch.rand(3, WIDTH)))
     assert isinstance(outcomes[0], CacheFullError)
@@ -247,13 +246,11 @@ class Pupil(Engine):
 
 
 @pytest.mark.parametrize(("longest_s", "lessons"), [(60.0, 3), (0.0, 1)])
-async def test_an_engine_practises_while_nobody_waits(monkeypatch: pytest.MonkeyPatch, longest_s: float, lessons: int) -> None:
-    monkeypatch.setattr(runner_module, "PRACTISE_AFTER_S", 0.01)
-    monkeypatch.setattr(runner_module, "PRACTISE_BESIDE_S", 0.01)
-    monkeypatch.setattr(runner_module, "PRACTICE_S", longest_s)
+async def test_an_engine_warms_up_while_no_step_waits(longest_s: float, lessons: int) -> None:
+    config = DeviceConfig(warm_up_after_s=0.01, warm_up_beside_s=0.01, longest_warm_up_s=longest_s)
     engine = Pupil()
     engine.gate.clear()
-    runner = Runner(engine)  # type: ignore[arg-type]
+    runner = Runner(engine, device=Device(config=config))  # type: ignore[arg-type]
     runner.start()
     assert await asyncio.to_thread(engine.entered.wait, 10)
     waiting = asyncio.create_task(step(rows_of(runner), torch.rand(3, WIDTH)))  # behind a lesson
@@ -267,18 +264,24 @@ async def test_an_engine_practises_while_nobody_waits(monkeypatch: pytest.Monkey
     assert engine.lessons == lessons
 
 
-async def test_where_somebody_has_rows_it_waits_for_longer(runner: Runner) -> None:
-    assert runner._practise_after_s() in (runner_module.PRACTISE_AFTER_S, None)  # None: a toy has learnt all there is
-    runner._may_practise = True
+async def test_beside_a_session_with_rows_it_waits_for_longer() -> None:
+    engine = Pupil()
+    device = Device(config=DeviceConfig(warm_up_after_s=3.0, warm_up_beside_s=7.0))
+    runner = Runner(engine, device=device)  # type: ignore[arg-type]
+    runner.start()
+    assert device._idle_s() == 3.0
     rows = rows_of(runner)
     await step(rows, torch.rand(3, WIDTH))
-    assert runner._practise_after_s() == runner_module.PRACTISE_BESIDE_S
+    assert device._idle_s() == 7.0
     await rows.clear()
-    assert runner._practise_after_s() in (runner_module.PRACTISE_AFTER_S, None)
+    assert device._idle_s() == 3.0
+    device.scheduler.stop_warming_up(runner.queue)
+    assert device._idle_s() is None
+    await runner.stop()
+    assert not engine.lessons
 
 
-async def test_a_lesson_that_fails_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "PRACTISE_AFTER_S", 0.0)
+async def test_a_warm_up_that_fails_harms_no_session() -> None:
     engine = Pupil()
 
     def fail() -> bool:
@@ -286,7 +289,7 @@ async def test_a_lesson_that_fails_harms_nobody(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("out of device memory, says torch")
 
     engine.practise = fail  # type: ignore[method-assign]
-    runner = Runner(engine)  # type: ignore[arg-type]
+    runner = Runner(engine, device=Device(config=DeviceConfig(warm_up_after_s=0.0)))  # type: ignore[arg-type]
     runner.start()
     assert await asyncio.to_thread(engine.practised.wait, 10)
     assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
@@ -305,49 +308,13 @@ class Whereabouts(Engine):
         return super().step(items, hidden, positions)
 
 
-@pytest.fixture
-async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runner]:
-    """A runner whose forwards say where they ran; on a busy machine, too, they are short enough to run here."""
-    monkeypatch.setattr(runner_module, "HERE_MS", 60_000.0)
-    runner = Runner(Whereabouts())  # type: ignore[arg-type]
-    runner.start()
-    yield runner
-    await runner.stop()
-
-
-async def step_alone(rows: SessionRows, tokens: Tensor) -> tuple[Tensor, str]:
-    """A step while the runner's thread is done with the one before, and the thread that ran it."""
-    runner = rows._runner
-    with runner._device:
-        pass
-    output = await step(rows, tokens)
-    return output, runner.engine.threads[-1]  # type: ignore[attr-defined]
-
-
-async def test_a_lone_short_decode_is_computed_where_it_arrives_and_nothing_else_is(watched: Runner) -> None:
-    here, lone, other = threading.current_thread().name, rows_of(watched), rows_of(watched)
-    tokens = torch.rand(15, WIDTH)
-    outputs = [await step_alone(lone, tokens[:10])]
-    outputs += [await step_alone(lone, token[None]) for token in tokens[10:13]]
-    await step_alone(other, torch.rand(1, WIDTH))  # somebody else decodes: from now on they may share forwards
-    outputs.append(await step_alone(lone, tokens[13:14]))
-    await other.clear()
-    outputs.append(await step_alone(lone, tokens[14:15]))
-    # a prompt; a decode of unknown cost; two lone ones; one beside another; a lone one
-    assert [where for _, where in outputs] == ["runner", "runner", here, here, "runner", here]
-    assert torch.allclose(torch.cat([output for output, _ in outputs]), expected(tokens))
-    watched.scheduler.pay()
-    watched.scheduler.costs = replace(watched.scheduler.costs, ms=1.1 * runner_module.HERE_MS, slope=0.0)
-    assert (await step_alone(lone, tokens[:1]))[1] == "runner"  # too long to hold the loop for
-
-
-async def test_a_step_that_fails_where_it_arrives_fails_alone(watched: Runner) -> None:
-    lone, here = rows_of(watched), threading.current_thread().name
-    for _ in range(3):
-        await step_alone(lone, torch.rand(1, WIDTH))
-    with pytest.raises(InternalError, match="RuntimeError"):
-        await step_alone(lone, torch.full((1, WIDTH), POISON))
-    assert watched.engine.threads[-1] == here  # type: ignore[attr-defined]
-    assert not lone.held.rows and watched.engine.used_bytes == 0
-    output, where = await step_alone(lone, tokens := torch.rand(1, WIDTH))
-    assert where == here and torch.allclose(output, expected(tokens))
+async def test_every_forward_is_the_device_s_thread_s(runner: Runner) -> None:
+    """A lone short decode as well: the event loop computes nothing."""
+    watched = Runner(engine := Whereabouts(), device=runner.device)  # type: ignore[arg-type]
+    watched.start()
+    rows, tokens = rows_of(watched), torch.rand(9, WIDTH)
+    outputs = [await step(rows, piece) for piece in tokens.split([5, 1, 1, 1, 1])]
+    assert torch.allclose(torch.cat(outputs), expected(tokens))
+    assert engine.threads == ["device"] * 5
+    await watched.stop()
+    assert runner.is_running and not watched.is_running

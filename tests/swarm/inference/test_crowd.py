@@ -8,6 +8,7 @@ import gc
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from node.device.pending import Pending
+from node.device.work import Request, Step
 from node.serving.engine import choose_engine
 from protocols.errors import OverloadedError
 from protocols.ids import Span
@@ -68,7 +71,9 @@ def calls_of(node: ToyNode) -> int:
 
 def is_empty(node: ToyNode) -> bool:
     runner = node.host.runner
-    return (node.engine.used_bytes, len(runner.scheduler), len(runner.holdings.tokens), node.host.load().num_sessions) == (0,) * 4
+    return (node.engine.used_bytes, len(runner.queue.waiting), len(runner.holdings.tokens), node.host.load().num_sessions) == (
+        0,
+    ) * 4
 
 
 def our_tasks() -> list[str]:
@@ -255,14 +260,14 @@ async def test_a_session_s_priority_reaches_every_hop(swarm: ToySwarm) -> None:
     seen: list[int] = []
     for start in (0, 2):
         node = await swarm.serve(start, start + 2)
-        submit = node.host.runner.scheduler.submit
+        submit = node.host.runner.submit
 
-        def note(job: Any, submit: Any = submit) -> None:
-            if job.num_tokens:
-                seen.append(job.spec.priority)
-            submit(job)
+        def note(request: Request, submit: Callable[[Request], Pending] = submit) -> Pending:
+            if isinstance(request, Step):
+                seen.append(request.spec.priority)
+            return submit(request)
 
-        node.host.runner.scheduler.submit = note  # type: ignore[method-assign]
+        node.host.runner.submit = note  # type: ignore[method-assign]
     session = Session(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig(priority=-7))
     await ask(session, (), [2], random_tokens(2))
     assert seen == [-7, -7]

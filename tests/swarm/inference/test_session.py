@@ -268,7 +268,7 @@ async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) ->
     await until(entered.is_set)
     spare = await swarm.serve(0, 4)
     late = asyncio.create_task(ask(session, (), [1], tokens[2:]))
-    await until(lambda: len(held.host.runner.scheduler) == 1)
+    await until(lambda: len(held.host.runner.queue.waiting) == 1)
     await asyncio.wait((late,), timeout=2.7)  # the budget itself, not readiness
     release.set()
     assert torch.allclose(torch.cat([before, await late]), expected(tokens, [(0, 4)]))

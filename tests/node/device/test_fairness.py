@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving.fairness import MAX_IDLE, Accounts, Claim, Ledger, weight_of
+from node.device.fairness import MAX_IDLE, Accounts, Claim, Ledger, weight_of
 
 
 def served(
@@ -19,7 +19,9 @@ def served(
     times: Counter[str] = Counter()
     for _ in range(rounds):
         claims = [Claim(client=client, session=(client, n), cost_ms=1 / weights[client]) for client, n in sessions]
-        for index in ledger.order(claims)[:per_round]:
+        chosen = ledger.order(claims)[:per_round]
+        ledger.advance([(sessions[index][0], sessions[index]) for index in chosen])
+        for index in chosen:
             client, number = sessions[index]
             ledger.charge(client, (client, number), 1 / weights[client])
             times[client] += 1
@@ -55,6 +57,7 @@ def test_nobody_is_passed_over_for_long_whoever_comes_and_goes(seed: int) -> Non
         if not present:
             continue
         first = ledger.order([Claim(client=client, session=client, cost_ms=1.0) for client in present])[0]
+        ledger.advance([(present[first], present[first])])
         ledger.charge(present[first], present[first], rng.choice([0.5, 1.0]))
         del waited[present[first]]
         for client in present:
@@ -70,6 +73,7 @@ def test_sessions_of_one_client_take_turns() -> None:
     for _ in range(6):
         index = ledger.order([Claim(client="a", session=session, cost_ms=1.0) for session in sessions])[0]
         turns.append(index)
+        ledger.advance([("a", sessions[index])])
         ledger.charge("a", sessions[index], 1.0)
     assert turns == [0, 1, 2, 0, 1, 2]
 
@@ -78,12 +82,13 @@ def test_who_wanted_nothing_saves_up_no_turns() -> None:
     ledger = Ledger()
     both = [Claim(client=client, session=client, cost_ms=1.0) for client in ("busy", "idle")]
     for _ in range(100):
-        ledger.order(both[:1])
+        ledger.advance([("busy", "busy")])
         ledger.charge("busy", "busy", 1.0)
     turns = Counter[int]()
     for _ in range(10):
         index = ledger.order(both)[0]
         turns[index] += 1
+        ledger.advance([(both[index].client, both[index].session)])
         ledger.charge(both[index].client, both[index].session, 1.0)
     assert turns[0] >= 4
 
@@ -95,6 +100,6 @@ def test_the_lowest_priority_still_has_a_weight_and_a_forged_one_gains_nothing()
 def test_accounts_of_who_went_are_settled() -> None:
     accounts = Accounts()
     for number in range(10 * MAX_IDLE):
-        accounts.charge(number, 1.0)
         accounts.advance({number})
+        accounts.charge(number, 1.0)
     assert len(accounts.spent) <= MAX_IDLE + 1

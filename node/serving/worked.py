@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.serving.scheduler import HeldRows
+from node.device.work import HeldRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Worked:
         return Worked(self.num_sessions + other.num_sessions, self.num_tokens + other.num_tokens)
 
 
-class Work:
+class WorkCounter:
     """Counts for one reader. `note` is called by the thread that computes, `take` by another one."""
 
     def __init__(self) -> None:

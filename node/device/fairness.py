@@ -10,7 +10,7 @@ Source: start-time fair queueing (Goyal, Vin, Cheng 1996, https://doi.org/10.114
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 HALVING = 10
@@ -27,7 +27,7 @@ def weight_of(priority: int) -> float:
 
 @dataclass(slots=True)
 class Accounts:
-    """Virtual times by key. `present` is that of whoever waits and had least: it never goes back."""
+    """Virtual times by key. `present` is the least of those that were served last: it never goes back."""
 
     present: float = 0.0
     spent: dict[Hashable, float] = field(default_factory=dict)
@@ -39,12 +39,18 @@ class Accounts:
         """`key` was served for `ms`, weighted already."""
         self.spent[key] = self.of(key) + ms
 
-    def advance(self, waiting: Collection[Hashable]) -> None:
-        """Time goes on: those who wait now define the present, and those who do not and are not ahead of it are forgotten."""
-        if waiting:
-            self.present = max(self.present, min(map(self.of, waiting)))
+    def advance(self, served: Iterable[Hashable]) -> None:
+        """These were chosen next, and are charged after this: the least of them is the present. Accounts not ahead of it are forgotten."""
+        self.present = max(self.present, min(map(self.of, served), default=0.0))
         if len(self.spent) > MAX_IDLE:
-            self.spent = {key: value for key, value in self.spent.items() if value > self.present or key in waiting}
+            self._forget()
+
+    def _forget(self) -> None:
+        """Accounts behind the present say nothing. If too many are ahead of it (clients that came once), the present moves on."""
+        ahead = sorted(value for value in self.spent.values() if value > self.present)
+        if len(ahead) > MAX_IDLE // 2:
+            self.present = ahead[-MAX_IDLE // 2]
+        self.spent = {key: value for key, value in self.spent.items() if value > self.present}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +70,29 @@ class Ledger:
         self.clients = Accounts()
         self._sessions: dict[Hashable, Accounts] = {}
 
+    def advance(self, served: Collection[tuple[Hashable, Hashable]]) -> None:
+        """These (client, session) were chosen next among steps of one kind, and are charged after this."""
+        by_client: dict[Hashable, list[Hashable]] = {}
+        for client, session in served:
+            by_client.setdefault(client, []).append(session)
+        self.clients.advance(by_client)
+        for client, chosen in by_client.items():
+            if client in self._sessions:
+                self._sessions[client].advance(chosen)
+        if len(self._sessions) > MAX_IDLE:
+            known = self.clients.spent
+            self._sessions = {client: held for client, held in self._sessions.items() if client in known}
+
     def charge(self, client: Hashable, session: Hashable, ms: float) -> None:
         """A session was served for `ms`, weighted already."""
         self.clients.charge(client, ms)
         self._sessions.setdefault(client, Accounts()).charge(session, ms)
 
     def order(self, claims: Sequence[Claim]) -> list[int]:
-        """All claims, by index, in the order of their turns: as if each that is taken had been charged when the next is chosen."""
+        """All claims, by index, in the order of their turns: as if each that is taken had been charged when the next is chosen. Pure."""
         by_client: dict[Hashable, list[int]] = {}
         for index, claim in enumerate(claims):
             by_client.setdefault(claim.client, []).append(index)
-        self._advance(claims, by_client)
         queue = []
         for number, (client, indexes) in enumerate(by_client.items()):
             sessions = self._sessions.get(client, Accounts())
@@ -88,12 +106,3 @@ class Ledger:
             if indexes:
                 heapq.heappush(queue, (spent + claims[index].cost_ms, number, indexes))
         return order
-
-    def _advance(self, claims: Sequence[Claim], by_client: dict[Hashable, list[int]]) -> None:
-        self.clients.advance(by_client.keys())
-        for client, indexes in by_client.items():
-            if client in self._sessions:
-                self._sessions[client].advance({claims[index].session for index in indexes})
-        if len(self._sessions) > MAX_IDLE:
-            known = self.clients.spent
-            self._sessions = {client: held for client, held in self._sessions.items() if client in known}

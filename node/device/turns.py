@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from node.serving.costs import Costs
+from node.device.costs import Costs
 
 DECODE_TOKENS = 8
 """New tokens of a row, at most, that make a step a decode: what speculation brings."""
@@ -51,14 +51,20 @@ TURN_STEPS = 4.0
 """Where several clients decode, one forward takes no longer than so many of a single step: nobody waits longer for a turn."""
 
 
-def piece_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float) -> float:
+def is_decode(counts: Sequence[int], num_tokens: int) -> bool:
+    """Is a step with so many new tokens of each row a decode? num_tokens: their sum."""
+    return max(counts, default=0) <= DECODE_TOKENS and num_tokens <= LARGE_TOKENS
+
+
+def piece_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float, beside_ms: float = 0.0) -> float:
     """Milliseconds for prompts in the next forward; 0: it goes without.
 
     num_decoding: sessions that decode now; num_waiting: of these, whose step is ready to run. credit_ms: what those decodes have taken
     and pieces have not: while a decode waits, pieces take no more than that. While all are away, they take the time that is left over.
+    beside_ms: what the decodes of the device's other hosts take in a round: a piece takes about as long, since hosts get equal shares.
     """
     if not num_decoding:
-        return LONE_PIECE_MS
+        return min(LONE_PIECE_MS, max(CROWDED_MS, beside_ms)) if beside_ms else LONE_PIECE_MS
     step_ms = max(CROWDED_MS, PIECE_SHARE * costs.decode_ms(num_decoding))
     if not num_waiting:
         return step_ms

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving import turns
-from node.serving.costs import Costs
+from node.device import turns
+from node.device.costs import Costs
 
 
 def costs(fixed_ms: float = 4.0, row_ms: float = 1.0, token_ms: float | None = 0.5) -> Costs:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving.memory import WANTING_S, Holdings, reason_against
+from node.device.memory import WANTING_S, Holdings, Memory, reason_against
 
 
 def reason(needed: float, free: float, held: float, clients: int, *, is_new: bool = False, is_wanted: bool = False) -> str | None:
@@ -45,13 +47,35 @@ def test_nothing_is_promised_that_is_not_there_and_a_client_within_its_share_get
         assert reason(needed, free, 0, clients, is_wanted=is_wanted) is None
 
 
-def test_holdings_count_who_shares_and_forget_who_went() -> None:
-    holdings = Holdings()
-    holdings.add("a", 30)
-    holdings.add("b", 10)
-    assert holdings.part_of("a") == pytest.approx(0.75) and holdings.num_clients("c", 0.0) == 3
-    holdings.refused("d", 0.0)
-    assert holdings.num_clients("a", 1.0) == 3 and holdings.is_wanted("a", 1.0) and not holdings.is_wanted("d", 1.0)
-    assert holdings.num_clients("a", WANTING_S + 1) == 2 and not holdings.is_wanted("a", WANTING_S + 1)
-    holdings.add("a", -30)
-    assert holdings.tokens == {"b": 10} and holdings.part_of("a") == 0.0
+@dataclass
+class Engines:
+    """What a host's engines hold."""
+
+    used_bytes: int = 0
+
+
+def test_holdings_of_all_hosts_count_who_shares_and_forget_who_went() -> None:
+    memory, first, second = Memory(limit_bytes=1_000), Holdings(), Holdings()
+    memory.enter(Engines(used_bytes=400), first, 1_000)
+    memory.enter(Engines(used_bytes=100), second, 1_000)
+    first.add("a", 30)
+    first.add("b", 10)
+    second.add("a", 7)  # tokens of another model: another size
+    assert first.part_of("a") == pytest.approx(0.75) and memory.num_clients("c", 0.0) == 3
+    assert memory.held_by("a") == pytest.approx(0.75 * 400 + 100) and memory.free_bytes == 500
+    memory.refused("d", 0.0)
+    assert memory.num_clients("a", 1.0) == 3 and memory.is_wanted("a", 1.0) and not memory.is_wanted("d", 1.0)
+    assert memory.num_clients("a", WANTING_S + 1) == 2 and not memory.is_wanted("a", WANTING_S + 1)
+    first.add("a", -30)
+    second.add("a", -7)
+    assert first.tokens == {"b": 10} and memory.held_by("a") == 0.0
+
+
+def test_the_budget_is_what_the_newest_host_measured_beside_what_the_others_held() -> None:
+    memory, old, new = Memory(), Engines(), Engines()
+    memory.enter(old, Holdings(), 1_000)
+    old.used_bytes = 300
+    memory.enter(new, Holdings(), 450)  # free beside the old one's 300, after the new one's weights
+    assert memory.limit_bytes == 750 and memory.free_bytes == 450
+    memory.leave(new)
+    assert memory.limit_bytes == 1_000

@@ -10,9 +10,48 @@ from dataclasses import dataclass, field
 
 import torch
 
-from node.serving.scheduler import HeldRows, Job, Scheduler
+from node.device.host_queue import HostQueue
+from node.device.pending import Pending
+from node.device.schedule import Decision
+from node.device.scheduler import Scheduler
+from node.device.work import HeldRows, Request, Step
 from protocols.ids import PeerId, SessionId
 from protocols.inference import StepSpec
+
+
+class Queue:
+    """A device's scheduler with one host, or with more (`add`); what it gives out is run by the test."""
+
+    def __init__(self, budget_tokens: int, clock: Callable[[], float] | None = None, max_waiting: int = 1_024) -> None:
+        self.scheduler = Scheduler(clock, max_waiting) if clock else Scheduler(max_waiting=max_waiting)
+        self.host = self.add(budget_tokens)
+
+    def add(self, budget_tokens: int) -> HostQueue:
+        return self.scheduler.add(None, budget_tokens)[0]  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.host.waiting)
+
+    def submit(self, request: Request, host: HostQueue | None = None) -> Pending:
+        return self.scheduler.submit(host or self.host, request)
+
+    def poll(self) -> Decision:
+        return self.scheduler.poll()
+
+    def take(self) -> Decision:
+        decision = self.scheduler.take()
+        assert decision is not None
+        return decision
+
+    def finished(self, decision: Decision, ms: float) -> None:
+        if decision.queue is not None:
+            self.scheduler.finished(decision.queue, decision.chunks)
+            self.scheduler.account(decision.queue, decision.chunks, ms)
+
+
+def asked(decision: Decision) -> list[Request]:
+    """The requests in it."""
+    return [one.request for _, one in decision.changes] + [chunk.pending.request for chunk in decision.chunks]
 
 
 @dataclass
@@ -39,7 +78,9 @@ class Swarm:
 
     def __init__(self, num_hops: int, cost_ms: Callable[[int, int], float], seed: int = 0, budget_tokens: int = 1_024) -> None:
         self.now_s = 0.0
-        self.hops = [Scheduler(budget_tokens, clock=lambda: self.now_s) for _ in range(num_hops)]
+        self.hops = [Queue(budget_tokens, clock=lambda: self.now_s) for _ in range(num_hops)]
+        self._passes: dict[int, Callable[[], None]] = {}
+        """By step: what follows its end."""
         self.busy_s = [0.0] * num_hops
         self.forwards: list[list[tuple[int, int]]] = [[] for _ in range(num_hops)]
         """(decodes, tokens of prompts) of every forward, by hop."""
@@ -60,11 +101,8 @@ class Swarm:
         heapq.heappush(self._events, (when_s, next(self._serial), act))
 
     def _send(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
-        job = Job(
-            session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), spec=StepSpec(priority=chat.priority),
-            done=lambda _: self._passed(chat, rows, hop, tokens),
-        )  # fmt: skip
-        self.hops[hop].submit(job)
+        step = Step(session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), spec=StepSpec(priority=chat.priority))
+        self._passes[id(self.hops[hop].submit(step))] = lambda: self._passed(chat, rows, hop, tokens)
         self._look(hop)
 
     def _passed(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
@@ -79,23 +117,24 @@ class Swarm:
     def _look(self, hop: int) -> None:
         if self._is_busy[hop]:
             return
-        batch = self.hops[hop].poll()
-        if batch:
-            rows, tokens = sum(j.size for j in batch if j.is_decode), sum(j.size for j in batch if not j.is_decode)
+        decision = self.hops[hop].poll()
+        if chunks := decision.chunks:
+            rows = sum(chunk.size for chunk in chunks if chunk.pending.is_decode)
+            tokens = sum(chunk.size for chunk in chunks) - rows
             ms = self._cost_ms(rows, tokens) * self._dice.uniform(0.95, 1.05)
             self.forwards[hop].append((rows, tokens))
             self.busy_s[hop] += ms / 1e3
             self._is_busy[hop] = True
-            self._at(self.now_s + ms / 1e3, lambda: self._finish(hop, batch, ms))
+            self._at(self.now_s + ms / 1e3, lambda: self._finish(hop, decision, ms))
         elif len(self.hops[hop]):
             self._at(self.now_s + 0.0005, lambda: self._look(hop))  # it waits for others that are due
 
-    def _finish(self, hop: int, batch: list[Job], ms: float) -> None:
+    def _finish(self, hop: int, decision: Decision, ms: float) -> None:
         self._is_busy[hop] = False
-        self.hops[hop].finished(batch, ms)
-        for job in batch:
-            if not job.num_left and job.values is not None:
-                job.done(job.values)
+        self.hops[hop].finished(decision, ms)
+        for chunk in decision.chunks:
+            if chunk.is_last:
+                self._passes.pop(id(chunk.pending))()
         self._look(hop)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving.costs import Costs
+from node.device.costs import Costs
 
 
 def learnt(batches: list[int], fixed_ms: float, row_ms: float, *, noise: float = 0.0, seed: int = 0) -> Costs:

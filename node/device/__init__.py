@@ -1,0 +1,1 @@
+"""A node's device: one thread, one memory budget, kinds of work."""

@@ -1,0 +1,204 @@
+"""What a device runs next. Pure: the queues of its hosts and the clock come in, a decision comes out.
+
+Continuous batching: decodes of one host that are ready go together, in the order of their clients' turns, and beside them a prefill
+chunk. A prompt that does not fit runs in chunks over several forwards, and waits in between like any other step. Of each session only
+the oldest request is eligible: a step whose caller was cancelled may still wait when the session's rows are given back, and a forward
+must never hold both.
+
+Several hosts: each forward is one host's. The host that was served least goes first, if it has a forward to run; one that waits for
+decodes that are due leaves the device to the next one. The sizes are in `turns.py`, the order of clients in `fairness.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from node.device import fairness, turns
+from node.device.host_queue import NEVER, HostQueue
+from node.device.pending import Chunk, Pending
+from node.device.work import HeldRows
+from protocols.ids import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What runs now; or nothing, and until when to wait for more."""
+
+    changes: Sequence[tuple[HostQueue, Pending]] = ()
+    """Clears and forks, of any host: they take no time, and give memory back."""
+    queue: HostQueue | None = None
+    chunks: Sequence[Chunk] = ()
+    """One forward, of this host."""
+    until_s: float = math.inf
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.changes and not self.chunks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What the device's other hosts are about."""
+
+    decode_ms: float = 0.0
+    """One forward of the decodes of each of them."""
+    num_waiting: int = 0
+    """Hosts that have steps waiting."""
+
+
+def choose(now_s: float, queues: Sequence[HostQueue], accounts: fairness.Accounts) -> Decision:
+    """The next forward. accounts: of hosts, by queue."""
+    oldest = [(queue, _oldest_of_each_session(queue.waiting)) for queue in queues if queue.waiting]
+    changes = [(queue, pending) for queue, ready in oldest for pending in ready if not pending.is_step]
+    until_s = math.inf
+    for queue, ready in sorted(oldest, key=lambda one: accounts.of(one[0])) if len(oldest) > 1 else oldest:
+        steps = [pending for pending in ready if pending.is_step]
+        if steps:
+            chunks, queue_until_s = _Forward(now_s, queue, queues).choose(steps)
+            if chunks:
+                return Decision(changes=changes, queue=queue, chunks=chunks)
+            until_s = min(until_s, queue_until_s)
+    return Decision(changes=changes, until_s=until_s)
+
+
+def num_others(client: PeerId, queues: Iterable[HostQueue], now_s: float) -> int:
+    """Other clients that decode now, at any host of the device."""
+    return len(set[PeerId]().union(*(queue.clients_decoding(now_s) for queue in queues)) - {client})
+
+
+class _Forward:
+    """The choice of one host's next forward; changes nothing."""
+
+    def __init__(self, now_s: float, queue: HostQueue, queues: Sequence[HostQueue]) -> None:
+        self._now_s, self._queue, self._queues, self._costs = now_s, queue, queues, queue.costs
+        self._beside = _beside(now_s, queue, queues) if len(queues) > 1 else Beside()
+
+    def choose(self, steps: list[Pending]) -> tuple[list[Chunk], float]:
+        """Its chunks; or none, and until when to wait for more."""
+        now_s = self._now_s
+        steps, until_s = self._without_rests(steps)
+        decodes = [pending for pending in steps if pending.is_decode]
+        prompts = [pending for pending in steps if not pending.is_decode]
+        if not steps:
+            return [], until_s
+        decoding = self._decoding_with(decodes, prompts)
+        chosen, until_s = self._choose_decodes(decodes, decoding)
+        if prompts and not chosen:
+            until_s = max(until_s, self._until_decodes(decoding))
+        chunks = [Chunk(pending, pending.at, pending.num_left) for pending in chosen]
+        return [*chunks, *(self._choose_chunks(prompts, chosen, decoding) if until_s <= now_s else ())], until_s
+
+    def _without_rests(self, steps: list[Pending]) -> tuple[list[Pending], float]:
+        """The steps that need not rest now, while other clients decode; and until when to wait if there is none."""
+        queue, now_s = self._queue, self._now_s
+        if not queue.rests or queue.is_closed:
+            return steps, now_s
+        resting = {
+            id(pending): min(queue.rests[client], now_s + turns.ACTIVE_S)  # so long do others count as decoding at most
+            for pending in steps
+            if pending.copies
+            and not pending.is_entered
+            and queue.rests.get(client := pending.step.session.client, 0.0) > now_s
+            and num_others(client, self._queues, now_s)
+        }
+        return [pending for pending in steps if id(pending) not in resting], min(resting.values(), default=now_s)
+
+    def _decoding_with(self, decodes: Sequence[Pending], prompts: Sequence[Pending]) -> list[HeldRows]:
+        """Sessions that decode now: those that wait, and those whose last decode was a moment ago."""
+        queue, oldest_s = self._queue, self._now_s - turns.ACTIVE_S
+        recent = [session for session in queue.decoding if (queue.last[session].done_s or 0.0) >= oldest_s]
+        others = {pending.step.session for pending in prompts}
+        waiting = [pending.step.session for pending in decodes]
+        return [session for session in dict.fromkeys([*recent, *waiting]) if session not in others]
+
+    def _choose_decodes(self, decodes: list[Pending], decoding: Sequence[HeldRows]) -> tuple[list[Pending], float]:
+        """The decodes of the next forward; none if it pays to wait for others that are due, and until when."""
+        now_s, queue = self._now_s, self._queue
+        if not decodes or (len(decoding) == 1 and decodes[0].num_left <= queue.budget_tokens):
+            return decodes, now_s
+        waiting = {pending.step.session for pending in decodes}
+        last = [(session, queue.last.get(session, NEVER)) for session in decoding]
+        away_ms = [one.away_s * 1e3 for _, one in last if one.away_s]
+        num_hops = max(session.num_hops for session in decoding)
+        size = turns.wave_size(self._costs, len(decoding), num_hops, sum(away_ms) / len(away_ms) if away_ms else 0.0)
+        if len(decodes) < size and not queue.is_closed:
+            due_s = [one.due_s for session, one in last if session not in waiting and one.due_s is not None]
+            since_s = max(queue.free_s, min(pending.came_s for pending in decodes))
+            until_s = turns.gather_until(now_s, since_s, due_s, turns.patience_s(self._costs, size))
+            if until_s > now_s:
+                return [], until_s
+        return self._within_limits(decodes, size), now_s
+
+    def _until_decodes(self, decoding: Sequence[HeldRows]) -> float:
+        """Until when a chunk waits for decodes that are all away but due: beside them it costs less, and before them it would delay all.
+
+        Over several hops it does not wait: while they are at the next one, the device would be idle.
+        """
+        queue = self._queue
+        if any(session.num_hops > 1 for session in decoding):
+            return self._now_s
+        due_s = [due for session in decoding if (due := queue.last.get(session, NEVER).due_s) is not None]
+        return turns.gather_until(self._now_s, queue.free_s, due_s, turns.patience_s(self._costs, len(decoding)))
+
+    def _within_limits(self, decodes: list[Pending], size: int) -> list[Pending]:
+        num_clients = len({pending.step.session.client for pending in decodes}) + self._beside.num_waiting
+        chosen: list[Pending] = []
+        num_rows = 0
+        for pending in self._in_turn(decodes, self._costs.decode_ms(1)):
+            more = num_rows + pending.num_left
+            fits = len(chosen) < size and more <= self._queue.budget_tokens and turns.fits_a_turn(self._costs, more, num_clients)
+            if fits or not chosen:
+                chosen.append(pending)
+                num_rows = more
+        return chosen
+
+    def _choose_chunks(self, prompts: list[Pending], decodes: Sequence[Pending], decoding: Collection[HeldRows]) -> list[Chunk]:
+        """Prefill chunks of the next forward."""
+        if not prompts:
+            return []
+        ms = turns.piece_ms(self._costs, len(decoding), len(decodes), self._queue.credit_ms, self._beside.decode_ms)
+        is_alone = not decoding and not self._beside.decode_ms
+        left = turns.piece_tokens(self._costs, ms, is_alone=is_alone) if ms else 0
+        left = min(left, self._queue.budget_tokens - sum(pending.num_left for pending in decodes))
+        chunks: list[Chunk] = []
+        for pending in self._in_turn(prompts, self._costs.token_ms or 1.0):
+            size = pending.num_left if pending.step.is_whole else min(pending.num_left, left)
+            if left > 0 and (size <= left or not chunks):
+                left -= size
+                chunks.append(Chunk(pending, pending.at, size))
+        return chunks
+
+    def _in_turn(self, steps: list[Pending], token_ms: float) -> list[Pending]:
+        if len(steps) == 1:
+            return steps
+        claims = [
+            fairness.Claim(
+                client=pending.step.session.client,
+                session=pending.step.session,
+                cost_ms=token_ms * pending.num_left / pending.weight,
+            )
+            for pending in steps
+        ]
+        return [steps[index] for index in self._queue.ledger.order(claims)]
+
+
+def _beside(now_s: float, queue: HostQueue, queues: Sequence[HostQueue]) -> Beside:
+    others = [other for other in queues if other is not queue]
+    decoding = [(other, num) for other in others if (num := other.num_decoding(now_s))]
+    return Beside(
+        decode_ms=sum(other.costs.decode_ms(num) for other, num in decoding),
+        num_waiting=sum(bool(other.waiting) for other in others),
+    )
+
+
+_session: Callable[[Pending], HeldRows] = attrgetter("request.session")
+
+
+def _oldest_of_each_session(waiting: Iterable[Pending]) -> list[Pending]:
+    first: dict[HeldRows, Pending] = {}
+    for pending in waiting:
+        first.setdefault(_session(pending), pending)
+    return list(first.values())

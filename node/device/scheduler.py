@@ -1,0 +1,231 @@
+"""The queue of a device: requests of all its hosts wait here until the device's thread takes them.
+
+It keeps the state, and `schedule.py` decides. Submitting and cancelling belong to event loops, the rest to the device's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from node.device import schedule, turns
+from node.device.fairness import Accounts
+from node.device.host_queue import NEVER, HostQueue, Runs
+from node.device.pending import Chunk, Pending
+from node.device.schedule import Decision
+from node.device.work import HeldRows, Request
+from protocols.errors import OverloadedError
+from protocols.ids import PeerId
+from swarm.clock import SYSTEM
+from swarm.inference.compute import Output
+
+MAX_WAITING = 1_024
+"""Steps of one host that wait at most; the next one is refused."""
+
+AWAY_SHARE = 0.3
+"""Weight of the newest of a session's absences."""
+
+LEAST_WAIT_S = 1e-4
+
+
+class Scheduler:
+    """Requests in, decisions out; what a decision gives out is out of the queue, and comes back by `finished` if more of it is left."""
+
+    def __init__(self, clock: Callable[[], float] = SYSTEM.now_s, max_waiting: int = MAX_WAITING) -> None:
+        self._clock, self._max_waiting = clock, max_waiting
+        self._ready = threading.Condition()
+        self._queues: list[HostQueue] = []
+        self._served = Accounts()
+        """Milliseconds of each host, by queue."""
+        self._free_s = clock()
+        """When the device's last forward ended."""
+        self._is_taken_from = False
+
+    def add(self, host: Runs, budget_tokens: int) -> tuple[HostQueue, bool]:
+        """The queue of one more host, and whether a thread that takes must be started."""
+        with self._ready:
+            queue = HostQueue(host=host, budget_tokens=budget_tokens, free_s=self._clock())
+            self._queues.append(queue)
+            must_start, self._is_taken_from = not self._is_taken_from, True
+            self._ready.notify()
+            return queue, must_start
+
+    def close(self, queue: HostQueue) -> None:
+        """Take nothing new for this host; what waits is still run, then its `ended` is set."""
+        with self._ready:
+            queue.is_closed = True
+            self._ready.notify()
+
+    def submit(self, queue: HostQueue, request: Request, future: asyncio.Future[Output] | None = None) -> Pending:
+        """Queue a request; OverloadedError if too many wait or the host is leaving. Rows may always be given back until `close`."""
+        pending = Pending(request, future)
+        with self._ready:
+            is_full = len(queue.waiting) >= self._max_waiting and pending.is_step
+            if queue.is_closed or is_full:
+                reason = "this node is leaving" if queue.is_closed else f"{self._max_waiting} steps wait here, the limit"
+                raise OverloadedError(f"{reason}: try a replica")
+            pending.came_s = self._clock()
+            if pending.is_decode:
+                _note_absence(queue, request.session, pending.came_s)
+            queue.waiting.append(pending)
+            self._ready.notify()
+        return pending
+
+    def cancel(self, queue: HostQueue, pending: Pending) -> None:
+        """Its caller does not wait any more: what is left of it is not run. Its session's rows must be given back then."""
+        with self._ready:
+            pending.is_cancelled = True
+            if any(other is pending for other in queue.waiting):
+                queue.waiting.remove(pending)
+                self._ready.notify()
+
+    def take(self, idle_s: Callable[[], float | None] = lambda: None) -> Decision | None:
+        """Wait for work and take what runs next. None once every host is closed and has nothing left.
+
+        idle_s: seconds since the device's last forward after which an empty decision is given if nothing waits; None = never.
+        """
+        with self._ready:
+            while True:
+                self._end_closed()
+                if not self._queues:
+                    self._is_taken_from = False
+                    return None
+                if any(queue.waiting for queue in self._queues):
+                    if not (decision := self._choose()).is_empty:
+                        return decision
+                    self._ready.wait(max(LEAST_WAIT_S, decision.until_s - self._clock()))
+                else:
+                    limit_s = idle_s()
+                    left_s = None if limit_s is None else self._free_s + limit_s - self._clock()
+                    if left_s is not None and left_s <= 0:
+                        return Decision()
+                    self._ready.wait(left_s)
+
+    def poll(self) -> Decision:
+        """As `take`, without waiting: empty if nothing waits, or if it pays to wait for more."""
+        with self._ready:
+            return self._choose()
+
+    def finished(self, queue: HostQueue, chunks: Sequence[Chunk]) -> None:
+        """A forward of these is over: queue again what is not run to its end. Sessions are told after this: they may answer at once."""
+        with self._ready:
+            self._free_s = queue.free_s = now_s = self._clock()
+            for chunk in chunks:
+                _advance(queue, chunk, now_s)
+            _forget_idle(queue, now_s)
+
+    def account(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float) -> None:
+        """The forward took `ms`: learn from it and charge for it, after its sessions are told and before the next choice."""
+        with self._ready:
+            self._rest_after(queue, chunks, ms, queue.free_s)
+            self._charge_host(queue, ms)
+            _account(queue, chunks, ms)
+
+    def charge(self, queue: HostQueue, pending: Pending, ms: float) -> None:
+        """A step's row operations took so long in front of its forward: its client pays for them, and no batch does."""
+        with self._ready:
+            session = pending.request.session
+            self._charge_host(queue, ms)
+            queue.ledger.charge(session.client, session, ms / pending.weight)
+            self._rest(queue, session.client, ms, self._clock())
+
+    def forget(self, queue: HostQueue, session: HeldRows) -> None:
+        """The session has given its rows back: it is not expected any more."""
+        with self._ready:
+            queue.decoding.pop(session, None)
+            queue.last.pop(session, None)
+
+    def stop_warming_up(self, queue: HostQueue) -> None:
+        """Nothing more is to be won there."""
+        with self._ready:
+            queue.may_warm_up = False
+
+    def next_to_warm_up(self) -> HostQueue | None:
+        """A host that may become faster; its turn has come."""
+        with self._ready:
+            return next((queue for queue in self._queues if queue.may_warm_up), None)
+
+    def _choose(self) -> Decision:
+        now_s = self._clock()
+        decision = schedule.choose(now_s, self._queues, self._served)
+        taken = {id(pending) for _, pending in decision.changes} | {id(chunk.pending) for chunk in decision.chunks}
+        for queue in {queue for queue, _ in decision.changes} | ({decision.queue} if decision.queue else set()):
+            queue.waiting = deque(pending for pending in queue.waiting if id(pending) not in taken)
+        return decision
+
+    def _end_closed(self) -> None:
+        for queue in [queue for queue in self._queues if queue.is_closed and not queue.waiting]:
+            self._queues.remove(queue)
+            self._served.spent.pop(queue, None)
+            queue.ended.set()
+
+    def _charge_host(self, queue: HostQueue, ms: float) -> None:
+        if len(self._queues) > 1:
+            self._served.advance((queue,))
+            self._served.charge(queue, ms)
+
+    def _rest_after(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float, now_s: float) -> None:
+        """Engines that share rows copy them in the forward that writes: what it took beyond its tokens was that."""
+        copying = [chunk.step.session.client for chunk in chunks if chunk.pending.copies]
+        if copying:
+            costs, num_decodes = queue.costs, sum(chunk.size for chunk in chunks if chunk.pending.is_decode)
+            num_others = sum(chunk.size for chunk in chunks) - num_decodes
+            expected_ms = (costs.decode_ms(num_decodes) if num_decodes else 0.0) + num_others * (costs.token_ms or 0.0)
+            for client, number in Counter(copying).items():
+                self._rest(queue, client, (ms - expected_ms) * number / len(copying), now_s)
+
+    def _rest(self, queue: HostQueue, client: PeerId, ms: float, now_s: float) -> None:
+        """A client's copies took `ms`: its next ones wait, if those were long and others decode."""
+        queue.rests = {other: until_s for other, until_s in queue.rests.items() if until_s > now_s}
+        rest_ms = turns.rest_ms(queue.costs, ms, schedule.num_others(client, self._queues, now_s))
+        if rest_ms > 0:
+            queue.rests[client] = queue.rests.get(client, now_s) + rest_ms / 1e3
+
+
+def _note_absence(queue: HostQueue, session: HeldRows, came_s: float) -> None:
+    """A session's next decode has come: how long was it away?"""
+    last = queue.last.get(session, NEVER)
+    if last.done_s is not None:
+        away_s = came_s - last.done_s
+        queue.last[session] = replace(last, away_s=last.away_s + AWAY_SHARE * (away_s - last.away_s) if last.away_s else away_s)
+
+
+def _advance(queue: HostQueue, chunk: Chunk, now_s: float) -> None:
+    """One step is so much further."""
+    pending, session = chunk.pending, chunk.step.session
+    pending.at += chunk.size
+    queue.last[session] = replace(queue.last.get(session, NEVER), done_s=now_s if pending.is_decode else None)
+    if pending.is_decode:
+        queue.decoding[session] = None
+    else:
+        queue.decoding.pop(session, None)
+    if pending.num_left and not pending.is_cancelled:
+        queue.waiting.appendleft(pending)
+
+
+def _forget_idle(queue: HostQueue, now_s: float) -> None:
+    """Sessions that have not decoded for ACTIVE_S are not expected any more."""
+    for session in [session for session in queue.decoding if (queue.last[session].done_s or 0.0) < now_s - turns.ACTIVE_S]:
+        del queue.decoding[session]
+
+
+def _account(queue: HostQueue, chunks: Sequence[Chunk], ms: float) -> None:
+    """Accounts, costs and credit of a host after a forward."""
+    costs = queue.costs
+    decodes = [chunk for chunk in chunks if chunk.pending.is_decode]
+    prompts = [chunk for chunk in chunks if not chunk.pending.is_decode]
+    num_rows, num_tokens = sum(chunk.size for chunk in decodes), sum(chunk.size for chunk in prompts)
+    row_ms, token_ms = costs.decode_ms(1) or 1.0, costs.token_ms or 1.0
+    unit = ms / ((num_rows * row_ms + num_tokens * token_ms) or 1.0)
+    for kind, one_ms in ((decodes, row_ms), (prompts, token_ms)):
+        queue.ledger.advance([(chunk.step.session.client, chunk.step.session) for chunk in kind])
+        for chunk in kind:
+            queue.ledger.charge(chunk.step.session.client, chunk.step.session, unit * chunk.size * one_ms / chunk.pending.weight)
+    queue.costs = costs = costs.learn(num_rows, num_tokens, ms)
+    decodes_ms = min(ms, costs.decode_ms(num_rows)) if num_rows else 0.0
+    spent_ms = ms - decodes_ms if num_tokens else 0.0
+    limit_ms = max(turns.LEAST_CREDIT_MS, costs.decode_ms(len(queue.decoding) + 1))
+    queue.credit_ms = min(limit_ms, max(0.0, queue.credit_ms - spent_ms / turns.PIECE_SHARE) + decodes_ms)

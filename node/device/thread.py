@@ -1,0 +1,111 @@
+"""A device: one thread that computes, and one memory budget, for all hosts.
+
+A node makes it once and gives it to each host; the thread runs while a host is attached. It takes what `schedule.py` decides, lets the
+host carry it out, and goes on; the outcome of a request is a future of the event loop that asked. This thread never waits for the
+network, and event loops compute nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from node.device.host_queue import HostQueue, Runs
+from node.device.memory import Memory
+from node.device.pending import Pending
+from node.device.schedule import Decision
+from node.device.scheduler import MAX_WAITING, Scheduler
+from node.device.work import Request
+from protocols.errors import InternalError
+from swarm.clock import SYSTEM, Clock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """When a device warms up, and how much may wait for it."""
+
+    warm_up_after_s: float = 0.1
+    """Seconds without work after which a host warms up (captures graphs) if no session holds KV cache."""
+    warm_up_beside_s: float = 1.0
+    """The same if one does: its next token is on the way."""
+    longest_warm_up_s: float = 1.0
+    """A host whose warm-up took longer warms up no more: a new session may have to wait for it."""
+    max_waiting: int = MAX_WAITING
+    """Steps of one host that wait at most."""
+
+
+class Device:
+    """Runs the work of every host that is attached."""
+
+    def __init__(self, memory: Memory | None = None, config: DeviceConfig | None = None, clock: Clock = SYSTEM) -> None:
+        """memory: None = as much as the hosts measure."""
+        self.memory, self.clock = memory or Memory(), clock
+        self._config = config or DeviceConfig()
+        self.scheduler = Scheduler(clock.now_s, self._config.max_waiting)
+
+    def attach(self, host: Runs, budget_tokens: int) -> HostQueue:
+        """From now on the host's requests are run."""
+        queue, must_start = self.scheduler.add(host, budget_tokens)
+        if must_start:
+            threading.Thread(target=self._loop, name="device", daemon=True).start()
+        return queue
+
+    async def detach(self, queue: HostQueue) -> None:
+        """Take nothing new, run what waits. A second call changes nothing."""
+        self.scheduler.close(queue)
+        await asyncio.to_thread(queue.ended.wait)
+
+    def submit(self, queue: HostQueue, request: Request) -> Pending:
+        """Queue a request of the running event loop, which may await its `future`. OverloadedError if too many wait or the host leaves."""
+        return self.scheduler.submit(queue, request, asyncio.get_running_loop().create_future())
+
+    def _loop(self) -> None:
+        while (decision := self.scheduler.take(self._idle_s)) is not None:
+            if decision.is_empty:
+                self._warm_up()
+            else:
+                _run(decision)
+
+    def _idle_s(self) -> float | None:
+        """How long nothing must have come before a host warms up; None: all have."""
+        if self.scheduler.next_to_warm_up() is None:
+            return None
+        return self._config.warm_up_beside_s if self.memory.used_bytes else self._config.warm_up_after_s
+
+    def _warm_up(self) -> None:
+        queue = self.scheduler.next_to_warm_up()
+        if queue is None:
+            return
+        started = time.perf_counter()
+        try:
+            has_more = queue.host.warm_up()
+        except Exception:  # no session asked for it
+            log.exception("the engine could not warm up")
+            has_more = False
+        if not has_more or time.perf_counter() - started >= self._config.longest_warm_up_s:
+            self.scheduler.stop_warming_up(queue)
+
+
+def _run(decision: Decision) -> None:
+    """Whatever a host raises here is its own fault: the requests fail, and this thread lives."""
+    for queue, pending in decision.changes:
+        try:
+            queue.host.change(pending)
+        except Exception as error:
+            _fail(pending, error)
+    if decision.queue is not None:
+        try:
+            decision.queue.host.forward(decision.chunks)
+        except Exception as error:
+            for chunk in decision.chunks:
+                _fail(chunk.pending, error)
+
+
+def _fail(pending: Pending, error: Exception) -> None:
+    log.error("work failed on the device", exc_info=error)
+    pending.settle(InternalError(f"the work failed here: {type(error).__name__}; the peer's log says more"))

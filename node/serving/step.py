@@ -1,0 +1,85 @@
+"""What a step does on the device: enter, forward, rewind.
+
+All functions run in the device's thread. A batch that fails as a whole is run again one by one (`runner.py`), from where its rows stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from node.device.pending import Chunk
+from node.device.work import Step
+from node.serving import batch as edges
+from protocols.defaults import MAX_STEP_TOKENS
+from protocols.errors import BadRequestError
+from protocols.words import counted
+from swarm.inference.compute import Output
+from swarm.models.default_dtype import computing
+
+if TYPE_CHECKING:
+    from node.serving.ends import Ends
+    from node.serving.engine import Engine, Row
+
+Batch: TypeAlias = "list[tuple[Chunk, list[Row]]]"
+
+
+def forward(engine: Engine, ends: Ends | None, batch: Batch) -> list[Output]:
+    """One forward of the engine's blocks; what each chunk's step asks for, of these tokens. Rows have grown afterwards."""
+    items = [(row, count) for chunk, rows in batch for row, count in zip(rows, chunk.counts(), strict=True) if count]
+    with computing():  # the node may be loading another span in another thread
+        hidden = edges.begin(engine, ends, batch)
+        output = engine.step(items, hidden[None], _positions(batch, engine.device))[0]
+        return edges.finish(ends, [chunk for chunk, _ in batch], output)
+
+
+def rewind(engine: Engine, rows: Sequence[Row], lengths: Sequence[int]) -> None:
+    """Take back what a failed forward had appended before it failed; raises where the engine cannot."""
+    for row, length in zip(rows, lengths, strict=True):
+        if row.length != length:
+            engine.crop(row, row.length - length)
+
+
+def check_size(step: Step, num_tokens: int, rows: Sequence[Row], max_positions: int | None) -> None:
+    """BadRequestError for what would cost every session here: a step without end, or places for which the model has no table.
+
+    A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
+    """
+    if num_tokens > MAX_STEP_TOKENS:
+        raise BadRequestError(f"a step has at most {MAX_STEP_TOKENS} tokens here, got {num_tokens}: send it in chunks")
+    longest = max([row.length + count for row, count in zip(rows, step.counts, strict=True)], default=0)
+    if step.positions is not None and len(step.positions):
+        longest = max(longest, int(step.positions.max()) + 1)
+    if max_positions is not None and longest > max_positions:
+        raise BadRequestError(
+            f"this model has places for {counted(max_positions, 'token')} of a row, the step needs place {longest}: shorten it"
+        )
+
+
+def close_all(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+    """Give these rows back; what is left of them: none."""
+    for row in rows:
+        engine.close(row)
+    return []
+
+
+def forks(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+    """Copies of all these rows, or none if one fails."""
+    made: list[Row] = []
+    try:
+        for row in rows:
+            made.append(engine.fork(row))
+    except BaseException:
+        close_all(engine, made)
+        raise
+    return made
+
+
+def _positions(batch: Batch, device: torch.device) -> Tensor | None:
+    """Positions of all tokens if any step brings its own; the others count on from their rows' lengths."""
+    if all(chunk.step.positions is None for chunk, _ in batch):
+        return None
+    return torch.cat([edges.places(chunk, rows) for chunk, rows in batch]).to(device)
