@@ -51,7 +51,6 @@ IMPURE = frozenset(
 
 CLOCK_READERS: dict[str, str] = {
     "node/cli": "what a person sees: ages, times of expiry, seconds that a command took",
-    "node/serving": "one call, from the handler that took it to the device's thread: its deadline, and who computes next",
     "swarm/client/served.py": "since when the user waits, to be shown",
     "swarm/dht/sockets.py": "how old a socket's file is",
     "swarm/entering.py": "whether an invitation has expired; a test passes the moment",
