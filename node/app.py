@@ -15,6 +15,7 @@ import random
 
 from node import choosing, hardware, neighbours
 from node.config import NodeConfig
+from node.device.thread import Device
 from node.doors import Doors
 from node.events import Event, OnEvent
 from node.hosting import HostMaker
@@ -65,7 +66,7 @@ async def run_node(
         try:
             dtype = await _choose_dtype(config, device, checkpoint, presence, on_event)
             maker = HostMaker(
-                source=source, checkpoint=checkpoint, presence=presence, device=device, dtype=dtype,
+                source=source, checkpoint=checkpoint, presence=presence, device=device, device_thread=Device(), dtype=dtype,
                 ends=config.ends, on_event=on_event, waits=waits,
             )  # fmt: skip
             capacity = choosing.make_capacity(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)

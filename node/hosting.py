@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from node import choosing, hardware
+from node.device.thread import Device
 from node.events import Event, OnEvent
 from node.model_source import ModelSource
 from node.presence import Presence
@@ -39,6 +40,8 @@ class HostMaker:
     checkpoint: Checkpoint
     presence: Presence
     device: str
+    device_thread: Device
+    """Of all hosts of this node."""
     dtype: str
     ends: bool | None
     """Host embedding, norm and head too? None = where there is memory."""
@@ -65,6 +68,7 @@ class HostMaker:
             kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, self._kind),
             max_positions=self.checkpoint.max_positions,
             ends=ends,
+            device=self.device_thread,
             make_part=lambda part, limit_bytes: choose_engine(parts.cut(part), limit_bytes),
         )
 

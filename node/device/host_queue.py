@@ -76,11 +76,14 @@ class HostQueue:
     ended: threading.Event = field(default_factory=threading.Event)
     """Set once it is closed and everything has run."""
 
-    def num_decoding(self, now_s: float) -> int:
+    def active(self, now_s: float) -> list[HeldRows]:
         """Sessions that have decoded within ACTIVE_S."""
         oldest_s = now_s - turns.ACTIVE_S
-        return sum((self.last[session].done_s or 0.0) >= oldest_s for session in self.decoding)
+        return [session for session in self.decoding if (self.last[session].done_s or 0.0) >= oldest_s]
 
-    def clients_decoding(self, now_s: float) -> set[PeerId]:
-        oldest_s = now_s - turns.ACTIVE_S
-        return {session.client for session in self.decoding if (self.last[session].done_s or 0.0) >= oldest_s}
+    def num_decoding(self, now_s: float) -> int:
+        return len(self.active(now_s))
+
+    def due_s(self, now_s: float) -> list[float]:
+        """When the next decodes of these sessions should arrive."""
+        return [due for session in self.active(now_s) if (due := self.last[session].due_s) is not None]

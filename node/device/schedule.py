@@ -5,8 +5,8 @@ chunk. A prompt that does not fit runs in chunks over several forwards, and wait
 the oldest request is eligible: a step whose caller was cancelled may still wait when the session's rows are given back, and a forward
 must never hold both.
 
-Several hosts: each forward is one host's. The host that was served least goes first, if it has a forward to run; one that waits for
-decodes that are due leaves the device to the next one. The sizes are in `turns.py`, the order of clients in `fairness.py`.
+Several hosts: each forward is one host's. The host that was served least goes first. While it waits for decodes that are due, the next
+one runs, unless the first is too far behind. The sizes are in `turns.py`, the order of clients in `fairness.py`.
 """
 
 from __future__ import annotations
@@ -51,22 +51,45 @@ class Beside:
 
 def choose(now_s: float, queues: Sequence[HostQueue], accounts: fairness.Accounts) -> Decision:
     """The next forward. accounts: of hosts, by queue."""
-    oldest = [(queue, _oldest_of_each_session(queue.waiting)) for queue in queues if queue.waiting]
-    changes = [(queue, pending) for queue, ready in oldest for pending in ready if not pending.is_step]
+    oldest = {queue: _oldest_of_each_session(queue.waiting) for queue in queues if queue.waiting}
+    changes = [(queue, pending) for queue, ready in oldest.items() for pending in ready if not pending.is_step]
     until_s = math.inf
-    for queue, ready in sorted(oldest, key=lambda one: accounts.of(one[0])) if len(oldest) > 1 else oldest:
-        steps = [pending for pending in ready if pending.is_step]
+    for queue in sorted(queues, key=accounts.of) if len(queues) > 1 else queues:
+        steps = [pending for pending in oldest.get(queue, ()) if pending.is_step]
         if steps:
             chunks, queue_until_s = _Forward(now_s, queue, queues).choose(steps)
             if chunks:
-                return Decision(changes=changes, queue=queue, chunks=chunks)
+                wait_s = _until_one_behind(now_s, queue, queues, accounts) if len(queues) > 1 else now_s
+                return (
+                    Decision(changes=changes, until_s=wait_s)
+                    if wait_s > now_s
+                    else Decision(changes=changes, queue=queue, chunks=chunks)
+                )
             until_s = min(until_s, queue_until_s)
     return Decision(changes=changes, until_s=until_s)
 
 
+def _until_one_behind(now_s: float, queue: HostQueue, queues: Sequence[HostQueue], accounts: fairness.Accounts) -> float:
+    """Until when this host's forward waits for decodes of a host that is further behind than that forward takes, and that are due.
+
+    A host whose sessions are all away for a moment, whenever the device is free, would else get a forward for each of the others',
+    however short its own are.
+    """
+    tolerance_ms = queue.costs.decode_ms(max(1, queue.num_decoding(now_s)))
+    behind = [one for one in queues if one is not queue and accounts.of(queue) - accounts.of(one) > tolerance_ms]
+    free_s = max(one.free_s for one in queues)
+    return max(
+        (
+            turns.gather_until(now_s, free_s, one.due_s(now_s), turns.patience_s(one.costs, one.num_decoding(now_s)))
+            for one in behind
+        ),
+        default=now_s,
+    )
+
+
 def num_others(client: PeerId, queues: Iterable[HostQueue], now_s: float) -> int:
     """Other clients that decode now, at any host of the device."""
-    return len(set[PeerId]().union(*(queue.clients_decoding(now_s) for queue in queues)) - {client})
+    return len({session.client for queue in queues for session in queue.active(now_s)} - {client})
 
 
 class _Forward:
@@ -108,11 +131,9 @@ class _Forward:
 
     def _decoding_with(self, decodes: Sequence[Pending], prompts: Sequence[Pending]) -> list[HeldRows]:
         """Sessions that decode now: those that wait, and those whose last decode was a moment ago."""
-        queue, oldest_s = self._queue, self._now_s - turns.ACTIVE_S
-        recent = [session for session in queue.decoding if (queue.last[session].done_s or 0.0) >= oldest_s]
         others = {pending.step.session for pending in prompts}
         waiting = [pending.step.session for pending in decodes]
-        return [session for session in dict.fromkeys([*recent, *waiting]) if session not in others]
+        return [session for session in dict.fromkeys([*self._queue.active(self._now_s), *waiting]) if session not in others]
 
     def _choose_decodes(self, decodes: list[Pending], decoding: Sequence[HeldRows]) -> tuple[list[Pending], float]:
         """The decodes of the next forward; none if it pays to wait for others that are due, and until when."""

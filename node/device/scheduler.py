@@ -163,8 +163,10 @@ class Scheduler:
             queue.ended.set()
 
     def _charge_host(self, queue: HostQueue, ms: float) -> None:
+        """A host whose sessions are away for a moment keeps its claim; one that was idle for ACTIVE_S saves up nothing."""
         if len(self._queues) > 1:
-            self._served.advance((queue,))
+            now_s = self._clock()
+            self._served.advance([one for one in self._queues if one is queue or one.waiting or one.active(now_s)])
             self._served.charge(queue, ms)
 
     def _rest_after(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float, now_s: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,19 +18,24 @@ from node.device.work import HeldRows, Request, Step
 from protocols.ids import PeerId, SessionId
 from protocols.inference import StepSpec
 
+Cost = Callable[[int, int], float]
+"""(decode rows, prompt tokens) -> milliseconds of a forward."""
+
 
 class Queue:
     """A device's scheduler with one host, or with more (`add`); what it gives out is run by the test."""
 
     def __init__(self, budget_tokens: int, clock: Callable[[], float] | None = None, max_waiting: int = 1_024) -> None:
         self.scheduler = Scheduler(clock, max_waiting) if clock else Scheduler(max_waiting=max_waiting)
+        self.hosts: list[HostQueue] = []
         self.host = self.add(budget_tokens)
 
     def add(self, budget_tokens: int) -> HostQueue:
-        return self.scheduler.add(None, budget_tokens)[0]  # type: ignore[arg-type]
+        self.hosts.append(self.scheduler.add(None, budget_tokens)[0])  # type: ignore[arg-type]
+        return self.hosts[-1]
 
     def __len__(self) -> int:
-        return len(self.host.waiting)
+        return sum(len(host.waiting) for host in self.hosts)
 
     def submit(self, request: Request, host: HostQueue | None = None) -> Pending:
         return self.scheduler.submit(host or self.host, request)
@@ -65,6 +70,8 @@ class Chat:
     """From the last hop's answer to the next step."""
     priority: int = 0
     begin_s: float = 0.0
+    host: int = 0
+    """Of the device's hosts."""
     done_s: list[float] = field(default_factory=list)
     """When each step was answered: the prompt, then every token."""
 
@@ -74,17 +81,27 @@ class Chat:
 
 
 class Swarm:
-    """Chats over a route of devices with one cost: (decode rows, prompt tokens) -> milliseconds."""
+    """Chats over a route of devices with one cost: (decode rows, prompt tokens) -> milliseconds.
 
-    def __init__(self, num_hops: int, cost_ms: Callable[[int, int], float], seed: int = 0, budget_tokens: int = 1_024) -> None:
+    more: costs of the second, third, … host of each device.
+    """
+
+    def __init__(
+        self, num_hops: int, cost_ms: Cost, seed: int = 0, budget_tokens: int = 1_024, more: Sequence[Cost] = ()
+    ) -> None:
         self.now_s = 0.0
         self.hops = [Queue(budget_tokens, clock=lambda: self.now_s) for _ in range(num_hops)]
         self._passes: dict[int, Callable[[], None]] = {}
         """By step: what follows its end."""
+        for hop in self.hops:
+            for _ in more:
+                hop.add(budget_tokens)
         self.busy_s = [0.0] * num_hops
+        self.served_s = [0.0] * (1 + len(more))
+        """Of each host, over all devices."""
         self.forwards: list[list[tuple[int, int]]] = [[] for _ in range(num_hops)]
         """(decodes, tokens of prompts) of every forward, by hop."""
-        self._cost_ms, self._dice = cost_ms, random.Random(seed)
+        self._costs_ms, self._dice = (cost_ms, *more), random.Random(seed)
         self._is_busy = [False] * num_hops
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
@@ -102,7 +119,9 @@ class Swarm:
 
     def _send(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
         step = Step(session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), spec=StepSpec(priority=chat.priority))
-        self._passes[id(self.hops[hop].submit(step))] = lambda: self._passed(chat, rows, hop, tokens)
+        self._passes[id(self.hops[hop].submit(step, self.hops[hop].hosts[chat.host]))] = lambda: self._passed(
+            chat, rows, hop, tokens
+        )
         self._look(hop)
 
     def _passed(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
@@ -121,9 +140,11 @@ class Swarm:
         if chunks := decision.chunks:
             rows = sum(chunk.size for chunk in chunks if chunk.pending.is_decode)
             tokens = sum(chunk.size for chunk in chunks) - rows
-            ms = self._cost_ms(rows, tokens) * self._dice.uniform(0.95, 1.05)
+            host = next(index for index, queue in enumerate(self.hops[hop].hosts) if queue is decision.queue)
+            ms = self._costs_ms[host](rows, tokens) * self._dice.uniform(0.95, 1.05)
             self.forwards[hop].append((rows, tokens))
             self.busy_s[hop] += ms / 1e3
+            self.served_s[host] += ms / 1e3
             self._is_busy[hop] = True
             self._at(self.now_s + ms / 1e3, lambda: self._finish(hop, decision, ms))
         elif len(self.hops[hop]):
