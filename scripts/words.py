@@ -46,18 +46,11 @@ CLEAN = (
 """Files and folders (as git reads paths) without such words; the list only grows."""
 
 SHORT_FIRST_LINES = (
-    "node/cli",
-    "protocols",
-    "swarm/client",
-    "swarm/dht",
-    "swarm/directory",
-    "swarm/inference",
-    "swarm/lan",
-    "swarm/models",
-    "swarm/placement",
-    "swarm/rpc",
-    "swarm/thin",
-    "tests/hostile",
+    *("node/cli", "protocols", "scripts", ":(glob)swarm/*.py"),
+    *("swarm/client", "swarm/dht", "swarm/directory", "swarm/inference", "swarm/lan", "swarm/models", "swarm/placement"),
+    *("swarm/rpc", "swarm/thin", ":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/protocols"),
+    *(":(glob)tests/swarm/*.py", "tests/swarm/client", "tests/swarm/dht", "tests/swarm/lan", "tests/swarm/models"),
+    *("tests/swarm/placement", "tests/swarm/processes", "tests/swarm/rpc", "tests/swarm/thin"),
 )
 """Folders whose files say what they are in a first line of at most MAX_FIRST_LINE words; the list only grows."""
 

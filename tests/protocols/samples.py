@@ -1,4 +1,7 @@
-"""Samples and strategies: one fixed message of every kind (golden vectors freeze their bytes), and random ones of every kind."""
+"""Samples and random strategies for every kind of message.
+
+There is one fixed message of every kind, whose bytes are golden vectors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bounds of each kind: the largest honest message passes, what is larger or foreign is refused before it is unpacked."""
+"""The largest honest message of each kind passes, larger ones do not.
+
+What is larger or foreign is refused before it is unpacked.
+"""
 
 from __future__ import annotations
 

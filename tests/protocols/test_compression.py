@@ -1,4 +1,7 @@
-"""The tensor codec: the same bits, or within the stated bound; NaN, infinities and overflow refused where they are forbidden."""
+"""The tensor codec gives the same bits, or the stated error.
+
+NaN, infinities and overflow are refused if they are forbidden.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signed entries: only the author's own words count, and a directory's answer keeps within its bounds."""
+"""Signed entries count only as signed; answers keep their bounds."""
 
 from __future__ import annotations
 

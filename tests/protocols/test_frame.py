@@ -1,4 +1,4 @@
-"""Frames: exact bytes, exact limits, and a typed refusal for every way that a frame can be wrong."""
+"""Frames: exact bytes, exact limits, typed refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosted units: the map that travels, what is refused, and what of a newer peer is left out."""
+"""Hosted units: their map, refusals, and fields of newer peers."""
 
 from __future__ import annotations
 

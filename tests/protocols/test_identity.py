@@ -1,4 +1,4 @@
-"""Identities: libp2p's own bytes, signatures that only the right peer makes, and damaged key files."""
+"""Identities have libp2p's bytes; forged signatures and damaged files fail."""
 
 from __future__ import annotations
 

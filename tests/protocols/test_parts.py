@@ -1,4 +1,4 @@
-"""Frames in parts: what is split comes back as it was, and what is no part is refused."""
+"""Frames that were split come back whole; other bytes are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records: small enough for the DHT, every claim bounded, and unknown claims ignored."""
+"""Records fit the DHT, with bounded claims; unknown claims are ignored."""
 
 from __future__ import annotations
 

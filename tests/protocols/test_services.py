@@ -1,4 +1,4 @@
-"""The table of procedures: one name each, and nothing is repeated that may not be."""
+"""Procedures have one name each, and only idempotent ones are repeated."""
 
 from __future__ import annotations
 

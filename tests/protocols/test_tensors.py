@@ -1,4 +1,7 @@
-"""Wire tensors without torch: cutting and joining bytes is cutting and joining tensors, and finite means finite."""
+"""Wire tensors are cut and joined as tensors, without torch.
+
+And finite means finite.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units and weights: one text each, which is read back, and no other text."""
+"""Units and weights have one text each, which is read back."""
 
 from __future__ import annotations
 

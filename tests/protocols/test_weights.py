@@ -1,4 +1,7 @@
-"""Manifests: a digest that depends on the weights and on nothing else, and a parser that takes only the canonical form."""
+"""A manifest's digest depends on the weights and on nothing else.
+
+The parser takes only the canonical form.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of peers in one line: what is printable stays, what a terminal obeys becomes an escape."""
+"""Text of peers is one line without control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clocks: a majority of the peers that were asked decides whether ours is wrong."""
+"""A majority of the peers asked decides whether our clock is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose address is dialled back: the caller's own, as the call shows it, and nothing else."""
+"""Only the caller's own address is dialled back."""
 
 from __future__ import annotations
 

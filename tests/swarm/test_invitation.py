@@ -1,4 +1,7 @@
-"""Invitations: what was put in comes out, damage and age are said, and no message repeats the secret."""
+"""Invitations come back as made; damage and age are named.
+
+No message repeats the secret.
+"""
 
 from __future__ import annotations
 

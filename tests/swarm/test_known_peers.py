@@ -1,4 +1,7 @@
-"""The memory of peers: bounded, the longest known stay, and a file that may say anything."""
+"""Known peers are bounded, and the longest known ones stay.
+
+Their file may say anything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Suggested command lines work as they stand: the right swarm, peer, files and data directory."""
+"""Suggested command lines work as they stand.
+
+They have the right swarm, peer, files and data directory.
+"""
 
 from __future__ import annotations
 

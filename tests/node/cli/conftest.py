@@ -1,4 +1,4 @@
-"""Keeps what a command sets up for its whole process from the tests that come after it."""
+"""Undoes what a command sets for its whole process after each test."""
 
 from __future__ import annotations
 

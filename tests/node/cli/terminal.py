@@ -1,4 +1,7 @@
-"""A person at a terminal: a command on a pty, what it shows, and what is typed at it."""
+"""A person at a terminal: a command on a pty.
+
+It tells what the command shows, and types at it.
+"""
 
 from __future__ import annotations
 

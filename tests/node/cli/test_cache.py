@@ -1,4 +1,4 @@
-"""`swarm cache`: what it lists, what it removes, and what it leaves alone."""
+"""`swarm cache` lists, removes and keeps the right files."""
 
 from __future__ import annotations
 

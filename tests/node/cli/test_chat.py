@@ -1,4 +1,7 @@
-"""`swarm chat` and `swarm generate` of a model with settings of its own and a template that refuses, at a real node, thin and full."""
+"""`swarm chat` and `swarm generate` at a real node, thin and full.
+
+The model has settings of its own and a template that refuses.
+"""
 
 from __future__ import annotations
 

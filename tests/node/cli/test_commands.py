@@ -1,4 +1,4 @@
-"""The commands for real: two nodes as processes, and what a newcomer types at them.
+"""The commands as a new user types them, at two real nodes.
 
 The nodes serve one tiny random llama; clients run in this process, since importing torch again would take seconds each time.
 """

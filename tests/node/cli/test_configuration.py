@@ -1,4 +1,7 @@
-"""Options from the environment and a file: who wins, what is refused, and that every flag of every command takes part."""
+"""Options come from flags, the environment and a file, in this order.
+
+Tested: which one wins, what is refused, and that every flag of every command takes part.
+"""
 
 from __future__ import annotations
 

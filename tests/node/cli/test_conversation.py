@@ -1,4 +1,7 @@
-"""A conversation over engines in this process: what is forgotten, stopped or refused changes no later answer by a token."""
+"""What is forgotten, stopped or refused changes no later answer.
+
+A conversation runs over engines in this process, and not a token may differ.
+"""
 
 from __future__ import annotations
 

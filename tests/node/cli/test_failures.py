@@ -1,4 +1,7 @@
-"""Bad input: one line on stderr with what, got, expected and next step; the documented exit code; a traceback on demand only."""
+"""Bad input gives one line on stderr and the documented exit code.
+
+The line has what, got, expected and next step; a traceback comes on demand only.
+"""
 
 from __future__ import annotations
 

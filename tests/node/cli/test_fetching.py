@@ -1,4 +1,4 @@
-"""Progress of a download: plain lines for a script, with rate and time left."""
+"""Progress of a download: plain lines with rate and time left."""
 
 from __future__ import annotations
 

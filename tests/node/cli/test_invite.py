@@ -1,4 +1,4 @@
-"""`swarm invite`, `swarm whoami`, and what a newcomer reads when --join or a list is wrong."""
+"""`swarm invite`, `swarm whoami`, and errors of --join and lists."""
 
 from __future__ import annotations
 

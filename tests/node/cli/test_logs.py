@@ -1,4 +1,7 @@
-"""A warning that repeats is printed once, until it is old; what happened in between is not lost."""
+"""A warning that repeats is printed once, until it is old.
+
+What happened in between is not lost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a checkpoint's settings ask of the commands: transformers' greedy text with and without guesses, thin as full, or exit code 4."""
+"""A checkpoint's settings hold in the commands as in transformers.
+
+The greedy text is equal with and without guesses, and thin as full; else the exit code is 4.
+"""
 
 from __future__ import annotations
 

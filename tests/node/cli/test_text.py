@@ -1,4 +1,4 @@
-"""Streaming text: no half letters, no lost ones, and nothing of the stop text."""
+"""Streamed text has whole letters only, and no stop text."""
 
 from __future__ import annotations
 

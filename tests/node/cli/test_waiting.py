@@ -1,4 +1,7 @@
-"""What of a wait is shown, when, and that nothing of it stays on the screen or mixes with an answer."""
+"""A wait is shown in time, and nothing of it stays.
+
+Neither on the screen nor within an answer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A backend in this process: the serving engines over consecutive spans, called directly. What the client sends is written down."""
+"""A backend in this process: engines over consecutive spans, called directly.
+
+What the client sends is written down.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What users of transformers and Petals pass to `from_pretrained`: taken where it makes sense, else one line says what to use."""
+"""Arguments of transformers and Petals work or get a clear error.
+
+The error is one line that says what to use.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a forward is asked for counts the same in the call, on `model.config` and in the checkpoint; what nothing would read is refused."""
+"""Options of a forward count in the call, config and checkpoint.
+
+What nothing would read is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller gets wrong is said in one line, before anything is sent."""
+"""Wrong input gives one line before anything is sent."""
 
 from __future__ import annotations
 

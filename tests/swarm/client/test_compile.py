@@ -1,4 +1,7 @@
-"""`torch.compile` leaves a remote forward as it is: same logits and tokens, gradients refused as before; a whole graph is refused."""
+"""`torch.compile` leaves a remote forward as it is.
+
+Logits and tokens are the same, gradients are refused as before; a whole graph is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every promised family: 64 greedy tokens over 1, 2 and 3 uneven spans equal transformers' own, and each token costs one step."""
+"""Every family gives transformers' greedy tokens over uneven spans.
+
+That is 64 tokens over 1, 2 and 3 spans, and each token costs one step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Copies of `past_key_values` are forks: as copies of transformers' own cache, both go on independently, and end independently."""
+"""Copies of `past_key_values` are forks, as in transformers.
+
+Both continue and end independently.
+"""
 
 from __future__ import annotations
 

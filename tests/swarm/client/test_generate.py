@@ -1,4 +1,7 @@
-"""Every mode of `generate` equals transformers' own, with the same seed, for a plain, a windowed, a mixed and an alibi family."""
+"""Every mode of `generate` equals transformers with the same seed.
+
+The families are a plain, a windowed, a mixed and an alibi one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model that holds embedding and head only says so wherever torch or transformers would take these for the whole model."""
+"""A model of embedding and head only says that it is incomplete.
+
+It does so wherever torch or transformers would take these for the whole model.
+"""
 
 from __future__ import annotations
 

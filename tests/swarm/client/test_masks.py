@@ -1,4 +1,7 @@
-"""Padding beside a window is exact, holes are warned of; masks of any number type say the same, others are refused."""
+"""Padding beside a window is exact; holes give a warning.
+
+Masks of any number type mean the same, others are refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""In which precision a client asks: what records claim beyond the model, or in formats of their own, decides nothing."""
+"""A client's precision does not depend on false records.
+
+What records claim beyond the model, or in formats of their own, decides nothing.
+"""
 
 from __future__ import annotations
 

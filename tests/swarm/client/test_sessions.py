@@ -1,4 +1,7 @@
-"""Sessions end when they should: with `generate`, with an exception, with the last reference to their cache. Nothing leaks."""
+"""Sessions end with `generate`, an exception or their last reference.
+
+Nothing leaks.
+"""
 
 from __future__ import annotations
 

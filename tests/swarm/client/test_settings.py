@@ -1,4 +1,7 @@
-"""Settings that a checkpoint brings: tokens of transformers with the same files, or a refusal before a byte is sent."""
+"""A checkpoint's settings give transformers' tokens, or a refusal.
+
+The refusal comes before a byte is sent.
+"""
 
 from __future__ import annotations
 

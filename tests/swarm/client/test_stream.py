@@ -1,4 +1,7 @@
-"""`stream()`: the tokens of `generate`, one by one, in any loop; nothing is held while the swarm computes, and nothing after."""
+"""`stream()` gives the tokens of `generate` one by one.
+
+It does so in any loop. Nothing is held while the swarm computes, and nothing after.
+"""
 
 from __future__ import annotations
 

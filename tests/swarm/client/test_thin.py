@@ -1,4 +1,6 @@
-"""A model without weights over perfect hops: `generate` is transformers' own whatever the family; what needs weights says so.
+"""`generate` without weights equals transformers for every family.
+
+Hops are perfect here; what needs weights says so.
 
 Every mode over real nodes is in tests/end_to_end/test_thin.py.
 """

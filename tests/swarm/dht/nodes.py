@@ -1,4 +1,7 @@
-"""Real members of a DHT on loopback, several in one process: importing hivemind takes seconds."""
+"""Real members of a DHT on loopback, several in one process.
+
+Importing hivemind takes seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is believed of many tellers' words, and how many signatures that costs."""
+"""Which of many claims is believed, and how many signatures that costs."""
 
 from __future__ import annotations
 

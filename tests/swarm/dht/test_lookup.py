@@ -1,4 +1,4 @@
-"""A lookup over made-up members: it finds the nearest, whatever some of them do."""
+"""A lookup finds the nearest members, whatever some of them do."""
 
 from __future__ import annotations
 

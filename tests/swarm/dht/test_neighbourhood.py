@@ -1,4 +1,4 @@
-"""The routing table: bounded, and without node ids that are made up to break it."""
+"""The routing table is bounded and takes no false node ids."""
 
 from __future__ import annotations
 

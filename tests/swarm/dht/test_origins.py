@@ -1,4 +1,4 @@
-"""From which network a caller comes: one question to the daemon serves all who wait for it."""
+"""The network of a caller: one question serves all that wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose entry it is: the author is believed, and every forgery is refused without raising."""
+"""An entry's author is believed; forgeries are refused without raising."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where members of a private swarm are: a peer's own word wins, and nonsense is left out."""
+"""Addresses in a private swarm: a peer's own claim wins.
+
+Nonsense is left out.
+"""
 
 from __future__ import annotations
 

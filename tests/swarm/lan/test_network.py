@@ -1,4 +1,4 @@
-"""Which network this is: the same name at the same place, another one elsewhere."""
+"""A network has the same name each time, and its own."""
 
 from __future__ import annotations
 

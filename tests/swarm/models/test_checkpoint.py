@@ -1,4 +1,7 @@
-"""What `open_checkpoint` accepts, and how it refuses everything else: by name, with the expected size, before memory is taken."""
+"""What `open_checkpoint` accepts, and how it refuses everything else.
+
+It refuses by name, with the expected size, before memory is taken.
+"""
 
 from __future__ import annotations
 

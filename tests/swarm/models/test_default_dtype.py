@@ -1,4 +1,7 @@
-"""The default dtype's lock: forwards share it, a builder has it alone, and goes before forwards that come later."""
+"""The default dtype's lock: shared by forwards, exclusive for a builder.
+
+A builder goes before forwards that come later.
+"""
 
 from __future__ import annotations
 

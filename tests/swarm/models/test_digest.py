@@ -1,4 +1,4 @@
-"""The digest names the weights and nothing else; a difference is named by the tensor it is in."""
+"""The digest names the weights only; an error names the tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a GGUF file may claim, and what is told of a conversion. No model is converted here."""
+"""Claims of a GGUF file, and messages of a conversion.
+
+No model is converted here.
+"""
 
 from __future__ import annotations
 

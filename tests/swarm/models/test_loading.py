@@ -1,4 +1,7 @@
-"""Spans and ends of every family: put together they are the model, bit for bit; and what cannot be loaded is refused with a reason."""
+"""Spans, embedding and head of each family make the whole model.
+
+They do so bit for bit; what cannot be loaded is refused with a reason.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Parts of a loaded span: bit for bit what loading those blocks alone gives, over the same tensors."""
+"""Parts of a loaded span equal those blocks loaded alone.
+
+They do so bit for bit, over the same tensors.
+"""
 
 from __future__ import annotations
 

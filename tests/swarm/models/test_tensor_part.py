@@ -1,4 +1,7 @@
-"""Cuts of tensors as byte ranges and pieces, compared with torch's own indexing; experts in forms that cannot be told apart."""
+"""Cuts of tensors as byte ranges and pieces equal torch's indexing.
+
+Also refused: experts in forms that cannot be told apart.
+"""
 
 from __future__ import annotations
 

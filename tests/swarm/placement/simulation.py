@@ -1,4 +1,7 @@
-"""A swarm of peers that only place themselves: round by round, all at once, each by a look that may be a round old."""
+"""A simulated swarm of peers that only place themselves.
+
+They decide round by round, all at once, each by a look that may be a round old.
+"""
 
 from __future__ import annotations
 

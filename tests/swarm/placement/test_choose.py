@@ -1,4 +1,7 @@
-"""Placement: what a newcomer takes fits and joins its neighbours, and newcomers together make a route where memory allows one."""
+"""A new node's span fits its memory and joins its neighbours.
+
+New nodes together make a route if memory allows one.
+"""
 
 from __future__ import annotations
 

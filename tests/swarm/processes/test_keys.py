@@ -1,4 +1,4 @@
-"""Identity files: processes that create one at the same time get the same key."""
+"""Processes that create an identity file at once get one key."""
 
 from __future__ import annotations
 

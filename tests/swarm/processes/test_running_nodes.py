@@ -1,4 +1,7 @@
-"""Addresses of running nodes: told while a node runs, and forgotten with it, also if it is killed."""
+"""Addresses of running nodes are forgotten when a node ends.
+
+Also if it is killed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers and methods that the tests of rpc call, and a server of them."""
+"""Methods that the tests of rpc call, and their server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls and streams over real sockets: errors, deadlines, limits, and ends of every kind."""
+"""Calls and streams over real sockets: errors, deadlines, limits, ends."""
 
 from __future__ import annotations
 

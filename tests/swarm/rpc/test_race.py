@@ -1,4 +1,7 @@
-"""A peer's addresses side by side, and whose address a call comes from."""
+"""A peer's addresses are dialled side by side.
+
+And whose address a call comes from.
+"""
 
 from __future__ import annotations
 

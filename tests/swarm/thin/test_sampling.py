@@ -1,4 +1,7 @@
-"""Choices without torch: greedy is transformers' to the token, draws follow its distribution to the last digit that matters."""
+"""Tokens are sampled as by transformers, without torch.
+
+Greedy is equal to the token; draws follow its distribution.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The real thing in one process: two nodes with DHT, TLS and engines on one loop, a client on another, nothing in between faked."""
+"""A client and two real nodes in one process.
+
+The nodes have DHT, TLS and engines on one loop, the client runs on another; nothing is faked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The background loop: waits from threads and from other loops, Ctrl-C, cancellation, and a quiet end of the process."""
+"""The background loop: waits, Ctrl-C, cancellation, and a quiet exit.
+
+The waits come from threads and from other loops.
+"""
 
 from __future__ import annotations
 

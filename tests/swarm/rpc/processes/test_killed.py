@@ -1,4 +1,4 @@
-"""A server that is killed, as a process of its own, is noticed by those who call it."""
+"""A killed server process is noticed by its callers."""
 
 from __future__ import annotations
 

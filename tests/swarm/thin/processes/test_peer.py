@@ -1,4 +1,4 @@
-"""A thin peer beside real ones: what the DHT's members announce reaches it by gRPC alone."""
+"""A thin peer hears by gRPC what DHT members announce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tokenizers and chat templates without transformers: the same ids and text, and a hostile template costs a second, not the machine."""
+"""Tokenizers and chat templates give transformers' ids and text.
+
+Without transformers; and a hostile template costs a second, not the machine.
+"""
 
 from __future__ import annotations
 

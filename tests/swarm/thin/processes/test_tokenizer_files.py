@@ -1,4 +1,7 @@
-"""A thin client reads what transformers reads, wherever a checkpoint says it: the same ids, the same rendered chat, the same text back."""
+"""A thin client reads the tokenizer files that transformers reads.
+
+Wherever a checkpoint puts them: the same ids, the same rendered chat, the same text back.
+"""
 
 from __future__ import annotations
 
