@@ -53,7 +53,7 @@ def unpack(
 
     shape: another one of as many values, where that spares the caller an operation.
 
-    TensorFormatError where a lossy codec, or `finite=True`, forbids the NaN or infinity that was sent.
+    TensorFormatError if a lossy codec, or `finite=True`, forbids the NaN or infinity that was sent.
     """
     lossy, dtype, shape = wire.codec != "none", _DTYPES[wire.dtype], wire.shape if shape is None else shape
     stored = _DTYPES[wire.codec] if lossy else dtype

@@ -38,7 +38,7 @@ def pack(entries: Iterable[tuple[PeerId, SignedEntry]]) -> bytes:
 
 
 def parse(data: bytes) -> Told:
-    """What a member sent; BadRequestError where it is no dictionary. Items of another form than ours are left out."""
+    """What a member sent; BadRequestError if it is no dictionary. Items of another form than ours are left out."""
     if not data or data[0] not in _MARKERS:
         raise BadRequestError(f"a key's entries are an extension of msgpack, got {shown(data[:8])}")
     try:

@@ -104,7 +104,7 @@ class SignedEntry:
 
     @property
     def payload(self) -> bytes:
-        """What was said; empty is a withdrawal. BadRequestError where the value does not unpack to bytes."""
+        """What was said; empty is a withdrawal. BadRequestError if the value does not unpack to bytes."""
         try:
             is_bytes = self.value[:1] and self.value[0] in _BIN
             payload = msgpack.unpackb(self.value[:-SIGNATURE_BYTES]) if is_bytes else None
@@ -115,5 +115,5 @@ class SignedEntry:
         return payload
 
     def check(self, key: str, peer: PeerId, now_s: float) -> None:
-        """UnauthenticatedError where this is not what `peer` said under `key`."""
+        """UnauthenticatedError if this is not what `peer` said under `key`."""
         check(key_id(key), packed_subkey(peer), self.value, self.expires_s, now_s)

@@ -59,7 +59,7 @@ def _padding(length: int) -> int:
 
 
 def encode(header: Mapping[str, object], buffers: Sequence[Buffer] = ()) -> bytes:
-    """Join a header (msgpack values under text keys, not "b") and buffers. FrameError where a limit is passed."""
+    """Join a header (msgpack values under text keys, not "b") and buffers. FrameError if a limit is passed."""
     assert "b" not in header
     views = [memoryview(buffer).cast("B") if memoryview(buffer).nbytes else memoryview(b"") for buffer in buffers]
     packed = msgpack.packb({**header, "b": [len(view) for view in views]} if views else dict(header))

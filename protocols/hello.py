@@ -66,7 +66,7 @@ def agree(mine: Hello, theirs: Hello) -> int:
 
 
 def check_swarm(mine: Hello, theirs: Hello) -> None:
-    """BadRequestError where the other peer is in another swarm."""
+    """BadRequestError if the other peer is in another swarm."""
     if mine.swarm != theirs.swarm:
         raise BadRequestError(
             f"the two peers are in different swarms, {theirs.swarm!r} and {mine.swarm!r}; "

@@ -49,7 +49,7 @@ class Identity:
 
 
 def parse_private(data: bytes) -> Identity:
-    """Read the 68-byte file form; ConfigError where it is something else, or its two halves do not belong together."""
+    """Read the 68-byte file form; ConfigError if it is something else, or its two halves do not belong together."""
     if len(data) != PRIVATE_BYTES or not data.startswith(_PRIVATE_PREFIX):
         raise ConfigError(
             f"not an Ed25519 libp2p key: expected {PRIVATE_BYTES} bytes that start with {_PRIVATE_PREFIX.hex()}, "
@@ -64,7 +64,7 @@ def parse_private(data: bytes) -> Identity:
 
 
 def public_key(peer: PeerId) -> Ed25519PublicKey:
-    """The public key inside a PeerID; BadRequestError where there is none."""
+    """The public key inside a PeerID; BadRequestError if there is none."""
     return Ed25519PublicKey.from_public_bytes(public_bytes(peer))
 
 

@@ -48,7 +48,7 @@ def peer_id_of(public: bytes) -> PeerId:
 
 
 def public_bytes(peer: PeerId) -> bytes:
-    """The 32 bytes of public key that a PeerID contains; BadRequestError where the text is no PeerID."""
+    """The 32 bytes of public key that a PeerID contains; BadRequestError if the text is no PeerID."""
     number = 0
     for letter in parse_peer_id(peer):
         number = number * 58 + _BASE58.index(letter)

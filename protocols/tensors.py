@@ -85,7 +85,7 @@ def cut(wire: WireTensor, start: int, stop: int) -> WireTensor:
 def join(wires: Sequence[WireTensor]) -> WireTensor:
     """At least one tensor, all of one kind, one after the other along the first axis. A single one is handed on; else bytes are copied.
 
-    TensorFormatError where dtype, codec or width differ: they come from a peer.
+    TensorFormatError if dtype, codec or width differ: they come from a peer.
     """
     first, width = wires[0], wires[0].shape[1:]
     if any((wire.dtype, wire.codec, wire.shape[1:]) != (first.dtype, first.codec, width) for wire in wires):
@@ -114,7 +114,7 @@ def is_finite(wire: WireTensor) -> bool:
 
 
 def parse(header: object, buffers: Sequence[memoryview], index: int = 0) -> WireTensor:
-    """Rebuild a tensor from its header and the frame's buffers; TensorFormatError where shape, size or checksum disagree."""
+    """Rebuild a tensor from its header and the frame's buffers; TensorFormatError if shape, size or checksum disagree."""
     table: dict[str, Any] = fields.table(header, "tensor")
     shape = fields.integers(table, "s", MAX_DIMS, 0, MAX_DIM)
     if index >= len(buffers):

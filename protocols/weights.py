@@ -67,7 +67,7 @@ class TensorEntry(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """As stored. ModelNotSupportedError where the dtype is none of ITEM_BYTES."""
+        """As stored. ModelNotSupportedError if the dtype is none of ITEM_BYTES."""
         if self.dtype not in ITEM_BYTES:
             raise ModelNotSupportedError(f"tensor {self.name!r} is stored as {self.dtype}; known are {', '.join(ITEM_BYTES)}")
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
@@ -161,7 +161,7 @@ class Manifest:
 
     @classmethod
     def from_canonical(cls, data: bytes) -> Manifest:
-        """Read the canonical form; BadRequestError where any byte differs from how `canonical` would write it."""
+        """Read the canonical form; BadRequestError if any byte differs from how `canonical` would write it."""
         if len(data) > MAX_MANIFEST_BYTES or data.count(b"\n") > min(MAX_TENSORS + MAX_FILES, len(data) // _MIN_LINE) + 2:
             raise BadRequestError(
                 f"a manifest has at most {MAX_TENSORS} tensors and {MAX_MANIFEST_BYTES} bytes, got {len(data)} bytes"
@@ -251,7 +251,7 @@ def _check_config(config: bytes) -> None:
 
 
 def difference(mine: Manifest, theirs: Manifest) -> str | None:
-    """The first thing in which two manifests differ, for people; None where they are the same."""
+    """The first thing in which two manifests differ, for people; None if they are the same."""
     ours, others = {e.name: e for e in mine.entries}, {e.name: e for e in theirs.entries}
     for name in sorted(ours.keys() | others.keys()):
         if ours.get(name) != others.get(name):

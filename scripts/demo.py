@@ -325,7 +325,7 @@ def end_command(pids: Sequence[int], folder: Path) -> str:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """The whole demo; True where the answer was the right one."""
+    """The whole demo; True if the answer was the right one."""
     is_real = arguments.real or (arguments.model_dir is None and real_model.found() is not None)
     play = fetched(arguments) if is_real else made(arguments, Recipe(train_s=arguments.train_seconds))
     folder, nodes, is_kept = Path(tempfile.mkdtemp(prefix="murmuration-demo-")), list[Node](), False

@@ -141,7 +141,7 @@ def meaning(found: list[surface.Option]) -> str:
 
 
 def replace_part(document: str, name: str, content: str) -> str:
-    """The document with `content` between the marks of part `name`; ValueError where they are missing."""
+    """The document with `content` between the marks of part `name`; ValueError if they are missing."""
     start, stop = f"<!-- {name}: written by scripts/docs.py -->\n", f"<!-- end of {name} -->"
     before, found_start, rest = document.partition(start)
     _old, found_stop, after = rest.partition(stop)

@@ -226,7 +226,7 @@ class Joiner:
             del self._ignored[next(iter(self._ignored))]
 
     async def _try(self, kind: str, addresses: Sequence[PeerAddress]) -> bool:
-        """Ask all at once. True where one answered."""
+        """Ask all at once. True if one answered."""
         results = await asyncio.gather(*(self._join(kind, address) for address in addresses), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, SwarmError):

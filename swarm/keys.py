@@ -87,7 +87,7 @@ def held(path: Path | None, data_dir: Path, swarm_key: SwarmKey | None = None) -
 
     swarm_key: of a private swarm, which the certificate then proves.
 
-    Without a path: the first free one of data_dir/identity.key, identity-2.key, … ConfigError where a named file is in use
+    Without a path: the first free one of data_dir/identity.key, identity-2.key, … ConfigError if a named file is in use
     by another process, unreadable, or no identity.
     """
     chosen, descriptor = _lock(path) if path else _lock_default(data_dir)

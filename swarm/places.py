@@ -27,7 +27,7 @@ def home(environment: Mapping[str, str] = os.environ) -> Path | None:
 def data_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """`$XDG_DATA_HOME/murmuration`, or `~/.local/share/murmuration`: keys, digests and fetched weights of nodes and clients.
 
-    ConfigError where there is neither.
+    ConfigError if there is neither.
     """
     if environment.get("XDG_DATA_HOME"):
         return Path(environment["XDG_DATA_HOME"]) / NAME
@@ -41,7 +41,7 @@ def data_dir(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def config_file(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """`$XDG_CONFIG_HOME/murmuration/config.toml`, or `~/.config/murmuration/config.toml`; None where there is neither directory."""
+    """`$XDG_CONFIG_HOME/murmuration/config.toml`, or `~/.config/murmuration/config.toml`; None if there is neither directory."""
     own = home(environment)
     base = Path(environment["XDG_CONFIG_HOME"]) if environment.get("XDG_CONFIG_HOME") else own / ".config" if own else None
     return base / NAME / "config.toml" if base else None

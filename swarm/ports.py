@@ -15,7 +15,7 @@ _HIGHEST = 65_535
 
 
 def resolved(host: str) -> str:
-    """The address of this machine that `host` stands for, of several an IPv4 one. ConfigError where it stands for none."""
+    """The address of this machine that `host` stands for, of several an IPv4 one. ConfigError if it stands for none."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:

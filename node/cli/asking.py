@@ -121,7 +121,7 @@ class Sampling:
 
 
 def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
-    """ConfigError where a number is out of its range: typer's own words for that leave out what it got."""
+    """ConfigError if a number is out of its range: typer's own words for that leave out what it got."""
     if not is_right:
         raise ConfigError(f"{flag} is {expected}, got {got}")
 

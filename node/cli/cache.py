@@ -118,7 +118,7 @@ class Which:
 def chosen(rows: Sequence[Row], which: Which, now_s: float, listing: str = "swarm cache") -> list[Row]:
     """The models to remove, of `rows` (the one used last first). Pure. listing: the command that shows them.
 
-    ModelNotFoundError where none has that name.
+    ModelNotFoundError if none has that name.
     """
     if which.name is not None:
         found = _called(rows, which.name)

@@ -34,7 +34,7 @@ _TYPERS_OWN = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """(what to say, exit code). The text is one line; empty where nothing needs to be said."""
+    """(what to say, exit code). The text is one line; empty if nothing needs to be said."""
     match error:
         case KeyboardInterrupt() | typer.Abort():
             return "", 130

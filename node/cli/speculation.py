@@ -46,7 +46,7 @@ class Speculation:
         return {} if self.tokens is None else {"prompt_lookup_num_tokens": self.tokens}
 
     def proposer(self) -> Proposer | None:
-        """For a text of a thin client; it has a memory, so each text needs its own. ConfigError where a draft is asked for."""
+        """For a text of a thin client; it has a memory, so each text needs its own. ConfigError if a draft is asked for."""
         if self.draft is not None:
             raise ConfigError(
                 "--draft needs torch and a model here, which --thin is without; use --speculate alone, or leave out --thin"

@@ -51,7 +51,7 @@ ASK_S = 10.0
 
 
 def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
-    """Print what the swarm says now. PeerUnreachableError where none of the peers answers in time."""
+    """Print what the swarm says now. PeerUnreachableError if none of the peers answers in time."""
     swarm, peers = into.swarm, into.peers
     find = find_config(swarm, lan, data_dir, into.entry.key)
     find.check(peers)

@@ -43,13 +43,13 @@ class Said:
 
 
 def for_person(wait: Wait, since_s: float, now_s: float) -> str | None:
-    """The line, or None where it is too early. since_s: when this wait began."""
+    """The line, or None if it is too early. since_s: when this wait began."""
     shown_after_s = ANSWER_S if wait.kind == ANSWERING.kind else PERSON_S
     return worded(wait, since_s, now_s) if now_s - since_s >= shown_after_s else None
 
 
 def for_script(wait: Wait, since_s: float, now_s: float, said: Said | None) -> str | None:
-    """A line, or None where it is too early, or the same was said within the last minute."""
+    """A line, or None if it is too early, or the same was said within the last minute."""
     if now_s - since_s < SCRIPT_S:
         return None
     is_news = said is None or said.key != wait.key or now_s - said.at_s >= REPEAT_S

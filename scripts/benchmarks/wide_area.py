@@ -37,7 +37,7 @@ def tool() -> Path | None:
 
 
 def measure(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
-    """Section `wide area`; VolunteerError where it cannot run here. SWARM_TRACE must be set."""
+    """Section `wide area`; VolunteerError if it cannot run here. SWARM_TRACE must be set."""
     path = tool()
     if path is None or os.geteuid() != 0:
         raise VolunteerError("the wide area needs root and shared/tools/wan.py beside the repository: leave it out with --only")

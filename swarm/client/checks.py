@@ -64,7 +64,7 @@ def check_gradient(values: Tensor, name: str) -> None:
 
 
 def check_mask(attention_mask: object, rows: int, columns: int, past: int, lengths: Sequence[int] | None) -> Tensor | None:
-    """Which of the new columns are real, [B, q] bool; None where all are.
+    """Which of the new columns are real, [B, q] bool; None if all are.
 
     columns: q; past: columns that the cache holds; lengths: real tokens per sequence in the cache.
     Hops see sequences of real tokens under a causal mask, so a mask may only say what is padding, and a later one must say the same.

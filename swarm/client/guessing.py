@@ -22,7 +22,7 @@ def load_draft(name: str, model: Any, tokens: int | None = None, waits: Waits | 
     """The whole of a small model, for `model.generate(assistant_model=…)`.
 
     name: a directory or a Hub name. tokens: most that it guesses in one run; None = what transformers says. waits: told of what takes long.
-    ModelNotFoundError, CheckpointError, or BadRequestError where it has another vocabulary than `model`.
+    ModelNotFoundError, CheckpointError, or BadRequestError if it has another vocabulary than `model`.
     """
     path = resolve(name, waits=waits)
     open_checkpoint(path)  # bounds, and the reasons why a file cannot be read

@@ -123,7 +123,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
 
     @property
     def tokenizer(self) -> Any:
-        """The checkpoint's tokenizer, loaded at the first use; CheckpointError where it has none."""
+        """The checkpoint's tokenizer, loaded at the first use; CheckpointError if it has none."""
         found = self.tokenizer_if_any()
         if found is None:
             raise CheckpointError(f"{self.remote.path} holds no tokenizer that can be read; pass token ids instead of text")

@@ -67,7 +67,7 @@ class RemoteSpan:
         return self._backend.open(self.span)
 
     def check(self, hidden: object, past: int) -> None:
-        """BadRequestError where these are no hidden states that could follow `past` tokens. Nothing has been sent then."""
+        """BadRequestError if these are no hidden states that could follow `past` tokens. Nothing has been sent then."""
         if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
             got = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__
             raise BadRequestError(f"blocks take hidden states [batch, tokens, {self.hidden_size}] of floats, got {got}")

@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def beside(grpc: str, peer: PeerId) -> PeerAddress | None:
-    """Where p2pd listens, by convention, for a peer that serves gRPC at `host:port`: one port lower. None where that is no address."""
+    """Where p2pd listens, by convention, for a peer that serves gRPC at `host:port`: one port lower. None if that is no address."""
     host, _, port = grpc.rpartition(":")
     try:
         return PeerAddress.parse(f"{transport(host.strip('[]'), int(port) - 1)}/p2p/{peer}")

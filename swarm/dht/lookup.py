@@ -45,7 +45,7 @@ class Answer:
 
 
 Query = Callable[[Any, Sequence[int]], Awaitable[Answer | None]]
-"""Asks a member about keys; None where it does not answer. It has a time limit of its own, and raises nothing."""
+"""Asks a member about keys; None if it does not answer. It has a time limit of its own, and raises nothing."""
 
 _Node = tuple[int, Any]
 """A node id and the member that has it. Both, since any peer may say that a node id is another peer's."""

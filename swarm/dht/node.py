@@ -86,7 +86,7 @@ class Dht:
         """Multiaddrs under which others reach us, without `/p2p/…`."""
 
     async def start(self) -> None:
-        """Start p2pd, alone. ConfigError where its port cannot be had."""
+        """Start p2pd, alone. ConfigError if its port cannot be had."""
         _quiet()
         daemon.install()
         await asyncio.to_thread(sockets.sweep)
@@ -150,7 +150,7 @@ class Dht:
             await _end(node)
 
     async def join(self, address: PeerAddress) -> None:
-        """Meet the peer at `address` and, through it, others. PeerUnreachableError where it does not answer."""
+        """Meet the peer at `address` and, through it, others. PeerUnreachableError if it does not answer."""
         node, peer = self._running, PeerID.from_base58(address.peer)
         try:
             async with asyncio.timeout(CONNECT_S):

@@ -203,7 +203,7 @@ class Protocol(Neighbourhood):
     # --- what we ask of others
 
     async def ask(self, peer: PeerID, keys: Sequence[int]) -> Answer | None:
-        """What a member knows of some keys; None where it does not answer in time, or with nonsense."""
+        """What a member knows of some keys; None if it does not answer in time, or with nonsense."""
         if self.is_silent(peer):
             return None
         ids, began_s = [DHTID(key) for key in keys], self.clock.now_s()

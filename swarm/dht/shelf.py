@@ -111,7 +111,7 @@ class Shelf:
         return expires_s > self._clock() and self._of_author[author] < MAX_PER_AUTHOR
 
     def put(self, key: bytes, author: PeerId, entry: SignedEntry, origin: str) -> bool:
-        """Keep a checked entry; False where `would_take` says no."""
+        """Keep a checked entry; False if `would_take` says no."""
         if not self.would_take(key, author, entry.expires_s):
             return False
         if self.holds(key, author):

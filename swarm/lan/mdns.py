@@ -54,7 +54,7 @@ class Mdns:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Announce and look, until `stop`. OSError where there is no network to do it on."""
+        """Announce and look, until `stop`. OSError if there is no network to do it on."""
         from zeroconf import Zeroconf
 
         with self._lock:

@@ -25,7 +25,7 @@ def of(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def default(named: Mapping[str, str]) -> str | None:
-    """The one that a conversation is rendered with. ModelNotSupportedError where there are several, and none is called `default`."""
+    """The one that a conversation is rendered with. ModelNotSupportedError if there are several, and none is called `default`."""
     if named and "default" not in named:
         raise ModelNotSupportedError(
             f"the model has chat templates for {', '.join(sorted(named))[:120]}, and none called default; use `swarm generate`"

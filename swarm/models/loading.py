@@ -139,7 +139,7 @@ def _needed(probe: Any, checkpoint: Checkpoint, start: int, stop: int) -> dict[s
 
 
 def _renumbered(name: str, checkpoint: Checkpoint, start: int, stop: int) -> str | None:
-    """The name that a stored tensor has in the pruned model; None where it belongs to a block that is not ours (or, for a span,
+    """The name that a stored tensor has in the pruned model; None if it belongs to a block that is not ours (or, for a span,
     to no block). The filter is cheap, and it must run before the rename rules: those match against the pruned list."""
     block = checkpoint.block_of(name)
     if start == stop:

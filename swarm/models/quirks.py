@@ -49,7 +49,7 @@ REFUSED_FEATURES: dict[str, str] = {
 
 
 def refuse_known(kind: str, text_config: Any) -> None:
-    """ModelNotSupportedError where the config names a family or a feature that is known not to be a chain of blocks."""
+    """ModelNotSupportedError if the config names a family or a feature that is known not to be a chain of blocks."""
     reason = REFUSED.get(kind)
     if reason is None and getattr(text_config, "is_encoder_decoder", False):
         reason = "encoder-decoder models are not served yet"

@@ -48,7 +48,7 @@ def resolve(
 
 
 def is_place(model: str) -> bool:
-    """True where `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
+    """True if `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
     return expanded(model).exists() or model.startswith((".", "/", "~"))
 
 

@@ -57,7 +57,7 @@ class Location:
 
 
 def model_class(config: Any) -> type[Any]:
-    """The causal language model class of a config; ModelNotSupportedError where transformers has none."""
+    """The causal language model class of a config; ModelNotSupportedError if transformers has none."""
     try:
         cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:

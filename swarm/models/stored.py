@@ -104,7 +104,7 @@ def _missing(directory: Path, file: str, weight_map: Mapping[str, str], total: i
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file, with absolute byte ranges; CheckpointError where header and file length disagree."""
+    """Tensors of one safetensors file, with absolute byte ranges; CheckpointError if header and file length disagree."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 
 def load(folder: str | Path) -> Any:
-    """The tokenizer, or None where there is none that can be read. Never the checkpoint's own code."""
+    """The tokenizer, or None if there is none that can be read. Never the checkpoint's own code."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none

@@ -40,7 +40,7 @@ def balance(members: Sequence[Member], num_blocks: int) -> list[Member]:
 
 
 def _gain(members: list[Member], moved: set[int], num_blocks: int) -> tuple[list[Member], set[int]] | None:
-    """The swarm after moves that gain the margin, and who has moved so far; None where there are none."""
+    """The swarm after moves that gain the margin, and who has moved so far; None if there are none."""
     found, moved = list(members), set(moved)
     goal = min(throughputs(found, num_blocks)) * GAIN
     if goal == 0:

@@ -102,7 +102,7 @@ def choose(peer: PeerId, others: Sequence[Member], capacity: Capacity, current: 
     """The span that `peer` should host next to what the others host (or are about to).
 
     `current`: what the peer has announced already; it is kept unless another is strictly better, so that a race ends.
-    ConfigError where nothing fits: with what the smallest choice takes and what there is.
+    ConfigError if nothing fits: with what the smallest choice takes and what there is.
     """
     total = len(capacity.block_bytes)
     hosted = [member.span for member in others]
@@ -184,7 +184,7 @@ def _distance(from_start: Iterable[int], to_end: Iterable[int]) -> int:
 
 
 def _speeds(others: Sequence[Member], total: int) -> list[float]:
-    """Tokens a millisecond through each block; empty where that decides nothing.
+    """Tokens a millisecond through each block; empty if that decides nothing.
 
     Peers whose speeds are less than GAIN apart count as equals: so little is measurement noise, and among equals replicas are
     worth more, because then as many nodes again as a route has make every block survive a death.

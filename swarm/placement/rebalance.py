@@ -37,7 +37,7 @@ class Move:
 
 
 def plan(members: Sequence[Member], num_blocks: int) -> dict[PeerId, Move]:
-    """Who should move now. `members`: one claim per peer, in any order; empty where the swarm is best left alone."""
+    """Who should move now. `members`: one claim per peer, in any order; empty if the swarm is best left alone."""
     old = {member.peer: member.span for member in members}
     after = cover(members, num_blocks)
     is_urgent = not is_routable(members, num_blocks)

@@ -22,7 +22,7 @@ class Call:
     """Where the call comes from: an IP address as text, without a port; "" = unknown."""
 
     def remaining_s(self) -> float | None:
-        """Seconds until the caller stops waiting (never negative); None where it set no deadline: streams of sessions."""
+        """Seconds until the caller stops waiting (never negative); None if it set no deadline: streams of sessions."""
         left = self._remaining_s()
         return None if left is None else max(0.0, left)
 

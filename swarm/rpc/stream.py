@@ -58,9 +58,9 @@ class Stream(ABC):
         self._reader = asyncio.create_task(self._read_all(), name=f"reader of {short_peer(peer)}")
 
     async def receive(self) -> bytes | None:
-        """The next frame; None where the other side has ended cleanly (again and again, if asked again).
+        """The next frame; None if the other side has ended cleanly (again and again, if asked again).
 
-        Raises PeerUnreachableError where the connection broke, or the error with which the peer refused.
+        Raises PeerUnreachableError if the connection broke, or the error with which the peer refused.
         """
         if not self._is_over:
             item = await self._queue.get()

@@ -95,7 +95,7 @@ def make(identity: Identity, swarm_key: SwarmKey | None = None) -> TlsCertificat
 
 
 def parse(pem: bytes) -> TlsCertificate:
-    """Key and certificate of `make`, one after the other; UnauthenticatedError where they do not parse or belong together."""
+    """Key and certificate of `make`, one after the other; UnauthenticatedError if they do not parse or belong together."""
     key_pem, marker, rest = pem.partition(b"-----BEGIN CERTIFICATE-----")
     cert_pem = marker + rest
     try:
@@ -109,7 +109,7 @@ def parse(pem: bytes) -> TlsCertificate:
 
 
 def owner(der: bytes) -> PeerId:
-    """The PeerID that signed this certificate's key; UnauthenticatedError where the proof is absent or wrong. 0.3 ms."""
+    """The PeerID that signed this certificate's key; UnauthenticatedError if the proof is absent or wrong. 0.3 ms."""
     return _read(der)[0]
 
 

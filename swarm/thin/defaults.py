@@ -92,7 +92,7 @@ class Defaults:
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """Read `config.json` and, where there is one, `generation_config.json`; CheckpointError where they do not parse."""
+    """Read `config.json` and, where there is one, `generation_config.json`; CheckpointError if they do not parse."""
     config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config

@@ -127,7 +127,7 @@ async def generate(
 
 
 def _num_allowed(length: int, limits: Limits) -> int:
-    """New tokens, of which the last is never fed; BadRequestError where they do not fit."""
+    """New tokens, of which the last is never fed; BadRequestError if they do not fit."""
     most = limits.max_positions
     if most is not None and length > most:
         raise BadRequestError(

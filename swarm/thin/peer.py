@@ -46,7 +46,7 @@ _MAX_FAILURES = 8
 
 
 class ThinPeer:
-    """For as long as the context lasts. Entering meets a peer; PeerUnreachableError where none answers."""
+    """For as long as the context lasts. Entering meets a peer; PeerUnreachableError if none answers."""
 
     def __init__(
         self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE, entry: Entry = ANYBODY

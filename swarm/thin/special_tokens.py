@@ -59,7 +59,7 @@ def read(folder: Path, config: Mapping[str, Any], present: Mapping[int, AddedTok
     """The special tokens of the checkpoint in `folder`.
 
     config: its `tokenizer_config.json`. present: the added tokens of `tokenizer.json`, by id. padding: the token that it pads with.
-    CheckpointError where a file does not parse.
+    CheckpointError if a file does not parse.
     """
     said = dict(config)
     if said.get("additional_special_tokens") and not said.get("extra_special_tokens"):
@@ -135,7 +135,7 @@ def _by_id(listed: Mapping[str, object]) -> Iterator[tuple[int, AddedToken]]:
 
 
 def _token(value: object) -> AddedToken | str | None:
-    """A token as text, or as an object with flags; None where it is neither."""
+    """A token as text, or as an object with flags; None if it is neither."""
     if isinstance(value, str):
         return value
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):

@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 async def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the conversation so far, up to where the model speaks. ModelNotSupportedError where the template fails."""
+    """Token ids of the conversation so far, up to where the model speaks. ModelNotSupportedError if the template fails."""
     return await _aside(tokenizer.sandbox, lambda: ids_of(tokenizer, messages))
 
 

@@ -52,7 +52,7 @@ class Tokenizer:
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's folder, as `AutoTokenizer` of transformers would read it.
 
-    ModelNotSupportedError where it has another form than `tokenizer.json`, CheckpointError where a file is damaged.
+    ModelNotSupportedError if it has another form than `tokenizer.json`, CheckpointError if a file is damaged.
     """
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     config = read_json(settings) if settings.exists() else {}

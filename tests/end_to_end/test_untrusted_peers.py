@@ -30,7 +30,7 @@ def pokes(rng: random.Random) -> Iterator[bytes]:
 
 
 def poke(port: int, data: bytes, through_tls: bool) -> socket.socket | None:
-    """The open connection after the bytes have been sent; None where the node has closed it already."""
+    """The open connection after the bytes have been sent; None if the node has closed it already."""
     with contextlib.suppress(OSError):
         connection = socket.create_connection(("127.0.0.1", port), timeout=5.0)
         if through_tls:

@@ -59,7 +59,7 @@ def run(name: str, parser: Parser, others: tuple[bytes, ...], seed: int, first: 
 
 
 def _judge_time(parser: Parser, data: bytes, word: str, verdict: Verdict) -> bool:
-    """False where it raised what it must not."""
+    """False if it raised what it must not."""
     started = time.thread_time()
     try:
         parser.read(data)
