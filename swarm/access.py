@@ -27,7 +27,7 @@ class Access:
     """Never these."""
 
     trust: frozenset[PeerId] = frozenset()
-    """Tried first, and taken as proven where others have to prove themselves first."""
+    """Tried first, and taken as proven when others have to prove themselves first."""
 
     def may_call(self, peer: PeerId) -> bool:
         """May it call our gRPC server, and speak to our part of the DHT?"""

@@ -46,10 +46,10 @@ class FindConfig:
     """How peers are found if the user named none."""
 
     known_peers: Path | None = None
-    """File of the last known peers (`known_peers.file_of`), asked where no named peer answers, and kept up to date; None = none."""
+    """File of the last known peers (`known_peers.file_of`), asked if no named peer answers, and kept up to date; None = none."""
 
     lan: bool = False
-    """Look for neighbours where no peer is named, and tell them of us, unless we listen on loopback only, or nowhere."""
+    """Look for neighbours if no peer is named, and tell them of us, unless we listen on loopback only, or nowhere."""
 
     on_unnamed: Callable[[str], None] | None = None
     """Told, before it is done, that peers are asked whom the user did not name; None = the log is."""

@@ -30,7 +30,7 @@ DEFAULT_NAME = "identity.key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """A peer's identity and, where it serves, its certificate."""
+    """A peer's identity and, if it serves, its certificate."""
 
     identity: Identity
     certificate: TlsCertificate | None
@@ -83,7 +83,7 @@ def peer_id(path: Path) -> PeerId:
 
 @contextlib.contextmanager
 def held(path: Path | None, data_dir: Path, swarm_key: SwarmKey | None = None) -> Iterator[Keys]:
-    """The keys in `path`, made where it does not exist, and locked while this lasts.
+    """The keys in `path`, made if it does not exist, and locked while this lasts.
 
     swarm_key: of a private swarm, which the certificate then proves.
 
@@ -162,7 +162,7 @@ def _read(path: Path, descriptor: int) -> Identity:
 
 
 def _certificate(identity: Identity, path: Path, swarm_key: SwarmKey | None) -> TlsCertificate:
-    """The certificate of last time, so that those who pinned it still know us; a new one where there is none, or it is not ours, or
+    """The certificate of last time, so that those who pinned it still know us; a new one if there is none, or it is not ours, or
     of another swarm."""
     with contextlib.suppress(OSError, UnauthenticatedError):
         kept = tls.parse(path.read_bytes())

@@ -114,7 +114,7 @@ def _newest_of_each_peer(known: Known) -> Iterator[tuple[PeerAddress, Seen]]:
 
 
 def load(file: Path, now_s: float) -> dict[PeerAddress, Seen]:
-    """The peers in `file`; none where it cannot be read."""
+    """The peers in `file`; none if it cannot be read."""
     try:
         with file.open("rb") as opened:
             return parse(opened.read(MAX_FILE_BYTES), now_s)

@@ -19,7 +19,7 @@ class Meter:
         """When a caller's window began, and what it has spent since."""
 
     def spend(self, caller: Hashable, units: float = 1.0) -> bool:
-        """Count it and return True; False, and nothing counted, where the caller's limit does not allow it."""
+        """Count it and return True; False, and nothing counted, if the caller's limit does not allow it."""
         now_s = self._clock()
         since_s, spent = self._spent.pop(caller, (now_s, 0.0))
         if now_s - since_s >= self.window_s:

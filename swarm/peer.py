@@ -98,7 +98,7 @@ class PeerConfig:
     """What the volunteer calls this machine, at most 64 letters."""
 
     client_mode: bool = False
-    """Ask only: no server, no records kept for others; the start fails where no given peer answers."""
+    """Ask only: no server, no records kept for others; the start fails if no given peer answers."""
 
     entry: Entry = ANYBODY
     """The key of a private swarm, and the lists of whom we talk to."""

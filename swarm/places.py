@@ -48,7 +48,7 @@ def config_file(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with `~` replaced by the home directory; as it is where there is none."""
+    """`path` with `~` replaced by the home directory; as it is if there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -20,7 +20,7 @@ class NodeCommand:
     swarm: str = DEFAULT_SWARM
 
     peer: str = ""
-    """Multiaddr of a peer to join by; none where peers are remembered in `data_dir`, or heard."""
+    """Multiaddr of a peer to join by; none if peers are remembered in `data_dir`, or heard."""
 
     data_dir: Path | None = None
     """The data directory in use; None = the usual one."""

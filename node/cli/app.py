@@ -124,7 +124,7 @@ def _root(
         typer.Option(
             "--config",
             metavar="FILE",
-            help="Options from this TOML file; default: $SWARM_CONFIG, or ~/.config/murmuration/config.toml where there is one. "
+            help="Options from this TOML file; default: $SWARM_CONFIG, or ~/.config/murmuration/config.toml if there is one. "
             "This and --debug may stand anywhere in the line.",
         ),
     ] = None,

@@ -58,7 +58,7 @@ class ClientSettings:
 
     @property
     def find(self) -> FindConfig:
-        """Whom to ask where no peer was named, or none of those answers."""
+        """Which peers to ask if none was named, or none of those answers."""
         return find_config(self.swarm, self.lan, self.data_dir, self.entry.key)
 
 
@@ -113,7 +113,7 @@ class Sampling:
         return {**STATED, "do_sample": False, "max_new_tokens": self.max_new_tokens, **chosen}
 
     def sow(self) -> None:
-        """Make sampling repeatable, where a seed was given."""
+        """Make sampling repeatable, if a seed was given."""
         if self.seed is not None:
             import torch
 

@@ -21,7 +21,7 @@ from protocols.words import one_line
 
 
 def open_closed() -> None:
-    """Put /dev/null where stdin, stdout or stderr was closed (`2>&-`): else the next file or socket that is opened takes its number,
+    """Open /dev/null in place of a closed stdin, stdout or stderr (`2>&-`): else the next file or socket that is opened takes its number,
     and Python, which has None there, prints an error to stdout. Call it before anything is opened."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -45,7 +45,7 @@ def forget_readers() -> None:
 
 
 def forget_terminal() -> None:
-    """The terminal was closed: what goes to stdout and stderr, where they were that terminal, goes to /dev/null."""
+    """The terminal was closed: stdout and stderr, if they were that terminal, go to /dev/null."""
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         if stat.S_ISCHR(os.fstat(number).st_mode):  # isatty is false of a closed one

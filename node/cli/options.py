@@ -51,7 +51,7 @@ Lan = Annotated[
     bool,
     typer.Option(
         "--lan/--no-lan",
-        help="Look for neighbours on the local network where no --peer is given (extra `lan`); a node also tells them of itself.",
+        help="Look for neighbours on the local network if no --peer is given (extra `lan`); a node also tells them of itself.",
     ),
 ]
 Swarm = Annotated[str, typer.Option("--swarm", metavar="NAME", help="Which swarm; peers of different names never meet.")]
@@ -132,7 +132,7 @@ Patience = Annotated[float, typer.Option("--patience", metavar="S", help="Second
 Priority = Annotated[
     int,
     typer.Option(
-        "--priority", metavar="N", help="0, or down to -100: the lower, the more device time others get where nodes are busy."
+        "--priority", metavar="N", help="0, or down to -100: the lower, the more device time others get if nodes are busy."
     ),
 ]
 Speculate = Annotated[
@@ -175,20 +175,20 @@ class Hosting:
         bool | None,
         typer.Option(
             "--ends/--no-ends",
-            help="Host embedding and head beside the first or last blocks, for thin clients; default: where there is memory.",
+            help="Host embedding and head beside the first or last blocks, for thin clients; default: if there is memory.",
             show_default=False,
         ),
     ] = None
-    stay: Annotated[
-        bool, typer.Option("--stay", help="Keep the first blocks, also where the swarm comes to need others more.")
-    ] = False
+    stay: Annotated[bool, typer.Option("--stay", help="Keep the first blocks, even if the swarm comes to need others more.")] = (
+        False
+    )
     peer: Peers = dataclasses.field(default_factory=list)
     lan: Lan = True
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Listen here: p2p at PORT, gRPC at PORT + 1; port 0 = free ones.")
     ] = "0.0.0.0:0"
     announce: Annotated[
-        str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, where a port is forwarded to us.")
+        str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, if a port is forwarded to us.")
     ] = None
     swarm: Swarm = DEFAULT_SWARM
     join: Join = dataclasses.field(default=None, repr=False)
@@ -201,9 +201,7 @@ class Hosting:
     model_name: ModelName = None
     identity: Annotated[
         Path | None,
-        typer.Option(
-            "--identity", metavar="FILE", help="Key file, made where there is none; default: one in the data directory."
-        ),
+        typer.Option("--identity", metavar="FILE", help="Key file, made if there is none; default: one in the data directory."),
     ] = None
     data_dir: DataDir = None
     upload_mbit: Annotated[

@@ -26,7 +26,7 @@ MAKE_ROOM = "\x1bD\x1b[A"
 
 
 class StatusLine:
-    """From any thread. The terminal is that of stderr; where an answer goes to the same one, its cursor is followed."""
+    """From any thread. The terminal is that of stderr; if an answer goes to the same one, its cursor is followed."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -100,7 +100,7 @@ def is_usable() -> bool:
 
 
 def width() -> int:
-    """Columns of the terminal; 80 where it does not say."""
+    """Columns of the terminal; 80 if it does not say."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ PIPE_COLUMNS = 200
 
 
 def show(models: Sequence[ModelRows], hosting: NodeCommand) -> None:
-    """Print every model. hosting: what is suggested where blocks are missing."""
+    """Print every model. hosting: what is suggested if blocks are missing."""
     from rich.console import Console
 
     console = Console(highlight=False)

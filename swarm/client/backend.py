@@ -33,7 +33,7 @@ class StepRequest:
     """[1, T, …] with T = sum(counts), sequences one after the other, as `spec` says."""
     spec: StepSpec = PASS_ON
     positions: Tensor | None = None
-    """[T] where the caller has set some; None = each sequence counts its own tokens from 0."""
+    """[T] if the caller has set some; None = each sequence counts its own tokens from 0."""
 
 
 class StepSession(Protocol):

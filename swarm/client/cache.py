@@ -111,7 +111,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     @property
     def journey(self) -> Any:
-        """The session's way through the swarm (`route`, `replaced`), for people; None before the first step, or where there is none."""
+        """The session's way through the swarm (`route`, `replaced`), for people; None before the first step, or if there is none."""
         return getattr(self._session, "journey", None)
 
     # --- what transformers tells it

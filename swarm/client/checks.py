@@ -191,7 +191,7 @@ def wide_positions(position_ids: object, rows: int, columns: int) -> Tensor | No
 def custom_positions(
     positions: Tensor | None, real: Tensor | None, counts: Sequence[int], lengths: Sequence[int]
 ) -> Tensor | None:
-    """[T] positions of the real tokens where the caller's differ from each sequence's own count, else None.
+    """[T] positions of the real tokens if the caller's differ from each sequence's own count, else None.
 
     positions: [B, q]; real: [B, q] bool or None; counts: new tokens of each sequence, lengths: those before this step.
     """

@@ -68,7 +68,7 @@ class Settings:
     model_name: str | None = None
     cache_dir: str | Path | None = None
     find: FindConfig | None = None
-    """Whom to ask beside `peers`; None = where there are none, the last known ones and neighbours."""
+    """Which peers to ask beside `peers`; None = if there are none, the known peers and neighbours."""
 
     entry: Entry = ANYBODY
     """The key of a private swarm, whom we talk to, and who we are."""
@@ -107,7 +107,7 @@ class Settings:
         return NodeCommand(swarm=self.swarm, peer=peer, data_dir=data_dir, directory=directory)
 
     def dtype_name(self, blocks: Iterable[Hosted], num_blocks: int) -> str:
-        """The route's compute dtype, where these blocks are served."""
+        """The route's compute dtype, if these blocks are served."""
         return served.best_dtype(blocks, num_blocks, DTYPES) if self.dtype == "auto" else str(self.dtype).removeprefix("torch.")
 
 

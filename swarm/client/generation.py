@@ -153,7 +153,7 @@ class RemoteGeneration(Holdings):
         return StepPlan(cache=cache, real_Bq=real, positions_T=positions, want=want, sequences=sequences)
 
     def _check_counted(self, mask: Tensor) -> None:
-        """Positions were not given: the model's own forward counts them where it has a table of them."""
+        """Positions were not given: the model's own forward counts them if it has a table of them."""
 
     def _packed(self, positions: Tensor, cache: RemoteCache | None) -> list[int] | None:
         """Tokens of each sequence that is packed in the batch rows, if transformers would keep them apart."""
@@ -224,7 +224,7 @@ class RemoteGeneration(Holdings):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # type: ignore[misc]
 
     def _get_stopping_criteria(self, generation_config: Any, stopping_criteria: Any, tokenizer: Any = None) -> Any:
-        """As transformers', which asks the caller for a tokenizer where there are stop strings; the model's own does here."""
+        """As transformers', which asks the caller for a tokenizer if there are stop strings; the model's own does here."""
         if tokenizer is None and generation_config.stop_strings is not None:
             tokenizer = self.tokenizer_if_any()  # type: ignore[attr-defined]
         return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer)  # type: ignore[misc]

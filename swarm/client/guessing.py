@@ -28,7 +28,7 @@ def load_draft(name: str, model: Any, tokens: int | None = None, waits: Waits | 
     open_checkpoint(path)  # bounds, and the reasons why a file cannot be read
     try:
         vocabulary = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True).get_vocab()
-    except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none
+    except (OSError, ValueError, KeyError, TypeError):  # what transformers raises if there is none
         vocabulary = None
     if vocabulary != model.tokenizer.get_vocab():
         raise BadRequestError(

@@ -67,7 +67,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         unless `model_name` says otherwise.
         peers: one or several multiaddrs of any peers of the swarm (`/ip4/…/p2p/…`, what `swarm node` prints); none = the last known
         ones, then neighbours on the local network, if the extra `lan` is installed.
-        find: whom to ask where no peer answers, if not as just said.
+        find: which peers to ask if none answers, if not as just said.
         join: an invitation to a swarm (`swarm invite` prints one), or a file that holds it; the key of a private swarm is kept below
         `cache_dir`, so that later calls need only `swarm`.
         allow, deny, trust: files of PeerIDs (one a line, read again when they change), or PeerIDs: only these, never these, these first.
@@ -80,7 +80,7 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         accept_new_weights: a name means the weights that it meant here before, and others are refused (ModelMismatchError); True takes
         what most nodes serve now. NAME@DIGEST does the same for one digest.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
-        priority: 0, or down to -100; the lower, the more device time others get where nodes are busy.
+        priority: 0, or down to -100; the lower, the more device time others get if nodes are busy.
         device: of embedding and head; blocks are on their nodes' devices.
         on_wait: called with what is waited for (`swarm.waiting.Wait`; `str` of it is for people), while loading and at every later
         step, and with None when that is over; from any thread, so it must be quick. `swarm.waiting` logs the same, level INFO.

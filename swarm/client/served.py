@@ -46,7 +46,7 @@ def served(peers: Iterable[PeerRecord], name: str) -> list[tuple[PeerRecord, Hos
 
 
 def best_dtype(hosted: Iterable[Hosted], num_blocks: int, known: Collection[str]) -> str:
-    """The compute dtype, of those `known`, in which most of the model's blocks are served; float32 wins a tie, and where there are none.
+    """The compute dtype, of those `known`, in which most of the model's blocks are served; float32 wins a tie, and if there are none.
 
     What a record claims beyond the model, or in an unknown format, counts for nothing.
     """

@@ -226,7 +226,7 @@ def _check_options(max_new_tokens: int, options: Mapping[str, Any]) -> None:
 
 
 def _prepared(model: Any, prompt: str | Sequence[int] | Tensor) -> tuple[Tensor, Any]:
-    """The prompt's ids [1, T] on the model's device, checked, and the tokenizer where one is needed or at hand."""
+    """The prompt's ids [1, T] on the model's device, checked, and the tokenizer if one is needed or at hand."""
     tokenizer = model.tokenizer if isinstance(prompt, str) else model.tokenizer_if_any()
     if isinstance(prompt, str):
         prompt = tokenizer(prompt).input_ids

@@ -37,7 +37,7 @@ class Origins:
         self._asking = asyncio.Lock()
 
     async def of(self, peer: PeerID) -> str:
-        """`UNKNOWN` where the connection is gone already."""
+        """`UNKNOWN` if the connection is gone already."""
         came_s = self._clock()
         if peer not in self._found:
             async with self._asking:

@@ -34,7 +34,7 @@ def default(named: Mapping[str, str]) -> str | None:
 
 
 def of_processor(folder: Path) -> dict[str, str]:
-    """What `chat_template.json` says, where models that also see or hear keep their template."""
+    """What `chat_template.json` says, in which models that also see or hear keep their template."""
     path = folder / "chat_template.json"
     return _listed(folder, read_json(path).get("chat_template")) if path.exists() else {}
 

@@ -54,7 +54,7 @@ class Checkpoint:
     vocab_size: int
     max_positions: int | None
     """Longest sequence that is served: what the model was made for, less where its rotary table changes (`_max_positions`); None
-    where the architecture has no such number."""
+    if the architecture has no such number."""
     block_prefix: str = field(default="")
     """What stands before a block's number in the tensors' names, as `model.layers.`."""
 

@@ -23,7 +23,7 @@ def kv_bytes_per_token(config: Any, span: Span, dtype: torch.dtype) -> int:
     """Bytes that one more token of one sequence takes in blocks `span`: an estimate for planning, from the config.
 
     Engines measure the truth from the first write. Where the config says little, this errs upwards (all blocks attend, one kv head
-    for each query head). At least 1, also where no block attends.
+    for each query head). At least 1, even if no block attends.
     """
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * span.stop

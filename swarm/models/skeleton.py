@@ -67,7 +67,7 @@ def model_class(config: Any) -> type[Any]:
 
 
 def causal_config(config: Any) -> Any:
-    """What the causal model class is made from: the text part of a multimodal config where that class is for text alone."""
+    """What the causal model class is made from: the text part of a multimodal config if that class is for text alone."""
     cls = model_class(config)
     return config.get_text_config(decoder=True) if cls.config_class is config.sub_configs.get("text_config") else config
 

@@ -12,5 +12,5 @@ def load(folder: str | Path) -> Any:
     """The tokenizer, or None if there is none that can be read. Never the checkpoint's own code."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError):  # what transformers raises where there is none
+    except (OSError, ValueError, KeyError, TypeError):  # what transformers raises if there is none
         return None

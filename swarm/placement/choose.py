@@ -2,7 +2,7 @@
 
 It takes what the swarm needs most, of the spans that fit its memory and meet the others' spans. Pure.
 
-A route's spans follow each other without gap or overlap (`routing/path.py`), so a span helps only where its edges meet those
+A route's spans follow each other without gap or overlap (`routing/path.py`), so a span helps only if its edges meet those
 of others. In this order:
   1. Blocks without a host: each gap is tiled from its left edge with the longest spans that fit, and the longest tile is
      taken: its edges meet others, and no crumbs are left. Of 12 empty blocks a node of 4 takes 0:4, 4:8 or 8:12, never 3:7.

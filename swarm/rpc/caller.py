@@ -30,6 +30,6 @@ def plain(host: str) -> str:
 
 @lru_cache(maxsize=4_096)
 def group_of(host: str) -> str:
-    """What counts as one address where connections and calls are counted: an IPv4 address, or 64 bits of IPv6, which one machine has."""
+    """What counts as one address when connections and calls are counted: an IPv4 address, or 64 bits of IPv6, which one machine has."""
     address = ipaddress.ip_address(host) if host else None
     return host if address is None or address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))

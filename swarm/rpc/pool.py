@@ -220,7 +220,7 @@ class ChannelPool:
         self._channels: dict[PeerId, PeerChannel] = {}
 
     async def channel(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> PeerChannel:
-        """A connected channel to that very peer, dialled only where none is warm.
+        """A connected channel to that very peer, dialled only if none is warm.
 
         addresses: `host:port`, in the order to try. certificate: DER to pin; where it is empty or out of date, the one that
         is shown, if its owner is `peer`. Raises PeerUnreachableError, or UnauthenticatedError if only another peer answers.
@@ -230,7 +230,7 @@ class ChannelPool:
         self._channels[peer] = found  # last = used last
         try:
             await found.connect(addresses, certificate)
-        except BaseException:  # also where the caller waits no longer
+        except BaseException:  # also if the caller waits no longer
             if not found.is_wanted and self._channels.get(peer) is found:
                 del self._channels[peer]
             raise

@@ -86,7 +86,7 @@ class RpcServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
-        """Listen; the port, which is a free one where 0 was asked for. ConfigError if the address cannot be had."""
+        """Listen; the port, which is a free one if 0 was asked for. ConfigError if the address cannot be had."""
         _check_free(self._host, self._port)
         server = grpc.aio.server(options=options.SERVER)
         server.add_generic_rpc_handlers((_Routes(self._routes),))

@@ -2,7 +2,7 @@
 
 One place for each direction.
 
-Our code travels in trailing metadata and our text in the status; where the metadata are absent, gRPC itself speaks.
+Our code travels in trailing metadata and our text in the status; if the metadata are absent, gRPC itself speaks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def from_grpc(error: grpc.aio.AioRpcError, peer: PeerId) -> SwarmError:
 
 
 def from_status(code: grpc.StatusCode, details: str | None, metadata: Iterable[Any], peer: PeerId) -> SwarmError:
-    """The peer's own error where it sent one, else our reading of gRPC's."""
+    """The peer's own error if it sent one, else our reading of gRPC's."""
     for key, value in metadata:
         if key == CODE_KEY:
             return errors.quoted(f"peer {short_peer(peer)}", errors.from_wire(value, details or ""))

@@ -150,7 +150,7 @@ class ClientStream(Stream):
             raise await self._why() from None
 
     async def end(self) -> None:
-        """Half-close. Silent where the peer has already ended the call: what it said is in `receive`."""
+        """Half-close. Silent if the peer has already ended the call: what it said is in `receive`."""
         if self._has_ended or self._call.done():
             return
         self._has_ended = True

@@ -30,7 +30,7 @@ class TokenizerClass:
     """What a class adds to the files."""
 
     defaults: Mapping[str, str]
-    """Special tokens where the checkpoint names none."""
+    """Special tokens if the checkpoint names none."""
 
     model: Mapping[str, Any] | None = None
     """Settings of the BPE model that the class builds; None = the class takes `tokenizer.json` as it is."""

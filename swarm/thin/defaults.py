@@ -65,7 +65,7 @@ class Defaults:
     vocab_size: int
     hidden_size: int | None
     max_positions: int | None
-    """Longest sequence, where the config says so; the nodes know it in any case."""
+    """Longest sequence, if the config says so; the nodes know it in any case."""
 
     def sampling(self, wanted: Wanted, seed: int | None) -> TokenSampling:
         """How tokens are picked if a person asks for `wanted`: as in the full client.
@@ -92,7 +92,7 @@ class Defaults:
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """Read `config.json` and, where there is one, `generation_config.json`; CheckpointError if they do not parse."""
+    """Read `config.json` and, if there is one, `generation_config.json`; CheckpointError if they do not parse."""
     config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config

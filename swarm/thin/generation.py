@@ -3,7 +3,7 @@
 Feed, pick, continue; with as many tokens at once as a proposer guesses.
 
 A step sends what the hops do not hold yet and gets back just what decides the next token: the largest logit for greedy, a few for
-top-k, all where a penalty or nucleus needs them. A *proposer* may guess how the text goes on: the guesses travel with the step, each
+top-k, all if a penalty or nucleus needs them. A *proposer* may guess how the text goes on: the guesses travel with the step, each
 position's own choice decides whether its guess was right, and what was wrong is forgotten by the next step. So guessing changes
 how many trips a text takes, never the text.
 """
@@ -79,7 +79,7 @@ class Row:
         del self.held[len(self.held) - tokens :]
 
     async def feed(self, ids: Sequence[int], want: int, top: int) -> list[Position]:
-        """Send tokens; the logits after each of the last `want`: the `top` largest, or all where `top` is 0."""
+        """Send tokens; the logits after each of the last `want`: the `top` largest, or all if `top` is 0."""
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
         spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top)

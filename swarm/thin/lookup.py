@@ -2,7 +2,7 @@
 
 What followed the last words the last time, and how many of it to send.
 
-Quotes, code, names and tables repeat; where text does, a guess costs nothing to make and saves a trip through the route for every
+Quotes, code, names and tables repeat; if text does, a guess costs nothing to make and saves a trip through the route for every
 token that was right. What is wrong costs its compute at the hops, so the run is as long as its history says that it pays
 (`run_length`). Pure but for the memory of `Lookup`.
 Source: prompt lookup decoding (Saxena 2023); the expected length of a run: Leviathan et al. 2023, equation 1,
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 LONGEST = 3
-"""Last tokens that are looked up, at most; fewer where so many were not said before."""
+"""Last tokens that are looked up, at most; fewer if so many were not said before."""
 TOKEN_COST = 0.05
 """What one more token of a step costs, as a share of the trip that it could save: a decode's arithmetic against a network's delay."""
 REMEMBERED = 16

@@ -101,7 +101,7 @@ async def open_model(
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
-    find: whom to ask where none of `peers` answers. entry: a private swarm's key, whom we talk to, who we are.
+    find: which peers to ask if none of `peers` answers. entry: a private swarm's key, whom we talk to, who we are.
     root: where fetched files are kept; beside it, what names meant before.
     accept_new_weights: take what is served now, even if the name meant other weights before.
     dtype: compute dtype of the route; auto = the one in which most blocks are served.

@@ -32,7 +32,7 @@ async def wait_for(
 ) -> Found:
     """The model that the swarm serves by this name, or `name@digest`. slot: where is said that no node serves it yet.
 
-    ModelNotFoundError at once where the swarm serves other models but not this one; NoRouteError if it serves none in time;
+    ModelNotFoundError at once if the swarm serves other models but not this one; NoRouteError if it serves none in time;
     ModelMismatchError if it serves other weights by this name than before.
     """
     loop = asyncio.get_running_loop()

@@ -51,7 +51,7 @@ class ThinPeer:
     def __init__(
         self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE, entry: Entry = ANYBODY
     ) -> None:
-        """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: whom to ask where none of them
+        """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: which peers to ask if none of them
         answers. entry: the key of a private swarm, who may be asked, and who we are. ConfigError if there is no peer to ask."""
         find.check(bootstrap)
         self._given = [PeerAddress.parse(address) for address in bootstrap]

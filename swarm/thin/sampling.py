@@ -5,7 +5,7 @@ Greedy, temperature, top-k, top-p, min-p and repetition penalty, as `generate` d
 Greedy picks the token that transformers picks (ties to the lowest id). Drawing follows the same distribution, in the same order
 of steps (penalty, temperature, top-k, top-p, min-p); the random numbers are our own, so a seed repeats an answer here, and not torch's.
 
-How much of the logits is needed is decided beforehand (`TokenSampling.asks`): the largest few where the result is provably the same,
+How much of the logits is needed is decided beforehand (`TokenSampling.asks`): the largest few if the result is provably the same,
 else all. Both ways draw the same tokens. numpy comes in with the first draw; greedy needs none.
 
 Shapes: V tokens of the vocabulary, k of them known.

@@ -100,7 +100,7 @@ def _built(path: Path, data: bytes, settings: Mapping[str, Any], names: Mapping[
     document = json.loads(data)
     if document["model"].get("type", "BPE") != "BPE":
         raise ModelNotSupportedError(
-            f"{path} holds a {document['model']['type']} model, where its tokenizer class builds a BPE one; ask without --thin"
+            f"{path} holds a {document['model']['type']} model, but its tokenizer class builds a BPE one; ask without --thin"
         )
     own = {"dropout": None, "unk_token": None, "ignore_merges": False, **settings}
     if "unk_token" in settings:
