@@ -21,6 +21,7 @@ from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
 from protocols.units import ENDS, Blocks, Ends, Unit
+from protocols.weights_id import Weights
 from swarm.models.checkpoint import DTYPES, Checkpoint
 from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 from swarm.placement.choose import Capacity, Choice, choose, outranking, overlaps
@@ -61,7 +62,7 @@ class Claim:
     member: Member
 
 
-def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
+def claims(records: Records, weights: Weights, me: PeerId) -> list[Claim]:
     """What the others hold of these very weights; those who are leaving do not count.
 
     Who has measured nothing yet, as all who join, counts as the median of those who have.
@@ -70,7 +71,7 @@ def claims(records: Records, model: ModelId, me: PeerId) -> list[Claim]:
         (record, one)
         for record in records.peers
         if record.peer != me
-        for one in record.blocks(model.digest)
+        for one in record.blocks(weights)
         if record.state_of(one) != "draining"
     ]
     measured_ms = _measured_ms(found)
@@ -119,18 +120,18 @@ class Standing:
         return self.serving if self.serving is not None and self.stands(me) else self.claim
 
 
-def least_ms(records: Iterable[PeerRecord], model: ModelId) -> float:
+def least_ms(records: Iterable[PeerRecord], weights: Weights) -> float:
     """Milliseconds for a block that are believed at least, of all who announce these weights, ourselves included: it is the same for
     everybody who sees the same, as the plan must be."""
-    return floor_ms(_measured_ms((record, one) for record in records for one in record.blocks(model.digest)))
+    return floor_ms(_measured_ms((record, one) for record in records for one in record.blocks(weights)))
 
 
-def standings(records: Sequence[PeerRecord], model: ModelId, dtype: str, me: PeerId) -> list[Standing]:
+def standings(records: Sequence[PeerRecord], weights: Weights, dtype: str, me: PeerId) -> list[Standing]:
     """The others who host these very weights in this format, or are about to; a route uses one format."""
-    found, at_least_ms = [], least_ms(records, model)
+    found, at_least_ms = [], least_ms(records, weights)
     for record in records:
         spans: dict[str, Member] = {}
-        for one in record.blocks(model.digest):
+        for one in record.blocks(weights):
             if one.dtype == dtype:
                 spans.setdefault(record.state_of(one), as_member(record, one, at_least_ms))
         if record.peer != me and ("serving" in spans or "joining" in spans):

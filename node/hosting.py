@@ -56,7 +56,7 @@ class HostMaker:
         await self.source.fetch([units.Blocks.of(span), *beside])
         with self.waits.on(waiting.loading(f"blocks {span}, and trying which engine is exact on them")):
             engine, parts = await asyncio.to_thread(self._load, span, free_bytes - (beside_bytes if beside else 0))
-            self.presence.block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
+            block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
         with self.waits.on(waiting.loading("embedding and head")):
             ends = await self._take_ends() if beside else None
         if ends is None and beside:
@@ -70,6 +70,7 @@ class HostMaker:
             ends=ends,
             device=self.device_thread,
             make_part=lambda part, limit_bytes: choose_engine(parts.cut(part), limit_bytes),
+            block_ms=block_ms,
         )
 
     @property

@@ -233,7 +233,7 @@ class Mover:
         await self.presence.tell()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.pace.drain_s):
-                while host.load().num_sessions:  # noqa: ASYNC110  (sessions end in many ways)
+                while host.num_sessions:  # noqa: ASYNC110  (sessions end in many ways)
                     await asyncio.sleep(IDLE_CHECK_S)
         await host.stop()
         self.doors.close(host)

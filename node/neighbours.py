@@ -14,19 +14,20 @@ from typing import NoReturn
 
 from protocols.defaults import RECORD_RENEW_S
 from protocols.errors import SwarmError
-from protocols.ids import ModelId, Span
+from protocols.ids import Span
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord
+from protocols.weights_id import Weights
 from swarm.peer import Peer
 
 HELLO_S = 2.0
 
 
-def successors(records: Iterable[PeerRecord], model: ModelId, span: Span) -> list[PeerRecord]:
+def successors(records: Iterable[PeerRecord], weights: Weights, span: Span) -> list[PeerRecord]:
     """Serving peers one of whose spans of these weights starts where ours stops. Pure."""
     return [
         record
         for record in records
-        if any(one.span.start == span.stop and record.state_of(one) == "serving" for one in record.blocks(model.digest))
+        if any(one.span.start == span.stop and record.state_of(one) == "serving" for one in record.blocks(weights))
     ][:MAX_ROUND_TRIPS]
 
 

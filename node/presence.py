@@ -10,9 +10,10 @@ from node.config import NodeConfig
 from node.liveness import Greeted
 from node.serving.host import Host
 from node.serving.worked import Worked
+from protocols.hosted import NO_LOAD, Hosted, Load
 from protocols.ids import ModelId, Span
-from protocols.records import MAX_ROUND_TRIPS, PeerRecord, ServedSpan
-from protocols.units import ENDS, Blocks, Unit
+from protocols.records import MAX_ROUND_TRIPS, PeerRecord
+from protocols.units import Blocks, Unit
 from protocols.weights_id import Weights
 from swarm.inference.grants import Served
 from swarm.peer import Peer, software
@@ -23,14 +24,14 @@ class Presence:
     """The record lists every host, and the span that is being loaded; each with its own state."""
 
     def __init__(self, config: NodeConfig, peer: Peer, model: ModelId, num_blocks: int) -> None:
-        self.model, self.me, self.dtype = model, peer.peer_id, ""
+        self.model, self.weights, self.me, self.dtype = model, Weights(model), peer.peer_id, ""
         self.last_seen: choosing.Records = _Seen()
         self.hosts: list[Host] = []
         """The newest last; a draining one is listed until it has stopped."""
         self.joining: Span | None = None
         """The span that we are about to host."""
         self.stays = config.stays or config.blocks is not None
-        self.capacity_blocks, self.block_ms = 0, 0.0
+        self.capacity_blocks = 0
         """As in the record."""
         self._peer, self._num_blocks = peer, num_blocks
         self._greeted = Greeted(peer.ping)
@@ -50,7 +51,7 @@ class Presence:
         """What the others hold, or are about to; those that do not answer a hello hold nothing."""
         records = (await self._peer.directory.snapshot(self.model.name)).peers
         self.last_seen = _Seen(await self._greeted.answering([one for one in records if one.peer != self.me]))
-        return choosing.claims(self.last_seen, self.model, self.me)
+        return choosing.claims(self.last_seen, self.weights, self.me)
 
     @property
     def is_alone(self) -> bool:
@@ -63,8 +64,8 @@ class Presence:
 
     def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:
         """The others, as placement counts them; of a crowd MAX_PLANNED."""
-        self._least_ms = choosing.least_ms(records, self.model)
-        return choosing.planned(choosing.standings(records, self.model, self.dtype, self.me), self._peer.has_met)
+        self._least_ms = choosing.least_ms(records, self.weights)
+        return choosing.planned(choosing.standings(records, self.weights, self.dtype, self.me), self._peer.has_met)
 
     def worked(self) -> Worked:
         """What our hosts have computed since this was asked last."""
@@ -78,7 +79,7 @@ class Presence:
 
     async def look_closely(self) -> list[PeerRecord]:
         """Those who host what comes right after our span."""
-        return neighbours.successors(await self.records(), self.model, self.hosts[-1].served.span) if self.hosts else []
+        return neighbours.successors(await self.records(), self.weights, self.hosts[-1].served.span) if self.hosts else []
 
     async def join(self, span: Span | None) -> None:
         """Announce that we are about to host `span`; None: that we are not."""
@@ -112,7 +113,7 @@ class Presence:
         """What sessions have to agree with."""
         return Served(
             peer=self.me,
-            weights=Weights(self.model),
+            weights=self.weights,
             blocks=Blocks.of(span),
             beside=beside,
             num_blocks=self._num_blocks,
@@ -123,26 +124,32 @@ class Presence:
     def record(self) -> PeerRecord:
         """This node now."""
         trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
-        record = replace(self._record, state="joining", reachable=self._peer.reachable, round_trips=trips)
-        record = replace(record, capacity_blocks=self.capacity_blocks, block_ms=self.block_ms)
-        spans = [
-            self._span(host.served.span, "draining" if host.is_draining else "serving", host.served.beside >= ENDS)
-            for host in reversed(self.hosts)
-        ]
+        state = "serving" if self.hosts else "joining"
+        hosted = [replace(one, state="" if one.state == state else one.state) for one in self._hosted()]
+        return replace(
+            self._record, state=state, reachable=self._peer.reachable, round_trips=trips, capacity_blocks=self.capacity_blocks,
+            hosted=tuple(hosted),
+        ).fitted()  # fmt: skip
+
+    def _hosted(self) -> list[Hosted]:
+        """The blocks of every host, the newest first, and those that we are about to host; then what all hosts of one state have beside
+        their blocks, since others count a unit for all blocks of the same state."""
+        found = [self._unit(host.served.blocks, _state(host), host.load()) for host in reversed(self.hosts)]
         if self.joining is not None:
-            spans.append(self._span(self.joining, "joining"))
-        if self.hosts:
-            load = self.hosts[-1].load()
-            record = replace(record, state="serving", free_tokens=load.free_tokens, queue=load.queue, step_ms=load.step_ms)
-        return replace(record, spans=tuple(_as_the_record(span, record.state) for span in spans)).fitted()
+            speed = Load(block_ms=self.hosts[-1].block_ms) if self.hosts else NO_LOAD
+            found.append(self._unit(Blocks.of(self.joining), "joining", speed))
+        for state in ("serving", "draining"):
+            beside = [host.served.beside for host in self.hosts if _state(host) == state]
+            shared = beside[0].intersection(*beside) if beside else ()
+            found += [self._unit(unit, state) for unit in sorted(shared)]
+        return found
 
-    def _span(self, span: Span, state: str, ends: bool = False) -> ServedSpan:
-        return ServedSpan(model=self.model, span=span, num_blocks=self._num_blocks, ends=ends, dtype=self.dtype, state=state)
+    def _unit(self, unit: Unit, state: str, load: Load = NO_LOAD) -> Hosted:
+        return Hosted(unit=unit, weights=self.weights, num_blocks=self._num_blocks, dtype=self.dtype, state=state, load=load)
 
 
-def _as_the_record(served: ServedSpan, state: str) -> ServedSpan:
-    """A span whose state is its record's does not say it again."""
-    return replace(served, state="") if served.state == state else served
+def _state(host: Host) -> str:
+    return "draining" if host.is_draining else "serving"
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class Prover:
 
     async def _theirs(self, host: Host, record: PeerRecord, part: Span, hidden_TH: Tensor) -> Tensor:
         served = host.served
-        router = Router(_Only((record,)), self._ping, served.weights.model, served.num_blocks, clock=self._clock)
+        router = Router(_Only((record,)), self._ping, served.weights, served.num_blocks, clock=self._clock)
         config = SessionConfig(route_timeout_s=ROUTE_TIMEOUT_S, dtype=served.dtype, blocks=part)
         session = Session(router, self._links, self._identity, config)
         try:

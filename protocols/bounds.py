@@ -46,13 +46,16 @@ def _row(header_bytes: int, items: int, lists: int = 1, buffers: int = 0) -> Bou
     return Bounds(header_bytes + SPARE.header_bytes, items + SPARE.items, lists + SPARE.lists, buffers)
 
 
-_ADDRESS, _PEER, _LETTER, _NUMBER = 283, 54, 4, 9
-"""Bytes that one address, PeerID, letter of a text and number take at most."""
+_ADDRESS, _PEER, _LETTER = 283, 54, 4
+"""Bytes that one address, PeerID and letter of a text take at most."""
 
-_HOP = _PEER + MAX_RECORD_BYTES + 2 * _NUMBER
+_BLOCKS = len("decoder/9999:10000") + 2
+"""Bytes that the text of blocks takes at most."""
+
+_HOP = _PEER + MAX_RECORD_BYTES + _BLOCKS + 4 * 2
 """Addresses and certificate of a hop come from a record, so together they are shorter than one."""
 
-_GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (6 + 8) + 32, 2 * MAX_HOPS + 8)
+_GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (9 + 8) + 32, 2 * MAX_HOPS + 8)
 _TOKENS_BYTES = MAX_ROWS + 5 * MAX_STEP_TOKENS + 512
 _TOKENS_ITEMS = MAX_ROWS + MAX_STEP_TOKENS + 48
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1
-OLDEST_PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
+OLDEST_PROTOCOL_VERSION: Final = 2
 
 MAX_FRAME_BYTES: Final = 64 << 20
 """Largest frame, header included."""

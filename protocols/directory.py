@@ -16,7 +16,7 @@ from protocols import fields, frame
 from protocols.entries import MAX_VALUE_BYTES, SignedEntry, key_id, model_key, names_key
 from protocols.errors import BadRequestError, SwarmError, shown
 from protocols.ids import MAX_MODEL_NAME, PUBLIC_KEY_BYTES, PeerId, peer_id_of, public_bytes
-from protocols.records import BUCKETS, MAX_SPANS, PeerRecord, bucket
+from protocols.records import BUCKETS, MAX_MODELS, PeerRecord, bucket
 
 MAX_ENTRIES: Final = 2_000
 MAX_REPLY_BYTES: Final = 4 << 20
@@ -107,7 +107,7 @@ def encode_names(models: Sequence[str]) -> bytes:
 
 def parse_names(payload: bytes) -> tuple[str, ...]:
     """The models that a peer says it announces; FrameError or BadRequestError otherwise."""
-    return fields.texts(frame.decode_kind(payload, "models").header, "models", MAX_SPANS, MAX_MODEL_NAME)
+    return fields.texts(frame.decode_kind(payload, "models").header, "models", MAX_MODELS, MAX_MODEL_NAME)
 
 
 def belongs(swarm: str, key: bytes, author: PeerId, payload: bytes) -> bool:

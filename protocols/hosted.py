@@ -2,8 +2,8 @@
 
 In a record it is a map under short keys; what is zero, empty or usual is left out, and unknown keys are ignored:
 
-    u  the unit's text       w  which of the record's weights     n  blocks of the whole stack     d  compute dtype
-    q  quantization          t  state                             f  free tokens    l  queue    s  step_ms    b  block_ms
+    u  the unit's text    n  blocks of the whole stack    d  compute dtype    w  which of the record's weights
+    q  quantization       t  state    f  free tokens    l  queue    s  step_ms    b  block_ms
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ class Hosted:
 
     def pack(self, weights: Sequence[Weights]) -> dict[str, object]:
         """The map that travels. weights: those that the record lists."""
-        table: dict[str, object] = {"u": str(self.unit), "w": weights.index(self.weights), "n": self.num_blocks, "d": self.dtype}
+        table: dict[str, object] = {"u": str(self.unit), "n": self.num_blocks, "d": self.dtype}
         table |= {"q": self.quantization} if self.quantization != "none" else {}
-        load = {"t": self.state, "f": self.load.free_tokens, "l": self.load.queue,
+        more = {"w": weights.index(self.weights), "t": self.state, "f": self.load.free_tokens, "l": self.load.queue,
                 "s": hundredths(self.load.step_ms), "b": hundredths(self.load.block_ms)}  # fmt: skip
-        return table | {key: value for key, value in load.items() if value}
+        return table | {key: value for key, value in more.items() if value}
 
     @classmethod
     def parse(cls, value: object, weights: Sequence[Weights]) -> Hosted | None:
         """What a peer wrote; None for a kind of unit that a newer peer may have. BadRequestError if it is out of bounds."""
-        table: dict[str, object] = {"q": "none", "t": "", "f": 0, "l": 0, "s": 0, "b": 0, **fields.table(value, "hosted")}
+        table: dict[str, object] = {"w": 0, "q": "none", "t": "", "f": 0, "l": 0, "s": 0, "b": 0, **fields.table(value, "hosted")}
         num_blocks = fields.integer(table, "n", 1, MAX_BLOCKS)
         unit = find_unit(fields.text(table, "u", MAX_UNIT_TEXT))
         if unit is not None and _num_needed(unit) > num_blocks:

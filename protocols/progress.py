@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from protocols import fields, frame
 from protocols.defaults import MAX_HOPS
-from protocols.ids import MAX_BLOCKS, SessionId, Span, parse_session_id
+from protocols.ids import SessionId, parse_session_id
 from protocols.inference import MAX_STEP
 from protocols.route import MAX_EPOCH
+from protocols.units import Blocks, parse_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +23,15 @@ class ProgressRequest:
     """How far are you with this session of mine? A peer may run several parts of one session, so the blocks are named."""
 
     session: SessionId
-    span: Span
+    unit: Blocks
 
     def encode(self) -> bytes:
-        return frame.encode({"t": "progress?", "session": self.session, "start": self.span.start, "stop": self.span.stop})
+        return frame.encode({"t": "progress?", "session": self.session, "unit": str(self.unit)})
 
     @classmethod
     def parse(cls, data: bytes) -> ProgressRequest:
         header = frame.decode_kind(data, "progress?").header
-        start = fields.integer(header, "start", 0, MAX_BLOCKS - 1)
-        span = Span(start, fields.integer(header, "stop", start + 1, MAX_BLOCKS))
-        return cls(session=parse_session_id(header.get("session")), span=span)
+        return cls(session=parse_session_id(header.get("session")), unit=parse_blocks(header.get("unit")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

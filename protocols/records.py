@@ -3,7 +3,8 @@
 Signed, expiring, the newest counts; small enough for a DHT that keeps thousands.
 
 The form is a msgpack map under short keys, so that a newer peer may add some: `v` is the layout's version, peers travel as
-their 32-byte public key, digests as 32 bytes, milliseconds as hundredths (what `encode` keeps of them).
+their 32-byte public key, milliseconds as hundredths (what `encode` keeps of them). `w` lists the weights, each once, and `b` the
+units (`protocols/hosted.py`), which name their weights by the place in that list.
 `signed_bytes` is what the announcer signs and every storing peer checks (`swarm/dht`): it covers the expiry, so no replay lives
 longer.
 """
@@ -19,64 +20,25 @@ import msgpack
 from protocols import bounds, fields, frame
 from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocols.errors import BadRequestError, ProtocolVersionError, shown
-from protocols.hosted import MAX_COUNT, MAX_HUNDREDTHS, MAX_QUEUE, STATES, Hosted, Load, hundredths
-from protocols.ids import MAX_BLOCKS, MAX_MODEL_NAME, ModelId, PeerId, Span, peer_id_of, public_bytes
-from protocols.units import Blocks, Ends, Unit
-from protocols.weights_id import Weights
+from protocols.hosted import MAX_COUNT, MAX_HUNDREDTHS, STATES, Hosted, hundredths
+from protocols.ids import MAX_BLOCKS, MAX_MODEL_NAME, PeerId, peer_id_of, public_bytes
+from protocols.units import Unit
+from protocols.weights_id import MAX_WEIGHTS_TEXT, Weights
 
-VERSION: Final = 1
+VERSION: Final = 2
 BUCKETS: Final = 8
 """Keys over which the peers of one model spread: a DHT dictionary is one message, and should stay well below 2 MB."""
 
-MAX_SPANS: Final = 8
+MAX_HOSTED: Final = 16
+MAX_WEIGHTS: Final = 8
+"""Weights that the units of one record are of."""
+
+MAX_MODELS: Final = 8
 MAX_ADDRESSES: Final = 8
 MAX_ROUND_TRIPS: Final = 8
 MAX_NAME: Final = 64
 MAX_CERTIFICATE_BYTES: Final = 1_024
-_CONTEXT = b"murmuration-record/1\0"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedSpan:
-    """Consecutive blocks of one model that a peer hosts, and in which precision."""
-
-    model: ModelId
-    span: Span
-    num_blocks: int
-    """Blocks of the whole model."""
-    ends: bool = False
-    """True: the input embedding, final norm and head are hosted, too."""
-    dtype: str
-    """Compute dtype, e.g. `float32`; a route uses one."""
-    quantization: str = "none"
-    version: int = 0
-    """Global optimizer steps applied; 0 = static weights."""
-    state: str = ""
-    """One of STATES; empty = as its record's: a node that moves holds an old span and a new one for a while."""
-
-    def _pack(self) -> list[object]:
-        fields_of_all = [self.model.name, bytes.fromhex(self.model.digest), self.span.start, self.span.stop, self.num_blocks,
-                         self.ends, self.dtype, self.quantization, self.version]  # fmt: skip
-        return [*fields_of_all, self.state] if self.state else fields_of_all
-
-    @classmethod
-    def _parse(cls, value: object) -> ServedSpan:
-        names = ("name", "digest", "start", "stop", "num_blocks", "ends", "dtype", "quantization", "version")
-        if not isinstance(value, list) or len(value) < len(names):
-            raise BadRequestError(f"a served span is [{', '.join(names)}], got {shown(value)}")
-        table = dict(zip((*names, "state"), value, strict=False))
-        num_blocks = fields.integer(table, "num_blocks", 1, MAX_BLOCKS)
-        span = Span(*(fields.integer(table, key, 0, num_blocks) for key in ("start", "stop")))
-        return cls(
-            model=ModelId(fields.text(table, "name", MAX_MODEL_NAME), fields.raw(table, "digest", 32).hex()),
-            span=span,
-            num_blocks=num_blocks,
-            ends=fields.flag(table, "ends"),
-            dtype=fields.text(table, "dtype", 16),
-            quantization=fields.text(table, "quantization", 16),
-            version=fields.integer(table, "version", 0, MAX_COUNT),
-            state=fields.one_of({"state": "", **table}, "state", ("", *STATES)),
-        )
+_CONTEXT = b"murmuration-record/2\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,47 +60,29 @@ class PeerRecord:
     """Multiaddrs of its p2pd; a trailing `/p2p/<peer>` costs no room."""
     reachable: bool | None = None
     """Has another peer dialled it back? None = nobody has tried."""
-    spans: tuple[ServedSpan, ...] = ()
-    free_tokens: int = 0
-    """Tokens of KV memory that it could still lend."""
-    queue: int = 0
-    """Steps that wait now."""
-    step_ms: float = 0.0
-    """Typical milliseconds of one decode step over its span; 0 = not measured."""
+    hosted: tuple[Hosted, ...] = ()
+    """Its units, each with its load."""
     upload_bytes_s: int = 0
     """Cap of its uplink; 0 = none known."""
-    block_ms: float = 0.0
-    """Milliseconds of one token through one block, measured alone when its span was loaded; 0 = not measured."""
     capacity_blocks: int = 0
     """How many consecutive blocks it could host instead, wherever the swarm needs them; 0 = it stays where it is."""
     round_trips: tuple[tuple[PeerId, float], ...] = ()
-    """Measured milliseconds to peers of neighbouring spans, the most useful first."""
+    """Measured milliseconds to peers of neighbouring blocks, the most useful first."""
     also: tuple[str, ...] = ()
-    """Names of models under which it is announced without a span of them: after a move, or before the first span."""
+    """Names of models under which it is announced without a unit of them: after a move, or before the first unit."""
 
     @property
     def names(self) -> frozenset[str]:
         """Names of the models under which this record may stand."""
-        return frozenset((*self.also, *(span.model.name for span in self.spans)))
-
-    @property
-    def hosted(self) -> tuple[Hosted, ...]:
-        """Its units."""
-        load = Load(free_tokens=self.free_tokens, queue=self.queue, step_ms=self.step_ms, block_ms=self.block_ms)
-        found: list[Hosted] = []
-        for served in self.spans:
-            blocks = Hosted(unit=Blocks.of(served.span), weights=Weights(served.model), num_blocks=served.num_blocks,
-                            dtype=served.dtype, quantization=served.quantization, state=served.state, load=load)  # fmt: skip
-            found += [blocks, replace(blocks, unit=Ends(), load=Load())] if served.ends else [blocks]
-        return tuple(found)
+        return frozenset((*self.also, *(one.weights.model.name for one in self.hosted)))
 
     def hosted_of(self, digest: str) -> tuple[Hosted, ...]:
-        """Its units of one model, whatever their state."""
+        """Its units of one model, whatever their version and state."""
         return tuple(one for one in self.hosted if one.weights.model.digest == digest)
 
-    def blocks(self, digest: str | None = None) -> tuple[Hosted, ...]:
-        """The blocks that a route may lead over, whatever their state. digest: of this model only."""
-        return tuple(one for one in self.hosted if one.is_blocks and digest in (None, one.weights.model.digest))
+    def blocks(self, weights: Weights | None = None) -> tuple[Hosted, ...]:
+        """The blocks that a route may lead over, whatever their state. weights: of exactly these only."""
+        return tuple(one for one in self.hosted if one.is_blocks and weights in (None, one.weights))
 
     def beside(self, hosted: Hosted) -> frozenset[Unit]:
         """Which units it hosts beside one of its own: of the same weights, in the same precision and state."""
@@ -149,16 +93,16 @@ class PeerRecord:
             and (one.weights, one.precision, self.state_of(one)) == (hosted.weights, hosted.precision, self.state_of(hosted))
         )
 
-    def state_of(self, served: ServedSpan | Hosted) -> str:
+    def state_of(self, hosted: Hosted) -> str:
         """A unit's state; of a peer that leaves, every unit is draining."""
-        return self.state if self.state == "draining" else served.state or self.state
+        return self.state if self.state == "draining" else hosted.state or self.state
 
     def encode(self) -> bytes:
         """The bytes to sign and store; BadRequestError where they pass 1.5 KiB or `parse` would refuse them."""
         data = self._pack()
         if len(data) > MAX_RECORD_BYTES:
             raise BadRequestError(
-                f"a record has at most {MAX_RECORD_BYTES} bytes, got {len(data)}: announce fewer addresses, spans or round trips"
+                f"a record has at most {MAX_RECORD_BYTES} bytes, got {len(data)}: announce fewer addresses, units or round trips"
             )
         PeerRecord.parse(data)
         return data
@@ -177,11 +121,11 @@ class PeerRecord:
         own = f"/p2p/{self.peer}"
         p2p = [text.removesuffix(self.peer) if text.endswith(own) else text for text in self.p2p_addresses]
         trips = [[public_bytes(peer), hundredths(ms)] for peer, ms in self.round_trips]
+        weights = list(dict.fromkeys(one.weights for one in self.hosted))
         table = {"v": VERSION, "k": public_bytes(self.peer), "n": self.name, "s": self.software, "p": list(self.protocol),
                    "t": self.state, "a": list(self.addresses), "c": self.certificate, "m": p2p, "r": self.reachable,
-                   "b": [span._pack() for span in self.spans], "f": self.free_tokens, "q": self.queue,
-                   "w": hundredths(self.step_ms), "u": self.upload_bytes_s, "d": trips}  # fmt: skip
-        table |= {"x": hundredths(self.block_ms)} if self.block_ms else {}
+                   "w": list(map(str, weights)), "b": [one.pack(weights) for one in self.hosted],
+                   "u": self.upload_bytes_s, "d": trips}  # fmt: skip
         table |= {"h": self.capacity_blocks} if self.capacity_blocks else {}
         table |= {"o": list(self.also)} if self.also else {}
         packed: bytes = msgpack.packb(table)
@@ -189,12 +133,18 @@ class PeerRecord:
 
     @classmethod
     def parse(cls, data: bytes) -> PeerRecord:
-        """What a stranger announced; BadRequestError out of bounds, ProtocolVersionError for a layout of the future."""
+        """What a peer announced; BadRequestError out of bounds, ProtocolVersionError for another layout.
+
+        A unit of a kind that is unknown here is left out.
+        """
         header = frame.unpack_map(data, bounds.RECORD)
         version = fields.integer(header, "v", 1, 1 << 16)
         if version != VERSION:
-            raise ProtocolVersionError(f"a record of layout {version}, expected {VERSION}: upgrade this peer")
+            who = "its peer" if version < VERSION else "this peer"
+            raise ProtocolVersionError(f"a record of layout {version}, expected {VERSION}: {who} must upgrade")
         peer = _peer(fields.raw(header, "k", 32))
+        weights = [Weights.parse(text) for text in fields.texts(header, "w", MAX_WEIGHTS, MAX_WEIGHTS_TEXT)]
+        hosted = [Hosted.parse(one, weights) for one in fields.array(header, "b", MAX_HOSTED)]
         oldest = fields.integer(_pair(header), "oldest", 0, 1 << 16)
         return cls(
             peer=peer,
@@ -208,15 +158,11 @@ class PeerRecord:
                 text + peer if text.endswith("/p2p/") else text for text in fields.texts(header, "m", MAX_ADDRESSES, 300)
             ),
             reachable=None if header.get("r") is None else fields.flag(header, "r"),
-            spans=tuple(ServedSpan._parse(span) for span in fields.array(header, "b", MAX_SPANS)),
-            free_tokens=fields.integer(header, "f", 0, MAX_COUNT),
-            queue=fields.integer(header, "q", 0, MAX_QUEUE),
-            step_ms=fields.integer(header, "w", 0, MAX_HUNDREDTHS) / 100,
+            hosted=tuple(one for one in hosted if one is not None),
             upload_bytes_s=fields.integer(header, "u", 0, MAX_COUNT),
-            block_ms=fields.integer({"x": 0, **header}, "x", 0, MAX_HUNDREDTHS) / 100,
             capacity_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
-            also=fields.texts({"o": [], **header}, "o", MAX_SPANS, MAX_MODEL_NAME),
+            also=fields.texts({"o": [], **header}, "o", MAX_MODELS, MAX_MODEL_NAME),
         )
 
 

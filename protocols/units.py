@@ -190,3 +190,11 @@ def parse_unit(text: object) -> Unit:
             "or stack/layer/matrix/rows/start:stop (or columns), with a stack of decoder or encoder"
         )
     return unit
+
+
+def parse_blocks(text: object) -> Blocks:
+    """The blocks that a text stands for; BadRequestError for any other text, and for any other kind of unit."""
+    unit = parse_unit(text)
+    if not isinstance(unit, Blocks):
+        raise BadRequestError(f"expected blocks (stack/start:stop), got {unit}")
+    return unit

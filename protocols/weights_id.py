@@ -74,3 +74,22 @@ class Weights:
     def __str__(self) -> str:
         trained = f"/{self.version}/{self.chain.hex()}" if self.version else ""
         return f"{self.model}{trained}" + (f"/adapter/{self.adapter}" if self.adapter is not None else "")
+
+
+def difference(ours: Weights, theirs: Weights) -> str:
+    """What tells two weights apart: the digest of the model, the version or the adapter; "" = the same numbers.
+
+    The name says nothing: two volunteers may call the same files differently.
+    """
+    if ours.model.digest != theirs.model.digest:
+        return "the model's digest"
+    if (ours.version, ours.chain) != (theirs.version, theirs.chain):
+        return "the version" if ours.version != theirs.version else "the chain of the version"
+    return "" if ours.adapter == theirs.adapter else "the adapter"
+
+
+def short(weights: Weights) -> str:
+    """For messages: the digests' first letters."""
+    version = f"/{weights.version}" if weights.version else ""
+    adapter = f"/adapter/{weights.adapter[:12]}" if weights.adapter else ""
+    return f"{weights.model.name}@{weights.model.digest[:12]}{version}{adapter}"

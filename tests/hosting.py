@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from protocols.hosted import Hosted, Load
 from protocols.ids import ModelId, Span
+from protocols.records import PeerRecord
 from protocols.units import Blocks, Ends
 from protocols.weights_id import Weights
 
@@ -19,3 +21,9 @@ def hosted(
     )
     beside = Hosted(unit=Ends(), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state)
     return (blocks, beside) if ends else (blocks,)
+
+
+def loaded(record: PeerRecord, **load: Any) -> PeerRecord:
+    """The same with other numbers in the load of its blocks."""
+    found = (replace(one, load=replace(one.load, **load)) if one.is_blocks else one for one in record.hosted)
+    return replace(record, hosted=tuple(found))

@@ -91,7 +91,7 @@ def _is_meant(meant: Tally | None, digest: str, num_blocks: int) -> bool:
 
 
 def _silenced(record: PeerRecord, state: str) -> PeerRecord:
-    return replace(record, state=state, spans=tuple(replace(served, state="") for served in record.spans))
+    return replace(record, state=state, hosted=tuple(replace(one, state="") for one in record.hosted))
 
 
 def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, Hosted]], is_meant: bool) -> ModelRows:

@@ -10,7 +10,6 @@ await host.stop()
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.device.thread import Device
@@ -18,6 +17,7 @@ from node.serving.part_engines import MakePart
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
 from protocols.errors import DrainingError
+from protocols.hosted import Load
 from protocols.ids import Span
 from protocols.inference import Grant
 from protocols.units import ENDS
@@ -37,16 +37,6 @@ SWITCH_INTERVAL_S = 0.0002
 """Python's thread switch interval in a node: the default of 5 ms lets a forward keep the event loop waiting (transport.md, §4)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How busy a host is, as its record tells it."""
-
-    free_tokens: int
-    queue: int
-    step_ms: float
-    num_sessions: int
-
-
 class Host:
     """Serves blocks `span` of `model` with `engine`."""
 
@@ -61,15 +51,17 @@ class Host:
         ends: Ends | None = None,
         make_part: MakePart | None = None,
         device: Device | None = None,
+        block_ms: float = 0.0,
         clock: Clock = SYSTEM,
     ) -> None:
         """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.beside` says the same.
 
         make_part: an engine of some of the blocks; None = routes can have all of them only.
         device: shared with the node's other hosts; None = a thread and a budget of its own.
+        block_ms: as `Load` has it.
         """
         assert (served.beside >= ENDS) == (ends is not None)
-        self.served = served
+        self.served, self.block_ms = served, block_ms
         self.engine = engine
         self.runner = Runner(
             engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part, device=device
@@ -107,10 +99,13 @@ class Host:
     def load(self) -> Load:
         """For the record."""
         free = max(0, self.runner.device.memory.free_bytes) // self._kv_bytes_per_token
-        num_sessions = 0 if self._hops is None else len(self._hops)
-        return Load(
-            free_tokens=free, queue=len(self.runner.queue.waiting), step_ms=self.runner.step_ms, num_sessions=num_sessions
-        )
+        queue, step_ms = len(self.runner.queue.waiting), self.runner.step_ms
+        return Load(free_tokens=free, queue=queue, step_ms=step_ms, block_ms=self.block_ms)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are here now."""
+        return 0 if self._hops is None else len(self._hops)
 
     @property
     def hops(self) -> Hops:

@@ -12,8 +12,11 @@ from dataclasses import replace
 
 from attacks.target import Target, untrusted_peer
 from protocols import services
-from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.hosted import NO_LOAD, Hosted, Load
+from protocols.ids import ModelId
+from protocols.records import PeerRecord
+from protocols.units import Blocks, Ends
+from protocols.weights_id import Weights
 from swarm.peer import Peer, PeerConfig, software
 from swarm.rpc import Call
 from swarm.rpc.stream import Stream
@@ -23,16 +26,15 @@ OnSession = Callable[[Stream, Call], Awaitable[None]]
 
 def record_of(peer: Peer, model: ModelId, num_blocks: int) -> PeerRecord:
     """It claims all blocks, embedding and head, in 0.01 ms."""
-    served = ServedSpan(model=model, span=Span(0, num_blocks), num_blocks=num_blocks, dtype="float32")
+    load = Load(free_tokens=1 << 20, step_ms=0.01)
+    blocks = Hosted(unit=Blocks(0, num_blocks), weights=Weights(model), num_blocks=num_blocks, dtype="float32", load=load)
     return PeerRecord(
         peer=peer.peer_id,
         software=software(),
         addresses=peer.addresses,
         certificate=peer.certificate,
         state="serving",
-        spans=(replace(served, ends=True),),
-        free_tokens=1 << 20,
-        step_ms=0.01,
+        hosted=(blocks, replace(blocks, unit=Ends(), load=NO_LOAD)),
         reachable=True,
     )
 
@@ -55,7 +57,7 @@ async def hostile_node(target: Target, model: ModelId, on_session: OnSession) ->
 
 async def announce(target: Target, on_session: OnSession) -> None:
     """Announce one, until cancelled."""
-    model = (await untrusted_peer(target)).model
+    model = (await untrusted_peer(target)).weights.model
     async with hostile_node(target, model, on_session):
         target.on_attack()
         await asyncio.Event().wait()

@@ -46,7 +46,7 @@ async def _work(us: UntrustedPeer, target: Target, number: int) -> None:
                 await stream.send(_step(session, step, (reverse,) * (MAX_ROW_INDICES // MAX_ROWS), MAX_ROWS, 0).encode())
                 await asyncio.sleep(0.05)
                 if step % 20 == 0:
-                    request = ProgressRequest(session=SessionId(session), span=hop.span).encode()
+                    request = ProgressRequest(session=SessionId(session), unit=hop.unit).encode()
                     computed = Progress.parse(await channel.unary(PROGRESS, request, 5.0)).computed
                     target.arrived["steps"] = max(target.arrived["steps"], computed - 2)  # of the longest session
         except SwarmError:

@@ -21,7 +21,7 @@ def nodes(target: Target) -> list[Any]:
 
 
 async def attack(target: Target) -> None:
-    model = (await untrusted_peer(target)).model
+    model = (await untrusted_peer(target)).weights.model
     async with mallory(*nodes(target)) as attacker:
         target.on_attack()
         for number in itertools.count():

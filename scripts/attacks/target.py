@@ -13,9 +13,11 @@ from pathlib import Path
 
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hosted import Hosted
-from protocols.ids import ModelId, PeerId, SessionId, Span
+from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Grant, Hop
 from protocols.records import PeerRecord
+from protocols.units import Blocks
+from protocols.weights_id import Weights
 from swarm.dht.address import PeerAddress
 from swarm.rpc.stream import Stream
 from swarm.thin.peer import ThinPeer
@@ -50,13 +52,13 @@ class UntrustedPeer:
     nodes: tuple[tuple[PeerRecord, Hosted], ...]
 
     @property
-    def model(self) -> ModelId:
-        return self.nodes[0][1].weights.model
+    def weights(self) -> Weights:
+        return self.nodes[0][1].weights
 
     def hop(self, number: int) -> Hop:
         """Node number `number` as a hop of a route."""
         record, served = self.nodes[number]
-        return Hop(record.peer, record.addresses, record.certificate, served.span)
+        return Hop(record.peer, record.addresses, record.certificate, Blocks.of(served.span))
 
     def grant(self, route: list[Hop], session: bytes, epoch: int = 0) -> Grant:
         """The client's own word for a route: any client may give it."""
@@ -64,7 +66,7 @@ class UntrustedPeer:
             client=self.peer.peer_id,
             session=SessionId(session),
             epoch=epoch,
-            model=self.model,
+            weights=self.weights,
             route=tuple(route),
             expires_s=time.time() + 600,
         )
@@ -93,4 +95,4 @@ async def listen(target: Target, stream: Stream) -> None:
 
 def absent(peer: PeerId, addresses: tuple[str, ...], span: Span) -> Hop:
     """A hop at silent addresses."""
-    return Hop(peer, addresses, b"", span)
+    return Hop(peer, addresses, b"", Blocks.of(span))

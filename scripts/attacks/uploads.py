@@ -25,7 +25,7 @@ async def _hold_all(target: Target) -> None:
     """One identity, a place at each node."""
     us = await untrusted_peer(target)
     target.on_attack()
-    question = WeightsRequest(model=us.model).encode()
+    question = WeightsRequest(model=us.weights.model).encode()
 
     async def hold(number: int) -> None:
         hop = us.hop(number)

@@ -24,6 +24,7 @@ from protocols.errors import BadRequestError, shown
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
 from protocols.weights import Manifest
+from protocols.weights_id import Weights
 from swarm import keyring, known_peers, places, waiting
 from swarm.access_lists import Lists, of_argument
 from swarm.bootstrap import FindConfig
@@ -245,7 +246,7 @@ async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> Share
 def _session_maker(
     peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand, waits: Waits
 ) -> tuple[Callable[[Span | None], Session], Router]:
-    router, links = Router(peer.directory, peer.ping, model, num_blocks, hosting, regard_of(peer)), Links(peer.pool)
+    router, links = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer)), Links(peer.pool)
     return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), router
 
 

@@ -18,6 +18,7 @@ from protocols.hosted import Hosted
 from protocols.ids import ModelId, short_peer
 from protocols.records import PeerRecord
 from protocols.weights import Manifest, difference
+from protocols.weights_id import Weights
 from swarm import waiting
 from swarm.rpc.pool import ChannelPool
 from swarm.suggestion import USUAL, NodeCommand
@@ -75,7 +76,7 @@ async def wait_until_served(
     ends_at = loop.time() + route_timeout_s
     while True:
         found = served((await directory.snapshot(model.name)).peers, model.name)
-        ours = [one for _, one in found if one.weights.model.digest == model.digest]
+        ours = [one for _, one in found if one.weights == Weights(model)]
         others = [(peer, one) for peer, one in found if one.weights.model.digest != model.digest]
         if ours:
             if others:

@@ -21,7 +21,7 @@ from protocols.directory import MAX_ENTRIES, DirectoryReply, DirectoryRequest, e
 from protocols.entries import MAX_LIFE_S, SignedEntry, model_key, names_key
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
-from protocols.records import MAX_SPANS, PeerRecord, bucket
+from protocols.records import MAX_MODELS, PeerRecord, bucket
 from swarm.clock import SYSTEM, Clock
 from swarm.dht.checking import shuffled
 from swarm.directory.snapshot import Snapshot, counted, of_entries
@@ -70,7 +70,7 @@ class Directory:
         A second call replaces the record and adds its models.
         """
         self._make_record = make_record
-        self._models = tuple(dict.fromkeys((*models, *self._models)))[:MAX_SPANS]
+        self._models = tuple(dict.fromkeys((*models, *self._models)))[:MAX_MODELS]
         await self.refresh()
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew(), name="directory renewal")

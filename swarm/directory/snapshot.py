@@ -17,6 +17,7 @@ from protocols.errors import SwarmError
 from protocols.hosted import Hosted
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
+from protocols.weights_id import Weights
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,12 @@ class Snapshot:
     taken_s: float
     """Unix time."""
 
-    def serving(self, digest: str | None = None) -> tuple[tuple[PeerRecord, Hosted], ...]:
-        """Blocks of this model (with that digest), with their peers, that are ready to compute: neither joining nor draining."""
+    def serving(self, weights: Weights | None = None) -> tuple[tuple[PeerRecord, Hosted], ...]:
+        """Blocks of this model (of exactly these weights), with their peers, that are ready to compute: neither joining nor draining."""
         return tuple(
             (peer, one)
             for peer in self.peers
-            for one in peer.blocks(digest)
+            for one in peer.blocks(weights)
             if one.weights.model.name == self.model and peer.state_of(one) == "serving"
         )
 

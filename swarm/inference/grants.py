@@ -12,8 +12,8 @@ from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, UnauthenticatedError
 from protocols.ids import PeerId, Span, short_peer
 from protocols.inference import Grant
-from protocols.units import Blocks, Unit
-from protocols.weights_id import Weights
+from protocols.units import Blocks, Unit, is_part
+from protocols.weights_id import Weights, difference, short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ CLOCK_ALLOWANCE_S = 1_200.0
 
 
 def verify(grant: Grant, served: Served, now_s: float) -> None:
-    """Check signature, expiry and model of a grant; UnauthenticatedError or ModelMismatchError says what is wrong."""
+    """Check signature, expiry and weights of a grant; UnauthenticatedError or ModelMismatchError says what is wrong."""
     if grant.expires_s <= now_s:
         raise UnauthenticatedError(
             f"the grant expired {now_s - grant.expires_s:.0f} s ago: check the clocks of both machines, or open a new session"
@@ -52,12 +52,10 @@ def verify(grant: Grant, served: Served, now_s: float) -> None:
             "check the clocks of both machines"
         )
     identity.verify(grant.client, grant.signature, grant.signed_bytes())
-    ours = served.weights.model
-    if grant.model.digest != ours.digest:
+    if what := difference(served.weights, grant.weights):
         raise ModelMismatchError(
-            f"this peer serves {ours.name}@{ours.digest[:12]}, "
-            f"the session is for {grant.model.name}@{grant.model.digest[:12]}: "
-            "the two hold different weights; use the same checkpoint, or another model name"
+            f"this peer serves {short(served.weights)}, the session is for {short(grant.weights)}: "
+            f"the two hold different weights ({what}); use the same checkpoint, or another model name"
         )
 
 
@@ -66,10 +64,8 @@ def verify_place(grant: Grant, index: int, served: Served) -> None:
     hop = grant.route[index]
     if hop.peer != served.peer:
         raise BadRequestError(f"hop {index} of the route is {short_peer(hop.peer)}, this is {short_peer(served.peer)}")
-    if not hop.span.is_within(served.span):
-        raise SpanNotServedError(
-            f"this peer serves blocks {served.span}, the route wants {hop.span}: look the directory up again"
-        )
+    if not is_part(hop.unit, served.blocks):
+        raise SpanNotServedError(f"this peer serves {served.blocks}, the route wants {hop.unit}: look the directory up again")
     if grant.route[-1].span.stop > served.num_blocks:
         raise BadRequestError(
             f"a route lies within blocks 0:{served.num_blocks}, got {grant.route[0].span.start}:{grant.route[-1].span.stop}"

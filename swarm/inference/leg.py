@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import DeadlineError, PeerUnreachableError, SwarmError, UnauthenticatedError, from_wire, quoted
 from protocols.identity import Identity
-from protocols.ids import ModelId, SessionId, short, short_peer
+from protocols.ids import SessionId, short, short_peer
 from protocols.inference import Close, Expect, Fork, Grant, Hop, HopLost, Message, Reply, Route
 from protocols.progress import Progress
+from protocols.weights_id import Weights
 from swarm.inference import suspicion
 from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
@@ -49,7 +50,7 @@ class Leg:
         self,
         links: Links,
         identity: Identity,
-        model: ModelId,
+        weights: Weights,
         retained: Retained,
         oldest: Callable[[], int],
         on_reply: Callable[[Leg, Reply], None],
@@ -70,7 +71,7 @@ class Leg:
         """Where a step was stuck at the last look; None = no look since an answer came."""
         self.num_found = 0
         """Looks one after the other with that finding."""
-        self._links, self._identity, self._model, self._oldest = links, identity, model, oldest
+        self._links, self._identity, self._weights, self._oldest = links, identity, weights, oldest
         self._on_reply, self._on_loss, self._unix_s = on_reply, on_loss, unix_s
         self._grant: Grant | None = None
         self._is_over = False
@@ -94,7 +95,7 @@ class Leg:
         self.epoch += 1
         self.finding = None
         expires_s = self._unix_s() + GRANT_LIFE_S
-        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, model=self._model, route=route,
+        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, weights=self._weights, route=route,
                       expires_s=expires_s)  # fmt: skip
         self._grant = grant.signed(self._identity.sign)
         if self.last is not None and not (before and before[-1].place == route[-1].place):

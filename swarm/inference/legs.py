@@ -102,7 +102,9 @@ class Legs:
             self.losses.put_nowait((leg, loss))
 
         router = self._router
-        return Leg(self._links, self._identity, router.model, self.retained, oldest, self._on_reply, on_loss, router.clock.unix_s)
+        return Leg(
+            self._links, self._identity, router.weights, self.retained, oldest, self._on_reply, on_loss, router.clock.unix_s
+        )
 
     @property
     def silent_s(self) -> float:

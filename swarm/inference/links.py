@@ -50,7 +50,7 @@ class Links:
         """How far a hop is with a session of ours, by its own word, within PROGRESS_S."""
         async with asyncio.timeout(PROGRESS_S):
             channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
-            request = ProgressRequest(session=session, span=hop.span)
+            request = ProgressRequest(session=session, unit=hop.unit)
             return Progress.parse(await channel.unary(PROGRESS, request.encode(), PROGRESS_S))
 
     async def _dial(self, method: Method, grant: Grant, index: int, on_message: OnMessage, on_lost: OnLost) -> MessageStream:

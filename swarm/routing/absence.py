@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from protocols.errors import ModelMismatchError, NoRouteError
 from protocols.ids import ModelId, Span
 from protocols.units import ENDS
+from protocols.weights_id import Weights, short
 from swarm import waiting
 from swarm.routing import path
 from swarm.routing.offers import Offer, Wish
@@ -59,11 +60,12 @@ def _no_ends(
     )
 
 
-def mismatch(offers: Sequence[Offer], model: ModelId) -> ModelMismatchError:
+def mismatch(offers: Sequence[Offer], weights: Weights) -> ModelMismatchError:
     """Only other weights are served by this name."""
-    others = sorted({offer.hosted.weights.model.digest[:12] for offer in offers})
+    model, ours = weights.model, short(weights).rpartition("@")[2]
+    others = sorted({short(offer.hosted.weights).rpartition("@")[2] for offer in offers})
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     return ModelMismatchError(
-        f"the swarm serves {model.name} with other weights (digest {', '.join(others[:3])}{more}) than yours ({model.digest[:12]}): "
+        f"the swarm serves {model.name} with other weights (digest {', '.join(others[:3])}{more}) than yours ({ours}): "
         "use the same checkpoint as its nodes, or host yours under another --model-name"
     )

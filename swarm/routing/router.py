@@ -18,10 +18,11 @@ from typing import Protocol
 
 from protocols.defaults import RECORD_LIFE_S
 from protocols.errors import CacheFullError, DrainingError, OverloadedError, PeerUnreachableError, SwarmError
-from protocols.ids import ModelId, PeerId, Span, short_peer
+from protocols.ids import PeerId, Span, short_peer
 from protocols.inference import Hop, Route
 from protocols.records import PeerRecord
-from protocols.units import Unit
+from protocols.units import Blocks, Unit
+from protocols.weights_id import Weights
 from swarm.asking import HELLO_S, Ping
 from swarm.clock import SYSTEM, Clock
 from swarm.routing import absence, path
@@ -70,13 +71,13 @@ class DirectoryView(Protocol):
 
 
 class Router:
-    """Routes over one model. Blame and latency live as long as the router: share it between a client's sessions."""
+    """Routes over one model's weights. Blame and latency live as long as the router: share it between a client's sessions."""
 
     def __init__(
         self,
         directory: DirectoryView,
         ping: Ping,
-        model: ModelId,
+        weights: Weights,
         num_blocks: int,
         hosting: NodeCommand = USUAL,
         regard: Regard = STRANGERS,
@@ -87,7 +88,7 @@ class Router:
 
         chance: uniform in [0, 1). clock: sessions over this router go by it, too: their times are compared.
         """
-        self.model, self.num_blocks = model, num_blocks
+        self.weights, self.model, self.num_blocks = weights, weights.model, num_blocks
         self.blame, self.suspects, self.clock = Blame(), Suspects(), clock
         self._directory, self._hosting, self._regard, self._random = directory, hosting, regard, chance
         self._now_s = clock.now_s
@@ -142,7 +143,7 @@ class Router:
 
     def _announced_ms(self, hop: Hop) -> float:
         _, record = self._seen.get(hop.peer, (0.0, None))
-        hosted = record.blocks(self.model.digest) if record else ()
+        hosted = record.blocks(self.weights) if record else ()
         loads = [one.load for one in hosted if hop.span.is_within(one.span) and one.load.step_ms]
         return loads[0].step_ms * (1 + loads[0].queue) if loads else UNMEASURED_MS_PER_BLOCK * len(hop.span)
 
@@ -229,7 +230,7 @@ class Router:
         ours = self._ours(offers, None)
         self._was_served = self._was_served or bool(ours)
         if is_opening and offers and not self._was_served:
-            raise absence.mismatch(offers, self.model)
+            raise absence.mismatch(offers, self.weights)
         return self._ours(ours, dtype)
 
     def _remembered(self, dtype: str | None) -> list[Offer]:
@@ -239,7 +240,7 @@ class Router:
 
     def _ours(self, offers: Sequence[Offer], dtype: str | None) -> list[Offer]:
         """Those of our very weights, at peers that may be used."""
-        ours = [offer for offer in offers if offer.hosted.weights.model.digest == self.model.digest]
+        ours = [offer for offer in offers if offer.hosted.weights == self.weights]
         return [o for o in ours if (dtype is None or o.hosted.dtype == dtype) and self._regard.may_be_used(o.record.peer)]
 
     def _usable(self, offers: Iterable[Offer]) -> list[Offer]:
@@ -317,7 +318,7 @@ class Router:
             )
             if chosen is not None:
                 return tuple(
-                    Hop(c.peer, records[c.peer].addresses, records[c.peer].certificate, c.span) for c in chosen
+                    Hop(c.peer, records[c.peer].addresses, records[c.peer].certificate, Blocks.of(c.span)) for c in chosen
                 ), precision[0]
         return None
 

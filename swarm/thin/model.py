@@ -17,6 +17,7 @@ from pathlib import Path
 
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
+from protocols.weights_id import Weights
 from swarm import keyring, waiting
 from swarm.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.client import served
@@ -56,7 +57,7 @@ class ThinModel:
         self.model = model
         self.defaults, self.tokenizer = defaults, tokenizer
         self._peer, self._config, self._waits = peer, config, waits
-        self._router = Router(peer.directory, peer.ping, model, num_blocks, hosting, regard_of(peer))
+        self._router = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer))
         self._sessions: list[Session] = []
 
     def start(self) -> Row:

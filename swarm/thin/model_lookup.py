@@ -11,6 +11,7 @@ from collections import Counter
 
 from protocols.errors import NoRouteError
 from protocols.hosted import Hosted
+from protocols.weights_id import Weights
 from swarm import waiting
 from swarm.client import served
 from swarm.suggestion import USUAL, NodeCommand
@@ -55,7 +56,7 @@ async def wait_for(
 
 def blocks_of(found: Found) -> tuple[Hosted, ...]:
     """What is served of exactly these weights; never empty."""
-    return tuple(one for _peer, one in served.served(found.records, found.model.name) if one.weights.model == found.model)
+    return tuple(one for _peer, one in served.served(found.records, found.model.name) if one.weights == Weights(found.model))
 
 
 def num_blocks(blocks: tuple[Hosted, ...], stored: int) -> int:

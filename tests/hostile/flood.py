@@ -21,8 +21,9 @@ from protocols.directory import DirectoryRequest
 from protocols.entries import SignedEntry, key_id, packed_subkey, seal
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm.peer import Peer
+from tests.hosting import hosted
 
 MODEL = ModelId("tiny", "f" * 64)
 
@@ -42,11 +43,11 @@ class Item:
 
 def made_up(count: int, swarm: str, expires_s: float, model: ModelId = MODEL) -> list[Item]:
     """Well-formed records of peers that do not exist, at addresses that are silent, signed by each."""
-    span = ServedSpan(model=model, span=Span(0, 4), num_blocks=4, ends=True, dtype="float32")
+    span = hosted(model, Span(0, 4), 4, ends=True, step_ms=0.01)
     request, items = DirectoryRequest(swarm=swarm, model=model.name), []
     for number in range(count):
         author = from_seed(b"made up" + number.to_bytes(25))
-        record = PeerRecord(peer=author.peer_id, addresses=(f"192.0.2.{number % 250}:4001",), spans=(span,), step_ms=0.01)
+        record = PeerRecord(peer=author.peer_id, addresses=(f"192.0.2.{number % 250}:4001",), hosted=span)
         key = key_id(request.key(author.peer_id))
         items.append(Item(key, author.peer_id, seal(author, key, record.encode(), expires_s)))
     return items

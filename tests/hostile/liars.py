@@ -5,7 +5,7 @@ They are real gRPC servers beside the toy nodes of `tests/swarm/inference/toy.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from protocols import inference, services
 from protocols.errors import BY_CODE, SwarmError
@@ -14,6 +14,7 @@ from protocols.progress import Progress, ProgressRequest
 from swarm.rpc.call import Call
 from swarm.rpc.server import RpcServer
 from swarm.rpc.stream import Stream
+from tests.hosting import loaded
 from tests.swarm.inference.probe import FakeHop
 from tests.swarm.inference.toy import Records, ToySwarm
 
@@ -88,7 +89,7 @@ class Modest(ToySwarm):
 
     async def snapshot(self, model_name: str) -> Records:
         found = (await super().snapshot(model_name)).peers
-        return Records(tuple(record if record.step_ms < 1 else replace(record, free_tokens=1) for record in found))
+        return Records(tuple(record if record.hosted[0].load.step_ms < 1 else loaded(record, free_tokens=1) for record in found))
 
 
 @dataclass

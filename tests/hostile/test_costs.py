@@ -221,7 +221,7 @@ async def test_no_step_stops_the_loop() -> None:
             best[what] = min(best.get(what, (9.0, "")), cost)
         for hop in list(node.host.hops._hops.values()):
             await hop.put(None, Close(session=hop.grant.session))
-        await until(lambda: node.host.load().num_sessions == 0)
+        await until(lambda: node.host.num_sessions == 0)
         if all(spent_s < LIMIT_S for spent_s, _ in best.values()):
             break
     await client.close()
@@ -248,7 +248,7 @@ async def test_no_route_history_or_repetition_stops_the_loop() -> None:
             await line.say(Open(grant=grant, index=2, dtype="float32"))
             assert isinstance(await line.hear(), Expect)
             await line.say(history, *reroutes, Close(session=session))
-            await until(lambda: node.host.load().num_sessions == 0)
+            await until(lambda: node.host.num_sessions == 0)
         best = min(best, turns.longest_s)
         if best < LIMIT_S:
             break

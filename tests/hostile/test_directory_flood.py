@@ -14,7 +14,7 @@ from pathlib import Path
 
 from protocols.directory import DirectoryRequest
 from protocols.ids import PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm.dht import checking
 from swarm.dht.protocol import MAX_KEYS
 from swarm.dht.shelf import MAX_PER_KEY, MAX_PER_PREFIX_AND_KEY
@@ -22,6 +22,7 @@ from swarm.peer import Peer, PeerConfig
 from swarm.prefixes import prefix
 from swarm.thin.peer import ThinPeer
 from tests.hostile.flood import MODEL, Item, junk, made_up, mallory, random_node_id
+from tests.hosting import hosted
 from tests.swarm.dht.nodes import members
 
 FLOOD = 8_000
@@ -32,9 +33,9 @@ DEADLINE_S = 30.0
 
 
 def record(peer: Peer) -> PeerRecord:
-    span = ServedSpan(model=MODEL, span=Span(0, 4), num_blocks=4, ends=True, dtype="float32")
+    span = hosted(MODEL, Span(0, 4), 4, ends=True)
     addresses, certificate = peer.addresses, peer.certificate
-    return PeerRecord(peer=peer.peer_id, addresses=addresses, certificate=certificate, spans=(span,), reachable=peer.reachable)
+    return PeerRecord(peer=peer.peer_id, addresses=addresses, certificate=certificate, hosted=span, reachable=peer.reachable)
 
 
 @contextlib.asynccontextmanager

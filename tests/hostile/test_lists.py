@@ -93,7 +93,7 @@ async def test_a_session_of_a_denied_client_is_refused_also_behind_an_allowed_ho
         gate.renew(EVERYBODY)
         line = await hop.line(node, services.SESSION)
         await line.say(Open(grant=grant, index=1, dtype="float32"))
-        await until(lambda: node.host.load().num_sessions == 1)  # the same words are taken: it was the list
+        await until(lambda: node.host.num_sessions == 1)  # the same words are taken: it was the list
     finally:
         await client.close()
         await hop.close()
@@ -103,12 +103,12 @@ async def test_denying_a_client_gives_its_memory_back_and_leaves_others_alone(sw
     node = await swarm.serve(0, 4)
     session = swarm.session(route_timeout_s=2.0)
     await ask(session, (), (3,), random_tokens(3))
-    assert node.host.load().num_sessions == 1
+    assert node.host.num_sessions == 1
     node.host.hops._gate.renew(Access(deny=ids(ONE)))
     await ask(session, (), (1,), random_tokens(1))
-    assert node.host.load().num_sessions == 1
+    assert node.host.num_sessions == 1
     node.host.hops._gate.renew(Access(deny=ids(swarm.identity)))
-    await until(lambda: node.host.load().num_sessions == 0 and node.engine.used_bytes == 0)
+    await until(lambda: node.host.num_sessions == 0 and node.engine.used_bytes == 0)
     await session.close()
 
 

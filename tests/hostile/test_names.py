@@ -16,10 +16,11 @@ import pytest
 
 from protocols.errors import ModelMismatchError
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm.weights.lookup import find_in_swarm
 from swarm.weights.naming import Naming
 from swarm.weights.remembered import NameMemory, file_of
+from tests.hosting import hosted
 from tests.swarm.inference.toy import MODEL, Records, ToySwarm, new_identity
 
 OTHER = ModelId(MODEL.name, "0" * 64)
@@ -70,8 +71,8 @@ def silent() -> Iterator[str]:
 
 
 def lie(address: str, span: Span, num_blocks: int, model: ModelId = OTHER) -> PeerRecord:
-    served = ServedSpan(model=model, span=span, num_blocks=num_blocks, dtype="float32")
-    return PeerRecord(peer=new_identity().peer_id, addresses=(address,), spans=(served,))
+    served = hosted(model, span, num_blocks)
+    return PeerRecord(peer=new_identity().peer_id, addresses=(address,), hosted=served)
 
 
 async def test_one_record_of_ten_thousand_blocks_does_not_take_a_name_over(swarm: LocalSwarm, silent: str) -> None:
@@ -92,8 +93,8 @@ async def test_an_answering_node_of_other_weights_counts_as_one_and_not_at_all_a
 ) -> None:
     usurper = await swarm.toys.serve(0, 4)
     swarm.toys.nodes.remove(usurper)
-    served = ServedSpan(model=OTHER, span=Span(0, 10_000), num_blocks=10_000, dtype="float32")
-    swarm.lies = (replace(usurper.record(), spans=(served,)),)
+    served = hosted(OTHER, Span(0, 10_000), 10_000)
+    swarm.lies = (replace(usurper.record(), hosted=served),)
     assert await swarm.digest() == MODEL.digest
     for node in swarm.toys.nodes:
         await node.kill()

@@ -22,12 +22,13 @@ from protocols import services
 from protocols.errors import PeerUnreachableError
 from protocols.identity import from_seed
 from protocols.ids import PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm.asking import AT_ONCE, HELLO_S
 from swarm.placement.members import Member
 from swarm.rpc import tls
 from swarm.rpc.server import RpcServer
 from tests.hostile.turns import watched
+from tests.hosting import hosted, loaded
 from tests.node.test_moving import LocalSwarm, MovingNode, is_next
 from tests.swarm.inference.toy import (
     MODEL,
@@ -62,13 +63,12 @@ class Shell:
         certificate = tls.make(identity)
         self.server = RpcServer(identity, certificate, {services.HELLO.name: ToyNode._hello.__get__(self)})
         address = f"127.0.0.1:{await self.server.start()}"
-        served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
+        served = hosted(MODEL, span, NUM_BLOCKS, block_ms=0.01)
         swarm.records[identity.peer_id] = PeerRecord(
             peer=identity.peer_id,
             addresses=(address,),
             certificate=certificate.der,
-            spans=(served,),
-            block_ms=0.01,
+            hosted=served,
         )
 
 
@@ -110,7 +110,7 @@ async def test_a_peer_that_computes_something_else_is_no_replica(swarm: LocalSwa
     liars = [await swarm.toys.add(Echo(span := Span(0, 2)), span, make_part=Echo) for _ in range(2)]
     for liar in liars:
         swarm.toys.nodes.remove(liar)
-        swarm.records[liar.identity.peer_id] = replace(liar.record(), block_ms=0.01)
+        swarm.records[liar.identity.peer_id] = loaded(liar.record(), block_ms=0.01)
     assert await is_next(honest[0]) and not any(await looks(honest))
     assert honest[0].spans == ["0:2 serving"] and liars[0].engine.forwards, "it was asked, and its answer compared"
     for liar in liars:
@@ -142,11 +142,9 @@ async def test_a_flood_of_records_that_all_differ_keeps_no_node_from_its_session
     for number in range(2_000):
         start = draw.randrange(NUM_BLOCKS)
         span = Span(start, draw.randint(start + 1, NUM_BLOCKS))
-        served = ServedSpan(model=MODEL, span=span, num_blocks=NUM_BLOCKS, dtype="float32")
+        served = hosted(MODEL, span, NUM_BLOCKS, block_ms=1 / draw.uniform(0.5, 50))
         peer = from_seed(number.to_bytes(32)).peer_id
-        swarm.records[peer] = PeerRecord(
-            peer=peer, spans=(served,), block_ms=1 / draw.uniform(0.5, 50), capacity_blocks=draw.randint(1, NUM_BLOCKS)
-        )
+        swarm.records[peer] = PeerRecord(peer=peer, hosted=served, capacity_blocks=draw.randint(1, NUM_BLOCKS))
     with watched() as turns:
         await asyncio.create_task(mover.mover.look())
     assert turns.longest_s < 0.5, turns

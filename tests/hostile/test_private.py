@@ -29,7 +29,7 @@ from protocols import services
 from protocols.errors import ModelNotFoundError, PeerUnreachableError, PrivateSwarmError, SwarmError
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.swarm_key import SwarmKey
 from swarm import keyring
 from swarm.access import Gate
@@ -44,6 +44,7 @@ from swarm.known_peers import file_of
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import Call, ChannelPool, Stream, auth, status, tls
 from swarm.thin.peer import ThinPeer
+from tests.hosting import hosted
 
 KEY, OTHER = SwarmKey(b"k" * 32), SwarmKey(b"o" * 32)
 NAME = "attic"
@@ -59,9 +60,9 @@ def client(key: SwarmKey | None, *bootstrap: str, **others: Any) -> Peer:
 
 
 def record_of(peer: Peer) -> PeerRecord:
-    served = ServedSpan(model=MODEL, span=Span(0, 2), num_blocks=2, dtype="float32")
+    served = hosted(MODEL, Span(0, 2), 2)
     return PeerRecord(
-        peer=peer.peer_id, addresses=tuple(peer.addresses), certificate=peer.certificate, state="serving", spans=(served,)
+        peer=peer.peer_id, addresses=tuple(peer.addresses), certificate=peer.certificate, state="serving", hosted=served
     )
 
 

@@ -111,7 +111,7 @@ async def test_what_the_client_knows_itself_is_said_before_anybody_is_asked(swar
         await ask(session, (), [2], random_tokens(3))
     with pytest.raises(BadRequestError, match="1 position for 3 tokens"):
         await ask(session, (), [3], random_tokens(3), positions=[1])
-    assert not session.route and node.host.load().num_sessions == 0
+    assert not session.route and node.host.num_sessions == 0
     await session.close()
 
 

@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from protocols.ids import Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
+from protocols.weights_id import Weights
 from swarm.asking import AT_ONCE, HELLO_S
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.routing.router import Router
+from tests.hosting import hosted, loaded
 from tests.swarm.inference.toy import (
     MODEL,
     NUM_BLOCKS,
@@ -49,7 +51,7 @@ class LocalSwarm(ToySwarm):
 
     def new_client(self, route_timeout_s: float = 30.0) -> Session:
         """A client that has met no peer."""
-        router = Router(self, self._ping, MODEL, NUM_BLOCKS)
+        router = Router(self, self._ping, Weights(MODEL), NUM_BLOCKS)
         return Session(router, Links(self.pool), self.identity, SessionConfig(route_timeout_s=route_timeout_s))
 
 
@@ -78,10 +80,8 @@ async def test_many_records_at_silent_addresses_do_not_keep_a_client_from_the_no
             listening.bind(("127.0.0.1", 0))
             listening.listen(512)
             addresses.append(f"127.0.0.1:{listening.getsockname()[1]}")
-        served = ServedSpan(model=MODEL, span=Span(0, 4), num_blocks=4, dtype="float32")
-        lie = PeerRecord(
-            peer=new_identity().peer_id, addresses=tuple(addresses), spans=(served,), step_ms=0.01, free_tokens=10**6
-        )
+        served = hosted(MODEL, Span(0, 4), 4, step_ms=0.01, free_tokens=10**6)
+        lie = PeerRecord(peer=new_identity().peer_id, addresses=tuple(addresses), hosted=served)
         swarm.lies = tuple(replace(lie, peer=new_identity().peer_id) for _ in range(NUM_SILENT))
         rounds = NUM_SILENT // AT_ONCE + 1
         async with asyncio.timeout(30):
@@ -106,7 +106,7 @@ async def test_an_answering_peer_that_only_claims_to_be_fast_gets_no_session_of_
     await answers_exactly(swarm, session)
     boaster = await swarm.serve(0, 4)
     swarm.nodes.remove(boaster)
-    swarm.lies = (replace(boaster.record(), step_ms=0.01),)
+    swarm.lies = (loaded(boaster.record(), step_ms=0.01),)
     for _ in range(3):
         other = Session(session._router, Links(swarm.pool), swarm.identity, SessionConfig())
         await session._router._latency.probe(swarm.lies[0])

@@ -106,7 +106,7 @@ async def test_with_half_of_all_nodes_swallowing_an_answer_begins_and_honest_nod
     assert {hop.peer for hop in session.route} <= peers and any(liar.steps for liar in liars)
     assert not any(is_blamed(swarm, node) for node in honest if node.identity.peer_id in {hop.peer for hop in session.route})
     await session.close()
-    await until(lambda: not any(node.host.load().num_sessions for node in honest))  # what was tried beside has ended
+    await until(lambda: not any(node.host.num_sessions for node in honest))  # what was tried beside has ended
 
 
 async def test_an_honest_hop_below_a_swallower_is_not_blamed(swarm: ToySwarm) -> None:
@@ -171,7 +171,7 @@ async def test_slow_honest_replicas_race_and_the_first_answer_counts(swarm: ToyS
     assert await answered(session, WHOLE) < 9 * LATE_S  # the first one was left at work
     assert session.replaced == 0 and sum(node.engine.forwards for node in nodes) <= 2
     await session.close()
-    await until(lambda: not any(node.host.load().num_sessions for node in nodes))
+    await until(lambda: not any(node.host.num_sessions for node in nodes))
 
 
 async def test_a_replay_over_a_slow_line_is_not_taken_for_swallowing(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ async def test_an_answer_that_comes_while_another_route_is_looked_for_makes_it_n
     await asking
     answered_.set()
     await asyncio.sleep(0.1)
-    assert not session._legs.rivals and session.replaced == 0 and not other.host.load().num_sessions
+    assert not session._legs.rivals and session.replaced == 0 and not other.host.num_sessions
     await session.close()
 
 

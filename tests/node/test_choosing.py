@@ -28,8 +28,9 @@ from node.config import NodeConfig, parse_address
 from node.neighbours import successors
 from protocols.errors import ConfigError
 from protocols.ids import ModelId, PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.units import ENDS
+from protocols.weights_id import Weights
 from swarm import places
 from swarm.placement.choose import Capacity, Choice, outranking
 from swarm.placement.members import Member
@@ -38,6 +39,7 @@ from tests.swarm.inference.toy import fresh_seed, new_identity
 from tests.virtual_time import loop_clock, virtual_time
 
 MODEL = ModelId("tiny", "a" * 64)
+WEIGHTS = Weights(MODEL)
 ROOM = Capacity(free_bytes=39, block_bytes=(10,) * 6)
 CONFIG = NodeConfig(model="m", data_dir=places.data_dir({"HOME": "/h"}))
 ME = PeerId("12D3KooW" + "7" * 44)
@@ -48,9 +50,11 @@ class Records:
     peers: tuple[PeerRecord, ...]
 
 
-def record(letter: str, span: Span, *, state: str = "serving", model: ModelId = MODEL, dtype: str = "float32") -> PeerRecord:
-    served = ServedSpan(model=model, span=span, num_blocks=6, dtype=dtype)
-    return PeerRecord(peer=PeerId("12D3KooW" + letter * 44), state=state, spans=(served,))
+def record(
+    letter: str, span: Span, *, state: str = "serving", model: ModelId = MODEL, dtype: str = "float32", **load: float
+) -> PeerRecord:
+    served = hosted(model, span, 6, dtype=dtype, **load)
+    return PeerRecord(peer=PeerId("12D3KooW" + letter * 44), state=state, hosted=served)
 
 
 def claim(letter: str, span: Span, is_joining: bool) -> Claim:
@@ -68,7 +72,7 @@ def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
             record("4", Span(3, 6), state="joining", dtype="bfloat16"),
         )
     )
-    found = claims(records, MODEL, ME)
+    found = claims(records, WEIGHTS, ME)
     assert [(str(one.hosted.span), one.is_joining) for one in found] == [("0:3", False), ("3:6", True)]
     assert other_weights(records, MODEL) == ["b" * 64]
     assert usual_dtype(found[:1]) == "float32"
@@ -76,10 +80,10 @@ def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
 
 
 async def test_a_newcomer_goes_to_the_slow_node_with_the_speeds_of_the_records() -> None:
-    records = Records((replace(record("1", Span(0, 3)), block_ms=0.5), replace(record("2", Span(3, 6)), block_ms=4.0)))
+    records = Records((record("1", Span(0, 3), block_ms=0.5), record("2", Span(3, 6), block_ms=4.0)))
 
     async def look() -> list[Claim]:
-        return claims(records, MODEL, ME)
+        return claims(records, WEIGHTS, ME)
 
     async def announce(span: Span) -> None:
         assert span == Span(3, 6)
@@ -90,15 +94,15 @@ async def test_a_newcomer_goes_to_the_slow_node_with_the_speeds_of_the_records()
 
 def test_who_joins_counts_as_fast_as_the_others_usually_are() -> None:
     joining = record("3", Span(3, 6), state="joining")
-    measured = [replace(record(letter, Span(0, 3)), block_ms=ms) for letter, ms in (("1", 0.5), ("2", 0.25), ("4", 0.1))]
-    assert [one.member.speed for one in claims(Records((*measured, joining)), MODEL, ME)] == [2.0, 4.0, 8.0, 4.0]
-    assert [one.member.speed for one in claims(Records((joining,)), MODEL, ME)] == [1.0]
+    measured = [record(letter, Span(0, 3), block_ms=ms) for letter, ms in (("1", 0.5), ("2", 0.25), ("4", 0.1))]
+    assert [one.member.speed for one in claims(Records((*measured, joining)), WEIGHTS, ME)] == [2.0, 4.0, 8.0, 4.0]
+    assert [one.member.speed for one in claims(Records((joining,)), WEIGHTS, ME)] == [1.0]
 
 
 def test_a_record_says_who_hosts_the_ends() -> None:
-    served = ServedSpan(model=MODEL, span=Span(0, 3), num_blocks=6, ends=True, dtype="float32")
-    (standing,) = standings([replace(record("1", Span(0, 3)), spans=(served,))], MODEL, "float32", ME)
-    assert standing.claim.beside == ENDS and not standings([record("1", Span(0, 3))], MODEL, "float32", ME)[0].claim.beside
+    served = hosted(MODEL, Span(0, 3), 6, ends=True)
+    (standing,) = standings([replace(record("1", Span(0, 3)), hosted=served)], WEIGHTS, "float32", ME)
+    assert standing.claim.beside == ENDS and not standings([record("1", Span(0, 3))], WEIGHTS, "float32", ME)[0].claim.beside
 
 
 def test_of_a_crowd_a_plan_counts_those_that_we_met_and_some_of_every_span() -> None:
@@ -114,9 +118,9 @@ def test_of_a_crowd_a_plan_counts_those_that_we_met_and_some_of_every_span() -> 
 
 
 def test_formats_that_nobody_knows_do_not_keep_a_newcomer_out() -> None:
-    odd = claims(Records(tuple(record(letter, Span(0, 3), dtype="float3") for letter in "123")), MODEL, ME)
+    odd = claims(Records(tuple(record(letter, Span(0, 3), dtype="float3") for letter in "123")), WEIGHTS, ME)
     assert len(odd) == 3 and usual_dtype(odd) is None
-    assert usual_dtype([*odd, *claims(Records((record("4", Span(0, 3), dtype="bfloat16"),)), MODEL, ME)]) == "bfloat16"
+    assert usual_dtype([*odd, *claims(Records((record("4", Span(0, 3), dtype="bfloat16"),)), WEIGHTS, ME)]) == "bfloat16"
 
 
 def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
@@ -125,8 +129,8 @@ def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
         after = look_again(ME, Choice(Span(0, 3), "first"), [rival], ROOM)
         is_weaker = bool(outranking(ME, [rival.member]))
         assert after.span == (Span(3, 6) if is_weaker else Span(0, 3))
-    hosted = claim("1", Span(0, 3), is_joining=False)
-    assert look_again(ME, Choice(Span(0, 3), "first"), [hosted], ROOM).span == Span(0, 3)  # a replica is no race
+    settled = claim("1", Span(0, 3), is_joining=False)
+    assert look_again(ME, Choice(Span(0, 3), "first"), [settled], ROOM).span == Span(0, 3)  # a replica is no race
 
 
 @virtual_time
@@ -138,7 +142,7 @@ async def test_newcomers_of_one_moment_leave_no_block_out_and_are_settled_after_
         async def join(me: PeerId, directory: dict[PeerId, PeerRecord] = directory) -> Span:
             async def look() -> list[Claim]:
                 await asyncio.sleep(draw.uniform(0, 0.01))
-                return claims(Records(tuple(directory.values())), MODEL, me)
+                return claims(Records(tuple(directory.values())), WEIGHTS, me)
 
             async def announce(span: Span) -> None:
                 await asyncio.sleep(draw.uniform(0.1, 1.0))
@@ -178,9 +182,9 @@ def test_successors_are_those_who_serve_what_comes_next() -> None:
         record("3", Span(1, 4)),
         record("4", Span(2, 3)),
     ]
-    assert [found.peer[-1] for found in successors(records, MODEL, Span(0, 2))] == ["1", "4"]
-    assert successors(records, ModelId("tiny", "b" * 64), Span(0, 2)) == []
-    assert len(successors([record("1", Span(2, 4))] * 20, MODEL, Span(0, 2))) == 8
+    assert [found.peer[-1] for found in successors(records, WEIGHTS, Span(0, 2))] == ["1", "4"]
+    assert successors(records, Weights(ModelId("tiny", "b" * 64)), Span(0, 2)) == []
+    assert len(successors([record("1", Span(2, 4))] * 20, WEIGHTS, Span(0, 2))) == 8
 
 
 def test_addresses_are_read_with_both_kinds_of_host() -> None:

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ from protocols import services
 from protocols.errors import OverloadedError, PeerUnreachableError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
+from protocols.units import ENDS
 from swarm import places
 from swarm.clock import SYSTEM, Clock
 from swarm.placement.choose import Capacity
@@ -121,7 +122,7 @@ class MovingNode:
 
     async def take(self, span: Span, pace: Pace = PACE, clock: Clock = SYSTEM) -> None:
         self.presence = Presence(CONFIG, self, MODEL, NUM_BLOCKS)  # type: ignore[arg-type]
-        self.presence.dtype, self.presence.capacity_blocks, self.presence.block_ms = "float32", 2, 1.0
+        self.presence.dtype, self.presence.capacity_blocks = "float32", 2
         host = await self.make(span)
         self.doors.open(host)
         await self.presence.serve(host)
@@ -137,7 +138,7 @@ class MovingNode:
         if self.fails:
             raise self.fails
         self.engines.append(ToyEngine(span))
-        host = Host(self.engines[-1], self.presence.served(span, WIDTH), kv_bytes_per_token=1)  # type: ignore[arg-type]
+        host = Host(self.engines[-1], self.presence.served(span, WIDTH), kv_bytes_per_token=1, block_ms=1.0)  # type: ignore[arg-type]
         await host.start(self.pool)
         return host
 
@@ -148,7 +149,7 @@ class MovingNode:
 
     @property
     def spans(self) -> list[str]:
-        return [f"{served.span} {self.record.state_of(served)}" for served in self.record.spans]
+        return [f"{served.span} {self.record.state_of(served)}" for served in self.record.blocks()]
 
     @property
     def record(self) -> PeerRecord:
@@ -238,6 +239,23 @@ async def is_next(node: MovingNode) -> bool:
     """Whether the plan says that this one moves."""
     others = node.presence.standings(await node.presence.records())
     return await node.mover._decide([one.claim for one in others]) is not None
+
+
+async def test_the_ends_are_announced_if_all_hosts_of_one_state_have_them(swarm: LocalSwarm) -> None:
+    """Others count them for all blocks of that state; a client without files must not be led to a host without."""
+    node = await swarm.add(0, 2)
+    old = node.presence.hosts[0]
+    old.served = replace(old.served, beside=ENDS)
+    assert [str(one.unit) for one in node.presence.record().hosted] == ["decoder/0:2", "decoder/ends"]
+    new = await node.make(Span(2, 4))
+    await node.presence.serve(new)
+    assert [str(one.unit) for one in node.record.hosted] == ["decoder/2:4", "decoder/0:2"]
+    old.drain()
+    await node.presence.tell()
+    states = [(str(one.unit), node.record.state_of(one)) for one in node.record.hosted]
+    assert states == [("decoder/2:4", "serving"), ("decoder/0:2", "draining"), ("decoder/ends", "draining")]
+    loads = [one.load for one in node.record.hosted]
+    assert [load.free_tokens > 0 for load in loads] == [True, True, False] and loads[0].block_ms == 1.0
 
 
 async def test_without_memory_for_both_the_old_span_goes_first_only_where_others_serve_it(swarm: LocalSwarm) -> None:

@@ -13,9 +13,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import directory, entries, hello, hosted, inference, progress, records, tensors, weights
+from protocols import directory, entries, hello, inference, progress, records, tensors, weights
+from protocols.hosted import STATES, Hosted, Load
 from protocols.identity import Identity, from_seed
-from protocols.ids import ModelId, PeerId, SessionId, Span
+from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span
+from protocols.units import AXES, MAX_EXPERTS, MAX_EXTENT, STACKS, Blocks, Ends, Expert, Partition, Unit
+from protocols.weights_id import MAX_VERSION, Weights
+from tests.hosting import hosted
 
 ALICE, BOB, CAROL = (from_seed(bytes([number]) * 32) for number in (1, 2, 3))
 MODEL = ModelId("tiny", "ab" * 32)
@@ -25,11 +29,11 @@ TOKENS = tensors.WireTensor("int32", (2,), "none", bytes.fromhex("07000000ff0000
 IDS = tensors.WireTensor("int32", (3, 1), "none", bytes.fromhex("0700000008000000ff000000"))
 
 ROUTE = (
-    inference.Hop(BOB.peer_id, ("10.0.0.2:4001", "[2001:db8::2]:4001"), b"DER", Span(0, 2)),
-    inference.Hop(CAROL.peer_id, ("carol.example:4001",), b"", Span(2, 4)),
+    inference.Hop(BOB.peer_id, ("10.0.0.2:4001", "[2001:db8::2]:4001"), b"DER", Blocks(0, 2)),
+    inference.Hop(CAROL.peer_id, ("carol.example:4001",), b"", Blocks(2, 4)),
 )
 GRANT = inference.Grant(
-    client=ALICE.peer_id, session=SESSION, epoch=1, model=MODEL, route=ROUTE, expires_s=1_900_000_000.5
+    client=ALICE.peer_id, session=SESSION, epoch=1, weights=Weights(MODEL), route=ROUTE, expires_s=1_900_000_000.5
 ).signed(ALICE.sign)
 MANIFEST = weights.Manifest(
     (
@@ -47,10 +51,7 @@ RECORD = records.PeerRecord(
     certificate=b"DER",
     p2p_addresses=(f"/ip4/192.0.2.7/tcp/4001/p2p/{ALICE.peer_id}", f"/ip4/192.0.2.9/tcp/4001/p2p/{BOB.peer_id}"),
     reachable=True,
-    spans=(records.ServedSpan(model=MODEL, span=Span(0, 2), num_blocks=4, ends=True, dtype="float32"),),
-    free_tokens=4096,
-    queue=2,
-    step_ms=12.34,
+    hosted=hosted(MODEL, Span(0, 2), 4, ends=True, free_tokens=4096, queue=2, step_ms=12.34),
     upload_bytes_s=1_250_000,
     round_trips=((BOB.peer_id, 20.5),),
 )
@@ -64,7 +65,7 @@ SAMPLES: dict[str, Any] = {
     "directory?": directory.DirectoryRequest(swarm="public", model="tiny"),
     "directory": directory.DirectoryReply(((ALICE.peer_id, entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1_900_000_000.5)),)),
     "record": RECORD,
-    "progress?": progress.ProgressRequest(session=SESSION, span=Span(2, 4)),
+    "progress?": progress.ProgressRequest(session=SESSION, unit=Blocks(2, 4)),
     "progress": progress.Progress(epoch=1, received=6, computed=5, sent=5, is_busy=True, lost=2),
     "open": inference.Open(grant=GRANT, index=1, dtype="float32"),
     "open of a fork": inference.Open(grant=GRANT, index=1, dtype="float32", fork=inference.Fork(session=SESSION, step=7)),
@@ -128,11 +129,65 @@ addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "[::1]", "a.e
 address_lists = st.lists(addresses, max_size=8).map(tuple)
 
 
+_stacks, _layers = st.sampled_from(STACKS), st.integers(0, MAX_BLOCKS - 1)
+
+
+def _ranges(highest: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(0, highest), st.integers(0, highest)).filter(lambda pair: pair[0] != pair[1]).map(_sorted)
+
+
+def _sorted(pair: tuple[int, int]) -> tuple[int, int]:
+    return min(pair), max(pair)
+
+
+_words = st.text("AZaz09_", min_size=1, max_size=9)
+_matrices = st.lists(_words, min_size=1, max_size=10).map(".".join)
+all_units: st.SearchStrategy[Unit] = st.one_of(
+    st.builds(lambda pair, stack: Blocks(*pair, stack), _ranges(MAX_BLOCKS), _stacks),
+    st.builds(Ends, _stacks),
+    st.builds(Expert, _layers, st.integers(0, MAX_EXPERTS - 1), _stacks),
+    st.builds(
+        lambda layer, matrix, axis, pair, stack: Partition(layer, matrix, axis, *pair, stack),
+        _layers, _matrices, st.sampled_from(AXES), _ranges(MAX_EXTENT), _stacks,
+    ),
+)  # fmt: skip
+
+_versions = st.integers(1, MAX_VERSION)
+_hashes = st.binary(min_size=32, max_size=32)
+
+
+def _weights(models: st.SearchStrategy[ModelId]) -> st.SearchStrategy[Weights]:
+    adapters = st.none() | _hashes.map(bytes.hex)
+    return st.builds(Weights, models, adapter=adapters) | st.builds(Weights, models, _versions, _hashes, adapters)
+
+
+all_weights = _weights(st.builds(ModelId, text(200, 1).filter(lambda name: "@" not in name), _hashes.map(bytes.hex)))
+some_weights = _weights(models)
+"""With names that are short enough for a record."""
+
+_milliseconds = st.integers(0, 10**7).map(lambda hundredths: hundredths / 100)
+_loads = st.builds(
+    Load, free_tokens=st.integers(0, 1 << 40), queue=st.integers(0, 1 << 20), step_ms=_milliseconds, block_ms=_milliseconds
+)
+all_hosted = st.builds(
+    Hosted,
+    unit=all_units,
+    weights=some_weights,
+    num_blocks=st.just(MAX_BLOCKS),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    quantization=st.sampled_from(["none", "int8"]),
+    state=st.sampled_from(["", *STATES]),
+    load=_loads,
+)
+
+
 @st.composite
 def routes(draw: st.DrawFn) -> tuple[inference.Hop, ...]:
     cuts = sorted(draw(st.sets(st.integers(0, 100), min_size=2, max_size=6)))
     spans = [Span(a, b) for a, b in pairwise(cuts)]
-    return tuple(inference.Hop(draw(peers), draw(address_lists), draw(st.binary(max_size=600)), span) for span in spans)
+    return tuple(
+        inference.Hop(draw(peers), draw(address_lists), draw(st.binary(max_size=600)), Blocks.of(span)) for span in spans
+    )
 
 
 @st.composite
@@ -142,7 +197,7 @@ def grants(draw: st.DrawFn) -> inference.Grant:
         client=client.peer_id,
         session=draw(sessions),
         epoch=draw(epochs),
-        model=draw(models),
+        weights=draw(all_weights),
         route=draw(routes()),
         expires_s=draw(st.floats(0, 1e12)),
     )
@@ -263,25 +318,6 @@ manifests = st.builds(
 
 
 @st.composite
-def served_spans(draw: st.DrawFn) -> records.ServedSpan:
-    num_blocks = draw(st.integers(1, 200))
-    start = draw(st.integers(0, num_blocks - 1))
-    return records.ServedSpan(
-        model=draw(models),
-        span=Span(start, draw(st.integers(start + 1, num_blocks))),
-        num_blocks=num_blocks,
-        ends=draw(st.booleans()),
-        dtype=draw(st.sampled_from(["float32", "bfloat16"])),
-        quantization=draw(st.sampled_from(["none", "int8"])),
-        version=draw(st.integers(0, 1 << 40)),
-        state=draw(st.sampled_from(["", *hosted.STATES])),
-    )
-
-
-_milliseconds = st.integers(0, 10**7).map(lambda hundredths: hundredths / 100)
-
-
-@st.composite
 def peer_records(draw: st.DrawFn) -> records.PeerRecord:
     oldest, peer = draw(st.integers(0, 5)), draw(peers)
     multiaddr = st.builds("/ip4/10.0.0.1/tcp/{}/p2p/{}".format, st.integers(1, 65_535), st.just(peer) | peers)
@@ -290,17 +326,13 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         name=draw(text(16)),
         software=draw(text(16)),
         protocol=(oldest, draw(st.integers(oldest, 9))),
-        state=draw(st.sampled_from(hosted.STATES)),
+        state=draw(st.sampled_from(STATES)),
         addresses=tuple(draw(st.lists(addresses, max_size=3))),
-        certificate=draw(st.binary(max_size=500)),
+        certificate=draw(st.binary(max_size=250)),
         p2p_addresses=tuple(draw(st.lists(multiaddr, max_size=2))),
         reachable=draw(st.sampled_from([None, True, False])),
-        spans=tuple(draw(st.lists(served_spans(), max_size=2))),
-        free_tokens=draw(st.integers(0, 1 << 40)),
-        queue=draw(st.integers(0, 1 << 20)),
-        step_ms=draw(_milliseconds),
+        hosted=tuple(draw(st.lists(all_hosted, max_size=2))),
         upload_bytes_s=draw(st.integers(0, 1 << 40)),
-        block_ms=draw(_milliseconds),
         capacity_blocks=draw(st.integers(0, 1_000)),
         round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
         also=tuple(draw(st.lists(text(16), max_size=2))),
@@ -334,7 +366,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
         message=st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000),
     ),
     "reply": replies(),
-    "progress?": st.builds(progress.ProgressRequest, session=sessions, span=spans),
+    "progress?": st.builds(progress.ProgressRequest, session=sessions, unit=spans.map(Blocks.of)),
     "progress": st.builds(
         progress.Progress,
         epoch=st.just(-1) | epochs,

@@ -16,7 +16,9 @@ from protocols import bounds, directory, entries, frame, hello, inference, msgpa
 from protocols.defaults import MAX_HEADER_BYTES, MAX_OPS, MAX_ROW_INDICES, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import FrameError, SwarmError
 from protocols.identity import from_seed
-from protocols.ids import ModelId, Span
+from protocols.ids import ModelId
+from protocols.units import Blocks
+from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
 from tests.protocols.test_frame import framed, peak_bytes
 
@@ -24,6 +26,7 @@ WIDE = "\U0001f300"
 """A printable letter of four bytes."""
 ADDRESS = "a" * 253 + ":65535"
 MODEL = ModelId(WIDE * 200, "f" * 64)
+WEIGHTS = Weights(MODEL, MAX_VERSION, bytes(32), "f" * 64)
 
 
 def empty(num_tokens: int) -> tensors.WireTensor:
@@ -32,10 +35,10 @@ def empty(num_tokens: int) -> tensors.WireTensor:
 
 def longest_grant() -> inference.Grant:
     """128 hops, each as large as a record lets it be."""
-    hops = tuple(inference.Hop(ALICE.peer_id, (ADDRESS,) * 2, bytes(1_000), Span(9_000 + n, 9_001 + n)) for n in range(128))
-    return inference.Grant(client=ALICE.peer_id, session=SESSION, epoch=1 << 20, model=MODEL, route=hops, expires_s=1e12).signed(
-        ALICE.sign
-    )
+    hops = tuple(inference.Hop(ALICE.peer_id, (ADDRESS,) * 2, bytes(1_000), Blocks(9_000 + n, 9_001 + n)) for n in range(128))
+    return inference.Grant(
+        client=ALICE.peer_id, session=SESSION, epoch=1 << 20, weights=WEIGHTS, route=hops, expires_s=1e12
+    ).signed(ALICE.sign)
 
 
 def many_operations() -> tuple[inference.Op, ...]:
@@ -84,7 +87,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "close": lambda: inference.Close(session=SESSION),
     "expect": lambda: inference.Expect(**HEAD, step=1 << 40),
     "lost": lambda: inference.HopLost(**HEAD, index=127, code=WIDE * 64, message=WIDE * 2_000),
-    "progress?": lambda: progress.ProgressRequest(session=SESSION, span=Span(9_998, 10_000)),
+    "progress?": lambda: progress.ProgressRequest(session=SESSION, unit=Blocks(9_998, 10_000)),
     "progress": lambda: progress.Progress(
         epoch=1 << 20, received=1 << 40, computed=1 << 40, sent=1 << 40, is_busy=True, has_given_up=True, lost=127
     ),

@@ -13,7 +13,8 @@ from protocols.entries import MAX_LIFE_S, MAX_VALUE_BYTES, SignedEntry, key_id, 
 from protocols.errors import UnauthenticatedError
 from protocols.identity import Identity
 from protocols.ids import ModelId, Span, peer_id_of
-from protocols.records import PeerRecord, ServedSpan, signed_bytes
+from protocols.records import PeerRecord, signed_bytes
+from tests.hosting import hosted
 from tests.protocols.samples import ALICE, BOB
 
 NOW_S = 1_000.0
@@ -66,8 +67,8 @@ def test_an_answer_holds_what_its_teller_puts_first() -> None:
 
 
 def record(author: Identity, **changes: Any) -> bytes:
-    span = ServedSpan(model=ModelId("tiny", "a" * 64), span=Span(0, 4), num_blocks=4, dtype="float32")
-    return PeerRecord(peer=author.peer_id, **{"spans": (span,), **changes}).encode()
+    span = hosted(ModelId("tiny", "a" * 64), Span(0, 4), 4)
+    return PeerRecord(peer=author.peer_id, **{"hosted": span, **changes}).encode()
 
 
 def at(author: Identity, model: str, swarm: str = "s") -> bytes:
@@ -79,7 +80,7 @@ def test_a_record_stands_under_the_models_that_it_names_and_names_under_theirs()
     assert belongs("s", at(ALICE, ""), ALICE.peer_id, encode_names(["tiny", "big"]))
     moved = record(ALICE, also=("big",))  # announced under a model that it no longer hosts
     assert belongs("s", at(ALICE, "big"), ALICE.peer_id, moved) and PeerRecord.parse(moved).also == ("big",)
-    assert belongs("s", at(ALICE, "big"), ALICE.peer_id, record(ALICE, spans=(), also=("big",)))
+    assert belongs("s", at(ALICE, "big"), ALICE.peer_id, record(ALICE, hosted=(), also=("big",)))
 
 
 @pytest.mark.parametrize(

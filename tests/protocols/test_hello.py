@@ -34,6 +34,15 @@ def test_the_older_side_is_told_to_upgrade() -> None:
     assert ProtocolVersionError.try_another_peer
 
 
+def test_a_peer_of_version_0_1_and_we_have_no_version_in_common() -> None:
+    ours, theirs = hello.Hello(software="m 2", swarm="public"), speaks(1, 1)
+    with pytest.raises(ProtocolVersionError, match=r"speak 1 to 1; they must upgrade") as refused:
+        hello.agree(ours, hello.Hello.parse(theirs.encode()))
+    assert refused.value.exit_code == 3
+    with pytest.raises(ProtocolVersionError, match="we must upgrade"):
+        hello.agree(theirs, hello.Hello.parse(ours.encode()))
+
+
 def test_another_swarm_is_refused_by_name() -> None:
     hello.check_swarm(speaks(1, 1), speaks(1, 1))
     with pytest.raises(BadRequestError, match="different swarms, 'ours' and 'public'"):

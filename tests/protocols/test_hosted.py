@@ -11,39 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import BadRequestError
-from protocols.hosted import STATES, Hosted, Load
-from protocols.ids import MAX_BLOCKS
+from protocols.hosted import Hosted, Load
 from protocols.units import Blocks, Ends, Expert, Partition
 from protocols.weights_id import Weights
-from tests.protocols.samples import MODEL
-from tests.protocols.test_units import units, weights
+from tests.protocols.samples import MODEL, all_hosted, all_weights
 
 STATIC, ADAPTED = Weights(MODEL), Weights(MODEL, adapter="ad" * 32)
 BLOCKS = Hosted(unit=Blocks(0, 2), weights=STATIC, num_blocks=4, dtype="float32")
 VECTORS = {
-    "84a175ab6465636f6465722f303a32a17700a16e04a164a7666c6f61743332": BLOCKS,
-    "84a175ac6465636f6465722f656e6473a17701a16e04a164a7666c6f61743332": replace(BLOCKS, unit=Ends(), weights=ADAPTED),
-    "8aa175b26465636f6465722f332f6578706572742f37a17700a16e04a164a862666c6f61743136a171a4696e7438a174"
-    "a76a6f696e696e67a166cd1000a16c02a173cd04d2a162cd0100": replace(
+    "83a175ab6465636f6465722f303a32a16e04a164a7666c6f61743332": BLOCKS,
+    "84a175ac6465636f6465722f656e6473a16e04a164a7666c6f61743332a17701": replace(BLOCKS, unit=Ends(), weights=ADAPTED),
+    "89a175b26465636f6465722f332f6578706572742f37a16e04a164a862666c6f61743136a171a4696e7438a174a76a6f696e696e67a166cd"
+    "1000a16c02a173cd04d2a162cd0100": replace(
         BLOCKS, unit=Expert(3, 7), dtype="bfloat16", quantization="int8", state="joining",
         load=Load(free_tokens=4096, queue=2, step_ms=12.34, block_ms=2.56),
     ),
 }  # fmt: skip
 
-_milliseconds = st.integers(0, 10**7).map(lambda hundredths: hundredths / 100)
-loads = st.builds(
-    Load, free_tokens=st.integers(0, 1 << 40), queue=st.integers(0, 1 << 20), step_ms=_milliseconds, block_ms=_milliseconds
-)
-hosted = st.builds(
-    Hosted,
-    unit=units,
-    weights=weights,
-    num_blocks=st.just(MAX_BLOCKS),
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    quantization=st.sampled_from(["none", "int8"]),
-    state=st.sampled_from(["", *STATES]),
-    load=loads,
-)
 TABLE: dict[str, Any] = {"u": "decoder/0:2", "w": 0, "n": 4, "d": "float32"}
 WRONG: dict[str, dict[str, Any]] = {
     "no unit": {"u": None},
@@ -77,7 +61,7 @@ def test_a_hosted_unit_has_the_bytes_that_other_peers_know(written: str) -> None
     assert Hosted.parse(msgpack.unpackb(bytes.fromhex(written)), [STATIC, ADAPTED]) == one
 
 
-@given(hosted, st.lists(weights, max_size=3))
+@given(all_hosted, st.lists(all_weights, max_size=3))
 def test_every_hosted_unit_is_read_back(one: Hosted, others: list[Weights]) -> None:
     listed = [*others, one.weights]
     assert Hosted.parse(msgpack.unpackb(msgpack.packb(one.pack(listed))), listed) == one

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols import fields, frame, inference, tensors
+from protocols import fields, frame, identity, inference, tensors
 from protocols.errors import BadRequestError, SwarmError, TensorFormatError
-from protocols.ids import Span
+from protocols.units import Blocks
 from tests.protocols.samples import GRANT, HIDDEN, IDS, SAMPLES, STRATEGIES, parser
 
 FRAMES = {kind: message.encode() for kind, message in SAMPLES.items() if kind != "record"}
@@ -219,19 +219,23 @@ HOP = GRANT.route[0].pack()
 GRANTS: dict[str, dict[str, object]] = {
     "client not a PeerID": {"client": "QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN"},
     "client a PeerID's look-alike": {"client": "12D3KooW" + "z" * 44},
-    "no model": {"model": None},
-    "model without digest": {"model": "tiny"},
+    "no weights": {"weights": None},
+    "weights without digest": {"weights": "tiny"},
     "no hops": {"route": []},
-    "too many hops": {"route": [[*HOP[:3], n, n + 1] for n in range(129)]},
-    "a gap in the route": {"route": [[*HOP[:3], 0, 2], [*HOP[:3], 3, 4]]},
-    "an overlap in the route": {"route": [[*HOP[:3], 0, 2], [*HOP[:3], 1, 4]]},
-    "an empty span": {"route": [[*HOP[:3], 2, 2]]},
-    "a span of 2^60": {"route": [[*HOP[:3], 0, 2**60]]},
-    "a hop of four": {"route": [HOP[:4]]},
-    "an address that is a socket file": {"route": [[HOP[0], ["unix:1"], *HOP[2:]]]},
-    "an address without port": {"route": [[HOP[0], ["10.0.0.1"], *HOP[2:]]]},
-    "nine addresses": {"route": [[HOP[0], ["10.0.0.1:1"] * 9, *HOP[2:]]]},
-    "a certificate of 4,097 bytes": {"route": [[*HOP[:2], bytes(4_097), *HOP[3:]]]},
+    "too many hops": {"route": [{**HOP, "u": f"decoder/{n}:{n + 1}"} for n in range(129)]},
+    "a gap in the route": {"route": [{**HOP, "u": "decoder/0:2"}, {**HOP, "u": "decoder/3:4"}]},
+    "an overlap in the route": {"route": [{**HOP, "u": "decoder/0:2"}, {**HOP, "u": "decoder/1:4"}]},
+    "an empty span": {"route": [{**HOP, "u": "decoder/2:2"}]},
+    "a span of 2^60": {"route": [{**HOP, "u": f"decoder/0:{2**60}"}]},
+    "a hop without a certificate": {"route": [{key: HOP[key] for key in "pau"}]},
+    "a hop as a list": {"route": [list(HOP.values())]},
+    "a hop of embedding and head": {"route": [{**HOP, "u": "decoder/ends"}]},
+    "a hop of an expert": {"route": [{**HOP, "u": "decoder/0/expert/1"}]},
+    "two stacks": {"route": [HOP, {**HOP, "u": "encoder/2:4"}]},
+    "an address that is a socket file": {"route": [{**HOP, "a": ["unix:1"]}]},
+    "an address without port": {"route": [{**HOP, "a": ["10.0.0.1"]}]},
+    "nine addresses": {"route": [{**HOP, "a": ["10.0.0.1:1"] * 9}]},
+    "a certificate of 4,097 bytes": {"route": [{**HOP, "c": bytes(4_097)}]},
     "expiry NaN": {"expires": float("nan")},
     "expiry infinite": {"expires": float("inf")},
     "expiry below 0": {"expires": -1.0},
@@ -251,19 +255,26 @@ def test_a_grant_says_what_its_client_signed() -> None:
     others: list[dict[str, object]] = [
         {"session": bytes(16)},
         {"epoch": 2},
-        {"model": "tiny@" + "0" * 64},
+        {"weights": "tiny@" + "0" * 64},
+        {"weights": str(GRANT.weights) + "/adapter/" + "0" * 64},
         {"expires": 1_900_000_001.0},
         {"route": [GRANT.route[0].pack()]},
-        {"route": [[*HOP[:3], 0, 3], [*HOP[:3], 3, 4]]},
+        {"route": [{**HOP, "u": "decoder/0:3"}, {**HOP, "u": "decoder/3:4"}]},
     ]
     for change in others:
         assert inference.Grant.parse({**GRANT.pack(), **change}).signed_bytes() != GRANT.signed_bytes(), change
     assert inference.Grant.parse(GRANT.pack()).signed_bytes() == GRANT.signed_bytes()
 
 
+def test_what_a_newer_peer_adds_to_a_hop_is_ignored_and_not_signed() -> None:
+    newer = {**GRANT.pack(), "route": [{**hop.pack(), "zz": [1, 2]} for hop in GRANT.route]}
+    assert inference.Grant.parse(newer) == GRANT
+    identity.verify(GRANT.client, GRANT.signature, inference.Grant.parse(newer).signed_bytes())
+
+
 def test_the_longest_route_fits_a_frame() -> None:
-    hops = tuple(inference.Hop(GRANT.client, ("255.255.255.255:65535",) * 8, bytes(1_024), Span(n, n + 1)) for n in range(128))
-    grant = inference.Grant(client=GRANT.client, session=GRANT.session, epoch=1, model=GRANT.model, route=hops, expires_s=1.0)
+    hops = tuple(inference.Hop(GRANT.client, ("255.255.255.255:65535",) * 8, bytes(1_024), Blocks(n, n + 1)) for n in range(128))
+    grant = inference.Grant(client=GRANT.client, session=GRANT.session, epoch=1, weights=GRANT.weights, route=hops, expires_s=1.0)
     assert inference.parse(inference.Attach(grant=grant, step=0).encode()) == inference.Attach(grant=grant, step=0)
 
 

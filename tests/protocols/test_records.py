@@ -16,7 +16,9 @@ from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
 from protocols.units import Blocks, Ends
 from protocols.weights_id import Weights
-from tests.protocols.samples import ALICE, BOB, RECORD
+from tests.hosting import hosted as served
+from tests.hosting import loaded
+from tests.protocols.samples import ALICE, BOB, MODEL, RECORD
 
 FULL = replace(
     RECORD,
@@ -24,18 +26,16 @@ FULL = replace(
     addresses=("203.0.113.77:40002", "192.168.178.120:40002", "[2001:db8:85a3::8a2e:370:7334]:40002"),
     certificate=bytes(range(250)) * 2,
     p2p_addresses=tuple(f"/ip4/203.0.113.{n}/tcp/40001/p2p/{ALICE.peer_id}" for n in (77, 78, 79)),
-    spans=(
-        records.ServedSpan(
-            model=ModelId("meta-llama/Llama-3.3-70B-Instruct", "c3" * 32),
-            span=Span(40, 60),
-            num_blocks=80,
-            dtype="bfloat16",
-            version=123_456,
-        ),
+    hosted=served(
+        ModelId("meta-llama/Llama-3.3-70B-Instruct", "c3" * 32),
+        Span(40, 60),
+        80,
+        dtype="bfloat16",
+        ends=True,
+        free_tokens=1 << 40,
+        queue=1 << 20,
+        step_ms=9_999.99,
     ),
-    free_tokens=1 << 40,
-    queue=1 << 20,
-    step_ms=9_999.99,
     upload_bytes_s=1 << 40,
     round_trips=tuple((from_seed(bytes([n]) * 32).peer_id, 1_234.56 + n) for n in range(8)),
 )
@@ -66,15 +66,21 @@ def test_a_record_that_does_not_fit_is_refused_and_can_be_fitted() -> None:
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
-    span = replace(FULL.spans[0], model=ModelId("é" * 200, "c3" * 32))
+    units = [one for number in range(8) for one in served(ModelId("é" * 200, f"{number}" * 64), Span(0, 4))]
     with pytest.raises(BadRequestError):
-        replace(FULL, spans=(span,) * 8).fitted().encode()
+        replace(FULL, hosted=tuple(units)).fitted().encode()
+
+
+def test_sixteen_units_of_one_model_fit_and_name_it_once() -> None:
+    units = tuple(one for start in range(0, 32, 2) for one in served(MODEL, Span(start, start + 2), 32, step_ms=1.0))
+    data = replace(RECORD, hosted=units).encode()
+    assert records.PeerRecord.parse(data).hosted == units and data.count(str(MODEL).encode()) == 1
 
 
 @pytest.mark.parametrize("state", hosted.STATES)
 @pytest.mark.parametrize("reachable", [None, True, False])
 def test_states_come_back(state: str, reachable: bool | None) -> None:
-    record = replace(RECORD, state=state, reachable=reachable, spans=())
+    record = replace(RECORD, state=state, reachable=reachable, hosted=())
     assert records.PeerRecord.parse(record.encode()) == record
 
 
@@ -84,7 +90,8 @@ def test_a_p2p_address_may_end_in_another_peer() -> None:
 
 
 def test_times_are_kept_to_hundredths_of_a_millisecond() -> None:
-    assert records.PeerRecord.parse(replace(RECORD, step_ms=1.23456).encode()).step_ms == 1.23
+    parsed = records.PeerRecord.parse(loaded(RECORD, step_ms=1.23456, block_ms=0.004).encode())
+    assert parsed.hosted[0].load.step_ms == 1.23 and parsed.hosted[0].load.block_ms == 0.0
 
 
 def test_a_record_cut_anywhere_is_refused() -> None:
@@ -101,35 +108,43 @@ def test_an_oversized_record_is_not_even_unpacked() -> None:
         records.PeerRecord.parse(b"\xc1" * (MAX_RECORD_BYTES + 1))
 
 
-def test_a_layout_of_the_future_says_who_must_upgrade() -> None:
-    with pytest.raises(ProtocolVersionError, match="layout 2, expected 1: upgrade this peer"):
-        records.PeerRecord.parse(changed(v=2))
+@pytest.mark.parametrize(("layout", "who"), [(1, "its peer"), (3, "this peer")])
+def test_another_layout_says_who_must_upgrade(layout: int, who: str) -> None:
+    with pytest.raises(ProtocolVersionError, match=f"layout {layout}, expected 2: {who} must upgrade"):
+        records.PeerRecord.parse(changed(v=layout))
 
 
 def test_unknown_claims_are_ignored() -> None:
-    (span,) = msgpack.unpackb(RECORD.encode())["b"]
-    assert records.PeerRecord.parse(changed(zz=[{"new": 1}], b=[[*span, "", "new"]])) == RECORD
+    units = [{**one, "zz": "new"} for one in msgpack.unpackb(RECORD.encode())["b"]]
+    assert records.PeerRecord.parse(changed(zz=[{"new": 1}], b=units)) == RECORD
+
+
+def test_a_unit_of_a_kind_that_is_unknown_is_left_out_and_the_others_stay() -> None:
+    units = msgpack.unpackb(RECORD.encode())["b"]
+    newer = changed(b=[units[0], {**units[1], "u": "decoder/3/router"}, units[1]])
+    assert records.PeerRecord.parse(newer) == RECORD
 
 
 def test_a_span_may_have_a_state_of_its_own_until_its_peer_leaves() -> None:
-    old = RECORD.spans[0]
-    moving = replace(RECORD, spans=(old, replace(old, span=Span(2, 4), state="joining")))
+    old = RECORD.hosted[0]
+    moving = replace(RECORD, hosted=(old, replace(old, unit=Blocks(2, 4), state="joining")))
     parsed = records.PeerRecord.parse(moving.encode())
-    assert [parsed.state_of(span) for span in parsed.spans] == ["serving", "joining"]
+    assert [parsed.state_of(one) for one in parsed.hosted] == ["serving", "joining"]
     leaving = replace(moving, state="draining")
-    assert [leaving.state_of(span) for span in leaving.spans] == ["draining", "draining"]
+    assert [leaving.state_of(one) for one in leaving.hosted] == ["draining", "draining"]
 
 
 def test_a_unit_stands_beside_those_of_the_same_weights_precision_and_state() -> None:
     blocks, ends = RECORD.hosted
-    assert (blocks.unit, ends.unit) == (Blocks(0, 2), Ends()) and blocks.weights == Weights(RECORD.spans[0].model)
-    assert blocks.load == hosted.Load(free_tokens=4096, queue=2, step_ms=12.34)
     assert RECORD.beside(blocks) == {Ends()} and RECORD.beside(ends) == {Blocks(0, 2)}
-    assert not RECORD.beside(replace(blocks, dtype="bfloat16")) and not RECORD.beside(replace(blocks, state="joining"))
-    assert RECORD.blocks() == RECORD.blocks("ab" * 32) == (blocks,) and not RECORD.blocks("ac" * 32)
+    adapted = Weights(MODEL, adapter="ad" * 32)
+    for other in (replace(blocks, dtype="bfloat16"), replace(blocks, state="joining"), replace(blocks, weights=adapted)):
+        assert not RECORD.beside(other)
+    assert RECORD.blocks() == RECORD.blocks(Weights(MODEL)) == (blocks,) and not RECORD.blocks(adapted)
+    assert RECORD.hosted_of(MODEL.digest) == (blocks, ends) and not RECORD.hosted_of("ac" * 32)
 
 
-SPAN: list[object] = ["tiny", b"\xab" * 32, 0, 2, 4, True, "float32", "none", 0]
+UNIT: dict[str, object] = {"u": "decoder/0:2", "w": 0, "n": 4, "d": "float32"}
 WRONG: dict[str, dict[str, object]] = {
     "no layout": {"v": "absent"},
     "key of 31 bytes": {"k": bytes(31)},
@@ -141,10 +156,8 @@ WRONG: dict[str, dict[str, object]] = {
     "one version": {"p": [1]},
     "versions as map": {"p": {}},
     "unknown state": {"t": "sleeping"},
-    "unknown state of a span": {"b": [["tiny", b"\xab" * 32, 0, 2, 4, True, "float32", "none", 0, "sleeping"]]},
     "capacity below 0": {"h": -1},
     "capacity as text": {"h": "3"},
-    "a speed below nothing": {"x": -1},
     "a socket file as address": {"a": ["unix:1"]},
     "nine addresses": {"a": ["a:1"] * 9},
     "address a number": {"a": [1]},
@@ -152,29 +165,21 @@ WRONG: dict[str, dict[str, object]] = {
     "certificate as text": {"c": "DER"},
     "multiaddr too long": {"m": ["x" * 301]},
     "reachable a number": {"r": 1},
-    "nine spans": {"b": [SPAN] * 9},
-    "span of 8": {"b": [SPAN[:8]]},
-    "span a map": {"b": [{}]},
-    "span beyond the model": {"b": [[*SPAN[:3], 5, *SPAN[4:]]]},
-    "empty span": {"b": [[*SPAN[:2], 2, 2, *SPAN[4:]]]},
-    "no blocks": {"b": [[*SPAN[:4], 0, *SPAN[5:]]]},
-    "blocks of 2^60": {"b": [[*SPAN[:4], 2**60, *SPAN[5:]]]},
-    "digest of 31 bytes": {"b": [[SPAN[0], bytes(31), *SPAN[2:]]]},
-    "model without name": {"b": [["", *SPAN[1:]]]},
-    "ends a number": {"b": [[*SPAN[:5], 1, *SPAN[6:]]]},
-    "version below 0": {"b": [[*SPAN[:8], -1]]},
-    "free tokens below 0": {"f": -1},
-    "free tokens true": {"f": True},
-    "queue of 2^60": {"q": 2**60},
-    "step NaN": {"w": float("nan")},
-    "step below 0": {"w": -1},
     "upload a fraction": {"u": 1.5},
     "nine round trips": {"d": [[bytes(32), 1]] * 9},
     "round trip of one": {"d": [[bytes(32)]]},
     "round trip NaN": {"d": [[bytes(32), float("nan")]]},
     "round trip of 2^60": {"d": [[bytes(32), 2**60]]},
     "round trip to no peer": {"d": [[b"", 1]]},
-    "no spans": {"b": "absent"},
+    "no units": {"b": "absent"},
+    "seventeen units": {"b": [UNIT] * 17},
+    "a unit as a list": {"b": [["decoder/0:2", 0, 4, "float32"]]},
+    "a unit out of bounds": {"b": [{**UNIT, "u": "decoder/3:5"}]},
+    "no weights": {"w": "absent"},
+    "no list of weights": {"w": []},
+    "nine weights": {"w": [str(MODEL)] * 9},
+    "a digest of 63 letters": {"w": [str(MODEL)[:-1]]},
+    "a model without name": {"w": ["@" + "ab" * 32]},
 }
 
 
@@ -187,7 +192,7 @@ def test_a_claim_out_of_bounds_is_refused(what: str) -> None:
 def test_the_helper_of_these_tests_builds_valid_records() -> None:
     """Or every refusal above would be one of the helper's own."""
     assert records.PeerRecord.parse(changed()) == RECORD
-    assert records.PeerRecord.parse(changed(b=[SPAN])).spans[0].model == ModelId("tiny", "ab" * 32)
+    assert records.PeerRecord.parse(changed(b=[UNIT] * 16, w=[str(MODEL)] * 8)).hosted[0].weights == Weights(MODEL)
 
 
 def test_we_announce_nothing_that_others_would_refuse() -> None:
@@ -195,8 +200,9 @@ def test_we_announce_nothing_that_others_would_refuse() -> None:
         replace(RECORD, name="x" * 65),
         replace(RECORD, state="gone"),
         replace(RECORD, addresses=("unix:1",)),
-        replace(RECORD, queue=-1),
-        replace(RECORD, step_ms=-1.0),
+        loaded(RECORD, queue=-1),
+        loaded(RECORD, step_ms=-1.0),
+        replace(RECORD, hosted=RECORD.hosted * 9),
     ):
         with pytest.raises(BadRequestError):
             wrong.encode()

@@ -10,14 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import BadRequestError
-from protocols.ids import MAX_BLOCKS, ModelId, Span
+from protocols.ids import MAX_BLOCKS, Span
 from protocols.units import (
-    AXES,
     MAX_EXPERTS,
     MAX_EXTENT,
     MAX_MATRIX_NAME,
     MAX_UNIT_TEXT,
-    STACKS,
     Blocks,
     Ends,
     Expert,
@@ -26,7 +24,9 @@ from protocols.units import (
     parse_unit,
 )
 from protocols.weights_id import MAX_VERSION, MAX_WEIGHTS_TEXT, Weights
-from tests.protocols.samples import MODEL, text
+from tests.protocols.samples import MODEL
+from tests.protocols.samples import all_units as units
+from tests.protocols.samples import all_weights as weights
 
 VECTORS: dict[str, Unit] = {
     "decoder/3:6": Blocks(3, 6),
@@ -44,35 +44,6 @@ WEIGHTS = {
     f"tiny@{'ab' * 32}/adapter/{ADAPTER}": Weights(MODEL, adapter=ADAPTER),
     f"tiny@{'ab' * 32}/7/{CHAIN.hex()}/adapter/{ADAPTER}": Weights(MODEL, 7, CHAIN, ADAPTER),
 }
-
-_stacks, _layers = st.sampled_from(STACKS), st.integers(0, MAX_BLOCKS - 1)
-
-
-def _ranges(highest: int) -> st.SearchStrategy[tuple[int, int]]:
-    return st.tuples(st.integers(0, highest), st.integers(0, highest)).filter(lambda pair: pair[0] != pair[1]).map(_sorted)
-
-
-def _sorted(pair: tuple[int, int]) -> tuple[int, int]:
-    return min(pair), max(pair)
-
-
-_words = st.text("AZaz09_", min_size=1, max_size=9)
-_matrices = st.lists(_words, min_size=1, max_size=10).map(".".join)
-units: st.SearchStrategy[Unit] = st.one_of(
-    st.builds(lambda pair, stack: Blocks(*pair, stack), _ranges(MAX_BLOCKS), _stacks),
-    st.builds(Ends, _stacks),
-    st.builds(Expert, _layers, st.integers(0, MAX_EXPERTS - 1), _stacks),
-    st.builds(
-        lambda layer, matrix, axis, pair, stack: Partition(layer, matrix, axis, *pair, stack),
-        _layers, _matrices, st.sampled_from(AXES), _ranges(MAX_EXTENT), _stacks,
-    ),
-)  # fmt: skip
-models = st.builds(ModelId, text(200, 1).filter(lambda name: "@" not in name), st.binary(min_size=32, max_size=32).map(bytes.hex))
-adapters = st.none() | st.binary(min_size=32, max_size=32).map(bytes.hex)
-weights = st.one_of(
-    st.builds(Weights, models, adapter=adapters),
-    st.builds(Weights, models, st.integers(1, MAX_VERSION), st.binary(min_size=32, max_size=32), adapters),
-)
 
 
 @pytest.mark.parametrize("written", VECTORS)

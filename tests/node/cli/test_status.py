@@ -7,7 +7,7 @@ import shlex
 import socket
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from node.cli.status import SILENT, UNASKED
 from node.cli.status_rows import summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm import asking
 from swarm.asking import AT_ONCE
 from swarm.bootstrap import FindConfig
@@ -29,14 +29,21 @@ from swarm.placement.choose import gaps_of
 from swarm.suggestion import NodeCommand
 from swarm.weights import remembered
 from swarm.weights.remembered import NameMemory
+from tests.hosting import hosted
 
 
 def record(
-    number: int, span: Span, digest: str = "a" * 64, state: str = "serving", ends: bool = False, dtype: str = "float32"
+    number: int,
+    span: Span,
+    digest: str = "a" * 64,
+    state: str = "serving",
+    ends: bool = False,
+    dtype: str = "float32",
+    **load: float,
 ) -> PeerRecord:
-    served = ServedSpan(model=ModelId("tiny", digest), span=span, num_blocks=6, ends=ends, dtype=dtype)
+    served = hosted(ModelId("tiny", digest), span, 6, ends=ends, dtype=dtype, **load)
     return PeerRecord(
-        peer=PeerId("12D3KooW" + str(number) * 44), name=f"n{number}", state=state, spans=(served,), addresses=("127.0.0.1:1",)
+        peer=PeerId("12D3KooW" + str(number) * 44), name=f"n{number}", state=state, hosted=served, addresses=("127.0.0.1:1",)
     )
 
 
@@ -67,14 +74,7 @@ def test_other_weights_of_the_same_name_are_another_model() -> None:
 
 
 def test_the_weights_that_the_name_stands_for_come_first_and_the_others_are_said_to_be_others() -> None:
-    usurper = replace(
-        record(3, Span(0, 6), digest="0" * 64),
-        spans=(
-            replace(
-                record(3, Span(0, 6), digest="0" * 64).spans[0],
-            ),
-        ),
-    )
+    usurper = record(3, Span(0, 6), digest="0" * 64)
     records = [record(1, Span(0, 6)), record(2, Span(0, 6)), usurper]
     groups = summarize(records, "tiny")
     assert [(rows.digest[0], rows.is_meant) for rows in groups] == [("a", True), ("0", False)]
@@ -87,7 +87,7 @@ def test_the_weights_that_the_name_stands_for_come_first_and_the_others_are_said
 def test_thin_clients_can_ask_where_the_ends_are_at_both_ends_of_one_route() -> None:
     def is_possible(*records: PeerRecord) -> bool:
         (rows,) = summarize(records, "tiny")
-        assert [row.ends for row in rows.peers] == [one.spans[0].ends for one in records]
+        assert [row.ends for row in rows.peers] == [len(one.hosted) == 2 for one in records]
         assert [row.ends for row in rows.peers] == ["decoder/ends" in row.units for row in rows.peers]
         return rows.is_thin_possible
 
@@ -105,8 +105,8 @@ def test_a_name_cannot_style_the_table() -> None:
 
     from rich.console import Console
 
-    served = ServedSpan(model=ModelId("[red]tiny", "a" * 64), span=Span(0, 6), num_blocks=6, dtype="float32")
-    outsider = PeerRecord(peer=PeerId("12D3KooW" + "1" * 44), name="[bold]me[/]", spans=(served,))
+    served = hosted(ModelId("[red]tiny", "a" * 64), Span(0, 6), 6)
+    outsider = PeerRecord(peer=PeerId("12D3KooW" + "1" * 44), name="[bold]me[/]", hosted=served)
     (rows,) = summarize([outsider], "[red]tiny")
     Console(file=(out := StringIO()), width=200).print(status_view.table(rows))
     assert "[bold]me[/]" in out.getvalue() and "[red]tiny@aaaaaaaaaaaa" in out.getvalue()
@@ -121,7 +121,7 @@ def shown(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def test_forty_columns_are_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Whole words, one fact after the other; only the command that is to be copied is longer, and is not cut into lines."""
-    loaded = replace(record(1, Span(0, 3), ends=True), queue=2, free_tokens=13_929_695, step_ms=1.42)
+    loaded = record(1, Span(0, 3), ends=True, queue=2, free_tokens=13_929_695, step_ms=1.42)
     lines = shown(40, monkeypatch, capsys, loaded, record(2, Span(4, 6)))
     *facts, command = lines
     assert max(map(len, facts)) <= 40, facts
@@ -158,9 +158,9 @@ def test_gaps_are_exactly_the_blocks_without_a_replica(replicas: list[int]) -> N
 
 
 def hosting(peer: Peer, *models: str) -> PeerRecord:
-    spans = tuple(ServedSpan(model=ModelId(name, "ab" * 32), span=Span(0, 2), num_blocks=2, dtype="float32") for name in models)
+    served = tuple(one for name in models for one in hosted(ModelId(name, "ab" * 32), Span(0, 2), 2))
     return PeerRecord(
-        peer=peer.peer_id, addresses=tuple(peer.addresses), certificate=peer.certificate, state="serving", spans=spans
+        peer=peer.peer_id, addresses=tuple(peer.addresses), certificate=peer.certificate, state="serving", hosted=served
     )
 
 

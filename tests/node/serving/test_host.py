@@ -15,10 +15,10 @@ from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, u
 
 async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4, limit_tokens=50)
-    assert (node.host.load().free_tokens, node.host.load().num_sessions, node.host.load().queue) == (50, 0, 0)
+    assert (node.host.load().free_tokens, node.host.num_sessions, node.host.load().queue) == (50, 0, 0)
     session = swarm.session()
     await ask(session, (), [20], random_tokens(20))
-    assert (node.host.load().free_tokens, node.host.load().num_sessions) == (30, 1)
+    assert (node.host.load().free_tokens, node.host.num_sessions) == (30, 1)
     assert node.host.load().step_ms > 0
     await session.close()
     await until(lambda: node.host.load().free_tokens == 50)
@@ -45,7 +45,7 @@ async def test_a_host_that_leaves_gives_all_memory_back_and_its_sessions_go_on_e
     before = [await ask(session, (), [1], token[None]) for token in tokens[:5]]
     await swarm.serve(0, 2)
     await leaving.host.stop()
-    assert leaving.engine.used_bytes == 0 and leaving.host.load().num_sessions == 0
+    assert leaving.engine.used_bytes == 0 and leaving.host.num_sessions == 0
     after = [await ask(session, (), [1], token[None]) for token in tokens[5:]]
     expected = torch.stack(reference(list(tokens), [(0, 2), (2, 4)]))
     assert torch.allclose(torch.cat(before + after), expected, atol=1e-6)

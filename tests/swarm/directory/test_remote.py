@@ -15,13 +15,14 @@ from protocols.entries import SignedEntry, key_id, packed_subkey
 from protocols.errors import BadRequestError, OverloadedError, PeerUnreachableError
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, PeerId, Span
-from protocols.records import PeerRecord, ServedSpan, signed_bytes
+from protocols.records import PeerRecord, signed_bytes
 from protocols.services import Method
 from swarm.directory import answering
 from swarm.directory.answering import Answers
 from swarm.directory.remote import MAX_CHECKED, RemoteDirectory, log
 from swarm.directory.sources import FANOUT, MAX_UNTRIED, Source
 from swarm.rpc.call import Call
+from tests.hosting import hosted
 from tests.logged import logged
 
 ALICE, BOB, CAROL, DAVE = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
@@ -36,9 +37,9 @@ def said(author: Identity, payload: bytes, model: str = "tiny", expires_s: float
 
 
 def record(author: Identity, **changes: object) -> tuple[PeerId, SignedEntry]:
-    span = ServedSpan(model=ModelId("tiny", "a" * 64), span=Span(0, 4), num_blocks=4, dtype="float32")
+    span = hosted(ModelId("tiny", "a" * 64), Span(0, 4), 4)
     state, expires_s = str(changes.get("state", "serving")), float(str(changes.get("expires_s", 1_060.0)))
-    made = PeerRecord(peer=author.peer_id, addresses=(f"{author.peer_id[-4:]}:1",), spans=(span,), state=state)
+    made = PeerRecord(peer=author.peer_id, addresses=(f"{author.peer_id[-4:]}:1",), hosted=span, state=state)
     return said(author, made.encode(), expires_s=expires_s)
 
 

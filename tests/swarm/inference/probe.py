@@ -17,30 +17,33 @@ from protocols import compression, hello, inference, services
 from protocols.identity import Identity
 from protocols.ids import SessionId, Span
 from protocols.inference import Attach, Grant, Hop, Message, Op, Open, Step
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
+from protocols.units import Blocks
+from protocols.weights_id import Weights
 from swarm.rpc import tls
 from swarm.rpc.call import Call
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
 from swarm.rpc.stream import Stream
+from tests.hosting import hosted
 from tests.swarm.inference.toy import MODEL, NUM_BLOCKS, WIDTH, ToyNode, new_identity, random_tokens
 
 WAIT_S = 10.0
 
 
 def hop_of(node: ToyNode | FakeHop) -> Hop:
-    return Hop(node.identity.peer_id, (node.address,), node.certificate.der, node.span)
+    return Hop(node.identity.peer_id, (node.address,), node.certificate.der, Blocks.of(node.span))
 
 
 def absent_hop(start: int, stop: int, identity: Identity | None = None) -> Hop:
     """A hop of a route that nobody dials: the probe itself, as the hop above."""
-    return Hop((identity or new_identity()).peer_id, ("127.0.0.1:1",), b"", Span(start, stop))
+    return Hop((identity or new_identity()).peer_id, ("127.0.0.1:1",), b"", Blocks(start, stop))
 
 
 def grant_of(
     client: Identity, route: Sequence[Hop], epoch: int = 0, session: bytes = b"s" * 16, expires_in_s: float = 60.0
 ) -> Grant:
-    grant = Grant(client=client.peer_id, session=SessionId(session), epoch=epoch, model=MODEL, route=tuple(route),
+    grant = Grant(client=client.peer_id, session=SessionId(session), epoch=epoch, weights=Weights(MODEL), route=tuple(route),
                   expires_s=time.time() + expires_in_s)  # fmt: skip
     return grant.signed(client.sign)
 
@@ -136,9 +139,9 @@ class FakeHop:
 
     def record(self) -> PeerRecord:
         """As a node that looks better than any honest one."""
-        served = ServedSpan(model=MODEL, span=self.span, num_blocks=NUM_BLOCKS, dtype="float32")
+        served = hosted(MODEL, self.span, NUM_BLOCKS, free_tokens=10**6, step_ms=0.01)
         return PeerRecord(peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der,
-                          spans=(served,), free_tokens=10**6, step_ms=0.01)  # fmt: skip
+                          hosted=served)  # fmt: skip
 
     async def kill(self) -> None:
         await self.stop()

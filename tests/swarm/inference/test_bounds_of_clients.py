@@ -10,6 +10,7 @@ import pytest
 from protocols.errors import OverloadedError, UnauthenticatedError
 from protocols.ids import ModelId, PeerId, SessionId, Span
 from protocols.inference import Grant
+from protocols.weights_id import Weights
 from swarm.inference.closed import MAX_CLIENTS, MAX_PER_CLIENT, Closed
 from swarm.inference.dials import Dials
 from swarm.inference.pace import EPOCHS_S, MAX_EPOCHS, Pace, delay_s
@@ -99,7 +100,7 @@ def test_the_client_that_holds_most_gives_way_with_its_largest_first(held: str, 
 
 def grant(client: str, number: int, epoch: int = 0, expires_s: float = 1_000.0) -> Grant:
     session = SessionId(number.to_bytes(16, "big"))
-    return Grant(client=PeerId(client), session=session, epoch=epoch, model=ModelId("toy", "ab" * 32), route=(),
+    return Grant(client=PeerId(client), session=session, epoch=epoch, weights=Weights(ModelId("toy", "ab" * 32)), route=(),
                  expires_s=expires_s)  # fmt: skip
 
 

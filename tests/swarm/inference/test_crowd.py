@@ -71,9 +71,7 @@ def calls_of(node: ToyNode) -> int:
 
 def is_empty(node: ToyNode) -> bool:
     runner = node.host.runner
-    return (node.engine.used_bytes, len(runner.queue.waiting), len(runner.holdings.tokens), node.host.load().num_sessions) == (
-        0,
-    ) * 4
+    return (node.engine.used_bytes, len(runner.queue.waiting), len(runner.holdings.tokens), node.host.num_sessions) == (0,) * 4
 
 
 def our_tasks() -> list[str]:

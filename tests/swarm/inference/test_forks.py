@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.ids import Span
 from protocols.inference import Crop, Expect, Fork, Open, Repeat
+from protocols.units import Blocks
 from swarm.inference.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
@@ -101,7 +101,7 @@ async def test_a_fork_is_no_way_to_the_rows_of_somebody_else(swarm: ToySwarm) ->
     """Of another client's session, of one at another step, of unknown ones: the hop says that it holds nothing."""
     node = await swarm.serve(0, 4)
     owner, outsider = Probe(), Probe()
-    route = [replace(hop_of(node), span=Span(0, 4))]
+    route = [replace(hop_of(node), unit=Blocks(0, 4))]
     line = await owner.open(node, grant_of(owner.identity, route))
     assert await line.hear() == Expect(session=step_of(0).session, epoch=0, step=0)
     await line.say(step_of(0, random_tokens(5)))

@@ -9,7 +9,7 @@ import pytest
 from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import BadRequestError, ModelMismatchError, SpanNotServedError, SwarmError, UnauthenticatedError
 from protocols.identity import Identity
-from protocols.ids import ModelId, SessionId, Span
+from protocols.ids import ModelId, SessionId
 from protocols.inference import Grant, Hop
 from protocols.units import Blocks
 from protocols.weights_id import Weights
@@ -27,11 +27,13 @@ def client() -> Identity:
 
 
 def route_of(*spans: tuple[int, int]) -> tuple[Hop, ...]:
-    return tuple(Hop(new_identity().peer_id, ("127.0.0.1:1",), b"", Span(*span)) for span in spans)
+    return tuple(Hop(new_identity().peer_id, ("127.0.0.1:1",), b"", Blocks(*span)) for span in spans)
 
 
 def grant_of(client: Identity, route: tuple[Hop, ...]) -> Grant:
-    grant = Grant(client=client.peer_id, session=SessionId(bytes(16)), epoch=3, model=MODEL, route=route, expires_s=NOW_S + 60)
+    grant = Grant(
+        client=client.peer_id, session=SessionId(bytes(16)), epoch=3, weights=Weights(MODEL), route=route, expires_s=NOW_S + 60
+    )
     return grant.signed(client.sign)
 
 
@@ -86,6 +88,36 @@ def test_other_weights_are_named(client: Identity) -> None:
     served = replace(served_by(route[0]), weights=Weights(ModelId("toy", "cd" * 32)))
     with pytest.raises(ModelMismatchError, match=r"toy@cdcdcdcdcdcd.*toy@abababababab"):
         grants.verify(grant_of(client, route), served, NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("served", "session", "what"),
+    [
+        (Weights(MODEL, 7, bytes(32)), Weights(MODEL), "the version"),
+        (Weights(MODEL, 7, bytes(32)), Weights(MODEL, 8, bytes(32)), "the version"),
+        (Weights(MODEL, 7, bytes(32)), Weights(MODEL, 7, bytes(31) + b"x"), "the chain of the version"),
+        (Weights(MODEL, adapter="ad" * 32), Weights(MODEL), "the adapter"),
+        (Weights(MODEL), Weights(MODEL, adapter="ad" * 32), "the adapter"),
+    ],
+)
+def test_a_hop_computes_with_no_other_version_or_adapter(client: Identity, served: Weights, session: Weights, what: str) -> None:
+    route = route_of((0, 4))
+    grant = replace(grant_of(client, route), weights=session).signed(client.sign)
+    with pytest.raises(ModelMismatchError, match=rf"different weights \({what}\)"):
+        grants.verify(grant, replace(served_by(route[0]), weights=served), NOW_S)
+    grants.verify(grant, replace(served_by(route[0]), weights=session), NOW_S)
+
+
+def test_the_same_numbers_may_go_by_another_name(client: Identity) -> None:
+    route = route_of((0, 4))
+    grants.verify(grant_of(client, route), replace(served_by(route[0]), weights=Weights(replace(MODEL, name="mine"))), NOW_S)
+
+
+def test_blocks_of_an_encoder_are_not_those_of_the_decoder(client: Identity) -> None:
+    (hop,) = route_of((0, 4))
+    route = (replace(hop, unit=Blocks(0, 4, "encoder")),)
+    with pytest.raises(SpanNotServedError, match="serves decoder/0:4, the route wants encoder/0:4"):
+        grants.verify_place(grant_of(client, route), 0, served_by(hop))
 
 
 @pytest.mark.parametrize(

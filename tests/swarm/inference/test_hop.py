@@ -59,7 +59,7 @@ async def reply_of(replies: Line) -> Reply:
 
 
 def num_sessions(node: ToyNode) -> int:
-    return node.host.load().num_sessions
+    return node.host.num_sessions
 
 
 # --- steps

@@ -22,6 +22,7 @@ from protocols.errors import (
 )
 from protocols.ids import ModelId, SessionId
 from protocols.inference import Attach, Close, Expect, Open, Reply
+from protocols.weights_id import Weights
 from swarm.inference.hops import HopLimits
 from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyRow, ToySwarm, ask, new_identity, random_tokens, reference, until
@@ -61,7 +62,7 @@ async def test_the_first_message_must_open(swarm: ToySwarm, client: Probe, first
     else:
         await line.say(words[first])
     await refused(line, BadRequestError)
-    assert node.host.load().num_sessions == 0
+    assert node.host.num_sessions == 0
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ async def test_an_open_that_does_not_prove_right_is_refused_and_costs_nothing(
         case "not the hop above":
             grant = grant_of(person, [absent_hop(0, 2), hop_of(node)])
         case "other weights":
-            object.__setattr__(grant, "model", ModelId("toy", "cd" * 32))
+            object.__setattr__(grant, "weights", Weights(ModelId("toy", "cd" * 32)))
             grant = grant.signed(person.sign)
         case "another span":
             wider = absent_hop(1, 4, node.identity)
@@ -101,7 +102,7 @@ async def test_an_open_that_does_not_prove_right_is_refused_and_costs_nothing(
         case "another precision":
             dtype = "bfloat16"
     await refused(await client.open(node, grant, index, dtype), error)
-    assert node.host.load().num_sessions == 0
+    assert node.host.num_sessions == 0
 
 
 async def test_a_stranger_cannot_attach_to_another_client_s_session(swarm: ToySwarm, client: Probe) -> None:
@@ -114,7 +115,7 @@ async def test_a_stranger_cannot_attach_to_another_client_s_session(swarm: ToySw
     own = await outsider.attach(node, grant_of(outsider.identity, [hop_of(node)]))  # same session id, another session
     await line.say(step_of(0))
     assert isinstance(await replies.hear(), Reply)
-    assert node.host.load().num_sessions == 2
+    assert node.host.num_sessions == 2
     own.stream.cancel()
     await outsider.close()
 
@@ -128,7 +129,7 @@ async def test_one_session_too_many_is_refused_and_one_that_ends_makes_room(swar
     await refused(await client.open(node, more), OverloadedError, "2 sessions, its limit")
     await lines[0].say(Close(session=SessionId(b"\0" * 16)))
     assert await lines[0].hear() is None
-    await until(lambda: node.host.load().num_sessions == 1)
+    await until(lambda: node.host.num_sessions == 1)
     assert isinstance(await (await client.open(node, more)).hear(), Expect)
 
 
@@ -162,7 +163,7 @@ async def test_a_session_opened_anew_while_it_closes_is_a_new_session(swarm: Toy
     assert node.engine.used_bytes == 3  # the old one is still there
     release.set()
     await until(lambda: node.engine.used_bytes == 0)
-    assert node.host.load().num_sessions == 1  # and its end was not taken for the new one's
+    assert node.host.num_sessions == 1  # and its end was not taken for the new one's
     await again.say(step_of(0, random_tokens(2), epoch=1))
     await until(lambda: node.engine.used_bytes == 2)
 
@@ -190,10 +191,10 @@ async def test_an_attach_without_a_session_is_kept_for_a_while_only(swarm: ToySw
     swarm.clock = time_passes.clock()
     node = await swarm.serve(0, 4)
     line = await client.attach(node, grant_of(client.identity, [hop_of(node)]))
-    await until(lambda: node.host.load().num_sessions == 1)
+    await until(lambda: node.host.num_sessions == 1)
     time_passes.ahead_s = RESUME_S
     assert await line.hear() is None
-    await until(lambda: node.host.load().num_sessions == 0)
+    await until(lambda: node.host.num_sessions == 0)
 
 
 async def test_an_idle_session_loses_its_memory(swarm: ToySwarm, client: Probe) -> None:
@@ -218,7 +219,7 @@ async def test_after_many_broken_lines_no_task_is_left(swarm: ToySwarm, client: 
         await line.say(step_of(0, session=bytes([number]) * 16))
         line.stream.cancel()
     await probe.close()
-    await until(lambda: node.host.load().num_sessions == 0 and node.engine.used_bytes == 0)
+    await until(lambda: node.host.num_sessions == 0 and node.engine.used_bytes == 0)
     left = [
         task
         for task in asyncio.all_tasks()

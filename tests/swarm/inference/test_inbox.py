@@ -74,7 +74,7 @@ async def test_sessions_that_keep_too_much_alive_end(swarm: ToySwarm) -> None:
     large = await client.open(node, grant_of(client.identity, [hop_of(node)], session=b"b" * 16))
     await large.say(step_of(0, random_tokens(100), session=b"b" * 16))
     await large.hear_nothing_more()
-    await until(lambda: node.host.load().num_sessions == 1 and node.engine.used_bytes == 10)
+    await until(lambda: node.host.num_sessions == 1 and node.engine.used_bytes == 10)
     await client.close()
 
 

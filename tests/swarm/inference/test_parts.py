@@ -13,6 +13,7 @@ from protocols import compression
 from protocols.errors import BadRequestError, NoRouteError
 from protocols.ids import Span
 from protocols.inference import Crop, Expect, HopLost, Repeat, StepSpec
+from protocols.units import Blocks
 from swarm.inference.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, random_tokens, reference, until
@@ -137,7 +138,7 @@ async def test_token_ids_and_logits_are_refused_where_the_route_is_a_part(swarm:
     for span, kind, result in ((Span(1, 4), "ids", "logits"), (Span(0, 3), "hidden", "logits")):
         probe = Probe()
         node = swarm.nodes[0]
-        line = await probe.open(node, grant_of(probe.identity, [replace(hop_of(node), span=span)]))
+        line = await probe.open(node, grant_of(probe.identity, [replace(hop_of(node), unit=Blocks.of(span))]))
         assert isinstance(await line.hear(), Expect)
         payload = ids if kind == "ids" else compression.pack(random_tokens(2))
         await line.say(replace(step_of(0, random_tokens(2)), payload=payload, spec=StepSpec(kind=kind, result=result)))

@@ -194,7 +194,7 @@ async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> No
     assert all(node.engine.used_bytes == 30 for node in nodes)
     for session in sessions:
         await session.close()
-    await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes))
+    await until(lambda: not any(node.engine.used_bytes or node.host.num_sessions for node in nodes))
 
 
 async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) -> None:

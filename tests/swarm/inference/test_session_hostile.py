@@ -162,10 +162,10 @@ async def test_a_leg_that_is_let_go_while_it_opens_and_is_then_cancelled_keeps_n
     opening = asyncio.create_task(rival.install(session.route, "float32"))
     await asyncio.sleep(0)
     rival.let_go()
-    await until(lambda: node.host.load().num_sessions == 2)
+    await until(lambda: node.host.num_sessions == 2)
     opening.cancel()
     await asyncio.wait((opening,))
-    await until(lambda: node.host.load().num_sessions == 1, 5)
+    await until(lambda: node.host.num_sessions == 1, 5)
     assert rival.down.wire is None
     await session.close()
 
@@ -210,7 +210,7 @@ async def test_a_closed_session_takes_no_step_and_opens_nothing(swarm: ToySwarm)
     await session.close()
     with pytest.raises(PeerUnreachableError, match="closed"):
         await ask(session, (), [1], random_tokens(1))
-    assert node.host.load().num_sessions == 0
+    assert node.host.num_sessions == 0
 
 
 async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
@@ -220,7 +220,7 @@ async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
     await ask(session, (), [6], random_tokens(6))
     await session.close()
     await swarm.pool.close()
-    await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes), 5)
+    await until(lambda: not any(node.engine.used_bytes or node.host.num_sessions for node in nodes), 5)
 
 
 async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm) -> None:

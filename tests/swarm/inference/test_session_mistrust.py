@@ -96,7 +96,7 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
     gate.set()
     with pytest.raises(PeerUnreachableError, match="closed"):
         await asking
-    await until(lambda: node.host.load().num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
+    await until(lambda: node.host.num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
     assert not session._pending and not session._legs._tasks
 
 

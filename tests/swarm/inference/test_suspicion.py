@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from protocols.errors import BadRequestError, CheckpointError
-from protocols.ids import PeerId, Span
+from protocols.ids import PeerId
 from protocols.inference import Hop
 from protocols.progress import Progress
+from protocols.units import Blocks
 from swarm.inference import hearsay, suspicion
 from swarm.inference.hearsay import Refusal
 from swarm.inference.suspicion import Finding, Kind, judge
@@ -92,7 +93,7 @@ def said(*names: str, cause: BadRequestError | CheckpointError | None = None) ->
 
 
 def test_a_refusal_that_was_passed_on_may_be_any_of_the_hops_above() -> None:
-    route = tuple(Hop(PeerId(name), (), b"", Span(at, at + 1)) for at, name in enumerate("abc"))
+    route = tuple(Hop(PeerId(name), (), b"", Blocks(at, at + 1)) for at, name in enumerate("abc"))
     assert hearsay.sayers(route, 1, is_told=True) == {"a", "b"} and hearsay.sayers(route, 2, is_told=False) == {"c"}
 
 

@@ -24,7 +24,7 @@ from protocols.errors import BadRequestError, CacheFullError
 from protocols.identity import Identity
 from protocols.ids import ModelId, Span
 from protocols.inference import WANT_ALL, Op, StepSpec
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.units import ENDS, Blocks
 from protocols.weights_id import Weights
 from swarm.clock import SYSTEM, Clock
@@ -40,6 +40,7 @@ from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
 from swarm.weights.shelf import Shelf
 from swarm.weights.uploader import Uploader
+from tests.hosting import hosted
 
 WIDTH = 4
 NUM_BLOCKS = 4
@@ -152,13 +153,18 @@ class ToyNode:
             await self.host.stop()
 
     def record(self) -> PeerRecord:
-        load, what = self.host.load(), self.host.served
-        served = ServedSpan(
-            model=what.weights.model, span=self.span, num_blocks=what.num_blocks, dtype=what.dtype, ends=what.beside >= ENDS
+        what = self.host.served
+        served = hosted(
+            what.weights.model,
+            self.span,
+            what.num_blocks,
+            dtype=what.dtype,
+            ends=what.beside >= ENDS,
+            free_tokens=self.host.load().free_tokens,
+            step_ms=1.0,
         )
         return PeerRecord(
-            peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der, spans=(served,),
-            free_tokens=load.free_tokens, step_ms=1.0,
+            peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der, hosted=served,
         )  # fmt: skip
 
 
@@ -181,7 +187,7 @@ class ToySwarm:
         self.nodes: list[ToyNode] = []
         self.identity = new_identity()
         self.pool = ChannelPool(self.identity)
-        self.router = Router(self, self._ping, model, num_blocks)
+        self.router = Router(self, self._ping, Weights(model), num_blocks)
 
     async def snapshot(self, model_name: str) -> Records:
         return Records(tuple(node.record() for node in self.nodes if node.address))

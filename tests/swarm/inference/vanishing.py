@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 
 from protocols.ids import PeerId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
+from tests.hosting import hosted
 from tests.swarm.inference.toy import MODEL, NUM_BLOCKS, Records, ToySwarm, ask, random_tokens
 
 
 def record(address: str, peer: str, certificate: str, span: str) -> PeerRecord:
     start, stop = map(int, span.split(":"))
-    served = ServedSpan(model=MODEL, span=Span(start, stop), num_blocks=NUM_BLOCKS, dtype="float32")
-    return PeerRecord(peer=PeerId(peer), addresses=(address,), certificate=bytes.fromhex(certificate), spans=(served,),
-                      free_tokens=1_000, step_ms=1.0)  # fmt: skip
+    served = hosted(MODEL, Span(start, stop), NUM_BLOCKS, free_tokens=1_000, step_ms=1.0)
+    return PeerRecord(peer=PeerId(peer), addresses=(address,), certificate=bytes.fromhex(certificate), hosted=served)
 
 
 class Client(ToySwarm):

@@ -17,7 +17,7 @@ from protocols.defaults import RECORD_RENEW_S
 from protocols.errors import BadRequestError, ConfigError, NotAllowedError, PeerUnreachableError, ProtocolVersionError
 from protocols.hello import DialBack, DialBackReply, Hello
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm import keys, known_peers, ports
 from swarm import peer as module
 from swarm.access_lists import Lists
@@ -28,17 +28,18 @@ from swarm.entering import Entry
 from swarm.peer import Peer, PeerConfig
 from swarm.rpc import tls
 from tests.forked import PIPE, Child, ForkServer
+from tests.hosting import hosted
 
 
 def record(peer: Peer) -> PeerRecord:
-    span = ServedSpan(model=ModelId("tiny", "a" * 64), span=Span(0, 4), num_blocks=4, dtype="float32")
+    span = hosted(ModelId("tiny", "a" * 64), Span(0, 4), 4)
     return PeerRecord(
         peer=peer.peer_id,
         addresses=peer.addresses,
         certificate=peer.certificate,
         p2p_addresses=peer.multiaddrs,
         reachable=peer.reachable,
-        spans=(span,),
+        hosted=span,
     )
 
 
@@ -182,9 +183,10 @@ async def test_another_swarm_or_version_is_refused_and_typed(tmp_path: Path) -> 
                 pass
         async with client(*node.multiaddrs, swarm="blue") as asking:
             channel = await asking.pool.channel(node.peer_id, node.addresses)
-            future = Hello(oldest=90, newest=99, software="from the future", swarm="blue")
-            with pytest.raises(ProtocolVersionError, match="must upgrade"):
-                await channel.unary(services.HELLO, future.encode())
+            for versions, who in (((90, 99), "we"), ((1, 1), "they")):  # as the asked node says it
+                theirs = Hello(oldest=versions[0], newest=versions[1], software="of another time", swarm="blue")
+                with pytest.raises(ProtocolVersionError, match=f"{who} must upgrade"):
+                    await channel.unary(services.HELLO, theirs.encode())
 
 
 def test_a_config_that_makes_no_sense_is_refused() -> None:
@@ -308,6 +310,7 @@ PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
 from swarm.peer import Peer, PeerConfig
+from tests.hosting import hosted
 
 async def main():
     async with Peer(PeerConfig(data_dir=Path(sys.argv[1]))) as node:

@@ -22,13 +22,15 @@ from protocols.errors import (
 )
 from protocols.ids import ModelId, PeerId, Span
 from protocols.inference import Hop
-from protocols.records import PeerRecord, ServedSpan
-from protocols.units import ENDS
+from protocols.records import PeerRecord
+from protocols.units import ENDS, Blocks
+from protocols.weights_id import Weights
 from swarm.asking import AT_ONCE, HELLO_S
 from swarm.routing.offers import Offer, Wish, candidates
 from swarm.routing.regard import Regard
 from swarm.routing.router import FRESH_S, GRACE_S, LOOK_AGAIN_S, WARY_S, Router
 from swarm.suggestion import NodeCommand
+from tests.hosting import hosted
 from tests.swarm.inference.toy import new_identity, until
 from tests.virtual_time import loop_clock, virtual_time
 
@@ -58,15 +60,15 @@ class LocalSwarm:
     def add(
         self, start: int, stop: int, *, dtype: str = "float32", model: ModelId = MODEL, ends: bool = False, **about: object
     ) -> PeerRecord:
-        served = ServedSpan(model=model, span=Span(start, stop), num_blocks=4, dtype=dtype, ends=ends)
-        record = PeerRecord(peer=new_identity().peer_id, addresses=("127.0.0.1:1",), certificate=b"", spans=(served,),
-                            free_tokens=10**6, step_ms=1.0)  # fmt: skip
+        load = {"free_tokens": 10**6, "step_ms": 1.0} | {key: about.pop(key) for key in ("step_ms", "queue") if key in about}
+        served = hosted(model, Span(start, stop), dtype=dtype, ends=ends, **load)
+        record = PeerRecord(peer=new_identity().peer_id, addresses=("127.0.0.1:1",), certificate=b"", hosted=served)
         record = replace(record, **about)  # type: ignore[arg-type]
         self.peers += (record,)
         return record
 
     def router(self) -> Router:
-        return Router(self, self.ping, MODEL, 4, clock=loop_clock())
+        return Router(self, self.ping, Weights(MODEL), 4, clock=loop_clock())
 
 
 def peers_of(found: tuple[object, ...]) -> list[PeerId]:
@@ -92,7 +94,7 @@ async def test_only_those_that_serve_are_used(state: str) -> None:
 async def test_what_is_missing_is_hosted_by_a_line_that_works() -> None:
     swarm = LocalSwarm()
     swarm.add(0, 2)
-    router = Router(swarm, swarm.ping, MODEL, 4, NodeCommand(swarm="attic", peer="/ip4/203.0.113.5/tcp/1/p2p/12D3"))
+    router = Router(swarm, swarm.ping, Weights(MODEL), 4, NodeCommand(swarm="attic", peer="/ip4/203.0.113.5/tcp/1/p2p/12D3"))
     line = "swarm node toy --blocks 2:4 --swarm attic --peer /ip4/203.0.113.5/tcp/1/p2p/12D3"
     with pytest.raises(NoRouteError, match=f"host them: {line}$"):
         await router.find(0)
@@ -404,9 +406,9 @@ async def test_peers_are_asked_at_random_but_those_that_computed_or_answered_bef
     first, met, trusted = swarm.add(0, 4), swarm.add(0, 4), swarm.add(0, 4)
     swarm.dead = {record.peer for record in swarm.peers} - {first.peer, met.peer, trusted.peer}
     regard = Regard(has_met=lambda peer: peer == met.peer, is_trusted=lambda peer: peer == trusted.peer)
-    routers = [Router(swarm, swarm.ping, MODEL, 4, regard=regard) for _ in range(2)]
+    routers = [Router(swarm, swarm.ping, Weights(MODEL), 4, regard=regard) for _ in range(2)]
     for router in routers:
-        router.answered((Hop(first.peer, first.addresses, b"", Span(0, 4)),))
+        router.answered((Hop(first.peer, first.addresses, b"", Blocks(0, 4)),))
         await router.find(0)
     half = len(swarm.pinged) // 2
     assert {first.peer, trusted.peer} == set(swarm.pinged[:2]) == set(swarm.pinged[half : half + 2])
@@ -425,7 +427,7 @@ async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None
         if record is slow:
             await release.wait()
 
-    router = Router(swarm, ping, MODEL, 4, clock=loop_clock())
+    router = Router(swarm, ping, Weights(MODEL), 4, clock=loop_clock())
     assert peers_of(await router.find(60)) == [first.peer, last.peer]
     assert router.clock.now_s() == GRACE_S, "the whole wait for a silent peer"
     release.set()
@@ -442,7 +444,10 @@ async def test_patience_bounds_looks_and_hellos() -> None:
         await asyncio.Event().wait()
 
     clock = loop_clock()
-    for router in (Router(swarm, never, MODEL, 4, clock=clock), Router(Silent(never), swarm.ping, MODEL, 4, clock=clock)):
+    for router in (
+        Router(swarm, never, Weights(MODEL), 4, clock=clock),
+        Router(Silent(never), swarm.ping, Weights(MODEL), 4, clock=clock),
+    ):
         for route_timeout_s in (0.1, HELLO_S, 60.0):
             started_s = clock.now_s()
             with pytest.raises(NoRouteError):
@@ -469,6 +474,26 @@ async def test_a_claim_of_speed_does_not_beat_peers_that_have_computed_but_a_way
     assert peers_of(await router.find(0)) == [proven.peer]
     router.failed(proven.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) != [proven.peer], "a claim is used if nothing better is there"
+
+
+async def test_a_route_is_of_one_version_of_the_weights() -> None:
+    """Peers in the middle of a training run serve the same model, with other numbers."""
+    swarm, trained = LocalSwarm(), Weights(MODEL, 7, bytes(32))
+    ahead = swarm.add(0, 4)
+    swarm.peers = (replace(ahead, hosted=tuple(replace(one, weights=trained) for one in ahead.hosted)),)
+    with pytest.raises(ModelMismatchError, match=rf"digest {MODEL.digest[:12]}/7\) than yours \({MODEL.digest[:12]}\)"):
+        await swarm.router().find(0)
+    static = swarm.add(0, 4, step_ms=900.0)
+    assert peers_of(await swarm.router().find(0)) == [static.peer]
+    assert peers_of(await Router(swarm, swarm.ping, trained, 4).find(0)) == [ahead.peer]
+
+
+async def test_a_peer_claims_once_with_the_faster_of_its_units() -> None:
+    swarm = LocalSwarm()
+    slow, _other = swarm.add(0, 2, step_ms=40.0), swarm.add(2, 4, step_ms=8.0)
+    both = replace(slow, hosted=(*slow.hosted, *hosted(MODEL, Span(2, 4), step_ms=4.0, queue=1)))
+    whole = candidates([Offer(both, one) for one in both.hosted], Wish(None, frozenset(), ()), 4, ())
+    assert [one.step_ms for one in whole] == [2 * 2.0, 2 * 2.0 * 2], "with the queue of each unit"
 
 
 async def test_a_claim_counts_twice_the_median_at_most() -> None:

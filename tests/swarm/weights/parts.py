@@ -13,12 +13,13 @@ from pathlib import Path
 from protocols import pieces, services
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.weights import PIECE_BYTES, FileEntry, Manifest, TensorEntry, canonical_config, tensor_root
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer, Stream, tls
 from swarm.weights.cache import ModelCache
 from swarm.weights.shelf import Shelf
 from swarm.weights.uploader import Uploader
+from tests.hosting import hosted
 
 ME = from_seed(bytes([99]) * 32)
 WHOLE = Span(0, 4)
@@ -160,8 +161,8 @@ class LocalSwarm:
         }
         server = RpcServer(identity, certificate, handlers)
         port = await server.start()
-        served = ServedSpan(model=model.model, span=span, num_blocks=4, dtype="float32")
-        record = PeerRecord(peer=identity.peer_id, addresses=(f"127.0.0.1:{port}",), certificate=certificate.der, spans=(served,))
+        served = hosted(model.model, span, 4)
+        record = PeerRecord(peer=identity.peer_id, addresses=(f"127.0.0.1:{port}",), certificate=certificate.der, hosted=served)
         giver = Giver(server, uploader, record)
         self.givers.append(giver)
         return giver

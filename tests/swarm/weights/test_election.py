@@ -11,19 +11,20 @@ import pytest
 from protocols.errors import ModelMismatchError, ModelNotFoundError
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.swarm_key import KEY_BYTES, SwarmKey
 from swarm.client.connection import Settings
 from swarm.entering import Entry
 from swarm.weights.election import chosen, tallies
 from swarm.weights.remembered import MAX_NAMES, NameMemory, file_of, load
+from tests.hosting import hosted
 
 
 def record(
     number: int, digest: str, start: int, stop: int, *, num_blocks: int = 8, dtype: str = "float32", state: str = "serving"
 ) -> PeerRecord:
-    served = ServedSpan(model=ModelId("m", digest * 64), span=Span(start, stop), num_blocks=num_blocks, dtype=dtype)
-    return PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id, spans=(served,), state=state)
+    served = hosted(ModelId("m", digest * 64), Span(start, stop), num_blocks, dtype=dtype)
+    return PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id, hosted=served, state=state)
 
 
 HONEST = [record(1, "a", 0, 4), record(2, "a", 4, 8), record(3, "a", 4, 8)]
@@ -76,8 +77,8 @@ def test_what_a_name_meant_before_stays_and_a_change_is_refused_until_it_is_aske
 
 
 def test_the_beginning_of_a_digest_must_fit_one_but_for_what_was_meant_before() -> None:
-    served = ServedSpan(model=ModelId("m", "a" * 63 + "b"), span=Span(0, 8), num_blocks=8, dtype="float32")
-    twin = PeerRecord(peer=from_seed(b"t" * 32).peer_id, spans=(served,))
+    served = hosted(ModelId("m", "a" * 63 + "b"), Span(0, 8), 8)
+    twin = PeerRecord(peer=from_seed(b"t" * 32).peer_id, hosted=served)
     both = tallies([*HONEST, twin], "m", "aaaaaa")
     with pytest.raises(ModelNotFoundError, match="fits 2 models"):
         chosen(both, "m@aaaaaa")

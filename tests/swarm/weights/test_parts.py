@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocols.errors import BadRequestError, CheckpointError, ModelNotFoundError, ModelNotSupportedError
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from protocols.units import Blocks, Ends, Expert, Partition
 from protocols.weights import Manifest, TensorEntry, canonical_config
 from swarm.weights.bitmap import Bitmap
@@ -21,6 +21,7 @@ from swarm.weights.cache import ModelCache
 from swarm.weights.layout import Layout
 from swarm.weights.names import split_name
 from swarm.weights.ranking import ranked
+from tests.hosting import hosted
 from tests.swarm.weights.parts import CONFIG, make_model
 
 
@@ -106,8 +107,8 @@ def test_a_bucket_keeps_the_rate_and_the_order() -> None:
 def record(
     number: int, name: str, digest: str, start: int, stop: int, *, ends: bool = False, state: str = "serving", mbit: int = 0
 ) -> PeerRecord:
-    served = ServedSpan(model=ModelId(name, digest * 64), span=Span(start, stop), num_blocks=8, ends=ends, dtype="float32")
-    return PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id, spans=(served,), state=state, upload_bytes_s=mbit * 125_000)
+    served = hosted(ModelId(name, digest * 64), Span(start, stop), 8, ends=ends)
+    return PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id, hosted=served, state=state, upload_bytes_s=mbit * 125_000)
 
 
 def test_a_digest_is_written_with_six_letters_at_least() -> None:

@@ -13,10 +13,12 @@ from protocols.directory import DirectoryRequest
 from protocols.entries import SignedEntry, model_key, names_key
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId, PeerId, Span, peer_id_of
-from protocols.records import PeerRecord, ServedSpan, bucket
+from protocols.records import PeerRecord, bucket
+from protocols.weights_id import Weights
 from swarm.dht.node import Dht
 from swarm.directory import directory as module
 from swarm.directory.directory import Directory
+from tests.hosting import hosted
 from tests.swarm.dht.nodes import members
 
 MODEL = ModelId("tiny", "a" * 64)
@@ -27,8 +29,8 @@ def directory(dht: Dht, swarm: str = "test") -> Directory:
 
 
 def record(dht: Dht, span: str, **changes: object) -> PeerRecord:
-    served = ServedSpan(model=MODEL, span=Span.parse(span), num_blocks=4, dtype="float32")
-    return replace(PeerRecord(peer=dht._identity.peer_id, spans=(served,)), **changes)  # type: ignore[arg-type]
+    served = hosted(MODEL, Span.parse(span), 4)
+    return replace(PeerRecord(peer=dht._identity.peer_id, hosted=served), **changes)  # type: ignore[arg-type]
 
 
 async def test_what_is_announced_is_seen_until_it_is_withdrawn() -> None:
@@ -41,7 +43,7 @@ async def test_what_is_announced_is_seen_until_it_is_withdrawn() -> None:
             one._identity.peer_id: "serving",
             two._identity.peer_id: "joining",
         }
-        assert {one.span for _peer, one in seen.serving(MODEL.digest)} == {Span(0, 2)}
+        assert {one.span for _peer, one in seen.serving(Weights(MODEL))} == {Span(0, 2)}
         assert await looking.models() == {"tiny": 2}
         await first.withdraw()
         assert [peer.peer for peer in (await looking.snapshot("tiny")).peers] == [two._identity.peer_id]
@@ -98,7 +100,7 @@ async def test_what_a_peer_says_that_does_not_parse_hides_nobody() -> None:
             assert await liar.store(key, payload, time.time() + 60)
             await liar.store(names_key("test", bucket(liar._identity.peer_id)), payload, time.time() + 60)
         seen = await directory(two).snapshot("tiny")
-        assert [(peer.peer, peer.spans[0].span) for peer in seen.peers] == [(one._identity.peer_id, Span(0, 4))]
+        assert [(peer.peer, peer.hosted[0].span) for peer in seen.peers] == [(one._identity.peer_id, Span(0, 4))]
         assert await directory(two).models() == {"tiny": 1}
         await here.withdraw()
 
@@ -132,11 +134,11 @@ async def test_a_model_that_is_no_longer_hosted_says_where_its_node_is_now() -> 
     async with members(2, "test") as (one, two):
         here, looking = directory(one), directory(two)
         await here.announce(lambda: record(one, "0:4"), ["tiny"])
-        other = replace(record(one, "0:4").spans[0], model=ModelId("big", "b" * 64))
-        await here.announce(lambda: record(one, "0:4", spans=(other,)), ["big"])
+        other = replace(record(one, "0:4").hosted[0], weights=Weights(ModelId("big", "b" * 64)))
+        await here.announce(lambda: record(one, "0:4", hosted=(other,)), ["big"])
         for name in ("tiny", "big"):
             (found,) = (await looking.snapshot(name)).peers
-            assert [span.model.name for span in found.spans] == ["big"]
+            assert [one.weights.model.name for one in found.hosted] == ["big"]
         await here.withdraw()
         assert (await looking.snapshot("tiny")).peers == (await looking.snapshot("big")).peers == ()
 

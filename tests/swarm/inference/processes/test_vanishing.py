@@ -23,4 +23,4 @@ async def test_a_client_that_is_killed_frees_memory_after_resume_s(swarm: ToySwa
     finally:
         client.kill()
         await asyncio.to_thread(client.wait, 10)
-    await until(lambda: not any(node.engine.used_bytes or node.host.load().num_sessions for node in nodes))
+    await until(lambda: not any(node.engine.used_bytes or node.host.num_sessions for node in nodes))

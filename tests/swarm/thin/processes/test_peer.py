@@ -8,16 +8,17 @@ import pytest
 
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
-from protocols.records import PeerRecord, ServedSpan
+from protocols.records import PeerRecord
 from swarm import known_peers
 from swarm.bootstrap import FindConfig
 from swarm.peer import Peer, PeerConfig
 from swarm.thin.peer import ThinPeer
+from tests.hosting import hosted
 
 
 def record(peer: Peer) -> PeerRecord:
-    span = ServedSpan(model=ModelId("tiny", "a" * 64), span=Span(0, 4), num_blocks=4, dtype="float32")
-    return PeerRecord(peer=peer.peer_id, addresses=peer.addresses, certificate=peer.certificate, spans=(span,))
+    span = hosted(ModelId("tiny", "a" * 64), Span(0, 4), 4)
+    return PeerRecord(peer=peer.peer_id, addresses=peer.addresses, certificate=peer.certificate, hosted=span)
 
 
 async def test_it_sees_what_peers_announce_and_goes_on_when_the_given_one_has_gone(tmp_path: Path) -> None:
