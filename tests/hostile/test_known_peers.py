@@ -9,7 +9,7 @@ from pathlib import Path
 from protocols import services
 from protocols.hello import Hello
 from protocols.identity import Identity, from_seed
-from swarm import known_peers
+from swarm import hello, known_peers
 from swarm.bootstrap import FindConfig
 from swarm.dht.address import PeerAddress
 from swarm.peer import Peer, PeerConfig
@@ -22,10 +22,10 @@ DAY_S = 86_400.0
 def answering(identity: Identity) -> RpcServer:
     """A server that says hello, and does nothing else."""
 
-    async def hello(request: bytes, call: Call) -> bytes:
+    async def say_hello(request: bytes, call: Call) -> bytes:
         return hello.answer(Hello(software="made up", swarm="public"), request, time.time())
 
-    handlers: Handlers = {services.HELLO.name: hello}
+    handlers: Handlers = {services.HELLO.name: say_hello}
     return RpcServer(identity, tls.make(identity), handlers, "127.0.0.1", 0)
 
 
