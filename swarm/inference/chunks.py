@@ -2,7 +2,7 @@
 
 Several hops then work on one prompt at once. Also puts the answers together.
 
-`want` is how many of each row's last tokens the caller needs (WANT_ALL: every one): chunks without any ask for nothing back.
+`want` is how many of each sequence's last tokens the caller needs (WANT_ALL: every one); a prefill chunk without any asks for nothing back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from protocols.tensors import WireTensor
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, start + count) of every row, and how many of the last of them are needed, in all and row by row."""
+    """Tokens [start, start + count) of every sequence, and how many of the last of them are needed, in all and for each sequence."""
 
     starts: tuple[int, ...]
     counts: tuple[int, ...]
@@ -26,13 +26,13 @@ class Chunk:
 
 
 def plan(counts: Sequence[int], want: int, limit_tokens: int, limit_wanted: int | None = None) -> list[Chunk]:
-    """Chunks of at most `limit_tokens` tokens (but at least one a row), in order. Never empty: a step without tokens is one chunk.
+    """Prefill chunks of at most `limit_tokens` tokens (at least one a sequence), in order. A step without tokens is one prefill chunk.
 
-    limit_wanted: at most so many tokens of a chunk come back, at least 1; rows take turns where they would be more.
+    limit_wanted: at most so many tokens of a prefill chunk come back, at least 1. If there are more, the sequences share several of them.
     """
     share = max(1, limit_tokens // max(1, len(counts)))
     if limit_wanted is not None and (want == WANT_ALL or want > limit_wanted):
-        share = min(share, limit_wanted)  # so that one row's part never exceeds it
+        share = min(share, limit_wanted)  # so that one sequence's part never exceeds it
     whole = (_chunk(counts, want, start, share) for start in range(0, max([*counts, 1]), share))
     if limit_wanted is None:
         return list(whole)
@@ -40,7 +40,7 @@ def plan(counts: Sequence[int], want: int, limit_tokens: int, limit_wanted: int 
 
 
 def _taking_turns(chunk: Chunk, limit: int) -> list[Chunk]:
-    """The same tokens in parts of consecutive rows, of which at most `limit` tokens each come back."""
+    """The same tokens in parts of consecutive sequences, of which at most `limit` tokens each come back."""
     turns, turn, total = [], 0, 0
     for size in kept(chunk.want, chunk.counts):
         if total and total + size > limit:
@@ -51,7 +51,7 @@ def _taking_turns(chunk: Chunk, limit: int) -> list[Chunk]:
 
 
 def _of_turn(chunk: Chunk, turns: Sequence[int], turn: int) -> Chunk:
-    """The rows whose turn it is; of those before, everything is sent, and of those after, nothing yet."""
+    """Part number `turn`: it sends the tokens of its own sequences; those before are sent already, those after not yet."""
     needed = tuple(count if own == turn else 0 for own, count in zip(turns, chunk.needed, strict=True))
     return Chunk(
         starts=tuple(
@@ -77,7 +77,7 @@ def _chunk(counts: Sequence[int], want: int, start: int, share: int) -> Chunk:
 
 
 def cut(chunk: Chunk, counts: Sequence[int], values: WireTensor) -> WireTensor:
-    """The chunk's tokens of `values` [T, …], whose rows follow each other with `counts` tokens each."""
+    """The part of `values` [T, …] that belongs to `chunk`; in `values`, sequences follow each other with `counts` tokens each."""
     if chunk.counts == tuple(counts):
         return values
     pieces, at = [], 0
@@ -99,7 +99,7 @@ def cut_positions(chunk: Chunk, counts: Sequence[int], positions: Sequence[int])
 
 
 def join(chunks: Sequence[Chunk], outputs: Sequence[tuple[Sequence[int], WireTensor]]) -> WireTensor:
-    """All needed tokens, row after row: outputs are (counts, values [T', …]) of each chunk, as its `want` asked."""
+    """All needed tokens, sequence after sequence. outputs: (counts, values [T', …]) of each prefill chunk, as its `want` asked."""
     if len(chunks) == 1 and tuple(outputs[0][0]) == chunks[0].needed:
         return outputs[0][1]
     rows: list[list[WireTensor]] = [[] for _ in chunks[0].counts]
@@ -113,7 +113,7 @@ def join(chunks: Sequence[Chunk], outputs: Sequence[tuple[Sequence[int], WireTen
 
 
 def kept(want: int, counts: Sequence[int]) -> tuple[int, ...]:
-    """How many of each row's last tokens a step wants back."""
+    """How many of each sequence's last tokens a step wants back."""
     return tuple(counts) if want == WANT_ALL else tuple([min(want, count) for count in counts])
 
 
@@ -131,7 +131,7 @@ def wanted(want: int, counts: Sequence[int]) -> list[tuple[int, int]] | None:
 
 
 def select(want: int, counts: Sequence[int], output: WireTensor) -> WireTensor:
-    """The tokens that a step wants back: the last `want` of each row, all, or none."""
+    """The tokens that a step wants back: the last `want` of each sequence, all, or none."""
     places = wanted(want, counts)
     if places is None:
         return output

@@ -26,7 +26,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndsShape:
-    """The model's ends, as far as a step must fit them."""
+    """Sizes of embedding and head that a step must fit."""
 
     vocab_size: int
     embed_width: int
@@ -34,7 +34,7 @@ class EndsShape:
 
 
 class SessionCompute(Protocol):
-    """What the node lends a session: rows of K/V on its device, and a turn in its batches."""
+    """A session's part of the node: its sequences' K/V on the device, and steps in its batches."""
 
     hidden_size: int
     dtype: torch.dtype
@@ -50,14 +50,14 @@ class SessionCompute(Protocol):
         spec: StepSpec = PASS_ON,
         expires_s: float = math.inf,
     ) -> Output:
-        """Apply `ops`, then run the tokens of all rows, [T, …] as `spec` says, through the blocks. Typed errors; then the rows are lost.
+        """Apply `ops`, then run the tokens of all sequences, [T, …] as `spec` says, through the blocks. After a typed error they are lost.
 
         expires_s: on the monotonic clock; a step that still waits then is refused with DeadlineError, and its client asks another peer.
         """
         ...
 
     async def fork(self, source: SessionCompute) -> None:
-        """Begin with copies of another session's rows, which runs the same blocks here. Typed errors; then there are none."""
+        """Begin with copies of another session's sequences, which runs the same blocks here. After a typed error there are none."""
         ...
 
     def abandon(self) -> None:
@@ -65,5 +65,5 @@ class SessionCompute(Protocol):
         ...
 
     async def clear(self) -> None:
-        """Give all rows back; the next step starts from nothing."""
+        """Free all sequences; the next step starts from nothing."""
         ...

@@ -2,7 +2,7 @@
 
 What was sent to it, the message stream to it, and what it still lacks.
 
-Hops and the client use the same. Whoever is below says with Expect what it wants next; `pump` then sends exactly that:
+Hops and the client use the same. The hop below says with Expect what it wants next; `pump` then sends exactly that:
 the history if it holds nothing that we could continue, and every later frame. A new hop, a hop that was only cut off,
 and a hop that had been ahead of us are all the same case.
 """
@@ -90,7 +90,7 @@ class Downstream:
 
     @property
     def num_sent(self) -> int:
-        """Steps that the hop below has been sent, or has by its own word."""
+        """Steps that the hop below has been sent, or says that it has."""
         return 0 if self.wire is None or self._wanted is None else min(self._wanted, self.retained.next_step)
 
     @property

@@ -23,7 +23,7 @@ Event = tuple[MessageStream | None, Message | Lost | Begun]
 
 
 def dismiss(wire: MessageStream | None, message: Message | Lost | Begun) -> None:
-    """An event that came too late: whoever opened a stream with it sees that end."""
+    """Refuse an event that came too late: the peer that opened a stream with it sees the stream end."""
     if isinstance(message, Open | Attach):
         end(wire)
 

@@ -4,7 +4,7 @@
 
 Points of a hop: `opened` (step: the next one that it wants), `before_compute`, `after_compute`, `before_send`, `after_send` (the
 frame has been handed to the transport), `before_history`, `after_history` (step: the first one after the history).
-`SWARM_FAULTS=FOLDER` arms processes that run already: whoever first reaches a point that has a file there, named like
+`SWARM_FAULTS=FOLDER` arms processes that run already: the process that first reaches a point that has a file there, named like
 `after_send:step=5` or `after_send`, removes the file and dies; so several replicas can share a folder, and one of them dies.
 Without these variables, a point costs one comparison.
 """

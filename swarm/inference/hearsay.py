@@ -2,8 +2,8 @@
 
 Whose word each may be, and when enough peers have said the same.
 
-A class of error says "no other peer would do better". That is one peer's word: it costs that peer its place, and another is asked. It is
-raised once AGREED peers, none of whom could have spoken for another, have said so, or once nobody else is left to ask. Pure.
+A class of error says "no other peer would do better". That is one peer's claim: that peer is replaced, and another is asked. The error is
+raised once AGREED peers, none of which could have spoken for another, have said so, or once no other peer is left to ask. Pure.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each has some tokens of each sequence, of one kind.
 
-Rows that share pieces may be far longer together than what is kept of them, so no row is put together as a whole: a frame takes its
+Sequences that share pieces may be far longer together than what is kept of them, so none is put together as a whole: a frame takes its
 own tokens from the pieces, and how many frames there will be is computed from lengths.
 """
 
@@ -24,9 +24,9 @@ Runs = tuple[tuple[str, int], ...]
 
 
 def cut(rows: Sequence[PieceRow], empty: Piece, session: SessionId, epoch: int, base: int) -> Iterator[History]:
-    """Rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes (but a token a row), a part of each row a round.
+    """Rounds of at most HISTORY_PART_TOKENS tokens and WINDOW_BYTES bytes (but a token a sequence), a part of each sequence a round.
 
-    rows: nobody changes them meanwhile. empty: what a history without tokens carries.
+    `rows` must not change meanwhile. empty: what a history without tokens carries.
     """
     is_placed = any(row.is_placed for row in rows)
     widest = max([row.widest for row in rows], default=1)
@@ -55,7 +55,7 @@ def cut(rows: Sequence[PieceRow], empty: Piece, session: SessionId, epoch: int, 
 
 
 class _Reader:
-    """Reads a row from its first token on."""
+    """Reads a sequence from its first token on."""
 
     def __init__(self, row: PieceRow) -> None:
         self._pieces = row.pieces
@@ -79,7 +79,7 @@ class _Reader:
 
 
 def rounds(runs: Sequence[Runs], share: int) -> Iterator[tuple[int, ...]]:
-    """How many tokens of each row go in which round: at most `share`, of one kind; the first row that has any left says which.
+    """How many tokens of each sequence go in which round: at most `share`, of one kind, that of the first sequence with tokens left.
 
     There is one round at least.
     """
@@ -99,7 +99,7 @@ def rounds(runs: Sequence[Runs], share: int) -> Iterator[tuple[int, ...]]:
 
 
 def num_rounds(runs: Sequence[Runs], share: int) -> int:
-    """How many `rounds` there are. Rows of the same length and kinds go together, so one of each is enough."""
+    """How many `rounds` there are. Sequences of the same length and kinds go together, so one of each is enough."""
     distinct = list(dict.fromkeys(runs))
     if len({kind for own in distinct for kind, _ in own}) <= 1:
         longest = max([sum([tokens for _, tokens in own]) for own in distinct], default=0)

@@ -92,7 +92,7 @@ class Hop:
         self.is_closed = False
         self._compute, self._others = compute, others
         self._fork: Fork | None = None
-        """Where this session's rows began; the hop below is told as well."""
+        """The session that this one is a fork of; the hop below is told as well."""
         self._is_computing = False
         self._inbox: Inbox[Event] = Inbox(INBOX_EVENTS, INBOX_BYTES)
         self._up = Upstream(self.last_active_s)
@@ -188,7 +188,7 @@ class Hop:
             await self._inbox.put((None, message))  # wakes `run`
 
     async def _put_from_below(self, wire: MessageStream, message: Message) -> None:
-        """The hop below may say what it wants and who is lost. Anything else is not for it to say, and nobody checked it."""
+        """The hop below may say what it wants and who is lost. Anything else is not for it to say, and was not checked."""
         if not isinstance(message, Expect | HopLost):
             raise PeerUnreachableError(f"the hop below sent {type(message).__name__}, which does not belong on its stream")
         await self.put(wire, message)
@@ -199,7 +199,7 @@ class Hop:
             await self._inbox.put((None, Lost(wire, cause, self.grant.epoch)))
 
     async def run(self) -> None:
-        """Take events in order until the session closes. The caller owns this task; afterwards every row is given back."""
+        """Take events in order until the session closes. The caller owns this task; afterwards every sequence is freed."""
         try:
             while not self.is_closed:
                 wire, message = await self._inbox.get()
@@ -266,14 +266,14 @@ class Hop:
             self._successor.dial(self.grant, self.index + 1, self._fork)
 
     async def _begin_with(self, fork: Fork) -> None:
-        """Copy the rows of the session that this one is a fork of, if it is here and has not gone on; else the history will be sent."""
+        """Copy the sequences of the session that this one is a fork of, if it is here and has not gone on; else the history is sent."""
         source = self._others.get((self.grant.client, fork.session, self.span))
         if self.next_step or source is None or source.is_last != self.is_last or not source.is_at_rest(fork.step):
             return
         try:
             await self._compute.fork(source._compute)
         except SwarmError as error:
-            log.info("%s: the rows of session %s cannot be copied: %s", self, short(fork.session), error)
+            log.info("%s: the sequences of session %s cannot be copied: %s", self, short(fork.session), error)
             return
         if not source.is_at_rest(fork.step):  # they may be those of a later step
             await self._compute.clear()
@@ -285,7 +285,7 @@ class Hop:
             self._down.retained = source._down.retained.fork()
 
     def is_at_rest(self, step: int) -> bool:
-        """Are the rows what they were before `step`, and not about to change?"""
+        """Are the sequences what they were before `step`, and not about to change?"""
         is_busy = self._is_computing or self._loading is not None or self._has_given_up or self.is_closed
         return self.next_step == step and not is_busy
 
@@ -384,7 +384,9 @@ class Hop:
             return
         log.info("%s: gives up: %s", self, error)
         self._has_given_up = True
-        self._report(self.index, error)  # first of all: giving rows back waits for the forward that runs, and the client need not
+        self._report(
+            self.index, error
+        )  # first of all: freeing sequences waits for the forward that runs, and the client need not
         await self._forget()
 
     async def _forget(self) -> None:
@@ -396,7 +398,7 @@ class Hop:
     # --- replay
 
     async def _on_history(self, history: History) -> None:
-        """Start anew from the rows' inputs before step `base`; our outputs become our own retained history."""
+        """Start anew from the sequences' inputs before step `base`; our outputs become our own retained history."""
         if history.epoch != self.grant.epoch or self._has_given_up:
             return
         if history.part == 0:
@@ -440,7 +442,7 @@ class Hop:
         await self._compute.clear()
 
     async def _empty_inbox(self) -> None:
-        """Whoever came too late is told by the end of its stream, and whoever waits to put is woken."""
+        """End the streams whose first message came too late, and wake the senders that wait to put."""
         while len(self._inbox):
             dismiss(*self._inbox.get_nowait())
             await asyncio.sleep(0)  # one that waits may put now

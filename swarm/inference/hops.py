@@ -66,9 +66,9 @@ class HopLimits:
 
 
 class Hops:
-    """The sessions of one node by (client, session id, blocks): a stranger cannot reach another client's session.
+    """The sessions of one node by (client, session id, blocks): a client cannot reach another client's session.
 
-    A new route may ask a node for other blocks than the one before: that is another hop, with rows of its own.
+    A new route may ask a node for other blocks than the one before: that is another hop, with sequences of its own.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Hops:
         return hop
 
     def _make_room(self) -> None:
-        """End a session that nobody has used for a while, of the client that holds most. OverloadedError if there is none."""
+        """End a session that was not used for a while, of the client that holds most. OverloadedError if there is none."""
         now_s, held = self._clock.now_s(), Counter(client for client, _, _ in self._hops)
         unused = [hop for hop in self._hops.values() if not hop.is_closed and now_s - hop.last_active_s >= self._limits.unused_s]
         if not unused:
@@ -196,7 +196,7 @@ class Hops:
             now_s = self._clock.now_s()
             for hop in list(self._hops.values()):
                 if self._is_over(hop, now_s):
-                    log.info("%s: dropped: nobody asked for it in time", hop)
+                    log.info("%s: dropped: not asked for in time", hop)
                     await hop.put(None, _close(hop))
             self._bound_retained()
             for hop in self._too_large():
@@ -216,7 +216,7 @@ class Hops:
         return to_give_way(self._hops.values(), _client, lambda hop: hop.held_bytes, self._limits.held_bytes)
 
     async def stop(self) -> None:
-        """End every session: rows are given back, and the hops above see their streams end."""
+        """End every session: sequences are freed, and the hops above see their streams end."""
         tasks = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
         for task in tasks:
             task.cancel()

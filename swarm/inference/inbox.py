@@ -48,7 +48,7 @@ class Inbox(Generic[T]):
         return self._queue.is_awaited
 
     async def put(self, item: T, num_bytes: int = 0) -> None:
-        """Wait for room, then queue `item`."""
+        """Wait until `item` fits, then queue it."""
         while self.num_bytes and self.num_bytes + num_bytes > self._max_bytes:
             self._has_room.clear()
             await self._has_room.wait()

@@ -65,7 +65,7 @@ class Leg:
         self.down.retained = retained
         self.last: MessageStream | None = None
         self.fork: Fork | None = None
-        """Where this session's rows began."""
+        """The session that this one is a fork of."""
         self.has_answered = False
         self.finding: Finding | None = None
         """Where a step was stuck at the last look; None = no look since an answer came."""
@@ -90,7 +90,7 @@ class Leg:
     # --- routes
 
     async def install(self, route: Route, dtype: str) -> None:
-        """Begin a new epoch on `route`: hops that stay learn of it from above, new ones are opened. A dial that fails is a loss."""
+        """Begin a new epoch on `route`: hops that stay are told by the hop above, new ones are opened. A dial that fails is a loss."""
         before, self.route, self._dtype = self.route, route, dtype
         self.epoch += 1
         self.finding = None
@@ -99,7 +99,7 @@ class Leg:
                       expires_s=expires_s)  # fmt: skip
         self._grant = grant.signed(self._identity.sign)
         if self.last is not None and not (before and before[-1].place == route[-1].place):
-            self.last.end()  # first of all: it ends when its hop learns that it is left out, and that is no loss of the new one
+            self.last.end()  # first of all: it ends when its hop hears that it is left out, and that is no loss of the new one
             self.last = None
         try:
             await asyncio.gather(self._connect_first(before), self._attach_last())  # two ends, one round trip
@@ -132,7 +132,7 @@ class Leg:
             self.lose(len(self.route) - 1, error, self.epoch)
 
     def let_go(self) -> list[MessageStream]:
-        """Say the last word on both wires; those that are still to end."""
+        """Close both message streams; returns those that have not ended yet."""
         self._is_over = True
         wires = [wire for wire in (self.down.wire, self.last) if wire is not None]
         self.down.end(Close(session=self.id))

@@ -1,8 +1,8 @@
 """The routes that one session uses at a time.
 
-A hop that is lost is replaced: a new epoch begins around it, and the hops that stay keep their rows. If only no answer comes (`watch.py`),
-another leg is opened beside the first. The session keeps the leg that answers first; the others end. A slow node is not blamed; a node
-that keeps steps delays a session by `late_s` only.
+A hop that is lost is replaced: a new epoch begins around it, and the hops that stay keep their sequences. If only no answer comes
+(`watch.py`), another leg is opened beside the first. The session keeps the leg that answers first; the others end. A slow node is not
+blamed; a node that keeps steps delays a session by `late_s` only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Legs:
         self.rivals: list[Leg] = []
         """Legs beside the current one, the oldest first."""
         self._given_up: list[Leg] = []
-        """Legs that made room for others since the last reply."""
+        """Legs that were ended for others since the last reply."""
         self.replaced = 0
         self.pauses_s: list[float] = []
         self.losses: asyncio.Queue[tuple[Leg, Loss]] = asyncio.Queue()
@@ -119,7 +119,7 @@ class Legs:
     # --- the life of a session
 
     def begin_as(self, other: Legs) -> None:
-        """As a fork of another session: its rows, and the hops that may still hold them."""
+        """As a fork of another session: its sequences, and the hops that may still hold them."""
         self.retained = self.current.down.retained = other.retained.fork()
         if (step := self.retained.next_step) > 0:
             self.current.fork = Fork(session=other.current.id, step=step)
@@ -272,17 +272,17 @@ class Legs:
             await self._replace(leg, loss)
         except SwarmError as error:
             self.end(error)
-        except Exception as error:  # else whoever waits for a reply would wait forever
+        except Exception as error:  # else a caller that waits for a reply would wait for ever
             log.exception("%s: a repair failed by a fault of ours", leg)
             self.end(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
         finally:
             self.heard_s = self._now_s()
 
     async def _replace(self, leg: Leg, loss: Loss) -> None:
-        """Route around a lost hop. Raises if nobody is left within `route_timeout_s`, or if enough peers refuse the same."""
+        """Route around a lost hop. Raises if no peer is left within `route_timeout_s`, or if enough peers refuse the same."""
         hop, now_s = leg.route[loss.index], self._now_s()
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
-        if self.lost_at_s is None or not self._pending:  # while nobody waits for a reply, patience is not used up
+        if self.lost_at_s is None or not self._pending:  # while no caller waits for a reply, the route timeout does not run
             self.lost_at_s = now_s
         lasts_s = now_s - self.lost_at_s
         if loss.is_told and self._inquiries:  # news upon news: first hear what those say who were accused before
@@ -302,7 +302,7 @@ class Legs:
         await leg.install(route, self.dtype)
 
     async def _another(self, leg: Leg, loss: Loss) -> Route:
-        """A route without the hop that is lost. Of those that refuse, everybody who may have made it up is avoided."""
+        """A route without the hop that is lost. Of those that refuse, each peer that may have made it up is avoided."""
         is_refusal, config = not loss.cause.try_another_peer, self._config
         gone = {loss.index, *loss.others}
         staying = {hop.place for place, hop in enumerate(leg.route) if place not in gone}
@@ -319,7 +319,7 @@ class Legs:
         return route
 
     def _refused(self, cause: SwarmError) -> SwarmError:
-        """The request may be at fault: those who refused it may be used for others, if there is nobody else."""
+        """The request may be at fault: those who refused it may be used for others, if there is no other peer."""
         for refusal in self._refusals:
             for peer in refusal.sayers:
                 self._router.absolve(peer)
@@ -364,7 +364,7 @@ class Legs:
         rival.let_go()
 
     async def try_beside(self) -> None:
-        """Open another leg, on a route that avoids everybody who may keep our steps; nothing if there is no such route."""
+        """Open another leg, on a route that avoids each peer that may keep our steps; nothing if there is no such route."""
         legs = (self.current, *self.rivals, *self._given_up)
         stuck = {leg.route[place].peer for leg in legs if leg.finding for place in leg.finding.places}
         config = self._config

@@ -26,7 +26,7 @@ PROGRESS_S = 2.0
 
 
 class Links:
-    """Opens wires to the peers of a route, each pinned to the certificate that the route names."""
+    """Opens message streams to the peers of a route, each pinned to the certificate that the route names."""
 
     def __init__(self, pool: ChannelPool, dials: Dials | None = None, limits: MessageStreamLimits = DEFAULT) -> None:
         """dials: bounds, where it is for others that we dial; None: for ourselves."""
@@ -47,7 +47,7 @@ class Links:
         return wire.start()
 
     async def progress(self, hop: Hop, session: SessionId) -> Progress:
-        """How far a hop is with a session of ours, by its own word, within PROGRESS_S."""
+        """How far a hop says that it is with a session of ours, within PROGRESS_S."""
         async with asyncio.timeout(PROGRESS_S):
             channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
             request = ProgressRequest(session=session, unit=hop.unit)

@@ -80,7 +80,7 @@ class MessageStream:
         return self
 
     def post(self, message: Message | Iterator[Message]) -> None:
-        """Send `message` when its turn comes; an iterator is asked for its messages then, one by one."""
+        """Send `message` after those before it; an iterator is asked for its messages then, one by one."""
         if not self.is_open:
             return
         num_bytes = self._outbox_bytes + weight(message)
@@ -109,7 +109,7 @@ class MessageStream:
                 task.cancel()
             try:
                 await asyncio.gather(writer, reader, watch, return_exceptions=True)
-            finally:  # gRPC may cancel a handler twice, and whoever is told of the loss must be told all the same
+            finally:  # gRPC may cancel a handler twice, and `on_lost` must be called all the same
                 self._stream.cancel()
                 was_open, self.is_open = self.is_open, False
                 if was_open:  # also where gRPC cancels a handler because its caller is gone

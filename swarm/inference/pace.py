@@ -37,7 +37,7 @@ class Pace:
 
     @property
     def awaited(self) -> int:
-        """The newest epoch that waits for its turn; -1 = none."""
+        """The newest epoch that waits; -1 = none."""
         return max(self._waiting, default=-1)
 
     async def turn(self, epoch: int) -> None:

@@ -1,7 +1,7 @@
-"""Rows of pieces: what a boundary retains of each row, oldest first.
+"""Sequences as pieces: what a boundary retains of each, oldest first.
 
-A piece is a view of what was sent. Copies of a row share what they have in common, so that a copy costs the same however long the row
-is: a step may copy a thousand rows. The common part is a chain of chunks, which nobody changes; what a row has added since is its own.
+A piece is a view of what was sent. Copies of a sequence share what they have in common, so that a copy costs the same for any length: a
+step may copy a thousand sequences. The common part is an immutable chain of groups of pieces; what a sequence has added since is its own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from protocols import tensors
 from protocols.tensors import WireTensor
 
 CHUNK = 64
-"""Pieces that a chunk has at least, but for the first: short ones are joined, so that a chain does not grow by a link a step."""
+"""Pieces that a group has at least, but for the first: short ones are joined, so that a chain does not grow by a link a step."""
 
 
 class Piece(NamedTuple):
-    """Consecutive tokens of one row: values [tokens, …] of one kind, and their positions where the caller set some."""
+    """Consecutive tokens of one sequence: values [tokens, …] of one kind, and their positions if the caller set some."""
 
     values: WireTensor
     positions: tuple[int, ...] | None = None
@@ -38,7 +38,7 @@ class _Chunk(NamedTuple):
 
 
 class PieceRow:
-    """One row's retained inputs."""
+    """One sequence's retained inputs."""
 
     __slots__ = ("_own", "_shared", "is_placed", "length", "num_bytes", "runs", "widest")
 
@@ -83,7 +83,7 @@ class PieceRow:
         """Take the last piece out."""
         if not self._own:
             shared = self._shared
-            assert shared is not None, "an empty row has no last piece"
+            assert shared is not None, "an empty sequence has no last piece"
             self._own, self._shared = list(shared.pieces), shared.before
         piece = self._own.pop()
         kind, count = self.runs[-1]
@@ -94,7 +94,7 @@ class PieceRow:
         return piece
 
     def fork(self) -> PieceRow:
-        """A row with the same pieces."""
+        """A sequence with the same pieces."""
         self._share()
         twin = PieceRow()
         twin.length, twin.num_bytes, twin.runs, twin._shared = self.length, self.num_bytes, self.runs, self._shared
@@ -102,7 +102,7 @@ class PieceRow:
         return twin
 
     def _share(self) -> None:
-        """From now on nobody changes the pieces that are here."""
+        """From now on the pieces that are here do not change."""
         if not self._own:
             return
         last, pieces = self._shared, tuple(self._own)

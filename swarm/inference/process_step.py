@@ -1,7 +1,7 @@
 """Processes a step at one hop: check, compute, pack.
 
 The hop decides where the result goes. Only the first hop of a route takes token ids and embeddings, and only the last gives logits;
-both have to host the model's ends for it.
+both have to host embedding and head for it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _expires_s(step: Step) -> float:
 
 
 def _spec(ends: EndsShape | None, message: Step | History, place: Place) -> StepSpec:
-    """What this hop has to make of it; SpanNotServedError if that needs the ends, and they are elsewhere."""
+    """What this hop has to make of it; SpanNotServedError if that needs embedding and head, and they are elsewhere."""
     spec = message.spec if isinstance(message, Step) else StepSpec(kind=message.kind, want=WANT_NONE)
     if spec.kind != "hidden" and not place.is_first:
         raise NonsenseError(f"a hop behind the first takes hidden states, the hop above sent {spec.kind}")
@@ -99,7 +99,7 @@ def _spec(ends: EndsShape | None, message: Step | History, place: Place) -> Step
         )
     if (spec.kind != "hidden" or gives_logits) and ends is None:
         raise SpanNotServedError(
-            f"this peer hosts blocks without the ends: it takes and gives hidden states, not {spec.kind} and {spec.result}; "
+            f"this peer hosts blocks without embedding and head: it takes and gives hidden states, not {spec.kind} and {spec.result}; "
             "a thin client needs a node with --ends"
         )
     if gives_logits and ends is not None:
@@ -134,7 +134,7 @@ def _values(compute: SessionCompute, payload: WireTensor, kind: str) -> Tensor:
 
 
 def _checked_ids(payload: WireTensor, vocab_size: int) -> Tensor:
-    """Every id is in the vocabulary: an index beyond a table ends a GPU's context, and with it everybody's session."""
+    """Every id is in the vocabulary: an index beyond a table ends a GPU's context, and with it all sessions."""
     if (payload.dtype, len(payload.shape), payload.codec) != ("int32", 1, "none"):
         raise BadRequestError(f"token ids must be int32 [tokens], got {payload.dtype} {list(payload.shape)}")
     ids = compression.unpack(payload).to(torch.long)

@@ -32,7 +32,7 @@ class SessionConfig:
     """Seconds without a reply before a hop that says it computes is replaced all the same."""
 
     chunk_tokens: int = PREFILL_CHUNK_TOKENS
-    """Longest piece of a prompt that travels as one step."""
+    """Tokens of the longest prefill chunk, which travels as one step."""
 
     dtype: str | None = None
     """Compute dtype of the route; None = whatever the swarm serves, float32 first."""
@@ -98,13 +98,13 @@ class ReplyFormat:
 
     @property
     def limit_wanted(self) -> int | None:
-        """How many tokens a chunk may want back. Hidden states are not bounded: a chunk's length does that already."""
+        """How many tokens a prefill chunk may want back. Hidden states have no bound here: the length of the prefill chunk bounds them."""
         return None if self.result == "hidden" else max(1, REPLY_BYTES // self.token_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A step in flight: its reply to come, with `counts[i]` tokens of row i."""
+    """A step in flight: its reply to come, with `counts[i]` tokens of sequence i."""
 
     reply: asyncio.Future[Reply]
     counts: tuple[int, ...]

@@ -2,12 +2,12 @@
 
 Enough to bring a hop that holds nothing to where the dead one was.
 
-Two parts, because row operations make old frames impossible to rebuild from rows alone:
-- the **history**: each row's inputs of the steps before `base`, as pieces; it follows `rows`, `repeat` and `crop`;
+Two parts, because row operations make old frames impossible to rebuild from sequences alone:
+- the **history**: each sequence's inputs of the steps before `base`, as pieces; it follows `rows`, `repeat` and `crop`;
 - the **window**: the last steps as they were sent. The client has at most WINDOW_STEPS steps and WINDOW_BYTES (or a single step) in
   flight, so that every living hop wants a step at or after `base`: it gets frames, and only a hop that holds nothing gets the history.
 
-Rows are lists of pieces (`pieces.py`), which are cut into History frames one by one (`histories.py`). Nothing here computes, so
+Sequences are lists of pieces (`pieces.py`), which are cut into History frames one by one (`histories.py`). Nothing here computes, so
 values stay bytes.
 """
 
@@ -26,7 +26,7 @@ from swarm.inference import rows as row_operations
 from swarm.inference.pieces import Piece, PieceRow, PieceStore
 
 MAX_UNFOLDED = 256
-"""Pieces whose folding into rows is put off, a row's part of a step each: 20 ms when they are folded together, however many rows."""
+"""Pieces whose folding into sequences is put off, one for each sequence and step: 20 ms if folded together, for any number of sequences."""
 
 
 class Retained:
@@ -36,16 +36,16 @@ class Retained:
         self.base = 0
         """The first step that the window still holds as a frame."""
         self.num_bytes = 0
-        """Bytes of activations that this boundary keeps alive: an upper bound, since forked rows share pieces."""
+        """Bytes of activations that this boundary keeps alive: an upper bound, since forked sequences share pieces."""
         self.has_history = True
         """False once `drop_history` was called: then only the window can be sent again."""
         self._rows: list[PieceRow] = []
         self._empty = Piece(WireTensor("float32", (0, 0), "none", b""))
-        """No tokens, but of the kind and width that were sent last: what a history of empty rows carries."""
+        """No tokens, but of the kind and width that were sent last: what a history of empty sequences carries."""
         self._window: deque[Step] = deque()
         self._window_bytes = 0
         self._unfolded: deque[Step] = deque()
-        """Steps that have left the window and are not in the rows yet: most sessions never need their history."""
+        """Steps that have left the window and are not in the sequences yet: most sessions never need their history."""
         self._store = PieceStore()
 
     @property
@@ -76,7 +76,7 @@ class Retained:
         self._unfolded.append(step)
         if (
             len(self._unfolded) * max(1, len(step.counts)) >= MAX_UNFOLDED or step.ops
-        ):  # with operations, what rows forget is to be let go of at once
+        ):  # with operations, what sequences forget is to be freed at once
             self._fold_all()
 
     def _fold_all(self) -> None:
@@ -95,7 +95,7 @@ class Retained:
             at += count
 
     def fork(self) -> Retained:
-        """The same rows, for a session that begins where this one is: all of them are history, since its hops hold nothing."""
+        """The same sequences, for a session that begins where this one is: all of them are history, since its hops hold nothing."""
         self._fold_all()
         twin = Retained()
         if not self.has_history:
@@ -120,7 +120,7 @@ class Retained:
         return (kept for kept in tuple(self._window) if kept.step >= step)
 
     def load(self, base: int, rows: Sequence[PieceRow], empty: WireTensor | None = None) -> None:
-        """Start anew from a history: the rows as they were before step `base`; `empty` [0, width] tells dtype and width."""
+        """Start anew from a history: the sequences as they were before step `base`; `empty` [0, width] tells dtype and width."""
         self.base, self._rows, self.has_history = base, list(rows), True
         self._window.clear()
         self._unfolded.clear()
@@ -129,9 +129,9 @@ class Retained:
         self.num_bytes = sum([row.num_bytes for row in self._rows])
 
     def histories(self, session: SessionId, epoch: int) -> Iterator[History]:
-        """The frames that bring a hop which holds nothing to step `base`; empty rows are told by a count of 0.
+        """The frames that bring a hop which holds nothing to step `base`; empty sequences have a count of 0.
 
-        They are cut out one by one as they are asked for, but show the rows as they are now, whatever is added meanwhile.
+        They are cut out one by one as they are asked for, but show the sequences as they are now, whatever is added meanwhile.
         """
         self._fold_all()
         rows = [self._store.fork(row) for row in self._rows]
@@ -153,7 +153,7 @@ class Loading:
         return same and history.part == self.taken
 
     def take(self, history: History, output: WireTensor | None) -> None:
-        """Append a part: `output` [T, …] is what it became here; None: nobody below will ever want it."""
+        """Append a part: `output` [T, …] is what it became here; None: no hop below will ever want it."""
         self.taken += 1
         if output is None:
             return

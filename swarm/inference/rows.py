@@ -2,7 +2,7 @@
 
 K/V on a device, retained history at a boundary.
 
-A session's rows are one list everywhere; this file is the one place that says what `rows`, `repeat` and `crop` do to it.
+A session's sequences (`rows` in code) are one list everywhere; only this file says what `rows`, `repeat` and `crop` do to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from protocols.words import counted
 
 
 class Row(Protocol):
-    """What row operations need to know about a row."""
+    """What row operations need to know about a sequence."""
 
     @property
     def length(self) -> int:
@@ -30,39 +30,39 @@ R = TypeVar("R", bound=Row)
 
 
 class RowStore(Protocol[R]):
-    """What row operations do with rows of one kind."""
+    """What row operations do with sequences of one kind."""
 
     def open(self) -> R:
-        """A row that holds nothing."""
+        """A sequence that holds nothing."""
         ...
 
     def fork(self, row: R) -> R:
-        """A second row with the same content; the two part ways from here."""
+        """A second sequence with the same content, independent from here on."""
         ...
 
     def crop(self, row: R, tokens: int) -> None:
-        """Forget the row's last `tokens` tokens; it has as many."""
+        """Forget the sequence's last `tokens` tokens; it has as many."""
         ...
 
     def close(self, row: R) -> None:
-        """The row's memory goes back; a second call changes nothing."""
+        """Free the sequence's memory; a second call changes nothing."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all operations of a step come to: which row each new row is made of, and how many tokens all of them lose."""
+    """What all operations of a step come to: which sequence each new one is made of, and how many tokens all of them lose."""
 
     sources: tuple[int, ...]
     crop: int
     num_copied_tokens: int
-    """Of rows that are used more than once; a row that is used once is kept."""
+    """Of sequences that are used more than once; one that is used once is kept."""
 
 
 def plan(lengths: Sequence[int], ops: Sequence[Op]) -> Plan:
-    """The operations as one, so that a row which a later operation drops is never copied. BadRequestError names one that does not fit.
+    """The operations as one, so that a sequence which a later operation drops is never copied. BadRequestError names one that does not fit.
 
-    lengths: tokens of each row before them. Every crop is of all rows, so all that remain have lost the same.
+    lengths: tokens of each sequence before them. Every crop is of all sequences, so all that remain have lost the same.
     """
     sources, crop = list(range(len(lengths))), 0
     for op in ops:
@@ -76,22 +76,22 @@ def plan(lengths: Sequence[int], ops: Sequence[Op]) -> Plan:
             case Crop(tokens):
                 shortest = min([lengths[source] for source in set(sources)], default=tokens + crop) - crop
                 if tokens > shortest:
-                    raise BadRequestError(f"cannot crop {counted(tokens, 'token')} of a row that has {shortest}")
+                    raise BadRequestError(f"cannot crop {counted(tokens, 'token')} of a sequence that has {shortest}")
                 crop += tokens
     used = set(sources)
     copied = sum([lengths[source] - crop for source in sources]) - sum([lengths[source] - crop for source in used])
     if copied > MAX_COPIED_TOKENS:
         raise BadRequestError(
             f"the row operations of one step copy at most {MAX_COPIED_TOKENS} tokens, these would copy {copied}: "
-            "use fewer or shorter rows"
+            "use fewer or shorter sequences"
         )
     return Plan(tuple(sources), crop, copied)
 
 
 def apply(store: RowStore[R], rows: Sequence[R], ops: Sequence[Op]) -> list[R]:
-    """The rows after `ops`, each copied at most once and none for nothing: a row that is used once is kept, one used no more is closed.
+    """The sequences after `ops`. Each is copied at most once; one that is used once is kept, one that is used no more is closed.
 
-    BadRequestError names an operation that does not fit. After any error all rows are closed, copies included: the session is lost
+    BadRequestError names an operation that does not fit. After any error all sequences are closed, copies included: the session is lost
     here, and nothing of it leaks.
     """
     if not ops:
@@ -128,18 +128,18 @@ def _carry_out(store: RowStore[R], rows: Sequence[R], what: Plan, made: list[R])
 def _check_indices(num_rows: int, indices: Sequence[int]) -> None:
     _check_count(len(indices))
     if indices and not 0 <= min(indices) <= max(indices) < num_rows:
-        raise BadRequestError(f"row indices must be below {num_rows}, got {list(indices)[:16]}")
+        raise BadRequestError(f"indices of sequences must be below {num_rows}, got {list(indices)[:16]}")
 
 
 def _check_count(num_rows: int) -> None:
     if num_rows > MAX_ROWS:
-        raise BadRequestError(f"a session has at most {MAX_ROWS} rows, this operation asks for {num_rows}")
+        raise BadRequestError(f"a session has at most {MAX_ROWS} sequences, this operation asks for {num_rows}")
 
 
 def enter(store: RowStore[R], rows: Sequence[R], num_rows: int) -> list[R]:
-    """The rows of a step that brings `num_rows` counts: opened where there are none yet; BadRequestError where they disagree."""
+    """The sequences of a step that brings `num_rows` counts: opened if there are none yet; BadRequestError if they disagree."""
     if not rows:
         return [store.open() for _ in range(num_rows)]
     if len(rows) != num_rows:
-        raise BadRequestError(f"the session has {counted(len(rows), 'row')}, the step brings counts for {num_rows}")
+        raise BadRequestError(f"the session has {counted(len(rows), 'sequence')}, the step brings counts for {num_rows}")
     return list(rows)

@@ -87,7 +87,7 @@ class Session:
     async def open(self, thin: bool = False) -> None:
         """Find a route and open it; does nothing where there is one. NoRouteError or ModelMismatchError says why there is none.
 
-        thin: the route needs the model's ends at its first and at its last hop, for a session whose steps bring ids or embeddings.
+        thin: the route needs embedding and head at its first and at its last hop, for a session whose steps bring ids or embeddings.
         """
         if self._failure is not None:
             raise self._failure
@@ -107,10 +107,10 @@ class Session:
         spec: StepSpec = PASS_ON,
         positions: Sequence[int] | None = None,
     ) -> StepOutput:
-        """Send tokens of every row through the route: `counts` tokens of each, rows one after the other on the first axis of `tokens`.
+        """Send tokens of every sequence through the route: `counts` of each, one sequence after the other on the first axis of `tokens`.
 
         spec: what `tokens` are ("hidden" [T, H], "ids" [T] int32, or "embeds" [T, E]: a caller's embeddings, for the model's own embedding
-        stage; a session stays with hidden states, or with the other two), of which tokens something comes back (T' in all, rows one
+        stage; a session stays with hidden states, or with the other two), of which tokens something comes back (T' in all, sequences one
         after the other), and what: "hidden" [T', H], "logits" [T', V] float32, or the `top` largest logits [T', top] and their ids,
         largest first. Its priority is the session's.
         Deaths are survived in here. Raises NoRouteError after `route_timeout_s` without a route, or the error that no other peer would
@@ -147,9 +147,9 @@ class Session:
         return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
 
     async def fork(self) -> Session:
-        """A second session whose rows are those of this one; from here on, neither knows of the other.
+        """A second session with the same sequences, independent of this one from here on.
 
-        Nothing is sent before its first step. Hops that hold this session then, as it is now, copy its rows; others are brought up to
+        Nothing is sent before its first step. Hops that hold this session then, as it is now, copy its sequences; others are brought up to
         date as after a death, by one prefill of what this session has sent. So it survives deaths, and whatever becomes of this one.
         Waits for a step that is under way.
         """
@@ -180,7 +180,7 @@ class Session:
         return ReplyFormat(result=spec.result, width=width, dtype=dtype, vocab_size=vocab_size)
 
     async def close(self) -> None:
-        """End the session everywhere; what the hops lent is returned at once. Safe to repeat.
+        """End the session everywhere; its memory at the hops is freed at once. Safe to repeat.
 
         Returns when the first hop has been told (or does not listen any more): the connection may be closed then.
         """
@@ -191,7 +191,7 @@ class Session:
     # --- steps
 
     async def _run(self, pieces: list[Chunk], ops: Sequence[Op], given: StepInput, expected: ReplyFormat) -> list[Reply]:
-        """Send the chunks with a bounded number in flight, and no more bytes than the last hop keeps replies of; the replies in order."""
+        """Send the prefill chunks, with a bounded number in flight, and no more bytes than the last hop keeps of replies; in order."""
         replies: list[Reply] = []
         flying: deque[tuple[int, int]] = deque()
         if len(pieces) > 1:
@@ -248,9 +248,9 @@ class Session:
         awaited.reply.set_result(reply)
 
     def _fail(self, error: SwarmError) -> None:
-        """Whoever waits for a reply is told; the session is of no use any more."""
+        """Raise `error` in callers that wait for a reply; the session can no longer be used."""
         self._failure = self._failure or error
         for awaited in self._pending.values():
             if not awaited.reply.done():
                 awaited.reply.set_exception(self._failure)
-                awaited.reply.exception()  # whoever waits raises it; whoever was cancelled should not be warned about it
+                awaited.reply.exception()  # a waiting caller raises it; read once, so that asyncio does not warn about a cancelled caller

@@ -10,7 +10,7 @@ from swarm.waiting import Slot, Wait
 
 
 class StepWaits:
-    """Between steps nobody waits, whatever is repaired meanwhile: then nothing is told."""
+    """What a step waits for. Between steps no caller waits, even if a route is repaired: then nothing is told."""
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot

@@ -1,8 +1,8 @@
 """Watches a session for replies that are late.
 
 Then hops are asked how far they are, and other routes are tried. An honest slow node is never lost by this: it says that it computes, and
-another leg runs beside it. Only a hop that by its own word has nothing to do, or gives no answer, or contradicts its neighbour twice in a
-row is replaced.
+another leg runs beside it. Only a hop that says it has nothing to do, or gives no answer, or contradicts its neighbour in two successive
+looks, is replaced.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Watch:
                 continue
             try:
                 await self._look(late_s)
-            except Exception as error:  # else whoever waits for a reply would wait forever
+            except Exception as error:  # else a caller that waits for a reply would wait for ever
                 log.exception("%s: the look for the dead failed by a fault of ours", self._legs.current)
                 self._legs.end(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
                 return

@@ -1,4 +1,6 @@
-"""A peer that says to a hop whatever a test wants, over real streams: the hostile client, hop above or hop below.
+"""A hostile peer that sends a hop whatever a test wants.
+
+It uses real streams, as the client, the hop above or the hop below.
 
 `Probe` dials; `FakeHop` is dialled. Both have an identity of their own, so that every check of callers and grants is the real one.
 """
@@ -36,7 +38,7 @@ def hop_of(node: ToyNode | FakeHop) -> Hop:
 
 
 def absent_hop(start: int, stop: int, identity: Identity | None = None) -> Hop:
-    """A hop of a route that nobody dials: the probe itself, as the hop above."""
+    """A hop of a route that is not dialled: the probe itself, as the hop above."""
     return Hop((identity or new_identity()).peer_id, ("127.0.0.1:1",), b"", Blocks(start, stop))
 
 

@@ -1,4 +1,7 @@
-"""Work that begins where it arrives: its first part runs at once, the rest in whoever awaits it, and errors and cancels go through."""
+"""Work whose first part runs at once, the rest in its awaiter.
+
+Errors and cancels go through.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ async def test_a_cancel_may_be_survived() -> None:
 
 async def test_a_queue_tells_whether_its_taker_waits() -> None:
     queue: AwaitedQueue[int] = AwaitedQueue()
-    assert not queue.is_awaited  # nobody is there yet
+    assert not queue.is_awaited  # no task waits yet
     taking = asyncio.ensure_future(queue.get())
     await asyncio.sleep(0)
     assert queue.is_awaited

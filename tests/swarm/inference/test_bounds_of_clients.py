@@ -1,4 +1,7 @@
-"""Policies that bound what one client may cost a node: pace of routes, dials, whose sessions give way, sessions that have ended."""
+"""Policies that bound what one client may cost a node.
+
+They are: pace of routes, dials, whose sessions give way, sessions that have ended.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ SPAN = Span(0, 2)
 
 
 def test_five_epochs_go_at_once_and_the_next_waits_for_the_first_to_be_old() -> None:
-    begun = deque[float](maxlen=MAX_EPOCHS)
+    epochs_s = deque[float](maxlen=MAX_EPOCHS)
     for at in range(MAX_EPOCHS):
-        assert delay_s(begun, 100.0 + at) == 0
-        begun.append(100.0 + at)
-    assert delay_s(begun, 104.0) == pytest.approx(EPOCHS_S - 4)
-    assert delay_s(begun, 100.0 + EPOCHS_S) == 0
+        assert delay_s(epochs_s, 100.0 + at) == 0
+        epochs_s.append(100.0 + at)
+    assert delay_s(epochs_s, 104.0) == pytest.approx(EPOCHS_S - 4)
+    assert delay_s(epochs_s, 100.0 + EPOCHS_S) == 0
 
 
 async def test_an_epoch_that_has_begun_or_is_over_waits_for_nothing() -> None:

@@ -1,4 +1,7 @@
-"""Chunks: whatever the counts, the wish and the limit, the answer is what one big step would give."""
+"""Prefill chunks together give what one big step would give.
+
+This holds for all counts, wishes and limits.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ some_counts = st.lists(st.integers(0, 9), max_size=5)
 
 
 def tokens_of(counts: list[int]) -> Tensor:
-    """Token j of row i is (i, j)."""
+    """Token j of sequence i is (i, j)."""
     values = [[float(row), float(token)] for row, count in enumerate(counts) for token in range(count)]
     return torch.tensor(values).reshape(-1, 2)
 
@@ -70,6 +73,6 @@ def test_select_takes_the_last_of_each_row(counts: list[int], want: int) -> None
 
 
 def test_logits_of_many_rows_come_back_in_turns() -> None:
-    """32 rows of one token each, of which 16 fit a reply: two steps, each with half of the rows."""
+    """32 sequences of one token each, of which 16 fit a reply: two steps, each with half of the sequences."""
     first, second = chunks.plan([1] * 32, 1, 128, 16)
     assert (sum(first.counts), sum(second.counts)) == (16, 16) and first.counts[:16] == (1,) * 16 == second.counts[16:]

@@ -1,4 +1,7 @@
-"""Crowds over real sockets: sessions that end in every way leave nothing, and a node at its limit sends its clients elsewhere."""
+"""Many sessions over real sockets leave nothing behind.
+
+They end in every way. A node at its limit sends its clients elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ def our_tasks() -> list[str]:
 
 
 async def vanish(session: Session) -> None:
-    """As if the client's process had died: its streams break, and nobody says a word."""
+    """As if the client's process had died: its streams break without any message."""
     await session._legs.stop()
     for wire in (session._legs.current.down.wire, session._legs.current.last):
         if wire is not None:

@@ -1,4 +1,7 @@
-"""Forks of sessions: hops that still hold the rows copy them, others replay; the two then know nothing of each other."""
+"""Forks of sessions: hops copy the sequences, or replay them.
+
+Hops that still hold the sequences copy them. The two sessions are then independent.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ async def test_hops_copy_the_rows_of_a_session_that_stands_still(swarm: ToySwarm
     assert forwards(swarm) == [count + 1 for count in before]  # nothing but the new tokens was computed
     assert torch.allclose(await ask(session, (), [3], other), expected(torch.cat([start, other]))[-3:])
     assert [hop.peer for hop in twin.route] == [hop.peer for hop in session.route]
-    again = await twin.fork()  # a fork of a fork, and of both of its rows
+    again = await twin.fork()  # a fork of a fork, and of both of its sequences
     doubled = await ask(again, (Crop(2), Repeat(2)), [1, 1], other[:2])
     rows = [torch.cat([start, new[:1], token[None]]) for token in other[:2]]
     assert torch.allclose(doubled, torch.stack([expected(row)[-1] for row in rows]))

@@ -1,4 +1,7 @@
-"""Grants: a session runs only where its client signed for it, now, for these weights and this place."""
+"""A session runs only where its client signed for it.
+
+The grant must hold now, for these weights and this place.
+"""
 
 from __future__ import annotations
 

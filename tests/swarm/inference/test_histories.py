@@ -1,4 +1,7 @@
-"""Histories are cut from rows that share pieces, one frame at a time: what they take does not grow with the copies of a row."""
+"""Histories are cut from shared pieces, one frame at a time.
+
+Their memory does not grow with the copies of a sequence.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def test_a_row_that_is_copied_at_each_step_does_not_become_a_chain_of_single_pie
 
 
 def test_a_history_of_many_copies_is_never_put_together_as_a_whole() -> None:
-    """A row of 1 MB, a thousand times: its first frame took 4 s and 1 GB."""
+    """A sequence of 1 MB, a thousand times: its first frame took 4 s and 1 GB."""
     retained = Retained()
     tokens = torch.rand(100, 2_500)
     retained.add(Step(session=SESSION, epoch=0, step=0, counts=(100,), payload=compression.pack(tokens)))

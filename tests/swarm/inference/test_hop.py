@@ -1,4 +1,7 @@
-"""A hop among hostile neighbours: what it refuses, what it never computes twice, and whose word counts."""
+"""A hop among hostile neighbours.
+
+Tested: what it refuses, what it never computes twice, and whose message counts.
+"""
 
 from __future__ import annotations
 
@@ -110,11 +113,11 @@ async def test_hidden_states_that_make_no_sense_are_refused_before_they_are_cach
 @pytest.mark.parametrize(
     ("ops", "counts", "says"),
     [
-        ((), [1, 1], "1 row, the step brings counts for 2"),
-        ((Repeat(3),), [1, 1], "3 rows, the step brings counts for 2"),
-        ((Crop(4),), [2], "cannot crop 4 tokens of a row that has 3"),
-        ((Rows((1,)),), [2], "row indices must be below 1"),
-        ((Repeat(1_024), Repeat(1_024)), [2], "at most 1024 rows"),
+        ((), [1, 1], "1 sequence, the step brings counts for 2"),
+        ((Repeat(3),), [1, 1], "3 sequences, the step brings counts for 2"),
+        ((Crop(4),), [2], "cannot crop 4 tokens of a sequence that has 3"),
+        ((Rows((1,)),), [2], "indices of sequences must be below 1"),
+        ((Repeat(1_024), Repeat(1_024)), [2], "at most 1024 sequences"),
     ],
 )
 async def test_operations_that_do_not_fit_lose_the_session_and_leak_nothing(
@@ -250,7 +253,7 @@ async def test_an_honest_reroute_is_answered_with_what_is_wanted(client: Probe, 
 
 @pytest.mark.parametrize("word", ["open", "attach", "close", "step", "reply", "garbage"])
 async def test_the_hop_below_cannot_take_the_session_over(swarm: ToySwarm, client: Probe, word: str) -> None:
-    """What comes up a stream that we dialled was checked by nobody: only Expect and HopLost mean anything there."""
+    """What comes up a stream that we dialled was not checked: only Expect and HopLost mean anything there."""
     node = await swarm.serve(0, 2)
     below = await FakeHop(Span(2, 4)).start()
     line = await client.open(node, grant_of(client.identity, [hop_of(node), hop_of(below)]))
@@ -333,7 +336,7 @@ async def test_a_history_brings_a_hop_to_its_base(client: Probe, node: ToyNode) 
         [(9, 0, 2, [2]), (9, 1, 3, [2])],
         [(9, 0, 2, [2]), (9, 1, 2, [1, 1])],
     ],
-    ids=["no first part", "a part is missing", "another base", "another number of parts", "other rows"],
+    ids=["no first part", "a part is missing", "another base", "another number of parts", "other sequences"],
 )
 async def test_parts_of_a_history_that_disagree_are_not_used(
     client: Probe, node: ToyNode, parts: list[tuple[int, int, int, list[int]]]
@@ -411,7 +414,7 @@ async def test_what_came_over_an_older_wire_counts_no_more(client: Probe, node: 
     (hop,) = node.host.hops._hops.values()
 
     async def lost(step: object) -> None:
-        """As if its wire had ended before its turn came."""
+        """As if its message stream had ended before the step was sent."""
 
     monkeypatch.setattr(hop, "_on_step", lost)
     await line.say(step_of(0), step_of(1))

@@ -1,4 +1,7 @@
-"""All sessions of one node: who may enter, how many, when they end, and how much is retained for them."""
+"""All sessions of one node.
+
+Tested: who may open one, how many, when they end, and how much is retained for them.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +146,7 @@ async def test_a_node_that_leaves_takes_nothing_new(swarm: ToySwarm, client: Pro
 
 
 async def test_a_session_opened_anew_while_it_closes_is_a_new_session(swarm: ToySwarm, client: Probe) -> None:
-    """A closing session waits for the device to take its rows back; whoever comes meanwhile must not be swallowed by it."""
+    """A closing session waits for the device to free its sequences; a client that opens it meanwhile must not be lost in it."""
     node, release = await swarm.serve(0, 4), threading.Event()
     give_back = node.engine.close
 

@@ -1,4 +1,7 @@
-"""What waits for a session is bounded in number and in bytes, and a hop tells of a loss once."""
+"""What waits for a session is bounded; losses are told once.
+
+The bounds are a number and bytes.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ async def test_large_frames_do_not_pile_up_behind_a_step_that_takes_long(swarm: 
 
 
 async def test_sessions_that_keep_too_much_alive_end(swarm: ToySwarm) -> None:
-    """Replies that nobody fetches are in no history, so dropping histories does not give them back."""
+    """Replies that no client fetches are in no history, so dropping histories does not give them back."""
     node, client = await swarm.serve(0, 4, limits=HopLimits(held_bytes=1_000)), Probe()
     small = await client.open(node, grant_of(client.identity, [hop_of(node)], session=b"a" * 16))
     await small.say(step_of(0, random_tokens(10), session=b"a" * 16))

@@ -1,4 +1,7 @@
-"""A wire over a real stream: order, ends, and a far side that says nonsense or reads nothing."""
+"""A message stream: order, ends, and a hostile far side.
+
+The far side sends nonsense or reads nothing.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,7 @@ async def test_a_step_is_written_in_the_turn_that_posts_it_and_others_wait_behin
     messages = [step_of(0), step_of(1), word(2), step_of(3)]
     for message in messages:
         wire.post(message)
-        assert sent == [messages[0].encode()]  # no turn of the loop was needed for it
+        assert sent == [messages[0].encode()]  # no further iteration of the loop was needed for it
     await until(lambda: len(pair.far.heard) == 4)
     assert sent == [message.encode() for message in messages] and wire._outbox_bytes == 0
     await wire.close()
@@ -135,7 +138,7 @@ async def test_an_iterator_is_asked_only_as_its_messages_are_sent(pair: Pair) ->
     wire = await pair.start()
     wire.post(many())
     await until(lambda: asked >= 1)
-    await asyncio.sleep(0.2)  # as long as it likes: nobody reads
+    await asyncio.sleep(0.2)  # as long as it likes: the far side does not read
     assert asked < 50
     hold.set()
     await wire.close()

@@ -1,4 +1,7 @@
-"""Hops that compute or send what is no number, bring what is not theirs to bring, or ask without end: replaced, and no token changes."""
+"""Hops that send invalid numbers are replaced; no token changes.
+
+So are those that send what is not theirs to send, or ask without end.
+"""
 
 from __future__ import annotations
 

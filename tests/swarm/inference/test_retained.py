@@ -1,4 +1,7 @@
-"""Retained history and window: together they rebuild, at any moment, exactly the rows that were sent."""
+"""Retained history and window rebuild exactly what was sent.
+
+They do so at any moment.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def step_of(
 
 
 def applied(rows: list[list[Token]], step: Step) -> list[list[Token]]:
-    """What a hop that holds `rows` holds after `step`: plain lists, written anew and not by way of rows.py."""
+    """What a hop that holds `rows` holds after `step`: plain lists, written anew and without `rows.py`."""
     for op in step.ops:
         match op:
             case Rows(indices):
@@ -50,7 +53,7 @@ def applied(rows: list[list[Token]], step: Step) -> list[list[Token]]:
 
 
 def loaded(histories: list[History]) -> list[list[Token]]:
-    """The rows that a hop takes from histories, by the very class that a hop uses."""
+    """The sequences that a hop takes from histories, by the same class that a hop uses."""
     loading = Loading(histories[0].base, histories[0].parts, [PieceRow() for _ in histories[0].counts])
     for history in histories:
         assert loading.is_next(history)
@@ -192,7 +195,7 @@ def test_a_history_of_empty_rows_keeps_width_and_dtype_over_two_deaths() -> None
     )
 )
 def test_embeddings_followed_by_ids_and_ids_by_embeddings_come_back_in_order(steps: list[tuple[str, list[int]]]) -> None:
-    """What a thin client holds: each part of its history is of one kind, and each row comes back as it was sent."""
+    """What a thin client holds: each part of its history is of one kind, and each sequence comes back as it was sent."""
     retained, value = Retained(), 0
     rows: list[list[tuple[str, float]]] = [[], []]
     for number in range(len(steps) + WINDOW_STEPS):

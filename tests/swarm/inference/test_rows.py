@@ -1,4 +1,4 @@
-"""Row operations against a plain-list model: what rows hold, and that nothing leaks, whatever was refused on the way."""
+"""Row operations equal a plain-list model and leak nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass
 class Store:
-    """Counts what it has lent; refuses to lend more than `limit` tokens."""
+    """Counts the tokens that it holds; refuses more than `limit`."""
 
     limit: int = 10**9
     lent: list[Row] = field(default_factory=list)
@@ -102,10 +102,10 @@ def test_rows_hold_what_plain_lists_hold_and_nothing_else_stays_open(start: list
 
 
 @given(some_rows, some_ops, st.integers(0, 20))
-def test_a_copy_that_finds_no_memory_takes_none_with_it(start: list[list[int]], ops: list[Op], room: int) -> None:
+def test_a_copy_that_finds_no_memory_takes_none_with_it(start: list[list[int]], ops: list[Op], spare: int) -> None:
     store = Store()
     rows = [store._lend(list(tokens)) for tokens in start]
-    store.limit = store.used + room
+    store.limit = store.used + spare
     try:
         row_operations.apply(store, rows, ops)
     except (CacheFullError, BadRequestError):
@@ -138,7 +138,7 @@ def test_copies_of_one_step_are_bounded_in_tokens() -> None:
 
 def test_more_rows_than_a_session_may_have_are_refused_before_any_is_copied() -> None:
     store = Store()
-    with pytest.raises(BadRequestError, match=f"at most {MAX_ROWS} rows, this operation asks for {2 * MAX_ROWS}"):
+    with pytest.raises(BadRequestError, match=f"at most {MAX_ROWS} sequences, this operation asks for {2 * MAX_ROWS}"):
         row_operations.apply(store, [store.open(), store.open()], [Repeat(MAX_ROWS)])
     assert len(store.lent) == 2
 
@@ -148,5 +148,5 @@ def test_rows_are_opened_by_the_first_counts_and_must_agree_with_later_ones() ->
     rows = row_operations.enter(store, [], 3)
     assert [row.tokens for row in rows] == [[], [], []]
     assert row_operations.enter(store, rows, 3) == rows
-    with pytest.raises(BadRequestError, match="3 rows, the step brings counts for 2"):
+    with pytest.raises(BadRequestError, match="3 sequences, the step brings counts for 2"):
         row_operations.enter(store, rows, 2)

@@ -1,4 +1,4 @@
-"""Sessions over real streams: steps in order, chunks, rows, and deaths that change nothing."""
+"""Sessions over real streams: ordered steps, and deaths that change nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_prompt_travels_in_chunks_and_only_what_is_wanted_comes_back(swa
     tokens = random_tokens(100)
     answer = await ask(session, (), [100], tokens, want=3)
     assert torch.allclose(answer, expected(tokens)[-3:])
-    assert first.engine.forwards == last.engine.forwards == 13  # more chunks than the window holds
+    assert first.engine.forwards == last.engine.forwards == 13  # more prefill chunks than the window holds
     await session.close()
 
 
@@ -88,7 +88,7 @@ async def test_any_hops_may_die_between_steps(swarm: ToySwarm, victims: tuple[in
 
 @pytest.mark.parametrize("case", range(6))
 async def test_deaths_at_random_moments_change_no_token(swarm: ToySwarm, case: int) -> None:
-    """Steps, chunks and row operations go on while hops die under them; what comes back is what an undisturbed swarm gives."""
+    """Steps, prefill chunks and row operations go on while hops die; what comes back is what an undisturbed swarm gives."""
     rng = random.Random(fresh_seed() + case)
     for _ in range(2):
         for span in HALVES:
@@ -203,12 +203,12 @@ async def test_a_vanished_client_frees_memory_after_resume_s(swarm: ToySwarm) ->
     session = swarm.session()
     await ask(session, (), [6], random_tokens(6))
     await session._legs.stop()  # a dead process repairs nothing …
-    await swarm.pool.close()  # … its connections break, and nobody says close
+    await swarm.pool.close()  # … its connections break, and no Close is sent
     await until(lambda: not any(node.engine.used_bytes for node in nodes))
 
 
 async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm: ToySwarm) -> None:
-    """The last hop holds its first chunk until the first hop has computed its third: without overlap this would never end."""
+    """The last hop holds its first prefill chunk until the first hop has computed its third: without overlap this would never end."""
     first, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
     third_chunk, step_of_first, step_of_last = threading.Event(), first.engine.step, last.engine.step
 

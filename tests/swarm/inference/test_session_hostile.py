@@ -1,4 +1,7 @@
-"""A client among hostile hops: replies that are not what was asked for, words that are not theirs to say, losses without end."""
+"""A client among hostile hops.
+
+Their replies are not what was asked for, their messages not theirs to send, their losses without end.
+"""
 
 from __future__ import annotations
 
@@ -141,8 +144,8 @@ async def test_a_look_that_an_answer_or_a_new_route_has_overtaken_notes_nothing(
         oldest[0] += change == "answer"
         leg.epoch += change == "route"
         gate.set()
-        finding = await looking
-        assert leg.finding == (None if change else finding)
+        verdict = await looking
+        assert leg.finding == (None if change else verdict)
     leg.epoch -= 1
     await session.close()
 
@@ -214,7 +217,7 @@ async def test_a_closed_session_takes_no_step_and_opens_nothing(swarm: ToySwarm)
 
 
 async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
-    """A command that ends right after would otherwise leave its rows there for `resume_s`."""
+    """A command that ends right after would otherwise leave its sequences there for `resume_s`."""
     nodes = [await swarm.serve(0, 2), await swarm.serve(2, 4)]
     session = swarm.session()
     await ask(session, (), [6], random_tokens(6))

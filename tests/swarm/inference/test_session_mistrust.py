@@ -1,4 +1,7 @@
-"""A client that hops try to fool: numbers that are none, silence without end, accusations, and a close in the middle of an opening."""
+"""A client that hops try to deceive.
+
+By invalid numbers, silence, accusations, and a close in the middle of an opening.
+"""
 
 from __future__ import annotations
 
@@ -143,14 +146,14 @@ async def test_a_later_route_waits_for_the_hop_s_word(swarm: ToySwarm) -> None:
 
 
 async def test_the_loss_of_an_old_route_s_wire_is_not_the_new_first_hop_s(swarm: ToySwarm) -> None:
-    """Both wires of a dead hop break. The second may be noticed when the new route is chosen and its first hop not yet dialled."""
+    """Both message streams of a dead hop break. The second may be noticed when the new route is chosen, its first hop not dialled."""
     await swarm.serve(0, 4)
     session = swarm.session()
     await ask(session, (), [2], random_tokens(2))
     leg, losses = session._legs.current, session._legs.losses
     wire = leg.down.wire
     assert wire is not None
-    leg.epoch += 1  # as `install` does, some turns of the loop before it connects
+    leg.epoch += 1  # as `install` does, some iterations of the loop before it connects
     await leg._on_lost(wire, PeerUnreachableError("broke"))
     assert not losses.qsize()
     leg.epoch -= 1

@@ -1,4 +1,7 @@
-"""What a session's caller hears while it waits: how far a prompt is, which blocks are missing, and that a replay runs."""
+"""What a session's caller is told while it waits.
+
+That is how far a prompt is, which blocks are missing, and that a replay runs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ async def test_a_long_prompt_says_how_much_of_it_the_last_hop_has_answered(swarm
     answer = await ask(session, (), [100], tokens, want=1)
     assert torch.allclose(answer[-1], reference(list(tokens), HALVES)[-1])
     done = [wait.done for wait in heard if wait and wait.kind == "reading"]
-    assert done == [*range(0, 100, 8), 100]  # one for each chunk's reply, though only the last chunk is wanted back
+    assert done == [
+        *range(0, 100, 8),
+        100,
+    ]  # one for the reply to each prefill chunk, though only the output of the last is wanted
     assert last.engine.forwards == 13
     assert heard[-1] is None
     await session.close()

@@ -1,4 +1,7 @@
-"""Who keeps a step, by what hops say of themselves, and when a refusal is more than one peer's word. Pure: no clock, no network."""
+"""Which hop holds a step up, as judged from their reports.
+
+And when a refusal is more than one peer's claim. Pure: no clock, no network.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_where_a_step_is_stuck(case: str) -> None:
-    words, finding = CASES[case]
-    assert judge(words, NEEDED, 1) == finding
+    words, verdict = CASES[case]
+    assert judge(words, NEEDED, 1) == verdict
 
 
 def test_an_honest_hop_above_a_swallower_is_never_found_alone() -> None:

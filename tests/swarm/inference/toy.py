@@ -1,6 +1,8 @@
-"""A swarm on loopback whose blocks are arithmetic: real servers, streams and sessions, no transformer.
+"""A swarm on loopback whose blocks are arithmetic.
 
-A toy block adds to each token a tenth of the sum of all tokens of its row so far: an output depends on every earlier input, so a cold,
+Servers, streams and sessions are real; there is no transformer.
+
+A toy block adds to each token a tenth of the sum of all tokens of its sequence so far: an output depends on every earlier input, so a cold,
 repeated or lost step changes the answer. The exact models are tested in tests/swarm/client and tests/end_to_end.
 """
 
@@ -99,7 +101,7 @@ class ToyEngine:
 
     def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         if self.used_bytes + self.growth_bytes(items) > self.limit_bytes:
-            raise CacheFullError("no room for more toys")
+            raise CacheFullError("no memory for more toys")
         self.forwards += 1
         self.batches.append(len(items))
         places = positions if positions is not None else torch.cat([torch.arange(r.length, r.length + n) for r, n in items])
@@ -145,7 +147,7 @@ class ToyNode:
         return hello.Hello(software="toy", swarm=self.swarm_name).encode()
 
     async def kill(self) -> None:
-        """As if the process had died: the server is gone without a word."""
+        """As if the process had died: the server ends without any message."""
         if self.server is not None:
             await self.server.stop(0)
             self.server = None
@@ -183,7 +185,7 @@ class ToySwarm:
         self.clock = clock
         """Of the nodes; the client's is the machine's."""
         self.wire_limits = MessageStreamLimits()
-        """Of the client's wires."""
+        """Of the client's message streams."""
         self.nodes: list[ToyNode] = []
         self.identity = new_identity()
         self.pool = ChannelPool(self.identity)
@@ -203,7 +205,7 @@ class ToySwarm:
     async def add(
         self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None, make_part: Any = None
     ) -> ToyNode:
-        """One more node, with an engine of any kind, and perhaps with the model's ends, or with engines of parts."""
+        """One more node, with an engine of any kind, and perhaps with embedding and head, or with engines of parts."""
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, weights=Weights(self.model), blocks=Blocks.of(span), num_blocks=self.num_blocks,
                         hidden_size=engine.hidden_size, dtype=dtype, beside=ENDS if ends is not None else frozenset())  # fmt: skip
@@ -244,14 +246,14 @@ async def ask(
     want: int = WANT_ALL,
     positions: Sequence[int] | None = None,
 ) -> Tensor:
-    """`Session.step` for whoever holds hidden states: tensor in, tensor out."""
+    """`Session.step` for a caller with hidden states: tensor in, tensor out."""
     output = await session.step(ops, counts, compression.pack(hidden), StepSpec(want=want), positions)
     assert output.ids is None
     return compression.unpack(output.values)
 
 
 def reference(tokens: Sequence[Tensor], spans: Sequence[tuple[int, int]], positions: Sequence[int] | None = None) -> list[Tensor]:
-    """What the route answers to one row of tokens, computed here."""
+    """What the route answers to one sequence of tokens, computed here."""
     values = list(tokens)
     for start, stop in spans:
         values = [
@@ -272,7 +274,7 @@ def fresh_seed() -> int:
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Wait until `condition` holds, which nobody announces; TimeoutError otherwise."""
+    """Wait until `condition` holds, by polling; TimeoutError otherwise."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -1,4 +1,7 @@
-"""Fault points: armed by the environment, in a process of its own, they kill exactly there."""
+"""Fault points kill a process exactly where they are armed.
+
+They are armed by the environment, in a process of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that is killed, as a process of its own, leaves nothing at the nodes."""
+"""A killed client process leaves nothing at the nodes."""
 
 from __future__ import annotations
 
