@@ -3,7 +3,7 @@
 Bytes, items and lists of its header, and buffers: one entry per kind.
 
 `frame.decode` checks these bounds before msgpack builds anything, so that a short word (Close, Expect) cannot bring what only a
-step needs. Each row is what the kind's own fields can take, and room for fields that newer peers may add: a scalar or a small list
+step needs. Each entry is what the kind's own fields can take, and space for fields that newer peers may add: a scalar or a small list
 (`fork` of Open was added so) is ignored by a peer that does not know it, anything larger is refused. Buffers are never added.
 """
 
@@ -39,7 +39,7 @@ class Bounds:
 
 
 SPARE: Final = Bounds(256, 32, 8)
-"""Room in every header for fields of newer peers."""
+"""Space in every header for fields of newer peers."""
 
 
 def _row(header_bytes: int, items: int, lists: int = 1, buffers: int = 0) -> Bounds:

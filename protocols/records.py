@@ -57,9 +57,9 @@ class PeerRecord:
     certificate: bytes = b""
     """DER of its TLS certificate; empty = fetch it and check its owner."""
     p2p_addresses: tuple[str, ...] = ()
-    """Multiaddrs of its p2pd; a trailing `/p2p/<peer>` costs no room."""
+    """Multiaddrs of its p2pd; a trailing `/p2p/<peer>` takes no bytes."""
     reachable: bool | None = None
-    """Has another peer dialled it back? None = nobody has tried."""
+    """Has another peer dialled it back? None = no peer has tried."""
     hosted: tuple[Hosted, ...] = ()
     """Its units, each with its load."""
     upload_bytes_s: int = 0

@@ -105,7 +105,7 @@ class Grant:
 
     @classmethod
     def parse(cls, value: object) -> Grant:
-        """Checked for form only; whoever acts on it verifies signature, expiry and its own place in the route."""
+        """Checked for form only; the peer that acts on it verifies signature, expiry and its own place in the route."""
         table = fields.table(value, "grant")
         return cls(
             client=parse_peer_id(table.get("client")),

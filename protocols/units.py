@@ -3,7 +3,7 @@
     Blocks      decoder/3:6                                  consecutive blocks [3, 6)
     Ends        decoder/ends                                 embedding, final norm and head
     Expert      decoder/4/expert/7                           one expert of block 4
-    Partition   decoder/4/self_attn.q_proj/rows/0:128        rows [0, 128) of one matrix of block 4, as it is stored
+    Partition   decoder/4/self_attn.q_proj/rows/0:128        matrix rows [0, 128) of one matrix of block 4, as stored
 
 A unit has exactly one text, which is what travels and what is signed. `parse_unit` takes that text only: no sign, no leading zero,
 no other case. Which stored bytes a unit is made of depends on the checkpoint: `swarm/models/unit_parts.py`.
@@ -21,7 +21,7 @@ from protocols.ids import MAX_BLOCKS, Span
 
 STACKS: Final = ("decoder", "encoder")
 AXES: Final = ("rows", "columns")
-"""Of a matrix as it is stored: rows are its axis 0, columns its axis 1."""
+"""Of a matrix as it is stored: axis 0 is `rows`, axis 1 `columns`."""
 
 MAX_EXPERTS: Final = 1 << 13
 """Experts of one block."""

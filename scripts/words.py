@@ -31,7 +31,7 @@ OWN = ("scripts/words.py", "tests/test_words.py")
 
 CLEAN = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs"),
-    *("node/cli", "scripts", ":(glob)swarm/*.py", ":(glob)tests/*.py", ":(glob)tests/swarm/*.py"),
+    *("node/cli", "protocols", "scripts", ":(glob)swarm/*.py", ":(glob)tests/*.py", ":(glob)tests/swarm/*.py"),
     *("swarm/client", "swarm/dht", "swarm/lan", "swarm/models", "swarm/placement", "swarm/rpc", "swarm/thin"),
     *("tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/protocols", "tests/swarm/client", "tests/swarm/dht"),
     *(
