@@ -13,7 +13,7 @@ import contextlib
 import logging
 import random
 
-from node import choosing, hardware, neighbours
+from node import choosing, handover, hardware, neighbours
 from node.config import NodeConfig
 from node.device.thread import Device
 from node.doors import Doors
@@ -72,8 +72,7 @@ async def run_node(
             capacity = choosing.make_capacity(checkpoint, dtype, hardware.room_bytes(device), config.num_blocks, config.ends)
             host = await _take_a_place(config, capacity, maker, on_event)
             await host.start(peer.pool, peer.gate)
-            doors.open(host)
-            await presence.serve(host)
+            await handover.begin(host, doors, presence)
             known_as = keyring.known_as(config.swarm, config.entry.key)
             with running_nodes.told(config.data_dir, known_as, peer.peer_id, peer.multiaddrs):
                 _invite(config, model, peer, on_event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,16 +17,18 @@ from node.device.thread import Device
 from node.events import Event, OnEvent
 from node.model_source import ModelSource
 from node.presence import Presence
-from node.serving.ends import Ends
-from node.serving.ends_selftest import choose_ends
-from node.serving.engine import Engine, choose_engine
+from node.serving.engine import Engine
 from node.serving.host import Host
+from node.serving.unit_engines import UnitEngines, build
+from node.units.host_units import HostUnits
+from node.units.loaded import LoadedUnit
 from protocols import units
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
 from swarm import waiting
+from swarm.inference.grants import Served
 from swarm.models.checkpoint import Checkpoint
-from swarm.models.loading import load_ends, load_parts
+from swarm.models.loading import EndsModel, load_ends, load_parts
 from swarm.models.parts import SpanParts
 from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 from swarm.waiting import Waits
@@ -54,22 +56,47 @@ class HostMaker:
         beside_bytes = await asyncio.to_thread(unit_bytes, self.checkpoint, units.Ends(), self._kind)
         beside, reason = self._choose_beside(span, free_bytes, beside_bytes)
         await self.source.fetch([units.Blocks.of(span), *beside])
-        with self.waits.on(waiting.loading(f"blocks {span}, and trying which engine is exact on them")):
-            engine, parts = await asyncio.to_thread(self._load, span, free_bytes - (beside_bytes if beside else 0))
-            block_ms = await asyncio.to_thread(measure_ms, engine) / len(span)
+        text = f"blocks {span}, and trying which engine is exact on them"
+        with self.waits.on(waiting.loading(text)):
+            blocks = await asyncio.to_thread(self._load, span)
         with self.waits.on(waiting.loading("embedding and head")):
             ends = await self._take_ends() if beside else None
-        if ends is None and beside:
+        with self.waits.on(waiting.loading(text)):
+            limit_bytes = self._limit_bytes(span, free_bytes - (beside_bytes if beside else 0))
+            engines = await self._build(HostUnits(blocks=blocks, ends=ends), limit_bytes)
+            block_ms = await asyncio.to_thread(measure_ms, engines.engine) / len(span)
+        if engines.ends is None and beside:
             beside, reason = frozenset(), "they cannot be run exactly"
-        self.on_event(Event("ends", f"not hosted: {reason}" if ends is None else f"hosted ({ends.mode}): {reason}"))
+        self.on_event(Event("ends", f"hosted ({engines.ends.mode}): {reason}" if engines.ends else f"not hosted: {reason}"))
+        return self._host(engines, self.presence.served(span, self.checkpoint.hidden_size, beside), block_ms)
+
+    async def renew(self, host: Host) -> Host:
+        """A host of the newest weights of a host's units, within the same budget for keys and values. It has not started."""
+        assert host.engines is not None
+        limit_bytes = host.budget_bytes - self.device_thread.memory.used_bytes
+        engines = await self._build(host.engines.units, limit_bytes)
+        beside = host.served.beside if engines.ends else frozenset()
+        return self._host(engines, replace(host.served, weights=engines.readings.weights, beside=beside), host.block_ms)
+
+    async def _build(self, own: HostUnits, limit_bytes: int) -> UnitEngines:
+        engines = await asyncio.to_thread(build, own, limit_bytes, self.checkpoint.vocab_size)
+        if engines.refusal is not None:
+            if self.ends:
+                engines.readings.close()
+                raise engines.refusal
+            self.on_event(Event("warning", str(engines.refusal)))
+        return engines
+
+    def _host(self, engines: UnitEngines, served: Served, block_ms: float) -> Host:
         return Host(
-            engine,
-            self.presence.served(span, self.checkpoint.hidden_size, beside),
-            kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, span, self._kind),
+            engines.engine,
+            served,
+            kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, served.span, self._kind),
             max_positions=self.checkpoint.max_positions,
-            ends=ends,
+            ends=engines.ends,
             device=self.device_thread,
-            make_part=lambda part, limit_bytes: choose_engine(parts.cut(part), limit_bytes),
+            make_part=engines.make_part,
+            engines=engines,
             block_ms=block_ms,
         )
 
@@ -81,23 +108,24 @@ class HostMaker:
         capacity = choosing.make_capacity(self.checkpoint, self.dtype, free_bytes, None)
         return choosing.beside(self.ends, span, self.checkpoint.num_blocks, beside_bytes, free_bytes - capacity.takes(span))
 
-    async def _take_ends(self) -> Ends | None:
-        """Load them and prove them exact. A family whose ends cannot be hosted is served without, unless they were asked for."""
+    async def _take_ends(self) -> LoadedUnit[EndsModel] | None:
+        """Load them. A family whose ends cannot be hosted is served without, unless they were asked for."""
         try:
-            return await asyncio.to_thread(self._load_ends)
+            loaded = await asyncio.to_thread(load_ends, self.checkpoint, dtype=self._kind, device=self.device)
         except ModelNotSupportedError as error:
             if self.ends:
                 raise
             self.on_event(Event("warning", str(error)))
             return None
+        return LoadedUnit(units.Ends(), loaded, self.presence.weights)
 
-    def _load(self, span: Span, free_bytes: int) -> tuple[Engine, SpanParts]:
-        module, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device)
-        limit_bytes = int((free_bytes - unit_bytes(self.checkpoint, units.Blocks.of(span), self._kind)) * hardware.KV_SHARE)
-        return choose_engine(module, limit_bytes), parts
+    def _load(self, span: Span) -> LoadedUnit[SpanParts]:
+        _, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device)
+        return LoadedUnit(units.Blocks.of(span), parts, self.presence.weights)
 
-    def _load_ends(self) -> Ends:
-        return choose_ends(load_ends(self.checkpoint, dtype=self._kind, device=self.device), self.checkpoint.vocab_size)
+    def _limit_bytes(self, span: Span, free_bytes: int) -> int:
+        taken_bytes = unit_bytes(self.checkpoint, units.Blocks.of(span), self._kind)
+        return int((free_bytes - taken_bytes) * hardware.KV_SHARE)
 
 
 @torch.inference_mode()

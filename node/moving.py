@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
-from node import choosing
+from node import choosing, handover
 from node.events import Event, OnEvent
 from node.liveness import Liveness, watched
 from node.proving import Prover
@@ -32,10 +32,8 @@ from swarm.placement.rebalance import Hysteresis, Move, counted, decide, may_ret
 
 log = logging.getLogger(__name__)
 
-IDLE_CHECK_S = 0.1
 
-
-class Announcing(Protocol):
+class Announcing(handover.Announcing, Protocol):
     """What the swarm sees of us, and we of it (`presence.py`)."""
 
     me: PeerId
@@ -48,20 +46,6 @@ class Announcing(Protocol):
     async def records(self) -> Sequence[PeerRecord]: ...
 
     async def join(self, span: Span | None) -> None: ...
-
-    async def serve(self, host: Host) -> None: ...
-
-    async def drop(self, host: Host) -> None: ...
-
-    async def tell(self) -> None: ...
-
-
-class Opening(Protocol):
-    """Where sessions reach a host (`doors.py`)."""
-
-    def open(self, host: Host) -> None: ...
-
-    def close(self, host: Host) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +65,7 @@ class Mover:
     host: Host | None
     """The one that serves; while a move goes on, the old one; None where the memory does not hold both, in between."""
     presence: Announcing
-    doors: Opening
+    doors: handover.Opening
     make: Callable[[Span], Awaitable[Host]]
     """Loads a span and starts its host."""
     capacity: Capacity
@@ -221,20 +205,10 @@ class Mover:
 
     async def _serve(self, host: Host, move: Move) -> None:
         old = self.span
-        self.doors.open(host)
         self.host, self.span = host, host.served.span
-        await self.presence.serve(host)
+        await handover.begin(host, self.doors, self.presence)
         if self.span != old:
             self.on_event(Event("moved", f"from {old} to {self.span}: {move.reason}"))
 
     async def _retire(self, host: Host) -> None:
-        """No new sessions; wait up to `drain_s` for those that are there, and end the rest: their clients go on with replicas."""
-        host.drain()
-        await self.presence.tell()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.pace.drain_s):
-                while host.num_sessions:  # noqa: ASYNC110  (sessions end in many ways)
-                    await asyncio.sleep(IDLE_CHECK_S)
-        await host.stop()
-        self.doors.close(host)
-        await self.presence.drop(host)
+        await handover.retire(host, self.doors, self.presence, self.pace.drain_s)

@@ -89,7 +89,7 @@ class Presence:
     async def serve(self, host: Host) -> None:
         """Announce that we host it."""
         self.hosts.append(host)
-        self.joining = None
+        self.joining, self.weights = None, host.served.weights
         await self.tell()
 
     async def drop(self, host: Host) -> None:
@@ -132,20 +132,21 @@ class Presence:
         ).fitted()  # fmt: skip
 
     def _hosted(self) -> list[Hosted]:
-        """The blocks of every host, the newest first, and those that we are about to host; then what all hosts of one state have beside
-        their blocks, since others count a unit for all blocks of the same state."""
-        found = [self._unit(host.served.blocks, _state(host), host.load()) for host in reversed(self.hosts)]
+        """The blocks of every host, the newest first, and those that we are about to host; then what all hosts of one state and one set of
+        weights have beside their blocks, since others count a unit for all blocks of those."""
+        found = [self._unit(host.served.blocks, host.served.weights, _state(host), host.load()) for host in reversed(self.hosts)]
         if self.joining is not None:
             speed = Load(block_ms=self.hosts[-1].block_ms) if self.hosts else NO_LOAD
-            found.append(self._unit(Blocks.of(self.joining), "joining", speed))
-        for state in ("serving", "draining"):
-            beside = [host.served.beside for host in self.hosts if _state(host) == state]
-            shared = beside[0].intersection(*beside) if beside else ()
-            found += [self._unit(unit, state) for unit in sorted(shared)]
+            found.append(self._unit(Blocks.of(self.joining), self.weights, "joining", speed))
+        groups: dict[tuple[Weights, str], list[frozenset[Unit]]] = {}
+        for host in reversed(self.hosts):
+            groups.setdefault((host.served.weights, _state(host)), []).append(host.served.beside)
+        for (weights, state), beside in groups.items():
+            found += [self._unit(unit, weights, state) for unit in sorted(beside[0].intersection(*beside))]
         return found
 
-    def _unit(self, unit: Unit, state: str, load: Load = NO_LOAD) -> Hosted:
-        return Hosted(unit=unit, weights=self.weights, num_blocks=self._num_blocks, dtype=self.dtype, state=state, load=load)
+    def _unit(self, unit: Unit, weights: Weights, state: str, load: Load = NO_LOAD) -> Hosted:
+        return Hosted(unit=unit, weights=weights, num_blocks=self._num_blocks, dtype=self.dtype, state=state, load=load)
 
 
 def _state(host: Host) -> str:

@@ -245,7 +245,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {**LISTED, **OTHERS, **REFUSED}
 
 def make_checkpoint(name: str, directory: Path, shard: str | None = None, *, seed: int = SEED) -> Path:
     """Write a checkpoint of family `name` into `directory` and return it. `shard`: largest shard, as "60KB"; None = one file."""
-    config = FAMILIES[name]()
+    return write_checkpoint(FAMILIES[name](), directory, shard, seed=seed)
+
+
+def write_checkpoint(config: Any, directory: Path, shard: str | None = None, *, seed: int = SEED) -> Path:
+    """The same of any config."""
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

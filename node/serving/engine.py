@@ -88,10 +88,6 @@ class Engine(Protocol):
         """Get faster while nobody waits: takes as long as some forwards, and changes no row. False: no more is to be won."""
         ...
 
-    def detach(self) -> None:
-        """Leave the span as it was found; the engine is of no use afterwards."""
-        ...
-
 
 CANDIDATES: tuple[tuple[str, Callable[[SpanModule, int], Engine]], ...] = (
     ("packed", PackedEngine),

@@ -32,6 +32,7 @@ from swarm.rpc.pool import ChannelPool
 if TYPE_CHECKING:
     from node.serving.ends import Ends
     from node.serving.engine import Engine
+    from node.serving.unit_engines import UnitEngines
 
 SWITCH_INTERVAL_S = 0.0002
 """Python's thread switch interval in a node: the default of 5 ms lets a forward keep the event loop waiting (transport.md, §4)."""
@@ -51,6 +52,7 @@ class Host:
         ends: Ends | None = None,
         make_part: MakePart | None = None,
         device: Device | None = None,
+        engines: UnitEngines | None = None,
         block_ms: float = 0.0,
         clock: Clock = SYSTEM,
     ) -> None:
@@ -58,14 +60,16 @@ class Host:
 
         make_part: an engine of some of the blocks; None = routes can have all of them only.
         device: shared with the node's other hosts; None = a thread and a budget of its own.
-        block_ms: as `Load` has it.
+        engines: where all of these are from; `stop` closes what they read. block_ms: as `Load` has it.
         """
         assert (served.beside >= ENDS) == (ends is not None)
-        self.served, self.block_ms = served, block_ms
+        self.served, self.engines, self.block_ms = served, engines, block_ms
         self.engine = engine
         self.runner = Runner(
             engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part, device=device
         )
+        self.budget_bytes = 0
+        """The device's budget for keys and values when this host started."""
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits, self._clock = limits or HopLimits(), clock
         self._hops: Hops | None = None
@@ -74,6 +78,7 @@ class Host:
         """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.runner.start()
+        self.budget_bytes = self.runner.device.memory.limit_bytes
         self._hops = Hops(
             self.served, Links(pool, Dials(max_in_all=self._limits.max_dials)), self._rows, self._limits, gate, self._clock
         )
@@ -90,6 +95,8 @@ class Host:
         if self._hops is not None:
             await self._hops.stop()
         await self.runner.stop()
+        if self.engines is not None:
+            self.engines.readings.close()
 
     @property
     def is_draining(self) -> bool:

@@ -24,7 +24,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from node.serving.recorder import Attending
 from node.serving.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
-from node.serving.tapes import Tapes
+from node.serving.tapes import Example, Tapes
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
@@ -229,6 +229,15 @@ def read_windows(config: Any) -> list[tuple[int, int]]:
     return windows
 
 
+PASTS = (2, 0, 5, 1, 3)
+"""Tokens of the sequences with which a captured graph is proved: five at most, of unequal lengths."""
+
+
+def _halves(count: int) -> list[int]:
+    """The new tokens of those sequences, `count` in all: 16 -> [8, 4, 2, 1, 1]."""
+    return [(count + 1) // 2, *_halves(count // 2)] if count else []
+
+
 class PackedEngine:
     """Engine for blocks that attend through transformers' attention interface and keep nothing but keys and values."""
 
@@ -236,20 +245,15 @@ class PackedEngine:
     cuts: Cuts = "anywhere"
 
     def __init__(self, span: SpanModule, limit_bytes: int) -> None:
-        """Takes the span over: it cannot be run by itself until `detach`. ModelNotSupportedError where packing cannot work."""
+        """The span stays as it is: it calls our attention only while a step runs. ModelNotSupportedError if packing cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.can_crop = True
         self.forwards = 0
         self._span = span
         self._windows = read_windows(span.config)
         AttentionInterface.register(ATTENTION, _attention)
-        self._before = span.set_attention(ATTENTION)
-        self._tapes = Tapes(self._run, [*span.parameters(), *span.buffers()])
-        try:
-            self._store = RowStore(self._learn(), limit_bytes)
-        except BaseException:
-            self.detach()
-            raise
+        self._tapes = Tapes(self._run, span)
+        self._store = RowStore(self._learn(), limit_bytes)
 
     @property
     def used_bytes(self) -> int:
@@ -303,26 +307,36 @@ class PackedEngine:
         count = self._tapes.next_count
         if count is None:
             return False
-        row = self.open()
-        items = [(row, count)]
+        parts = _halves(count)
+        rows = [self.open() for _ in parts]
         try:
-            self._store.reserve(items)
-            self._tapes.learn(_Step(items, self._windows), self._made_up(count, 1), self._made_up(count, 2))
+            self._grow([(row, past) for row, past in zip(rows, PASTS, strict=False) if past])
+            one = [(rows[0], count)]
+            self._store.reserve(one)
+            self._tapes.learn(self._made_up(one, 1), self._made_up(one, 2), self._made_up(self._reserved(rows, parts), 3))
         except CacheFullError:
             return False
         finally:
-            self.close(row)
+            for row in rows:
+                self.close(row)
         return self._tapes.next_count is not None
 
-    def _made_up(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Inputs of a forward that nobody asked for."""
-        noise = torch.randn(1, count, self.hidden_size, generator=torch.Generator().manual_seed(seed))
-        return noise.to(self.device, self.dtype), torch.arange(seed, seed + count, device=self.device)[None]
+    def _reserved(self, rows: Sequence[PackedRow], counts: Sequence[int]) -> list[tuple[PackedRow, int]]:
+        items = list(zip(rows, counts, strict=True))
+        self._store.reserve(items)
+        return items
 
-    def detach(self) -> None:
-        """Give the span its own attention function back."""
-        for config, name in self._before:
-            config._attn_implementation_internal = name
+    def _grow(self, items: Sequence[tuple[PackedRow, int]]) -> None:
+        """Give rows some made-up tokens."""
+        self._store.reserve(items)
+        self._run(*self._made_up(items, 0))
+        for row, count in items:
+            row.length += count
+
+    def _made_up(self, items: Sequence[tuple[PackedRow, int]], seed: int) -> Example:
+        """A forward that no session asked for. Its positions are the rows' own, moved by `seed`."""
+        noise = torch.randn(1, sum(count for _, count in items), self.hidden_size, generator=torch.Generator().manual_seed(seed))
+        return _Step(items, self._windows), noise.to(self.device, self.dtype), self._positions(items) + seed
 
     def _positions(self, items: Sequence[tuple[PackedRow, int]]) -> Tensor:
         flat = [position for row, count in items for position in range(row.length, row.length + count)]
@@ -332,7 +346,8 @@ class PackedEngine:
         before = step.calls
         token = _STEP.set(step)
         try:
-            output: Tensor = self._span(hidden, position_ids=positions)
+            with self._span.attention_by(ATTENTION):
+                output: Tensor = self._span(hidden, position_ids=positions)
         finally:
             _STEP.reset(token)
         if (calls := step.calls - before) != len(self._windows):

@@ -126,9 +126,6 @@ class PagedEngine:
     def practise(self) -> bool:
         return False
 
-    def detach(self) -> None:
-        """Nothing of the span was changed."""
-
     def _groups(self, items: Sequence[tuple[PagedRow, int]]) -> list[list[Piece]]:
         """Forwards of a step, each a list of (item, first token, last token + 1)."""
         whole = [(index, 0, count) for index, (_, count) in enumerate(items)]

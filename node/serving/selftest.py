@@ -48,12 +48,7 @@ class SelfTest:
     def fault(self, make: Callable[[SpanModule, int], Any]) -> str | None:
         """None where the engine that `make` builds is exact, else what is wrong with it."""
         try:
-            engine = make(self._span, TEST_LIMIT_BYTES)
-            try:
-                pieces = self._run(engine)
-            finally:
-                engine.detach()
-            self._judge(pieces)
+            self._judge(self._run(make(self._span, TEST_LIMIT_BYTES)))
         except (SwarmError, AssertionError) as error:
             return str(error) or type(error).__name__
         except Exception as error:  # a family's own code fails as it likes on a path that is not for it: try the next engine

@@ -105,9 +105,6 @@ class SerialEngine:
     def practise(self) -> bool:
         return False
 
-    def detach(self) -> None:
-        """Nothing of the span was changed."""
-
     def _advance(self, row: SerialRow, hidden: Tensor, positions: Tensor | None) -> Tensor:
         if row.cache is None:
             row.cache = self._new_cache()
@@ -239,9 +236,6 @@ class RecomputeEngine:
 
     def practise(self) -> bool:
         return False
-
-    def detach(self) -> None:
-        """Nothing of the span was changed."""
 
     def _require(self, num_tokens: int) -> None:
         free = self.limit_bytes - self.used_bytes

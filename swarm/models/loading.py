@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -30,6 +30,7 @@ from protocols.words import counted
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.parts import SpanParts
+from swarm.models.sharing import check_fit, like, named_tensors, twin
 from swarm.models.skeleton import Location, causal_config, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
 
@@ -55,6 +56,20 @@ class EndsModel:
     """Blocks of the whole model."""
     template: nn.Module
     """Block 0 on the meta device, for code that reads attributes of a block."""
+
+    def twin(self) -> EndsModel:
+        """The same ends with modules of their own: a user of them may put something in."""
+        return twin(self, self.model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What they hold, by the model's names; a tied head has the embedding's."""
+        return named_tensors(self.model)
+
+    def with_tensors(self, others: Mapping[str, Tensor]) -> EndsModel:
+        """The same ends with copies of these in place of the tensors of those names. BadRequestError if one does not fit."""
+        own = self.tensors()
+        check_fit(own, others)
+        return twin(self, self.model, {id(own[name]): like(own[name], other) for name, other in others.items()})
 
 
 def load_span(checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> SpanModule:

@@ -1,4 +1,4 @@
-"""Parts of loaded blocks, as modules over the same tensors.
+"""Loaded blocks and parts of them, as modules over the same tensors.
 
 A route may ask a node for fewer blocks than it hosts. Each part is what `load_span` of those blocks would give, but no tensor is
 copied: only the modules around them are, since their cache indices and configs differ.
@@ -6,13 +6,14 @@ copied: only the modules around them are, since their cache indices and configs 
 
 from __future__ import annotations
 
-import copy
-import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from protocols.ids import Span
+from swarm.models.sharing import check_fit, like, named_tensors, twin
 from swarm.models.skeleton import renumber_caches, shorten
 from swarm.models.span import SpanModule
 
@@ -23,12 +24,12 @@ class SpanParts:
     def __init__(self, model: Any, span: Span, dtype: torch.dtype) -> None:
         """model: pruned to `span` and loaded, but not shortened yet; it stays the caller's."""
         self.span = span
-        self._model, self._dtype = _with_same_tensors(model), dtype
+        self._model, self._dtype = twin(model, model), dtype
 
     def cut(self, part: Span) -> SpanModule:
         """Blocks `part`, which lie within the span. From any thread."""
         assert self.span.start <= part.start and part.stop <= self.span.stop
-        model = _with_same_tensors(self._model)
+        model = twin(self._model, self._model)
         location = model.swarm_location
         start = part.start - self.span.start
         blocks = location.blocks[start : start + len(part)]
@@ -37,8 +38,13 @@ class SpanParts:
         shorten(model, part.start, part.stop)
         return SpanModule(model, self._dtype)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What the blocks hold, by `NUMBER.NAME`: the block's number in the whole model, and the name within the block."""
+        blocks = enumerate(self._model.swarm_location.blocks, self.span.start)
+        return {f"{number}.{name}": tensor for number, block in blocks for name, tensor in named_tensors(block).items()}
 
-def _with_same_tensors(model: Any) -> Any:
-    """A copy of the modules and configs. Parameters and buffers are the original's: `requires_grad_(False)`, and never written to."""
-    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)
+    def with_tensors(self, others: Mapping[str, Tensor]) -> SpanParts:
+        """The same blocks with copies of these in place of the tensors of those names. BadRequestError if one does not fit."""
+        own = self.tensors()
+        check_fit(own, others)
+        return twin(self, self._model, {id(own[name]): like(own[name], other) for name, other in others.items()})

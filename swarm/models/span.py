@@ -10,6 +10,8 @@ Shapes: B sequences, T tokens, H hidden size.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -52,6 +54,10 @@ class SpanModule(nn.Module):
         self._cache_key = "past_key_values" if "past_key_values" in parameters else "cache_params"
         if any("input_ids" in inspect.signature(type(layer).forward).parameters for layer in self.layers):
             raise ModelNotSupportedError(f"blocks of {self.config.model_type!r} read the token ids, which hosts never see")
+        configs = {
+            id(config): config for module in self.decoder.modules() if (config := getattr(module, "config", None)) is not None
+        }
+        self._configs = [config for config in configs.values() if hasattr(config, "_attn_implementation_internal")]
         self.layers[0].register_forward_pre_hook(_inject, with_kwargs=True)
         self.layers[-1].register_forward_hook(_tap)
 
@@ -81,19 +87,20 @@ class SpanModule(nn.Module):
         """What the model's own forward works on before the first block; `check_chain` replaces it."""
         return hidden.new_zeros(*hidden.shape[:2], self._embed_width)
 
-    def set_attention(self, name: str) -> list[tuple[Any, str | None]]:
-        """Make every attention module here use the attention function registered as `name`; returns what they used before.
+    @contextmanager
+    def attention_by(self, name: str) -> Iterator[None]:
+        """Inside, every attention module here calls the function registered as `name`; afterwards its own again.
 
         The private field is written, since the public setter refuses names without a mask function.
         """
-        modules = [module for module in self.decoder.modules() if hasattr(module, "config")]
-        configs = {
-            id(module.config): module.config for module in modules if hasattr(module.config, "_attn_implementation_internal")
-        }
-        before = [(config, config._attn_implementation_internal) for config in configs.values()]
-        for config in configs.values():
+        before = [config._attn_implementation_internal for config in self._configs]
+        for config in self._configs:
             config._attn_implementation_internal = name
-        return before
+        try:
+            yield
+        finally:
+            for config, own in zip(self._configs, before, strict=True):
+                config._attn_implementation_internal = own
 
 
 def _inject(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

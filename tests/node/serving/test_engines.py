@@ -410,8 +410,14 @@ def test_a_span_that_no_engine_serves_is_refused_with_every_reason(
     assert "\n" not in str(refusal.value)
 
 
-def test_a_span_inside_an_engine_cannot_be_run_behind_its_back(checkpoints: Checkpoints) -> None:
-    span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32, device=DEVICE)
-    choose_engine(span, LIMIT)
-    with pytest.raises(RuntimeError, match="belong to a packed engine"):
-        span(torch.randn(1, 3, 64).to(DEVICE))
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "gpt_neo"])
+def test_a_span_that_an_engine_serves_can_be_run_by_itself(checkpoints: Checkpoints, family: str) -> None:
+    """Its masks and its attention are its own as long as no step runs."""
+    span = load_span(open_checkpoint(checkpoints(family)), Span(0, 2), dtype=torch.float32, device=DEVICE)
+    hidden = torch.randn(1, 9, 64).to(DEVICE)
+    before = span(hidden)
+    engine = choose_engine(span, LIMIT)
+    row = engine.open()
+    for piece in hidden.split([6, 1, 2], dim=1):
+        feed(engine, [(row, piece.shape[1])], piece)
+        assert torch.equal(span(hidden), before)

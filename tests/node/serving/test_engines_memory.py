@@ -46,9 +46,7 @@ def make(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Make:
     span = load_span(open_checkpoint(checkpoints(family)), blocks, dtype=torch.float32, device=DEVICE)
 
     def build(limit: int) -> Engine:
-        built: Engine = engine(span, limit)
-        request.addfinalizer(built.detach)
-        return built
+        return engine(span, limit)
 
     return build
 
@@ -88,7 +86,6 @@ def test_bytes_are_those_of_keys_and_values(checkpoints: Checkpoints, name: str)
     row = engine.open()
     feed(engine, [(row, 640)], noise(640))
     assert 640 * token_bytes <= engine.used_bytes <= 1.5 * 640 * token_bytes
-    engine.detach()
 
 
 def test_growth_is_told_exactly_whatever_rows_do(make: Make) -> None:
@@ -127,7 +124,6 @@ def test_a_full_cache_refuses_and_leaves_every_row_usable(make: Make) -> None:
     used = calm.used_bytes
     expected = feed(calm, [(reference[0], 1), (reference[1], 1)], torch.cat([hidden[0][:, 30:31], hidden[1][:, 20:21]], dim=1))
     room = calm.used_bytes
-    calm.detach()
 
     engine = make(room)
     rows = [engine.open(), engine.open()]
@@ -166,7 +162,6 @@ def test_forks_share_memory_until_they_write(checkpoints: Checkpoints) -> None:
             engine.close(old)
         feed(engine, [(twins[-1], 1)], noise(1))  # alone again: nothing to copy
         assert engine.used_bytes == used
-        engine.detach()
 
 
 def test_pages_are_clean_when_they_are_lent_again(checkpoints: Checkpoints) -> None:
@@ -192,4 +187,3 @@ def test_a_row_beside_a_poisoned_one_is_not_touched(checkpoints: Checkpoints) ->
         expected = feed(engine, [(alone, 4)], noise(4))
         both = feed(engine, [(bad, 9), (good, 4)], torch.cat([torch.full((1, 9, 64), float("nan")), noise(4)], dim=1))
         assert torch.allclose(both[:, 9:], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-        engine.detach()

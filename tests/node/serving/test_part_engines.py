@@ -104,5 +104,4 @@ async def test_what_no_engine_can_run_apart_is_refused_with_the_reason(tmp_path:
         with pytest.raises(error, match="1:3"):
             await rows.step((), [1], torch.zeros(1, 64), None)
         await rows.clear()
-        runner.engine.detach()
         await runner.stop()

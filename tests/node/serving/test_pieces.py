@@ -125,6 +125,5 @@ async def test_pieces_are_exact_on_real_blocks(family: str, tmp_path: Path) -> N
         await rows.clear()
         assert engine.used_bytes == 0
         await runner.stop()
-        engine.detach()
     scale = outputs[0].abs().max()
     assert (outputs[0] - outputs[1]).abs().max() <= 5e-5 * scale

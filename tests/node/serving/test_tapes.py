@@ -17,6 +17,7 @@ from node.serving.tapes import Tapes
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
+from swarm.models.span import SpanModule
 from tests.devices import DEVICE, feed
 from tests.families import Checkpoints
 
@@ -74,7 +75,11 @@ def products_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tapes_of(blocks: Blocks) -> Tapes:
-    return Tapes(blocks, [*blocks.parameters(), *blocks.buffers()])
+    return Tapes(blocks, blocks)
+
+
+def learn(tapes: Tapes) -> None:
+    tapes.learn((Step(), *inputs()), (Step(), *inputs()), (Step(), *inputs()))
 
 
 def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
@@ -92,7 +97,7 @@ def test_what_was_learnt_is_played_bit_for_bit() -> None:
     tapes = tapes_of(blocks)
     run(tapes, blocks)
     assert tapes.played == 0
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     for _ in range(5):
         run(tapes, blocks)
     assert (tapes.played, tapes.refusal) == (5, None)
@@ -103,7 +108,7 @@ def test_what_was_learnt_is_played_bit_for_bit() -> None:
 def test_positions_of_another_shape_are_not_played() -> None:
     blocks = Blocks()
     tapes = tapes_of(blocks)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     hidden, positions = inputs()
     tapes.forward(Step(), hidden, positions[:, :1])
     assert tapes.played == 0
@@ -112,7 +117,7 @@ def test_positions_of_another_shape_are_not_played() -> None:
 def test_what_is_played_asks_for_every_attention() -> None:
     blocks, step = Blocks(), Step()
     tapes = tapes_of(blocks)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     tapes.forward(step, *inputs())
     assert (tapes.played, step.calls) == (1, 2)
 
@@ -120,7 +125,7 @@ def test_what_is_played_asks_for_every_attention() -> None:
 def test_parameters_that_change_in_place_are_seen() -> None:
     blocks = Blocks()
     tapes = tapes_of(blocks)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     for parameter in blocks.parameters():
         parameter.mul_(1.5)
     run(tapes, blocks)
@@ -154,7 +159,7 @@ HARMLESS: dict[str, Callable[[Blocks, Tensor], Tensor]] = {
 def test_is_recorded(name: str) -> None:
     blocks = Blocks(HARMLESS[name])
     tapes = tapes_of(blocks)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     run(tapes, blocks)
     assert (tapes.played, tapes.refusal) == (1, None)
 
@@ -188,7 +193,7 @@ def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
     twist, reason = STEERED[name]
     blocks = Blocks(twist)
     tapes = tapes_of(blocks)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     assert tapes.refusal is not None and reason in tapes.refusal
     assert tapes.next_count is None
     if name != "a buffer written to":
@@ -199,7 +204,23 @@ def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
 def test_a_tape_that_is_out_of_date_is_found_out() -> None:
     """A number of Python's own that changes cannot be seen when it is recorded; the proof sees it."""
     tapes = tapes_of(Blocks(_counting))
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
+    assert tapes.refusal is not None and "other numbers" in tapes.refusal
+
+
+def test_a_tape_that_is_wrong_for_several_sequences_is_found_out() -> None:
+    """Also if it is right for one: a model's Python may ask a step what it holds."""
+
+    class Sequences(Step):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.count = count
+
+    blocks = Blocks()
+    tapes = Tapes(lambda step, *given: blocks(step, *given) * getattr(step, "_step", step).count, blocks)  # type: ignore[attr-defined]
+    for count, is_refused in ((1, False), (2, True)):
+        tapes.learn((Sequences(1), *inputs()), (Sequences(1), *inputs()), (Sequences(count), *inputs()))
+        assert (tapes.refusal is not None) is is_refused
     assert tapes.refusal is not None and "other numbers" in tapes.refusal
 
 
@@ -214,7 +235,7 @@ def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytes
         monkeypatch.setattr(products, "fastest", lambda weights, count, product=product: product)
         blocks = Blocks()
         tapes = tapes_of(blocks)
-        tapes.learn(Step(), inputs(), inputs())
+        learn(tapes)
         used = len(wrong)
         given = inputs()
         torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given))
@@ -227,7 +248,7 @@ def test_products_that_the_model_cannot_go_on_with_are_not_used(monkeypatch: pyt
     monkeypatch.setattr(products, "fastest", lambda weights, count: products.transposed)
     blocks = Blocks(lambda blocks, x: blocks.layers[1](x).view(-1).view(x.shape))
     tapes = tapes_of(blocks)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     run(tapes, blocks)
     assert (tapes.played, tapes.refusal) == (1, None)
 
@@ -236,7 +257,7 @@ def test_what_is_played_lies_together_whatever_the_products_are() -> None:
     blocks = Blocks()
     tapes = tapes_of(blocks)
     tapes._forward = lambda step, hidden, positions: blocks(step, hidden, positions).transpose(1, 2).contiguous().transpose(1, 2)
-    tapes.learn(Step(), inputs(), inputs())
+    learn(tapes)
     assert tapes.forward(Step(), *inputs()).is_contiguous() and tapes.played == 1
 
 
@@ -264,6 +285,31 @@ def test_an_engine_that_has_practised_plays(
         assert selftest.is_close(*outputs, hidden)
     assert (playing._tapes.played, playing._tapes.refusal) == (9, None)
     assert running._tapes.played == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_the_self_test_goes_through_captured_graphs(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Several sequences of unequal lengths in a step, forks and crops, as for any engine; and each count was proved on several."""
+    checkpoint, proofs = open_checkpoint(checkpoints(family)), []
+    learn = Tapes.learn
+    monkeypatch.setattr(Tapes, "learn", lambda tapes, *examples: (proofs.append(examples), learn(tapes, *examples)))
+
+    def practised(span: SpanModule, limit_bytes: int) -> PackedEngine:
+        engines.append(PackedEngine(span, limit_bytes))
+        while engines[0].practise():
+            pass
+        return engines[0]
+
+    engines: list[PackedEngine] = []
+    span = load_span(checkpoint, Span(0, 2), dtype=torch.float32, device=DEVICE)
+    with selftest.small_windows(span):
+        assert selftest.SelfTest(span).fault(practised) is None
+    assert engines[0]._tapes.played == 7, "each of its steps was replayed"
+    lengths = [[(stop - start, past) for _, start, stop, past, _ in examples[-1][0].pieces] for examples in proofs]
+    assert [sum(count for count, _ in one) for one in lengths] == list(range(1, 17))
+    assert lengths[-1] == [(8, 2), (4, 0), (2, 5), (1, 1), (1, 3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

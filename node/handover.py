@@ -1,0 +1,51 @@
+"""One host takes over from another: opened and announced first; the old one is drained, then ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from node.serving.host import Host
+from protocols.defaults import DRAIN_S
+
+IDLE_CHECK_S = 0.1
+
+
+class Announcing(Protocol):
+    """What the swarm sees of our hosts (`presence.py`)."""
+
+    async def serve(self, host: Host) -> None: ...
+
+    async def drop(self, host: Host) -> None: ...
+
+    async def tell(self) -> None: ...
+
+
+class Opening(Protocol):
+    """Where sessions reach a host (`doors.py`)."""
+
+    def open(self, host: Host) -> None: ...
+
+    def close(self, host: Host) -> None: ...
+
+
+async def begin(host: Host, doors: Opening, presence: Announcing) -> None:
+    """New sessions reach the host from now on, and the swarm is told. It has started."""
+    doors.open(host)
+    await presence.serve(host)
+
+
+async def retire(
+    host: Host, doors: Opening, presence: Announcing, drain_s: float = DRAIN_S, hurry: asyncio.Event | None = None
+) -> None:
+    """No new sessions; wait up to `drain_s`, or until `hurry`, for those that are there, and end the rest: they go on at replicas."""
+    host.drain()
+    await presence.tell()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(drain_s):
+            while host.num_sessions and not (hurry and hurry.is_set()):  # noqa: ASYNC110  (sessions end in many ways)
+                await asyncio.sleep(IDLE_CHECK_S)
+    await host.stop()
+    doors.close(host)
+    await presence.drop(host)

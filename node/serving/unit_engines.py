@@ -1,0 +1,54 @@
+"""What computes with one version of a host's units: engine, ends, engines of parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.serving.ends import Ends
+from node.serving.ends_selftest import choose_ends
+from node.serving.engine import Engine, choose_engine
+from node.units.host_units import HostReadings, HostUnits
+from protocols.errors import ModelNotSupportedError
+from protocols.ids import Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitEngines:
+    """Modules of their own over what `readings` holds. `readings.close()` says that nothing of this computes any more."""
+
+    units: HostUnits
+    readings: HostReadings
+    engine: Engine
+    ends: Ends | None
+    refusal: ModelNotSupportedError | None = None
+    """Why there are no ends, although the host has the unit."""
+
+    def make_part(self, part: Span, limit_bytes: int) -> Engine:
+        """An engine of some of the blocks; errors as of `choose_engine`."""
+        return choose_engine(self.readings.blocks.holding.cut(part), limit_bytes)
+
+
+def build(units: HostUnits, limit_bytes: int, vocab_size: int) -> UnitEngines:
+    """Read the newest version, and find engines that prove exact on it. Takes as long as some forwards.
+
+    limit_bytes: for keys and values. ModelNotSupportedError if no engine runs the blocks; what was read is closed then.
+    """
+    readings = units.read()
+    try:
+        blocks = readings.blocks.holding
+        engine = choose_engine(blocks.cut(blocks.span), limit_bytes)
+        ends, refusal = _own_ends(readings, vocab_size)
+    except BaseException:
+        readings.close()
+        raise
+    return UnitEngines(units=units, readings=readings, engine=engine, ends=ends, refusal=refusal)
+
+
+def _own_ends(readings: HostReadings, vocab_size: int) -> tuple[Ends | None, ModelNotSupportedError | None]:
+    if readings.ends is None:
+        return None, None
+    try:
+        return choose_ends(readings.ends.holding.twin(), vocab_size), None
+    except ModelNotSupportedError as error:
+        readings.ends.close()
+        return None, error

@@ -1,0 +1,1 @@
+"""Units: who owns a loaded module and its parameters."""
