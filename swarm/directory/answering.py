@@ -118,7 +118,7 @@ class Answers:
             del self._kept[min(self._kept, key=lambda name: len(self._kept[name][1]) > _EMPTY_BYTES)]
 
     async def close(self) -> None:
-        """End looks that nobody needs any more."""
+        """End looks that no caller needs any more."""
         tasks: list[Awaitable[bytes]] = []
         for task in tuple(self._looking.values()):
             task.cancel()

@@ -29,7 +29,7 @@ from swarm.directory.snapshot import Snapshot, counted, of_entries
 log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
-"""Pause after an announcement that nobody took."""
+"""Seconds of pause after an announcement that no peer took."""
 
 WITHDRAW_S = 2.0
 
@@ -76,7 +76,7 @@ class Directory:
             self._renewing = asyncio.create_task(self._renew(), name="directory renewal")
 
     async def refresh(self) -> bool:
-        """Push the record at once, as after a change of state. False where nobody took it; raises where it cannot be encoded."""
+        """Push the record at once, as after a change of state. False if no peer took it; raises if it cannot be encoded."""
         if self._make_record is None:
             return False
         async with self._storing:
@@ -141,5 +141,5 @@ class Directory:
 
 
 def _next_expiry(last_s: float, now_s: float, life_s: float) -> float:
-    """Later than the last one, since what is not later is refused; unless our clock was set back: then nobody believes the last one."""
+    """Later than the last one, since what is not later is refused; unless our clock was set back: then no peer believes the last one."""
     return now_s + life_s if last_s > now_s + MAX_LIFE_S else max(now_s + life_s, last_s + 0.001)

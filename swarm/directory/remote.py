@@ -76,7 +76,7 @@ class RemoteDirectory:
         return tuple(source.peer for source in self._sources)
 
     async def snapshot(self, model: str) -> Snapshot:
-        """Everybody known to announce `model`. PeerUnreachableError where nobody answers and nothing is remembered."""
+        """All peers known to announce `model`. PeerUnreachableError if no peer answers and nothing is remembered."""
         await self._ask(model)
         snapshot = await of_entries(model, self._alive(model), self._clock())
         self._sources.learn(snapshot.peers)
@@ -159,7 +159,7 @@ class RemoteDirectory:
         return len(reply.entries) - len(fresh) + len(found)
 
     def _hold(self, told: dict[PeerId, SignedEntry], peer: PeerId, entry: SignedEntry) -> None:
-        """Where there is no room, a random one goes that we have not met."""
+        """Keep an entry; if all places are taken, a random one goes of a peer that we have not met."""
         if peer not in told and len(told) >= MAX_ENTRIES:
             drawn = self._rng.sample(list(told), _DRAWN)
             del told[min(drawn, key=self._has_met)]

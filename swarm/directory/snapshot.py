@@ -22,7 +22,7 @@ from protocols.weights_id import Weights
 log = logging.getLogger(__name__)
 
 _TURN = 50
-"""Records between two turns of the event loop."""
+"""Records that are parsed before other tasks of the event loop may run."""
 
 
 @dataclass(frozen=True, slots=True)

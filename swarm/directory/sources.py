@@ -2,7 +2,7 @@
 
 Those that have answered before, and among every three a new one.
 
-Newcomers are names that somebody told, so most of them may be made up: they never push out, nor delay, who has answered.
+New sources are named by other peers, so most of them may be made up: they never replace, nor delay, those that have answered.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Source:
     addresses: tuple[str, ...]
     certificate: bytes = b""
     is_given: bool = False
-    """Named by whoever started us: asked again even after it failed."""
+    """Named by our user: asked again even after it failed."""
 
 
 class Sources:
@@ -65,7 +65,7 @@ class Sources:
             yield from turn
 
     def rounds(self) -> Iterator[list[Source]]:
-        """Whom to ask at once; the next round only if nobody of the one before has answered."""
+        """Sources to ask at once; the next round only if none of the one before has answered."""
         waiting, size = iter(list(self)), FANOUT
         while asked := list(itertools.islice(waiting, size)):
             yield asked

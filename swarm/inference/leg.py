@@ -25,7 +25,7 @@ from swarm.inference.downstream import Downstream
 from swarm.inference.links import Links
 from swarm.inference.message_stream import MessageStream
 from swarm.inference.retained import Retained
-from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.suspicion import Kind, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ class Leg:
         self.fork: Fork | None = None
         """The session that this one is a fork of."""
         self.has_answered = False
-        self.finding: Finding | None = None
+        self.verdict: Verdict | None = None
         """Where a step was stuck at the last look; None = no look since an answer came."""
         self.num_found = 0
-        """Looks one after the other with that finding."""
+        """Looks one after the other with that verdict."""
         self._links, self._identity, self._weights, self._oldest = links, identity, weights, oldest
         self._on_reply, self._on_loss, self._unix_s = on_reply, on_loss, unix_s
         self._grant: Grant | None = None
@@ -82,7 +82,7 @@ class Leg:
     @property
     def is_stuck(self) -> bool:
         """By the words of its hops at the last look, and none of them computes."""
-        return self.finding is not None and self.finding.kind is not Kind.BUSY
+        return self.verdict is not None and self.verdict.kind is not Kind.BUSY
 
     def __str__(self) -> str:
         return f"session {short(self.id)} epoch {self.epoch}"
@@ -93,7 +93,7 @@ class Leg:
         """Begin a new epoch on `route`: hops that stay are told by the hop above, new ones are opened. A dial that fails is a loss."""
         before, self.route, self._dtype = self.route, route, dtype
         self.epoch += 1
-        self.finding = None
+        self.verdict = None
         expires_s = self._unix_s() + GRANT_LIFE_S
         grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, weights=self._weights, route=route,
                       expires_s=expires_s)  # fmt: skip
@@ -183,14 +183,14 @@ class Leg:
 
     # --- how far they are
 
-    async def look(self) -> Finding:
+    async def look(self) -> Verdict:
         """Ask every hop how far it is, and note where the oldest step is stuck."""
         epoch, needed = self.epoch, self._oldest() + 1
-        finding = suspicion.judge(await self.ask(len(self.route), self.route), needed, epoch)
+        verdict = suspicion.judge(await self.ask(len(self.route), self.route), needed, epoch)
         if epoch == self.epoch and needed == self._oldest() + 1:  # else it says nothing of the step that is awaited now
-            self.num_found = self.num_found + 1 if finding == self.finding else 1
-            self.finding = finding
-        return finding
+            self.num_found = self.num_found + 1 if verdict == self.verdict else 1
+            self.verdict = verdict
+        return verdict
 
     async def ask(self, num_hops: int, route: Route) -> list[Progress | None]:
         """What the first hops of a route say of themselves; None = no answer."""

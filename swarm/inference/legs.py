@@ -26,7 +26,7 @@ from swarm.inference.links import Links
 from swarm.inference.requests import Awaited, SessionConfig
 from swarm.inference.retained import Retained
 from swarm.inference.step_waits import StepWaits
-from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.suspicion import Kind, Verdict
 from swarm.routing.router import Router
 
 log = logging.getLogger(__name__)
@@ -188,17 +188,17 @@ class Legs:
     def answered(self, leg: Leg, num_tokens: int) -> None:
         """A reply that can be used, to a step of so many tokens, came over `leg`: it is the session's."""
         now_s = self._now_s()
-        if leg.finding is None:
+        if leg.verdict is None:
             self._usual_ms = max((now_s - self.heard_s) * 1e3 / suspicion.work(num_tokens), 0.9 * self._usual_ms)
         self.heard_s = now_s
         if leg is not self.current:
             self._adopt(leg)
-        if not leg.has_answered or leg.finding is not None or self.lost_at_s is not None:
+        if not leg.has_answered or leg.verdict is not None or self.lost_at_s is not None:
             self._is_well(leg, now_s)
 
     def _is_well(self, leg: Leg, now_s: float) -> None:
         """What was suspected, refused and lost is settled; those that were tried beside are not needed."""
-        leg.has_answered, leg.finding = True, None
+        leg.has_answered, leg.verdict = True, None
         self._router.answered(leg.route)
         self._refusals.clear()
         self._given_up.clear()
@@ -212,8 +212,8 @@ class Legs:
         """A leg that was opened later answers first: those before it keep what they were sent, or are slow."""
         log.info("%s: answers first, %s ends", winner, self.current)
         for loser in (self.current, *self._given_up, *self.rivals[: self.rivals.index(winner)]):
-            if loser.finding is not None:
-                self._blame(loser.route, loser.finding)
+            if loser.verdict is not None:
+                self._blame(loser.route, loser.verdict)
         self.rivals.remove(winner)
         self.current.let_go()
         self.current = winner
@@ -221,14 +221,14 @@ class Legs:
             self._mending.cancel()  # what it repairs is not needed any more
         self.replaced += 1
 
-    def _blame(self, route: Route, finding: Finding) -> None:
-        peers = [route[place].peer for place in finding.places]
-        if finding.kind is Kind.BUSY:
+    def _blame(self, route: Route, verdict: Verdict) -> None:
+        peers = [route[place].peer for place in verdict.places]
+        if verdict.kind is Kind.BUSY:
             self._router.suspect(peers[0])
-        elif finding.kind is Kind.TORN:
+        elif verdict.kind is Kind.TORN:
             self._router.dispute(*peers)
         else:
-            self._router.failed(peers[0], DeadlineError(f"no answer comes through it: it {finding.kind.value}"))
+            self._router.failed(peers[0], DeadlineError(f"no answer comes through it: it {verdict.kind.value}"))
 
     def late_s(self) -> float:
         """Seconds after which the reply that is awaited is late."""
@@ -366,14 +366,14 @@ class Legs:
     async def try_beside(self) -> None:
         """Open another leg, on a route that avoids each peer that may keep our steps; nothing if there is no such route."""
         legs = (self.current, *self.rivals, *self._given_up)
-        stuck = {leg.route[place].peer for leg in legs if leg.finding for place in leg.finding.places}
+        stuck = {leg.route[place].peer for leg in legs if leg.verdict for place in leg.verdict.places}
         config = self._config
         try:
             route, _ = await self._router.find(0.0, self.dtype, (), needs=self._needs, blocks=config.blocks, avoiding=stuck)
         except SwarmError as error:
             log.info("%s: no answer comes, and there is no other way: %s", self.current, error)
             return
-        is_answered = self.current.finding is None  # while we looked for a route
+        is_answered = self.current.verdict is None  # while we looked for a route
         if self.is_over or is_answered:
             return
         if stuck.intersection(hop.peer for hop in route):

@@ -30,7 +30,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Verdict:
     """Where a step is stuck: the places in the route of those who may keep it, two if nothing shows which, and what they say."""
 
     kind: Kind
@@ -47,23 +47,23 @@ def late_s(expected_ms: float, least_s: float) -> float:
     return max(least_s, min(LONGEST_S, FACTOR * expected_ms / 1e3))
 
 
-def judge(words: Sequence[Progress | None], needed: int, epoch: int) -> Finding:
+def judge(words: Sequence[Progress | None], needed: int, epoch: int) -> Verdict:
     """Where the step number `needed - 1` is stuck, whose reply has not come. words: of each hop in order, None = it gave no answer."""
     for place, word in enumerate(words):
         boundary = (place - 1, place) if place else (0,)  # the client knows that it has sent the step itself
         if word is None:
-            return Finding(Kind.SILENT, (place,))
+            return Verdict(Kind.SILENT, (place,))
         if word.epoch != epoch:
-            return Finding(Kind.TORN if place else Kind.IDLE, boundary)
+            return Verdict(Kind.TORN if place else Kind.IDLE, boundary)
         if word.is_busy and min(word.computed, word.sent) < needed:
-            return Finding(Kind.BUSY, (place,))
+            return Verdict(Kind.BUSY, (place,))
         if word.received < needed:
-            return Finding(Kind.TORN if place else Kind.IDLE, boundary)
+            return Verdict(Kind.TORN if place else Kind.IDLE, boundary)
         if word.computed < needed or (word.sent < needed and place + 1 == len(words)):
-            return Finding(Kind.IDLE, (place,))
+            return Verdict(Kind.IDLE, (place,))
         if word.sent < needed and words[place + 1] is not None:
-            return Finding(Kind.TORN, (place, place + 1))
-    return Finding(Kind.IDLE, (len(words) - 1,))  # it says that it has answered, and no answer came
+            return Verdict(Kind.TORN, (place, place + 1))
+    return Verdict(Kind.IDLE, (len(words) - 1,))  # it says that it has answered, and no answer came
 
 
 def accusers(words: Sequence[Progress | None], lost: int) -> tuple[int, ...]:

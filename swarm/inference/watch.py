@@ -15,7 +15,7 @@ from protocols.errors import DeadlineError, InternalError
 from swarm.inference.leg import Leg
 from swarm.inference.legs import Legs
 from swarm.inference.requests import Awaited, SessionConfig
-from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.suspicion import Kind, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +61,15 @@ class Watch:
         leg, epoch = legs.current, legs.current.epoch
         if legs.is_repairing:
             return
-        finding, *_ = await asyncio.gather(*(one.look() for one in (leg, *legs.rivals)))
+        verdict, *_ = await asyncio.gather(*(one.look() for one in (leg, *legs.rivals)))
         silent_s = legs.silent_s
         if legs.heard_s != heard_s or legs.is_repairing or epoch != leg.epoch or leg is not legs.current:
             return
-        is_busy = leg.has_answered and finding.kind is Kind.BUSY
-        is_proven = silent_s >= late_s and leg.num_found > 1 and self._is_proof(leg, finding)
-        if is_proven or silent_s >= self._longest_s(finding):
-            place, *others = reversed(finding.places)
-            cause = DeadlineError(f"no reply for {silent_s:.0f} s, and it {finding.kind.value}")
+        is_busy = leg.has_answered and verdict.kind is Kind.BUSY
+        is_proven = silent_s >= late_s and leg.num_found > 1 and self._is_proof(leg, verdict)
+        if is_proven or silent_s >= self._longest_s(verdict):
+            place, *others = reversed(verdict.places)
+            cause = DeadlineError(f"no reply for {silent_s:.0f} s, and it {verdict.kind.value}")
             leg.lose(place, cause, leg.epoch, tuple(others))
         elif silent_s >= max(self._tried_s + self._pause_s(late_s), BUSY_FACTOR * late_s if is_busy else 0.0):
             self._num_tried, self._tried_s = self._num_tried + 1, silent_s
@@ -81,11 +81,11 @@ class Watch:
             return late_s * 2.0**self._num_tried
         return late_s if not self._num_tried or self._legs.is_full else late_s / SOONER
 
-    def _longest_s(self, finding: Finding) -> float:
+    def _longest_s(self, verdict: Verdict) -> float:
         """Without an answer for so long, the hop at which the step is stuck is given up, whatever it says."""
         config = self._config
-        return config.silence_s if finding.kind is Kind.BUSY else min(config.silence_s, config.route_timeout_s)
+        return config.silence_s if verdict.kind is Kind.BUSY else min(config.silence_s, config.route_timeout_s)
 
-    def _is_proof(self, leg: Leg, finding: Finding) -> bool:
+    def _is_proof(self, leg: Leg, verdict: Verdict) -> bool:
         """Is a hop to be replaced? On a route that has never answered, others are tried beside instead, but for one that is dead."""
-        return finding.kind is Kind.SILENT or (leg.has_answered and finding.kind is not Kind.BUSY)
+        return verdict.kind is Kind.SILENT or (leg.has_answered and verdict.kind is not Kind.BUSY)

@@ -1,1 +1,4 @@
-"""Which hops a session uses: the cheapest path over (peer, span), measured round trips, and whom to avoid for a while."""
+"""Which hops a session uses: the cheapest path over peers.
+
+Measured are round trips; peers that failed are avoided for a while.
+"""

@@ -1,4 +1,7 @@
-"""What to say if there is no route: what is missing, the last failure, and the line that would host it. Pure."""
+"""The error if there is no route.
+
+It says what is missing, the last failure, and the command that would host it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def _no_ends(
     where = " and ".join(f"block {block}" for block in lacking or edges)
     span = min(edges[(lacking or [0])[0]])
     return NoRouteError(
-        f"no node hosts the ends of {model.name} with {where} after {route_timeout_s:.0f} s{cause}, and a thin client needs them; "
+        f"no node hosts embedding and head of {model.name} with {where} after {route_timeout_s:.0f} s{cause}; a thin client needs them: "
         f"ask without --thin, or start one with --ends: {hosting.text(model.name, '--ends', '--blocks', str(span))}"
     )
 

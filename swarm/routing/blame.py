@@ -1,4 +1,6 @@
-"""Who failed lately: a peer that failed is avoided for a while, longer each time, and forgiven when it answers again.
+"""Which peers failed lately.
+
+A peer that failed is avoided for a while, longer each time, and forgiven when it answers again.
 
 Pure bookkeeping: the clock is an argument. Sources of blame are first-hand only: the client's own dials, and what a hop says
 about the hop below it (never about itself passing on news).
@@ -66,6 +68,6 @@ class Blame:
 
     @property
     def last_cause(self) -> SwarmError | None:
-        """The newest failure of anybody, for an error that tells why there is no route."""
+        """The newest failure of any peer, for an error that tells why there is no route."""
         newest = max(self._failures.values(), key=lambda failure: failure.at_s, default=None)
         return None if newest is None else newest.cause

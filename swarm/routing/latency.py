@@ -1,4 +1,7 @@
-"""Round trips to other peers, measured with `hello` and remembered for a while. Who has not answered has none."""
+"""Round trips to other peers, measured with `hello`.
+
+They are remembered for a while. A peer that has not answered has none.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class Latency:
         return answers((one for one in records if not self.has_answered(one.peer)), self._asked, AT_ONCE)
 
     def look_around(self, records: Iterable[PeerRecord], number: int) -> None:
-        """Ask up to `number` of those that have not answered lately, while nobody waits for it."""
+        """Ask up to `number` of those that have not answered lately; no caller waits for it."""
         for record in records:
             if len(self._asking) >= number:
                 return

@@ -1,4 +1,7 @@
-"""What peers offer of one model, and what a step costs there as far as their claims are believed. Pure."""
+"""What peers offer of one model, and what a step costs.
+
+Their claims of cost are believed within limits. Pure.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Wish:
     """What the first and the last hop must host beside their blocks (`units.ENDS` for a thin client)."""
     holding: Collection[tuple[PeerId, Span]]
     avoiding: Collection[PeerId] = ()
-    """Pass by these if there is a way without them, and believe nobody's announced speed who has not computed for us."""
+    """Avoid these if there is a way without them, and do not believe announced speeds of peers that have not computed for us."""
 
     def holds(self, peer: PeerId) -> bool:
         """Does this peer hold K/V of the session?"""

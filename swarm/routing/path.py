@@ -1,4 +1,6 @@
-"""The cheapest path through the blocks of a model: Dijkstra over (block, peer). Pure: values in, values out.
+"""The cheapest path through the blocks of a model.
+
+Dijkstra over (block, peer). Pure: values in, values out.
 
 Cost of a path, in milliseconds a decode step takes: each hop's compute and queue, and the one-way way between neighbours, from the
 client to the first hop and from the last hop back. A hop that already holds the session's K/V costs nothing extra; a new one pays
@@ -107,7 +109,7 @@ def best(
 
 
 def _cheapest(candidates: Sequence[Candidate], way_ms: Way, any_holding: bool) -> list[Candidate]:
-    """At most MAX_REPLICAS of each span, and whoever holds the session; in the order of spans and PeerIDs."""
+    """At most MAX_REPLICAS of each span, and the peers that hold the session; in the order of spans and PeerIDs."""
     replicas: dict[Span, list[Candidate]] = {}
     for candidate in candidates:
         replicas.setdefault(candidate.span, []).append(candidate)

@@ -1,4 +1,7 @@
-"""What a client thinks of peers before it has asked them: may they be used, are they known, does the user trust them?"""
+"""A client's opinion of peers that it has not asked yet.
+
+May they be used, are they known, does the user trust them?
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class Regard:
 
 
 STRANGERS = Regard()
-"""Everybody may be used, nobody is known."""
+"""All peers may be used, none is known."""
 
 
 class _Peer(Protocol):

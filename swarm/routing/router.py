@@ -1,7 +1,9 @@
-"""Finds routes for a client: the directory's snapshot, our measurements and our blame go into the pure `path.best`.
+"""Finds routes for a client.
+
+The directory's snapshot, our measurements and our blame go into the pure `path.best`.
 
 One route, one precision: peers are grouped by compute dtype and quantization, and a route, replacements included, stays in one group.
-A record is a claim: nobody is routed over who has not answered a hello of ours.
+A record is a claim: no route uses a peer that has not answered a hello of ours.
 """
 
 from __future__ import annotations
@@ -190,7 +192,7 @@ class Router:
         deadline_s = since_s + route_timeout_s
         until_s = max(deadline_s, self._now_s() + HELLO_S)
         if holding and (found := await self._choose(self._remembered(dtype), wish, until_s)) is not None:
-            return found  # somebody waits in the middle of an answer: a look at the directory takes longer than all the rest
+            return found  # a session waits in the middle of an answer: a look at the directory takes longer than all the rest
         is_fresh = self._now_s() - self._looked_s < FRESH_S
         if is_opening and is_fresh and (found := await self._choose(self._remembered(dtype), wish, until_s)) is not None:
             return found
@@ -217,7 +219,7 @@ class Router:
         try:
             async with asyncio.timeout(max(0.0, until_s - self._now_s())):
                 peers = (await self._directory.snapshot(self.model.name)).peers
-        except (PeerUnreachableError, TimeoutError) as error:  # our p2pd is being started again, or nobody tells us anything
+        except (PeerUnreachableError, TimeoutError) as error:  # our p2pd is being started again, or no peer answers
             log.warning("the directory cannot be read, we look again: %s", error)
             peers = ()
             self._looked_s = -FRESH_S

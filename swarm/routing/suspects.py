@@ -1,4 +1,6 @@
-"""Peers that may be at fault: passed by if there is a way without them, used if there is none.
+"""Peers that may be at fault.
+
+They are avoided if there is a way without them, used if there is none.
 
 A hop that says of its neighbour "it is lost", while the neighbour answers, leaves two peers of whom one is wrong, and nothing shows which.
 So both are suspected, each because of the other. A suspicion costs a route time (`path.py`), and it ends by itself or with an answer

@@ -24,7 +24,7 @@ from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.links import Links
 from swarm.inference.message_stream import MessageStreamLimits
 from swarm.inference.session import Session, SessionConfig
-from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.suspicion import Kind, Verdict
 from swarm.inference.watch import BUSY_FACTOR, Watch
 from tests.hostile.liars import LIES, Modest, Swallower
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
@@ -258,7 +258,7 @@ async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they
     session = swarm.session(stall_s=LATE_S)
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     legs = session._legs
-    await until(lambda: legs.current.finding is not None)
+    await until(lambda: legs.current.verdict is not None)
     watch = Watch(legs, session._config, {})
     assert watch._pause_s(3.0) == 3.0  # no leg was tried beside it yet
     watch._num_tried = 1
@@ -266,7 +266,7 @@ async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they
     legs.rivals = [legs.current] * MAX_RIVALS
     assert watch._pause_s(3.0) == 3.0  # one of them has to end first
     legs.rivals = []
-    legs.current.finding = Finding(Kind.BUSY, (0,))
+    legs.current.verdict = Verdict(Kind.BUSY, (0,))
     assert watch._pause_s(3.0) == 6.0
     await session.close()
     await asyncio.gather(asking, return_exceptions=True)
@@ -280,8 +280,8 @@ async def test_on_a_route_that_has_answered_only_a_hop_that_computes_has_five_ti
     await ask(session, (), [1], random_tokens(1))
     legs, tried = session._legs, list[Kind]()
 
-    async def look() -> Finding:
-        return Finding(kind, (0,))
+    async def look() -> Verdict:
+        return Verdict(kind, (0,))
 
     async def beside() -> None:
         tried.append(kind)

@@ -1,4 +1,4 @@
-"""The directory by gRPC: what peers have signed arrives whoever tells it, and a liar can at most say less."""
+"""Signed entries arrive by gRPC from any peer; liars can only omit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Peers:
     async def channel(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Line:
         self.asked.append(peer)
         if peer not in self.answers:
-            raise PeerUnreachableError(f"nobody answers at {addresses}")
+            raise PeerUnreachableError(f"no answer at {addresses}")
         return Line(self.answers[peer])
 
 

@@ -24,7 +24,7 @@ from swarm.inference.hop import PART_S
 from swarm.inference.hops import HopLimits
 from swarm.inference.links import Links
 from swarm.inference.pace import MAX_EPOCHS
-from swarm.inference.suspicion import Finding, Kind
+from swarm.inference.suspicion import Kind, Verdict
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, random_tokens, reference, until
 from tests.virtual_time import Shifted
@@ -406,7 +406,7 @@ async def test_a_step_counts_as_received_only_if_those_before_it_came(client: Pr
     word = await progress_of(client, node)
     assert (word.received, word.computed, word.is_busy) == (1, 1, False)
     above = Progress(epoch=0, received=2, computed=2, sent=2)
-    assert suspicion.judge([above, word], 2, 0) == Finding(Kind.TORN, (0, 1))
+    assert suspicion.judge([above, word], 2, 0) == Verdict(Kind.TORN, (0, 1))
 
 
 async def test_what_came_over_an_older_wire_counts_no_more(client: Probe, node: ToyNode, monkeypatch: pytest.MonkeyPatch) -> None:

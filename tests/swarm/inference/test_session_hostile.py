@@ -145,7 +145,7 @@ async def test_a_look_that_an_answer_or_a_new_route_has_overtaken_notes_nothing(
         leg.epoch += change == "route"
         gate.set()
         verdict = await looking
-        assert leg.finding == (None if change else verdict)
+        assert leg.verdict == (None if change else verdict)
     leg.epoch -= 1
     await session.close()
 

@@ -14,7 +14,7 @@ from protocols.progress import Progress
 from protocols.units import Blocks
 from swarm.inference import hearsay, suspicion
 from swarm.inference.hearsay import Refusal
-from swarm.inference.suspicion import Finding, Kind, judge
+from swarm.inference.suspicion import Kind, Verdict, judge
 
 NEEDED = 5
 DONE = Progress(epoch=1, received=5, computed=5, sent=5)
@@ -26,23 +26,23 @@ WAITS_FOR_ITS_PACE = Progress(epoch=1, received=5, computed=5, is_busy=True)
 OF_ANOTHER_ROUTE = Progress(epoch=0, received=5, computed=5, sent=5)
 
 CASES = {
-    "the first hop denies what we sent": ([NOTHING, NOTHING], Finding(Kind.IDLE, (0,))),
-    "the first hop knows no session": ([Progress(), NOTHING], Finding(Kind.IDLE, (0,))),
-    "the first hop does nothing": ([HAS_IT, NOTHING], Finding(Kind.IDLE, (0,))),
-    "the second hop does nothing": ([DONE, HAS_IT], Finding(Kind.IDLE, (1,))),
+    "the first hop denies what we sent": ([NOTHING, NOTHING], Verdict(Kind.IDLE, (0,))),
+    "the first hop knows no session": ([Progress(), NOTHING], Verdict(Kind.IDLE, (0,))),
+    "the first hop does nothing": ([HAS_IT, NOTHING], Verdict(Kind.IDLE, (0,))),
+    "the second hop does nothing": ([DONE, HAS_IT], Verdict(Kind.IDLE, (1,))),
     "one has computed it, and may not begin its new route yet": (
         [DONE, WAITS_FOR_ITS_PACE, Progress()],
-        Finding(Kind.BUSY, (1,)),
+        Verdict(Kind.BUSY, (1,)),
     ),
-    "one computes": ([DONE, COMPUTES, NOTHING], Finding(Kind.BUSY, (1,))),
-    "one gives no answer": ([DONE, None, NOTHING], Finding(Kind.SILENT, (1,))),
-    "one says sent, the next says never came": ([DONE, DONE, NOTHING], Finding(Kind.TORN, (1, 2))),
-    "the next knows no session": ([DONE, Progress()], Finding(Kind.TORN, (0, 1))),
-    "the next is at an older route": ([DONE, OF_ANOTHER_ROUTE], Finding(Kind.TORN, (0, 1))),
-    "one does not send on, and nothing shows why": ([KEEPS, NOTHING], Finding(Kind.TORN, (0, 1))),
-    "one does not send on, since the next is dead": ([KEEPS, None], Finding(Kind.SILENT, (1,))),
-    "the last one does not answer": ([DONE, KEEPS], Finding(Kind.IDLE, (1,))),
-    "the last one says that it has answered": ([DONE, DONE], Finding(Kind.IDLE, (1,))),
+    "one computes": ([DONE, COMPUTES, NOTHING], Verdict(Kind.BUSY, (1,))),
+    "one gives no answer": ([DONE, None, NOTHING], Verdict(Kind.SILENT, (1,))),
+    "one says sent, the next says never came": ([DONE, DONE, NOTHING], Verdict(Kind.TORN, (1, 2))),
+    "the next knows no session": ([DONE, Progress()], Verdict(Kind.TORN, (0, 1))),
+    "the next is at an older route": ([DONE, OF_ANOTHER_ROUTE], Verdict(Kind.TORN, (0, 1))),
+    "one does not send on, and nothing shows why": ([KEEPS, NOTHING], Verdict(Kind.TORN, (0, 1))),
+    "one does not send on, since the next is dead": ([KEEPS, None], Verdict(Kind.SILENT, (1,))),
+    "the last one does not answer": ([DONE, KEEPS], Verdict(Kind.IDLE, (1,))),
+    "the last one says that it has answered": ([DONE, DONE], Verdict(Kind.IDLE, (1,))),
 }
 
 

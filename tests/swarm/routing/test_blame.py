@@ -1,4 +1,7 @@
-"""Blame: a peer that failed is avoided, longer each time, and forgiven. No clock runs here."""
+"""A peer that failed is avoided, longer each time, and forgiven.
+
+No clock runs here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Round trips: measured once in a while, all at once; who does not answer is named with the reason."""
+"""Round trips are measured once in a while, all at once.
+
+A peer that does not answer is named with the reason.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Pinger:
         self.asked.append(record.peer)
         delay_s = self.delays_s[record.peer]
         if delay_s is None:
-            raise PeerUnreachableError("nobody there")
+            raise PeerUnreachableError("no answer")
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(delay_s)

@@ -61,7 +61,7 @@ def total_ms(chosen: Sequence[Candidate], any_holding: bool) -> float:
 
 @given(candidates(), st.booleans())
 def test_no_path_is_cheaper_and_none_of_equal_cost_has_fewer_hops(found: list[Candidate], thin: bool) -> None:
-    """A thin client's path is the cheapest of those with the ends at both ends."""
+    """A thin client's path is the cheapest of those whose first and last hop host embedding and head."""
     chosen, others = path.best(found, BLOCKS, way_ms, ENDS if thin else frozenset()), all_paths(found)
     if thin:
         others = [other for other in others if other[0].beside and other[-1].beside]

@@ -1,4 +1,7 @@
-"""The router over a directory in memory: which routes it finds, what it waits for, and what it says where there is none."""
+"""The router over a directory in memory.
+
+Tested: which routes it finds, what it waits for, and what it says if there is none.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class LocalSwarm:
     async def ping(self, record: PeerRecord) -> None:
         self.pinged.append(record.peer)
         if record.peer in self.dead:
-            raise PeerUnreachableError("nobody there")
+            raise PeerUnreachableError("no answer")
         await asyncio.sleep(self.round_trip_s)
 
     def add(
@@ -196,7 +199,7 @@ async def test_the_directory_is_read_again_after_some_seconds_and_a_peer_is_aske
         assert (swarm.snapshots, len(swarm.pinged)) == (num_looks, num_hellos), at_s
     swarm.dead = {here.peer}
     await asyncio.sleep(60)
-    with pytest.raises(NoRouteError, match="nobody there"):
+    with pytest.raises(NoRouteError, match="no answer"):
         await router.find(0)
 
 
@@ -204,10 +207,10 @@ async def test_the_directory_is_read_again_after_some_seconds_and_a_peer_is_aske
 async def test_a_route_that_appears_in_time_is_found() -> None:
     swarm = LocalSwarm()
     swarm.add(0, 2)
-    finding = asyncio.create_task(swarm.router().find(20))
+    search = asyncio.create_task(swarm.router().find(20))
     await until(lambda: swarm.snapshots >= 2)  # the directory has been asked, in vain
     last = swarm.add(2, 4)
-    assert peers_of(await finding)[1] == last.peer
+    assert peers_of(await search)[1] == last.peer
     assert loop_clock().now_s() == pytest.approx(2 * LOOK_AGAIN_S)
 
 
@@ -218,7 +221,7 @@ async def test_other_weights_by_this_name_are_named_at_once() -> None:
     with pytest.raises(ModelMismatchError, match=r"digest cdcdcdcdcdcd.*yours \(abababababab\)"):
         await swarm.router().find(60)
     swarm.add(0, 4)
-    await swarm.router().find(0)  # … but they disturb nobody while ours are there as well
+    await swarm.router().find(0)  # … but they disturb no route while ours are there as well
 
 
 async def test_no_route_says_which_blocks_and_what_would_help() -> None:
@@ -233,7 +236,8 @@ async def test_a_thin_route_has_the_ends_at_both_ends() -> None:
     swarm.add(0, 2, step_ms=0.1)
     swarm.add(2, 4, step_ms=0.1)
     with pytest.raises(
-        NoRouteError, match=r"no node hosts the ends of toy with block 0 and block 3 .*swarm node toy --ends --blocks 0:2"
+        NoRouteError,
+        match=r"no node hosts embedding and head of toy with block 0 and block 3 .*swarm node toy --ends --blocks 0:2",
     ):
         await swarm.router().find(0, needs=ENDS)
     first = swarm.add(0, 2, ends=True)
@@ -242,7 +246,10 @@ async def test_a_thin_route_has_the_ends_at_both_ends() -> None:
     last = swarm.add(2, 4, ends=True)
     router = swarm.router()
     assert peers_of(await router.find(0, needs=ENDS)) == [first.peer, last.peer]
-    assert peers_of(await router.find(0)) != [first.peer, last.peer]  # whoever has ends of its own takes the faster ones
+    assert peers_of(await router.find(0)) != [
+        first.peer,
+        last.peer,
+    ]  # a client with embedding and head of its own takes the faster ones
 
 
 async def test_where_blocks_are_missing_a_thin_client_hears_of_those_first() -> None:
@@ -257,10 +264,10 @@ async def test_others_weights_do_not_end_a_session_whose_own_nodes_are_gone_for_
     swarm = LocalSwarm()
     swarm.add(0, 4, model=ModelId("toy", "cd" * 32))
     router = swarm.router()
-    finding = asyncio.create_task(router.find(20, "float32", ()))
+    search = asyncio.create_task(router.find(20, "float32", ()))
     await until(lambda: swarm.snapshots > 0)
     back = swarm.add(0, 4)
-    assert peers_of(await finding) == [back.peer]
+    assert peers_of(await search) == [back.peer]
     with pytest.raises(NoRouteError, match="blocks 0:4"):
         swarm.peers = swarm.peers[:1]
         await swarm.router().find(0, "float32", ())
@@ -419,7 +426,7 @@ async def test_peers_are_asked_at_random_but_those_that_computed_or_answered_bef
 
 @virtual_time
 async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None:
-    """Nobody waits for a silent peer, nor for one that would be used in no other case."""
+    """A route does not wait for a silent peer, nor for one that it would use in no case."""
     swarm = LocalSwarm()
     first, last, slow = swarm.add(0, 2, step_ms=1e3), swarm.add(2, 4, step_ms=1e3), swarm.add(0, 4, step_ms=0.1)
     release = asyncio.Event()
@@ -516,8 +523,8 @@ async def test_our_weights_that_were_there_a_moment_ago_are_waited_for_whatever_
     usurper = swarm.add(0, 4, model=ModelId("toy", "cd" * 32))
     router.failed(ours.peer, PeerUnreachableError("gone"))
     router._seen.clear()
-    finding = asyncio.create_task(router.find(20))
+    search = asyncio.create_task(router.find(20))
     await until(lambda: swarm.snapshots >= 3)
     swarm.peers = (usurper,)
     back = swarm.add(0, 4)
-    assert peers_of(await finding) == [back.peer]
+    assert peers_of(await search) == [back.peer]

@@ -1,4 +1,7 @@
-"""Suspects: of two peers that contradict each other, both are passed by for a while. No clock runs here."""
+"""Two peers that contradict each other are both avoided for a while.
+
+No clock runs here.
+"""
 
 from __future__ import annotations
 

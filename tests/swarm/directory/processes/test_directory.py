@@ -126,7 +126,7 @@ async def test_a_crowd_is_sampled_ourselves_first_then_whom_we_have_met() -> Non
 def test_an_entry_ends_later_than_the_last_one_unless_the_clock_was_set_back() -> None:
     assert module._next_expiry(0.0, 1_000.0, 60.0) == 1_060.0
     assert module._next_expiry(1_060.0, 1_000.0, 60.0) == 1_060.001
-    assert module._next_expiry(1_360.0, 1_000.0, 60.0) == 1_060.0  # 300 s back: nobody believes 1,360
+    assert module._next_expiry(1_360.0, 1_000.0, 60.0) == 1_060.0  # 300 s back: no peer believes 1,360
 
 
 async def test_a_model_that_is_no_longer_hosted_says_where_its_node_is_now() -> None:
