@@ -241,7 +241,7 @@ async def test_a_thin_route_has_the_ends_at_both_ends() -> None:
     ):
         await swarm.router().find(0, needs=ENDS)
     first = swarm.add(0, 2, ends=True)
-    with pytest.raises(NoRouteError, match=r"with block 3 after 0 s, .*--ends --blocks 2:4"):
+    with pytest.raises(NoRouteError, match=r"with block 3 after 0 s; .*--ends --blocks 2:4"):
         await swarm.router().find(0, needs=ENDS)
     last = swarm.add(2, 4, ends=True)
     router = swarm.router()
