@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from protocols.errors import ConfigError
 from protocols.ids import Span
+from protocols.records import MAX_MODELS
 from swarm import suggestion
 from swarm.entering import ANYBODY, Entry
 
@@ -23,11 +24,25 @@ Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """One model that a node serves, of several."""
+
+    model: str
+    """As `NodeConfig.model`."""
+
+    blocks: Span | None = None
+    """As `NodeConfig.blocks`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """Everything that `swarm node` needs to know before it starts."""
 
     model: str
     """A directory, a name that the swarm serves (`name@digest` and the beginning of a digest too), or a Hub name."""
+
+    more: tuple[Serve, ...] = ()
+    """Further models that this node serves beside `model`."""
 
     model_name: str | None = None
     """The model's name in the swarm; None = the Hub name, or the directory's last part."""
@@ -91,6 +106,15 @@ class NodeConfig:
     data_dir: Path
     """Where keys, digests, fetched weights and what names meant are kept."""
 
+    def of_each_model(self) -> tuple[NodeConfig, ...]:
+        """A config for each model. A node with several stays where it is: its room is divided once."""
+        if not self.more:
+            return (self,)
+        return tuple(
+            replace(self, model=one.model, blocks=one.blocks, more=(), stays=True)
+            for one in (Serve(model=self.model, blocks=self.blocks), *self.more)
+        )
+
     @property
     def upload_bytes_s(self) -> int:
         return int(self.upload_mbit * 125_000)
@@ -102,6 +126,12 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if self.blocks is not None and self.num_blocks is not None:
             raise ConfigError("--blocks says which and --num-blocks says how many; got both, give one")
+        if len(self.more) >= MAX_MODELS:
+            raise ConfigError(f"a node serves at most {MAX_MODELS} models, got {1 + len(self.more)}")
+        if self.more and self.model_name is not None:
+            raise ConfigError(f"--model-name names one model, got it with {1 + len(self.more)}; leave it out")
+        if len({self.model, *(one.model for one in self.more)}) <= len(self.more):
+            raise ConfigError("a node serves each model once, got one twice: leave one out")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"--num-blocks is at least 1, got {self.num_blocks}")
         if self.dtype not in DTYPES:

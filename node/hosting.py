@@ -44,6 +44,8 @@ class HostMaker:
     device: str
     device_thread: Device
     """Of all hosts of this node."""
+    num_to_load: int = 1
+    """Models of this node that are not loaded yet, this one included: each gets its part of the room."""
     dtype: str
     ends: bool | None
     """Host embedding, norm and head too? None = where there is memory."""
@@ -52,7 +54,7 @@ class HostMaker:
 
     async def make(self, span: Span) -> Host:
         """Fetch and load. Whatever fails leaves nothing behind but what was fetched."""
-        free_bytes = hardware.room_bytes(self.device)
+        free_bytes = self.room_bytes()
         beside_bytes = await asyncio.to_thread(unit_bytes, self.checkpoint, units.Ends(), self._kind)
         beside, reason = self._choose_beside(span, free_bytes, beside_bytes)
         await self.source.fetch([units.Blocks.of(span), *beside])
@@ -99,6 +101,10 @@ class HostMaker:
             engines=engines,
             block_ms=block_ms,
         )
+
+    def room_bytes(self) -> int:
+        """What this model may take of the device's memory now."""
+        return hardware.room_bytes(self.device) // self.num_to_load
 
     @property
     def _kind(self) -> torch.dtype:

@@ -1,29 +1,33 @@
-"""What the swarm sees of this node: its record, from `joining` to withdrawn, and its look at the others."""
+"""What the swarm sees of one model at this node, and this node of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from node import choosing, neighbours
+from node.announcing import Announcement
 from node.config import NodeConfig
 from node.liveness import Greeted
 from node.serving.host import Host
 from node.serving.worked import Worked
 from protocols.hosted import NO_LOAD, Hosted, Load
 from protocols.ids import ModelId, Span
-from protocols.records import MAX_ROUND_TRIPS, PeerRecord
+from protocols.records import PeerRecord
 from protocols.units import Blocks, Unit
 from protocols.weights_id import Weights
 from swarm.inference.grants import Served
-from swarm.peer import Peer, software
+from swarm.peer import Peer
 from swarm.placement.members import Member
 
 
 class Presence:
-    """The record lists every host, and the span that is being loaded; each with its own state."""
+    """Every host of the model, and the span that is being loaded, each with its own state; from `joining` to withdrawn."""
 
-    def __init__(self, config: NodeConfig, peer: Peer, model: ModelId, num_blocks: int) -> None:
+    def __init__(
+        self, config: NodeConfig, peer: Peer, model: ModelId, num_blocks: int, announcement: Announcement | None = None
+    ) -> None:
+        """announcement: the record of a node that serves several models; None = one of its own."""
         self.model, self.weights, self.me, self.dtype = model, Weights(model), peer.peer_id, ""
         self.last_seen: choosing.Records = _Seen()
         self.hosts: list[Host] = []
@@ -37,15 +41,12 @@ class Presence:
         self._greeted = Greeted(peer.ping)
         self._least_ms = 0.0
         """Milliseconds for a block that are believed at least."""
-        self._record = PeerRecord(
-            peer=peer.peer_id,
-            name=config.name,
-            software=software(),
-            addresses=tuple(peer.addresses),
-            certificate=peer.certificate,
-            p2p_addresses=tuple(peer.multiaddrs),
-            upload_bytes_s=config.upload_bytes_s,
-        )
+        self._announcement = announcement or Announcement(config, peer)
+        self._announcement.add(self)
+
+    @property
+    def is_serving(self) -> bool:
+        return bool(self.hosts)
 
     async def look(self) -> list[choosing.Claim]:
         """What the others hold, or are about to; those that do not answer a hello hold nothing."""
@@ -74,7 +75,7 @@ class Presence:
     def as_member(self, span: Span) -> Member:
         """Ourselves, were `span` ours."""
         record = self.record()
-        hosted = next(one for one in record.blocks() if one.span == span)
+        hosted = next(one for one in record.blocks() if one.span == span and one.weights == self.weights)
         return choosing.as_member(record, hosted, self._least_ms)
 
     async def look_closely(self) -> list[PeerRecord]:
@@ -99,11 +100,11 @@ class Presence:
 
     async def tell(self) -> None:
         """Push the record as it is now."""
-        await self._peer.directory.announce(self.record, (self.model.name,))
+        await self._announcement.tell()
 
     async def withdraw(self) -> None:
         """Take the announcement back, if there was one."""
-        await self._peer.directory.withdraw()
+        await self._announcement.withdraw()
 
     async def stop_serving(self) -> None:
         for host in self.hosts:
@@ -122,16 +123,10 @@ class Presence:
         )
 
     def record(self) -> PeerRecord:
-        """This node now."""
-        trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
-        state = "serving" if self.hosts else "joining"
-        hosted = [replace(one, state="" if one.state == state else one.state) for one in self._hosted()]
-        return replace(
-            self._record, state=state, reachable=self._peer.reachable, round_trips=trips, capacity_blocks=self.capacity_blocks,
-            hosted=tuple(hosted),
-        ).fitted()  # fmt: skip
+        """This node now, with its other models."""
+        return self._announcement.record()
 
-    def _hosted(self) -> list[Hosted]:
+    def hosted(self) -> list[Hosted]:
         """The blocks of every host, the newest first, and those that we are about to host; then what all hosts of one state and one set of
         weights have beside their blocks, since others count a unit for all blocks of those."""
         found = [self._unit(host.served.blocks, host.served.weights, _state(host), host.load()) for host in reversed(self.hosts)]

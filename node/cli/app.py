@@ -134,11 +134,14 @@ def _root(
 
 @app.command("node")
 @options.with_flags("hosting", options.Hosting)
-def node_command(model: options.Model, hosting: options.Hosting) -> None:
+def node_command(context: typer.Context, hosting: options.Hosting, model: options.Models = []) -> None:  # noqa: B006
     """Join the swarm and serve a span of MODEL's blocks. Ctrl-C leaves in order."""
-    from node.cli import node
+    from node.cli import node, serve_tables
 
-    node.run(model, hosting)
+    serve = serve_tables.chosen(model, context.obj.serve)
+    if not serve:
+        raise ConfigError("Missing argument 'MODEL': a directory or a name; or a [[serve]] table in the file of options")
+    node.run(serve, hosting)
 
 
 @app.command("generate")

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node.cli import serve_tables
 from node.cli.surface import Option
+from node.config import Serve
 from protocols.errors import ConfigError
 from swarm import places
 
@@ -55,6 +57,9 @@ class Settings:
     """The file that was read, or would have been."""
 
     has_file: bool
+
+    serve: tuple[Serve, ...] = ()
+    """Of the file's [[serve]] tables."""
 
     def of(self, option: Option) -> Value | None:
         """What `option` is set to; None = its default holds."""
@@ -97,6 +102,8 @@ def read(options: Sequence[Option], environment: Mapping[str, str], given: Path 
     file = named or usual or Path("~/.config", places.NAME, "config.toml")  # for people: there is no home directory
     has_file = named is not None or (usual is not None and usual.is_file())
     document = _load(file) if has_file else {}
+    serve = serve_tables.parse(document, file)
+    document.pop(serve_tables.KEY, None)
     _check_keys(document, (), options, file)
     _check_variables(environment, options)
     values = {}
@@ -104,7 +111,7 @@ def read(options: Sequence[Option], environment: Mapping[str, str], given: Path 
         found = _from_variable(option, environment) or _from_file(option, document, file)
         if found is not None:
             values[option.command, option.flag] = found
-    return Settings(options=tuple(options), values=values, file=file, has_file=has_file)
+    return Settings(options=tuple(options), values=values, file=file, has_file=has_file, serve=serve)
 
 
 # --- the environment

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import NoReturn
 
 from node.cli import consent
@@ -18,7 +18,7 @@ from node.cli.console import Lines, forget_terminal, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
 from node.cli.waiting import shown
-from node.config import NodeConfig, parse_address
+from node.config import NodeConfig, Serve, parse_address
 from node.events import Event
 from node.logs import Repetitions
 from protocols.errors import BadRequestError, ConfigError
@@ -31,9 +31,9 @@ LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
 
 
-def run(model: str, flags: Hosting) -> NoReturn:
+def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving."""
-    config = read(model, flags)
+    config = read(serve, flags)
     descriptors.raise_limit()
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
@@ -58,8 +58,14 @@ def run(model: str, flags: Hosting) -> NoReturn:
     os._exit(0)  # everything of ours is closed; taking torch apart took 7 s more on a busy machine
 
 
-def read(model: str, flags: Hosting) -> NodeConfig:
-    """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong."""
+def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
+    """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong. serve: at least one model."""
+    first, *more = serve
+    if more and flags.blocks is not None:
+        raise ConfigError(
+            f"--blocks says which blocks of one model, got it with {len(serve)}; give each its own in a [[serve]] table of the file"
+        )
+    blocks = first.blocks if flags.blocks is None else _span(flags.blocks)
     data_dir = flags.data_dir or places.data_dir()
     into = enter(
         swarm=flags.swarm,
@@ -70,9 +76,10 @@ def read(model: str, flags: Hosting) -> NodeConfig:
         warn=remark,
     )
     return NodeConfig(
-        model=model,
+        model=first.model,
+        more=tuple(more),
         model_name=flags.model_name,
-        blocks=None if flags.blocks is None else _span(flags.blocks),
+        blocks=blocks,
         num_blocks=flags.num_blocks,
         ends=flags.ends,
         stays=flags.stay,

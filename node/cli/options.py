@@ -28,6 +28,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL",
+        help="A directory in Hugging Face form (or with one GGUF file), a name (or NAME@DIGEST) that the swarm serves, or a Hub name. "
+        "Several: one node serves all of them.",
+        show_default=False,
+    ),
+]
 Peers = Annotated[
     list[str],
     typer.Option(

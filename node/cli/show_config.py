@@ -6,12 +6,14 @@ It is printed in the form of a file that could be used as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from node.cli import serve_tables
 from node.cli.configuration import Scope, Settings
 from node.cli.surface import Option
+from node.config import Serve
 from protocols.errors import ConfigError
 
 SECRET = ("--join",)
@@ -40,6 +42,15 @@ def effective(settings: Settings, command: str | None = None) -> Iterator[str]:
                 value = "(an invitation, not shown)"
             line = f"{option.key} = {_toml(value)}"
             yield f"{line if _is_set(value) else f'# {option.key}':<40} # {source}"
+    if command in (None, "node"):
+        yield from _serve(settings.serve, settings.file)
+
+
+def _serve(serve: Sequence[Serve], file: Path) -> Iterator[str]:
+    for one in serve:
+        yield from ("", f"[[{serve_tables.KEY}]]  # {file}", f"model = {_toml(one.model)}")
+        if one.blocks is not None:
+            yield f"blocks = {_toml(str(one.blocks))}"
 
 
 def example(settings: Settings) -> Iterator[str]:
@@ -52,6 +63,7 @@ def example(settings: Settings) -> Iterator[str]:
         for option in options:
             shown = _toml(option.default) if _is_set(option.default) else _toml(_sample(option))
             yield from (f"# {option.help} ({option.variable})", f"# {option.key} = {shown}")
+    yield from serve_tables.EXAMPLE
 
 
 def _by_command(settings: Settings) -> dict[Scope, list[Option]]:

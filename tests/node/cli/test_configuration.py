@@ -14,9 +14,11 @@ import pytest
 import typer
 
 from node.cli import app as commands
-from node.cli import configuration, show_config, surface
+from node.cli import configuration, serve_tables, show_config, surface
 from node.cli.app import main
+from node.config import Serve
 from protocols.errors import ConfigError
+from protocols.ids import Span
 
 OPTIONS = surface.options(commands.app)
 PEER = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWJ7NKEeJEXYdWmFd1HXJgn5minVvmV74PEhEpt76MVbY7"
@@ -167,3 +169,36 @@ def test_every_option_has_a_variable_and_a_key_of_its_own() -> None:
         assert option.help and option.flag.startswith("--")
         same = {other.key for other in OPTIONS if other.variable == option.variable}
         assert same == {option.key}
+
+
+def test_serve_tables_are_read_shown_and_refused(tmp_path: Path) -> None:
+    got = settings('[[serve]]\nmodel = "one"\n[[serve]]\nmodel = "two"\nblocks = "3:5"\n[node]\nquiet = true\n', tmp_path)
+    assert got.serve == (Serve(model="one"), Serve(model="two", blocks=Span(3, 5)))
+    assert settings("\n".join(show_config.effective(got)), tmp_path).serve == got.serve
+    assert serve_tables.chosen(["three"], got.serve) == (Serve(model="three"),)  # the command line wins
+    for text, says in {
+        "serve = 'one'": "headed [[serve]]",
+        "[serve]\nmodel = 'one'": "headed [[serve]]",
+        "[[serve]]\nblocks = '0:2'": "number 1 has no model",
+        "[[serve]]\nmodel = 'one'\n[[serve]]\nmodel = 2": "number 2: model is text",
+        "[[serve]]\nmodel = 'one'\nblock = '0:2'": "unknown key 'block', expected model or blocks",
+        "[[serve]]\nmodel = 'one'\nblocks = '2'": "blocks: ",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            settings(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["node"], "Missing argument 'MODEL'"),
+        (["node", "a", "b", "--blocks", "0:2"], "give each its own in a [[serve]] table"),
+        (["node", "a", "b", "--model-name", "c"], "--model-name names one model, got it with 2"),
+        (["node", "a", "b", "a"], "got one twice"),
+        (["node", *map(str, range(9))], "at most 8 models, got 9"),
+    ],
+)
+def test_models_that_a_node_cannot_serve_together_are_refused(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refusal(arguments, capsys)
