@@ -1,4 +1,4 @@
-"""One node process serves two models: both are exact, and both are announced."""
+"""One node process serves two models, both exact and both announced."""
 
 from __future__ import annotations
 
