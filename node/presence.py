@@ -75,7 +75,7 @@ class Presence:
     def as_member(self, span: Span) -> Member:
         """Ourselves, were `span` ours."""
         record = self.record()
-        hosted = next(one for one in record.blocks() if one.span == span and one.weights == self.weights)
+        hosted = next(one for one in record.blocks() if one.span == span and one.weights.model == self.model)
         return choosing.as_member(record, hosted, self._least_ms)
 
     async def look_closely(self) -> list[PeerRecord]:
