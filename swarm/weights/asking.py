@@ -39,7 +39,7 @@ PAUSE_S = 2.0
 """A peer that has no place for us now is asked again after this."""
 
 MAX_PATIENCE = 10.0
-"""As long as parts come, a patience is renewed; so often at most."""
+"""While parts come, the time limit is renewed: at most so many times its length."""
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class Asking(Generic[T]):
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, *self._gave_way, return_exceptions=True)
-        why = self._failure or ("nobody answered in time" if self._running or self._waiting else "nobody serves it")
+        why = self._failure or ("no peer answered in time" if self._running or self._waiting else "no peer serves it")
         raise NoRouteError(
             f"no peer gave {self._what}: {why}; try again when one is up, or give a directory that holds the model"
         ) from self._failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """`delay_s` books bytes, and says how long to wait before they may be sent. Whoever books first goes first."""
+    """`delay_s` books bytes, and says how long to wait before they may be sent. The first to book goes first."""
 
     def __init__(self, bytes_s: float, burst_bytes: float) -> None:
         assert bytes_s > 0 and burst_bytes > 0

@@ -1,9 +1,9 @@
 """The cache of fetched models: a folder for each digest, in Hugging Face form, so that whatever opens a checkpoint opens it.
 
-    weights/<digest>.lock                  shared by whoever uses the model, exclusive for whoever removes it; its time = last used
+    weights/<digest>.lock                  shared by users of the model, exclusive for its removal; its time = last used
     weights/<digest>/manifest              what the digest stands for
     weights/<digest>/config.json, tokenizer files, model.safetensors.index.json
-    weights/<digest>/unit-00003.safetensors     one block, or one tensor of the ends; `.part` and `.journal` until it is whole
+    weights/<digest>/unit-00003.safetensors     one block, or one tensor outside of blocks; `.part` and `.journal` until it is whole
 
 Two processes may fetch into one folder at once: each shard has a lock of its own (`shard_file.py`). All here is blocking.
 """
@@ -36,7 +36,7 @@ ABOUT = "about.json"
 _NUMBERS = itertools.count()
 """Of files that are being written: two peers may give one file at once."""
 _SPARE_BYTES = 16 << 20
-"""Room that a download leaves on the disk."""
+"""Bytes that a download leaves free on the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class ModelCache:
         free = shutil.disk_usage(self.directory).free
         if needed + _SPARE_BYTES > free:
             raise DiskFullError(
-                f"no room for {self.model.name} at {self.directory.parent}: {needed / 1e6:.0f} MB more are needed, "
+                f"the disk is too full for {self.model.name} at {self.directory.parent}: {needed / 1e6:.0f} MB more are needed, "
                 f"{free / 1e6:.0f} MB are free; free some (`{cache_command(self.directory.parent.parent, 'prune')}`), "
                 "host fewer blocks, or choose another --data-dir"
             )

@@ -252,7 +252,7 @@ class Download:
         piece = PieceId(answer.tensor, answer.piece)
         if not self._planner.is_asked(source.peer, piece):
             raise LyingSourceError(
-                f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which nobody asked for"
+                f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which was not asked for"
             )
         if not self._planner.arrived(source.peer, piece, now_s):
             self._roster.heard(source.peer, 0, now_s)

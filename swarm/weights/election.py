@@ -44,7 +44,7 @@ def tallies(
 ) -> list[Tally]:
     """All weights of that name (None = any) and beginning of a digest that are announced, the meant ones first.
 
-    answering: peers that have answered; others count for nothing. None = they were not asked: everybody counts.
+    answering: peers that have answered; others count for nothing. None = they were not asked: all count.
     """
     offers: dict[ModelId, list[_Offer]] = {}
     for record in records:

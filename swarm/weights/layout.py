@@ -1,7 +1,7 @@
 """How a model's tensors lie in our cache: ordinary safetensors files, computed from the manifest alone.
 
 A shard is one file: the tensors of one block (names alike up to their first number, as `model.layers.3.`), or one tensor that has no
-number (embedding, norm, head). Files are numbered; no name that a stranger chose becomes a file's name. Pure.
+number (embedding, norm, head). Files are numbered; no name from another peer becomes a file's name. Pure.
 Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, raw data without holes).
 """
 
@@ -63,7 +63,7 @@ class Wanted:
 
 
 class Layout:
-    """Shards of a manifest; the same for everybody who has it."""
+    """Shards of a manifest; the same for every peer that has it."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

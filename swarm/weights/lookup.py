@@ -51,7 +51,7 @@ class Found:
 
 
 async def find_in_swarm(directory: Directory, text: str, naming: Naming) -> Found | None:
-    """The model that `NAME`, `NAME@DIGEST` (or its beginning) or the beginning of a digest stands for; None where nobody serves such a one.
+    """The model that `NAME`, `NAME@DIGEST` (or its beginning) or the beginning of a digest stands for; None if no peer serves it.
 
     A name means what it meant here before; of several weights under a new name, those of most answering peers on a complete route.
     ModelMismatchError if other weights are served by a name than before. ModelNotFoundError if the beginning of a digest fits several.
@@ -92,7 +92,7 @@ async def look_elsewhere(directory: Directory, text: str, clock_fault: str = "")
 
 
 def find_in_cache(root: Path, text: str, naming: Naming) -> tuple[ModelId, Manifest] | None:
-    """The same among what was fetched before, for a time when nobody serves it."""
+    """The same among what was fetched before, for a time when no peer serves it."""
     name, prefix = split_name(text)
     return find(root, name, prefix or naming.memory.digest_of(name) or "")
 
@@ -102,7 +102,7 @@ async def open_cache(
 ) -> ModelCache:
     """The model's folder with manifest, config and small files in it, fetched where they are not there; no tensor yet.
 
-    naming: from now on, the model's name means these weights. standing: what peers have done before in this process, and hears what
+    naming: from now on, the model's name means these weights. `standing`: what peers have done before in this process; it is told what
     they do now.
     """
     standing = standing or Standing(pool.is_connected)

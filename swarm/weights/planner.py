@@ -187,13 +187,13 @@ class Planner:
         return Ask(hashes, tuple(_runs(taken)))
 
     def _next(self, source: _Source) -> Iterator[PieceId]:
-        """Pieces that nobody has been asked for, of tensors whose hashes are known."""
+        """Pieces that no source was asked for, of tensors whose hashes are known."""
         for tensor in source.order:
             if tensor in self._listed and self._missing.get(tensor):
                 yield from (PieceId(tensor, piece) for piece in sorted(self._missing[tensor]))
 
     def _next_lists(self, source: _Source, now_s: float) -> tuple[int, ...]:
-        """Lists of hashes that nobody owes who is not silent."""
+        """Lists of hashes that no source owes, silent ones left out."""
         ready = sum(len(self._missing.get(tensor, ())) for tensor in source.order if tensor in self._listed)
         if ready >= ENOUGH_LISTED:
             return ()
@@ -260,7 +260,7 @@ class Planner:
         return True
 
     def _land(self, source: str, piece: PieceId) -> None:
-        """`source` will not deliver this; if nobody else was asked for it, it is missing again."""
+        """`source` will not deliver this; if no other source was asked for it, it is missing again."""
         owners = self._flying.get(piece)
         if owners is None:
             return

@@ -1,6 +1,6 @@
 """In which order peers are asked for weights: those that have delivered first, the others half by what they announce, half by lot.
 
-What a peer announces of itself is its word only. A stranger that claims all blocks at any speed takes the turns of its own half at most;
+What a peer announces of itself is only a claim. An unproven peer that claims all blocks at any speed gets at most the places of one half;
 the other half goes by lot, so that PeerIDs, claims and the order of a directory's answer gain nothing there. Pure.
 """
 
@@ -18,7 +18,7 @@ FAST_BYTES_S = 12_500_000
 """Of announced upload caps, those from here on count as none."""
 
 MAX_COMPARED = 64
-"""Strangers whose announcements are compared with each other, which costs the square of their number; drawn by lot."""
+"""Unproven peers whose announcements are compared with each other, which costs the square of their number; drawn by lot."""
 
 Rank = Callable[[PeerId], int]
 """`Standing.rank`."""
@@ -52,14 +52,14 @@ def by_lot(records: Iterable[PeerRecord], draw: Callable[[], float], rank: Rank)
 
 
 def _cap(record: PeerRecord) -> int:
-    """Only a low cap is believed: it costs nobody but who claims it."""
+    """Only a low cap is believed: it costs only the peer that claims it."""
     return min(record.upload_bytes_s or FAST_BYTES_S, FAST_BYTES_S)
 
 
 def _covering(
     records: Sequence[PeerRecord], offers: dict[PeerId, set[Unit]], wanted: set[Unit], lots: dict[PeerId, float]
 ) -> list[PeerRecord]:
-    """First those that announce most of what nobody before them announces, so that a few sources have all of it."""
+    """First those that announce most of what no peer before them announces, so that a few sources have all of it."""
     waiting, order, open_ = list(records), [], set(wanted)
     while waiting:
         best = max(waiting, key=lambda one: (len(open_ & offers[one.peer]), lots[one.peer], _cap(one)))

@@ -96,7 +96,7 @@ class Roster:
         self._again_s[peer] = now_s + pause_s
 
     def vacate(self) -> None:
-        """Nobody is asked any more, for now."""
+        """No source is asked any more, for now."""
         self._places.clear()
 
     def refuse(self, peer: PeerId) -> None:

@@ -104,9 +104,9 @@ class ShardFile:
 
     @contextlib.contextmanager
     def locked(self, *, reserve: bool = True) -> Iterator[bool]:
-        """Hold the shard for writing: True, or False where another process does, or it is complete. DiskFullError: no room.
+        """Hold the shard for writing: True, or False if another process does, or it is complete. DiskFullError: the disk is full.
 
-        reserve: take the disk's room for all of it at once; else the file has holes where nothing was fetched.
+        reserve: allocate disk blocks for all of it at once; else the file has holes where nothing was fetched.
         """
         lock = os.open(self.final.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -226,7 +226,7 @@ class ShardFile:
         except OSError as error:
             if files.is_full(error):
                 raise DiskFullError(
-                    f"no room for {num_bytes / 1e6:.0f} MB at {self.final.parent}; "
+                    f"the disk is too full for {num_bytes / 1e6:.0f} MB at {self.final.parent}; "
                     f"free some (`{cache_command(self.final.parent.parent.parent, 'prune')}`), or choose another --data-dir"
                 ) from error
             raise

@@ -28,12 +28,12 @@ Place = tuple[Path, int]
 
 
 class Shelf:
-    """Read-only. What is sent is checked by whoever gets it; what we send is what the disk says now."""
+    """Read-only. The receiver checks what is sent; we send what is on the disk now."""
 
     def __init__(self, model: ModelId, manifest: Manifest, locate: Callable[[int], Place | None], directory: Path) -> None:
         """locate: where a tensor (by its number in the manifest) lies; None = not here. directory: the small files."""
         self.model, self.manifest = model, manifest
-        self.manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any stranger may ask for it
+        self.manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any peer may ask for it
         self._locate, self._directory = locate, directory
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._kept_bytes = 0

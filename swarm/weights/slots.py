@@ -128,7 +128,7 @@ class Slots:
                 slots.remove(slot)
 
     def enter(self, slot: Slot, now_s: float) -> bool:
-        """True if it has its place from now on: one is free, or was taken from another, and nobody who waits comes first."""
+        """True if it has its place from now on: one is free, or was taken from another, and no waiting stream comes first."""
         assert slot in self._waiting
         if min(self._waiting, key=lambda one: self._claim(one, now_s)) is not slot:
             return False
@@ -162,7 +162,7 @@ class Slots:
         return sum(other.network == slot.network for other in others), sum(other.peer == slot.peer for other in others)
 
     def _loser(self, slot: Slot, now_s: float) -> Slot | None:
-        """Who gives way to `slot`: the least useful; else, of those that had their turn, the oldest of whom holds most."""
+        """The slot that gives way to `slot`: the least useful; else, of those held for TURN_S, the oldest of the largest holder."""
         useless = [held for held in self._held if held.is_useless(now_s)]
         if useless:
             return min(useless, key=lambda held: (held.idle_since_s is None, held.bytes_s(now_s)))

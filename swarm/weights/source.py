@@ -1,4 +1,6 @@
-"""One source, seen by whoever fetches: a stream of questions and answers, each answer checked against the manifest before it is passed on.
+"""One source of a download: a stream of questions and answers.
+
+Each answer is checked against the manifest before it is passed on.
 
 Whatever does not fit raises `LyingSourceError`: such a peer is not asked again in this download.
 """

@@ -15,7 +15,7 @@ GAVE, CONNECTED, UNKNOWN, FAILED = range(4)
 
 
 class Standing:
-    """Kept as long as a process fetches. Whoever has delivered is asked first the next time."""
+    """Kept as long as a process fetches. A peer that has delivered is asked first the next time."""
 
     def __init__(self, is_connected: Callable[[PeerId], bool] = lambda peer: False) -> None:
         """is_connected: True for a peer that has proven who it is on a connection that is up (`ChannelPool.is_connected`)."""

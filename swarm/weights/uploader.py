@@ -1,6 +1,6 @@
 """The giving side: answers peers who ask for manifests, hashes, pieces and files, within a rate and a number of uploads.
 
-Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and each waits for its turn in one token bucket.
+Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and all wait in one token bucket.
 If all slots are taken, a new stream waits up to WAIT_S for an unused one (`slots.py`). Then it is refused, and its peer asks another.
 """
 
@@ -34,7 +34,7 @@ FIRST_QUESTION_S = 10.0
 """How long a stream may say nothing before it has a place."""
 
 IDLE_S = 60.0
-"""A stream on which nothing is asked for so long ends, also if nobody waits for its place."""
+"""A stream on which nothing is asked for so long ends, also if no other stream waits for its place."""
 
 SEND_S = 20.0
 """How long one answer of at most 1 MiB may take to be taken; longer ones get more, in proportion."""

@@ -293,7 +293,7 @@ def hostile(model: Model) -> dict[str, object]:
         "a wrong list of hashes": with_holdings(pieces.Hashes(tensor=1, hashes=bytes(32 * 4)).encode()),
         "a tensor that is none": with_holdings(pieces.Piece(tensor=150_000, piece=0, data=b"x").encode()),
         "a piece too short": with_holdings(pieces.Piece(tensor=0, piece=0, data=b"x").encode()),
-        "a piece nobody asked for": with_holdings(*[pieces.Piece(tensor=1, piece=3, data=bytes(40)).encode()] * 100),
+        "a piece that was not asked for": with_holdings(*[pieces.Piece(tensor=1, piece=3, data=bytes(40)).encode()] * 100),
         "no frame": lambda request: [b"nonsense"],
         "a file instead": with_holdings(pieces.FilePart(file=0, size=1, offset=0, data=b"x").encode()),
     }
@@ -340,7 +340,7 @@ def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
 
 
 def test_only_known_files_are_taken_from_a_peer(tmp_path: Path) -> None:
-    """What the digest covers may still be a stranger's wish: a file of code beside the tokenizer is never asked for."""
+    """What the digest covers may still be hostile: a file of code beside the tokenizer is never asked for."""
 
     async def work() -> None:
         model = make_model(tmp_path / "source", blocks=1)

@@ -91,7 +91,7 @@ def test_networks_count_before_peers() -> None:
     for slot in crowd:
         take(slot, 100 << 20, TURN_S)
     now_s = TURN_S + 1
-    assert not any(room.slots.enter(slot, now_s) for slot in many), "whoever waits from another network comes first"
+    assert not any(room.slots.enter(slot, now_s) for slot in many), "a stream from another network comes first"
     assert room.slots.enter(alone, now_s)
     assert len(room.ended) == 1 and room.ended[0] in crowd
 
@@ -128,7 +128,7 @@ def test_a_peer_that_did_not_use_its_place_comes_after_the_others_for_a_while() 
     later_s = now_s + JUDGED_S + 1
     assert not room.slots.enter(back, later_s)
     assert room.slots.enter(new, later_s)
-    assert room.slots.enter(back, now_s + SHUNNED_S + TURN_S), "nobody is shut out for ever"
+    assert room.slots.enter(back, now_s + SHUNNED_S + TURN_S), "no peer is shut out for ever"
 
 
 def test_a_fast_stream_that_takes_nothing_more_gives_way_soon_a_slow_one_has_time_for_its_piece() -> None:

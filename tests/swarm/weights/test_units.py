@@ -145,7 +145,7 @@ def test_an_expert_fetched_alone_has_the_right_bits_and_few_bytes_more(
             around = giver.uploader.sent_bytes - of_pieces
             assert around <= source.list_bytes(parts) + 8_192, "lists of hashes, and the headers of messages"
             [part_file] = cache.directory.glob("unit-*.part")
-            assert part_file.stat().st_blocks * 512 <= of_pieces + 64 * 1024, "no room was taken for what is not here"
+            assert part_file.stat().st_blocks * 512 <= of_pieces + 64 * 1024, "no disk was taken for what is not here"
             assert not list(cache.directory.glob("unit-*.safetensors"))
 
     run(work())
@@ -268,7 +268,7 @@ def test_a_part_that_is_here_needs_no_room_in_another_process(
 def test_a_partition_fetched_alone_has_the_right_bits(
     unit: Partition, num_pieces: int, sources: dict[str, Source], tmp_path: Path
 ) -> None:
-    """Rows cost their pieces. Columns of short rows lie in every piece of the matrix, and cost all of them."""
+    """A cut along axis 0 costs its own pieces. Columns lie in every piece of a matrix with short matrix rows, and cost all of them."""
     source = sources["mixtral fused"]
 
     async def work() -> None:

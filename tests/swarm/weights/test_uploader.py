@@ -1,4 +1,4 @@
-"""The giving side: its rate, its places, what it refuses, and what it says of strangers' questions."""
+"""An uploader: its rate, its places, refusals, and untrusted questions."""
 
 from __future__ import annotations
 
