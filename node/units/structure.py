@@ -24,7 +24,8 @@ class Structure:
         modules = list(module.modules())
         self.tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
         tables = [table for one in modules for table in (one._parameters, one._buffers, one._modules)]
-        self._tables: list[dict[str, Any]] = [table for table in tables if table]
+        self._views = [table.values() for table in tables if table]
+        """Live: they show what the tables hold now."""
         self._hooks = [hooks for one in modules for hooks in (one._forward_hooks, one._forward_pre_hooks)]
         self._end = (object(),)
         """Behind the last part on both sides, so that one more or one fewer is a difference."""
@@ -36,4 +37,4 @@ class Structure:
         return all(map(operator.is_, self._current(), self._parts)) and sum(map(len, self._hooks)) == self._num_hooks
 
     def _current(self) -> chain[Any]:
-        return chain(chain.from_iterable(map(dict.values, self._tables)), self._end)
+        return chain(chain.from_iterable(self._views), self._end)
