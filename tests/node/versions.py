@@ -40,6 +40,7 @@ from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_parts
 from swarm.models.parts import SpanParts
+from swarm.models.span import SpanModule
 from swarm.routing import path
 from swarm.routing.router import Router
 from swarm.rpc import tls
@@ -62,7 +63,7 @@ class Model:
         self.num_blocks, self.hidden_size = self.checkpoint.num_blocks, self.checkpoint.hidden_size
         self.table = torch.randn(VOCABULARY, self.hidden_size, generator=torch.Generator().manual_seed(7))
         self._whole = self.load(Span(0, self.num_blocks))
-        self._versions: dict[int, SpanParts] = {0: self._whole}
+        self._versions: dict[int, SpanModule] = {}
 
     def load(self, span: Span) -> SpanParts:
         return load_parts(self.checkpoint, span, dtype=torch.float32)[1]
@@ -87,9 +88,9 @@ class Model:
     def answers(self, number: int, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
         """Would a single machine answer so with version `number`? It would if each token is its choice after all those before."""
         if number not in self._versions:
-            self._versions[number] = self._whole.with_tensors(self.changes(Span(0, self.num_blocks), number))
-        span = self._versions[number].cut(Span(0, self.num_blocks))
-        outputs = span(self.table[[*prompt, *tokens[:-1]]][None])[0, len(prompt) - 1 :]
+            changed = self._whole.with_tensors(self.changes(Span(0, self.num_blocks), number)) if number else self._whole
+            self._versions[number] = changed.cut(Span(0, self.num_blocks))
+        outputs = self._versions[number](self.table[[*prompt, *tokens[:-1]]][None])[0, len(prompt) - 1 :]
         return [self.choose(output) for output in outputs] == list(tokens)
 
     def choose(self, hidden: Tensor) -> int:
