@@ -33,8 +33,8 @@ from swarm.weights.fetch import fetch_tensors
 from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, look_elsewhere, open_cache
 from swarm.weights.naming import Naming
 from swarm.weights.ranking import ranked
+from swarm.weights.reputation import Reputation
 from swarm.weights.shelf import Shelf
-from swarm.weights.standing import Standing
 from swarm.weights.terms import Options, Progress, Report
 from swarm.weights.uploader import Uploader
 
@@ -71,7 +71,7 @@ class ModelSource:
         self._cache: ModelCache | None = None
         self._checkpoint: Checkpoint | None = None
         self._shelf: Shelf | None = None
-        self._standing = Standing(peer.pool.is_connected)
+        self._reputation = Reputation(peer.pool.is_connected)
 
     async def open(self) -> tuple[Checkpoint, ModelId, Manifest]:
         """Find MODEL: an existing directory, a name that the swarm serves (or that we have fetched before), a Hub name.
@@ -119,14 +119,14 @@ class ModelSource:
             if found.note:
                 self._on_event(Event("warning", found.note))
             with self._waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
-                return await open_cache(root, found, self._peer.pool, self._naming, self._standing)
+                return await open_cache(root, found, self._peer.pool, self._naming, self._reputation)
         cached = await asyncio.to_thread(find_in_cache, root, self._config.model, self._naming)
         if cached is None:
             return None
         model, _manifest = cached
         text = f"nobody serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})"
         self._on_event(Event("warning", text))
-        return await open_cache(root, Found(model=model, records=()), self._peer.pool, standing=self._standing)
+        return await open_cache(root, Found(model=model, records=()), self._peer.pool, reputation=self._reputation)
 
     async def _look_up(self) -> Found | None:
         found = await find_in_swarm(self._peer.directory, self._config.model, self._naming)
@@ -153,7 +153,7 @@ class ModelSource:
             on_progress(progress.done_bytes, progress.total_bytes)
 
         options = Options(
-            standing=self._standing,
+            reputation=self._reputation,
             disk_bytes=self._config.disk_bytes,
             on_progress=tell,
             on_warning=lambda text: self._on_event(Event("warning", text)),
@@ -162,7 +162,7 @@ class ModelSource:
         async def sources() -> Sequence[PeerRecord]:
             assert self._cache is not None
             records = (await self._peer.directory.snapshot(self._cache.model.name)).peers
-            return ranked(records, self._cache.model.digest, units, self._peer.peer_id, random.random, self._standing.rank)
+            return ranked(records, self._cache.model.digest, units, self._peer.peer_id, random.random, self._reputation.rank)
 
         report = await fetch_tensors(names, self._cache, self._peer.pool, sources, options)
         self._on_event(Event("fetched", _told(report)))

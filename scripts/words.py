@@ -33,7 +33,7 @@ CLEAN = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs"),
     *("node/cli", "protocols", "scripts", ":(glob)swarm/*.py", ":(glob)tests/*.py", ":(glob)tests/swarm/*.py"),
     *("swarm/client", "swarm/dht", "swarm/directory", "swarm/inference", "swarm/lan", "swarm/models", "swarm/placement"),
-    *("swarm/routing", "swarm/rpc", "swarm/thin", "tests/swarm/directory", "tests/swarm/routing"),
+    *("swarm/routing", "swarm/rpc", "swarm/thin", "swarm/weights", "tests/swarm/directory", "tests/swarm/routing"),
     *("tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/protocols", "tests/swarm/client", "tests/swarm/dht"),
     *(
         "tests/swarm/lan",

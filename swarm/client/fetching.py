@@ -23,7 +23,7 @@ from swarm.weights.fetch import fetch_tensors
 from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, open_cache
 from swarm.weights.naming import Naming
 from swarm.weights.ranking import ranked
-from swarm.weights.standing import Standing
+from swarm.weights.reputation import Reputation
 from swarm.weights.terms import Options
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def ends_from_peers(
     root: where fetched models are kept. Raises ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
     NoRouteError (no peer gives them), DiskFullError.
     """
-    reputation = Standing(peer.pool.is_connected)
+    reputation = Reputation(peer.pool.is_connected)
     with waits.on(waiting.JOINING):
         found = await find_in_swarm(peer.directory, name, naming)
     if found is None:
@@ -64,12 +64,12 @@ async def ends_from_peers(
     return cache, checkpoint
 
 
-async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits, reputation: Standing) -> None:
+async def _fetch(peer: AnyPeer, cache: ModelCache, names: Sequence[str], waits: Waits, reputation: Reputation) -> None:
     async def sources() -> Sequence[PeerRecord]:
         records = (await peer.directory.snapshot(cache.model.name)).peers
         return ranked(records, cache.model.digest, [Ends()], peer.peer_id, random.random, reputation.rank)
 
     with waits.on(waiting.fetching(f"embedding and head of {cache.model.name}")) as tell:
-        options = Options(standing=reputation, on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
+        options = Options(reputation=reputation, on_progress=lambda progress: tell(progress.done_bytes, progress.total_bytes))
         report = await fetch_tensors(names, cache, peer.pool, sources, options)
     log.info("embedding and head of %s: %.1f MB in %.1f s", cache.model.name, report.total_bytes / 1e6, report.seconds)

@@ -1,7 +1,7 @@
-"""Ask peers for something small until one gives it: a few side by side, the proven first, the silent replaced.
+"""Asks peers for something small until one gives it.
 
-Each peer has a time limit, its turn, renewed by every part that it sends. If others wait, a peer whose turn is over goes to the end of the
-queue; its next turn is twice as long.
+A few are asked side by side, those that have delivered before first. Each peer has a time slice (`Turn`), renewed by every part that it
+sends. If others wait, a peer goes to the end of the queue after its time slice; the next one is twice as long.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from protocols.errors import DiskFullError, NoRouteError, OverloadedError, Swarm
 from protocols.ids import short_peer
 from protocols.records import PeerRecord
 from swarm.clock import SYSTEM, Clock
-from swarm.weights.standing import Standing
+from swarm.weights.reputation import Reputation
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ MAX_TURN_S = 32.0
 PAUSE_S = 2.0
 """A peer that has no place for us now is asked again after this."""
 
-MAX_PATIENCE = 10.0
+MAX_RENEWALS = 10.0
 """While parts come, the time limit is renewed: at most so many times its length."""
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Turn:
         return now_s - self.renewed_s > max(self._allowed_s, self._part_s())
 
 
-Ask = Callable[[PeerRecord, Turn], Awaitable[T]]
+AskPeer = Callable[[PeerRecord, Turn], Awaitable[T]]
 
 
 @dataclass(slots=True)
@@ -79,22 +79,24 @@ class _Waiting:
     from_s: float = 0.0
 
 
-class Asking(Generic[T]):
-    """One thing that is asked for. `standing` hears who gave it and who did not."""
+class Inquiry(Generic[T]):
+    """One thing that is asked for. `reputation` hears who gave it and who did not."""
 
-    def __init__(self, records: Sequence[PeerRecord], ask: Ask[T], what: str, standing: Standing, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self, records: Sequence[PeerRecord], ask: AskPeer[T], what: str, reputation: Reputation, clock: Clock = SYSTEM
+    ) -> None:
         """records: in the order in which to ask. what: for people."""
         self._waiting = deque(_Waiting(record) for record in records)
-        self._ask, self._what, self._standing, self._now_s = ask, what, standing, clock.now_s
+        self._ask, self._what, self._reputation, self._now_s = ask, what, reputation, clock.now_s
         self._running: dict[asyncio.Task[T], tuple[_Waiting, Turn]] = {}
         self._gave_way: set[asyncio.Task[T]] = set()
         self._failure: SwarmError | None = None
         self._joined_s = float("-inf")
 
-    async def result(self, patience_s: float) -> T:
-        """What the first peer that can gives; NoRouteError if none of them does within `patience_s`; DiskFullError is ours."""
+    async def result(self, timeout_s: float) -> T:
+        """What the first peer that can gives; NoRouteError if none of them does within `timeout_s`; DiskFullError is ours."""
         began_s = self._now_s()
-        ends_at_s = began_s + patience_s
+        ends_at_s = began_s + timeout_s
         try:
             while (self._running or self._waiting) and self._now_s() < ends_at_s:
                 self._start(self._now_s())
@@ -103,11 +105,11 @@ class Asking(Generic[T]):
                     who, _turn = self._running.pop(task)
                     fault = task.exception()
                     if fault is None:
-                        self._standing.gave(who.record.peer, 1)
+                        self._reputation.gave(who.record.peer, 1)
                         return task.result()
                     self._failed(who, fault)
                 came_s = max((turn.renewed_s for _, turn in self._running.values() if turn.num_parts >= 2), default=began_s)
-                ends_at_s = min(max(ends_at_s, came_s + patience_s), began_s + MAX_PATIENCE * patience_s)
+                ends_at_s = min(max(ends_at_s, came_s + timeout_s), began_s + MAX_RENEWALS * timeout_s)
         finally:
             for task in self._running:
                 task.cancel()
@@ -147,7 +149,7 @@ class Asking(Generic[T]):
         del self._running[task]
         self._gave_way.add(task)
         task.cancel()
-        self._standing.failed(who.record.peer)
+        self._reputation.failed(who.record.peer)
         self._waiting.append(_Waiting(who.record, min(2 * who.turn_s, MAX_TURN_S)))
         return True
 
@@ -159,4 +161,4 @@ class Asking(Generic[T]):
         if isinstance(fault, OverloadedError):
             self._waiting.append(_Waiting(who.record, who.turn_s, self._now_s() + PAUSE_S))
         else:
-            self._standing.failed(who.record.peer)
+            self._reputation.failed(who.record.peer)

@@ -22,9 +22,9 @@ from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
 from swarm.weights.layout import Wanted
 from swarm.weights.planner import PieceId, Planner
+from swarm.weights.reputation import Reputation
 from swarm.weights.roster import Roster
 from swarm.weights.source import LyingSourceError, SlowSourceError, Source
-from swarm.weights.standing import Standing
 from swarm.weights.terms import Options, Progress, Report, Sources
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Download:
         self.report = Report()
         self._disk = ThreadPoolExecutor(2, thread_name_prefix="weights")
         self._active: dict[PeerId, asyncio.Task[None]] = {}
-        self._roster = Roster(options.standing or Standing(pool.is_connected), options.max_sources)
+        self._roster = Roster(options.reputation or Reputation(pool.is_connected), options.max_sources)
         self._giving_way: set[PeerId] = set()
         self._failure: SwarmError | None = None
         """The last one, for the error that ends us."""
@@ -64,7 +64,7 @@ class Download:
         self._progress_at_s, self._marked_bytes = 0.0, 0
 
     async def run(self) -> Report:
-        """Returns when all of it is here. NoRouteError: no progress for `patience_s`; DiskFullError; what is stored stays stored."""
+        """Returns when all of it is here. NoRouteError: no progress for `progress_timeout_s`; DiskFullError. Stored pieces stay stored."""
         started_s = time.monotonic()
         self.report.total_bytes = sum(one.num_bytes for one in self._wanted)
         try:
@@ -143,10 +143,10 @@ class Download:
         while True:
             if self._wants_more() or self._planner.uncovered():
                 try:
-                    async with asyncio.timeout(self._options.patience_s):
+                    async with asyncio.timeout(self._options.progress_timeout_s):
                         self._roster.know(await self._look())
                 except TimeoutError:
-                    self._failure = DeadlineError(f"the directory did not answer within {self._options.patience_s:.0f} s")
+                    self._failure = DeadlineError(f"the directory did not answer within {self._options.progress_timeout_s:.0f} s")
                 except SwarmError as error:
                     self._failure = error
                 self._changed.set()
@@ -192,7 +192,7 @@ class Download:
 
     def _check(self) -> None:
         silent_s = time.monotonic() - self._progress_at_s
-        if silent_s < self._options.patience_s or self._planner.is_done:
+        if silent_s < self._options.progress_timeout_s or self._planner.is_done:
             return
         entries, uncovered = self._cache.manifest.entries, sorted(self._planner.uncovered())
         what = f"no peer gave tensor {entries[uncovered[0]].name!r}" if uncovered else "no peer sent anything"

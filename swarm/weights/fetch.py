@@ -21,22 +21,22 @@ from protocols.weights import Manifest, ManifestRequest
 from swarm.models.digest import is_small_file
 from swarm.models.tensor_part import TensorPart
 from swarm.rpc.pool import ChannelPool
-from swarm.weights.asking import Asking, Turn
+from swarm.weights.asking import Inquiry, Turn
 from swarm.weights.cache import ModelCache
 from swarm.weights.download import Download
 from swarm.weights.ranking import by_lot
+from swarm.weights.reputation import Reputation
 from swarm.weights.source import Source, connected
-from swarm.weights.standing import Standing
-from swarm.weights.terms import PATIENCE_S, Options, Report, Sources
+from swarm.weights.terms import PROGRESS_TIMEOUT_S, Options, Report, Sources
 
 
 async def fetch_manifest(
     pool: ChannelPool,
     records: Sequence[PeerRecord],
     model: ModelId,
-    standing: Standing | None = None,
+    reputation: Reputation | None = None,
     draw: Callable[[], float] = random.random,
-    patience_s: float = PATIENCE_S,
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S,
 ) -> Manifest:
     """The manifest of `model` from the first peer whose answer has its digest; NoRouteError where none of them gave it.
 
@@ -49,18 +49,18 @@ async def fetch_manifest(
         data = await channel.unary(MANIFEST, ManifestRequest(model=model).encode())
         return await asyncio.to_thread(Manifest.parse, data, model.digest)
 
-    standing = standing or Standing(pool.is_connected)
-    order = by_lot(records, draw, standing.rank)
-    return await Asking(order, ask, f"the manifest of {model.name}", standing).result(patience_s)
+    reputation = reputation or Reputation(pool.is_connected)
+    order = by_lot(records, draw, reputation.rank)
+    return await Inquiry(order, ask, f"the manifest of {model.name}", reputation).result(progress_timeout_s)
 
 
 async def fetch_files(
     pool: ChannelPool,
     records: Sequence[PeerRecord],
     cache: ModelCache,
-    standing: Standing | None = None,
+    reputation: Reputation | None = None,
     draw: Callable[[], float] = random.random,
-    patience_s: float = PATIENCE_S,
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S,
 ) -> Path:
     """Tokenizer, template and generation config, each verified, beside the config; the directory, which transformers reads as any other."""
     wanted = []
@@ -85,10 +85,10 @@ async def fetch_files(
         finally:
             source.close()
 
-    standing = standing or Standing(pool.is_connected)
+    reputation = reputation or Reputation(pool.is_connected)
     if wanted:
-        order = by_lot(records, draw, standing.rank)
-        await Asking(order, ask, f"the tokenizer of {cache.model.name}", standing).result(patience_s)
+        order = by_lot(records, draw, reputation.rank)
+        await Inquiry(order, ask, f"the tokenizer of {cache.model.name}", reputation).result(progress_timeout_s)
     return cache.directory
 
 

@@ -20,7 +20,7 @@ from swarm.weights.fetch import fetch_files, fetch_manifest
 from swarm.weights.layout import read_manifest
 from swarm.weights.names import is_digest, split_name
 from swarm.weights.naming import Naming
-from swarm.weights.standing import Standing
+from swarm.weights.reputation import Reputation
 
 MAX_NAMES = 64
 """Names whose peers are looked at for a digest without a name."""
@@ -98,21 +98,21 @@ def find_in_cache(root: Path, text: str, naming: Naming) -> tuple[ModelId, Manif
 
 
 async def open_cache(
-    root: Path, found: Found, pool: ChannelPool, naming: Naming | None = None, standing: Standing | None = None
+    root: Path, found: Found, pool: ChannelPool, naming: Naming | None = None, reputation: Reputation | None = None
 ) -> ModelCache:
     """The model's folder with manifest, config and small files in it, fetched where they are not there; no tensor yet.
 
-    naming: from now on, the model's name means these weights. `standing`: what peers have done before in this process; it is told what
+    naming: from now on, the model's name means these weights. `reputation`: what peers have done before in this process; it is told what
     they do now.
     """
-    standing = standing or Standing(pool.is_connected)
+    reputation = reputation or Reputation(pool.is_connected)
     holders = [record for record in found.records if record.hosted_of(found.model.digest)]
     manifest = await asyncio.to_thread(read_manifest, root / found.model.digest)
     if manifest is None or manifest.digest != found.model.digest:
-        manifest = await fetch_manifest(pool, holders, found.model, standing)
+        manifest = await fetch_manifest(pool, holders, found.model, reputation)
     cache = await asyncio.to_thread(ModelCache, root, found.model, manifest)
     try:
-        await fetch_files(pool, holders, cache, standing)
+        await fetch_files(pool, holders, cache, reputation)
     except BaseException:
         cache.close()
         raise

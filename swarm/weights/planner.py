@@ -45,7 +45,7 @@ class PieceId(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class NextRequest:
     """What to request from one source now: lists of hashes first, then pieces. Empty = nothing."""
 
     hashes: tuple[int, ...] = ()
@@ -160,18 +160,18 @@ class Planner:
             limit = min(limit, max(PIECE_BYTES, int(found.bytes_s * WINDOW_S)))
         return min(limit, PIECE_BYTES * (1 + found.num_proven))
 
-    def take(self, source: str, now_s: float) -> Ask:
+    def take(self, source: str, now_s: float) -> NextRequest:
         """What this source shall be asked now; it counts as asked."""
         found = self._sources[source]
-        room = self.window_bytes(source) - found.in_flight_bytes
+        free_bytes = self.window_bytes(source) - found.in_flight_bytes
         was_idle = not self.owes(source)
-        if room <= 0:
-            return Ask()
+        if free_bytes <= 0:
+            return NextRequest()
         taken: list[PieceId] = []
         for piece in self._next(found):
-            if len(taken) == MAX_ASKED or (room < self._length(piece) and (taken or not was_idle)):
+            if len(taken) == MAX_ASKED or (free_bytes < self._length(piece) and (taken or not was_idle)):
                 break
-            room -= self._length(piece)
+            free_bytes -= self._length(piece)
             taken.append(piece)
         hashes = self._next_lists(found, now_s)
         if not taken and not hashes and was_idle:
@@ -184,7 +184,7 @@ class Planner:
             self._flying.setdefault(piece, set()).add(source)
             found.pieces[piece] = self._length(piece)
             found.in_flight_bytes += self._length(piece)
-        return Ask(hashes, tuple(_runs(taken)))
+        return NextRequest(hashes, tuple(_runs(taken)))
 
     def _next(self, source: _Source) -> Iterator[PieceId]:
         """Pieces that no source was asked for, of tensors whose hashes are known."""

@@ -12,7 +12,7 @@ from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from protocols.units import Blocks, Ends, Expert, Partition, Unit, is_part
-from swarm.weights.standing import GAVE, UNKNOWN
+from swarm.weights.reputation import GAVE, UNKNOWN
 
 FAST_BYTES_S = 12_500_000
 """Of announced upload caps, those from here on count as none."""
@@ -21,7 +21,7 @@ MAX_COMPARED = 64
 """Unproven peers whose announcements are compared with each other, which costs the square of their number; drawn by lot."""
 
 Rank = Callable[[PeerId], int]
-"""`Standing.rank`."""
+"""`Reputation.rank`."""
 
 
 def ranked(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from swarm.weights.standing import Standing
+from swarm.weights.reputation import Reputation
 
 TRIAL_S = 2.0
 """A source that has never delivered may be silent for so long while others wait (then twice as long, up to MAX_TRIAL_S)."""
@@ -49,8 +49,8 @@ class _Place:
 class Roster:
     """The sources of one download."""
 
-    def __init__(self, standing: Standing, max_sources: int) -> None:
-        self._standing, self._most = standing, max_sources
+    def __init__(self, reputation: Reputation, max_sources: int) -> None:
+        self._reputation, self._most = reputation, max_sources
         self._known: list[PeerRecord] = []
         self._places: dict[PeerId, _Place] = {}
         self._again_s: dict[PeerId, float] = {}
@@ -81,7 +81,7 @@ class Roster:
 
     def connect_s(self, peer: PeerId) -> float:
         """How long it has to answer at all."""
-        return min(MAX_TRIAL_S, TRIAL_S * 2.0 ** min(self._standing.failures(peer), 2))
+        return min(MAX_TRIAL_S, TRIAL_S * 2.0 ** min(self._reputation.failures(peer), 2))
 
     def open(self, peer: PeerId, now_s: float) -> None:
         self._places[peer] = _Place(now_s, now_s)
@@ -90,7 +90,7 @@ class Roster:
         """It has no place any more, and waits a while for the next one."""
         self._places.pop(peer, None)
         if has_failed:
-            self._standing.failed(peer)
+            self._reputation.failed(peer)
         pause_s = self._pauses_s.get(peer, PAUSE_S) if has_failed else PAUSE_S
         self._pauses_s[peer] = min(2 * pause_s, 16 * PAUSE_S)
         self._again_s[peer] = now_s + pause_s
@@ -119,7 +119,7 @@ class Roster:
         place.num_bytes += num_bytes
         if num_bytes:
             place.has_given = True
-            self._standing.gave(peer, num_bytes)
+            self._reputation.gave(peer, num_bytes)
         if now_s - place.since_s > 2 * JUDGED_S:  # what was long ago counts half
             place.since_s, place.num_bytes = now_s - JUDGED_S, place.num_bytes // 2
 
@@ -139,11 +139,11 @@ class Roster:
         return sorted(useless, key=lambda peer: busy[peer].bytes_s(now_s))[:num_waiting]
 
     def _is_useless(self, peer: PeerId, place: _Place, now_s: float) -> bool:
-        patience_s = JUDGED_S
+        limit_s = JUDGED_S
         if not place.has_given:
-            patience_s = min(MAX_TRIAL_S, TRIAL_S * 2.0 ** min(self._standing.failures(peer), 5))
-        is_slow = now_s - place.since_s > max(JUDGED_S, patience_s) and place.bytes_s(now_s) < SLOWEST_BYTES_S
-        return now_s - place.heard_s > patience_s or is_slow
+            limit_s = min(MAX_TRIAL_S, TRIAL_S * 2.0 ** min(self._reputation.failures(peer), 5))
+        is_slow = now_s - place.since_s > max(JUDGED_S, limit_s) and place.bytes_s(now_s) < SLOWEST_BYTES_S
+        return now_s - place.heard_s > limit_s or is_slow
 
     def _has_strangers(self, now_s: float) -> bool:
-        return any(not self._standing.has_given(record.peer) for record in self.waiting(now_s))
+        return any(not self._reputation.has_given(record.peer) for record in self.waiting(now_s))

@@ -20,7 +20,7 @@ from protocols.weights import PIECE_BYTES, Manifest
 from swarm.rpc.pool import ChannelPool, PeerChannel
 from swarm.rpc.stream import Stream
 from swarm.weights.bitmap import Bitmap
-from swarm.weights.planner import Ask
+from swarm.weights.planner import NextRequest
 
 STALL_S = 30.0
 """A source that owes an answer and sends nothing for so long is given up; with the slowest upload we take, a piece comes every 16 s."""
@@ -83,7 +83,7 @@ class Source:
             raise LyingSourceError(f"peer {self.name} says which tensors it has in {len(answer.bits)} bytes: {error}") from None
         return frozenset(index for index in range(num) if index in held)
 
-    async def ask(self, ask: Ask) -> None:
+    async def ask(self, ask: NextRequest) -> None:
         """Request hashes and pieces; the answers come by `receive`, in this order."""
         if ask.hashes:
             await self._stream.send(pieces.HashesRequest(tensors=ask.hashes).encode())

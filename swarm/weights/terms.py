@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
+from swarm.weights.reputation import Reputation
 from swarm.weights.source import STALL_S
-from swarm.weights.standing import Standing
 
 MAX_SOURCES = 8
 """Peers that are asked at once."""
 
-PATIENCE_S = 60.0
+PROGRESS_TIMEOUT_S = 60.0
 """Seconds without any progress before a download gives up; looks into the directory and dialling count."""
 
 
@@ -56,9 +56,9 @@ class Options:
     """How patient a download is, and whom it tells."""
 
     max_sources: int = MAX_SOURCES
-    standing: Standing | None = None
+    reputation: Reputation | None = None
     """What peers have done in earlier downloads of this process; None = nothing is known."""
-    patience_s: float = PATIENCE_S
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S
     stall_s: float = STALL_S
     disk_bytes: int = 0
     """What all fetched models may take of the disk; 0 = what is free."""

@@ -174,13 +174,13 @@ class Uploader:
                 for part in _file_parts(number, await self._read(shelf.file, number)):
                     yield part
 
-    async def _next(self, stream: Stream, patience_s: float) -> bytes | None:
+    async def _next(self, stream: Stream, timeout_s: float) -> bytes | None:
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 return await stream.receive()
         except TimeoutError:
             raise OverloadedError(
-                f"nothing was asked for {patience_s:.0f} s: others may have this place; open another stream"
+                f"nothing was asked for {timeout_s:.0f} s: others may have this place; open another stream"
             ) from None
 
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:

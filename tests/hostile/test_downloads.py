@@ -28,7 +28,7 @@ from swarm.weights.asking import AT_ONCE
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
 from swarm.weights.layout import Layout
-from swarm.weights.standing import Standing
+from swarm.weights.reputation import Reputation
 from swarm.weights.terms import MAX_SOURCES, Options
 from swarm.weights.uploader import Uploader
 from tests.swarm.weights.parts import CONFIG, LocalSwarm, Model, local_swarm, make_model
@@ -101,11 +101,11 @@ async def fetched(here: LocalSwarm, records: Sequence[PeerRecord], model: Model,
     """Manifest, files and tensors, as a client fetches them; seconds that it took."""
     started_s, draw = time.monotonic(), random.Random(SEED).random
     records = await sources_of(records)
-    reputation = Standing(here.pool.is_connected)
+    reputation = Reputation(here.pool.is_connected)
     manifest = await fetch_manifest(here.pool, records, model.model, reputation, draw)
     cache = ModelCache(root, model.model, manifest)
     await fetch_files(here.pool, records, cache, reputation, draw)
-    await fetch_tensors(model.tensors, cache, here.pool, lambda: sources_of(records), replace(options, standing=reputation))
+    await fetch_tensors(model.tensors, cache, here.pool, lambda: sources_of(records), replace(options, reputation=reputation))
     model.check(cache)
     for name, content in model.files.items():
         assert (cache.directory / name).read_bytes() == content
@@ -120,7 +120,7 @@ async def test_peer_ids_that_sort_first_do_not_block_a_download(tmp_path: Path) 
         honest = await here.start(model)
         async with silent_first(12, honest.record) as silent:
             assert len(silent) == 12 and all(one.peer < honest.record.peer for one in silent)
-            seconds = await fetched(here, [*silent, honest.record], model, tmp_path / "weights", Options(patience_s=25))
+            seconds = await fetched(here, [*silent, honest.record], model, tmp_path / "weights", Options(progress_timeout_s=25))
             assert seconds < 25, "two seconds a round at most"
 
 
@@ -135,7 +135,7 @@ async def test_sources_that_give_nothing_or_drip_lose_their_places(tmp_path: Pat
         model = make_model(tmp_path / "source", blocks=2)
         hostile = await hostile_swarm(here, model, make, max(MAX_SOURCES, AT_ONCE))
         honest = await here.start(model)
-        options = Options(patience_s=25, max_sources=MAX_SOURCES)
+        options = Options(progress_timeout_s=25, max_sources=MAX_SOURCES)
         seconds = await fetched(here, [*hostile, honest.record], model, tmp_path / "weights", options)
         assert seconds < 30
         assert honest.uploader.sent_bytes > model.num_bytes * 0.8
@@ -146,7 +146,7 @@ async def test_who_has_delivered_before_is_asked_first(tmp_path: Path) -> None:
         model = make_model(tmp_path / "source", blocks=1)
         hostile = await hostile_swarm(here, model, Swallower, 5)
         honest = await here.start(model)
-        reputation = Standing(here.pool.is_connected)
+        reputation = Reputation(here.pool.is_connected)
         await fetch_manifest(here.pool, [honest.record], model.model, reputation)
         started_s = time.monotonic()
         await fetch_manifest(here.pool, [*hostile, honest.record], model.model, reputation, lambda: 0.0)
@@ -163,7 +163,7 @@ async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Pa
             raise AssertionError
 
         with pytest.raises(NoRouteError, match=r"no peer gave tensor .* for 1 s"):
-            await fetch_tensors(model.tensors, cache, here.pool, never, Options(patience_s=1))
+            await fetch_tensors(model.tensors, cache, here.pool, never, Options(progress_timeout_s=1))
 
 
 async def test_a_file_that_comes_byte_by_byte_is_a_lie(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ async def test_a_model_larger_than_the_user_allows_is_refused_before_anything_is
         model = make_model(tmp_path / "source")
         await here.start(model)
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
-        limited = Options(patience_s=10, disk_bytes=8_000_000)
+        limited = Options(progress_timeout_s=10, disk_bytes=8_000_000)
         with pytest.raises(DiskFullError, match=r"needs 13 MB more .* may take 8 MB \(--disk-gb\)"):
             await fetch_tensors(model.tensors, cache, here.pool, here.sources, limited)
         assert not list(cache.directory.glob("unit*.part"))

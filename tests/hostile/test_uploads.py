@@ -94,7 +94,7 @@ async def test_places_that_are_not_used_go_to_who_fetches(tmp_path: Path, *, rea
         giver = await here.start(model)
         async with holding(giver, model, reads=reads) as attackers:
             cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
-            report = await fetch_tensors(model.tensors, cache, here.pool, here.sources, Options(patience_s=25))
+            report = await fetch_tensors(model.tensors, cache, here.pool, here.sources, Options(progress_timeout_s=25))
             model.check(cache)
             assert list(report.from_peer) == [giver.record.peer] and report.seconds < 25
             assert sum(one.num_held for one in attackers) >= MAX_UPLOADS, "the attack took place"

@@ -21,7 +21,7 @@ from swarm.weights.shelf import Shelf
 from swarm.weights.terms import Options, Progress
 from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, local_swarm, make_model
 
-QUICK = Options(patience_s=20, stall_s=10)
+QUICK = Options(progress_timeout_s=20, stall_s=10)
 
 
 def run(work) -> None:  # type: ignore[no-untyped-def]
@@ -92,7 +92,7 @@ def test_a_liar_is_named_and_what_it_owed_comes_from_others(tmp_path: Path, hone
             false = await here.start(model, liar)
             slow = await here.start(model, Paused(0))
             cache = cache_of(model, tmp_path)
-            options = Options(patience_s=20, stall_s=10, on_warning=warn)
+            options = Options(progress_timeout_s=20, stall_s=10, on_warning=warn)
             fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
             await lied.wait()  # the honest one gives nothing before
             assert isinstance(slow.uploader, Paused)
@@ -135,7 +135,7 @@ def test_an_idle_source_takes_over_what_a_stalled_one_owes(tmp_path: Path) -> No
             await here.start(model, Paused(1))
             await here.start(model)
             cache = cache_of(model, tmp_path)
-            patient = Options(patience_s=50, stall_s=50)  # so that it is the endgame that ends this, not the stall
+            patient = Options(progress_timeout_s=50, stall_s=50)  # so that it is the endgame that ends this, not the stall
             await fetch_tensors(model.tensors, cache, here.pool, here.sources, patient)  # within the deadline of 30 s
             model.check(cache)
 
@@ -235,7 +235,7 @@ def test_a_shard_that_another_process_gives_up_is_fetched_from_the_same_sources(
                 if progress.done_bytes >= progress.total_bytes - held.num_bytes:
                     rest_are_here.set()
 
-            options = Options(patience_s=5, stall_s=5, max_sources=max_sources, on_progress=seen)
+            options = Options(progress_timeout_s=5, stall_s=5, max_sources=max_sources, on_progress=seen)
             with other.shard(held).locked() as is_mine:
                 assert is_mine
                 fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
@@ -259,7 +259,9 @@ def test_a_download_in_progress_is_a_source_for_its_whole_tensors(tmp_path: Path
                 await fetch_tensors(["model.layers.1.norm.weight"], other, there.pool, there.sources, QUICK)
                 model.check(other, ["model.layers.1.mlp.weight"])
                 with pytest.raises(NoRouteError, match=r"no peer gave tensor 'model.layers.2"):
-                    await fetch_tensors(["model.layers.2.norm.weight"], other, there.pool, there.sources, Options(patience_s=0.1))
+                    await fetch_tensors(
+                        ["model.layers.2.norm.weight"], other, there.pool, there.sources, Options(progress_timeout_s=0.1)
+                    )
 
     run(work())
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from protocols.identity import from_seed
 from protocols.records import PeerRecord
+from swarm.weights.reputation import Reputation
 from swarm.weights.roster import EXPLORE_S, JUDGED_S, MAX_TRIAL_S, PAUSE_S, SLOWEST_BYTES_S, TRIAL_S, Roster
-from swarm.weights.standing import Standing
 
 A, B, C, D = (PeerRecord(peer=from_seed(bytes([number]) * 32).peer_id) for number in range(1, 5))
 
 
 def roster(most: int, *known: PeerRecord) -> Roster:
-    made = Roster(Standing(), most)
+    made = Roster(Reputation(), most)
     made.know(known)
     return made
 

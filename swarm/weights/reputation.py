@@ -1,4 +1,7 @@
-"""What peers have done for this process as sources of weights: who delivered, who is connected, who failed how often."""
+"""What peers have done for this process as sources of weights.
+
+It remembers which peers delivered, which are connected, and how often others failed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ GAVE, CONNECTED, UNKNOWN, FAILED = range(4)
 """Ranks, the best first. What a peer announces of itself counts for none of them."""
 
 
-class Standing:
+class Reputation:
     """Kept as long as a process fetches. A peer that has delivered is asked first the next time."""
 
     def __init__(self, is_connected: Callable[[PeerId], bool] = lambda peer: False) -> None:
