@@ -7,6 +7,7 @@ peers it remembers, counts for none. Nor does it that a shell in the background,
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -45,6 +46,17 @@ def pytest_collection_finish() -> None:
     """The million objects of all imports and tests stay to the end: no later collection looks at them (`gc.get_objects` neither)."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets levels and handlers (`node/logs.py`), which the next test must not find."""
+    loggers = [logging.getLogger(name) for name in ("node", "swarm", "protocols")]
+    before = [(logger.level, logger.handlers) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 @pytest.fixture(scope="session")

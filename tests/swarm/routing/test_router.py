@@ -365,6 +365,7 @@ async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_o
     assert (router._wary_until_s > 0) is isinstance(cause, DeadlineError)
 
 
+@virtual_time
 async def test_after_one_that_never_computed_has_failed_others_like_it_come_after_those_that_did_for_a_minute() -> None:
     """Of six swallowers with a shorter way, each cost a client its 3 s, one after the other."""
     swarm = LocalSwarm(round_trip_s=0.06)  # a hop less is a way that is shorter
