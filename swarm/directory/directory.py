@@ -32,6 +32,7 @@ RETRY_S = 2.0
 """Seconds of pause after an announcement that no peer took."""
 
 WITHDRAW_S = 2.0
+"""Seconds that a withdrawal may take."""
 
 
 class Book(Protocol):
@@ -105,7 +106,10 @@ class Directory:
             pause_s = RECORD_RENEW_S if is_stored else RETRY_S
 
     async def withdraw(self) -> None:
-        """Stop renewing, and tell who stores our record that it no longer holds; at most WITHDRAW_S. Harmless if nothing was announced."""
+        """Stop renewing, and tell who stores our record that it no longer holds; at most WITHDRAW_S. Harmless if nothing was announced.
+
+        It does not wait for an announcement that is under way: what expires later counts, and that is the withdrawal.
+        """
         renewing, self._renewing = self._renewing, None
         if renewing:
             renewing.cancel()
@@ -114,7 +118,7 @@ class Directory:
             return
         self._make_record = None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(WITHDRAW_S), self._storing:
+            async with asyncio.timeout(WITHDRAW_S):
                 await self._say(b"", b"")
 
     async def snapshot(self, model: str) -> Snapshot:
