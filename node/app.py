@@ -2,8 +2,8 @@
 
 `run_node` shows the whole sequence, from the first look at a checkpoint on.
 
-Whoever runs it (the command line, a test) gets `Event`s, and ends it by cancelling its task: the announcement is withdrawn,
-running steps are finished, and nothing is left behind.
+The caller (the command line, a test) gets `Event`s, and ends the node by cancelling its task: the announcement is withdrawn,
+running steps are finished, and everything that was started is stopped.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ async def _leave(announcement: Announcement, places: Sequence[Place]) -> None:
 
 def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
     def tell(is_joined: bool, text: str) -> None:
-        if is_joined:  # while nobody answers, the peer's log says so
+        if is_joined:  # while no peer answers, the peer's log says so
             on_event(Event("joined", text.removeprefix("joined: ")))
 
     return PeerConfig(

@@ -1,8 +1,8 @@
-"""Which blocks this node will host, and in which number format: what it was told, else what the swarm needs.
+"""Which blocks this node will host, and in which number format.
 
-The decisions are pure (`swarm/placement/choose.py`, `node/hardware.py`); here they meet the directory.
-Where two nodes choose the same blocks at the same moment: announce `joining`, wait, look again, and the one with the larger
-hash chooses anew (docs/architecture.md, "Placement race").
+A node hosts what it was told to, else what the swarm needs. The decisions are pure (`swarm/placement/choose.py`, `node/hardware.py`); here
+they meet the directory. If two nodes choose the same blocks at the same moment: announce `joining`, wait, look again, and the one with the
+larger hash chooses anew (docs/architecture.md, "Placement race").
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from swarm.placement.rebalance import stands
 from swarm.speeds import floor_ms
 
 RACE_WAIT_S = 1.5
-"""How long an announcement gets to reach whoever joins at the same moment."""
+"""How long an announcement gets to reach nodes that join at the same moment."""
 
 RACE_ROUNDS = 8
 """Looks before a node settles where it is; with n peers racing n rounds are enough."""
@@ -42,7 +42,7 @@ MAX_PLANNED = 256
 """Others that a plan counts: it takes up to a second, and a flood of the directory would have thousands."""
 
 KV_RESERVE_TOKENS = 4_096
-"""Tokens of K/V per block that a chosen span leaves room for (fewer where the model's limit is lower)."""
+"""Tokens of K/V per block that a chosen span keeps memory for (fewer if the model's limit is lower)."""
 
 
 class Records(Protocol):
@@ -121,8 +121,8 @@ class Standing:
 
 
 def least_ms(records: Iterable[PeerRecord], weights: Weights) -> float:
-    """Milliseconds for a block that are believed at least, of all who announce these weights, ourselves included: it is the same for
-    everybody who sees the same, as the plan must be."""
+    """Milliseconds for a block that are believed at least, of all who announce these weights, ourselves included: nodes that
+    see the same records compute the same value, as the plan requires."""
     return floor_ms(_measured_ms((record, one) for record in records for one in record.blocks(weights)))
 
 
@@ -213,12 +213,12 @@ def make_capacity(
 
 
 def beside(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, left_bytes: int) -> tuple[frozenset[Unit], str]:
-    """What a node with `span` hosts beside it: the model's ends or nothing, and why. Pure.
+    """What a node with `span` hosts beside it: embedding and head or nothing, and why. Pure.
 
     wish: of the volunteer; None = if the memory that the blocks leave, with their K/V reserve, is enough.
     """
     if span.start > 0 and span.stop < num_blocks:
-        return frozenset(), "the blocks are in the middle of the model, where nobody needs them"
+        return frozenset(), "the blocks are in the middle of the model, where no client needs them"
     if wish is not None:
         return (ENDS, "as asked") if wish else (frozenset(), "as asked (--no-ends)")
     needed, left = needed_bytes / 1e6, left_bytes / 1e6
@@ -250,8 +250,8 @@ async def settle(
     """Choose a span, announce it as `joining`, and stay out of the way of those who outrank us.
 
     look: what the others claim now. announce: publishes our claim; called with every span that we move to.
-    is_alone: we know nobody who could choose at the same moment.
-    A span that the volunteer named is announced and kept, whoever else hosts it.
+    is_alone: we know no peer that could choose at the same moment.
+    A span that the volunteer named is announced and kept, even if other nodes host it.
     """
     choice = as_told(config.blocks, capacity) if config.blocks is not None else await _first_choice(me, look, capacity)
     await announce(choice.span)

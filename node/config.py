@@ -107,7 +107,7 @@ class NodeConfig:
     """Where keys, digests, fetched weights and what names meant are kept."""
 
     def of_each_model(self) -> tuple[NodeConfig, ...]:
-        """A config for each model. A node with several stays where it is: its room is divided once."""
+        """A config for each model. A node with several stays where it is: its memory is divided once."""
         if not self.more:
             return (self,)
         return tuple(

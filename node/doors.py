@@ -1,4 +1,4 @@
-"""The dispatcher: passes each call to the weights and blocks that it names.
+"""Passes each call to the weights and blocks that it names.
 
 The server must listen before blocks can be chosen, and a node holds several: while it moves, or of several models.
 
@@ -40,7 +40,7 @@ class Doors:
         return {**SessionServicer(self._hops_for).handlers(), services.PROGRESS.name: self._progress}
 
     async def _progress(self, request: bytes, call: Call) -> bytes:
-        """How far the caller's own session is; a stranger's session counts as unknown."""
+        """How far the caller's own session is; another client's session counts as unknown."""
         asked = ProgressRequest.parse(request)
         found = (host.hops.find(call.peer, asked.session, asked.unit.span) for host in self._hosts.values())
         hop = next((hop for hop in found if hop is not None), None)

@@ -1,4 +1,7 @@
-"""One host takes over from another: opened and announced first; the old one is drained, then ended."""
+"""One host takes over from another.
+
+The new host is opened and announced first; then the old one is drained and ended.
+"""
 
 from __future__ import annotations
 

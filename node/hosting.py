@@ -45,7 +45,7 @@ class HostMaker:
     device_thread: Device
     """Of all hosts of this node."""
     num_to_load: int = 1
-    """Models of this node that are not loaded yet, this one included: each gets its part of the room."""
+    """Models of this node that are not loaded yet, this one included: each gets its part of the memory."""
     dtype: str
     ends: bool | None
     """Host embedding, norm and head too? None = where there is memory."""
@@ -145,7 +145,7 @@ def measure_ms(engine: Engine, rounds: int = 5) -> float:
             started = time.perf_counter()
             engine.step([(row, 1)], hidden_1TH).cpu()
             times_ms.append((time.perf_counter() - started) * 1e3)
-    except CacheFullError:  # no memory for a single token: the runner will say so to whoever comes
+    except CacheFullError:  # no memory for a single token: the runner will say so to the first session
         return 0.0
     finally:
         engine.close(row)

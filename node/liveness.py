@@ -1,8 +1,8 @@
 """Detects nodes that died before their record expired (up to RECORD_LIFE_S).
 
-Each look of placement says hello to those who matter; who does not answer twice in a row counts as gone until it answers again.
-In a small swarm everybody matters. In a large one a node watches those whose blocks it would have to take over, so that each
-peer is dialled by the few who would act on it.
+Each look of placement says hello to the peers that matter. A peer that does not answer two times running counts as gone until it answers
+again. In a small swarm all peers matter. In a large one a node watches those whose blocks it would have to take over, so that each peer is
+dialled only by the few nodes that would act on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GREETING_S = 6.0
 """Seconds for which a newcomer remembers who answers it, and for all its hellos of one look together."""
 
 SMALL_SWARM = 32
-"""Up to so many peers, everybody is asked; beyond it, those whose blocks we would take over, and so many at most."""
+"""Up to so many peers, all are asked; beyond it, those whose blocks we would take over, and so many at most."""
 
 
 def watched(me: PeerId, members: Sequence[Member], num_blocks: int) -> set[PeerId]:

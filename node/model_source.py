@@ -1,4 +1,6 @@
-"""Where a node's model comes from: a directory, peers of the swarm, our cache of what they gave, or the Hub. And what we give to others.
+"""Where a node's model comes from, and what it gives to others.
+
+The sources: a directory, peers of the swarm, our cache of what they gave, or the Hub.
 
 source = ModelSource(config, peer, uploader, on_event, on_fetch)
 checkpoint, model, manifest = await source.open()        the peer has joined by then
@@ -124,7 +126,7 @@ class ModelSource:
         if cached is None:
             return None
         model, _manifest = cached
-        text = f"nobody serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})"
+        text = f"no node serves {model.name} now; we go on with what was fetched before ({model.digest[:12]})"
         self._on_event(Event("warning", text))
         return await open_cache(root, Found(model=model, records=()), self._peer.pool, reputation=self._reputation)
 

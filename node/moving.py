@@ -1,8 +1,8 @@
-"""A running node looks again and again whether the swarm needs it elsewhere, and moves: the new span first, the old one's end last.
+"""Moves a running node to the blocks that the swarm needs most.
 
 The decision is pure (`swarm/placement/rebalance.py`). A move is announced as `joining`, waits like a newcomer's (`choosing.py`), is
-decided once more, loads the new span while the old one serves, looks a last time, and drains the old one. Where the memory does not
-hold both, the old one is given up first, if the others have a route without it (or nobody has a route at all).
+decided once more, loads the new span while the old one serves, looks a last time, and drains the old one. If the memory does not
+hold both, the old one is given up first, if the others have a route without it (or there is no route at all).
 """
 
 from __future__ import annotations
@@ -103,9 +103,11 @@ class Mover:
         known = self._standings(records)
         asked = await asyncio.to_thread(watched, self.presence.me, [one.claim for one in known], self.num_blocks)
         await self.liveness.check([record for record in records if record.peer in asked])
-        claims = [one.claim for one in await self._look_again()]  # asking takes seconds, and somebody may have decided meanwhile
+        claims = [
+            one.claim for one in await self._look_again()
+        ]  # asking takes seconds, and another node may have decided meanwhile
         decided = await self._decide(claims)
-        if decided is not None:  # whoever would take over our blocks has to show first that it computes them
+        if decided is not None:  # a node that would take over our blocks has to show first that it computes them
             decided = await self._decide_with_proofs(records, claims)
         move = self._hysteresis.consider(decided, self.clock.now_s())
         return move is not None and await self._move(move)
@@ -135,7 +137,7 @@ class Mover:
         return self.presence.as_member(self.span)
 
     async def _move(self, move: Move) -> bool:
-        """Announce it, wait for whoever decides at the same moment, decide anew, and go."""
+        """Announce it, wait for nodes that decide at the same moment, decide anew, and go."""
         old, new = self.span, move.span
         await self.presence.join(new)
         try:
@@ -151,7 +153,7 @@ class Mover:
             elif may_retire(self._ourselves(), self._count_on(known), self.num_blocks):
                 await self._leave_then_load(move)
             else:
-                log.info("blocks %s stay: no memory for %s beside them, and nobody else serves them", old, new)
+                log.info("blocks %s stay: no memory for %s beside them, and no other node serves them", old, new)
         finally:
             if self.span == old:
                 await self.presence.join(None)

@@ -1,4 +1,4 @@
-"""One model at a node: its weights, its span, its host, and its moves."""
+"""One model at a node: weights, span, host and moves."""
 
 from __future__ import annotations
 

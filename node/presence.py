@@ -1,4 +1,4 @@
-"""What the swarm sees of one model at this node, and this node of the others."""
+"""What the swarm and this node know of each other."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Presence:
 
     @property
     def is_alone(self) -> bool:
-        """Whether we know nobody, however peers were looked for."""
+        """Whether we know no peer, however peers were looked for."""
         return not self._peer.num_neighbours
 
     async def records(self) -> Sequence[PeerRecord]:
-        """Everybody who announces the model now."""
+        """All peers that announce the model now."""
         return (await self._peer.directory.snapshot(self.model.name)).peers
 
     def standings(self, records: Sequence[PeerRecord]) -> list[choosing.Standing]:

@@ -1,4 +1,6 @@
-"""Which replicas of our blocks really compute: a small session over each of them, compared with our own engine.
+"""Tests whether replicas of our blocks really compute.
+
+A small session over each of them is compared with our own engine.
 
 Only a node that hosts the same blocks can tell, so each node tests those that it would leave its blocks to, and remembers it.
 """

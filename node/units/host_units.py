@@ -1,4 +1,4 @@
-"""The units of one host: they have the same weights, and change them together."""
+"""The units of one host, which change their weights together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HostReadings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostUnits:
-    """Blocks, and the ends if they are hosted beside them."""
+    """Blocks, and embedding and head if they are hosted beside them."""
 
     blocks: LoadedUnit[SpanParts]
     ends: LoadedUnit[EndsModel] | None = None
@@ -51,7 +51,7 @@ class HostUnits:
             blocks = undone.enter_context(self.blocks.read())
             ends = None if self.ends is None else undone.enter_context(self.ends.read())
             if ends is not None and ends.weights != blocks.weights:
-                raise InternalError(f"the blocks are of {blocks.weights}, the ends of {ends.weights}: load them anew")
+                raise InternalError(f"the blocks are of {blocks.weights}, embedding and head of {ends.weights}: load them anew")
             undone.pop_all()
         return HostReadings(blocks=blocks, ends=ends)
 

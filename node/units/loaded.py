@@ -1,8 +1,8 @@
-"""A loaded unit: the one owner of its parameters, in every version that somebody reads.
+"""A loaded unit: the one owner of its parameters.
 
 Parameters have one owner. Modules belong to their readers: `read()` hands out a version's parameters, and each reader builds modules of its
-own over them, so that an engine and a training step never meet in a module's state. A version that somebody reads does not change:
-`replace` and `write` make the next one. Only if nobody reads any do they write in place.
+own over them, so that an engine and a training step never meet in a module's state. A version that has a reader does not change:
+`replace` and `write` make the next one. They write in place only if no version has a reader.
 
 What a reader derives (engine, captured graphs, cost estimates, choice of kernels) lives as long as its reading, so a new version has none
 of it. `bytes` counts all versions that are alive; the last reader of an old one frees it by `close`.
@@ -85,7 +85,7 @@ class LoadedUnit(Generic[H]):
         return sum(tensor.nbytes for tensor in tensors.values())
 
     def added_bytes(self, num_bytes: int) -> int:
-        """What a `replace` of tensors of `num_bytes` would newly take now: nothing if nobody reads."""
+        """What a `replace` of tensors of `num_bytes` would newly take now: nothing if there is no reader."""
         return num_bytes if self._readings else 0
 
     def check(self, tensors: Mapping[str, Tensor], weights: Weights) -> None:
@@ -106,7 +106,7 @@ class LoadedUnit(Generic[H]):
     def replace(self, tensors: Mapping[str, Tensor], weights: Weights) -> None:
         """From now on `read` gives `weights`: these tensors in place of those of the same names, and the others as they were.
 
-        If somebody reads any version, the new tensors get memory of their own (`added_bytes`); else they are written in place. The
+        If any version has a reader, the new tensors get memory of their own (`added_bytes`); else they are written in place. The
         caller's tensors are copied. BadRequestError (a name, shape or dtype that does not fit, or weights that do not follow) and
         MemoryError leave all as it was.
         """
@@ -119,7 +119,7 @@ class LoadedUnit(Generic[H]):
     def write(self, weights: Weights) -> Iterator[dict[str, Tensor]]:
         """Write the next version's numbers, in place, into the tensors that this gives: what an optimizer step does.
 
-        At the end of the block `read` gives `weights`. If somebody reads any version, the tensors are copies of all of them; else they
+        At the end of the block `read` gives `weights`. If any version has a reader, the tensors are copies of all of them; else they
         are the very parameters. A block that raises leaves nothing behind in the first case; in the second the unit is broken: `read`
         raises InternalError until all of its tensors were replaced.
         """
@@ -140,7 +140,7 @@ class LoadedUnit(Generic[H]):
         self._end(is_broken=False, version=(weights, holding))
 
     def _begin(self, weights: Weights, tensors: Mapping[str, Tensor] | None) -> bool:
-        """True: in place. Nobody reads any version, and nobody will until `_end`."""
+        """True: in place. No version has a reader, and none gets one before `_end`."""
         with self._lock:
             if self._writer is not None:
                 raise OverloadedError(f"{self.unit} is being written: one writer at a time")

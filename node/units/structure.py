@@ -1,7 +1,7 @@
 """What a module is made of, to notice that something was exchanged.
 
 A captured graph holds the parameters that it was captured with. It sees numbers that are written in place, but not a parameter that was
-replaced (`load_state_dict(assign=True)`) or a module that was put in (an adapter). So whoever derives something from a module keeps its
+replaced (`load_state_dict(assign=True)`) or a module that was put in (an adapter). So code that derives something from a module keeps its
 structure, and asks before each use whether it is the same.
 
 The comparison is by identity, in C loops: 1.4 µs of a core for a Llama block (docs/log.md). It does not see a `forward` that was replaced
