@@ -18,7 +18,7 @@ from node import hardware, neighbours
 from node.announcing import Announcement
 from node.config import NodeConfig
 from node.device.thread import Device
-from node.doors import Doors
+from node.dispatcher import Dispatcher
 from node.events import Event, OnEvent
 from node.model_source import OnFetch
 from node.place import Place, Shared
@@ -52,13 +52,13 @@ async def run_node(
     """
     waits = waits or Waits()
     device = hardware.pick_device(config.device)
-    doors, uploader = Doors(), Uploader(config.upload_bytes_s)
-    async with Peer(_peer_config(config, on_event), {**doors.handlers(), **uploader.handlers()}) as peer:
+    dispatcher, uploader = Dispatcher(), Uploader(config.upload_bytes_s)
+    async with Peer(_peer_config(config, on_event), {**dispatcher.handlers(), **uploader.handlers()}) as peer:
         with waits.on(waiting.JOINING):
             await _meet(config, peer, on_event)
         announcement, places = Announcement(config, peer), list[Place]()
         shared = Shared(
-            peer=peer, doors=doors, uploader=uploader, announcement=announcement, device=device, device_thread=Device(),
+            peer=peer, dispatcher=dispatcher, uploader=uploader, announcement=announcement, device=device, device_thread=Device(),
             on_event=on_event, on_fetch=on_fetch, waits=waits,
         )  # fmt: skip
         try:

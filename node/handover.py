@@ -26,21 +26,21 @@ class Announcing(Protocol):
 
 
 class Opening(Protocol):
-    """Where sessions reach a host (`doors.py`)."""
+    """Where sessions reach a host (`dispatcher.py`)."""
 
     def open(self, host: Host) -> None: ...
 
     def close(self, host: Host) -> None: ...
 
 
-async def begin(host: Host, doors: Opening, presence: Announcing) -> None:
+async def begin(host: Host, dispatcher: Opening, presence: Announcing) -> None:
     """New sessions reach the host from now on, and the swarm is told. It has started."""
-    doors.open(host)
+    dispatcher.open(host)
     await presence.serve(host)
 
 
 async def retire(
-    host: Host, doors: Opening, presence: Announcing, drain_s: float = DRAIN_S, hurry: asyncio.Event | None = None
+    host: Host, dispatcher: Opening, presence: Announcing, drain_s: float = DRAIN_S, hurry: asyncio.Event | None = None
 ) -> None:
     """No new sessions; wait up to `drain_s`, or until `hurry`, for those that are there, and end the rest: they go on at replicas."""
     host.drain()
@@ -50,5 +50,5 @@ async def retire(
             while host.num_sessions and not (hurry and hurry.is_set()):  # noqa: ASYNC110  (sessions end in many ways)
                 await asyncio.sleep(IDLE_CHECK_S)
     await host.stop()
-    doors.close(host)
+    dispatcher.close(host)
     await presence.drop(host)

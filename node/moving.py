@@ -65,7 +65,7 @@ class Mover:
     host: Host | None
     """The one that serves; while a move goes on, the old one; None where the memory does not hold both, in between."""
     presence: Announcing
-    doors: handover.Opening
+    dispatcher: handover.Opening
     make: Callable[[Span], Awaitable[Host]]
     """Loads a span and starts its host."""
     capacity: Capacity
@@ -208,9 +208,9 @@ class Mover:
     async def _serve(self, host: Host, move: Move) -> None:
         old = self.span
         self.host, self.span = host, host.served.span
-        await handover.begin(host, self.doors, self.presence)
+        await handover.begin(host, self.dispatcher, self.presence)
         if self.span != old:
             self.on_event(Event("moved", f"from {old} to {self.span}: {move.reason}"))
 
     async def _retire(self, host: Host) -> None:
-        await handover.retire(host, self.doors, self.presence, self.pace.drain_s)
+        await handover.retire(host, self.dispatcher, self.presence, self.pace.drain_s)

@@ -11,7 +11,7 @@ from node import choosing, handover, hardware
 from node.announcing import Announcement
 from node.config import NodeConfig
 from node.device.thread import Device
-from node.doors import Doors
+from node.dispatcher import Dispatcher
 from node.events import Event, OnEvent
 from node.hosting import HostMaker
 from node.liveness import Liveness
@@ -35,7 +35,7 @@ class Shared:
     """What all models of a node have in common."""
 
     peer: Peer
-    doors: Doors
+    dispatcher: Dispatcher
     uploader: Uploader
     announcement: Announcement
     device: str
@@ -72,7 +72,7 @@ class Place:
         capacity = choosing.make_capacity(checkpoint, dtype, maker.room_bytes(), config.num_blocks, config.ends)
         host = await self._choose_span(capacity, maker)
         await host.start(shared.peer.pool, shared.peer.gate)
-        await handover.begin(host, shared.doors, self.presence)
+        await handover.begin(host, shared.dispatcher, self.presence)
         self._mover = None if self.presence.stays else self._make_mover(host, capacity, maker)
 
     def keep_looking(self) -> Coroutine[Any, Any, None] | None:
@@ -142,7 +142,7 @@ class Place:
         return Mover(
             host=host,
             presence=self.presence,
-            doors=self._shared.doors,
+            dispatcher=self._shared.dispatcher,
             make=make,
             capacity=capacity,
             free_bytes=maker.room_bytes,

@@ -36,7 +36,7 @@ class Replacer:
         host: Host,
         *,
         renew: Renew,
-        doors: handover.Opening,
+        dispatcher: handover.Opening,
         presence: handover.Announcing,
         free_bytes: Callable[[], int],
         drain_s: float = DRAIN_S,
@@ -44,7 +44,7 @@ class Replacer:
         """host: it serves units of its own (`Host.engines`). free_bytes: what the device's memory takes beside all that is loaded."""
         assert host.engines is not None
         self.host, self._units = host, host.engines.units
-        self._renew, self._doors, self._presence, self._free_bytes = renew, doors, presence, free_bytes
+        self._renew, self._dispatcher, self._presence, self._free_bytes = renew, dispatcher, presence, free_bytes
         self._drain_s, self._is_serving = drain_s, True
         self._leaving: dict[Host, tuple[asyncio.Task[None], asyncio.Event]] = {}
         """Hosts of older versions, the oldest first; the event makes one leave at once."""
@@ -61,7 +61,7 @@ class Replacer:
             await self._make_room(changes)
             await asyncio.to_thread(self._units.replace, changes, weights)
             old, self.host = self.host, await self._renew(self.host)
-            await handover.begin(self.host, self._doors, self._presence)
+            await handover.begin(self.host, self._dispatcher, self._presence)
             if self._is_serving:
                 self._retire(old)
             self._is_serving = True
@@ -82,7 +82,7 @@ class Replacer:
 
     def _retire(self, host: Host) -> None:
         hurry = asyncio.Event()
-        leaving = handover.retire(host, self._doors, self._presence, self._drain_s, hurry)
+        leaving = handover.retire(host, self._dispatcher, self._presence, self._drain_s, hurry)
         self._leaving[host] = (asyncio.create_task(leaving, name="old weights"), hurry)
         self._leaving[host][0].add_done_callback(lambda _: self._leaving.pop(host, None))
 

@@ -1,8 +1,8 @@
-"""One span at work: engine, runner and sessions under one lifetime. `node/doors.py` leads the sessions' streams here.
+"""One span at work: engine, runner and sessions under one lifetime. `node/dispatcher.py` leads the sessions' streams here.
 
 host = Host(engine, served, kv_bytes_per_token=…)
 await host.start(peer.pool)
-doors.open(host)
+dispatcher.open(host)
 ...
 await host.stop()
 """

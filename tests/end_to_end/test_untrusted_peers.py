@@ -49,8 +49,8 @@ def ports(node: NodeProcess) -> tuple[int, int]:
     return port, port + 1
 
 
-@pytest.mark.parametrize("door", ["p2p", "grpc", "grpc behind TLS"])
-def test_bytes_change_nothing(swarm: LocalSwarm, door: str) -> None:
+@pytest.mark.parametrize("port_kind", ["p2p", "grpc", "grpc behind TLS"])
+def test_bytes_change_nothing(swarm: LocalSwarm, port_kind: str) -> None:
     seed = secrets.randbelow(1 << 30)
     print("seed", seed)
     rng = random.Random(seed)
@@ -60,8 +60,8 @@ def test_bytes_change_nothing(swarm: LocalSwarm, door: str) -> None:
     def poke_all(number: int, _journey: object) -> None:
         if number == 3:
             for data in pokes(rng):
-                port = ports(rng.choice(nodes))[door != "p2p"]
-                if (connection := poke(port, data, door.endswith("TLS"))) is not None:
+                port = ports(rng.choice(nodes))[port_kind != "p2p"]
+                if (connection := poke(port, data, port_kind.endswith("TLS"))) is not None:
                     held.append(connection)
 
     ids = swarm.prompt(4)

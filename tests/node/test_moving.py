@@ -1,6 +1,6 @@
 """A node that moves: the old span serves until the new one does, sessions lose no token, and nothing is given up that others need.
 
-Real hosts, servers, sessions, presence and doors; the blocks are arithmetic (`toy.py`) and the directory is a list.
+Real hosts, servers, sessions, presence and dispatcher; the blocks are arithmetic (`toy.py`) and the directory is a list.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from node.choosing import Standing
 from node.config import NodeConfig
-from node.doors import Doors
+from node.dispatcher import Dispatcher
 from node.events import Event
 from node.liveness import SMALL_SWARM, Liveness, watched
 from node.moving import Mover, Pace
@@ -91,9 +91,9 @@ class MovingNode:
         self.round_trips_ms: dict[PeerId, float] = {}
         tls_certificate = tls.make(self.identity)
         self.certificate, self.multiaddrs = tls_certificate.der, ()
-        self.doors, self.pool = Doors(), ChannelPool(self.identity)
+        self.dispatcher, self.pool = Dispatcher(), ChannelPool(self.identity)
         self.server = RpcServer(
-            self.identity, tls_certificate, {**self.doors.handlers(), services.HELLO.name: ToyNode._hello.__get__(self)}
+            self.identity, tls_certificate, {**self.dispatcher.handlers(), services.HELLO.name: ToyNode._hello.__get__(self)}
         )
         self.swarm_name = "test"
         self.addresses: tuple[str, ...] = ()
@@ -124,10 +124,10 @@ class MovingNode:
         self.presence = Presence(CONFIG, self, MODEL, NUM_BLOCKS)  # type: ignore[arg-type]
         self.presence.dtype, self.presence.capacity_blocks = "float32", 2
         host = await self.make(span)
-        self.doors.open(host)
+        self.dispatcher.open(host)
         await self.presence.serve(host)
         self.mover = Mover(
-            host=host, presence=self.presence, doors=self.doors, make=self.make,
+            host=host, presence=self.presence, dispatcher=self.dispatcher, make=self.make,
             capacity=Capacity(free_bytes=2, block_bytes=(1,) * NUM_BLOCKS), free_bytes=lambda: self.free_blocks,
             liveness=Liveness(self.swarm.toys._ping),
             prover=Prover(self.identity, self.pool, self.swarm.toys._ping), on_event=self.events.append,

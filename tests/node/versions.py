@@ -20,7 +20,7 @@ from torch import Tensor
 
 from node.config import NodeConfig
 from node.device.thread import Device
-from node.doors import Doors
+from node.dispatcher import Dispatcher
 from node.handover import begin
 from node.presence import Presence
 from node.replacing import Replacer
@@ -106,8 +106,8 @@ class Node:
         self.round_trips_ms: dict[PeerId, float] = {}
         certificate = tls.make(self.identity)
         self.certificate, self.multiaddrs, self.addresses = certificate.der, (), ()
-        self.doors, self.pool, self.device, self.swarm_name = Doors(), ChannelPool(self.identity), Device(), "test"
-        handlers = {**self.doors.handlers(), services.HELLO.name: ToyNode._hello.__get__(self)}
+        self.dispatcher, self.pool, self.device, self.swarm_name = Dispatcher(), ChannelPool(self.identity), Device(), "test"
+        handlers = {**self.dispatcher.handlers(), services.HELLO.name: ToyNode._hello.__get__(self)}
         self.server = RpcServer(self.identity, certificate, handlers)
         self._free_bytes, self._drain_s = free_bytes, drain_s
 
@@ -125,9 +125,9 @@ class Node:
         self.unit = LoadedUnit(Blocks.of(self.span), await asyncio.to_thread(model.load, self.span), model.weights(0))
         engines = await asyncio.to_thread(build, HostUnits(blocks=self.unit), LIMIT_BYTES, VOCABULARY)
         host = await self._host(engines)
-        await begin(host, self.doors, self.presence)
+        await begin(host, self.dispatcher, self.presence)
         self.replacer = Replacer(
-            host, renew=self._renew, doors=self.doors, presence=self.presence, free_bytes=lambda: self._free_bytes,
+            host, renew=self._renew, dispatcher=self.dispatcher, presence=self.presence, free_bytes=lambda: self._free_bytes,
             drain_s=self._drain_s,
         )  # fmt: skip
 

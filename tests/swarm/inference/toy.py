@@ -19,7 +19,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
-from node.doors import Doors
+from node.dispatcher import Dispatcher
 from node.serving.host import Host
 from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
@@ -132,16 +132,16 @@ class ToyNode:
     certificate: tls.TlsCertificate
     pool: ChannelPool
     swarm_name: str = "test"
-    doors: Doors = field(default_factory=Doors)
+    dispatcher: Dispatcher = field(default_factory=Dispatcher)
     server: RpcServer | None = None
     address: str = ""
 
     async def start(self) -> None:
-        handlers = {**self.doors.handlers(), **self.uploader.handlers(), services.HELLO.name: self._hello}
+        handlers = {**self.dispatcher.handlers(), **self.uploader.handlers(), services.HELLO.name: self._hello}
         self.server = RpcServer(self.identity, self.certificate, handlers)
         self.address = f"127.0.0.1:{await self.server.start()}"
         await self.host.start(self.pool)
-        self.doors.open(self.host)
+        self.dispatcher.open(self.host)
 
     async def _hello(self, request: bytes, call: Call) -> bytes:
         return hello.Hello(software="toy", swarm=self.swarm_name).encode()

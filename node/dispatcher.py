@@ -20,7 +20,7 @@ from swarm.inference.hops import Hops
 from swarm.rpc.call import Call, Handler
 
 
-class Doors:
+class Dispatcher:
     """Opens and closes with each host; before the first one, calls are refused."""
 
     def __init__(self) -> None:

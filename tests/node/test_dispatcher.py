@@ -70,7 +70,7 @@ async def test_hosts_of_the_same_blocks_of_several_weights_each_get_their_own_se
         engine.factor = factor
         host = Host(engine, replace(node.host.served, weights=weights), kv_bytes_per_token=1)  # type: ignore[arg-type]
         await host.start(node.pool)
-        node.doors.open(host)
+        node.dispatcher.open(host)
         hosts.append(host)
         units = (replace(one, weights=weights) for one in hosted(weights.model, SPAN, NUM_BLOCKS, free_tokens=10**6))
         record = replace(record, hosted=(*record.hosted, *units))
@@ -83,7 +83,7 @@ async def test_hosts_of_the_same_blocks_of_several_weights_each_get_their_own_se
     for factor, session in enumerate(sessions, 1):  # all open at once
         assert torch.allclose(await ask(session, (), [3], row), expected * factor, atol=1e-5)
     assert [engine.forwards for engine in engines.values()] == [1, 1, 1] and [host.num_sessions for host in hosts] == [1, 1, 1]
-    node.doors.close(hosts[1])  # of the same blocks as the others
+    node.dispatcher.close(hosts[1])  # of the same blocks as the others
     late = Session(sessions[1]._router, Links(swarm.pool), swarm.identity, SessionConfig(route_timeout_s=0.5))
     with pytest.raises(NoRouteError, match=r"this peer serves toy@.*, the session is for other@cdcdcdcdcdcd"):
         await ask(late, (), [3], row)
