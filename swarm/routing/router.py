@@ -53,7 +53,13 @@ DISBELIEVED_MS = 1_000.0
 """Least step time assumed, and at random up to twice of it, of all blocks at peers whose word is not believed."""
 
 WARY_S = 60.0
-"""Seconds for which, after a peer has failed that never computed for us, every other such peer counts as DISBELIEVED_MS slower."""
+"""Seconds for which, after a peer has failed that never computed for us, every other such peer counts as DISBELIEVED_MS slower.
+
+For as long after a new peer has computed for us, the others count as NEW_MS slower: so a client tries about one new peer a minute.
+"""
+
+NEW_MS = 100.0
+"""A way over new peers has to be so much faster than one over peers that have computed for us, or these are used."""
 
 BESIDE = 8
 """Peers that are asked beside a session that has its route already, so that later ones know more of them."""
@@ -101,7 +107,8 @@ class Router:
         """Records by peer, and when the directory last showed them: right after deaths it may not find all who live."""
         self._proven: dict[PeerId, float] = {}
         """Peers that a reply of a session came through, and when."""
-        self._wary_until_s = -math.inf
+        self._wary_until_s = self._content_until_s = -math.inf
+        """Since a new peer failed; since one computed for us (`_caution_ms`)."""
         self._was_served = False
         """Were our very weights served when we looked?"""
 
@@ -122,6 +129,8 @@ class Router:
         now_s = self._now_s()
         for hop in route:
             self.suspects.clear(hop.peer, now_s)
+        if not all(self.is_proven(hop.peer) for hop in route):
+            self._content_until_s = now_s + WARY_S
         self._proven = {peer: at_s for peer, at_s in self._proven.items() if now_s - at_s < FORGET_S}
         self._proven |= dict.fromkeys((hop.peer for hop in route), now_s)
 
@@ -331,13 +340,19 @@ class Router:
         """
         peer, now_s = candidate.peer, self._now_s()
         doubts = self.suspects.strikes(peer, now_s) + (peer in wish.avoiding)
-        step_ms, disbelieved_ms = candidate.step_ms, DISBELIEVED_MS * len(candidate.span) / self.num_blocks
+        step_ms, share = candidate.step_ms, len(candidate.span) / self.num_blocks
         if peer not in proven and not candidate.is_holding:
             if wish.avoiding:
-                step_ms = disbelieved_ms * (1 + self._random() + alike)
-            elif now_s < self._wary_until_s:
-                step_ms += disbelieved_ms
+                step_ms = DISBELIEVED_MS * share * (1 + self._random() + alike)
+            else:
+                step_ms += self._caution_ms(now_s) * share
         return replace(candidate, doubts=doubts, step_ms=step_ms)
+
+    def _caution_ms(self, now_s: float) -> float:
+        """Milliseconds by which all blocks count as slower at peers that never computed for us."""
+        if now_s < self._wary_until_s:
+            return DISBELIEVED_MS
+        return NEW_MS if now_s < self._content_until_s else 0.0
 
     async def _forgive(self, offers: list[Offer], until_s: float) -> bool:
         """There is no way without them: ask those that we avoid whether they are back. True where one is."""

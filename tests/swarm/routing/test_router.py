@@ -376,7 +376,7 @@ async def test_after_one_that_never_computed_has_failed_others_like_it_come_afte
     liars = [swarm.add(0, 4, step_ms=0.01) for _ in range(2)]
     for record in liars:
         assert await router._latency.probe(record) is None
-    await asyncio.sleep(FRESH_S)
+    await asyncio.sleep(WARY_S)
     first = peers_of(await router.find(0))
     assert first[0] in {liar.peer for liar in liars}
     router.failed(first[0], DeadlineError("swallowed"))
@@ -387,6 +387,37 @@ async def test_after_one_that_never_computed_has_failed_others_like_it_come_afte
     assert peers_of(await router.find(0))[0] in {liar.peer for liar in liars}
     router.failed(honest[0].peer, PeerUnreachableError("gone"))
     assert len(peers_of(await router.find(0))) == 1  # there is no way without the other
+
+
+@virtual_time
+async def test_a_client_tries_one_new_peer_a_minute_if_those_that_it_knows_are_not_busy() -> None:
+    """With six swallowers as new peers, a client that had honest ones tried a swallower at every chance, for 3 s each."""
+    swarm = LocalSwarm(round_trip_s=0.06)
+    honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
+    router = swarm.router()
+    router.answered((await router.find(0))[0])
+    new = {swarm.add(0, 4, step_ms=30.0).peer for _ in range(2)}  # a hop less is a way that is shorter
+    await asyncio.sleep(WARY_S - 2)
+    for record in swarm.peers:
+        assert await router._latency.probe(record) is None
+    await asyncio.sleep(1 - 0.06 * len(swarm.peers))
+    assert peers_of(await router.find(0)) == [record.peer for record in honest]
+    await asyncio.sleep(1)
+    [tried] = peers_of(found := await router.find(0))
+    assert tried in new, "a minute later"
+    router.answered(found[0])
+    faster = swarm.add(0, 4, step_ms=20.0)
+    assert await router._latency.probe(faster) is None
+    await asyncio.sleep(FRESH_S)
+    assert peers_of(await router.find(0)) == [tried], "no other new one for a minute"
+    busy = {tried, *(record.peer for record in honest)}
+    swarm.peers = tuple(_busy(record) if record.peer in busy else record for record in swarm.peers)
+    await asyncio.sleep(FRESH_S)
+    assert peers_of(await router.find(0))[0] in {faster.peer, *new} - {tried}, "unless those that it knows are busy"
+
+
+def _busy(record: PeerRecord) -> PeerRecord:
+    return replace(record, hosted=tuple(replace(one, load=replace(one.load, queue=9)) for one in record.hosted))
 
 
 async def test_what_a_step_should_take_goes_by_what_is_announced_and_by_the_way() -> None:
