@@ -16,7 +16,6 @@ class Announced(Protocol):
     """One model's part of the record (`presence.py`)."""
 
     model: ModelId
-    capacity_blocks: int
 
     @property
     def is_serving(self) -> bool: ...
@@ -53,7 +52,6 @@ class Announcement:
             state=state,
             reachable=self._peer.reachable,
             round_trips=trips,
-            capacity_blocks=max((part.capacity_blocks for part in self._parts), default=0),
             hosted=tuple(replace(one, state="" if one.state == state else one.state) for one in hosted),
         ).fitted()
 

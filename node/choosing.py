@@ -157,7 +157,7 @@ def as_member(record: PeerRecord, hosted: Hosted, least_ms: float = 0.0, usual_m
     block_ms = hosted.load.block_ms or usual_ms
     speed = 1 / max(block_ms, least_ms) if block_ms else 1.0
     beside = record.beside(hosted)
-    return Member(peer=record.peer, span=hosted.span, capacity_blocks=record.capacity_blocks, speed=speed, beside=beside)
+    return Member(peer=record.peer, span=hosted.span, capacity_blocks=hosted.capacity_blocks, speed=speed, beside=beside)
 
 
 class Joining:

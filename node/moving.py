@@ -139,8 +139,8 @@ class Mover:
     async def _move(self, move: Move) -> bool:
         """Announce it, wait for nodes that decide at the same moment, decide anew, and go."""
         old, new = self.span, move.span
-        await self.presence.join(new)
         try:
+            await self.presence.join(new)
             await asyncio.sleep(self.pace.race_wait_s)
             known = await self._look_again()
             confirmed = await self._decide(self._counted([one.seen_by(self.presence.me) for one in known]))

@@ -36,7 +36,7 @@ class Presence:
         """The span that we are about to host."""
         self.stays = config.stays or config.blocks is not None
         self.capacity_blocks = 0
-        """As in the record."""
+        """As in the record, of the blocks of this model."""
         self._peer, self._num_blocks = peer, num_blocks
         self._greeted = Greeted(peer.ping)
         self._least_ms = 0.0
@@ -141,7 +141,11 @@ class Presence:
         return found
 
     def _unit(self, unit: Unit, weights: Weights, state: str, load: Load = NO_LOAD) -> Hosted:
-        return Hosted(unit=unit, weights=weights, num_blocks=self._num_blocks, dtype=self.dtype, state=state, load=load)
+        capacity = self.capacity_blocks if isinstance(unit, Blocks) else 0
+        return Hosted(
+            unit=unit, weights=weights, num_blocks=self._num_blocks, dtype=self.dtype, state=state, load=load,
+            capacity_blocks=capacity,
+        )  # fmt: skip
 
 
 def _state(host: Host) -> str:

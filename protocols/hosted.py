@@ -3,7 +3,7 @@
 In a record it is a map under short keys; what is zero, empty or usual is left out, and unknown keys are ignored:
 
     u  the unit's text    n  blocks of the whole stack    d  compute dtype    w  which of the record's weights
-    q  quantization       t  state    f  free tokens    l  queue    s  step_ms    b  block_ms
+    q  quantization       t  state    f  free tokens    l  queue    s  step_ms    b  block_ms    h  capacity_blocks
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Hosted:
     state: str = ""
     """One of STATES; empty = as its record's: a node that moves holds an old unit and a new one for a while."""
     load: Load = NO_LOAD
+    capacity_blocks: int = 0
+    """How many consecutive blocks of this model its peer could host instead, wherever the swarm needs them; 0 = it stays."""
 
     @property
     def is_blocks(self) -> bool:
@@ -77,13 +79,13 @@ class Hosted:
         table: dict[str, object] = {"u": str(self.unit), "n": self.num_blocks, "d": self.dtype}
         table |= {"q": self.quantization} if self.quantization != "none" else {}
         more = {"w": weights.index(self.weights), "t": self.state, "f": self.load.free_tokens, "l": self.load.queue,
-                "s": hundredths(self.load.step_ms), "b": hundredths(self.load.block_ms)}  # fmt: skip
+                "s": hundredths(self.load.step_ms), "b": hundredths(self.load.block_ms), "h": self.capacity_blocks}  # fmt: skip
         return table | {key: value for key, value in more.items() if value}
 
     @classmethod
     def parse(cls, value: object, weights: Sequence[Weights]) -> Hosted | None:
         """What a peer wrote; None for a kind of unit that a newer peer may have. BadRequestError if it is out of bounds."""
-        table: dict[str, object] = {"w": 0, "q": "none", "t": "", "f": 0, "l": 0, "s": 0, "b": 0, **fields.table(value, "hosted")}
+        table: dict[str, object] = {"q": "none", "t": "", **dict.fromkeys("wflsbh", 0), **fields.table(value, "hosted")}
         num_blocks = fields.integer(table, "n", 1, MAX_BLOCKS)
         unit = find_unit(fields.text(table, "u", MAX_UNIT_TEXT))
         if unit is not None and _num_needed(unit) > num_blocks:
@@ -94,6 +96,7 @@ class Hosted:
             step_ms=fields.integer(table, "s", 0, MAX_HUNDREDTHS) / 100,
             block_ms=fields.integer(table, "b", 0, MAX_HUNDREDTHS) / 100,
         )
+        capacity_blocks = fields.integer(table, "h", 0, MAX_BLOCKS)
         index = fields.integer(table, "w", 0, len(weights) - 1)
         dtype, quantization = fields.text(table, "d", 16), fields.text(table, "q", 16)
         state = fields.one_of(table, "t", ("", *STATES))
@@ -101,7 +104,7 @@ class Hosted:
             return None
         return cls(
             unit=unit, weights=weights[index], num_blocks=num_blocks, dtype=dtype, quantization=quantization,
-            state=state, load=load,
+            state=state, load=load, capacity_blocks=capacity_blocks,
         )  # fmt: skip
 
 

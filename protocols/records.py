@@ -21,7 +21,7 @@ from protocols import bounds, fields, frame
 from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocols.errors import BadRequestError, ProtocolVersionError, shown
 from protocols.hosted import MAX_COUNT, MAX_HUNDREDTHS, STATES, Hosted, hundredths
-from protocols.ids import MAX_BLOCKS, MAX_MODEL_NAME, PeerId, peer_id_of, public_bytes
+from protocols.ids import MAX_MODEL_NAME, PeerId, peer_id_of, public_bytes
 from protocols.units import Unit
 from protocols.weights_id import MAX_WEIGHTS_TEXT, Weights
 
@@ -33,11 +33,16 @@ MAX_HOSTED: Final = 16
 MAX_WEIGHTS: Final = 8
 """Weights that the units of one record are of."""
 
-MAX_MODELS: Final = 8
+MAX_MODELS: Final = 4
+"""Models of one record: more, with embedding and head of each and a certificate, do not fit MAX_RECORD_BYTES."""
+
 MAX_ADDRESSES: Final = 8
 MAX_ROUND_TRIPS: Final = 8
 MAX_NAME: Final = 64
 MAX_CERTIFICATE_BYTES: Final = 1_024
+_GIVEN_UP: Final = (("round_trips", 0), ("p2p_addresses", 1), ("addresses", 1), ("p2p_addresses", 0))
+"""What a record that is too long loses first, and how many are kept of each."""
+
 _CONTEXT = b"murmuration-record/2\0"
 
 
@@ -64,8 +69,6 @@ class PeerRecord:
     """Its units, each with its load."""
     upload_bytes_s: int = 0
     """Cap of its uplink; 0 = none known."""
-    capacity_blocks: int = 0
-    """How many consecutive blocks it could host instead, wherever the swarm needs them; 0 = it stays where it is."""
     round_trips: tuple[tuple[PeerId, float], ...] = ()
     """Measured milliseconds to peers of neighbouring blocks, the most useful first."""
     also: tuple[str, ...] = ()
@@ -108,13 +111,11 @@ class PeerRecord:
         return data
 
     def fitted(self) -> PeerRecord:
-        """The same with as many round trips, then p2p addresses, as fit: what others can do without goes first."""
+        """The same with as many round trips and addresses as fit, in the order of `_GIVEN_UP`."""
         record = self
-        while len(record._pack()) > MAX_RECORD_BYTES and (record.round_trips or record.p2p_addresses):
-            if record.round_trips:
-                record = replace(record, round_trips=record.round_trips[:-1])
-            else:
-                record = replace(record, p2p_addresses=record.p2p_addresses[:-1])
+        for field, kept in _GIVEN_UP:
+            while len(record._pack()) > MAX_RECORD_BYTES and len(getattr(record, field)) > kept:
+                record = replace(record, **{field: getattr(record, field)[:-1]})
         return record
 
     def _pack(self) -> bytes:
@@ -126,7 +127,6 @@ class PeerRecord:
                    "t": self.state, "a": list(self.addresses), "c": self.certificate, "m": p2p, "r": self.reachable,
                    "w": list(map(str, weights)), "b": [one.pack(weights) for one in self.hosted],
                    "u": self.upload_bytes_s, "d": trips}  # fmt: skip
-        table |= {"h": self.capacity_blocks} if self.capacity_blocks else {}
         table |= {"o": list(self.also)} if self.also else {}
         packed: bytes = msgpack.packb(table)
         return packed
@@ -160,7 +160,6 @@ class PeerRecord:
             reachable=None if header.get("r") is None else fields.flag(header, "r"),
             hosted=tuple(one for one in hosted if one is not None),
             upload_bytes_s=fields.integer(header, "u", 0, MAX_COUNT),
-            capacity_blocks=fields.integer({"h": 0, **header}, "h", 0, MAX_BLOCKS),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
             also=fields.texts({"o": [], **header}, "o", MAX_MODELS, MAX_MODEL_NAME),
         )

@@ -13,12 +13,21 @@ from protocols.weights_id import Weights
 
 
 def hosted(
-    model: ModelId, span: Span, num_blocks: int = 4, *, ends: bool = False, dtype: str = "float32", state: str = "", **load: Any
+    model: ModelId,
+    span: Span,
+    num_blocks: int = 4,
+    *,
+    ends: bool = False,
+    dtype: str = "float32",
+    state: str = "",
+    capacity_blocks: int = 0,
+    **load: Any,
 ) -> tuple[Hosted, ...]:
     """Blocks, and embedding and head beside them if `ends`. load: of the blocks."""
     blocks = Hosted(
-        unit=Blocks.of(span), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state, load=Load(**load)
-    )
+        unit=Blocks.of(span), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state, load=Load(**load),
+        capacity_blocks=capacity_blocks,
+    )  # fmt: skip
     beside = Hosted(unit=Ends(), weights=Weights(model), num_blocks=num_blocks, dtype=dtype, state=state)
     return (blocks, beside) if ends else (blocks,)
 

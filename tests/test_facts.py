@@ -72,6 +72,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "| connection without a call by a proven caller | {:g} s |", "swarm/rpc/connections.py", "UNKNOWN_S"),
     (COMMANDS, "the first {} letters of a digest", "swarm/weights/names.py", "MIN_PREFIX"),
     (COMMANDS, "a K/V reserve of {:,} tokens", "node/choosing.py", "KV_RESERVE_TOKENS"),
+    (COMMANDS, "serves up to {} models from one process", "protocols/records.py", "MAX_MODELS"),
     (COMMANDS, "at most {} models are shown", "node/cli/status.py", "MAX_MODELS"),
     (COMMANDS, "no time to ask it ({:g} s for all)", "node/cli/status.py", "ASK_S"),
     (COMMANDS, "up to {} addresses", "swarm/invitation.py", "MAX_PEERS"),

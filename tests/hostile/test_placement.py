@@ -142,9 +142,10 @@ async def test_a_flood_of_records_that_all_differ_keeps_no_node_from_its_session
     for number in range(2_000):
         start = draw.randrange(NUM_BLOCKS)
         span = Span(start, draw.randint(start + 1, NUM_BLOCKS))
-        served = hosted(MODEL, span, NUM_BLOCKS, block_ms=1 / draw.uniform(0.5, 50))
+        capacity = draw.randint(1, NUM_BLOCKS)
+        served = hosted(MODEL, span, NUM_BLOCKS, capacity_blocks=capacity, block_ms=1 / draw.uniform(0.5, 50))
         peer = from_seed(number.to_bytes(32)).peer_id
-        swarm.records[peer] = PeerRecord(peer=peer, hosted=served, capacity_blocks=draw.randint(1, NUM_BLOCKS))
+        swarm.records[peer] = PeerRecord(peer=peer, hosted=served)
     with watched() as turns:
         await asyncio.create_task(mover.mover.look())
     assert turns.longest_s < 0.5, turns
@@ -168,10 +169,11 @@ async def test_a_newcomer_counts_only_peers_that_answer_it() -> None:
     records = [PeerRecord(peer=new_identity().peer_id) for _ in range(200)]
     asked: list[PeerId] = []
 
-    async def ping(record: PeerRecord) -> None:
+    async def ping(record: PeerRecord) -> float:
         asked.append(record.peer)
         if record not in records[150:153]:
             raise PeerUnreachableError("no answer")
+        return 0.0
 
     greeted = Greeted(ping, loop_clock())
     assert await greeted.answering(records) == records[150:153] == await greeted.answering(records)
@@ -190,10 +192,11 @@ async def test_peers_that_let_hellos_wait_cost_a_newcomer_six_seconds_and_a_look
     records = [PeerRecord(peer=new_identity().peer_id) for _ in range(4 * AT_ONCE)]
     asked: list[PeerId] = []
 
-    async def ping(record: PeerRecord) -> None:
+    async def ping(record: PeerRecord) -> float:
         asked.append(record.peer)
         if record is not records[0]:
             await asyncio.Event().wait()
+        return 0.0
 
     greeted = Greeted(ping, clock)
     assert set(await greeted.answering(records)) <= {records[0]}
@@ -207,9 +210,10 @@ async def test_peers_that_let_hellos_wait_cost_a_newcomer_six_seconds_and_a_look
 async def test_a_peer_that_misses_one_hello_is_not_gone_and_one_that_is_gone_is_back_with_its_first_answer() -> None:
     answers_s, clock = [1.0], loop_clock()
 
-    async def ping(record: PeerRecord) -> None:
+    async def ping(record: PeerRecord) -> float:
         if not any(at_s <= clock.now_s() < at_s + 10 for at_s in answers_s):
             raise PeerUnreachableError("no answer")
+        return 0.0
 
     peer = PeerRecord(peer=new_identity().peer_id)
     liveness = Liveness(ping)

@@ -26,7 +26,7 @@ from node.presence import Presence
 from node.proving import PROVEN_S, Prover
 from node.serving.host import Host
 from protocols import services
-from protocols.errors import OverloadedError, PeerUnreachableError
+from protocols.errors import BadRequestError, OverloadedError, PeerUnreachableError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
 from protocols.units import ENDS
@@ -101,9 +101,10 @@ class MovingNode:
         self.engines: list[ToyEngine] = []
         self.free_blocks = 10
         self.fails: Exception | None = None
+        self.max_units = 16
 
-    async def ping(self, record: PeerRecord) -> None:
-        await self.swarm.toys._ping(record)
+    async def ping(self, record: PeerRecord) -> float:
+        return await self.swarm.toys._ping(record)
 
     def has_met(self, peer: PeerId) -> bool:
         return False
@@ -114,7 +115,10 @@ class MovingNode:
         return await self.swarm.snapshot(model_name)
 
     async def announce(self, make_record: Any, models: Any) -> None:
-        self.swarm.records[self.peer_id] = PeerRecord.parse(make_record().encode())
+        record: PeerRecord = make_record()
+        if len(record.hosted) > self.max_units:
+            raise BadRequestError("the record is too long")
+        self.swarm.records[self.peer_id] = PeerRecord.parse(record.encode())
 
     async def start(self, span: Span) -> None:
         self.addresses = (f"127.0.0.1:{await self.server.start()}",)
@@ -294,6 +298,16 @@ async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown
 
     goes.mover.make = slowly
     assert [await goes.mover.look() for _ in range(2)] == [False, True] and goes.spans == ["0:2 serving"]
+
+
+async def test_a_move_that_cannot_be_announced_is_taken_back(swarm: LocalSwarm) -> None:
+    movers = [await swarm.add(2, 4) for _ in range(2)]
+    (node,) = [one for one in movers if await is_next(one)]
+    node.max_units = 1
+    with pytest.raises(BadRequestError, match="too long"):
+        await node.mover.look()
+    await node.presence.tell()  # as at every renewal
+    assert node.spans == ["2:4 serving"]
 
 
 @virtual_time

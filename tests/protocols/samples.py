@@ -178,6 +178,7 @@ all_hosted = st.builds(
     quantization=st.sampled_from(["none", "int8"]),
     state=st.sampled_from(["", *STATES]),
     load=_loads,
+    capacity_blocks=st.integers(0, MAX_BLOCKS),
 )
 
 
@@ -333,7 +334,6 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         reachable=draw(st.sampled_from([None, True, False])),
         hosted=tuple(draw(st.lists(all_hosted, max_size=2))),
         upload_bytes_s=draw(st.integers(0, 1 << 40)),
-        capacity_blocks=draw(st.integers(0, 1_000)),
         round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
         also=tuple(draw(st.lists(text(16), max_size=2))),
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from protocols.errors import BadRequestError
 from protocols.hosted import Hosted, Load
+from protocols.ids import MAX_BLOCKS
 from protocols.units import Blocks, Ends, Expert, Partition
 from protocols.weights_id import Weights
 from tests.protocols.samples import MODEL, all_hosted, all_weights
@@ -20,6 +21,7 @@ STATIC, ADAPTED = Weights(MODEL), Weights(MODEL, adapter="ad" * 32)
 BLOCKS = Hosted(unit=Blocks(0, 2), weights=STATIC, num_blocks=4, dtype="float32")
 VECTORS = {
     "83a175ab6465636f6465722f303a32a16e04a164a7666c6f61743332": BLOCKS,
+    "84a175ab6465636f6465722f303a32a16e04a164a7666c6f61743332a16803": replace(BLOCKS, capacity_blocks=3),
     "84a175ac6465636f6465722f656e6473a16e04a164a7666c6f61743332a17701": replace(BLOCKS, unit=Ends(), weights=ADAPTED),
     "89a175b26465636f6465722f332f6578706572742f37a16e04a164a862666c6f61743136a171a4696e7438a174a76a6f696e696e67a166cd"
     "1000a16c02a173cd04d2a162cd0100": replace(
@@ -51,6 +53,9 @@ WRONG: dict[str, dict[str, Any]] = {
     "a queue of 2^60": {"l": 2**60},
     "a step of NaN": {"s": float("nan")},
     "a speed below nothing": {"b": -1},
+    "capacity below 0": {"h": -1},
+    "capacity as text": {"h": "3"},
+    "more capacity than any model has blocks": {"h": MAX_BLOCKS + 1},
 }
 
 

@@ -65,6 +65,17 @@ def test_a_record_that_does_not_fit_is_refused_and_can_be_fitted() -> None:
     assert FULL.fitted() == FULL
 
 
+def test_as_many_models_as_a_record_may_have_fit() -> None:
+    """Names of 40 letters, embedding and head, loads, a certificate, and one move that is under way."""
+    numbers: dict[str, Any] = {"free_tokens": 100_000_000, "queue": 1_000, "step_ms": 9_999.99, "block_ms": 600.0}
+    models = [ModelId("m" * 39 + str(number), f"{number}" * 64) for number in range(records.MAX_MODELS)]
+    units = [one for model in models for one in served(model, Span(0, 60), 80, dtype="bfloat16", ends=True, **numbers)]
+    moving = served(models[0], Span(60, 80), 80, dtype="bfloat16", state="joining", capacity_blocks=60, block_ms=600.0)
+    fitted = replace(FULL, hosted=(*units, *moving)).fitted()
+    assert records.PeerRecord.parse(fitted.encode()) == fitted
+    assert fitted.p2p_addresses and len(fitted.hosted) == 2 * records.MAX_MODELS + 1
+
+
 def test_what_cannot_be_fitted_is_refused() -> None:
     units = [one for number in range(8) for one in served(ModelId("é" * 200, f"{number}" * 64), Span(0, 4))]
     with pytest.raises(BadRequestError):
@@ -156,8 +167,6 @@ WRONG: dict[str, dict[str, object]] = {
     "one version": {"p": [1]},
     "versions as map": {"p": {}},
     "unknown state": {"t": "sleeping"},
-    "capacity below 0": {"h": -1},
-    "capacity as text": {"h": "3"},
     "a socket file as address": {"a": ["unix:1"]},
     "nine addresses": {"a": ["a:1"] * 9},
     "address a number": {"a": [1]},
