@@ -73,14 +73,14 @@ class Directory:
         self._make_record = make_record
         self._models = tuple(dict.fromkeys((*models, *self._models)))[:MAX_MODELS]
         await self.refresh()
-        if self._renewing is None:
+        if self._renewing is None and self._make_record is not None:
             self._renewing = asyncio.create_task(self._renew(), name="directory renewal")
 
     async def refresh(self) -> bool:
         """Push the record at once, as after a change of state. False if no peer took it; raises if it cannot be encoded."""
-        if self._make_record is None:
-            return False
         async with self._storing:
+            if self._make_record is None:  # withdrawn, perhaps while this waited
+                return False
             record = self._make_record()
             assert record.peer == self._peer, "a peer announces only itself"
             record = replace(record, also=tuple(model for model in self._models if model not in record.names)).fitted()

@@ -38,9 +38,11 @@ async def test_it_does_not_wait_for_the_announcement_and_is_what_stays() -> None
     directory = Directory("test", PEER, book)
     announcing = asyncio.create_task(directory.announce(lambda: RECORD, ("tiny",)))
     await book.asked.wait()
+    refreshing = asyncio.create_task(directory.refresh())  # waits for the announcement
+    await asyncio.sleep(0)
     await directory.withdraw()
     assert len(book.entries) == 2 and not any(payload for _, payload in book.entries.values())
     book.go.set()
     await announcing
-    await directory.withdraw()  # ends the renewal that the late announcement began
+    assert not await refreshing and not any(task.get_name() == "directory renewal" for task in asyncio.all_tasks())
     assert not any(payload for _, payload in book.entries.values()), "the late announcement does not replace it"
