@@ -22,6 +22,13 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 
+def on_disk(path: Path) -> int:
+    """Bytes that it takes of the disk; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_blocks * 512
+    return 0
+
+
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file (mode 0600), with its folder: a reader sees the old one or the new one. OSError leaves the old one, and no other."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

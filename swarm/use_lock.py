@@ -40,7 +40,9 @@ def _is_ours(held: int) -> bool:
 
 
 def is_used(lock: Path) -> bool:
-    """Does a process hold it?"""
+    """Does a process hold it? Asking is no use."""
+    if not lock.exists():
+        return False
     with unused(lock) as is_free:
         return not is_free
 

@@ -3,6 +3,7 @@
     converted/KEY/NAME          the checkpoint; NAME is the name of the file's directory
     converted/KEY/source.json   which file it was made of
     converted/KEY.lock          `swarm.use_lock`
+    converted/.unfinished-…     a conversion that is being made or removed
 
 KEY stands for the file's path, size and time: a file that was changed is converted anew (`gguf.py`).
 """
@@ -13,12 +14,15 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm import use_lock
+from swarm import files, use_lock
 
 SOURCE = "source.json"
+PARTIAL = ".unfinished-"
+"""Prefix of a folder that is being made or removed; the next conversion removes it if its process was killed."""
 
 _FORMAT = 1
 """Part of the key: raise it if a file must be converted anew although it is the same."""
@@ -75,10 +79,16 @@ def listed(data_dir: Path) -> list[Conversion]:
 
 
 def remove(conversion: Conversion) -> bool:
-    """Delete it, not its source; False if a running process uses it."""
+    """Delete it, not its source; False if a running process uses it. OSError if files remain.
+
+    It is renamed first, so that half of it counts as none, and the next conversion removes what remains.
+    """
+    folder = conversion.path.parent
     with use_lock.unused(_lock(conversion.path)) as is_free:
         if is_free:
-            shutil.rmtree(conversion.path.parent, ignore_errors=True)
+            doomed = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
+            folder.rename(doomed / folder.name)
+            shutil.rmtree(doomed)
     return is_free
 
 
@@ -94,7 +104,7 @@ def _described(path: Path) -> Conversion:
     return Conversion(
         path=path,
         source=source,
-        num_bytes=sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file()),
+        num_bytes=sum(files.on_disk(file) for file in path.rglob("*") if file.is_file()),
         last_used_s=use_lock.last_use_s(lock) or path.stat().st_mtime,
         is_in_use=use_lock.is_used(lock),
     )

@@ -31,7 +31,6 @@ NEEDED = ("gguf", "accelerate")
 
 HOW_TO_INSTALL = "in the checkout, run scripts/setup, or pip install '.[gguf]'"
 
-_PARTIAL = ".unfinished-"
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0", "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error",
                 "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
 """Nothing is fetched, least of all kernels, which transformers would take from the Hub if the package `kernels` is there."""
@@ -108,9 +107,9 @@ def _locked(lock: Path, file: Path, waits: Waits) -> Iterator[Callable[[int, int
 
 def _convert(file: Path, place: Path, progress: Callable[[int, int], None]) -> None:
     root = place.parent.parent
-    for stale in root.glob(f"{_PARTIAL}*"):  # we have the lock, so it belongs to a process that was killed
+    for stale in root.glob(f"{conversions.PARTIAL}*"):  # we have the lock, so it belongs to a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(dir=root, prefix=_PARTIAL))
+    partial = Path(tempfile.mkdtemp(dir=root, prefix=conversions.PARTIAL))
     try:
         target = partial / place.name
         target.mkdir(exist_ok=True)

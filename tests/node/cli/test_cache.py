@@ -84,6 +84,36 @@ def test_a_conversion_is_listed_and_removed_once_no_process_uses_it(tmp_path: Pa
     assert not place.parent.exists() and file.exists() and not conversions.use(place)
 
 
+def converted(tmp_path: Path) -> Path:
+    """The place of a conversion that no process has used under a lock."""
+    place = conversions.place_of(_written(tmp_path / "models" / "smol" / "smol.gguf", b"GGUF"), tmp_path)
+    _written(place / "model.safetensors", bytes(1 << 20))
+    _written(place.parent / conversions.SOURCE, b"{}")
+    return place
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, PermissionError])
+def test_a_removal_that_is_stopped_leaves_no_checkpoint_and_is_not_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    place = converted(tmp_path)
+    [row] = conversions.listed(tmp_path)
+
+    def stopped(*_folder: object, **_how: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("shutil.rmtree", stopped)
+    with pytest.raises(fault):
+        conversions.remove(row)
+    assert not conversions.use(place) and conversions.listed(tmp_path) == []
+
+
+def test_to_list_a_conversion_is_no_use_of_it(tmp_path: Path) -> None:
+    place = converted(tmp_path)
+    os.utime(place, (1, 1))
+    assert [conversions.listed(tmp_path)[0].last_used_s for _look in range(2)] == [1, 1]
+
+
 def _written(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
