@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from protocols.ids import Span
+from protocols.units import ENDS
 from swarm.placement.members import Member, digest, ends_hosts, is_routable, num_covered
 
 
@@ -82,7 +83,7 @@ def _one_per_span(members: Sequence[Member]) -> list[Member]:
 
 
 def _use_elsewhere(member: Member) -> tuple[int, bool, str]:
-    return member.capacity_blocks, not member.beside, member.peer
+    return member.capacity_blocks, not member.beside >= ENDS, member.peer
 
 
 def _holes(backbone: Sequence[Member], num_blocks: int) -> list[Span]:

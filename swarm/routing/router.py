@@ -313,15 +313,14 @@ class Router:
         records = {offer.record.peer: offer.record for offer in there}
         blocks = wish.blocks or Span(0, self.num_blocks)
         proven = {peer for peer in records if self.is_proven(peer)}
-        hosted = {offer.record.peer: offer.hosted.span for offer in offers}
-        alike = Counter(span for peer, span in hosted.items() if peer in wish.avoiding)
+        hosted = {(offer.record.peer, offer.hosted.span) for offer in offers}
+        avoided, alike = Counter(span for peer, span in hosted if peer in wish.avoiding), Counter[PeerId]()
+        for peer, span in hosted:
+            alike[peer] = max(alike[peer], avoided[span])
         for precision in precisions(there):
             group = [offer for offer in there if offer.hosted.precision == precision]
             chosen = path.best(
-                [
-                    self._doubted(one, wish, proven, alike[hosted[one.peer]])
-                    for one in candidates(group, wish, self.num_blocks, proven)
-                ],
+                [self._doubted(one, wish, proven, alike[one.peer]) for one in candidates(group, wish, self.num_blocks, proven)],
                 blocks.stop,
                 lambda a, b: self._latency.between_ms(records[a] if a else None, records[b] if b else None),
                 wish.needs,
@@ -336,7 +335,7 @@ class Router:
     def _doubted(self, candidate: path.Candidate, wish: Wish, proven: Collection[PeerId], alike: int) -> path.Candidate:
         """The same with the disputes that it is suspected of, and without its word if it is not believed.
 
-        alike: peers that host the same blocks and are to be avoided. Made-up peers tend to claim the same, so it is tried later.
+        alike: peers to be avoided that host the blocks of one of its units. Made-up peers tend to claim the same, so it is tried later.
         """
         peer, now_s = candidate.peer, self._now_s()
         doubts = self.suspects.strikes(peer, now_s) + (peer in wish.avoiding)

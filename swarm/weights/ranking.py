@@ -1,4 +1,6 @@
-"""In which order peers are asked for weights: those that have delivered first, the others half by what they announce, half by lot.
+"""In which order peers are asked for weights.
+
+Those that have delivered come first; of the others half by what they announce, half by lot.
 
 What a peer announces of itself is only a claim. An unproven peer that claims all blocks at any speed gets at most the places of one half;
 the other half goes by lot, so that PeerIDs, claims and the order of a directory's answer gain nothing there. Pure.
@@ -11,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from protocols.units import Blocks, Ends, Expert, Partition, Unit, is_part
+from protocols.units import Blocks, Unit, is_part
 from swarm.weights.reputation import GAVE, UNKNOWN
 
 FAST_BYTES_S = 12_500_000
@@ -35,7 +37,7 @@ def ranked(
     """Peers that serve these weights, each once, in the order in which to ask them. units: what is to be fetched. draw: a random number
     below 1."""
     able = [record for record in records if record.peer != me and record.state != "draining" and record.hosted_of(digest)]
-    wanted = announced(units)
+    wanted = _wanted(units)
     offers = {record.peer: _offers(record.hosted_of(digest), wanted) for record in able}
     lots = {record.peer: draw() ** (FAST_BYTES_S / _cap(record)) for record in able}
     proven = _covering([record for record in able if rank(record.peer) == GAVE], offers, wanted, lots)
@@ -86,17 +88,14 @@ def _interleaved(first: Sequence[PeerRecord], second: Sequence[PeerRecord]) -> l
     return list(order.values())
 
 
-def announced(units: Iterable[Unit]) -> set[Unit]:
-    """What records say of these: single blocks, and ends. Experts and partitions are had by peers with the block that they are of."""
+def _wanted(units: Iterable[Unit]) -> set[Unit]:
+    """Blocks one by one, since each may be of another peer; other units as they are."""
     found: set[Unit] = set()
     for unit in units:
-        match unit:
-            case Blocks(start=start, stop=stop, stack=stack):
-                found |= {Blocks(block, block + 1, stack) for block in range(start, stop)}
-            case Expert(layer=layer, stack=stack) | Partition(layer=layer, stack=stack):
-                found.add(Blocks(layer, layer + 1, stack))
-            case Ends():
-                found.add(unit)
+        if isinstance(unit, Blocks):
+            found |= {Blocks(block, block + 1, unit.stack) for block in range(unit.start, unit.stop)}
+        else:
+            found.add(unit)
     return found
 
 

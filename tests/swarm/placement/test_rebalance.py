@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.ids import PeerId, Span
-from protocols.units import ENDS
+from protocols.units import ENDS, Expert
 from swarm.placement.balancing import GAIN, balance
 from swarm.placement.members import Member, ends_hosts, is_routable, num_covered, throughputs
 from swarm.placement.rebalance import ROUNDS, decide, may_retire, may_switch, plan
@@ -198,6 +198,15 @@ def test_the_last_to_host_the_ends_stays_and_a_replica_goes_instead() -> None:
     assert plan(alone, 8) == {}, "no other peer can move, so none does"
     assert not may_switch(alone[0], Span(4, 8), alone[1:], 8) and not may_retire(alone[0], alone[1:], 8)
     assert list(plan([alone[0], replace(alone[1], beside=ENDS), *alone[2:]], 8)) == [peer(1)], "another hosts them, too"
+
+
+def test_who_hosts_another_unit_than_embedding_and_head_is_not_kept_for_it() -> None:
+    for first in range(12):
+        ends, expert = (
+            member(first, "0:4", 4, has_ends=True),
+            replace(member(first + 1, "0:4", 4), beside=frozenset([Expert(0, 0)])),
+        )
+        assert list(plan([ends, expert], 8)) == [expert.peer]
 
 
 def test_a_gap_is_filled_by_the_last_with_ends_only_if_nobody_else_is_missed_as_little() -> None:

@@ -23,6 +23,7 @@ from protocols.errors import (
     PeerUnreachableError,
     SwarmError,
 )
+from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId, Span
 from protocols.inference import Hop
 from protocols.records import PeerRecord
@@ -54,11 +55,12 @@ class LocalSwarm:
         self.snapshots += 1
         return self
 
-    async def ping(self, record: PeerRecord) -> None:
+    async def ping(self, record: PeerRecord) -> float:
         self.pinged.append(record.peer)
         if record.peer in self.dead:
             raise PeerUnreachableError("no answer")
         await asyncio.sleep(self.round_trip_s)
+        return self.round_trip_s * 1e3
 
     def add(
         self, start: int, stop: int, *, dtype: str = "float32", model: ModelId = MODEL, ends: bool = False, **about: object
@@ -327,10 +329,11 @@ async def test_on_a_second_try_nobody_s_announced_speed_counts_who_has_not_answe
     assert {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(20)} == {honest.peer}
 
 
-async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last() -> None:
-    """Six made-up peers with one span were tried one after the other, and cost an answer 15 s."""
-    swarm = LocalSwarm()
-    liars = [swarm.add(0, 4, step_ms=0.01) for _ in range(6)]
+@pytest.mark.parametrize("more", [(), hosted(MODEL, Span(1, 4), step_ms=0.01)])
+async def test_those_that_host_just_what_an_avoided_peer_hosts_are_tried_last(more: tuple[Hosted, ...]) -> None:
+    """Six made-up peers with one span were tried one after the other, and cost an answer 15 s. Another unit does not help them."""
+    swarm, units = LocalSwarm(), hosted(MODEL, Span(0, 4), step_ms=0.01)
+    liars = [swarm.add(0, 4, hosted=units), *(swarm.add(0, 4, hosted=(*units, *more)) for _ in range(5))]
     honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
     router = swarm.router()
     chosen = [peers_of(await router.find(0, avoiding={liars[0].peer})) for _ in range(20)]
@@ -357,7 +360,7 @@ async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_o
     proven, new = swarm.add(0, 4), swarm.add(0, 4)
     router = swarm.router()
     await router.find(0)
-    router.answered((Hop(proven.peer, (), b"", Span(0, 4)),))
+    router.answered((Hop(proven.peer, (), b"", Blocks(0, 4)),))
     for _report in range(2):  # of two sessions: by the second one, it counts as proven no more
         router.failed(proven.peer, PeerUnreachableError("gone"))
     assert router._wary_until_s == -math.inf
@@ -463,9 +466,10 @@ async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None
     first, last, slow = swarm.add(0, 2, step_ms=1e3), swarm.add(2, 4, step_ms=1e3), swarm.add(0, 4, step_ms=0.1)
     release = asyncio.Event()
 
-    async def ping(record: PeerRecord) -> None:
+    async def ping(record: PeerRecord) -> float:
         if record is slow:
             await release.wait()
+        return 0.0
 
     router = Router(swarm, ping, Weights(MODEL), 4, clock=loop_clock())
     assert peers_of(await router.find(60)) == [first.peer, last.peer]

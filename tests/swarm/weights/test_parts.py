@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,9 +142,14 @@ def test_the_ranking_names_each_peer_once_and_covers_all_it_can(
 
 
 def test_who_announces_the_unit_is_asked_first_whatever_its_kind() -> None:
-    """An expert and a partition are had by peers with their block; ends by those that host them, at any block."""
+    """An expert and a partition are had by peers with their block, and by those that host just them; ends by those that host
+    them, at any block."""
     records = [record(1, "m", "a", 0, 4), record(2, "m", "a", 4, 8, ends=True), record(3, "m", "a", 0, 4)]
-    for unit, first in [(Ends(), {1}), (Expert(5, 0), {1}), (Partition(5, "q", "rows", 0, 1), {1}), (Blocks(3, 4), {0, 2})]:
+    part = replace(records[0].hosted[0], unit=Expert(6, 1))
+    records.append(replace(record(4, "m", "a", 0, 4), hosted=(part,)))
+    for unit, first in [
+        (Ends(), {1}), (Expert(5, 0), {1}), (Expert(6, 1), {1, 3}), (Partition(5, "q", "rows", 0, 1), {1}), (Blocks(3, 4), {0, 2}),
+    ]:  # fmt: skip
         order = ranked(records, "a" * 64, [unit], from_seed(bytes(32)).peer_id, lambda: 0.5)
         assert {records.index(one) for one in order[: len(first)]} == first, unit
 
