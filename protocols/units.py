@@ -63,8 +63,7 @@ class _Kind:
         return self._key() < other._key() if isinstance(other, _Kind) else NotImplemented
 
     def _key(self) -> tuple[object, ...]:
-        rank = next(number for number, kind in enumerate(_KINDS) if isinstance(self, kind))
-        return STACKS.index(self.stack), rank, astuple(self)
+        return STACKS.index(self.stack), _KINDS.index(type(self)), astuple(self)
 
     def _check(self, is_right: bool, expected: str) -> None:
         if self.stack not in STACKS or not is_right:

@@ -8,6 +8,11 @@ def counted(number: int, noun: str, *, is_grouped: bool = False) -> str:
     return f"{number:{',' if is_grouped else 'd'}} {noun}{'' if number == 1 else 's'}"
 
 
+def described(error: BaseException) -> str:
+    """Class and message of an error of a library, as one line of at most 400 letters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
 def one_line(text: str) -> str:
     """`text` as it may be shown in one line: white space as spaces, and what is not printable as an escape (`\\x1b`).
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 from protocols.errors import SwarmError
 from protocols.records import PeerRecord
 
-Ping = Callable[[PeerRecord], Awaitable[float | None]]
-"""Says hello to a peer: its round trip in milliseconds, None if the time to connect cannot be told apart. SwarmError if none answers."""
+Ping = Callable[[PeerRecord], Awaitable[float]]
+"""Says hello to a peer: its round trip in milliseconds, without the time to connect. SwarmError if it does not answer."""
 
 T = TypeVar("T")
 R = TypeVar("R")

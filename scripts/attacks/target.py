@@ -19,6 +19,7 @@ from protocols.records import PeerRecord
 from protocols.units import Blocks
 from protocols.weights_id import Weights
 from swarm.dht.address import PeerAddress
+from swarm.routing.offers import named
 from swarm.rpc.stream import Stream
 from swarm.thin.peer import ThinPeer
 
@@ -78,8 +79,8 @@ async def untrusted_peer(target: Target) -> UntrustedPeer:
     peer = ThinPeer(target.addresses, target.swarm)
     await peer.__aenter__()
     honest = {place.peer for place in target.places}
-    snapshot = await peer.directory.snapshot(target.model)
-    return UntrustedPeer(peer, tuple((record, served) for record, served in snapshot.serving() if record.peer in honest))
+    offers = named((await peer.directory.snapshot(target.model)).peers, target.model)
+    return UntrustedPeer(peer, tuple((one.record, one.hosted) for one in offers if one.record.peer in honest))
 
 
 async def listen(target: Target, stream: Stream) -> None:

@@ -1,7 +1,4 @@
-"""A frozen view of the peers of one model.
-
-It answers without asking a peer.
-"""
+"""A frozen view of the peers of one model."""
 
 from __future__ import annotations
 
@@ -14,10 +11,8 @@ from dataclasses import dataclass
 from protocols.directory import parse_names
 from protocols.entries import SignedEntry
 from protocols.errors import SwarmError
-from protocols.hosted import Hosted
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
-from protocols.weights_id import Weights
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +29,6 @@ class Snapshot:
     """In the order of their PeerIDs, whatever their state; each announces a span of this model, or is about to."""
     taken_s: float
     """Unix time."""
-
-    def serving(self, weights: Weights | None = None) -> tuple[tuple[PeerRecord, Hosted], ...]:
-        """Blocks of this model (of exactly these weights), with their peers, that are ready to compute: neither joining nor draining."""
-        return tuple(
-            (peer, one)
-            for peer in self.peers
-            for one in peer.blocks(weights)
-            if one.weights.model.name == self.model and peer.state_of(one) == "serving"
-        )
 
 
 async def of_entries(model: str, entries: Mapping[PeerId, SignedEntry], now_s: float) -> Snapshot:

@@ -384,9 +384,8 @@ class Hop:
             return
         log.info("%s: gives up: %s", self, error)
         self._has_given_up = True
-        self._report(
-            self.index, error
-        )  # first of all: freeing sequences waits for the forward that runs, and the client need not
+        # first of all: freeing sequences waits for the forward that runs, and the client need not
+        self._report(self.index, error)
         await self._forget()
 
     async def _forget(self) -> None:

@@ -19,7 +19,7 @@ import transformers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import MAX_BLOCKS
-from protocols.words import counted
+from protocols.words import counted, described
 from swarm.models import bounds
 from swarm.models.numbered import block_of, block_prefix
 from swarm.models.quirks import refuse_known
@@ -110,7 +110,7 @@ def _parse_config(raw: Mapping[str, Any], directory: Path) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a config class may raise anything on values that it does not like
-        raise CheckpointError(f"{directory}/config.json is no valid {kind} config: {_one_line(error)}") from error
+        raise CheckpointError(f"{directory}/config.json is no valid {kind} config: {described(error)}") from error
     return config
 
 
@@ -148,7 +148,3 @@ def _block_prefix(tensors: Mapping[str, TensorInfo], num_blocks: int, directory:
             f"{directory}: config.json says {counted(num_blocks, 'block')}, but no tensor of block {absent[0]} is stored"
         )
     return prefix
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

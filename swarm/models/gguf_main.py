@@ -21,6 +21,7 @@ import torch
 import tqdm.auto
 
 from protocols.errors import CheckpointError, DiskFullError, ModelNotSupportedError, SwarmError, to_wire
+from protocols.words import described
 from swarm import files, helper_process
 
 Tell = Callable[..., None]
@@ -84,7 +85,7 @@ def outcome(file: Path, target: Path) -> dict[str, object]:
     try:
         convert(file, target)
     except Exception as error:
-        fault = error if isinstance(error, SwarmError) else CheckpointError(f"{file} could not be converted ({_one_line(error)})")
+        fault = error if isinstance(error, SwarmError) else CheckpointError(f"{file} could not be converted ({described(error)})")
         code, text = to_wire(fault)
         return {"code": code, "error": text}
     return {"is_whole": True}
@@ -123,7 +124,7 @@ def read_contents(file: Path) -> Contents:
         )
     except Exception as error:  # the reader believes the file, and may stumble over anything in it
         raise CheckpointError(
-            f"{file} has {file.stat().st_size} bytes and is no whole GGUF file: cut off or damaged ({_one_line(error)}); download it again"
+            f"{file} has {file.stat().st_size} bytes and is no whole GGUF file: cut off or damaged ({described(error)}); download it again"
         ) from error
 
 
@@ -210,10 +211,6 @@ def _loading(file: Path, architecture: str, target: Path) -> Iterator[None]:
         import transformers
 
         raise ModelNotSupportedError(
-            f"transformers {transformers.__version__} does not load {file}, of architecture {architecture[:60]!r} ({_one_line(error)}); "
+            f"transformers {transformers.__version__} does not load {file}, of architecture {architecture[:60]!r} ({described(error)}); "
             "use the model's safetensors checkpoint, or another transformers"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

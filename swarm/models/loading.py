@@ -26,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError, SwarmError
 from protocols.ids import Span
 from protocols.units import Blocks, Ends
-from protocols.words import counted
+from protocols.words import counted, described
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.parts import SpanParts
@@ -219,11 +219,7 @@ def _translated(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     except (SwarmError, MemoryError):
         raise
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {what} of {checkpoint.path}: {_line(error)}") from error
+        raise CheckpointError(f"cannot read {what} of {checkpoint.path}: {described(error)}") from error
     except Exception as error:  # an untrusted config can make a constructor raise anything
         kind = CheckpointError if "mismatch" in str(error) or "ignore_mismatched_sizes" in str(error) else ModelNotSupportedError
-        raise kind(f"cannot load {what} of {checkpoint.path} ({checkpoint.config.model_type}): {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise kind(f"cannot load {what} of {checkpoint.path} ({checkpoint.config.model_type}): {described(error)}") from error

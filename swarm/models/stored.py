@@ -20,7 +20,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError
 from protocols.weights import ITEM_BYTES, MAX_TENSORS
-from protocols.words import counted
+from protocols.words import counted, described
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -76,7 +76,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], int | None]:
         weight_map = index["weight_map"]
         names = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no safetensors index: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} is no safetensors index: {described(error)}") from error
     odd = next((file for file in names.values() if not _FILE_NAME.fullmatch(file)), None)
     if odd is not None or not 0 < len(names) <= MAX_TENSORS:
         raise CheckpointError(
@@ -121,7 +121,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"the header of {path} is damaged: {_one_line(error)}; download it again") from error
+        raise CheckpointError(f"the header of {path} is damaged: {described(error)}; download it again") from error
     expected = max((info.stop for info in tensors.values()), default=8 + length)
     if size != expected:
         fault = "truncated" if size < expected else "too long"
@@ -144,7 +144,3 @@ def _tensor(name: str, entry: Mapping[str, Any], path: Path, base: int) -> Tenso
     if stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise CheckpointError(f"{path}: tensor {name[:100]!r} claims {stop - start} bytes for {dtype} {list(shape)}")
     return TensorInfo(name, dtype, shape, path, base + start, base + stop)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

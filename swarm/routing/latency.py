@@ -73,7 +73,6 @@ class Latency:
 
     async def probe(self, record: PeerRecord) -> SwarmError | None:
         """One round trip now; the reason where there is no answer within PING_S."""
-        started_s = self._now_s()
         try:
             async with asyncio.timeout(PING_S):
                 round_trip_ms = await self._ping(record)
@@ -85,7 +84,7 @@ class Latency:
             return error
         now_s = self._now_s()
         self._measured = {peer: entry for peer, entry in self._measured.items() if now_s - entry[1] < FORGET_S}
-        self._measured[record.peer] = ((now_s - started_s) * 1e3 if round_trip_ms is None else round_trip_ms, now_s)
+        self._measured[record.peer] = (round_trip_ms, now_s)
         return None
 
     def close(self) -> None:

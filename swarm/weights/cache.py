@@ -1,4 +1,6 @@
-"""The cache of fetched models: a folder for each digest, in Hugging Face form, so that whatever opens a checkpoint opens it.
+"""The cache of fetched models: a folder for each digest.
+
+Folders have Hugging Face's form, so that what opens a checkpoint opens them:
 
     weights/<digest>.lock                  shared by users of the model, exclusive for its removal; its time = last used
     weights/<digest>/manifest              what the digest stands for
@@ -24,7 +26,7 @@ from typing import BinaryIO
 from protocols.errors import DiskFullError, SwarmError
 from protocols.ids import ModelId
 from protocols.weights import Manifest
-from swarm import use_lock
+from swarm import files, use_lock
 from swarm.models.bounds import check_config
 from swarm.models.stored import INDEX
 from swarm.models.tensor_part import TensorPart, byte_ranges
@@ -142,7 +144,7 @@ class ModelCache:
         if needed <= 0:
             return
         root = self.directory.parent
-        held = sum(_on_disk(path) for path in root.glob("*/*")) if most_bytes else 0
+        held = sum(files.on_disk(path) for path in root.glob("*/*")) if most_bytes else 0
         if most_bytes and held + needed > most_bytes:
             raise DiskFullError(
                 f"{self.model.name} needs {needed / 1e6:.0f} MB more at {root}, which holds {held / 1e6:.0f} MB; all together may take "
@@ -161,7 +163,7 @@ class ModelCache:
         """What this takes of the disk beyond what is there. Of a part, what is there is known while the shard is `locked`."""
         file = self.shard(wanted.shard)
         if wanted.is_whole:
-            return wanted.shard.num_bytes - _on_disk(file.part)
+            return wanted.shard.num_bytes - files.on_disk(file.part)
         entries = self.manifest.entries
         return sum(entries[tensor].piece_bytes(piece) for tensor, pieces in file.missing(wanted).items() for piece in pieces)
 
@@ -207,16 +209,10 @@ def _described(root: Path, model: ModelId, manifest: Manifest) -> CachedModel:
     here = {shard.number for shard in layout.shards if (directory / shard.file).exists()}
     return CachedModel(
         model=model,
-        num_bytes=sum(_on_disk(path) for path in directory.iterdir()),
+        num_bytes=sum(files.on_disk(path) for path in directory.iterdir()),
         blocks_here=sum(shard.number in here for shard in layout.blocks),
         num_blocks=len(layout.blocks),
         is_complete=len(here) == len(layout.shards),
         last_used_s=use_lock.last_use_s(_lock(root, model.digest)),
         is_in_use=use_lock.is_used(_lock(root, model.digest)),
     )
-
-
-def _on_disk(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_blocks * 512
-    return 0

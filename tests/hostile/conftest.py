@@ -32,7 +32,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> I
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of 6 blocks, hidden size 64, 256 tokens, a context of 1024 (`tests/end_to_end/swarm.py`)."""
+    """A llama of 6 blocks, hidden size 64, 256 tokens, a context of 1024 (`tests/end_to_end/local_swarm.py`)."""
     return make_llama(tmp_path_factory.mktemp("hostile-model") / "llama")
 
 

@@ -111,7 +111,7 @@ class Node:
         self.server = RpcServer(self.identity, certificate, handlers)
         self._free_bytes, self._drain_s = free_bytes, drain_s
 
-    async def ping(self, record: PeerRecord) -> None:
+    async def ping(self, record: PeerRecord) -> float:
         raise NotImplementedError
 
     async def announce(self, make_record: Any, models: Any) -> None:

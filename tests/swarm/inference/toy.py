@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,9 +195,10 @@ class ToySwarm:
     async def snapshot(self, model_name: str) -> Records:
         return Records(tuple(node.record() for node in self.nodes if node.address))
 
-    async def _ping(self, record: PeerRecord) -> None:
-        channel = await self.pool.channel(record.peer, record.addresses, record.certificate)
+    async def _ping(self, record: PeerRecord) -> float:
+        channel, started_s = await self.pool.channel(record.peer, record.addresses, record.certificate), time.perf_counter()
         await channel.unary(services.HELLO, hello.Hello(software="toy", swarm="test").encode(), 2.0)
+        return (time.perf_counter() - started_s) * 1e3
 
     async def serve(self, start: int, stop: int, *, limit_tokens: int = 100_000, limits: HopLimits | None = None) -> ToyNode:
         span = Span(start, stop)

@@ -35,7 +35,7 @@ class Pinger:
         self.delays_s[peer] = delay_s
         return PeerRecord(peer=peer, addresses=("127.0.0.1:1",), certificate=b"", round_trips=trips)
 
-    async def __call__(self, record: PeerRecord) -> None:
+    async def __call__(self, record: PeerRecord) -> float:
         self.asked.append(record.peer)
         delay_s = self.delays_s[record.peer]
         if delay_s is None:
@@ -44,6 +44,7 @@ class Pinger:
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(delay_s)
         self.at_once -= 1
+        return delay_s * 1e3
 
 
 async def lost_of(measured: Latency, *records: PeerRecord) -> dict[PeerId, SwarmError]:

@@ -43,7 +43,7 @@ async def test_what_is_announced_is_seen_until_it_is_withdrawn() -> None:
             one._identity.peer_id: "serving",
             two._identity.peer_id: "joining",
         }
-        assert {one.span for _peer, one in seen.serving(Weights(MODEL))} == {Span(0, 2)}
+        assert {str(one.span) for peer in seen.peers for one in peer.blocks(Weights(MODEL))} == {"0:2", "2:4"}
         assert await looking.models() == {"tiny": 2}
         await first.withdraw()
         assert [peer.peer for peer in (await looking.snapshot("tiny")).peers] == [two._identity.peer_id]
