@@ -70,4 +70,4 @@ def parse_op(value: object) -> Op:
             return Repeat(fields.integer(argument, "argument", 1, MAX_ROWS))
         case "crop":
             return Crop(fields.integer(argument, "argument", 1, MAX_LENGTH))
-    raise BadRequestError(f"the operations are `rows`, repeat and crop, got {shown(value[0])}")
+    raise BadRequestError(f"an operation is `rows`, `repeat` or `crop`, got {shown(value[0])}")

@@ -53,6 +53,7 @@ SHORT_FIRST_LINES = (
         "swarm/routing",
         "swarm/rpc",
         "swarm/thin",
+        "swarm/weights",
         ":(glob)tests/*.py",
         "tests/end_to_end",
         "tests/hostile",

@@ -28,7 +28,8 @@ class Chunk:
 def plan(counts: Sequence[int], want: int, limit_tokens: int, limit_wanted: int | None = None) -> list[Chunk]:
     """Prefill chunks of at most `limit_tokens` tokens (at least one a sequence), in order. A step without tokens is one prefill chunk.
 
-    limit_wanted: at most so many tokens of a prefill chunk come back, at least 1. If there are more, the sequences share several of them.
+    limit_wanted: outputs of at most so many tokens of a prefill chunk come back. If more are needed, its sequences are divided among
+    several prefill chunks.
     """
     share = max(1, limit_tokens // max(1, len(counts)))
     if limit_wanted is not None and (want == WANT_ALL or want > limit_wanted):

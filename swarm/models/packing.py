@@ -1,6 +1,6 @@
 """Tells whether transformers keeps sequences apart that are packed together.
 
-They are packed in one batch row, and told by `position_ids` that start anew in it (`masking_utils.find_packed_sequence_indices`). Only
+Several sequences share one batch row; each begins where `position_ids` start anew (`masking_utils.find_packed_sequence_indices`). Only
 families that hand their positions to the mask keep them apart. So a forward is run, in a model of the family without blocks and with a
 vocabulary of a few tokens, and the mask that it asks for is examined.
 """

@@ -1,8 +1,8 @@
 """A part of a stored tensor: its byte ranges and their pieces.
 
 A cut along axis 0 is one range; a cut along a later axis is one range for each index of the axes before it. Pieces are 1 MiB and hashed
-whole, so a part is fetched with at most one piece more at each edge of a range. Columns of a matrix with matrix rows shorter than a
-piece therefore take all of its pieces. Pure.
+whole, so a part is fetched with at most one piece more at each edge of a range. If each matrix row is shorter than a piece, columns of
+the matrix take all of its pieces. Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from protocols.errors import BadRequestError
 from protocols.weights import ITEM_BYTES, PIECE_BYTES
 
 MAX_RANGES: Final = 1 << 20
-"""Byte ranges of one part: columns of a matrix of a million matrix rows."""
+"""Byte ranges of one part. Columns take one range for each matrix row."""
 
 
 class Stored(Protocol):

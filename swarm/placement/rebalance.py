@@ -114,7 +114,7 @@ def stands(me: PeerId, other: PeerId, is_moving: bool) -> bool:
 def _gap(members: Sequence[Member], num_blocks: int) -> str:
     gaps = gaps_of(count_replicas((member.span for member in members), num_blocks))
     if gaps:
-        return f"no node hosts {', '.join(map(str, gaps[:4]))}, and of those who can close that, this node is missed least"
+        return f"no node hosts {', '.join(map(str, gaps[:4]))}, and of the nodes that can host them, this one is needed least where it is"
     return "all blocks are hosted, but the spans do not meet edge to edge, so there is no route"
 
 

@@ -1,4 +1,4 @@
 """Which hops a session uses: the cheapest path over peers.
 
-Measured are round trips; peers that failed are avoided for a while.
+Round trips are measured; a peer that failed is avoided for a while.
 """

@@ -1,1 +1,4 @@
-"""Weights from peers: a manifest, the small files, and verified pieces of exactly the tensors that are needed; no torch here."""
+"""Weights from peers: a manifest, small files, and verified pieces.
+
+Only the pieces of the tensors that are needed are fetched. No torch here.
+"""

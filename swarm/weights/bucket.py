@@ -1,4 +1,7 @@
-"""A token bucket: so many bytes a second on average, short bursts at full speed. The clock is an argument."""
+"""A token bucket: limits average bytes a second, allows short bursts.
+
+The clock is an argument.
+"""
 
 from __future__ import annotations
 

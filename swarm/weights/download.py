@@ -1,4 +1,6 @@
-"""One download: shards of a model, or parts of them, from several peers, every piece proven.
+"""One download: shards, or parts of them, from several peers.
+
+Every piece is checked.
 
 `Download.run` holds the shards' locks, keeps a few sources busy (`planner.py` says with what, `roster.py` which ones), and ends when all
 is there. A source that lies is named and not asked again; one that dies, stalls or refuses gives its place to another, and may come

@@ -1,6 +1,7 @@
-"""Which weights a name means: those of most answering peers on a complete route. Pure.
+"""Which weights a name means, by the peers that serve it.
 
-A record costs nothing to make up, so what counts is peers that have answered, each once, and never how many blocks it claims.
+Those of most answering peers on a complete route. A record costs nothing to make up, so what counts is peers that have answered, each
+once, and never how many blocks it claims. Pure.
 """
 
 from __future__ import annotations

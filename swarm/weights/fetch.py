@@ -1,4 +1,6 @@
-"""Fetch from peers: a manifest, the small files, tensors. What thin clients, full clients and nodes share; no torch here.
+"""Fetch from peers: a manifest, the small files, tensors.
+
+Thin clients, full clients and nodes share this. No torch here.
 
 manifest = await fetch_manifest(pool, records, model)
 directory = await fetch_files(pool, records, cache)

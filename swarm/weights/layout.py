@@ -1,4 +1,6 @@
-"""How a model's tensors lie in our cache: ordinary safetensors files, computed from the manifest alone.
+"""How a model's tensors lie in our cache: ordinary safetensors files.
+
+The layout is computed from the manifest alone.
 
 A shard is one file: the tensors of one block (names alike up to their first number, as `model.layers.3.`), or one tensor that has no
 number (embedding, norm, head). Files are numbered; no name from another peer becomes a file's name. Pure.

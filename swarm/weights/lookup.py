@@ -1,4 +1,7 @@
-"""Which model of the swarm a name means: a look into the directory, by whichever directory is at hand."""
+"""Which model of the swarm a name means, by a directory.
+
+It is a full peer's directory, or one that asks by gRPC.
+"""
 
 from __future__ import annotations
 

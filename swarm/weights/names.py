@@ -1,4 +1,7 @@
-"""How a model is written by people, and what the swarm serves if that is misspelt. Pure."""
+"""How people write a model's name, and what a misspelt one means.
+
+Pure.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a name to weights: what is served, who answers, and what the name meant here before."""
+"""From a name to weights, for one client or node.
+
+What counts is what is served, which peers answer, and what the name meant here before.
+"""
 
 from __future__ import annotations
 

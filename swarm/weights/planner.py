@@ -1,4 +1,6 @@
-"""Which piece is asked from whom: pure bookkeeping of one download, fed with what arrives, asked for what to request next.
+"""Which piece of one download is asked from which source.
+
+Pure bookkeeping: it is told what arrives, and says what to request next.
 
 Every source has a window of bytes in flight. It begins at one piece and grows with every piece that proves right, so a liar costs one
 piece; it is bounded by what the source delivers in two seconds and by a fiftieth of the download, so a death costs little and a fast

@@ -1,4 +1,6 @@
-"""Which weights a name meant here before: trust on first use, one small file for each swarm.
+"""Which weights a name meant here before: trust on first use.
+
+There is one small file for each swarm.
 
 The file is a hint that this user's own processes write: {name: [digest, Unix time of its last use]}. If it cannot be read or written,
 nothing is remembered, and the log says so.

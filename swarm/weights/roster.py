@@ -1,4 +1,6 @@
-"""Which sources of one download have a place, which come next, and which give their place up. Pure: clocks are arguments.
+"""Which sources of one download have a place, and which come next.
+
+Pure: clocks are arguments.
 
 A place is kept by delivering. A source that sends nothing, or next to nothing, while it owes gives its place to one that waits; it may
 come again later, and is given twice the time then, so that a slow honest line is not mistaken for a silent one for ever.

@@ -1,4 +1,6 @@
-"""One shard of the cache while it is fetched: the file-to-be, and a journal of proven pieces.
+"""One shard of the cache while it is fetched.
+
+It is the file that it will be, and a journal of the pieces that are checked.
 
 `unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` holds, for each tensor, the hashes
 of its pieces and a bitmap of those that are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most

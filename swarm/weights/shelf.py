@@ -1,4 +1,6 @@
-"""What this process can give of one model: its tensors where they lie, be it in a directory, in the Hub's cache or in ours.
+"""What this process can give of one model: its tensors.
+
+They lie in a directory, in the Hub's cache or in ours.
 
 Blocking (disk), so for a worker thread. Hashes of pieces are computed when they are first asked for, and kept within a bound.
 """

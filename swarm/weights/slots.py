@@ -1,4 +1,6 @@
-"""Upload slots: which streams hold one, which wait, which lose theirs. Pure: clocks are arguments.
+"""Upload slots: which streams hold one, which wait, which lose theirs.
+
+Pure: clocks are arguments.
 
 A place is kept by taking bytes. While others wait, it goes from who asks nothing, or takes next to nothing, to the one that waits whose
 network and peer hold fewest; and who has held one for long gives it to a network, or a peer, that holds fewer. PeerIDs are made in no
@@ -162,7 +164,10 @@ class Slots:
         return sum(other.network == slot.network for other in others), sum(other.peer == slot.peer for other in others)
 
     def _loser(self, slot: Slot, now_s: float) -> Slot | None:
-        """The slot that gives way to `slot`: the least useful; else, of those held for TURN_S, the oldest of the largest holder."""
+        """The slot that ends so that `slot` can begin: the least useful of the useless ones.
+
+        If none is useless: of those that are older than TURN_S, the oldest of the network, or the peer, that holds most.
+        """
         useless = [held for held in self._held if held.is_useless(now_s)]
         if useless:
             return min(useless, key=lambda held: (held.idle_since_s is None, held.bytes_s(now_s)))

@@ -1,4 +1,4 @@
-"""What a download is told, and what it tells: options, progress, and the report at its end."""
+"""A download's options, its progress, and the report at its end."""
 
 from __future__ import annotations
 

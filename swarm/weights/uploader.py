@@ -1,4 +1,6 @@
-"""The giving side: answers peers who ask for manifests, hashes, pieces and files, within a rate and a number of uploads.
+"""The uploader: answers peers that ask for weights.
+
+They ask for manifests, hashes, pieces and files, and are answered within a rate and a number of uploads.
 
 Sessions come first: files are read in a thread of their own, answers are at most 1 MiB, and all wait in one token bucket.
 If all slots are taken, a new stream waits up to WAIT_S for an unused one (`slots.py`). Then it is refused, and its peer asks another.
