@@ -54,7 +54,7 @@ MAX_ANSWER_BYTES = 2 << 20
 
 WINDOW_S = 10.0
 MAX_STORES = 200
-"""Entries that one caller may store in WINDOW_S; an author has at most 17, and says them anew when its state changes."""
+"""Entries that one caller may store in WINDOW_S; an author has at most 9, and says them anew when its state changes."""
 
 MAX_FINDS = 4_000
 MAX_FOUND_BYTES = 32 << 20

@@ -25,8 +25,8 @@ MAX_ENTRIES = 20_000
 MAX_PER_KEY = 1_000
 """Entries of one key; an answer holds fewer, drawn anew each time."""
 
-MAX_PER_AUTHOR = 17
-"""Entries of one author: 8 models that it hosts, 8 that it is announced under besides, and one list of names."""
+MAX_PER_AUTHOR = 9
+"""Entries of one author: 4 models that it hosts, 4 that it is announced under besides, and one list of names."""
 
 MAX_PER_PREFIX = 2_000
 MAX_PER_PREFIX_AND_KEY = 64

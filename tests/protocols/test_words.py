@@ -1,10 +1,10 @@
-"""Text of peers is one line without control characters."""
+"""Words of messages: text of peers, and errors of libraries, are one line."""
 
 from __future__ import annotations
 
 import pytest
 
-from protocols.words import one_line
+from protocols.words import described, one_line
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,8 @@ from protocols.words import one_line
 )
 def test_what_a_terminal_obeys_is_an_escape(text: str, expected: str) -> None:
     assert one_line(text) == expected and expected.isprintable()
+
+
+def test_an_error_of_a_library_is_one_line_with_its_class() -> None:
+    assert described(ValueError("two\n  lines")) == "ValueError: two lines"
+    assert len(described(ValueError("x" * 1_000))) == 400
