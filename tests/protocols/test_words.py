@@ -1,4 +1,4 @@
-"""Words of messages: text of peers, and errors of libraries, are one line."""
+"""Words of messages: texts of peers and errors become one line."""
 
 from __future__ import annotations
 
