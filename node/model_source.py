@@ -27,8 +27,9 @@ from swarm import keyring, waiting
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
 from swarm.models.loading import stored_names
-from swarm.models.resolve import is_place, name_in_swarm, resolve
+from swarm.models.resolve import resolve
 from swarm.models.unit_parts import StoredModel, parts_of
+from swarm.places import is_place, name_in_swarm
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors

@@ -1,4 +1,4 @@
-"""Where this machine keeps our files.
+"""Paths on this machine: where our files are, and what a user names.
 
 Also for a user without a home directory.
 """
@@ -53,3 +53,14 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def is_place(model: str) -> bool:
+    """True if `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
+    return expanded(model).exists() or model.startswith((".", "/", "~"))
+
+
+def name_in_swarm(model: str) -> str:
+    """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), the Hub's by their name."""
+    directory = expanded(model)
+    return directory.resolve().name if directory.is_dir() else model

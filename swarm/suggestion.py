@@ -8,7 +8,6 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 from swarm import places
-from swarm.models.resolve import name_in_swarm
 
 DEFAULT_SWARM = "public"
 
@@ -31,7 +30,7 @@ class NodeCommand:
     def text(self, name: str, *words: str) -> str:
         """The line that hosts the model which the swarm calls `name`. words: further flags."""
         line = ["swarm", "node", self.directory or name, *words]
-        if self.directory and name_in_swarm(self.directory) != name:
+        if self.directory and places.name_in_swarm(self.directory) != name:
             line += ["--model-name", name]
         line += ["--swarm", self.swarm] if self.swarm != DEFAULT_SWARM else []
         line += ["--peer", self.peer] if self.peer else []

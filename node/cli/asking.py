@@ -26,7 +26,7 @@ from protocols.words import counted
 from swarm import keyring, known_peers, places
 from swarm.bootstrap import FindConfig
 from swarm.entering import ANYBODY, Entry
-from swarm.models.resolve import name_in_swarm
+from swarm.places import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
 from swarm.waiting import Waits, loading
 

@@ -26,7 +26,7 @@ from swarm import keyring, places, waiting
 from swarm.asking import answers, is_there
 from swarm.bootstrap import FindConfig
 from swarm.entering import Entered
-from swarm.models.resolve import is_place, name_in_swarm
+from swarm.places import is_place, name_in_swarm
 from swarm.suggestion import NodeCommand
 from swarm.waiting import OnWait
 from swarm.weights import remembered

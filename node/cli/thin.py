@@ -16,7 +16,7 @@ from node.cli.asking import ClientSettings, Sampling
 from node.cli.text import TextOut
 from node.cli.waiting import shown
 from swarm import places
-from swarm.models.resolve import name_in_swarm
+from swarm.places import name_in_swarm
 from swarm.thin.generation import Row, generate
 from swarm.thin.model import ThinModel, open_model
 from swarm.thin.sampling import Chooser

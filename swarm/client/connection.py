@@ -39,7 +39,8 @@ from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.digest import build_manifest
-from swarm.models.resolve import is_place, name_in_swarm, resolve
+from swarm.models.resolve import resolve
+from swarm.places import is_place, name_in_swarm
 from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.rpc import forked

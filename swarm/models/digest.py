@@ -14,18 +14,15 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from protocols.errors import BadRequestError, CheckpointError, ModelMismatchError
 from protocols.weights import PIECE_BYTES, FileEntry, Manifest, TensorEntry, canonical_config, tensor_root
 from swarm.models.chat_template import TEMPLATES
 from swarm.models.stored import TensorInfo
-
-if TYPE_CHECKING:
-    from swarm.models.checkpoint import Checkpoint
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -50,6 +47,17 @@ Progress = Callable[[int, int], None]
 """Called with (bytes hashed, bytes in all), now and then, from a worker thread."""
 
 
+class Stored(Protocol):
+    """What is hashed of a checkpoint: its tensors, its config, and the small files beside them."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+    @property
+    def raw_config(self) -> Mapping[str, Any]: ...
+
+
 def is_small_file(name: str) -> bool:
     """May a manifest list this file? Nothing else is taken from peers."""
     return name in FILES or _PATTERN.fullmatch(name) is not None
@@ -62,7 +70,7 @@ def small_files(directory: Path) -> list[str]:
     return sorted(name for name in (*FILES, *named[:MAX_PATTERN_FILES]) if (directory / name).is_file())
 
 
-def build_manifest(checkpoint: Checkpoint, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
+def build_manifest(checkpoint: Stored, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
     """The manifest of a checkpoint. Reads every weight the first time, about 1 GB a second a core; later the remembered one.
 
     cache_dir: where manifests are remembered, by path, size and time of every file; None = nowhere.
@@ -82,7 +90,7 @@ def build_manifest(checkpoint: Checkpoint, cache_dir: Path | None, progress: Pro
     return manifest
 
 
-def verify(checkpoint: Checkpoint, manifest: Manifest, tensor_names: Collection[str], progress: Progress | None = None) -> None:
+def verify(checkpoint: Stored, manifest: Manifest, tensor_names: Collection[str], progress: Progress | None = None) -> None:
     """Check the config and these stored tensors against a manifest; ModelMismatchError names the first thing that differs."""
     if canonical_config(checkpoint.raw_config) != manifest.config:
         raise ModelMismatchError(f"{checkpoint.path}/config.json differs from the config of model {manifest.digest[:12]}…")
@@ -151,7 +159,7 @@ def _files(directory: Path) -> tuple[FileEntry, ...]:
     return tuple(files)
 
 
-def _stamp(checkpoint: Checkpoint) -> str:
+def _stamp(checkpoint: Stored) -> str:
     """Changes whenever a file that enters the manifest does."""
     paths = {info.file for info in checkpoint.tensors.values()} | {
         checkpoint.path / name for name in ("config.json", *small_files(checkpoint.path))

@@ -47,17 +47,6 @@ def resolve(
     return _from_hub(model, cache_dir, served)
 
 
-def is_place(model: str) -> bool:
-    """True if `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
-    return expanded(model).exists() or model.startswith((".", "/", "~"))
-
-
-def name_in_swarm(model: str) -> str:
-    """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), the Hub's by their name."""
-    directory = expanded(model)
-    return directory.resolve().name if directory.is_dir() else model
-
-
 def _from_hub(model: str, cache_dir: Path | None, served: str) -> Path:
     from huggingface_hub import snapshot_download  # takes a quarter of a second, which a local directory need not wait for
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

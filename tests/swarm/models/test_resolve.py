@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from protocols.errors import ModelNotFoundError
-from swarm.models.resolve import name_in_swarm, resolve
+from swarm.models.resolve import resolve
+from swarm.places import name_in_swarm
 
 
 def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
