@@ -1,4 +1,4 @@
-"""Paths on this machine: where our files are, and what a user names.
+"""Paths on this machine: our files, and what a user names.
 
 Also for a user without a home directory.
 """
