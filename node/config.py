@@ -124,7 +124,7 @@ class NodeConfig:
         return int(self.disk_gb * 1e9)
 
     def __post_init__(self) -> None:
-        if self.blocks is not None and self.num_blocks is not None:
+        if self.num_blocks is not None and {self.blocks, *(one.blocks for one in self.more)} != {None}:
             raise ConfigError("--blocks says which and --num-blocks says how many; got both, give one")
         if len(self.more) >= MAX_MODELS:
             raise ConfigError(f"a node serves at most {MAX_MODELS} models, got {1 + len(self.more)}")

@@ -16,7 +16,7 @@ import typer
 from node.cli import app as commands
 from node.cli import configuration, serve_tables, show_config, surface
 from node.cli.app import main
-from node.config import Serve
+from node.config import NodeConfig, Serve
 from protocols.errors import ConfigError
 from protocols.ids import Span
 
@@ -202,3 +202,9 @@ def test_models_that_a_node_cannot_serve_together_are_refused(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert says in refusal(arguments, capsys)
+
+
+def test_num_blocks_beside_the_blocks_of_any_model_is_refused_before_the_node_starts(tmp_path: Path) -> None:
+    later = (Serve(model="b"), Serve(model="c", blocks=Span(0, 2)))
+    with pytest.raises(ConfigError, match="--blocks says which and --num-blocks says how many"):
+        NodeConfig(model="a", more=later, num_blocks=2, data_dir=tmp_path)
