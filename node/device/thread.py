@@ -1,4 +1,4 @@
-"""A device: one thread that computes, and one memory budget, for all hosts.
+"""A device: one computing thread and one memory budget for all hosts.
 
 A node makes it once and gives it to each host; the thread runs while a host is attached. It takes what `schedule.py` decides, lets the
 host carry it out, and goes on; the outcome of a request is a future of the event loop that asked. This thread never waits for the
@@ -17,7 +17,7 @@ from node.device.host_queue import HostQueue, Runs
 from node.device.memory import Memory
 from node.device.pending import Pending
 from node.device.schedule import Decision
-from node.device.scheduler import MAX_WAITING, Scheduler
+from node.device.scheduler import Scheduler
 from node.device.work import Request
 from protocols.errors import InternalError
 from swarm.clock import SYSTEM, Clock
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """When a device warms up, and how much may wait for it."""
+    """When a device warms up."""
 
     warm_up_after_s: float = 0.1
     """Seconds without work after which a host warms up (captures graphs) if no session holds KV cache."""
@@ -35,8 +35,6 @@ class DeviceConfig:
     """The same if one does: its next token is on the way."""
     longest_warm_up_s: float = 1.0
     """A host whose warm-up took longer warms up no more: a new session may have to wait for it."""
-    max_waiting: int = MAX_WAITING
-    """Steps of one host that wait at most."""
 
 
 class Device:
@@ -46,7 +44,7 @@ class Device:
         """memory: None = as much as the hosts measure."""
         self.memory, self.clock = memory or Memory(), clock
         self._config = config or DeviceConfig()
-        self.scheduler = Scheduler(clock.now_s, self._config.max_waiting)
+        self.scheduler = Scheduler(clock.now_s)
 
     def attach(self, host: Runs, budget_tokens: int) -> HostQueue:
         """From now on the host's requests are run."""
@@ -69,7 +67,7 @@ class Device:
             if decision.is_empty:
                 self._warm_up()
             else:
-                _run(decision)
+                self._run(decision)
 
     def _idle_s(self) -> float | None:
         """How long nothing must have come before a host warms up; None: all have."""
@@ -90,22 +88,22 @@ class Device:
         if not has_more or time.perf_counter() - started >= self._config.longest_warm_up_s:
             self.scheduler.stop_warming_up(queue)
 
+    def _run(self, decision: Decision) -> None:
+        """Whatever a host raises here is its own fault: the requests fail, and this thread lives."""
+        for queue, pending in decision.changes:
+            try:
+                queue.host.change(pending)
+            except Exception as error:
+                self._fail(queue, pending, error)
+        if decision.queue is not None:
+            try:
+                decision.queue.host.forward(decision.chunks)
+            except Exception as error:
+                for chunk in decision.chunks:
+                    self._fail(decision.queue, chunk.pending, error)
 
-def _run(decision: Decision) -> None:
-    """Whatever a host raises here is its own fault: the requests fail, and this thread lives."""
-    for queue, pending in decision.changes:
-        try:
-            queue.host.change(pending)
-        except Exception as error:
-            _fail(pending, error)
-    if decision.queue is not None:
-        try:
-            decision.queue.host.forward(decision.chunks)
-        except Exception as error:
-            for chunk in decision.chunks:
-                _fail(chunk.pending, error)
-
-
-def _fail(pending: Pending, error: Exception) -> None:
-    log.error("work failed on the device", exc_info=error)
-    pending.settle(InternalError(f"the work failed here: {type(error).__name__}; the peer's log says more"))
+    def _fail(self, queue: HostQueue, pending: Pending, error: Exception) -> None:
+        """What is left of it is not run, even if the host has put it back."""
+        log.error("work failed on the device", exc_info=error)
+        self.scheduler.cancel(queue, pending)
+        pending.settle(InternalError(f"the work failed here: {type(error).__name__}; the peer's log says more"))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from node.device.memory import Memory
+from node.device.pending import Chunk, Pending
 from node.device.thread import Device
+from node.device.work import HeldRows, Step
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
-from protocols.errors import CacheFullError, OverloadedError
+from protocols.errors import CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from tests.node.device.simulated import Chat, Swarm, p99
 from tests.swarm.inference.toy import WIDTH, ToyEngine, ToyRow, fresh_seed, reference
@@ -137,6 +139,39 @@ async def test_two_hosts_share_one_budget() -> None:
         await greedy.step((), [15], torch.rand(15, WIDTH), None)
     await first.stop()
     await second.stop()
+
+
+class FailingHost:
+    """Runs each chunk, and fails before anybody is told, as if there was no memory for the outputs."""
+
+    def __init__(self, device: Device) -> None:
+        self._scheduler, self.num_forwards = device.scheduler, 0
+        self.queue = device.attach(self, budget_tokens=4)
+
+    def forward(self, chunks: Sequence[Chunk]) -> None:
+        self.num_forwards += 1
+        self._scheduler.finished(self.queue, chunks)
+        raise MemoryError
+
+    def change(self, pending: Pending) -> None: ...
+
+    def warm_up(self) -> bool:
+        return False
+
+
+async def test_a_step_whose_forward_failed_is_not_run_to_its_end_and_other_hosts_go_on() -> None:
+    device = Device()
+    failing, other = FailingHost(device), runner_on(device, ToyEngine(Span(0, 4)))
+    session = HeldRows(SessionId(bytes(16)), PeerId("a"))
+    prompt = device.submit(failing.queue, Step(session=session, counts=[40], values=torch.rand(40, WIDTH)))
+    assert prompt.future is not None
+    with pytest.raises(InternalError, match="MemoryError"):
+        await prompt.future
+    tokens = torch.rand(5, WIDTH)
+    assert torch.allclose(await answers(rows_of(other, "b"), tokens), torch.stack(reference(list(tokens), [(0, 4)])), atol=1e-5)
+    assert failing.num_forwards == 1 and not failing.queue.waiting
+    await device.detach(failing.queue)
+    await other.stop()
 
 
 async def test_a_host_that_leaves_ends_its_own_steps_only_and_the_thread_goes_with_the_last() -> None:
