@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Protocol
 
 from node.config import NodeConfig
+from protocols.errors import ConfigError
 from protocols.hosted import Hosted
 from protocols.ids import ModelId
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord
@@ -21,6 +23,8 @@ class Announced(Protocol):
     def is_serving(self) -> bool: ...
 
     def hosted(self) -> list[Hosted]: ...
+
+    async def stop_serving(self) -> None: ...
 
 
 class Announcement:
@@ -39,7 +43,9 @@ class Announcement:
         )
 
     def add(self, part: Announced) -> None:
-        """From now on the record tells of this model."""
+        """From now on the record tells of this model. ConfigError if it does already: calls name models, not hosts."""
+        if any(other.model == part.model for other in self._parts):
+            raise ConfigError(f"this node serves {part.model.name}@{part.model.digest[:12]} already: name each model once")
         self._parts.append(part)
 
     def record(self) -> PeerRecord:
@@ -58,6 +64,10 @@ class Announcement:
     async def tell(self) -> None:
         """Push the record as it is now, under the name of every model."""
         await self._peer.directory.announce(self.record, tuple(part.model.name for part in self._parts))
+
+    async def stop_serving(self) -> None:
+        """Finish running steps of every model."""
+        await asyncio.gather(*(part.stop_serving() for part in self._parts))
 
     async def withdraw(self) -> None:
         """Take it back, if there was one."""

@@ -131,7 +131,7 @@ async def _leave(announcement: Announcement, places: Sequence[Place]) -> None:
     """Withdraw the announcement, finish running steps; whatever takes longer is left to the peer's own closing."""
     try:
         async with asyncio.timeout(LEAVE_S):
-            await asyncio.gather(announcement.withdraw(), *(place.leave() for place in places))
+            await asyncio.gather(announcement.withdraw(), announcement.stop_serving())
     except TimeoutError:
         log.warning("left after %.0f s without waiting for the rest of the running steps", LEAVE_S)
     finally:

@@ -44,8 +44,10 @@ class HostMaker:
     device: str
     device_thread: Device
     """Of all hosts of this node."""
-    num_to_load: int = 1
+    num_to_load: int
     """Models of this node that are not loaded yet, this one included: each gets its part of the memory."""
+    promised_bytes: int = 0
+    """What sessions of this node's other models may still take for keys and values."""
     dtype: str
     ends: bool | None
     """Host embedding, norm and head too? None = where there is memory."""
@@ -56,7 +58,7 @@ class HostMaker:
         """Fetch and load. Whatever fails leaves nothing behind but what was fetched."""
         free_bytes = self.room_bytes()
         beside_bytes = await asyncio.to_thread(unit_bytes, self.checkpoint, units.Ends(), self._kind)
-        beside, reason = self._choose_beside(span, free_bytes, beside_bytes)
+        beside, reason = self._choose_beside(span, beside_bytes)
         await self.source.fetch([units.Blocks.of(span), *beside])
         text = f"blocks {span}, and trying which engine is exact on them"
         with self.waits.on(waiting.loading(text)):
@@ -103,14 +105,19 @@ class HostMaker:
         )
 
     def room_bytes(self) -> int:
-        """What this model may take of the device's memory now."""
+        """What this model may take of the device's memory now, keys and values of all sessions included."""
         return hardware.room_bytes(self.device) // self.num_to_load
+
+    def plan_bytes(self) -> int:
+        """What its weights and their K/V reserve may take of it: nothing that sessions of other models count on."""
+        return max(0, hardware.room_bytes(self.device) - self.promised_bytes) // self.num_to_load
 
     @property
     def _kind(self) -> torch.dtype:
         return hardware.torch_dtype(self.dtype)
 
-    def _choose_beside(self, span: Span, free_bytes: int, beside_bytes: int) -> tuple[frozenset[units.Unit], str]:
+    def _choose_beside(self, span: Span, beside_bytes: int) -> tuple[frozenset[units.Unit], str]:
+        free_bytes = self.plan_bytes()
         capacity = choosing.make_capacity(self.checkpoint, self.dtype, free_bytes, None)
         return choosing.beside(self.ends, span, self.checkpoint.num_blocks, beside_bytes, free_bytes - capacity.takes(span))
 

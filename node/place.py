@@ -46,15 +46,14 @@ class Shared:
 
 
 class Place:
-    """`take` it once, then `keep_looking` for a better one; `leave`, then `close`, however far it came."""
+    """`take` it once, then `keep_looking` for a better one; `close`, however far it came."""
 
     presence: Presence
 
-    def __init__(self, config: NodeConfig, shared: Shared, num_to_load: int = 1) -> None:
+    def __init__(self, config: NodeConfig, shared: Shared, num_to_load: int) -> None:
         """num_to_load: models of this node that are not loaded yet, this one included."""
         self._config, self._shared, self._num_to_load = config, shared, num_to_load
         self._source = ModelSource(config, shared.peer, shared.uploader, shared.on_event, shared.on_fetch, shared.waits)
-        self._is_known = False
         self._mover: Mover | None = None
 
     async def take(self) -> None:
@@ -62,14 +61,14 @@ class Place:
         shared, config = self._shared, self._config
         checkpoint, model = await self._open_model()
         self.presence = Presence(config, shared.peer, model, checkpoint.num_blocks, shared.announcement)
-        self._is_known = True
         dtype = await self._choose_dtype(checkpoint)
         maker = HostMaker(
             source=self._source, checkpoint=checkpoint, presence=self.presence, device=shared.device,
-            device_thread=shared.device_thread, num_to_load=self._num_to_load, dtype=dtype,
-            ends=config.ends, on_event=shared.on_event, waits=shared.waits,
+            device_thread=shared.device_thread, num_to_load=self._num_to_load,
+            promised_bytes=max(0, shared.device_thread.memory.free_bytes), dtype=dtype, ends=config.ends,
+            on_event=shared.on_event, waits=shared.waits,
         )  # fmt: skip
-        capacity = choosing.make_capacity(checkpoint, dtype, maker.room_bytes(), config.num_blocks, config.ends)
+        capacity = choosing.make_capacity(checkpoint, dtype, maker.plan_bytes(), config.num_blocks, config.ends)
         host = await self._choose_span(capacity, maker)
         await host.start(shared.peer.pool, shared.peer.gate)
         await handover.begin(host, shared.dispatcher, self.presence)
@@ -78,11 +77,6 @@ class Place:
     def keep_looking(self) -> Coroutine[Any, Any, None] | None:
         """Looks again and again if the swarm needs this node elsewhere; None: it stays."""
         return None if self._mover is None else self._mover.keep_looking(random.Random(self._shared.peer.peer_id))
-
-    async def leave(self) -> None:
-        """Finish running steps."""
-        if self._is_known:
-            await self.presence.stop_serving()
 
     def close(self) -> None:
         """Give the weights' files back."""

@@ -102,10 +102,6 @@ class Presence:
         """Push the record as it is now."""
         await self._announcement.tell()
 
-    async def withdraw(self) -> None:
-        """Take the announcement back, if there was one."""
-        await self._announcement.withdraw()
-
     async def stop_serving(self) -> None:
         for host in self.hosts:
             await host.stop()
