@@ -80,7 +80,8 @@ class HostMaker:
         limit_bytes = host.budget_bytes - self.device_thread.memory.used_bytes
         engines = await self._build(host.engines.units, limit_bytes)
         beside = host.served.beside if engines.ends else frozenset()
-        return self._host(engines, replace(host.served, weights=engines.readings.weights, beside=beside), host.block_ms)
+        served = replace(host.served, weights=engines.readings.weights, beside=beside)
+        return self._host(engines, served, host.block_ms, host.budget_bytes)
 
     async def _build(self, own: HostUnits, limit_bytes: int) -> UnitEngines:
         engines = await asyncio.to_thread(build, own, limit_bytes, self.checkpoint.vocab_size)
@@ -91,7 +92,7 @@ class HostMaker:
             self.on_event(Event("warning", str(engines.refusal)))
         return engines
 
-    def _host(self, engines: UnitEngines, served: Served, block_ms: float) -> Host:
+    def _host(self, engines: UnitEngines, served: Served, block_ms: float, budget_bytes: int = 0) -> Host:
         return Host(
             engines.engine,
             served,
@@ -102,6 +103,7 @@ class HostMaker:
             make_part=engines.make_part,
             engines=engines,
             block_ms=block_ms,
+            budget_bytes=budget_bytes,
         )
 
     def room_bytes(self) -> int:

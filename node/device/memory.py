@@ -1,9 +1,9 @@
 """A device's memory for keys and values: one budget, shared by clients.
 
 All hosts of a device take from one budget as their sessions grow; if it runs short, clients get equal shares.
-While there is plenty, anybody may take any amount. When it is short, or somebody was refused lately, a client that would pass its share
-(all of it, divided by those who hold or lately wanted some) is refused first: its session goes on elsewhere, and what it held here is
-free for the others.
+While there is plenty, a client may take any amount. If it is short, or if another client was refused lately, a client that would pass its
+share (all of it, divided by the clients that hold or lately wanted some) is refused first: its session goes on elsewhere, and what it held
+here is free for the others.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ WANTING_S = 30.0
 def reason_against(
     *, needed: float, free: float, limit: float, held_by_client: float, num_clients: int, is_wanted: bool, is_new: bool
 ) -> str | None:
-    """None where a client may take `needed` more; else why not. All in one unit.
+    """None if a client may take `needed` more; else the reason against it. All in one unit.
 
-    free: of `limit`, nobody's now; num_clients: those who share, this one included; is_wanted: another was refused lately;
-    is_new: a session that holds nothing yet.
+    free: the part of `limit` that no client holds; num_clients: clients that share, this one included; is_wanted: another was refused
+    lately; is_new: the session holds nothing yet.
     """
     spare = free - needed
     if spare < (KEPT * limit if is_new else 0.0):
@@ -111,9 +111,9 @@ class Memory:
     def free_bytes(self) -> int:
         return self.limit_bytes - self.used_bytes
 
-    def enter(self, engines: Engines, holdings: Holdings, limit_bytes: int) -> None:
-        """A host comes, for which so many bytes were measured as free."""
-        self._tenants = (*self._tenants, Tenant(engines, holdings, limit_bytes + self.used_bytes))
+    def enter(self, engines: Engines, holdings: Holdings, limit_bytes: int, budget_bytes: int = 0) -> None:
+        """A host comes, for which `limit_bytes` were measured as free. budget_bytes: of the host that it replaces; 0 = it replaces none."""
+        self._tenants = (*self._tenants, Tenant(engines, holdings, budget_bytes or limit_bytes + self.used_bytes))
 
     def leave(self, engines: Engines) -> None:
         """It goes. A second call changes nothing."""

@@ -1,4 +1,6 @@
-"""One span at work: engine, runner and sessions under one lifetime. `node/dispatcher.py` leads the sessions' streams here.
+"""One span at work: engine, runner and sessions under one lifetime.
+
+`node/dispatcher.py` passes the sessions' streams to it.
 
 host = Host(engine, served, kv_bytes_per_token=…)
 await host.start(peer.pool)
@@ -54,6 +56,7 @@ class Host:
         device: Device | None = None,
         engines: UnitEngines | None = None,
         block_ms: float = 0.0,
+        budget_bytes: int = 0,
         clock: Clock = SYSTEM,
     ) -> None:
         """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.beside` says the same.
@@ -61,6 +64,7 @@ class Host:
         make_part: an engine of some of the blocks; None = routes can have all of them only.
         device: shared with the node's other hosts; None = a thread and a budget of its own.
         engines: where all of these are from; `stop` closes what they read. block_ms: as `Load` has it.
+        budget_bytes: for keys and values, of the host that it replaces; 0 = as `engine` was given, beside what other hosts hold.
         """
         assert (served.beside >= ENDS) == (ends is not None)
         self.served, self.engines, self.block_ms = served, engines, block_ms
@@ -68,7 +72,7 @@ class Host:
         self.runner = Runner(
             engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part, device=device
         )
-        self.budget_bytes = 0
+        self.budget_bytes = budget_bytes
         """The device's budget for keys and values when this host started."""
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits, self._clock = limits or HopLimits(), clock
@@ -77,7 +81,7 @@ class Host:
     async def start(self, pool: ChannelPool, gate: Gate | None = None) -> None:
         """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self.runner.start()
+        self.runner.start(self.budget_bytes)
         self.budget_bytes = self.runner.device.memory.limit_bytes
         self._hops = Hops(
             self.served, Links(pool, Dials(max_in_all=self._limits.max_dials)), self._rows, self._limits, gate, self._clock

@@ -1,4 +1,4 @@
-"""One host's work on its device: its engines, its sessions' rows, and what came of every step.
+"""One host's work on its device: engines, sequences, and step results.
 
 Sessions that run a part of the blocks only have an engine of their own (`part_engines.py`), and share thread and memory. A step that
 fails takes no other step with it: a batch that fails as a whole is run again one by one, and only those that fail alone get the error.
@@ -56,7 +56,7 @@ class Runner:
         make_part: MakePart | None = None,
         device: Device | None = None,
     ) -> None:
-        """budget_tokens: new tokens of all sessions in one forward. max_positions: longest row; None = as long as anybody likes.
+        """budget_tokens: new tokens of all sessions in one forward. max_positions: longest sequence; None = no limit.
 
         token_bytes: what one token of a row takes at least; 0 = not known, then a new session is judged at its turn only.
         ends: embedding, norm and head; None = only blocks are hosted. make_part: an engine of some of the blocks.
@@ -86,8 +86,9 @@ class Runner:
             raise OverloadedError("this peer is still starting: try a replica")
         return self._queue
 
-    def start(self) -> None:
-        self.device.memory.enter(self.engines, self.holdings, self.engine.limit_bytes)
+    def start(self, budget_bytes: int = 0) -> None:
+        """budget_bytes: as `Memory.enter` has it."""
+        self.device.memory.enter(self.engines, self.holdings, self.engine.limit_bytes, budget_bytes)
         self._queue = self.device.attach(self, self._budget_tokens)
 
     async def stop(self) -> None:

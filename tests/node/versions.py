@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,15 @@ from node.config import NodeConfig
 from node.device.thread import Device
 from node.dispatcher import Dispatcher
 from node.handover import begin
+from node.hosting import HostMaker
 from node.presence import Presence
 from node.replacing import Replacer
 from node.serving.host import Host
-from node.serving.unit_engines import UnitEngines, build
-from node.units.host_units import HostUnits
-from node.units.loaded import LoadedUnit
 from protocols import services
 from protocols.errors import ModelMismatchError, NoRouteError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
-from protocols.units import Blocks
+from protocols.units import Blocks, Unit
 from protocols.weights_id import Weights
 from swarm import places
 from swarm.inference.links import Links
@@ -46,12 +44,12 @@ from swarm.routing.router import Router
 from swarm.rpc import tls
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
+from swarm.waiting import Waits
 from tests.swarm.inference.toy import Records, ToyNode, ToySwarm, ask, new_identity
 
 CONFIG = NodeConfig(model="toy", data_dir=places.data_dir({"HOME": "/h"}))
 PLENTY = 1 << 40
 VOCABULARY = 64
-LIMIT_BYTES = 1 << 28
 
 
 class Model:
@@ -97,6 +95,12 @@ class Model:
         return int((self.table @ hidden.float()).argmax())
 
 
+class HasAll:
+    """A source whose weights are all here."""
+
+    async def fetch(self, units: Sequence[Unit]) -> None: ...
+
+
 class Node:
     """What `run_node` puts together around one host."""
 
@@ -122,9 +126,14 @@ class Node:
         self.addresses = (f"127.0.0.1:{await self.server.start()}",)
         self.presence = Presence(CONFIG, self, model.id, model.num_blocks)  # type: ignore[arg-type]
         self.presence.dtype = "float32"
-        self.unit = LoadedUnit(Blocks.of(self.span), await asyncio.to_thread(model.load, self.span), model.weights(0))
-        engines = await asyncio.to_thread(build, HostUnits(blocks=self.unit), LIMIT_BYTES, VOCABULARY)
-        host = await self._host(engines)
+        self._maker = HostMaker(
+            source=HasAll(), checkpoint=model.checkpoint, presence=self.presence, device="cpu", device_thread=self.device,  # type: ignore[arg-type]
+            num_to_load=1, dtype="float32", ends=False, on_event=lambda event: None, waits=Waits(),
+        )  # fmt: skip
+        host = await self._maker.make(self.span)
+        assert host.engines is not None
+        self.unit = host.engines.units.blocks
+        await host.start(self.pool)
         await begin(host, self.dispatcher, self.presence)
         self.replacer = Replacer(
             host, renew=self._renew, dispatcher=self.dispatcher, presence=self.presence, free_bytes=lambda: self._free_bytes,
@@ -132,22 +141,10 @@ class Node:
         )  # fmt: skip
 
     async def _renew(self, host: Host) -> Host:
-        assert host.engines is not None
-        return await self._host(await asyncio.to_thread(build, host.engines.units, LIMIT_BYTES, VOCABULARY))
-
-    async def _host(self, engines: UnitEngines) -> Host:
-        served = replace(self.presence.served(self.span, self.swarm.model.hidden_size), weights=engines.readings.weights)
-        host = Host(
-            engines.engine,
-            served,
-            kv_bytes_per_token=1,
-            make_part=engines.make_part,
-            device=self.device,
-            engines=engines,
-            block_ms=1.0,
-        )
-        await host.start(self.pool)
-        return host
+        renewed = await self._maker.renew(host)
+        await renewed.start(self.pool)
+        assert renewed.budget_bytes == host.budget_bytes, "a version takes the memory that the one before had"
+        return renewed
 
     async def replace(self, number: int) -> None:
         model = self.swarm.model
