@@ -50,7 +50,7 @@ def show(data_dir: Path | None, *, as_json: bool) -> None:
         print(json.dumps({"directory": str(root), "models": models, "conversions": converted}))
         return
     if not rows:
-        print(f"nothing was fetched or converted yet; {root} is empty")
+        print(f"nothing was fetched or converted yet: no model in {root.parent}")
     for row in rows:
         print(_line(row, time.time()))
 
@@ -140,12 +140,12 @@ def chosen(rows: Sequence[Row], which: Which, now_s: float, listing: str = "swar
 def _called(rows: Sequence[Row], text: str) -> list[Row]:
     """Those of this name, or with a digest that begins so. A conversion has no digest here."""
     name, prefix = split_name(text)
-    of_digest = {row.model.digest: row for row in rows if isinstance(row, CachedModel)}
-    found: list[Row] = [row for digest, row in of_digest.items() if row.model.name == name and digest.startswith(prefix)]
+    fetched = [row for row in rows if isinstance(row, CachedModel)]
+    found: list[Row] = [row for row in fetched if row.model.name == name and row.model.digest.startswith(prefix)]
     if not prefix:
         found += [row for row in rows if isinstance(row, Conversion) and row.name == name]
     if not found and is_digest(text):
-        found += [row for digest, row in of_digest.items() if digest.startswith(text)]
+        found += [row for row in fetched if row.model.digest.startswith(text)]
     return found
 
 

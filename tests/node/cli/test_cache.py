@@ -56,6 +56,7 @@ def test_models_are_listed_and_those_in_use_are_never_removed(tmp_path: Path, ca
     code, out, _ = swarm(capsys, "prune", model.model.digest[:8], "--yes", "--json", "--data-dir", str(tmp_path))
     assert code == 0 and len(json.loads(out)["removed"]) == 1 and not held.directory.exists()
     assert swarm(capsys, "prune", "tiny", "--yes", "--data-dir", str(tmp_path))[0] == 4
+    assert swarm(capsys, "--data-dir", str(tmp_path))[1] == f"nothing was fetched or converted yet: no model in {tmp_path}\n"
 
 
 def test_a_conversion_is_listed_and_removed_once_no_process_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
