@@ -28,13 +28,13 @@ class Runs(Protocol):
         ...
 
     def warm_up(self) -> bool:
-        """Carry out a Warmup; False: nothing more is to be won."""
+        """Make later forwards faster (capture one graph), without a change of any sequence; False: nothing is left to do."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LastDecode:
-    """When a session decoded, and how long it lets the device wait for the next one."""
+    """When a session decoded last, and how long its client takes until the next decode."""
 
     done_s: float | None = None
     """When its last step was done, if that was a decode."""
@@ -61,7 +61,7 @@ class HostQueue:
     decoding: dict[HeldRows, None] = field(default_factory=dict)
     """Sessions whose last step was a decode, a moment ago."""
     last: dict[HeldRows, LastDecode] = field(default_factory=dict)
-    """Of every session that has rows."""
+    """Of every session that has sequences."""
     costs: Costs = field(default_factory=Costs)
     ledger: Ledger = field(default_factory=Ledger)
     credit_ms: float = turns.LEAST_CREDIT_MS

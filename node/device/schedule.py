@@ -1,9 +1,11 @@
-"""What a device runs next. Pure: the queues of its hosts and the clock come in, a decision comes out.
+"""What a device runs next, as a pure function.
+
+The queues of its hosts and the clock come in, a decision comes out.
 
 Continuous batching: decodes of one host that are ready go together, in the order of their clients' turns, and beside them a prefill
-chunk. A prompt that does not fit runs in chunks over several forwards, and waits in between like any other step. Of each session only
-the oldest request is eligible: a step whose caller was cancelled may still wait when the session's rows are given back, and a forward
-must never hold both.
+chunk. A prompt that does not fit runs in prefill chunks over several forwards, and waits in between like any other step. Of each session
+only the oldest request is eligible: a step whose caller was cancelled may still wait when the session's `Clear` comes, and both must never
+run together.
 
 Several hosts: each forward is one host's. The host that was served least goes first. While it waits for decodes that are due, the next
 one runs, unless the first is too far behind. The sizes are in `turns.py`, the order of clients in `fairness.py`.
@@ -12,9 +14,8 @@ one runs, unless the first is too far behind. The sizes are in `turns.py`, the o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from node.device import fairness, turns
 from node.device.host_queue import NEVER, HostQueue
@@ -41,7 +42,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """What the device's other hosts are about."""
+    """Load of the device's other hosts."""
 
     decode_ms: float = 0.0
     """One forward of the decodes of each of them."""
@@ -54,26 +55,26 @@ def choose(now_s: float, queues: Sequence[HostQueue], accounts: fairness.Account
     oldest = {queue: _oldest_of_each_session(queue.waiting) for queue in queues if queue.waiting}
     changes = [(queue, pending) for queue, ready in oldest.items() for pending in ready if not pending.is_step]
     until_s = math.inf
-    for queue in sorted(queues, key=accounts.of) if len(queues) > 1 else queues:
+    for queue in sorted(queues, key=accounts.of):
         steps = [pending for pending in oldest.get(queue, ()) if pending.is_step]
-        if steps:
-            chunks, queue_until_s = _Forward(now_s, queue, queues).choose(steps)
-            if chunks:
-                wait_s = _until_one_behind(now_s, queue, queues, accounts) if len(queues) > 1 else now_s
-                return (
-                    Decision(changes=changes, until_s=wait_s)
-                    if wait_s > now_s
-                    else Decision(changes=changes, queue=queue, chunks=chunks)
-                )
+        if not steps:
+            continue
+        chunks, queue_until_s = _Forward(now_s, queue, queues).choose(steps)
+        if not chunks:
             until_s = min(until_s, queue_until_s)
+            continue
+        wait_s = _until_one_behind(now_s, queue, queues, accounts)
+        if wait_s > now_s:
+            return Decision(changes=changes, until_s=wait_s)
+        return Decision(changes=changes, queue=queue, chunks=chunks)
     return Decision(changes=changes, until_s=until_s)
 
 
 def _until_one_behind(now_s: float, queue: HostQueue, queues: Sequence[HostQueue], accounts: fairness.Accounts) -> float:
-    """Until when this host's forward waits for decodes of a host that is further behind than that forward takes, and that are due.
+    """Until when this host's forward waits for a host that has had less time; `now_s` if it does not wait.
 
-    A host whose sessions are all away for a moment, whenever the device is free, would else get a forward for each of the others',
-    however short its own are.
+    The other host must be behind by more than this forward takes, and must expect decodes soon. Otherwise a host whose sessions all wait
+    for their clients, each time the device is free, would get one forward for each forward of the others, even if its own are shorter.
     """
     tolerance_ms = queue.costs.decode_ms(max(1, queue.num_decoding(now_s)))
     behind = [one for one in queues if one is not queue and accounts.of(queue) - accounts.of(one) > tolerance_ms]
@@ -100,7 +101,7 @@ class _Forward:
         self._beside = _beside(now_s, queue, queues) if len(queues) > 1 else Beside()
 
     def choose(self, steps: list[Pending]) -> tuple[list[Chunk], float]:
-        """Its chunks; or none, and until when to wait for more."""
+        """What it runs; nothing, and until when to wait, if it pays to wait for more."""
         now_s = self._now_s
         steps, until_s = self._without_rests(steps)
         decodes = [pending for pending in steps if pending.is_decode]
@@ -154,9 +155,9 @@ class _Forward:
         return self._within_limits(decodes, size), now_s
 
     def _until_decodes(self, decoding: Sequence[HeldRows]) -> float:
-        """Until when a chunk waits for decodes that are all away but due: beside them it costs less, and before them it would delay all.
+        """Until when a prefill chunk waits for decodes that are due, if none has come: beside them it costs less; alone it delays them.
 
-        Over several hops it does not wait: while they are at the next one, the device would be idle.
+        Over several hops it does not wait: while the sessions are at the next hop, the device would be idle.
         """
         queue = self._queue
         if any(session.num_hops > 1 for session in decoding):
@@ -215,11 +216,8 @@ def _beside(now_s: float, queue: HostQueue, queues: Sequence[HostQueue]) -> Besi
     )
 
 
-_session: Callable[[Pending], HeldRows] = attrgetter("request.session")
-
-
 def _oldest_of_each_session(waiting: Iterable[Pending]) -> list[Pending]:
     first: dict[HeldRows, Pending] = {}
     for pending in waiting:
-        first.setdefault(_session(pending), pending)
+        first.setdefault(pending.request.session, pending)
     return list(first.values())

@@ -1,7 +1,7 @@
 """What a device is asked to do: one frozen type a kind.
 
-A request never changes. How far it is belongs to the scheduler (`pending.py`), and its outcome is one future. `Warmup` is
-asked for by no session: the scheduler gives it out while nothing waits. Training adds kinds here (forward, backward, update).
+A request never changes. How far it is belongs to the scheduler (`pending.py`), and its outcome is one future. Training adds kinds
+here (forward, backward, update).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class HeldRows:
     engine: Engine | None = None
     """Of the blocks that it runs; None = of all that its host serves."""
     num_tokens: int = 0
-    """Of all rows, after the last forward."""
+    """Of all its sequences, after the last forward."""
     worked_in: int = 0
     """The period of `WorkCounter` in which it was counted last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """Row operations, then `counts[i]` new tokens of row i through the session's blocks. Its outcome is what `spec` asks for."""
+    """Operations on sequences, then `counts[i]` new tokens of sequence i through the session's blocks. Outcome: what `spec` asks for."""
 
     session: HeldRows
     ops: Sequence[Op] = ()
@@ -47,35 +47,28 @@ class Step:
     values: Tensor
     """[T, …] as `spec` says, T = sum(counts)."""
     positions: Tensor | None = None
-    """[T]; None = counted on from each row's length."""
+    """[T]; None = counted on from each sequence's length."""
     spec: StepSpec = PASS_ON
     expires_s: float = math.inf
     """On the device's clock: too late to begin, or to go on with the next prefill chunk."""
     is_whole: bool = False
-    """It must not be cut: here a row that goes on costs more than one that begins."""
+    """It must not be cut: here a sequence that goes on costs more than one that begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Clear:
-    """Give all rows of the session back."""
+    """Give all sequences of the session back."""
 
     session: HeldRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fork:
-    """Give all rows of the session back, and begin with copies of those of `source`, which runs the same blocks."""
+    """Give all sequences of the session back, and begin with copies of those of `source`, which runs the same blocks."""
 
     session: HeldRows
     source: HeldRows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Warmup:
-    """Make later forwards faster (capture one graph); it takes as long as some forwards and changes no row."""
-
-
 Request: TypeAlias = Step | Clear | Fork
 """What a session asks for, and waits for in the queue."""
-
-Work: TypeAlias = Request | Warmup
