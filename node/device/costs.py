@@ -1,9 +1,9 @@
-"""What a forward costs here: milliseconds of a batch of decodes, and of one token of a prompt, learnt from the forwards that ran.
+"""Measured costs of a forward: a batch of decodes, a prompt token.
 
 Decodes: a line over their number, by least squares in which older forwards count less and less. Most of a small batch is fixed (the
-weights are read once for all), so the slope is what tells whether rows share well. Prompts: what a forward took beyond its decodes, or,
-without any, beyond what one row takes, by token, over the last few pieces; it follows a context that grows by itself. (If a piece bore
-what every forward costs, small pieces would look dear and be cut smaller still, down to a token each: docs/log.md.)
+weights are read once for all), so the slope tells how much a batch saves. Prompts: the time of a forward beyond its decodes (beyond one
+decode if it has none), per token, over the last few prefill chunks; this follows a context that grows. (If a prefill chunk had to bear
+the fixed part, small ones would look expensive and be cut smaller still, down to a token each: docs/log.md.)
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from dataclasses import dataclass, replace
 KEPT = 0.98
 """Weight that a forward of decodes keeps with every later one: the last fifty count."""
 KEPT_OF_PIECES = 0.7
-"""As above, of prompts' pieces: the last three or four count."""
+"""The same for prefill chunks: the last three or four count."""
 
 OUTLIER = 3.0
-"""A forward that takes longer than so many times what was expected says more about the machine than about itself."""
+"""A forward counts as at most so many times its expected time: the rest is the machine's."""
 NUM_TRUSTED = 5.0
-"""From so many forwards on an expectation is one."""
+"""Forwards after which the expected time is used."""
 
 PRIOR_SHARE = 0.5
-"""Before batches of different sizes were seen: the share of a forward's time that grows with its rows."""
+"""Before batches of different sizes were seen: the share of a forward's time that grows with its decodes."""
 PRIOR_WEIGHT = 0.25
-"""How much spread in their sizes outweighs what was known of the slope: while all are of one size, it stays."""
+"""Variance of batch sizes that counts as much as the slope before: while all batches have one size, the slope stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What was learnt so far. `learn` gives what is known after one forward more."""
+    """All measurements so far. `learn` returns them with one more forward."""
 
     weight: float = 0.0
-    """Forwards of decodes that count, older ones less."""
+    """Forwards of decodes, older ones counted as less."""
     rows: float = 0.0
     ms: float = 0.0
     """Means of the decodes in them and of their milliseconds."""
     spread: float = 0.0
     shared: float = 0.0
-    """Variance of rows, and covariance with milliseconds."""
+    """Variance of the number of decodes, and its covariance with milliseconds."""
     slope: float | None = None
-    """Milliseconds of one more row."""
+    """Milliseconds of one more decode."""
     most_rows: int = 0
     """Most decodes that ever shared a forward."""
     piece_tokens: float = 0.0
     piece_ms: float = 0.0
-    """Sums over the last pieces of prompts."""
+    """Sums over the last prefill chunks."""
 
     @property
     def token_ms(self) -> float | None:
@@ -75,7 +75,7 @@ class Costs:
         return replace(
             self,
             weight=weight, rows=rows, ms=mean_ms, spread=spread, shared=shared,
-            slope=min(max(slope, 0.0), mean_ms / rows),  # more rows are never faster, nor dearer than one by one
+            slope=min(max(slope, 0.0), mean_ms / rows),  # more decodes are never faster, and never slower than one by one
             most_rows=max(self.most_rows, num_rows),
         )  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""Whose turn it is: device time shared by clients, and a client's share by its sessions, each in proportion to its priority.
+"""Order of turns: device time is shared by clients and priorities.
 
-Every account has a *virtual time*: the milliseconds that it was served, divided by its weight. Whoever has the least goes next, so that
-over time all who want more get the same; a client with a hundred sessions gets what a client with one gets. An account that wanted
-nothing for a while starts again at the present, so that nobody saves up turns and then holds the device.
+A client's share is divided among its sessions, each in proportion to its priority. Every account has a *virtual time*: the milliseconds
+that it was served, divided by its weight. The account with the least goes next, so that over time all that want more get the same; a client
+with a hundred sessions gets as much as a client with one. An account that wanted nothing for a while starts again at the present, so that
+no client can save up turns and then hold the device.
 
 Source: start-time fair queueing (Goyal, Vin, Cheng 1996, https://doi.org/10.1145/248156.248171), in two levels.
 """
@@ -14,10 +15,10 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 HALVING = 10
-"""A priority lower by so much has half the weight: nobody is ever shut out, and -100 gets a thousandth."""
+"""A priority lower by so much has half the weight: no step waits forever, and -100 gets a thousandth."""
 
 MAX_IDLE = 256
-"""Accounts of those who want nothing that are kept; more are settled in one go."""
+"""Accounts that are kept although they want nothing; if there are more, all that are behind the present are forgotten."""
 
 
 def weight_of(priority: int) -> float:
@@ -89,7 +90,7 @@ class Ledger:
         self._sessions.setdefault(client, Accounts()).charge(session, ms)
 
     def order(self, claims: Sequence[Claim]) -> list[int]:
-        """All claims, by index, in the order of their turns: as if each that is taken had been charged when the next is chosen. Pure."""
+        """All claims, by index, in the order of service: as if each that is taken had been charged when the next is chosen. Pure."""
         by_client: dict[Hashable, list[int]] = {}
         for index, claim in enumerate(claims):
             by_client.setdefault(claim.client, []).append(index)

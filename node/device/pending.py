@@ -26,7 +26,7 @@ class Pending:
     at: int = 0
     """Tokens that were run in earlier forwards."""
     is_entered: bool = False
-    """Its operations were done, and its rows are there."""
+    """Its operations were done, and its sequences are there."""
     is_cancelled: bool = False
     """Its caller does not wait any more."""
     outputs: list[Output] = field(default_factory=list, repr=False)
@@ -34,7 +34,7 @@ class Pending:
     num_tokens: int = field(init=False, default=0)
     is_decode: bool = field(init=False, default=False)
     copies: bool = field(init=False, default=False)
-    """May its operations copy rows?"""
+    """May its operations copy sequences?"""
     weight: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Chunk:
         return self.at + self.size == self.pending.num_tokens
 
     def counts(self) -> list[int]:
-        """Its tokens of each row."""
+        """Its tokens of each sequence."""
         if self.size == self.pending.num_tokens:
             return list(self.step.counts)
         counts, begin = [], 0

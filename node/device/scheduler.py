@@ -1,6 +1,7 @@
-"""The queue of a device: requests of all its hosts wait here until the device's thread takes them.
+"""The queue of a device: all requests of its hosts.
 
-It keeps the state, and `schedule.py` decides. Submitting and cancelling belong to event loops, the rest to the device's thread.
+They wait here until the device's thread takes them. `Scheduler` keeps the state, `schedule.py` decides. `submit` and `cancel` are called
+in event loops, the rest in the device's thread.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ MAX_WAITING = 1_024
 """Steps of one host that wait at most; the next one is refused."""
 
 AWAY_SHARE = 0.3
-"""Weight of the newest of a session's absences."""
+"""Weight of the newest of a session's inter-arrival times."""
 
 LEAST_WAIT_S = 1e-4
 
 
 class Scheduler:
-    """Requests in, decisions out; what a decision gives out is out of the queue, and comes back by `finished` if more of it is left."""
+    """Requests in, decisions out; a request in a decision has left the queue, and `finished` puts it back if more of it is left."""
 
     def __init__(self, clock: Callable[[], float] = SYSTEM.now_s, max_waiting: int = MAX_WAITING) -> None:
         self._clock, self._max_waiting = clock, max_waiting
@@ -60,7 +61,7 @@ class Scheduler:
             self._ready.notify()
 
     def submit(self, queue: HostQueue, request: Request, future: asyncio.Future[Output] | None = None) -> Pending:
-        """Queue a request; OverloadedError if too many wait or the host is leaving. Rows may always be given back until `close`."""
+        """Queue a request; OverloadedError if too many wait or the host is leaving. A `Clear` is taken at any time until `close`."""
         pending = Pending(request, future)
         with self._ready:
             is_full = len(queue.waiting) >= self._max_waiting and pending.is_step
@@ -75,7 +76,7 @@ class Scheduler:
         return pending
 
     def cancel(self, queue: HostQueue, pending: Pending) -> None:
-        """Its caller does not wait any more: what is left of it is not run. Its session's rows must be given back then."""
+        """Its caller does not wait any more: what is left of it is not run. A `Clear` of its session must follow."""
         with self._ready:
             pending.is_cancelled = True
             if any(other is pending for other in queue.waiting):
@@ -118,7 +119,7 @@ class Scheduler:
             _forget_idle(queue, now_s)
 
     def account(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float) -> None:
-        """The forward took `ms`: learn from it and charge for it, after its sessions are told and before the next choice."""
+        """The forward took `ms`: update costs and accounts, after its sessions are told and before the next choice."""
         with self._ready:
             self._rest_after(queue, chunks, ms, queue.free_s)
             self._charge_host(queue, ms)
@@ -133,18 +134,18 @@ class Scheduler:
             self._rest(queue, session.client, ms, self._clock())
 
     def forget(self, queue: HostQueue, session: HeldRows) -> None:
-        """The session has given its rows back: it is not expected any more."""
+        """The session holds nothing any more: no decode of it is expected."""
         with self._ready:
             queue.decoding.pop(session, None)
             queue.last.pop(session, None)
 
     def stop_warming_up(self, queue: HostQueue) -> None:
-        """Nothing more is to be won there."""
+        """It has nothing left to warm up."""
         with self._ready:
             queue.may_warm_up = False
 
     def next_to_warm_up(self) -> HostQueue | None:
-        """A host that may become faster; its turn has come."""
+        """A host that may become faster: the first one."""
         with self._ready:
             return next((queue for queue in self._queues if queue.may_warm_up), None)
 
@@ -163,14 +164,14 @@ class Scheduler:
             queue.ended.set()
 
     def _charge_host(self, queue: HostQueue, ms: float) -> None:
-        """A host whose sessions are away for a moment keeps its claim; one that was idle for ACTIVE_S saves up nothing."""
+        """A host whose sessions all wait for their clients keeps its claim; one that was idle for ACTIVE_S saves up nothing."""
         if len(self._queues) > 1:
             now_s = self._clock()
             self._served.advance([one for one in self._queues if one is queue or one.waiting or one.active(now_s)])
             self._served.charge(queue, ms)
 
     def _rest_after(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float, now_s: float) -> None:
-        """Engines that share rows copy them in the forward that writes: what it took beyond its tokens was that."""
+        """Engines that share pages copy them in the forward that writes: the time beyond that of its tokens went into copies."""
         copying = [chunk.step.session.client for chunk in chunks if chunk.pending.copies]
         if copying:
             costs, num_decodes = queue.costs, sum(chunk.size for chunk in chunks if chunk.pending.is_decode)
@@ -188,7 +189,7 @@ class Scheduler:
 
 
 def _note_absence(queue: HostQueue, session: HeldRows, came_s: float) -> None:
-    """A session's next decode has come: how long was it away?"""
+    """A session's next decode has come: note the time since its last one."""
     last = queue.last.get(session, NEVER)
     if last.done_s is not None:
         away_s = came_s - last.done_s

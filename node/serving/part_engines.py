@@ -42,7 +42,7 @@ class _Part:
 
 
 class PartEngines:
-    """`take` and `give_back` belong to one event loop; the rest to whoever runs a batch."""
+    """`take` and `give_back` belong to one event loop; the rest to the thread that runs batches."""
 
     def __init__(self, whole: Engine, memory: Memory, make: MakePart | None = None) -> None:
         """memory: of the device. make: None = only all blocks together can be run here."""
@@ -100,9 +100,9 @@ class PartEngines:
         users += Counter()  # forgets clients that use it no more
 
     def practise(self) -> bool:
-        """One lesson for one engine; False: there is nothing more to be won."""
+        """Capture one graph of one engine; False: no engine has one left to capture."""
         for engine in (self.whole, *(part.engine for part in self._parts.values())):
-            self._memory.lend(engine)  # it needs a row for a while
+            self._memory.lend(engine)  # a capture needs a sequence for a while
             if engine.practise():
                 return True
         return False
@@ -124,7 +124,7 @@ class PartEngines:
             raise InternalError(f"no engine of blocks {blocks}: {type(error).__name__}; the peer's log says more") from error
 
     def _idle(self, parts: dict[Span, _Part]) -> Span | None:
-        """The part that makes room for one more; None where there is room. OverloadedError where all are in use."""
+        """The part that must go before one more is made; None if none must. OverloadedError if sessions use all of them."""
         if len(parts) < MAX_PARTS:
             return None
         for blocks, part in parts.items():

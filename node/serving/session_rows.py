@@ -24,7 +24,7 @@ class SessionRows:
     """`step` and `fork`, then `clear`: each waits for its turn on the device."""
 
     def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1, part: Span | None = None) -> None:
-        """client: who pays for it, in turns and in memory. num_hops: of its route. part: its blocks, where they are not all of ours."""
+        """client: who pays for it, in turns and in memory. num_hops: of its route. part: its blocks; None = all of the host's."""
         self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
         self._pending: Pending | None = None

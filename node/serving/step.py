@@ -37,14 +37,14 @@ def forward(engine: Engine, ends: Ends | None, batch: Batch) -> list[Output]:
 
 
 def rewind(engine: Engine, rows: Sequence[Row], lengths: Sequence[int]) -> None:
-    """Take back what a failed forward had appended before it failed; raises where the engine cannot."""
+    """Take back what a failed forward had appended before it failed; raises if the engine cannot."""
     for row, length in zip(rows, lengths, strict=True):
         if row.length != length:
             engine.crop(row, row.length - length)
 
 
 def check_size(step: Step, num_tokens: int, rows: Sequence[Row], max_positions: int | None) -> None:
-    """BadRequestError for what would cost every session here: a step without end, or places for which the model has no table.
+    """BadRequestError for a step that would harm every session here: too many tokens, or positions for which the model has no table.
 
     A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
     """
