@@ -17,7 +17,7 @@ from node.cli.text import TextOut
 from node.cli.waiting import shown
 from swarm import places
 from swarm.places import name_in_swarm
-from swarm.thin.generation import Row, generate
+from swarm.thin.generation import TokenSequence, generate
 from swarm.thin.model import ThinModel, open_model
 from swarm.thin.sampling import Chooser
 from swarm.thin.templates import Message, conversation_ids
@@ -53,7 +53,7 @@ class ThinSpeaker:
         self.settings = model.defaults.settings
         sampling.check(self.settings)
         self._chooser = Chooser(model.defaults.sampling(sampling.wanted, sampling.seed))
-        self._row: Row | None = None
+        self._sequence: TokenSequence | None = None
         self._task: asyncio.Task[Any] | None = None
         self._is_stopped = False
 
@@ -67,7 +67,7 @@ class ThinSpeaker:
 
     @property
     def journey(self) -> Any:
-        return None if self._row is None else self._row.session
+        return None if self._sequence is None else self._sequence.session
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -95,16 +95,16 @@ class ThinSpeaker:
         return await coroutine
 
     async def _answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
-        row = self._row = self._row or self._model.start()
-        propose, before = self._sampling.speculation.proposer(), row.trips
+        sequence = self._sequence = self._sequence or self._model.start()
+        propose, before = self._sampling.speculation.proposer(), sequence.trips
         out.put(ids)
-        async with aclosing(generate(row, ids, self._chooser, self._model.limits(max_new_tokens), propose)) as tokens:
+        async with aclosing(generate(sequence, ids, self._chooser, self._model.limits(max_new_tokens), propose)) as tokens:
             async for token in tokens:
                 out.put([token])
                 if out.is_stopped:
                     break
         out.end()
-        return None if propose is None else row.trips - before
+        return None if propose is None else sequence.trips - before
 
     def stop_now(self) -> None:
         self._is_stopped = True
@@ -112,6 +112,6 @@ class ThinSpeaker:
             self._runner.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def forget(self) -> None:
-        row, self._row = self._row, None
-        if row is not None:
-            self._runner.run(self._model.end(row))
+        sequence, self._sequence = self._sequence, None
+        if sequence is not None:
+            self._runner.run(self._model.end(sequence))

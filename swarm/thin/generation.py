@@ -34,7 +34,7 @@ class Output(Protocol):
 
 
 class Steps(Protocol):
-    """What a `Row` needs of `swarm.inference.session.Session`."""
+    """What a `TokenSequence` needs of `swarm.inference.session.Session`."""
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = ...,
@@ -53,7 +53,7 @@ class Limits:
     """Longest sequence that the model takes; None = not known here."""
 
 
-class Row:
+class TokenSequence:
     """The tokens of one sequence at every hop. After an exception its session is of no use: close it."""
 
     def __init__(self, session: Steps) -> None:
@@ -100,24 +100,24 @@ def _positions(output: Output, want: int) -> list[Position]:
 
 
 async def generate(
-    row: Row, prompt: Sequence[int], chooser: Chooser, limits: Limits, propose: Proposer | None = None
+    sequence: TokenSequence, prompt: Sequence[int], chooser: Chooser, limits: Limits, propose: Proposer | None = None
 ) -> AsyncGenerator[int, None]:
     """Continue `prompt`, of which the sequence may hold a beginning already. The last token given out is not fed."""
     if not prompt:
         raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
     left = _num_allowed(len(prompt), limits)
-    row.cut_back(prompt)
-    said, new = list(prompt), list(prompt[len(row.held) :])
+    sequence.cut_back(prompt)
+    said, new = list(prompt), list(prompt[len(sequence.held) :])
     while True:
         guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
-        logits = await row.feed([*new, *guesses], 1 + len(guesses), chooser.sampling.asks)
+        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), chooser.sampling.asks)
         for number, position in enumerate(logits):
             token = chooser.choose(position, said)
             said.append(token)
             left -= 1
             is_right = number < len(guesses) and guesses[number] == token
             if token in limits.ends or not left or not is_right:
-                row.forget(len(guesses) - number)  # a guess that was right and ends the answer is not kept either
+                sequence.forget(len(guesses) - number)  # a guess that was right and ends the answer is not kept either
                 new = [token]
             yield token
             if token in limits.ends or not left:

@@ -29,7 +29,7 @@ from swarm.routing.router import Router
 from swarm.suggestion import NodeCommand
 from swarm.thin import model_lookup
 from swarm.thin.defaults import Defaults, read_defaults
-from swarm.thin.generation import Limits, Row
+from swarm.thin.generation import Limits, TokenSequence
 from swarm.thin.peer import ThinPeer
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
@@ -60,19 +60,19 @@ class ThinModel:
         self._router = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer))
         self._sessions: list[Session] = []
 
-    def start(self) -> Row:
+    def start(self) -> TokenSequence:
         """A sequence without tokens, in a session of its own; nothing is sent before its first step."""
         session = Session(self._router, Links(self._peer.pool), self._peer.identity, self._config, self._waits)
         self._sessions.append(session)
-        return Row(session)
+        return TokenSequence(session)
 
     def limits(self, max_new_tokens: int) -> Limits:
         """Where an answer of this model ends."""
         return Limits(max_new_tokens=max_new_tokens, ends=self.defaults.ends, max_positions=self.defaults.max_positions)
 
-    async def end(self, row: Row) -> None:
+    async def end(self, sequence: TokenSequence) -> None:
         """Free a sequence's memory at every hop."""
-        session = row.session
+        session = sequence.session
         assert isinstance(session, Session)
         if session in self._sessions:
             self._sessions.remove(session)

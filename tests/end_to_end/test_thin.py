@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
-from swarm.thin.generation import Limits, Row, generate
+from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 from tests.end_to_end.test_families import _KillAfter
 from tests.end_to_end.wire import WireSwarm
@@ -143,7 +143,9 @@ def test_the_torch_free_client_says_what_transformers_says(
         config = SessionConfig(hidden_size=1, vocab_size=256, chunk_tokens=8)
         session = Session(swarm.toys.router, Links(swarm.toys.pool), swarm.toys.identity, config)
         try:
-            stream: AsyncIterator[int] = generate(Row(session), prompt, Chooser(sampling), Limits(max_new_tokens=NEW), propose)
+            stream: AsyncIterator[int] = generate(
+                TokenSequence(session), prompt, Chooser(sampling), Limits(max_new_tokens=NEW), propose
+            )
             return [token async for token in stream]
         finally:
             await session.close()

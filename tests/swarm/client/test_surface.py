@@ -77,14 +77,14 @@ OTHERS = {
     "RemoteCache.step": "(request, columns)",
     "RemoteCache.update": "(*args, **kwargs)",
     "ThinModel.close": "()",
-    "ThinModel.end": "(row)",
+    "ThinModel.end": "(sequence)",
     "ThinModel.limits": "(max_new_tokens)",
     "ThinModel.start": "()",
     "open_model": (
         "(name, *, peers, root, swarm='public', dtype='auto', route_timeout_s=60.0, priority=0, find=…, waits=None, entry=…, "
         "accept_new_weights=False)"
     ),
-    "generate": "(row, prompt, chooser, limits, propose=None)",
+    "generate": "(sequence, prompt, chooser, limits, propose=None)",
 }
 """What its methods return, and what a thin client calls -> the arguments."""
 

@@ -11,7 +11,7 @@ import pytest
 from protocols.errors import BadRequestError
 from protocols.inference import PASS_ON, Crop, Op, StepSpec
 from protocols.tensors import WireTensor
-from swarm.thin.generation import Limits, Proposer, Row, generate
+from swarm.thin.generation import Limits, Proposer, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 
 VOCABULARY = 50
@@ -50,10 +50,10 @@ class Hops:
             self.tokens.append(token)
             if number < counts[0] - want:
                 continue
-            row = logits_after(self.tokens)
-            best = sorted(range(VOCABULARY), key=lambda token: (-row[token], token))[: top or VOCABULARY]
+            scores = logits_after(self.tokens)
+            best = sorted(range(VOCABULARY), key=lambda token: (-scores[token], token))[: top or VOCABULARY]
             chosen = best if result == "top" else range(VOCABULARY)
-            values += struct.pack(f"<{len(chosen)}f", *(row[token] for token in chosen))
+            values += struct.pack(f"<{len(chosen)}f", *(scores[token] for token in chosen))
             ids += struct.pack(f"<{len(chosen)}i", *chosen)
         self.steps.append((counts[0], want, result))
         width = top or VOCABULARY
@@ -67,16 +67,16 @@ async def answer(
     sampling: TokenSampling,
     limits: Limits,
     propose: Proposer | None = None,
-    row: Row | None = None,
+    sequence: TokenSequence | None = None,
 ) -> list[int]:
-    return [token async for token in generate(row or Row(hops), prompt, Chooser(sampling), limits, propose)]
+    return [token async for token in generate(sequence or TokenSequence(hops), prompt, Chooser(sampling), limits, propose)]
 
 
 def greedily(prompt: Sequence[int], count: int) -> list[int]:
     said = list(prompt)
     for _ in range(count):
-        row = logits_after(said)
-        said.append(max(range(VOCABULARY), key=lambda token: (row[token], -token)))
+        scores = logits_after(said)
+        said.append(max(range(VOCABULARY), key=lambda token: (scores[token], -token)))
     return said[len(prompt) :]
 
 
@@ -109,12 +109,12 @@ async def test_guessing_changes_the_trips_and_never_the_text(sampling: TokenSamp
         right = text[len(said) : len(said) + 4]
         return [token if quality == 2 or (quality == 1 and index < 2) else token + 1 for index, token in enumerate(right)]
 
-    guessed, row = Hops(), None
-    row = Row(guessed)
-    assert await answer(guessed, [3, 1, 4], sampling, limits, propose, row) == expected
+    guessed, sequence = Hops(), None
+    sequence = TokenSequence(guessed)
+    assert await answer(guessed, [3, 1, 4], sampling, limits, propose, sequence) == expected
     assert len(plain.steps) == 24
     assert len(guessed.steps) == {0: 24, 1: 8, 2: 5}[quality]
-    more = await answer(guessed, [*text, 7], sampling, Limits(max_new_tokens=3), None, row)  # the cache is right afterwards
+    more = await answer(guessed, [*text, 7], sampling, Limits(max_new_tokens=3), None, sequence)  # the cache is right afterwards
     assert more == await answer(Hops(), [*text, 7], sampling, Limits(max_new_tokens=3))
 
 
@@ -124,25 +124,27 @@ async def test_an_end_token_ends_it_wherever_it_was_guessed() -> None:
     first = whole.index(end)
     limits = Limits(max_new_tokens=20, ends=frozenset([end]))
     hops = Hops()
-    row = Row(hops)
+    sequence = TokenSequence(hops)
     assert (
-        await answer(hops, [3, 1, 4], TokenSampling(), limits, lambda said: whole[len(said) - 3 : len(said) + 5], row)
+        await answer(hops, [3, 1, 4], TokenSampling(), limits, lambda said: whole[len(said) - 3 : len(said) + 5], sequence)
         == whole[: first + 1]
     )
-    row.cut_back([3, 1, 4, *whole[: first + 1], 9])
-    assert row.held == [3, 1, 4, *whole[:first]]
+    sequence.cut_back([3, 1, 4, *whole[: first + 1], 9])
+    assert sequence.held == [3, 1, 4, *whole[:first]]
 
 
 async def test_a_second_turn_feeds_only_what_is_new_and_forgets_what_changed() -> None:
     hops = Hops()
-    row = Row(hops)
-    first = await answer(hops, [3, 1, 4], TokenSampling(), Limits(max_new_tokens=4), row=row)
+    sequence = TokenSequence(hops)
+    first = await answer(hops, [3, 1, 4], TokenSampling(), Limits(max_new_tokens=4), sequence=sequence)
     hops.steps.clear()
     said = [3, 1, 4, *first[:2], 8, 8]  # the last two of the answer are written differently
-    second = await answer(hops, said, TokenSampling(), Limits(max_new_tokens=2), row=row)
+    second = await answer(hops, said, TokenSampling(), Limits(max_new_tokens=2), sequence=sequence)
     assert hops.steps[0] == (2, 1, "top") and second == greedily(said, 2)
     hops.steps.clear()
-    again = await answer(hops, said, TokenSampling(), Limits(max_new_tokens=2), row=row)  # nothing new: the last is fed again
+    again = await answer(
+        hops, said, TokenSampling(), Limits(max_new_tokens=2), sequence=sequence
+    )  # nothing new: the last is fed again
     assert hops.steps[0] == (1, 1, "top") and again == second
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.thin.generation import Limits, Row, generate
+from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.lookup import Lookup, following, run_length
 from swarm.thin.sampling import Chooser, TokenSampling
 from tests.swarm.thin.test_generation import Hops
@@ -97,8 +97,8 @@ async def test_an_answer_that_was_guessed_ahead_is_the_answer(sampling: TokenSam
     """Greedy asks for one logit a position; a seed draws once for each token, guessed or not."""
     prompt, limits = [4, 9, 4, 9, 4], Limits(max_new_tokens=60)
     plain, quick, proposer = Hops(), Hops(), Lookup(8)
-    expected = [token async for token in generate(Row(plain), prompt, Chooser(sampling), limits)]
-    assert [token async for token in generate(Row(quick), prompt, Chooser(sampling), limits, proposer)] == expected
+    expected = [token async for token in generate(TokenSequence(plain), prompt, Chooser(sampling), limits)]
+    assert [token async for token in generate(TokenSequence(quick), prompt, Chooser(sampling), limits, proposer)] == expected
     assert any(right for _, right in proposer.runs) and any(right < guessed for guessed, right in proposer.runs)
     assert len(quick.steps) < len(plain.steps) == 60
     assert quick.tokens == plain.tokens[: len(quick.tokens)]  # what is held is what was said
