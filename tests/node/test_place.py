@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,9 @@ from node.hosting import HostMaker
 from node.place import Place, Shared
 from node.serving.host import Host
 from protocols.errors import ConfigError
+from protocols.ids import Span
+from protocols.units import Blocks, Ends, Unit
+from swarm.models.checkpoint import open_checkpoint
 from swarm.placement.choose import Capacity
 from swarm.waiting import Waits
 from tests.families import make_checkpoint
@@ -87,3 +91,26 @@ async def test_one_model_under_two_names_is_refused_before_it_is_loaded_again(co
     again = NodeConfig(model=f"{config.model}/../tiny", dtype="float32", data_dir=config.data_dir)
     with pytest.raises(ConfigError, match=r"this node serves tiny@[0-9a-f]{12} already: name each model once"):
         await PlannedPlace(again, both, 1).take()
+
+
+class Wanted:
+    """A source that stops at what it is asked for."""
+
+    async def fetch(self, asked: Sequence[Unit]) -> None:
+        raise Planned(*asked)
+
+
+@pytest.mark.parametrize(("promised_bytes", "beside"), [(0, [Ends()]), (900_000_000, [])])
+async def test_embedding_and_head_are_hosted_only_in_memory_that_nobody_was_promised(
+    promised_bytes: int, beside: list[Unit], config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "room_bytes", lambda device: 900_000_000)
+    unused: Any = None
+    source: Any = Wanted()
+    maker = HostMaker(
+        source=source, checkpoint=open_checkpoint(config.model), presence=unused, device="cpu", device_thread=unused,
+        num_to_load=1, promised_bytes=promised_bytes, dtype="float32", ends=None, on_event=unused, waits=Waits(),
+    )  # fmt: skip
+    with pytest.raises(Planned) as wanted:
+        await maker.make(Span(0, 1))
+    assert wanted.value.args == (Blocks(0, 1), *beside)
