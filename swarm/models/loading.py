@@ -30,7 +30,7 @@ from protocols.words import counted, described
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.parts import SpanParts
-from swarm.models.sharing import check_fit, like, named_tensors, twin
+from swarm.models.sharing import exchange, named_tensors, twin
 from swarm.models.skeleton import Location, causal_config, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
 
@@ -66,10 +66,8 @@ class EndsModel:
         return named_tensors(self.model)
 
     def with_tensors(self, others: Mapping[str, Tensor]) -> EndsModel:
-        """The same ends with copies of these in place of the tensors of those names. BadRequestError if one does not fit."""
-        own = self.tensors()
-        check_fit(own, others)
-        return twin(self, self.model, {id(own[name]): like(own[name], other) for name, other in others.items()})
+        """The same ends with copies of these in place of the tensors of those names; they fit (`check_fit`)."""
+        return exchange(self, self.model, self.tensors(), others)
 
 
 def load_span(checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> SpanModule:

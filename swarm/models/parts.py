@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocols.ids import Span
-from swarm.models.sharing import check_fit, like, named_tensors, twin
+from swarm.models.sharing import exchange, named_tensors, twin
 from swarm.models.skeleton import renumber_caches, shorten
 from swarm.models.span import SpanModule
 
@@ -44,7 +44,5 @@ class SpanParts:
         return {f"{number}.{name}": tensor for number, block in blocks for name, tensor in named_tensors(block).items()}
 
     def with_tensors(self, others: Mapping[str, Tensor]) -> SpanParts:
-        """The same blocks with copies of these in place of the tensors of those names. BadRequestError if one does not fit."""
-        own = self.tensors()
-        check_fit(own, others)
-        return twin(self, self._model, {id(own[name]): like(own[name], other) for name, other in others.items()})
+        """The same blocks with copies of these in place of the tensors of those names; they fit (`check_fit`)."""
+        return exchange(self, self._model, self.tensors(), others)

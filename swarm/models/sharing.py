@@ -1,13 +1,13 @@
 """Copies of loaded modules over the same tensors, except exchanged ones.
 
-Modules carry state of their own: configs, cache indices, hooks, buffers that a forward replaces. A copy has its own of all that, so two
-users of the same numbers cannot disturb each other. Tensors are shared; nothing here writes to one.
+Modules carry state of their own: configs, cache indices, hooks, buffers that a forward replaces or writes to (`inv_freq` of a rope). A copy
+has its own of all that, so two users of the same numbers cannot disturb each other. What a checkpoint stores is shared, and no forward
+writes to it.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -27,9 +27,14 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def twin(holder: T, model: nn.Module, exchanged: Mapping[int, Tensor] | None = None) -> T:
-    """A copy of `holder`, which holds `model`, over the same parameters and buffers; `exchanged`: others, by the id of the old one."""
-    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    """A copy of `holder`, which holds `model`, over the same `named_tensors`; `exchanged`: others, by the id of the old one."""
+    shared = {id(tensor): tensor for tensor in named_tensors(model).values()}
     return copy.deepcopy(holder, {**shared, **(exchanged or {})})
+
+
+def exchange(holder: T, model: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> T:
+    """A copy of `holder`, which holds `model`, with copies of `others`, which fit, in place of its `own` tensors of those names."""
+    return twin(holder, model, {id(own[name]): like(own[name], other) for name, other in others.items()})
 
 
 def check_fit(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:

@@ -127,6 +127,22 @@ def test_a_module_that_serves_can_be_trained_and_serves_on(root: Path, name: str
     assert torch.equal(serve(engine, long), served)
 
 
+def inverse_frequencies(span: SpanModule) -> Tensor:
+    return next(buffer for name, buffer in span.named_buffers() if name.endswith("rotary_emb.inv_freq"))
+
+
+def test_a_long_forward_of_training_changes_no_buffer_of_an_engine(root: Path) -> None:
+    """The long rope writes its frequencies in place, for the longer one of two tables."""
+    _, parts = load_parts(checkpoint_of(root, "long rope"), SPAN, dtype=torch.float32, device=DEVICE)
+    engine, trained = practised(parts), parts.cut(SPAN)
+    serve(engine, noise(SHORT, 5))
+    own = inverse_frequencies(engine._span)  # type: ignore[attr-defined]
+    before = own.clone()
+    gradients(trained, noise(LONG, 6))
+    assert not torch.equal(inverse_frequencies(trained), before), "it was a long one"
+    assert torch.equal(own, before)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_module_that_was_trained_can_serve(root: Path, name: str) -> None:
     checkpoint = checkpoint_of(root, name)
