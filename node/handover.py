@@ -42,13 +42,24 @@ async def begin(host: Host, dispatcher: Opening, presence: Announcing) -> None:
 async def retire(
     host: Host, dispatcher: Opening, presence: Announcing, drain_s: float = DRAIN_S, hurry: asyncio.Event | None = None
 ) -> None:
-    """No new sessions; wait up to `drain_s`, or until `hurry`, for those that are there, and end the rest: they go on at replicas."""
+    """No new sessions; wait up to `drain_s`, or until `hurry`, for those that are there, and end the rest: they go on at replicas.
+
+    The host is ended and dropped also if the swarm cannot be told.
+    """
     host.drain()
-    await presence.tell()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(drain_s):
-            while host.num_sessions and not (hurry and hurry.is_set()):  # noqa: ASYNC110  (sessions end in many ways)
-                await asyncio.sleep(IDLE_CHECK_S)
-    await host.stop()
-    dispatcher.close(host)
-    await presence.drop(host)
+    try:
+        await presence.tell()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                while host.num_sessions and not (hurry and hurry.is_set()):  # noqa: ASYNC110  (sessions end in many ways)
+                    await asyncio.sleep(IDLE_CHECK_S)
+    finally:
+        await _end(host, dispatcher, presence)
+
+
+async def _end(host: Host, dispatcher: Opening, presence: Announcing) -> None:
+    try:
+        await host.stop()
+    finally:
+        dispatcher.close(host)
+        await presence.drop(host)

@@ -20,7 +20,7 @@ from node.presence import Presence
 from node.serving.engine import Engine
 from node.serving.host import Host
 from node.serving.unit_engines import UnitEngines, build
-from node.units.host_units import HostUnits
+from node.units.host_units import HostReadings, HostUnits
 from node.units.loaded import LoadedUnit
 from protocols import units
 from protocols.errors import CacheFullError, ModelNotSupportedError
@@ -71,6 +71,7 @@ class HostMaker:
             block_ms = await asyncio.to_thread(measure_ms, engines.engine) / len(span)
         if engines.ends is None and beside:
             beside, reason = frozenset(), "they cannot be run exactly"
+            engines = replace(engines, units=HostUnits(blocks=blocks), readings=HostReadings(blocks=engines.readings.blocks))
         self.on_event(Event("ends", f"hosted ({engines.ends.mode}): {reason}" if engines.ends else f"not hosted: {reason}"))
         return self._host(engines, self.presence.served(span, self.checkpoint.hidden_size, beside), block_ms)
 
@@ -79,7 +80,7 @@ class HostMaker:
         assert host.engines is not None
         limit_bytes = host.budget_bytes - self.device_thread.memory.used_bytes
         engines = await self._build(host.engines.units, limit_bytes)
-        beside = host.served.beside if engines.ends else frozenset()
+        beside = host.served.beside | units.ENDS if engines.ends else host.served.beside - units.ENDS
         served = replace(host.served, weights=engines.readings.weights, beside=beside)
         return self._host(engines, served, host.block_ms, host.budget_bytes)
 
@@ -93,18 +94,22 @@ class HostMaker:
         return engines
 
     def _host(self, engines: UnitEngines, served: Served, block_ms: float, budget_bytes: int = 0) -> Host:
-        return Host(
-            engines.engine,
-            served,
-            kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, served.span, self._kind),
-            max_positions=self.checkpoint.max_positions,
-            ends=engines.ends,
-            device=self.device_thread,
-            make_part=engines.make_part,
-            engines=engines,
-            block_ms=block_ms,
-            budget_bytes=budget_bytes,
-        )
+        try:
+            return Host(
+                engines.engine,
+                served,
+                kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, served.span, self._kind),
+                max_positions=self.checkpoint.max_positions,
+                ends=engines.ends,
+                device=self.device_thread,
+                make_part=engines.make_part,
+                engines=engines,
+                block_ms=block_ms,
+                budget_bytes=budget_bytes,
+            )
+        except BaseException:
+            engines.readings.close()
+            raise
 
     def room_bytes(self) -> int:
         """What this model may take of the device's memory now, keys and values of all sessions included."""

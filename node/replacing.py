@@ -45,26 +45,45 @@ class Replacer:
         assert host.engines is not None
         self.host, self._units = host, host.engines.units
         self._renew, self._dispatcher, self._presence, self._free_bytes = renew, dispatcher, presence, free_bytes
-        self._drain_s, self._is_serving = drain_s, True
+        self._drain_s = drain_s
         self._leaving: dict[Host, tuple[asyncio.Task[None], asyncio.Event]] = {}
         """Hosts of older versions, the oldest first; the event makes one leave at once."""
         self._turn = asyncio.Lock()
+        self._changing: asyncio.Task[None] | None = None
+        """It has the turn."""
 
     async def replace(self, changes: Changes, weights: Weights) -> None:
         """Serve `weights` from now on: these tensors in place of those of the same names, and the others as they are.
 
-        BadRequestError leaves all as it was. ModelNotSupportedError (no engine is exact with these numbers): the version before goes on,
-        unless the memory holds one only; then the node serves nothing, and the next `replace` may succeed.
+        BadRequestError leaves all as it was. After ModelNotSupportedError (no engine is exact with these numbers) the version before goes
+        on, and the next `replace` follows that one. But if memory holds one version only, the node serves nothing then, and the next
+        `replace` has to give those tensors again. A call that is cancelled after it began is carried out to its end.
         """
-        async with self._turn:
+        await self._turn.acquire()
+        self._changing = asyncio.create_task(self._replace(changes, weights), name="new weights")
+        await asyncio.shield(self._changing)
+
+    async def _replace(self, changes: Changes, weights: Weights) -> None:
+        try:
             self._units.check(changes, weights)
             await self._make_room(changes)
+            old, self.host = self.host, await self._next_host(changes, weights)
+            try:
+                await handover.begin(self.host, self._dispatcher, self._presence)
+            finally:
+                if not old.is_draining:
+                    self._retire(old)
+        finally:
+            self._turn.release()
+
+    async def _next_host(self, changes: Changes, weights: Weights) -> Host:
+        assert self.host.engines is not None
+        try:
             await asyncio.to_thread(self._units.replace, changes, weights)
-            old, self.host = self.host, await self._renew(self.host)
-            await handover.begin(self.host, self._dispatcher, self._presence)
-            if self._is_serving:
-                self._retire(old)
-            self._is_serving = True
+            return await self._renew(self.host)
+        except BaseException:
+            self._units.restore(self.host.engines.readings)
+            raise
 
     async def close(self) -> None:
         """End what is being drained, now; the host of the newest version stays."""
@@ -73,26 +92,35 @@ class Replacer:
                 await self._end(host)
 
     async def _make_room(self, changes: Changes) -> None:
-        for host in [*self._leaving, *([self.host] if self._is_serving else [])]:
-            needed, free = self._units.added_bytes(changes), self._free_bytes()
-            if needed <= free:
+        for host in [*self._leaving, *([] if self.host.is_draining else [self.host])]:
+            if self._has_memory(changes):
                 return
-            log.info("other weights take %d bytes, %d are free: the host of %s is ended", needed, free, host.served.weights)
+            log.info("memory for other weights: the host of %s is ended", host.served.weights)
             await self._end(host)
+        gc.collect()  # what the last one's engine held
+
+    def _has_memory(self, changes: Changes) -> bool:
+        needed = self._units.added_bytes(changes)
+        if needed > self._free_bytes():
+            gc.collect()  # hosts that have ended: modules and configs refer to each other
+        return needed <= self._free_bytes()
 
     def _retire(self, host: Host) -> None:
         hurry = asyncio.Event()
         leaving = handover.retire(host, self._dispatcher, self._presence, self._drain_s, hurry)
-        self._leaving[host] = (asyncio.create_task(leaving, name="old weights"), hurry)
-        self._leaving[host][0].add_done_callback(lambda _: self._leaving.pop(host, None))
+        self._leaving[host] = asyncio.create_task(leaving, name="old weights"), hurry
+        self._leaving[host][0].add_done_callback(lambda task: self._left(host, task))
+
+    def _left(self, host: Host, task: asyncio.Task[None]) -> None:
+        del self._leaving[host]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the host of %s was ended, but not as it should", host.served.weights, exc_info=error)
 
     async def _end(self, host: Host) -> None:
         """Its sessions go on elsewhere, now."""
         if host is self.host:
-            self._is_serving = False
             self._retire(host)
         if host in self._leaving:
             task, hurry = self._leaving[host]
             hurry.set()
             await asyncio.wait([task])
-            gc.collect()  # modules and configs refer to each other

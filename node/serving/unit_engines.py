@@ -1,4 +1,7 @@
-"""What computes with one version of a host's units: engine, ends, engines of parts."""
+"""What computes with one version of a host's units.
+
+An engine of all blocks, embedding and head, and engines of parts.
+"""
 
 from __future__ import annotations
 
@@ -50,5 +53,4 @@ def _own_ends(readings: HostReadings, vocab_size: int) -> tuple[Ends | None, Mod
     try:
         return choose_ends(readings.ends.holding.twin(), vocab_size), None
     except ModelNotSupportedError as error:
-        readings.ends.close()
-        return None, error
+        return None, error.with_traceback(None)  # its frames hold what was tried

@@ -25,7 +25,7 @@ class HostReadings:
     """What one host reads, until its end."""
 
     blocks: Reading[SpanParts]
-    ends: Reading[EndsModel] | None
+    ends: Reading[EndsModel] | None = None
 
     @property
     def weights(self) -> Weights:
@@ -75,6 +75,12 @@ class HostUnits:
         self.check(changes, weights)
         for unit in self._all():
             unit.replace(changes.get(unit.unit, {}), weights)
+
+    def restore(self, readings: HostReadings) -> None:
+        """From now on `read` gives what these hold, as `LoadedUnit.restore` does."""
+        self.blocks.restore(readings.blocks)
+        if self.ends is not None and readings.ends is not None:
+            self.ends.restore(readings.ends)
 
     def _all(self) -> list[LoadedUnit[Any]]:
         return [self.blocks, *([] if self.ends is None else [self.ends])]

@@ -115,6 +115,12 @@ class LoadedUnit(Generic[H]):
             for name in () if is_filled else tensors:
                 copy_into(own[name], tensors[name])
 
+    def restore(self, reading: Reading[H]) -> None:
+        """From now on `read` gives what `reading` holds, an older version. Nothing changes if it is closed."""
+        with self._lock:
+            if reading in self._readings:
+                self._weights, self._holding = reading.weights, reading.holding
+
     @contextmanager
     def write(self, weights: Weights) -> Iterator[dict[str, Tensor]]:
         """Write the next version's numbers, in place, into the tensors that this gives: what an optimizer step does.
@@ -135,7 +141,7 @@ class LoadedUnit(Generic[H]):
                 holding = holding.with_tensors(holding.tensors() if tensors is None else tensors)
             yield holding.tensors(), not in_place
         except BaseException:
-            self._end(is_broken=in_place or self._is_broken)
+            self._end(is_broken=in_place)
             raise
         self._end(is_broken=False, version=(weights, holding))
 
@@ -158,7 +164,9 @@ class LoadedUnit(Generic[H]):
 
     def _check_whole(self) -> None:
         if self._is_broken:
-            raise InternalError(f"{self.unit} holds no version of its weights: a step that wrote to it failed; load it anew")
+            raise InternalError(
+                f"{self.unit} holds no version of its weights: writing in place failed; replace all of its tensors"
+            )
 
     def _close(self, reading: Reading[H]) -> None:
         with self._lock:

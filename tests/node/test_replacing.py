@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import threading
+import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import torch
 
+from node.serving import unit_engines
+from node.serving.engine import choose_engine
 from protocols.errors import BadRequestError, ModelNotSupportedError, NoRouteError
 from protocols.ids import Span
 from protocols.units import Blocks
 from tests.families import make_checkpoint
-from tests.node.versions import Model, Swarm, judge, swarm_of
+from tests.node.versions import PLENTY, Model, Swarm, judge, swarm_of
 
 FIRST, LAST = Span(0, 2), Span(2, 5)
 
@@ -96,8 +102,78 @@ async def test_what_does_not_fit_and_what_no_engine_runs_leave_the_node_serving(
     with pytest.raises(BadRequestError, match="decoder/0:2 is not hosted here"):
         await node.replacer.replace({Blocks(0, 2): {}}, model.weights(1))
     with pytest.raises(ModelNotSupportedError, match="no numbers"):
-        await node.replacer.replace({Blocks(0, 5): {name: torch.full_like(tensor, torch.nan)}}, model.weights(1))
+        nothing = {name: torch.full_like(tensor, torch.nan) for name, tensor in node.unit._holding.tensors().items()}
+        await node.replacer.replace({Blocks(0, 5): nothing}, model.weights(1))
     before = await swarm.ask([7, 8], 6)
+    assert any(tensor.dim() == 1 for tensor in nothing.values()), "the next version leaves those as they were"
     await node.replace(2)
     after = await swarm.ask([7, 8], 6)
     assert (before.number, after.number) == (0, 2) and not judge(model, [before, after], 2).mixed
+
+
+async def test_a_drained_version_is_freed_before_a_serving_one_is_ended(swarm: Swarm) -> None:
+    """Its modules refer to each other: it takes memory until they are collected."""
+    node = await swarm.add(Span(0, 5))
+    first = weakref.ref(next(tensor for tensor in node.unit._holding.tensors().values() if tensor.dim() == 2))
+    gc.disable()
+    try:
+        await node.replace(1)
+        async with asyncio.timeout(30):
+            while node.unit.num_readers > 1:  # noqa: ASYNC110  (it is drained by itself)
+                await asyncio.sleep(0.01)
+        node.replacer._free_bytes = lambda: PLENTY if first() is None else 0
+        asking = asyncio.create_task(swarm.ask([1, 2, 3], 16, pause_s=0.05))
+        await swarm.until_told(1, 2)
+        await node.replace(2)
+        assert (await asking).number == 1 and swarm.num_lost == 0
+    finally:
+        gc.enable()
+
+
+async def test_a_replacement_that_is_cancelled_is_carried_out_and_holds_nothing(
+    swarm: Swarm, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await swarm.add(Span(0, 5))
+    began, may_go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(*args: Any) -> object:
+        loop.call_soon_threadsafe(began.set)
+        assert may_go.wait(30)
+        return choose_engine(*args)
+
+    monkeypatch.setattr(unit_engines, "choose_engine", slow)
+    replacing = asyncio.create_task(node.replace(1))
+    await began.wait()
+    replacing.cancel()
+    await asyncio.wait([replacing])
+    assert replacing.cancelled()
+    may_go.set()
+    await node.replacer.close()
+    assert [host.served.weights for host in node.presence.hosts] == [model.weights(1)] and node.unit.num_readers == 1
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["of the new one", "of the draining"])
+async def test_the_old_version_ends_although_the_swarm_cannot_be_told(
+    swarm: Swarm, model: Model, failing: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await swarm.add(Span(0, 5))
+    own, num_told = node.announce, 0
+
+    async def announce(*args: Any) -> None:
+        nonlocal num_told
+        num_told += 1
+        if num_told == failing:
+            raise ConnectionError("no directory")
+        await own(*args)
+
+    monkeypatch.setattr(node, "announce", announce)
+    if failing == 1:
+        with pytest.raises(ConnectionError, match="no directory"):
+            await node.replace(1)
+    else:
+        await node.replace(1)
+    await node.replacer.close()
+    assert [host.served.weights for host in node.presence.hosts] == [model.weights(1)] and node.unit.num_readers == 1
+    assert ("no directory" in caplog.text) == (failing == 2)
+    assert (await swarm.ask([7, 8], 6)).number == 1

@@ -190,15 +190,21 @@ class Swarm:
         self.nodes.append(node)
         return node
 
-    def newest(self) -> Weights:
-        """The newest weights that a route can be made of."""
+    def newest(self) -> Weights | None:
+        """The newest weights that a route can be made of, if there are any now."""
         spans: dict[Weights, list[Span]] = {}
         for record in self.records.values():
             for one in record.hosted:
                 if one.is_blocks and record.state_of(one) == "serving":
                     spans.setdefault(one.weights, []).append(one.span)
         whole = [weights for weights, found in spans.items() if not path.missing(found, self.model.num_blocks)]
-        return max(whole, key=lambda weights: weights.version)
+        return max(whole, key=lambda weights: weights.version, default=None)
+
+    async def _until_routed(self) -> Weights:
+        async with asyncio.timeout(30):
+            while (weights := self.newest()) is None:  # noqa: ASYNC110  (records change in many ways)
+                await asyncio.sleep(0.01)
+        return weights
 
     def _session(self, weights: Weights) -> Session:
         if weights not in self._routers:
@@ -209,7 +215,7 @@ class Swarm:
     async def ask(self, prompt: list[int], num_tokens: int, pause_s: float = 0.0) -> Answer:
         """A whole answer, from one session; a session that is lost is begun anew."""
         while True:
-            weights = self.newest()
+            weights = await self._until_routed()
             session = self._session(weights)
             try:
                 tokens = await self._told(session, prompt, num_tokens, weights.version, pause_s)
