@@ -73,6 +73,9 @@ class HostQueue:
     is_closed: bool = False
     """Nothing new is taken; what waits is still run."""
     may_warm_up: bool = True
+    """A warm-up may win something."""
+    is_slow_to_warm_up: bool = False
+    """A warm-up took so long that none begins any more."""
     ended: threading.Event = field(default_factory=threading.Event)
     """Set once it is closed and everything has run."""
 

@@ -140,14 +140,27 @@ class Scheduler:
             queue.last.pop(session, None)
 
     def stop_warming_up(self, queue: HostQueue) -> None:
-        """It has nothing left to warm up."""
+        """No warm-up begins there any more."""
         with self._ready:
-            queue.may_warm_up = False
+            queue.is_slow_to_warm_up = True
+
+    def warm_up_again(self, queue: HostQueue) -> None:
+        """There is something to be won there: more graphs, another engine, or a module that was changed."""
+        with self._ready:
+            queue.may_warm_up = True
+            self._ready.notify()
+
+    def begin_warm_up(self) -> HostQueue | None:
+        """A host that may become faster, which is none any more until `warm_up_again`."""
+        with self._ready:
+            if (queue := self.next_to_warm_up()) is not None:
+                queue.may_warm_up = False
+            return queue
 
     def next_to_warm_up(self) -> HostQueue | None:
         """A host that may become faster: the first one."""
         with self._ready:
-            return next((queue for queue in self._queues if queue.may_warm_up), None)
+            return next((queue for queue in self._queues if queue.may_warm_up and not queue.is_slow_to_warm_up), None)
 
     def _choose(self) -> Decision:
         now_s = self._clock()

@@ -76,7 +76,7 @@ class Device:
         return self._config.warm_up_beside_s if self.memory.used_bytes else self._config.warm_up_after_s
 
     def _warm_up(self) -> None:
-        queue = self.scheduler.next_to_warm_up()
+        queue = self.scheduler.begin_warm_up()
         if queue is None:
             return
         started = time.perf_counter()
@@ -85,8 +85,10 @@ class Device:
         except Exception:  # no session asked for it
             log.exception("the engine could not warm up")
             has_more = False
-        if not has_more or time.perf_counter() - started >= self._config.longest_warm_up_s:
+        if time.perf_counter() - started >= self._config.longest_warm_up_s:
             self.scheduler.stop_warming_up(queue)
+        elif has_more:
+            self.scheduler.warm_up_again(queue)
 
     def _run(self, decision: Decision) -> None:
         """Whatever a host raises here is its own fault: the requests fail, and this thread lives."""

@@ -304,7 +304,7 @@ class PackedEngine:
 
     @torch.inference_mode()
     def practise(self) -> bool:
-        count = self._tapes.next_count
+        count = self._tapes.next_count()
         if count is None:
             return False
         parts = _halves(count)
@@ -319,7 +319,7 @@ class PackedEngine:
         finally:
             for row in rows:
                 self.close(row)
-        return self._tapes.next_count is not None
+        return self._tapes.next_count() is not None
 
     def _reserved(self, rows: Sequence[PackedRow], counts: Sequence[int]) -> list[tuple[PackedRow, int]]:
         items = list(zip(rows, counts, strict=True))

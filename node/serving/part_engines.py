@@ -44,10 +44,12 @@ class _Part:
 class PartEngines:
     """`take` and `give_back` belong to one event loop; the rest to the thread that runs batches."""
 
-    def __init__(self, whole: Engine, memory: Memory, make: MakePart | None = None) -> None:
-        """memory: of the device. make: None = only all blocks together can be run here."""
+    def __init__(
+        self, whole: Engine, memory: Memory, make: MakePart | None = None, on_add: Callable[[], None] = lambda: None
+    ) -> None:
+        """memory: of the device. make: None = only all blocks together can be run here. on_add: there is one more engine to `practise`."""
         self.whole = whole
-        self._memory, self._make = memory, make
+        self._memory, self._make, self._on_add = memory, make, on_add
         self._parts: dict[Span, _Part] = {}
         """Oldest use first. Replaced and never changed, since two threads read it."""
         self._making = asyncio.Lock()
@@ -90,6 +92,7 @@ class PartEngines:
             part = _Part(await asyncio.to_thread(self._made, blocks))
             idle = self._idle(self._parts)
             self._parts = {**{other: held for other, held in self._parts.items() if other != idle}, blocks: part}
+            self._on_add()
         finally:
             loop.call_later(loop.time() - began_s, self._making.release)
 

@@ -63,7 +63,7 @@ class Runner:
         device: shared with other hosts; None = its own.
         """
         self.engine, self.ends, self.device = engine, ends, device or Device()
-        self.engines = PartEngines(engine, self.device.memory, make_part)
+        self.engines = PartEngines(engine, self.device.memory, make_part, self._warm_up_again)
         self._budget_tokens, self._max_positions, self._token_bytes = budget_tokens, max_positions, token_bytes
         self.holdings = Holdings()
         self.work = WorkCounter()
@@ -121,6 +121,9 @@ class Runner:
         """CacheFullError for a new session's first step that cannot succeed: at once, not after a turn in the queue."""
         now_s = self.device.clock.now_s()
         self.device.memory.judge(client, num_tokens * self._token_bytes, num_tokens, now_s, is_new=True)
+
+    def _warm_up_again(self) -> None:
+        self.device.scheduler.warm_up_again(self.queue)
 
     def engine_of(self, session: HeldRows) -> Engine:
         """The engine that runs a session's blocks."""

@@ -6,7 +6,8 @@ to be as close as an engine has to be.
 A model that cannot be recorded is left alone.
 
 A graph holds the model's tensors. It sees what is written to them; if one is exchanged, or a module is put in, all graphs are dropped and
-the model's own forward runs until new ones are captured (`node/units/structure.py`).
+the model's own forward runs (`node/units/structure.py`). The next `learn` captures anew; a host whose warm-up is over has to be asked
+for it (`Scheduler.warm_up_again`).
 """
 
 from __future__ import annotations
@@ -48,9 +49,8 @@ class Tapes:
         self._structure = Structure(model)
         self._tapes: dict[int, Tape] = {}
 
-    @property
     def next_count(self) -> int | None:
-        """The number of tokens to `learn` next; None where there is nothing more to learn."""
+        """The number of tokens to `learn` next; None where there is nothing more to learn. Drops graphs of a model that was changed."""
         self._is_current()
         count = len(self._tapes) + 1
         return count if self.refusal is None and count <= MAX_TOKENS else None
@@ -83,7 +83,8 @@ class Tapes:
         """Are the graphs of the model as it is? If not, they are dropped, and it may be one that can be captured."""
         if self._structure.is_current():
             return True
-        log.info("the model was changed: %s dropped", counted(len(self._tapes), "captured graph"))
+        if self._tapes:
+            log.info("the model was changed: %s dropped", counted(len(self._tapes), "captured graph"))
         self._structure, self._tapes, self.refusal = Structure(self._model), {}, None
         return False
 

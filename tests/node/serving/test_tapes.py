@@ -195,7 +195,7 @@ def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
     tapes = tapes_of(blocks)
     learn(tapes)
     assert tapes.refusal is not None and reason in tapes.refusal
-    assert tapes.next_count is None
+    assert tapes.next_count() is None
     if name != "a buffer written to":
         run(tapes, blocks)
     assert tapes.played == 0

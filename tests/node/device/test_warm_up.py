@@ -1,0 +1,89 @@
+"""When a device warms up its hosts, and when it does so again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+
+from node.device.thread import Device, DeviceConfig
+from node.serving.runner import Runner
+from node.serving.session_rows import SessionRows
+from protocols.ids import PeerId, SessionId, Span
+from tests.swarm.inference.toy import WIDTH, ToyEngine
+
+HOSTED, PART = Span(0, 4), Span(1, 3)
+
+
+class Learning(ToyEngine):
+    """It has `num_graphs` to capture, each in `slow_s`."""
+
+    def __init__(self, span: Span, num_graphs: int, slow_s: float = 0.0) -> None:
+        super().__init__(span)
+        self.num_left, self.slow_s, self.num_asked = num_graphs, slow_s, 0
+        self.is_asked = threading.Event()
+        """Was it asked although it had none left, or slowly?"""
+
+    def practise(self) -> bool:
+        time.sleep(self.slow_s)
+        self.num_asked += 1
+        self.num_left = max(0, self.num_left - 1)
+        if not self.num_left:
+            self.is_asked.set()
+        return self.num_left > 0
+
+
+async def asked(engine: Learning) -> None:
+    assert await asyncio.to_thread(engine.is_asked.wait, 30)
+    engine.is_asked.clear()
+
+
+@asynccontextmanager
+async def runner_of(whole: Learning, part: Learning, longest_s: float = 10.0) -> AsyncIterator[Runner]:
+    config = DeviceConfig(warm_up_after_s=0.0, warm_up_beside_s=0.0, longest_warm_up_s=longest_s)
+    runner = Runner(whole, make_part=lambda span, limit_bytes: part, device=Device(config=config))  # type: ignore[arg-type]
+    runner.start()
+    try:
+        yield runner
+    finally:
+        await runner.stop()
+
+
+async def test_a_host_that_was_warm_captures_the_graphs_of_a_part_too() -> None:
+    whole, part = Learning(HOSTED, num_graphs=3), Learning(PART, num_graphs=2)
+    async with runner_of(whole, part) as runner:
+        await asked(whole)
+        assert whole.num_asked == 3
+        rows = SessionRows(runner, SessionId(bytes(16)), PeerId("client"), part=PART)
+        await rows.step((), [1], torch.zeros(1, WIDTH), None)
+        await asked(part)
+        assert part.num_left == 0
+        await rows.clear()
+
+
+async def test_a_host_warms_up_again_if_it_is_asked_to() -> None:
+    whole = Learning(HOSTED, num_graphs=1)
+    async with runner_of(whole, whole) as runner:
+        await asked(whole)
+        whole.num_left = 3  # its module was changed
+        runner.device.scheduler.warm_up_again(runner.queue)
+        await asked(whole)
+        assert whole.num_asked == 4
+
+
+async def test_a_host_that_warms_up_too_slowly_is_never_asked_again() -> None:
+    slow, other = Learning(HOSTED, num_graphs=9, slow_s=0.5), Learning(HOSTED, num_graphs=1)
+    async with runner_of(slow, slow, longest_s=0.4) as runner:
+        beside = Runner(other, device=runner.device)  # type: ignore[arg-type]
+        beside.start()
+        await asked(other)
+        for _ in range(2):
+            runner.device.scheduler.warm_up_again(runner.queue)
+            runner.device.scheduler.warm_up_again(beside.queue)
+            await asked(other)
+        assert slow.num_asked == 1
+        await beside.stop()
