@@ -31,7 +31,7 @@ FAST_ENOUGH = 1.25
 """A smaller format may take this much longer than float32: it halves the memory that a decoded token reads."""
 
 MATMUL_SIZE = {"cpu": 384, "accelerator": 2_048}
-"""Rows and columns of the matrices that number formats are timed with. An accelerator's time for small ones is all launch."""
+"""Width of the square matrices that number formats are timed with. An accelerator's time for small ones is all launch."""
 
 _ROOT = Path("/")
 _V1_LIMITS = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -97,8 +97,8 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
             continue
         for mount in mounts:
             for folder in _upwards(root / mount, path):
-                if (room := _room_in(folder, *names)) is not None:
-                    yield room
+                if (left := _room_in(folder, *names)) is not None:
+                    yield left
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:

@@ -63,7 +63,7 @@ class Mover:
     """This node's place from its first span on; one move at a time. Whatever fails, what served before the move serves after it."""
 
     host: Host | None
-    """The one that serves; while a move goes on, the old one; None where the memory does not hold both, in between."""
+    """The one that serves; while a move goes on, the old one; None in between if memory does not hold both."""
     presence: Announcing
     dispatcher: handover.Opening
     make: Callable[[Span], Awaitable[Host]]
@@ -98,14 +98,13 @@ class Mover:
                 log.warning("no better place for this node, for now: %s", error)
 
     async def look(self) -> bool:
-        """Look, decide, and move if that is better for all; True where we moved."""
+        """Look, decide, and move if that is better for all. True if this node moved."""
         records = await self.presence.records()
         known = self._standings(records)
         asked = await asyncio.to_thread(watched, self.presence.me, [one.claim for one in known], self.num_blocks)
         await self.liveness.check([record for record in records if record.peer in asked])
-        claims = [
-            one.claim for one in await self._look_again()
-        ]  # asking takes seconds, and another node may have decided meanwhile
+        # Asking takes seconds, and another node may have decided meanwhile.
+        claims = [one.claim for one in await self._look_again()]
         decided = await self._decide(claims)
         if decided is not None:  # a node that would take over our blocks has to show first that it computes them
             decided = await self._decide_with_proofs(records, claims)
@@ -189,7 +188,7 @@ class Mover:
         return await asyncio.to_thread(may_switch, self._ourselves(), move.span, others, self.num_blocks)
 
     async def _leave_then_load(self, move: Move) -> None:
-        """The node serves nothing in between. Where the new span cannot be loaded, the old one is again."""
+        """The node serves nothing in between. If the new span cannot be loaded, the old one is loaded again."""
         await self._give_up()
         try:
             host = await self.make(move.span)

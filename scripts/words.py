@@ -32,6 +32,7 @@ OWN = ("scripts/words.py", "tests/test_words.py")
 CLEAN = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs"),
     *("node/cli", "protocols", "scripts", ":(glob)swarm/*.py", ":(glob)tests/*.py", ":(glob)tests/swarm/*.py"),
+    *("node/units", ":(glob)node/*.py", ":(exclude)node/choosing.py"),
     *("swarm/client", "swarm/dht", "swarm/directory", "swarm/inference", "swarm/lan", "swarm/models", "swarm/placement"),
     *("swarm/routing", "swarm/rpc", "swarm/thin", "swarm/weights", "tests/swarm/directory", "tests/swarm/routing"),
     *("tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/protocols", "tests/swarm/client", "tests/swarm/dht"),
@@ -47,7 +48,7 @@ CLEAN = (
 """Files and folders (as git reads paths) without such words; the list only grows."""
 
 SHORT_FIRST_LINES = (
-    *("node/cli", "protocols", "scripts", ":(glob)swarm/*.py"),
+    *("node/cli", "node/units", ":(glob)node/*.py", "protocols", "scripts", ":(glob)swarm/*.py"),
     *("swarm/client", "swarm/dht", "swarm/directory", "swarm/inference", "swarm/lan", "swarm/models", "swarm/placement"),
     *(
         "swarm/routing",

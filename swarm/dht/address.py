@@ -55,7 +55,7 @@ class PeerAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Does the host mean another machine to each machine that reads it?"""
+        """Is the host a loopback name, which means another machine to each reader?"""
         return is_loopback(self.host)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class PeerAddress:
 
 
 def is_loopback(host: str) -> bool:
-    """Does the host mean the machine that reads it?"""
+    """Is it a loopback address or `localhost`?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

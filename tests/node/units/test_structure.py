@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -148,7 +147,7 @@ def test_a_change_between_two_captures_is_in_neither(checkpoints: Checkpoints) -
     assert engine._tapes.played == TOKENS - 2
 
 
-def test_a_structure_tells_more_and_fewer_parts_from_the_same(tmp_path: Path) -> None:
+def test_a_structure_tells_more_and_fewer_parts_from_the_same() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     structure = Structure(module)
     assert structure.is_current()

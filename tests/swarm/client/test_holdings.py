@@ -1,4 +1,4 @@
-"""A model of embedding and head only says that it is incomplete.
+"""A client model, which holds embedding and head only, says that it is incomplete.
 
 It does so wherever torch or transformers would take these for the whole model.
 """
