@@ -1,4 +1,4 @@
-"""A client model, which holds embedding and head only, says that it is incomplete.
+"""A client model says that it holds embedding and head only.
 
 It does so wherever torch or transformers would take these for the whole model.
 """
