@@ -55,7 +55,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "prefill chunks of {} tokens", DEFAULTS, "PREFILL_CHUNK_TOKENS"),
     (ARCHITECTURE, "Hellos are sent to {} peers at once", "swarm/asking.py", "AT_ONCE"),
     (ARCHITECTURE, "takes a route {:g} s after", "swarm/routing/router.py", "GRACE_S"),
-    (ARCHITECTURE, "within {:g} s of a directory lookup", "swarm/routing/router.py", "FRESH_S"),
+    (ARCHITECTURE, "within {:g} s of a directory lookup", "swarm/routing/shown.py", "FRESH_S"),
     (ARCHITECTURE, "At most {} parts have an engine", "node/serving/part_engines.py", "MAX_PARTS"),
     (ARCHITECTURE, "if {} peers say the same", "swarm/inference/hearsay.py", "AGREED"),
     (ARCHITECTURE, "After {:g} s, or after 20 times", DEFAULTS, "STALL_S"),

@@ -199,7 +199,7 @@ class Legs:
     def _is_well(self, leg: Leg, now_s: float) -> None:
         """What was suspected, refused and lost is settled; those that were tried beside are not needed."""
         leg.has_answered, leg.verdict = True, None
-        self._router.answered(leg.route)
+        self._router.experience.answered(leg.route)
         self._refusals.clear()
         self._given_up.clear()
         while self.rivals:
@@ -224,11 +224,11 @@ class Legs:
     def _blame(self, route: Route, verdict: Verdict) -> None:
         peers = [route[place].peer for place in verdict.places]
         if verdict.kind is Kind.BUSY:
-            self._router.suspect(peers[0])
+            self._router.experience.suspect(peers[0])
         elif verdict.kind is Kind.TORN:
-            self._router.dispute(*peers)
+            self._router.experience.dispute(*peers)
         else:
-            self._router.failed(peers[0], DeadlineError(f"no answer comes through it: it {verdict.kind.value}"))
+            self._router.experience.failed(peers[0], DeadlineError(f"no answer comes through it: it {verdict.kind.value}"))
 
     def late_s(self) -> float:
         """Seconds after which the reply that is awaited is late."""
@@ -322,21 +322,21 @@ class Legs:
         """The request may be at fault: those who refused it may be used for others, if there is no other peer."""
         for refusal in self._refusals:
             for peer in refusal.sayers:
-                self._router.absolve(peer)
-                self._router.suspect(peer)
+                self._router.experience.absolve(peer)
+                self._router.experience.suspect(peer)
         return cause
 
     def _note(self, leg: Leg, loss: Loss) -> None:
         """Whom this loss speaks against."""
         peer, now_s = leg.route[loss.index].peer, self._now_s()
         if isinstance(loss.cause, NonsenseError) and loss.index > 0:
-            self._router.dispute(peer, leg.route[loss.index - 1].peer)
+            self._router.experience.dispute(peer, leg.route[loss.index - 1].peer)
         elif loss.others:
             for place in loss.others:
-                self._router.dispute(peer, leg.route[place].peer)
+                self._router.experience.dispute(peer, leg.route[place].peer)
         else:
-            was_accused = self._router.suspects.strikes(peer, now_s) > 0
-            self._router.failed(peer, loss.cause)
+            was_accused = self._router.experience.suspects.strikes(peer, now_s) > 0
+            self._router.experience.failed(peer, loss.cause)
             if loss.is_told and not was_accused:
                 self.keep(self._ask_the_accused(leg, leg.route, loss), self._inquiries)
 
@@ -347,9 +347,9 @@ class Legs:
             return
         accused = route[loss.index].peer
         log.info("%s: %s answers, though a hop above it says that it is lost", leg, short_peer(accused))
-        self._router.absolve(accused)
+        self._router.experience.absolve(accused)
         for place in suspicion.accusers(words, loss.index):
-            self._router.dispute(route[place].peer, accused)
+            self._router.experience.dispute(route[place].peer, accused)
 
     # --- beside
 

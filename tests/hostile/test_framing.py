@@ -35,11 +35,11 @@ async def accuse(swarm: ToySwarm, span: Span, **how: Any) -> Accuser:
 
 
 def strikes(swarm: ToySwarm, node: Any) -> int:
-    return swarm.router.suspects.strikes(node.identity.peer_id, time.monotonic())
+    return swarm.router.experience.suspects.strikes(node.identity.peer_id, time.monotonic())
 
 
 def is_avoided(swarm: ToySwarm, node: Any) -> bool:
-    return swarm.router.blame.is_avoided(node.identity.peer_id, time.monotonic())
+    return swarm.router.experience.blame.is_avoided(node.identity.peer_id, time.monotonic())
 
 
 async def answered(session: Any) -> None:

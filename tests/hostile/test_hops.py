@@ -196,7 +196,7 @@ async def test_a_session_whose_hops_die_again_and_again_still_answers(swarm: Toy
         if number <= MAX_EPOCHS:
             await node.kill()
             swarm.nodes.remove(node)
-    assert not swarm.router.blame.is_avoided(first.identity.peer_id, time.monotonic())
+    assert not swarm.router.experience.blame.is_avoided(first.identity.peer_id, time.monotonic())
     assert time.monotonic() - began_s >= limits.epochs_s, "nothing slowed them down"
     assert session.replaced == MAX_EPOCHS + 1 and first.engine.used_bytes == MAX_EPOCHS + 2
     await session.close()

@@ -76,7 +76,7 @@ class Shell:
 async def swarm() -> AsyncIterator[LocalSwarm]:
     fresh_seed()
     swarm = LocalSwarm(ToySwarm())
-    swarm.toys.router._directory = swarm
+    swarm.toys.router._shown._directory = swarm
     yield swarm
     await swarm.stop()
 

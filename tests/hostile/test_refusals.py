@@ -49,7 +49,7 @@ async def test_one_hop_s_refusal_ends_nobody_s_request_whatever_its_class(swarm:
     session = swarm.session()
     await answered(session, WHOLE)
     assert liar.refusals == 1 and [hop.peer for hop in session.route] == [honest.identity.peer_id]
-    assert swarm.router.blame.is_avoided(liar.identity.peer_id, time.monotonic())
+    assert swarm.router.experience.blame.is_avoided(liar.identity.peer_id, time.monotonic())
     again = swarm.session()
     await answered(again, WHOLE)
     assert liar.refusals == 1 and again.replaced == 0  # its claims do not win again soon

@@ -109,7 +109,7 @@ async def test_an_answering_peer_that_only_claims_to_be_fast_gets_no_session_of_
     swarm.lies = (loaded(boaster.record(), step_ms=0.01),)
     for _ in range(3):
         other = Session(session._router, Links(swarm.pool), swarm.identity, SessionConfig())
-        await session._router._latency.probe(swarm.lies[0])
+        await session._router.experience.latency.probe(swarm.lies[0])
         await answers_exactly(swarm, other)
         await other.close()
     await session.close()

@@ -52,7 +52,7 @@ async def swallow(swarm: ToySwarm, start: int, stop: int, lie: str) -> Swallower
 
 def is_blamed(swarm: ToySwarm, node: Any) -> bool:
     now_s, peer = time.monotonic(), node.identity.peer_id
-    return swarm.router.blame.is_avoided(peer, now_s) or swarm.router.suspects.strikes(peer, now_s) > 0
+    return swarm.router.experience.blame.is_avoided(peer, now_s) or swarm.router.experience.suspects.strikes(peer, now_s) > 0
 
 
 async def answered(session: Session, spans: list[tuple[int, int]], num_tokens: int = 5, within_s: float = 15.0) -> float:

@@ -165,7 +165,7 @@ async def swarm() -> AsyncIterator[LocalSwarm]:
     fresh_seed()
     toys = ToySwarm()
     swarm = LocalSwarm(toys)
-    toys.router._directory = swarm
+    toys.router._shown._directory = swarm
     yield swarm
     await swarm.stop()
 
@@ -176,14 +176,14 @@ async def test_a_move_for_the_swarms_gain_costs_running_sessions_no_token(swarm:
     (goes,) = [node for node in movers if await is_next(node)]
     staying = [node.peer_id for node in movers if node is not goes]
     for peer in staying:
-        swarm.toys.router.failed(peer, OverloadedError("so that all sessions run over the one that moves"))
+        swarm.toys.router.experience.failed(peer, OverloadedError("so that all sessions run over the one that moves"))
     sessions = [swarm.toys.session() for _ in range(5)]
     rows = [random_tokens(12) for _ in sessions]
     answers = [
         [await ask(session, (), [1], token[None]) for token in row[:6]] for session, row in zip(sessions, rows, strict=True)
     ]
     for peer in staying:
-        swarm.toys.router.blame.forgive(peer, time.monotonic())
+        swarm.toys.router.experience.blame.forgive(peer, time.monotonic())
     assert not any([await node.mover.look() for node in movers]), "the first look only makes up a mind"
     assert [node for node in movers if await node.mover.look()] == [goes] and goes.spans == ["0:2 serving"]
     assert "2.00 times as fast" in goes.events[-1].text and goes.events[-1].kind == "moved"

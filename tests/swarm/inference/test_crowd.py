@@ -227,7 +227,7 @@ async def test_a_node_without_a_place_for_one_more_session_refuses_and_a_replica
     full = await swarm.serve(0, 4, limits=HopLimits(max_sessions=0))
     session = swarm.session()
     opening = asyncio.create_task(ask(session, (), [2], tokens := random_tokens(2)))
-    await until(lambda: isinstance(swarm.router.blame.last_cause, OverloadedError))
+    await until(lambda: isinstance(swarm.router.experience.blame.last_cause, OverloadedError))
     spare = await swarm.serve(0, 4)
     assert torch.allclose(await opening, torch.stack(reference(list(tokens), [(0, 4)])))
     assert full.engine.forwards == 0 and spare.engine.forwards == 1
@@ -249,7 +249,7 @@ async def test_where_memory_is_short_the_client_that_holds_most_gives_way(swarm:
         await ask(greedy[0], (), [2], random_tokens(2))
     await until(lambda: node.engine.used_bytes == 40)
     again = other.session()
-    other.router.blame = type(other.router.blame)()
+    other.router.experience.blame = type(other.router.experience.blame)()
     tokens = random_tokens(30)
     assert torch.allclose(await ask(again, (), [30], tokens), torch.stack(reference(list(tokens), [(0, 4)])))
     await asyncio.gather(*(session.close() for session in (*greedy, modest, again)))

@@ -55,7 +55,9 @@ async def test_a_hop_that_computes_nan_is_replaced_and_the_session_goes_on(swarm
     after = [await ask(session, (), [1], token[None]) for token in tokens[5:]]
     assert torch.allclose(torch.cat([*before, *after]), torch.stack(reference(list(tokens), THIRDS)))
     assert session.replaced == 1 and session.route[where].peer == spare.identity.peer_id
-    assert isinstance(swarm.router.blame.last_cause, InternalError) and "NaN" in str(swarm.router.blame.last_cause)
+    assert isinstance(swarm.router.experience.blame.last_cause, InternalError) and "NaN" in str(
+        swarm.router.experience.blame.last_cause
+    )
     await session.close()
 
 
@@ -204,6 +206,6 @@ async def test_a_client_gives_up_a_first_hop_that_asks_for_the_history_without_e
         await ask(session, (), [1], token[None])
     last = await ask(session, (), [1], tokens[-1:])
     assert torch.allclose(last[0], reference(list(tokens), [(0, 4)])[-1]) and session.replaced == 1
-    assert "again and again" in str(swarm.router.blame.last_cause)
+    assert "again and again" in str(swarm.router.experience.blame.last_cause)
     await answering
     await session.close()

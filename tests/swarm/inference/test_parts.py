@@ -116,7 +116,7 @@ async def test_parts_that_nobody_uses_make_room_and_others_are_refused(swarm: To
     third = part_session(swarm, 2, 3, route_timeout_s=1.0)
     with pytest.raises(NoRouteError, match="runs 2 other parts"):
         await ask(third, (), [3], tokens)
-    swarm.router.blame.forgive(node.identity.peer_id, 0.0)
+    swarm.router.experience.blame.forgive(node.identity.peer_id, 0.0)
     await third.close()
     await first.close()
     await until(lambda: len(node.host.hops) == 1)

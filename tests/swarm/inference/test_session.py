@@ -158,7 +158,7 @@ async def test_full_memory_is_refused_and_a_replica_takes_over(swarm: ToySwarm) 
     await swarm.serve(2, 4)
     assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[5:])]), expected(tokens))
     assert session.replaced == 1
-    assert isinstance(swarm.router.blame.last_cause, CacheFullError)
+    assert isinstance(swarm.router.experience.blame.last_cause, CacheFullError)
     await session.close()
     assert small.engine.used_bytes == 0
 
@@ -181,7 +181,7 @@ async def test_the_end_of_a_hop_left_out_is_not_taken_for_a_loss_of_the_new_one(
     before = await one_by_one(session, tokens[:3])
     await swarm.serve(0, 4)
     assert torch.allclose(torch.cat([before, await one_by_one(session, tokens[3:])]), expected(tokens, [(0, 4)]))
-    assert session.replaced == 1 and isinstance(swarm.router.blame.last_cause, CacheFullError)
+    assert session.replaced == 1 and isinstance(swarm.router.experience.blame.last_cause, CacheFullError)
     await session.close()
     await until(lambda: small.engine.used_bytes == 0)
 
@@ -272,7 +272,7 @@ async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) ->
     await asyncio.wait((late,), timeout=2.7)  # the budget itself, not readiness
     release.set()
     assert torch.allclose(torch.cat([before, await late]), expected(tokens, [(0, 4)]))
-    assert isinstance(swarm.router.blame.last_cause, DeadlineError) and spare.engine.forwards > 0
+    assert isinstance(swarm.router.experience.blame.last_cause, DeadlineError) and spare.engine.forwards > 0
     await held_up
     await asyncio.gather(session.close(), blocker.close())
 

@@ -55,7 +55,7 @@ async def test_hops_that_are_alive_and_say_nothing_are_replaced(swarm: ToySwarm)
     honest = await swarm.serve(0, 4)
     assert torch.allclose(await asking, torch.stack(reference(list(tokens), WHOLE)))
     assert session.route[0].peer == honest.identity.peer_id
-    assert isinstance(swarm.router.blame.last_cause, DeadlineError)
+    assert isinstance(swarm.router.experience.blame.last_cause, DeadlineError)
     await session.close()
 
 
@@ -77,7 +77,7 @@ async def test_the_last_hop_cannot_accuse_the_others(swarm: ToySwarm) -> None:
     await replies.say(accused, accused)
     await replies.say(Reply(session=session.id, epoch=0, step=0, counts=(1,), payload=compression.pack(tokens)))
     assert torch.equal(await asking, tokens)
-    assert session.replaced == 0 and not swarm.router.blame.is_avoided(first.identity.peer_id, 0)
+    assert session.replaced == 0 and not swarm.router.experience.blame.is_avoided(first.identity.peer_id, 0)
     await session.close()
 
 

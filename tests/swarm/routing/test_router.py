@@ -30,9 +30,11 @@ from protocols.records import PeerRecord
 from protocols.units import ENDS, Blocks
 from protocols.weights_id import Weights
 from swarm.asking import AT_ONCE, HELLO_S
+from swarm.routing.experience import WARY_S
 from swarm.routing.offers import Offer, Wish, candidates
 from swarm.routing.regard import Regard
-from swarm.routing.router import FRESH_S, GRACE_S, LOOK_AGAIN_S, WARY_S, Router
+from swarm.routing.router import GRACE_S, LOOK_AGAIN_S, Router
+from swarm.routing.shown import FRESH_S
 from swarm.suggestion import NodeCommand
 from tests.hosting import hosted
 from tests.swarm.inference.toy import new_identity, until
@@ -131,7 +133,7 @@ async def test_dead_peers_are_passed_by_and_blamed() -> None:
     router = swarm.router()
     assert peers_of(await router.find(0)) == [alive.peer]
     now_s = router.clock.now_s()
-    assert router.blame.is_avoided(dead.peer, now_s) and not router.blame.is_avoided(alive.peer, now_s)
+    assert router.experience.blame.is_avoided(dead.peer, now_s) and not router.experience.blame.is_avoided(alive.peer, now_s)
 
 
 async def test_hops_that_hold_the_session_are_kept() -> None:
@@ -146,9 +148,9 @@ async def test_a_failed_peer_is_avoided_while_there_is_another_and_asked_again_w
     swarm = LocalSwarm()
     fast, slow = swarm.add(0, 4, step_ms=0.1), swarm.add(0, 4, step_ms=9.0)
     router = swarm.router()
-    router.failed(fast.peer, PeerUnreachableError("gone"))
+    router.experience.failed(fast.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [slow.peer]
-    router.failed(slow.peer, CacheFullError("no memory"))
+    router.experience.failed(slow.peer, CacheFullError("no memory"))
     assert peers_of(await router.find(5)) == [fast.peer]  # it answers again, so it is forgiven
 
 
@@ -159,7 +161,7 @@ async def test_who_was_seen_a_moment_ago_stands_in_even_if_the_directory_misses_
     router = swarm.router()
     assert peers_of(await router.find(0)) == [first.peer, doomed.peer]
     swarm.peers = (first, doomed)
-    router.failed(doomed.peer, PeerUnreachableError("gone"))
+    router.experience.failed(doomed.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [first.peer, spare.peer]
     assert peers_of(await router.find(0, None, {(first.peer, Span(0, 2))})) == [first.peer, spare.peer]
     assert swarm.snapshots == 2  # in the middle of an answer, what was seen a moment ago is enough
@@ -173,7 +175,7 @@ async def test_a_new_session_goes_by_what_was_seen_a_moment_ago_until_something_
     for _ in range(3):
         assert peers_of(await router.find(0)) == [here.peer]
     assert swarm.snapshots == 1
-    router.failed(here.peer, PeerUnreachableError("gone"))
+    router.experience.failed(here.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) == [elsewhere.peer]
     assert swarm.snapshots == 2
 
@@ -183,7 +185,7 @@ async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
     swarm = LocalSwarm()
     full = swarm.add(0, 4)
     router = swarm.router()
-    router.failed(full.peer, CacheFullError("no memory for 9 tokens"))
+    router.experience.failed(full.peer, CacheFullError("no memory for 9 tokens"))
     with pytest.raises(NoRouteError, match="last failure: no memory for 9 tokens"):
         await router.find(0.6)
     assert peers_of(await router.find(60)) == [full.peer]
@@ -296,15 +298,15 @@ async def test_suspects_are_passed_by_if_there_is_a_way_without_them_and_used_if
     swarm = LocalSwarm()
     accuser, accused, spare = swarm.add(0, 2), swarm.add(2, 4, step_ms=0.1), swarm.add(2, 4)
     router = swarm.router()
-    router.dispute(accuser.peer, accused.peer)
+    router.experience.dispute(accuser.peer, accused.peer)
     assert peers_of(await router.find(0)) == [accuser.peer, spare.peer]
     other = swarm.add(0, 2, step_ms=500.0)
-    router.failed(spare.peer, CacheFullError("full"))
+    router.experience.failed(spare.peer, CacheFullError("full"))
     assert peers_of(await router.find(0)) == [other.peer, accused.peer]
-    router.answered((await router.find(0))[0])
+    router.experience.answered((await router.find(0))[0])
     assert peers_of(await router.find(0)) == [other.peer, accused.peer]  # the accuser is still suspected, the accused is not
     now_s = router.clock.now_s()
-    assert not router.suspects.strikes(accused.peer, now_s) and router.suspects.strikes(accuser.peer, now_s)
+    assert not router.experience.suspects.strikes(accused.peer, now_s) and router.experience.suspects.strikes(accuser.peer, now_s)
 
 
 async def test_a_suspect_loses_even_the_session_that_it_holds() -> None:
@@ -312,7 +314,7 @@ async def test_a_suspect_loses_even_the_session_that_it_holds() -> None:
     accuser, accused, other = swarm.add(0, 2), swarm.add(2, 4), swarm.add(0, 2, step_ms=300.0)
     router = swarm.router()
     await router.find(0)
-    router.dispute(accuser.peer, accused.peer)
+    router.experience.dispute(accuser.peer, accused.peer)
     found = await router.find(0, None, {(accuser.peer, Span(0, 2)), (accused.peer, Span(2, 4))})
     assert peers_of(found) == [other.peer, accused.peer]
 
@@ -325,7 +327,7 @@ async def test_on_a_second_try_nobody_s_announced_speed_counts_who_has_not_answe
     assert route[0].peer in {liar.peer for liar in liars}
     chosen = {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(60)}
     assert honest.peer in chosen and route[0].peer not in chosen and len(chosen) == 3
-    router.answered((replace(route[0], peer=honest.peer),))
+    router.experience.answered((replace(route[0], peer=honest.peer),))
     assert {peers_of(await router.find(0, avoiding={route[0].peer}))[0] for _ in range(20)} == {honest.peer}
 
 
@@ -360,12 +362,12 @@ async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_o
     proven, new = swarm.add(0, 4), swarm.add(0, 4)
     router = swarm.router()
     await router.find(0)
-    router.answered((Hop(proven.peer, (), b"", Blocks(0, 4)),))
+    router.experience.answered((Hop(proven.peer, (), b"", Blocks(0, 4)),))
     for _report in range(2):  # of two sessions: by the second one, it counts as proven no more
-        router.failed(proven.peer, PeerUnreachableError("gone"))
-    assert router._wary_until_s == -math.inf
-    router.failed(new.peer, cause)
-    assert (router._wary_until_s > 0) is isinstance(cause, DeadlineError)
+        router.experience.failed(proven.peer, PeerUnreachableError("gone"))
+    assert router.experience._wary_until_s == -math.inf
+    router.experience.failed(new.peer, cause)
+    assert (router.experience._wary_until_s > 0) is isinstance(cause, DeadlineError)
 
 
 @virtual_time
@@ -375,20 +377,20 @@ async def test_after_one_that_never_computed_has_failed_others_like_it_come_afte
     honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
     router = swarm.router()
     route, _ = await router.find(0)
-    router.answered(route)
+    router.experience.answered(route)
     liars = [swarm.add(0, 4, step_ms=0.01) for _ in range(2)]
     for record in liars:
-        assert await router._latency.probe(record) is None
+        assert await router.experience.latency.probe(record) is None
     await asyncio.sleep(WARY_S)
     first = peers_of(await router.find(0))
     assert first[0] in {liar.peer for liar in liars}
-    router.failed(first[0], DeadlineError("swallowed"))
+    router.experience.failed(first[0], DeadlineError("swallowed"))
     assert peers_of(await router.find(0)) == [record.peer for record in honest]
     await asyncio.sleep(WARY_S - 1)
     assert peers_of(await router.find(0)) == [record.peer for record in honest]
     await asyncio.sleep(1)
     assert peers_of(await router.find(0))[0] in {liar.peer for liar in liars}
-    router.failed(honest[0].peer, PeerUnreachableError("gone"))
+    router.experience.failed(honest[0].peer, PeerUnreachableError("gone"))
     assert len(peers_of(await router.find(0))) == 1  # there is no way without the other
 
 
@@ -398,19 +400,19 @@ async def test_a_client_tries_one_new_peer_a_minute_if_those_that_it_knows_are_n
     swarm = LocalSwarm(round_trip_s=0.06)
     honest = [swarm.add(0, 2, step_ms=30.0), swarm.add(2, 4, step_ms=30.0)]
     router = swarm.router()
-    router.answered((await router.find(0))[0])
+    router.experience.answered((await router.find(0))[0])
     new = {swarm.add(0, 4, step_ms=30.0).peer for _ in range(2)}  # a hop less is a way that is shorter
     await asyncio.sleep(WARY_S - 2)
     for record in swarm.peers:
-        assert await router._latency.probe(record) is None
+        assert await router.experience.latency.probe(record) is None
     await asyncio.sleep(1 - 0.06 * len(swarm.peers))
     assert peers_of(await router.find(0)) == [record.peer for record in honest]
     await asyncio.sleep(1)
     [tried] = peers_of(found := await router.find(0))
     assert tried in new, "a minute later"
-    router.answered(found[0])
+    router.experience.answered(found[0])
     faster = swarm.add(0, 4, step_ms=20.0)
-    assert await router._latency.probe(faster) is None
+    assert await router.experience.latency.probe(faster) is None
     await asyncio.sleep(FRESH_S)
     assert peers_of(await router.find(0)) == [tried], "no other new one for a minute"
     busy = {tried, *(record.peer for record in honest)}
@@ -452,7 +454,7 @@ async def test_peers_are_asked_at_random_but_those_that_computed_or_answered_bef
     half = 0
     for router in routers:
         half = len(swarm.pinged)  # where the second router's hellos begin
-        router.answered((Hop(first.peer, first.addresses, b"", Blocks(0, 4)),))
+        router.experience.answered((Hop(first.peer, first.addresses, b"", Blocks(0, 4)),))
         await router.find(0)
     assert {first.peer, trusted.peer} == set(swarm.pinged[:2]) == set(swarm.pinged[half : half + 2])
     assert met.peer == swarm.pinged[2] == swarm.pinged[half + 2]
@@ -475,7 +477,7 @@ async def test_a_route_is_chosen_as_soon_as_those_that_answer_make_one() -> None
     assert peers_of(await router.find(60)) == [first.peer, last.peer]
     assert router.clock.now_s() == GRACE_S, "the whole wait for a silent peer"
     release.set()
-    await until(lambda: router._latency.has_answered(slow.peer))
+    await until(lambda: router.experience.latency.has_answered(slow.peer))
     assert peers_of(await router.find(60)) == [slow.peer], "a late answer counts for the next session"
 
 
@@ -511,12 +513,12 @@ async def test_a_claim_of_speed_does_not_beat_peers_that_have_computed_but_a_way
     proven = swarm.add(0, 4, step_ms=40.0)
     router = swarm.router()
     route, _ = await router.find(0)
-    router.answered(route)
+    router.experience.answered(route)
     boaster, silent_about_it = swarm.add(0, 4, step_ms=0.01), swarm.add(0, 4, step_ms=0.0)
     for record in (boaster, silent_about_it):
-        assert await router._latency.probe(record) is None
+        assert await router.experience.latency.probe(record) is None
     assert peers_of(await router.find(0)) == [proven.peer]
-    router.failed(proven.peer, PeerUnreachableError("gone"))
+    router.experience.failed(proven.peer, PeerUnreachableError("gone"))
     assert peers_of(await router.find(0)) != [proven.peer], "a claim is used if nothing better is there"
 
 
@@ -557,8 +559,8 @@ async def test_our_weights_that_were_there_a_moment_ago_are_waited_for_whatever_
     await router.find(0)
     swarm.peers = ()
     usurper = swarm.add(0, 4, model=ModelId("toy", "cd" * 32))
-    router.failed(ours.peer, PeerUnreachableError("gone"))
-    router._seen.clear()
+    router.experience.failed(ours.peer, PeerUnreachableError("gone"))
+    router._shown._seen.clear()
     search = asyncio.create_task(router.find(20))
     await until(lambda: swarm.snapshots >= 3)
     swarm.peers = (usurper,)

@@ -1,0 +1,110 @@
+"""What the directory has shown of one model, and when.
+
+A look at the directory may miss a peer that lives, right after deaths, so a record counts until it would have expired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from protocols.defaults import RECORD_LIFE_S
+from protocols.errors import PeerUnreachableError
+from protocols.ids import PeerId
+from protocols.inference import Hop
+from protocols.records import PeerRecord
+from protocols.weights_id import Weights
+from swarm.clock import Clock
+from swarm.routing import absence
+from swarm.routing.offers import UNMEASURED_MS_PER_BLOCK, Offer, named
+from swarm.routing.regard import Judge
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 5.0
+"""For so long after a look at the directory, a new session goes by what was seen: reading the DHT takes 10 ms, or a wide area's
+round trips. Records are renewed every 20 s and are claims anyway: who has left since does not answer, and is replaced.
+A failure ends that."""
+
+
+class Records(Protocol):
+    """What a snapshot of the directory offers."""
+
+    @property
+    def peers(self) -> tuple[PeerRecord, ...]: ...
+
+
+class DirectoryView(Protocol):
+    """What routing needs of the directory."""
+
+    async def snapshot(self, model_name: str) -> Records: ...
+
+
+class Shown:
+    """Offers of one model's weights, as the directory shows them now and has shown them lately."""
+
+    def __init__(self, directory: DirectoryView, weights: Weights, may_be_used: Judge, clock: Clock) -> None:
+        self._directory, self._weights, self._may_be_used, self._now_s = directory, weights, may_be_used, clock.now_s
+        self._looked_s = -math.inf
+        """When the directory was last read."""
+        self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
+        """Records by peer, and when the directory last showed them."""
+        self._was_served = False
+        """Were our very weights served when we looked?"""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Was the directory read within FRESH_S, and nothing failed since?"""
+        return self._now_s() - self._looked_s < FRESH_S
+
+    def outdate(self) -> None:
+        """A peer failed: what was seen may be out of date in more."""
+        self._looked_s = -math.inf
+
+    async def look(self, dtype: str | None, is_opening: bool, until_s: float) -> list[Offer]:
+        """What the directory shows now; none if it cannot be read. It is remembered.
+
+        Raises ModelMismatchError for a session that opens if only other weights go by this name, unless ours were there before.
+        """
+        peers = await self._read(until_s)
+        now_s = self._now_s()
+        self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
+        self._seen |= {record.peer: (now_s, record) for record in peers}
+        offers = named(peers, self._weights.model.name)
+        ours = self._ours(offers, None)
+        self._was_served = self._was_served or bool(ours)
+        if is_opening and offers and not self._was_served:
+            raise absence.mismatch(offers, self._weights)
+        return self._ours(ours, dtype)
+
+    async def _read(self, until_s: float) -> tuple[PeerRecord, ...]:
+        try:
+            async with asyncio.timeout(max(0.0, until_s - self._now_s())):
+                peers = (await self._directory.snapshot(self._weights.model.name)).peers
+        except (PeerUnreachableError, TimeoutError) as error:  # our p2pd is being started again, or no peer answers
+            log.warning("the directory cannot be read, we look again: %s", error)
+            self.outdate()
+            return ()
+        self._looked_s = self._now_s()
+        return peers
+
+    def remembered(self, dtype: str | None) -> list[Offer]:
+        """What the directory has shown within the life of a record. Who has left since does not answer, and is blamed then."""
+        oldest_s = self._now_s() - RECORD_LIFE_S
+        records = (record for seen_s, record in self._seen.values() if seen_s > oldest_s)
+        return self._ours(named(records, self._weights.model.name), dtype)
+
+    def _ours(self, offers: Sequence[Offer], dtype: str | None) -> list[Offer]:
+        """Those of our very weights, at peers that may be used."""
+        ours = [offer for offer in offers if offer.hosted.weights == self._weights]
+        return [o for o in ours if (dtype is None or o.hosted.dtype == dtype) and self._may_be_used(o.record.peer)]
+
+    def announced_ms(self, hop: Hop) -> float:
+        """What a decode step takes at this hop, queue included, as its peer announces it."""
+        _, record = self._seen.get(hop.peer, (0.0, None))
+        hosted = record.blocks(self._weights) if record else ()
+        loads = [one.load for one in hosted if hop.span.is_within(one.span) and one.load.step_ms]
+        return loads[0].step_ms * (1 + loads[0].queue) if loads else UNMEASURED_MS_PER_BLOCK * len(hop.span)
