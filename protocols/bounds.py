@@ -74,7 +74,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "hashes?": _row(64 * 5 + 64, 64 + 8, 2),
     "pieces?": _row(64 * 16 + 64, 64 * 4 + 8, 64 + 2),
     "file?": _row(64, 8),
-    "holdings": _row(64, 8, 2, 1),
+    "holdings": _row(64, 8, 2, 2),
     "hashes": _row(64, 8, 2, 1),
     "piece": _row(64, 8, 2, 1),
     "file": _row(64, 16, 2, 1),

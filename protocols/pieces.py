@@ -3,7 +3,7 @@
 Questions go one way, answers come in the same order the other way.
 
     the one who asks            the one who has
-    weights? (model)         →  holdings: which of the manifest's tensors are here, one bit each
+    weights? (model)         →  holdings: which of the manifest's tensors are here, one bit each, and which pieces of others
     hashes? (tensors)        →  hashes, one message a tensor: the SHA-256 of each of its pieces
     pieces? (runs)           →  piece, one message each: at most 1 MiB
     file? (number)           →  file, in parts of at most 1 MiB
@@ -15,13 +15,14 @@ everything: how many pieces a tensor has, how long each one is, how long a list 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from protocols import fields, frame
 from protocols.errors import BadRequestError, FrameError, shown
 from protocols.ids import ModelId
-from protocols.weights import MAX_FILES, MAX_TENSORS, PIECE_BYTES
+from protocols.weights import MAX_FILES, MAX_TENSORS, PIECE_BYTES, TensorEntry
 
 MAX_ASKED: Final = 64
 """Tensors, runs or pieces in one question."""
@@ -31,6 +32,12 @@ MAX_FILE_BYTES: Final = 256 << 20
 
 MAX_PIECES: Final = (60 << 20) // 32
 """Of one tensor: so many hashes fit a frame. It stands for 1.9 TB."""
+
+MAX_PARTIAL: Final = 64
+"""Tensors of which holdings list the pieces."""
+
+MAX_PARTIAL_BYTES: Final = 1 << 20
+"""Of these lists: the pieces of 8 TB of tensors."""
 
 
 class Run(NamedTuple):
@@ -86,12 +93,15 @@ Request = WeightsRequest | HashesRequest | PiecesRequest | FileRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """Bit n (of byte n // 8, the lowest first) says whether tensor n is here, whole."""
+    """What is here. Bit n of a bitmap is in byte n // 8, the lowest first."""
 
     bits: bytes
+    """Bit n: tensor n is here, whole."""
+    partial: bytes = b""
+    """Pieces of tensors that are here in part, as `pack_partial` writes them; `parse_partial` reads them with the manifest."""
 
     def encode(self) -> bytes:
-        return frame.encode({"t": "holdings"}, [self.bits])
+        return frame.encode({"t": "holdings"}, [self.bits, self.partial] if self.partial else [self.bits])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +162,14 @@ def parse_answer(data: bytes) -> Answer:
     """An answer; its lengths are those that any model may have, so compare them with the manifest's."""
     received = frame.decode(data)
     header = received.header
-    if len(received.buffers) != 1:
-        raise FrameError(f"an answer about weights has one buffer, got {len(received.buffers)}")
-    buffer = received.buffers[0]
+    most = 2 if header.get("t") == "holdings" else 1
+    if not 1 <= len(received.buffers) <= most:
+        raise FrameError(f"such an answer about weights has 1 to {most} buffers, got {len(received.buffers)}")
+    buffer, *others = received.buffers
     match header.get("t"):
         case "holdings":
-            return Holdings(bits=_bounded(buffer, MAX_TENSORS // 8 + 1).tobytes())
+            partial = b"".join(_bounded(other, MAX_PARTIAL_BYTES) for other in others)
+            return Holdings(bits=_bounded(buffer, MAX_TENSORS // 8 + 1).tobytes(), partial=partial)
         case "hashes":
             return Hashes(tensor=_tensor(header), hashes=_bounded(buffer, 32 * MAX_PIECES))
         case "piece":
@@ -168,6 +180,41 @@ def parse_answer(data: bytes) -> Answer:
             offset, data_ = fields.integer(header, "o", 0, size), _bounded(buffer, PIECE_BYTES)
             return FilePart(file=fields.integer(header, "i", 0, MAX_FILES - 1), size=size, offset=offset, data=data_)
     raise BadRequestError(f"expected an answer about weights, got {shown(header.get('t'))}")
+
+
+def pack_partial(pieces: Mapping[int, bytes]) -> bytes:
+    """Bitmaps of pieces, by tensor: the tensor (4 bytes, the highest first), its bitmap, and so on, tensors in order.
+
+    What is more than MAX_PARTIAL tensors or MAX_PARTIAL_BYTES is left out, the highest tensors first.
+    """
+    found = bytearray()
+    for tensor, bitmap in sorted(pieces.items())[:MAX_PARTIAL]:
+        if len(found) + 4 + len(bitmap) > MAX_PARTIAL_BYTES:
+            break
+        found += tensor.to_bytes(4, "big") + bitmap
+    return bytes(found)
+
+
+def parse_partial(data: bytes, entries: Sequence[TensorEntry]) -> dict[int, bytes]:
+    """By tensor: the bitmap of its pieces, of the length that its entry in the manifest asks for.
+
+    BadRequestError if a tensor is not in the manifest or not after the one before it, a bitmap is cut off, or there are more than
+    MAX_PARTIAL. Bits beyond the last piece are for the caller to refuse.
+    """
+    found: dict[int, bytes] = {}
+    at, last = 0, -1
+    while at < len(data):
+        tensor = int.from_bytes(data[at : at + 4], "big")
+        if len(found) == MAX_PARTIAL or not last < tensor < len(entries):
+            raise BadRequestError(
+                f"holdings list the pieces of at most {MAX_PARTIAL} tensors of {len(entries)}, in order; got {tensor} after {last}"
+            )
+        stop = at + 4 + -(-entries[tensor].num_pieces // 8)
+        if stop > len(data):
+            raise BadRequestError(f"the pieces of tensor {tensor} end at byte {stop} of the holdings, which have {len(data)}")
+        found[tensor] = data[at + 4 : stop]
+        at, last = stop, tensor
+    return found
 
 
 def _tensor(header: fields.Header) -> int:

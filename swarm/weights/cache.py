@@ -32,7 +32,7 @@ from swarm.models.stored import INDEX
 from swarm.models.tensor_part import TensorPart, byte_ranges
 from swarm.suggestion import cache_command
 from swarm.weights.layout import MANIFEST, Layout, Shard, Wanted, read_manifest
-from swarm.weights.shard_file import ShardFile
+from swarm.weights.shard_file import Place, ShardFile
 
 ABOUT = "about.json"
 _NUMBERS = itertools.count()
@@ -126,12 +126,9 @@ class ModelCache:
         """The shards that are still to be fetched for these tensors."""
         return tuple(shard for shard in self.layout.shards_with(names) if not self.shard(shard).is_complete)
 
-    def locate(self, tensor: int) -> tuple[Path, int] | None:
-        """Where the bytes of a tensor lie (file, offset); None while not all of them are here. Also tensors of an unfinished shard."""
-        file = self.shard(self.layout.shard_of[tensor])
-        if file.is_complete:
-            return file.final, file.start(tensor)
-        return (file.part, file.start(tensor)) if file.stored[tensor].is_full else None
+    def locate(self, tensor: int) -> Place | None:
+        """Where a tensor lies, whole or in part; None while no piece of it is here."""
+        return self.shard(self.layout.shard_of[tensor]).place(tensor)
 
     def read(self, part: TensorPart) -> bytes:
         """The bytes of one part, in the order in which the tensor has them. CheckpointError: not all of them were fetched."""

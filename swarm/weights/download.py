@@ -23,10 +23,11 @@ from protocols.records import PeerRecord
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
 from swarm.weights.layout import Wanted
-from swarm.weights.planner import PieceId, Planner
+from swarm.weights.planner import Planner
 from swarm.weights.reputation import Reputation
 from swarm.weights.roster import Roster
 from swarm.weights.source import LyingSourceError, SlowSourceError, Source
+from swarm.weights.source_state import PieceId
 from swarm.weights.terms import Options, Progress, Report, Sources
 
 log = logging.getLogger(__name__)

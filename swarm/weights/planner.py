@@ -6,44 +6,29 @@ Every source has a window of bytes in flight. It begins at one piece and grows w
 piece; it is bounded by what the source delivers in two seconds and by a fiftieth of the download, so a death costs little and a fast
 source gets more.
 What few sources hold goes first. When nothing is left to hand out, an idle source takes over pieces that a much slower one still
-owes (the endgame), as long as the bytes that come twice stay below 2 %.
+owes (`endgame.py`), as long as the bytes that come twice stay below 2 %.
 The idea is BitTorrent's (rarest first, endgame): https://bittorrent.org/bittorrentecon.pdf; the windows are TCP's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from protocols.pieces import MAX_ASKED, Run
 from protocols.weights import PIECE_BYTES
+from swarm.weights.bitmap import Bitmap, members
+from swarm.weights.endgame import take_over
+from swarm.weights.source_state import Held, PieceId, SourceState
 
-MIN_WINDOW_BYTES, MAX_WINDOW_BYTES = 2 * PIECE_BYTES, 16 * PIECE_BYTES
-WINDOW_S = 2.0
-WINDOW_SHARE = 1 / 50
 TWICE_SHARE = 1 / 50
 """Share of the download that may be asked twice (one piece always may)."""
-
-SLOWER = 2.0
-"""In the endgame: how much later than the idle source the owner would have to deliver."""
-
-SILENT_S = 3.0
-"""What a source owes that has sent nothing for so long may be taken over by all, whatever that share: it will hardly come twice."""
 
 HASH_LISTS_AHEAD = 8
 """Lists of hashes that one source may owe."""
 
 ENOUGH_LISTED = 32
 """Pieces with known hashes that wait for a source: with fewer, more lists are asked."""
-
-
-class PieceId(NamedTuple):
-    """A piece of a tensor, both by number."""
-
-    tensor: int
-    piece: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +42,6 @@ class NextRequest:
         return bool(self.hashes or self.runs)
 
 
-@dataclass(slots=True)
-class _Source:
-    held: Collection[int]
-    order: list[int]
-    hashes: set[int] = field(default_factory=set)
-    pieces: dict[PieceId, int] = field(default_factory=dict)
-    """In flight, with their lengths, in the order in which they were asked."""
-    in_flight_bytes: int = 0
-    num_proven: int = 0
-    bytes_s: float = 0.0
-    """Smoothed; 0 = nothing has arrived yet."""
-    at_s: float = 0.0
-    """When it was asked while idle, or last delivered."""
-
-
 class Planner:
     """The state of one download. `now_s` is any clock that only grows."""
 
@@ -80,15 +50,13 @@ class Planner:
     ) -> None:
         """sizes: bytes of each tensor. missing: the pieces of each that are still to come. with_hashes: tensors whose list is known."""
         self._sizes = dict(sizes)
-        self._missing = {tensor: set(pieces) for tensor, pieces in missing.items() if pieces}
-        """Neither here nor in flight."""
+        self._missing = {tensor: Bitmap.of(self._num_pieces(tensor), pieces).mask for tensor, pieces in missing.items()}
+        """By tensor, a mask of pieces: neither here nor in flight."""
         self._flying: dict[PieceId, set[str]] = {}
         self._listed = {tensor for tensor, size in sizes.items() if tensor in with_hashes or size <= PIECE_BYTES}
-        self._sources: dict[str, _Source] = {}
-        self.total_bytes = sum(
-            self._length(PieceId(tensor, piece)) for tensor, pieces in self._missing.items() for piece in pieces
-        )
-        self._left = sum(map(len, self._missing.values()))
+        self._sources: dict[str, SourceState] = {}
+        self.total_bytes = sum(self._length(PieceId(tensor, piece)) for tensor, pieces in missing.items() for piece in pieces)
+        self._left = sum(map(int.bit_count, self._missing.values()))
         self._twice_bytes = 0
 
     @property
@@ -100,15 +68,17 @@ class Planner:
         """Asked from a second source while the first one, slow but not silent, still owed them."""
         return self._twice_bytes
 
+    def _num_pieces(self, tensor: int) -> int:
+        return -(-self._sizes[tensor] // PIECE_BYTES)
+
     def _length(self, piece: PieceId) -> int:
         return min(PIECE_BYTES, self._sizes[piece.tensor] - piece.piece * PIECE_BYTES)
 
     # --- sources
 
-    def add(self, source: str, held: Collection[int]) -> None:
-        """A source and the tensors that it has; again: what it has now."""
-        found = self._sources.setdefault(source, _Source((), []))
-        found.held = frozenset(held)
+    def add(self, source: str, held: Held) -> None:
+        """A source and what it has; again: what it has now."""
+        self._sources.setdefault(source, SourceState()).held = held
         self._reorder()
 
     def drop(self, source: str) -> None:
@@ -119,28 +89,31 @@ class Planner:
         self._reorder()
 
     def _reorder(self) -> None:
-        """The tensors of each source, those that the fewest have first."""
+        """The tensors of each source, those that the fewest have first, whole or in part."""
         holders = {tensor: sum(tensor in source.held for source in self._sources.values()) for tensor in self._sizes}
         order = sorted(self._sizes, key=lambda tensor: (holders[tensor], tensor))
         for source in self._sources.values():
             source.order = [tensor for tensor in order if tensor in source.held]
 
     def uncovered(self) -> frozenset[int]:
-        """Tensors with pieces to come that no source has."""
-        wanted = {*(tensor for tensor, pieces in self._missing.items() if pieces), *(piece.tensor for piece in self._flying)}
-        return frozenset(tensor for tensor in wanted if not any(tensor in source.held for source in self._sources.values()))
+        """Tensors of which a piece is to come that no source has."""
+        missing = {tensor for tensor, mask in self._missing.items() if self._uncovered(tensor, mask)}
+        return frozenset(missing | {tensor for tensor, piece in self._flying if self._uncovered(tensor, 1 << piece)})
+
+    def _uncovered(self, tensor: int, mask: int) -> int:
+        """Those of these pieces that no source has."""
+        for source in self._sources.values():
+            mask ^= source.among(tensor, mask)
+        return mask
 
     def can_help(self, source: str) -> bool:
         """True while there is a piece to come that this source has."""
-        held = self._sources[source].held
-        return any(tensor in held for tensor, pieces in self._missing.items() if pieces) or any(
-            piece.tensor in held for piece in self._flying
-        )
+        found = self._sources[source]
+        return any(found.among(tensor, mask) for tensor, mask in self._missing.items()) or any(map(found.has, self._flying))
 
     def owes(self, source: str) -> bool:
         """True while an answer of this source is to come."""
-        found = self._sources[source]
-        return bool(found.hashes or found.pieces)
+        return self._sources[source].is_owing
 
     def is_idle(self, source: str) -> bool:
         """True for a source of ours that owes nothing."""
@@ -156,11 +129,7 @@ class Planner:
 
     def window_bytes(self, source: str) -> int:
         """How many bytes this source may owe."""
-        found = self._sources[source]
-        limit = min(MAX_WINDOW_BYTES, max(MIN_WINDOW_BYTES, int(self.total_bytes * WINDOW_SHARE)))
-        if found.bytes_s:
-            limit = min(limit, max(PIECE_BYTES, int(found.bytes_s * WINDOW_S)))
-        return min(limit, PIECE_BYTES * (1 + found.num_proven))
+        return self._sources[source].window_bytes(self.total_bytes)
 
     def take(self, source: str, now_s: float) -> NextRequest:
         """What this source shall be asked now; it counts as asked."""
@@ -182,54 +151,53 @@ class Planner:
             found.at_s = now_s
         found.hashes |= set(hashes)
         for piece in taken:
-            self._missing.get(piece.tensor, set()).discard(piece.piece)
+            self._missing[piece.tensor] &= ~(1 << piece.piece)
             self._flying.setdefault(piece, set()).add(source)
-            found.pieces[piece] = self._length(piece)
-            found.in_flight_bytes += self._length(piece)
+            found.ask(piece, self._length(piece))
         return NextRequest(hashes, tuple(_runs(taken)))
 
-    def _next(self, source: _Source) -> Iterator[PieceId]:
-        """Pieces that no source was asked for, of tensors whose hashes are known."""
+    def _next(self, source: SourceState) -> Iterator[PieceId]:
+        """Pieces of this source that no source was asked for, of tensors whose hashes are known."""
         for tensor in source.order:
-            if tensor in self._listed and self._missing.get(tensor):
-                yield from (PieceId(tensor, piece) for piece in sorted(self._missing[tensor]))
+            if (mask := self._missing.get(tensor)) and tensor in self._listed:
+                yield from (PieceId(tensor, piece) for piece in self._rarest_first(tensor, source.among(tensor, mask)))
 
-    def _next_lists(self, source: _Source, now_s: float) -> tuple[int, ...]:
+    def _rarest_first(self, tensor: int, mask: int) -> Iterator[int]:
+        """These pieces, in the order in which more sources have them."""
+        with_holders = [mask]  # number n: those that n of the sources have which have this tensor in part
+        for held in (source.held.get(tensor) for source in self._sources.values()):
+            if held is not None:
+                with_holders.append(0)
+                for num in range(len(with_holders) - 1, 0, -1):
+                    moved = with_holders[num - 1] & held
+                    with_holders[num - 1] ^= moved
+                    with_holders[num] |= moved
+        return (piece for pieces in with_holders for piece in members(pieces))
+
+    def _next_lists(self, source: SourceState, now_s: float) -> tuple[int, ...]:
         """Lists of hashes that no source owes, silent ones left out."""
-        ready = sum(len(self._missing.get(tensor, ())) for tensor in source.order if tensor in self._listed)
-        if ready >= ENOUGH_LISTED:
-            return ()
-        owing = (other for other in self._sources.values() if other is source or now_s - other.at_s <= SILENT_S)
+        ready = 0
+        for tensor in source.order:
+            if (mask := self._missing.get(tensor)) and tensor in self._listed:
+                ready += source.among(tensor, mask).bit_count()
+                if ready >= ENOUGH_LISTED:
+                    return ()
+        owing = (other for other in self._sources.values() if other is source or not other.is_silent(now_s))
         asked = {tensor for other in owing for tensor in other.hashes}
-        wanted = (
-            tensor for tensor in source.order if tensor not in self._listed and tensor not in asked and self._missing.get(tensor)
-        )
+        unlisted = (tensor for tensor in source.order if tensor not in self._listed and tensor not in asked)
+        wanted = (tensor for tensor in unlisted if source.among(tensor, self._missing.get(tensor, 0)))
         return tuple(tensor for _, tensor in zip(range(HASH_LISTS_AHEAD - len(source.hashes)), wanted, strict=False))
 
     def _take_over(self, source: str, now_s: float) -> list[PieceId]:
-        """One piece that the slowest of its owners would deliver much later than this idle source."""
-        mine = self._sources[source]
-        talking = {name for name, owner in self._sources.items() if now_s - owner.at_s <= SILENT_S}
-        candidates: list[tuple[float, bool, PieceId]] = []
-        for owner_name, owner in self._sources.items():
-            if owner_name == source:
-                continue
-            ahead = 0
-            for piece, length in owner.pieces.items():
-                ahead += length
-                owners, due_s = self._flying.get(piece, set()), _due_s(owner, ahead, now_s)
-                is_alone = len(owners) == 1 or not owners & talking  # those who are silent do not shield each other's pieces
-                is_mine = piece.tensor in mine.held and bool(owners) and source not in owners
-                if is_mine and is_alone and due_s > SLOWER * _due_s(mine, length, now_s):
-                    candidates.append((due_s, not owners & talking, piece))
-        if not candidates:
+        """One piece that a much slower source owes, as long as not too much comes twice."""
+        found = take_over(source, self._sources, self._flying, now_s)
+        if found is None:
             return []
-        _due, is_silent, slowest = max(candidates)
-        if not is_silent:
-            if self._twice_bytes + self._length(slowest) > max(self.total_bytes * TWICE_SHARE, PIECE_BYTES):
+        if not found.is_silent:
+            if self._twice_bytes + self._length(found.piece) > max(self.total_bytes * TWICE_SHARE, PIECE_BYTES):
                 return []
-            self._twice_bytes += self._length(slowest)
-        return [slowest]
+            self._twice_bytes += self._length(found.piece)
+        return [found.piece]
 
     # --- arriving
 
@@ -241,15 +209,7 @@ class Planner:
 
     def arrived(self, source: str, piece: PieceId, now_s: float) -> bool:
         """A piece came; False where another source was faster, so that it is of no use. It is not proven yet."""
-        found = self._sources[source]
-        length = found.pieces.pop(piece)
-        found.in_flight_bytes -= length
-        took_s = max(now_s - found.at_s, 1e-6)
-        found.at_s = now_s
-        weight = (
-            1 - math.exp(-took_s) if found.bytes_s else 1.0
-        )  # by time, so that pieces that come in bursts do not count as fast
-        found.bytes_s += weight * (length / took_s - found.bytes_s)
+        self._sources[source].deliver(piece, now_s)
         return piece in self._flying
 
     def proven(self, source: str, piece: PieceId) -> bool:
@@ -269,20 +229,11 @@ class Planner:
         owners.discard(source)
         if not owners:
             del self._flying[piece]
-            self._missing.setdefault(piece.tensor, set()).add(piece.piece)
+            self._missing[piece.tensor] |= 1 << piece.piece
 
     def failed(self, source: str, piece: PieceId) -> None:
         """What arrived was not right: it is to be had from another."""
         self._land(source, piece)
-
-
-def _due_s(source: _Source, num_bytes: int, now_s: float) -> float:
-    """Seconds until a source delivers the first `num_bytes` of what it owes; the longer it is silent, the later."""
-    silent_s = now_s - source.at_s if source.pieces else 0.0
-    if not source.bytes_s:
-        return silent_s if source.pieces else 0.0
-    due_s = num_bytes / source.bytes_s
-    return due_s + (silent_s if silent_s > due_s else 0.0)
 
 
 def _runs(pieces: list[PieceId]) -> Iterator[Run]:

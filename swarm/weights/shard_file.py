@@ -2,10 +2,10 @@
 
 It is the file that it will be, and a journal of the pieces that are checked.
 
-`unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` holds, for each tensor, the hashes
-of its pieces and a bitmap of those that are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most
-pieces that were not marked; on opening, marked pieces are hashed again, so that a power cut or a damaged disk costs only those. When all
-are there the file is moved to its final name: what is called `.safetensors` is whole and verified.
+`unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` (`journal.py`) holds the hashes
+of its pieces, and which are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most pieces that were
+not marked; on opening, marked pieces are hashed again, so that a power cut or a damaged disk costs only those. When all are there the
+file is moved to its final name: what is called `.safetensors` is whole and verified.
 """
 
 from __future__ import annotations
@@ -18,16 +18,28 @@ import threading
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
-from protocols.errors import BadRequestError, CheckpointError, DiskFullError
-from protocols.weights import PIECE_BYTES, Manifest, tensor_root
+from protocols.errors import CheckpointError, DiskFullError
+from protocols.weights import PIECE_BYTES, Manifest
 from swarm import files
 from swarm.models.tensor_part import ByteRanges
 from swarm.suggestion import cache_command
 from swarm.weights.bitmap import Bitmap
+from swarm.weights.journal import HASH_BYTES, Journal
 from swarm.weights.layout import Shard, Wanted
 
-_HASH = 32
+
+class Place(NamedTuple):
+    """Where a tensor lies, whole or in part."""
+
+    file: Path
+    start: int
+    """Of its first byte in the file."""
+    pieces: Bitmap | None = None
+    """Those that are there, if the file may still be written; None = all, in a file that is whole."""
+    hashes: bytes | None = None
+    """Of all its pieces, 32 bytes each, verified by its root; None = not known yet."""
 
 
 class ShardFile:
@@ -38,18 +50,12 @@ class ShardFile:
         self._entries = manifest.entries
         self.final = directory / shard.file
         self.part = directory / f"{shard.file}.part"
-        self._journal = self.final.with_suffix(".journal")
+        self._journal = Journal(self.final.with_suffix(".journal"), shard.tensors, manifest.entries)
         self._lock = threading.Lock()
         self._hashes: dict[int, bytes] = {}
         self.stored = {tensor: Bitmap(self._entries[tensor].num_pieces) for tensor in shard.tensors}
         self._starts = dict(zip(shard.tensors, shard.starts, strict=True))
-        self._data = self._marks = -1
-        self._places: dict[int, int] = {}
-        at = 0
-        for tensor in shard.tensors:
-            self._places[tensor] = at
-            at += _HASH * self._entries[tensor].num_pieces + -(-self._entries[tensor].num_pieces // 8)
-        self._journal_bytes = at
+        self._data = -1
 
     # --- what is there
 
@@ -60,6 +66,13 @@ class ShardFile:
     def start(self, tensor: int) -> int:
         """Where a tensor begins, in the file and in what will be it."""
         return self._starts[tensor]
+
+    def place(self, tensor: int) -> Place | None:
+        """Where a tensor lies; None while no piece of it is here, as far as this process knows."""
+        start, hashes, held = self._starts[tensor], self._hashes.get(tensor), self.stored[tensor]
+        if self.is_complete:
+            return Place(self.final, start, hashes=hashes)
+        return None if hashes is None or not (held.count or held.is_full) else Place(self.part, start, held, hashes)
 
     def hashes(self, tensor: int) -> bytes | None:
         """The verified hashes of a tensor's pieces; None where they have not been fetched."""
@@ -131,12 +144,11 @@ class ShardFile:
     def _open(self, reserve: bool) -> None:
         with self.room_for(self.shard.num_bytes if reserve else len(self.shard.header)):
             self._data = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._marks = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if os.fstat(self._data).st_size != self.shard.num_bytes or os.fstat(self._marks).st_size != self._journal_bytes:
-                os.ftruncate(self._marks, 0)  # of another layout, or never begun: nothing in it can be trusted
+            is_known = self._journal.open()
+            if os.fstat(self._data).st_size != self.shard.num_bytes or not is_known:
+                self._journal.reset()  # of another layout, or never begun: nothing in it can be trusted
                 os.ftruncate(self._data, 0)
                 os.ftruncate(self._data, self.shard.num_bytes)
-                os.ftruncate(self._marks, self._journal_bytes)
             if reserve and os.fstat(self._data).st_blocks * 512 < self.shard.num_bytes:
                 os.posix_fallocate(self._data, 0, self.shard.num_bytes)
             os.pwrite(self._data, self.shard.header, 0)
@@ -147,48 +159,42 @@ class ShardFile:
     def _recalled(self, tensor: int) -> Bitmap:
         """The pieces of one tensor that the journal says are stored, and that are; its hashes, too."""
         num = self._entries[tensor].num_pieces
-        self._hashes.pop(tensor, None)
-        held = Bitmap(num)
-        hashes = os.pread(self._marks, _HASH * num, self._places[tensor])
-        if tensor_root(hashes[at : at + _HASH] for at in range(0, len(hashes), _HASH)) != self._entries[tensor].root:
-            return held
+        hashes = self._journal.hashes(tensor)
+        if hashes is None:
+            self._hashes.pop(tensor, None)
+            return Bitmap(num)
         self._hashes[tensor] = hashes
-        try:
-            marked = Bitmap(num, os.pread(self._marks, -(-num // 8), self._places[tensor] + _HASH * num))
-        except BadRequestError:
-            return held
-        for piece in range(num):
-            if piece in marked and self._is_piece(tensor, piece, self._read(tensor, piece)):
-                held.set(piece)
-        return held
+        marked = self._journal.marked(tensor)
+        right = (piece for piece in range(num) if piece in marked and self._is_piece(tensor, piece, self._read(tensor, piece)))
+        return Bitmap.of(num, right)
 
     def _read(self, tensor: int, piece: int) -> bytes:
         return os.pread(self._data, self._entries[tensor].piece_bytes(piece), self._starts[tensor] + piece * PIECE_BYTES)
 
     def _is_piece(self, tensor: int, piece: int, data: bytes | memoryview) -> bool:
         hashes = self._hashes[tensor]
-        return hashlib.sha256(data).digest() == hashes[_HASH * piece : _HASH * (piece + 1)]
+        return hashlib.sha256(data).digest() == hashes[HASH_BYTES * piece : HASH_BYTES * (piece + 1)]
 
     def _close(self) -> None:
         with self._lock:
-            for descriptor in (self._data, self._marks):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            self._data = self._marks = -1
+            if self._data >= 0:
+                os.close(self._data)
+            self._data = -1
+            self._journal.close()
 
     # --- storing
 
     def put_hashes(self, tensor: int, hashes: bytes | memoryview) -> bool:
         """Keep a tensor's piece hashes; False where they do not make its root."""
         if (
-            len(hashes) != _HASH * self._entries[tensor].num_pieces
+            len(hashes) != HASH_BYTES * self._entries[tensor].num_pieces
             or hashlib.sha256(hashes).digest() != self._entries[tensor].root
         ):
             return False
         with self._lock:
-            if self._marks >= 0 and tensor not in self._hashes:
+            if self._journal.is_open and tensor not in self._hashes:
                 with self.room_for(len(hashes)):
-                    os.pwrite(self._marks, hashes, self._places[tensor])
+                    self._journal.put_hashes(tensor, hashes)
                 self._hashes[tensor] = bytes(hashes)
         return True
 
@@ -209,8 +215,7 @@ class ShardFile:
             with self.room_for(len(data)):
                 os.pwrite(self._data, data, self._starts[tensor] + piece * PIECE_BYTES)
                 stored.set(piece)
-                at, byte = stored.byte(piece)
-                os.pwrite(self._marks, byte, self._places[tensor] + _HASH * stored.num + at)
+                self._journal.mark(tensor, piece, stored)
             self._finish_if_full()
         return True
 
@@ -218,7 +223,7 @@ class ShardFile:
         if all(bitmap.is_full for bitmap in self.stored.values()):
             os.fsync(self._data)
             self.part.replace(self.final)
-            self._journal.unlink(missing_ok=True)
+            self._journal.remove()
 
     @contextlib.contextmanager
     def room_for(self, num_bytes: int) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
 They lie in a directory, in the Hub's cache or in ours.
 
-Blocking (disk), so for a worker thread. Hashes of pieces are computed when they are first asked for, and kept within a bound.
+Blocking (disk), so for a worker thread. Hashes of a tensor that was not fetched are computed when they are first asked for, and kept
+within a bound. Pieces of a file that is still being fetched are hashed before they are sent.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from typing import Self
 
 from protocols.errors import CheckpointError, ModelNotFoundError
 from protocols.ids import ModelId
+from protocols.pieces import Holdings, pack_partial
 from protocols.weights import PIECE_BYTES, Manifest, TensorEntry
 from protocols.words import counted
 from swarm.models.stored import TensorInfo
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.cache import ModelCache
+from swarm.weights.journal import HASH_BYTES
+from swarm.weights.shard_file import Place
 
 MAX_KEPT_BYTES = 16 << 20
 """Of lists of hashes: they stand for 512 GB of weights."""
-
-Place = tuple[Path, int]
-"""A file, and where in it a tensor begins."""
 
 
 class Shelf:
     """Read-only. The receiver checks what is sent; we send what is on the disk now."""
 
     def __init__(self, model: ModelId, manifest: Manifest, locate: Callable[[int], Place | None], directory: Path) -> None:
-        """locate: where a tensor (by its number in the manifest) lies; None = not here. directory: the small files."""
+        """locate: where a tensor (by its number in the manifest) lies; None = no piece of it is here. directory: the small files."""
         self.model, self.manifest = model, manifest
         self.manifest_frame = manifest.encode()  # once: of a large model it has megabytes, and any peer may ask for it
         self._locate, self._directory = locate, directory
@@ -44,7 +45,7 @@ class Shelf:
     @classmethod
     def of_directory(cls, model: ModelId, manifest: Manifest, tensors: Mapping[str, TensorInfo], directory: Path) -> Self:
         """A checkpoint in Hugging Face form; all its tensors are there."""
-        places = [(tensors[entry.name].file, tensors[entry.name].start) for entry in manifest.entries]
+        places = [Place(tensors[entry.name].file, tensors[entry.name].start) for entry in manifest.entries]
         return cls(model, manifest, lambda tensor: places[tensor], directory)
 
     @classmethod
@@ -52,18 +53,32 @@ class Shelf:
         """Whatever the cache holds by then."""
         return cls(cache.model, cache.manifest, cache.locate, cache.directory)
 
-    def holdings(self) -> bytes:
-        """One bit a tensor."""
-        num = len(self.manifest.entries)
-        return Bitmap.of(num, (tensor for tensor in range(num) if self._locate(tensor) is not None)).to_bytes()
+    def holdings(self) -> Holdings:
+        """Which tensors are here, and which pieces of others."""
+        num, partial = len(self.manifest.entries), {}
+        whole = Bitmap(num)
+        for tensor in range(num):
+            place = self._locate(tensor)
+            if place is None:
+                continue
+            if place.pieces is None or place.pieces.is_full:
+                whole.set(tensor)
+            else:
+                partial[tensor] = place.pieces.to_bytes()
+        return Holdings(bits=whole.to_bytes(), partial=pack_partial(partial))
 
     def hashes(self, tensor: int) -> bytes:
-        """SHA-256 of each piece of a tensor, joined."""
+        """SHA-256 of each piece of a tensor, joined: those that it was fetched with, or else of what is on the disk now.
+
+        ModelNotFoundError if no piece of it is here (any more).
+        """
+        entry = self._entry(tensor)
+        if (place := self._locate(tensor)) and place.hashes is not None:
+            return place.hashes
         with self._lock:
             if tensor in self._kept:
                 self._kept.move_to_end(tensor)
                 return self._kept[tensor]
-        entry = self._entry(tensor)
         found = b"".join(hashlib.sha256(self.piece(tensor, piece)).digest() for piece in range(entry.num_pieces))
         with self._lock:
             self._kept_bytes += len(found) - len(self._kept.pop(tensor, b""))
@@ -73,24 +88,33 @@ class Shelf:
         return found
 
     def piece(self, tensor: int, piece: int) -> bytes:
-        """The bytes of one piece; ModelNotFoundError where it is not here (any more)."""
+        """The bytes of one piece; ModelNotFoundError if it is not here (any more), CheckpointError if the disk has changed it."""
         entry = self._entry(tensor)
         if piece >= entry.num_pieces:
             raise ModelNotFoundError(f"tensor {entry.name!r} has {counted(entry.num_pieces, 'piece')}, asked for number {piece}")
         for _attempt in range(2):  # a shard that became whole in between has another name now
             place = self._locate(tensor)
-            if place is None:
+            if place is None or (place.pieces is not None and piece not in place.pieces):
                 break
             try:
-                with place[0].open("rb", buffering=0) as file:
-                    file.seek(place[1] + piece * PIECE_BYTES)
-                    data = file.read(entry.piece_bytes(piece))
+                return self._read(place, piece, entry)
             except FileNotFoundError:
                 continue
-            if len(data) != entry.piece_bytes(piece):
-                raise CheckpointError(f"tensor {entry.name!r} is cut off at this peer; ask another one")
-            return data
-        raise ModelNotFoundError(f"tensor {entry.name!r} is not at this peer; ask another one")
+        raise ModelNotFoundError(f"piece {piece} of tensor {entry.name!r} is not at this peer; ask another one")
+
+    def _read(self, place: Place, piece: int, entry: TensorEntry) -> bytes:
+        with place.file.open("rb", buffering=0) as file:
+            file.seek(place.start + piece * PIECE_BYTES)
+            data = file.read(entry.piece_bytes(piece))
+        if len(data) != entry.piece_bytes(piece):
+            raise CheckpointError(f"tensor {entry.name!r} is cut off at this peer; ask another one")
+        if place.pieces is not None and place.hashes is not None:
+            expected = place.hashes[HASH_BYTES * piece : HASH_BYTES * (piece + 1)]
+            if hashlib.sha256(data).digest() != expected:
+                raise CheckpointError(
+                    f"piece {piece} of tensor {entry.name!r} has changed at this peer since it was fetched; ask another one"
+                )
+        return data
 
     def file(self, number: int) -> bytes:
         """The content of a small file; ModelNotFoundError where it is not here."""

@@ -21,6 +21,7 @@ from swarm.rpc.pool import ChannelPool, PeerChannel
 from swarm.rpc.stream import Stream
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.planner import NextRequest
+from swarm.weights.source_state import Held
 
 STALL_S = 30.0
 """A source that owes an answer and sends nothing for so long is given up; with the slowest upload we take, a piece comes every 16 s."""
@@ -72,16 +73,25 @@ class Source:
 
     # --- asking
 
-    async def holdings(self) -> frozenset[int]:
-        """The tensors that it says it has."""
+    async def holdings(self) -> Held:
+        """The tensors that it says it has, whole or in part. LyingSourceError if they are not of this model, or one is said twice."""
         await self._stream.send(pieces.WeightsRequest(model=self._model).encode())
         answer = await self._expect(pieces.Holdings)
-        num = len(self._manifest.entries)
         try:
-            held = Bitmap(num, answer.bits)
+            return self._held(answer)
         except BadRequestError as error:
-            raise LyingSourceError(f"peer {self.name} says which tensors it has in {len(answer.bits)} bytes: {error}") from None
-        return frozenset(index for index in range(num) if index in held)
+            size = len(answer.bits) + len(answer.partial)
+            raise LyingSourceError(f"peer {self.name} says in {size} bytes what it has: {error}") from None
+
+    def _held(self, answer: pieces.Holdings) -> Held:
+        entries = self._manifest.entries
+        whole = Bitmap(len(entries), answer.bits)
+        held: dict[int, int | None] = {tensor: None for tensor in range(len(entries)) if tensor in whole}
+        for tensor, bits in pieces.parse_partial(answer.partial, entries).items():
+            if tensor in held:
+                raise BadRequestError(f"tensor {tensor} is said to be here whole, and in part")
+            held[tensor] = Bitmap(entries[tensor].num_pieces, bits).mask
+        return held
 
     async def ask(self, ask: NextRequest) -> None:
         """Request hashes and pieces; the answers come by `receive`, in this order."""

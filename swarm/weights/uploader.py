@@ -211,7 +211,7 @@ def _file_parts(number: int, content: bytes) -> Iterator[bytes]:
 
 
 def _holdings(shelf: Shelf) -> bytes:
-    return pieces.Holdings(bits=shelf.holdings()).encode()
+    return shelf.holdings().encode()
 
 
 def _hashes(shelf: Shelf, tensor: int) -> bytes:

@@ -19,6 +19,7 @@ from protocols.hosted import Hosted
 from protocols.ids import Span
 from protocols.progress import Progress, ProgressRequest
 from protocols.units import Blocks, parse_unit
+from protocols.weights import TensorEntry
 from protocols.weights_id import Weights
 from swarm import access_lists, known_peers
 from swarm.dht.address import PeerAddress
@@ -113,6 +114,7 @@ def all_parsers() -> dict[str, Parser]:
         "model": _text(ids.ModelId.parse, str(MODEL)),
         "span": _text(Span.parse, "0:6"),
         "unit": _text(parse_unit, "decoder/3:6", "encoder/ends", "decoder/4/expert/7", "decoder/4/self_attn.q_proj/rows/0:128"),
+        "partial holdings": Parser(lambda data: pieces.parse_partial(data, _ENTRIES), (_PARTIAL,)),
         "hosted": Parser(lambda data: Hosted.parse(frame.unpack_map(data, bounds.RECORD), [Weights(MODEL)]), (_HOSTED,)),
         "weights": _text(Weights.parse, str(MODEL), f"{MODEL}/7/{'c0' * 32}/adapter/{'ad' * 32}"),
         "known peers": Parser(
@@ -134,7 +136,7 @@ def _invitation() -> str:
 
 def _small(kind: str) -> bytes:
     small: dict[str, Any] = {
-        "holdings": pieces.Holdings(bits=b"\x05"),
+        "holdings": pieces.Holdings(bits=b"\x05", partial=_PARTIAL),
         "hashes": pieces.Hashes(tensor=1, hashes=bytes(64)),
         "piece": pieces.Piece(tensor=1, piece=2, data=b"values"),
         "file": pieces.FilePart(file=1, size=9, offset=3, data=b"values"),
@@ -145,6 +147,8 @@ def _small(kind: str) -> bytes:
     return data
 
 
+_ENTRIES = tuple(TensorEntry(f"t{number}", "U8", (size << 20,), bytes(32)) for number, size in enumerate((3, 1, 20, 9)))
+_PARTIAL = pieces.pack_partial({0: b"\x05", 2: b"\x01\x00\x08"})
 _PROGRESS_ASKED: bytes = LARGEST["progress?"]().encode()
 _PROGRESS: bytes = LARGEST["progress"]().encode()
 _HOSTED: bytes = msgpack.packb(RECORD.hosted[0].pack([Weights(MODEL)]))

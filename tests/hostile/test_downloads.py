@@ -47,7 +47,7 @@ class Swallower(Uploader):
         while (data := await stream.receive()) is not None:
             if isinstance(pieces.parse_request(data), pieces.WeightsRequest):
                 [shelf] = self._shelves.values()
-                await stream.send(pieces.Holdings(bits=shelf.holdings()).encode())
+                await stream.send(shelf.holdings().encode())
 
 
 class Dripper(Uploader):

@@ -66,7 +66,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "hashes?": lambda: pieces.HashesRequest(tensors=(199_999,) * 64),
     "pieces?": lambda: pieces.PiecesRequest(runs=(pieces.Run(199_999, pieces.MAX_PIECES - 1, 1),) * 64),
     "file?": lambda: pieces.FileRequest(file=63),
-    "holdings": lambda: pieces.Holdings(bits=bytes(25_001)),
+    "holdings": lambda: pieces.Holdings(bits=bytes(25_001), partial=bytes(1 << 20)),
     "hashes": lambda: pieces.Hashes(tensor=199_999, hashes=bytes(32 * 1_000)),
     "piece": lambda: pieces.Piece(tensor=199_999, piece=pieces.MAX_PIECES - 1, data=bytes(1 << 20)),
     "file": lambda: pieces.FilePart(file=63, size=256 << 20, offset=256 << 20, data=bytes(1 << 20)),

@@ -17,6 +17,7 @@ from protocols.records import PeerRecord
 from protocols.weights import PIECE_BYTES, FileEntry, Manifest, TensorEntry, canonical_config, tensor_root
 from swarm.rpc import Call, ChannelPool, Handlers, RpcServer, Stream, tls
 from swarm.weights.cache import ModelCache
+from swarm.weights.shard_file import Place
 from swarm.weights.shelf import Shelf
 from swarm.weights.uploader import Uploader
 from tests.hosting import hosted
@@ -44,7 +45,7 @@ class Model:
         places, at = {}, 0
         for number, entry in enumerate(self.manifest.entries):
             if holds(entry.name):
-                places[number] = (self.directory / "data", at)
+                places[number] = Place(self.directory / "data", at)
             at += entry.num_bytes
         return Shelf(self.model, self.manifest, places.get, self.directory)
 

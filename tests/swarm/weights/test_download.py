@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocols import pieces
+from protocols import frame, pieces
 from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
@@ -283,7 +283,13 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest
 def hostile(model: Model) -> dict[str, object]:
     """Answers that no honest peer gives, by what they are."""
     num = len(model.manifest.entries)
-    held = pieces.Holdings(bits=b"\xff" * (num // 8) + bytes([(1 << num % 8) - 1])).encode()
+    every = b"\xff" * (num // 8) + bytes([(1 << num % 8) - 1])
+    held = pieces.Holdings(bits=every).encode()
+    large = next(number for number, entry in enumerate(model.manifest.entries) if entry.num_pieces == 4)
+    one_piece = pieces.pack_partial({large: b"\x01"})
+
+    def in_part(partial: bytes):  # type: ignore[no-untyped-def]
+        return lambda request: [pieces.Holdings(bits=bytes(len(every)), partial=partial).encode()]
 
     def with_holdings(*rest: bytes):  # type: ignore[no-untyped-def]
         return lambda request: [held] if isinstance(request, pieces.WeightsRequest) else list(rest)
@@ -291,6 +297,13 @@ def hostile(model: Model) -> dict[str, object]:
     return {
         "too many holdings": lambda request: [pieces.Holdings(bits=b"\xff" * 9_000).encode()],
         "bits beyond the tensors": lambda request: [pieces.Holdings(bits=b"\xff" * (num // 8 + 1)).encode()],
+        "pieces of a tensor that is none": in_part(b"\0\0\x01\0\x01"),
+        "pieces beyond those of the tensor": in_part(pieces.pack_partial({large: b"\x10"})),
+        "a tensor in part, twice": in_part(pieces.pack_partial({large: b"\x01"}) * 2),
+        "a list of pieces that is cut off": in_part(pieces.pack_partial({large: b"\x01"})[:-1]),
+        "a megabyte of lists": in_part(b"\0\0\0\0\x01" * 200_000),
+        "a tensor whole and in part": lambda request: [pieces.Holdings(bits=every, partial=one_piece).encode()],
+        "a third buffer": lambda request: [frame.encode({"t": "holdings"}, [every, one_piece, b""])],
         "a huge list of hashes": with_holdings(pieces.Hashes(tensor=3, hashes=bytes(32 * 100_000)).encode()),
         "a wrong list of hashes": with_holdings(pieces.Hashes(tensor=1, hashes=bytes(32 * 4)).encode()),
         "a tensor that is none": with_holdings(pieces.Piece(tensor=150_000, piece=0, data=b"x").encode()),

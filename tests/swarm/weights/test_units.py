@@ -14,8 +14,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from protocols.errors import BadRequestError, CheckpointError, DiskFullError, ModelNotSupportedError
+from protocols.errors import BadRequestError, CheckpointError, DiskFullError, ModelNotFoundError, ModelNotSupportedError
 from protocols.ids import ModelId
+from protocols.pieces import Holdings
 from protocols.units import Blocks, Ends, Expert, Partition, Unit
 from protocols.weights import PIECE_BYTES
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
@@ -24,11 +25,14 @@ from swarm.models.loading import stored_names
 from swarm.models.numbered import expert_counts
 from swarm.models.tensor_part import TensorPart, byte_ranges
 from swarm.models.unit_parts import StoredModel, parts_of
+from swarm.rpc.call import Call
+from swarm.rpc.stream import Stream
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_parts, fetch_tensors
 from swarm.weights.shard_file import ShardFile
 from swarm.weights.shelf import Shelf
 from swarm.weights.terms import Options, Report
+from swarm.weights.uploader import Uploader
 from tests.swarm.weights.parts import Liar, LocalSwarm, Model, local_swarm
 
 QUICK = Options(progress_timeout_s=20, stall_s=10)
@@ -306,27 +310,130 @@ def test_a_liars_piece_of_an_expert_is_refused_and_comes_from_another(sources: d
     run(work())
 
 
-def test_whole_tensors_of_an_expert_are_given_on_and_parts_of_one_are_not_announced(
-    sources: dict[str, Source], tmp_path: Path
-) -> None:
-    """Holdings say one bit a tensor; a bit a piece would be another message."""
+async def with_expert(source: Source, index: int, folder: Path) -> ModelCache:
+    """A cache with one expert of block 1, from a source that has everything and is gone then."""
+    cache = source.cache(folder)
+    async with local_swarm() as here:
+        await here.start(source.served, shelf=source.shelf())
+        await fetched(here, source, Expert(1, index), cache)
+    return cache
 
-    async def work(form: str) -> None:
-        source = sources[form]
-        held = source.cache(tmp_path / form / "held")
+
+def other_bytes(cache: ModelCache, parts: Sequence[TensorPart]) -> bytes:
+    """Of the files with these parts: the tensor bytes of all pieces that do not cover them."""
+    found = bytearray()
+    for one in cache.layout.covering(parts):
+        content = cache.shard(one.shard).part.read_bytes()
+        for tensor in one.shard.tensors:
+            entry, start = cache.manifest.entries[tensor], cache.shard(one.shard).start(tensor)
+            covering = {piece for run in one.pieces.get(tensor, ()) for piece in run}
+            for piece in set(range(entry.num_pieces)) - covering:
+                found += content[start + piece * PIECE_BYTES :][: entry.piece_bytes(piece)]
+    return bytes(found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_expert_is_given_on_by_a_peer_that_has_nothing_else(form: str, sources: dict[str, Source], tmp_path: Path) -> None:
+    source, parts = sources[form], parts_of(Expert(1, 3), sources[form].stored)
+
+    async def work() -> None:
+        held = await with_expert(source, 3, tmp_path / "held")
+        others = other_bytes(held, parts)
+        assert len(others) > PIECE_BYTES and not any(others), "nothing of other experts is on its disk"
         async with local_swarm() as here:
-            await here.start(source.served, shelf=source.shelf())
-            await fetched(here, source, Expert(1, 3), held)
-        if form.endswith(" fused"):
-            assert not any(Shelf.of_cache(held).holdings())
-            return
-        async with local_swarm() as there:
-            await there.start(source.served, shelf=Shelf.of_cache(held))
-            found, _ = await fetched(there, source, Expert(1, 3), source.cache(tmp_path / form / "other"))
+            giver = await here.start(source.served, shelf=Shelf.of_cache(held))
+            found, report = await fetched(here, source, Expert(1, 3), source.cache(tmp_path / "other"))
             assert equal(found, expected_of_expert(source, 1, 3))
+            assert report.from_peer == {giver.record.peer: report.total_bytes} and not report.liars
 
-    for form in ("mixtral fused", "mixtral unfused"):
-        run(work(form))
+    run(work())
+
+
+def test_two_experts_come_from_two_peers_that_have_one_each(sources: dict[str, Source], tmp_path: Path) -> None:
+    source = sources["mixtral fused"]
+
+    async def work() -> None:
+        parts = [part for index in (1, 6) for part in parts_of(Expert(1, index), source.stored)]
+        cache = source.cache(tmp_path / "cache")
+        async with local_swarm() as here:
+            for index in (1, 6):
+                held = await with_expert(source, index, tmp_path / f"held {index}")
+                await here.start(source.served, shelf=Shelf.of_cache(held))
+            report = await fetch_parts(parts, cache, here.pool, here.sources, QUICK)
+            assert set(report.from_peer) == {giver.record.peer for giver in here.givers}
+        for index in (1, 6):
+            of_one = {part.name: cache.read(part) for part in parts_of(Expert(1, index), source.stored)}
+            assert of_one == {name: value.numpy().tobytes() for name, value in expected_of_expert(source, 1, index).items()}
+
+    run(work())
+
+
+class Asked(Uploader):
+    """Sets an event when it has been asked for pieces, and could not give them."""
+
+    def __init__(self, has_failed: asyncio.Event) -> None:
+        super().__init__()
+        self._has_failed = has_failed
+
+    async def give(self, stream: Stream, call: Call) -> None:
+        try:
+            await super().give(stream, call)
+        except ModelNotFoundError:
+            self._has_failed.set()
+            raise
+
+
+class Claimer(Shelf):
+    """Says that it has what another shelf has."""
+
+    of: Shelf
+
+    def holdings(self) -> Holdings:
+        return self.of.holdings()
+
+
+def test_a_false_claim_to_have_pieces_costs_only_its_peer(sources: dict[str, Source], tmp_path: Path) -> None:
+    source, has_failed = sources["mixtral fused"], asyncio.Event()
+
+    async def work() -> None:
+        held = Shelf.of_cache(await with_expert(source, 3, tmp_path / "held"))
+        false = Claimer.of_cache(source.cache(tmp_path / "empty"))
+        false.of = held
+        async with local_swarm() as here:
+            claimer = await here.start(source.served, Asked(has_failed), shelf=false)
+            cache = source.cache(tmp_path / "cache")
+            fetching = asyncio.create_task(fetched(here, source, Expert(1, 3), cache))
+            await has_failed.wait()
+            honest = await here.start(source.served, shelf=held)
+            found, report = await fetching
+            assert equal(found, expected_of_expert(source, 1, 3))
+            assert list(report.from_peer) == [honest.record.peer] and claimer.uploader.sent_bytes < 4_096
+
+    run(work())
+
+
+def test_only_verified_pieces_of_an_unfinished_file_are_given(sources: dict[str, Source], tmp_path: Path) -> None:
+    source, parts = sources["mixtral fused"], parts_of(Expert(1, 3), sources["mixtral fused"].stored)
+
+    async def work() -> None:
+        held = await with_expert(source, 3, tmp_path)
+        shelf, full = Shelf.of_cache(held), source.shelf()
+        tensor = held.layout.number(parts[0].name)
+        covering = [piece for run in held.layout.covering(parts)[0].pieces[tensor] for piece in run]
+        assert shelf.hashes(tensor) == full.hashes(tensor), "the list is whole, though the tensor is not"
+        assert [shelf.piece(tensor, piece) for piece in covering] == [full.piece(tensor, piece) for piece in covering]
+        for piece in set(range(held.manifest.entries[tensor].num_pieces)) - set(covering):
+            with pytest.raises(ModelNotFoundError, match=f"piece {piece} of tensor .* is not at this peer"):
+                shelf.piece(tensor, piece)
+        _damage(held, parts[0], is_removed=False)
+        with pytest.raises(CheckpointError, match="has changed at this peer since it was fetched"):
+            shelf.piece(tensor, covering[0])
+        assert shelf.piece(tensor, covering[-1]) == full.piece(tensor, covering[-1])
+        _damage(held, parts[0], is_removed=True)
+        with pytest.raises(ModelNotFoundError):
+            shelf.piece(tensor, covering[0])
+
+    run(work())
 
 
 @pytest.mark.parametrize("form", FORMS)
