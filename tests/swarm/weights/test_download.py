@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocols import frame, pieces
+from protocols import pieces
 from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
@@ -18,6 +18,7 @@ from swarm.weights import roster
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
 from swarm.weights.shelf import Shelf
+from swarm.weights.source import LyingSourceError, Source
 from swarm.weights.terms import Options, Progress
 from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, local_swarm, make_model
 
@@ -280,16 +281,39 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest
     run(work())
 
 
+def test_a_download_in_progress_gives_on_the_pieces_that_it_has(tmp_path: Path) -> None:
+    """While its only source has stopped; what comes later is given on later, over the same stream."""
+    names = ["model.layers.0.mlp.weight"]
+
+    async def work() -> None:
+        model, paused, half_way = make_model(tmp_path / "source", blocks=1), Paused(3), asyncio.Event()
+        async with local_swarm() as here, local_swarm() as there:
+            await here.start(model, paused)
+            cache, other = cache_of(model, tmp_path), ModelCache(tmp_path / "other", model.model, model.manifest)
+            first = asyncio.create_task(fetch_tensors(names, cache, here.pool, here.sources, QUICK))
+            await paused.has_stopped.wait()
+            middle = await there.start(model, shelf=Shelf.of_cache(cache))
+
+            def tell(progress: Progress) -> None:
+                if progress.done_bytes > PIECE_BYTES:
+                    half_way.set()
+
+            options = replace(QUICK, on_progress=tell)
+            second = asyncio.create_task(fetch_tensors(names, other, there.pool, there.sources, options))
+            await half_way.wait()
+            assert not first.done()
+            paused.release.set()
+            await first
+            assert (await second).from_peer == {middle.record.peer: (await second).total_bytes}
+            model.check(other, names)
+
+    run(work())
+
+
 def hostile(model: Model) -> dict[str, object]:
     """Answers that no honest peer gives, by what they are."""
     num = len(model.manifest.entries)
-    every = b"\xff" * (num // 8) + bytes([(1 << num % 8) - 1])
-    held = pieces.Holdings(bits=every).encode()
-    large = next(number for number, entry in enumerate(model.manifest.entries) if entry.num_pieces == 4)
-    one_piece = pieces.pack_partial({large: b"\x01"})
-
-    def in_part(partial: bytes):  # type: ignore[no-untyped-def]
-        return lambda request: [pieces.Holdings(bits=bytes(len(every)), partial=partial).encode()]
+    held = pieces.Holdings(bits=b"\xff" * (num // 8) + bytes([(1 << num % 8) - 1])).encode()
 
     def with_holdings(*rest: bytes):  # type: ignore[no-untyped-def]
         return lambda request: [held] if isinstance(request, pieces.WeightsRequest) else list(rest)
@@ -297,13 +321,6 @@ def hostile(model: Model) -> dict[str, object]:
     return {
         "too many holdings": lambda request: [pieces.Holdings(bits=b"\xff" * 9_000).encode()],
         "bits beyond the tensors": lambda request: [pieces.Holdings(bits=b"\xff" * (num // 8 + 1)).encode()],
-        "pieces of a tensor that is none": in_part(b"\0\0\x01\0\x01"),
-        "pieces beyond those of the tensor": in_part(pieces.pack_partial({large: b"\x10"})),
-        "a tensor in part, twice": in_part(pieces.pack_partial({large: b"\x01"}) * 2),
-        "a list of pieces that is cut off": in_part(pieces.pack_partial({large: b"\x01"})[:-1]),
-        "a megabyte of lists": in_part(b"\0\0\0\0\x01" * 200_000),
-        "a tensor whole and in part": lambda request: [pieces.Holdings(bits=every, partial=one_piece).encode()],
-        "a third buffer": lambda request: [frame.encode({"t": "holdings"}, [every, one_piece, b""])],
         "a huge list of hashes": with_holdings(pieces.Hashes(tensor=3, hashes=bytes(32 * 100_000)).encode()),
         "a wrong list of hashes": with_holdings(pieces.Hashes(tensor=1, hashes=bytes(32 * 4)).encode()),
         "a tensor that is none": with_holdings(pieces.Piece(tensor=150_000, piece=0, data=b"x").encode()),
@@ -329,6 +346,34 @@ def test_hostile_answers_are_refused_and_their_sender_named(tmp_path: Path) -> N
                 assert (await report).fetched_bytes < model.num_bytes + 4 * PIECE_BYTES, what
 
     run(work())
+
+
+LARGE = 2
+"""In a model of one block: the tensor of four pieces."""
+
+
+@pytest.mark.parametrize(
+    ("partial", "why"),
+    [
+        (b"\0\0\x01\0\x01", "got 256 after -1"),
+        (pieces.pack_partial({LARGE: b"\x10"}), "a bitmap of 4 bits"),
+        (pieces.pack_partial({LARGE: b"\x01"}) * 2, "got 2 after 2"),
+        (pieces.pack_partial({LARGE: b"\x01"})[:-1], "end at byte 5 of the holdings, which have 4"),
+        (pieces.pack_partial({0: b"\x01"}), "tensor 0 is said to be here whole, and in part"),
+        (b"\0\0\0\0\x01" * 200_000, "got 0 after 0"),
+        (bytes((1 << 20) + 1), "at most 1048576 bytes"),
+    ],
+)
+async def test_holdings_of_pieces_that_no_honest_peer_has_are_refused(partial: bytes, why: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "source", blocks=1)
+    assert model.manifest.entries[LARGE].num_pieces == 4
+    async with asyncio.timeout(10), local_swarm() as here:
+        answer = pieces.Holdings(bits=b"\x01", partial=partial).encode()
+        false = await here.start(model, Scripted(lambda request: [answer]))
+        source = await Source.open(here.pool, false.record, model.model, model.manifest)
+        with pytest.raises(LyingSourceError, match=why):
+            await source.holdings()
+        source.close()
 
 
 def test_a_false_file_is_refused_and_taken_from_another(tmp_path: Path) -> None:
