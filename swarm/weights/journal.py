@@ -1,4 +1,4 @@
-"""Journal of a shard that is being fetched: hashes and marks of pieces.
+"""Journal of a shard being fetched: hashes and marks of pieces.
 
 For each tensor of the shard, in order: the SHA-256 of each of its pieces, and a bitmap of the pieces that are stored.
 """

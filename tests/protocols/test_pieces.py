@@ -1,4 +1,4 @@
-"""Pieces of tensors that are here in part: their form on the wire, and what is refused of it."""
+"""Holdings by pieces: their form on the wire, and refusals."""
 
 from __future__ import annotations
 
