@@ -16,18 +16,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from protocols import pieces
 from protocols.errors import DeadlineError, DiskFullError, NoRouteError, OverloadedError, SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
+from swarm.weights.intake import Intake
 from swarm.weights.layout import Wanted
 from swarm.weights.planner import Planner
 from swarm.weights.reputation import Reputation
 from swarm.weights.roster import Roster
 from swarm.weights.source import LyingSourceError, SlowSourceError, Source
-from swarm.weights.source_state import PieceId
 from swarm.weights.terms import Options, Progress, Report, Sources
 
 log = logging.getLogger(__name__)
@@ -40,9 +39,6 @@ TICK_S = 0.5
 
 MARK_BYTES = 256 << 10
 """Less than this is no progress: a few tiny pieces now and then do not keep a download alive for ever."""
-
-IDLE_S = 0.05
-"""Pause of a source that has nothing to do until another delivers, or fails."""
 
 LOCKED_S = 0.5
 """Pause before a shard that another process is fetching is looked at again."""
@@ -210,76 +206,26 @@ class Download:
         source = await Source.open(
             self._pool, peer, self._cache.model, self._cache.manifest, self._options.stall_s, self._roster.connect_s(peer.peer)
         )
-        counted = 0
+        intake = Intake(source, self._planner, self._cache, self._roster, self._on_disk, self._count, time.monotonic)
         try:
-            self._planner.add(source.peer, await source.holdings())
-            self._roster.heard(source.peer, 0, time.monotonic())
-            while not self._planner.is_done:
-                was_idle = not self._planner.owes(source.peer)
-                if ask := self._planner.take(source.peer, time.monotonic()):
-                    if was_idle:
-                        self._roster.asked(source.peer, time.monotonic())
-                    await source.ask(ask)
-                if self._planner.owes(source.peer):
-                    await self._take_one(source)
-                elif not await self._wait_for_work(source):
-                    return
-                self.report.fetched_bytes += source.num_bytes - counted
-                counted = source.num_bytes
+            await intake.run()
         finally:
-            self.report.fetched_bytes += source.num_bytes - counted
             self._planner.drop(source.peer)
             self._changed.set()
             source.close()
 
-    async def _wait_for_work(self, source: Source) -> bool:
-        """Nothing to ask now: others owe the rest. False where this source has nothing of it, nor has got any since."""
-        if self._planner.can_help(source.peer):
-            await asyncio.sleep(IDLE_S)
-            return True
-        await asyncio.sleep(LOOK_S / 2)
-        self._planner.add(source.peer, await source.holdings())
-        return self._planner.can_help(source.peer)
-
-    async def _take_one(self, source: Source) -> None:
-        answer = await source.receive()
-        now_s = time.monotonic()
-        shard = self._cache.shard(self._cache.layout.shard_of[answer.tensor])
-        if isinstance(answer, pieces.Hashes):
-            is_asked = self._planner.is_asked_hashes(source.peer, answer.tensor)
-            if not is_asked or not await self._on_disk(shard.put_hashes, answer.tensor, answer.hashes):
-                raise LyingSourceError(f"peer {source.name} sent hashes that are not those of {self._name(answer.tensor)}")
-            self._planner.listed(source.peer, answer.tensor, time.monotonic())
-            self._roster.heard(source.peer, 0, time.monotonic())
+    def _count(self, peer: PeerId, came_bytes: int, new_bytes: int) -> None:
+        """Hear what has come from a source, and how much of that is new here."""
+        self.report.fetched_bytes += came_bytes
+        if not new_bytes:
             return
-        piece = PieceId(answer.tensor, answer.piece)
-        if not self._planner.is_asked(source.peer, piece):
-            raise LyingSourceError(
-                f"peer {source.name} sent piece {answer.piece} of {self._name(answer.tensor)}, which was not asked for"
-            )
-        if not self._planner.arrived(source.peer, piece, now_s):
-            self._roster.heard(source.peer, 0, now_s)
-            return  # another source was faster
-        try:
-            is_right = await self._on_disk(shard.put, answer.tensor, answer.piece, answer.data)
-        except BaseException:
-            self._planner.failed(source.peer, piece)  # cancelled, or the disk is full: another may deliver it
-            raise
-        if not is_right:
-            self._planner.failed(source.peer, piece)
-            raise LyingSourceError(f"peer {source.name} sent a wrong piece {answer.piece} of {self._name(answer.tensor)}")
-        self._roster.heard(source.peer, len(answer.data), time.monotonic())
-        if self._planner.proven(source.peer, piece):
-            self._here += len(answer.data)
-            self.report.from_peer[source.peer] = self.report.from_peer.get(source.peer, 0) + len(answer.data)
+        self._here += new_bytes
+        self.report.from_peer[peer] = self.report.from_peer.get(peer, 0) + new_bytes
         if self._here - self._marked_bytes >= MARK_BYTES:
             self._progress_at_s, self._marked_bytes = time.monotonic(), self._here
         self._tell()
         if self._planner.is_done:
             self._changed.set()
-
-    def _name(self, tensor: int) -> str:
-        return repr(self._cache.manifest.entries[tensor].name)
 
     def _tell(self) -> None:
         self._options.on_progress(
