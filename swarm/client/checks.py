@@ -55,6 +55,18 @@ def check_embeds(inputs_embeds: Tensor) -> None:
     check_gradient(inputs_embeds, "inputs_embeds")
 
 
+def check_inputs(ids: object, embeds: object, vocab_size: int) -> tuple[int, int]:
+    """(B, q) of the new tokens, which come as ids or as embeddings."""
+    if (ids is None) == (embeds is None):
+        raise BadRequestError("give either input_ids or inputs_embeds, and not both")
+    if isinstance(embeds, Tensor):
+        check_embeds(embeds)
+        return embeds.shape[0], embeds.shape[1]
+    check_ids(ids, vocab_size)
+    assert isinstance(ids, Tensor)
+    return ids.shape[0], ids.shape[1]
+
+
 def check_gradient(values: Tensor, name: str) -> None:
     """BadRequestError if a gradient is asked for."""
     if values.requires_grad and torch.is_grad_enabled():

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from protocols.errors import BadRequestError
 from swarm.client.refusals import NO_COPY, NO_TRAINING, REFUSED, refuses
+from swarm.client.remote import Remote
 from swarm.models.skeleton import whole_model
 
 
 @refuses(REFUSED)
 class Holdings:
-    """Comes before the model's own class, by way of `RemoteGeneration`."""
+    """Comes before the model's own class, by way of `RemoteForward`."""
 
-    remote: Any
-    """What `RemoteGeneration` says it is. (transformers evaluates this annotation, and generation.py imports us.)"""
+    remote: Remote
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise BadRequestError("a model in a swarm is not made from a config; call SwarmModelForCausalLM.from_pretrained(MODEL)")

@@ -21,7 +21,8 @@ from swarm.bootstrap import FindConfig
 from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
-from swarm.client.generation import RemoteGeneration, attach, become_remote
+from swarm.client.generation import RemoteGeneration
+from swarm.client.remote_class import attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin

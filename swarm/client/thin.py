@@ -3,7 +3,7 @@
 Its forward sends token ids and gets logits, because nodes run the embedding and the head.
 
 `generate`, its processors, beams, speculation and streams are transformers', as in the full client; so are our checks, sessions and
-cache (`generation.py`, `blocks.py`). Only what happened inside of the model's own forward is somewhere else.
+cache (`generation.py`, `forward.py`, `blocks.py`). Only what happened inside of the model's own forward is somewhere else.
 
 Shapes: B sequences, q new columns, E width of embeddings, V tokens of the vocabulary.
 """
@@ -23,12 +23,12 @@ from transformers.utils import ModelOutput
 
 from protocols.errors import BadRequestError
 from protocols.words import counted
-from swarm.client import windows
 from swarm.client.backend import EMBEDS, IDS, Backend
 from swarm.client.blocks import StepPlan, carry
 from swarm.client.forward_options import LOSS
-from swarm.client.generation import RemoteGeneration, become_remote
+from swarm.client.generation import RemoteGeneration
 from swarm.client.refusals import REFUSED_IF_THIN, refuse_calls, refuses
+from swarm.client.remote_class import become_remote
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.skeleton import meta_model
 
@@ -59,7 +59,7 @@ class ThinOutput(ModelOutput):  # type: ignore[misc]
 class ThinGeneration(RemoteGeneration):
     """Comes before the model's own class, in place of RemoteGeneration."""
 
-    def answered(self, own: Callable[..., Any], plan: StepPlan, kwargs: dict[str, Any], wants_hidden: bool) -> Any:
+    def _answered(self, own: Callable[..., Any], step: StepPlan, kwargs: dict[str, Any], wants_hidden: bool) -> Any:
         """One step of ids or embeddings, and the logits that it wants: [B, kept columns, V] float32, zeros at padding."""
         if wants_hidden:
             raise BadRequestError(
@@ -74,21 +74,14 @@ class ThinGeneration(RemoteGeneration):
                 f"a thin model's forward takes no {', '.join(sorted(given))}; leave it out, or load without thin=True"
             )
         tokens, spec = (ids, IDS) if embeds is None else (embeds, EMBEDS)
-        logits = carry(plan, tokens, self.remote.backend.open, spec, self.remote.vocab_size)
+        logits = carry(step, tokens, self.remote.backend.open, spec, self.remote.vocab_size)
         logits = logits[:, keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)]
         loss = None if labels is None else self._loss(logits, labels, of_loss)
-        return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: plan.cache} if self.remote.cache_key else {}))
-
-    def _check_counted(self, mask: Tensor) -> None:
-        """The hops count real tokens, but transformers' families with a table of positions count padding too, if none are given."""
-        if self._has_position_table and windows.is_padded_before(mask):
-            raise BadRequestError(
-                "this family has a table of positions, and transformers counts padding if no position_ids are given; "
-                "pass position_ids, such as (attention_mask.cumsum(1) - 1).clamp(min=0)"
-            )
+        return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: step.cache} if self.remote.cache_key else {}))
 
     @cached_property
-    def _has_position_table(self) -> bool:
+    def _counts_padding(self) -> bool:  # type: ignore[override]
+        """The hops count real tokens, but transformers' families with a table of positions count padding too, if none are given."""
         modules = self.named_modules()  # type: ignore[attr-defined]
         tables = [module for name, module in modules if isinstance(module, nn.Embedding) and _POSITIONS.search(name)]
         return any(

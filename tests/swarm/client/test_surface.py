@@ -26,7 +26,6 @@ PACKAGES = {
 """Package of swarm/ -> what it exports; the others export nothing by themselves."""
 
 MODEL = {
-    "answered": "(own, plan, kwargs, wants_hidden)",
     "blocks": "",
     "close": "()",
     "from_pretrained": (
@@ -37,8 +36,6 @@ MODEL = {
     "generate": "(inputs=None, *args, **kwargs)",
     "new_cache": "()",
     "num_parameters": "(only_trainable=False, exclude_embeddings=False)",
-    "only_new": "(input_ids, kwargs)",
-    "remote_forward": "(own, names, kwargs)",
     "requires_grad_": "(requires_grad=True)",
     "stream": "(prompt, *, max_new_tokens=256, temperature=0.0, top_k=0, top_p=1.0, seed=None, **options)",
     "tokenizer": "",
