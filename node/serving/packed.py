@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from node.serving import selftest
 from node.serving.recorder import Attending
 from node.serving.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
 from node.serving.tapes import Example, Tapes
@@ -252,7 +253,7 @@ class PackedEngine:
         self._span = span
         self._windows = read_windows(span.config)
         AttentionInterface.register(ATTENTION, _attention)
-        self._tapes = Tapes(self._run, span)
+        self._tapes = Tapes(self._run, span, selftest.is_close)
         self._store = RowStore(self._learn(), limit_bytes)
 
     @property

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from node.serving import products, selftest
+from node.serving import products
 from node.serving.recorder import Attending, NotRecordable, Recorder
 from node.serving.tape import Tape
 from node.units.structure import Structure
@@ -35,17 +35,20 @@ Example = tuple[Attending, Tensor, Tensor]
 Forward = Callable[[Attending, Tensor, Tensor], Tensor]
 """The model's own: (who attends, hidden, positions) -> [1, T, H]."""
 
+IsClose = Callable[[Tensor, Tensor, Tensor], bool]
+"""Is an output as right as an engine has to be? (output, expected, hidden states given)."""
+
 
 class Tapes:
     """Plays a forward where there is a tape of it, and runs it where not. All calls come one after the other."""
 
-    def __init__(self, forward: Forward, model: nn.Module) -> None:
-        """model: whose forward it is; all that it holds may change."""
+    def __init__(self, forward: Forward, model: nn.Module, is_close: IsClose) -> None:
+        """model: whose forward it is; all that it holds may change. is_close: decides about a graph with other linear kernels."""
         self.played = 0
         """Forwards that were not run but played."""
         self.refusal: str | None = None
         """Why nothing is recorded any more."""
-        self._forward, self._model = forward, model
+        self._forward, self._model, self._is_close = forward, model, is_close
         self._structure = Structure(model)
         self._tapes: dict[int, Tape] = {}
 
@@ -77,7 +80,7 @@ class Tapes:
             self.refusal = f"{type(error).__name__}: {error}"
             log.info("forwards are run, not played: %s", self.refusal)
         else:
-            self._tapes[output.shape[1]] = _quicker(recorder, proofs, expected) or tape
+            self._tapes[output.shape[1]] = _quicker(recorder, proofs, expected, self._is_close) or tape
 
     def _is_current(self) -> bool:
         """Are the graphs of the model as it is? If not, they are dropped, and it may be one that can be captured."""
@@ -94,15 +97,13 @@ def _play(tape: Tape, example: Example) -> Tensor:
     return tape.play(inputs, step.attend)
 
 
-def _quicker(recorder: Recorder, proofs: Sequence[Example], expected: Sequence[Tensor]) -> Tape | None:
+def _quicker(recorder: Recorder, proofs: Sequence[Example], expected: Sequence[Tensor], is_close: IsClose) -> Tape | None:
     """The same with faster products; None where there are none, or where they are not close."""
     if not recorder.choose_products(lambda weights: products.fastest(weights, expected[0].shape[1])):
         return None
     try:
         tape = recorder.tape()
-        are_close = (
-            selftest.is_close(_play(tape, proof), right, proof[1]) for right, proof in zip(expected, proofs, strict=True)
-        )
+        are_close = (is_close(_play(tape, proof), right, proof[1]) for right, proof in zip(expected, proofs, strict=True))
         return tape if all(are_close) else None
     except RuntimeError as error:  # such as a view that the layout of another product does not allow
         log.info("products are made as the model makes them: %s", error)

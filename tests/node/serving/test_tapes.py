@@ -75,7 +75,7 @@ def products_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tapes_of(blocks: Blocks) -> Tapes:
-    return Tapes(blocks, blocks)
+    return Tapes(blocks, blocks, selftest.is_close)
 
 
 def learn(tapes: Tapes) -> None:
@@ -217,7 +217,7 @@ def test_a_tape_that_is_wrong_for_several_sequences_is_found_out() -> None:
             self.count = count
 
     blocks = Blocks()
-    tapes = Tapes(lambda step, *given: blocks(step, *given) * getattr(step, "_step", step).count, blocks)  # type: ignore[attr-defined]
+    tapes = Tapes(lambda step, *given: blocks(step, *given) * getattr(step, "_step", step).count, blocks, selftest.is_close)  # type: ignore[attr-defined]
     for count, is_refused in ((1, False), (2, True)):
         tapes.learn((Sequences(1), *inputs()), (Sequences(1), *inputs()), (Sequences(count), *inputs()))
         assert (tapes.refusal is not None) is is_refused
