@@ -14,22 +14,24 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from node import hardware, neighbours
-from node.announcing import Announcement
+from node import hardware
 from node.config import NodeConfig
 from node.device.thread import Device
-from node.dispatcher import Dispatcher
 from node.events import Event, OnEvent
-from node.model_source import OnFetch
-from node.place import Place, Shared
+from node.hosting.model_source import OnFetch
+from node.hosting.place import Place, Shared
+from node.placement import neighbours
+from node.placement.announcing import Announcement
+from node.serving.dispatcher import Dispatcher
 from node.serving.worked import Worked
 from node.telling import keep_telling
 from protocols.errors import PeerUnreachableError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
-from swarm import keyring, known_peers, running_nodes, waiting
-from swarm.bootstrap import FindConfig
-from swarm.peer import Peer, PeerConfig
+from swarm import waiting
+from swarm.meeting import keyring, known_peers, running_nodes
+from swarm.meeting.bootstrap import FindConfig
+from swarm.peer.peer import Peer, PeerConfig
 from swarm.suggestion import NodeCommand, invite_command
 from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader

@@ -14,7 +14,7 @@ from protocols.errors import ConfigError
 from protocols.ids import Span
 from protocols.records import MAX_MODELS
 from swarm import suggestion
-from swarm.entering import ANYBODY, Entry
+from swarm.meeting.entering import ANYBODY, Entry
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_SWARM = suggestion.DEFAULT_SWARM

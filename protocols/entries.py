@@ -28,7 +28,7 @@ MAX_VALUE_BYTES: Final = 4_096
 """Of a packed payload and its signature."""
 
 MAX_LIFE_S: Final = RECORD_LIFE_S + 30.0
-"""Seconds to the furthest expiry that peers accept: a record's life, and how far clocks may differ (`swarm/clocks.py`)."""
+"""Seconds to the furthest expiry that peers accept: a record's life, and how far clocks may differ (`swarm/meeting/clocks.py`)."""
 
 _STR8, _BIN = 0xD9, (0xC4, 0xC5)
 

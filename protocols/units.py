@@ -6,7 +6,7 @@
     Partition   decoder/4/self_attn.q_proj/rows/0:128        matrix rows [0, 128) of one matrix of block 4, as stored
 
 A unit has exactly one text, which is what travels and what is signed. `parse_unit` takes that text only: no sign, no leading zero,
-no other case. Which stored bytes a unit is made of depends on the checkpoint: `swarm/models/unit_parts.py`.
+no other case. Which stored bytes a unit is made of depends on the checkpoint: `swarm/checkpoints/unit_parts.py`.
 """
 
 from __future__ import annotations

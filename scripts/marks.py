@@ -1,6 +1,6 @@
 """Reads the marks of a trace, in the order of time.
 
-With `SWARM_TRACE=FILE` every process writes them (`swarm/inference/trace.py`).
+With `SWARM_TRACE=FILE` every process writes them (`swarm/trace.py`).
 """
 
 from __future__ import annotations

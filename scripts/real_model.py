@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from protocols.errors import SwarmError  # noqa: E402
 from swarm import places  # noqa: E402
-from swarm.models import conversions  # noqa: E402
+from swarm.checkpoints import conversions  # noqa: E402
 
 NAME = "SmolLM2-135M-Instruct"
 """Its name in a swarm, too."""
@@ -79,7 +79,7 @@ def prepare() -> Path:
     if (place := found()) is not None:
         return place
     from node.cli.waiting import shown
-    from swarm.models.resolve import resolve
+    from swarm.checkpoints.resolve import resolve
     from swarm.waiting import Waits
 
     fetch()

@@ -1,7 +1,7 @@
 """Sessions while the weights change: no answer may mix two versions.
 
-Four nodes in this process (`tests/node/versions.py`): two replicas of each half of a tiny llama. One has memory for one version only, so
-its sessions go on at its replica. Every answer is compared with a single machine's, for each version.
+Four nodes in this process (`tests/node/hosting/versions.py`): two replicas of each half of a tiny llama. One has memory for one version
+only, so its sessions go on at its replica. Every answer is compared with a single machine's, for each version.
 
 Run: scripts/replace_weights [--sessions 100] [--at-once 8] [--tokens 16] [--every 1.0]
 """
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from protocols.ids import Span
 from tests.families import make_checkpoint
-from tests.node.versions import Answer, Model, Swarm, judge, swarm_of
+from tests.node.hosting.versions import Answer, Model, Swarm, judge, swarm_of
 
 
 async def change(swarm: Swarm, every_s: float, numbers: list[int]) -> None:

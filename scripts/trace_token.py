@@ -2,7 +2,7 @@
 
 On this machine: T1 to T9 of docs/architecture.md, in milliseconds and bytes.
 
-Every part notes when a step passes it (`swarm/inference/trace.py`, switched on by SWARM_TRACE); all processes share this machine's
+Every part notes when a step passes it (`swarm/trace.py`, switched on by SWARM_TRACE); all processes share this machine's
 monotonic clock. Two tables: the prompt's last token, which also finds and opens the route, and a later one, which only decodes.
 
 Run: scripts/trace_token "A class definition is"
@@ -88,7 +88,7 @@ def run(model: Path, prompt: str, num_tokens: int) -> None:
     make_with_bar(model, Recipe())
     folder, nodes = Path(tempfile.mkdtemp(prefix="murmuration-trace-")), list[Node]()
     os.environ["SWARM_TRACE"] = str(folder / "trace.jsonl")
-    from swarm.inference import trace  # which reads that when it is imported
+    from swarm import trace  # which reads that when it is imported
 
     try:
         with console.status("two nodes and a client start"):

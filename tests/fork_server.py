@@ -116,7 +116,7 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         stream.reconfigure(line_buffering=stream is sys.stderr or os.isatty(1))  # type: ignore[union-attr]
     os.environ.clear()
     os.environ.update(request["environment"])
-    for name in ("swarm.inference.faults", "swarm.inference.trace"):  # they read the environment when they are imported
+    for name in ("swarm.faults", "swarm.trace"):  # they read the environment when they are imported
         importlib.reload(sys.modules[name])
     tempfile.tempdir = None  # it remembers the one of the first look
     if request["kind"] == "swarm":

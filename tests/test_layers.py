@@ -16,12 +16,12 @@ LAYERS = ("protocols", "swarm", "node")
 """From the ground up: each may import itself and those before it."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "cryptography": ("protocols/identity.py", "swarm/peer.py", "swarm/rpc"),
+    "cryptography": ("protocols/identity.py", "swarm/peer/peer.py", "swarm/rpc"),
     "grpc": ("swarm/rpc",),
     "hivemind": ("swarm/dht",),
     "gguf": ("swarm/models/gguf_main.py",),
     "google": ("swarm/lan",),
-    "huggingface_hub": ("swarm/models", "swarm/client"),
+    "huggingface_hub": ("swarm/checkpoints", "swarm/client"),
     "jinja2": ("swarm/thin",),
     "libp2p": ("swarm/lan",),
     "msgpack": ("protocols",),
@@ -31,11 +31,127 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tokenizers": ("swarm/models", "swarm/client", "swarm/thin"),
     "torch": ("protocols/compression.py", "swarm", "node"),
     "tqdm": ("swarm/models/gguf_main.py",),
-    "transformers": ("swarm/models", "swarm/client", "node/serving"),
+    "transformers": ("swarm/models", "swarm/client", "node/engines"),
     "typer": ("node/cli",),
     "zeroconf": ("swarm/lan",),
 }
 """Third-party package -> the folders and files that may import it. A package without an entry may be imported nowhere."""
+
+
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "swarm": (),
+    "swarm/placement": (),
+    "swarm/checkpoints": ("swarm",),
+    "swarm/dht": ("swarm",),
+    "swarm/routing": ("swarm",),
+    "swarm/rpc": ("swarm",),
+    "swarm/models": ("swarm", "swarm/checkpoints"),
+    "swarm/lan": ("swarm/dht",),
+    "swarm/directory": ("swarm", "swarm/dht", "swarm/rpc"),
+    "swarm/streams": ("swarm", "swarm/rpc"),
+    "swarm/weights": ("swarm", "swarm/checkpoints", "swarm/placement", "swarm/rpc"),
+    "swarm/meeting": ("swarm", "swarm/dht", "swarm/directory", "swarm/lan", "swarm/rpc"),
+    "swarm/inference": ("swarm", "swarm/routing", "swarm/streams"),
+    "swarm/peer": ("swarm", "swarm/dht", "swarm/directory", "swarm/meeting", "swarm/rpc"),
+    "swarm/thin": (
+        "swarm",
+        "swarm/checkpoints",
+        "swarm/inference",
+        "swarm/meeting",
+        "swarm/models",
+        "swarm/peer",
+        "swarm/routing",
+        "swarm/streams",
+        "swarm/weights",
+    ),
+    "swarm/client": (
+        "swarm",
+        "swarm/checkpoints",
+        "swarm/inference",
+        "swarm/meeting",
+        "swarm/models",
+        "swarm/peer",
+        "swarm/routing",
+        "swarm/rpc",
+        "swarm/streams",
+        "swarm/thin",
+        "swarm/weights",
+    ),
+    "node/units": ("swarm/models",),
+    "node/engines/graphs": ("node/units",),
+    "node": ("swarm", "swarm/meeting"),
+    "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),
+    "node/device": ("node/engines", "swarm", "swarm/inference"),
+    "node/serving": (
+        "node",
+        "node/device",
+        "node/engines",
+        "node/units",
+        "swarm",
+        "swarm/inference",
+        "swarm/models",
+        "swarm/rpc",
+        "swarm/streams",
+    ),
+    "node/placement": (
+        "node",
+        "node/serving",
+        "swarm",
+        "swarm/inference",
+        "swarm/models",
+        "swarm/peer",
+        "swarm/placement",
+        "swarm/routing",
+        "swarm/rpc",
+        "swarm/streams",
+    ),
+    "node/telling.py": ("node", "node/serving"),
+    "node/hosting": (
+        "node",
+        "node/device",
+        "node/engines",
+        "node/placement",
+        "node/serving",
+        "node/units",
+        "swarm",
+        "swarm/checkpoints",
+        "swarm/inference",
+        "swarm/meeting",
+        "swarm/models",
+        "swarm/peer",
+        "swarm/placement",
+        "swarm/weights",
+    ),
+    "node/app.py": (
+        "node",
+        "node/device",
+        "node/hosting",
+        "node/placement",
+        "node/serving",
+        "node/telling.py",
+        "swarm",
+        "swarm/meeting",
+        "swarm/peer",
+        "swarm/weights",
+    ),
+    "node/cli": (
+        "node",
+        "node/app.py",
+        "swarm",
+        "swarm/checkpoints",
+        "swarm/client",
+        "swarm/dht",
+        "swarm/lan",
+        "swarm/meeting",
+        "swarm/peer",
+        "swarm/placement",
+        "swarm/routing",
+        "swarm/thin",
+        "swarm/weights",
+    ),
+    "node/__main__.py": ("node/cli",),
+}
+"""From the ground up: folder, or file, -> the folders that it imports besides `protocols`, which all may import."""
 
 IMPURE = frozenset(
     [
@@ -51,12 +167,12 @@ IMPURE = frozenset(
 
 CLOCK_READERS: dict[str, str] = {
     "node/cli": "what a person sees: ages, times of expiry, seconds that a command took",
-    "swarm/client/served.py": "since when the user waits, to be shown",
+    "swarm/weights/served.py": "since when the user waits, to be shown",
     "swarm/dht/sockets.py": "how old a socket's file is",
-    "swarm/entering.py": "whether an invitation has expired; a test passes the moment",
-    "swarm/bootstrap.py": "the edge of `known_peers.py`, whose functions take the moment",
+    "swarm/meeting/entering.py": "whether an invitation has expired; a test passes the moment",
+    "swarm/meeting/bootstrap.py": "the edge of `known_peers.py`, whose functions take the moment",
     "swarm/inference/process_step.py": "the deadline of one step, for the device's thread",
-    "swarm/inference/trace.py": "a log of when what happened",
+    "swarm/trace.py": "a log of when what happened",
     "swarm/rpc": "real connections: deadlines of calls, and credentials, which other machines read",
     "swarm/thin/model_lookup.py": "since when the user waits, to be shown",
     "swarm/thin/sandbox.py": "the deadline of a child process",
@@ -111,8 +227,8 @@ def test_every_import_goes_down_and_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("path", "module", "is_allowed"),
     [
-        ("node/serving/host.py", "swarm.peer", True),
-        ("swarm/peer.py", "node.config", False),
+        ("node/serving/host.py", "swarm.peer.peer", True),
+        ("swarm/peer/peer.py", "node.config", False),
         ("protocols/ids.py", "swarm", False),
         ("protocols/frame.py", "time", False),
         ("protocols/frame.py", "struct", True),
@@ -201,3 +317,77 @@ def test_documents_repeat_what_the_code_says() -> None:
     """docs/tree.md names every file with its caption, docs/architecture.md every default with its value, and so on."""
     done = subprocess.run([sys.executable, "scripts/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+LONG_CLASSES: dict[str, str] = {
+    "node/serving/runner.py:Runner": "",
+    "swarm/client/generation.py:RemoteGeneration": "",
+    "swarm/inference/hop.py:Hop": "",
+    "swarm/inference/legs.py:Legs": "",
+    "swarm/inference/session.py:Session": "",
+    "swarm/peer/peer.py:Peer": "",
+    "swarm/routing/router.py:Router": "",
+    "swarm/weights/download.py:Download": "",
+    "swarm/weights/planner.py:Planner": "",
+    "swarm/weights/shard_file.py:ShardFile": "",
+}
+"""`file:Class` of more than MAX_CLASS_LINES lines -> why it is not split."""
+
+MAX_CLASS_LINES = 200
+
+
+def folder_of(path: Path) -> str:
+    """The entry of FOLDERS that a file belongs to: the file itself, or its folder."""
+    return str(path) if str(path) in FOLDERS else str(path.parent)
+
+
+def folder_imports() -> dict[str, dict[str, str]]:
+    """Folder -> the folders that it imports, each with one import as proof. Imports inside functions count, too."""
+    files = {".".join(path.with_suffix("").parts): path for path in tracked(*LAYERS)}
+    found: dict[str, dict[str, str]] = {}
+    for path in files.values():
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            named = (
+                [f"{node.module}.{alias.name}" for alias in node.names] + [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for target in (files[name] for name in named if name in files):
+                if folder_of(target) != folder_of(path):
+                    found.setdefault(folder_of(path), {})[folder_of(target)] = f"{path}:{node.lineno}"
+    return found
+
+
+def test_folders_import_only_what_the_table_names_and_all_of_it() -> None:
+    found = folder_imports()
+    assert sum(map(len, found.values())) > 100, "the walk found too few imports to prove anything"
+    closed = [
+        f"{proof}: {folder} may not import {other} (FOLDERS)"
+        for folder, others in found.items()
+        for other, proof in others.items()
+        if other != "protocols" and other not in FOLDERS.get(folder, ())
+    ]
+    assert not closed, "\n".join(closed)
+    unused = [
+        f"{folder} -> {other}" for folder, others in FOLDERS.items() for other in others if other not in found.get(folder, {})
+    ]
+    assert not unused, f"{unused} are imported no more: take them out of FOLDERS"
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    graphlib.TopologicalSorter(FOLDERS).prepare()  # CycleError names one
+
+
+def test_a_long_class_has_its_reason() -> None:
+    long = {
+        f"{path}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in tracked(*LAYERS)
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.ClassDef) and node.end_lineno and node.end_lineno - node.lineno >= MAX_CLASS_LINES
+    }
+    without = {name: lines for name, lines in long.items() if name not in LONG_CLASSES}
+    assert not without, f"{without} have more than {MAX_CLASS_LINES} lines: split them, or say in LONG_CLASSES why not"
+    assert long.keys() >= LONG_CLASSES.keys(), (
+        f"{LONG_CLASSES.keys() - long.keys()} are shorter now: take them out of LONG_CLASSES"
+    )

@@ -24,7 +24,7 @@ from node.cli.console import remark
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 from swarm.access_lists import Lists
-from swarm.invitation import VALID_DAYS
+from swarm.meeting.invitation import VALID_DAYS
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
 
@@ -203,7 +203,7 @@ def status_command(
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
     from swarm import places
-    from swarm.entering import enter
+    from swarm.meeting.entering import enter
 
     into = enter(
         swarm=swarm, peers=peer, data_dir=data_dir or places.data_dir(), join=join,
@@ -256,7 +256,8 @@ def whoami_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """Print a PeerID, for the lists of others (--allow, --deny, --trust)."""
-    from swarm import keys, places
+    from swarm import places
+    from swarm.peer import keys
 
     print(keys.peer_id(identity or (data_dir or places.data_dir()) / keys.DEFAULT_NAME), flush=True)
 

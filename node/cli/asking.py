@@ -23,9 +23,10 @@ from node.config import DTYPES
 from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
-from swarm import keyring, known_peers, places
-from swarm.bootstrap import FindConfig
-from swarm.entering import ANYBODY, Entry
+from swarm import places
+from swarm.meeting import keyring, known_peers
+from swarm.meeting.bootstrap import FindConfig
+from swarm.meeting.entering import ANYBODY, Entry
 from swarm.places import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
 from swarm.waiting import Waits, loading

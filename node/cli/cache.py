@@ -19,8 +19,8 @@ from node.cli.console import remark
 from protocols.errors import ConfigError, ModelNotFoundError
 from protocols.words import counted
 from swarm import places
-from swarm.models import conversions
-from swarm.models.conversions import Conversion
+from swarm.checkpoints import conversions
+from swarm.checkpoints.conversions import Conversion
 from swarm.suggestion import cache_command
 from swarm.weights import cache
 from swarm.weights.cache import CachedModel

@@ -14,9 +14,10 @@ from node.cli.console import remark
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 from protocols.swarm_key import SwarmKey
-from swarm import invitation, keyring, known_peers, places, running_nodes
+from swarm import places
 from swarm.dht.address import PeerAddress
-from swarm.invitation import Invitation
+from swarm.meeting import invitation, keyring, known_peers, running_nodes
+from swarm.meeting.invitation import Invitation
 from swarm.suggestion import NodeCommand
 
 MAX_DAYS = 3_650

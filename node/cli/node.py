@@ -25,7 +25,7 @@ from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import descriptors, places
 from swarm.access_lists import Lists
-from swarm.entering import enter
+from swarm.meeting.entering import enter
 
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
@@ -39,7 +39,7 @@ def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from node.app import run_node  # 5 s of imports: only after the flags have proved right
-    from swarm.inference import trace
+    from swarm import trace
     from swarm.waiting import Waits
 
     warned = Repetitions()

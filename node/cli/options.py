@@ -262,7 +262,7 @@ class ClientOptions:
         from node.cli.asking import ClientSettings
         from node.cli.console import remark
         from swarm import places
-        from swarm.entering import enter
+        from swarm.meeting.entering import enter
 
         into = enter(
             swarm=self.swarm, peers=self.peer, data_dir=self.data_dir or places.data_dir(), join=self.join,

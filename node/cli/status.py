@@ -22,10 +22,11 @@ from node.cli.status_rows import ModelRows, summarize
 from node.cli.waiting import shown
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
-from swarm import keyring, places, waiting
+from swarm import places, waiting
 from swarm.asking import answers, is_there
-from swarm.bootstrap import FindConfig
-from swarm.entering import Entered
+from swarm.meeting import keyring
+from swarm.meeting.bootstrap import FindConfig
+from swarm.meeting.entering import Entered
 from swarm.places import is_place, name_in_swarm
 from swarm.suggestion import NodeCommand
 from swarm.waiting import OnWait
@@ -34,7 +35,7 @@ from swarm.weights.names import nearest_first, not_served
 from swarm.weights.remembered import NameMemory
 
 if TYPE_CHECKING:
-    from swarm.peer import Peer
+    from swarm.peer.peer import Peer
 
 
 SILENT = "silent"
@@ -78,7 +79,7 @@ async def _ask(
 ) -> tuple[list[ModelRows], Collection[str]]:
     """Table rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
-    from swarm.peer import Peer, PeerConfig
+    from swarm.peer.peer import Peer, PeerConfig
 
     config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
     async with Peer(config, {}) as peer:

@@ -16,7 +16,7 @@ from protocols.errors import CacheFullError
 from protocols.words import counted
 
 if TYPE_CHECKING:
-    from node.serving.engine import Engine
+    from node.engines.engine import Engine
 
 SHORT = 1 / 8
 """Memory is short while less than this part of it would be free."""

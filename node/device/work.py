@@ -17,7 +17,7 @@ from protocols.ids import PeerId, SessionId
 from protocols.inference import PASS_ON, Op, StepSpec
 
 if TYPE_CHECKING:
-    from node.serving.engine import Engine, Row
+    from node.engines.engine import Engine, Row
 
 
 @dataclass(slots=True, eq=False)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from node.device.pending import Chunk
-from node.serving import ends as own_ends
+from node.engines import ends as own_ends
 from swarm.inference import chunks
 from swarm.inference.compute import Output
 
 if TYPE_CHECKING:
-    from node.serving.ends import Ends
-    from node.serving.engine import Engine, Row
+    from node.engines.ends import Ends
+    from node.engines.engine import Engine, Row
 
 
 def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Chunk, Sequence[Row]]]) -> Tensor:

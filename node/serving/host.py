@@ -1,6 +1,6 @@
 """One span at work: engine, runner and sessions under one lifetime.
 
-`node/dispatcher.py` passes the sessions' streams to it.
+`node/serving/dispatcher.py` passes the sessions' streams to it.
 
 host = Host(engine, served, kv_bytes_per_token=…)
 await host.start(peer.pool)
@@ -25,15 +25,15 @@ from protocols.inference import Grant
 from protocols.units import ENDS
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
-from swarm.inference.dials import Dials
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits, Hops
-from swarm.inference.links import Links
 from swarm.rpc.pool import ChannelPool
+from swarm.streams.dials import Dials
+from swarm.streams.links import Links
 
 if TYPE_CHECKING:
-    from node.serving.ends import Ends
-    from node.serving.engine import Engine
+    from node.engines.ends import Ends
+    from node.engines.engine import Engine
     from node.serving.unit_engines import UnitEngines
 
 SWITCH_INTERVAL_S = 0.0002

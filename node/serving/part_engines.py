@@ -19,7 +19,7 @@ from protocols.errors import InternalError, ModelNotSupportedError, OverloadedEr
 from protocols.ids import Span
 
 if TYPE_CHECKING:
-    from node.serving.engine import Engine
+    from node.engines.engine import Engine
 
 log = logging.getLogger(__name__)
 

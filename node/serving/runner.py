@@ -31,14 +31,14 @@ from node.serving.step import Batch
 from node.serving.worked import WorkCounter
 from protocols.errors import DeadlineError, InternalError, OverloadedError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId
+from swarm import trace
 from swarm.inference import rows as row_operations
-from swarm.inference import trace
 from swarm.inference.compute import Output
 from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:
-    from node.serving.ends import Ends
-    from node.serving.engine import Engine, Row
+    from node.engines.ends import Ends
+    from node.engines.engine import Engine, Row
 
 log = logging.getLogger(__name__)
 

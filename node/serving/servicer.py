@@ -14,9 +14,9 @@ from protocols.errors import BadRequestError, PeerUnreachableError
 from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
 from swarm.inference.hop import Hop
 from swarm.inference.hops import Hops
-from swarm.inference.message_stream import MessageStream
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.stream import Stream
+from swarm.streams.message_stream import MessageStream
 
 FIRST_WORD_S = 10.0
 """How long a stream may stay silent at first: whoever dialled it has its first message ready."""

@@ -21,8 +21,8 @@ from swarm.inference.compute import Output
 from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:
-    from node.serving.ends import Ends
-    from node.serving.engine import Engine, Row
+    from node.engines.ends import Ends
+    from node.engines.engine import Engine, Row
 
 Batch: TypeAlias = "list[tuple[Chunk, list[Row]]]"
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.serving.ends import Ends
-from node.serving.ends_selftest import choose_ends
-from node.serving.engine import Engine, choose_engine
+from node.engines.ends import Ends
+from node.engines.ends_selftest import choose_ends
+from node.engines.engine import Engine, choose_engine
 from node.units.host_units import HostReadings, HostUnits
 from protocols.errors import ModelNotSupportedError
 from protocols.ids import Span

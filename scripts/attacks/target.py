@@ -19,9 +19,9 @@ from protocols.records import PeerRecord
 from protocols.units import Blocks
 from protocols.weights_id import Weights
 from swarm.dht.address import PeerAddress
+from swarm.peer.thin_peer import ThinPeer
 from swarm.routing.offers import named
 from swarm.rpc.stream import Stream
-from swarm.thin.peer import ThinPeer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from protocols.errors import SwarmError
 from protocols.hello import Hello
 from protocols.services import HELLO
-from swarm import keys
 from swarm.dht.address import PeerAddress
+from swarm.peer import keys
 from swarm.rpc.pool import ChannelPool
 
 EVERY_S = 0.25

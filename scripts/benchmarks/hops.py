@@ -2,7 +2,7 @@
 
 Measured with one stream of the tiny model over 1, 2 and 4 nodes.
 
-A token's time is cut by the marks of `swarm/inference/trace.py` into stretches that follow each other without a gap; each
+A token's time is cut by the marks of `swarm/trace.py` into stretches that follow each other without a gap; each
 belongs to one process. Overhead per hop = (token's time - the client's own compute - the nodes' forwards) / hops. The old definition, kept
 beside it, is (token's time - local token's time) / hops: it also counts that a forward after a pause of some milliseconds is
 slower than one in a tight loop.
@@ -96,7 +96,7 @@ def overhead_us(token: dict[str, float]) -> float:
 
 def measure(running: Swarms, repeats: int, num_tokens: int, num_nodes: Sequence[int]) -> dict[str, Any]:
     """Entries of docs/bench/inference.json, section `hops`. SWARM_TRACE must have been set before `swarm` was imported."""
-    from swarm.inference import trace
+    from swarm import trace
 
     shape = models.TINY
     ids = models.prompt(shape, 16)

@@ -108,8 +108,8 @@ def _client(model_dir: str, peer: str, repeats: int, num_tokens: int) -> dict[st
     """In its namespace: greedy decoding, plainly and with guesses looked up in the text so far, in turn."""
     import torch
 
+    from swarm import trace
     from swarm.client import SwarmModelForCausalLM
-    from swarm.inference import trace
 
     torch.set_num_threads(1)
     ids = models.prompt(models.SMALL, 8).repeat(1, 4)

@@ -36,7 +36,7 @@ def load(device: str, sizes: Sizes, folder: Path) -> Blocks:
     import torch
 
     from node import hardware
-    from node.serving.engine import choose_engine
+    from node.engines.engine import choose_engine
     from protocols import units
     from protocols.ids import Span
     from swarm.models.checkpoint import open_checkpoint

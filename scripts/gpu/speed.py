@@ -16,7 +16,9 @@ from gpu.sizes import Sizes
 WARM_TOKENS = 4
 """Decoded by each session before the clock starts: the scheduler has then seen batches of this size."""
 
-NO_CUDA_GRAPHS = "no engine has CUDA graphs: `node/serving/tapes.py` records the calls of a forward and replays them one by one"
+NO_CUDA_GRAPHS = (
+    "no engine has CUDA graphs: `node/engines/graphs/engine_graphs.py` records the calls of a forward and replays them one by one"
+)
 
 
 # --- decode

@@ -66,7 +66,7 @@ def run(device: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def engines() -> dict[str, Any]:
-    """Families of each engine, as `tests/node/serving/test_engines.py` expects them."""
-    from tests.node.serving.test_engines import MODES
+    """Families of each engine, as `tests/node/engines/test_engines.py` expects them."""
+    from tests.node.engines.test_engines import MODES
 
     return {"families_by_engine": dict(Counter(MODES.values()))}

@@ -25,28 +25,28 @@ from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
 from protocols.weights import Manifest
 from protocols.weights_id import Weights
-from swarm import keyring, known_peers, places, waiting
+from swarm import places, trace, waiting
 from swarm.access_lists import Lists, of_argument
-from swarm.bootstrap import FindConfig
-from swarm.client import served
+from swarm.checkpoints.digest import build_manifest
+from swarm.checkpoints.resolve import resolve
 from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
-from swarm.entering import ANYBODY, Entry, enter
-from swarm.inference import trace
-from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
+from swarm.meeting import keyring, known_peers
+from swarm.meeting.bootstrap import FindConfig
+from swarm.meeting.entering import ANYBODY, Entry, enter
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.digest import build_manifest
-from swarm.models.resolve import resolve
 from swarm.places import is_place, name_in_swarm
 from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.rpc import forked
+from swarm.streams.links import Links
 from swarm.suggestion import NodeCommand
 from swarm.thin import model_lookup
 from swarm.waiting import Waits
+from swarm.weights import served
 from swarm.weights.lookup import look_elsewhere, open_cache
 from swarm.weights.naming import Naming
 

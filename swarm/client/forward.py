@@ -14,6 +14,7 @@ import torch
 
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
+from swarm import trace
 from swarm.client import forward_options
 from swarm.client.blocks import StepPlan, planned
 from swarm.client.cache import RemoteCache
@@ -22,7 +23,6 @@ from swarm.client.holdings import Holdings
 from swarm.client.loop import check_process
 from swarm.client.planning import Family, plan
 from swarm.client.remote_span import RemoteSpan
-from swarm.inference import trace
 from swarm.models.packing import keeps_packed_apart
 
 NO_GRAPH = (

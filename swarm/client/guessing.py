@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from protocols.errors import BadRequestError
+from swarm.checkpoints.resolve import resolve
 from swarm.models.checkpoint import open_checkpoint
-from swarm.models.resolve import resolve
 from swarm.waiting import Waits
 
 

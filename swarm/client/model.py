@@ -17,7 +17,7 @@ from torch import Tensor
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import CheckpointError
 from swarm import waiting
-from swarm.bootstrap import FindConfig
+from swarm.checkpoints import chat_template
 from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
@@ -27,7 +27,7 @@ from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
 from swarm.client.thin import build_thin
 from swarm.client.tokenizer import is_from_peers, try_out
-from swarm.models import chat_template
+from swarm.meeting.bootstrap import FindConfig
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
 from swarm.models.tokenizer import load as load_tokenizer

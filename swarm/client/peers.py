@@ -4,7 +4,7 @@ A peer lives as long as one model needs it.
 
 A swarm is one DHT under one name. Models that name a bootstrap address in common, or none, share a peer; models that name other
 addresses are in another DHT, even if both call it `public`.
-Everything here runs on the background loop; `swarm.peer`, and hivemind with it, is imported when the first peer is needed.
+Everything here runs on the background loop; `swarm.peer.peer`, and hivemind with it, is imported when the first peer is needed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from swarm.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.client.loop import BackgroundLoop
-from swarm.entering import ANYBODY, Entry
+from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
+from swarm.meeting.entering import ANYBODY, Entry
 
 if TYPE_CHECKING:
-    from swarm.peer import Peer
-    from swarm.thin.peer import ThinPeer
+    from swarm.peer.peer import Peer
+    from swarm.peer.thin_peer import ThinPeer
 
     AnyPeer = Peer | ThinPeer
 
@@ -55,10 +55,13 @@ class SharedPeer:
         bootstrap = tuple(sorted(self.bootstrap))
         self.find.check(bootstrap)
         if self.thin:
-            from swarm.thin.peer import ThinPeer
+            from swarm.peer.thin_peer import ThinPeer
 
             return ThinPeer(bootstrap, self.swarm, self.find, self.entry)
-        from swarm.peer import Peer, PeerConfig  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
+        from swarm.peer.peer import (  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
+            Peer,
+            PeerConfig,
+        )
 
         return Peer(
             PeerConfig(swarm=self.swarm, bootstrap=bootstrap, find=self.find, listen=None, client_mode=True, entry=self.entry)

@@ -9,8 +9,8 @@ from collections import deque
 
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.inference import Attach, Reply
-from swarm.inference import trace
-from swarm.inference.message_stream import MessageStream
+from swarm import trace
+from swarm.streams.message_stream import MessageStream
 
 
 class Answers:

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Grant, Reroute, Step
-from swarm.inference import trace
-from swarm.inference.message_stream import MessageStream
+from swarm import trace
 from swarm.inference.retained import Retained
+from swarm.streams.message_stream import MessageStream
 
 MAX_HISTORIES = 4
 """Times in an epoch that a hop below may ask for everything. An honest one asks once, and again if it forgets in the middle."""

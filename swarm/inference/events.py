@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from protocols.errors import SwarmError
 from protocols.inference import Attach, Message, Open
-from swarm.inference.begun import Begun
-from swarm.inference.message_stream import MessageStream
+from swarm.streams.begun import Begun
+from swarm.streams.message_stream import MessageStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,21 +41,22 @@ from protocols.inference import (
     Step,
 )
 from protocols.progress import Progress
-from swarm.inference import faults, grants, process_step, trace
+from swarm import faults, trace
+from swarm.inference import grants, process_step
 from swarm.inference.answers import Answers
-from swarm.inference.begun import Begun
 from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
 from swarm.inference.events import Event, Lost, dismiss, end
 from swarm.inference.grants import Served
-from swarm.inference.inbox import Inbox, weight
-from swarm.inference.links import Links
-from swarm.inference.message_stream import MessageStream
 from swarm.inference.pace import Pace
 from swarm.inference.pieces import PieceRow
 from swarm.inference.retained import Loading
 from swarm.inference.successor import Successor
 from swarm.inference.upstream import Upstream
+from swarm.streams.begun import Begun
+from swarm.streams.inbox import Inbox, weight
+from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStream
 
 log = logging.getLogger(__name__)
 

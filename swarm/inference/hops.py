@@ -21,11 +21,11 @@ from swarm.clock import SYSTEM, Clock
 from swarm.inference import grants
 from swarm.inference.closed import Closed
 from swarm.inference.compute import SessionCompute
-from swarm.inference.dials import MAX_DIALS
 from swarm.inference.hop import Hop
-from swarm.inference.links import Links
 from swarm.inference.pace import EPOCHS_S, Pace
 from swarm.inference.shares import to_give_way
+from swarm.streams.dials import MAX_DIALS
+from swarm.streams.links import Links
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from protocols.progress import Progress
 from protocols.weights_id import Weights
 from swarm.inference import suspicion
 from swarm.inference.downstream import Downstream
-from swarm.inference.links import Links
-from swarm.inference.message_stream import MessageStream
 from swarm.inference.retained import Retained
 from swarm.inference.suspicion import Kind, Verdict
+from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStream
 
 log = logging.getLogger(__name__)
 

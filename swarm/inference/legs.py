@@ -18,16 +18,16 @@ from protocols.identity import Identity
 from protocols.ids import PeerId, Span, short_peer
 from protocols.inference import Fork, Reply, Route, Step
 from protocols.units import ENDS, Unit
-from swarm import waiting
-from swarm.inference import hearsay, suspicion, trace
+from swarm import trace, waiting
+from swarm.inference import hearsay, suspicion
 from swarm.inference.hearsay import Refusal
 from swarm.inference.leg import Leg, Loss
-from swarm.inference.links import Links
 from swarm.inference.requests import Awaited, SessionConfig
 from swarm.inference.retained import Retained
 from swarm.inference.step_waits import StepWaits
 from swarm.inference.suspicion import Kind, Verdict
 from swarm.routing.router import Router
+from swarm.streams.links import Links
 
 log = logging.getLogger(__name__)
 

@@ -20,16 +20,17 @@ from protocols.identity import Identity
 from protocols.ids import SessionId, short
 from protocols.inference import PASS_ON, Op, Reply, Route, Step, StepSpec
 from protocols.tensors import WireTensor
-from swarm.inference import chunks, trace
+from swarm import trace
+from swarm.inference import chunks
 from swarm.inference.chunks import Chunk
 from swarm.inference.leg import Leg
 from swarm.inference.legs import Legs
-from swarm.inference.links import Links
 from swarm.inference.requests import Awaited, ReplyFormat, StepInput, StepOutput
 from swarm.inference.requests import SessionConfig as SessionConfig
 from swarm.inference.step_waits import StepWaits
 from swarm.inference.watch import Watch
 from swarm.routing.router import Router
+from swarm.streams.links import Links
 from swarm.waiting import Waits
 
 MAX_BUDGET_S = 86_400.0

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from protocols.errors import InternalError, SwarmError
 from protocols.ids import short
 from protocols.inference import Fork, Grant
-from swarm.inference.links import Links
-from swarm.inference.message_stream import MessageStream, OnMessage
+from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStream, OnMessage
 
 log = logging.getLogger(__name__)
 

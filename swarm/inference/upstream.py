@@ -8,7 +8,7 @@ The message stream to it, what it was asked for, and which losses it was told.
 from __future__ import annotations
 
 from protocols.inference import Expect, Grant, HopLost
-from swarm.inference.message_stream import MessageStream
+from swarm.streams.message_stream import MessageStream
 
 
 class Upstream:

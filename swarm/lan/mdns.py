@@ -4,8 +4,8 @@ By the two halves of py-libp2p's discovery, its broadcaster and its listener, wi
 listen on a port of its own. Both run in zeroconf's threads. py-libp2p is an extra; it is imported (0.5 s, 50 MB) by `start`, and what
 it needs of protobuf is kept apart from hivemind's, which defines the same names.
 
-Any machine on the network can announce anything: an announcement is an address to try, no more. `swarm.peer` asks there for the PeerID's
-proof and the swarm's name before it joins.
+Any machine on the network can announce anything: an announcement is an address to try, no more. `swarm.peer.peer` asks there for the
+PeerID's proof and the swarm's name before it joins.
 Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md; our service has its own name, since other programs of
 libp2p have no use for us.
 """

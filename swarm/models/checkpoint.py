@@ -20,12 +20,12 @@ import transformers
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import MAX_BLOCKS
 from protocols.words import counted, described
-from swarm.models import bounds
-from swarm.models.numbered import block_of, block_prefix
-from swarm.models.quirks import refuse_known
-from swarm.models.stored import TensorInfo, read_tensors
+from swarm.checkpoints import bounds
+from swarm.checkpoints.layout import Layout, read_manifest
+from swarm.checkpoints.numbered import block_of, block_prefix
+from swarm.checkpoints.quirks import refuse_known
+from swarm.checkpoints.stored import TensorInfo, read_tensors
 from swarm.places import expanded
-from swarm.weights.layout import Layout, read_manifest
 
 MAX_HIDDEN = 1 << 17
 MAX_VOCAB = 1 << 22

@@ -141,8 +141,8 @@ def check_model(file: Path, contents: Contents) -> int:
     """How many values the model has; refuses what cannot be served, and what the file's tensors do not fill."""
     import transformers
 
-    from swarm.models import bounds
-    from swarm.models.quirks import refuse_known
+    from swarm.checkpoints import bounds
+    from swarm.checkpoints.quirks import refuse_known
     from swarm.models.skeleton import model_class, whole_model
 
     raw, _ = transformers.PreTrainedConfig.get_config_dict(file.parent, gguf_file=file.name, local_files_only=True)

@@ -42,7 +42,7 @@ STRANGERS = Regard()
 
 
 class _Peer(Protocol):
-    """What is needed of `swarm.peer.Peer` and `swarm.thin.peer.ThinPeer`."""
+    """What is needed of `swarm.peer.peer.Peer` and `swarm.peer.thin_peer.ThinPeer`."""
 
     gate: Gate
 

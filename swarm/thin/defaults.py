@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm.models.bounds import MAX_CONFIG_BYTES, read_json
+from swarm.checkpoints.bounds import MAX_CONFIG_BYTES, read_json
 from swarm.thin.sampling import TokenSampling
 from swarm.thin.settings import REFUSED, SAMPLING, STATED, TOKENS, Settings, Wanted
 

@@ -18,22 +18,23 @@ from pathlib import Path
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
 from protocols.weights_id import Weights
-from swarm import keyring, waiting
-from swarm.bootstrap import NOBODY_ELSE, FindConfig
-from swarm.client import served
-from swarm.entering import ANYBODY, Entry
-from swarm.inference.links import Links
+from swarm import waiting
 from swarm.inference.session import Session, SessionConfig
+from swarm.meeting import keyring
+from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
+from swarm.meeting.entering import ANYBODY, Entry
+from swarm.peer.thin_peer import ThinPeer
 from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
+from swarm.streams.links import Links
 from swarm.suggestion import NodeCommand
 from swarm.thin import model_lookup
 from swarm.thin.defaults import Defaults, read_defaults
 from swarm.thin.generation import Limits, TokenSequence
-from swarm.thin.peer import ThinPeer
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.waiting import Waits
+from swarm.weights import served
 from swarm.weights.lookup import open_cache
 from swarm.weights.naming import Naming
 

@@ -13,10 +13,9 @@ from protocols.errors import NoRouteError
 from protocols.hosted import Hosted
 from protocols.weights_id import Weights
 from swarm import waiting
-from swarm.client import served
 from swarm.suggestion import USUAL, NodeCommand
 from swarm.waiting import Slot, Waits
-from swarm.weights import names
+from swarm.weights import names, served
 from swarm.weights.lookup import Directory, Found, find_in_swarm
 from swarm.weights.naming import Naming
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from swarm.models import chat_template
+from swarm.checkpoints import chat_template
 from swarm.thin.sandbox import Sandbox
 
 OPEN_CPU_S, OPEN_CPU_S_PER_MB = 10.0, 1.5

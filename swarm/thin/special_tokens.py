@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from protocols.errors import CheckpointError
-from swarm.models.bounds import read_json
+from swarm.checkpoints.bounds import read_json
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names that every tokenizer has, in transformers' order; a checkpoint may add others, as `image_token`."""

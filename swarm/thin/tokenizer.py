@@ -13,8 +13,8 @@ from typing import Any
 import tokenizers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm.models import chat_template
-from swarm.models.bounds import read_json
+from swarm.checkpoints import chat_template
+from swarm.checkpoints.bounds import read_json
 from swarm.thin import special_tokens
 from swarm.thin.classes import TokenizerClass, class_of
 

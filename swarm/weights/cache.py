@@ -27,11 +27,11 @@ from protocols.errors import DiskFullError, SwarmError
 from protocols.ids import ModelId
 from protocols.weights import Manifest
 from swarm import files, use_lock
-from swarm.models.bounds import check_config
-from swarm.models.stored import INDEX
-from swarm.models.tensor_part import TensorPart, byte_ranges
+from swarm.checkpoints.bounds import check_config
+from swarm.checkpoints.layout import MANIFEST, Layout, Shard, Wanted, read_manifest
+from swarm.checkpoints.stored import INDEX
+from swarm.checkpoints.tensor_part import TensorPart, byte_ranges
 from swarm.suggestion import cache_command
-from swarm.weights.layout import MANIFEST, Layout, Shard, Wanted, read_manifest
 from swarm.weights.shard_file import Place, ShardFile
 
 ABOUT = "about.json"

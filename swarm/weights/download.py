@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from protocols.errors import DeadlineError, DiskFullError, NoRouteError, OverloadedError, SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.records import PeerRecord
+from swarm.checkpoints.layout import Wanted
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.cache import ModelCache
 from swarm.weights.intake import Intake
-from swarm.weights.layout import Wanted
 from swarm.weights.planner import Planner
 from swarm.weights.reputation import Reputation
 from swarm.weights.roster import Roster

@@ -20,8 +20,8 @@ from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.services import MANIFEST
 from protocols.weights import Manifest, ManifestRequest
-from swarm.models.digest import is_small_file
-from swarm.models.tensor_part import TensorPart
+from swarm.checkpoints.digest import is_small_file
+from swarm.checkpoints.tensor_part import TensorPart
 from swarm.rpc.pool import ChannelPool
 from swarm.weights.asking import Inquiry, Turn
 from swarm.weights.cache import ModelCache

@@ -15,12 +15,12 @@ from protocols.errors import NoRouteError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
+from swarm.checkpoints.layout import read_manifest
 from swarm.rpc.pool import ChannelPool
 from swarm.weights import names
 from swarm.weights.cache import ModelCache, find
 from swarm.weights.election import chosen, tallies
 from swarm.weights.fetch import fetch_files, fetch_manifest
-from swarm.weights.layout import read_manifest
 from swarm.weights.names import is_digest, split_name
 from swarm.weights.naming import Naming
 from swarm.weights.reputation import Reputation

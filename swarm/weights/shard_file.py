@@ -23,11 +23,11 @@ from typing import NamedTuple
 from protocols.errors import CheckpointError, DiskFullError
 from protocols.weights import PIECE_BYTES, Manifest
 from swarm import files
-from swarm.models.tensor_part import ByteRanges
+from swarm.checkpoints.layout import Shard, Wanted
+from swarm.checkpoints.tensor_part import ByteRanges
 from swarm.suggestion import cache_command
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.journal import HASH_BYTES, Journal
-from swarm.weights.layout import Shard, Wanted
 
 
 class Place(NamedTuple):

@@ -20,7 +20,7 @@ from protocols.ids import ModelId
 from protocols.pieces import Holdings, pack_partial
 from protocols.weights import PIECE_BYTES, Manifest, TensorEntry
 from protocols.words import counted
-from swarm.models.stored import TensorInfo
+from swarm.checkpoints.stored import TensorInfo
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.cache import ModelCache
 from swarm.weights.journal import HASH_BYTES

@@ -1,7 +1,7 @@
 """A swarm of real nodes for tests of deaths, with its client.
 
 There are three hops of a tiny llama, each with replicas. The client outlives them all.
-Every hop has a folder of armed faults that its replicas share (`swarm/inference/faults.py`): whichever is on the route dies.
+Every hop has a folder of armed faults that its replicas share (`swarm/faults.py`): whichever is on the route dies.
 `heal` starts the dead again, with their data directories and hence their identities, before the next case.
 """
 

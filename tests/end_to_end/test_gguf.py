@@ -20,10 +20,10 @@ import transformers
 
 from protocols.errors import CheckpointError, ConfigError, ModelNotSupportedError, SwarmError
 from swarm import helper_process
+from swarm.checkpoints import conversions, gguf
+from swarm.checkpoints.resolve import resolve
 from swarm.client import SwarmModelForCausalLM
-from swarm.models import conversions, gguf
 from swarm.models.gguf_main import saved_dtype
-from swarm.models.resolve import resolve
 from swarm.waiting import Wait, Waits
 from tests.end_to_end.local_swarm import LocalSwarm
 from tests.end_to_end.processes import ROOT
@@ -124,7 +124,9 @@ def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path: Path) ->
 def test_a_conversion_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     """kill -9 of the process that asked for it, while the converter runs: that ends, and removes what it has written."""
     directory, _model = make_directory(tmp_path / "tiny")
-    program = "import sys; from pathlib import Path; from swarm.models.gguf import *; checkpoint_of(Path(sys.argv[1]), Path(sys.argv[2]))"
+    program = (
+        "import sys; from pathlib import Path as P; from swarm.checkpoints.gguf import *; checkpoint_of(*map(P, sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", program, str(directory), str(tmp_path / "data")]
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
         _wait_until(lambda: any((tmp_path / "data").glob("converted/.unfinished-*")))

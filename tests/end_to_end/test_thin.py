@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
+from swarm.streams.links import Links
 from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 from tests.end_to_end.test_families import _KillAfter

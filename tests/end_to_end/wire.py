@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from node.serving.ends_selftest import choose_ends
-from node.serving.engine import choose_engine
+from node.engines.ends_selftest import choose_ends
+from node.engines.engine import choose_engine
 from protocols.ids import ModelId, Span
+from swarm.checkpoints.digest import build_manifest
 from swarm.client.connection import SwarmBackend
 from swarm.client.loop import background_loop
 from swarm.client.model import build
 from swarm.client.thin import build_thin
 from swarm.models.checkpoint import open_checkpoint
-from swarm.models.digest import build_manifest
 from swarm.models.loading import load_ends, load_parts
 from swarm.models.parts import SpanParts
 from tests.swarm.inference.toy import ToySwarm

@@ -22,7 +22,7 @@ from protocols.entries import SignedEntry, key_id, packed_subkey, seal
 from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
-from swarm.peer import Peer
+from swarm.peer.peer import Peer
 from tests.hosting import hosted
 
 MODEL = ModelId("tiny", "f" * 64)

@@ -21,10 +21,11 @@ from protocols.progress import Progress, ProgressRequest
 from protocols.units import Blocks, parse_unit
 from protocols.weights import TensorEntry
 from protocols.weights_id import Weights
-from swarm import access_lists, known_peers
+from swarm import access_lists
 from swarm.dht.address import PeerAddress
 from swarm.inference import grants
-from swarm.invitation import Invitation
+from swarm.meeting import known_peers
+from swarm.meeting.invitation import Invitation
 from swarm.rpc import auth
 from swarm.thin.defaults import read_settings
 from tests.protocols.samples import ALICE, BOB, CAROL, MANIFEST, MODEL, RECORD, SAMPLES, parser

@@ -15,9 +15,9 @@ from protocols.hello import DialBack, DialBackReply
 from protocols.identity import Identity, from_seed
 from protocols.ids import PeerId
 from protocols.services import DIAL_BACK
-from swarm import dial_back
-from swarm.dial_back import MAX_ADDRESSES, MAX_PER_NETWORK, DialBacks
-from swarm.reachability import Place, ask
+from swarm.meeting import dial_back
+from swarm.meeting.dial_back import MAX_ADDRESSES, MAX_PER_NETWORK, DialBacks
+from swarm.meeting.reachability import Place, ask
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
 
 HONEST, SERVER = from_seed(bytes([90]) * 32), from_seed(bytes([91]) * 32)

@@ -23,11 +23,11 @@ from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.weights import Manifest, TensorEntry
+from swarm.checkpoints.layout import Layout
 from swarm.rpc import Call, Stream, tls
 from swarm.weights.asking import AT_ONCE
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
-from swarm.weights.layout import Layout
 from swarm.weights.reputation import Reputation
 from swarm.weights.terms import MAX_SOURCES, Options
 from swarm.weights.uploader import Uploader

@@ -21,9 +21,9 @@ from protocols.defaults import GRANT_LIFE_S, STALL_S
 from protocols.errors import UnauthenticatedError
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Hop, Reroute
-from swarm.inference.dials import MAX_DIALS_PER_CLIENT
 from swarm.inference.hops import HopLimits
 from swarm.inference.pace import EPOCHS_S, MAX_EPOCHS
+from swarm.streams.dials import MAX_DIALS_PER_CLIENT
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, until
 from tests.virtual_time import Shifted

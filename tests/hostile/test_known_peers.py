@@ -9,10 +9,10 @@ from pathlib import Path
 from protocols import services
 from protocols.hello import Hello
 from protocols.identity import Identity, from_seed
-from swarm import hello, known_peers
-from swarm.bootstrap import FindConfig
 from swarm.dht.address import PeerAddress
-from swarm.peer import Peer, PeerConfig
+from swarm.meeting import hello, known_peers
+from swarm.meeting.bootstrap import FindConfig
+from swarm.peer.peer import Peer, PeerConfig
 from swarm.rpc import Call, Handlers, RpcServer, tls
 
 NUM_IDENTITIES = 40

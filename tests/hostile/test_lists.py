@@ -22,11 +22,11 @@ from swarm.access import EVERYBODY, Access, Gate
 from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
 from swarm.client.connection import Settings, entered
 from swarm.dht.address import PeerAddress
-from swarm.entering import Entry
-from swarm.peer import Peer, PeerConfig
+from swarm.meeting.entering import Entry
+from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.thin_peer import ThinPeer
 from swarm.routing.regard import Regard, regard_of
 from swarm.rpc import Call, ChannelPool, RpcServer, Stream, tls
-from swarm.thin.peer import ThinPeer
 from tests.hostile.test_private import MODEL, address_of, attempts, member, record_of, untrusted_node
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, until

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.serving.engine import Engine, choose_engine
+from node.engines.engine import Engine, choose_engine
 from node.serving.part_engines import MAX_PARTS_PER_CLIENT
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows

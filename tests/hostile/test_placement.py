@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.choosing import MAX_JOINING_S, Joining, Standing
-from node.liveness import AGAIN_S, GREETED_S, GREETING_S, Greeted, Liveness
+from node.placement.liveness import AGAIN_S, GREETED_S, GREETING_S, Greeted, Liveness
+from node.placement.span_choice import MAX_JOINING_S, Joining, Standing
 from node.serving.host import Host
 from protocols import services
 from protocols.errors import PeerUnreachableError
@@ -29,7 +29,7 @@ from swarm.rpc import tls
 from swarm.rpc.server import RpcServer
 from tests.hostile.turns import watched
 from tests.hosting import hosted, loaded
-from tests.node.test_moving import LocalSwarm, MovingNode, is_next
+from tests.node.placement.test_moving import LocalSwarm, MovingNode, is_next
 from tests.swarm.inference.toy import (
     MODEL,
     NUM_BLOCKS,

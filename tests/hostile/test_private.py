@@ -31,19 +31,19 @@ from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.swarm_key import SwarmKey
-from swarm import keyring
 from swarm.access import Gate
-from swarm.bootstrap import FindConfig
 from swarm.dht import guard
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
-from swarm.entering import Entry
-from swarm.invitation import Invitation
-from swarm.keys import Keys
-from swarm.known_peers import file_of
-from swarm.peer import Peer, PeerConfig
+from swarm.meeting import keyring
+from swarm.meeting.bootstrap import FindConfig
+from swarm.meeting.entering import Entry
+from swarm.meeting.invitation import Invitation
+from swarm.meeting.known_peers import file_of
+from swarm.peer.keys import Keys
+from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.thin_peer import ThinPeer
 from swarm.rpc import Call, ChannelPool, Stream, auth, status, tls
-from swarm.thin.peer import ThinPeer
 from tests.hosting import hosted
 
 KEY, OTHER = SwarmKey(b"k" * 32), SwarmKey(b"o" * 32)

@@ -16,9 +16,9 @@ import torch
 
 from node.cli.app import main
 from protocols.errors import ConfigError, NoRouteError, PrivateSwarmError
-from swarm import keyring
 from swarm.client import SwarmModelForCausalLM
-from swarm.invitation import Invitation
+from swarm.meeting import keyring
+from swarm.meeting.invitation import Invitation
 from tests.end_to_end.processes import NodeProcess, ProcessPool, members
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}

@@ -21,11 +21,11 @@ from protocols.inference import History
 from swarm.inference import histories, legs
 from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
-from swarm.inference.links import Links
-from swarm.inference.message_stream import MessageStreamLimits
 from swarm.inference.session import Session, SessionConfig
 from swarm.inference.suspicion import Kind, Verdict
 from swarm.inference.watch import BUSY_FACTOR, Watch
+from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStreamLimits
 from tests.hostile.liars import LIES, Modest, Swallower
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, fresh_seed, random_tokens, reference, until
 

@@ -98,7 +98,9 @@ def test_a_line_of_the_log_is_one_line_of_text(capfd: pytest.CaptureFixture[str]
     try:
         raise PeerUnreachableError(f"they say {TITLE}")
     except PeerUnreachableError:
-        logging.getLogger("swarm.peer").exception("peer %s left: %s", "12D3", f"{CLIPBOARD}\n12:00:00 INFO swarm: all is well")
+        logging.getLogger("swarm.peer.peer").exception(
+            "peer %s left: %s", "12D3", f"{CLIPBOARD}\n12:00:00 INFO swarm: all is well"
+        )
     logging.getLogger("of.a.library").warning("their words: %s", CURSOR)
     said = capfd.readouterr().err
     assert spoken_to(said) == []

@@ -18,13 +18,13 @@ from transformers import AutoTokenizer
 
 from node.cli.text import TextOut
 from protocols.errors import CheckpointError, ModelNotSupportedError
+from swarm.checkpoints.layout import MANIFEST
 from swarm.client import tokenizer as full
 from swarm.client.model import SwarmModelForCausalLM
 from swarm.thin import sandboxed_tokenizer, templates
 from swarm.thin.sandbox import Sandbox, SandboxEndedError
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.thin.templates import conversation_ids
-from swarm.weights.layout import MANIFEST
 
 HONEST: dict[str, Any] = {
     **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),

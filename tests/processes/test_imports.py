@@ -12,15 +12,15 @@ import pytest
 HEAVY = ("torch", "transformers", "hivemind", "numpy", "safetensors")
 UNWANTED = {
     "swarm.inference.session": HEAVY,
-    "swarm.inference.links": HEAVY,
+    "swarm.streams.links": HEAVY,
     "swarm.routing.router": HEAVY,
     "swarm.rpc.pool": HEAVY,
     "swarm.rpc.server": HEAVY,
     "swarm.weights.fetch": HEAVY,
     "swarm.weights.lookup": HEAVY,
     "swarm.weights.uploader": HEAVY,
-    "swarm.models.digest": HEAVY,
-    "swarm.peer": HEAVY,
+    "swarm.checkpoints.digest": HEAVY,
+    "swarm.peer.peer": HEAVY,
     "swarm.client": ("hivemind", "node", "typer", "rich"),
 }
 """Modules that only pass bytes on must not import the packages that compute."""

@@ -13,7 +13,7 @@ from node.cli.app import main
 from node.cli.cache import Which, chosen
 from protocols.errors import ConfigError
 from protocols.ids import ModelId
-from swarm.models import conversions
+from swarm.checkpoints import conversions
 from swarm.weights.cache import CachedModel, ModelCache
 from tests.swarm.weights.parts import Model, make_model
 

@@ -275,7 +275,7 @@ def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[s
 def test_bad_input_is_one_line_and_the_documented_code(
     model: Path, peer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm.peer.JOIN_S", 1.0)  # how long to wait for the dead peer
+    monkeypatch.setattr("swarm.peer.peer.JOIN_S", 1.0)  # how long to wait for the dead peer
     for name, (arguments, code, words) in bad_inputs(model, peer).items():
         # a folder each: whom one command has met, the next would ask where its own peer is dead
         got, _, remarks = run(*arguments, "--data-dir", str(tmp_path / name.replace(" ", "-")))

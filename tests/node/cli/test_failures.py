@@ -15,7 +15,7 @@ import pytest
 from node.cli.app import main
 from node.cli.failures import describe, first_cause
 from protocols.errors import CacheFullError, ConfigError, NoRouteError, SwarmError
-from swarm.models.resolve import resolve
+from swarm.checkpoints.resolve import resolve
 
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooW" + "A" * 44
 BAD = {

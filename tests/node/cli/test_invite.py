@@ -11,12 +11,12 @@ import pytest
 from node.cli.app import main
 from protocols.errors import ConfigError
 from protocols.identity import from_seed
-from swarm import keyring, known_peers, running_nodes
 from swarm.access_lists import Lists
 from swarm.client import SwarmModelForCausalLM
 from swarm.dht.address import PeerAddress
-from swarm.entering import enter
-from swarm.invitation import MAX_PEERS, Invitation
+from swarm.meeting import keyring, known_peers, running_nodes
+from swarm.meeting.entering import enter
+from swarm.meeting.invitation import MAX_PEERS, Invitation
 
 ONE, TWO = (from_seed(bytes([number]) * 32).peer_id for number in (1, 2))
 PUBLIC, LOCAL = f"/ip4/203.0.113.5/tcp/4000/p2p/{ONE}", f"/ip4/127.0.0.1/tcp/4000/p2p/{TWO}"

@@ -16,9 +16,9 @@ from node.logs import MAX_REMEMBERED, REPEAT_S, Repetitions
 def test_the_same_warning_five_times_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("INFO")
     for _time in range(5):
-        logging.getLogger("swarm.peer").warning("peer %s does not answer", "12D3")
-        logging.getLogger("swarm.peer").info("looked")
-    logging.getLogger("swarm.peer").warning("peer %s does not answer", "12D4")
+        logging.getLogger("swarm.peer.peer").warning("peer %s does not answer", "12D3")
+        logging.getLogger("swarm.peer.peer").info("looked")
+    logging.getLogger("swarm.peer.peer").warning("peer %s does not answer", "12D4")
     said = capsys.readouterr().err
     assert said.count("12D3 does not answer") == 1 and said.count("12D4 does not answer") == 1 and said.count("looked") == 5
 
@@ -26,7 +26,7 @@ def test_the_same_warning_five_times_is_one_line(capsys: pytest.CaptureFixture[s
 def test_debugging_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("DEBUG")
     for _time in range(3):
-        logging.getLogger("swarm.peer").warning("again")
+        logging.getLogger("swarm.peer.peer").warning("again")
     assert capsys.readouterr().err.count("again") == 3
 
 

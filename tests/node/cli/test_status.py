@@ -22,9 +22,9 @@ from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
 from swarm import asking
 from swarm.asking import AT_ONCE
-from swarm.bootstrap import FindConfig
-from swarm.entering import Entered
-from swarm.peer import Peer, PeerConfig
+from swarm.meeting.bootstrap import FindConfig
+from swarm.meeting.entering import Entered
+from swarm.peer.peer import Peer, PeerConfig
 from swarm.placement.choose import gaps_of
 from swarm.suggestion import NodeCommand
 from swarm.weights import remembered

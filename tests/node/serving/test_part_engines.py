@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.serving.engine import choose_engine
+from node.engines.engine import choose_engine
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
 from protocols.errors import CacheFullError, InternalError, SpanNotServedError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from node.device.thread import Device
-from node.serving.engine import choose_engine
+from node.engines.engine import choose_engine
 from node.serving.runner import Runner
 from node.serving.session_rows import SessionRows
 from protocols.errors import CacheFullError, DeadlineError

@@ -15,7 +15,7 @@ import torch
 import transformers as T
 from torch import Tensor
 
-from node.serving.engine import Engine, choose_engine
+from node.engines.engine import Engine, choose_engine
 from protocols.ids import Span
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading import load_parts, load_span

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.serving.ends import Stretch
-from node.serving.ends_selftest import choose_ends
+from node.engines.ends import Stretch
+from node.engines.ends_selftest import choose_ends
 from node.units.loaded import LoadedUnit
 from protocols.errors import BadRequestError, InternalError, OverloadedError
 from protocols.ids import ModelId, Span

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from node.serving.packed import PackedEngine
+from node.engines.packed import PackedEngine
 from node.units.structure import Structure
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node.serving.engine import choose_engine
+from node.engines.engine import choose_engine
 from protocols.ids import ModelId, Span
 from protocols.inference import PASS_ON, WANT_ALL, Op
 from swarm.client.backend import StepRequest

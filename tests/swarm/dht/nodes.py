@@ -16,7 +16,7 @@ from swarm.clock import SYSTEM, Clock
 from swarm.dht.address import PeerAddress
 from swarm.dht.node import Dht
 from swarm.dht.protocol import Rules
-from swarm.keys import Keys
+from swarm.peer.keys import Keys
 
 
 @contextlib.asynccontextmanager

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from node.device.pending import Pending
 from node.device.work import Request, Step
-from node.serving.engine import choose_engine
+from node.engines.engine import choose_engine
 from protocols.errors import OverloadedError
 from protocols.ids import Span
 from swarm.inference.hops import HopLimits
-from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
+from swarm.streams.links import Links
 from tests.families import Checkpoints
 from tests.swarm.inference.toy import (
     ToyEngine,

@@ -22,9 +22,9 @@ from protocols.progress import Progress
 from swarm.inference import suspicion
 from swarm.inference.hop import PART_S
 from swarm.inference.hops import HopLimits
-from swarm.inference.links import Links
 from swarm.inference.pace import MAX_EPOCHS
 from swarm.inference.suspicion import Kind, Verdict
+from swarm.streams.links import Links
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, random_tokens, reference, until
 from tests.virtual_time import Shifted

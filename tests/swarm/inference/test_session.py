@@ -14,9 +14,9 @@ from torch import Tensor
 from protocols.errors import CacheFullError, DeadlineError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Rows
 from swarm.inference.hops import HopLimits
-from swarm.inference.links import Links
-from swarm.inference.message_stream import MessageStream
 from swarm.inference.session import Session, SessionConfig
+from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStream
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]

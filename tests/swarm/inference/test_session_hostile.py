@@ -15,7 +15,7 @@ from protocols import compression
 from protocols.errors import InternalError, NoRouteError, PeerUnreachableError, SwarmError
 from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
-from swarm.inference.message_stream import MessageStreamLimits
+from swarm.streams.message_stream import MessageStreamLimits
 from tests.swarm.inference.probe import FakeHop, Line
 from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, random_tokens, reference, until
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from protocols.errors import NoRouteError
-from swarm.inference.links import Links
 from swarm.inference.session import Session, SessionConfig
+from swarm.streams.links import Links
 from swarm.waiting import Wait, Waits
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
 

@@ -20,7 +20,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
-from node.dispatcher import Dispatcher
+from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
 from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
@@ -33,14 +33,14 @@ from protocols.weights_id import Weights
 from swarm.clock import SYSTEM, Clock
 from swarm.inference.grants import Served
 from swarm.inference.hops import HopLimits
-from swarm.inference.links import Links
-from swarm.inference.message_stream import MessageStreamLimits
 from swarm.inference.session import Session, SessionConfig
 from swarm.routing.router import Router
 from swarm.rpc import tls
 from swarm.rpc.call import Call
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.server import RpcServer
+from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStreamLimits
 from swarm.weights.shelf import Shelf
 from swarm.weights.uploader import Uploader
 from tests.hosting import hosted
@@ -65,7 +65,7 @@ class ToyRow:
 
 
 class ToyEngine:
-    """The face of `node.serving.engine.Engine`, with a limit on tokens for the tests of full memory."""
+    """The face of `node.engines.engine.Engine`, with a limit on tokens for the tests of full memory."""
 
     mode = "toy"
     cuts = "anywhere"

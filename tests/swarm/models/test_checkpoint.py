@@ -16,8 +16,8 @@ import pytest
 import transformers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, SwarmError
+from swarm.checkpoints.stored import read_header
 from swarm.models.checkpoint import open_checkpoint
-from swarm.models.stored import read_header
 from tests.families import Checkpoints
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from node.serving.engine import choose_engine
+from node.engines.engine import choose_engine
 from protocols.ids import Span
 from protocols.units import Blocks
 from swarm.models.checkpoint import open_checkpoint

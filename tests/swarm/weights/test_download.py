@@ -13,7 +13,7 @@ from protocols import pieces
 from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
-from swarm.models.tensor_part import TensorPart
+from swarm.checkpoints.tensor_part import TensorPart
 from swarm.weights import roster
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors

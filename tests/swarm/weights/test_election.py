@@ -14,7 +14,7 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.swarm_key import KEY_BYTES, SwarmKey
 from swarm.client.connection import Settings
-from swarm.entering import Entry
+from swarm.meeting.entering import Entry
 from swarm.weights.election import chosen, tallies
 from swarm.weights.remembered import MAX_NAMES, NameMemory, file_of, load
 from tests.hosting import hosted

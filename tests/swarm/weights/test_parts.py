@@ -16,10 +16,10 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.units import Blocks, Ends, Expert, Partition
 from protocols.weights import Manifest, TensorEntry, canonical_config
+from swarm.checkpoints.layout import Layout
 from swarm.weights.bitmap import Bitmap
 from swarm.weights.bucket import TokenBucket
 from swarm.weights.cache import ModelCache
-from swarm.weights.layout import Layout
 from swarm.weights.names import split_name
 from swarm.weights.ranking import ranked
 from tests.hosting import hosted

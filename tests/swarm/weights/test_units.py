@@ -19,12 +19,12 @@ from protocols.ids import ModelId
 from protocols.pieces import Holdings
 from protocols.units import Blocks, Ends, Expert, Partition, Unit
 from protocols.weights import PIECE_BYTES
+from swarm.checkpoints.digest import build_manifest
+from swarm.checkpoints.numbered import expert_counts
+from swarm.checkpoints.tensor_part import TensorPart, byte_ranges
+from swarm.checkpoints.unit_parts import StoredModel, parts_of
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.digest import build_manifest
 from swarm.models.loading import stored_names
-from swarm.models.numbered import expert_counts
-from swarm.models.tensor_part import TensorPart, byte_ranges
-from swarm.models.unit_parts import StoredModel, parts_of
 from swarm.rpc.call import Call
 from swarm.rpc.stream import Stream
 from swarm.weights.cache import ModelCache

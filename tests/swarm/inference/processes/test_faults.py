@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm.inference.faults import POINTS, Fault
+from swarm.faults import POINTS, Fault
 
 WALK = "from swarm.inference import faults\nfor n in range(4):\n for p in faults.POINTS:\n  print(p, n, flush=True); faults.point(p, n)"
 

@@ -9,10 +9,10 @@ import pytest
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
-from swarm import known_peers
-from swarm.bootstrap import FindConfig
-from swarm.peer import Peer, PeerConfig
-from swarm.thin.peer import ThinPeer
+from swarm.meeting import known_peers
+from swarm.meeting.bootstrap import FindConfig
+from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.thin_peer import ThinPeer
 from tests.hosting import hosted
 
 

@@ -17,9 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
+from swarm.checkpoints.digest import build_manifest, is_small_file
 from swarm.client.contract import read_settings
 from swarm.models.checkpoint import open_checkpoint
-from swarm.models.digest import build_manifest, is_small_file
 from swarm.thin.classes import CLASSES, GENERIC, REGISTERED
 from swarm.thin.defaults import read_defaults
 from swarm.thin.sandbox import Sandbox

@@ -1,0 +1,1 @@
+"""Engines: steps of many sequences become one forward."""

@@ -1,0 +1,1 @@
+"""Captured graphs: a forward without the Python that made it."""

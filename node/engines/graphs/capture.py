@@ -1,0 +1,260 @@
+"""A recorder: notes the torch calls of one forward as they happen, and cuts them at its attentions into parts of a tape.
+
+Two modes of torch watch: one sees every call that Python makes, with its tensors; one sees what the calls become, and refuses those
+whose result may steer Python (`item`, `nonzero`, a mask as an index), by torch's own tags. What is left depends on nothing but the
+inputs' shapes, so it holds for every input of that shape; `tapes.py` proves it on one more before it is believed.
+
+A refusal (`NotRecordable`) costs nothing but time: the forward is run as it was written.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from node.engines.graphs.graph import Attention, Part, Tape
+from node.engines.graphs.linear_kernels import Product
+
+
+class NotRecordable(Exception):
+    """What this forward does may be another thing for the next input."""
+
+
+class Attending(Protocol):
+    """What an attention function hands its arguments to while a step runs: query [1, N, T, D] and so on in, [1, T, N, D] out."""
+
+    calls: int
+    """So often it was asked."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Any) -> Tensor: ...
+
+
+_STEERING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_METADATA = {"__get__", "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "__len__", "is_floating_point",
+             "is_complex", "is_contiguous", "get_device", "is_inference", "_set_grad_enabled"}  # fmt: skip
+"""Calls that answer with what is no tensor, and the same for every tensor of that shape and dtype."""
+_PLAIN = (int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+class _Draft:
+    """A part that is being written: calls as nodes of a graph, and who brings what."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.inputs: list[int] = []
+        self.outputs: dict[int, fx.Node] = {}
+        self.attention: Attention | None = None
+        self.writes = False
+        """Some call changes a tensor that is there already, so none may be left out."""
+        self.products: list[tuple[fx.Node, Tensor]] = []
+        """Products with a matrix of the model."""
+
+    def end(self) -> None:
+        """Nothing more is written."""
+        self.graph.output(tuple(self.outputs.values()))
+        if not self.writes:
+            self.graph.eliminate_dead_code()
+
+    def part(self, compiled: dict[str, Callable[..., Any]]) -> Part:
+        """Parts that look alike share their code: a core has not forgotten it when the next block comes."""
+        source = self.graph.python_code("self").src
+        if source not in compiled:
+            compiled[source] = fx.GraphModule(torch.nn.Module(), self.graph).forward
+        return Part(compiled[source], tuple(self.inputs), tuple(self.outputs), self.attention)
+
+
+class Recorder:
+    """Records one forward, within `recording`. `step` attends, unrecorded: what it does depends on the rows, not on the blocks."""
+
+    def __init__(self, inputs: Iterable[Tensor], constants: Iterable[Tensor], step: Attending) -> None:
+        """inputs: what changes from forward to forward. constants: all other tensors that may be used, never written to."""
+        self.calls = 0
+        self._step = step
+        self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary({constant: None for constant in constants})
+        self._values: list[Tensor | None] = []
+        self._slots: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._makers: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._drafts = [_Draft()]
+        self._output = -1
+        self._is_paused = self._has_written = False
+        self._owned = {constant.untyped_storage().data_ptr() for constant in self._constants}
+        for given in inputs:
+            self._slots[given] = self._new_slot(None)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Whatever torch is asked for in this block, on this thread, is noted."""
+        with _Watch(self._write), _Calls(self._call):
+            yield
+
+    def end(self, output: Tensor) -> None:
+        """The forward is over, and this is what it made."""
+        self._output = self._slot(output)
+        for draft in self._drafts:
+            draft.end()
+
+    def tape(self) -> Tape:
+        """What was recorded."""
+        compiled: dict[str, Callable[..., Any]] = {}
+        return Tape(tuple(self._values), [draft.part(compiled) for draft in self._drafts], self._output)
+
+    def choose_products(self, choose: Callable[[Sequence[Tensor]], Product]) -> bool:
+        """Tapes made from now on multiply as `choose` says of all matrices of one shape. True where that is not how the model does."""
+        ways: dict[tuple[int, ...], list[tuple[fx.Node, Tensor]]] = {}
+        for node, weight in (product for draft in self._drafts for product in draft.products):
+            ways.setdefault(tuple(weight.shape), []).append((node, weight))
+        is_other = False
+        for products in ways.values():
+            chosen = choose([weight for _, weight in products])
+            is_other |= chosen is not F.linear
+            for node, _ in products:
+                node.target = chosen
+        return is_other
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Any) -> Tensor:
+        self.calls += 1
+        self._is_paused = True
+        output = self._step.attend(layer, query, key, value, options)
+        self._is_paused = False
+        self._slots[output] = self._new_slot(None)
+        slots = (self._slot(query), self._slot(key), self._slot(value))
+        self._drafts[-1].attention = Attention(layer, slots, options, self._slots[output])
+        self._drafts.append(_Draft())
+        return output
+
+    def _write(self, tensor: Tensor) -> None:
+        """The call that is being made writes to `tensor`."""
+        if self._is_paused:
+            return
+        if tensor.untyped_storage().data_ptr() in self._owned:
+            raise NotRecordable("the model writes to what it keeps")
+        self._has_written = self._drafts[-1].writes = True
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._has_written = False
+        result = func(*args, **kwargs)
+        if not self._is_paused:
+            self._note(func, args, kwargs, result)
+        return result
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        name = getattr(func, "__name__", str(func))
+        if not self._has_written:
+            if args and result is args[0]:  # as `to` and `contiguous` where there is nothing to do: a matter of shapes and dtypes
+                return
+            if next(_tensors(result), None) is None:
+                if name not in _METADATA:
+                    raise NotRecordable(f"{name} answers with {type(result).__name__}")
+                return
+        if name == "__get__":
+            func, args = getattr, (args[0], func.__self__.__name__)
+        draft = self._drafts[-1]
+        node = draft.graph.call_function(func, map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument))
+        if func is F.linear and args[1:] and args[1] in self._constants:
+            draft.products.append((node, args[1]))
+        self._keep(result, node)
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if not isinstance(value, _PLAIN):
+            raise NotRecordable(f"a call takes a {type(value).__name__}")
+        of_numpy = getattr(value, "item", None)  # a plain number too, but no graph can write it
+        return of_numpy() if of_numpy else value
+
+    def _keep(self, result: Any, node: fx.Node) -> None:
+        """Note who makes the tensors of a call's result."""
+        draft = self._drafts[-1]
+        if isinstance(result, Tensor):
+            draft.nodes[result] = node
+            self._makers[result] = (draft, node)
+        elif isinstance(result, tuple | list):
+            for index, item in enumerate(result):
+                self._keep(item, draft.graph.call_function(operator.getitem, (node, index)))
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        """The tensor in the part that is being written: made there, or brought in."""
+        draft = self._drafts[-1]
+        if tensor not in draft.nodes:
+            draft.inputs.append(self._slot(tensor))
+            draft.nodes[tensor] = draft.graph.placeholder(f"given_{len(draft.inputs)}")
+        node: fx.Node = draft.nodes[tensor]
+        return node
+
+    def _slot(self, tensor: Tensor) -> int:
+        """Where the tensor lies between parts."""
+        if tensor not in self._slots:
+            if tensor in self._makers:
+                draft, node = self._makers[tensor]
+                self._slots[tensor] = self._new_slot(None)
+                draft.outputs[self._slots[tensor]] = node
+            elif tensor in self._constants:
+                self._slots[tensor] = self._new_slot(tensor)
+            else:
+                raise NotRecordable(f"a tensor of {list(tensor.shape)} comes from nowhere that was seen")
+        slot: int = self._slots[tensor]
+        return slot
+
+    def _new_slot(self, value: Tensor | None) -> int:
+        self._values.append(value)
+        return len(self._values) - 1
+
+
+class _Calls(TorchFunctionMode):
+    """Hands on every call that Python makes."""
+
+    def __init__(self, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._call = call
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return self._call(func, args, kwargs or {})
+
+
+class _Watch(TorchDispatchMode):
+    """Refuses what lets numbers steer Python, and tells what is written to."""
+
+    def __init__(self, write: Callable[[Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._write = write
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if _STEERING & set(func.tags) and not _is_plain_index(func, args):
+            raise NotRecordable(f"{func} depends on numbers")
+        if func._schema.is_mutable:
+            for tensor in _written(func, args, kwargs or {}):
+                self._write(tensor)
+        return func(*args, **(kwargs or {}))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The arguments that a call of torch's own changes, by its schema."""
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(args[index] if index < len(args) else kwargs.get(argument.name))
+
+
+def _is_plain_index(func: Any, args: tuple[Any, ...]) -> bool:
+    """Indexing carries the tag for the sake of masks; numbers as an index take no more than their shape says."""
+    is_index = func is torch.ops.aten.index.Tensor
+    return is_index and all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those of a call's arguments, or of its result."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

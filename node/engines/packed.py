@@ -1,0 +1,363 @@
+"""Packed engine: all tokens of all rows on one flat axis, attention row by row. The fastest path, with no padding and no gather.
+
+The span runs on [1, T, H] as if it were one sequence; everything in a block except attention works token by token anyway. The
+attention function registered here cuts the axis into rows, appends each row's keys and values to its own buffer and attends within
+it. It has no mask function, so transformers builds no masks; windows and chunks come from the config's layer types.
+
+A model that does not call the registered function once per block would be silently wrong: every forward counts the calls.
+Forwards of few tokens are played from tapes (`tapes.py`), which are made while nobody waits.
+
+Shapes: T tokens of the step, N query heads, G kv heads, R = N / G, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from node.engines import selftest
+from node.engines.graphs.capture import Attending
+from node.engines.graphs.engine_graphs import Example, Tapes
+from node.engines.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
+from protocols.errors import CacheFullError, ModelNotSupportedError
+from protocols.words import counted
+from swarm.models.span import SpanModule
+
+ATTENTION = "murmuration_packed"
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+_HARMLESS = {"sliding_window", "is_causal", "position_ids", "output_attentions", "use_cache", "cache_position", "layer_idx"}
+"""Keyword arguments of an attention function that change nothing here; any other that is not None is refused."""
+
+
+MAX_MASK = 1 << 22
+"""Queries times keys of one masked attention: bytes of its mask, times four where it is made to numbers."""
+MAX_SCORES = 1 << 26
+"""Values of one tensor of scores where they are made one by one: 256 MB in float32, a few times."""
+
+
+class _Options:
+    """Numbers that a block passes to its attention function."""
+
+    __slots__ = ("scaling", "sinks", "softcap")
+
+    def __init__(self, scaling: float | None, softcap: float | None, sinks: Tensor | None) -> None:
+        self.scaling, self.softcap, self.sinks = scaling, softcap, sinks
+
+
+_STEP: ContextVar[Attending | None] = ContextVar("packed_step", default=None)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The face that transformers asks for: query [1, N, T, D], key and value [1, G, T, D] -> [1, T, N, D]."""
+    step = _STEP.get()
+    if step is None:
+        raise RuntimeError("these blocks belong to a packed engine: call its step(), not the span")
+    if attention_mask is not None or others:
+        unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
+        if attention_mask is not None or unknown:
+            raise ModelNotSupportedError(f"packed attention does not know {unknown or 'masks'}")
+    return step.attend(module.layer_idx, query, key, value, _Options(scaling, softcap, s_aux)), None
+
+
+class _Learner:
+    """Stands in for a step once, at the start: notes what each block keeps for a token."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.calls = 0
+        self.shapes: list[BlockShape | None] = [None] * num_blocks
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
+        assert self.shapes[layer] is None, "one attention a block"
+        self.calls += 1
+        self.shapes[layer] = BlockShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device)
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+
+
+class _Step:
+    """One packed step: which stretch of the flat axis is whose, and the masks made so far."""
+
+    __slots__ = ("calls", "is_decode", "masks", "pieces", "starts", "windows")
+
+    def __init__(self, items: Sequence[tuple[PackedRow, int]], windows: Sequence[tuple[int, int]]) -> None:
+        self.windows = windows
+        self.calls = 0
+        self.is_decode = all(count == 1 for _, count in items)
+        self.masks: dict[tuple[int, ...], Tensor] = {}
+        self.starts: dict[tuple[int, int], list[int]] = {}
+        self.pieces = []
+        at = 0
+        for row, count in items:
+            assert row.buffer is not None
+            self.pieces.append((row.buffer, at, at + count, row.length, row.length + count))
+            at += count
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
+        self.calls += 1
+        window, chunk = self.windows[layer]
+        firsts = self.starts.get((window, chunk))
+        if firsts is None:
+            firsts = self.starts[window, chunk] = [_first_key(past, window, chunk) for _, _, _, past, _ in self.pieces]
+        if self.is_decode and options.softcap is None and options.sinks is None:
+            return self._decode(layer, query, key, value, firsts, options)
+        outputs = []
+        for (buffer, start, stop, past, end), first in zip(self.pieces, firsts, strict=True):
+            keys, values = buffer.keys[layer], buffer.values[layer]
+            keys[:, :, past:end] = key[:, :, start:stop]
+            values[:, :, past:end] = value[:, :, start:stop]
+            for at, upto in _slices(past, end, first, query.shape[1], options):
+                begin = first if at == past else _first_key(at, window, chunk)
+                piece = query[:, :, start + at - past : start + upto - past]
+                where = (at, upto, begin, window, chunk)
+                outputs.append(self._one_row(piece, keys[:, :, begin:upto], values[:, :, begin:upto], where, options))
+        joined = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+        return joined.transpose(1, 2).contiguous()  # as in `_decode`: a tape may have been recorded there
+
+    def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, firsts: list[int], options: _Options) -> Tensor:
+        """One new token of each row: every key counts, so the heads of a group become rows of one query; no mask, no repeat.
+
+        Between two matrices that do not fit its caches a core has forgotten all code, so an operation costs 5 to 20 µs: as few as can be.
+        """
+        _, num_heads, num_rows, size = query.shape
+        shape = (num_rows, key.shape[1], num_heads // key.shape[1], size)
+        folded = query.reshape(shape) if num_rows == 1 else query.transpose(1, 2).reshape(shape)
+        outputs = []
+        for row, ((buffer, _, _, past, end), first) in enumerate(zip(self.pieces, firsts, strict=True)):
+            keys, values = buffer.keys[layer], buffer.values[layer]
+            if num_rows == 1:
+                own_query, own_key, own_value = folded, key, value
+            else:
+                own_query, own_key, own_value = folded[row : row + 1], key.narrow(2, row, 1), value.narrow(2, row, 1)
+            keys.narrow(2, past, 1).copy_(own_key)
+            values.narrow(2, past, 1).copy_(own_value)
+            own = keys.narrow(2, first, end - first), values.narrow(2, first, end - first)
+            outputs.append(F.scaled_dot_product_attention(own_query, *own, scale=options.scaling))
+        joined = torch.cat(outputs) if num_rows > 1 else outputs[0]
+        return joined.reshape(1, num_rows, num_heads, -1)
+
+    def _one_row(self, query: Tensor, key: Tensor, value: Tensor, where: tuple[int, ...], options: _Options) -> Tensor:
+        _, num_heads, count, size = query.shape
+        groups = key.shape[1]
+        repeat = num_heads // groups
+        if options.softcap is not None or options.sinks is not None:
+            return self._capped(query, key, value, where, options)
+        if count == 1:  # as in `_decode`
+            folded = query.reshape(1, groups, repeat, size)
+            return F.scaled_dot_product_attention(folded, key, value, scale=options.scaling).reshape(1, num_heads, 1, -1)
+        if repeat > 1:
+            key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+        past, _, first, window, chunk = where
+        if past == first == 0 and (not window or count <= window) and (not chunk or count <= chunk):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=options.scaling)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._mask(where, query.device), scale=options.scaling)
+
+    def _capped(self, query: Tensor, key: Tensor, value: Tensor, where: tuple[int, ...], options: _Options) -> Tensor:
+        """Attention with capped scores (gemma2) or with sinks (gpt_oss), step by step as transformers' eager form does it."""
+        _, num_heads, count, size = query.shape
+        repeat = num_heads // key.shape[1]
+        if repeat > 1:
+            key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+        scores = (query @ key.transpose(2, 3)) * (size**-0.5 if options.scaling is None else options.scaling)
+        if options.softcap is not None:
+            scores = torch.tanh(scores / options.softcap) * options.softcap
+        if count > 1:
+            scores = scores.masked_fill(~self._mask(where, query.device), torch.finfo(scores.dtype).min)
+        if options.sinks is None:
+            return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        sinks = options.sinks.reshape(1, -1, 1, 1).expand(1, num_heads, count, 1).to(scores.dtype)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1, dtype=torch.float32).to(query.dtype)
+        return weights[..., :-1] @ value
+
+    def _mask(self, where: tuple[int, ...], device: torch.device) -> Tensor:
+        mask = self.masks.get(where)
+        if mask is None:
+            past, end, first, window, chunk = where
+            query = torch.arange(past, end, device=device)[:, None]
+            key = torch.arange(first, end, device=device)[None]
+            mask = key <= query
+            if window:
+                mask &= key > query - window
+            if chunk:
+                mask &= key // chunk == query // chunk
+            self.masks[where] = mask
+        return mask
+
+
+def _slices(past: int, end: int, first: int, num_heads: int, options: _Options) -> list[tuple[int, int]]:
+    """A row's new tokens [past, end) in slices whose mask, or capped scores, stay small; mostly one.
+
+    Every query's attention is its own, and what a step takes beside its K/V must not grow with its tokens times its past.
+    """
+    is_capped = options.softcap is not None or options.sinks is not None
+    if not is_capped and past == first == 0:
+        return [(past, end)]  # mostly no mask is made; the largest that a window asks for has MAX_STEP_TOKENS squared bytes
+    size = max(1, MAX_SCORES // num_heads // (end - first) if is_capped else MAX_MASK // (end - first))
+    return [(at, min(at + size, end)) for at in range(past, end, size)]
+
+
+def _first_key(past: int, window: int, chunk: int) -> int:
+    """The first token that a row's first new token may look at; earlier ones need not even be read."""
+    first = max(0, past - window + 1) if window else 0
+    return max(first, past // chunk * chunk) if chunk else first
+
+
+def read_windows(config: Any) -> list[tuple[int, int]]:
+    """(window, chunk) of each block, 0 = none; ModelNotSupportedError where a block is no plain attention."""
+    kinds, options = get_layer_types_and_kwargs(config)
+    if set(kinds) - _KINDS:
+        raise ModelNotSupportedError(f"blocks of kind {', '.join(sorted(set(kinds) - _KINDS))} cannot be packed")
+    windows = []
+    for kind, option in zip(kinds, options, strict=True):
+        size = option.get("sliding_window") or 0
+        windows.append((size if kind == "sliding_attention" else 0, size if kind == "chunked_attention" else 0))
+    return windows
+
+
+PASTS = (2, 0, 5, 1, 3)
+"""Tokens of the sequences with which a captured graph is proved: five at most, of unequal lengths."""
+
+
+def _halves(count: int) -> list[int]:
+    """The new tokens of those sequences, `count` in all: 16 -> [8, 4, 2, 1, 1]."""
+    return [(count + 1) // 2, *_halves(count // 2)] if count else []
+
+
+class PackedEngine:
+    """Engine for blocks that attend through transformers' attention interface and keep nothing but keys and values."""
+
+    mode: Mode = "packed"
+    cuts: Cuts = "anywhere"
+
+    def __init__(self, span: SpanModule, limit_bytes: int) -> None:
+        """The span stays as it is: it calls our attention only while a step runs. ModelNotSupportedError if packing cannot work."""
+        self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
+        self.can_crop = True
+        self.forwards = 0
+        self._span = span
+        self._windows = read_windows(span.config)
+        AttentionInterface.register(ATTENTION, _attention)
+        self._tapes = Tapes(self._run, span, selftest.is_close)
+        self._store = RowStore(self._learn(), limit_bytes)
+
+    @property
+    def used_bytes(self) -> int:
+        return self._store.used_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._store.limit_bytes
+
+    @limit_bytes.setter
+    def limit_bytes(self, limit_bytes: int) -> None:
+        self._store.limit_bytes = limit_bytes
+
+    @property
+    def refusal(self) -> str | None:
+        """Why forwards are run and not played from tapes; None where nothing speaks against it."""
+        return self._tapes.refusal
+
+    def open(self) -> PackedRow:
+        return PackedRow()
+
+    @torch.inference_mode()
+    def fork(self, row: PackedRow) -> PackedRow:
+        return self._store.fork(row)
+
+    @torch.inference_mode()
+    def crop(self, row: PackedRow, count: int) -> None:
+        assert 0 <= count <= row.length
+        if count:
+            self._store.crop(row, count)
+
+    def close(self, row: PackedRow) -> None:
+        self._store.close(row)
+
+    def growth_bytes(self, items: Sequence[tuple[PackedRow, int]]) -> int:
+        return self._store.growth_bytes(items)
+
+    @torch.inference_mode()
+    def step(self, items: Sequence[tuple[PackedRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        assert hidden.shape[1] == sum(count for _, count in items)
+        self._store.reserve(items)
+        step = _Step(items, self._windows)
+        output = self._tapes.forward(step, hidden, self._positions(items) if positions is None else positions[None])
+        for row, count in items:
+            row.length += count
+        self.forwards += 1
+        return output
+
+    @torch.inference_mode()
+    def practise(self) -> bool:
+        count = self._tapes.next_count()
+        if count is None:
+            return False
+        parts = _halves(count)
+        rows = [self.open() for _ in parts]
+        try:
+            self._grow([(row, past) for row, past in zip(rows, PASTS, strict=False) if past])
+            one = [(rows[0], count)]
+            self._store.reserve(one)
+            self._tapes.learn(self._made_up(one, 1), self._made_up(one, 2), self._made_up(self._reserved(rows, parts), 3))
+        except CacheFullError:
+            return False
+        finally:
+            for row in rows:
+                self.close(row)
+        return self._tapes.next_count() is not None
+
+    def _reserved(self, rows: Sequence[PackedRow], counts: Sequence[int]) -> list[tuple[PackedRow, int]]:
+        items = list(zip(rows, counts, strict=True))
+        self._store.reserve(items)
+        return items
+
+    def _grow(self, items: Sequence[tuple[PackedRow, int]]) -> None:
+        """Give rows some made-up tokens."""
+        self._store.reserve(items)
+        self._run(*self._made_up(items, 0))
+        for row, count in items:
+            row.length += count
+
+    def _made_up(self, items: Sequence[tuple[PackedRow, int]], seed: int) -> Example:
+        """A forward that no session asked for. Its positions are the rows' own, moved by `seed`."""
+        noise = torch.randn(1, sum(count for _, count in items), self.hidden_size, generator=torch.Generator().manual_seed(seed))
+        return _Step(items, self._windows), noise.to(self.device, self.dtype), self._positions(items) + seed
+
+    def _positions(self, items: Sequence[tuple[PackedRow, int]]) -> Tensor:
+        flat = [position for row, count in items for position in range(row.length, row.length + count)]
+        return torch.tensor(flat, device=self.device)[None]
+
+    def _run(self, step: Attending, hidden: Tensor, positions: Tensor) -> Tensor:
+        before = step.calls
+        token = _STEP.set(step)
+        try:
+            with self._span.attention_by(ATTENTION):
+                output: Tensor = self._span(hidden, position_ids=positions)
+        finally:
+            _STEP.reset(token)
+        if (calls := step.calls - before) != len(self._windows):
+            raise ModelNotSupportedError(f"{calls} of {counted(len(self._windows), 'block')} used the packed attention function")
+        return output
+
+    @torch.inference_mode()
+    def _learn(self) -> list[BlockShape]:
+        learner = _Learner(len(self._windows))
+        hidden = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
+        self._run(learner, hidden, torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        return [shape for shape in learner.shapes if shape is not None]

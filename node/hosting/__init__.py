@@ -1,0 +1,1 @@
+"""One model at a node: its weights, and hosts for its blocks."""

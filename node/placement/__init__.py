@@ -1,0 +1,1 @@
+"""Which blocks this node hosts, and what it announces."""

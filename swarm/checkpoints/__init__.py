@@ -1,0 +1,1 @@
+"""Checkpoints on disk: files, tensors, digests; no torch, no network."""

@@ -1,0 +1,1 @@
+"""How a peer meets a swarm and stays in it."""

@@ -1,0 +1,1 @@
+"""A peer of the swarm: identity, DHT, connections and server."""

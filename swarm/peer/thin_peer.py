@@ -1,0 +1,219 @@
+"""A peer that only asks, by gRPC alone.
+
+An identity, connections and the directory as others tell it. No DHT, no hivemind.
+
+    async with ThinPeer(("/ip4/…/p2p/…",), swarm="public") as peer:
+        snapshot = await peer.directory.snapshot("tiny")
+
+It has the face of `swarm.peer.peer.Peer` that sessions need, at a hundredth of its start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Self
+
+from protocols.errors import PeerUnreachableError, SwarmError
+from protocols.hello import Hello
+from protocols.ids import PeerId
+from protocols.records import PeerRecord
+from swarm.access_lists import keep_reading
+from swarm.dht.address import PeerAddress
+from swarm.directory.remote import RemoteDirectory
+from swarm.directory.sources import Source
+from swarm.meeting import hello
+from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig, Finder, given_are_silent
+from swarm.meeting.clocks import Clocks
+from swarm.meeting.entering import ANYBODY, Entry
+from swarm.meeting.joining import is_refusal
+from swarm.meeting.neighbours import MAX_ASKED, Neighbours
+from swarm.peer import keys
+from swarm.peer.acquaintances import Acquaintances
+from swarm.rpc.pool import ChannelPool
+
+log = logging.getLogger(__name__)
+
+MEET_S = 5.0
+"""Wait for the first of the given peers to say hello."""
+
+LAN_S = 5.0
+"""Wait for a neighbour; mDNS takes 0.8 to 1.6 s."""
+
+
+_MAX_FAILURES = 8
+
+
+class ThinPeer:
+    """For as long as the context lasts. Entering meets a peer; PeerUnreachableError if none answers."""
+
+    def __init__(
+        self, bootstrap: Sequence[str], swarm: str = "public", find: FindConfig = NOBODY_ELSE, entry: Entry = ANYBODY
+    ) -> None:
+        """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: which peers to ask if none of them
+        answers. entry: the key of a private swarm, who may be asked, and who we are. ConfigError if there is no peer to ask."""
+        find.check(bootstrap)
+        self._given = [PeerAddress.parse(address) for address in bootstrap]
+        self._swarm = swarm
+        self._hello = Hello(software="murmuration (thin)", swarm=swarm)
+        self.gate, self._lists = entry.gate(), entry.lists
+        self._watching: asyncio.Task[None] | None = None
+        self._refusal: SwarmError | None = None
+        """Why a given peer does not take us, and perhaps no other does."""
+        self._held = contextlib.ExitStack()
+        self.identity = self._held.enter_context(keys.of_client(entry.identity)).identity
+        self.peer_id = self.identity.peer_id
+        self.pool = ChannelPool(self.identity, self.gate)
+        self.met = Acquaintances()
+        """Peers that have answered our hello."""
+        self.directory = self._directory_of(self._given)
+        self._finder = Finder(find, self.peer_id, None)
+        self.clocks = Clocks()
+        """As of `swarm.peer.peer.Peer`."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._meet()
+        except BaseException:
+            await self.close()
+            raise
+        if self._lists.files:
+            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self.pool.forget_refused, self._finder.say))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self.directory.close()
+        await self.pool.close()
+        self._held.close()
+
+    def _may_be_seen(self, peer: PeerId) -> bool:
+        return self.gate.access.may_be_seen(peer)
+
+    async def _meet(self) -> None:
+        """Return when one peer has said hello: a given one, else one of the last known, else a neighbour."""
+        failures: list[str] = []
+        if not self._given or not await self._greet(self._given, failures):
+            remembered = self._finder.remembered()
+            if self._given and remembered:
+                self._finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
+            if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
+                raise self._refusal or PeerUnreachableError(
+                    f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs"
+                )
+        self._finder.write_down()
+        if self.clocks.fault:
+            self._finder.say(self.clocks.fault)
+
+    async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:
+        """Ask all at once; True with the first that answers."""
+        tasks = [asyncio.create_task(self._check(address)) for address in addresses]
+        try:
+            async with asyncio.timeout(MEET_S):
+                for answer in asyncio.as_completed(tasks):
+                    try:
+                        self._found(await answer, addresses)
+                        return True
+                    except SwarmError as error:
+                        failures.append(str(error))
+                        if addresses is self._given and is_refusal(error):
+                            self._refusal = error
+        except TimeoutError:
+            failures.append(f"no answer within {MEET_S:.0f} s")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return False
+
+    async def _greet_neighbours(self, failures: list[str]) -> bool:
+        """Those that are heard within LAN_S; True with the first that is ours, if the user does not say no."""
+        if not self._finder.has_lan or self._given:
+            return False
+        neighbours = Neighbours()
+        listening = asyncio.create_task(self._finder.run_lan((), neighbours.hear))
+        try:
+            await self._finder.lan_is_up.wait()
+            async with asyncio.timeout(LAN_S):
+                address = await self._first_of(neighbours, failures)
+        except TimeoutError:
+            failures.append(f"no neighbour within {LAN_S:.0f} s")
+            return False
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+        self._found(address, [address])
+        if not await self._finder.may_join(self._swarm, 1):
+            failures.append("a neighbour was heard, and the answer was not to join it")
+            return False
+        return True
+
+    async def _first_of(self, neighbours: Neighbours, failures: list[str]) -> PeerAddress:
+        """The first neighbour of our swarm; each is asked as it is heard, so that a silent one delays no other."""
+        asking: set[asyncio.Task[PeerAddress]] = set()
+        try:
+            while True:
+                neighbours.news.clear()
+                fresh = neighbours.to_ask((), only_new=True) if len(asking) < MAX_ASKED else []
+                asking |= {asyncio.create_task(self._check(one)) for one in fresh}
+                news = asyncio.create_task(neighbours.news.wait())
+                try:
+                    await asyncio.wait({news, *asking}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    news.cancel()
+                for task in [task for task in asking if task.done()]:
+                    asking.discard(task)
+                    try:
+                        return task.result()
+                    except SwarmError as error:
+                        failures.append(str(error))
+                        del failures[_MAX_FAILURES:]
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
+        if asked is not self._given:
+            self.directory = self._directory_of(sorted(asked, key=lambda one: one != address))  # others may be dead
+        self._finder.note_answering([address])
+
+    async def _check(self, address: PeerAddress) -> PeerAddress:
+        if address in self._given:
+            await self.hello(address.peer, (address.grpc,))
+            return address
+        await hello.prove(self.identity, self.gate, address, self._hello, self.clocks)
+        return address
+
+    async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
+        """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
+        return (await self._hello_timed(peer, addresses, certificate))[0]
+
+    async def ping(self, record: PeerRecord) -> float:
+        """Say hello; its round trip in milliseconds, without the time to connect. The errors of `hello`."""
+        return (await self._hello_timed(record.peer, record.addresses, record.certificate))[1]
+
+    async def _hello_timed(self, peer: PeerId, addresses: Sequence[str], certificate: bytes) -> tuple[Hello, float]:
+        channel = await self.pool.channel(peer, addresses, certificate)
+        answered = await hello.ask(channel, self._hello, self.clocks)
+        self.met.note(peer, channel.address)
+        return answered
+
+    def has_met(self, peer: PeerId) -> bool:
+        """Has it answered us, or does our user trust it?"""
+        return peer in self.met or self.gate.access.is_trusted(peer)
+
+    def _directory_of(self, asked: Sequence[PeerAddress]) -> RemoteDirectory:
+        return RemoteDirectory(self._swarm, self.pool, _sources(asked), may_be_seen=self._may_be_seen, has_met=self.has_met)
+
+
+def _sources(addresses: Sequence[PeerAddress]) -> list[Source]:
+    return [Source(peer=one.peer, addresses=(one.grpc,), is_given=True) for one in addresses]

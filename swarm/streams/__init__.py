@@ -1,0 +1,1 @@
+"""Streams of messages between peers, and how they are dialled."""

@@ -1,0 +1,50 @@
+"""What people may write for MODEL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocols.errors import ModelNotFoundError
+from swarm.checkpoints.resolve import resolve
+from swarm.places import name_in_swarm
+
+
+def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    assert resolve(str(tmp_path / "model")) == tmp_path / "model"
+    monkeypatch.chdir(tmp_path)
+    assert resolve("model") == resolve("./model/") == tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "a/b/c", "with space/name", "x" * 200])
+def test_what_can_be_neither_directory_nor_hub_name_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="directory"):
+        resolve(name, tmp_path)
+
+
+def test_a_file_is_refused_with_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_a_hub_name_says_that_both_places_were_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an answer at the Hub's address: one line, not a traceback of retries."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelNotFoundError, match="no such directory, no peer that we know serves it, and the Hugging Face Hub"
+    ) as refusal:
+        resolve("nobody/nothing", tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_directory_has_one_name_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node and client may be told of the same checkpoint in different ways, and must mean the same model."""
+    real = tmp_path / "tiny-prose"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    monkeypatch.chdir(real)
+    assert {name_in_swarm(given) for given in (str(real), f"{real}/", ".", str(tmp_path / "link"))} == {"tiny-prose"}
+    assert name_in_swarm("meta-llama/Llama-3-8B") == "meta-llama/Llama-3-8B"
