@@ -25,7 +25,7 @@ from tests.forked import ForkServer
         ("swarm/dht/processes/test_node.py", True),
         ("test_scripts.py", True),
         ("swarm/dht/test_shelf.py", False),
-        ("node/test_moving.py", False),
+        ("node/placement/test_moving.py", False),
     ],
 )
 def test_folders_decide(path: str, may: bool) -> None:
