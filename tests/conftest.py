@@ -7,10 +7,12 @@ peers it remembers, counts for none. Nor does it that a shell in the background,
 
 import atexit
 import gc
+import json
 import logging
 import os
 import shutil
 import signal
+import statistics
 import tempfile
 from collections.abc import Iterator
 
@@ -46,6 +48,22 @@ def pytest_collection_finish() -> None:
     """The million objects of all imports and tests stay to the end: no later collection looks at them (`gc.get_objects` neither)."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The pauses at deaths that tests have recorded, in whichever process they ran."""
+    ends = [
+        report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "teardown"
+    ]
+    recorded = [dict(report.user_properties).get("pauses_s", []) for report in ends]
+    if pauses_ms := sorted(1e3 * pause_s for pauses_s in recorded for pause_s in pauses_s):
+        summary = {
+            "deaths": len(pauses_ms),
+            "median_ms": round(statistics.median(pauses_ms)),
+            "p90_ms": round(pauses_ms[int(0.9 * len(pauses_ms))]),
+            "max_ms": round(pauses_ms[-1]),
+        }
+        terminalreporter.write_line(f"pauses at deaths: {json.dumps(summary)}")
 
 
 @pytest.fixture(autouse=True)

@@ -5,17 +5,20 @@ Set-up refuses in one line, checks quickly and never twice at once; the demo's m
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -140,24 +143,81 @@ def test_scripts_are_executable_and_parse() -> None:
         subprocess.run(["bash", "-n", path], check=True)
 
 
-@pytest.mark.parametrize(("beside", "others"), [(0, 0), (1, 0), (0, 1)])
-def test_fast_fails_if_one_of_its_halves_does_and_leaves_no_file(tmp_path: Path, beside: int, others: int) -> None:
-    stubs = {
+ONLY_XDIST = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
+"""For small runs of pytest: without the other plugins they start faster."""
+
+
+def tests_of_two_files(folder: Path) -> list[str | Path]:
+    """A checkout with the real `scripts/test` and two files of tests; returns the command that runs them."""
+    files = {
         "scripts/test": (ROOT / "scripts/test").read_text(),
         "scripts/setup": "#!/bin/sh\n",
-        ".venv/bin/python": f'#!/bin/sh\ncase "$*" in *--ignore=*) exit {others};; *) exit {beside};; esac\n',
+        ".venv/bin/python": f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n',
+        "pyproject.toml": '[tool.pytest.ini_options]\ntestpaths = ["tests"]\naddopts = "-q"\n',
     }
-    for name, script in stubs.items():
-        path = tmp_path / "checkout" / name
+    for name in ("one", "two"):  # each waits for the other
+        files[f"tests/test_{name}.py"] = f"""
+import os, pathlib, time, pytest
+folder = pathlib.Path(__file__).parent
+def test_that_meets_the_other():
+    (folder / "{name}.pid").write_text(str(os.getpid()))
+    while len(list(folder.glob("*.pid"))) < 2:
+        time.sleep(0.01)
+@pytest.mark.skipif("{name}" == "one", reason="once")
+def test_that_fails_in_two():
+    assert False, "on purpose"
+def test_that_hangs_on_request():
+    if (folder / "hangs").exists():
+        (folder / "{name}.waits").touch()
+        time.sleep(600)
+"""
+    for name, text in files.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(script)
+        path.write_text(text)
         path.chmod(0o755)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    command = [tmp_path / "checkout/scripts/test", "--fast"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "TMPDIR": str(temporary)})
-    assert done.returncode == max(beside, others), done.stdout + done.stderr
-    assert not list(temporary.iterdir())
+    return [folder / "scripts/test"]
+
+
+def test_the_suite_runs_in_two_processes_with_one_result(tmp_path: Path) -> None:
+    command = tests_of_two_files(tmp_path)
+    done = subprocess.run([*command, "--durations=3"], capture_output=True, text=True, timeout=60, env=ONLY_XDIST)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "AssertionError: on purpose" in done.stdout and "FAILED tests/test_two.py::test_that_fails_in_two" in done.stdout
+    assert "slowest 3 durations" in done.stdout and not done.stderr
+    assert re.fullmatch(r"1 failed, 4 passed, 1 skipped in [0-9.]+s", done.stdout.splitlines()[-1]), done.stdout
+    assert len({path.read_text() for path in (tmp_path / "tests").glob("*.pid")}) == 2
+
+
+def test_an_interrupt_ends_both_processes_of_the_suite(tmp_path: Path) -> None:
+    command = tests_of_two_files(tmp_path)
+    (tmp_path / "tests/hangs").touch()
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = subprocess.Popen(command, **pipes, env=ONLY_XDIST, start_new_session=True)
+    try:
+        assert running.stdout and running.stdout.readline(), "it says something at once"
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "tests").glob("*.waits"))) < 2:
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
+        said, _ = running.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 2 and "KeyboardInterrupt" in said, said
+    pids = [path.read_text() for path in (tmp_path / "tests").glob("*.pid")]
+    assert len(pids) == 2 and not [pid for pid in pids if Path("/proc", pid).exists()]
+
+
+@pytest.mark.parametrize("arguments", ["", "--fast", "--fast --durations=3", "tests/swarm", "-k failover", "--fast tests/swarm"])
+def test_only_the_whole_suite_runs_in_two_processes(tmp_path: Path, arguments: str) -> None:
+    command = tests_of_two_files(tmp_path)
+    (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\nexit 3\n')
+    done = subprocess.run([*command, *arguments.split()], capture_output=True, text=True, timeout=60)
+    is_whole = all(argument.startswith("--") for argument in arguments.split())
+    both = "-n 2 --dist loadfile --no-loadscope-reorder " if is_whole else ""
+    assert done.stdout.strip() == f"-m pytest {both}{arguments}".strip() and done.returncode == 3
 
 
 def test_the_lock_holds_exact_versions_and_no_torch() -> None:
