@@ -16,7 +16,7 @@ from tests.end_to_end.processes import ProcessPool
 from tests.forked import ForkServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("swarm")

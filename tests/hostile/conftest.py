@@ -22,27 +22,27 @@ from tests.swarm.inference.conftest import swarm as swarm
 Start = Callable[..., NodeProcess]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pool(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[ProcessPool]:
-    """Starts `swarm` processes in about a second each; all end with the session."""
+    """Starts `swarm` processes in about a second each; all end with this folder."""
     torch.set_num_threads(1)
     with ProcessPool(tmp_path_factory.mktemp("hostile"), fork_server) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of 6 blocks, hidden size 64, 256 tokens, a context of 1024 (`tests/end_to_end/local_swarm.py`)."""
     return make_llama(tmp_path_factory.mktemp("hostile-model") / "llama")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def alone(checkpoint: Path) -> Any:
     """The same model on one machine: the reference of every answer."""
     return transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_node(pool: ProcessPool, checkpoint: Path) -> Start:
     """`start_node(name, blocks, *arguments, peers=[node, …])`: a `swarm node` in float32 that is ready when this returns."""
 
