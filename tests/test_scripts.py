@@ -147,7 +147,7 @@ ONLY_XDIST = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGI
 """For small runs of pytest: without the other plugins they start faster."""
 
 
-def tests_of_two_files(folder: Path) -> list[str | Path]:
+def two_files_of_tests(folder: Path) -> list[str | Path]:
     """A checkout with the real `scripts/test` and two files of tests; returns the command that runs them."""
     files = {
         "scripts/test": (ROOT / "scripts/test").read_text(),
@@ -180,7 +180,7 @@ def test_that_hangs_on_request():
 
 
 def test_the_suite_runs_in_two_processes_with_one_result(tmp_path: Path) -> None:
-    command = tests_of_two_files(tmp_path)
+    command = two_files_of_tests(tmp_path)
     done = subprocess.run([*command, "--durations=3"], capture_output=True, text=True, timeout=60, env=ONLY_XDIST)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "AssertionError: on purpose" in done.stdout and "FAILED tests/test_two.py::test_that_fails_in_two" in done.stdout
@@ -190,7 +190,7 @@ def test_the_suite_runs_in_two_processes_with_one_result(tmp_path: Path) -> None
 
 
 def test_an_interrupt_ends_both_processes_of_the_suite(tmp_path: Path) -> None:
-    command = tests_of_two_files(tmp_path)
+    command = two_files_of_tests(tmp_path)
     (tmp_path / "tests/hangs").touch()
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = subprocess.Popen(command, **pipes, env=ONLY_XDIST, start_new_session=True)
@@ -212,7 +212,7 @@ def test_an_interrupt_ends_both_processes_of_the_suite(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", ["", "--fast", "--fast --durations=3", "tests/swarm", "-k failover", "--fast tests/swarm"])
 def test_only_the_whole_suite_runs_in_two_processes(tmp_path: Path, arguments: str) -> None:
-    command = tests_of_two_files(tmp_path)
+    command = two_files_of_tests(tmp_path)
     (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     done = subprocess.run([*command, *arguments.split()], capture_output=True, text=True, timeout=60)
     is_whole = all(argument.startswith("--") for argument in arguments.split())
