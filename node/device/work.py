@@ -17,7 +17,7 @@ from protocols.ids import PeerId, SessionId
 from protocols.inference import PASS_ON, Op, StepSpec
 
 if TYPE_CHECKING:
-    from node.engines.engine import Engine, Row
+    from node.engines.engine import Engine, TokenSequence
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +26,7 @@ class HeldRows:
 
     id: SessionId
     client: PeerId
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TokenSequence] = field(default_factory=list)
     num_hops: int = 1
     """Of its route."""
     engine: Engine | None = None

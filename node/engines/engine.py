@@ -18,8 +18,8 @@ from torch import Tensor
 
 from node.engines.packed import PackedEngine
 from node.engines.paged import PagedEngine
-from node.engines.row_store import Cuts, Mode
 from node.engines.selftest import SelfTest, small_windows
+from node.engines.sequence_store import Chunking, Mode
 from node.engines.serial import RecomputeEngine, SerialEngine
 from protocols.errors import ModelNotSupportedError
 from swarm.models.span import SpanModule
@@ -27,7 +27,7 @@ from swarm.models.span import SpanModule
 log = logging.getLogger(__name__)
 
 
-class Row(Protocol):
+class TokenSequence(Protocol):
     """One sequence of real tokens at this span. Opaque, but for its length; belongs to the engine that opened it."""
 
     @property
@@ -43,7 +43,7 @@ class Engine(Protocol):
     device: torch.device
     can_crop: bool
     """False: a row can be cropped to nothing only, since some block keeps a running state."""
-    cuts: Cuts
+    chunking: Chunking
     """Where a row's step may be run in parts that cost no more than the whole."""
     forwards: int
     """Forwards run so far: with batching, fewer than rows times steps."""
@@ -57,11 +57,11 @@ class Engine(Protocol):
     """Memory that rows may hold; it may be set anew between steps."""
 
     def open(self) -> Any:
-        """A new, empty Row; takes no memory yet."""
+        """A new, empty `TokenSequence`; takes no memory yet."""
         ...
 
     def fork(self, row: Any) -> Any:
-        """A Row with the same tokens. May raise CacheFullError (nothing changed)."""
+        """A `TokenSequence` with the same tokens. May raise CacheFullError (nothing changed)."""
         ...
 
     def crop(self, row: Any, count: int) -> None:
@@ -84,7 +84,7 @@ class Engine(Protocol):
         """
         ...
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         """Get faster while nobody waits: takes as long as some forwards, and changes no row. False: no more is to be won."""
         ...
 

@@ -5,7 +5,7 @@ attention function registered here cuts the axis into rows, appends each row's k
 it. It has no mask function, so transformers builds no masks; windows and chunks come from the config's layer types.
 
 A model that does not call the registered function once per block would be silently wrong: every forward counts the calls.
-Forwards of few tokens are played from tapes (`tapes.py`), which are made while nobody waits.
+Forwards of few tokens are replayed from graphs (`graphs.py`), which are made while nobody waits.
 
 Shapes: T tokens of the step, N query heads, G kv heads, R = N / G, D head size.
 """
@@ -24,8 +24,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from node.engines import selftest
 from node.engines.graphs.capture import Attending
-from node.engines.graphs.engine_graphs import Example, Tapes
-from node.engines.row_store import BlockShape, Cuts, Mode, PackedRow, RowStore
+from node.engines.graphs.engine_graphs import EngineGraphs, Example
+from node.engines.sequence_store import BlockShape, Chunking, Mode, PackedSequence, SequenceStore
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
@@ -96,7 +96,7 @@ class _Step:
 
     __slots__ = ("calls", "is_decode", "masks", "pieces", "starts", "windows")
 
-    def __init__(self, items: Sequence[tuple[PackedRow, int]], windows: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, items: Sequence[tuple[PackedSequence, int]], windows: Sequence[tuple[int, int]]) -> None:
         self.windows = windows
         self.calls = 0
         self.is_decode = all(count == 1 for _, count in items)
@@ -128,7 +128,7 @@ class _Step:
                 where = (at, upto, begin, window, chunk)
                 outputs.append(self._one_row(piece, keys[:, :, begin:upto], values[:, :, begin:upto], where, options))
         joined = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
-        return joined.transpose(1, 2).contiguous()  # as in `_decode`: a tape may have been recorded there
+        return joined.transpose(1, 2).contiguous()  # as in `_decode`: a graph may have been recorded there
 
     def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, firsts: list[int], options: _Options) -> Tensor:
         """One new token of each row: every key counts, so the heads of a group become rows of one query; no mask, no repeat.
@@ -243,7 +243,7 @@ class PackedEngine:
     """Engine for blocks that attend through transformers' attention interface and keep nothing but keys and values."""
 
     mode: Mode = "packed"
-    cuts: Cuts = "anywhere"
+    chunking: Chunking = "always"
 
     def __init__(self, span: SpanModule, limit_bytes: int) -> None:
         """The span stays as it is: it calls our attention only while a step runs. ModelNotSupportedError if packing cannot work."""
@@ -253,8 +253,8 @@ class PackedEngine:
         self._span = span
         self._windows = read_windows(span.config)
         AttentionInterface.register(ATTENTION, _attention)
-        self._tapes = Tapes(self._run, span, selftest.is_close)
-        self._store = RowStore(self._learn(), limit_bytes)
+        self._graphs = EngineGraphs(self._run, span, selftest.is_close)
+        self._store = SequenceStore(self._learn(), limit_bytes)
 
     @property
     def used_bytes(self) -> int:
@@ -270,42 +270,42 @@ class PackedEngine:
 
     @property
     def refusal(self) -> str | None:
-        """Why forwards are run and not played from tapes; None where nothing speaks against it."""
-        return self._tapes.refusal
+        """Why forwards are run and not replayed from graphs; None where nothing speaks against it."""
+        return self._graphs.refusal
 
-    def open(self) -> PackedRow:
-        return PackedRow()
+    def open(self) -> PackedSequence:
+        return PackedSequence()
 
     @torch.inference_mode()
-    def fork(self, row: PackedRow) -> PackedRow:
+    def fork(self, row: PackedSequence) -> PackedSequence:
         return self._store.fork(row)
 
     @torch.inference_mode()
-    def crop(self, row: PackedRow, count: int) -> None:
+    def crop(self, row: PackedSequence, count: int) -> None:
         assert 0 <= count <= row.length
         if count:
             self._store.crop(row, count)
 
-    def close(self, row: PackedRow) -> None:
+    def close(self, row: PackedSequence) -> None:
         self._store.close(row)
 
-    def growth_bytes(self, items: Sequence[tuple[PackedRow, int]]) -> int:
+    def growth_bytes(self, items: Sequence[tuple[PackedSequence, int]]) -> int:
         return self._store.growth_bytes(items)
 
     @torch.inference_mode()
-    def step(self, items: Sequence[tuple[PackedRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+    def step(self, items: Sequence[tuple[PackedSequence, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         assert hidden.shape[1] == sum(count for _, count in items)
         self._store.reserve(items)
         step = _Step(items, self._windows)
-        output = self._tapes.forward(step, hidden, self._positions(items) if positions is None else positions[None])
+        output = self._graphs.forward(step, hidden, self._positions(items) if positions is None else positions[None])
         for row, count in items:
             row.length += count
         self.forwards += 1
         return output
 
     @torch.inference_mode()
-    def practise(self) -> bool:
-        count = self._tapes.next_count()
+    def warm_up(self) -> bool:
+        count = self._graphs.next_count()
         if count is None:
             return False
         parts = _halves(count)
@@ -314,32 +314,32 @@ class PackedEngine:
             self._grow([(row, past) for row, past in zip(rows, PASTS, strict=False) if past])
             one = [(rows[0], count)]
             self._store.reserve(one)
-            self._tapes.learn(self._made_up(one, 1), self._made_up(one, 2), self._made_up(self._reserved(rows, parts), 3))
+            self._graphs.capture(self._made_up(one, 1), self._made_up(one, 2), self._made_up(self._reserved(rows, parts), 3))
         except CacheFullError:
             return False
         finally:
             for row in rows:
                 self.close(row)
-        return self._tapes.next_count() is not None
+        return self._graphs.next_count() is not None
 
-    def _reserved(self, rows: Sequence[PackedRow], counts: Sequence[int]) -> list[tuple[PackedRow, int]]:
+    def _reserved(self, rows: Sequence[PackedSequence], counts: Sequence[int]) -> list[tuple[PackedSequence, int]]:
         items = list(zip(rows, counts, strict=True))
         self._store.reserve(items)
         return items
 
-    def _grow(self, items: Sequence[tuple[PackedRow, int]]) -> None:
+    def _grow(self, items: Sequence[tuple[PackedSequence, int]]) -> None:
         """Give rows some made-up tokens."""
         self._store.reserve(items)
         self._run(*self._made_up(items, 0))
         for row, count in items:
             row.length += count
 
-    def _made_up(self, items: Sequence[tuple[PackedRow, int]], seed: int) -> Example:
+    def _made_up(self, items: Sequence[tuple[PackedSequence, int]], seed: int) -> Example:
         """A forward that no session asked for. Its positions are the rows' own, moved by `seed`."""
         noise = torch.randn(1, sum(count for _, count in items), self.hidden_size, generator=torch.Generator().manual_seed(seed))
         return _Step(items, self._windows), noise.to(self.device, self.dtype), self._positions(items) + seed
 
-    def _positions(self, items: Sequence[tuple[PackedRow, int]]) -> Tensor:
+    def _positions(self, items: Sequence[tuple[PackedSequence, int]]) -> Tensor:
         flat = [position for row, count in items for position in range(row.length, row.length + count)]
         return torch.tensor(flat, device=self.device)[None]
 

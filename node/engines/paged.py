@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from node.engines.paged_cache import Batch, LearningCache, PagedCache, PagedRow, has_own_windows, install_masks, use_batch
+from node.engines.paged_cache import Batch, LearningCache, PagedCache, PagedSequence, has_own_windows, install_masks, use_batch
 from node.engines.pages import PAGE_TOKENS, PagePool
 from node.engines.recurrent import check_chunks
-from node.engines.row_store import BlockShape, Cuts, Mode
+from node.engines.sequence_store import BlockShape, Chunking, Mode
 from protocols.errors import BadRequestError, CacheFullError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
@@ -46,7 +46,7 @@ class PagedEngine:
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.forwards = 0
         self._span, self._unroll = span, unroll
-        self.cuts: Cuts = "continued" if unroll else "anywhere"
+        self.chunking: Chunking = "after_first" if unroll else "always"
         if has_own_windows(span.layers):
             raise ModelNotSupportedError("its attention has windows of its own, besides transformers' masks")
         install_masks()
@@ -71,10 +71,10 @@ class PagedEngine:
     def used_bytes(self) -> int:
         return self._pool.num_lent * self._pool.page_bytes + self._num_states * self._state_bytes
 
-    def open(self) -> PagedRow:
-        return PagedRow()
+    def open(self) -> PagedSequence:
+        return PagedSequence()
 
-    def fork(self, row: PagedRow) -> PagedRow:
+    def fork(self, row: PagedSequence) -> PagedSequence:
         """A row with the same tokens; its pages are shared until one of the two writes."""
         if row.states and self._state_bytes > self.limit_bytes - self.used_bytes:
             raise CacheFullError(
@@ -82,9 +82,9 @@ class PagedEngine:
             )
         self._pool.share(row.pages)
         self._num_states += bool(row.states)
-        return PagedRow(row.length, list(row.pages), dict(row.states))
+        return PagedSequence(row.length, list(row.pages), dict(row.states))
 
-    def crop(self, row: PagedRow, count: int) -> None:
+    def crop(self, row: PagedSequence, count: int) -> None:
         """Drop the last `count` tokens. BadRequestError where a block's state cannot be rewound."""
         assert 0 <= count <= row.length
         if count == row.length:
@@ -96,17 +96,17 @@ class PagedEngine:
         self._pool.drop(row.pages[keep:])
         del row.pages[keep:]
 
-    def close(self, row: PagedRow) -> None:
+    def close(self, row: PagedSequence) -> None:
         """Give all of the row's memory back."""
         self._pool.drop(row.pages)
         self._num_states -= bool(row.states)
         row.length, row.pages, row.states = 0, [], {}
 
-    def growth_bytes(self, items: Sequence[tuple[PagedRow, int]]) -> int:
+    def growth_bytes(self, items: Sequence[tuple[PagedSequence, int]]) -> int:
         return self._new_pages(items) * self._pool.page_bytes + self._new_states(items) * self._state_bytes
 
     @torch.inference_mode()
-    def step(self, items: Sequence[tuple[PagedRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+    def step(self, items: Sequence[tuple[PagedSequence, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         assert hidden.shape[1] == sum(count for _, count in items)
         self._reserve(items)
         before = [(row.length, dict(row.states)) for row, _ in items]
@@ -123,10 +123,10 @@ class PagedEngine:
             raise
         return torch.cat([part for parts in outputs for part in parts])[None]
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         return False
 
-    def _groups(self, items: Sequence[tuple[PagedRow, int]]) -> list[list[Piece]]:
+    def _groups(self, items: Sequence[tuple[PagedSequence, int]]) -> list[list[Piece]]:
         """Forwards of a step, each a list of (item, first token, last token + 1)."""
         whole = [(index, 0, count) for index, (_, count) in enumerate(items)]
         if not self._cache.recurrent:
@@ -148,7 +148,7 @@ class PagedEngine:
 
     def _forward(
         self,
-        items: Sequence[tuple[PagedRow, int]],
+        items: Sequence[tuple[PagedSequence, int]],
         group: Sequence[Piece],
         pieces: Sequence[Tensor],
         positions: Sequence[Tensor | None],
@@ -174,7 +174,7 @@ class PagedEngine:
             outputs[index].append(part)
             row.length += count
 
-    def _reserve(self, items: Sequence[tuple[PagedRow, int]]) -> None:
+    def _reserve(self, items: Sequence[tuple[PagedSequence, int]]) -> None:
         """Lend every page that the step needs, or raise CacheFullError with nothing lent."""
         states = self._new_states(items) * self._state_bytes
         count = self._new_pages(items)
@@ -198,7 +198,7 @@ class PagedEngine:
                     row.pages.append(pages.pop())
         assert not pages
 
-    def _new_pages(self, items: Sequence[tuple[PagedRow, int]]) -> int:
+    def _new_pages(self, items: Sequence[tuple[PagedSequence, int]]) -> int:
         if not self._has_pages:
             return 0
         left: dict[int, int] = {}
@@ -213,7 +213,7 @@ class PagedEngine:
                     count += 1
         return count
 
-    def _new_states(self, items: Sequence[tuple[PagedRow, int]]) -> int:
+    def _new_states(self, items: Sequence[tuple[PagedSequence, int]]) -> int:
         return sum(not row.states for row, _ in items) if self._cache.recurrent else 0
 
     @torch.inference_mode()

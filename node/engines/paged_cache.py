@@ -30,7 +30,7 @@ from transformers.cache_utils import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from node.engines.pages import PAGE_TOKENS, PagePool
-from node.engines.row_store import BlockShape
+from node.engines.sequence_store import BlockShape
 from protocols.errors import ModelNotSupportedError
 
 _KINDS = {DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer}
@@ -53,7 +53,7 @@ class State:
 
 
 @dataclass(slots=True, eq=False)
-class PagedRow:
+class PagedSequence:
     """One sequence: its pages, and its states in blocks that keep one. A fork looks alike and is another row."""
 
     length: int = 0
@@ -64,7 +64,7 @@ class PagedRow:
 class Batch:
     """Index tensors of one forward. Rows have their pages already."""
 
-    def __init__(self, items: Sequence[tuple[PagedRow, int]], device: torch.device) -> None:
+    def __init__(self, items: Sequence[tuple[PagedSequence, int]], device: torch.device) -> None:
         counts = [count for _, count in items]
         self.size, self.q = len(items), max(counts)
         self.length = max(row.length + count for row, count in items)
@@ -153,7 +153,7 @@ class PagedCache(Cache):  # type: ignore[misc]
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return active_batch().length, 0
 
-    def join_states(self, rows: Sequence[PagedRow]) -> None:
+    def join_states(self, rows: Sequence[PagedSequence]) -> None:
         """Make the states of `rows` (all have some, or none has) the states of the batch."""
         for index in self.recurrent:
             count = self.layers[index].number_of_states
@@ -170,7 +170,7 @@ class PagedCache(Cache):  # type: ignore[misc]
                 layer.conv_kernel_size[number] = states[0].kernel[number]
             layer.dtype, layer.device = states[0].dtype, states[0].device
 
-    def part_states(self, rows: Sequence[PagedRow]) -> None:
+    def part_states(self, rows: Sequence[PagedSequence]) -> None:
         """Hand each row its part of the batch's states."""
         for index in self.recurrent:
             layer = self.layers[index]
@@ -252,11 +252,11 @@ def install_masks() -> None:
     """Teach transformers' "sdpa" and "eager" masks about active batches; a second call changes nothing."""
     for name in ("sdpa", "eager"):
         plain = ALL_MASK_ATTENTION_FUNCTIONS[name]
-        if not isinstance(plain, _RowMasks):
-            AttentionMaskInterface.register(name, _RowMasks(name, plain))
+        if not isinstance(plain, _SequenceMasks):
+            AttentionMaskInterface.register(name, _SequenceMasks(name, plain))
 
 
-class _RowMasks:
+class _SequenceMasks:
     """A mask function of transformers that evaluates the mask rule per row while a batch is active."""
 
     def __init__(self, name: str, plain: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from node.engines.row_store import BlockShape
+from node.engines.sequence_store import BlockShape
 from protocols.errors import CacheFullError
 from protocols.words import counted
 

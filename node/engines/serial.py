@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from node.engines.recurrent import CountingCache, check_chunks
-from node.engines.row_store import Cuts, Mode
+from node.engines.sequence_store import Chunking, Mode
 from protocols.errors import BadRequestError, CacheFullError, InternalError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
@@ -27,7 +27,7 @@ _PLAIN = {DynamicLayer, DynamicSlidingWindowLayer}
 _LEARN_TOKENS = 8
 
 
-class SerialRow:
+class SerialSequence:
     """One sequence and its own cache."""
 
     __slots__ = ("cache", "is_broken", "length")
@@ -50,7 +50,7 @@ class SerialEngine:
         self.used_bytes = 0
         self.forwards = 0
         self._span, self._unroll = span, unroll
-        self.cuts: Cuts = "continued" if unroll else "anywhere"
+        self.chunking: Chunking = "after_first" if unroll else "always"
         kinds = {type(layer) for layer in DynamicCache(config=span.config).layers}
         self._is_plain = kinds <= _PLAIN  # then a cache of plain layers is exact too (masks make the windows), and can be cropped
         self.can_crop = self._is_plain
@@ -58,21 +58,21 @@ class SerialEngine:
             check_chunks(span)
         self._row_bytes, self._token_bytes = self._learn()
 
-    def open(self) -> SerialRow:
-        return SerialRow()
+    def open(self) -> SerialSequence:
+        return SerialSequence()
 
     @torch.inference_mode()
-    def fork(self, row: SerialRow) -> SerialRow:
+    def fork(self, row: SerialSequence) -> SerialSequence:
         self._check(row)
         needed = self._cost(row.length) if row.length else 0
         self._require(needed)
-        twin = SerialRow()
+        twin = SerialSequence()
         twin.cache, twin.length = copy.deepcopy(row.cache), row.length
         self.used_bytes += needed
         return twin
 
     @torch.inference_mode()
-    def crop(self, row: SerialRow, count: int) -> None:
+    def crop(self, row: SerialSequence, count: int) -> None:
         """Drop the last `count` tokens. BadRequestError where a block's state cannot be rewound."""
         assert 0 <= count <= row.length
         self._check(row)
@@ -85,15 +85,15 @@ class SerialEngine:
             row.length -= count
             self.used_bytes -= count * self._token_bytes
 
-    def close(self, row: SerialRow) -> None:
+    def close(self, row: SerialSequence) -> None:
         self.used_bytes -= self._cost(row.length) if row.length else 0
         row.cache, row.length, row.is_broken = None, 0, False
 
-    def growth_bytes(self, items: Sequence[tuple[SerialRow, int]]) -> int:
+    def growth_bytes(self, items: Sequence[tuple[SerialSequence, int]]) -> int:
         return sum(count * self._token_bytes + (0 if row.length else self._row_bytes) for row, count in items)
 
     @torch.inference_mode()
-    def step(self, items: Sequence[tuple[SerialRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+    def step(self, items: Sequence[tuple[SerialSequence, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         for row, _ in items:
             self._check(row)
         self._require(self.growth_bytes(items))
@@ -102,10 +102,10 @@ class SerialEngine:
         pieces = zip(items, hidden[0].split(counts), places, strict=True)
         return torch.cat([self._advance(row, piece, place) for (row, _), piece, place in pieces])[None]
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         return False
 
-    def _advance(self, row: SerialRow, hidden: Tensor, positions: Tensor | None) -> Tensor:
+    def _advance(self, row: SerialSequence, hidden: Tensor, positions: Tensor | None) -> Tensor:
         if row.cache is None:
             row.cache = self._new_cache()
         longest = 1 if self._unroll and row.length else max(1, MAX_PAIRS // (row.length + len(hidden)))
@@ -127,7 +127,7 @@ class SerialEngine:
         row.is_broken = False
         return torch.cat(outputs)
 
-    def _check(self, row: SerialRow) -> None:
+    def _check(self, row: SerialSequence) -> None:
         if row.is_broken:
             raise InternalError("an earlier step of this row failed half-way; open the session anew")
 
@@ -159,7 +159,7 @@ class SerialEngine:
         return sizes[0] - _LEARN_TOKENS * token_bytes, token_bytes
 
 
-class RecomputeRow:
+class RecomputeSequence:
     """One sequence: everything it was fed, [length, H], and where its tokens stand."""
 
     __slots__ = ("history", "positions")
@@ -177,7 +177,7 @@ class RecomputeEngine:
     """Engine that keeps inputs instead of keys and values, and runs each row from its first token at every step."""
 
     mode: Mode = "serial"
-    cuts: Cuts = "never"
+    chunking: Chunking = "never"
 
     def __init__(self, span: SpanModule, limit_bytes: int) -> None:
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
@@ -190,18 +190,18 @@ class RecomputeEngine:
         if _fills_a_cache(span):
             raise ModelNotSupportedError("it has a cache, but its runs with one differ from its run without")
 
-    def open(self) -> RecomputeRow:
-        return RecomputeRow()
+    def open(self) -> RecomputeSequence:
+        return RecomputeSequence()
 
-    def fork(self, row: RecomputeRow) -> RecomputeRow:
+    def fork(self, row: RecomputeSequence) -> RecomputeSequence:
         self._require(row.length)
-        twin = RecomputeRow()
+        twin = RecomputeSequence()
         twin.history, twin.positions = row.history, row.positions  # never written in place
         self.used_bytes += row.length * self._token_bytes
         return twin
 
     @torch.inference_mode()
-    def crop(self, row: RecomputeRow, count: int) -> None:
+    def crop(self, row: RecomputeSequence, count: int) -> None:
         assert 0 <= count <= row.length
         if count == row.length:
             return self.close(row)
@@ -209,15 +209,15 @@ class RecomputeEngine:
             row.history, row.positions = row.history[:-count].clone(), row.positions[:-count].clone()
             self.used_bytes -= count * self._token_bytes
 
-    def close(self, row: RecomputeRow) -> None:
+    def close(self, row: RecomputeSequence) -> None:
         self.used_bytes -= row.length * self._token_bytes
         row.history = row.positions = None
 
-    def growth_bytes(self, items: Sequence[tuple[RecomputeRow, int]]) -> int:
+    def growth_bytes(self, items: Sequence[tuple[RecomputeSequence, int]]) -> int:
         return sum(count for _, count in items) * self._token_bytes
 
     @torch.inference_mode()
-    def step(self, items: Sequence[tuple[RecomputeRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+    def step(self, items: Sequence[tuple[RecomputeSequence, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         counts = [count for _, count in items]
         self._require(sum(counts))
         outputs, fed = [], []
@@ -234,7 +234,7 @@ class RecomputeEngine:
         self.used_bytes += sum(counts) * self._token_bytes
         return torch.cat(outputs)[None]
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         return False
 
     def _require(self, num_tokens: int) -> None:

@@ -21,10 +21,10 @@ from swarm.inference.compute import Output
 
 if TYPE_CHECKING:
     from node.engines.ends import Ends
-    from node.engines.engine import Engine, Row
+    from node.engines.engine import Engine, TokenSequence
 
 
-def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Chunk, Sequence[Row]]]) -> Tensor:
+def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Chunk, Sequence[TokenSequence]]]) -> Tensor:
     """The batch's hidden states [T, H] on the engine's device, chunk after chunk."""
     parts: dict[int, Tensor] = {}
     for kind in ("ids", "embeds"):
@@ -37,7 +37,7 @@ def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Chunk, Sequen
     return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
 
-def _embedded(ends: Ends, kind: str, batch: Sequence[tuple[Chunk, Sequence[Row]]]) -> Sequence[Tensor]:
+def _embedded(ends: Ends, kind: str, batch: Sequence[tuple[Chunk, Sequence[TokenSequence]]]) -> Sequence[Tensor]:
     """All chunks of one kind at once; each token's place is its row's length and on, or what its caller says."""
     stretches = [
         own_ends.Stretch(row.length, count)
@@ -52,7 +52,7 @@ def _embedded(ends: Ends, kind: str, batch: Sequence[tuple[Chunk, Sequence[Row]]
     return pieces
 
 
-def places(chunk: Chunk, rows: Sequence[Row]) -> Tensor:
+def places(chunk: Chunk, rows: Sequence[TokenSequence]) -> Tensor:
     """The positions of a chunk's tokens: its caller's, else counted on from its rows' lengths."""
     if chunk.step.positions is not None:
         return chunk.step.positions[chunk.at : chunk.at + chunk.size]

@@ -47,7 +47,7 @@ class PartEngines:
     def __init__(
         self, whole: Engine, memory: Memory, make: MakePart | None = None, on_add: Callable[[], None] = lambda: None
     ) -> None:
-        """memory: of the device. make: None = only all blocks together can be run here. on_add: there is one more engine to `practise`."""
+        """memory: of the device. make: None = only all blocks together can be run here. on_add: there is one more engine to `warm_up`."""
         self.whole = whole
         self._memory, self._make, self._on_add = memory, make, on_add
         self._parts: dict[Span, _Part] = {}
@@ -102,11 +102,11 @@ class PartEngines:
         users[client] -= 1
         users += Counter()  # forgets clients that use it no more
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         """Capture one graph of one engine; False: no engine has one left to capture."""
         for engine in (self.whole, *(part.engine for part in self._parts.values())):
             self._memory.lend(engine)  # a capture needs a sequence for a while
-            if engine.practise():
+            if engine.warm_up():
                 return True
         return False
 

@@ -38,7 +38,7 @@ from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:
     from node.engines.ends import Ends
-    from node.engines.engine import Engine, Row
+    from node.engines.engine import Engine, TokenSequence
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Runner:
     def warm_up(self) -> bool:
         """Capture one graph, if there is one more to capture."""
         with computing():
-            return self.engines.practise()
+            return self.engines.warm_up()
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> None:
@@ -224,7 +224,7 @@ class Runner:
                 self._fail(chunk.pending, own)
         return succeeded, outputs
 
-    def _enter(self, chunk: Chunk) -> list[Row] | None:
+    def _enter(self, chunk: Chunk) -> list[TokenSequence] | None:
         """The step's rows after its operations; None if it is settled already (an error, no tokens)."""
         pending, step = chunk.pending, chunk.step
         try:

@@ -48,8 +48,8 @@ class SessionRows:
         await self._take_engine()
         if not self.held.num_tokens and self._part is None:
             self._runner.admit(self.held.client, sum(counts))
-        cuts = self._runner.engine_of(self.held).cuts
-        is_whole = cuts == "never" or (cuts == "continued" and not self.held.num_tokens)
+        chunking = self._runner.engine_of(self.held).chunking
+        is_whole = chunking == "never" or (chunking == "after_first" and not self.held.num_tokens)
         request = Step(
             session=self.held, ops=ops, counts=counts, values=values, positions=positions, spec=spec, expires_s=expires_s,
             is_whole=is_whole,

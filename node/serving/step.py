@@ -22,9 +22,9 @@ from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:
     from node.engines.ends import Ends
-    from node.engines.engine import Engine, Row
+    from node.engines.engine import Engine, TokenSequence
 
-Batch: TypeAlias = "list[tuple[Chunk, list[Row]]]"
+Batch: TypeAlias = "list[tuple[Chunk, list[TokenSequence]]]"
 
 
 def forward(engine: Engine, ends: Ends | None, batch: Batch) -> list[Output]:
@@ -36,14 +36,14 @@ def forward(engine: Engine, ends: Ends | None, batch: Batch) -> list[Output]:
         return edges.finish(ends, [chunk for chunk, _ in batch], output)
 
 
-def rewind(engine: Engine, rows: Sequence[Row], lengths: Sequence[int]) -> None:
+def rewind(engine: Engine, rows: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
     """Take back what a failed forward had appended before it failed; raises if the engine cannot."""
     for row, length in zip(rows, lengths, strict=True):
         if row.length != length:
             engine.crop(row, row.length - length)
 
 
-def check_size(step: Step, num_tokens: int, rows: Sequence[Row], max_positions: int | None) -> None:
+def check_size(step: Step, num_tokens: int, rows: Sequence[TokenSequence], max_positions: int | None) -> None:
     """BadRequestError for a step that would harm every session here: too many tokens, or positions for which the model has no table.
 
     A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
@@ -59,16 +59,16 @@ def check_size(step: Step, num_tokens: int, rows: Sequence[Row], max_positions: 
         )
 
 
-def close_all(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+def close_all(engine: Engine, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
     """Give these rows back; what is left of them: none."""
     for row in rows:
         engine.close(row)
     return []
 
 
-def forks(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+def forks(engine: Engine, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
     """Copies of all these rows, or none if one fails."""
-    made: list[Row] = []
+    made: list[TokenSequence] = []
     try:
         for row in rows:
             made.append(engine.fork(row))

@@ -57,7 +57,7 @@ async def serving(blocks: Blocks) -> AsyncIterator[Serving]:
     """A node's runner over these blocks, which has made all of its captured forwards before anything is timed."""
     from node.serving.runner import Runner
 
-    while await asyncio.to_thread(blocks.engine.practise):
+    while await asyncio.to_thread(blocks.engine.warm_up):
         pass
     runner = Runner(blocks.engine, token_bytes=blocks.kv_bytes_per_token)
     runner.start()

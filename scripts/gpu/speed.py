@@ -102,9 +102,9 @@ def graphs(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
     """Section `graphs`: a decode of one sequence and of eight, by the model's own forward, and as the engine captures it."""
     loaded = blocks.load(device, sizes, folder)
     plain = {count: _step_s(loaded.engine, device, count, sizes) for count in (1, 8)}
-    while loaded.engine.practise():
+    while loaded.engine.warm_up():
         pass
-    played = loaded.engine._tapes.played
+    played = loaded.engine._graphs.replayed
     captured = {count: _step_s(loaded.engine, device, count, sizes) for count in (1, 8)}
     rows = [
         {
@@ -119,8 +119,8 @@ def graphs(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "cuda_graph_reason": NO_CUDA_GRAPHS,
-        "replayed": loaded.engine._tapes.played - played,
-        "refusal": loaded.engine._tapes.refusal,
+        "replayed": loaded.engine._graphs.replayed - played,
+        "refusal": loaded.engine._graphs.refusal,
     }
 
 

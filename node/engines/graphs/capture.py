@@ -1,10 +1,10 @@
-"""A recorder: notes the torch calls of one forward as they happen, and cuts them at its attentions into parts of a tape.
+"""A capture: notes the torch calls of one forward as they happen, and cuts them at its attentions into parts of a graph.
 
 Two modes of torch watch: one sees every call that Python makes, with its tensors; one sees what the calls become, and refuses those
 whose result may steer Python (`item`, `nonzero`, a mask as an index), by torch's own tags. What is left depends on nothing but the
-inputs' shapes, so it holds for every input of that shape; `tapes.py` proves it on one more before it is believed.
+inputs' shapes, so it holds for every input of that shape; `graphs.py` proves it on one more before it is believed.
 
-A refusal (`NotRecordable`) costs nothing but time: the forward is run as it was written.
+A refusal (`NotCapturableError`) costs nothing but time: the forward is run as it was written.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from node.engines.graphs.graph import Attention, Part, Tape
-from node.engines.graphs.linear_kernels import Product
+from node.engines.graphs.graph import Attention, CapturedGraph, Segment
+from node.engines.graphs.linear_kernels import LinearKernel
 
 
-class NotRecordable(Exception):
+class NotCapturableError(Exception):
     """What this forward does may be another thing for the next input."""
 
 
@@ -57,7 +57,7 @@ class _Draft:
         self.attention: Attention | None = None
         self.writes = False
         """Some call changes a tensor that is there already, so none may be left out."""
-        self.products: list[tuple[fx.Node, Tensor]] = []
+        self.linears: list[tuple[fx.Node, Tensor]] = []
         """Products with a matrix of the model."""
 
     def end(self) -> None:
@@ -66,15 +66,15 @@ class _Draft:
         if not self.writes:
             self.graph.eliminate_dead_code()
 
-    def part(self, compiled: dict[str, Callable[..., Any]]) -> Part:
+    def segment(self, compiled: dict[str, Callable[..., Any]]) -> Segment:
         """Parts that look alike share their code: a core has not forgotten it when the next block comes."""
         source = self.graph.python_code("self").src
         if source not in compiled:
             compiled[source] = fx.GraphModule(torch.nn.Module(), self.graph).forward
-        return Part(compiled[source], tuple(self.inputs), tuple(self.outputs), self.attention)
+        return Segment(compiled[source], tuple(self.inputs), tuple(self.outputs), self.attention)
 
 
-class Recorder:
+class Capture:
     """Records one forward, within `recording`. `step` attends, unrecorded: what it does depends on the rows, not on the blocks."""
 
     def __init__(self, inputs: Iterable[Tensor], constants: Iterable[Tensor], step: Attending) -> None:
@@ -93,7 +93,7 @@ class Recorder:
             self._slots[given] = self._new_slot(None)
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Whatever torch is asked for in this block, on this thread, is noted."""
         with _Watch(self._write), _Calls(self._call):
             yield
@@ -104,15 +104,15 @@ class Recorder:
         for draft in self._drafts:
             draft.end()
 
-    def tape(self) -> Tape:
+    def graph(self) -> CapturedGraph:
         """What was recorded."""
         compiled: dict[str, Callable[..., Any]] = {}
-        return Tape(tuple(self._values), [draft.part(compiled) for draft in self._drafts], self._output)
+        return CapturedGraph(tuple(self._values), [draft.segment(compiled) for draft in self._drafts], self._output)
 
-    def choose_products(self, choose: Callable[[Sequence[Tensor]], Product]) -> bool:
-        """Tapes made from now on multiply as `choose` says of all matrices of one shape. True where that is not how the model does."""
+    def choose_kernels(self, choose: Callable[[Sequence[Tensor]], LinearKernel]) -> bool:
+        """Graphs made from now on use the kernel that `choose` returns for the matrices of one shape. False if it is always `F.linear`."""
         ways: dict[tuple[int, ...], list[tuple[fx.Node, Tensor]]] = {}
-        for node, weight in (product for draft in self._drafts for product in draft.products):
+        for node, weight in (linear for draft in self._drafts for linear in draft.linears):
             ways.setdefault(tuple(weight.shape), []).append((node, weight))
         is_other = False
         for products in ways.values():
@@ -138,7 +138,7 @@ class Recorder:
         if self._is_paused:
             return
         if tensor.untyped_storage().data_ptr() in self._owned:
-            raise NotRecordable("the model writes to what it keeps")
+            raise NotCapturableError("the model writes to what it keeps")
         self._has_written = self._drafts[-1].writes = True
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -155,21 +155,21 @@ class Recorder:
                 return
             if next(_tensors(result), None) is None:
                 if name not in _METADATA:
-                    raise NotRecordable(f"{name} answers with {type(result).__name__}")
+                    raise NotCapturableError(f"{name} answers with {type(result).__name__}")
                 return
         if name == "__get__":
             func, args = getattr, (args[0], func.__self__.__name__)
         draft = self._drafts[-1]
         node = draft.graph.call_function(func, map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument))
         if func is F.linear and args[1:] and args[1] in self._constants:
-            draft.products.append((node, args[1]))
+            draft.linears.append((node, args[1]))
         self._keep(result, node)
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._node(value)
         if not isinstance(value, _PLAIN):
-            raise NotRecordable(f"a call takes a {type(value).__name__}")
+            raise NotCapturableError(f"a call takes a {type(value).__name__}")
         of_numpy = getattr(value, "item", None)  # a plain number too, but no graph can write it
         return of_numpy() if of_numpy else value
 
@@ -202,7 +202,7 @@ class Recorder:
             elif tensor in self._constants:
                 self._slots[tensor] = self._new_slot(tensor)
             else:
-                raise NotRecordable(f"a tensor of {list(tensor.shape)} comes from nowhere that was seen")
+                raise NotCapturableError(f"a tensor of {list(tensor.shape)} comes from nowhere that was seen")
         slot: int = self._slots[tensor]
         return slot
 
@@ -231,7 +231,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if _STEERING & set(func.tags) and not _is_plain_index(func, args):
-            raise NotRecordable(f"{func} depends on numbers")
+            raise NotCapturableError(f"{func} depends on numbers")
         if func._schema.is_mutable:
             for tensor in _written(func, args, kwargs or {}):
                 self._write(tensor)

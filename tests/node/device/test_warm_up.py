@@ -28,7 +28,7 @@ class Learning(ToyEngine):
         self.is_asked = threading.Event()
         """Was it asked although it had none left, or slowly?"""
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         time.sleep(self.slow_s)
         self.num_asked += 1
         self.num_left = max(0, self.num_left - 1)

@@ -121,7 +121,7 @@ async def test_pieces_are_exact_on_real_blocks(family: str, tmp_path: Path) -> N
         steps = [await rows.step((), [80], hidden[:80], None), await rows.step((), [10], hidden[80:], None)]
         outputs.append(torch.cat([one.values for one in steps]))
         forwards = runner.num_forwards
-        assert (forwards >= 6) == (budget == 16 and engine.cuts == "anywhere")
+        assert (forwards >= 6) == (budget == 16 and engine.chunking == "always")
         await rows.clear()
         assert engine.used_bytes == 0
         await runner.stop()

@@ -236,7 +236,7 @@ class Pupil(Engine):
         self.lessons = 0
         self.practised = threading.Event()
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         self.entered.set()
         self.gate.wait(10)
         self.lessons += 1
@@ -288,7 +288,7 @@ async def test_a_warm_up_that_fails_harms_no_session() -> None:
         engine.practised.set()
         raise RuntimeError("out of device memory, says torch")
 
-    engine.practise = fail  # type: ignore[method-assign]
+    engine.warm_up = fail  # type: ignore[method-assign]
     runner = Runner(engine, device=Device(config=DeviceConfig(warm_up_after_s=0.0)))  # type: ignore[arg-type]
     runner.start()
     assert await asyncio.to_thread(engine.practised.wait, 10)

@@ -72,7 +72,7 @@ def noise(count: int, seed: int) -> Tensor:
 def serve(engine: Engine, hidden: Tensor) -> Tensor:
     """A prompt, single tokens, and the rest."""
     row, total = engine.open(), hidden.shape[1]
-    edges = [0, 7, 8, 9, total] if engine.cuts != "never" else [0, 7, total]
+    edges = [0, 7, 8, 9, total] if engine.chunking != "never" else [0, 7, total]
     outputs = [feed(engine, [(row, stop - start)], hidden[:, start:stop]) for start, stop in pairwise(edges)]
     engine.close(row)
     return torch.cat(outputs, dim=1)
@@ -107,7 +107,7 @@ def inference_tensors(span: SpanModule) -> list[str]:
 
 def practised(parts: SpanParts) -> Engine:
     engine = choose_engine(parts.cut(SPAN), 1 << 30)
-    engine.practise()
+    engine.warm_up()
     return engine
 
 

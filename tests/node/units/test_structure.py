@@ -101,13 +101,13 @@ def load(checkpoints: Checkpoints) -> SpanModule:
 
 def practised(span: SpanModule) -> PackedEngine:
     engine = PackedEngine(span, 1 << 30)
-    practise(engine)
+    warm_up(engine)
     return engine
 
 
-def practise(engine: PackedEngine) -> None:
+def warm_up(engine: PackedEngine) -> None:
     for _ in range(3):  # forwards of one to three tokens
-        engine.practise()
+        engine.warm_up()
 
 
 def decode(engine: PackedEngine, hidden: Tensor) -> Tensor:
@@ -124,27 +124,27 @@ def test_a_change_of_the_model_is_seen_by_the_next_step(checkpoints: Checkpoints
     span, hidden = load(checkpoints), torch.randn(1, TOKENS, 64)
     engine = practised(span)
     before = decode(engine, hidden)
-    assert engine._tapes.played == TOKENS - 2, "all of its steps"
+    assert engine._graphs.replayed == TOKENS - 2, "all of its steps"
     change(span)
     with torch.inference_mode():
         expected = span(hidden.to(DEVICE)).to(hidden.device)
     assert (expected - before).abs().max() > 0.01 * expected.abs().max(), "it is no change that can be missed"
     assert torch.allclose(decode(engine, hidden), expected, rtol=1e-4, atol=1e-4)
-    assert engine._tapes.played == (TOKENS - 2) * (1 + stays)
-    practise(engine)
+    assert engine._graphs.replayed == (TOKENS - 2) * (1 + stays)
+    warm_up(engine)
     assert torch.allclose(decode(engine, hidden), expected, rtol=1e-4, atol=1e-4)
-    assert engine._tapes.played == (TOKENS - 2) * (2 + stays), "it is captured anew"
+    assert engine._graphs.replayed == (TOKENS - 2) * (2 + stays), "it is captured anew"
 
 
 def test_a_change_between_two_captures_is_in_neither(checkpoints: Checkpoints) -> None:
     span, hidden = load(checkpoints), torch.randn(1, TOKENS, 64)
     engine = PackedEngine(span, 1 << 30)
-    engine.practise()
+    engine.warm_up()
     _assigned(span)
-    practise(engine)
+    warm_up(engine)
     with torch.inference_mode():
         assert torch.allclose(decode(engine, hidden), span(hidden.to(DEVICE)).to(hidden.device), rtol=1e-4, atol=1e-4)
-    assert engine._tapes.played == TOKENS - 2
+    assert engine._graphs.replayed == TOKENS - 2
 
 
 def test_a_structure_tells_more_and_fewer_parts_from_the_same() -> None:

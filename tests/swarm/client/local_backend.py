@@ -140,6 +140,6 @@ def local_model(path: Path, *cuts: int, dtype: torch.dtype = torch.float32) -> t
     engines = [choose_engine(load_span(checkpoint, span, dtype=dtype), LIMIT_BYTES) for span in spans]
     for engine in engines:
         for _ in range(LESSONS):
-            engine.practise()
+            engine.warm_up()
     backend = LocalBackend(checkpoint, engines, dtype)
     return build(load_ends(checkpoint, dtype=dtype), checkpoint, backend), backend

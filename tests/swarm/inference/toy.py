@@ -68,7 +68,7 @@ class ToyEngine:
     """The face of `node.engines.engine.Engine`, with a limit on tokens for the tests of full memory."""
 
     mode = "toy"
-    cuts = "anywhere"
+    chunking = "always"
     hidden_size, dtype, device = WIDTH, torch.float64, torch.device("cpu")
 
     def __init__(self, span: Span, limit_tokens: int = 100_000) -> None:
@@ -77,7 +77,7 @@ class ToyEngine:
         self.limit_bytes, self.used_bytes, self.forwards = limit_tokens, 0, 0
         self.batches: list[int] = []
 
-    def practise(self) -> bool:
+    def warm_up(self) -> bool:
         return False
 
     def open(self) -> ToyRow:

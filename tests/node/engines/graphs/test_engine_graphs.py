@@ -1,4 +1,4 @@
-"""Tapes: what is played computes the model's own bits, and whatever numbers could steer is never recorded."""
+"""EngineGraphs: what is replayed computes the model's own bits, and whatever numbers could steer is never recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from node.engines import selftest
 from node.engines.graphs import linear_kernels
-from node.engines.graphs.engine_graphs import Tapes
+from node.engines.graphs.engine_graphs import EngineGraphs
 from node.engines.packed import PackedEngine
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
@@ -75,62 +75,62 @@ def products_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: F.linear)
 
 
-def tapes_of(blocks: Blocks) -> Tapes:
-    return Tapes(blocks, blocks, selftest.is_close)
+def graphs_of(blocks: Blocks) -> EngineGraphs:
+    return EngineGraphs(blocks, blocks, selftest.is_close)
 
 
-def learn(tapes: Tapes) -> None:
-    tapes.learn((Step(), *inputs()), (Step(), *inputs()), (Step(), *inputs()))
+def capture(graphs: EngineGraphs) -> None:
+    graphs.capture((Step(), *inputs()), (Step(), *inputs()), (Step(), *inputs()))
 
 
 def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
     return torch.randn(1, count, SIZE), torch.randint(0, 99, (1, count))
 
 
-def run(tapes: Tapes, blocks: Blocks, count: int = 3) -> None:
-    """A forward gives what the blocks give, in whichever way it is made."""
+def run(graphs: EngineGraphs, blocks: Blocks, count: int = 3) -> None:
+    """A forward gives what the blocks give, in whichever kernel it is made."""
     given = inputs(count)
-    torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given), rtol=0, atol=0)
+    torch.testing.assert_close(graphs.forward(Step(), *given), blocks(Step(), *given), rtol=0, atol=0)
 
 
 def test_what_was_learnt_is_played_bit_for_bit() -> None:
     blocks = Blocks()
-    tapes = tapes_of(blocks)
-    run(tapes, blocks)
-    assert tapes.played == 0
-    learn(tapes)
+    graphs = graphs_of(blocks)
+    run(graphs, blocks)
+    assert graphs.replayed == 0
+    capture(graphs)
     for _ in range(5):
-        run(tapes, blocks)
-    assert (tapes.played, tapes.refusal) == (5, None)
-    run(tapes, blocks, count=4)
-    assert tapes.played == 5  # another number of tokens is another tape
+        run(graphs, blocks)
+    assert (graphs.replayed, graphs.refusal) == (5, None)
+    run(graphs, blocks, count=4)
+    assert graphs.replayed == 5  # another number of tokens is another graph
 
 
 def test_positions_of_another_shape_are_not_played() -> None:
     blocks = Blocks()
-    tapes = tapes_of(blocks)
-    learn(tapes)
+    graphs = graphs_of(blocks)
+    capture(graphs)
     hidden, positions = inputs()
-    tapes.forward(Step(), hidden, positions[:, :1])
-    assert tapes.played == 0
+    graphs.forward(Step(), hidden, positions[:, :1])
+    assert graphs.replayed == 0
 
 
 def test_what_is_played_asks_for_every_attention() -> None:
     blocks, step = Blocks(), Step()
-    tapes = tapes_of(blocks)
-    learn(tapes)
-    tapes.forward(step, *inputs())
-    assert (tapes.played, step.calls) == (1, 2)
+    graphs = graphs_of(blocks)
+    capture(graphs)
+    graphs.forward(step, *inputs())
+    assert (graphs.replayed, step.calls) == (1, 2)
 
 
 def test_parameters_that_change_in_place_are_seen() -> None:
     blocks = Blocks()
-    tapes = tapes_of(blocks)
-    learn(tapes)
+    graphs = graphs_of(blocks)
+    capture(graphs)
     for parameter in blocks.parameters():
         parameter.mul_(1.5)
-    run(tapes, blocks)
-    assert tapes.played == 1
+    run(graphs, blocks)
+    assert graphs.replayed == 1
 
 
 def _in_place(_blocks: Blocks, x: Tensor) -> Tensor:
@@ -159,10 +159,10 @@ HARMLESS: dict[str, Callable[[Blocks, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", HARMLESS)
 def test_is_recorded(name: str) -> None:
     blocks = Blocks(HARMLESS[name])
-    tapes = tapes_of(blocks)
-    learn(tapes)
-    run(tapes, blocks)
-    assert (tapes.played, tapes.refusal) == (1, None)
+    graphs = graphs_of(blocks)
+    capture(graphs)
+    run(graphs, blocks)
+    assert (graphs.replayed, graphs.refusal) == (1, None)
 
 
 def _counting(blocks: Blocks, x: Tensor) -> Tensor:
@@ -193,20 +193,20 @@ STEERED: dict[str, tuple[Callable[[Blocks, Tensor], Tensor], str]] = {
 def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
     twist, reason = STEERED[name]
     blocks = Blocks(twist)
-    tapes = tapes_of(blocks)
-    learn(tapes)
-    assert tapes.refusal is not None and reason in tapes.refusal
-    assert tapes.next_count() is None
+    graphs = graphs_of(blocks)
+    capture(graphs)
+    assert graphs.refusal is not None and reason in graphs.refusal
+    assert graphs.next_count() is None
     if name != "a buffer written to":
-        run(tapes, blocks)
-    assert tapes.played == 0
+        run(graphs, blocks)
+    assert graphs.replayed == 0
 
 
 def test_a_tape_that_is_out_of_date_is_found_out() -> None:
     """A number of Python's own that changes cannot be seen when it is recorded; the proof sees it."""
-    tapes = tapes_of(Blocks(_counting))
-    learn(tapes)
-    assert tapes.refusal is not None and "other numbers" in tapes.refusal
+    graphs = graphs_of(Blocks(_counting))
+    capture(graphs)
+    assert graphs.refusal is not None and "other numbers" in graphs.refusal
 
 
 def test_a_tape_that_is_wrong_for_several_sequences_is_found_out() -> None:
@@ -218,11 +218,13 @@ def test_a_tape_that_is_wrong_for_several_sequences_is_found_out() -> None:
             self.count = count
 
     blocks = Blocks()
-    tapes = Tapes(lambda step, *given: blocks(step, *given) * getattr(step, "_step", step).count, blocks, selftest.is_close)  # type: ignore[attr-defined]
+    graphs = EngineGraphs(
+        lambda step, *given: blocks(step, *given) * getattr(step, "_step", step).count, blocks, selftest.is_close
+    )  # type: ignore[attr-defined]
     for count, is_refused in ((1, False), (2, True)):
-        tapes.learn((Sequences(1), *inputs()), (Sequences(1), *inputs()), (Sequences(count), *inputs()))
-        assert (tapes.refusal is not None) is is_refused
-    assert tapes.refusal is not None and "other numbers" in tapes.refusal
+        graphs.capture((Sequences(1), *inputs()), (Sequences(1), *inputs()), (Sequences(count), *inputs()))
+        assert (graphs.refusal is not None) is is_refused
+    assert graphs.refusal is not None and "other numbers" in graphs.refusal
 
 
 def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,46 +234,46 @@ def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytes
         wrong.append(1)
         return F.linear(tokens, weight, bias) * 1.01
 
-    for product, is_close in ((linear_kernels.transposed, True), (spoilt, False)):
-        monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count, product=product: product)
+    for kernel, is_close in ((linear_kernels.transposed, True), (spoilt, False)):
+        monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count, kernel=kernel: kernel)
         blocks = Blocks()
-        tapes = tapes_of(blocks)
-        learn(tapes)
+        graphs = graphs_of(blocks)
+        capture(graphs)
         used = len(wrong)
         given = inputs()
-        torch.testing.assert_close(tapes.forward(Step(), *given), blocks(Step(), *given))
-        assert tapes.played == 1 and len(wrong) == used
+        torch.testing.assert_close(graphs.forward(Step(), *given), blocks(Step(), *given))
+        assert graphs.replayed == 1 and len(wrong) == used
         assert bool(wrong) is not is_close  # it was tried, and left
 
 
 def test_products_that_the_model_cannot_go_on_with_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its next call is a view, which the layout of another product may not allow: the tape is kept as the model has it."""
+    """Its next call is a view, which the layout of another kernel may not allow: the graph is kept as the model has it."""
     monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: linear_kernels.transposed)
     blocks = Blocks(lambda blocks, x: blocks.layers[1](x).view(-1).view(x.shape))
-    tapes = tapes_of(blocks)
-    learn(tapes)
-    run(tapes, blocks)
-    assert (tapes.played, tapes.refusal) == (1, None)
+    graphs = graphs_of(blocks)
+    capture(graphs)
+    run(graphs, blocks)
+    assert (graphs.replayed, graphs.refusal) == (1, None)
 
 
 def test_what_is_played_lies_together_whatever_the_products_are() -> None:
     blocks = Blocks()
-    tapes = tapes_of(blocks)
-    tapes._forward = lambda step, hidden, positions: blocks(step, hidden, positions).transpose(1, 2).contiguous().transpose(1, 2)
-    learn(tapes)
-    assert tapes.forward(Step(), *inputs()).is_contiguous() and tapes.played == 1
+    graphs = graphs_of(blocks)
+    graphs._forward = lambda step, hidden, positions: blocks(step, hidden, positions).transpose(1, 2).contiguous().transpose(1, 2)
+    capture(graphs)
+    assert graphs.forward(Step(), *inputs()).is_contiguous() and graphs.replayed == 1
 
 
-@pytest.mark.parametrize("way", linear_kernels.WAYS)
+@pytest.mark.parametrize("kernel", linear_kernels.KERNELS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
 def test_an_engine_that_has_practised_plays(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, family: str, way: linear_kernels.Product
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, family: str, kernel: linear_kernels.LinearKernel
 ) -> None:
-    monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: way)
+    monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: kernel)
     checkpoint = open_checkpoint(checkpoints(family))
     spans = [load_span(checkpoint, Span(0, checkpoint.num_blocks), dtype=torch.float32, device=DEVICE) for _ in range(2)]
     playing, running = (PackedEngine(span, 1 << 30) for span in spans)
-    while playing.practise():
+    while playing.warm_up():
         pass
     assert playing.used_bytes == 0
     rows = [(engine.open(), engine.open()) for engine in (playing, running)]
@@ -281,11 +283,11 @@ def test_an_engine_that_has_practised_plays(
             feed(engine, [(row, count) for row, count in zip(own, step, strict=True) if count], hidden.clone())
             for engine, own in zip((playing, running), rows, strict=True)
         ]
-        if way is F.linear:
+        if kernel is F.linear:
             assert torch.equal(*outputs)
         assert selftest.is_close(*outputs, hidden)
-    assert (playing._tapes.played, playing._tapes.refusal) == (9, None)
-    assert running._tapes.played == 0
+    assert (playing._graphs.replayed, playing._graphs.refusal) == (9, None)
+    assert running._graphs.replayed == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
@@ -294,20 +296,20 @@ def test_the_self_test_goes_through_captured_graphs(
 ) -> None:
     """Several sequences of unequal lengths in a step, forks and crops, as for any engine; and each count was proved on several."""
     checkpoint, proofs = open_checkpoint(checkpoints(family)), []
-    learn = Tapes.learn
-    monkeypatch.setattr(Tapes, "learn", lambda tapes, *examples: (proofs.append(examples), learn(tapes, *examples)))
+    capture = EngineGraphs.capture
+    monkeypatch.setattr(EngineGraphs, "capture", lambda graphs, *examples: (proofs.append(examples), capture(graphs, *examples)))
 
-    def practised(span: SpanModule, limit_bytes: int) -> PackedEngine:
+    def warmed_up(span: SpanModule, limit_bytes: int) -> PackedEngine:
         engines.append(PackedEngine(span, limit_bytes))
-        while engines[0].practise():
+        while engines[0].warm_up():
             pass
         return engines[0]
 
     engines: list[PackedEngine] = []
     span = load_span(checkpoint, Span(0, 2), dtype=torch.float32, device=DEVICE)
     with selftest.small_windows(span):
-        assert selftest.SelfTest(span).fault(practised) is None
-    assert engines[0]._tapes.played == 7, "each of its steps was replayed"
+        assert selftest.SelfTest(span).fault(warmed_up) is None
+    assert engines[0]._graphs.replayed == 7, "each of its steps was replayed"
     lengths = [[(stop - start, past) for _, start, stop, past, _ in examples[-1][0].pieces] for examples in proofs]
     assert [sum(count for count, _ in one) for one in lengths] == list(range(1, 17))
     assert lengths[-1] == [(8, 2), (4, 0), (2, 5), (1, 1), (1, 3)]
@@ -317,17 +319,17 @@ def test_the_self_test_goes_through_captured_graphs(
 def test_a_lone_token_has_the_model_s_own_bits(checkpoints: Checkpoints, dtype: torch.dtype) -> None:
     checkpoint = open_checkpoint(checkpoints("llama"))
     engines = [PackedEngine(load_span(checkpoint, Span(0, 2), dtype=dtype, device=DEVICE), 1 << 30) for _ in range(2)]
-    engines[0].practise()
+    engines[0].warm_up()
     rows = [engine.open() for engine in engines]
     for count in (5, 1, 1):
         hidden = torch.randn(1, count, engines[0].hidden_size).to(dtype)
         outputs = [feed(engine, [(row, count)], hidden) for engine, row in zip(engines, rows, strict=True)]
         assert torch.equal(*outputs)
-    assert [engine._tapes.played for engine in engines] == [2, 0]
+    assert [engine._graphs.replayed for engine in engines] == [2, 0]
 
 
 def test_an_engine_without_memory_does_not_practise(checkpoints: Checkpoints) -> None:
     checkpoint = open_checkpoint(checkpoints("llama"))
     engine = PackedEngine(load_span(checkpoint, Span(0, 1), dtype=torch.float32, device=DEVICE), 0)
-    assert not engine.practise()
+    assert not engine.warm_up()
     assert engine.used_bytes == 0

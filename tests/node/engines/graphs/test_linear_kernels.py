@@ -14,23 +14,23 @@ from node.engines.graphs import linear_kernels
 SIZES = st.integers(1, 40)
 
 
-@pytest.mark.parametrize("way", linear_kernels.WAYS[1:])
+@pytest.mark.parametrize("kernel", linear_kernels.KERNELS[1:])
 @hypothesis.given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.integers(0, 1 << 16))
 def test_every_way_is_linear(
-    way: linear_kernels.Product, count: int, wide: int, narrow: int, has_bias: bool, is_strided: bool, seed: int
+    kernel: linear_kernels.LinearKernel, count: int, wide: int, narrow: int, has_bias: bool, is_strided: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     tokens = torch.randn(1, wide, count).transpose(1, 2) if is_strided else torch.randn(1, count, wide)
     weight, bias = torch.randn(narrow, wide), torch.randn(narrow) if has_bias else None
-    made = way(tokens, weight, bias)
+    made = kernel(tokens, weight, bias)
     assert made.shape == (1, count, narrow)
     torch.testing.assert_close(made, F.linear(tokens, weight, bias), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", linear_kernels.WAYS[1:])
-def test_leading_axes_stay(way: linear_kernels.Product) -> None:
+@pytest.mark.parametrize("kernel", linear_kernels.KERNELS[1:])
+def test_leading_axes_stay(kernel: linear_kernels.LinearKernel) -> None:
     tokens, weight = torch.randn(2, 3, 4, 5), torch.randn(6, 5)
-    torch.testing.assert_close(way(tokens, weight), F.linear(tokens, weight))
+    torch.testing.assert_close(kernel(tokens, weight), F.linear(tokens, weight))
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_leading_axes_stay(way: linear_kernels.Product) -> None:
     ],
 )
 def test_another_way_has_to_be_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: linear_kernels.Product
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: linear_kernels.LinearKernel
 ) -> None:
-    def pretended(way: linear_kernels.Product, tokens: Tensor, weight: Tensor) -> float:
+    def pretended(kernel: linear_kernels.LinearKernel, tokens: Tensor, weight: Tensor) -> float:
         assert tokens.shape == (1, 8, 5)
-        return seconds[linear_kernels.WAYS.index(way)]
+        return seconds[linear_kernels.KERNELS.index(kernel)]
 
     monkeypatch.setattr(linear_kernels, "_seconds", pretended)
     assert linear_kernels.fastest([torch.randn(7, 5)] * 3, 8) is expected
@@ -57,7 +57,7 @@ def test_a_way_that_this_torch_lacks_is_not_taken(monkeypatch: pytest.MonkeyPatc
     def missing(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(linear_kernels, "WAYS", (F.linear, missing))
+    monkeypatch.setattr(linear_kernels, "KERNELS", (F.linear, missing))
     assert linear_kernels.fastest([torch.randn(7, 5)] * 3, 8) is F.linear
 
 

@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.engines import row_store
-from node.engines.row_store import CPU_EXTENT_TOKENS, BlockShape, PackedRow, RowStore
+from node.engines import sequence_store
+from node.engines.sequence_store import CPU_EXTENT_TOKENS, BlockShape, PackedSequence, SequenceStore
 from protocols.errors import CacheFullError
 
 SHAPE = BlockShape(num_heads=2, key_size=4, value_size=4, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def _grown(store: RowStore, row: PackedRow, count: int) -> None:
+def _grown(store: SequenceStore, row: PackedSequence, count: int) -> None:
     store.reserve([(row, count)])
     row.length += count
 
 
-def _keys(row: PackedRow) -> torch.Tensor:
+def _keys(row: PackedSequence) -> torch.Tensor:
     assert row.buffer is not None
     return row.buffer.keys[0][0]
 
 
 def test_a_row_grows_in_place_and_only_what_it_may_hold_is_booked() -> None:
     """Copying a row of 1,000 tokens kept the whole batch waiting for hundreds of milliseconds."""
-    store, row = RowStore([SHAPE], 1 << 30), PackedRow()
+    store, row = SequenceStore([SHAPE], 1 << 30), PackedSequence()
     _grown(store, row, 10)
     place, booked = _keys(row).data_ptr(), store.used_bytes
     _keys(row)[:, :10] = 7.0
@@ -44,7 +44,7 @@ def test_a_row_grows_in_place_and_only_what_it_may_hold_is_booked() -> None:
 
 
 def test_a_shared_row_is_copied_before_it_grows() -> None:
-    store, row = RowStore([SHAPE], 1 << 30), PackedRow()
+    store, row = SequenceStore([SHAPE], 1 << 30), PackedSequence()
     _grown(store, row, 60)
     _keys(row)[:, :60] = 1.0
     twin = store.fork(row)
@@ -58,7 +58,7 @@ def test_a_shared_row_is_copied_before_it_grows() -> None:
 
 
 def test_a_row_that_may_not_grow_stays_as_it_was() -> None:
-    store, row = RowStore([SHAPE], 256 * SHAPE.token_bytes), PackedRow()
+    store, row = SequenceStore([SHAPE], 256 * SHAPE.token_bytes), PackedSequence()
     _grown(store, row, 200)
     booked = store.used_bytes
     with pytest.raises(CacheFullError, match="no memory for 100 more tokens"):
@@ -69,7 +69,7 @@ def test_a_row_that_may_not_grow_stays_as_it_was() -> None:
 
 
 def test_what_is_cropped_goes_back() -> None:
-    store, row = RowStore([SHAPE], 1 << 30), PackedRow()
+    store, row = SequenceStore([SHAPE], 1 << 30), PackedSequence()
     _grown(store, row, 3_000)
     before, place = store.used_bytes, _keys(row).data_ptr()
     store.crop(row, 2_900)
@@ -95,7 +95,7 @@ def _huge_and_resident_kib(place: int) -> tuple[str, int]:
 def test_what_is_not_written_to_takes_no_memory_whatever_the_size_of_pages() -> None:
     """With huge pages, 32 tokens would take megabytes a head."""
     shape = BlockShape(num_heads=8, key_size=128, value_size=128, dtype=torch.float32, device=torch.device("cpu"))
-    store, row = RowStore([shape], 1 << 30), PackedRow()
+    store, row = SequenceStore([shape], 1 << 30), PackedSequence()
     _grown(store, row, 32)
     _keys(row)[:, :32] = 1.0
     flags, resident_kib = _huge_and_resident_kib(_keys(row).data_ptr())
@@ -108,13 +108,13 @@ def test_where_address_space_is_short_a_row_has_what_it_needs_and_is_copied_as_i
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(mmap, "mmap", refuse)
-    store, row = RowStore([SHAPE], 1 << 30), PackedRow()
+    store, row = SequenceStore([SHAPE], 1 << 30), PackedSequence()
     _grown(store, row, 10)
     assert row.buffer is not None and row.buffer.extent == row.buffer.capacity
     _keys(row)[:, :10] = 7.0
     _grown(store, row, 1_000)
     assert bool((_keys(row)[:, :10] == 7.0).all())
-    monkeypatch.setattr(row_store, "_at_hand", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(sequence_store, "_at_hand", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(CacheFullError, match="the device has no memory"):
         store.reserve([(row, 10_000)])
     assert row.length == 1_010

@@ -31,7 +31,7 @@ from protocols.words import counted
 Mode = Literal["packed", "paged", "serial"]
 """The ways in which an engine serves."""
 
-Cuts = Literal["anywhere", "continued", "never"]
+Chunking = Literal["always", "after_first", "never"]
 """Steps that may be run in parts: all; those of rows that have tokens already (and go on token by token anyway); none."""
 
 GROW_TOKENS = 64
@@ -73,7 +73,7 @@ class Buffer:
         self.refs = 1
 
 
-class PackedRow:
+class PackedSequence:
     """One sequence: its buffer, and how many tokens of it are this row's."""
 
     __slots__ = ("buffer", "length")
@@ -87,12 +87,12 @@ class PackedRow:
 class _Growth:
     """A row that needs more memory before it can write: `capacity` tokens, in place of `freed_tokens` that only it held."""
 
-    row: PackedRow
+    row: PackedSequence
     capacity: int
     freed_tokens: int
 
 
-class RowStore:
+class SequenceStore:
     """Lends buffers to rows within `limit_bytes`."""
 
     def __init__(self, shapes: Sequence[BlockShape], limit_bytes: int) -> None:
@@ -101,11 +101,11 @@ class RowStore:
         self._shapes = tuple(shapes)
         self._token_bytes = sum(shape.token_bytes for shape in shapes)
 
-    def growth_bytes(self, items: Sequence[tuple[PackedRow, int]]) -> int:
+    def growth_bytes(self, items: Sequence[tuple[PackedSequence, int]]) -> int:
         """Bytes that `reserve(items)` would newly take."""
         return self._bytes(self._fitting(items))
 
-    def reserve(self, items: Sequence[tuple[PackedRow, int]]) -> None:
+    def reserve(self, items: Sequence[tuple[PackedSequence, int]]) -> None:
         """Make room for n new tokens of each row; CacheFullError before anything changed."""
         growths = self._fitting(items)
         if growths:
@@ -121,15 +121,15 @@ class RowStore:
             assert row.buffer is not None
             row.buffer.used = row.length + count
 
-    def fork(self, row: PackedRow) -> PackedRow:
+    def fork(self, row: PackedSequence) -> PackedSequence:
         """A row with the same tokens; memory is taken when one of the two writes."""
-        twin = PackedRow()
+        twin = PackedSequence()
         twin.length, twin.buffer = row.length, row.buffer
         if row.buffer is not None:
             row.buffer.refs += 1
         return twin
 
-    def crop(self, row: PackedRow, count: int) -> None:
+    def crop(self, row: PackedSequence, count: int) -> None:
         """Drop the last `count` tokens; memory goes back once most of the buffer is idle."""
         row.length -= count
         if row.length == 0:
@@ -139,18 +139,18 @@ class RowStore:
             if row.buffer.capacity > 2 * _roomy(row.length):
                 self._move(row, _roomy(row.length))
 
-    def close(self, row: PackedRow) -> None:
+    def close(self, row: PackedSequence) -> None:
         """Give the row's memory back, or its share of it."""
         self._drop(row)
         row.length = 0
 
-    def _fitting(self, items: Sequence[tuple[PackedRow, int]]) -> list[_Growth]:
+    def _fitting(self, items: Sequence[tuple[PackedSequence, int]]) -> list[_Growth]:
         growths = self._growths(items, roomy=True)
         if growths and self._bytes(growths) > self.limit_bytes - self.used_bytes:
             growths = self._growths(items, roomy=False)
         return growths
 
-    def _growths(self, items: Sequence[tuple[PackedRow, int]], *, roomy: bool) -> list[_Growth]:
+    def _growths(self, items: Sequence[tuple[PackedSequence, int]], *, roomy: bool) -> list[_Growth]:
         """Which rows cannot write where they are, in the order of `items` (an earlier row may take or leave a shared buffer)."""
         growths = []
         used: dict[int, int] = {}
@@ -174,7 +174,7 @@ class RowStore:
     def _bytes(self, growths: Sequence[_Growth]) -> int:
         return sum(growth.capacity - growth.freed_tokens for growth in growths) * self._token_bytes
 
-    def _grow(self, row: PackedRow, capacity: int) -> None:
+    def _grow(self, row: PackedSequence, capacity: int) -> None:
         """Let the row have `capacity` tokens: in place where its tensors are long enough and nobody shares them."""
         buffer = row.buffer
         if buffer is None or buffer.refs > 1 or capacity > buffer.extent:
@@ -183,7 +183,7 @@ class RowStore:
         self.used_bytes += (capacity - buffer.capacity) * self._token_bytes
         buffer.capacity = capacity
 
-    def _move(self, row: PackedRow, capacity: int) -> None:
+    def _move(self, row: PackedSequence, capacity: int) -> None:
         """Give the row a buffer of its own with `capacity` tokens. All of it is allocated before anything is let go."""
         old, new, length = row.buffer, self._allocate(capacity), row.length
         if old is not None:
@@ -212,7 +212,7 @@ class RowStore:
         buffer.values = [tensor(shape, extent, shape.value_size) for shape in self._shapes]
         return buffer
 
-    def _drop(self, row: PackedRow) -> None:
+    def _drop(self, row: PackedSequence) -> None:
         buffer, row.buffer = row.buffer, None
         if buffer is not None:
             buffer.refs -= 1
