@@ -320,7 +320,6 @@ def test_documents_repeat_what_the_code_says() -> None:
 
 
 LONG_CLASSES: dict[str, str] = {
-    "node/serving/runner.py:Runner": "to be split",
     "swarm/inference/hop.py:Hop": "to be split",
     "swarm/inference/legs.py:Legs": "to be split",
     "swarm/inference/session.py:Session": "to be split",

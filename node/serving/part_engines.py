@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 from node.device.memory import Memory
+from node.device.work import HeldRows
 from protocols.errors import InternalError, ModelNotSupportedError, OverloadedError, SpanNotServedError, SwarmError
 from protocols.ids import Span
 
@@ -59,6 +60,10 @@ class PartEngines:
     @property
     def used_bytes(self) -> int:
         return self.whole.used_bytes + sum(part.engine.used_bytes for part in self._parts.values())
+
+    def of(self, session: HeldRows) -> Engine:
+        """The engine that runs a session's blocks."""
+        return session.engine or self.whole
 
     async def take(self, blocks: Span, client: Hashable) -> Engine:
         """The engine of these blocks, for one session of `client` until `give_back`. OverloadedError or SpanNotServedError says why not.

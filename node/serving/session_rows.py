@@ -48,7 +48,7 @@ class SessionRows:
         await self._take_engine()
         if not self.held.num_tokens and self._part is None:
             self._runner.admit(self.held.client, sum(counts))
-        chunking = self._runner.engine_of(self.held).chunking
+        chunking = self._runner.engines.of(self.held).chunking
         is_whole = chunking == "never" or (chunking == "after_first" and not self.held.num_tokens)
         request = Step(
             session=self.held, ops=ops, counts=counts, values=values, positions=positions, spec=spec, expires_s=expires_s,

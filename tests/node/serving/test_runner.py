@@ -194,7 +194,7 @@ async def test_positions_are_given_to_the_steps_that_have_some_and_counted_for_t
 
 async def test_a_step_beyond_the_model_s_places_is_refused_and_its_neighbour_runs(runner: Runner) -> None:
     """A table that is stretched for one row is stretched for every row of the batch."""
-    runner._max_positions = 10
+    runner._executor._max_positions = 10
     good, long, far, tokens = rows_of(runner), rows_of(runner), rows_of(runner), torch.rand(10, WIDTH)
     await step(long, tokens)
     outcomes = await together(runner, step(good, tokens), step(long, tokens[:1]), at_places(far, tokens[:2], [3, 10]))

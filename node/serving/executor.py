@@ -1,0 +1,172 @@
+"""Executes one host's requests in the device's thread.
+
+A long step is run in prefill chunks, as the schedule cuts it: its operations on sequences come before the first, memory for all of it is
+asked for then, and its caller gets the whole output after the last. If it ends in between (no memory, its deadline, an error), the session
+loses its sequences, exactly as for a step that runs at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from node.device.host_queue import HostQueue
+from node.device.memory import Holdings
+from node.device.pending import Chunk, Pending
+from node.device.thread import Device
+from node.device.work import Fork, HeldRows, Step
+from node.hardware import wait_for
+from node.serving import batch as edges
+from node.serving import step as steps
+from node.serving.forwards import Forwards
+from node.serving.part_engines import PartEngines
+from node.serving.worked import WorkCounter
+from protocols.errors import DeadlineError, InternalError, OverloadedError, SwarmError
+from swarm.inference import rows as row_operations
+from swarm.inference.compute import Output
+from swarm.models.default_dtype import computing
+
+if TYPE_CHECKING:
+    from node.engines.ends import Ends
+    from node.engines.engine import Engine, TokenSequence
+
+log = logging.getLogger(__name__)
+
+
+class Executor:
+    """The host of a `HostQueue`: the device's thread calls `change`, `forward` and `warm_up`."""
+
+    def __init__(self, engines: PartEngines, ends: Ends | None, device: Device, max_positions: int | None = None) -> None:
+        """max_positions: longest sequence; None = no limit."""
+        self._engines, self._ends, self._device, self._max_positions = engines, ends, device, max_positions
+        self.forwards = Forwards(engines, ends, device.memory, self._fail)
+        self.holdings = Holdings()
+        self.work = WorkCounter()
+        self._queue: HostQueue | None = None
+
+    @property
+    def queue(self) -> HostQueue:
+        """The requests that wait here; OverloadedError before `attach`."""
+        if self._queue is None:
+            raise OverloadedError("this peer is still starting: try a replica")
+        return self._queue
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether `attach` was called; it stays so after the host has left its device."""
+        return self._queue is not None
+
+    def attach(self, budget_tokens: int) -> None:
+        """From now on the device's thread runs what is queued. budget_tokens: new tokens of all sessions in one forward."""
+        self._queue = self._device.attach(self, budget_tokens)
+
+    def change(self, pending: Pending) -> None:
+        """Give a session's sequences back, or let it begin with copies of another session's."""
+        request, session = pending.request, pending.request.session
+        try:
+            engine = self._engines.of(session)
+            session.rows = steps.close_all(engine, session.rows)
+            if isinstance(request, Fork):
+                self._device.memory.lend(engine)
+                session.rows = steps.forks(engine, request.source.rows)
+            self._hold(session)
+            self._device.scheduler.forget(self.queue, session)
+        except Exception as error:  # whatever an engine raises here
+            self._fail(pending, error)
+        else:
+            pending.settle(Output(values=torch.empty(0)))
+
+    def warm_up(self) -> bool:
+        """Capture one graph, if there is one more to capture."""
+        with computing():
+            return self._engines.warm_up()
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[Chunk]) -> None:
+        """One batch: operations on sequences, one forward, and each finished step's output to its caller."""
+        entered = [(chunk, rows) for chunk in chunks if (rows := self._enter(chunk)) is not None]
+        if not entered:
+            return
+        started = time.perf_counter()
+        batch, outputs = self.forwards.run(entered)
+        ms = (time.perf_counter() - started) * 1e3
+        done = [chunk for chunk, _ in batch]
+        if done:
+            self._note(done, outputs)
+            self._device.scheduler.account(self.queue, done, ms)
+
+    def _note(self, done: Sequence[Chunk], outputs: Sequence[Output]) -> None:
+        """These have run; a step whose last chunk it was is settled."""
+        for chunk, output in zip(done, outputs, strict=True):
+            chunk.pending.outputs.append(output)
+            self._hold(chunk.step.session)
+            self.work.note(chunk.step.session, chunk.size)
+        self._device.scheduler.finished(self.queue, done)
+        for chunk in done:
+            if chunk.is_last:
+                chunk.pending.settle(edges.joined(chunk.pending.outputs))
+
+    def _enter(self, chunk: Chunk) -> list[TokenSequence] | None:
+        """The step's sequences after its operations; None if it is settled already (an error, no tokens)."""
+        pending, step = chunk.pending, chunk.step
+        try:
+            if self._device.clock.now_s() > step.expires_s:
+                raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
+            if not pending.is_entered:
+                self._begin(chunk)
+        except Exception as error:  # whatever an engine raises here: the thread must live
+            self._fail(pending, error)
+            return None
+        if not pending.num_tokens:
+            whole = self._engines.whole
+            nothing = torch.empty(0, whole.hidden_size, dtype=whole.dtype)
+            pending.settle(edges.finish(self._ends, [chunk], nothing)[0])
+            return None
+        return step.session.rows
+
+    def _begin(self, chunk: Chunk) -> None:
+        """Before a step's first chunk: its operations on sequences, and whether all of it may run here."""
+        pending, step, session = chunk.pending, chunk.step, chunk.step.session
+        engine, memory, now_s = self._engines.of(session), self._device.memory, self._device.clock.now_s()
+        memory.lend(engine)
+        if step.ops:
+            self._operate(engine, pending, step)
+        session.rows = row_operations.enter(engine, session.rows, len(step.counts))
+        steps.check_size(step, pending.num_tokens, session.rows, self._max_positions)
+        is_cut = chunk.size < pending.num_tokens
+        if (pending.num_tokens or pending.copies) and (is_cut or memory.is_short(session.client, now_s)):
+            items = [(row, count) for row, count in zip(session.rows, step.counts, strict=True) if count]
+            memory.judge(session.client, engine.growth_bytes(items), pending.num_tokens, now_s, is_new=False)
+        pending.is_entered = True
+
+    def _operate(self, engine: Engine, pending: Pending, step: Step) -> None:
+        """A step's operations on sequences. Their time goes on its client's account, and copies count as what it holds, at once."""
+        started = time.perf_counter()
+        try:
+            step.session.rows = row_operations.apply(engine, step.session.rows, step.ops)
+            wait_for(engine.device)
+        finally:
+            self._device.scheduler.charge(self.queue, pending, (time.perf_counter() - started) * 1e3)
+        self._hold(step.session)
+
+    def _hold(self, session: HeldRows) -> None:
+        """Note what a session holds after its sequences have changed."""
+        before, session.num_tokens = session.num_tokens, sum([row.length for row in session.rows])
+        self.holdings.add(session.client, session.num_tokens - before)
+
+    def _fail(self, pending: Pending, error: Exception) -> None:
+        """The request is lost, and the session's sequences with it (it starts anew, here or elsewhere)."""
+        session = pending.request.session
+        try:
+            session.rows = steps.close_all(self._engines.of(session), session.rows)
+            self._hold(session)
+        except Exception:
+            log.exception("sequences of a failed step could not be closed")
+        if not isinstance(error, SwarmError):
+            log.error("a step failed on the device", exc_info=error)
+            error = InternalError(f"the forward failed here: {type(error).__name__}; the peer's log says more")
+        pending.settle(error)
