@@ -31,7 +31,8 @@ from protocols.records import PeerRecord
 from swarm import waiting
 from swarm.meeting import keyring, known_peers, running_nodes
 from swarm.meeting.bootstrap import FindConfig
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.suggestion import NodeCommand, invite_command
 from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader

@@ -3,7 +3,7 @@
 It names the peer, signs, and proves its certificate.
 
 The PeerID contains the public key (`ids.py`), so its signatures can be checked by anyone who has the PeerID, with no further data.
-Keys are made and stored by `swarm/peer/peer.py`: this file has neither randomness nor files. Imports cryptography.
+Keys are made and stored by `swarm/peer/keys.py`: this file has neither randomness nor files. Imports cryptography.
 Source: libp2p peer ids, https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md; the file form is what p2pd reads.
 """
 
@@ -79,6 +79,6 @@ def verify(peer: PeerId, signature: bytes, data: bytes) -> None:
 
 
 def from_seed(seed: bytes) -> Identity:
-    """The identity of 32 secret bytes; `swarm/peer/peer.py` takes them from the operating system, tests from a constant."""
+    """The identity of 32 secret bytes; `swarm/peer/keys.py` takes them from the operating system, tests from a constant."""
     assert len(seed) == PUBLIC_KEY_BYTES
     return Identity(Ed25519PrivateKey.from_private_bytes(seed))

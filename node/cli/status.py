@@ -79,7 +79,8 @@ async def _ask(
 ) -> tuple[list[ModelRows], Collection[str]]:
     """Table rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
-    from swarm.peer.peer import Peer, PeerConfig
+    from swarm.peer.config import PeerConfig
+    from swarm.peer.peer import Peer
 
     config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
     async with Peer(config, {}) as peer:

@@ -17,7 +17,8 @@ from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.units import Blocks, Ends
 from protocols.weights_id import Weights
-from swarm.peer.peer import Peer, PeerConfig, software
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer, software
 from swarm.rpc import Call
 from swarm.rpc.stream import Stream
 

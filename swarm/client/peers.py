@@ -58,10 +58,8 @@ class SharedPeer:
             from swarm.peer.thin_peer import ThinPeer
 
             return ThinPeer(bootstrap, self.swarm, self.find, self.entry)
-        from swarm.peer.peer import (  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
-            Peer,
-            PeerConfig,
-        )
+        from swarm.peer.config import PeerConfig
+        from swarm.peer.peer import Peer  # hivemind takes seconds and 30 MB; a caller who never connects needs neither
 
         return Peer(
             PeerConfig(swarm=self.swarm, bootstrap=bootstrap, find=self.find, listen=None, client_mode=True, entry=self.entry)

@@ -19,20 +19,16 @@ from typing import Self
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
-from protocols.records import PeerRecord
 from swarm.access_lists import keep_reading
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory
 from swarm.directory.sources import Source
-from swarm.meeting import hello
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig, Finder, given_are_silent
-from swarm.meeting.clocks import Clocks
 from swarm.meeting.entering import ANYBODY, Entry
 from swarm.meeting.joining import is_refusal
 from swarm.meeting.neighbours import MAX_ASKED, Neighbours
 from swarm.peer import keys
-from swarm.peer.acquaintances import Acquaintances
-from swarm.rpc.pool import ChannelPool
+from swarm.peer.greeter import Greeter
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ LAN_S = 5.0
 _MAX_FAILURES = 8
 
 
-class ThinPeer:
+class ThinPeer(Greeter):
     """For as long as the context lasts. Entering meets a peer; PeerUnreachableError if none answers."""
 
     def __init__(
@@ -55,23 +51,16 @@ class ThinPeer:
         """bootstrap: multiaddrs of any peers; their gRPC is one port higher, as by default. find: which peers to ask if none of them
         answers. entry: the key of a private swarm, who may be asked, and who we are. ConfigError if there is no peer to ask."""
         find.check(bootstrap)
+        super().__init__(Hello(software="murmuration (thin)", swarm=swarm), entry)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
-        self._swarm = swarm
-        self._hello = Hello(software="murmuration (thin)", swarm=swarm)
-        self.gate, self._lists = entry.gate(), entry.lists
+        self._swarm, self._lists = swarm, entry.lists
         self._watching: asyncio.Task[None] | None = None
         self._refusal: SwarmError | None = None
         """Why a given peer does not take us, and perhaps no other does."""
         self._held = contextlib.ExitStack()
-        self.identity = self._held.enter_context(keys.of_client(entry.identity)).identity
-        self.peer_id = self.identity.peer_id
-        self.pool = ChannelPool(self.identity, self.gate)
-        self.met = Acquaintances()
-        """Peers that have answered our hello."""
+        identity = self._held.enter_context(keys.of_client(entry.identity)).identity
+        self.start_asking(identity, Finder(find, identity.peer_id, None))
         self.directory = self._directory_of(self._given)
-        self._finder = Finder(find, self.peer_id, None)
-        self.clocks = Clocks()
-        """As of `swarm.peer.peer.Peer`."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -80,7 +69,7 @@ class ThinPeer:
             await self.close()
             raise
         if self._lists.files:
-            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self.pool.forget_refused, self._finder.say))
+            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self.pool.forget_refused, self.finder.say))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -102,16 +91,14 @@ class ThinPeer:
         """Return when one peer has said hello: a given one, else one of the last known, else a neighbour."""
         failures: list[str] = []
         if not self._given or not await self._greet(self._given, failures):
-            remembered = self._finder.remembered()
+            remembered = self.finder.remembered()
             if self._given and remembered:
-                self._finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
+                self.finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
             if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
                 raise self._refusal or PeerUnreachableError(
                     f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs"
                 )
-        self._finder.write_down()
-        if self.clocks.fault:
-            self._finder.say(self.clocks.fault)
+        self.finder.write_down()
 
     async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:
         """Ask all at once; True with the first that answers."""
@@ -136,12 +123,12 @@ class ThinPeer:
 
     async def _greet_neighbours(self, failures: list[str]) -> bool:
         """Those that are heard within LAN_S; True with the first that is ours, if the user does not say no."""
-        if not self._finder.has_lan or self._given:
+        if not self.finder.has_lan or self._given:
             return False
         neighbours = Neighbours()
-        listening = asyncio.create_task(self._finder.run_lan((), neighbours.hear))
+        listening = asyncio.create_task(self.finder.run_lan((), neighbours.hear))
         try:
-            await self._finder.lan_is_up.wait()
+            await self.finder.lan_is_up.wait()
             async with asyncio.timeout(LAN_S):
                 address = await self._first_of(neighbours, failures)
         except TimeoutError:
@@ -151,7 +138,7 @@ class ThinPeer:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
         self._found(address, [address])
-        if not await self._finder.may_join(self._swarm, 1):
+        if not await self.finder.may_join(self._swarm, 1):
             failures.append("a neighbour was heard, and the answer was not to join it")
             return False
         return True
@@ -184,32 +171,14 @@ class ThinPeer:
     def _found(self, address: PeerAddress, asked: Sequence[PeerAddress]) -> None:
         if asked is not self._given:
             self.directory = self._directory_of(sorted(asked, key=lambda one: one != address))  # others may be dead
-        self._finder.note_answering([address])
+        self.finder.note_answering([address])
 
     async def _check(self, address: PeerAddress) -> PeerAddress:
         if address in self._given:
             await self.hello(address.peer, (address.grpc,))
-            return address
-        await hello.prove(self.identity, self.gate, address, self._hello, self.clocks)
+        else:
+            await self.prove(address)
         return address
-
-    async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
-        """Ask a peer who it is. Raises where it is of another swarm or speaks no common version."""
-        return (await self._hello_timed(peer, addresses, certificate))[0]
-
-    async def ping(self, record: PeerRecord) -> float:
-        """Say hello; its round trip in milliseconds, without the time to connect. The errors of `hello`."""
-        return (await self._hello_timed(record.peer, record.addresses, record.certificate))[1]
-
-    async def _hello_timed(self, peer: PeerId, addresses: Sequence[str], certificate: bytes) -> tuple[Hello, float]:
-        channel = await self.pool.channel(peer, addresses, certificate)
-        answered = await hello.ask(channel, self._hello, self.clocks)
-        self.met.note(peer, channel.address)
-        return answered
-
-    def has_met(self, peer: PeerId) -> bool:
-        """Has it answered us, or does our user trust it?"""
-        return peer in self.met or self.gate.access.is_trusted(peer)
 
     def _directory_of(self, asked: Sequence[PeerAddress]) -> RemoteDirectory:
         return RemoteDirectory(self._swarm, self.pool, _sources(asked), may_be_seen=self._may_be_seen, has_met=self.has_met)

@@ -18,7 +18,8 @@ from protocols.records import PeerRecord
 from swarm.dht import checking
 from swarm.dht.protocol import MAX_KEYS
 from swarm.dht.shelf import MAX_PER_KEY, MAX_PER_PREFIX_AND_KEY
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.peer.thin_peer import ThinPeer
 from swarm.prefixes import prefix
 from tests.hostile.flood import MODEL, Item, junk, made_up, mallory, random_node_id

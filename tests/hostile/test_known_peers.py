@@ -12,7 +12,8 @@ from protocols.identity import Identity, from_seed
 from swarm.dht.address import PeerAddress
 from swarm.meeting import hello, known_peers
 from swarm.meeting.bootstrap import FindConfig
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.rpc import Call, Handlers, RpcServer, tls
 
 NUM_IDENTITIES = 40

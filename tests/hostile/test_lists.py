@@ -23,7 +23,8 @@ from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
 from swarm.client.connection import Settings, entered
 from swarm.dht.address import PeerAddress
 from swarm.meeting.entering import Entry
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.peer.thin_peer import ThinPeer
 from swarm.routing.regard import Regard, regard_of
 from swarm.rpc import Call, ChannelPool, RpcServer, Stream, tls

@@ -40,8 +40,9 @@ from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entry
 from swarm.meeting.invitation import Invitation
 from swarm.meeting.known_peers import file_of
+from swarm.peer.config import PeerConfig
 from swarm.peer.keys import Keys
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.peer import Peer
 from swarm.peer.thin_peer import ThinPeer
 from swarm.rpc import Call, ChannelPool, Stream, auth, status, tls
 from tests.hosting import hosted

@@ -24,7 +24,8 @@ from swarm import asking
 from swarm.asking import AT_ONCE
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entered
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.placement.choose import gaps_of
 from swarm.suggestion import NodeCommand
 from swarm.weights import remembered

@@ -22,7 +22,8 @@ from swarm.meeting import known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.neighbours import Neighbours
 from swarm.peer import peer as module
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.peer.thin_peer import LAN_S, ThinPeer
 
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQyghzNm3dd2BoC926uxmm2Yck5hqypAagttkaPRaDtKr"
@@ -82,7 +83,7 @@ async def test_neighbours_are_joined_when_they_are_heard_and_those_of_other_swar
         liar = friend.multiaddrs[0].replace(friend.peer_id, outsider.peer_id)
         with caplog.at_level(logging.WARNING):
             for address in (outsider.multiaddrs[0], liar, NOBODY, friend.multiaddrs[0]):
-                alone._sources.neighbours.hear(PeerAddress.parse(address))
+                alone._contacts._sources.neighbours.hear(PeerAddress.parse(address))
             await met(alone)
             await met(friend)  # who was joined hears of it a moment later
         assert "different swarms" in caplog.text
@@ -117,12 +118,12 @@ async def test_neighbours_are_said_before_they_are_joined_and_left_alone_after_a
         Peer(PeerConfig(data_dir=tmp_path)) as second,
         Peer(PeerConfig(data_dir=tmp_path, find=find)) as alone,
     ):
-        alone._sources.neighbours.hear(PeerAddress.parse(first.multiaddrs[0]))
+        alone._contacts._sources.neighbours.hear(PeerAddress.parse(first.multiaddrs[0]))
         async with asyncio.timeout(15):
-            while not alone._joiner._ignored:  # noqa: ASYNC110
+            while not alone._contacts._joiner._ignored:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert alone.num_neighbours == 0 == first.num_neighbours and said == []
-        alone._sources.neighbours.hear(PeerAddress.parse(second.multiaddrs[0]))
+        alone._contacts._sources.neighbours.hear(PeerAddress.parse(second.multiaddrs[0]))
         await met(alone)
     assert asked == ["heard 1 node of swarm `public` on this network"] * 2
     assert said == [f"{asked[0]}: joining it; --no-lan to stay alone, --swarm NAME for a swarm of your own"]

@@ -24,9 +24,10 @@ from swarm.dht.address import PeerAddress, transport
 from swarm.meeting import known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entry
-from swarm.peer import keys, ports
+from swarm.peer import dht_keeper, keys, ports
 from swarm.peer import peer as module
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.rpc import tls
 from tests.forked import PIPE, Child, ForkServer
 from tests.hosting import hosted
@@ -310,7 +311,8 @@ async def test_sockets_of_every_kind_of_listening_are_told(tmp_path: Path) -> No
 PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from tests.hosting import hosted
 
 async def main():
@@ -392,7 +394,7 @@ async def test_a_record_is_announced_anew_when_a_peer_that_may_have_kept_it_goes
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at the next renewal, up to 20 s later: until then no peer would find a node that lives."""
-    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    monkeypatch.setattr(dht_keeper, "WATCH_S", 0.1)
     told: list[PeerRecord] = []
     looks = 0
     async with Peer(PeerConfig(data_dir=tmp_path)) as first:

@@ -11,7 +11,8 @@ from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from swarm.meeting import known_peers
 from swarm.meeting.bootstrap import FindConfig
-from swarm.peer.peer import Peer, PeerConfig
+from swarm.peer.config import PeerConfig
+from swarm.peer.peer import Peer
 from swarm.peer.thin_peer import ThinPeer
 from tests.hosting import hosted
 
