@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from node.device import turns
+from node.device import forward_size
 from node.device.costs import Costs
 from node.device.fairness import Ledger
 from node.device.pending import Chunk, Pending
-from node.device.work import HeldRows
+from node.device.work import HeldSequences
 from protocols.ids import PeerId
 
 
@@ -38,13 +38,13 @@ class LastDecode:
 
     done_s: float | None = None
     """When its last step was done, if that was a decode."""
-    away_s: float = 0.0
+    inter_arrival_s: float = 0.0
     """Mean time from a decode's end to the arrival of the next, newer ones counting more; 0 = not known."""
 
     @property
     def due_s(self) -> float | None:
         """When the next decode should arrive."""
-        return None if self.done_s is None or not self.away_s else self.done_s + self.away_s
+        return None if self.done_s is None or not self.inter_arrival_s else self.done_s + self.inter_arrival_s
 
 
 NEVER = LastDecode()
@@ -58,13 +58,13 @@ class HostQueue:
     budget_tokens: int = 1_024
     """New tokens of all sessions, at most, in one forward."""
     waiting: deque[Pending] = field(default_factory=deque)
-    decoding: dict[HeldRows, None] = field(default_factory=dict)
+    decoding: dict[HeldSequences, None] = field(default_factory=dict)
     """Sessions whose last step was a decode, a moment ago."""
-    last: dict[HeldRows, LastDecode] = field(default_factory=dict)
+    last: dict[HeldSequences, LastDecode] = field(default_factory=dict)
     """Of every session that has sequences."""
     costs: Costs = field(default_factory=Costs)
     ledger: Ledger = field(default_factory=Ledger)
-    credit_ms: float = turns.LEAST_CREDIT_MS
+    credit_ms: float = forward_size.LEAST_CREDIT_MS
     """What decodes have taken and prefill chunks have not."""
     rests: dict[PeerId, float] = field(default_factory=dict)
     """By client: no copying step of it runs before this time, because its last copies were long."""
@@ -79,9 +79,9 @@ class HostQueue:
     ended: threading.Event = field(default_factory=threading.Event)
     """Set once it is closed and everything has run."""
 
-    def active(self, now_s: float) -> list[HeldRows]:
+    def active(self, now_s: float) -> list[HeldSequences]:
         """Sessions that have decoded within ACTIVE_S."""
-        oldest_s = now_s - turns.ACTIVE_S
+        oldest_s = now_s - forward_size.ACTIVE_S
         return [session for session in self.decoding if (self.last[session].done_s or 0.0) >= oldest_s]
 
     def num_decoding(self, now_s: float) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from node.device import fairness, turns
+from node.device import fairness, forward_size
 from node.device.work import Request, Step
 from protocols.errors import SwarmError
 from protocols.inference import Crop
@@ -40,7 +40,7 @@ class Pending:
     def __post_init__(self) -> None:
         if isinstance(step := self.request, Step):
             self.num_tokens = sum(step.counts)
-            self.is_decode = turns.is_decode(step.counts, self.num_tokens)
+            self.is_decode = forward_size.is_decode(step.counts, self.num_tokens)
             self.copies = any(not isinstance(op, Crop) for op in step.ops)
             self.weight = fairness.weight_of(min(0, step.spec.priority))
 

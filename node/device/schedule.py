@@ -8,7 +8,7 @@ only the oldest request is eligible: a step whose caller was cancelled may still
 run together.
 
 Several hosts: each forward is one host's. The host that was served least goes first. While it waits for decodes that are due, the next
-one runs, unless the first is too far behind. The sizes are in `turns.py`, the order of clients in `fairness.py`.
+one runs, unless the first is too far behind. The sizes are in `forward_size.py`, the order of clients in `fairness.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from node.device import fairness, turns
+from node.device import fairness, forward_size
 from node.device.host_queue import NEVER, HostQueue
 from node.device.pending import Chunk, Pending
-from node.device.work import HeldRows
+from node.device.work import HeldSequences
 from protocols.ids import PeerId
 
 
@@ -81,7 +81,9 @@ def _until_one_behind(now_s: float, queue: HostQueue, queues: Sequence[HostQueue
     free_s = max(one.free_s for one in queues)
     return max(
         (
-            turns.gather_until(now_s, free_s, one.due_s(now_s), turns.patience_s(one.costs, one.num_decoding(now_s)))
+            forward_size.gather_until(
+                now_s, free_s, one.due_s(now_s), forward_size.max_batching_delay_s(one.costs, one.num_decoding(now_s))
+            )
             for one in behind
         ),
         default=now_s,
@@ -121,7 +123,7 @@ class _Forward:
         if not queue.rests or queue.is_closed:
             return steps, now_s
         resting = {
-            id(pending): min(queue.rests[client], now_s + turns.ACTIVE_S)  # so long do others count as decoding at most
+            id(pending): min(queue.rests[client], now_s + forward_size.ACTIVE_S)  # so long do others count as decoding at most
             for pending in steps
             if pending.copies
             and not pending.is_entered
@@ -130,31 +132,32 @@ class _Forward:
         }
         return [pending for pending in steps if id(pending) not in resting], min(resting.values(), default=now_s)
 
-    def _decoding_with(self, decodes: Sequence[Pending], prompts: Sequence[Pending]) -> list[HeldRows]:
+    def _decoding_with(self, decodes: Sequence[Pending], prompts: Sequence[Pending]) -> list[HeldSequences]:
         """Sessions that decode now: those that wait, and those whose last decode was a moment ago."""
         others = {pending.step.session for pending in prompts}
         waiting = [pending.step.session for pending in decodes]
         return [session for session in dict.fromkeys([*self._queue.active(self._now_s), *waiting]) if session not in others]
 
-    def _choose_decodes(self, decodes: list[Pending], decoding: Sequence[HeldRows]) -> tuple[list[Pending], float]:
+    def _choose_decodes(self, decodes: list[Pending], decoding: Sequence[HeldSequences]) -> tuple[list[Pending], float]:
         """The decodes of the next forward; none if it pays to wait for others that are due, and until when."""
         now_s, queue = self._now_s, self._queue
         if not decodes or (len(decoding) == 1 and decodes[0].num_left <= queue.budget_tokens):
             return decodes, now_s
         waiting = {pending.step.session for pending in decodes}
         last = [(session, queue.last.get(session, NEVER)) for session in decoding]
-        away_ms = [one.away_s * 1e3 for _, one in last if one.away_s]
+        known_ms = [one.inter_arrival_s * 1e3 for _, one in last if one.inter_arrival_s]
+        inter_arrival_ms = sum(known_ms) / len(known_ms) if known_ms else 0.0
         num_hops = max(session.num_hops for session in decoding)
-        size = turns.wave_size(self._costs, len(decoding), num_hops, sum(away_ms) / len(away_ms) if away_ms else 0.0)
+        size = forward_size.pipelined_batch_size(self._costs, len(decoding), num_hops, inter_arrival_ms)
         if len(decodes) < size and not queue.is_closed:
             due_s = [one.due_s for session, one in last if session not in waiting and one.due_s is not None]
             since_s = max(queue.free_s, min(pending.came_s for pending in decodes))
-            until_s = turns.gather_until(now_s, since_s, due_s, turns.patience_s(self._costs, size))
+            until_s = forward_size.gather_until(now_s, since_s, due_s, forward_size.max_batching_delay_s(self._costs, size))
             if until_s > now_s:
                 return [], until_s
         return self._within_limits(decodes, size), now_s
 
-    def _until_decodes(self, decoding: Sequence[HeldRows]) -> float:
+    def _until_decodes(self, decoding: Sequence[HeldSequences]) -> float:
         """Until when a prefill chunk waits for decodes that are due, if none has come: beside them it costs less; alone it delays them.
 
         Over several hops it does not wait: while the sessions are at the next hop, the device would be idle.
@@ -163,37 +166,45 @@ class _Forward:
         if any(session.num_hops > 1 for session in decoding):
             return self._now_s
         due_s = [due for session in decoding if (due := queue.last.get(session, NEVER).due_s) is not None]
-        return turns.gather_until(self._now_s, queue.free_s, due_s, turns.patience_s(self._costs, len(decoding)))
+        return forward_size.gather_until(
+            self._now_s, queue.free_s, due_s, forward_size.max_batching_delay_s(self._costs, len(decoding))
+        )
 
     def _within_limits(self, decodes: list[Pending], size: int) -> list[Pending]:
         num_clients = len({pending.step.session.client for pending in decodes}) + self._beside.num_waiting
         chosen: list[Pending] = []
-        num_rows = 0
-        for pending in self._in_turn(decodes, self._costs.decode_ms(1)):
-            more = num_rows + pending.num_left
-            fits = len(chosen) < size and more <= self._queue.budget_tokens and turns.fits_a_turn(self._costs, more, num_clients)
+        num_decodes = 0
+        for pending in self._in_order(decodes, self._costs.decode_ms(1)):
+            more = num_decodes + pending.num_left
+            fits = (
+                len(chosen) < size
+                and more <= self._queue.budget_tokens
+                and forward_size.fits_one_forward(self._costs, more, num_clients)
+            )
             if fits or not chosen:
                 chosen.append(pending)
-                num_rows = more
+                num_decodes = more
         return chosen
 
-    def _choose_chunks(self, prompts: list[Pending], decodes: Sequence[Pending], decoding: Collection[HeldRows]) -> list[Chunk]:
+    def _choose_chunks(
+        self, prompts: list[Pending], decodes: Sequence[Pending], decoding: Collection[HeldSequences]
+    ) -> list[Chunk]:
         """Prefill chunks of the next forward."""
         if not prompts:
             return []
-        ms = turns.piece_ms(self._costs, len(decoding), len(decodes), self._queue.credit_ms, self._beside.decode_ms)
+        ms = forward_size.chunk_ms(self._costs, len(decoding), len(decodes), self._queue.credit_ms, self._beside.decode_ms)
         is_alone = not decoding and not self._beside.decode_ms
-        left = turns.piece_tokens(self._costs, ms, is_alone=is_alone) if ms else 0
+        left = forward_size.chunk_tokens(self._costs, ms, is_alone=is_alone) if ms else 0
         left = min(left, self._queue.budget_tokens - sum(pending.num_left for pending in decodes))
         chunks: list[Chunk] = []
-        for pending in self._in_turn(prompts, self._costs.token_ms or 1.0):
+        for pending in self._in_order(prompts, self._costs.token_ms or 1.0):
             size = pending.num_left if pending.step.is_whole else min(pending.num_left, left)
             if left > 0 and (size <= left or not chunks):
                 left -= size
                 chunks.append(Chunk(pending, pending.at, size))
         return chunks
 
-    def _in_turn(self, steps: list[Pending], token_ms: float) -> list[Pending]:
+    def _in_order(self, steps: list[Pending], token_ms: float) -> list[Pending]:
         if len(steps) == 1:
             return steps
         claims = [
@@ -217,7 +228,7 @@ def _beside(now_s: float, queue: HostQueue, queues: Sequence[HostQueue]) -> Besi
 
 
 def _oldest_of_each_session(waiting: Iterable[Pending]) -> list[Pending]:
-    first: dict[HeldRows, Pending] = {}
+    first: dict[HeldSequences, Pending] = {}
     for pending in waiting:
         first.setdefault(pending.request.session, pending)
     return list(first.values())

@@ -12,12 +12,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from node.device import schedule, turns
+from node.device import forward_size, schedule
 from node.device.fairness import Accounts
 from node.device.host_queue import NEVER, HostQueue, Runs
 from node.device.pending import Chunk, Pending
 from node.device.schedule import Decision
-from node.device.work import HeldRows, Request
+from node.device.work import HeldSequences, Request
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId
 from swarm.clock import SYSTEM
@@ -26,7 +26,7 @@ from swarm.inference.compute import Output
 MAX_WAITING = 1_024
 """Steps of one host that wait at most; the next one is refused."""
 
-AWAY_SHARE = 0.3
+INTER_ARRIVAL_SHARE = 0.3
 """Weight of the newest of a session's inter-arrival times."""
 
 LEAST_WAIT_S = 1e-4
@@ -70,7 +70,7 @@ class Scheduler:
                 raise OverloadedError(f"{reason}: try a replica")
             pending.came_s = self._clock()
             if pending.is_decode:
-                _note_absence(queue, request.session, pending.came_s)
+                _note_arrival(queue, request.session, pending.came_s)
             queue.waiting.append(pending)
             self._ready.notify()
         return pending
@@ -133,7 +133,7 @@ class Scheduler:
             queue.ledger.charge(session.client, session, ms / pending.weight)
             self._rest(queue, session.client, ms, self._clock())
 
-    def forget(self, queue: HostQueue, session: HeldRows) -> None:
+    def forget(self, queue: HostQueue, session: HeldSequences) -> None:
         """The session holds nothing any more: no decode of it is expected."""
         with self._ready:
             queue.decoding.pop(session, None)
@@ -196,17 +196,18 @@ class Scheduler:
     def _rest(self, queue: HostQueue, client: PeerId, ms: float, now_s: float) -> None:
         """A client's copies took `ms`: its next ones wait, if those were long and others decode."""
         queue.rests = {other: until_s for other, until_s in queue.rests.items() if until_s > now_s}
-        rest_ms = turns.rest_ms(queue.costs, ms, schedule.num_others(client, self._queues, now_s))
+        rest_ms = forward_size.rest_ms(queue.costs, ms, schedule.num_others(client, self._queues, now_s))
         if rest_ms > 0:
             queue.rests[client] = queue.rests.get(client, now_s) + rest_ms / 1e3
 
 
-def _note_absence(queue: HostQueue, session: HeldRows, came_s: float) -> None:
+def _note_arrival(queue: HostQueue, session: HeldSequences, came_s: float) -> None:
     """A session's next decode has come: note the time since its last one."""
     last = queue.last.get(session, NEVER)
     if last.done_s is not None:
-        away_s = came_s - last.done_s
-        queue.last[session] = replace(last, away_s=last.away_s + AWAY_SHARE * (away_s - last.away_s) if last.away_s else away_s)
+        newest_s, mean_s = came_s - last.done_s, last.inter_arrival_s
+        inter_arrival_s = mean_s + INTER_ARRIVAL_SHARE * (newest_s - mean_s) if mean_s else newest_s
+        queue.last[session] = replace(last, inter_arrival_s=inter_arrival_s)
 
 
 def _advance(queue: HostQueue, chunk: Chunk, now_s: float) -> None:
@@ -224,7 +225,7 @@ def _advance(queue: HostQueue, chunk: Chunk, now_s: float) -> None:
 
 def _forget_idle(queue: HostQueue, now_s: float) -> None:
     """Sessions that have not decoded for ACTIVE_S are not expected any more."""
-    for session in [session for session in queue.decoding if (queue.last[session].done_s or 0.0) < now_s - turns.ACTIVE_S]:
+    for session in [session for session in queue.decoding if (queue.last[session].done_s or 0.0) < now_s - forward_size.ACTIVE_S]:
         del queue.decoding[session]
 
 
@@ -233,15 +234,15 @@ def _account(queue: HostQueue, chunks: Sequence[Chunk], ms: float) -> None:
     costs = queue.costs
     decodes = [chunk for chunk in chunks if chunk.pending.is_decode]
     prompts = [chunk for chunk in chunks if not chunk.pending.is_decode]
-    num_rows, num_tokens = sum(chunk.size for chunk in decodes), sum(chunk.size for chunk in prompts)
+    num_decodes, num_tokens = sum(chunk.size for chunk in decodes), sum(chunk.size for chunk in prompts)
     row_ms, token_ms = costs.decode_ms(1) or 1.0, costs.token_ms or 1.0
-    unit = ms / ((num_rows * row_ms + num_tokens * token_ms) or 1.0)
+    unit = ms / ((num_decodes * row_ms + num_tokens * token_ms) or 1.0)
     for kind, one_ms in ((decodes, row_ms), (prompts, token_ms)):
         queue.ledger.advance([(chunk.step.session.client, chunk.step.session) for chunk in kind])
         for chunk in kind:
             queue.ledger.charge(chunk.step.session.client, chunk.step.session, unit * chunk.size * one_ms / chunk.pending.weight)
-    queue.costs = costs = costs.learn(num_rows, num_tokens, ms)
-    decodes_ms = min(ms, costs.decode_ms(num_rows)) if num_rows else 0.0
+    queue.costs = costs = costs.with_forward(num_decodes, num_tokens, ms)
+    decodes_ms = min(ms, costs.decode_ms(num_decodes)) if num_decodes else 0.0
     spent_ms = ms - decodes_ms if num_tokens else 0.0
-    limit_ms = max(turns.LEAST_CREDIT_MS, costs.decode_ms(len(queue.decoding) + 1))
-    queue.credit_ms = min(limit_ms, max(0.0, queue.credit_ms - spent_ms / turns.PIECE_SHARE) + decodes_ms)
+    limit_ms = max(forward_size.LEAST_CREDIT_MS, costs.decode_ms(len(queue.decoding) + 1))
+    queue.credit_ms = min(limit_ms, max(0.0, queue.credit_ms - spent_ms / forward_size.CHUNK_SHARE) + decodes_ms)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class HeldRows:
-    """The sequences of one session on a device; only the device's thread touches `rows` and `num_tokens`."""
+class HeldSequences:
+    """The sequences of one session on a device; only the device's thread touches `sequences` and `num_tokens`."""
 
     id: SessionId
     client: PeerId
-    rows: list[TokenSequence] = field(default_factory=list)
+    sequences: list[TokenSequence] = field(default_factory=list)
     num_hops: int = 1
     """Of its route."""
     engine: Engine | None = None
@@ -41,7 +41,7 @@ class HeldRows:
 class Step:
     """Operations on sequences, then `counts[i]` new tokens of sequence i through the session's blocks. Outcome: what `spec` asks for."""
 
-    session: HeldRows
+    session: HeldSequences
     ops: Sequence[Op] = ()
     counts: Sequence[int]
     values: Tensor
@@ -59,15 +59,15 @@ class Step:
 class Clear:
     """Give all sequences of the session back."""
 
-    session: HeldRows
+    session: HeldSequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fork:
     """Give all sequences of the session back, and begin with copies of those of `source`, which runs the same blocks."""
 
-    session: HeldRows
-    source: HeldRows
+    session: HeldSequences
+    source: HeldSequences
 
 
 Request: TypeAlias = Step | Clear | Fork

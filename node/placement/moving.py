@@ -40,7 +40,7 @@ class Announcing(handover.Announcing, Protocol):
     me: PeerId
     hosts: list[Host]
 
-    def standings(self, records: Sequence[PeerRecord]) -> list[span_choice.Standing]: ...
+    def claims_by_peer(self, records: Sequence[PeerRecord]) -> list[span_choice.Claims]: ...
 
     def as_member(self, span: Span) -> Member: ...
 
@@ -101,7 +101,7 @@ class Mover:
     async def look(self) -> bool:
         """Look, decide, and move if that is better for all. True if this node moved."""
         records = await self.presence.records()
-        known = self._standings(records)
+        known = self._claims_by_peer(records)
         asked = await asyncio.to_thread(watched, self.presence.me, [one.claim for one in known], self.num_blocks)
         await self.liveness.check([record for record in records if record.peer in asked])
         # Asking takes seconds, and another node may have decided meanwhile.
@@ -121,11 +121,11 @@ class Mover:
         """Those that we count on: replicas of our blocks only if they have computed them for us."""
         return counted(self._ourselves(), others, self.prover.proven(self.span, others))
 
-    def _standings(self, records: Sequence[PeerRecord]) -> list[span_choice.Standing]:
-        return self._joining.current(self.presence.standings(records), self.clock.now_s())
+    def _claims_by_peer(self, records: Sequence[PeerRecord]) -> list[span_choice.Claims]:
+        return self._joining.current(self.presence.claims_by_peer(records), self.clock.now_s())
 
-    async def _look_again(self) -> list[span_choice.Standing]:
-        known = self._standings(await self.presence.records())
+    async def _look_again(self) -> list[span_choice.Claims]:
+        known = self._claims_by_peer(await self.presence.records())
         return [one for one in known if one.peer not in self.liveness.gone]
 
     async def _decide(self, others: Sequence[Member]) -> Move | None:
@@ -162,7 +162,7 @@ class Mover:
         self._hysteresis.moved(self.clock.now_s())
         return True
 
-    def _count_on(self, known: Sequence[span_choice.Standing]) -> list[Member]:
+    def _count_on(self, known: Sequence[span_choice.Claims]) -> list[Member]:
         """What the others serve, and go on serving whatever we do."""
         return self._counted([one.serving for one in known if one.serving is not None and one.stands(self.presence.me)])
 
@@ -183,7 +183,7 @@ class Mover:
         """The last look. Replicas are tested again, since loading may take longer than a proof lasts (PROVEN_S)."""
         assert self.host is not None
         records = await self.presence.records()
-        serving = [one.serving for one in self._standings(records) if one.serving is not None]
+        serving = [one.serving for one in self._claims_by_peer(records) if one.serving is not None]
         await self.prover.check(self.host, records, serving)
         others = self._count_on(await self._look_again())
         return await asyncio.to_thread(may_switch, self._ourselves(), move.span, others, self.num_blocks)

@@ -63,10 +63,10 @@ class Presence:
         """All peers that announce the model now."""
         return (await self._peer.directory.snapshot(self.model.name)).peers
 
-    def standings(self, records: Sequence[PeerRecord]) -> list[span_choice.Standing]:
+    def claims_by_peer(self, records: Sequence[PeerRecord]) -> list[span_choice.Claims]:
         """The others, as placement counts them; of a crowd MAX_PLANNED."""
         self._least_ms = span_choice.least_ms(records, self.weights)
-        return span_choice.planned(span_choice.standings(records, self.weights, self.dtype, self.me), self._peer.has_met)
+        return span_choice.planned(span_choice.claims_by_peer(records, self.weights, self.dtype, self.me), self._peer.has_met)
 
     def worked(self) -> Worked:
         """What our hosts have computed since this was asked last."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from node.serving.host import Host
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols import compression
 from protocols.errors import SwarmError
 from protocols.identity import Identity
@@ -141,7 +141,9 @@ class Prover:
 
     async def _ours(self, host: Host, part: Span, hidden_TH: Tensor) -> Tensor:
         is_whole = part == host.served.span
-        rows = SessionRows(host.runner, SessionId(secrets.token_bytes(16)), self._identity.peer_id, 1, None if is_whole else part)
+        rows = SessionSequences(
+            host.runner, SessionId(secrets.token_bytes(16)), self._identity.peer_id, 1, None if is_whole else part
+        )
         try:
             return (await rows.step((), (NUM_TOKENS,), hidden_TH, None)).values
         finally:

@@ -97,7 +97,7 @@ def _measured_ms(hosted: Iterable[tuple[PeerRecord, Hosted]]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Claims:
     """One peer, as placement counts it: what it serves, and where it goes."""
 
     peer: PeerId
@@ -126,7 +126,7 @@ def least_ms(records: Iterable[PeerRecord], weights: Weights) -> float:
     return floor_ms(_measured_ms((record, one) for record in records for one in record.blocks(weights)))
 
 
-def standings(records: Sequence[PeerRecord], weights: Weights, dtype: str, me: PeerId) -> list[Standing]:
+def claims_by_peer(records: Sequence[PeerRecord], weights: Weights, dtype: str, me: PeerId) -> list[Claims]:
     """The others who host these very weights in this format, or are about to; a route uses one format."""
     found, at_least_ms = [], least_ms(records, weights)
     for record in records:
@@ -135,11 +135,11 @@ def standings(records: Sequence[PeerRecord], weights: Weights, dtype: str, me: P
             if one.dtype == dtype:
                 spans.setdefault(record.state_of(one), as_member(record, one, at_least_ms))
         if record.peer != me and ("serving" in spans or "joining" in spans):
-            found.append(Standing(record.peer, spans.get("serving"), spans.get("joining")))
+            found.append(Claims(record.peer, spans.get("serving"), spans.get("joining")))
     return found
 
 
-def planned(known: Sequence[Standing], has_met: Callable[[PeerId], bool]) -> list[Standing]:
+def planned(known: Sequence[Claims], has_met: Callable[[PeerId], bool]) -> list[Claims]:
     """MAX_PLANNED of `known` at most: those that have answered us, then one of every span, then a second of each, …"""
     if len(known) <= MAX_PLANNED:
         return list(known)
@@ -166,7 +166,7 @@ class Joining:
     def __init__(self) -> None:
         self._since_s: dict[tuple[PeerId, Span], float] = {}
 
-    def current(self, known: Sequence[Standing], now_s: float) -> list[Standing]:
+    def current(self, known: Sequence[Claims], now_s: float) -> list[Claims]:
         """`known` without what has been about to come for more than MAX_JOINING_S; who serves nothing either is left out."""
         names = {(one.peer, one.joining.span) for one in known if one.joining is not None}
         self._since_s = {name: self._since_s.get(name, now_s) for name in names}

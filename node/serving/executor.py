@@ -18,7 +18,7 @@ from node.device.host_queue import HostQueue
 from node.device.memory import Holdings
 from node.device.pending import Chunk, Pending
 from node.device.thread import Device
-from node.device.work import Fork, HeldRows, Step
+from node.device.work import Fork, HeldSequences, Step
 from node.hardware import wait_for
 from node.serving import batch as edges
 from node.serving import step as steps
@@ -69,10 +69,10 @@ class Executor:
         request, session = pending.request, pending.request.session
         try:
             engine = self._engines.of(session)
-            session.rows = steps.close_all(engine, session.rows)
+            session.sequences = steps.close_all(engine, session.sequences)
             if isinstance(request, Fork):
                 self._device.memory.lend(engine)
-                session.rows = steps.forks(engine, request.source.rows)
+                session.sequences = steps.forks(engine, request.source.sequences)
             self._hold(session)
             self._device.scheduler.forget(self.queue, session)
         except Exception as error:  # whatever an engine raises here
@@ -126,7 +126,7 @@ class Executor:
             nothing = torch.empty(0, whole.hidden_size, dtype=whole.dtype)
             pending.settle(edges.finish(self._ends, [chunk], nothing)[0])
             return None
-        return step.session.rows
+        return step.session.sequences
 
     def _begin(self, chunk: Chunk) -> None:
         """Before a step's first chunk: its operations on sequences, and whether all of it may run here."""
@@ -135,11 +135,11 @@ class Executor:
         memory.lend(engine)
         if step.ops:
             self._operate(engine, pending, step)
-        session.rows = row_operations.enter(engine, session.rows, len(step.counts))
-        steps.check_size(step, pending.num_tokens, session.rows, self._max_positions)
+        session.sequences = row_operations.enter(engine, session.sequences, len(step.counts))
+        steps.check_size(step, pending.num_tokens, session.sequences, self._max_positions)
         is_cut = chunk.size < pending.num_tokens
         if (pending.num_tokens or pending.copies) and (is_cut or memory.is_short(session.client, now_s)):
-            items = [(row, count) for row, count in zip(session.rows, step.counts, strict=True) if count]
+            items = [(row, count) for row, count in zip(session.sequences, step.counts, strict=True) if count]
             memory.judge(session.client, engine.growth_bytes(items), pending.num_tokens, now_s, is_new=False)
         pending.is_entered = True
 
@@ -147,22 +147,22 @@ class Executor:
         """A step's operations on sequences. Their time goes on its client's account, and copies count as what it holds, at once."""
         started = time.perf_counter()
         try:
-            step.session.rows = row_operations.apply(engine, step.session.rows, step.ops)
+            step.session.sequences = row_operations.apply(engine, step.session.sequences, step.ops)
             wait_for(engine.device)
         finally:
             self._device.scheduler.charge(self.queue, pending, (time.perf_counter() - started) * 1e3)
         self._hold(step.session)
 
-    def _hold(self, session: HeldRows) -> None:
+    def _hold(self, session: HeldSequences) -> None:
         """Note what a session holds after its sequences have changed."""
-        before, session.num_tokens = session.num_tokens, sum([row.length for row in session.rows])
+        before, session.num_tokens = session.num_tokens, sum([row.length for row in session.sequences])
         self.holdings.add(session.client, session.num_tokens - before)
 
     def _fail(self, pending: Pending, error: Exception) -> None:
         """The request is lost, and the session's sequences with it (it starts anew, here or elsewhere)."""
         session = pending.request.session
         try:
-            session.rows = steps.close_all(self._engines.of(session), session.rows)
+            session.sequences = steps.close_all(self._engines.of(session), session.sequences)
             self._hold(session)
         except Exception:
             log.exception("sequences of a failed step could not be closed")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from node.device.thread import Device
 from node.serving.part_engines import MakePart
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import DrainingError
 from protocols.hosted import Load
 from protocols.ids import Span
@@ -125,6 +125,6 @@ class Host:
             raise DrainingError("this peer is still starting: try another one, or again in a moment")
         return self._hops
 
-    def _rows(self, grant: Grant, blocks: Span) -> SessionRows:
+    def _rows(self, grant: Grant, blocks: Span) -> SessionSequences:
         part = None if blocks == self.served.span else blocks
-        return SessionRows(self.runner, grant.session, grant.client, len(grant.route), part)
+        return SessionSequences(self.runner, grant.session, grant.client, len(grant.route), part)

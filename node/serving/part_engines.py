@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 from node.device.memory import Memory
-from node.device.work import HeldRows
+from node.device.work import HeldSequences
 from protocols.errors import InternalError, ModelNotSupportedError, OverloadedError, SpanNotServedError, SwarmError
 from protocols.ids import Span
 
@@ -61,7 +61,7 @@ class PartEngines:
     def used_bytes(self) -> int:
         return self.whole.used_bytes + sum(part.engine.used_bytes for part in self._parts.values())
 
-    def of(self, session: HeldRows) -> Engine:
+    def of(self, session: HeldSequences) -> Engine:
         """The engine that runs a session's blocks."""
         return session.engine or self.whole
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.device.work import HeldRows
+from node.device.work import HeldSequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class WorkCounter:
         self._period = 1
         self._num_sessions = self._num_tokens = 0
 
-    def note(self, session: HeldRows, num_tokens: int) -> None:
+    def note(self, session: HeldSequences, num_tokens: int) -> None:
         """A session had so many tokens computed; it counts once until the next `take`."""
         self._num_tokens += num_tokens
         if session.worked_in != self._period:

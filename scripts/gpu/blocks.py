@@ -76,11 +76,11 @@ class Serving:
 
     async def open(self, prompt_tokens: int) -> Chat:
         """A session that has a prompt already."""
-        from node.serving.session_rows import SessionRows
+        from node.serving.session_sequences import SessionSequences
         from protocols.ids import PeerId, SessionId
 
         number = next(self._numbers)
-        chat = Chat(SessionRows(self.runner, SessionId(number.to_bytes(16, "big")), PeerId(f"client-{number}")), number)
+        chat = Chat(SessionSequences(self.runner, SessionId(number.to_bytes(16, "big")), PeerId(f"client-{number}")), number)
         await chat.feed(prompt_tokens)
         return chat
 

@@ -13,7 +13,7 @@ import torch
 from node.engines.engine import Engine, choose_engine
 from node.serving.part_engines import MAX_PARTS_PER_CLIENT
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from swarm.models.checkpoint import open_checkpoint
@@ -30,10 +30,10 @@ class Served:
     runner: Runner
     made: list[Span] = field(default_factory=list)
 
-    def session(self, number: int, client: str, part: Span) -> SessionRows:
-        return SessionRows(self.runner, SessionId(bytes([number]) * 16), PeerId(client), part=part)
+    def session(self, number: int, client: str, part: Span) -> SessionSequences:
+        return SessionSequences(self.runner, SessionId(bytes([number]) * 16), PeerId(client), part=part)
 
-    async def step(self, rows: SessionRows) -> None:
+    async def step(self, rows: SessionSequences) -> None:
         await rows.step((), [1], torch.zeros(1, self.runner.engine.hidden_size), None)
 
 

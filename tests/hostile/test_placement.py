@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from node.placement.liveness import AGAIN_S, GREETED_S, GREETING_S, Greeted, Liveness
-from node.placement.span_choice import MAX_JOINING_S, Joining, Standing
+from node.placement.span_choice import MAX_JOINING_S, Claims, Joining
 from node.serving.host import Host
 from protocols import services
 from protocols.errors import PeerUnreachableError
@@ -121,7 +121,7 @@ async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blo
     mover = await swarm.add(0, 2)
     whole, part = await swarm.toys.serve(0, 4), await swarm.toys.serve(1, 3)
     records = await mover.presence.records()
-    others = [one.claim for one in mover.presence.standings(records)]
+    others = [one.claim for one in mover.presence.claims_by_peer(records)]
     host = mover.mover.host
     assert isinstance(host, Host) and len(others) == 2
     mover.mover.host = Host(
@@ -155,7 +155,7 @@ def test_who_has_been_about_to_come_for_a_minute_does_not_count() -> None:
     joining = Joining()
     peers = [PeerId("a"), PeerId("b")]
     new, moving = Member(peer=peers[0], span=Span(0, 2)), Member(peer=peers[1], span=Span(0, 2))
-    known = [Standing(peers[0], None, new), Standing(peers[1], replace(moving, span=Span(2, 4)), moving)]
+    known = [Claims(peers[0], None, new), Claims(peers[1], replace(moving, span=Span(2, 4)), moving)]
     assert joining.current(known, 0.0) == known == joining.current(known, MAX_JOINING_S)
     (left,) = joining.current(known, MAX_JOINING_S + 1)
     assert (left.peer, left.joining, left.claim.span) == (peers[1], None, Span(2, 4))

@@ -14,7 +14,7 @@ from node.device.host_queue import HostQueue
 from node.device.pending import Pending
 from node.device.schedule import Decision
 from node.device.scheduler import Scheduler
-from node.device.work import HeldRows, Request, Step
+from node.device.work import HeldSequences, Request, Step
 from protocols.ids import PeerId, SessionId
 from protocols.inference import StepSpec
 
@@ -108,7 +108,9 @@ class Swarm:
 
     def run(self, chats: list[Chat], until_s: float) -> None:
         for number, chat in enumerate(chats):
-            rows = [HeldRows(SessionId(number.to_bytes(16)), PeerId(chat.client), num_hops=len(self.hops)) for _ in self.hops]
+            rows = [
+                HeldSequences(SessionId(number.to_bytes(16)), PeerId(chat.client), num_hops=len(self.hops)) for _ in self.hops
+            ]
             self._at(chat.begin_s + self._dice.random() * 1e-3, lambda c=chat, r=rows: self._send(c, r, 0, c.prompt))  # type: ignore[misc]
         while self._events and self.now_s < until_s:
             self.now_s, _, act = heapq.heappop(self._events)
@@ -117,14 +119,14 @@ class Swarm:
     def _at(self, when_s: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when_s, next(self._serial), act))
 
-    def _send(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
+    def _send(self, chat: Chat, rows: list[HeldSequences], hop: int, tokens: int) -> None:
         step = Step(session=rows[hop], counts=(tokens,), values=torch.empty(tokens, 0), spec=StepSpec(priority=chat.priority))
         self._passes[id(self.hops[hop].submit(step, self.hops[hop].hosts[chat.host]))] = lambda: self._passed(
             chat, rows, hop, tokens
         )
         self._look(hop)
 
-    def _passed(self, chat: Chat, rows: list[HeldRows], hop: int, tokens: int) -> None:
+    def _passed(self, chat: Chat, rows: list[HeldSequences], hop: int, tokens: int) -> None:
         way_s = 0.0002 * (1 + self._dice.random())
         if hop + 1 < len(self.hops):
             self._at(self.now_s + way_s, lambda: self._send(chat, rows, hop + 1, tokens))

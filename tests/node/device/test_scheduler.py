@@ -9,21 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.device import turns
+from node.device import forward_size
+from node.device.forward_size import DECODE_TOKENS
 from node.device.pending import Chunk, Pending
-from node.device.turns import DECODE_TOKENS
-from node.device.work import Clear, HeldRows, Request, Step
+from node.device.work import Clear, HeldSequences, Request, Step
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId
 from protocols.inference import Repeat, Rows
 from tests.node.device.simulated import Chat, Queue, Swarm, asked, p99
 
 
-def session(client: str = "client") -> HeldRows:
-    return HeldRows(SessionId(bytes(16)), PeerId(client))
+def session(client: str = "client") -> HeldSequences:
+    return HeldSequences(SessionId(bytes(16)), PeerId(client))
 
 
-def step(held: HeldRows | None = None, tokens: int = 1) -> Step:
+def step(held: HeldSequences | None = None, tokens: int = 1) -> Step:
     return Step(session=held or session(), counts=(tokens,), values=torch.zeros(tokens, 1))
 
 
@@ -271,7 +271,7 @@ def test_requests_of_many_threads_are_each_run_to_their_end_and_in_their_session
         assert [order[id(each)] for each in requests] == sorted(order[id(each)] for each in requests)
 
 
-def decode(queue: Queue, held: HeldRows, ms: float = 1.0) -> None:
+def decode(queue: Queue, held: HeldSequences, ms: float = 1.0) -> None:
     """One decode of a session, taken and done."""
     queue.submit(step(held))
     while (decision := queue.poll()).chunks:
@@ -317,7 +317,7 @@ def test_long_copies_keep_to_their_share_of_the_time_while_others_decode() -> No
     assert asked(queue.poll()) == [second]
 
 
-def copying(held: HeldRows) -> Step:
+def copying(held: HeldSequences) -> Step:
     return Step(session=held, ops=(Repeat(2),), counts=(1, 1), values=torch.zeros(2, 1))
 
 
@@ -341,7 +341,7 @@ def test_a_rest_lasts_no_longer_than_others_count_as_decoding() -> None:
     again = copying(greedy)
     queue.scheduler.charge(queue.host, queue.submit(again), 1_000.0)
     decision = queue.poll()
-    assert decision.is_empty and 0 < decision.until_s <= turns.ACTIVE_S
+    assert decision.is_empty and 0 < decision.until_s <= forward_size.ACTIVE_S
     now[0] = decision.until_s + 0.001
     assert asked(queue.poll()) == [again]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from node.device.memory import Memory
 from node.device.pending import Chunk, Pending
 from node.device.thread import Device
-from node.device.work import HeldRows, Step
+from node.device.work import HeldSequences, Step
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from tests.node.device.simulated import Chat, Swarm, p99
@@ -91,11 +91,11 @@ def runner_on(device: Device, engine: ToyEngine) -> Runner:
     return runner
 
 
-def rows_of(runner: Runner, client: str) -> SessionRows:
-    return SessionRows(runner, SessionId(bytes(16)), PeerId(client))
+def rows_of(runner: Runner, client: str) -> SessionSequences:
+    return SessionSequences(runner, SessionId(bytes(16)), PeerId(client))
 
 
-async def answers(rows: SessionRows, tokens: Tensor) -> Tensor:
+async def answers(rows: SessionSequences, tokens: Tensor) -> Tensor:
     """Asked for all at once, so that the session always has a step waiting."""
     outputs = await asyncio.gather(*(rows.step((), [1], token[None], None) for token in tokens))
     return torch.cat([output.values for output in outputs])
@@ -162,7 +162,7 @@ class FailingHost:
 async def test_a_step_whose_forward_failed_is_not_run_to_its_end_and_other_hosts_go_on() -> None:
     device = Device()
     failing, other = FailingHost(device), runner_on(device, ToyEngine(Span(0, 4)))
-    session = HeldRows(SessionId(bytes(16)), PeerId("a"))
+    session = HeldSequences(SessionId(bytes(16)), PeerId("a"))
     prompt = device.submit(failing.queue, Step(session=session, counts=[40], values=torch.rand(40, WIDTH)))
     assert prompt.future is not None
     with pytest.raises(InternalError, match="MemoryError"):

@@ -12,7 +12,7 @@ import torch
 
 from node.device.thread import Device, DeviceConfig
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.ids import PeerId, SessionId, Span
 from tests.swarm.inference.toy import WIDTH, ToyEngine
 
@@ -58,7 +58,7 @@ async def test_a_host_that_was_warm_captures_the_graphs_of_a_part_too() -> None:
     async with runner_of(whole, part) as runner:
         await asked(whole)
         assert whole.num_asked == 3
-        rows = SessionRows(runner, SessionId(bytes(16)), PeerId("client"), part=PART)
+        rows = SessionSequences(runner, SessionId(bytes(16)), PeerId("client"), part=PART)
         await rows.step((), [1], torch.zeros(1, WIDTH), None)
         await asked(part)
         assert part.num_left == 0

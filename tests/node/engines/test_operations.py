@@ -11,7 +11,7 @@ import torch
 
 from node.engines.engine import choose_engine
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import CacheFullError
 from protocols.ids import PeerId, SessionId
 from protocols.inference import Op, Repeat, Rows
@@ -23,11 +23,11 @@ from tests.swarm.inference.toy import WIDTH, Span, ToyEngine, until
 HONEST, GREEDY = PeerId("honest"), PeerId("greedy")
 
 
-def rows_of(runner: Runner, client: PeerId, number: int = 1) -> SessionRows:
-    return SessionRows(runner, SessionId(bytes([number]) * 16), client)
+def rows_of(runner: Runner, client: PeerId, number: int = 1) -> SessionSequences:
+    return SessionSequences(runner, SessionId(bytes([number]) * 16), client)
 
 
-async def begin(rows: SessionRows, tokens: int) -> None:
+async def begin(rows: SessionSequences, tokens: int) -> None:
     await rows.step((), [tokens], torch.rand(tokens, WIDTH), None)
 
 
@@ -70,7 +70,7 @@ async def test_long_copies_rest_on_an_engine_that_copies_in_the_forward(tmp_path
     runner.start()
     chat, greedy = rows_of(runner, HONEST, 1), rows_of(runner, GREEDY, 2)
 
-    async def step(rows: SessionRows, counts: list[int], *ops: Op) -> float:
+    async def step(rows: SessionSequences, counts: list[int], *ops: Op) -> float:
         began_s = time.monotonic()
         await rows.step(ops, counts, torch.rand(sum(counts), engine.hidden_size), None)
         return time.monotonic() - began_s

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from node.device.pending import Chunk, Pending
-from node.device.work import HeldRows, Step
+from node.device.work import HeldSequences, Step
 from node.engines.ends_selftest import choose_ends
 from node.engines.engine import choose_engine
 from node.serving import batch as edges
@@ -77,5 +77,5 @@ def whole(step: Step) -> Chunk:
     return Chunk(Pending(step), 0, sum(step.counts))
 
 
-def session() -> HeldRows:
-    return HeldRows(SessionId(bytes(16)), PeerId("client"))
+def session() -> HeldSequences:
+    return HeldSequences(SessionId(bytes(16)), PeerId("client"))

@@ -22,7 +22,7 @@ from node.placement.liveness import SMALL_SWARM, Liveness, watched
 from node.placement.moving import Mover, Pace
 from node.placement.presence import Presence
 from node.placement.proving import PROVEN_S, Prover
-from node.placement.span_choice import Standing
+from node.placement.span_choice import Claims
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
 from protocols import services
@@ -241,7 +241,7 @@ async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(
 
 async def is_next(node: MovingNode) -> bool:
     """Whether the plan says that this one moves."""
-    others = node.presence.standings(await node.presence.records())
+    others = node.presence.claims_by_peer(await node.presence.records())
     return await node.mover._decide([one.claim for one in others]) is not None
 
 
@@ -338,7 +338,7 @@ async def test_a_node_looks_about_every_ten_seconds_also_after_a_look_that_faile
 async def test_a_failure_of_our_own_is_not_held_against_a_replica(swarm: LocalSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
     mover, replica = await swarm.add(0, 2), await swarm.toys.serve(0, 2)
     records = await mover.presence.records()
-    others = [one.claim for one in mover.presence.standings(records)]
+    others = [one.claim for one in mover.presence.claims_by_peer(records)]
     prover, host = mover.mover.prover, mover.mover.host
     assert host is not None
     with monkeypatch.context() as patch:
@@ -353,11 +353,11 @@ async def test_a_failure_of_our_own_is_not_held_against_a_replica(swarm: LocalSw
     assert prover.proven(Span(0, 2), others) == {replica.identity.peer_id}
 
 
-def standing(me: PeerId, serving: Span | None, joining: Span | None) -> Standing:
+def standing(me: PeerId, serving: Span | None, joining: Span | None) -> Claims:
     def member(span: Span | None) -> Member | None:
         return None if span is None else Member(peer=me, span=span)
 
-    return Standing(me, member(serving), member(joining))
+    return Claims(me, member(serving), member(joining))
 
 
 def test_of_two_who_move_the_one_with_the_larger_hash_yields_and_newcomers_go_before_both() -> None:

@@ -15,15 +15,15 @@ from node.placement.span_choice import (
     RACE_ROUNDS,
     RACE_WAIT_S,
     Claim,
-    Standing,
+    Claims,
     as_told,
     beside,
     claims,
+    claims_by_peer,
     look_again,
     other_weights,
     planned,
     settle,
-    standings,
     usual_dtype,
 )
 from protocols.errors import ConfigError
@@ -101,13 +101,13 @@ def test_who_joins_counts_as_fast_as_the_others_usually_are() -> None:
 
 def test_a_record_says_who_hosts_the_ends() -> None:
     served = hosted(MODEL, Span(0, 3), 6, ends=True)
-    (standing,) = standings([replace(record("1", Span(0, 3)), hosted=served)], WEIGHTS, "float32", ME)
-    assert standing.claim.beside == ENDS and not standings([record("1", Span(0, 3))], WEIGHTS, "float32", ME)[0].claim.beside
+    (standing,) = claims_by_peer([replace(record("1", Span(0, 3)), hosted=served)], WEIGHTS, "float32", ME)
+    assert standing.claim.beside == ENDS and not claims_by_peer([record("1", Span(0, 3))], WEIGHTS, "float32", ME)[0].claim.beside
 
 
 def test_of_a_crowd_a_plan_counts_those_that_we_met_and_some_of_every_span() -> None:
-    def standing(number: int, span: Span) -> Standing:
-        return Standing(PeerId(f"p{number}"), Member(peer=PeerId(f"p{number}"), span=span), None)
+    def standing(number: int, span: Span) -> Claims:
+        return Claims(PeerId(f"p{number}"), Member(peer=PeerId(f"p{number}"), span=span), None)
 
     flood = [standing(number, Span(number % 3, 4)) for number in range(5_000)]
     rare, friend = standing(9_000, Span(4, 6)), standing(9_001, Span(0, 4))

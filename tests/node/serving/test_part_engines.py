@@ -11,7 +11,7 @@ from torch import Tensor
 
 from node.engines.engine import choose_engine
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import CacheFullError, InternalError, SpanNotServedError
 from protocols.ids import PeerId, SessionId, Span
 from swarm.models.checkpoint import open_checkpoint
@@ -28,11 +28,11 @@ def make_runner(path: Path, limit_bytes: int = 1 << 30) -> Runner:
     return runner
 
 
-def session(runner: Runner, number: int, part: Span | None) -> SessionRows:
-    return SessionRows(runner, SessionId(bytes([number]) * 16), PeerId("client"), part=part)
+def session(runner: Runner, number: int, part: Span | None) -> SessionSequences:
+    return SessionSequences(runner, SessionId(bytes([number]) * 16), PeerId("client"), part=part)
 
 
-async def decode(rows: SessionRows, hidden: Tensor) -> Tensor:
+async def decode(rows: SessionSequences, hidden: Tensor) -> Tensor:
     """A prompt of five tokens, then one by one."""
     outputs = [(await rows.step((), [len(piece)], piece, None)).values for piece in (hidden[:5], *hidden[5:].split(1))]
     return torch.cat(outputs)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from node.device.thread import Device, DeviceConfig
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Op, Repeat, Rows
@@ -58,15 +58,15 @@ async def runner() -> AsyncIterator[Runner]:
     assert not runner.is_running
 
 
-def rows_of(runner: Runner) -> SessionRows:
-    return SessionRows(runner, SessionId(bytes(16)), PeerId("client"))
+def rows_of(runner: Runner) -> SessionSequences:
+    return SessionSequences(runner, SessionId(bytes(16)), PeerId("client"))
 
 
-async def step(rows: SessionRows, tokens: Tensor, ops: Sequence[Op] = (), counts: Sequence[int] | None = None) -> Tensor:
+async def step(rows: SessionSequences, tokens: Tensor, ops: Sequence[Op] = (), counts: Sequence[int] | None = None) -> Tensor:
     return (await rows.step(ops, counts or [len(tokens)], tokens, None)).values
 
 
-async def at_places(rows: SessionRows, tokens: Tensor, places: list[int]) -> Tensor:
+async def at_places(rows: SessionSequences, tokens: Tensor, places: list[int]) -> Tensor:
     return (await rows.step((), [len(tokens)], tokens, torch.tensor(places))).values
 
 
@@ -98,7 +98,7 @@ async def test_a_failing_step_takes_no_other_with_it_and_leaves_no_token_twice(r
     for rows, outcome in ((before, outcomes[0]), (after, outcomes[2])):
         assert isinstance(outcome, Tensor)
         assert torch.allclose(torch.cat([outcome, await step(rows, tokens[2:])]), expected(tokens))
-    assert [row.length for row in bad.held.rows] == [] and runner.engine.used_bytes == 4 + 4 + 1
+    assert [row.length for row in bad.held.sequences] == [] and runner.engine.used_bytes == 4 + 4 + 1
 
 
 async def test_a_batch_that_does_not_fit_serves_those_that_do(runner: Runner) -> None:
@@ -116,7 +116,7 @@ async def test_a_refused_operation_gives_all_rows_back_and_the_thread_lives(runn
     await step(rows, torch.rand(3, WIDTH))
     with pytest.raises(BadRequestError):
         await step(rows, torch.rand(1, WIDTH), ops)
-    assert runner.engine.used_bytes == 0 and rows.held.rows == []
+    assert runner.engine.used_bytes == 0 and rows.held.sequences == []
     assert torch.allclose(await step(rows, tokens := torch.rand(2, WIDTH)), expected(tokens))
 
 
@@ -134,7 +134,7 @@ async def test_clear_gives_everything_back_and_may_be_repeated(runner: Runner) -
     assert runner.engine.used_bytes == 5
     await rows.clear()
     await rows.clear()
-    assert runner.engine.used_bytes == 0 and rows.held.rows == []
+    assert runner.engine.used_bytes == 0 and rows.held.sequences == []
 
 
 async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner: Runner) -> None:
@@ -150,7 +150,7 @@ async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner:
     await asyncio.sleep(0)
     engine.gate.set()
     await asyncio.gather(holding, clearing)
-    assert cancelled.cancelled() and rows.held.rows == [] and engine.used_bytes == 1
+    assert cancelled.cancelled() and rows.held.sequences == [] and engine.used_bytes == 1
 
 
 async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
@@ -165,7 +165,7 @@ async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
 async def test_a_step_without_tokens_opens_its_rows_and_needs_no_forward(runner: Runner) -> None:
     rows = rows_of(runner)
     assert (await step(rows, torch.zeros(0, WIDTH), counts=[0, 0])).shape == (0, WIDTH)
-    assert len(rows.held.rows) == 2 and runner.num_forwards == 0
+    assert len(rows.held.sequences) == 2 and runner.num_forwards == 0
 
 
 async def test_stop_finishes_what_waits_and_then_refuses(runner: Runner) -> None:

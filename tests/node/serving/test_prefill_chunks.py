@@ -13,7 +13,7 @@ from torch import Tensor
 from node.device.thread import Device
 from node.engines.engine import choose_engine
 from node.serving.runner import Runner
-from node.serving.session_rows import SessionRows
+from node.serving.session_sequences import SessionSequences
 from protocols.errors import CacheFullError, DeadlineError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import Crop, Repeat
@@ -65,7 +65,7 @@ async def test_rows_operations_and_positions_of_a_step_in_pieces(runner: Runner)
     runner.queue.budget_tokens = 1_024
     await step(whole, tokens)
     assert torch.equal(pieces, (await whole.step((Crop(1), Repeat(2)), [30, 10], more, places)).values)
-    assert [row.length for row in rows.held.rows] == [32, 12]
+    assert [row.length for row in rows.held.sequences] == [32, 12]
 
 
 async def test_a_prompt_that_does_not_fit_is_refused_before_its_first_piece(runner: Runner) -> None:
@@ -73,7 +73,7 @@ async def test_a_prompt_that_does_not_fit_is_refused_before_its_first_piece(runn
     rows, forwards = rows_of(runner), runner.num_forwards
     with pytest.raises(CacheFullError):
         await step(rows, torch.rand(50, WIDTH))
-    assert runner.num_forwards == forwards and runner.engine.used_bytes == 0 and rows.held.rows == []
+    assert runner.num_forwards == forwards and runner.engine.used_bytes == 0 and rows.held.sequences == []
 
 
 async def test_a_step_cancelled_between_its_pieces_runs_no_further(runner: Runner) -> None:
@@ -104,7 +104,7 @@ async def test_a_deadline_ends_a_step_between_its_pieces() -> None:
     engine.gate.set()
     with pytest.raises(DeadlineError):
         await reading
-    assert engine.used_bytes == 0 and rows.held.rows == []
+    assert engine.used_bytes == 0 and rows.held.sequences == []
     await runner.stop()
 
 
@@ -117,7 +117,7 @@ async def test_pieces_are_exact_on_real_blocks(family: str, tmp_path: Path) -> N
         engine = choose_engine(span, 1 << 30)
         runner = Runner(engine, budget_tokens=budget)
         runner.start()
-        rows = SessionRows(runner, SessionId(bytes(16)), PeerId("client"))
+        rows = SessionSequences(runner, SessionId(bytes(16)), PeerId("client"))
         steps = [await rows.step((), [80], hidden[:80], None), await rows.step((), [10], hidden[80:], None)]
         outputs.append(torch.cat([one.values for one in steps]))
         forwards = runner.num_forwards

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from node.device.pending import Pending
-from node.device.work import Clear, Fork, HeldRows, Step
+from node.device.work import Clear, Fork, HeldSequences, Step
 from node.serving.runner import Runner
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId, Span
@@ -20,12 +20,12 @@ from protocols.inference import PASS_ON, Op, StepSpec
 from swarm.inference.compute import Output, SessionCompute
 
 
-class SessionRows:
+class SessionSequences:
     """`step` and `fork`, then `clear`: each waits for its turn on the device."""
 
     def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1, part: Span | None = None) -> None:
         """client: who pays for it, in turns and in memory. num_hops: of its route. part: its blocks; None = all of the host's."""
-        self._runner, self.held = runner, HeldRows(session, client, num_hops=num_hops)
+        self._runner, self.held = runner, HeldSequences(session, client, num_hops=num_hops)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
         self._pending: Pending | None = None
         self._part = part
@@ -63,7 +63,7 @@ class SessionRows:
 
     async def fork(self, source: SessionCompute) -> None:
         """Begin with copies of another session's rows, which runs the same blocks here."""
-        assert isinstance(source, SessionRows)
+        assert isinstance(source, SessionSequences)
         await self._take_engine()
         self._may_hold = True
         await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held)))

@@ -28,18 +28,18 @@ UNCUT_SHARE = 0.1
 ACTIVE_S = 1.0
 """Age of a session's last decode, at most, for which it counts as decoding."""
 
-PIECE_SHARE = 0.6
+CHUNK_SHARE = 0.6
 """A prefill chunk's share of a decode step's time; below 1 since estimates err, and decodes must not take more than twice as long."""
-LONE_PIECE_MS = 250.0
+LONE_CHUNK_MS = 250.0
 """A prefill chunk while no session decodes: how long a new client may wait, and long enough that cutting costs nothing."""
-FIRST_PIECE_TOKENS = 16
+FIRST_CHUNK_TOKENS = 16
 """The first prefill chunk of all, before a token's cost is known, and the least while no session decodes."""
 CROWDED_MS = 1.0
 """A prefill chunk beside decodes takes at least so long: a shorter one is mostly overhead, and waits until more credit is left."""
-LEAST_CREDIT_MS = 1.01 * CROWDED_MS / PIECE_SHARE
+LEAST_CREDIT_MS = 1.01 * CROWDED_MS / CHUNK_SHARE
 """Limit of the credit of prefill chunks, at least, however short decodes are: enough for one."""
 
-WAVE_GAIN = 0.95
+PIPELINING_GAIN = 0.95
 """Share of a round's time to which one more batch must shorten it."""
 
 GATHER_SHARE = 0.8
@@ -47,7 +47,7 @@ GATHER_SHARE = 0.8
 sometimes in vain: a decode that runs alone runs alone at every hop and in every round (docs/log.md has the numbers)."""
 MAX_GATHER_MS = 50.0
 
-TURN_STEPS = 4.0
+MAX_FORWARD_STEPS = 4.0
 """Length of one forward if several clients decode, in decode steps of one sequence: no client waits longer for the device."""
 
 
@@ -56,7 +56,7 @@ def is_decode(counts: Sequence[int], num_tokens: int) -> bool:
     return max(counts, default=0) <= DECODE_TOKENS and num_tokens <= LARGE_TOKENS
 
 
-def piece_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float, beside_ms: float = 0.0) -> float:
+def chunk_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float, beside_ms: float = 0.0) -> float:
     """Milliseconds for prompts in the next forward; 0: it has none.
 
     num_decoding: sessions that decode now; num_waiting: of these, those whose step is ready. credit_ms: what those decodes have taken and
@@ -64,70 +64,70 @@ def piece_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float
     beside_ms: what the decodes of the device's other hosts take in a round: prompts take about as long, since hosts get equal shares.
     """
     if not num_decoding:
-        return min(LONE_PIECE_MS, max(CROWDED_MS, beside_ms)) if beside_ms else LONE_PIECE_MS
-    step_ms = max(CROWDED_MS, PIECE_SHARE * costs.decode_ms(num_decoding))
+        return min(LONE_CHUNK_MS, max(CROWDED_MS, beside_ms)) if beside_ms else LONE_CHUNK_MS
+    step_ms = max(CROWDED_MS, CHUNK_SHARE * costs.decode_ms(num_decoding))
     if not num_waiting:
         return step_ms
-    granted = min(step_ms, PIECE_SHARE * credit_ms)
+    granted = min(step_ms, CHUNK_SHARE * credit_ms)
     return granted if granted >= CROWDED_MS else 0.0
 
 
 def rest_ms(costs: Costs, spent_ms: float, num_others: int) -> float:
     """How long a client's next copies wait, if the last ones took `spent_ms`, so that they keep to UNCUT_SHARE of the time.
 
-    num_others: other clients that decode now. Copies no longer than TURN_STEPS, and those that delay no other client, cost no rest.
+    num_others: other clients that decode now. Copies no longer than MAX_FORWARD_STEPS, and those that delay no other client, cost no rest.
     """
-    is_short = spent_ms <= TURN_STEPS * costs.decode_ms(1)
+    is_short = spent_ms <= MAX_FORWARD_STEPS * costs.decode_ms(1)
     return 0.0 if is_short or not num_others else spent_ms * (1 / UNCUT_SHARE - 1)
 
 
-def piece_tokens(costs: Costs, ms: float, *, is_alone: bool) -> int:
+def chunk_tokens(costs: Costs, ms: float, *, is_alone: bool) -> int:
     """Tokens of prompts that take about `ms`; at least one."""
     if costs.token_ms is None:
-        return FIRST_PIECE_TOKENS
-    return max(FIRST_PIECE_TOKENS if is_alone else 1, int(ms / max(costs.token_ms, 1e-6)))
+        return FIRST_CHUNK_TOKENS
+    return max(FIRST_CHUNK_TOKENS if is_alone else 1, int(ms / max(costs.token_ms, 1e-6)))
 
 
-def num_waves(costs: Costs, num_decoding: int, num_hops: int, away_ms: float) -> int:
+def num_pipelined_batches(costs: Costs, num_decoding: int, num_hops: int, inter_arrival_ms: float) -> int:
     """In how many batches the sessions that decode should go, so that a round (each is served once) is shortest.
 
-    num_hops: of their routes; more batches than hops would only wait for each other. away_ms: from a step's end to the session's next
-    step: other hops, the network, the client.
-    One batch: its time, then away_ms. Several: while one is elsewhere the others are served, so the longer of the two counts.
+    num_hops: of their routes; more batches than hops would only wait for each other. inter_arrival_ms: from a step's end to
+    the session's next step: other hops, the network, the client.
+    One batch: its time, then inter_arrival_ms. Several: while one is elsewhere the others are served, so the longer of the two counts.
     """
-    best, best_ms = 1, costs.decode_ms(num_decoding) + away_ms
-    for waves in range(2, min(num_hops, num_decoding) + 1):
-        one_ms = costs.decode_ms(math.ceil(num_decoding / waves))
-        round_ms = max(waves * one_ms, one_ms + away_ms)
-        if round_ms < WAVE_GAIN * best_ms:
-            best, best_ms = waves, round_ms
+    best, best_ms = 1, costs.decode_ms(num_decoding) + inter_arrival_ms
+    for num_batches in range(2, min(num_hops, num_decoding) + 1):
+        one_ms = costs.decode_ms(math.ceil(num_decoding / num_batches))
+        round_ms = max(num_batches * one_ms, one_ms + inter_arrival_ms)
+        if round_ms < PIPELINING_GAIN * best_ms:
+            best, best_ms = num_batches, round_ms
     return best
 
 
-def wave_size(costs: Costs, num_decoding: int, num_hops: int, away_ms: float) -> int:
+def pipelined_batch_size(costs: Costs, num_decoding: int, num_hops: int, inter_arrival_ms: float) -> int:
     """Sessions whose decodes share a forward."""
-    return math.ceil(num_decoding / num_waves(costs, num_decoding, num_hops, away_ms))
+    return math.ceil(num_decoding / num_pipelined_batches(costs, num_decoding, num_hops, inter_arrival_ms))
 
 
-def gather_until(now_s: float, since_s: float, due_s: Sequence[float], patience_s: float) -> float:
+def gather_until(now_s: float, since_s: float, due_s: Sequence[float], max_delay_s: float) -> float:
     """Until when a forward waits for decodes that are expected; `now_s`: it runs at once.
 
     since_s: since when a step waits while the device is free. due_s: when the next decodes should arrive. One that is late by more than
-    `patience_s` is not expected any more, and one that is due later than `since_s + patience_s` is not waited for.
+    `max_delay_s` is not expected any more, and one that is due later than `since_s + max_delay_s` is not waited for.
     """
-    end_s = since_s + patience_s
+    end_s = since_s + max_delay_s
     if now_s >= end_s:
         return now_s
-    coming = [due for due in due_s if now_s - patience_s <= due <= end_s]
+    coming = [due for due in due_s if now_s - max_delay_s <= due <= end_s]
     return end_s if coming else now_s
 
 
-def patience_s(costs: Costs, num_rows: int) -> float:
+def max_batching_delay_s(costs: Costs, num_decodes: int) -> float:
     """How long it may pay to wait for more decodes, in seconds."""
-    return min(MAX_GATHER_MS, GATHER_SHARE * costs.decode_ms(num_rows)) / 1e3
+    return min(MAX_GATHER_MS, GATHER_SHARE * costs.decode_ms(num_decodes)) / 1e3
 
 
-def fits_a_turn(costs: Costs, num_rows: int, num_clients: int) -> bool:
+def fits_one_forward(costs: Costs, num_decodes: int, num_clients: int) -> bool:
     """May so many decodes of so many clients be one forward? At most twice as many as the largest yet, so that their time is known."""
-    is_known = num_rows <= 2 * max(1, costs.most_rows)
-    return num_clients < 2 or (is_known and costs.decode_ms(num_rows) <= TURN_STEPS * costs.decode_ms(1))
+    is_known = num_decodes <= 2 * max(1, costs.most_decodes)
+    return num_clients < 2 or (is_known and costs.decode_ms(num_decodes) <= MAX_FORWARD_STEPS * costs.decode_ms(1))
