@@ -1,12 +1,13 @@
-"""The ends of a model at a node: embedding in front of the first block, final norm and head behind the last. One unit, tied or not.
+"""Embedding, final norm and head of a model: one unit, `Ends`.
 
-The model's own forward runs, with a tap where its blocks were: what arrives there is the embedding of the tokens (positions, scaling
-and norms included), and what leaves there goes through the model's own norm, head, scaling and cap. So no family needs code.
+The model's own forward runs, with a tap in place of its blocks. The tap receives the embedding of the tokens (positions, scaling and norms
+included); what it returns goes through the model's own norm, head, scaling and cap. So no family needs code of its own, and tied weights
+are in memory once.
 
-Tokens of many rows share one flat axis, with the place of each in its row as its position. Families that count positions by themselves
-are asked row by row. Which way is exact is found out at load (`ends_selftest.py`), never by a name.
+Tokens of many sequences share one flat axis; each token's position is its place in its sequence. If a family counts positions by itself,
+each sequence is embedded alone. The self-test at load decides which of the two is exact (`ends_selftest.py`), never a family's name.
 
-Shapes: T tokens on one flat axis, T' of them wanted, E embedding width, H hidden size, V vocabulary.
+Shapes: T tokens on one flat axis, T' tokens whose logits are wanted, E embedding width, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from swarm.models.loading import EndsModel
 from swarm.models.stand_in import StandIn, replace_blocks
 
 LOGITS_BYTES = 64 << 20
-"""Logits of one run of the head; the rest of a batch waits for the next."""
+"""Bytes of float32 logits of one run of the head; a larger batch takes several runs."""
 
 TABLE_TOKENS = 64
-"""Tokens of one run of the head where the model counts positions by itself: any position table has as many."""
+"""Tokens of one run of the head if the model counts positions by itself: every position table is at least as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """`count` new tokens of a row that has `past` tokens already."""
+    """`count` new tokens of a sequence that already has `past` tokens."""
 
     past: int
     count: int
 
 
 class _Tap(StandIn):
-    """Takes out what would enter the first block, and puts in what would have left the last."""
+    """Stands in for the blocks: keeps the hidden states that would enter the first, and returns those that left the last."""
 
     def __init__(self, template: Any, returns_tuple: bool) -> None:
         super().__init__(template)
@@ -56,7 +57,7 @@ class _Tap(StandIn):
 
 
 class _Past(Cache):  # type: ignore[misc]
-    """A cache that holds nothing but a length, for models that take positions from it."""
+    """A cache that holds only a length, for models that take positions from their cache."""
 
     is_compileable = False
 
@@ -80,14 +81,14 @@ class _Past(Cache):  # type: ignore[misc]
         return self._length > 0
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise AssertionError("a block ran in the ends")
+        raise AssertionError("a block ran with the embedding and head")
 
 
 class Ends:
-    """Embedding, norm and head of one model, in one number format. All calls come from one thread."""
+    """Embedding, norm and head of one model, in one dtype. Not thread-safe: all calls come from one thread."""
 
     def __init__(self, ends: EndsModel, vocab_size: int, *, is_flat: bool = True) -> None:
-        """is_flat: tokens of all rows in one run; False: a run for each row."""
+        """is_flat: embed the tokens of all sequences in one run; False: one run for each sequence."""
         self._model = ends.model
         self._tap = _Tap(ends.template, ends.returns_tuple)
         replace_blocks(ends.model, self._tap, ends.owner, ends.attribute)
@@ -105,22 +106,23 @@ class Ends:
 
     @property
     def has_cache(self) -> bool:
-        """Does the model's forward know a cache?"""
+        """Does the model's forward take a cache?"""
         return self._cache_key is not None
 
     @property
     def mode(self) -> str:
-        """For people: how rows are embedded."""
-        return "flat" if self.is_flat else "row by row"
+        """How sequences are embedded, in words for people."""
+        return "flat" if self.is_flat else "sequence by sequence"
 
     # --- the first hop
 
     @torch.inference_mode()
     def embed(self, kind: str, values: Tensor, stretches: Sequence[Stretch], positions: Tensor | None = None) -> Tensor:
-        """What enters block 0: [T, H].
+        """The hidden states that enter block 0: [T, H], on `device`.
 
-        values: ids [T], each in [0, V), or embeds [T, E] (`kind`); stretches: whose they are, one after the other, T tokens in all.
-        positions: [T] where a caller has set some; None = each token's place in its row.
+        kind: "ids" or "embeds". values: ids [T], each in [0, V), or embeds [T, E]; stretches: the sequences of these tokens, one after the
+        other, T tokens in all. positions: [T]; None: each token's place in its sequence. BadRequestError if positions are given and the
+        model counts by itself.
         """
         values = values.to(self.device) if kind == "ids" else values.to(self.device, self.dtype)
         if self.is_flat:
@@ -130,9 +132,9 @@ class Ends:
             return self._run(kind, values, places if self.takes_positions else None, {})
         if positions is not None and not self.takes_positions:
             raise BadRequestError("this model counts positions by itself; pass no position_ids")
-        return torch.cat([self._row(kind, *piece) for piece in _by_row(values, stretches, positions)])
+        return torch.cat([self._sequence(kind, *chunk) for chunk in _by_sequence(values, stretches, positions)])
 
-    def _row(self, kind: str, values: Tensor, stretch: Stretch, positions: Tensor | None) -> Tensor:
+    def _sequence(self, kind: str, values: Tensor, stretch: Stretch, positions: Tensor | None) -> Tensor:
         options: dict[str, Any] = {"use_cache": True, self._cache_key: _Past(stretch.past)} if self._cache_key else {}
         if self._takes_mask:
             options["attention_mask"] = torch.ones(1, stretch.past + stretch.count, dtype=torch.long, device=self.device)
@@ -153,17 +155,19 @@ class Ends:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the last block left of some tokens, [T', H], to their float32 logits [T', V], on the CPU."""
+        """Hidden states that left the last block, [T', H] -> float32 logits [T', V], on the CPU."""
         if not len(hidden):
             return torch.empty(0, self.shape.vocab_size)
         size = max(1, LOGITS_BYTES // (4 * self.shape.vocab_size))
         size = size if self.head_takes_positions else min(size, TABLE_TOKENS)
-        return torch.cat([self._head(piece).float().cpu() for piece in hidden.split(size)])
+        return torch.cat([self._head(chunk).float().cpu() for chunk in hidden.split(size)])
 
     def _head(self, hidden: Tensor) -> Tensor:
         self._tap.given = hidden.to(self.device, self.dtype)[None]
         arguments: dict[str, Any] = {"use_cache": False} if self.has_cache else {}
-        if self.head_takes_positions:  # nobody reads them; but a table may be shorter than this axis
+        if (
+            self.head_takes_positions
+        ):  # positions have no effect here, but the model's table of them may be shorter than this axis
             arguments["position_ids"] = torch.zeros(1, len(hidden), dtype=torch.long, device=self.device)
         blank = torch.zeros(1, len(hidden), self.shape.embed_width, device=self.device, dtype=self.dtype)
         try:
@@ -173,7 +177,7 @@ class Ends:
         return logits
 
 
-def _by_row(
+def _by_sequence(
     values: Tensor, stretches: Sequence[Stretch], positions: Tensor | None
 ) -> Iterator[tuple[Tensor, Stretch, Tensor | None]]:
     at = 0
@@ -185,9 +189,9 @@ def _by_row(
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row of float32 logits [T', V]: values and int32 ids, largest first; ties go to the lowest id.
+    """The `count` largest of each token's float32 logits [T', V]: values and int32 ids, both [T', count], count <= V.
 
-    Exact: `torch.topk` alone may keep any of several equal values.
+    The largest comes first, and of equal values the lowest id: exact, while `torch.topk` alone may keep any of several equal values.
     """
     assert count <= logits.shape[-1], "a hop refuses to give more than there are"
     values, ids = logits.topk(count)

@@ -1,6 +1,7 @@
-"""Are the ends exact when many rows share them? Asked at load, of the very calls that will serve.
+"""Self-test of `Ends`: exact if many sequences share one run?
 
-Two rows are embedded in pieces and together, as a batch does it, and compared with the plain model's own run over each whole row.
+It runs at load, with the calls that will serve. Two sequences are embedded in two parts, both sequences together as in a batch, and the
+result is compared with the plain model's own run over each whole sequence.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from swarm.models.loading import EndsModel
 log = logging.getLogger(__name__)
 
 LENGTHS = (9, 5)
+"""Tokens of the two test sequences."""
+
 CUTS = (4, 2)
-"""Tokens of each row that are embedded before the rest."""
+"""Tokens of each test sequence that are embedded first; the rest follows in a second run."""
 
 EXACT, ROUGH = 1e-5, 2e-2
-"""Largest error, relative to the largest value, in float32 and in half precision (products of other sizes round otherwise)."""
+"""Largest error relative to the largest value, in float32 and in half precision (matrix products of other sizes round otherwise)."""
 
 
 def choose_ends(ends: EndsModel, vocab_size: int) -> Ends:
-    """The ends, in the first way that proves exact: all rows in one run, else row by row. ModelNotSupportedError with both reasons."""
+    """The unit that is exact: all sequences in one run, else one run for each. ModelNotSupportedError with both reasons if neither is."""
     reasons = []
     for is_flat in (True, False):
         host = Ends(ends, vocab_size, is_flat=is_flat)
@@ -34,41 +37,47 @@ def choose_ends(ends: EndsModel, vocab_size: int) -> Ends:
         if reason is None:
             return host
         reasons.append(f"{host.mode}: {reason}")
-        log.info("the ends of %s cannot be run %s: %s", ends.model.config.model_type, host.mode, reason)
-    raise ModelNotSupportedError(f"the ends of {ends.model.config.model_type!r} cannot be hosted ({'; '.join(reasons)})")
+        log.info("embedding and head of %s cannot be run %s: %s", ends.model.config.model_type, host.mode, reason)
+    raise ModelNotSupportedError(
+        f"embedding and head of {ends.model.config.model_type!r} cannot be hosted ({'; '.join(reasons)})"
+    )
 
 
 @torch.inference_mode()
 def fault(host: Ends, model: Any) -> str | None:
-    """None where the host gives what the model's own forward gives, else what is wrong."""
+    """None if `host` computes what the model's own forward computes, else what is wrong, in one line."""
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(0, host.shape.vocab_size, (length,), generator=generator) for length in LENGTHS]
+    sequences = [torch.randint(0, host.shape.vocab_size, (length,), generator=generator) for length in LENGTHS]
     try:
-        expected = [_plain(host, model, row) for row in rows]
+        expected = [_plain(host, model, sequence) for sequence in sequences]
         if expected[0][1].shape[-1] != host.shape.vocab_size:
             return f"its head gives {expected[0][1].shape[-1]} logits, its vocabulary has {host.shape.vocab_size}"
         for kind in ("ids", "embeds"):
-            values = rows if kind == "ids" else [model.get_input_embeddings()(row.to(host.device)).cpu() for row in rows]
+            values = (
+                sequences
+                if kind == "ids"
+                else [model.get_input_embeddings()(sequence.to(host.device)).cpu() for sequence in sequences]
+            )
             if kind == "embeds":
-                expected = [_plain(host, model, row, kind) for row in values]
-            if not _close(_in_pieces(host, kind, values), torch.cat([embedded for embedded, _ in expected])):
+                expected = [_plain(host, model, sequence, kind) for sequence in values]
+            if not _close(_in_chunks(host, kind, values), torch.cat([embedded for embedded, _ in expected])):
                 return f"{kind} come out otherwise than in the model's own run"
         hidden, logits = (torch.cat(parts) for parts in zip(*expected, strict=True))
-        some = torch.tensor([0, 3, 8, 9, 13])  # as a batch asks: some tokens of several rows
+        some = torch.tensor([0, 3, 8, 9, 13])  # as a batch asks: some tokens of several sequences
         if not _close(host.logits(hidden[some]), logits[some].float().cpu()):
             return "logits of some tokens alone are other than in the model's own run"
     except (SwarmError, AssertionError) as error:
         return str(error) or type(error).__name__
     except Exception as error:  # a family's own code fails as it likes on a path that is not for it
-        log.debug("self-test of the ends failed", exc_info=error)
+        log.debug("self-test of embedding and head failed", exc_info=error)
         return " ".join(f"{type(error).__name__}: {error}".split())[:160]
     return None
 
 
-def _plain(host: Ends, model: Any, row: Tensor, kind: str = "ids") -> tuple[Tensor, Tensor]:
-    """One whole row through the model's own forward, which knows of no other: what enters its blocks, and the logits of that."""
-    given: dict[str, Any] = {"input_ids" if kind == "ids" else "inputs_embeds": row.to(host.device)[None]}
-    if host.has_cache:  # one of its own would ask for blocks that are not here
+def _plain(host: Ends, model: Any, sequence: Tensor, kind: str = "ids") -> tuple[Tensor, Tensor]:
+    """One whole sequence alone through the model's own forward: the hidden states [T, H] that enter its blocks, and their logits [T, V]."""
+    given: dict[str, Any] = {"input_ids" if kind == "ids" else "inputs_embeds": sequence.to(host.device)[None]}
+    if host.has_cache:  # a cache of the model's own needs its blocks, which are not here
         given["use_cache"] = False
     host._tap.given = None
     logits = model(**given).logits[0]
@@ -76,13 +85,15 @@ def _plain(host: Ends, model: Any, row: Tensor, kind: str = "ids") -> tuple[Tens
     return host._tap.taken[0].clone(), logits
 
 
-def _in_pieces(host: Ends, kind: str, rows: list[Tensor]) -> Tensor:
-    """The rows' embeddings, first a piece of each together, then the rest of both."""
+def _in_chunks(host: Ends, kind: str, sequences: list[Tensor]) -> Tensor:
+    """The sequences' embeddings [T, H], from two runs: the first tokens of both, then the rest of both."""
     first = [Stretch(0, cut) for cut in CUTS]
     second = [Stretch(cut, length - cut) for cut, length in zip(CUTS, LENGTHS, strict=True)]
-    heads = host.embed(kind, torch.cat([row[:cut] for row, cut in zip(rows, CUTS, strict=True)]), first).split(list(CUTS))
+    heads = host.embed(kind, torch.cat([sequence[:cut] for sequence, cut in zip(sequences, CUTS, strict=True)]), first).split(
+        list(CUTS)
+    )
     heads = [head.clone() for head in heads]
-    tails = host.embed(kind, torch.cat([row[cut:] for row, cut in zip(rows, CUTS, strict=True)]), second)
+    tails = host.embed(kind, torch.cat([sequence[cut:] for sequence, cut in zip(sequences, CUTS, strict=True)]), second)
     rest = tails.split([stretch.count for stretch in second])
     return torch.cat([torch.cat(pair) for pair in zip(heads, rest, strict=True)])
 

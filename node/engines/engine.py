@@ -1,10 +1,10 @@
-"""An engine turns steps of many rows into forwards of one span. One face, and a choice among implementations by trying them.
+"""An engine turns steps of many sequences into forwards of one span.
 
-- packed (`packed.py`): one flat token axis, attention row by row; the fastest.
-- paged (`paged.py`): rows side by side with the model's own masks; for what cannot be packed.
-- serial (`serial.py`): one row a forward; for what cannot be batched.
+- packed (`packed.py`): one flat token axis, attention sequence by sequence; the fastest.
+- paged (`paged.py`): sequences side by side with the model's own masks; for spans that cannot be packed.
+- serial (`serial.py`): one sequence a forward; for spans that cannot be batched.
 
-Which one serves is decided by `selftest.py` at load, never by a family's name.
+`selftest.py` decides at load which engine serves a span, never a family's name.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ log = logging.getLogger(__name__)
 
 
 class TokenSequence(Protocol):
-    """One sequence of real tokens at this span. Opaque, but for its length; belongs to the engine that opened it."""
+    """One sequence of tokens at this span. Opaque, but for its length; belongs to the engine that opened it."""
 
     @property
     def length(self) -> int: ...
 
 
 class Engine(Protocol):
-    """All calls come from one thread."""
+    """Computes the blocks of one span and keeps their state for each sequence. Not thread-safe: all calls come from one thread."""
 
     mode: Mode
     hidden_size: int
     dtype: torch.dtype
     device: torch.device
     can_crop: bool
-    """False: a row can be cropped to nothing only, since some block keeps a running state."""
+    """False: a crop may only remove all of a sequence's tokens, because a block keeps a running state."""
     chunking: Chunking
-    """Where a row's step may be run in parts that cost no more than the whole."""
+    """Steps that may run as several prefill chunks, at no more cost than as one."""
     forwards: int
-    """Forwards run so far: with batching, fewer than rows times steps."""
+    """Forwards so far: with batching, fewer than sequences times steps."""
 
     @property
     def used_bytes(self) -> int:
-        """Memory that rows hold now; 0 when all are closed."""
+        """Bytes that sequences hold now; 0 if all are closed."""
         ...
 
     limit_bytes: int
-    """Memory that rows may hold; it may be set anew between steps."""
+    """Bytes that sequences may hold; it may be set anew between steps."""
 
     def open(self) -> Any:
         """A new, empty `TokenSequence`; takes no memory yet."""
         ...
 
-    def fork(self, row: Any) -> Any:
+    def fork(self, sequence: Any) -> Any:
         """A `TokenSequence` with the same tokens. May raise CacheFullError (nothing changed)."""
         ...
 
-    def crop(self, row: Any, count: int) -> None:
-        """Drop a row's last `count` tokens, 0 <= count <= length. BadRequestError where `can_crop` is False and some stay."""
+    def crop(self, sequence: Any, count: int) -> None:
+        """Drop a sequence's last `count` tokens, 0 <= count <= length. BadRequestError if `can_crop` is False and some would stay."""
         ...
 
-    def close(self, row: Any) -> None:
-        """Give a row's memory back; it is empty then, as if just opened. A second call changes nothing."""
+    def close(self, sequence: Any) -> None:
+        """Give a sequence's memory back; it is then empty, as if just opened. A second call changes nothing."""
         ...
 
     def growth_bytes(self, items: Sequence[tuple[Any, int]]) -> int:
@@ -77,15 +77,15 @@ class Engine(Protocol):
         ...
 
     def step(self, items: Sequence[tuple[Any, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Append `count` > 0 tokens to each (row, count); no row twice. All tensors lie on `device`.
+        """Append `count` > 0 tokens to each (sequence, count); no sequence twice. All tensors lie on `device`.
 
-        hidden [1, T, H]: the rows' tokens one after the other; positions [T] where they are not each row's own 0, 1, 2, …
-        Returns [1, T, H], which an accelerator may still be computing. Raises CacheFullError before anything changed.
+        hidden [1, T, H]: the sequences' tokens one after the other. positions [T]; None: each token's place in its sequence, from 0.
+        Returns [1, T, H], which an accelerator may still be computing. CacheFullError: nothing was changed.
         """
         ...
 
     def warm_up(self) -> bool:
-        """Get faster while nobody waits: takes as long as some forwards, and changes no row. False: no more is to be won."""
+        """Capture one more graph. Takes as long as several forwards, and changes no sequence. False: nothing is left to capture."""
         ...
 
 
@@ -97,14 +97,14 @@ CANDIDATES: tuple[tuple[str, Callable[[SpanModule, int], Engine]], ...] = (
     ("serial, token by token", lambda span, limit: SerialEngine(span, limit, unroll=True)),
     ("recomputing", RecomputeEngine),
 )
-"""In the order of preference."""
+"""(name, constructor) of each engine, the preferred one first."""
 
 
 def choose_engine(span: SpanModule, limit_bytes: int) -> Engine:
-    """The first engine that proves exact on this span. The span is the engine's from then on.
+    """The first engine of CANDIDATES that is exact on this span; the span belongs to it from then on. limit_bytes: of its sequences.
 
-    Each candidate runs a self-test of some 30 tokens against the span's own stateless run. ModelNotSupportedError with the reason
-    of every candidate where none passes.
+    Each candidate runs a self-test of about 30 tokens against the span's own run without a cache. ModelNotSupportedError if none passes,
+    with the reason of each.
     """
     reasons = []
     with small_windows(span):

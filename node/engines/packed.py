@@ -1,11 +1,12 @@
-"""Packed engine: all tokens of all rows on one flat axis, attention row by row. The fastest path, with no padding and no gather.
+"""Packed engine: all sequences' tokens on one flat axis.
 
-The span runs on [1, T, H] as if it were one sequence; everything in a block except attention works token by token anyway. The
-attention function registered here cuts the axis into rows, appends each row's keys and values to its own buffer and attends within
-it. It has no mask function, so transformers builds no masks; windows and chunks come from the config's layer types.
+It is the fastest path, with no padding and no gather. The span runs on [1, T, H] as if it were one sequence, since everything in a block
+except attention works token by token. The attention function registered here splits the axis into sequences, appends the keys and values
+of each to its own buffer and attends within it. It has no mask function, so transformers builds no masks; windows and attention chunking
+come from the config's layer types.
 
-A model that does not call the registered function once per block would be silently wrong: every forward counts the calls.
-Forwards of few tokens are replayed from graphs (`graphs.py`), which are made while nobody waits.
+If a model did not call the registered function once for each block, the result would be wrong: every forward counts the calls.
+Forwards of few tokens replay captured graphs (`graphs/engine_graphs.py`).
 
 Shapes: T tokens of the step, N query heads, G kv heads, R = N / G, D head size.
 """
@@ -31,19 +32,21 @@ from protocols.words import counted
 from swarm.models.span import SpanModule
 
 ATTENTION = "murmuration_packed"
+"""Name of the attention function in transformers' registry."""
+
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _HARMLESS = {"sliding_window", "is_causal", "position_ids", "output_attentions", "use_cache", "cache_position", "layer_idx"}
-"""Keyword arguments of an attention function that change nothing here; any other that is not None is refused."""
-
+"""Keyword arguments of an attention function that have no effect here; any other that is not None is refused."""
 
 MAX_MASK = 1 << 22
-"""Queries times keys of one masked attention: bytes of its mask, times four where it is made to numbers."""
+"""Bytes of one boolean mask, queries times keys; four times as many if torch turns it into float32."""
+
 MAX_SCORES = 1 << 26
-"""Values of one tensor of scores where they are made one by one: 256 MB in float32, a few times."""
+"""Values of one tensor of scores, in attention without a fused kernel: 256 MB in float32, and a few such tensors at a time."""
 
 
 class _Options:
-    """Numbers that a block passes to its attention function."""
+    """The numbers that a block passes to its attention function."""
 
     __slots__ = ("scaling", "sinks", "softcap")
 
@@ -66,7 +69,10 @@ def _attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The face that transformers asks for: query [1, N, T, D], key and value [1, G, T, D] -> [1, T, N, D]."""
+    """An attention function as transformers calls it: query [1, N, T, D], key and value [1, G, T, D] -> [1, T, N, D].
+
+    RuntimeError if no step runs; ModelNotSupportedError for a mask, or an option that is not known.
+    """
     step = _STEP.get()
     if step is None:
         raise RuntimeError("these blocks belong to a packed engine: call its step(), not the span")
@@ -77,8 +83,8 @@ def _attention(
     return step.attend(module.layer_idx, query, key, value, _Options(scaling, softcap, s_aux)), None
 
 
-class _Learner:
-    """Stands in for a step once, at the start: notes what each block keeps for a token."""
+class _MeasuringStep:
+    """A step of one token that measures what each block keeps for a token."""
 
     def __init__(self, num_blocks: int) -> None:
         self.calls = 0
@@ -92,9 +98,9 @@ class _Learner:
 
 
 class _Step:
-    """One packed step: which stretch of the flat axis is whose, and the masks made so far."""
+    """One packed step: the stretch of the flat axis and the buffer of each sequence, and the masks made so far."""
 
-    __slots__ = ("calls", "is_decode", "masks", "pieces", "starts", "windows")
+    __slots__ = ("calls", "is_decode", "masks", "starts", "stretches", "windows")
 
     def __init__(self, items: Sequence[tuple[PackedSequence, int]], windows: Sequence[tuple[int, int]]) -> None:
         self.windows = windows
@@ -102,11 +108,11 @@ class _Step:
         self.is_decode = all(count == 1 for _, count in items)
         self.masks: dict[tuple[int, ...], Tensor] = {}
         self.starts: dict[tuple[int, int], list[int]] = {}
-        self.pieces = []
+        self.stretches = []
         at = 0
-        for row, count in items:
-            assert row.buffer is not None
-            self.pieces.append((row.buffer, at, at + count, row.length, row.length + count))
+        for sequence, count in items:
+            assert sequence.buffer is not None
+            self.stretches.append((sequence.buffer, at, at + count, sequence.length, sequence.length + count))
             at += count
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
@@ -114,45 +120,49 @@ class _Step:
         window, chunk = self.windows[layer]
         firsts = self.starts.get((window, chunk))
         if firsts is None:
-            firsts = self.starts[window, chunk] = [_first_key(past, window, chunk) for _, _, _, past, _ in self.pieces]
+            firsts = self.starts[window, chunk] = [_first_key(past, window, chunk) for _, _, _, past, _ in self.stretches]
         if self.is_decode and options.softcap is None and options.sinks is None:
             return self._decode(layer, query, key, value, firsts, options)
         outputs = []
-        for (buffer, start, stop, past, end), first in zip(self.pieces, firsts, strict=True):
+        for (buffer, start, stop, past, end), first in zip(self.stretches, firsts, strict=True):
             keys, values = buffer.keys[layer], buffer.values[layer]
             keys[:, :, past:end] = key[:, :, start:stop]
             values[:, :, past:end] = value[:, :, start:stop]
             for at, upto in _slices(past, end, first, query.shape[1], options):
                 begin = first if at == past else _first_key(at, window, chunk)
-                piece = query[:, :, start + at - past : start + upto - past]
+                part = query[:, :, start + at - past : start + upto - past]
                 where = (at, upto, begin, window, chunk)
-                outputs.append(self._one_row(piece, keys[:, :, begin:upto], values[:, :, begin:upto], where, options))
+                outputs.append(self._one_sequence(part, keys[:, :, begin:upto], values[:, :, begin:upto], where, options))
         joined = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
-        return joined.transpose(1, 2).contiguous()  # as in `_decode`: a graph may have been recorded there
+        return joined.transpose(1, 2).contiguous()  # in memory as `_decode` returns it: a graph may have been captured there
 
     def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, firsts: list[int], options: _Options) -> Tensor:
-        """One new token of each row: every key counts, so the heads of a group become rows of one query; no mask, no repeat.
+        """One new token of each sequence: every key counts, so a group's R heads become R queries, without mask or repeat.
 
-        Between two matrices that do not fit its caches a core has forgotten all code, so an operation costs 5 to 20 µs: as few as can be.
+        Streaming a large weight matrix evicts instructions from the CPU caches, so each extra torch call costs 5 to 20 µs.
         """
-        _, num_heads, num_rows, size = query.shape
-        shape = (num_rows, key.shape[1], num_heads // key.shape[1], size)
-        folded = query.reshape(shape) if num_rows == 1 else query.transpose(1, 2).reshape(shape)
+        _, num_heads, num_sequences, size = query.shape
+        shape = (num_sequences, key.shape[1], num_heads // key.shape[1], size)
+        folded = query.reshape(shape) if num_sequences == 1 else query.transpose(1, 2).reshape(shape)
         outputs = []
-        for row, ((buffer, _, _, past, end), first) in enumerate(zip(self.pieces, firsts, strict=True)):
+        for sequence, ((buffer, _, _, past, end), first) in enumerate(zip(self.stretches, firsts, strict=True)):
             keys, values = buffer.keys[layer], buffer.values[layer]
-            if num_rows == 1:
+            if num_sequences == 1:
                 own_query, own_key, own_value = folded, key, value
             else:
-                own_query, own_key, own_value = folded[row : row + 1], key.narrow(2, row, 1), value.narrow(2, row, 1)
+                own_query, own_key, own_value = (
+                    folded[sequence : sequence + 1],
+                    key.narrow(2, sequence, 1),
+                    value.narrow(2, sequence, 1),
+                )
             keys.narrow(2, past, 1).copy_(own_key)
             values.narrow(2, past, 1).copy_(own_value)
             own = keys.narrow(2, first, end - first), values.narrow(2, first, end - first)
             outputs.append(F.scaled_dot_product_attention(own_query, *own, scale=options.scaling))
-        joined = torch.cat(outputs) if num_rows > 1 else outputs[0]
-        return joined.reshape(1, num_rows, num_heads, -1)
+        joined = torch.cat(outputs) if num_sequences > 1 else outputs[0]
+        return joined.reshape(1, num_sequences, num_heads, -1)
 
-    def _one_row(self, query: Tensor, key: Tensor, value: Tensor, where: tuple[int, ...], options: _Options) -> Tensor:
+    def _one_sequence(self, query: Tensor, key: Tensor, value: Tensor, where: tuple[int, ...], options: _Options) -> Tensor:
         _, num_heads, count, size = query.shape
         groups = key.shape[1]
         repeat = num_heads // groups
@@ -169,7 +179,7 @@ class _Step:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self._mask(where, query.device), scale=options.scaling)
 
     def _capped(self, query: Tensor, key: Tensor, value: Tensor, where: tuple[int, ...], options: _Options) -> Tensor:
-        """Attention with capped scores (gemma2) or with sinks (gpt_oss), step by step as transformers' eager form does it."""
+        """Attention with capped scores (gemma2) or with sinks (gpt_oss), as transformers' eager attention computes it."""
         _, num_heads, count, size = query.shape
         repeat = num_heads // key.shape[1]
         if repeat > 1:
@@ -201,25 +211,25 @@ class _Step:
 
 
 def _slices(past: int, end: int, first: int, num_heads: int, options: _Options) -> list[tuple[int, int]]:
-    """A row's new tokens [past, end) in slices whose mask, or capped scores, stay small; mostly one.
+    """A sequence's new tokens [past, end) in slices, mostly one, whose mask or capped scores are within MAX_MASK and MAX_SCORES.
 
-    Every query's attention is its own, and what a step takes beside its K/V must not grow with its tokens times its past.
+    So the memory of a step beside its K/V does not grow with its tokens times its past. The queries of attention are independent.
     """
     is_capped = options.softcap is not None or options.sinks is not None
     if not is_capped and past == first == 0:
-        return [(past, end)]  # mostly no mask is made; the largest that a window asks for has MAX_STEP_TOKENS squared bytes
+        return [(past, end)]  # mostly without a mask; a window's mask has at most MAX_STEP_TOKENS squared bytes
     size = max(1, MAX_SCORES // num_heads // (end - first) if is_capped else MAX_MASK // (end - first))
     return [(at, min(at + size, end)) for at in range(past, end, size)]
 
 
 def _first_key(past: int, window: int, chunk: int) -> int:
-    """The first token that a row's first new token may look at; earlier ones need not even be read."""
+    """The first token that the new token number `past` may attend to; earlier ones are not read."""
     first = max(0, past - window + 1) if window else 0
     return max(first, past // chunk * chunk) if chunk else first
 
 
 def read_windows(config: Any) -> list[tuple[int, int]]:
-    """(window, chunk) of each block, 0 = none; ModelNotSupportedError where a block is no plain attention."""
+    """(sliding window, attention chunking) of each block in tokens, 0 = none. ModelNotSupportedError if a block is of another kind."""
     kinds, options = get_layer_types_and_kwargs(config)
     if set(kinds) - _KINDS:
         raise ModelNotSupportedError(f"blocks of kind {', '.join(sorted(set(kinds) - _KINDS))} cannot be packed")
@@ -231,22 +241,22 @@ def read_windows(config: Any) -> list[tuple[int, int]]:
 
 
 PASTS = (2, 0, 5, 1, 3)
-"""Tokens of the sequences with which a captured graph is proved: five at most, of unequal lengths."""
+"""Earlier tokens of the sequences with which a captured graph is checked: at most five, of unequal lengths."""
 
 
 def _halves(count: int) -> list[int]:
-    """The new tokens of those sequences, `count` in all: 16 -> [8, 4, 2, 1, 1]."""
+    """New tokens of those sequences, `count` in all: 16 -> [8, 4, 2, 1, 1]."""
     return [(count + 1) // 2, *_halves(count // 2)] if count else []
 
 
 class PackedEngine:
-    """Engine for blocks that attend through transformers' attention interface and keep nothing but keys and values."""
+    """Engine for blocks that attend through transformers' attention interface and keep only keys and values. Contract: `Engine`."""
 
     mode: Mode = "packed"
     chunking: Chunking = "always"
 
     def __init__(self, span: SpanModule, limit_bytes: int) -> None:
-        """The span stays as it is: it calls our attention only while a step runs. ModelNotSupportedError if packing cannot work."""
+        """The span calls our attention only while a step runs; else it is as before. ModelNotSupportedError if packing cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.can_crop = True
         self.forwards = 0
@@ -254,7 +264,7 @@ class PackedEngine:
         self._windows = read_windows(span.config)
         AttentionInterface.register(ATTENTION, _attention)
         self._graphs = EngineGraphs(self._run, span, selftest.is_close)
-        self._store = SequenceStore(self._learn(), limit_bytes)
+        self._store = SequenceStore(self._measure(), limit_bytes)
 
     @property
     def used_bytes(self) -> int:
@@ -270,24 +280,24 @@ class PackedEngine:
 
     @property
     def refusal(self) -> str | None:
-        """Why forwards are run and not replayed from graphs; None where nothing speaks against it."""
+        """Why no graph is captured any more; None if captures go on, or are complete."""
         return self._graphs.refusal
 
     def open(self) -> PackedSequence:
         return PackedSequence()
 
     @torch.inference_mode()
-    def fork(self, row: PackedSequence) -> PackedSequence:
-        return self._store.fork(row)
+    def fork(self, sequence: PackedSequence) -> PackedSequence:
+        return self._store.fork(sequence)
 
     @torch.inference_mode()
-    def crop(self, row: PackedSequence, count: int) -> None:
-        assert 0 <= count <= row.length
+    def crop(self, sequence: PackedSequence, count: int) -> None:
+        assert 0 <= count <= sequence.length
         if count:
-            self._store.crop(row, count)
+            self._store.crop(sequence, count)
 
-    def close(self, row: PackedSequence) -> None:
-        self._store.close(row)
+    def close(self, sequence: PackedSequence) -> None:
+        self._store.close(sequence)
 
     def growth_bytes(self, items: Sequence[tuple[PackedSequence, int]]) -> int:
         return self._store.growth_bytes(items)
@@ -298,8 +308,8 @@ class PackedEngine:
         self._store.reserve(items)
         step = _Step(items, self._windows)
         output = self._graphs.forward(step, hidden, self._positions(items) if positions is None else positions[None])
-        for row, count in items:
-            row.length += count
+        for sequence, count in items:
+            sequence.length += count
         self.forwards += 1
         return output
 
@@ -309,38 +319,38 @@ class PackedEngine:
         if count is None:
             return False
         parts = _halves(count)
-        rows = [self.open() for _ in parts]
+        sequences = [self.open() for _ in parts]
         try:
-            self._grow([(row, past) for row, past in zip(rows, PASTS, strict=False) if past])
-            one = [(rows[0], count)]
+            self._grow([(sequence, past) for sequence, past in zip(sequences, PASTS, strict=False) if past])
+            one = [(sequences[0], count)]
             self._store.reserve(one)
-            self._graphs.capture(self._made_up(one, 1), self._made_up(one, 2), self._made_up(self._reserved(rows, parts), 3))
+            self._graphs.capture(self._example(one, 1), self._example(one, 2), self._example(self._reserved(sequences, parts), 3))
         except CacheFullError:
             return False
         finally:
-            for row in rows:
-                self.close(row)
+            for sequence in sequences:
+                self.close(sequence)
         return self._graphs.next_count() is not None
 
-    def _reserved(self, rows: Sequence[PackedSequence], counts: Sequence[int]) -> list[tuple[PackedSequence, int]]:
-        items = list(zip(rows, counts, strict=True))
+    def _reserved(self, sequences: Sequence[PackedSequence], counts: Sequence[int]) -> list[tuple[PackedSequence, int]]:
+        items = list(zip(sequences, counts, strict=True))
         self._store.reserve(items)
         return items
 
     def _grow(self, items: Sequence[tuple[PackedSequence, int]]) -> None:
-        """Give rows some made-up tokens."""
+        """Append random tokens to sequences."""
         self._store.reserve(items)
-        self._run(*self._made_up(items, 0))
-        for row, count in items:
-            row.length += count
+        self._run(*self._example(items, 0))
+        for sequence, count in items:
+            sequence.length += count
 
-    def _made_up(self, items: Sequence[tuple[PackedSequence, int]], seed: int) -> Example:
-        """A forward that no session asked for. Its positions are the rows' own, moved by `seed`."""
+    def _example(self, items: Sequence[tuple[PackedSequence, int]], seed: int) -> Example:
+        """A forward of random tokens. Its positions are the sequences' own, plus `seed`."""
         noise = torch.randn(1, sum(count for _, count in items), self.hidden_size, generator=torch.Generator().manual_seed(seed))
         return _Step(items, self._windows), noise.to(self.device, self.dtype), self._positions(items) + seed
 
     def _positions(self, items: Sequence[tuple[PackedSequence, int]]) -> Tensor:
-        flat = [position for row, count in items for position in range(row.length, row.length + count)]
+        flat = [position for sequence, count in items for position in range(sequence.length, sequence.length + count)]
         return torch.tensor(flat, device=self.device)[None]
 
     def _run(self, step: Attending, hidden: Tensor, positions: Tensor) -> Tensor:
@@ -356,8 +366,8 @@ class PackedEngine:
         return output
 
     @torch.inference_mode()
-    def _learn(self) -> list[BlockShape]:
-        learner = _Learner(len(self._windows))
+    def _measure(self) -> list[BlockShape]:
+        step = _MeasuringStep(len(self._windows))
         hidden = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
-        self._run(learner, hidden, torch.zeros(1, 1, dtype=torch.long, device=self.device))
-        return [shape for shape in learner.shapes if shape is not None]
+        self._run(step, hidden, torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        return [shape for shape in step.shapes if shape is not None]

@@ -1,10 +1,11 @@
-"""The transformers cache behind paged rows: a batch of rows of different lengths, right-padded, with masks made per row.
+"""The transformers cache and masks behind a batch of paged sequences.
 
-Blocks see an ordinary `Cache` whose attention layers read and write pages. While a batch is active, the mask functions "sdpa" and
-"eager" of transformers evaluate the model's own mask rule at each row's token numbers; with no batch active they are transformers'
-own, so other models in the process notice nothing. Recurrent and convolution states are kept per row and joined for a batch.
+A batch is right-padded. Blocks see an ordinary `Cache` whose attention layers read and write pages. While a batch is active, the mask
+functions "sdpa" and "eager" of transformers evaluate the model's own mask rule at each sequence's token numbers. Without an active batch
+they are transformers' own, so other models in the process are not affected. Recurrent and convolution states are kept for each sequence,
+and joined for a batch.
 
-Shapes: B rows, Q new tokens of the longest, L tokens of the longest row with its new ones, S slots a page.
+Shapes: B sequences, Q new tokens of the longest, L tokens of the longest sequence with its new ones, S slots a page.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _KINDS = {DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLa
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What one recurrent or convolution block keeps for one row."""
+    """The state of one recurrent or convolution block for one sequence."""
 
     conv: dict[int, Tensor | None]
     recurrent: dict[int, Tensor | None]
@@ -54,7 +55,7 @@ class State:
 
 @dataclass(slots=True, eq=False)
 class PagedSequence:
-    """One sequence: its pages, and its states in blocks that keep one. A fork looks alike and is another row."""
+    """One sequence: its pages, and its states by block. Compared by identity: a fork with equal fields is another sequence."""
 
     length: int = 0
     pages: list[int] = field(default_factory=list)
@@ -62,30 +63,30 @@ class PagedSequence:
 
 
 class Batch:
-    """Index tensors of one forward. Rows have their pages already."""
+    """Index tensors of one forward of (sequence, new tokens). The sequences already have their pages."""
 
     def __init__(self, items: Sequence[tuple[PagedSequence, int]], device: torch.device) -> None:
         counts = [count for _, count in items]
         self.size, self.q = len(items), max(counts)
-        self.length = max(row.length + count for row, count in items)
-        starts = torch.tensor([row.length for row, _ in items])[:, None]
+        self.length = max(sequence.length + count for sequence, count in items)
+        starts = torch.tensor([sequence.length for sequence, _ in items])[:, None]
         steps = torch.arange(self.q)[None]
         count_column = torch.tensor(counts)[:, None]
         real = steps < count_column
         self.is_full = min(counts) == self.q
-        # padding repeats its row's last token number: a position table has no entry beyond the model's longest sequence
+        # padding repeats its sequence's last token number: a position table has no entry beyond the model's longest sequence
         self.numbers = (starts + torch.minimum(steps, count_column - 1)).to(device)
         self.real = real.to(device)
         if not items[0][0].pages:
             return  # no block of this span has attention
-        at = [(row.pages, number) for row, count in items for number in range(row.length, row.length + count)]
+        at = [(sequence.pages, number) for sequence, count in items for number in range(sequence.length, sequence.length + count)]
         slots = [(pages[number // PAGE_TOKENS], number % PAGE_TOKENS) for pages, number in at]
         self.page, self.slot = torch.tensor(slots, device=device).unbind(1)
         width = -(-self.length // PAGE_TOKENS)
-        self.table = torch.tensor([(row.pages[:width] + [0] * width)[:width] for row, _ in items], device=device)
+        self.table = torch.tensor([(sequence.pages[:width] + [0] * width)[:width] for sequence, _ in items], device=device)
 
     def spread(self, flat: Tensor) -> Tensor:
-        """[T, ...] tokens of all rows -> [B, Q, ...], zeros in the padding."""
+        """Tokens of all sequences [T, ...] -> [B, Q, ...], zeros in the padding."""
         if self.is_full:
             return flat.reshape(self.size, self.q, *flat.shape[1:])
         return flat.new_zeros(self.size, self.q, *flat.shape[1:]).index_put((self.real,), flat)
@@ -117,7 +118,7 @@ class _PageLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the real tokens of [B, N, Q, D] and return each row from its first token on: [B, N, L, D]."""
+        """Write the tokens of [B, N, Q, D] without the padding, and return all keys and values of the sequences: [B, N, L, D] each."""
         batch = active_batch()
         keys, values = self._pool.keys[self._index], self._pool.values[self._index]
         for store, new in ((keys, key_states), (values, value_states)):
@@ -137,7 +138,7 @@ class _PageLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class PagedCache(Cache):  # type: ignore[misc]
-    """Cache of one span, for the batch that is active."""
+    """The cache of one span, for the active batch."""
 
     def __init__(self, config: Any, pool: PagePool) -> None:
         kinds = cache_kinds(config)
@@ -153,12 +154,12 @@ class PagedCache(Cache):  # type: ignore[misc]
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return active_batch().length, 0
 
-    def join_states(self, rows: Sequence[PagedSequence]) -> None:
-        """Make the states of `rows` (all have some, or none has) the states of the batch."""
+    def join_states(self, sequences: Sequence[PagedSequence]) -> None:
+        """Make the states of `sequences` the states of the batch. All of them have states, or none has."""
         for index in self.recurrent:
             count = self.layers[index].number_of_states
             self.layers[index] = layer = LinearAttentionLayer(number_of_states=count)
-            states = [row.states[index] for row in rows if index in row.states]
+            states = [sequence.states[index] for sequence in sequences if index in sequence.states]
             if not states:
                 continue
             for number in range(count):
@@ -170,12 +171,12 @@ class PagedCache(Cache):  # type: ignore[misc]
                 layer.conv_kernel_size[number] = states[0].kernel[number]
             layer.dtype, layer.device = states[0].dtype, states[0].device
 
-    def part_states(self, rows: Sequence[PagedSequence]) -> None:
-        """Hand each row its part of the batch's states."""
+    def split_states(self, sequences: Sequence[PagedSequence]) -> None:
+        """Store the batch's states in the sequences, a copy of its own in each."""
         for index in self.recurrent:
             layer = self.layers[index]
-            for at, row in enumerate(rows):
-                row.states[index] = State(
+            for at, sequence in enumerate(sequences):
+                sequence.states[index] = State(
                     {number: _part(tensor, at) for number, tensor in layer.conv_states.items()},
                     {number: _part(tensor, at) for number, tensor in layer.recurrent_states.items()},
                     dict(layer.conv_kernel_size),
@@ -184,8 +185,8 @@ class PagedCache(Cache):  # type: ignore[misc]
                 )
 
 
-class _LearningLayer(DynamicLayer):  # type: ignore[misc]
-    """Keeps nothing that matters; notes the shape of what it is given."""
+class _MeasuringLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer that stores nothing, but notes the shape of keys and values."""
 
     shape: BlockShape | None = None
 
@@ -197,13 +198,13 @@ class _LearningLayer(DynamicLayer):  # type: ignore[misc]
         return key_states, value_states
 
 
-class LearningCache(Cache):  # type: ignore[misc]
-    """For one run at the start: finds what each block keeps for a token, and for a row."""
+class MeasuringCache(Cache):  # type: ignore[misc]
+    """The cache of one run at load, which measures what each block keeps for a token, and for a sequence."""
 
     def __init__(self, config: Any) -> None:
         kinds = cache_kinds(config)
         attention = attention_blocks(kinds)
-        super().__init__(layers=[_LearningLayer() if index in attention else kind for index, kind in enumerate(kinds)])
+        super().__init__(layers=[_MeasuringLayer() if index in attention else kind for index, kind in enumerate(kinds)])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -212,7 +213,7 @@ class LearningCache(Cache):  # type: ignore[misc]
         return query_length, 0
 
     def shapes(self) -> list[BlockShape]:
-        layers = [layer for layer in self.layers if isinstance(layer, _LearningLayer)]
+        layers = [layer for layer in self.layers if isinstance(layer, _MeasuringLayer)]
         shapes = [layer.shape for layer in layers if layer.shape is not None]
         if len(shapes) != len(layers):
             raise ModelNotSupportedError("an attention block did not use the cache")
@@ -224,7 +225,7 @@ class LearningCache(Cache):  # type: ignore[misc]
 
 
 def cache_kinds(config: Any) -> list[Any]:
-    """A fresh cache layer of each block; ModelNotSupportedError where one cannot live in pages."""
+    """A new cache layer of each block. ModelNotSupportedError if one cannot be paged."""
     kinds: list[Any] = DynamicCache(config=config).layers
     odd = sorted({type(kind).__name__ for kind in kinds if type(kind) not in _KINDS})
     if odd:
@@ -237,10 +238,10 @@ def attention_blocks(kinds: Sequence[Any]) -> list[int]:
 
 
 def has_own_windows(layers: Any) -> bool:
-    """Whether attention modules bring a table of who sees whom that is narrower than causal (gpt_neo's local attention).
+    """Do attention modules have their own table of visible keys, narrower than causal (gpt_neo's local attention)?
 
-    Such a table is read at the batch's longest row, so shorter rows would see a shifted window; and a table of 256 tokens looks
-    right in a short test. Recognised by its last query not seeing the first key.
+    Such a table is read at the batch's longest sequence, so shorter ones would see a shifted window. A short test does not show it, since
+    the table has 256 tokens. It is recognised because its last query does not see the first key.
     """
     tables = [
         buffer for buffer in layers.buffers() if buffer.dtype == torch.bool and buffer.dim() >= 2 and min(buffer.shape[-2:]) > 1
@@ -249,7 +250,7 @@ def has_own_windows(layers: Any) -> bool:
 
 
 def install_masks() -> None:
-    """Teach transformers' "sdpa" and "eager" masks about active batches; a second call changes nothing."""
+    """Replace transformers' "sdpa" and "eager" mask functions in this process; a second call changes nothing."""
     for name in ("sdpa", "eager"):
         plain = ALL_MASK_ATTENTION_FUNCTIONS[name]
         if not isinstance(plain, _SequenceMasks):
@@ -257,7 +258,7 @@ def install_masks() -> None:
 
 
 class _SequenceMasks:
-    """A mask function of transformers that evaluates the mask rule per row while a batch is active."""
+    """A mask function of transformers that evaluates the mask rule for each sequence while a batch is active."""
 
     def __init__(self, name: str, plain: Any) -> None:
         self._is_bool, self._plain = name == "sdpa", plain
@@ -269,10 +270,10 @@ class _SequenceMasks:
             mask: Tensor | None = self._plain(*args, **given, **options)
             return mask
         device = batch.numbers.device
-        rows = torch.arange(batch.size, device=device)[:, None, None, None]
+        sequences = torch.arange(batch.size, device=device)[:, None, None, None]
         head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
         keys = torch.arange(batch.length, device=device)[None, None, None]
-        allowed: Tensor = mask_function(rows, head, batch.numbers[:, None, :, None], keys)
+        allowed: Tensor = mask_function(sequences, head, batch.numbers[:, None, :, None], keys)
         allowed = allowed.expand(batch.size, 1, batch.q, batch.length)
         if self._is_bool:
             return allowed
@@ -282,7 +283,7 @@ class _SequenceMasks:
 
 @contextmanager
 def use_batch(batch: Batch) -> Iterator[None]:
-    """Make `batch` the active one for the length of a `with` block."""
+    """Make `batch` the active one within a `with` block, for this thread."""
     token = _BATCH.set(batch)
     try:
         yield

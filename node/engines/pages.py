@@ -1,8 +1,8 @@
-"""Paged memory for keys and values: pages of 16 tokens, one number valid in every block, lent as rows grow.
+"""Paged memory for keys and values: pages of 16 tokens.
 
-Page 0 takes the writes and reads of padding. A page is zeroed when it is lent, since a masked NaN is still NaN. Pages are shared
-by forks and copied on the first write. The tensors behind the pages grow by half when pages run out, never beyond the limit, and are
-let go when the last page comes back.
+A sequence takes pages as it grows; a page's number is valid in every block. Page 0 takes the writes and reads of padding. A page is zeroed
+when it is taken, since a masked NaN is still NaN. Forks share pages, and copy one at the first write. The tensors behind the pages grow by
+half if pages run out, never beyond the limit, and are freed with the last page.
 
 Shapes: P pages, S slots (tokens) a page, N kv heads, D head size: [P, S, N, D] a block, for keys and for values.
 """
@@ -19,15 +19,18 @@ from protocols.errors import CacheFullError
 from protocols.words import counted
 
 PAGE_TOKENS = 16
+"""Tokens of a page: a sequence wastes at most so many slots, less one."""
+
 FIRST_PAGES = 32
+"""Pages of the smallest allocation, if the limit allows it."""
 
 
 class PagePool:
-    """Lends page numbers within `limit_bytes`, and holds the tensors that they stand for."""
+    """Hands out page numbers within `limit_bytes`, and holds the tensors behind them."""
 
     def __init__(self, shapes: Sequence[BlockShape], limit_bytes: int) -> None:
         self.page_bytes = max(1, sum(shape.token_bytes for shape in shapes) * PAGE_TOKENS)
-        self.num_lent = 0
+        self.num_used = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._shapes = tuple(shapes)
@@ -42,8 +45,8 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        """Pages that may still be lent."""
-        return self._limit_pages - self.num_lent
+        """Pages that may still be taken."""
+        return self._limit_pages - self.num_used
 
     def is_shared(self, page: int) -> bool:
         return self._refs[page] > 1
@@ -52,45 +55,46 @@ class PagePool:
         return self._refs[page]
 
     def take(self, count: int) -> list[int]:
-        """`count` zeroed pages; CacheFullError, with nothing taken, where there are not as many."""
+        """Numbers of `count` zeroed pages. CacheFullError if fewer are free; then none is taken."""
         if count > self.num_free:
             raise CacheFullError(
                 f"no memory for {counted(count * PAGE_TOKENS, 'more token')}: they take {counted(count, 'page')}, "
                 f"{self.num_free} of {self._limit_pages} are free; end a session, or ask another peer"
             )
         if count > len(self._free):
-            self._grow(self.num_lent + count)
+            self._grow(self.num_used + count)
         pages = [self._free.pop() for _ in range(count)]
         self._refs |= dict.fromkeys(pages, 1)
-        self.num_lent += count
+        self.num_used += count
         index = torch.tensor(pages)
         for store in (*self.keys, *self.values):
             store[index.to(store.device)] = 0
         return pages
 
     def share(self, pages: Sequence[int]) -> None:
+        """Add one reference to each page; each needs a `drop` of its own."""
         for page in pages:
             self._refs[page] += 1
 
     def drop(self, pages: Sequence[int]) -> None:
-        """Give back one reference to each page."""
+        """Give back one reference to each page. A page without references is free."""
         for page in pages:
             self._refs[page] -= 1
             if not self._refs[page]:
                 del self._refs[page]
                 self._free.append(page)
-                self.num_lent -= 1
-        if not self.num_lent:
+                self.num_used -= 1
+        if not self.num_used:
             self.keys, self.values, self._free, self._capacity = [], [], [], 0
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a page's content in every block."""
+        """Copy the content of page `source` to page `target`, in every block."""
         for store in (*self.keys, *self.values):
             store[target] = store[source]
 
-    def _grow(self, lent: int) -> None:
-        """Enlarge the tensors so that `lent` pages and page 0 fit."""
-        target = min(max(lent, FIRST_PAGES, self._capacity * 3 // 2), max(lent, self._limit_pages)) + 1
+    def _grow(self, count: int) -> None:
+        """Enlarge the tensors so that `count` pages and page 0 fit. CacheFullError if the device has no memory."""
+        target = min(max(count, FIRST_PAGES, self._capacity * 3 // 2), max(count, self._limit_pages)) + 1
         first = max(self._capacity, 1)
         try:
             keys = [

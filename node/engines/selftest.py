@@ -1,7 +1,8 @@
-"""Does an engine compute what the span computes? Asked at load, through the very path that will serve.
+"""Self-test of an engine: does it compute what the span computes?
 
-Two rows of different lengths go through chunks and single tokens, batched; one is forked and cropped; all outputs are compared with
-the span's run over each whole row without a cache. Sliding windows are made small for the test, so that a few tokens leave them.
+It runs at load, through the path that will serve. Two sequences of different lengths go through prefill chunks and single tokens, batched;
+one is forked and cropped. All outputs are compared with the span's run over each whole sequence without a cache. Sliding windows are made
+small for the test, so that a few tokens leave them.
 """
 
 from __future__ import annotations
@@ -21,22 +22,27 @@ from swarm.models.span import SpanModule
 log = logging.getLogger(__name__)
 
 WINDOW = 5
-"""Window of the test where the model's own is larger than `OWN_WINDOW`."""
+"""Tokens of the test's sliding window, if the model's own is larger than `OWN_WINDOW`."""
+
 OWN_WINDOW = 16
+"""Tokens of the largest window that the test leaves as it is."""
+
 TEST_LIMIT_BYTES = 1 << 50
+"""Bytes of K/V that the test may take: no limit."""
 
 EXACT = 5e-5
-"""Largest error in float32, relative to the largest output. Right paths: 4e-6 at most, 2e-5 where a recurrent block has one algorithm
-for chunks and another for single tokens (qwen3_next)."""
+"""Largest error in float32, relative to the largest output. A right path has at most 4e-6, or 2e-5 if a recurrent block has one algorithm
+for prefill chunks and another for single tokens (qwen3_next)."""
+
 ROUGH = 0.1
-"""Median error of a token in half precision, relative to what the span adds to it; wrong masks give several times that.
-A median, since a router's tie may send single tokens to other experts."""
+"""Largest median error of a token in half precision, relative to what the span adds to it; wrong masks give several times that.
+It is a median because a router's tie may send single tokens to other experts."""
 
 _KEYS = ("sliding_window", "attention_chunk_size")
 
 
 class SelfTest:
-    """The test of one span: inputs, and the outputs that every engine has to reproduce."""
+    """The test of one span: inputs, and the outputs that every engine must reproduce."""
 
     @torch.inference_mode()
     def __init__(self, span: SpanModule) -> None:
@@ -46,62 +52,66 @@ class SelfTest:
         self._expected = [span(hidden) for hidden in self._inputs]
 
     def fault(self, make: Callable[[SpanModule, int], Any]) -> str | None:
-        """None where the engine that `make` builds is exact, else what is wrong with it."""
+        """None if the engine that `make(span, limit_bytes)` builds is exact, else what is wrong with it, in one line."""
         try:
             self._judge(self._run(make(self._span, TEST_LIMIT_BYTES)))
         except (SwarmError, AssertionError) as error:
             return str(error) or type(error).__name__
-        except Exception as error:  # a family's own code fails as it likes on a path that is not for it: try the next engine
+        except (
+            Exception
+        ) as error:  # of any class: a family's own code fails on a path that it does not support; the next engine is tried
             log.debug("self-test failed", exc_info=error)
             return " ".join(f"{type(error).__name__}: {error}".split())[:160]
         return None
 
-    def _run(self, engine: Any) -> list[_Piece]:
+    def _run(self, engine: Any) -> list[_Chunk]:
         first, second = engine.open(), engine.open()
-        rows = {0: first, 1: second}
+        sequences = {0: first, 1: second}
         rest = self._inputs[0].shape[1] - 10
-        pieces = []
+        chunks = []
         for step in ([(0, 7)], [(0, 1), (1, 3)], [(0, rest), (1, 1)], [(1, 5), (0, 1)]):
-            pieces += self._step(engine, rows, step)
+            chunks += self._step(engine, sequences, step)
         twin = engine.fork(first)
         if engine.can_crop:
             engine.crop(twin, 2)
-            pieces += self._step(engine, {0: twin}, [(0, 2)])
-        pieces += self._step(engine, {0: twin, 1: second}, [(1, 1), (0, 1)])
-        pieces += self._step(engine, rows, [(0, 1)])
-        for row in (first, second, twin):
-            engine.close(row)
+            chunks += self._step(engine, {0: twin}, [(0, 2)])
+        chunks += self._step(engine, {0: twin, 1: second}, [(1, 1), (0, 1)])
+        chunks += self._step(engine, sequences, [(0, 1)])
+        for sequence in (first, second, twin):
+            engine.close(sequence)
         if engine.used_bytes:
-            raise ModelNotSupportedError(f"{engine.used_bytes} bytes stayed taken after the rows were closed")
-        return pieces
+            raise ModelNotSupportedError(f"{engine.used_bytes} bytes stayed taken after the sequences were closed")
+        return chunks
 
-    def _step(self, engine: Any, rows: dict[int, Any], step: list[tuple[int, int]]) -> list[_Piece]:
-        """Run one step; what came out of each row."""
-        places = [(index, rows[index].length, rows[index].length + count) for index, count in step]
+    def _step(self, engine: Any, sequences: dict[int, Any], step: list[tuple[int, int]]) -> list[_Chunk]:
+        """Run one step of (sequence, new tokens): the output of each sequence."""
+        places = [(index, sequences[index].length, sequences[index].length + count) for index, count in step]
         given = torch.cat([self._inputs[index][:, start:stop] for index, start, stop in places], dim=1)
-        outputs = engine.step([(rows[index], count) for index, count in step], given).split([count for _, count in step], dim=1)
-        return [_Piece(*place, output) for place, output in zip(places, outputs, strict=True)]
+        outputs = engine.step([(sequences[index], count) for index, count in step], given).split(
+            [count for _, count in step], dim=1
+        )
+        return [_Chunk(*place, output) for place, output in zip(places, outputs, strict=True)]
 
     @torch.inference_mode()
-    def _judge(self, pieces: list[_Piece]) -> None:
-        """ModelNotSupportedError where the pieces are not what the span computes."""
-        if not all(piece.output.isfinite().all() for piece in pieces):
+    def _judge(self, chunks: list[_Chunk]) -> None:
+        """ModelNotSupportedError if the outputs are not what the span computes."""
+        if not all(chunk.output.isfinite().all() for chunk in chunks):
             raise ModelNotSupportedError("it computes values that are no numbers")
-        error = self._error(pieces)
+        error = self._error(chunks)
         most = bound(self._span.dtype)
         if error > most:
             raise ModelNotSupportedError(f"it differs by {error:.1e} from the run without a cache, at most {most:.0e} is served")
 
-    def _error(self, pieces: list[_Piece]) -> float:
-        """How far outputs are from the span's own."""
-        output = torch.cat([piece.output for piece in pieces], dim=1)
-        expected = torch.cat([self._expected[piece.index][:, piece.start : piece.stop] for piece in pieces], dim=1)
-        given = torch.cat([self._inputs[piece.index][:, piece.start : piece.stop] for piece in pieces], dim=1)
+    def _error(self, chunks: list[_Chunk]) -> float:
+        """The `distance` of all outputs from the span's own."""
+        output = torch.cat([chunk.output for chunk in chunks], dim=1)
+        expected = torch.cat([self._expected[chunk.index][:, chunk.start : chunk.stop] for chunk in chunks], dim=1)
+        given = torch.cat([self._inputs[chunk.index][:, chunk.start : chunk.stop] for chunk in chunks], dim=1)
         return distance(output, expected, given)
 
 
 def distance(output: Tensor, expected: Tensor, given: Tensor) -> float:
-    """How far outputs are from what a span makes of `given`: the largest error in float32, the median token's otherwise."""
+    """The error of `output` relative to `expected`, what a span computes from `given`, all [1, T, H]. See EXACT (float32) and ROUGH."""
     if output.dtype == torch.float32:
         return float((output - expected).abs().max() / expected.abs().max())
     output, expected, given = output.float(), expected.float(), given.float()
@@ -109,18 +119,18 @@ def distance(output: Tensor, expected: Tensor, given: Tensor) -> float:
 
 
 def bound(dtype: torch.dtype) -> float:
-    """The largest `distance` at which outputs count as right."""
+    """The largest `distance` of a right output."""
     return EXACT if dtype == torch.float32 else ROUGH
 
 
 def is_close(output: Tensor, expected: Tensor, given: Tensor) -> bool:
-    """Is it as right as an engine has to be?"""
+    """Is the output as right as an engine's must be?"""
     return distance(output, expected, given) <= bound(output.dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """Tokens [start, stop) of input `index`, and what an engine made of them."""
+class _Chunk:
+    """Tokens [start, stop) of input `index`, and the engine's output for them, [1, stop - start, H]."""
 
     index: int
     start: int
@@ -130,9 +140,9 @@ class _Piece:
 
 @contextmanager
 def small_windows(span: SpanModule) -> Iterator[None]:
-    """Set large sliding windows and attention chunks to `WINDOW` for a while, so that a short test tells whether they are obeyed.
+    """Set large sliding windows and attention windows by prefill chunk to `WINDOW` within a `with` block, so that a short test covers them.
 
-    Configs are what transformers reads when it makes masks; modules that keep the number for themselves are set alike.
+    transformers reads the config when it makes masks; modules that keep a copy of the number are set, too.
     """
     before: list[tuple[Any, str, int]] = []
     for holder in {id(holder): holder for holder in (span.config, *span.decoder.modules())}.values():

@@ -1,17 +1,18 @@
-"""Keys and values of packed rows: each row owns one growing buffer per block; a fork shares its parent's until one of them writes.
+"""Keys and values of packed sequences: one growing buffer for each.
 
-A buffer grows to half as much again as is needed (copies amortise; about a third is slack), or to the bare need where memory is
-short. Bytes are reserved for a whole step before anything is computed, so a refusal leaves every row as it was.
+A fork shares its parent's buffer until one of the two writes. A buffer grows to half as much again as is needed (copies amortise; about a
+third is slack), or to the bare need if memory is short. Bytes are reserved for a whole step before anything is computed, so a refusal
+leaves every sequence as it was.
 
-On a CPU, memory that nobody has written to yet costs nothing: tensors there are made longer than what is booked, and a row grows in
-place. Copied instead, a row of 1,000 tokens kept all others waiting for 670 ms; and with huge pages, one of 32 tokens would fill 247 MB
-instead of 6 (docs/log.md).
+On a CPU, memory that was never written costs nothing. So tensors there are longer than the bytes that are booked, and a sequence grows in
+place. Before, copying a sequence of 1,000 tokens kept all others waiting for 670 ms. With huge pages, a sequence of 32 tokens would fill
+247 MB instead of 6 (docs/log.md).
 
-Rows that share a buffer differ in length only. The row whose length equals `used` may write on in place, since the others never look
-beyond their own length; any other one copies first. So a beam that is forked and goes on alone costs nothing.
+Sequences that share a buffer differ in length only. The one whose length equals `used` may write in place, since the others never look
+beyond their own length; every other one copies first. So a beam that is forked and goes on alone costs nothing.
 
-Shapes: N kv heads, E extent in tokens, K and V head sizes: keys [1, N, E, K], values [1, N, E, V] a block, as attention
-takes them: every view more is an operation a token and block.
+Shapes: N kv heads, E extent in tokens, K and V head sizes: keys [1, N, E, K], values [1, N, E, V] a block, as attention takes them; each
+view would cost an operation for every token and block.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from protocols.errors import CacheFullError
 from protocols.words import counted
 
 Mode = Literal["packed", "paged", "serial"]
-"""The ways in which an engine serves."""
+"""Names of the kinds of engine, as they are shown to people."""
 
 Chunking = Literal["always", "after_first", "never"]
-"""Steps that may be run in parts: all; those of rows that have tokens already (and go on token by token anyway); none."""
+"""Steps that may run as several prefill chunks: all; those of sequences that already have tokens (which run token by token); none."""
 
 GROW_TOKENS = 64
-"""Capacities are multiples of this."""
+"""Tokens by which capacities are rounded up."""
 
 CPU_EXTENT_TOKENS = 4_096
-"""How far a row grows in place on a CPU at least; a longer one has twice what it needs."""
+"""Tokens to which a sequence grows in place on a CPU, at least; the tensors of a longer one have twice its need."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockShape:
-    """What one block keeps for a token, measured from its first write: families differ, and K and V differ in MLA ones."""
+    """What one block keeps for a token. It is measured, because families differ, and K and V differ in MLA ones."""
 
     num_heads: int
     key_size: int
@@ -57,9 +58,9 @@ class BlockShape:
 
 
 class Buffer:
-    """Memory for up to `capacity` tokens in every block; the first `used` of them hold somebody's values.
+    """Memory for up to `capacity` tokens in every block; the first `used` of them are written, by one of the `refs` sequences.
 
-    Its tensors have room for `extent` tokens, of which those beyond the capacity are not booked and not touched.
+    Its tensors are `extent` tokens long; memory beyond the capacity is not booked and not touched.
     """
 
     __slots__ = ("capacity", "extent", "keys", "refs", "used", "values")
@@ -74,7 +75,7 @@ class Buffer:
 
 
 class PackedSequence:
-    """One sequence: its buffer, and how many tokens of it are this row's."""
+    """One sequence: its buffer, perhaps shared, and its number of tokens there."""
 
     __slots__ = ("buffer", "length")
 
@@ -85,15 +86,15 @@ class PackedSequence:
 
 @dataclass(frozen=True, slots=True)
 class _Growth:
-    """A row that needs more memory before it can write: `capacity` tokens, in place of `freed_tokens` that only it held."""
+    """A sequence that needs memory before it can write: `capacity` tokens, instead of `freed_tokens` that no other sequence uses."""
 
-    row: PackedSequence
+    sequence: PackedSequence
     capacity: int
     freed_tokens: int
 
 
 class SequenceStore:
-    """Lends buffers to rows within `limit_bytes`."""
+    """Gives buffers to sequences, `used_bytes` in all, within `limit_bytes`."""
 
     def __init__(self, shapes: Sequence[BlockShape], limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -106,7 +107,7 @@ class SequenceStore:
         return self._bytes(self._fitting(items))
 
     def reserve(self, items: Sequence[tuple[PackedSequence, int]]) -> None:
-        """Make room for n new tokens of each row; CacheFullError before anything changed."""
+        """Book memory for `count` new tokens of each (sequence, count). CacheFullError if the limit is too low: nothing changed."""
         growths = self._fitting(items)
         if growths:
             needed = self._bytes(growths)
@@ -116,51 +117,54 @@ class SequenceStore:
                     f"{self.limit_bytes - self.used_bytes} of {self.limit_bytes} are free; end a session, or ask another peer"
                 )
             for growth in growths:
-                self._grow(growth.row, growth.capacity)
-        for row, count in items:
-            assert row.buffer is not None
-            row.buffer.used = row.length + count
+                self._grow(growth.sequence, growth.capacity)
+        for sequence, count in items:
+            assert sequence.buffer is not None
+            sequence.buffer.used = sequence.length + count
 
-    def fork(self, row: PackedSequence) -> PackedSequence:
-        """A row with the same tokens; memory is taken when one of the two writes."""
+    def fork(self, sequence: PackedSequence) -> PackedSequence:
+        """A sequence with the same tokens. It takes no memory until one of the two writes."""
         twin = PackedSequence()
-        twin.length, twin.buffer = row.length, row.buffer
-        if row.buffer is not None:
-            row.buffer.refs += 1
+        twin.length, twin.buffer = sequence.length, sequence.buffer
+        if sequence.buffer is not None:
+            sequence.buffer.refs += 1
         return twin
 
-    def crop(self, row: PackedSequence, count: int) -> None:
-        """Drop the last `count` tokens; memory goes back once most of the buffer is idle."""
-        row.length -= count
-        if row.length == 0:
-            self.close(row)
-        elif row.buffer is not None and row.buffer.refs == 1:
-            row.buffer.used = row.length
-            if row.buffer.capacity > 2 * _roomy(row.length):
-                self._move(row, _roomy(row.length))
+    def crop(self, sequence: PackedSequence, count: int) -> None:
+        """Drop the last `count` tokens; memory is freed if less than half of the buffer is used.
 
-    def close(self, row: PackedSequence) -> None:
-        """Give the row's memory back, or its share of it."""
-        self._drop(row)
-        row.length = 0
+        CacheFullError if the device has no memory for the smaller copy: the tokens are dropped, and the larger buffer stays.
+        """
+        sequence.length -= count
+        if sequence.length == 0:
+            self.close(sequence)
+        elif sequence.buffer is not None and sequence.buffer.refs == 1:
+            sequence.buffer.used = sequence.length
+            if sequence.buffer.capacity > 2 * _with_slack(sequence.length):
+                self._move(sequence, _with_slack(sequence.length))
+
+    def close(self, sequence: PackedSequence) -> None:
+        """Empty the sequence; its buffer is freed if no fork uses it."""
+        self._drop(sequence)
+        sequence.length = 0
 
     def _fitting(self, items: Sequence[tuple[PackedSequence, int]]) -> list[_Growth]:
-        growths = self._growths(items, roomy=True)
+        growths = self._growths(items, has_slack=True)
         if growths and self._bytes(growths) > self.limit_bytes - self.used_bytes:
-            growths = self._growths(items, roomy=False)
+            growths = self._growths(items, has_slack=False)
         return growths
 
-    def _growths(self, items: Sequence[tuple[PackedSequence, int]], *, roomy: bool) -> list[_Growth]:
-        """Which rows cannot write where they are, in the order of `items` (an earlier row may take or leave a shared buffer)."""
+    def _growths(self, items: Sequence[tuple[PackedSequence, int]], *, has_slack: bool) -> list[_Growth]:
+        """The sequences that cannot write in place, in the order of `items` (an earlier one may take or leave a shared buffer)."""
         growths = []
         used: dict[int, int] = {}
         left: dict[int, int] = {}
-        for row, count in items:
-            buffer, need = row.buffer, row.length + count
+        for sequence, count in items:
+            buffer, need = sequence.buffer, sequence.length + count
             if buffer is not None:
                 key = id(buffer)
                 refs = left.get(key, buffer.refs)
-                in_place = refs == 1 or used.get(key, buffer.used) == row.length
+                in_place = refs == 1 or used.get(key, buffer.used) == sequence.length
                 if in_place and need <= buffer.capacity:
                     used[key] = need
                     continue
@@ -168,41 +172,41 @@ class SequenceStore:
                 freed = buffer.capacity if refs == 1 else 0
             else:
                 freed = 0
-            growths.append(_Growth(row, _roomy(need) if roomy else _tight(need), freed))
+            growths.append(_Growth(sequence, _with_slack(need) if has_slack else _rounded_up(need), freed))
         return growths
 
     def _bytes(self, growths: Sequence[_Growth]) -> int:
         return sum(growth.capacity - growth.freed_tokens for growth in growths) * self._token_bytes
 
-    def _grow(self, row: PackedSequence, capacity: int) -> None:
-        """Let the row have `capacity` tokens: in place where its tensors are long enough and nobody shares them."""
-        buffer = row.buffer
+    def _grow(self, sequence: PackedSequence, capacity: int) -> None:
+        """Let the sequence have `capacity` tokens: in place if its tensors are long enough and not shared."""
+        buffer = sequence.buffer
         if buffer is None or buffer.refs > 1 or capacity > buffer.extent:
-            self._move(row, capacity)
+            self._move(sequence, capacity)
             return
         self.used_bytes += (capacity - buffer.capacity) * self._token_bytes
         buffer.capacity = capacity
 
-    def _move(self, row: PackedSequence, capacity: int) -> None:
-        """Give the row a buffer of its own with `capacity` tokens. All of it is allocated before anything is let go."""
-        old, new, length = row.buffer, self._allocate(capacity), row.length
+    def _move(self, sequence: PackedSequence, capacity: int) -> None:
+        """Give the sequence its own buffer of `capacity` tokens. It is allocated before the old one is freed."""
+        old, new, length = sequence.buffer, self._allocate(capacity), sequence.length
         if old is not None:
             for target, source in zip((*new.keys, *new.values), (*old.keys, *old.values), strict=True):
                 target[:, :, :length] = source[:, :, :length]
-        self._drop(row)
-        new.used, row.buffer = length, new
+        self._drop(sequence)
+        new.used, sequence.buffer = length, new
         self.used_bytes += capacity * self._token_bytes
 
     def _allocate(self, capacity: int) -> Buffer:
-        """A buffer for so many tokens, with room to grow where that costs nothing and the process may have so much address space."""
+        """A buffer for `capacity` tokens; on a CPU with spare length, if the process has the address space."""
         if all(shape.device.type == "cpu" for shape in self._shapes):
             with contextlib.suppress(OSError):
-                return self._buffer(capacity, max(CPU_EXTENT_TOKENS, 2 * capacity), _untouched)
+                return self._buffer(capacity, max(CPU_EXTENT_TOKENS, 2 * capacity), _mapped)
         try:
-            return self._buffer(capacity, capacity, _at_hand)
+            return self._buffer(capacity, capacity, _allocated)
         except (RuntimeError, MemoryError) as error:  # the device has less memory than it promised
             raise CacheFullError(
-                f"the device has no memory for {counted(capacity, 'token')} of a row; ask another peer"
+                f"the device has no memory for {counted(capacity, 'token')} of a sequence; ask another peer"
             ) from error
 
     def _buffer(self, capacity: int, extent: int, tensor: Callable[[BlockShape, int, int], Tensor]) -> Buffer:
@@ -212,30 +216,30 @@ class SequenceStore:
         buffer.values = [tensor(shape, extent, shape.value_size) for shape in self._shapes]
         return buffer
 
-    def _drop(self, row: PackedSequence) -> None:
-        buffer, row.buffer = row.buffer, None
+    def _drop(self, sequence: PackedSequence) -> None:
+        buffer, sequence.buffer = sequence.buffer, None
         if buffer is not None:
             buffer.refs -= 1
             if buffer.refs == 0:
                 self.used_bytes -= buffer.capacity * self._token_bytes
 
 
-def _at_hand(shape: BlockShape, extent: int, size: int) -> Tensor:
+def _allocated(shape: BlockShape, extent: int, size: int) -> Tensor:
     return torch.empty(1, shape.num_heads, extent, size, dtype=shape.dtype, device=shape.device)
 
 
-def _untouched(shape: BlockShape, extent: int, size: int) -> Tensor:
-    """Pages of its own that take memory as they are written to, a small one at a time, and all go back with the tensor. OSError."""
+def _mapped(shape: BlockShape, extent: int, size: int) -> Tensor:
+    """A tensor in an own mapping, which takes memory by small pages as they are written, and is unmapped with it. May raise OSError."""
     num_bytes = shape.num_heads * extent * size * shape.dtype.itemsize
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel that knows no huge pages
+    with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=shape.dtype).view(1, shape.num_heads, extent, size)
 
 
-def _tight(need: int) -> int:
+def _rounded_up(need: int) -> int:
     return -(-need // GROW_TOKENS) * GROW_TOKENS
 
 
-def _roomy(need: int) -> int:
-    return _tight(max(need + GROW_TOKENS, need * 3 // 2))
+def _with_slack(need: int) -> int:
+    return _rounded_up(max(need + GROW_TOKENS, need * 3 // 2))

@@ -1,7 +1,7 @@
-"""Serial engines: one row a forward. Slow, and right where batching is not.
+"""Serial engines: one sequence a forward. Slow, but right without batching.
 
-`SerialEngine` keeps transformers' own cache per row: for families whose attention ignores masks or mixes states in ways of its own.
-`RecomputeEngine` keeps what each row was fed and runs all of it again at each step: for families that have no cache at all.
+`SerialEngine` keeps transformers' own cache for each sequence: for families whose attention ignores masks or mixes states in its own way.
+`RecomputeEngine` keeps the inputs of each sequence and runs all of them again at each step: for families that have no cache at all.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from protocols.words import counted
 from swarm.models.span import SpanModule
 
 MAX_PAIRS = 1 << 20
-"""New tokens times tokens of a row in one forward: scores of one head. Longer steps are fed in parts."""
+"""Attention scores of one head in one forward: new tokens times tokens of the sequence. A longer step takes several forwards."""
 
 _PLAIN = {DynamicLayer, DynamicSlidingWindowLayer}
-_LEARN_TOKENS = 8
+_MEASURED_TOKENS = 8
+"""Tokens of the first run that measures a cache; longer than the convolutions of recurrent blocks."""
 
 
 class SerialSequence:
-    """One sequence and its own cache."""
+    """One sequence and its own cache of transformers."""
 
     __slots__ = ("cache", "is_broken", "length")
 
@@ -39,12 +40,12 @@ class SerialSequence:
 
 
 class SerialEngine:
-    """Engine that runs one row a forward, with transformers' cache."""
+    """Runs one sequence a forward, with transformers' cache. Contract: `Engine` in `engine.py`."""
 
     mode: Mode = "serial"
 
     def __init__(self, span: SpanModule, limit_bytes: int, *, unroll: bool = False) -> None:
-        """`unroll`: feed a row that has tokens already one token at a time."""
+        """unroll: feed a sequence that already has tokens one token at a time. ModelNotSupportedError if this engine cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
@@ -52,90 +53,90 @@ class SerialEngine:
         self._span, self._unroll = span, unroll
         self.chunking: Chunking = "after_first" if unroll else "always"
         kinds = {type(layer) for layer in DynamicCache(config=span.config).layers}
-        self._is_plain = kinds <= _PLAIN  # then a cache of plain layers is exact too (masks make the windows), and can be cropped
+        self._is_plain = kinds <= _PLAIN  # then a cache of plain layers is exact, too: masks make the windows. It can be cropped
         self.can_crop = self._is_plain
         if not self._is_plain and not unroll:
             check_chunks(span)
-        self._row_bytes, self._token_bytes = self._learn()
+        self._sequence_bytes, self._token_bytes = self._measure()
 
     def open(self) -> SerialSequence:
         return SerialSequence()
 
     @torch.inference_mode()
-    def fork(self, row: SerialSequence) -> SerialSequence:
-        self._check(row)
-        needed = self._cost(row.length) if row.length else 0
+    def fork(self, sequence: SerialSequence) -> SerialSequence:
+        self._check(sequence)
+        needed = self._cost(sequence.length) if sequence.length else 0
         self._require(needed)
         twin = SerialSequence()
-        twin.cache, twin.length = copy.deepcopy(row.cache), row.length
+        twin.cache, twin.length = copy.deepcopy(sequence.cache), sequence.length
         self.used_bytes += needed
         return twin
 
     @torch.inference_mode()
-    def crop(self, row: SerialSequence, count: int) -> None:
-        """Drop the last `count` tokens. BadRequestError where a block's state cannot be rewound."""
-        assert 0 <= count <= row.length
-        self._check(row)
-        if count == row.length:
-            return self.close(row)
+    def crop(self, sequence: SerialSequence, count: int) -> None:
+        """Drop the last `count` tokens. BadRequestError if a block's state cannot be rewound."""
+        assert 0 <= count <= sequence.length
+        self._check(sequence)
+        if count == sequence.length:
+            return self.close(sequence)
         if count:
             if not self._is_plain:
                 raise BadRequestError("these blocks keep a running state, which cannot be rewound: generate without speculation")
-            row.cache.crop(-count)
-            row.length -= count
+            sequence.cache.crop(-count)
+            sequence.length -= count
             self.used_bytes -= count * self._token_bytes
 
-    def close(self, row: SerialSequence) -> None:
-        self.used_bytes -= self._cost(row.length) if row.length else 0
-        row.cache, row.length, row.is_broken = None, 0, False
+    def close(self, sequence: SerialSequence) -> None:
+        self.used_bytes -= self._cost(sequence.length) if sequence.length else 0
+        sequence.cache, sequence.length, sequence.is_broken = None, 0, False
 
     def growth_bytes(self, items: Sequence[tuple[SerialSequence, int]]) -> int:
-        return sum(count * self._token_bytes + (0 if row.length else self._row_bytes) for row, count in items)
+        return sum(count * self._token_bytes + (0 if sequence.length else self._sequence_bytes) for sequence, count in items)
 
     @torch.inference_mode()
     def step(self, items: Sequence[tuple[SerialSequence, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        for row, _ in items:
-            self._check(row)
+        for sequence, _ in items:
+            self._check(sequence)
         self._require(self.growth_bytes(items))
         counts = [count for _, count in items]
         places = [None] * len(items) if positions is None else positions.split(counts)
-        pieces = zip(items, hidden[0].split(counts), places, strict=True)
-        return torch.cat([self._advance(row, piece, place) for (row, _), piece, place in pieces])[None]
+        chunks = zip(items, hidden[0].split(counts), places, strict=True)
+        return torch.cat([self._advance(sequence, chunk, place) for (sequence, _), chunk, place in chunks])[None]
 
     def warm_up(self) -> bool:
         return False
 
-    def _advance(self, row: SerialSequence, hidden: Tensor, positions: Tensor | None) -> Tensor:
-        if row.cache is None:
-            row.cache = self._new_cache()
-        longest = 1 if self._unroll and row.length else max(1, MAX_PAIRS // (row.length + len(hidden)))
+    def _advance(self, sequence: SerialSequence, hidden: Tensor, positions: Tensor | None) -> Tensor:
+        if sequence.cache is None:
+            sequence.cache = self._new_cache()
+        longest = 1 if self._unroll and sequence.length else max(1, MAX_PAIRS // (sequence.length + len(hidden)))
         outputs = []
-        row.is_broken = True  # until every part is in: an interrupted forward leaves a cache that nobody can trust
+        sequence.is_broken = True  # until the last forward is done: an interrupted one leaves a cache in an unknown state
         for at in range(0, len(hidden), longest):
             part = hidden[None, at : at + longest]
             size = part.shape[1]
             numbers = (
-                torch.arange(row.length, row.length + size, device=self.device)
+                torch.arange(sequence.length, sequence.length + size, device=self.device)
                 if positions is None
                 else positions[at : at + size]
             )
-            outputs.append(self._span(part, row.cache, position_ids=numbers[None].to(self.device))[0])
-            row.cache.seen += size
-            self.used_bytes += size * self._token_bytes + (0 if row.length else self._row_bytes)
-            row.length += size
+            outputs.append(self._span(part, sequence.cache, position_ids=numbers[None].to(self.device))[0])
+            sequence.cache.seen += size
+            self.used_bytes += size * self._token_bytes + (0 if sequence.length else self._sequence_bytes)
+            sequence.length += size
             self.forwards += 1
-        row.is_broken = False
+        sequence.is_broken = False
         return torch.cat(outputs)
 
-    def _check(self, row: SerialSequence) -> None:
-        if row.is_broken:
-            raise InternalError("an earlier step of this row failed half-way; open the session anew")
+    def _check(self, sequence: SerialSequence) -> None:
+        if sequence.is_broken:
+            raise InternalError("an earlier step of this sequence failed half-way; open the session anew")
 
     def _new_cache(self) -> CountingCache:
         return CountingCache() if self._is_plain else CountingCache(config=self._span.config)
 
     def _cost(self, length: int) -> int:
-        return self._row_bytes + length * self._token_bytes
+        return self._sequence_bytes + length * self._token_bytes
 
     def _require(self, needed: int) -> None:
         free = self.limit_bytes - self.used_bytes
@@ -146,21 +147,21 @@ class SerialEngine:
             )
 
     @torch.inference_mode()
-    def _learn(self) -> tuple[int, int]:
-        """(bytes a row, bytes a token), from the caches of two runs of different lengths."""
+    def _measure(self) -> tuple[int, int]:
+        """(bytes of a sequence, bytes of each token), measured with two runs of different lengths."""
         sizes = []
-        for count in (_LEARN_TOKENS, 2 * _LEARN_TOKENS):
+        for count in (_MEASURED_TOKENS, 2 * _MEASURED_TOKENS):
             cache = self._new_cache()
             self._span(torch.zeros(1, count, self.hidden_size, dtype=self.dtype, device=self.device), cache)
             sizes.append(_cache_bytes(cache))
-        token_bytes = (sizes[1] - sizes[0]) // _LEARN_TOKENS
+        token_bytes = (sizes[1] - sizes[0]) // _MEASURED_TOKENS
         if not sizes[0]:
             raise ModelNotSupportedError("these blocks do not use the cache that they are given")
-        return sizes[0] - _LEARN_TOKENS * token_bytes, token_bytes
+        return sizes[0] - _MEASURED_TOKENS * token_bytes, token_bytes
 
 
 class RecomputeSequence:
-    """One sequence: everything it was fed, [length, H], and where its tokens stand."""
+    """One sequence: all of its inputs [length, H], and their positions [length]."""
 
     __slots__ = ("history", "positions")
 
@@ -174,7 +175,7 @@ class RecomputeSequence:
 
 
 class RecomputeEngine:
-    """Engine that keeps inputs instead of keys and values, and runs each row from its first token at every step."""
+    """Keeps inputs instead of keys and values, and runs each sequence from its first token at every step. Contract: `Engine`."""
 
     mode: Mode = "serial"
     chunking: Chunking = "never"
@@ -193,25 +194,25 @@ class RecomputeEngine:
     def open(self) -> RecomputeSequence:
         return RecomputeSequence()
 
-    def fork(self, row: RecomputeSequence) -> RecomputeSequence:
-        self._require(row.length)
+    def fork(self, sequence: RecomputeSequence) -> RecomputeSequence:
+        self._require(sequence.length)
         twin = RecomputeSequence()
-        twin.history, twin.positions = row.history, row.positions  # never written in place
-        self.used_bytes += row.length * self._token_bytes
+        twin.history, twin.positions = sequence.history, sequence.positions  # never written in place
+        self.used_bytes += sequence.length * self._token_bytes
         return twin
 
     @torch.inference_mode()
-    def crop(self, row: RecomputeSequence, count: int) -> None:
-        assert 0 <= count <= row.length
-        if count == row.length:
-            return self.close(row)
-        if count and row.history is not None and row.positions is not None:
-            row.history, row.positions = row.history[:-count].clone(), row.positions[:-count].clone()
+    def crop(self, sequence: RecomputeSequence, count: int) -> None:
+        assert 0 <= count <= sequence.length
+        if count == sequence.length:
+            return self.close(sequence)
+        if count and sequence.history is not None and sequence.positions is not None:
+            sequence.history, sequence.positions = sequence.history[:-count].clone(), sequence.positions[:-count].clone()
             self.used_bytes -= count * self._token_bytes
 
-    def close(self, row: RecomputeSequence) -> None:
-        self.used_bytes -= row.length * self._token_bytes
-        row.history = row.positions = None
+    def close(self, sequence: RecomputeSequence) -> None:
+        self.used_bytes -= sequence.length * self._token_bytes
+        sequence.history = sequence.positions = None
 
     def growth_bytes(self, items: Sequence[tuple[RecomputeSequence, int]]) -> int:
         return sum(count for _, count in items) * self._token_bytes
@@ -222,15 +223,19 @@ class RecomputeEngine:
         self._require(sum(counts))
         outputs, fed = [], []
         places = [None] * len(items) if positions is None else positions.split(counts)
-        for (row, count), piece, place in zip(items, hidden[0].split(counts), places, strict=True):
-            numbers = torch.arange(row.length, row.length + count, device=self.device) if place is None else place.to(self.device)
-            history = piece.clone() if row.history is None else torch.cat([row.history, piece])
-            where = numbers if row.positions is None else torch.cat([row.positions, numbers])
+        for (sequence, count), chunk, place in zip(items, hidden[0].split(counts), places, strict=True):
+            numbers = (
+                torch.arange(sequence.length, sequence.length + count, device=self.device)
+                if place is None
+                else place.to(self.device)
+            )
+            history = chunk.clone() if sequence.history is None else torch.cat([sequence.history, chunk])
+            where = numbers if sequence.positions is None else torch.cat([sequence.positions, numbers])
             outputs.append(self._span(history[None], position_ids=where[None])[0, -count:])
-            fed.append((row, history, where))
+            fed.append((sequence, history, where))
             self.forwards += 1
-        for row, history, where in fed:
-            row.history, row.positions = history, where
+        for sequence, history, where in fed:
+            sequence.history, sequence.positions = history, where
         self.used_bytes += sum(counts) * self._token_bytes
         return torch.cat(outputs)[None]
 
@@ -248,17 +253,17 @@ class RecomputeEngine:
 
 @torch.inference_mode()
 def _fills_a_cache(span: SpanModule) -> bool:
-    """Whether these blocks keep anything in transformers' own cache; then `generate` uses it, and recomputing would differ."""
+    """Do these blocks keep anything in transformers' own cache? Then `generate` uses it, and recomputing would differ."""
     try:
         cache = CountingCache(config=span.config)
-        span(torch.zeros(1, _LEARN_TOKENS, span.hidden_size, dtype=span.dtype, device=span.device), cache)
-    except Exception:  # a family with a cache class of its own fails in its own way; its inputs can still be kept
+        span(torch.zeros(1, _MEASURED_TOKENS, span.hidden_size, dtype=span.dtype, device=span.device), cache)
+    except Exception:  # of any class: a family with a cache class of its own fails here, but its inputs can be kept
         return False
     return _cache_bytes(cache) > 0
 
 
 def _cache_bytes(cache: Any) -> int:
-    """Bytes of every tensor that a cache's layers hold, whatever they call it."""
+    """Bytes of all tensors in the attributes of a cache's layers."""
     found: dict[int, Tensor] = {}
     for layer in cache.layers:
         for value in vars(layer).values():

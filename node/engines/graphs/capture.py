@@ -1,10 +1,10 @@
-"""A capture: notes the torch calls of one forward as they happen, and cuts them at its attentions into parts of a graph.
+"""The capture of a forward: notes torch calls, in segments between attentions.
 
-Two modes of torch watch: one sees every call that Python makes, with its tensors; one sees what the calls become, and refuses those
-whose result may steer Python (`item`, `nonzero`, a mask as an index), by torch's own tags. What is left depends on nothing but the
-inputs' shapes, so it holds for every input of that shape; `graphs.py` proves it on one more before it is believed.
+Two modes of torch watch the forward. One sees every call that Python makes, with its tensors. The other sees the operators below, and
+refuses those whose result may steer Python (`item`, `nonzero`, a mask as an index), by torch's own tags. The calls that are left depend on
+nothing but the inputs' shapes, so they hold for every input of that shape; `engine_graphs.py` still checks them on other inputs.
 
-A refusal (`NotCapturableError`) costs nothing but time: the forward is run as it was written.
+A refusal (`NotCapturableError`) changes nothing: the model's own forward runs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from node.engines.graphs.linear_kernels import LinearKernel
 
 
 class NotCapturableError(Exception):
-    """What this forward does may be another thing for the next input."""
+    """This forward's calls may be others for the next input."""
 
 
 class Attending(Protocol):
-    """What an attention function hands its arguments to while a step runs: query [1, N, T, D] and so on in, [1, T, N, D] out."""
+    """What computes attention while a step runs: query [1, N, T, D], key and value [1, G, T, D] -> [1, T, N, D]."""
 
     calls: int
-    """So often it was asked."""
+    """Calls of `attend` so far."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Any) -> Tensor: ...
 
@@ -42,12 +42,12 @@ class Attending(Protocol):
 _STEERING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _METADATA = {"__get__", "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "__len__", "is_floating_point",
              "is_complex", "is_contiguous", "get_device", "is_inference", "_set_grad_enabled"}  # fmt: skip
-"""Calls that answer with what is no tensor, and the same for every tensor of that shape and dtype."""
+"""Calls whose result is not a tensor, and is the same for every tensor of that shape and dtype."""
 _PLAIN = (int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 class _Draft:
-    """A part that is being written: calls as nodes of a graph, and who brings what."""
+    """A segment that is being written: its calls as nodes of a graph, and the slots that it reads and writes."""
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
@@ -56,18 +56,18 @@ class _Draft:
         self.outputs: dict[int, fx.Node] = {}
         self.attention: Attention | None = None
         self.writes = False
-        """Some call changes a tensor that is there already, so none may be left out."""
+        """A call writes to an existing tensor, so no call may be removed as dead code."""
         self.linears: list[tuple[fx.Node, Tensor]] = []
-        """Products with a matrix of the model."""
+        """Calls of `F.linear` with a matrix of the model, and that matrix."""
 
     def end(self) -> None:
-        """Nothing more is written."""
+        """Complete the segment, and remove dead code if that is safe."""
         self.graph.output(tuple(self.outputs.values()))
         if not self.writes:
             self.graph.eliminate_dead_code()
 
     def segment(self, compiled: dict[str, Callable[..., Any]]) -> Segment:
-        """Parts that look alike share their code: a core has not forgotten it when the next block comes."""
+        """The segment. Segments that look alike share one function, which so stays in the CPU caches from block to block."""
         source = self.graph.python_code("self").src
         if source not in compiled:
             compiled[source] = fx.GraphModule(torch.nn.Module(), self.graph).forward
@@ -75,10 +75,10 @@ class _Draft:
 
 
 class Capture:
-    """Records one forward, within `recording`. `step` attends, unrecorded: what it does depends on the rows, not on the blocks."""
+    """Captures one forward, within `watching`. The calls of `step` are left out: they depend on the sequences, not on the blocks."""
 
     def __init__(self, inputs: Iterable[Tensor], constants: Iterable[Tensor], step: Attending) -> None:
-        """inputs: what changes from forward to forward. constants: all other tensors that may be used, never written to."""
+        """inputs: tensors that change from forward to forward. constants: all other tensors that the forward may read, but not write."""
         self.calls = 0
         self._step = step
         self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary({constant: None for constant in constants})
@@ -94,31 +94,31 @@ class Capture:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Whatever torch is asked for in this block, on this thread, is noted."""
+        """Note every torch call of this block and thread. Raises NotCapturableError at the call that cannot be captured."""
         with _Watch(self._write), _Calls(self._call):
             yield
 
     def end(self, output: Tensor) -> None:
-        """The forward is over, and this is what it made."""
+        """Complete the capture: the forward returned `output`."""
         self._output = self._slot(output)
         for draft in self._drafts:
             draft.end()
 
     def graph(self) -> CapturedGraph:
-        """What was recorded."""
+        """The captured graph; call `end` first."""
         compiled: dict[str, Callable[..., Any]] = {}
         return CapturedGraph(tuple(self._values), [draft.segment(compiled) for draft in self._drafts], self._output)
 
     def choose_kernels(self, choose: Callable[[Sequence[Tensor]], LinearKernel]) -> bool:
         """Graphs made from now on use the kernel that `choose` returns for the matrices of one shape. False if it is always `F.linear`."""
-        ways: dict[tuple[int, ...], list[tuple[fx.Node, Tensor]]] = {}
+        linears_of: dict[tuple[int, ...], list[tuple[fx.Node, Tensor]]] = {}
         for node, weight in (linear for draft in self._drafts for linear in draft.linears):
-            ways.setdefault(tuple(weight.shape), []).append((node, weight))
+            linears_of.setdefault(tuple(weight.shape), []).append((node, weight))
         is_other = False
-        for products in ways.values():
-            chosen = choose([weight for _, weight in products])
+        for linears in linears_of.values():
+            chosen = choose([weight for _, weight in linears])
             is_other |= chosen is not F.linear
-            for node, _ in products:
+            for node, _ in linears:
                 node.target = chosen
         return is_other
 
@@ -134,7 +134,7 @@ class Capture:
         return output
 
     def _write(self, tensor: Tensor) -> None:
-        """The call that is being made writes to `tensor`."""
+        """Note that the current call writes to `tensor`."""
         if self._is_paused:
             return
         if tensor.untyped_storage().data_ptr() in self._owned:
@@ -151,7 +151,7 @@ class Capture:
     def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         name = getattr(func, "__name__", str(func))
         if not self._has_written:
-            if args and result is args[0]:  # as `to` and `contiguous` where there is nothing to do: a matter of shapes and dtypes
+            if args and result is args[0]:  # `to` or `contiguous` with nothing to do, which depends on shapes and dtypes only
                 return
             if next(_tensors(result), None) is None:
                 if name not in _METADATA:
@@ -170,11 +170,11 @@ class Capture:
             return self._node(value)
         if not isinstance(value, _PLAIN):
             raise NotCapturableError(f"a call takes a {type(value).__name__}")
-        of_numpy = getattr(value, "item", None)  # a plain number too, but no graph can write it
+        of_numpy = getattr(value, "item", None)  # a number of numpy, which a graph cannot print as source
         return of_numpy() if of_numpy else value
 
     def _keep(self, result: Any, node: fx.Node) -> None:
-        """Note who makes the tensors of a call's result."""
+        """Note which call made the tensors of `result`."""
         draft = self._drafts[-1]
         if isinstance(result, Tensor):
             draft.nodes[result] = node
@@ -184,7 +184,7 @@ class Capture:
                 self._keep(item, draft.graph.call_function(operator.getitem, (node, index)))
 
     def _node(self, tensor: Tensor) -> fx.Node:
-        """The tensor in the part that is being written: made there, or brought in."""
+        """The tensor's node in the current segment, made there or an input of it."""
         draft = self._drafts[-1]
         if tensor not in draft.nodes:
             draft.inputs.append(self._slot(tensor))
@@ -193,7 +193,7 @@ class Capture:
         return node
 
     def _slot(self, tensor: Tensor) -> int:
-        """Where the tensor lies between parts."""
+        """The tensor's slot between segments. NotCapturableError if its creation was not seen."""
         if tensor not in self._slots:
             if tensor in self._makers:
                 draft, node = self._makers[tensor]
@@ -212,7 +212,7 @@ class Capture:
 
 
 class _Calls(TorchFunctionMode):
-    """Hands on every call that Python makes."""
+    """Passes on every torch call that Python makes."""
 
     def __init__(self, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class _Calls(TorchFunctionMode):
 
 
 class _Watch(TorchDispatchMode):
-    """Refuses what lets numbers steer Python, and tells what is written to."""
+    """Refuses operators whose result depends on numbers, and reports the tensors that are written to."""
 
     def __init__(self, write: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -239,20 +239,20 @@ class _Watch(TorchDispatchMode):
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """The arguments that a call of torch's own changes, by its schema."""
+    """The arguments that an operator writes to, by its schema."""
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from _tensors(args[index] if index < len(args) else kwargs.get(argument.name))
 
 
 def _is_plain_index(func: Any, args: tuple[Any, ...]) -> bool:
-    """Indexing carries the tag for the sake of masks; numbers as an index take no more than their shape says."""
+    """Is it indexing by numbers? The tag is there for masks; with numbers, the result's shape is that of the index."""
     is_index = func is torch.ops.aten.index.Tensor
     return is_index and all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those of a call's arguments, or of its result."""
+    """The tensors of a call's arguments, or of its result."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):

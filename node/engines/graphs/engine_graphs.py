@@ -1,13 +1,12 @@
-"""EngineGraphs of an engine: recorded while nobody waits, proved, and then replayed instead of the model's own forward.
+"""The captured graphs of an engine: captured, checked, then replayed.
 
-For a number of tokens one forward is captured. Others, with other numbers and with several sequences of unequal lengths, then run both
-ways, and the graph is used only if every bit is the same. If other linear kernels are faster (`linear_kernels.py`), the graph that uses
-them has to be as close as an engine has to be.
-A model that cannot be recorded is left alone.
+For each number of tokens one forward is captured. Forwards with other numbers, one of them of several sequences of unequal lengths, then
+run both ways, and the graph is used only if every bit is the same. If other linear kernels are faster (`linear_kernels.py`), the graph that
+uses them has to be as close as an engine has to be. If a model's forward cannot be captured, it runs as it is written.
 
-A graph holds the model's tensors. It sees what is written to them; if one is exchanged, or a module is put in, all graphs are dropped and
-the model's own forward runs (`node/units/structure.py`). The next `learn` captures anew; a host whose warm-up is over has to be asked
-for it (`Scheduler.warm_up_again`).
+A graph holds the model's tensors, so it sees what is written to them. If one is exchanged, or a module is put in, all graphs are dropped
+and the model's own forward runs (`node/units/structure.py`). The next `capture` starts anew; if a host's warm-up is over, it starts again
+after `Scheduler.warm_up_again`.
 """
 
 from __future__ import annotations
@@ -27,39 +26,39 @@ from protocols.words import counted
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 16
-"""Of a forward that is recorded: with more of them, little is won."""
+"""Tokens of the largest forward that is captured: with more tokens, a replay gains little."""
 
 Example = tuple[Attending, Tensor, Tensor]
-"""Arguments of a forward: who attends, hidden states [1, T, H], and positions [1, T] of integers."""
+"""Arguments of a forward: the step that attends, hidden states [1, T, H], and positions [1, T] of integers."""
 
 Forward = Callable[[Attending, Tensor, Tensor], Tensor]
-"""The model's own: (who attends, hidden, positions) -> [1, T, H]."""
+"""The model's own forward: (step that attends, hidden states, positions) -> [1, T, H]."""
 
 IsClose = Callable[[Tensor, Tensor, Tensor], bool]
 """Is an output as right as an engine has to be? (output, expected, hidden states given)."""
 
 
 class EngineGraphs:
-    """Plays a forward where there is a graph of it, and runs it where not. All calls come one after the other."""
+    """Replays the graph of a forward if there is one, else runs the forward. Not thread-safe: one call at a time."""
 
     def __init__(self, forward: Forward, model: nn.Module, is_close: IsClose) -> None:
-        """model: whose forward it is; all that it holds may change. is_close: decides about a graph with other linear kernels."""
+        """model: the owner of `forward`; anything in it may change later. is_close: accepts a graph with other linear kernels, or not."""
         self.replayed = 0
-        """Forwards that were not run but replayed."""
+        """Forwards that were replayed so far."""
         self.refusal: str | None = None
-        """Why nothing is recorded any more."""
+        """Why nothing is captured any more; None if captures go on, or are complete."""
         self._forward, self._model, self._is_close = forward, model, is_close
         self._structure = Structure(model)
         self._graphs: dict[int, CapturedGraph] = {}
 
     def next_count(self) -> int | None:
-        """The number of tokens to `learn` next; None where there is nothing more to learn. Drops graphs of a model that was changed."""
+        """The number of tokens to `capture` next; None if there is nothing more to capture. Drops all graphs if the model was changed."""
         self._is_current()
         count = len(self._graphs) + 1
         return count if self.refusal is None and count <= MAX_TOKENS else None
 
     def forward(self, step: Attending, hidden: Tensor, positions: Tensor) -> Tensor:
-        """As the model's own."""
+        """Same arguments, result and errors as the model's own forward; the result is contiguous."""
         count = hidden.shape[1]
         if count not in self._graphs or positions.shape != (1, count) or not self._is_current():
             return self._forward(step, hidden, positions)
@@ -67,7 +66,10 @@ class EngineGraphs:
         return self._graphs[count].replay((hidden, positions), step.attend).contiguous()
 
     def capture(self, first: Example, *proofs: Example) -> None:
-        """Capture the forward of `first`, and prove it on the others, of `next_count` tokens each. Steps are asked several times."""
+        """Capture the forward of `first`, and check the graph on `proofs`, all of `next_count` tokens. Each step attends several times.
+
+        A failure sets `refusal`, adds no graph and raises nothing.
+        """
         try:
             capture = Capture(first[1:], self._structure.tensors, first[0])
             with capture.watching():
@@ -76,14 +78,14 @@ class EngineGraphs:
             graph, expected = capture.graph(), [self._forward(*proof) for proof in proofs]
             if not all(torch.equal(right, _replay(graph, proof)) for right, proof in zip(expected, proofs, strict=True)):
                 raise NotCapturableError("a graph gave other numbers than the model")
-        except Exception as error:  # whatever it is: a short kernel that fails is none, and forwards are run as they are written
+        except Exception as error:  # of any class: the model's own forward is still right, so it runs
             self.refusal = f"{type(error).__name__}: {error}"
             log.info("forwards are run, not replayed: %s", self.refusal)
         else:
             self._graphs[output.shape[1]] = _quicker(capture, proofs, expected, self._is_close) or graph
 
     def _is_current(self) -> bool:
-        """Are the graphs of the model as it is? If not, they are dropped, and it may be one that can be captured."""
+        """Is the model as it was when captured? If not, drop all graphs and the refusal: the changed model may be capturable."""
         if self._structure.is_current():
             return True
         if self._graphs:
@@ -98,7 +100,7 @@ def _replay(graph: CapturedGraph, example: Example) -> Tensor:
 
 
 def _quicker(capture: Capture, proofs: Sequence[Example], expected: Sequence[Tensor], is_close: IsClose) -> CapturedGraph | None:
-    """The same with faster products; None where there are none, or where they are not close."""
+    """The same graph with faster linear kernels; None if no kernel is faster, or if the results are not close."""
     if not capture.choose_kernels(lambda weights: linear_kernels.fastest(weights, expected[0].shape[1])):
         return None
     try:
@@ -106,5 +108,5 @@ def _quicker(capture: Capture, proofs: Sequence[Example], expected: Sequence[Ten
         are_close = (is_close(_replay(graph, proof), right, proof[1]) for right, proof in zip(expected, proofs, strict=True))
         return graph if all(are_close) else None
     except RuntimeError as error:  # such as a view that the layout of another kernel does not allow
-        log.info("products are made as the model makes them: %s", error)
+        log.info("the model's own linear kernels stay: %s", error)
         return None

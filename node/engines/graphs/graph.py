@@ -1,8 +1,8 @@
-"""A graph: a forward's torch calls without the Python that made them, to be replayed for every input of the same shape.
+"""A captured graph: a forward's torch calls without the model's Python.
 
-Between two matrices that do not fit its caches a core has forgotten all code, so the modules, hooks and helpers that a model's own
-`forward` passes through cost as much as a tenth of a decode. A graph holds the same calls with the same arguments in the same
-order, so it computes the same bits; parts that look alike (a block like the one before) share their code.
+Streaming a large weight matrix evicts instructions from the CPU caches, so the modules, hooks and helpers that a model's own `forward`
+passes through cost as much as a tenth of a decode. A graph makes the same calls with the same arguments in the same order, so it computes
+the same bits, for every input of the same shape. Segments that look alike (a block like the one before) share their code.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What stands between two parts: whoever plays attends. Slots of query, key and value, and of what comes out."""
+    """The attention between two segments, which the caller of `replay` computes. `slots` are those of query, key and value."""
 
     layer: int
     slots: tuple[int, int, int]
     options: Any
     output: int
+    """Slot of the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Calls up to an attention, or to the end: values of `inputs` in, values of `outputs` out."""
+    """The calls up to the next attention, or to the end. It reads the slots `inputs` and writes the slots `outputs`."""
 
     run: Callable[..., Sequence[Tensor]]
     inputs: tuple[int, ...]
@@ -35,13 +36,16 @@ class Segment:
 
 
 class CapturedGraph:
-    """One forward. Slots hold what parts hand to each other: first the inputs, and all constants at their own."""
+    """One forward. Slots hold the tensors that go from segment to segment: first the forward's inputs; every constant has its own."""
 
     def __init__(self, values: Sequence[Tensor | None], segments: Sequence[Segment], output: int) -> None:
         self._values, self._segments, self._output = values, segments, output
 
     def replay(self, inputs: Sequence[Tensor], attend: Callable[..., Tensor]) -> Tensor:
-        """The forward's output. `attend(layer, query, key, value, options)` as it was called when this was recorded."""
+        """The forward's output. `attend(layer, query, key, value, options)` is called as often, and in the same order, as in the capture.
+
+        inputs: tensors of the captured shapes, dtypes and devices; that is not checked.
+        """
         values: list[Any] = list(self._values)
         values[: len(inputs)] = inputs
         for segment in self._segments:

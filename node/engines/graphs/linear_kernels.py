@@ -1,7 +1,8 @@
-"""Ways to multiply a few tokens by a matrix, and which of them is the fastest here: measured, since no rule holds for all machines.
+"""Linear kernels: a few tokens times a matrix, the fastest by measurement.
 
-All read the matrix once, and none comes near what memory or arithmetic allow. MKL's kernel takes as long for 4 to 16 tokens as
-for 30; with both sides transposed, or by oneDNN, it takes half to two thirds of that, but more for 2 or 3 tokens (docs/log.md).
+All read the matrix once, and none comes near what memory or arithmetic allow. No rule holds on all machines: MKL's kernel takes as long
+for 4 to 16 tokens as for 30; with both sides transposed, or by oneDNN, it takes half to two thirds of that, but more for 2 or 3 tokens
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LinearKernel = Callable[..., Tensor]
-"""(tokens [..., I], weight [O, I], bias [O] or None) -> [..., O]: `F.linear`, to the last bits of its dtype."""
+"""(tokens [..., I], weight [O, I], bias [O] or None) -> [..., O]: as `F.linear`, but for the last bits of its dtype."""
 
 GAIN = 0.9
-"""Another kernel than a model's own is taken where it needs at most so much of the time."""
+"""Largest share of `F.linear`'s time, in (0, 1], at which another kernel replaces it."""
 
 _ENOUGH_BYTES = 256 << 20
-"""Matrices of one shape that are tried."""
+"""Bytes of matrices of one shape that a measurement reads, more than any cache; at most one matrix more."""
 
 
 def transposed(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The result lies in memory as [O, ...]."""
+    """A kernel that transposes both sides; its result lies in memory as [O, ...]."""
     flat = tokens.reshape(-1, tokens.shape[-1]).t()
     made = torch.mm(weight, flat) if bias is None else torch.addmm(bias[:, None], weight, flat)
-    kernel: Tensor = made.t().unflatten(0, tokens.shape[:-1])
-    return kernel
+    output: Tensor = made.t().unflatten(0, tokens.shape[:-1])
+    return output
 
 
 def onednn(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The operator that torch's compiler uses for linear layers; it has no public name, so it is tried and never relied on."""
-    kernel: Tensor = torch.ops.mkldnn._linear_pointwise.default(tokens, weight, bias, "none", [], "")
-    return kernel
+    """The operator that torch's compiler uses for linear layers. It is not public: AttributeError if this torch has none."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise.default(tokens, weight, bias, "none", [], "")
+    return output
 
 
 KERNELS: tuple[LinearKernel, ...] = (F.linear, transposed, onednn)
@@ -43,17 +44,20 @@ KERNELS: tuple[LinearKernel, ...] = (F.linear, transposed, onednn)
 
 
 def fastest(weights: Sequence[Tensor], count: int) -> LinearKernel:
-    """For `count` tokens and matrices of one shape that are used one after the other. Every kernel goes once through all of them.
+    """The kernel to use for `count` tokens and these matrices of one shape, [O, I] each. `F.linear` on a device that is not the CPU.
 
-    Ways take turns, so that no matrix is still in a cache from the kernel before: in a forward it is not, either.
+    Each kernel multiplies each measured matrix once; the median time counts. Consecutive calls use different matrices, because in a
+    forward a matrix is not in a cache either.
     """
     if weights[0].device.type != "cpu" or count == 1:
         return F.linear
-    tokens = torch.ones(1, count, weights[0].shape[1], dtype=weights[0].dtype)  # no random numbers: somebody may be sampling
+    tokens = torch.ones(
+        1, count, weights[0].shape[1], dtype=weights[0].dtype
+    )  # not random: that would change torch's global generator, and with it a text being sampled
     spent_s: dict[LinearKernel, list[float]] = {kernel: [] for kernel in KERNELS}
-    for turn in range(len(KERNELS)):
+    for shift in range(len(KERNELS)):
         for index, weight in enumerate(_some(weights)):
-            kernel = KERNELS[(index + turn) % len(KERNELS)]
+            kernel = KERNELS[(index + shift) % len(KERNELS)]
             spent_s[kernel].append(_seconds(kernel, tokens, weight))
     cost_s = {kernel: statistics.median(times) for kernel, times in spent_s.items()}
     quick = min(KERNELS, key=cost_s.__getitem__)
@@ -65,7 +69,7 @@ def _some(weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _seconds(kernel: LinearKernel, tokens: Tensor, weight: Tensor) -> float:
-    """Infinite where this torch or this dtype cannot go that kernel."""
+    """Seconds of one call; infinite if this torch or this dtype does not support the kernel."""
     started = time.perf_counter()
     try:
         kernel(tokens, weight)

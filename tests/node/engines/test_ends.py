@@ -1,4 +1,4 @@
-"""The ends at a node: exact for every family, however rows are laid out; and refused with the reason where they are not."""
+"""The ends at a node: exact for every family, however sequences are laid out; and refused with the reason where they are not."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def loaded(path: Path, dtype: torch.dtype = torch.float32) -> EndsModel:
 
 
 @torch.inference_mode()
-def of_one_machine(path: Path, rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """What enters the first block, what leaves the last, and the logits, row by row, in the whole model of transformers."""
+def of_one_machine(path: Path, sequences: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What enters the first block, what leaves the last, and the logits, sequence by sequence, in the whole model of transformers."""
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     blocks = load_ends(open_checkpoint(path), dtype=torch.float32)
     name = next(name for name, other in blocks.model.named_modules() if other is blocks.owner)
@@ -43,20 +43,20 @@ def of_one_machine(path: Path, rows: list[Tensor]) -> tuple[list[Tensor], list[T
         lambda _, args, kwargs: entered.append((args[0] if args else kwargs["hidden_states"])[0].clone()), with_kwargs=True
     )
     layers[-1].register_forward_hook(lambda _, __, out: left.append((out[0] if isinstance(out, tuple) else out)[0].clone()))
-    logits = [model(input_ids=row[None]).logits[0] for row in rows]
+    logits = [model(input_ids=sequence[None]).logits[0] for sequence in sequences]
     return entered, left, logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ends_of_a_family_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
-    """The oracle is the whole model with its blocks, not the ends: rows of different lengths share the axis, cut at odd places."""
+    """The oracle is the whole model with its blocks, not the ends: sequences of different lengths share the axis, cut at odd places."""
     path = make_checkpoint(family, tmp_path / family)
     host = choose_ends(loaded(path), 256)
-    rows = [torch.randint(3, 256, (length,), generator=torch.Generator().manual_seed(length)) for length in (11, 1, 6)]
-    entered, left, logits = of_one_machine(path, rows)
+    sequences = [torch.randint(3, 256, (length,), generator=torch.Generator().manual_seed(length)) for length in (11, 1, 6)]
+    entered, left, logits = of_one_machine(path, sequences)
     pasts = (4, 0, 5)
-    stretches = [Stretch(past, len(row) - past) for past, row in zip(pasts, rows, strict=True)]
-    embedded = host.embed("ids", torch.cat([row[past:] for past, row in zip(pasts, rows, strict=True)]), stretches)
+    stretches = [Stretch(past, len(sequence) - past) for past, sequence in zip(pasts, sequences, strict=True)]
+    embedded = host.embed("ids", torch.cat([sequence[past:] for past, sequence in zip(pasts, sequences, strict=True)]), stretches)
     expected = torch.cat([hidden[past:] for past, hidden in zip(pasts, entered, strict=True)])
     assert torch.allclose(embedded.cpu(), expected, atol=1e-6)
     some = torch.tensor([10, 11, 0, 17, 14])
@@ -66,8 +66,8 @@ def test_the_ends_of_a_family_are_those_of_the_whole_model(family: str, tmp_path
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bloom"])
-def test_row_by_row_gives_the_same(family: str, tmp_path: Path) -> None:
-    """For families that count positions by themselves: the cache tells them how many tokens a row has."""
+def test_sequence_by_sequence_gives_the_same(family: str, tmp_path: Path) -> None:
+    """For families that count positions by themselves: the cache tells them how many tokens a sequence has."""
     ends = loaded(make_checkpoint(family, tmp_path / family))
     host = Ends(ends, 256, is_flat=False)
     host.takes_positions = False
@@ -85,12 +85,12 @@ def test_positions_of_a_caller_are_used(tmp_path: Path) -> None:
 
 
 def test_a_flat_axis_may_be_longer_than_the_table_of_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 rows of 10 tokens are 400 on one axis, and the model has 256 places; so has the head's run of 400 tokens."""
+    """40 sequences of 10 tokens are 400 on one axis, and the model has 256 places; so has the head's run of 400 tokens."""
     monkeypatch.setattr(module, "LOGITS_BYTES", 300 * 256 * 4)
     path = make_checkpoint("gpt2", tmp_path / "gpt2")
-    host, row = choose_ends(loaded(path), 256), torch.randint(0, 256, (10,))
-    (entered,), _, _ = of_one_machine(path, [row])
-    embedded = host.embed("ids", row.repeat(40), [Stretch(0, 10)] * 40)
+    host, sequence = choose_ends(loaded(path), 256), torch.randint(0, 256, (10,))
+    (entered,), _, _ = of_one_machine(path, [sequence])
+    embedded = host.embed("ids", sequence.repeat(40), [Stretch(0, 10)] * 40)
     assert torch.allclose(embedded.cpu(), entered.repeat(40, 1), atol=1e-6)
     assert torch.allclose(host.logits(embedded), host.logits(embedded[:10]).repeat(40, 1), atol=1e-5)
 
@@ -124,9 +124,9 @@ def test_ends_that_differ_from_the_model_are_refused_with_the_reason(tmp_path: P
 @given(
     st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6), min_size=1, max_size=3), st.integers(1, 6)
 )
-def test_the_largest_come_first_and_of_equals_the_lowest_id(rows: list[list[float]], count: int) -> None:
-    values, ids = top(torch.tensor(rows), count)
+def test_the_largest_come_first_and_of_equals_the_lowest_id(sequences: list[list[float]], count: int) -> None:
+    values, ids = top(torch.tensor(sequences), count)
     assert ids.dtype == torch.int32
-    for row, got, tokens in zip(rows, values.tolist(), ids.tolist(), strict=True):
-        expected = sorted(range(6), key=lambda token: (-row[token], token))[:count]
-        assert tokens == expected and got == [row[token] for token in expected]
+    for sequence, got, tokens in zip(sequences, values.tolist(), ids.tolist(), strict=True):
+        expected = sorted(range(6), key=lambda token: (-sequence[token], token))[:count]
+        assert tokens == expected and got == [sequence[token] for token in expected]

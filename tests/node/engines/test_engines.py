@@ -1,4 +1,4 @@
-"""Every engine against the whole Hugging Face model: mixed steps of many rows, forks and crops, and which engine was chosen."""
+"""Every engine against the whole Hugging Face model: mixed steps of many sequences, forks and crops, and which engine was chosen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODES = dict.fromkeys([*LISTED, *OTHERS], "packed") | {
     **dict.fromkeys(["gpt_neo", "falcon_h1", "openai_gpt"], "serial"),
 }
 LENGTHS = (26, 12, 17)
-"""Tokens of the three rows; the first leaves a sliding window far behind."""
+"""Tokens of the three sequences; the first leaves a sliding window far behind."""
 
 SCHEDULE: list[list[tuple[int, int]]] = [
     [(0, 10)],
@@ -49,7 +49,7 @@ SCHEDULE: list[list[tuple[int, int]]] = [
     [(0, 9), (1, 1), (2, 1)],
     [(2, 4), (1, 3), (0, 2)],
 ]
-"""(row, new tokens) of each step: chunks of prompts and single tokens of other rows together, in changing order."""
+"""(sequence, new tokens) of each step: chunks of prompts and single tokens of other sequences together, in changing order."""
 
 
 @pytest.fixture(scope="module")
@@ -95,27 +95,29 @@ def engines_of(
 
 
 def run_schedule(engines: Sequence[Engine], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of all rows after SCHEDULE, through one engine after the other; gives all memory back."""
-    rows = [[engine.open() for _ in inputs] for engine in engines]
+    """Outputs of all sequences after SCHEDULE, through one engine after the other; gives all memory back."""
+    sequences = [[engine.open() for _ in inputs] for engine in engines]
     outputs: list[list[Tensor]] = [[] for _ in inputs]
     for step in SCHEDULE:
-        starts = [rows[0][index].length for index, _ in step]
-        pieces = [inputs[index][:, start : start + count] for (index, count), start in zip(step, starts, strict=True)]
-        hidden = torch.cat(pieces, dim=1)
-        for engine, mine in zip(engines, rows, strict=True):
+        starts = [sequences[0][index].length for index, _ in step]
+        chunks = [inputs[index][:, start : start + count] for (index, count), start in zip(step, starts, strict=True)]
+        hidden = torch.cat(chunks, dim=1)
+        for engine, mine in zip(engines, sequences, strict=True):
             hidden = feed(engine, [(mine[index], count) for index, count in step], hidden)
-        for (index, _), piece in zip(step, hidden.split([count for _, count in step], dim=1), strict=True):
-            outputs[index].append(piece)
-    for engine, mine in zip(engines, rows, strict=True):
-        for row in mine:
-            engine.close(row)
+        for (index, _), chunk in zip(step, hidden.split([count for _, count in step], dim=1), strict=True):
+            outputs[index].append(chunk)
+    for engine, mine in zip(engines, sequences, strict=True):
+        for sequence in mine:
+            engine.close(sequence)
         assert engine.used_bytes == 0
-    return [torch.cat(pieces, dim=1) for pieces in outputs]
+    return [torch.cat(chunks, dim=1) for chunks in outputs]
 
 
 @pytest.mark.parametrize("family", MODES)
 def test_batched_spans_equal_the_whole_model(checkpoints: Checkpoints, family: str) -> None:
-    assert tuple(sum(count for step in SCHEDULE for row, count in step if row == index) for index in range(3)) == LENGTHS
+    assert (
+        tuple(sum(count for step in SCHEDULE for sequence, count in step if sequence == index) for index in range(3)) == LENGTHS
+    )
     assert LENGTHS[0] > 2 * WINDOW
     reference = Boundaries(open_checkpoint(checkpoints(family)))
     pairs = [reference.run(length, seed=seed) for seed, length in enumerate(LENGTHS)]
@@ -125,7 +127,7 @@ def test_batched_spans_equal_the_whole_model(checkpoints: Checkpoints, family: s
     outputs = run_schedule(engines, [given for given, _ in pairs])
     worst = max(error(output, expected) for output, (_, expected) in zip(outputs, pairs, strict=True))
     assert worst < EXACT
-    if MODES[family] == "packed":  # otherwise rows would not have shared their forwards
+    if MODES[family] == "packed":  # otherwise sequences would not have shared their forwards
         assert engines[1].forwards - before == len(SCHEDULE)
 
 
@@ -133,7 +135,7 @@ def test_batched_spans_equal_the_whole_model(checkpoints: Checkpoints, family: s
 def test_long_steps_attend_in_slices_of_bounded_memory(
     checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a stranger's longest step on its longest row takes more memory than any limit on K/V allows for."""
+    """Else a stranger's longest step on its longest sequence takes more memory than any limit on K/V allows for."""
     masks: list[int] = []
     make = packed._Step._mask
 
@@ -152,7 +154,9 @@ def test_long_steps_attend_in_slices_of_bounded_memory(
 
 
 @pytest.mark.parametrize("family", ["bloom", "falcon_rotary", "gptj", "gpt_neo"])
-def test_long_steps_on_long_rows_are_fed_in_parts(checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_steps_on_long_sequences_are_fed_in_parts(
+    checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paged, "MAX_GATHERED", 40)
     monkeypatch.setattr(paged, "MAX_PAIRS", 50)
     monkeypatch.setattr(serial, "MAX_PAIRS", 50)
@@ -182,12 +186,12 @@ def test_forwards_have_every_token_once_in_order_and_keep_the_bounds(steps: list
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_decoding_rows_share_one_forward(checkpoints: Checkpoints, family: str) -> None:
+def test_decoding_sequences_share_one_forward(checkpoints: Checkpoints, family: str) -> None:
     engine = engines_of(checkpoints, family)[0]
-    rows = [engine.open() for _ in range(8)]
-    feed(engine, [(row, index + 1) for index, row in enumerate(rows)], torch.randn(1, 36, 64))
+    sequences = [engine.open() for _ in range(8)]
+    feed(engine, [(sequence, index + 1) for index, sequence in enumerate(sequences)], torch.randn(1, 36, 64))
     before = engine.forwards
-    feed(engine, [(row, 1) for row in rows], torch.randn(1, 8, 64))
+    feed(engine, [(sequence, 1) for sequence in sequences], torch.randn(1, 8, 64))
     assert engine.forwards == before + 1
 
 
@@ -199,15 +203,15 @@ def test_a_sharded_checkpoint_gives_the_same_engine(checkpoints: Checkpoints) ->
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bloom", "gpt_neo", "openai_gpt"])
-def test_forks_and_crops_continue_like_rows_of_their_own(checkpoints: Checkpoints, family: str) -> None:
-    """A beam: two rows part after a common prefix, one of them steps back and tries again; the parent dies first."""
+def test_forks_and_crops_continue_like_sequences_of_their_own(checkpoints: Checkpoints, family: str) -> None:
+    """A beam: two sequences part after a common prefix, one of them steps back and tries again; the parent dies first."""
     engine = engines_of(checkpoints, family)[0]
     prefix, left, right = (torch.randn(1, length, 64, generator=torch.Generator().manual_seed(length)) for length in (21, 5, 6))
 
     def fresh(*parts: Tensor) -> Tensor:
-        row, hidden = engine.open(), torch.cat(parts, dim=1)
-        output = feed(engine, [(row, hidden.shape[1])], hidden)
-        engine.close(row)
+        sequence, hidden = engine.open(), torch.cat(parts, dim=1)
+        output = feed(engine, [(sequence, hidden.shape[1])], hidden)
+        engine.close(sequence)
         return output
 
     parent = engine.open()
@@ -225,9 +229,9 @@ def test_forks_and_crops_continue_like_rows_of_their_own(checkpoints: Checkpoint
     tail = feed(engine, [(third, 6)], right)
     assert error(tail, fresh(prefix, right[:, :2], right)[:, 23:]) < EXACT
     assert (first.length, second.length, third.length) == (27, 28, 29)
-    for row in (first, second, third):
-        engine.close(row)
-        engine.close(row)
+    for sequence in (first, second, third):
+        engine.close(sequence)
+        engine.close(sequence)
     assert engine.used_bytes == 0
 
 
@@ -235,23 +239,23 @@ def test_forks_and_crops_continue_like_rows_of_their_own(checkpoints: Checkpoint
 def test_a_running_state_can_be_forked_but_not_rewound(checkpoints: Checkpoints, family: str) -> None:
     engine = engines_of(checkpoints, family)[1]
     hidden = torch.randn(1, 12, 64, generator=torch.Generator().manual_seed(3))
-    row = engine.open()
-    whole = feed(engine, [(row, 12)], hidden)
-    engine.crop(row, 12)
-    assert row.length == engine.used_bytes == 0
-    feed(engine, [(row, 9)], hidden[:, :9])
-    twin = engine.fork(row)
-    for each in (row, twin):
+    sequence = engine.open()
+    whole = feed(engine, [(sequence, 12)], hidden)
+    engine.crop(sequence, 12)
+    assert sequence.length == engine.used_bytes == 0
+    feed(engine, [(sequence, 9)], hidden[:, :9])
+    twin = engine.fork(sequence)
+    for each in (sequence, twin):
         assert error(feed(engine, [(each, 3)], hidden[:, 9:]), whole[:, 9:]) < EXACT
     assert not engine.can_crop
     with pytest.raises(BadRequestError, match="rewound"):
-        engine.crop(row, 2)
-    assert row.length == 12
+        engine.crop(sequence, 2)
+    assert sequence.length == 12
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "falcon_rotary"])
 def test_positions_that_the_caller_sets_are_obeyed(checkpoints: Checkpoints, family: str) -> None:
-    """Gaps in a row's positions, in two chunks, beside a row that counts for itself."""
+    """Gaps in a sequence's positions, in two chunks, beside a sequence that counts for itself."""
     positions = torch.tensor([0, 1, 2, 3, 10, 11, 12, 40, 41, 42])
     mask = torch.tril(torch.ones(1, 1, 10, 10, dtype=torch.bool))
     window = mask & (torch.arange(10)[None] > torch.arange(10)[:, None] - WINDOW)
@@ -264,11 +268,11 @@ def test_positions_that_the_caller_sets_are_obeyed(checkpoints: Checkpoints, fam
     engines = engines_of(checkpoints, family)
     outputs = []
     first, both = hidden[:, :6], torch.cat([hidden[:, 6:], other], dim=1)
-    rows = [(engine.open(), engine.open()) for engine in engines]
-    for engine, (row, _) in zip(engines, rows, strict=True):
-        first = feed(engine, [(row, 6)], first, positions[:6])
-    for engine, (row, second) in zip(engines, rows, strict=True):
-        both = feed(engine, [(row, 4), (second, 4)], both, torch.cat([positions[6:], torch.arange(4)]))
+    sequences = [(engine.open(), engine.open()) for engine in engines]
+    for engine, (sequence, _) in zip(engines, sequences, strict=True):
+        first = feed(engine, [(sequence, 6)], first, positions[:6])
+    for engine, (sequence, second) in zip(engines, sequences, strict=True):
+        both = feed(engine, [(sequence, 4), (second, 4)], both, torch.cat([positions[6:], torch.arange(4)]))
     outputs = torch.cat([first, both[:, :4]], dim=1)
     assert error(outputs, expected) < EXACT
     assert error(both[:, 4:], counted) < EXACT
@@ -279,11 +283,11 @@ def test_a_plain_model_in_the_process_does_not_notice(checkpoints: Checkpoints) 
     references = [Boundaries(open_checkpoint(checkpoints(family))) for family in ("bloom", "mistral", "falcon_alibi")]
     before = [reference.run(20, seed=7) for reference in references]
     engine = engines_of(checkpoints, "bloom")[0]
-    row = engine.open()
-    feed(engine, [(row, 5)], before[0][0][:, :5])
+    sequence = engine.open()
+    feed(engine, [(sequence, 5)], before[0][0][:, :5])
     after = [reference.run(20, seed=7) for reference in references]
     assert all(torch.equal(old, new) for old, new in zip(sum(before, ()), sum(after, ()), strict=True))
-    engine.close(row)
+    engine.close(sequence)
 
 
 def test_engines_in_two_threads_do_not_mix(checkpoints: Checkpoints) -> None:
@@ -382,10 +386,10 @@ def test_chunks_are_fed_token_by_token_only_where_they_must_be(
 ) -> None:
     """Also in bfloat16, where outputs hide a forgotten state in their rounding."""
     engine = engines_of(checkpoints, family, dtype)[1]
-    row = engine.open()
-    feed(engine, [(row, 9)], torch.randn(1, 9, 64).to(dtype))
+    sequence = engine.open()
+    feed(engine, [(sequence, 9)], torch.randn(1, 9, 64).to(dtype))
     before = engine.forwards
-    feed(engine, [(row, 4)], torch.randn(1, 4, 64).to(dtype))
+    feed(engine, [(sequence, 4)], torch.randn(1, 4, 64).to(dtype))
     assert engine.forwards - before == (4 if unrolls else 1)
 
 
@@ -417,7 +421,7 @@ def test_a_span_that_an_engine_serves_can_be_run_by_itself(checkpoints: Checkpoi
     hidden = torch.randn(1, 9, 64).to(DEVICE)
     before = span(hidden)
     engine = choose_engine(span, LIMIT)
-    row = engine.open()
-    for piece in hidden.split([6, 1, 2], dim=1):
-        feed(engine, [(row, piece.shape[1])], piece)
+    sequence = engine.open()
+    for chunk in hidden.split([6, 1, 2], dim=1):
+        feed(engine, [(sequence, chunk.shape[1])], chunk)
         assert torch.equal(span(hidden), before)

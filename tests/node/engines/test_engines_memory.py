@@ -1,4 +1,4 @@
-"""Memory of engines: it grows as rows do, is told beforehand, is refused before anything changed, and comes back."""
+"""Memory of engines: it grows as sequences do, is told beforehand, is refused before anything changed, and comes back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENGINES: dict[str, tuple[str, Callable[..., Any], int]] = {
     "paged states": ("qwen3_next", PagedEngine, 1),
     "serial states": ("falcon_h1", SerialEngine, 1),
 }
-"""Name -> family, engine, bytes of a token in two blocks (of a row without any, where states dominate: unknown here)."""
+"""Name -> family, engine, bytes of a token in two blocks (of a sequence without any, where states dominate: unknown here)."""
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,15 @@ def noise(count: int, seed: int = 0) -> Tensor:
 
 def test_memory_grows_as_used_and_comes_back(make: Make) -> None:
     engine = make(1 << 30)
-    row = engine.open()
+    sequence = engine.open()
     assert engine.used_bytes == 0
-    feed(engine, [(row, 1)], noise(1))
+    feed(engine, [(sequence, 1)], noise(1))
     small = engine.used_bytes
-    feed(engine, [(row, 500)], noise(500))
+    feed(engine, [(sequence, 500)], noise(500))
     assert 0 < small < engine.used_bytes < engine.limit_bytes
-    twin = engine.fork(row)
+    twin = engine.fork(sequence)
     feed(engine, [(twin, 1)], noise(1))
-    engine.close(row)
+    engine.close(sequence)
     large = engine.used_bytes
     assert large > small
     if engine.can_crop:
@@ -73,8 +73,8 @@ def test_memory_grows_as_used_and_comes_back(make: Make) -> None:
         assert engine.used_bytes <= large / 4
     engine.close(twin)
     assert engine.used_bytes == 0
-    feed(engine, [(row, 3)], noise(3))  # a closed row is an empty one
-    engine.close(row)
+    feed(engine, [(sequence, 3)], noise(3))  # a closed sequence is an empty one
+    engine.close(sequence)
     assert engine.used_bytes == 0
 
 
@@ -83,40 +83,40 @@ def test_bytes_are_those_of_keys_and_values(checkpoints: Checkpoints, name: str)
     family, build, token_bytes = ENGINES[name]
     span = load_span(open_checkpoint(checkpoints(family)), Span(0, 2), dtype=torch.float32, device=DEVICE)
     engine = build(span, 1 << 30)
-    row = engine.open()
-    feed(engine, [(row, 640)], noise(640))
+    sequence = engine.open()
+    feed(engine, [(sequence, 640)], noise(640))
     assert 640 * token_bytes <= engine.used_bytes <= 1.5 * 640 * token_bytes
 
 
-def test_growth_is_told_exactly_whatever_rows_do(make: Make) -> None:
+def test_growth_is_told_exactly_whatever_sequences_do(make: Make) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     rng = random.Random(seed)
     engine = make(1 << 30)
-    rows = [engine.open() for _ in range(3)]
+    sequences = [engine.open() for _ in range(3)]
     for _ in range(40):
         action = rng.random()
-        row = rng.choice(rows)
-        if action < 0.15 and len(rows) < 6:
-            rows.append(engine.fork(row))
+        sequence = rng.choice(sequences)
+        if action < 0.15 and len(sequences) < 6:
+            sequences.append(engine.fork(sequence))
         elif action < 0.25:
-            engine.crop(row, row.length if not engine.can_crop else rng.randint(0, row.length))
-        elif action < 0.3 and len(rows) > 1:
-            rows.remove(row)
-            engine.close(row)
+            engine.crop(sequence, sequence.length if not engine.can_crop else rng.randint(0, sequence.length))
+        elif action < 0.3 and len(sequences) > 1:
+            sequences.remove(sequence)
+            engine.close(sequence)
         else:
-            chosen = rng.sample(rows, rng.randint(1, len(rows)))
-            items = [(row, rng.choice([1, 1, 1, 3, 17, 40])) for row in chosen]
+            chosen = rng.sample(sequences, rng.randint(1, len(sequences)))
+            items = [(sequence, rng.choice([1, 1, 1, 3, 17, 40])) for sequence in chosen]
             before, told = engine.used_bytes, engine.growth_bytes(items)
             feed(engine, items, noise(sum(count for _, count in items)))
             assert engine.used_bytes - before == told
-    for row in rows:
-        engine.close(row)
+    for sequence in sequences:
+        engine.close(sequence)
     assert engine.used_bytes == 0
 
 
-def test_a_full_cache_refuses_and_leaves_every_row_usable(make: Make) -> None:
-    """The refused step changes nothing: the same rows go on, with the outputs that they would have had."""
+def test_a_full_cache_refuses_and_leaves_every_sequence_usable(make: Make) -> None:
+    """The refused step changes nothing: the same sequences go on, with the outputs that they would have had."""
     calm = make(1 << 30)
     hidden = [noise(40, seed=1), noise(30, seed=2)]
     reference = [calm.open(), calm.open()]
@@ -126,53 +126,53 @@ def test_a_full_cache_refuses_and_leaves_every_row_usable(make: Make) -> None:
     room = calm.used_bytes
 
     engine = make(room)
-    rows = [engine.open(), engine.open()]
-    feed(engine, [(rows[0], 30), (rows[1], 20)], torch.cat([hidden[0][:, :30], hidden[1][:, :20]], dim=1))
+    sequences = [engine.open(), engine.open()]
+    feed(engine, [(sequences[0], 30), (sequences[1], 20)], torch.cat([hidden[0][:, :30], hidden[1][:, :20]], dim=1))
     assert engine.used_bytes == used
-    greedy = [(rows[1], 1), (rows[0], 4_000), (engine.open(), 4_000)]
+    greedy = [(sequences[1], 1), (sequences[0], 4_000), (engine.open(), 4_000)]
     assert engine.growth_bytes(greedy) > engine.limit_bytes - engine.used_bytes
     with pytest.raises(CacheFullError, match="free"):
         feed(engine, greedy, noise(8_001))
-    assert engine.used_bytes == used and [row.length for row in rows] == [30, 20]
-    again = feed(engine, [(rows[0], 1), (rows[1], 1)], torch.cat([hidden[0][:, 30:31], hidden[1][:, 20:21]], dim=1))
+    assert engine.used_bytes == used and [sequence.length for sequence in sequences] == [30, 20]
+    again = feed(engine, [(sequences[0], 1), (sequences[1], 1)], torch.cat([hidden[0][:, 30:31], hidden[1][:, 20:21]], dim=1))
     assert torch.allclose(again, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_near_the_limit_rows_grow_without_slack(checkpoints: Checkpoints) -> None:
+def test_near_the_limit_sequences_grow_without_slack(checkpoints: Checkpoints) -> None:
     span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32, device=DEVICE)
     token_bytes = ENGINES["packed"][2]
     engine = PackedEngine(span, 640 * token_bytes)
-    row = engine.open()
-    feed(engine, [(row, 640)], noise(640))
+    sequence = engine.open()
+    feed(engine, [(sequence, 640)], noise(640))
     assert engine.used_bytes == engine.limit_bytes
     with pytest.raises(CacheFullError):
-        feed(engine, [(row, 1)], noise(1))
+        feed(engine, [(sequence, 1)], noise(1))
 
 
 def test_forks_share_memory_until_they_write(checkpoints: Checkpoints) -> None:
     span = load_span(open_checkpoint(checkpoints("llama")), Span(0, 2), dtype=torch.float32, device=DEVICE)
     for build in (PackedEngine, PagedEngine):
         engine = build(span, 1 << 30)
-        row = engine.open()
-        feed(engine, [(row, 100)], noise(100))
+        sequence = engine.open()
+        feed(engine, [(sequence, 100)], noise(100))
         used = engine.used_bytes
-        twins = [engine.fork(row) for _ in range(5)]
-        assert engine.used_bytes == used and len({row, *twins}) == 6
-        for old in (row, *twins[:-1]):
+        twins = [engine.fork(sequence) for _ in range(5)]
+        assert engine.used_bytes == used and len({sequence, *twins}) == 6
+        for old in (sequence, *twins[:-1]):
             engine.close(old)
         feed(engine, [(twins[-1], 1)], noise(1))  # alone again: nothing to copy
         assert engine.used_bytes == used
 
 
-def test_pages_are_clean_when_they_are_lent_again(checkpoints: Checkpoints) -> None:
-    """A masked NaN is still NaN: what a row left behind must not reach the next one, nor may what it computes."""
+def test_pages_are_clean_when_they_are_taken_again(checkpoints: Checkpoints) -> None:
+    """A masked NaN is still NaN: what a sequence left behind must not reach the next one, nor may what it computes."""
     span = load_span(open_checkpoint(checkpoints("bloom")), Span(0, 2), dtype=torch.float32, device=DEVICE)
     engine = PagedEngine(span, 1 << 30)
     keeper, long, short = engine.open(), engine.open(), engine.open()
     feed(engine, [(keeper, 1)], noise(1))
     expected = feed(engine, [(long, 20), (short, 3)], noise(23))
-    for row in (long, short):
-        engine.close(row)
+    for sequence in (long, short):
+        engine.close(sequence)
     poisoned = engine.open()
     feed(engine, [(poisoned, 64)], torch.full((1, 64, 64), float("nan")))
     engine.close(poisoned)
@@ -180,7 +180,7 @@ def test_pages_are_clean_when_they_are_lent_again(checkpoints: Checkpoints) -> N
     assert torch.equal(feed(engine, [(long, 20), (short, 3)], noise(23)), expected)
 
 
-def test_a_row_beside_a_poisoned_one_is_not_touched(checkpoints: Checkpoints) -> None:
+def test_a_sequence_beside_a_poisoned_one_is_not_touched(checkpoints: Checkpoints) -> None:
     for family, build in (("llama", PackedEngine), ("bloom", PagedEngine)):
         engine = build(load_span(open_checkpoint(checkpoints(family)), Span(0, 2), dtype=torch.float32, device=DEVICE), 1 << 30)
         alone, bad, good = engine.open(), engine.open(), engine.open()

@@ -54,8 +54,8 @@ def test_a_batch_goes_to_the_device_and_its_outputs_come_back(tmp_path: Path) ->
         batch = [(of_ids, [engine.open()]), (of_hidden, [engine.open()])]
         hidden = edges.begin(engine, ends, batch)
         assert hidden.device == OTHER
-        items = [(rows[0], chunk.size) for chunk, rows in batch]
-        places = torch.cat([edges.places(chunk, rows) for chunk, rows in batch]).to(OTHER)
+        items = [(sequences[0], chunk.size) for chunk, sequences in batch]
+        places = torch.cat([edges.places(chunk, sequences) for chunk, sequences in batch]).to(OTHER)
         outputs = edges.finish(ends, [of_ids, of_hidden], engine.step(items, hidden[None], places)[0])
     assert [output.values.device.type for output in outputs] == ["cpu", "cpu"]
     assert [tuple(output.values.shape) for output in outputs] == [(1, 256), (2, 64)]

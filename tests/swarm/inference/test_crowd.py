@@ -147,7 +147,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
     for node in swarm.nodes:
         assert node.engine.mode == ("packed" if family == "llama" else "paged")
         if node.engine.mode == "paged":
-            assert node.engine._pool.num_lent == 0 and not node.engine._pool.keys
+            assert node.engine._pool.num_used == 0 and not node.engine._pool.keys
     await swarm.stop()
     gc.collect()
     assert not [thing for thing in gc.get_objects() if isinstance(thing, Session) and thing._legs._tasks]

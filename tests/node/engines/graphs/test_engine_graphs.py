@@ -180,7 +180,7 @@ STEERED: dict[str, tuple[Callable[[Blocks, Tensor], Tensor], str]] = {
     "a number read": (lambda _, x: x * x.sum().item(), "item"),
     "numbers read": (lambda _, x: x * x[0, 0].tolist()[0], "tolist"),
     "numpy": (lambda _, x: x + torch.from_numpy(x.numpy()), "numpy"),
-    "rows found": (lambda _, x: x + (x > 0).nonzero().shape[0], "nonzero"),
+    "sequences found": (lambda _, x: x + (x > 0).nonzero().shape[0], "nonzero"),
     "a mask as an index": (lambda _, x: x + x[x > 0].sum(), "depends on numbers"),
     "values told apart": (lambda _, x: x + x.round().unique().numel(), "depends on numbers"),
     "a comparison": (lambda _, x: x * 2 if torch.equal(x, x.abs()) else x, "depends on numbers"),
@@ -276,12 +276,12 @@ def test_an_engine_that_has_practised_plays(
     while playing.warm_up():
         pass
     assert playing.used_bytes == 0
-    rows = [(engine.open(), engine.open()) for engine in (playing, running)]
+    sequences = [(engine.open(), engine.open()) for engine in (playing, running)]
     for step in [(5, 2), (1, 0), (1, 1), (1, 0), (0, 3), (2, 5), (1, 1), (16, 0), (17, 1), (1, 0)]:
         hidden = torch.randn(1, sum(step), playing.hidden_size)
         outputs = [
-            feed(engine, [(row, count) for row, count in zip(own, step, strict=True) if count], hidden.clone())
-            for engine, own in zip((playing, running), rows, strict=True)
+            feed(engine, [(sequence, count) for sequence, count in zip(own, step, strict=True) if count], hidden.clone())
+            for engine, own in zip((playing, running), sequences, strict=True)
         ]
         if kernel is F.linear:
             assert torch.equal(*outputs)
@@ -310,7 +310,7 @@ def test_the_self_test_goes_through_captured_graphs(
     with selftest.small_windows(span):
         assert selftest.SelfTest(span).fault(warmed_up) is None
     assert engines[0]._graphs.replayed == 7, "each of its steps was replayed"
-    lengths = [[(stop - start, past) for _, start, stop, past, _ in examples[-1][0].pieces] for examples in proofs]
+    lengths = [[(stop - start, past) for _, start, stop, past, _ in examples[-1][0].stretches] for examples in proofs]
     assert [sum(count for count, _ in one) for one in lengths] == list(range(1, 17))
     assert lengths[-1] == [(8, 2), (4, 0), (2, 5), (1, 1), (1, 3)]
 
@@ -320,10 +320,10 @@ def test_a_lone_token_has_the_model_s_own_bits(checkpoints: Checkpoints, dtype: 
     checkpoint = open_checkpoint(checkpoints("llama"))
     engines = [PackedEngine(load_span(checkpoint, Span(0, 2), dtype=dtype, device=DEVICE), 1 << 30) for _ in range(2)]
     engines[0].warm_up()
-    rows = [engine.open() for engine in engines]
+    sequences = [engine.open() for engine in engines]
     for count in (5, 1, 1):
         hidden = torch.randn(1, count, engines[0].hidden_size).to(dtype)
-        outputs = [feed(engine, [(row, count)], hidden) for engine, row in zip(engines, rows, strict=True)]
+        outputs = [feed(engine, [(sequence, count)], hidden) for engine, sequence in zip(engines, sequences, strict=True)]
         assert torch.equal(*outputs)
     assert [engine._graphs.replayed for engine in engines] == [2, 0]
 
