@@ -181,7 +181,7 @@ def _effort(backend: LocalBackend) -> str:
 def _unrecorded(backend: LocalBackend) -> str:
     """The reason if a packed engine runs its decodes instead of replaying captured graphs."""
     refusals = [engine.refusal for engine in backend.engines if engine.mode == "packed" and engine.refusal]
-    return f"forwards are not recorded ({refusals[0]})" if refusals else ""
+    return f"forwards are not captured ({refusals[0]})" if refusals else ""
 
 
 def _line(error: BaseException) -> str:

@@ -31,8 +31,16 @@ OWN = ("scripts/words.py", "tests/test_words.py")
 
 CLEAN = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs", "protocols", "swarm", "scripts"),
-    *(":(glob)node/*.py", "node/cli", "node/hosting", "node/placement", "node/units", ":(exclude)node/placement/span_choice.py"),
-    *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/protocols"),
+    *(
+        ":(glob)node/*.py",
+        "node/cli",
+        "node/engines",
+        "node/hosting",
+        "node/placement",
+        "node/units",
+        ":(exclude)node/placement/span_choice.py",
+    ),
+    *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/node/engines", "tests/protocols"),
     *(
         f"tests/swarm/{folder}"
         for folder in ("checkpoints", "client", "dht", "directory", "lan", "meeting", "models", "peer", "placement")
@@ -50,11 +58,12 @@ SHORT_FIRST_LINES = (
         ":(glob)node/*.py",
         "node/cli",
         "node/device",
+        "node/engines",
         "node/hosting",
         "node/placement",
         "node/units",
     ),
-    *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/protocols"),
+    *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/node/engines", "tests/protocols"),
     *(
         f"tests/swarm/{folder}"
         for folder in ("checkpoints", "client", "dht", "directory", "inference", "lan", "meeting", "models", "peer")

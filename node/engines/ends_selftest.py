@@ -1,4 +1,4 @@
-"""Self-test of `Ends`: exact if many sequences share one run?
+"""Self-test of `Ends`: is it exact for many sequences in one run?
 
 It runs at load, with the calls that will serve. Two sequences are embedded in two parts, both sequences together as in a batch, and the
 result is compared with the plain model's own run over each whole sequence.

@@ -230,8 +230,8 @@ class PagedEngine:
 def bounded(chunks: Sequence[Chunk], lengths: Sequence[int], *, can_cut: bool = True) -> list[list[Chunk]]:
     """Group `chunks` into forwards that respect MAX_GATHERED and MAX_PAIRS; mostly one for all. Pure.
 
-    lengths: of item i's sequence after the step. A prefill chunk that alone exceeds MAX_PAIRS is split into consecutive ones if `can_cut`, else it
-    has its own forward.
+    lengths: tokens of each item's sequence after the step. A prefill chunk that alone exceeds MAX_PAIRS is split into consecutive ones if
+    `can_cut`, else it has its own forward.
     """
     groups: list[list[Chunk]] = []
     group: list[Chunk] = []

@@ -1,4 +1,4 @@
-"""The capture of a forward: notes torch calls, in segments between attentions.
+"""Capture of a forward: its torch calls, in segments between attentions.
 
 Two modes of torch watch the forward. One sees every call that Python makes, with its tensors. The other sees the operators below, and
 refuses those whose result may steer Python (`item`, `nonzero`, a mask as an index), by torch's own tags. The calls that are left depend on
@@ -155,7 +155,7 @@ class Capture:
                 return
             if next(_tensors(result), None) is None:
                 if name not in _METADATA:
-                    raise NotCapturableError(f"{name} answers with {type(result).__name__}")
+                    raise NotCapturableError(f"{name} returns a {type(result).__name__}")
                 return
         if name == "__get__":
             func, args = getattr, (args[0], func.__self__.__name__)
@@ -202,7 +202,7 @@ class Capture:
             elif tensor in self._constants:
                 self._slots[tensor] = self._new_slot(tensor)
             else:
-                raise NotCapturableError(f"a tensor of {list(tensor.shape)} comes from nowhere that was seen")
+                raise NotCapturableError(f"a tensor of {list(tensor.shape)} was made outside of the capture")
         slot: int = self._slots[tensor]
         return slot
 

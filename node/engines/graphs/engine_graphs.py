@@ -80,7 +80,7 @@ class EngineGraphs:
                 raise NotCapturableError("a graph gave other numbers than the model")
         except Exception as error:  # of any class: the model's own forward is still right, so it runs
             self.refusal = f"{type(error).__name__}: {error}"
-            log.info("forwards are run, not replayed: %s", self.refusal)
+            log.info("forwards are not captured: %s", self.refusal)
         else:
             self._graphs[output.shape[1]] = _quicker(capture, proofs, expected, self._is_close) or graph
 

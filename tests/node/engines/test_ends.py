@@ -1,4 +1,4 @@
-"""The ends at a node: exact for every family, however sequences are laid out; and refused with the reason where they are not."""
+"""Embedding and head at a node: exact for every family, or refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loaded(path: Path, dtype: torch.dtype = torch.float32) -> EndsModel:
 
 @torch.inference_mode()
 def of_one_machine(path: Path, sequences: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """What enters the first block, what leaves the last, and the logits, sequence by sequence, in the whole model of transformers."""
+    """What enters the first block, what leaves the last, and the logits of each sequence, in the whole model of transformers."""
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     blocks = load_ends(open_checkpoint(path), dtype=torch.float32)
     name = next(name for name, other in blocks.model.named_modules() if other is blocks.owner)
@@ -48,8 +48,8 @@ def of_one_machine(path: Path, sequences: list[Tensor]) -> tuple[list[Tensor], l
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_ends_of_a_family_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
-    """The oracle is the whole model with its blocks, not the ends: sequences of different lengths share the axis, cut at odd places."""
+def test_embedding_and_head_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
+    """The oracle is the whole model with its blocks. Sequences of different lengths share the axis, cut at odd places."""
     path = make_checkpoint(family, tmp_path / family)
     host = choose_ends(loaded(path), 256)
     sequences = [torch.randint(3, 256, (length,), generator=torch.Generator().manual_seed(length)) for length in (11, 1, 6)]
@@ -62,7 +62,7 @@ def test_the_ends_of_a_family_are_those_of_the_whole_model(family: str, tmp_path
     some = torch.tensor([10, 11, 0, 17, 14])
     answers = host.logits(torch.cat(left)[some])
     assert answers.dtype == torch.float32 and torch.allclose(answers, torch.cat(logits)[some], atol=1e-4)
-    assert host.is_flat, "the fast way was not taken"
+    assert host.is_flat, "the flat axis was not used"
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bloom"])
@@ -102,8 +102,8 @@ def test_half_precision_gives_float32_logits_that_are_its_own(tmp_path: Path) ->
     assert logits.dtype == torch.float32 and torch.equal(logits, logits.bfloat16().float())
 
 
-def test_ends_that_differ_from_the_model_are_refused_with_the_reason(tmp_path: Path) -> None:
-    """Self-tests that cannot fail prove nothing: here a head that mixes neighbours, and a vocabulary that is not the head's."""
+def test_what_differs_from_the_model_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """A self-test must be able to fail: here by a head that mixes neighbours, and by a vocabulary that is not the head's."""
     ends = loaded(make_checkpoint("llama", tmp_path / "llama"))
     with pytest.raises(ModelNotSupportedError, match="its head gives 256 logits, its vocabulary has 255"):
         choose_ends(ends, 255)
@@ -124,9 +124,9 @@ def test_ends_that_differ_from_the_model_are_refused_with_the_reason(tmp_path: P
 @given(
     st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6), min_size=1, max_size=3), st.integers(1, 6)
 )
-def test_the_largest_come_first_and_of_equals_the_lowest_id(sequences: list[list[float]], count: int) -> None:
-    values, ids = top(torch.tensor(sequences), count)
+def test_the_largest_come_first_and_of_equals_the_lowest_id(logits: list[list[float]], count: int) -> None:
+    values, ids = top(torch.tensor(logits), count)
     assert ids.dtype == torch.int32
-    for sequence, got, tokens in zip(sequences, values.tolist(), ids.tolist(), strict=True):
-        expected = sorted(range(6), key=lambda token: (-sequence[token], token))[:count]
-        assert tokens == expected and got == [sequence[token] for token in expected]
+    for row, got, tokens in zip(logits, values.tolist(), ids.tolist(), strict=True):
+        expected = sorted(range(6), key=lambda token: (-row[token], token))[:count]
+        assert tokens == expected and got == [row[token] for token in expected]

@@ -1,4 +1,7 @@
-"""Every engine against the whole Hugging Face model: mixed steps of many sequences, forks and crops, and which engine was chosen."""
+"""Every engine against the whole model of transformers.
+
+Steps of many sequences, prefill and decode, forks and crops; and which engine was chosen.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ from tests.families import LISTED, OTHERS, WINDOW, Checkpoints
 
 LIMIT = 1 << 30
 EXACT = 5e-5
-"""Relative to the largest output. The project promises 1e-4; a right path has 1e-6 here
-(2e-5 where a recurrent block has two algorithms, as in qwen3_next)."""
+"""Largest error relative to the largest output. The project promises 1e-4; a right path has 1e-6 here
+(2e-5 if a recurrent block has two algorithms, as in qwen3_next)."""
 
 MODES = dict.fromkeys([*LISTED, *OTHERS], "packed") | {
     **dict.fromkeys(["falcon_alibi", "falcon_rotary", "bloom", "gptj", "mpt"], "paged"),
@@ -37,7 +40,7 @@ MODES = dict.fromkeys([*LISTED, *OTHERS], "packed") | {
     **dict.fromkeys(["gpt_neo", "falcon_h1", "openai_gpt"], "serial"),
 }
 LENGTHS = (26, 12, 17)
-"""Tokens of the three sequences; the first leaves a sliding window far behind."""
+"""Tokens of the three sequences; the first is several times as long as a sliding window."""
 
 SCHEDULE: list[list[tuple[int, int]]] = [
     [(0, 10)],
@@ -49,7 +52,7 @@ SCHEDULE: list[list[tuple[int, int]]] = [
     [(0, 9), (1, 1), (2, 1)],
     [(2, 4), (1, 3), (0, 2)],
 ]
-"""(sequence, new tokens) of each step: chunks of prompts and single tokens of other sequences together, in changing order."""
+"""(sequence, new tokens) of each step: prompts in parts and single tokens of other sequences together, in changing order."""
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_batched_spans_equal_the_whole_model(checkpoints: Checkpoints, family: s
 def test_long_steps_attend_in_slices_of_bounded_memory(
     checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a stranger's longest step on its longest sequence takes more memory than any limit on K/V allows for."""
+    """Else an untrusted peer's longest step on its longest sequence takes more memory than the limit on K/V leaves."""
     masks: list[int] = []
     make = packed._Step._mask
 
@@ -204,7 +207,7 @@ def test_a_sharded_checkpoint_gives_the_same_engine(checkpoints: Checkpoints) ->
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bloom", "gpt_neo", "openai_gpt"])
 def test_forks_and_crops_continue_like_sequences_of_their_own(checkpoints: Checkpoints, family: str) -> None:
-    """A beam: two sequences part after a common prefix, one of them steps back and tries again; the parent dies first."""
+    """As in beam search: two sequences with a common prefix; one of them is cropped and goes on otherwise; the parent is closed first."""
     engine = engines_of(checkpoints, family)[0]
     prefix, left, right = (torch.randn(1, length, 64, generator=torch.Generator().manual_seed(length)) for length in (21, 5, 6))
 
@@ -255,7 +258,7 @@ def test_a_running_state_can_be_forked_but_not_rewound(checkpoints: Checkpoints,
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "falcon_rotary"])
 def test_positions_that_the_caller_sets_are_obeyed(checkpoints: Checkpoints, family: str) -> None:
-    """Gaps in a sequence's positions, in two chunks, beside a sequence that counts for itself."""
+    """Gaps in a sequence's positions, in two steps, beside a sequence whose positions the engine counts."""
     positions = torch.tensor([0, 1, 2, 3, 10, 11, 12, 40, 41, 42])
     mask = torch.tril(torch.ones(1, 1, 10, 10, dtype=torch.bool))
     window = mask & (torch.arange(10)[None] > torch.arange(10)[:, None] - WINDOW)
@@ -279,7 +282,7 @@ def test_positions_that_the_caller_sets_are_obeyed(checkpoints: Checkpoints, fam
 
 
 def test_a_plain_model_in_the_process_does_not_notice(checkpoints: Checkpoints) -> None:
-    """Paging wraps transformers' mask functions: bit for bit the same masks for everybody else, also between two steps."""
+    """Paging wraps transformers' mask functions; other models get the same masks bit for bit, also between two steps."""
     references = [Boundaries(open_checkpoint(checkpoints(family))) for family in ("bloom", "mistral", "falcon_alibi")]
     before = [reference.run(20, seed=7) for reference in references]
     engine = engines_of(checkpoints, "bloom")[0]
@@ -291,7 +294,7 @@ def test_a_plain_model_in_the_process_does_not_notice(checkpoints: Checkpoints) 
 
 
 def test_engines_in_two_threads_do_not_mix(checkpoints: Checkpoints) -> None:
-    """A packed and a paged engine at once: what a step carries must not be seen by the other thread."""
+    """A packed and a paged engine at once: the state of a step must not be seen by the other thread."""
     cases = []
     for family in ("llama", "bloom"):
         reference = Boundaries(open_checkpoint(checkpoints(family)))
@@ -313,7 +316,7 @@ def test_engines_in_two_threads_do_not_mix(checkpoints: Checkpoints) -> None:
 
 
 class Spliced(torch.nn.Module):
-    """Stands where the blocks were and says what they said."""
+    """Takes the place of the blocks and returns what they returned."""
 
     def __init__(self, ends: EndsModel, hidden: Tensor) -> None:
         super().__init__()
@@ -381,10 +384,10 @@ def test_the_self_test_says_why_an_engine_is_wrong_and_leaves_no_trace(
 @pytest.mark.parametrize(
     ("family", "unrolls"), [("mamba", True), ("jamba", True), ("mamba2", False), ("qwen3_next", False), ("lfm2", False)]
 )
-def test_chunks_are_fed_token_by_token_only_where_they_must_be(
+def test_chunks_are_fed_token_by_token_only_if_they_must_be(
     checkpoints: Checkpoints, family: str, unrolls: bool, dtype: torch.dtype
 ) -> None:
-    """Also in bfloat16, where outputs hide a forgotten state in their rounding."""
+    """Also in bfloat16, whose rounding hides a lost state in the outputs."""
     engine = engines_of(checkpoints, family, dtype)[1]
     sequence = engine.open()
     feed(engine, [(sequence, 9)], torch.randn(1, 9, 64).to(dtype))

@@ -1,4 +1,7 @@
-"""Memory of engines: it grows as sequences do, is told beforehand, is refused before anything changed, and comes back."""
+"""Memory of engines: it grows with sequences, and comes back.
+
+An engine tells beforehand what a step takes, and refuses it before anything changed.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ ENGINES: dict[str, tuple[str, Callable[..., Any], int]] = {
     "paged states": ("qwen3_next", PagedEngine, 1),
     "serial states": ("falcon_h1", SerialEngine, 1),
 }
-"""Name -> family, engine, bytes of a token in two blocks (of a sequence without any, where states dominate: unknown here)."""
+"""Name -> family, engine, bytes of a token in two blocks (1 if states dominate: unknown here)."""
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +126,9 @@ def test_a_full_cache_refuses_and_leaves_every_sequence_usable(make: Make) -> No
     feed(calm, [(reference[0], 30), (reference[1], 20)], torch.cat([hidden[0][:, :30], hidden[1][:, :20]], dim=1))
     used = calm.used_bytes
     expected = feed(calm, [(reference[0], 1), (reference[1], 1)], torch.cat([hidden[0][:, 30:31], hidden[1][:, 20:21]], dim=1))
-    room = calm.used_bytes
+    capacity_bytes = calm.used_bytes
 
-    engine = make(room)
+    engine = make(capacity_bytes)
     sequences = [engine.open(), engine.open()]
     feed(engine, [(sequences[0], 30), (sequences[1], 20)], torch.cat([hidden[0][:, :30], hidden[1][:, :20]], dim=1))
     assert engine.used_bytes == used
@@ -165,7 +168,7 @@ def test_forks_share_memory_until_they_write(checkpoints: Checkpoints) -> None:
 
 
 def test_pages_are_clean_when_they_are_taken_again(checkpoints: Checkpoints) -> None:
-    """A masked NaN is still NaN: what a sequence left behind must not reach the next one, nor may what it computes."""
+    """A masked NaN is still NaN: what a sequence left in its pages must not reach the next one."""
     span = load_span(open_checkpoint(checkpoints("bloom")), Span(0, 2), dtype=torch.float32, device=DEVICE)
     engine = PagedEngine(span, 1 << 30)
     keeper, long, short = engine.open(), engine.open(), engine.open()

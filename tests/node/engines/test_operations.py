@@ -1,4 +1,4 @@
-"""Row operations are their client's to pay: in turns, in memory, and never on the event loop."""
+"""Operations on sequences: charged to their client, in time and memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_operations_without_tokens_are_charged_to_their_client() -> None:
     for _ in range(5):
         await rows.step([Repeat(200)], [0] * 200, torch.rand(0, WIDTH), None)
         await rows.step([Rows((0,))], [0], torch.rand(0, WIDTH), None)
-    assert accounts.of(GREEDY) > before + 0.1  # 1,990 copies of a row
+    assert accounts.of(GREEDY) > before + 0.1  # 1,990 copies of a sequence
     await rows.clear()
     await runner.stop()
 
@@ -63,7 +63,7 @@ async def test_copies_beyond_a_client_s_share_are_refused_and_given_back() -> No
 
 
 async def test_long_copies_rest_on_an_engine_that_copies_in_the_forward(tmp_path: Path) -> None:
-    """There a fork only counts, and the first token that is written copies the row: operations alone took microseconds."""
+    """There a fork only counts a reference, and the first token that is written copies the sequence: operations alone took microseconds."""
     engine = choose_engine(load_span(open_checkpoint(Checkpoints(tmp_path)("llama")), Span(0, 4), dtype=torch.float32), 1 << 30)
     assert engine.mode == "packed"
     runner = Runner(engine)
@@ -87,7 +87,7 @@ async def test_long_copies_rest_on_an_engine_that_copies_in_the_forward(tmp_path
     await until(lambda: GREEDY in runner.queue.rests)  # accounts follow the answer
     rest_s = runner.queue.rests[GREEDY] - time.monotonic()
     assert HONEST not in runner.queue.rests
-    assert rest_s > 0.2  # nine times what the copies took; the step itself has waited for its turn, too
+    assert rest_s > 0.2  # nine times what the copies took; the step itself has waited, too
     assert await step(greedy, [1], Rows((0,))) >= min(rest_s, 1.0)
     talking.cancel()
     await asyncio.wait((talking,))

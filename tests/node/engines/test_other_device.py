@@ -1,4 +1,4 @@
-"""Engines and ends on a device that is not the CPU."""
+"""Engines, embedding and head on a device that is not the CPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.node.engines.test_engines import MODES
 from tests.other_device import OTHER, present
 
 FAMILIES = ("llama", "mixtral", "bloom", "mamba", "gpt_neo", "openai_gpt")
-"""One for each engine, and experts. Every other one of MODES passes, too, but falcon_alibi, whose attention has other numbers there."""
+"""Families of each engine, and experts. All others of MODES pass, too, but falcon_alibi, whose attention has other numbers there."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_engine_proves_exact_on_another_device(family: str, tmp_path: Path) -> None:
-    """The self-test runs there: chunks, single tokens, batches, forks and crops. Mixed devices would fail it, or choose another engine."""
+    """The self-test runs there, with batches, forks and crops. Mixed devices would fail it, or choose another engine."""
     span = load_span(open_checkpoint(make_checkpoint(family, tmp_path)), Span(0, 2), dtype=torch.float32)
     hidden = torch.randn(1, 5, span.hidden_size)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Rows of keys and values: growing in place, copying where memory is shared, and giving back what is not needed."""
+"""Buffers of sequences: grown in place, copied if shared, and freed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_is_not_written_to_takes_no_memory_whatever_the_size_of_pages() -> 
     assert 0 < resident_kib <= 1_024, "16 MB are mapped, 128 KB written"
 
 
-def test_where_address_space_is_short_a_sequence_has_what_it_needs_and_is_copied_as_it_grows(
+def test_if_address_space_is_short_a_sequence_has_what_it_needs_and_is_copied_as_it_grows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_args: object, **_options: object) -> None:

@@ -1,4 +1,4 @@
-"""EngineGraphs: what is replayed computes the model's own bits, and whatever numbers could steer is never recorded."""
+"""Captured graphs compute the model's own bits, or are not used."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Step:
 
 
 @pytest.fixture(autouse=True)
-def products_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which products are faster is measured, and others have other last bits; tests of that choice replace this."""
+def kernels_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of linear kernels is a measurement, and other kernels have other last bits. Tests of the choice replace this."""
     monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: F.linear)
 
 
@@ -88,12 +88,12 @@ def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def run(graphs: EngineGraphs, blocks: Blocks, count: int = 3) -> None:
-    """A forward gives what the blocks give, in whichever kernel it is made."""
+    """A forward gives what the blocks give, replayed or not."""
     given = inputs(count)
     torch.testing.assert_close(graphs.forward(Step(), *given), blocks(Step(), *given), rtol=0, atol=0)
 
 
-def test_what_was_learnt_is_played_bit_for_bit() -> None:
+def test_a_captured_forward_is_replayed_bit_for_bit() -> None:
     blocks = Blocks()
     graphs = graphs_of(blocks)
     run(graphs, blocks)
@@ -106,7 +106,7 @@ def test_what_was_learnt_is_played_bit_for_bit() -> None:
     assert graphs.replayed == 5  # another number of tokens is another graph
 
 
-def test_positions_of_another_shape_are_not_played() -> None:
+def test_positions_of_another_shape_are_not_replayed() -> None:
     blocks = Blocks()
     graphs = graphs_of(blocks)
     capture(graphs)
@@ -115,7 +115,7 @@ def test_positions_of_another_shape_are_not_played() -> None:
     assert graphs.replayed == 0
 
 
-def test_what_is_played_asks_for_every_attention() -> None:
+def test_a_replay_calls_every_attention() -> None:
     blocks, step = Blocks(), Step()
     graphs = graphs_of(blocks)
     capture(graphs)
@@ -157,7 +157,7 @@ HARMLESS: dict[str, Callable[[Blocks, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_is_recorded(name: str) -> None:
+def test_is_captured(name: str) -> None:
     blocks = Blocks(HARMLESS[name])
     graphs = graphs_of(blocks)
     capture(graphs)
@@ -180,11 +180,11 @@ STEERED: dict[str, tuple[Callable[[Blocks, Tensor], Tensor], str]] = {
     "a number read": (lambda _, x: x * x.sum().item(), "item"),
     "numbers read": (lambda _, x: x * x[0, 0].tolist()[0], "tolist"),
     "numpy": (lambda _, x: x + torch.from_numpy(x.numpy()), "numpy"),
-    "sequences found": (lambda _, x: x + (x > 0).nonzero().shape[0], "nonzero"),
+    "indices found": (lambda _, x: x + (x > 0).nonzero().shape[0], "nonzero"),
     "a mask as an index": (lambda _, x: x + x[x > 0].sum(), "depends on numbers"),
     "values told apart": (lambda _, x: x + x.round().unique().numel(), "depends on numbers"),
     "a comparison": (lambda _, x: x * 2 if torch.equal(x, x.abs()) else x, "depends on numbers"),
-    "a tensor that is no parameter": (lambda blocks, x: x * blocks.stray, "from nowhere"),
+    "a tensor that is no parameter": (lambda blocks, x: x * blocks.stray, "made outside of the capture"),
     "a buffer written to": (_writing, "writes to what it keeps"),
 }
 
@@ -202,14 +202,14 @@ def test_what_numbers_steer_is_run_as_it_is_written(name: str) -> None:
     assert graphs.replayed == 0
 
 
-def test_a_tape_that_is_out_of_date_is_found_out() -> None:
-    """A number of Python's own that changes cannot be seen when it is recorded; the proof sees it."""
+def test_a_graph_that_is_out_of_date_is_found_out() -> None:
+    """A change of a Python number cannot be seen by the capture; the check on other inputs sees it."""
     graphs = graphs_of(Blocks(_counting))
     capture(graphs)
     assert graphs.refusal is not None and "other numbers" in graphs.refusal
 
 
-def test_a_tape_that_is_wrong_for_several_sequences_is_found_out() -> None:
+def test_a_graph_that_is_wrong_for_several_sequences_is_found_out() -> None:
     """Also if it is right for one: a model's Python may ask a step what it holds."""
 
     class Sequences(Step):
@@ -218,16 +218,18 @@ def test_a_tape_that_is_wrong_for_several_sequences_is_found_out() -> None:
             self.count = count
 
     blocks = Blocks()
-    graphs = EngineGraphs(
-        lambda step, *given: blocks(step, *given) * getattr(step, "_step", step).count, blocks, selftest.is_close
-    )  # type: ignore[attr-defined]
+
+    def forward(step: Any, hidden: Tensor, positions: Tensor) -> Tensor:
+        return blocks(step, hidden, positions) * getattr(step, "_step", step).count
+
+    graphs = EngineGraphs(forward, blocks, selftest.is_close)
     for count, is_refused in ((1, False), (2, True)):
         graphs.capture((Sequences(1), *inputs()), (Sequences(1), *inputs()), (Sequences(count), *inputs()))
         assert (graphs.refusal is not None) is is_refused
     assert graphs.refusal is not None and "other numbers" in graphs.refusal
 
 
-def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faster_kernels_are_close_and_wrong_ones_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: list[int] = []
 
     def spoilt(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -243,11 +245,11 @@ def test_quick_products_are_close_and_wrong_ones_are_not_used(monkeypatch: pytes
         given = inputs()
         torch.testing.assert_close(graphs.forward(Step(), *given), blocks(Step(), *given))
         assert graphs.replayed == 1 and len(wrong) == used
-        assert bool(wrong) is not is_close  # it was tried, and left
+        assert bool(wrong) is not is_close  # it was tried, and not used
 
 
-def test_products_that_the_model_cannot_go_on_with_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its next call is a view, which the layout of another kernel may not allow: the graph is kept as the model has it."""
+def test_kernels_whose_result_the_model_cannot_use_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's next call is a view, which the layout of another kernel may not allow: the graph keeps the model's own kernels."""
     monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: linear_kernels.transposed)
     blocks = Blocks(lambda blocks, x: blocks.layers[1](x).view(-1).view(x.shape))
     graphs = graphs_of(blocks)
@@ -256,7 +258,7 @@ def test_products_that_the_model_cannot_go_on_with_are_not_used(monkeypatch: pyt
     assert (graphs.replayed, graphs.refusal) == (1, None)
 
 
-def test_what_is_played_lies_together_whatever_the_products_are() -> None:
+def test_a_replayed_output_is_contiguous_with_every_kernel() -> None:
     blocks = Blocks()
     graphs = graphs_of(blocks)
     graphs._forward = lambda step, hidden, positions: blocks(step, hidden, positions).transpose(1, 2).contiguous().transpose(1, 2)
@@ -266,7 +268,7 @@ def test_what_is_played_lies_together_whatever_the_products_are() -> None:
 
 @pytest.mark.parametrize("kernel", linear_kernels.KERNELS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
-def test_an_engine_that_has_practised_plays(
+def test_an_engine_that_is_warm_replays(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, family: str, kernel: linear_kernels.LinearKernel
 ) -> None:
     monkeypatch.setattr(linear_kernels, "fastest", lambda weights, count: kernel)
@@ -328,7 +330,7 @@ def test_a_lone_token_has_the_model_s_own_bits(checkpoints: Checkpoints, dtype: 
     assert [engine._graphs.replayed for engine in engines] == [2, 0]
 
 
-def test_an_engine_without_memory_does_not_practise(checkpoints: Checkpoints) -> None:
+def test_an_engine_without_memory_does_not_warm_up(checkpoints: Checkpoints) -> None:
     checkpoint = open_checkpoint(checkpoints("llama"))
     engine = PackedEngine(load_span(checkpoint, Span(0, 1), dtype=torch.float32, device=DEVICE), 0)
     assert not engine.warm_up()

@@ -1,4 +1,4 @@
-"""Ways to multiply: all give what `F.linear` gives, and the faster one is taken only where it is clearly faster."""
+"""Linear kernels equal `F.linear`; another is used if clearly faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = st.integers(1, 40)
 
 @pytest.mark.parametrize("kernel", linear_kernels.KERNELS[1:])
 @hypothesis.given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.integers(0, 1 << 16))
-def test_every_way_is_linear(
+def test_every_kernel_is_linear(
     kernel: linear_kernels.LinearKernel, count: int, wide: int, narrow: int, has_bias: bool, is_strided: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -42,7 +42,7 @@ def test_leading_axes_stay(kernel: linear_kernels.LinearKernel) -> None:
         ((1.0, 2.0, float("inf")), F.linear),
     ],
 )
-def test_another_way_has_to_be_clearly_faster(
+def test_another_kernel_has_to_be_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: linear_kernels.LinearKernel
 ) -> None:
     def pretended(kernel: linear_kernels.LinearKernel, tokens: Tensor, weight: Tensor) -> float:
@@ -53,7 +53,7 @@ def test_another_way_has_to_be_clearly_faster(
     assert linear_kernels.fastest([torch.randn(7, 5)] * 3, 8) is expected
 
 
-def test_a_way_that_this_torch_lacks_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_this_torch_lacks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise AttributeError("no such operator")
 
@@ -65,7 +65,7 @@ def test_a_lone_token_is_multiplied_as_the_model_does_it() -> None:
     assert linear_kernels.fastest([torch.randn(7, 5)], 1) is F.linear
 
 
-def test_nobody_who_samples_notices() -> None:
+def test_a_measurement_leaves_torch_s_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
