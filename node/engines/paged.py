@@ -23,7 +23,7 @@ from protocols.words import counted
 from swarm.models.span import SpanModule
 
 LONG_TOKENS = 8
-"""New tokens of a sequence up to which it shares a forward with shorter ones: beyond, padding costs more than a second forward."""
+"""Most new tokens of a sequence that shares a forward with shorter steps: beyond, padding costs more than a second forward."""
 
 MAX_GATHERED = 1 << 14
 """Keys and values that every block copies out of pages in one forward: sequences times tokens of the longest one. So one long sequence
@@ -243,8 +243,8 @@ def bounded(chunks: Sequence[Chunk], lengths: Sequence[int], *, can_cut: bool = 
             size = max(1, MAX_PAIRS // longest) if can_cut else count
             groups += [[(index, at, min(at + size, stop))] for at in range(start, stop, size)]
             continue
-        sequences, wide = len(group) + 1, max(widest, count)
-        if group and (sequences * longest > MAX_GATHERED or sequences * wide * longest > MAX_PAIRS):
+        num_sequences, wide = len(group) + 1, max(widest, count)
+        if group and (num_sequences * longest > MAX_GATHERED or num_sequences * wide * longest > MAX_PAIRS):
             groups.append(group)
             group, wide = [], count
         group.append(chunk)
