@@ -31,16 +31,9 @@ OWN = ("scripts/words.py", "tests/test_words.py")
 
 CLEAN = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs", "protocols", "swarm", "scripts"),
-    *(
-        ":(glob)node/*.py",
-        "node/cli",
-        "node/engines",
-        "node/hosting",
-        "node/placement",
-        "node/units",
-        ":(exclude)node/placement/span_choice.py",
-    ),
-    *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/node/engines", "tests/protocols"),
+    *(f"node/{folder}" for folder in ("cli", "device", "engines", "hosting", "placement", "serving", "units")),
+    *(":(glob)node/*.py", ":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/protocols"),
+    *("tests/node/cli", "tests/node/engines"),
     *(
         f"tests/swarm/{folder}"
         for folder in ("checkpoints", "client", "dht", "directory", "lan", "meeting", "models", "peer", "placement")
@@ -61,6 +54,7 @@ SHORT_FIRST_LINES = (
         "node/engines",
         "node/hosting",
         "node/placement",
+        "node/serving",
         "node/units",
     ),
     *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/node/engines", "tests/protocols"),

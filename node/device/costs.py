@@ -1,9 +1,9 @@
 """Measured costs of a forward: a batch of decodes, a prompt token.
 
-Decodes: a line over their number, by least squares in which older forwards count less and less. Most of a small batch is fixed (the
-weights are read once for all), so the slope tells how much a batch saves. Prompts: the time of a forward beyond its decodes (beyond one
-decode if it has none), per token, over the last few prefill chunks; this follows a context that grows. (If a prefill chunk had to bear
-the fixed part, small ones would look expensive and be cut smaller still, down to a token each: docs/log.md.)
+Decodes: a line over their number, fitted by least squares in which older forwards weigh less. Most of a small batch's time is fixed (the
+weights are read once for all), so the slope tells how much batching saves. Prompts: the time of a forward beyond its decodes (beyond one
+decode if it has none), per token, over the last few prefill chunks; the estimate follows the context's growth. (If the fixed part counted
+as the prefill chunk's, small ones would look expensive and be made smaller still, down to one token: docs/log.md.)
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 KEPT = 0.98
-"""Weight that a forward of decodes keeps with every later one: the last fifty count."""
+"""Factor on a forward's weight with each later forward of decodes: about the last fifty count."""
 KEPT_OF_CHUNKS = 0.7
-"""The same for prefill chunks: the last three or four count."""
+"""The same for prefill chunks: about the last three or four count."""
 
 OUTLIER = 3.0
-"""A forward counts as at most so many times its expected time: the rest is the machine's."""
+"""Limit of a measured time, in expected times of the forward: the rest is a stall of the machine."""
 NUM_TRUSTED = 5.0
-"""Forwards after which the expected time is used."""
+"""Forwards after which the expected time limits a measured one."""
 
 PRIOR_SHARE = 0.5
 """Before batches of different sizes were seen: the share of a forward's time that grows with its decodes."""
 PRIOR_WEIGHT = 0.25
-"""Variance of batch sizes that counts as much as the slope before: while all batches have one size, the slope stays."""
+"""Weight of the previous slope, as a variance of batch sizes: while all batches have one size, the slope stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """All measurements so far. `with_forward` returns them with one more forward."""
+    """Estimates from all forwards so far; `with_forward` adds one more."""
 
     weight: float = 0.0
-    """Forwards of decodes, older ones counted as less."""
+    """Weighted number of forwards of decodes."""
     mean_decodes: float = 0.0
     ms: float = 0.0
-    """Means of the decodes in them and of their milliseconds."""
+    """Weighted means of the decodes in a forward, and of its milliseconds."""
     spread: float = 0.0
     shared: float = 0.0
-    """Variance of the number of decodes, and its covariance with milliseconds."""
+    """Weighted variance of the number of decodes, and its covariance with the milliseconds."""
     slope: float | None = None
     """Milliseconds of one more decode."""
     most_decodes: int = 0
     """Most decodes that ever shared a forward."""
     chunk_tokens: float = 0.0
     chunk_ms: float = 0.0
-    """Sums over the last prefill chunks."""
+    """Weighted sums over the last prefill chunks."""
 
     @property
     def token_ms(self) -> float | None:
@@ -56,7 +56,7 @@ class Costs:
         return max(0.0, self.ms + (self.slope or 0.0) * (num_decodes - self.mean_decodes))
 
     def with_forward(self, num_decodes: int, num_tokens: int, ms: float) -> Costs:
-        """After a forward of `num_decodes` decodes and `num_tokens` of prompts that took `ms`."""
+        """The estimates after one more forward, of `num_decodes` decodes and `num_tokens` prompt tokens, which took `ms`."""
         if num_tokens:
             return self._with_chunk(num_decodes, num_tokens, ms)
         return self._with_decodes(num_decodes, ms) if num_decodes else self
@@ -75,7 +75,7 @@ class Costs:
         return replace(
             self,
             weight=weight, mean_decodes=mean_decodes, ms=mean_ms, spread=spread, shared=shared,
-            slope=min(max(slope, 0.0), mean_ms / mean_decodes),  # more decodes are never faster, and never slower than one by one
+            slope=min(max(slope, 0.0), mean_ms / mean_decodes),  # one more decode takes at least 0 ms, and at most as long as alone
             most_decodes=max(self.most_decodes, num_decodes),
         )  # fmt: skip
 

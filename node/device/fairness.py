@@ -1,9 +1,9 @@
-"""Order of turns: device time is shared by clients and priorities.
+"""Fair order of steps: clients share the device's time by priority.
 
 A client's share is divided among its sessions, each in proportion to its priority. Every account has a *virtual time*: the milliseconds
-that it was served, divided by its weight. The account with the least goes next, so that over time all that want more get the same; a client
-with a hundred sessions gets as much as a client with one. An account that wanted nothing for a while starts again at the present, so that
-no client can save up turns and then hold the device.
+that it was served, divided by its weight. The account with the least virtual time goes next: over time all accounts with work get the same,
+and a client with a hundred sessions gets as much as a client with one. An account without work for a while starts again at the present, so
+that no client can accumulate unused time and then occupy the device.
 
 Source: start-time fair queueing (Goyal, Vin, Cheng 1996, https://doi.org/10.1145/248156.248171), in two levels.
 """
@@ -15,10 +15,10 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 HALVING = 10
-"""A priority lower by so much has half the weight: no step waits forever, and -100 gets a thousandth."""
+"""Difference of priorities that halves the weight: no step waits forever, and priority -100 gets a thousandth."""
 
 MAX_IDLE = 256
-"""Accounts that are kept although they want nothing; if there are more, all that are behind the present are forgotten."""
+"""Limit of the accounts that are kept; if there are more, those that are not ahead of the present are dropped."""
 
 
 def weight_of(priority: int) -> float:
@@ -28,7 +28,7 @@ def weight_of(priority: int) -> float:
 
 @dataclass(slots=True)
 class Accounts:
-    """Virtual times by key. `present` is the least of those that were served last: it never goes back."""
+    """Virtual times by key. `present` is the least of the accounts that were served last; it never decreases."""
 
     present: float = 0.0
     spent: dict[Hashable, float] = field(default_factory=dict)
@@ -37,17 +37,17 @@ class Accounts:
         return max(self.spent.get(key, 0.0), self.present)
 
     def charge(self, key: Hashable, ms: float) -> None:
-        """`key` was served for `ms`, weighted already."""
+        """Add `ms`, divided by the weight, to the account of `key`."""
         self.spent[key] = self.of(key) + ms
 
     def advance(self, served: Iterable[Hashable]) -> None:
-        """These were chosen next, and are charged after this: the least of them is the present. Accounts not ahead of it are forgotten."""
+        """Move the present to the least of `served`: the accounts that were chosen next, before they are charged."""
         self.present = max(self.present, min(map(self.of, served), default=0.0))
         if len(self.spent) > MAX_IDLE:
             self._forget()
 
     def _forget(self) -> None:
-        """Accounts behind the present say nothing. If too many are ahead of it (clients that came once), the present moves on."""
+        """Drop accounts that are not ahead of the present. If too many are ahead (clients that came once), the present moves."""
         ahead = sorted(value for value in self.spent.values() if value > self.present)
         if len(ahead) > MAX_IDLE // 2:
             self.present = ahead[-MAX_IDLE // 2]
@@ -61,7 +61,7 @@ class Claim:
     client: Hashable
     session: Hashable
     cost_ms: float
-    """What serving it would take, divided by its weight."""
+    """Estimated milliseconds of serving it, divided by its weight."""
 
 
 class Ledger:
@@ -72,7 +72,7 @@ class Ledger:
         self._sessions: dict[Hashable, Accounts] = {}
 
     def advance(self, served: Collection[tuple[Hashable, Hashable]]) -> None:
-        """These (client, session) were chosen next among steps of one kind, and are charged after this."""
+        """Note (client, session) of the steps of one kind that were chosen next; call it before they are charged."""
         by_client: dict[Hashable, list[Hashable]] = {}
         for client, session in served:
             by_client.setdefault(client, []).append(session)
@@ -85,12 +85,12 @@ class Ledger:
             self._sessions = {client: held for client, held in self._sessions.items() if client in known}
 
     def charge(self, client: Hashable, session: Hashable, ms: float) -> None:
-        """A session was served for `ms`, weighted already."""
+        """Add `ms`, divided by the weight, to the accounts of a client and its session."""
         self.clients.charge(client, ms)
         self._sessions.setdefault(client, Accounts()).charge(session, ms)
 
     def order(self, claims: Sequence[Claim]) -> list[int]:
-        """All claims, by index, in the order of service: as if each that is taken had been charged when the next is chosen. Pure."""
+        """Indexes of all claims in the order of service: as if each claim was charged before the next is chosen. Pure."""
         by_client: dict[Hashable, list[int]] = {}
         for index, claim in enumerate(claims):
             by_client.setdefault(claim.client, []).append(index)

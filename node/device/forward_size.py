@@ -1,12 +1,12 @@
 """Size of the next forward: decodes, prefill chunks, and the wait.
 
-Pure: what waits, what was measured and the clock come in, numbers come out. *Decodes* are steps of a few tokens a sequence (a speculated
-run is one) and of few sequences, *prompts* all larger ones; a prompt is run in prefill chunks (`piece_*` in names).
+Pure functions of what waits, of measured costs and of the time. *Decodes* are steps of few tokens a sequence (a speculated run is one) and
+of few sequences, *prompts* are all larger steps; a prompt is run in prefill chunks (`chunk_*` in names).
 
 Prompts: while other sessions decode, a prefill chunk takes about as long as one of their steps, and in all prompts take no longer than
 those steps, so that at worst a decode takes twice as long. While no session decodes, it takes as long as a new client may wait.
-Pipelined batches (`wave_*` in names): if all sessions of a route go in one batch, the other hops are idle meanwhile. If their steps spend
-long at other hops and at clients, several batches, one behind the other, are better; if they come back at once, one large batch is.
+Pipelined batches: if all sessions of a route go in one batch, the other hops are idle meanwhile. If the steps spend long at other hops and
+at clients, several batches, one after the other, are better; if they come back at once, one large batch is better.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from node.device.costs import Costs
 
 DECODE_TOKENS = 8
-"""New tokens of a sequence, at most, in a decode: what speculation brings."""
+"""Limit of the new tokens of one sequence in a decode: as many as speculation sends."""
 
 LARGE_TOKENS = 128
-"""New tokens of all sequences, at most, in a decode: a step with more is run in prefill chunks, however few each sequence brings."""
+"""Limit of the new tokens of all sequences in a decode: a larger step is run in prefill chunks, however few tokens each sequence has."""
 
 UNCUT_SHARE = 0.1
 """Largest share of the time that a client's long copies take while other clients decode: copies cannot be cut."""
@@ -31,33 +31,34 @@ ACTIVE_S = 1.0
 CHUNK_SHARE = 0.6
 """A prefill chunk's share of a decode step's time; below 1 since estimates err, and decodes must not take more than twice as long."""
 LONE_CHUNK_MS = 250.0
-"""A prefill chunk while no session decodes: how long a new client may wait, and long enough that cutting costs nothing."""
+"""Milliseconds of a prefill chunk while no session decodes: a new client may wait so long, and cutting costs almost nothing."""
 FIRST_CHUNK_TOKENS = 16
-"""The first prefill chunk of all, before a token's cost is known, and the least while no session decodes."""
+"""Tokens of the first prefill chunk, before a token's cost is known, and the least while no session decodes."""
 CROWDED_MS = 1.0
-"""A prefill chunk beside decodes takes at least so long: a shorter one is mostly overhead, and waits until more credit is left."""
+"""Least milliseconds of a prefill chunk beside decodes: a shorter one is mostly overhead, and waits for more credit."""
 LEAST_CREDIT_MS = 1.01 * CROWDED_MS / CHUNK_SHARE
-"""Limit of the credit of prefill chunks, at least, however short decodes are: enough for one."""
+"""Least limit of the prefill chunks' credit in milliseconds, however short decodes are: enough for one."""
 
 PIPELINING_GAIN = 0.95
 """Share of a round's time to which one more batch must shorten it."""
 
 GATHER_SHARE = 0.8
-"""Share of a decode step's time for which decodes wait, while the device is free, for others that are due. Waiting pays even if it is
-sometimes in vain: a decode that runs alone runs alone at every hop and in every round (docs/log.md has the numbers)."""
+"""Batching delay at most, as a share of a decode step's time: so long a free device waits for decodes that are due. Waiting pays even if
+some do not come: a decode that runs alone runs alone at every hop and in every round (docs/log.md has the numbers)."""
 MAX_GATHER_MS = 50.0
+"""Limit of the batching delay in milliseconds."""
 
 MAX_FORWARD_STEPS = 4.0
-"""Length of one forward if several clients decode, in decode steps of one sequence: no client waits longer for the device."""
+"""Limit of one forward if several clients decode, in decode steps of one sequence: no client waits longer for the device."""
 
 
 def is_decode(counts: Sequence[int], num_tokens: int) -> bool:
-    """Is a step with so many new tokens of each sequence a decode? num_tokens: their sum."""
+    """Whether a step is a decode. counts: new tokens of each sequence; num_tokens: their sum."""
     return max(counts, default=0) <= DECODE_TOKENS and num_tokens <= LARGE_TOKENS
 
 
 def chunk_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float, beside_ms: float = 0.0) -> float:
-    """Milliseconds for prompts in the next forward; 0: it has none.
+    """Milliseconds of prefill chunks in the next forward; 0 = it has none.
 
     num_decoding: sessions that decode now; num_waiting: of these, those whose step is ready. credit_ms: what those decodes have taken and
     prompts have not: while a decode waits, prompts take no more than that. While no decode waits, they take what time is left.
@@ -73,7 +74,7 @@ def chunk_ms(costs: Costs, num_decoding: int, num_waiting: int, credit_ms: float
 
 
 def rest_ms(costs: Costs, spent_ms: float, num_others: int) -> float:
-    """How long a client's next copies wait, if the last ones took `spent_ms`, so that they keep to UNCUT_SHARE of the time.
+    """Milliseconds for which a client's next copies wait after copies of `spent_ms`, so that copies take UNCUT_SHARE of the time at most.
 
     num_others: other clients that decode now. Copies no longer than MAX_FORWARD_STEPS, and those that delay no other client, cost no rest.
     """
@@ -89,11 +90,12 @@ def chunk_tokens(costs: Costs, ms: float, *, is_alone: bool) -> int:
 
 
 def num_pipelined_batches(costs: Costs, num_decoding: int, num_hops: int, inter_arrival_ms: float) -> int:
-    """In how many batches the sessions that decode should go, so that a round (each is served once) is shortest.
+    """Number of pipelined batches of the decoding sessions, for which a round (each session is served once) is shortest.
 
     num_hops: of their routes; more batches than hops would only wait for each other. inter_arrival_ms: from a step's end to
     the session's next step: other hops, the network, the client.
-    One batch: its time, then inter_arrival_ms. Several: while one is elsewhere the others are served, so the longer of the two counts.
+    One batch: its time, then inter_arrival_ms. Several: while one is at other hops,
+    the others are served, so the longer of the two counts.
     """
     best, best_ms = 1, costs.decode_ms(num_decoding) + inter_arrival_ms
     for num_batches in range(2, min(num_hops, num_decoding) + 1):
@@ -105,15 +107,15 @@ def num_pipelined_batches(costs: Costs, num_decoding: int, num_hops: int, inter_
 
 
 def pipelined_batch_size(costs: Costs, num_decoding: int, num_hops: int, inter_arrival_ms: float) -> int:
-    """Sessions whose decodes share a forward."""
+    """Number of sessions whose decodes share a forward."""
     return math.ceil(num_decoding / num_pipelined_batches(costs, num_decoding, num_hops, inter_arrival_ms))
 
 
 def gather_until(now_s: float, since_s: float, due_s: Sequence[float], max_delay_s: float) -> float:
-    """Until when a forward waits for decodes that are expected; `now_s`: it runs at once.
+    """Until when a forward waits for expected decodes; `now_s` = it runs at once.
 
     since_s: since when a step waits while the device is free. due_s: when the next decodes should arrive. One that is late by more than
-    `max_delay_s` is not expected any more, and one that is due later than `since_s + max_delay_s` is not waited for.
+    `max_delay_s` is not expected any more; one that is due later than `since_s + max_delay_s` is not waited for.
     """
     end_s = since_s + max_delay_s
     if now_s >= end_s:
@@ -123,11 +125,11 @@ def gather_until(now_s: float, since_s: float, due_s: Sequence[float], max_delay
 
 
 def max_batching_delay_s(costs: Costs, num_decodes: int) -> float:
-    """How long it may pay to wait for more decodes, in seconds."""
+    """Longest batching delay, in seconds, before a forward of `num_decodes` decodes."""
     return min(MAX_GATHER_MS, GATHER_SHARE * costs.decode_ms(num_decodes)) / 1e3
 
 
 def fits_one_forward(costs: Costs, num_decodes: int, num_clients: int) -> bool:
-    """May so many decodes of so many clients be one forward? At most twice as many as the largest yet, so that their time is known."""
+    """Whether so many decodes of so many clients may be one forward: at most twice the most so far, so that their time is known."""
     is_known = num_decodes <= 2 * max(1, costs.most_decodes)
     return num_clients < 2 or (is_known and costs.decode_ms(num_decodes) <= MAX_FORWARD_STEPS * costs.decode_ms(1))

@@ -1,9 +1,8 @@
 """A device's memory for keys and values: one budget, shared by clients.
 
-All hosts of a device take from one budget as their sessions grow; if it runs short, clients get equal shares.
-While there is plenty, a client may take any amount. If it is short, or if another client was refused lately, a client that would pass its
-share (all of it, divided by the clients that hold or lately wanted some) is refused first: its session goes on elsewhere, and what it held
-here is free for the others.
+All hosts of a device allocate from one budget as their sessions grow. While most of it is free, a client may take any amount. If memory is
+short, or if another client was refused lately, a client that would exceed its share is refused first. A share is the budget, divided by
+the clients that hold or lately wanted memory. A refused session continues at a replica, and its memory here becomes free.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
     from node.engines.engine import Engine
 
 SHORT = 1 / 8
-"""Memory is short while less than this part of it would be free."""
+"""Limit of the free part of the budget, below which memory is short."""
 KEPT = 1 / 32
-"""This part is kept for sessions that are under way: a new one is not let in to end one of them."""
+"""Part of the budget that is kept for open sessions: a new session is refused before it can end one of them."""
 WANTING_S = 30.0
-"""A client that was refused counts among those who share for so long."""
+"""Seconds for which a refused client counts among the clients that share."""
 
 
 def reason_against(
@@ -31,8 +30,8 @@ def reason_against(
 ) -> str | None:
     """None if a client may take `needed` more; else the reason against it. All in one unit.
 
-    free: the part of `limit` that no client holds; num_clients: clients that share, this one included; is_wanted: another was refused
-    lately; is_new: the session holds nothing yet.
+    free: the part of `limit` that no client holds; num_clients: clients that share, this one included; is_wanted: another client was
+    refused lately; is_new: the session holds nothing yet.
     """
     spare = free - needed
     if spare < (KEPT * limit if is_new else 0.0):
@@ -53,12 +52,12 @@ class Engines(Protocol):
 
 @dataclass(slots=True)
 class Holdings:
-    """Tokens that each client's sessions hold at one host. Written by the device's thread; others may look."""
+    """Tokens that each client's sessions hold at one host. Only the device's thread writes; any thread may read."""
 
     tokens: dict[Hashable, int] = field(default_factory=dict)
 
     def add(self, client: Hashable, num_tokens: int) -> None:
-        """The client's sessions hold so many tokens more, or fewer."""
+        """Add `num_tokens`, which may be negative, to what the client's sessions hold."""
         total = self.tokens.get(client, 0) + num_tokens
         assert total >= 0
         if total:
@@ -67,34 +66,34 @@ class Holdings:
             self.tokens.pop(client, None)
 
     def part_of(self, client: Hashable) -> float:
-        """The client's part of all that is held, in [0, 1]."""
+        """The client's part of all tokens held at this host, in [0, 1]."""
         total = sum(list(self.tokens.values()))
         return self.tokens.get(client, 0) / total if total else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One host's share of the account."""
+    """One host that takes from the budget."""
 
     engines: Engines
     holdings: Holdings
     limit_bytes: int
-    """The device's budget, measured when this host came."""
+    """The device's budget in bytes, measured when this host entered."""
 
 
 class Memory:
-    """The budget. `enter` and `leave` belong to an event loop; the rest to any thread."""
+    """The budget. Call `enter` and `leave` in one event loop, the rest in any thread."""
 
     def __init__(self, limit_bytes: int | None = None) -> None:
-        """limit_bytes: None = what the newest host measured as free beside what the others held then."""
+        """limit_bytes: None = what the newest host measured as free, and what the other hosts held then."""
         self._limit_bytes = limit_bytes
         self._tenants: tuple[Tenant, ...] = ()
-        """The newest last. Replaced and never changed, since two threads read it."""
+        """The newest last. Replaced, never changed: several threads read it."""
         self._refused_s: dict[Hashable, float] = {}
 
     @property
     def limit_bytes(self) -> int:
-        """For the sequences of all hosts together."""
+        """The budget for the sequences of all hosts."""
         if self._limit_bytes is not None:
             return self._limit_bytes
         return self._tenants[-1].limit_bytes if self._tenants else 0
@@ -112,19 +111,19 @@ class Memory:
         return self.limit_bytes - self.used_bytes
 
     def enter(self, engines: Engines, holdings: Holdings, limit_bytes: int, budget_bytes: int = 0) -> None:
-        """A host comes, for which `limit_bytes` were measured as free. budget_bytes: of the host that it replaces; 0 = it replaces none."""
+        """Add a host, for which `limit_bytes` were measured as free. budget_bytes: of the host that it replaces; 0 = it replaces none."""
         self._tenants = (*self._tenants, Tenant(engines, holdings, budget_bytes or limit_bytes + self.used_bytes))
 
     def leave(self, engines: Engines) -> None:
-        """It goes. A second call changes nothing."""
+        """Remove the host. A second call changes nothing."""
         self._tenants = tuple(tenant for tenant in self._tenants if tenant.engines is not engines)
 
     def lend(self, engine: Engine) -> None:
-        """Before sequences of `engine` grow: it may take what all others leave."""
+        """Set the engine's limit to all that the other engines leave; call it before sequences of `engine` grow."""
         engine.limit_bytes = self.limit_bytes - (self.used_bytes - engine.used_bytes)
 
     def judge(self, client: Hashable, needed_bytes: int, num_tokens: int, now_s: float, *, is_new: bool) -> None:
-        """CacheFullError if the client may not take so much more now; then it counts among those who want some. is_new: as below."""
+        """CacheFullError if the client may not take `needed_bytes` more; it then counts as refused. is_new: as `reason_against` has it."""
         used, limit = self.used_bytes, self.limit_bytes
         reason = reason_against(
             needed=needed_bytes, free=limit - used, limit=limit, held_by_client=self.held_by(client),
@@ -138,24 +137,24 @@ class Memory:
             )
 
     def is_short(self, client: Hashable, now_s: float) -> bool:
-        """Is it worth asking who may take what? Else an engine itself refuses what does not fit."""
+        """Whether `judge` must decide on growth; if not, the engine's own limit is enough."""
         return self.is_wanted(client, now_s) or self.free_bytes < 2 * SHORT * self.limit_bytes
 
     def held_by(self, client: Hashable) -> float:
-        """Bytes that the client's sessions hold, at all hosts."""
+        """Bytes that the client's sessions hold at all hosts."""
         return sum(tenant.engines.used_bytes * tenant.holdings.part_of(client) for tenant in self._tenants)
 
     def refused(self, client: Hashable, now_s: float) -> None:
-        """The client wanted memory and got none."""
+        """Note that the client wanted memory and got none."""
         self._refused_s = {other: since for other, since in self._refused_s.items() if now_s - since < WANTING_S} | {
             client: now_s
         }
 
     def num_clients(self, client: Hashable, now_s: float) -> int:
-        """Those who share: that hold something, that were refused lately, and `client`."""
+        """Number of clients that share: those that hold memory, those that were refused lately, and `client`."""
         wanting = {other for other, since in self._refused_s.items() if now_s - since < WANTING_S}
         return len({client, *wanting}.union(*(list(tenant.holdings.tokens) for tenant in self._tenants)))
 
     def is_wanted(self, client: Hashable, now_s: float) -> bool:
-        """Was another client refused lately?"""
+        """Whether another client was refused in the last WANTING_S seconds."""
         return any(other != client and now_s - since < WANTING_S for other, since in self._refused_s.items())

@@ -1,4 +1,4 @@
-"""A request that waits for its device, and how far it is."""
+"""A request in the queue of a device, and its progress."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from swarm.inference.compute import Output
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """The scheduler's side of a request. `future` gets its outcome, once, in the event loop that made it."""
+    """A request and its progress. `future` gets the outcome, once, in the event loop that made it."""
 
     request: Request
     future: asyncio.Future[Output] | None = None
-    """None: the caller watches the scheduler itself, as simulations do."""
+    """None: the caller reads the scheduler's decisions itself, as simulations do."""
     came_s: float = 0.0
     at: int = 0
-    """Tokens that were run in earlier forwards."""
+    """Tokens that earlier forwards have run."""
     is_entered: bool = False
-    """Its operations were done, and its sequences are there."""
+    """Its operations on sequences were run, and its sequences are open."""
     is_cancelled: bool = False
-    """Its caller does not wait any more."""
+    """Its caller does not wait any more: the rest is not run."""
     outputs: list[Output] = field(default_factory=list, repr=False)
 
     num_tokens: int = field(init=False, default=0)
     is_decode: bool = field(init=False, default=False)
     copies: bool = field(init=False, default=False)
-    """May its operations copy sequences?"""
+    """Whether its operations may copy sequences."""
     weight: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
@@ -58,15 +58,15 @@ class Pending:
         return self.num_tokens - self.at
 
     def settle(self, outcome: Output | SwarmError) -> None:
-        """Tell the caller, from any thread; the first outcome counts."""
+        """Set the outcome, from any thread; only the first call counts."""
         if self.future is not None:
-            with contextlib.suppress(RuntimeError):  # its loop is closed: the caller has gone, and the device goes on
+            with contextlib.suppress(RuntimeError):  # its event loop is closed: no caller waits
                 self.future.get_loop().call_soon_threadsafe(_settle, self.future, outcome)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Tokens [at, at + size) of a step: what runs of it in one forward. Mostly the whole step."""
+    """Tokens [at, at + size) of a step, which run in one forward: a decode, a whole prompt or a prefill chunk."""
 
     pending: Pending
     at: int

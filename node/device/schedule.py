@@ -2,13 +2,13 @@
 
 The queues of its hosts and the clock come in, a decision comes out.
 
-Continuous batching: decodes of one host that are ready go together, in the order of their clients' turns, and beside them a prefill
-chunk. A prompt that does not fit runs in prefill chunks over several forwards, and waits in between like any other step. Of each session
-only the oldest request is eligible: a step whose caller was cancelled may still wait when the session's `Clear` comes, and both must never
-run together.
+Continuous batching: decodes of one host that are ready go together, in the order of `fairness.py`, and beside them a prefill chunk.
+A prompt that does not fit runs in prefill chunks over several forwards, and waits in between like any other step. Only the oldest request
+of each session is eligible: a step whose caller was cancelled may still wait when the session's `Clear` comes, and both must never run
+together.
 
-Several hosts: each forward is one host's. The host that was served least goes first. While it waits for decodes that are due, the next
-one runs, unless the first is too far behind. The sizes are in `forward_size.py`, the order of clients in `fairness.py`.
+Several hosts: each forward is one host's. The host that has had least time goes first. While it waits for decodes that are due, the next
+host runs, unless the first is too far behind. The sizes are in `forward_size.py`, the order of clients in `fairness.py`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from protocols.ids import PeerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What runs now; or nothing, and until when to wait for more."""
+    """What runs now; or nothing, and until when to wait."""
 
     changes: Sequence[tuple[HostQueue, Pending]] = ()
-    """Clears and forks, of any host: they take no time, and give memory back."""
+    """Clears and forks of any host: they take little time, and clears free memory."""
     queue: HostQueue | None = None
     chunks: Sequence[Chunk] = ()
     """One forward, of this host."""
@@ -96,14 +96,14 @@ def num_others(client: PeerId, queues: Iterable[HostQueue], now_s: float) -> int
 
 
 class _Forward:
-    """The choice of one host's next forward; changes nothing."""
+    """Chooses one host's next forward; changes nothing."""
 
     def __init__(self, now_s: float, queue: HostQueue, queues: Sequence[HostQueue]) -> None:
         self._now_s, self._queue, self._queues, self._costs = now_s, queue, queues, queue.costs
         self._beside = _beside(now_s, queue, queues) if len(queues) > 1 else Beside()
 
     def choose(self, steps: list[Pending]) -> tuple[list[Chunk], float]:
-        """What it runs; nothing, and until when to wait, if it pays to wait for more."""
+        """What runs next; nothing, and until when to wait, if waiting for more decodes pays."""
         now_s = self._now_s
         steps, until_s = self._without_rests(steps)
         decodes = [pending for pending in steps if pending.is_decode]
@@ -118,12 +118,14 @@ class _Forward:
         return [*chunks, *(self._choose_chunks(prompts, chosen, decoding) if until_s <= now_s else ())], until_s
 
     def _without_rests(self, steps: list[Pending]) -> tuple[list[Pending], float]:
-        """The steps that need not rest now, while other clients decode; and until when to wait if there is none."""
+        """The steps that do not have to rest now, and until when to wait if there is none. A step rests only while other clients decode."""
         queue, now_s = self._queue, self._now_s
         if not queue.rests or queue.is_closed:
             return steps, now_s
         resting = {
-            id(pending): min(queue.rests[client], now_s + forward_size.ACTIVE_S)  # so long do others count as decoding at most
+            id(pending): min(
+                queue.rests[client], now_s + forward_size.ACTIVE_S
+            )  # other clients count as decoding for ACTIVE_S at most
             for pending in steps
             if pending.copies
             and not pending.is_entered
@@ -133,7 +135,7 @@ class _Forward:
         return [pending for pending in steps if id(pending) not in resting], min(resting.values(), default=now_s)
 
     def _decoding_with(self, decodes: Sequence[Pending], prompts: Sequence[Pending]) -> list[HeldSequences]:
-        """Sessions that decode now: those that wait, and those whose last decode was a moment ago."""
+        """Sessions that decode now: those whose decode waits, and those that have decoded within ACTIVE_S."""
         others = {pending.step.session for pending in prompts}
         waiting = [pending.step.session for pending in decodes]
         return [session for session in dict.fromkeys([*self._queue.active(self._now_s), *waiting]) if session not in others]
@@ -158,7 +160,7 @@ class _Forward:
         return self._within_limits(decodes, size), now_s
 
     def _until_decodes(self, decoding: Sequence[HeldSequences]) -> float:
-        """Until when a prefill chunk waits for decodes that are due, if none has come: beside them it costs less; alone it delays them.
+        """Until when a prefill chunk waits for decodes that are due, if none waits: beside decodes it costs less, and alone it delays them.
 
         Over several hops it does not wait: while the sessions are at the next hop, the device would be idle.
         """

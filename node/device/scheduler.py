@@ -1,7 +1,7 @@
 """The queue of a device: all requests of its hosts.
 
-They wait here until the device's thread takes them. `Scheduler` keeps the state, `schedule.py` decides. `submit` and `cancel` are called
-in event loops, the rest in the device's thread.
+Requests wait here until the device's thread takes them. `Scheduler` keeps the state, `schedule.py` decides. Event loops call `submit` and
+`cancel`, the device's thread calls the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from swarm.clock import SYSTEM
 from swarm.inference.compute import Output
 
 MAX_WAITING = 1_024
-"""Steps of one host that wait at most; the next one is refused."""
+"""Limit of the waiting steps of one host; the next one is refused."""
 
 INTER_ARRIVAL_SHARE = 0.3
 """Weight of the newest of a session's inter-arrival times."""
@@ -33,14 +33,14 @@ LEAST_WAIT_S = 1e-4
 
 
 class Scheduler:
-    """Requests in, decisions out; a request in a decision has left the queue, and `finished` puts it back if more of it is left."""
+    """Takes requests, gives decisions. A request in a decision has left the queue; `finished` queues it again if more of it is left."""
 
     def __init__(self, clock: Callable[[], float] = SYSTEM.now_s, max_waiting: int = MAX_WAITING) -> None:
         self._clock, self._max_waiting = clock, max_waiting
         self._ready = threading.Condition()
         self._queues: list[HostQueue] = []
         self._served = Accounts()
-        """Milliseconds of each host, by queue."""
+        """Milliseconds that each host has had, by queue."""
         self._free_s = clock()
         """When the device's last forward ended."""
         self._is_taken_from = False
@@ -55,7 +55,7 @@ class Scheduler:
             return queue, must_start
 
     def close(self, queue: HostQueue) -> None:
-        """Take nothing new for this host; what waits is still run, then its `ended` is set."""
+        """Refuse new requests of this host; those that wait are still run, then its `ended` is set."""
         with self._ready:
             queue.is_closed = True
             self._ready.notify()
@@ -76,7 +76,7 @@ class Scheduler:
         return pending
 
     def cancel(self, queue: HostQueue, pending: Pending) -> None:
-        """Its caller does not wait any more: what is left of it is not run. A `Clear` of its session must follow."""
+        """Do not run the rest of the request. A `Clear` of its session must follow."""
         with self._ready:
             pending.is_cancelled = True
             if any(other is pending for other in queue.waiting):
@@ -111,7 +111,7 @@ class Scheduler:
             return self._choose()
 
     def finished(self, queue: HostQueue, chunks: Sequence[Chunk]) -> None:
-        """A forward of these is over: queue again what is not run to its end. Sessions are told after this: they may answer at once."""
+        """After a forward of these: queue the steps of which more is left. Call it before these are settled: a session may send at once."""
         with self._ready:
             self._free_s = queue.free_s = now_s = self._clock()
             for chunk in chunks:
@@ -119,14 +119,14 @@ class Scheduler:
             _forget_idle(queue, now_s)
 
     def account(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float) -> None:
-        """The forward took `ms`: update costs and accounts, after its sessions are told and before the next choice."""
+        """Update costs and accounts with a forward's `ms`; call it after its steps are settled and before the next decision."""
         with self._ready:
             self._rest_after(queue, chunks, ms, queue.free_s)
             self._charge_host(queue, ms)
             _account(queue, chunks, ms)
 
     def charge(self, queue: HostQueue, pending: Pending, ms: float) -> None:
-        """A step's row operations took so long in front of its forward: its client pays for them, and no batch does."""
+        """Charge a step's client, and no batch, for the `ms` of its operations on sequences before the forward."""
         with self._ready:
             session = pending.request.session
             self._charge_host(queue, ms)
@@ -134,31 +134,31 @@ class Scheduler:
             self._rest(queue, session.client, ms, self._clock())
 
     def forget(self, queue: HostQueue, session: HeldSequences) -> None:
-        """The session holds nothing any more: no decode of it is expected."""
+        """The session has no sequences any more: no decode of it is expected."""
         with self._ready:
             queue.decoding.pop(session, None)
             queue.last.pop(session, None)
 
     def stop_warming_up(self, queue: HostQueue) -> None:
-        """No warm-up begins there any more."""
+        """Begin no warm-up of this host any more."""
         with self._ready:
             queue.is_slow_to_warm_up = True
 
     def warm_up_again(self, queue: HostQueue) -> None:
-        """There is something to be won there: more graphs, another engine, or a module that was changed."""
+        """This host has something to warm up: more graphs, another engine, or a changed module."""
         with self._ready:
             queue.may_warm_up = True
             self._ready.notify()
 
     def begin_warm_up(self) -> HostQueue | None:
-        """A host that may become faster, which is none any more until `warm_up_again`."""
+        """The host to warm up now; it is not given again until `warm_up_again`. None: no host has anything to warm up."""
         with self._ready:
             if (queue := self.next_to_warm_up()) is not None:
                 queue.may_warm_up = False
             return queue
 
     def next_to_warm_up(self) -> HostQueue | None:
-        """A host that may become faster: the first one."""
+        """The first host that has something to warm up; None: no host has."""
         with self._ready:
             return next((queue for queue in self._queues if queue.may_warm_up and not queue.is_slow_to_warm_up), None)
 
@@ -177,14 +177,14 @@ class Scheduler:
             queue.ended.set()
 
     def _charge_host(self, queue: HostQueue, ms: float) -> None:
-        """A host whose sessions all wait for their clients keeps its claim; one that was idle for ACTIVE_S saves up nothing."""
+        """Charge a host. One whose sessions wait for their clients keeps its claim to time; one that was idle for ACTIVE_S does not."""
         if len(self._queues) > 1:
             now_s = self._clock()
             self._served.advance([one for one in self._queues if one is queue or one.waiting or one.active(now_s)])
             self._served.charge(queue, ms)
 
     def _rest_after(self, queue: HostQueue, chunks: Sequence[Chunk], ms: float, now_s: float) -> None:
-        """Engines that share pages copy them in the forward that writes: the time beyond that of its tokens went into copies."""
+        """Engines that share pages copy them in the forward that writes: the time above that of its tokens counts as copying."""
         copying = [chunk.step.session.client for chunk in chunks if chunk.pending.copies]
         if copying:
             costs, num_decodes = queue.costs, sum(chunk.size for chunk in chunks if chunk.pending.is_decode)
@@ -194,7 +194,7 @@ class Scheduler:
                 self._rest(queue, client, (ms - expected_ms) * number / len(copying), now_s)
 
     def _rest(self, queue: HostQueue, client: PeerId, ms: float, now_s: float) -> None:
-        """A client's copies took `ms`: its next ones wait, if those were long and others decode."""
+        """A client's copies took `ms`: its next copies wait, if these were long and other clients decode."""
         queue.rests = {other: until_s for other, until_s in queue.rests.items() if until_s > now_s}
         rest_ms = forward_size.rest_ms(queue.costs, ms, schedule.num_others(client, self._queues, now_s))
         if rest_ms > 0:
@@ -202,7 +202,7 @@ class Scheduler:
 
 
 def _note_arrival(queue: HostQueue, session: HeldSequences, came_s: float) -> None:
-    """A session's next decode has come: note the time since its last one."""
+    """Note a session's inter-arrival time as its next decode arrives."""
     last = queue.last.get(session, NEVER)
     if last.done_s is not None:
         newest_s, mean_s = came_s - last.done_s, last.inter_arrival_s
@@ -211,7 +211,7 @@ def _note_arrival(queue: HostQueue, session: HeldSequences, came_s: float) -> No
 
 
 def _advance(queue: HostQueue, chunk: Chunk, now_s: float) -> None:
-    """One step is so much further."""
+    """Note that a step has run these tokens; queue it again if more of it is left."""
     pending, session = chunk.pending, chunk.step.session
     pending.at += chunk.size
     queue.last[session] = replace(queue.last.get(session, NEVER), done_s=now_s if pending.is_decode else None)
@@ -224,13 +224,13 @@ def _advance(queue: HostQueue, chunk: Chunk, now_s: float) -> None:
 
 
 def _forget_idle(queue: HostQueue, now_s: float) -> None:
-    """Sessions that have not decoded for ACTIVE_S are not expected any more."""
+    """Drop sessions that have not decoded for ACTIVE_S: their next decodes are not expected."""
     for session in [session for session in queue.decoding if (queue.last[session].done_s or 0.0) < now_s - forward_size.ACTIVE_S]:
         del queue.decoding[session]
 
 
 def _account(queue: HostQueue, chunks: Sequence[Chunk], ms: float) -> None:
-    """Accounts, costs and credit of a host after a forward."""
+    """Update accounts, costs and credit of a host after a forward."""
     costs = queue.costs
     decodes = [chunk for chunk in chunks if chunk.pending.is_decode]
     prompts = [chunk for chunk in chunks if not chunk.pending.is_decode]

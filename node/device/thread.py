@@ -1,8 +1,8 @@
 """A device: one computing thread and one memory budget for all hosts.
 
-A node makes it once and gives it to each host; the thread runs while a host is attached. It takes what `schedule.py` decides, lets the
-host carry it out, and goes on; the outcome of a request is a future of the event loop that asked. This thread never waits for the
-network, and event loops compute nothing.
+A node makes one `Device` and gives it to each host; the thread runs while a host is attached. It takes a decision of `schedule.py`, and the
+host carries it out. The outcome of a request is a future of the caller's event loop. The thread never waits for the network, and event
+loops compute nothing.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """When a device warms up."""
+    """When a device warms up its hosts."""
 
     warm_up_after_s: float = 0.1
     """Seconds without work after which a host warms up (captures graphs) if no session holds KV cache."""
     warm_up_beside_s: float = 1.0
-    """The same if one does: its next token is on the way."""
+    """The same if a session does: its next token is expected soon."""
     longest_warm_up_s: float = 1.0
-    """A host whose warm-up took longer warms up no more: a new session may have to wait for it."""
+    """Limit of one warm-up in seconds: a host that exceeds it warms up no more, since a new session may have to wait for it."""
 
 
 class Device:
     """Runs the work of every host that is attached."""
 
     def __init__(self, memory: Memory | None = None, config: DeviceConfig | None = None, clock: Clock = SYSTEM) -> None:
-        """memory: None = as much as the hosts measure."""
+        """memory: None = a budget of what the hosts measure as free."""
         self.memory, self.clock = memory or Memory(), clock
         self._config = config or DeviceConfig()
         self.scheduler = Scheduler(clock.now_s)
 
     def attach(self, host: Runs, budget_tokens: int) -> HostQueue:
-        """From now on the host's requests are run."""
+        """Run the host's requests from now on."""
         queue, must_start = self.scheduler.add(host, budget_tokens)
         if must_start:
             threading.Thread(target=self._loop, name="device", daemon=True).start()
         return queue
 
     async def detach(self, queue: HostQueue) -> None:
-        """Take nothing new, run what waits. A second call changes nothing."""
+        """Refuse new requests, and return once those that wait have run. A second call changes nothing."""
         self.scheduler.close(queue)
         await asyncio.to_thread(queue.ended.wait)
 
     def submit(self, queue: HostQueue, request: Request) -> Pending:
-        """Queue a request of the running event loop, which may await its `future`. OverloadedError if too many wait or the host leaves."""
+        """Queue a request of the running event loop, which awaits its `future`. OverloadedError if too many wait or the host leaves."""
         return self.scheduler.submit(queue, request, asyncio.get_running_loop().create_future())
 
     def _loop(self) -> None:
@@ -70,7 +70,7 @@ class Device:
                 self._run(decision)
 
     def _idle_s(self) -> float | None:
-        """How long nothing must have come before a host warms up; None: all have."""
+        """Seconds without work after which a host warms up; None = no host has anything to warm up."""
         if self.scheduler.next_to_warm_up() is None:
             return None
         return self._config.warm_up_beside_s if self.memory.used_bytes else self._config.warm_up_after_s
@@ -91,7 +91,7 @@ class Device:
             self.scheduler.warm_up_again(queue)
 
     def _run(self, decision: Decision) -> None:
-        """Whatever a host raises here is its own fault: the requests fail, and this thread lives."""
+        """Carry out a decision. If a host raises, its requests fail, and this thread continues."""
         for queue, pending in decision.changes:
             try:
                 queue.host.change(pending)
@@ -105,7 +105,7 @@ class Device:
                     self._fail(decision.queue, chunk.pending, error)
 
     def _fail(self, queue: HostQueue, pending: Pending, error: Exception) -> None:
-        """What is left of it is not run, even if the host has put it back."""
+        """Settle the request with an InternalError; the rest of it is not run, even if the host has queued it again."""
         log.error("work failed on the device", exc_info=error)
         self.scheduler.cancel(queue, pending)
         pending.settle(InternalError(f"the work failed here: {type(error).__name__}; the peer's log says more"))

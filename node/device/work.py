@@ -1,7 +1,6 @@
-"""What a device is asked to do: one frozen type a kind.
+"""The requests to a device: one frozen type for each kind.
 
-A request never changes. How far it is belongs to the scheduler (`pending.py`), and its outcome is one future. Training adds kinds
-here (forward, backward, update).
+A request never changes. Its progress and its outcome are in `pending.py`. Training adds kinds here (forward, backward, update).
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ class HeldSequences:
     client: PeerId
     sequences: list[TokenSequence] = field(default_factory=list)
     num_hops: int = 1
-    """Of its route."""
+    """Hops of the session's route."""
     engine: Engine | None = None
-    """Of the blocks that it runs; None = of all that its host serves."""
+    """Engine of the blocks that the session runs; None = the engine of all blocks of its host."""
     num_tokens: int = 0
-    """Of all its sequences, after the last forward."""
+    """Tokens of all its sequences, after the last forward."""
     worked_in: int = 0
-    """The period of `WorkCounter` in which it was counted last."""
+    """The last period of `WorkCounter` in which the session was counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,25 +49,25 @@ class Step:
     """[T]; None = counted on from each sequence's length."""
     spec: StepSpec = PASS_ON
     expires_s: float = math.inf
-    """On the device's clock: too late to begin, or to go on with the next prefill chunk."""
+    """Seconds on the device's clock, after which neither the step nor its next prefill chunk begins."""
     is_whole: bool = False
-    """It must not be cut: here a sequence that goes on costs more than one that begins."""
+    """It runs in one forward, without prefill chunks: the engine continues a sequence at a higher cost than it begins one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Clear:
-    """Give all sequences of the session back."""
+    """Close all sequences of the session."""
 
     session: HeldSequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fork:
-    """Give all sequences of the session back, and begin with copies of those of `source`, which runs the same blocks."""
+    """Close all sequences of the session, and begin with copies of those of `source`, which runs the same blocks."""
 
     session: HeldSequences
     source: HeldSequences
 
 
 Request: TypeAlias = Step | Clear | Fork
-"""What a session asks for, and waits for in the queue."""
+"""A session's request, which waits in the queue of its host."""

@@ -1,8 +1,8 @@
-"""Which blocks this node will host, and in which number format.
+"""Chooses the blocks that this node hosts, and their number format.
 
-A node hosts what it was told to, else what the swarm needs. The decisions are pure (`swarm/placement/choose.py`, `node/hardware.py`); here
-they meet the directory. If two nodes choose the same blocks at the same moment: announce `joining`, wait, look again, and the one with the
-larger hash chooses anew (docs/architecture.md, "Placement race").
+A node hosts the blocks of `--blocks`, else those that the swarm needs. The decisions are pure (`swarm/placement/choose.py`,
+`node/hardware.py`); this file applies them to the directory's records. Two nodes may choose the same blocks at the same moment: so each
+announces `joining`, waits and looks again, and the node with the larger hash chooses anew (docs/architecture.md, "Placement race").
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from swarm.placement.rebalance import stands
 from swarm.speeds import floor_ms
 
 RACE_WAIT_S = 1.5
-"""How long an announcement gets to reach nodes that join at the same moment."""
+"""Seconds for an announcement to reach nodes that join at the same moment."""
 
 RACE_ROUNDS = 8
-"""Looks before a node settles where it is; with n peers racing n rounds are enough."""
+"""Limit of the looks before a node keeps its span; if n peers race, n looks are enough."""
 
 MAX_JOINING_S = 60.0
 """Seconds for which blocks that a peer is about to host count as hosted, from the first look that shows it on."""
 
 MAX_PLANNED = 256
-"""Others that a plan counts: it takes up to a second, and a flood of the directory would have thousands."""
+"""Limit of the peers that a plan counts: such a plan takes up to a second, and a flooded directory has thousands of records."""
 
 KV_RESERVE_TOKENS = 4_096
-"""Tokens of K/V per block that a chosen span keeps memory for (fewer if the model's limit is lower)."""
+"""Tokens for whose keys and values each chosen block keeps memory (fewer if the model's limit is lower)."""
 
 
 class Records(Protocol):
-    """What the directory knows of one model."""
+    """The directory's records of one model."""
 
     @property
     def peers(self) -> Sequence[PeerRecord]: ...
@@ -63,9 +63,9 @@ class Claim:
 
 
 def claims(records: Records, weights: Weights, me: PeerId) -> list[Claim]:
-    """What the others hold of these very weights; those who are leaving do not count.
+    """Claims of the other peers to blocks of exactly these weights; peers that drain do not count.
 
-    Who has measured nothing yet, as all who join, counts as the median of those who have.
+    A peer that has measured nothing yet (each that joins) counts as fast as the median of the peers that have.
     """
     found = [
         (record, one)
@@ -88,7 +88,7 @@ def claims(records: Records, weights: Weights, me: PeerId) -> list[Claim]:
 
 
 def _measured_ms(hosted: Iterable[tuple[PeerRecord, Hosted]]) -> list[float]:
-    """Milliseconds for a block, of each peer that has measured it once: the least that it claims."""
+    """Milliseconds of a block, of each peer that has measured any: the least that the peer claims."""
     found: dict[PeerId, float] = {}
     for record, one in hosted:
         if one.load.block_ms:
@@ -98,7 +98,7 @@ def _measured_ms(hosted: Iterable[tuple[PeerRecord, Hosted]]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """One peer, as placement counts it: what it serves, and where it goes."""
+    """The claims of one peer: the span that it serves, and the span that it moves to."""
 
     peer: PeerId
     serving: Member | None
@@ -106,28 +106,31 @@ class Claims:
 
     @property
     def claim(self) -> Member:
-        """Where it will be."""
+        """The span where it will be."""
         found = self.joining or self.serving
         assert found is not None
         return found
 
     def stands(self, me: PeerId) -> bool:
-        """Whether what it serves may be counted on, by `me`, who is about to move as well."""
+        """Whether `me`, which is about to move as well, may count on the span that this peer serves."""
         return stands(me, self.peer, is_moving=self.joining is not None)
 
     def seen_by(self, me: PeerId) -> Member:
-        """Where it will be, if `me` is about to move as well: of two who move, the one with the larger hash yields; newcomers never do."""
+        """The span where it will be, if `me` is about to move as well: of two peers that move, the one with the larger hash yields;
+        a newcomer does not."""
         return self.serving if self.serving is not None and self.stands(me) else self.claim
 
 
 def least_ms(records: Iterable[PeerRecord], weights: Weights) -> float:
-    """Milliseconds for a block that are believed at least, of all who announce these weights, ourselves included: nodes that
-    see the same records compute the same value, as the plan requires."""
+    """Least credible milliseconds of a block, of all peers that announce these weights, this node included.
+
+    Nodes that see the same records compute the same value, as the plan requires.
+    """
     return floor_ms(_measured_ms((record, one) for record in records for one in record.blocks(weights)))
 
 
 def claims_by_peer(records: Sequence[PeerRecord], weights: Weights, dtype: str, me: PeerId) -> list[Claims]:
-    """The others who host these very weights in this format, or are about to; a route uses one format."""
+    """Claims of the other peers that serve or join with exactly these weights in this format; a route uses one format."""
     found, at_least_ms = [], least_ms(records, weights)
     for record in records:
         spans: dict[str, Member] = {}
@@ -140,12 +143,12 @@ def claims_by_peer(records: Sequence[PeerRecord], weights: Weights, dtype: str, 
 
 
 def planned(known: Sequence[Claims], has_met: Callable[[PeerId], bool]) -> list[Claims]:
-    """MAX_PLANNED of `known` at most: those that have answered us, then one of every span, then a second of each, …"""
+    """At most MAX_PLANNED of `known`: first the peers that have answered this node, then one of every span, then a second of each, …"""
     if len(known) <= MAX_PLANNED:
         return list(known)
     counts: Counter[Span] = Counter()
     ranks: dict[PeerId, tuple[bool, int]] = {}
-    ordered = sorted(known, key=lambda one: digest(one.peer))  # all who see the same agree on it
+    ordered = sorted(known, key=lambda one: digest(one.peer))  # nodes that see the same records agree on it
     for one in ordered:
         ranks[one.peer] = not has_met(one.peer), counts[one.claim.span]
         counts[one.claim.span] += 1
@@ -153,7 +156,7 @@ def planned(known: Sequence[Claims], has_met: Callable[[PeerId], bool]) -> list[
 
 
 def as_member(record: PeerRecord, hosted: Hosted, least_ms: float = 0.0, usual_ms: float = 0.0) -> Member:
-    """A record's claim to blocks. least_ms: no faster block is believed. usual_ms: of a peer that has measured nothing; 0 = 1 ms."""
+    """A record's claim to blocks. least_ms: a faster claim counts as this. usual_ms: of a peer that has measured nothing; 0 = 1 ms."""
     block_ms = hosted.load.block_ms or usual_ms
     speed = 1 / max(block_ms, least_ms) if block_ms else 1.0
     beside = record.beside(hosted)
@@ -161,13 +164,13 @@ def as_member(record: PeerRecord, hosted: Hosted, least_ms: float = 0.0, usual_m
 
 
 class Joining:
-    """Since when the others announce, as seen from here, that they are about to host blocks. The clock is an argument."""
+    """Since when this node has seen each `joining` claim of the other peers. The clock is an argument."""
 
     def __init__(self) -> None:
         self._since_s: dict[tuple[PeerId, Span], float] = {}
 
     def current(self, known: Sequence[Claims], now_s: float) -> list[Claims]:
-        """`known` without what has been about to come for more than MAX_JOINING_S; who serves nothing either is left out."""
+        """`known` without `joining` claims older than MAX_JOINING_S; a peer that serves nothing either is left out."""
         names = {(one.peer, one.joining.span) for one in known if one.joining is not None}
         self._since_s = {name: self._since_s.get(name, now_s) for name in names}
         late = {name for name, since_s in self._since_s.items() if now_s - since_s > MAX_JOINING_S}
@@ -176,13 +179,13 @@ class Joining:
 
 
 def other_weights(records: Records, model: ModelId) -> list[str]:
-    """Digests under which others serve the same name."""
+    """Digests of other weights with the same name that peers serve."""
     models = {one.weights.model for record in records.peers for one in record.hosted}
     return sorted({other.digest for other in models if other.name == model.name} - {model.digest})
 
 
 def usual_dtype(others: Sequence[Claim]) -> str | None:
-    """The format, of those we know, that most of the others compute in; None where there are none."""
+    """The number format, of those that this node supports, in which most of the others compute; None if there is none."""
     counts = Counter(claim.hosted.dtype for claim in others if claim.hosted.dtype in NUMBER_FORMATS)
     return min(counts, key=lambda dtype: (-counts[dtype], dtype), default=None)
 
@@ -198,7 +201,7 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
 def make_capacity(
     checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None, ends: bool | None = None
 ) -> Capacity:
-    """What this machine can take of the model. ends: True = with its ends beside an outer span, whatever else fits."""
+    """What this machine can host of the model. ends: True = embedding and head must fit beside a first or last span."""
     from node.hardware import torch_dtype
 
     kind = torch_dtype(dtype)
@@ -213,9 +216,9 @@ def make_capacity(
 
 
 def beside(wish: bool | None, span: Span, num_blocks: int, needed_bytes: int, left_bytes: int) -> tuple[frozenset[Unit], str]:
-    """What a node with `span` hosts beside it: embedding and head or nothing, and why. Pure.
+    """The units that a node with `span` hosts beside it (embedding and head, or none), and why. Pure.
 
-    wish: of the volunteer; None = if the memory that the blocks leave, with their K/V reserve, is enough.
+    wish: of the volunteer; None = host them if the memory that the blocks and their K/V reserve leave is enough.
     """
     if span.start > 0 and span.stop < num_blocks:
         return frozenset(), "the blocks are in the middle of the model, where no client needs them"
@@ -247,10 +250,10 @@ async def settle(
     *,
     is_alone: bool = False,
 ) -> Choice:
-    """Choose a span, announce it as `joining`, and stay out of the way of those who outrank us.
+    """Choose a span, announce it as `joining`, and choose again if a peer that outranks this node claims the same blocks.
 
-    look: what the others claim now. announce: publishes our claim; called with every span that we move to.
-    is_alone: we know no peer that could choose at the same moment.
+    look: the claims of the others now. announce: publishes this node's claim; called with each span chosen.
+    is_alone: no peer is known that could choose at the same moment.
     A span that the volunteer named is announced and kept, even if other nodes host it.
     """
     choice = as_told(config.blocks, capacity) if config.blocks is not None else await _first_choice(me, look, capacity)
@@ -268,7 +271,7 @@ async def settle(
 
 
 def look_again(me: PeerId, choice: Choice, others: Sequence[Claim], capacity: Capacity) -> Choice:
-    """The same choice, unless a joining peer that outranks us claims some of its blocks: then the best next to theirs. Pure."""
+    """The same choice, unless a joining peer that outranks `me` claims some of its blocks: then the best span beside its claim. Pure."""
     stronger = outranking(me, [claim.member for claim in others if claim.is_joining])
     if not overlaps(choice.span, [one.span for one in stronger]):
         return choice

@@ -1,1 +1,1 @@
-"""What a node computes for others: engines (how steps of many rows become one forward) and what feeds them."""
+"""What a node computes for its clients: hosts, sessions, batches."""

@@ -1,9 +1,9 @@
 """Around the blocks in a forward: embedding before them, head after.
 
-Most steps bring and ask for hidden states. Where this node hosts the ends, those that bring token ids or embeddings are embedded
-together in front of the blocks, and the head runs once over the wanted tokens of all that ask for logits.
+Most steps bring and ask for hidden states. If this node hosts embedding and head, steps that bring token ids or embeddings are embedded
+together in front of the blocks, and the head runs once over the wanted tokens of all steps that ask for logits.
 
-Shapes: T tokens of all chunks, T' of them wanted, H hidden size, V vocabulary.
+Shapes: T tokens of all `Chunk`s of a batch, T' of them wanted, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Chunk, Sequence[TokenSequence]]]) -> Tensor:
-    """The batch's hidden states [T, H] on the engine's device, chunk after chunk."""
+    """The batch's hidden states [T, H] on the engine's device, one `Chunk` after the other."""
     parts: dict[int, Tensor] = {}
     for kind in ("ids", "embeds"):
         members = [(index, chunk, rows) for index, (chunk, rows) in enumerate(batch) if chunk.step.spec.kind == kind]
         if members:
-            assert ends is not None, "a hop takes token ids only where the ends are"
+            assert ends is not None, "a hop takes token ids only if it hosts embedding and head"
             pieces = _embedded(ends, kind, [(chunk, rows) for _, chunk, rows in members])
             parts |= {index: piece for (index, _, _), piece in zip(members, pieces, strict=True)}
     hidden = [parts[index] if index in parts else chunk.values().to(engine.device) for index, (chunk, _) in enumerate(batch)]
@@ -38,7 +38,7 @@ def begin(engine: Engine, ends: Ends | None, batch: Sequence[tuple[Chunk, Sequen
 
 
 def _embedded(ends: Ends, kind: str, batch: Sequence[tuple[Chunk, Sequence[TokenSequence]]]) -> Sequence[Tensor]:
-    """All chunks of one kind at once; each token's place is its row's length and on, or what its caller says."""
+    """Hidden states of each `Chunk`, all of one kind (ids, embeddings). Positions: its step's own, else from each sequence's length on."""
     stretches = [
         own_ends.Stretch(row.length, count)
         for chunk, rows in batch
@@ -53,27 +53,27 @@ def _embedded(ends: Ends, kind: str, batch: Sequence[tuple[Chunk, Sequence[Token
 
 
 def places(chunk: Chunk, rows: Sequence[TokenSequence]) -> Tensor:
-    """The positions of a chunk's tokens: its caller's, else counted on from its rows' lengths."""
+    """Positions of the tokens of a `Chunk`: its step's own, else from each sequence's length on."""
     if chunk.step.positions is not None:
         return chunk.step.positions[chunk.at : chunk.at + chunk.size]
     return torch.cat([torch.arange(row.length, row.length + count) for row, count in zip(rows, chunk.counts(), strict=True)])
 
 
 def finish(ends: Ends | None, batch: Sequence[Chunk], output: Tensor) -> list[Output]:
-    """What each chunk's step asks for, on the CPU, of the blocks' output [T, H]."""
+    """What the step of each `Chunk` asks for, on the CPU, of the blocks' output [T, H]."""
     pieces = [_wanted(chunk, piece) for chunk, piece in zip(batch, output.split([chunk.size for chunk in batch]), strict=True)]
     asking = [index for index, chunk in enumerate(batch) if chunk.step.spec.result != "hidden"]
     if not asking:
-        # a hop retains its piece for as long as its session lives: as a view, it would keep everybody's output alive
+        # a hop retains its output while its session lives: a view would keep the outputs of the whole batch in memory
         return [Output(values=piece.cpu().clone() if len(batch) > 1 else piece.cpu()) for piece in pieces]
-    assert ends is not None, "a hop takes wishes for logits only where the ends are"
+    assert ends is not None, "a hop takes steps that ask for logits only if it hosts embedding and head"
     logits = ends.logits(torch.cat([pieces[index] for index in asking])).split([len(pieces[index]) for index in asking])
     answers = {index: _answer(batch[index], piece, len(asking) > 1) for index, piece in zip(asking, logits, strict=True)}
     return [answers.get(index) or Output(values=piece.cpu().clone()) for index, piece in enumerate(pieces)]
 
 
 def _wanted(chunk: Chunk, output: Tensor) -> Tensor:
-    """Those tokens of a chunk's output that its step wants back: before the head, since that is the dearest step of all."""
+    """The tokens of a `Chunk`'s output that its step wants back; chosen before the head, which costs more than any block."""
     ranges = chunks.wanted(chunk.step.spec.want, chunk.step.counts)
     if ranges is None:
         return output
@@ -83,7 +83,7 @@ def _wanted(chunk: Chunk, output: Tensor) -> Tensor:
 
 
 def joined(outputs: Sequence[Output]) -> Output:
-    """What came of a step's chunks, as one."""
+    """The outputs of a step's prefill chunks, joined."""
     if len(outputs) == 1:
         return outputs[0]
     ids = [output.ids for output in outputs if output.ids is not None]

@@ -2,8 +2,8 @@
 
 The server must listen before blocks can be chosen, and a node holds several: while it moves, or of several models.
 
-A session goes to the host of its weights and of exactly the blocks that its route names for this hop, else to one that hosts more than
-these; the newest of several. If there is none, any host refuses it, and says what is served here instead.
+A session goes to the host of its weights and of exactly the blocks that its route names for this hop, else to a host of more blocks than
+these; to the newest of several. If there is none, one of the hosts refuses the session, and says what is served here instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from swarm.rpc.call import Call, Handler
 
 
 class Dispatcher:
-    """Opens and closes with each host; before the first one, calls are refused."""
+    """The node's hosts, by weights and blocks. While it has none, calls raise DrainingError."""
 
     def __init__(self) -> None:
         self._hosts: dict[tuple[Weights, Blocks], Host] = {}
@@ -31,7 +31,7 @@ class Dispatcher:
         self._hosts[_key(host)] = host
 
     def close(self, host: Host) -> None:
-        """From now on they do not."""
+        """From now on, new sessions do not reach the host. Does nothing for a host that another one has replaced."""
         if self._hosts.get(_key(host)) is host:
             del self._hosts[_key(host)]
 

@@ -100,7 +100,7 @@ class Executor:
             self._device.scheduler.account(self.queue, done, ms)
 
     def _note(self, done: Sequence[Chunk], outputs: Sequence[Output]) -> None:
-        """These have run; a step whose last chunk it was is settled."""
+        """Note what has run; settle each step that has run to its end."""
         for chunk, output in zip(done, outputs, strict=True):
             chunk.pending.outputs.append(output)
             self._hold(chunk.step.session)
@@ -111,11 +111,11 @@ class Executor:
                 chunk.pending.settle(edges.joined(chunk.pending.outputs))
 
     def _enter(self, chunk: Chunk) -> list[TokenSequence] | None:
-        """The step's sequences after its operations; None if it is settled already (an error, no tokens)."""
+        """The step's sequences after its operations; None if the step is settled already (an error, no tokens)."""
         pending, step = chunk.pending, chunk.step
         try:
             if self._device.clock.now_s() > step.expires_s:
-                raise DeadlineError("the step's time budget was over before its turn came: this peer is too busy, try a replica")
+                raise DeadlineError("the step's time budget ended while it waited here: this peer is too busy, try a replica")
             if not pending.is_entered:
                 self._begin(chunk)
         except Exception as error:  # whatever an engine raises here: the thread must live
@@ -129,7 +129,7 @@ class Executor:
         return step.session.sequences
 
     def _begin(self, chunk: Chunk) -> None:
-        """Before a step's first chunk: its operations on sequences, and whether all of it may run here."""
+        """Before a step's first prefill chunk: its operations on sequences, then checks of memory and positions for all of it."""
         pending, step, session = chunk.pending, chunk.step, chunk.step.session
         engine, memory, now_s = self._engines.of(session), self._device.memory, self._device.clock.now_s()
         memory.lend(engine)
@@ -144,7 +144,7 @@ class Executor:
         pending.is_entered = True
 
     def _operate(self, engine: Engine, pending: Pending, step: Step) -> None:
-        """A step's operations on sequences. Their time goes on its client's account, and copies count as what it holds, at once."""
+        """A step's operations on sequences. Its client is charged for their time, and holds the copies at once."""
         started = time.perf_counter()
         try:
             step.session.sequences = row_operations.apply(engine, step.session.sequences, step.ops)
@@ -159,7 +159,7 @@ class Executor:
         self.holdings.add(session.client, session.num_tokens - before)
 
     def _fail(self, pending: Pending, error: Exception) -> None:
-        """The request is lost, and the session's sequences with it (it starts anew, here or elsewhere)."""
+        """Settle the request with the error, and close the session's sequences: its client starts anew, here or at a replica."""
         session = pending.request.session
         try:
             session.sequences = steps.close_all(self._engines.of(session), session.sequences)

@@ -40,7 +40,7 @@ class Forwards:
         """Moving average of a forward's milliseconds, through all blocks."""
 
     def run(self, entered: Batch) -> tuple[Batch, list[Output]]:
-        """One forward for all steps of the same blocks. Returns the chunks that succeeded, and the output of each."""
+        """One forward for all steps of the same blocks. Returns the members of the batch that succeeded, and the output of each."""
         groups: dict[Engine, Batch] = {}
         for chunk, rows in entered:
             groups.setdefault(self._engines.of(chunk.step.session), []).append((chunk, rows))

@@ -1,6 +1,6 @@
 """One host takes over from another.
 
-The new host is opened and announced first; then the old one is drained and ended.
+The new host is opened and announced first; then the old one is drained and stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IDLE_CHECK_S = 0.1
 
 
 class Announcing(Protocol):
-    """What the swarm sees of our hosts (`presence.py`)."""
+    """Announces a node's hosts to the swarm (`node/placement/presence.py`)."""
 
     async def serve(self, host: Host) -> None: ...
 
@@ -26,7 +26,7 @@ class Announcing(Protocol):
 
 
 class Opening(Protocol):
-    """Where sessions reach a host (`dispatcher.py`)."""
+    """Passes sessions to a host (`dispatcher.py`)."""
 
     def open(self, host: Host) -> None: ...
 
@@ -34,7 +34,7 @@ class Opening(Protocol):
 
 
 async def begin(host: Host, dispatcher: Opening, presence: Announcing) -> None:
-    """New sessions reach the host from now on, and the swarm is told. It has started."""
+    """Let new sessions reach the host, which has started, and announce it."""
     dispatcher.open(host)
     await presence.serve(host)
 
@@ -42,9 +42,9 @@ async def begin(host: Host, dispatcher: Opening, presence: Announcing) -> None:
 async def retire(
     host: Host, dispatcher: Opening, presence: Announcing, drain_s: float = DRAIN_S, hurry: asyncio.Event | None = None
 ) -> None:
-    """No new sessions; wait up to `drain_s`, or until `hurry`, for those that are there, and end the rest: they go on at replicas.
+    """Refuse new sessions, wait up to `drain_s` seconds or until `hurry` for open ones, and stop the host: the rest continue at replicas.
 
-    The host is ended and dropped also if the swarm cannot be told.
+    The host is stopped and dropped also if `tell` fails.
     """
     host.drain()
     try:

@@ -1,4 +1,4 @@
-"""One span at work: engine, runner and sessions under one lifetime.
+"""A span that serves: engine, runner and sessions under one lifetime.
 
 `node/serving/dispatcher.py` passes the sessions' streams to it.
 
@@ -59,12 +59,12 @@ class Host:
         budget_bytes: int = 0,
         clock: Clock = SYSTEM,
     ) -> None:
-        """ends: embedding, norm and head, where this node hosts them beside its blocks; `served.beside` says the same.
+        """ends: embedding, norm and head, if this node hosts them beside its blocks; `served.beside` says the same.
 
         make_part: an engine of some of the blocks; None = routes can have all of them only.
         device: shared with the node's other hosts; None = a thread and a budget of its own.
-        engines: where all of these are from; `stop` closes what they read. block_ms: as `Load` has it.
-        budget_bytes: for keys and values, of the host that it replaces; 0 = as `engine` was given, beside what other hosts hold.
+        engines: the source of all of these; `stop` closes its readings. block_ms: as `Load` has it.
+        budget_bytes: for keys and values, of the host that this one replaces; 0 = as `engine` was given, beside what other hosts hold.
         """
         assert (served.beside >= ENDS) == (ends is not None)
         self.served, self.engines, self.block_ms = served, engines, block_ms
@@ -84,17 +84,17 @@ class Host:
         self.runner.start(self.budget_bytes)
         self.budget_bytes = self.runner.device.memory.limit_bytes
         self._hops = Hops(
-            self.served, Links(pool, Dials(max_in_all=self._limits.max_dials)), self._rows, self._limits, gate, self._clock
+            self.served, Links(pool, Dials(max_in_all=self._limits.max_dials)), self._sequences, self._limits, gate, self._clock
         )
         self._hops.start()
 
     def drain(self) -> None:
-        """From now on new sessions are refused; those that are here go on."""
+        """Refuse new sessions; open ones continue."""
         if self._hops is not None:
             self._hops.is_draining = True
 
     async def stop(self) -> None:
-        """Refuse what is new, finish the running steps, give all memory back. Clients go on with a replica."""
+        """Refuse new sessions, finish the steps that run, free all memory. Clients continue at a replica."""
         self.drain()
         if self._hops is not None:
             await self._hops.stop()
@@ -108,14 +108,14 @@ class Host:
         return self._hops is not None and self._hops.is_draining
 
     def load(self) -> Load:
-        """For the record."""
+        """Free tokens, waiting steps and speed, for the node's record in the directory."""
         free = max(0, self.runner.device.memory.free_bytes) // self._kv_bytes_per_token
         queue, step_ms = len(self.runner.queue.waiting), self.runner.step_ms
         return Load(free_tokens=free, queue=queue, step_ms=step_ms, block_ms=self.block_ms)
 
     @property
     def num_sessions(self) -> int:
-        """Sessions that are here now."""
+        """Open sessions."""
         return 0 if self._hops is None else len(self._hops)
 
     @property
@@ -125,6 +125,6 @@ class Host:
             raise DrainingError("this peer is still starting: try another one, or again in a moment")
         return self._hops
 
-    def _rows(self, grant: Grant, blocks: Span) -> SessionSequences:
+    def _sequences(self, grant: Grant, blocks: Span) -> SessionSequences:
         part = None if blocks == self.served.span else blocks
         return SessionSequences(self.runner, grant.session, grant.client, len(grant.route), part)

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PARTS = 8
-"""Parts that have an engine at a time. One that no session uses makes room for the next."""
+"""Limit of parts that have an engine at a time. An engine that no session uses is dropped for the next."""
 
 MAX_PARTS_PER_CLIENT = 6
-"""Of these, parts that the sessions of one client use at a time: some are left for the others."""
+"""Limit of these parts that the sessions of one client use at a time: the rest is left for other clients."""
 
 MakePart: TypeAlias = "Callable[[Span, int], Engine]"
-"""(blocks, bytes for keys and values) -> an engine that has proved exact. Takes as long as some forwards."""
+"""(blocks, bytes for keys and values) -> an engine that passed its self-test. Takes as long as some forwards."""
 
 
 @dataclass(slots=True)
@@ -54,8 +54,8 @@ class PartEngines:
         self._parts: dict[Span, _Part] = {}
         """Oldest use first. Replaced and never changed, since two threads read it."""
         self._making = asyncio.Lock()
-        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
-        """By client: one of its sessions at a time stands in line for `_making`."""
+        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        """By client: one of its sessions at a time waits for `_making`."""
 
     @property
     def used_bytes(self) -> int:
@@ -68,12 +68,12 @@ class PartEngines:
     async def take(self, blocks: Span, client: Hashable) -> Engine:
         """The engine of these blocks, for one session of `client` until `give_back`. OverloadedError or SpanNotServedError says why not.
 
-        Clients take turns at having engines made, and at most half of the time is spent on it, whoever asks.
+        One session of each client at a time waits for an engine to be made, and making engines takes at most half of the time.
         """
-        turn = self._turns.setdefault(client, asyncio.Lock())
-        async with turn:  # a session that is closed while it waits costs nothing
+        lock = self._locks.setdefault(client, asyncio.Lock())
+        async with lock:  # a session that is closed while it waits costs nothing
             self._check_share(blocks, client)
-            while (part := self._parts.get(blocks)) is None:  # it may have to make room again before we come to use it
+            while (part := self._parts.get(blocks)) is None:  # another `_add` may have dropped it before this task runs
                 await self._making.acquire()
                 await asyncio.shield(asyncio.create_task(self._add(blocks)))
         part.users[client] += 1
@@ -88,7 +88,7 @@ class PartEngines:
             )
 
     async def _add(self, blocks: Span) -> None:
-        """One at a time, to its end even if no session waits any more: it takes a core. The next may begin after as long a pause."""
+        """Make one engine, even if no session waits any more. It takes a core: the next begins after a pause of the same length."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
@@ -102,10 +102,10 @@ class PartEngines:
             loop.call_later(loop.time() - began_s, self._making.release)
 
     def give_back(self, blocks: Span, client: Hashable) -> None:
-        """The session's rows are closed."""
+        """The session uses the engine no more; its sequences are closed."""
         users = self._parts[blocks].users
         users[client] -= 1
-        users += Counter()  # forgets clients that use it no more
+        users += Counter()  # drops clients that do not use it
 
     def warm_up(self) -> bool:
         """Capture one graph of one engine; False: no engine has one left to capture."""
@@ -132,7 +132,7 @@ class PartEngines:
             raise InternalError(f"no engine of blocks {blocks}: {type(error).__name__}; the peer's log says more") from error
 
     def _idle(self, parts: dict[Span, _Part]) -> Span | None:
-        """The part that must go before one more is made; None if none must. OverloadedError if sessions use all of them."""
+        """The part to drop before one more is made; None if there are fewer than MAX_PARTS. OverloadedError if sessions use all of them."""
         if len(parts) < MAX_PARTS:
             return None
         for blocks, part in parts.items():

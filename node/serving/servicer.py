@@ -1,6 +1,7 @@
-"""The conversations of a session, as gRPC sees them: check, decode, hand to the session's actor. No compute here.
+"""The gRPC methods of a session: check, decode, pass on.
 
-`session` is the stream from the hop above (or the client), `attach` the client's stream at the last hop (step T5 of a token's path).
+Messages go to the session's `Hop`; nothing is computed here. `session` is the stream from the hop above (or the client), `attach` the
+client's stream at the last hop (step T5 of a token's path).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from swarm.rpc.call import Call, Handlers
 from swarm.rpc.stream import Stream
 from swarm.streams.message_stream import MessageStream
 
-FIRST_WORD_S = 10.0
-"""How long a stream may stay silent at first: whoever dialled it has its first message ready."""
+FIRST_MESSAGE_S = 10.0
+"""Seconds until a stream's first message, at most: its caller has that message ready when it dials."""
 
 
 class SessionServicer:
-    """Serves one node's hop of any number of sessions."""
+    """Serves the streams of all sessions at one node."""
 
     def __init__(self, hops_for: Callable[[Open | Attach], Hops]) -> None:
-        """hops_for: who serves the span that a stream's first message is about; raises a SwarmError where nobody here does."""
+        """hops_for: the sessions of the host that serves the span of a stream's first message; raises a SwarmError if no host here does."""
         self._hops_for = hops_for
 
     def handlers(self) -> Handlers:
@@ -43,7 +44,7 @@ class SessionServicer:
         await self._carry(stream, call, opening)
 
     async def attach(self, stream: Stream, call: Call) -> None:
-        """Send a session's replies to its client, from the step that Attach names on."""
+        """Send a session's replies to its client, beginning with the step that Attach names."""
         opening = await _first(stream, Attach)
         await self._carry(stream, call, opening)
 
@@ -58,7 +59,7 @@ class SessionServicer:
         wire = MessageStream(stream, take, hop.lose)
         try:
             await hop.put(wire, opening)
-        except asyncio.CancelledError:  # the caller went before `run`, which would have said so
+        except asyncio.CancelledError:  # the caller went before `run`, which tells the hop otherwise
             await hop.lose(wire, None)
             raise
         refusal = await wire.run()
@@ -82,10 +83,10 @@ T = TypeVar("T", Open, Attach)
 
 async def _first(stream: Stream, kind: type[T]) -> T:
     try:
-        async with asyncio.timeout(FIRST_WORD_S):
+        async with asyncio.timeout(FIRST_MESSAGE_S):
             data = await stream.receive()
     except TimeoutError:
-        raise BadRequestError(f"nothing was said on this stream for {FIRST_WORD_S:.0f} s: it is closed") from None
+        raise BadRequestError(f"no message came on this stream for {FIRST_MESSAGE_S:.0f} s: it is closed") from None
     message = inference.parse(data) if data is not None else None
     if not isinstance(message, kind):
         raise BadRequestError(f"the first message must be {kind.__name__}, got {type(message).__name__}")

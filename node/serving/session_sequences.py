@@ -1,6 +1,6 @@
-"""One session's rows at this node: what a hop computes with.
+"""One session's sequences at this node: what a hop computes with.
 
-Its rows belong to the device's thread. If its blocks are a part of ours, it borrows that part's engine.
+Only the device's thread touches the sequences. If the session's blocks are a part of the host's, it uses that part's engine.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from swarm.inference.compute import Output, SessionCompute
 
 
 class SessionSequences:
-    """`step` and `fork`, then `clear`: each waits for its turn on the device."""
+    """`step` and `fork`, then `clear`: each waits until the device has run it."""
 
     def __init__(self, runner: Runner, session: SessionId, client: PeerId, num_hops: int = 1, part: Span | None = None) -> None:
-        """client: who pays for it, in turns and in memory. num_hops: of its route. part: its blocks; None = all of the host's."""
+        """client: is charged for time and memory. num_hops: of the session's route. part: its blocks; None = all of the host's."""
         self._runner, self.held = runner, HeldSequences(session, client, num_hops=num_hops)
         self.hidden_size, self.dtype = runner.engine.hidden_size, runner.engine.dtype
         self._pending: Pending | None = None
@@ -41,7 +41,7 @@ class SessionSequences:
         spec: StepSpec = PASS_ON,
         expires_s: float = math.inf,
     ) -> Output:
-        """Wait for turns in batches: the tokens of all rows after `ops`, [T, …] as `spec` says, through the blocks.
+        """Run `ops`, then the tokens of all sequences, [T, …] as `spec` says, through the blocks. Returns what `spec` asks for.
 
         If the caller is cancelled, nothing more of the step is run; `clear` must follow.
         """
@@ -62,7 +62,7 @@ class SessionSequences:
             self._pending = None
 
     async def fork(self, source: SessionCompute) -> None:
-        """Begin with copies of another session's rows, which runs the same blocks here."""
+        """Begin with copies of the sequences of `source`, a session that runs the same blocks here."""
         assert isinstance(source, SessionSequences)
         await self._take_engine()
         self._may_hold = True
@@ -74,12 +74,12 @@ class SessionSequences:
             self._may_hold = True
 
     def abandon(self) -> None:
-        """The session is over: nothing more of a step that runs or waits is run, and its `step` raises. `clear` must follow."""
+        """End a step that runs or waits: the rest of it is not run, and its `step` raises PeerUnreachableError. `clear` must follow."""
         if self._pending is not None:
             self._runner.abandon(self._pending)
 
     async def clear(self) -> None:
-        """Give all rows back, after whatever of this session is still running. Harmless once the host has left its device."""
+        """Close all sequences, after the session's last step has ended. Does nothing once the host has left its device."""
         if not self._may_hold:
             return
         with contextlib.suppress(OverloadedError):  # the host is leaving, and the engine with it

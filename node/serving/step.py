@@ -1,6 +1,7 @@
 """What a step does on the device: enter, forward, rewind.
 
-All functions run in the device's thread. A batch that fails as a whole is run again one by one (`runner.py`), from where its rows stood.
+All functions run in the device's thread. A batch that fails is run again, each step alone (`forwards.py`), from the lengths that its
+sequences had before.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from node.engines.ends import Ends
     from node.engines.engine import Engine, TokenSequence
 
-Batch: TypeAlias = "list[tuple[Chunk, list[TokenSequence]]]"
+Batch: TypeAlias = list[tuple[Chunk, "list[TokenSequence]"]]
 
 
 def forward(engine: Engine, ends: Ends | None, batch: Batch) -> list[Output]:
-    """One forward of the engine's blocks; what each chunk's step asks for, of these tokens. Rows have grown afterwards."""
+    """One forward of the engine's blocks. Returns what the step of each `Chunk` asks for; the sequences have grown by its tokens."""
     items = [(row, count) for chunk, rows in batch for row, count in zip(rows, chunk.counts(), strict=True) if count]
     with computing():  # the node may be loading another span in another thread
         hidden = edges.begin(engine, ends, batch)
@@ -44,30 +45,30 @@ def rewind(engine: Engine, rows: Sequence[TokenSequence], lengths: Sequence[int]
 
 
 def check_size(step: Step, num_tokens: int, rows: Sequence[TokenSequence], max_positions: int | None) -> None:
-    """BadRequestError for a step that would harm every session here: too many tokens, or positions for which the model has no table.
+    """BadRequestError if a step would harm other sessions: too many tokens, or positions for which the model has no table.
 
-    A rotary table that is stretched for one row is stretched for the whole batch, and an index beyond a table ends a GPU's context.
+    A rotary table that is extended for one sequence is extended for the whole batch, and an index beyond a table ends a GPU's context.
     """
     if num_tokens > MAX_STEP_TOKENS:
-        raise BadRequestError(f"a step has at most {MAX_STEP_TOKENS} tokens here, got {num_tokens}: send it in chunks")
+        raise BadRequestError(f"a step has at most {MAX_STEP_TOKENS} tokens here, got {num_tokens}: send several steps")
     longest = max([row.length + count for row, count in zip(rows, step.counts, strict=True)], default=0)
     if step.positions is not None and len(step.positions):
         longest = max(longest, int(step.positions.max()) + 1)
     if max_positions is not None and longest > max_positions:
         raise BadRequestError(
-            f"this model has places for {counted(max_positions, 'token')} of a row, the step needs place {longest}: shorten it"
+            f"this model has positions for {counted(max_positions, 'token')} of a sequence, the step needs {longest}: shorten it"
         )
 
 
 def close_all(engine: Engine, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
-    """Give these rows back; what is left of them: none."""
+    """Close these sequences. Returns the empty list."""
     for row in rows:
         engine.close(row)
     return []
 
 
 def forks(engine: Engine, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
-    """Copies of all these rows, or none if one fails."""
+    """Copies of all these sequences; if one fails, those made before are closed and the error is raised."""
     made: list[TokenSequence] = []
     try:
         for row in rows:
@@ -79,7 +80,7 @@ def forks(engine: Engine, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
 
 
 def _positions(batch: Batch, device: torch.device) -> Tensor | None:
-    """Positions of all tokens if any step brings its own; the others count on from their rows' lengths."""
+    """Positions of all tokens if any step brings its own; the others count on from the lengths of their sequences."""
     if all(chunk.step.positions is None for chunk, _ in batch):
         return None
     return torch.cat([edges.places(chunk, rows) for chunk, rows in batch]).to(device)

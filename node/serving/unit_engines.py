@@ -17,14 +17,14 @@ from protocols.ids import Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitEngines:
-    """Modules of their own over what `readings` holds. `readings.close()` says that nothing of this computes any more."""
+    """Engines whose modules share the parameters of `readings`; call `readings.close()` once none of them computes any more."""
 
     units: HostUnits
     readings: HostReadings
     engine: Engine
     ends: Ends | None
     refusal: ModelNotSupportedError | None = None
-    """Why there are no ends, although the host has the unit."""
+    """Why `ends` is None, although the host has the unit."""
 
     def make_part(self, part: Span, limit_bytes: int) -> Engine:
         """An engine of some of the blocks; errors as of `choose_engine`."""
@@ -32,7 +32,7 @@ class UnitEngines:
 
 
 def build(units: HostUnits, limit_bytes: int, vocab_size: int) -> UnitEngines:
-    """Read the newest version, and find engines that prove exact on it. Takes as long as some forwards.
+    """Read the newest version, and choose engines that pass their self-test on it. Takes as long as some forwards.
 
     limit_bytes: for keys and values. ModelNotSupportedError if no engine runs the blocks; what was read is closed then.
     """
@@ -53,4 +53,4 @@ def _own_ends(readings: HostReadings, vocab_size: int) -> tuple[Ends | None, Mod
     try:
         return choose_ends(readings.ends.holding.twin(), vocab_size), None
     except ModelNotSupportedError as error:
-        return None, error.with_traceback(None)  # its frames hold what was tried
+        return None, error.with_traceback(None)  # its frames would keep the rejected modules in memory

@@ -1,4 +1,4 @@
-"""What a node has computed since it was last asked: sessions and tokens."""
+"""What a node has computed lately: sessions and tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from node.device.work import HeldSequences
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """What was done in some time."""
+    """Work of one period, from one `take` to the next."""
 
     num_sessions: int = 0
     num_tokens: int = 0
-    """Tokens that went through the blocks, those of prompts included."""
+    """Tokens that went through the blocks, prompts included."""
 
     def __add__(self, other: Worked) -> Worked:
         return Worked(self.num_sessions + other.num_sessions, self.num_tokens + other.num_tokens)
@@ -27,14 +27,14 @@ class WorkCounter:
         self._num_sessions = self._num_tokens = 0
 
     def note(self, session: HeldSequences, num_tokens: int) -> None:
-        """A session had so many tokens computed; it counts once until the next `take`."""
+        """Count `num_tokens` computed for a session; the session counts once until the next `take`."""
         self._num_tokens += num_tokens
         if session.worked_in != self._period:
             session.worked_in = self._period
             self._num_sessions += 1
 
     def take(self) -> Worked:
-        """What was done since the last time. A step that ends at this moment may be counted in the next one."""
+        """The work since the last `take`. A step that ends during the call may be counted in the next one."""
         worked = Worked(self._num_sessions, self._num_tokens)
         self._period += 1
         self._num_sessions -= worked.num_sessions

@@ -200,7 +200,7 @@ async def test_a_step_beyond_the_model_s_places_is_refused_and_its_neighbour_run
     outcomes = await together(runner, step(good, tokens), step(long, tokens[:1]), at_places(far, tokens[:2], [3, 10]))
     assert isinstance(outcomes[0], Tensor) and torch.allclose(outcomes[0], expected(tokens))
     for outcome in outcomes[1:]:
-        assert isinstance(outcome, BadRequestError) and "10 tokens" in str(outcome) and "place 11" in str(outcome)
+        assert isinstance(outcome, BadRequestError) and "10 tokens" in str(outcome) and "needs 11" in str(outcome)
     await asyncio.gather(good.clear(), long.clear(), far.clear())
     assert runner.engine.used_bytes == 1  # the session that held the device for the others
 
