@@ -9,8 +9,8 @@ from typing import Any
 
 from gpu.sizes import Sizes
 
-FOLDER = "tests/node/serving"
-FILES = ("test_engines.py", "test_ends.py", "test_engines_memory.py", "test_tapes.py")
+FOLDER = "tests/node/engines"
+FILES = ("test_engines.py", "test_ends.py", "test_engines_memory.py", "graphs/test_engine_graphs.py")
 PER_FAMILY = "test_batched_spans_equal_the_whole_model"
 
 
