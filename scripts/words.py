@@ -3,7 +3,7 @@
 Each comes with the plain one.
 
 Prose is searched for the patterns of `WORDS`: Markdown without code and generated parts; docstrings, comments and messages of Python.
-Names of classes, functions and files are searched for `NAMES`. `CLEAN` are the files that must have none of either; it only grows.
+Names of classes, functions and files are searched for `NAMES`. `CLEAN` are the files that must have none of either: all.
 
 First lines of files are short in the folders of `SHORT_FIRST_LINES`.
 
@@ -29,43 +29,11 @@ FOLDERS = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs", "protocols", 
 OWN = ("scripts/words.py", "tests/test_words.py")
 """These name the words because they are about them."""
 
-CLEAN = (
-    *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs", "protocols", "swarm", "scripts"),
-    *(f"node/{folder}" for folder in ("cli", "device", "engines", "hosting", "placement", "serving", "units")),
-    *(":(glob)node/*.py", ":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/protocols"),
-    *("tests/node/cli", "tests/node/engines"),
-    *(
-        f"tests/swarm/{folder}"
-        for folder in ("checkpoints", "client", "dht", "directory", "lan", "meeting", "models", "peer", "placement")
-    ),
-    *(f"tests/swarm/{folder}" for folder in ("processes", "routing", "rpc", "thin")),
-    ":(glob)tests/swarm/*.py",
-)
-"""Files and folders (as git reads paths) without such words; the list only grows."""
+CLEAN = FOLDERS
+"""Files and folders (as git reads paths) without such words: all."""
 
-SHORT_FIRST_LINES = (
-    *(
-        "protocols",
-        "swarm",
-        "scripts",
-        ":(glob)node/*.py",
-        "node/cli",
-        "node/device",
-        "node/engines",
-        "node/hosting",
-        "node/placement",
-        "node/serving",
-        "node/units",
-    ),
-    *(":(glob)tests/*.py", "tests/end_to_end", "tests/hostile", "tests/node/cli", "tests/node/engines", "tests/protocols"),
-    *(
-        f"tests/swarm/{folder}"
-        for folder in ("checkpoints", "client", "dht", "directory", "inference", "lan", "meeting", "models", "peer")
-    ),
-    *(f"tests/swarm/{folder}" for folder in ("placement", "processes", "routing", "rpc", "streams", "thin")),
-    ":(glob)tests/swarm/*.py",
-)
-"""Folders whose files say what they are in a first line of at most MAX_FIRST_LINE words; the list only grows."""
+SHORT_FIRST_LINES = ("protocols", "swarm", "node", "scripts", "tests")
+"""Folders whose files say what they are in a first line of at most MAX_FIRST_LINE words: all with code."""
 
 MAX_FIRST_LINE = 12
 """Words of a file's first line."""

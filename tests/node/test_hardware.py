@@ -1,4 +1,4 @@
-"""What the machine has: memory under every kind of cgroup, devices, and the choice of a number format."""
+"""The machine: memory under cgroups, devices, choice of a number format."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_no_limit_is_no_limit(tmp_path: Path) -> None:
 
 
 def test_the_imports_are_kept_back_once(tmp_path: Path) -> None:
-    """Before and after the imports the same machine has the same room."""
+    """The same machine has the same capacity before and after the imports."""
     before = machine(tmp_path / "before", 2 * GB, "", {"proc/self/statm": "0 0 0\n"})
     assert room_bytes("cpu", before) == 2 * GB - IMPORTS_BYTES
     pages = IMPORTS_BYTES // 4096

@@ -1,4 +1,4 @@
-"""A node says once a minute what it did, and nothing while it is idle."""
+"""A node reports its work once a minute, and no idle minute."""
 
 from __future__ import annotations
 

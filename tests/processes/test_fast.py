@@ -1,4 +1,7 @@
-"""What `--fast` runs starts no process: neither do other tests outside the folders that may."""
+"""The tests of `--fast` start no process.
+
+Only tests in the folders of processes may start one.
+"""
 
 from __future__ import annotations
 

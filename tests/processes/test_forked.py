@@ -1,4 +1,4 @@
-"""The fork server: what tests see if it dies, and that it ends every process that it started."""
+"""The fork server: its death, and the end of its processes."""
 
 from __future__ import annotations
 

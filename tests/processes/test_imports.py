@@ -1,4 +1,4 @@
-"""What an import brings with it, in a process that has imported nothing yet."""
+"""What an import loads, in a fresh process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Schedulers in virtual time: devices whose forwards take what a formula says, and sessions that go around a route of them."""
+"""Schedulers in virtual time, with forwards of given cost.
+
+Sessions (`Chat`) send their steps along a route of simulated devices.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from protocols.ids import PeerId, SessionId
 from protocols.inference import StepSpec
 
 Cost = Callable[[int, int], float]
-"""(decode rows, prompt tokens) -> milliseconds of a forward."""
+"""(decodes, prompt tokens) -> milliseconds of a forward."""
 
 
 class Queue:
-    """A device's scheduler with one host, or with more (`add`); what it gives out is run by the test."""
+    """A device's scheduler with one host, or with more (`add`); the test runs its decisions."""
 
     def __init__(self, budget_tokens: int, clock: Callable[[], float] | None = None, max_waiting: int = 1_024) -> None:
         self.scheduler = Scheduler(clock, max_waiting) if clock else Scheduler(max_waiting=max_waiting)
@@ -55,33 +58,33 @@ class Queue:
 
 
 def asked(decision: Decision) -> list[Request]:
-    """The requests in it."""
+    """The requests of a decision."""
     return [one.request for _, one in decision.changes] + [chunk.pending.request for chunk in decision.chunks]
 
 
 @dataclass
 class Chat:
-    """A session that sends its prompt, then one token after the other, each as soon as it has the last."""
+    """A session that sends its prompt, then single tokens, each `think_s` after the answer to the last."""
 
     client: str
     prompt: int = 1
     max_tokens: int = 1 << 30
     think_s: float = 0.001
-    """From the last hop's answer to the next step."""
+    """Seconds from the last hop's answer to the next step."""
     priority: int = 0
     begin_s: float = 0.0
     host: int = 0
-    """Of the device's hosts."""
+    """Index among the device's hosts."""
     done_s: list[float] = field(default_factory=list)
     """When each step was answered: the prompt, then every token."""
 
     def gaps_s(self) -> list[float]:
-        """Between tokens, the first few left out: nothing has been learnt yet then."""
+        """Seconds between tokens, without the first twenty: costs are not measured yet then."""
         return [after - before for before, after in itertools.pairwise(self.done_s)][20:]
 
 
 class Swarm:
-    """Chats over a route of devices with one cost: (decode rows, prompt tokens) -> milliseconds.
+    """Chats over a route of devices with one cost: (decodes, prompt tokens) -> milliseconds.
 
     more: costs of the second, third, … host of each device.
     """
@@ -92,7 +95,7 @@ class Swarm:
         self.now_s = 0.0
         self.hops = [Queue(budget_tokens, clock=lambda: self.now_s) for _ in range(num_hops)]
         self._passes: dict[int, Callable[[], None]] = {}
-        """By step: what follows its end."""
+        """By step: the function to call at its end."""
         for hop in self.hops:
             for _ in more:
                 hop.add(budget_tokens)
@@ -150,7 +153,7 @@ class Swarm:
             self._is_busy[hop] = True
             self._at(self.now_s + ms / 1e3, lambda: self._finish(hop, decision, ms))
         elif len(self.hops[hop]):
-            self._at(self.now_s + 0.0005, lambda: self._look(hop))  # it waits for others that are due
+            self._at(self.now_s + 0.0005, lambda: self._look(hop))  # it waits for decodes that are due
 
     def _finish(self, hop: int, decision: Decision, ms: float) -> None:
         self._is_busy[hop] = False

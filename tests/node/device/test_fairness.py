@@ -1,4 +1,4 @@
-"""Turns: a client's share does not grow with its sessions, priorities weigh, and nobody who waits is passed over for long."""
+"""Fair order of steps: shares of clients, weights of priorities, bounded delays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from node.device.fairness import MAX_IDLE, Accounts, Claim, Ledger, weight_of
 def served(
     ledger: Ledger, sessions: list[tuple[str, int]], rounds: int, per_round: int, weights: dict[str, float]
 ) -> Counter[str]:
-    """Everybody always wants more; a step takes 1 ms; so many steps a forward. Milliseconds by client."""
+    """Milliseconds that each client gets, if all sessions always have a step of 1 ms waiting, and `per_round` steps run at a time."""
     times: Counter[str] = Counter()
     for _ in range(rounds):
         claims = [Claim(client=client, session=(client, n), cost_ms=1 / weights[client]) for client, n in sessions]
@@ -31,7 +31,7 @@ def served(
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.integers(1, 5))
 def test_clients_get_equal_shares_however_many_sessions_they_have(counts: list[int], per_round: int) -> None:
     sessions = [(f"client {client}", number) for client, count in enumerate(counts) for number in range(count)]
-    per_round = min(per_round, 2)  # fewer than clients: else whoever has one session cannot use more than one turn a round
+    per_round = min(per_round, 2)  # below the number of clients: else a client with one session cannot use its share
     times = served(Ledger(), sessions, 60, per_round, {f"client {c}": 1.0 for c in range(len(counts))})
     fair = 60 * per_round / len(counts)
     if per_round == 1 or len(counts) > 2:
@@ -47,8 +47,8 @@ def test_shares_follow_the_weights(low: int, high: int) -> None:
 
 
 @given(st.integers(0, 1 << 30))
-def test_nobody_is_passed_over_for_long_whoever_comes_and_goes(seed: int) -> None:
-    """With n clients at equal weight, one that waits is served within n + 1 turns of others, each of at most the longest step."""
+def test_no_client_waits_long_while_others_come_and_go(seed: int) -> None:
+    """With n clients of equal weight, one that waits is served within n + 1 steps of others, each of at most the longest step."""
     rng, ledger = random.Random(seed), Ledger()
     clients = [f"client {number}" for number in range(6)]
     waited: Counter[str] = Counter()
@@ -66,7 +66,7 @@ def test_nobody_is_passed_over_for_long_whoever_comes_and_goes(seed: int) -> Non
         assert max(waited.values(), default=0) <= 3 * len(clients)
 
 
-def test_sessions_of_one_client_take_turns() -> None:
+def test_sessions_of_one_client_are_served_in_rotation() -> None:
     ledger = Ledger()
     sessions = [("a", number) for number in range(3)]
     turns = []
@@ -78,7 +78,7 @@ def test_sessions_of_one_client_take_turns() -> None:
     assert turns == [0, 1, 2, 0, 1, 2]
 
 
-def test_who_wanted_nothing_saves_up_no_turns() -> None:
+def test_an_idle_client_accumulates_no_time() -> None:
     ledger = Ledger()
     both = [Claim(client=client, session=client, cost_ms=1.0) for client in ("busy", "idle")]
     for _ in range(100):
@@ -97,7 +97,7 @@ def test_the_lowest_priority_still_has_a_weight_and_a_forged_one_gains_nothing()
     assert 0 < weight_of(-100) < weight_of(-10) == 0.5 and weight_of(7) == weight_of(0) == 1.0
 
 
-def test_accounts_of_who_went_are_settled() -> None:
+def test_accounts_of_clients_that_left_are_dropped() -> None:
     accounts = Accounts()
     for number in range(10 * MAX_IDLE):
         accounts.advance({number})

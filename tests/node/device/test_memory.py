@@ -1,4 +1,7 @@
-"""Memory by shares: anything while there is plenty; when it is short, who holds most is refused first, and newcomers before the rest."""
+"""Memory by shares: if short, the largest holder is refused first.
+
+While there is plenty, any client may take any amount; a new session is refused before an open one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def reason(needed: float, free: float, held: float, clients: int, *, is_new: boo
     )
 
 
-def test_while_there_is_plenty_anybody_may_take_anything() -> None:
+def test_while_there_is_plenty_any_client_may_take_anything() -> None:
     assert reason(50, free=70, held=30, clients=5) is None
     assert reason(100, free=100, held=0, clients=1) is None
 
@@ -27,7 +30,7 @@ def test_when_it_is_short_the_client_above_its_share_is_refused_and_the_others_a
     assert reason(5, free=15, held=15, clients=2) is None
 
 
-def test_who_was_refused_makes_it_short() -> None:
+def test_a_refused_client_makes_memory_short() -> None:
     assert reason(2, free=40, held=60, clients=2) is None
     assert reason(2, free=40, held=60, clients=2, is_wanted=True) is not None
 
@@ -49,7 +52,7 @@ def test_nothing_is_promised_that_is_not_there_and_a_client_within_its_share_get
 
 @dataclass
 class Engines:
-    """What a host's engines hold."""
+    """The engines of a host, by the bytes that they hold."""
 
     used_bytes: int = 0
 

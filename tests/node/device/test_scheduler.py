@@ -1,4 +1,4 @@
-"""Who goes next: budgets hold, long prompts yield, crowds share, nothing waits forever, and a session's requests keep their order."""
+"""The scheduler: budgets, fairness, prefill chunks, and the order of requests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_token_is_run_once_within_the_budget_and_in_its_session_s_order(st
         assert list(dict.fromkeys(order)) == [id(each) for each in asked if each.session is held]
 
 
-def test_a_chunk_names_the_tokens_of_each_row() -> None:
+def test_a_prefill_chunk_names_the_tokens_of_each_sequence() -> None:
     pending = Queue(100).submit(Step(session=session(), counts=(3, 0, 20, 1), values=torch.zeros(24, 1)))
     chunks = [Chunk(pending, at, size) for at, size in ((0, 2), (2, 10), (12, 12), (0, 24))]
     assert [chunk.counts() for chunk in chunks] == [[2, 0, 0, 0], [1, 0, 9, 0], [0, 0, 11, 1], [3, 0, 20, 1]]
@@ -92,11 +92,11 @@ def test_a_long_prompt_does_not_stall_chats(num_hops: int, think_s: float) -> No
     assert len(during) > 200  # it was not over at once
     assert p99(during) <= 2 * p99([gap for chat in alone for gap in chat.gaps_s()])
     assert prompt.done_s[0] < 0.5 + 5 * 2_000 * 0.0005 * num_hops  # about half of the device was its own
-    assert sum(tokens > 0 for _, tokens in swarm.forwards[0]) > 30  # it was run in many pieces
+    assert sum(tokens > 0 for _, tokens in swarm.forwards[0]) > 30  # it was run in many prefill chunks
 
 
-def test_where_every_forward_is_dear_pieces_go_beside_decodes_and_stay_large() -> None:
-    """As a 110M model on a CPU: reading the weights is most of a forward. Booked on a piece's tokens, it cut them to one each."""
+def test_if_every_forward_is_slow_prefill_chunks_go_beside_decodes_and_stay_large() -> None:
+    """As a 110M model on a CPU: most of a forward reads the weights. When that counted as the prefill chunk's time, each had one token."""
 
     def dear_ms(rows: int, tokens: int) -> float:
         return 40.0 + 4.0 * rows + 2.5 * tokens
@@ -105,13 +105,13 @@ def test_where_every_forward_is_dear_pieces_go_beside_decodes_and_stay_large() -
     prompt = Chat(client="client", prompt=500, max_tokens=0, begin_s=3.0)
     swarm = Swarm(1, dear_ms)
     swarm.run([*chats, prompt], until_s=20.0)
-    pieces = [(rows, tokens) for rows, tokens in swarm.forwards[0] if tokens >= 1][9:]  # after the chats' own first tokens
+    chunks = [(rows, tokens) for rows, tokens in swarm.forwards[0] if tokens >= 1][9:]  # after the chats' own first tokens
     assert prompt.done_s and prompt.done_s[0] < 12.0
-    assert sum(rows > 0 for rows, _ in pieces) > 0.8 * len(pieces)
-    assert sorted(tokens for _, tokens in pieces)[len(pieces) // 2] >= 8
+    assert sum(rows > 0 for rows, _ in chunks) > 0.8 * len(chunks)
+    assert sorted(tokens for _, tokens in chunks)[len(chunks) // 2] >= 8
 
 
-def test_a_prompt_alone_goes_in_large_pieces_and_a_newcomer_does_not_wait_for_all_of_it() -> None:
+def test_a_prompt_alone_goes_in_large_prefill_chunks_and_a_new_session_does_not_wait_for_all_of_it() -> None:
     reader, newcomer = Chat(client="reader", prompt=2_000, max_tokens=0), Chat(client="newcomer", prompt=16, begin_s=0.3)
     swarm = Swarm(1, cost_ms)
     swarm.run([reader, newcomer], until_s=3.0)
@@ -119,7 +119,7 @@ def test_a_prompt_alone_goes_in_large_pieces_and_a_newcomer_does_not_wait_for_al
     assert newcomer.done_s[0] < 0.3 + 2 * 0.26
 
 
-def test_a_client_with_a_hundred_sessions_leaves_another_with_one_its_turns() -> None:
+def test_a_client_with_a_hundred_sessions_leaves_another_with_one_its_share() -> None:
     crowd = [Chat(client="crowd") for _ in range(100)]
     single = Chat(client="single")
     Swarm(1, cost_ms).run([*crowd, single], until_s=5.0)
@@ -127,11 +127,11 @@ def test_a_client_with_a_hundred_sessions_leaves_another_with_one_its_turns() ->
     Swarm(1, cost_ms).run([alone], until_s=5.0)
     others = sorted(len(chat.done_s) for chat in crowd)
     assert len(single.done_s) >= len(alone.done_s) / 10 and len(single.done_s) >= 3 * others[-1]
-    assert others[0] >= 0.8 * others[-1] > 0  # and within the crowd all get the same
+    assert others[0] >= 0.8 * others[-1] > 0  # and the hundred sessions all get the same
 
 
 def test_prompts_of_two_clients_share_the_device_by_priority() -> None:
-    """Nobody is shut out: ten less is half the share."""
+    """A lower priority still gets time: a difference of ten is half the share."""
     high = Chat(client="high", prompt=4_000, max_tokens=0)
     low = Chat(client="low", prompt=4_000, max_tokens=0, priority=-10)
     Swarm(1, cost_ms).run([high, low], until_s=60.0)
@@ -157,7 +157,7 @@ def test_sessions_over_two_hops_keep_both_busy() -> None:
 
 
 def test_a_forward_never_holds_two_requests_of_one_session() -> None:
-    """Else rows could be given back under a step of a caller that was cancelled."""
+    """Else a `Clear` could close the sequences of a step whose caller was cancelled."""
     queue, held = Queue(100), session()
     first, clearing, other = step(held, 5), Clear(session=held), step()
     for each in (first, clearing, other):
@@ -166,7 +166,7 @@ def test_a_forward_never_holds_two_requests_of_one_session() -> None:
     assert asked(queue.take()) == [clearing]
 
 
-def test_a_clearing_never_overtakes_a_step_that_runs_in_chunks() -> None:
+def test_a_clear_never_overtakes_a_step_that_runs_in_prefill_chunks() -> None:
     queue, held = Queue(10), session()
     large, clearing = step(held, 30), Clear(session=held)
     for each in (large, clearing):
@@ -178,7 +178,7 @@ def test_what_is_left_of_a_cancelled_prompt_is_not_run() -> None:
     queue, held = Queue(10), session()
     large, clearing = queue.submit(step(held, 1_000)), Clear(session=held)
     decision = queue.take()
-    queue.scheduler.cancel(queue.host, large)  # while its first chunk runs
+    queue.scheduler.cancel(queue.host, large)  # while its first prefill chunk runs
     queue.submit(clearing)
     queue.finished(decision, 1.0)
     assert asked(queue.take()) == [clearing] and not len(queue)
@@ -190,7 +190,7 @@ def test_a_cancelled_step_that_waits_is_gone_at_once() -> None:
     assert not len(queue) and queue.poll().is_empty
 
 
-def test_a_full_queue_refuses_steps_but_takes_rows_back() -> None:
+def test_a_full_queue_refuses_steps_and_accepts_clears() -> None:
     queue = Queue(10, max_waiting=2)
     for _ in range(2):
         queue.submit(step())
@@ -218,7 +218,7 @@ def test_a_host_that_leaves_leaves_the_thread_to_the_others() -> None:
     assert asked(queue.take()) == [waiting.request] and queue.host.ended.is_set() and not other.ended.is_set()
 
 
-def test_close_wakes_whoever_waits_for_work() -> None:
+def test_close_wakes_the_thread_that_waits_for_work() -> None:
     queue, taken = Queue(10), []
     thread = threading.Thread(target=lambda: taken.append(queue.scheduler.take()))
     thread.start()
@@ -227,7 +227,7 @@ def test_close_wakes_whoever_waits_for_work() -> None:
     assert taken == [None]
 
 
-def test_whoever_wants_to_know_is_told_that_nothing_is_to_be_done() -> None:
+def test_an_idle_thread_gets_an_empty_decision() -> None:
     now_s = [5.0]
     queue = Queue(10, clock=lambda: now_s[0])
     now_s[0] = 6.0
@@ -278,7 +278,7 @@ def decode(queue: Queue, held: HeldSequences, ms: float = 1.0) -> None:
         queue.finished(decision, ms)
 
 
-def test_a_step_of_very_many_rows_is_run_in_chunks_beside_decodes() -> None:
+def test_a_step_of_very_many_sequences_is_run_in_prefill_chunks_beside_decodes() -> None:
     now = [0.0]
     queue, chat = Queue(4_096, lambda: now[0]), session("chat")
     for _ in range(8):
@@ -321,7 +321,7 @@ def copying(held: HeldSequences) -> Step:
     return Step(session=held, ops=(Repeat(2),), counts=(1, 1), values=torch.zeros(2, 1))
 
 
-def test_copies_that_keep_nobody_waiting_cost_no_rest() -> None:
+def test_copies_that_delay_no_client_cost_no_rest() -> None:
     now = [0.0]
     queue, held = Queue(4_096, lambda: now[0]), session("alone")
     for _ in range(8):
@@ -333,7 +333,7 @@ def test_copies_that_keep_nobody_waiting_cost_no_rest() -> None:
 
 
 def test_a_rest_lasts_no_longer_than_others_count_as_decoding() -> None:
-    """The runner slept to the end of a rest of 9 s, though the chat that it was for had ended."""
+    """The device slept to the end of a rest of 9 s, although the chat that it protected had ended."""
     now = [0.0]
     queue, chat, greedy = Queue(4_096, lambda: now[0]), session("chat"), session("greedy")
     for _ in range(8):
@@ -347,22 +347,22 @@ def test_a_rest_lasts_no_longer_than_others_count_as_decoding() -> None:
 
 
 def test_copies_that_a_forward_makes_cost_a_rest_too_and_only_their_client() -> None:
-    """Engines that share rows copy them when one is written to: a batch that takes longer than its tokens has copied."""
+    """Engines that share pages copy them at the first write: a batch that takes longer than its tokens has copied."""
     now = [0.0]
     queue, chat, greedy = Queue(4_096, lambda: now[0]), session("chat"), session("greedy")
     for _ in range(8):
         decode(queue, chat)
 
-    def choosing() -> Step:
+    def selecting() -> Step:
         return Step(session=greedy, ops=(Rows((0,)),), counts=(1,), values=torch.zeros(1, 1))
 
     for ms in (3.0, 100.0):
-        for each in (step(chat), choosing()):
+        for each in (step(chat), selecting()):
             queue.submit(each)
         decision = queue.poll()
         assert len(decision.chunks) == 2
         queue.finished(decision, ms)
         assert queue.host.rests.keys() == ({greedy.client} if ms > 50 else set())
-    queue.submit(choosing())
+    queue.submit(selecting())
     queue.submit(again := step(chat))
     assert asked(queue.poll()) == [again]

@@ -1,4 +1,4 @@
-"""Several hosts on one device: each computes its own, all get the same time, and one budget holds them."""
+"""Several hosts on one device: exact, equal in time, within one budget."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_prompts_of_one_model_do_not_stall_chats_of_another() -> None:
     assert prompt.done_s[0] < 0.5 + 5 * 2_000 * 0.0005  # half of the device was its own
 
 
-def test_a_model_that_is_asked_nothing_saves_up_no_time() -> None:
+def test_an_idle_model_accumulates_no_time() -> None:
     chats = [Chat(client=f"a{number}") for number in range(4)]
     late = [Chat(client=f"b{number}", host=1, begin_s=5.0) for number in range(4)]
     swarm = Swarm(1, cost_ms, more=[cost_ms])
@@ -71,7 +71,7 @@ def test_a_model_that_is_asked_nothing_saves_up_no_time() -> None:
 
 
 class TimedEngine(ToyEngine):
-    """A toy whose forward takes `ms`, and that notes each in the device's log."""
+    """A toy engine whose forward takes `ms`, and is noted in the device's log."""
 
     def __init__(self, ms: float, log: list[tuple[TimedEngine, float]], limit_tokens: int = 100_000) -> None:
         super().__init__(Span(0, 4), limit_tokens)
@@ -96,7 +96,7 @@ def rows_of(runner: Runner, client: str) -> SessionSequences:
 
 
 async def answers(rows: SessionSequences, tokens: Tensor) -> Tensor:
-    """Asked for all at once, so that the session always has a step waiting."""
+    """Sends all steps at once, so that the session always has a step waiting."""
     outputs = await asyncio.gather(*(rows.step((), [1], token[None], None) for token in tokens))
     return torch.cat([output.values for output in outputs])
 
@@ -142,7 +142,7 @@ async def test_two_hosts_share_one_budget() -> None:
 
 
 class FailingHost:
-    """Runs each chunk, and fails before anybody is told, as if there was no memory for the outputs."""
+    """Fails after each forward and before its steps are settled, as if there was no memory for the outputs."""
 
     def __init__(self, device: Device) -> None:
         self._scheduler, self.num_forwards = device.scheduler, 0

@@ -1,4 +1,4 @@
-"""When a device warms up its hosts, and when it does so again."""
+"""A device warms up its hosts, and again if asked."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.swarm.inference.toy import WIDTH, ToyEngine
 HOSTED, PART = Span(0, 4), Span(1, 3)
 
 
-class Learning(ToyEngine):
-    """It has `num_graphs` to capture, each in `slow_s`."""
+class Capturing(ToyEngine):
+    """An engine with `num_graphs` graphs to capture, each in `slow_s` seconds."""
 
     def __init__(self, span: Span, num_graphs: int, slow_s: float = 0.0) -> None:
         super().__init__(span)
         self.num_left, self.slow_s, self.num_asked = num_graphs, slow_s, 0
         self.is_asked = threading.Event()
-        """Was it asked although it had none left, or slowly?"""
+        """Set when a call to `warm_up` leaves no graph to capture."""
 
     def warm_up(self) -> bool:
         time.sleep(self.slow_s)
@@ -37,13 +37,13 @@ class Learning(ToyEngine):
         return self.num_left > 0
 
 
-async def asked(engine: Learning) -> None:
+async def asked(engine: Capturing) -> None:
     assert await asyncio.to_thread(engine.is_asked.wait, 30)
     engine.is_asked.clear()
 
 
 @asynccontextmanager
-async def runner_of(whole: Learning, part: Learning, longest_s: float = 10.0) -> AsyncIterator[Runner]:
+async def runner_of(whole: Capturing, part: Capturing, longest_s: float = 10.0) -> AsyncIterator[Runner]:
     config = DeviceConfig(warm_up_after_s=0.0, warm_up_beside_s=0.0, longest_warm_up_s=longest_s)
     runner = Runner(whole, make_part=lambda span, limit_bytes: part, device=Device(config=config))  # type: ignore[arg-type]
     runner.start()
@@ -54,7 +54,7 @@ async def runner_of(whole: Learning, part: Learning, longest_s: float = 10.0) ->
 
 
 async def test_a_host_that_was_warm_captures_the_graphs_of_a_part_too() -> None:
-    whole, part = Learning(HOSTED, num_graphs=3), Learning(PART, num_graphs=2)
+    whole, part = Capturing(HOSTED, num_graphs=3), Capturing(PART, num_graphs=2)
     async with runner_of(whole, part) as runner:
         await asked(whole)
         assert whole.num_asked == 3
@@ -66,7 +66,7 @@ async def test_a_host_that_was_warm_captures_the_graphs_of_a_part_too() -> None:
 
 
 async def test_a_host_warms_up_again_if_it_is_asked_to() -> None:
-    whole = Learning(HOSTED, num_graphs=1)
+    whole = Capturing(HOSTED, num_graphs=1)
     async with runner_of(whole, whole) as runner:
         await asked(whole)
         whole.num_left = 3  # its module was changed
@@ -76,7 +76,7 @@ async def test_a_host_warms_up_again_if_it_is_asked_to() -> None:
 
 
 async def test_a_host_that_warms_up_too_slowly_is_never_asked_again() -> None:
-    slow, other = Learning(HOSTED, num_graphs=9, slow_s=0.5), Learning(HOSTED, num_graphs=1)
+    slow, other = Capturing(HOSTED, num_graphs=9, slow_s=0.5), Capturing(HOSTED, num_graphs=1)
     async with runner_of(slow, slow, longest_s=0.4) as runner:
         beside = Runner(other, device=runner.device)  # type: ignore[arg-type]
         beside.start()

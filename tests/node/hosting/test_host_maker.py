@@ -1,4 +1,4 @@
-"""A host with embedding and head beside its blocks, and its next version."""
+"""A host with embedding and head, and its next version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What one model of a node may take of the memory, and which models are refused beside others."""
+"""The memory that one model of a node may take.
+
+Which models are refused beside others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that change under a serving node: every answer is one version's, whatever happens to the node."""
+"""Weights change under a serving node: each answer is of one version."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A node that moves: the old span serves until the new one does, sessions lose no token, and nothing is given up that others need.
+"""A node moves to other blocks: no session loses a token.
 
-Real hosts, servers, sessions, presence and dispatcher; the blocks are arithmetic (`toy.py`) and the directory is a list.
+The old span serves until the new one does, and no blocks are given up that others need. Hosts, servers,
+sessions, presence and dispatcher are real; the blocks are arithmetic (`toy.py`) and the directory is a list.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PACE = Pace(race_wait_s=0.01, drain_s=0.3)
 
 @dataclass
 class LocalSwarm:
-    """A toy swarm whose members may move; the directory keeps what the dead have said."""
+    """A toy swarm whose members may move; the directory keeps the records of killed nodes."""
 
     toys: ToySwarm
     records: dict[PeerId, PeerRecord] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class LocalSwarm:
 
 
 class MovingNode:
-    """What `run_node` puts together, around toy blocks."""
+    """A node as `run_node` makes it, with toy blocks."""
 
     def __init__(self, swarm: LocalSwarm) -> None:
         self.swarm, self.identity = swarm, new_identity()
@@ -197,13 +198,13 @@ async def test_a_move_for_the_swarms_gain_costs_running_sessions_no_token(swarm:
     assert not any([await node.mover.look() for node in movers for _look in range(3)]), "all stand still"
 
 
-async def test_a_death_without_a_word_is_noticed_and_its_gap_filled_under_a_waiting_session(swarm: LocalSwarm) -> None:
+async def test_a_death_without_an_announcement_is_noticed_and_its_gap_filled_under_a_waiting_session(swarm: LocalSwarm) -> None:
     doomed = await swarm.toys.serve(0, 2)
     movers = [await swarm.add(2, 4) for _ in range(2)]
     session, row = swarm.toys.session(), random_tokens(8)
     before = [await ask(session, (), [1], token[None]) for token in row[:4]]
     await doomed.kill()
-    assert doomed.identity.peer_id in swarm.records, "its record lives on"
+    assert doomed.identity.peer_id in swarm.records, "its record was withdrawn: this test needs one that has not expired"
     rest = asyncio.create_task(ask(session, (), [4], row[4:]))
     moved = [node for node in movers if await node.mover.look()]
     assert [node.spans for node in moved] == [["0:2 serving"]] and "no node hosts 0:2" in moved[0].events[0].text
@@ -240,13 +241,13 @@ async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(
 
 
 async def is_next(node: MovingNode) -> bool:
-    """Whether the plan says that this one moves."""
+    """Whether the plan moves this node."""
     others = node.presence.claims_by_peer(await node.presence.records())
     return await node.mover._decide([one.claim for one in others]) is not None
 
 
 async def test_the_ends_are_announced_if_all_hosts_of_one_state_have_them(swarm: LocalSwarm) -> None:
-    """Others count them for all blocks of that state; a client without files must not be led to a host without."""
+    """Other peers count embedding and head for all blocks of that state; a client without files must not be sent to a host without them."""
     node = await swarm.add(0, 2)
     old = node.presence.hosts[0]
     old.served = replace(old.served, beside=ENDS)
@@ -353,7 +354,7 @@ async def test_a_failure_of_our_own_is_not_held_against_a_replica(swarm: LocalSw
     assert prover.proven(Span(0, 2), others) == {replica.identity.peer_id}
 
 
-def standing(me: PeerId, serving: Span | None, joining: Span | None) -> Claims:
+def claims_of(me: PeerId, serving: Span | None, joining: Span | None) -> Claims:
     def member(span: Span | None) -> Member | None:
         return None if span is None else Member(peer=me, span=span)
 
@@ -362,11 +363,11 @@ def standing(me: PeerId, serving: Span | None, joining: Span | None) -> Claims:
 
 def test_of_two_who_move_the_one_with_the_larger_hash_yields_and_newcomers_go_before_both() -> None:
     small, large = sorted((PeerId("a"), PeerId("b")), key=digest)
-    moving = standing(large, Span(0, 2), Span(2, 4))
+    moving = claims_of(large, Span(0, 2), Span(2, 4))
     assert moving.seen_by(small).span == Span(0, 2) and moving.stands(small)
-    moving = standing(small, Span(0, 2), Span(2, 4))
+    moving = claims_of(small, Span(0, 2), Span(2, 4))
     assert moving.seen_by(large).span == Span(2, 4) and not moving.stands(large)
-    assert standing(large, None, Span(2, 4)).seen_by(small).span == Span(2, 4)
+    assert claims_of(large, None, Span(2, 4)).seen_by(small).span == Span(2, 4)
 
 
 def test_in_a_small_swarm_all_are_asked_and_in_a_large_one_those_whose_blocks_we_would_take() -> None:

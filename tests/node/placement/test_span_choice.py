@@ -1,4 +1,7 @@
-"""Choosing blocks: what counts as hosted, the format of the others, and who moves in a race. Pure parts, with records as they come."""
+"""Choice of blocks: what counts as hosted, formats, races.
+
+Pure functions, with records in any order.
+"""
 
 from __future__ import annotations
 
@@ -101,23 +104,23 @@ def test_who_joins_counts_as_fast_as_the_others_usually_are() -> None:
 
 def test_a_record_says_who_hosts_the_ends() -> None:
     served = hosted(MODEL, Span(0, 3), 6, ends=True)
-    (standing,) = claims_by_peer([replace(record("1", Span(0, 3)), hosted=served)], WEIGHTS, "float32", ME)
-    assert standing.claim.beside == ENDS and not claims_by_peer([record("1", Span(0, 3))], WEIGHTS, "float32", ME)[0].claim.beside
+    (found,) = claims_by_peer([replace(record("1", Span(0, 3)), hosted=served)], WEIGHTS, "float32", ME)
+    assert found.claim.beside == ENDS and not claims_by_peer([record("1", Span(0, 3))], WEIGHTS, "float32", ME)[0].claim.beside
 
 
 def test_of_a_crowd_a_plan_counts_those_that_we_met_and_some_of_every_span() -> None:
-    def standing(number: int, span: Span) -> Claims:
+    def serving(number: int, span: Span) -> Claims:
         return Claims(PeerId(f"p{number}"), Member(peer=PeerId(f"p{number}"), span=span), None)
 
-    flood = [standing(number, Span(number % 3, 4)) for number in range(5_000)]
-    rare, friend = standing(9_000, Span(4, 6)), standing(9_001, Span(0, 4))
+    flood = [serving(number, Span(number % 3, 4)) for number in range(5_000)]
+    rare, friend = serving(9_000, Span(4, 6)), serving(9_001, Span(0, 4))
     found = planned([*flood, rare, friend], lambda peer: peer == friend.peer)
     assert len(found) == MAX_PLANNED and found[0] == friend and rare in found
     assert set(found) == set(planned([friend, *flood[::-1], rare], lambda peer: peer == friend.peer)), "whatever the order"
     assert planned(flood[:MAX_PLANNED], lambda peer: False) == flood[:MAX_PLANNED]
 
 
-def test_formats_that_nobody_knows_do_not_keep_a_newcomer_out() -> None:
+def test_unknown_formats_do_not_keep_a_newcomer_out() -> None:
     odd = claims(Records(tuple(record(letter, Span(0, 3), dtype="float3") for letter in "123")), WEIGHTS, ME)
     assert len(odd) == 3 and usual_dtype(odd) is None
     assert usual_dtype([*odd, *claims(Records((record("4", Span(0, 3), dtype="bfloat16"),)), WEIGHTS, ME)]) == "bfloat16"

@@ -1,4 +1,4 @@
-"""The dispatcher: each session reaches the weights and the blocks that its client signed for."""
+"""The dispatcher: sessions reach the weights and blocks of their grants."""
 
 from __future__ import annotations
 

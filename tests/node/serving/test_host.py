@@ -24,11 +24,11 @@ async def test_load_counts_sessions_and_free_tokens(swarm: ToySwarm) -> None:
     await until(lambda: node.host.load().free_tokens == 50)
 
 
-async def test_before_its_door_opens_and_after_its_stop_a_host_refuses(swarm: ToySwarm) -> None:
+async def test_before_it_is_opened_and_after_its_stop_a_host_refuses(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
     node.dispatcher.close(node.host)
     probe = Probe()
-    with pytest.raises((DrainingError, InternalError)):  # gRPC may lose the reason where the caller is still sending
+    with pytest.raises((DrainingError, InternalError)):  # gRPC may lose the reason if the caller is still sending
         await (await probe.open(node, grant_of(probe.identity, [hop_of(node)]))).hear_nothing_more()
     node.dispatcher.open(node.host)
     await node.host.stop()

@@ -1,4 +1,4 @@
-"""Engines of parts: exact beside the whole span on one thread, over its weights, and within its memory."""
+"""Engines of parts: exact beside the whole span, within one memory."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ async def test_parts_and_the_whole_are_exact_beside_each_other(tmp_path: Path, f
             await rows.clear()
     finally:
         await runner.stop()
-    assert runner.engines.used_bytes == 0  # no lesson is under way any more
+    assert runner.engines.used_bytes == 0  # no capture is under way any more
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gpt_neo"])
 async def test_parts_and_the_whole_share_one_limit(tmp_path: Path, family: str) -> None:
-    """Whoever comes second is refused what the first has taken, whichever of the two is the part."""
+    """The second session is refused the memory that the first has taken, whichever of the two runs the part."""
     path = Checkpoints(tmp_path)(family)
     probe = make_runner(path)
     hidden = torch.randn(64, probe.engine.hidden_size)
     await session(probe, 0, None).step((), [64], hidden, None)
     limit = probe.engines.used_bytes  # as much as 64 tokens take in all blocks
     if probe.engine.mode == "packed":
-        limit //= 2  # where there is plenty, it takes room for 128
+        limit //= 2  # with plenty of memory, the engine reserves 128 tokens
     await probe.stop()
     for first, second in ((None, PART), (PART, None)):
         runner = make_runner(path, limit)

@@ -1,4 +1,7 @@
-"""A long step that runs in pieces is the same step: its output, its row operations, its refusals, and what its cancelling leaves."""
+"""A step in prefill chunks gives what the whole step gives.
+
+Its output, its operations on sequences, its refusals, and what its cancelling leaves.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ async def runner() -> AsyncIterator[Runner]:
     await runner.stop()
 
 
-async def test_pieces_make_the_step_and_others_run_in_between(runner: Runner) -> None:
+async def test_prefill_chunks_make_the_step_and_others_run_in_between(runner: Runner) -> None:
     engine: Engine = runner.engine  # type: ignore[assignment]
     engine.gate.clear()
     reader, chat = rows_of(runner), rows_of(runner)
@@ -55,7 +58,7 @@ async def test_pieces_make_the_step_and_others_run_in_between(runner: Runner) ->
     assert reader.held.num_tokens == 50
 
 
-async def test_rows_operations_and_positions_of_a_step_in_pieces(runner: Runner) -> None:
+async def test_operations_and_positions_of_a_step_in_prefill_chunks(runner: Runner) -> None:
     rows, whole = rows_of(runner), rows_of(runner)
     tokens, more, places = torch.rand(3, WIDTH), torch.rand(40, WIDTH), torch.randperm(40)
     await step(rows, tokens)
@@ -68,7 +71,7 @@ async def test_rows_operations_and_positions_of_a_step_in_pieces(runner: Runner)
     assert [row.length for row in rows.held.sequences] == [32, 12]
 
 
-async def test_a_prompt_that_does_not_fit_is_refused_before_its_first_piece(runner: Runner) -> None:
+async def test_a_prompt_that_does_not_fit_is_refused_before_its_first_prefill_chunk(runner: Runner) -> None:
     runner.device.memory.limit_bytes = 45
     rows, forwards = rows_of(runner), runner.num_forwards
     with pytest.raises(CacheFullError):
@@ -76,7 +79,7 @@ async def test_a_prompt_that_does_not_fit_is_refused_before_its_first_piece(runn
     assert runner.num_forwards == forwards and runner.engine.used_bytes == 0 and rows.held.sequences == []
 
 
-async def test_a_step_cancelled_between_its_pieces_runs_no_further(runner: Runner) -> None:
+async def test_a_step_cancelled_between_its_prefill_chunks_runs_no_further(runner: Runner) -> None:
     engine: Engine = runner.engine  # type: ignore[assignment]
     engine.gate.clear()
     rows = rows_of(runner)
@@ -90,7 +93,7 @@ async def test_a_step_cancelled_between_its_pieces_runs_no_further(runner: Runne
     assert reading.cancelled() and engine.used_bytes == 0 and runner.num_forwards == 1 and not runner.queue.waiting
 
 
-async def test_a_deadline_ends_a_step_between_its_pieces() -> None:
+async def test_a_deadline_ends_a_step_between_its_prefill_chunks() -> None:
     time = Shifted()
     engine = Engine()
     runner = Runner(engine, budget_tokens=BUDGET, device=Device(clock=time.clock()))  # type: ignore[arg-type]
@@ -109,7 +112,7 @@ async def test_a_deadline_ends_a_step_between_its_pieces() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "mamba"])
-async def test_pieces_are_exact_on_real_blocks(family: str, tmp_path: Path) -> None:
+async def test_prefill_chunks_are_exact_on_real_blocks(family: str, tmp_path: Path) -> None:
     span = load_span(open_checkpoint(Checkpoints(tmp_path)(family)), Span(0, 5), dtype=torch.float32)
     hidden = torch.randn(90, span.hidden_size)
     outputs: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The thread that owns the device: one bad step takes no other with it, and nothing that it lent is lost."""
+"""The runner: one failing step harms no other, and memory is returned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POISON = 666.0
 
 
 class Engine(ToyEngine):
-    """A toy that can be held before a forward, and that chokes on POISON after it has taken the rows before it."""
+    """A toy engine that can be held before a forward, and that fails at POISON after it has changed the sequences before it."""
 
     def __init__(self, limit_tokens: int = 100_000) -> None:
         super().__init__(Span(0, 1), limit_tokens)
@@ -37,8 +37,8 @@ class Engine(ToyEngine):
             pieces = hidden[0].split([count for _, count in items])
             for (row, count), piece in zip(items, pieces, strict=True):
                 if (piece == POISON).any():
-                    raise RuntimeError("choked")
-                row.tokens += list(piece)  # as an engine that runs row by row would leave it
+                    raise RuntimeError("poison")
+                row.tokens += list(piece)  # as an engine that runs one sequence at a time would leave it
                 self.used_bytes += count
         return super().step(items, hidden, positions)
 
@@ -111,7 +111,7 @@ async def test_a_batch_that_does_not_fit_serves_those_that_do(runner: Runner) ->
 
 
 @pytest.mark.parametrize("ops", [(Rows((5,)),), (Repeat(2), Rows((9,))), (Crop(4),), (Repeat(3), Crop(4))])
-async def test_a_refused_operation_gives_all_rows_back_and_the_thread_lives(runner: Runner, ops: tuple[Op, ...]) -> None:
+async def test_a_refused_operation_closes_all_sequences_and_the_thread_lives(runner: Runner, ops: tuple[Op, ...]) -> None:
     rows = rows_of(runner)
     await step(rows, torch.rand(3, WIDTH))
     with pytest.raises(BadRequestError):
@@ -120,7 +120,7 @@ async def test_a_refused_operation_gives_all_rows_back_and_the_thread_lives(runn
     assert torch.allclose(await step(rows, tokens := torch.rand(2, WIDTH)), expected(tokens))
 
 
-async def test_an_engine_that_breaks_in_a_row_operation_does_not_end_the_thread(runner: Runner) -> None:
+async def test_an_engine_that_fails_in_an_operation_does_not_end_the_thread(runner: Runner) -> None:
     rows = rows_of(runner)
     await step(rows, torch.rand(13, WIDTH))
     with pytest.raises(InternalError, match="RuntimeError"):
@@ -137,7 +137,7 @@ async def test_clear_gives_everything_back_and_may_be_repeated(runner: Runner) -
     assert runner.engine.used_bytes == 0 and rows.held.sequences == []
 
 
-async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner: Runner) -> None:
+async def test_a_cancelled_step_leaves_nothing_once_its_session_is_cleared(runner: Runner) -> None:
     engine: Engine = runner.engine  # type: ignore[assignment]
     engine.gate.clear()
     holder, rows = rows_of(runner), rows_of(runner)
@@ -154,7 +154,7 @@ async def test_a_cancelled_step_leaves_nothing_once_its_rows_are_cleared(runner:
 
 
 async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
-    """A hop retains its output for the whole session: as a view, one token would pin what everybody had in that batch."""
+    """A hop retains its output for the whole session: a view of one token would keep the outputs of the whole batch in memory."""
     small, large = await together(
         runner, step(rows_of(runner), torch.rand(1, WIDTH)), step(rows_of(runner), torch.rand(50, WIDTH))
     )
@@ -162,7 +162,7 @@ async def test_outputs_do_not_keep_each_other_alive(runner: Runner) -> None:
     assert small.untyped_storage().nbytes() == small.nbytes and large.untyped_storage().nbytes() == large.nbytes
 
 
-async def test_a_step_without_tokens_opens_its_rows_and_needs_no_forward(runner: Runner) -> None:
+async def test_a_step_without_tokens_opens_its_sequences_and_needs_no_forward(runner: Runner) -> None:
     rows = rows_of(runner)
     assert (await step(rows, torch.zeros(0, WIDTH), counts=[0, 0])).shape == (0, WIDTH)
     assert len(rows.held.sequences) == 2 and runner.num_forwards == 0
@@ -193,7 +193,7 @@ async def test_positions_are_given_to_the_steps_that_have_some_and_counted_for_t
 
 
 async def test_a_step_beyond_the_model_s_places_is_refused_and_its_neighbour_runs(runner: Runner) -> None:
-    """A table that is stretched for one row is stretched for every row of the batch."""
+    """A table that is extended for one sequence is extended for every sequence of the batch."""
     runner._executor._max_positions = 10
     good, long, far, tokens = rows_of(runner), rows_of(runner), rows_of(runner), torch.rand(10, WIDTH)
     await step(long, tokens)
@@ -228,44 +228,44 @@ def test_a_loop_that_is_gone_does_not_end_the_thread() -> None:
     asyncio.run(runner.stop())
 
 
-class Pupil(Engine):
-    """Learns three lessons; each may be held."""
+class Capturing(Engine):
+    """Captures three graphs; each capture may be held."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lessons = 0
-        self.practised = threading.Event()
+        self.num_captured = 0
+        self.has_captured = threading.Event()
 
     def warm_up(self) -> bool:
         self.entered.set()
         self.gate.wait(10)
-        self.lessons += 1
-        if self.lessons == 3:
-            self.practised.set()
-        return self.lessons < 3
+        self.num_captured += 1
+        if self.num_captured == 3:
+            self.has_captured.set()
+        return self.num_captured < 3
 
 
-@pytest.mark.parametrize(("longest_s", "lessons"), [(60.0, 3), (0.0, 1)])
-async def test_an_engine_warms_up_while_no_step_waits(longest_s: float, lessons: int) -> None:
+@pytest.mark.parametrize(("longest_s", "num_captured"), [(60.0, 3), (0.0, 1)])
+async def test_an_engine_warms_up_while_no_step_waits(longest_s: float, num_captured: int) -> None:
     config = DeviceConfig(warm_up_after_s=0.01, warm_up_beside_s=0.01, longest_warm_up_s=longest_s)
-    engine = Pupil()
+    engine = Capturing()
     engine.gate.clear()
     runner = Runner(engine, device=Device(config=config))  # type: ignore[arg-type]
     runner.start()
     assert await asyncio.to_thread(engine.entered.wait, 10)
-    waiting = asyncio.create_task(step(rows_of(runner), torch.rand(3, WIDTH)))  # behind a lesson
+    waiting = asyncio.create_task(step(rows_of(runner), torch.rand(3, WIDTH)))  # behind a capture
     await asyncio.sleep(0)
     engine.gate.set()
     assert (await waiting).shape == (3, WIDTH)
-    if lessons == 3:
-        assert await asyncio.to_thread(engine.practised.wait, 10)
+    if num_captured == 3:
+        assert await asyncio.to_thread(engine.has_captured.wait, 10)
     assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
     await runner.stop()
-    assert engine.lessons == lessons
+    assert engine.num_captured == num_captured
 
 
-async def test_beside_a_session_with_rows_it_waits_for_longer() -> None:
-    engine = Pupil()
+async def test_beside_a_session_with_sequences_it_waits_for_longer() -> None:
+    engine = Capturing()
     device = Device(config=DeviceConfig(warm_up_after_s=3.0, warm_up_beside_s=7.0))
     runner = Runner(engine, device=device)  # type: ignore[arg-type]
     runner.start()
@@ -278,25 +278,25 @@ async def test_beside_a_session_with_rows_it_waits_for_longer() -> None:
     device.scheduler.stop_warming_up(runner.queue)
     assert device._idle_s() is None
     await runner.stop()
-    assert not engine.lessons
+    assert not engine.num_captured
 
 
 async def test_a_warm_up_that_fails_harms_no_session() -> None:
-    engine = Pupil()
+    engine = Capturing()
 
     def fail() -> bool:
-        engine.practised.set()
+        engine.has_captured.set()
         raise RuntimeError("out of device memory, says torch")
 
     engine.warm_up = fail  # type: ignore[method-assign]
     runner = Runner(engine, device=Device(config=DeviceConfig(warm_up_after_s=0.0)))  # type: ignore[arg-type]
     runner.start()
-    assert await asyncio.to_thread(engine.practised.wait, 10)
+    assert await asyncio.to_thread(engine.has_captured.wait, 10)
     assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
     await runner.stop()
 
 
-class Whereabouts(Engine):
+class ThreadNames(Engine):
     """Notes which thread ran each forward."""
 
     def __init__(self) -> None:
@@ -310,7 +310,7 @@ class Whereabouts(Engine):
 
 async def test_every_forward_is_the_device_s_thread_s(runner: Runner) -> None:
     """A lone short decode as well: the event loop computes nothing."""
-    watched = Runner(engine := Whereabouts(), device=runner.device)  # type: ignore[arg-type]
+    watched = Runner(engine := ThreadNames(), device=runner.device)  # type: ignore[arg-type]
     watched.start()
     rows, tokens = rows_of(watched), torch.rand(9, WIDTH)
     outputs = [await step(rows, piece) for piece in tokens.split([5, 1, 1, 1, 1])]

@@ -1,4 +1,4 @@
-"""What has served can be put through autograd, and the other way round, also if the model replaces buffers while it serves.
+"""Blocks that have served can be trained, and trained blocks can serve.
 
 Serving runs in inference mode: a buffer that a forward replaces there (`inv_freq` of a dynamic or long rope) becomes an inference tensor.
 """
@@ -105,7 +105,7 @@ def inference_tensors(span: SpanModule) -> list[str]:
     return [name for name, value in kept if isinstance(value, Tensor) and value.is_inference()]
 
 
-def practised(parts: SpanParts) -> Engine:
+def warm_engine(parts: SpanParts) -> Engine:
     engine = choose_engine(parts.cut(SPAN), 1 << 30)
     engine.warm_up()
     return engine
@@ -117,7 +117,7 @@ def test_a_module_that_serves_can_be_trained_and_serves_on(root: Path, name: str
     short, long = noise(SHORT, 1), noise(LONG, 2)
     _, parts = load_parts(checkpoint, SPAN, dtype=torch.float32, device=DEVICE)
     expected = gradients(load_span(checkpoint, SPAN, dtype=torch.float32, device=DEVICE), short)
-    engine = practised(parts)
+    engine = warm_engine(parts)
     served = serve(engine, long)
     own: SpanModule = engine._span  # type: ignore[attr-defined]
     assert bool(inference_tensors(own)) is (name in REPLACING) and not inference_tensors(parts.cut(SPAN))
@@ -134,7 +134,7 @@ def inverse_frequencies(span: SpanModule) -> Tensor:
 def test_a_long_forward_of_training_changes_no_buffer_of_an_engine(root: Path) -> None:
     """The long rope writes its frequencies in place, for the longer one of two tables."""
     _, parts = load_parts(checkpoint_of(root, "long rope"), SPAN, dtype=torch.float32, device=DEVICE)
-    engine, trained = practised(parts), parts.cut(SPAN)
+    engine, trained = warm_engine(parts), parts.cut(SPAN)
     serve(engine, noise(SHORT, 5))
     own = inverse_frequencies(engine._span)  # type: ignore[attr-defined]
     before = own.clone()
@@ -148,7 +148,7 @@ def test_a_module_that_was_trained_can_serve(root: Path, name: str) -> None:
     checkpoint = checkpoint_of(root, name)
     short, long = noise(SHORT, 3), noise(LONG, 4)
     _, parts = load_parts(checkpoint, SPAN, dtype=torch.float32, device=DEVICE)
-    module, fresh = parts.cut(SPAN), practised(load_parts(checkpoint, SPAN, dtype=torch.float32, device=DEVICE)[1])
+    module, fresh = parts.cut(SPAN), warm_engine(load_parts(checkpoint, SPAN, dtype=torch.float32, device=DEVICE)[1])
     expected = serve(fresh, long)
     before = gradients(module, short)
     engine = choose_engine(module, 1 << 30)

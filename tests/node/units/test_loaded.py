@@ -1,4 +1,4 @@
-"""The owner of a unit's parameters: readers keep the version that they began with, and a writer never meets one."""
+"""A unit's parameters: readers keep their version, a writer meets none."""
 
 from __future__ import annotations
 

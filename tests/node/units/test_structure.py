@@ -1,4 +1,4 @@
-"""A model that was changed under an engine: the next step computes with what is there now, whatever was captured before."""
+"""An engine's next step uses a model's changed modules."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def load(checkpoints: Checkpoints) -> SpanModule:
     return load_span(open_checkpoint(checkpoints("llama")), SPAN, dtype=torch.float32, device=DEVICE)
 
 
-def practised(span: SpanModule) -> PackedEngine:
+def warm_engine(span: SpanModule) -> PackedEngine:
     engine = PackedEngine(span, 1 << 30)
     warm_up(engine)
     return engine
@@ -122,7 +122,7 @@ def decode(engine: PackedEngine, hidden: Tensor) -> Tensor:
 def test_a_change_of_the_model_is_seen_by_the_next_step(checkpoints: Checkpoints, name: str) -> None:
     change, stays = CHANGES[name]
     span, hidden = load(checkpoints), torch.randn(1, TOKENS, 64)
-    engine = practised(span)
+    engine = warm_engine(span)
     before = decode(engine, hidden)
     assert engine._graphs.replayed == TOKENS - 2, "all of its steps"
     change(span)

@@ -23,9 +23,9 @@ async def test_the_first_part_runs_at_once_and_the_rest_when_it_is_awaited() -> 
         await second.wait()
         seen.append("end")
 
-    begun = Begun(work())
+    awaitable = Begun(work())
     assert seen == ["begun"]
-    waiting = asyncio.ensure_future(_await(begun))
+    waiting = asyncio.ensure_future(_await(awaitable))
     first.set()
     await asyncio.sleep(0.01)
     assert seen == ["begun", "middle"] and not waiting.done()
@@ -34,8 +34,8 @@ async def test_the_first_part_runs_at_once_and_the_rest_when_it_is_awaited() -> 
     assert seen == ["begun", "middle", "end"]
 
 
-async def _await(begun: Begun) -> None:
-    await begun
+async def _await(awaitable: Begun) -> None:
+    await awaitable
 
 
 async def test_what_never_waits_is_over_at_once() -> None:
@@ -44,9 +44,9 @@ async def test_what_never_waits_is_over_at_once() -> None:
     async def work() -> None:
         seen.append(1)
 
-    begun = Begun(work())
+    awaitable = Begun(work())
     assert seen == [1]
-    await begun
+    await awaitable
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -56,9 +56,9 @@ async def test_what_it_raises_is_raised_where_it_is_awaited(waits: bool) -> None
             await asyncio.sleep(0)
         raise ZeroDivisionError
 
-    begun = Begun(work())
+    awaitable = Begun(work())
     with pytest.raises(ZeroDivisionError):
-        await begun
+        await awaitable
 
 
 async def test_who_awaits_it_can_be_cancelled_and_so_is_it() -> None:

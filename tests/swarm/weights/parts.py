@@ -1,4 +1,7 @@
-"""A model of random bytes, and peers that give it over real sockets: honest ones, and some that lie, stop or talk without end."""
+"""A model of random bytes, and peers that give it.
+
+The peers have real sockets; some of them lie, stop or send without end.
+"""
 
 from __future__ import annotations
 

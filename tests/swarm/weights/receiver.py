@@ -1,4 +1,6 @@
-"""A process that fetches all tensors of a model, so that a test can kill it: `python -m tests.swarm.weights.receiver REQUEST.json`.
+"""A process that fetches all tensors of a model.
+
+Run as `python -m tests.swarm.weights.receiver REQUEST.json`, so that a test can kill it.
 
 The request: {"root", "manifest" (file), "name", "sources": [[peer, address], …]}. stdout: a JSON line for each progress, and the report.
 """

@@ -1,4 +1,4 @@
-"""Asks several peers for one thing: each has a deadline, and silent peers are replaced."""
+"""Several peers are asked for one thing, each with a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads over real sockets: from several peers, with liars, deaths, stalls, a full disk and a second process at the same cache."""
+"""Downloads over real sockets: liars, deaths, stalls, a full disk, two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights a name means: pure, over records as peers announce them; and the file that remembers it."""
+"""Which weights a name means, and the file that remembers it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bitmaps, layouts, buckets, and the choice of models and sources: the pure parts."""
+"""Bitmaps, layouts, buckets, and the choice of models and sources."""
 
 from __future__ import annotations
 

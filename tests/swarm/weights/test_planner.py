@@ -1,4 +1,7 @@
-"""The planner, as a state machine over any sources, losses and orders; and what it promises about windows, speed and the end."""
+"""The planner as a state machine: any sources, losses and orders.
+
+What it promises about windows, speed and the end.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Places of sources: who gets one, who waits, who gives one up. Clocks are numbers here."""
+"""Places of sources: which peer gets, waits for or loses one.
+
+Clocks are numbers here.
+"""
 
 from __future__ import annotations
 

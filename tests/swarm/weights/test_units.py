@@ -1,4 +1,4 @@
-"""Experts and partitions, fetched alone from real peers: the right bits, and few more bytes than they have."""
+"""Experts and partitions, fetched alone: exact, and few more bytes."""
 
 from __future__ import annotations
 
@@ -368,8 +368,8 @@ def test_two_experts_come_from_two_peers_that_have_one_each(sources: dict[str, S
     run(work())
 
 
-class Asked(Uploader):
-    """Sets an event when it has been asked for pieces, and could not give them."""
+class Failing(Uploader):
+    """Sets an event once it was asked for pieces and could not give them."""
 
     def __init__(self, has_failed: asyncio.Event) -> None:
         super().__init__()
@@ -384,7 +384,7 @@ class Asked(Uploader):
 
 
 class Claimer(Shelf):
-    """Says that it has what another shelf has."""
+    """Claims to have what another shelf has."""
 
     of: Shelf
 
@@ -400,7 +400,7 @@ def test_a_false_claim_to_have_pieces_costs_only_its_peer(sources: dict[str, Sou
         false = Claimer.of_cache(source.cache(tmp_path / "empty"))
         false.of = held
         async with local_swarm() as here:
-            claimer = await here.start(source.served, Asked(has_failed), shelf=false)
+            claimer = await here.start(source.served, Failing(has_failed), shelf=false)
             cache = source.cache(tmp_path / "cache")
             fetching = asyncio.create_task(fetched(here, source, Expert(1, 3), cache))
             await has_failed.wait()

@@ -1,4 +1,4 @@
-"""What the issue asks of downloads, in one story of 120 MB: four sources, a liar, a death, and a receiver that is killed and resumes."""
+"""Downloads of 120 MB: a liar, a death, a resumed receiver."""
 
 from __future__ import annotations
 
