@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 
 from node.cli import utf8
 from node.cli.asking import ClientSettings, Sampling, summary
 from node.cli.console import remark, write_piece
-from node.cli.speaking import new_out, open_speaker
+from node.cli.speaking import Speaker, new_out, open_speaker
 from protocols.errors import BadRequestError
 
 
@@ -25,5 +26,13 @@ def run(asking: ClientSettings, sampling: Sampling, prompt: str, with_stats: boo
         finally:
             if out.text:
                 write_piece("\n")
+        if not out.text.strip():
+            remark(without_text(speaker, asking.model))
         if with_stats or sys.stderr.isatty():
             remark(summary(out, started_s, speaker.journey, trips))
+
+
+def without_text(speaker: Speaker, model: str) -> str:
+    """Said if no text came: an end of text as the first token, as chat models give it to a question that is no chat."""
+    said = "the model ended its answer at once, without text"
+    return f"{said}; it is made for chats: ask it with `swarm chat {shlex.quote(model)}`" if speaker.has_template else said

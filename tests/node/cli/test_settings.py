@@ -5,16 +5,19 @@ The greedy text is equal with and without guesses, and thin as full; else the ex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from node.cli import generate
 from node.cli.asking import Sampling
 from node.cli.full import FullSpeaker
 from node.cli.speaking import new_out
@@ -96,6 +99,27 @@ def test_a_key_of_the_contract_changes_no_text(
         assert (max(call.counts[0] for call in backend.calls[1:]) > 1) == bool(speculate)  # guessed if and only if asked to
     chosen = read_defaults(path).sampling(sampling().wanted, None)
     assert chosen == read_defaults(plain).sampling(Wanted(), None)
+
+
+@pytest.mark.parametrize("is_for_chats", [False, True])
+def test_an_answer_without_text_is_told(
+    is_for_chats: bool, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model's first token is the end of text, as chat models give it to a question that is no chat."""
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    first = int(AutoModelForCausalLM.from_pretrained(plain)(ids).logits[0, -1].argmax())
+    path = with_settings(plain, tmp_path, {"eos_token_id": first})
+    tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(first)]})
+    tokenizer.save_pretrained(path)
+    if is_for_chats:
+        (path / "chat_template.jinja").write_text("{{ messages }}")
+    speaker = FullSpeaker(local_model(path, 2)[0], sampling())
+    monkeypatch.setattr(generate, "open_speaker", lambda *_: contextlib.nullcontext(speaker))
+    generate.run(SimpleNamespace(model="my tiny"), sampling(), PROMPT, with_stats=False, is_thin=False)  # type: ignore[arg-type]
+    shown = capsys.readouterr()
+    assert not shown.out.strip() and "ended its answer at once" in shown.err
+    assert ("swarm chat 'my tiny'" in shown.err) == is_for_chats
 
 
 @pytest.mark.parametrize("where", ["in the answer", "in the prompt"])
