@@ -44,7 +44,7 @@ def version(number: int) -> Weights:
 
 
 class Here:
-    """As much of a presence and of a source as a maker of hosts asks for."""
+    """The parts of a presence and of a source that `HostMaker` calls."""
 
     weights = version(0)
 
@@ -55,7 +55,7 @@ class Here:
         )  # fmt: skip
 
     async def fetch(self, units: Sequence[Unit]) -> None:
-        """All weights are here."""
+        """All weights are in the local directory."""
 
 
 @pytest.fixture(scope="module")

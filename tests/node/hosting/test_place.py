@@ -35,14 +35,14 @@ class Planned(Exception):
 
 
 class PlannedPlace(Place):
-    """Stops as soon as it knows what it may take."""
+    """Raises `Planned` as soon as it knows the memory that it may take."""
 
     async def _choose_span(self, capacity: Capacity, maker: HostMaker) -> Host:
         raise Planned(capacity.free_bytes, maker.room_bytes())
 
 
 class EmptyDirectory:
-    """No other peer."""
+    """A directory without peers."""
 
     async def snapshot(self, model_name: str) -> Records:
         return Records(())
@@ -78,7 +78,7 @@ async def test_a_model_plans_with_its_part_and_without_what_others_were_promised
     config: NodeConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else the weights of the second model could take the memory that sessions of the first count on."""
+    """Else the weights of the second model could take the memory for sessions of the first."""
     monkeypatch.setattr(hardware, "room_bytes", lambda device: 900)
     place = PlannedPlace(config, shared(config, Memory(limit_bytes=promised_bytes)), num_to_load)
     with pytest.raises(Planned) as planned:
@@ -104,7 +104,7 @@ class Wanted:
 
 
 @pytest.mark.parametrize(("promised_bytes", "beside"), [(0, [Ends()]), (900_000_000, [])])
-async def test_embedding_and_head_are_hosted_only_in_memory_that_nobody_was_promised(
+async def test_embedding_and_head_are_hosted_only_in_memory_that_is_not_promised(
     promised_bytes: int, beside: list[Unit], config: NodeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "room_bytes", lambda device: 900_000_000)

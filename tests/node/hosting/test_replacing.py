@@ -43,7 +43,7 @@ def prompts(count: int) -> list[list[int]]:
 
 
 async def test_no_answer_mixes_two_versions(swarm: Swarm, model: Model) -> None:
-    """One of two replicas has memory for one version only: its sessions go on at the other one, which has theirs for a while."""
+    """One of two replicas has memory for one version only: its sessions continue at the other, which keeps the old version for a while."""
     small = await swarm.add(FIRST, free_bytes=0)
     nodes = [small, await swarm.add(LAST), await swarm.add(FIRST), await swarm.add(LAST)]
     last, places = 2, asyncio.Semaphore(6)
@@ -154,7 +154,7 @@ async def test_a_replacement_that_is_cancelled_is_carried_out_and_holds_nothing(
 
 
 @pytest.mark.parametrize("failing", [1, 2], ids=["of the new one", "of the draining"])
-async def test_the_old_version_ends_although_the_swarm_cannot_be_told(
+async def test_the_old_version_ends_although_it_cannot_be_announced(
     swarm: Swarm, model: Model, failing: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await swarm.add(Span(0, 5))

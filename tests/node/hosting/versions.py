@@ -1,4 +1,4 @@
-"""A swarm whose weights change, and what each version answers.
+"""A swarm whose weights change, and each version's answers.
 
 Real nodes in this process: servers, hosts, engines, the dispatcher, presence and `Replacer`; only the directory is a list. Embedding and
 head are one small matrix at the client. An answer is a sequence of tokens, chosen greedily.
@@ -53,7 +53,7 @@ VOCABULARY = 64
 
 
 class Model:
-    """A checkpoint, its versions, and whether one machine answers so with one of them."""
+    """A checkpoint and its versions; checks an answer against a single machine with one of them."""
 
     def __init__(self, directory: Path) -> None:
         self.checkpoint = open_checkpoint(directory)
@@ -84,7 +84,7 @@ class Model:
 
     @torch.inference_mode()
     def answers(self, number: int, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Would a single machine answer so with version `number`? It would if each token is its choice after all those before."""
+        """Whether a single machine gives this answer with version `number`: each token is its choice after those before."""
         if number not in self._versions:
             changed = self._whole.with_tensors(self.changes(Span(0, self.num_blocks), number)) if number else self._whole
             self._versions[number] = changed.cut(Span(0, self.num_blocks))
@@ -102,7 +102,7 @@ class HasAll:
 
 
 class Node:
-    """What `run_node` puts together around one host."""
+    """A node with one host, as `run_node` makes it."""
 
     def __init__(self, swarm: Swarm, span: Span, free_bytes: int, drain_s: float) -> None:
         self.swarm, self.span, self.identity = swarm, span, new_identity()
@@ -160,13 +160,13 @@ class Node:
 
 @dataclass
 class Answer:
-    """What a session was told, and by which weights."""
+    """The tokens that a session received, and their weights."""
 
     prompt: list[int]
     number: int
     tokens: list[int]
     num_replaced: int
-    """Hops that were lost and replaced on the way."""
+    """Hops that were lost and replaced during the answer."""
 
 
 class Swarm:
@@ -175,9 +175,9 @@ class Swarm:
     def __init__(self, model: Model) -> None:
         self.model, self.records, self.nodes = model, dict[PeerId, PeerRecord](), list[Node]()
         self.num_lost = 0
-        """Sessions that had to begin anew with newer weights, since no peer had theirs any more."""
+        """Sessions that were begun again with newer weights, because no peer had the old ones any more."""
         self.tokens: Counter[int] = Counter()
-        """Tokens that were told, by version."""
+        """Number of tokens received, by version."""
         self.told = asyncio.Event()
         self._toys, self._routers = ToySwarm(), dict[Weights, Router]()
 
@@ -191,7 +191,7 @@ class Swarm:
         return node
 
     def newest(self) -> Weights | None:
-        """The newest weights that a route can be made of, if there are any now."""
+        """The newest weights that have a complete route now; None if there are none."""
         spans: dict[Weights, list[Span]] = {}
         for record in self.records.values():
             for one in record.hosted:
@@ -213,7 +213,7 @@ class Swarm:
         return Session(self._routers[weights], Links(self._toys.pool), self._toys.identity, config)
 
     async def ask(self, prompt: list[int], num_tokens: int, pause_s: float = 0.0) -> Answer:
-        """A whole answer, from one session; a session that is lost is begun anew."""
+        """A whole answer of one session; a session that is lost is begun again."""
         while True:
             weights = await self._until_routed()
             session = self._session(weights)
@@ -237,7 +237,7 @@ class Swarm:
         return tokens
 
     async def until_told(self, version: int, num_tokens: int) -> None:
-        """Until so many tokens were told by a version."""
+        """Wait until a version has answered so many tokens."""
         async with asyncio.timeout(30):
             while self.tokens[version] < num_tokens:
                 self.told.clear()
@@ -260,19 +260,19 @@ async def swarm_of(model: Model) -> AsyncIterator[Swarm]:
 
 @dataclass
 class Verdict:
-    """Whose answers they are."""
+    """How many answers each version gave."""
 
     num_answers: int = 0
     mixed: list[Answer] = field(default_factory=list)
-    """Not the answer of the version that the session began with."""
+    """Answers that differ from those of the version that the session began with."""
     shared: int = 0
-    """Answers that another version gives, too: they prove nothing."""
+    """Answers that another version gives as well: they prove nothing."""
     by_version: Counter[int] = field(default_factory=Counter)
     num_replaced: int = 0
 
 
 def judge(model: Model, answers: Sequence[Answer], last: int) -> Verdict:
-    """Compare with what one machine answers with each version."""
+    """Compare with the answers of a single machine with each version."""
     verdict = Verdict(len(answers))
     for answer in answers:
         givers = [number for number in range(last + 1) if model.answers(number, answer.prompt, answer.tokens)]

@@ -43,7 +43,7 @@ from tests.virtual_time import loop_clock, virtual_time
 
 MODEL = ModelId("tiny", "a" * 64)
 WEIGHTS = Weights(MODEL)
-ROOM = Capacity(free_bytes=39, block_bytes=(10,) * 6)
+CAPACITY = Capacity(free_bytes=39, block_bytes=(10,) * 6)
 CONFIG = NodeConfig(model="m", data_dir=places.data_dir({"HOME": "/h"}))
 ME = PeerId("12D3KooW" + "7" * 44)
 
@@ -91,7 +91,7 @@ async def test_a_newcomer_goes_to_the_slow_node_with_the_speeds_of_the_records()
     async def announce(span: Span) -> None:
         assert span == Span(3, 6)
 
-    choice = await settle(CONFIG, ME, ROOM, look, announce, is_alone=True)
+    choice = await settle(CONFIG, ME, CAPACITY, look, announce, is_alone=True)
     assert choice.span == Span(3, 6) and "block 3 is the slowest: 0.083 tokens/ms from 1 node" in choice.reason
 
 
@@ -129,11 +129,11 @@ def test_unknown_formats_do_not_keep_a_newcomer_out() -> None:
 def test_the_weaker_of_two_moves_into_the_gap_and_the_stronger_stays() -> None:
     for letter in "123456":
         rival = claim(letter, Span(0, 3), is_joining=True)
-        after = look_again(ME, Choice(Span(0, 3), "first"), [rival], ROOM)
+        after = look_again(ME, Choice(Span(0, 3), "first"), [rival], CAPACITY)
         is_weaker = bool(outranking(ME, [rival.member]))
         assert after.span == (Span(3, 6) if is_weaker else Span(0, 3))
     settled = claim("1", Span(0, 3), is_joining=False)
-    assert look_again(ME, Choice(Span(0, 3), "first"), [settled], ROOM).span == Span(0, 3)  # a replica is no race
+    assert look_again(ME, Choice(Span(0, 3), "first"), [settled], CAPACITY).span == Span(0, 3)  # a replica is no race
 
 
 @virtual_time
@@ -151,7 +151,7 @@ async def test_newcomers_of_one_moment_leave_no_block_out_and_are_settled_after_
                 await asyncio.sleep(draw.uniform(0.1, 1.0))
                 directory[me] = replace(record("1", span, state="joining"), peer=me)
 
-            return (await settle(CONFIG, me, ROOM, look, announce)).span
+            return (await settle(CONFIG, me, CAPACITY, look, announce)).span
 
         spans = await asyncio.gather(*(join(new_identity().peer_id) for _ in range(num_peers)))
         assert {Span(0, 3), Span(3, 6)} == set(spans), spans
@@ -169,13 +169,13 @@ async def test_a_node_that_was_told_its_blocks_announces_and_keeps_them() -> Non
         announced.append(span)
 
     config = NodeConfig(model="m", blocks=Span(1, 3), data_dir=places.data_dir({"HOME": "/h"}))
-    choice = await settle(config, ME, ROOM, look, announce)
+    choice = await settle(config, ME, CAPACITY, look, announce)
     assert (choice.span, announced) == (Span(1, 3), [Span(1, 3)])
 
 
 def test_told_blocks_are_checked_against_memory() -> None:
     with pytest.raises(ConfigError, match="no memory for blocks 0:6"):
-        as_told(Span(0, 6), ROOM)
+        as_told(Span(0, 6), CAPACITY)
 
 
 def test_successors_are_those_who_serve_what_comes_next() -> None:

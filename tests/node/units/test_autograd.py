@@ -123,7 +123,7 @@ def test_a_module_that_serves_can_be_trained_and_serves_on(root: Path, name: str
     assert bool(inference_tensors(own)) is (name in REPLACING) and not inference_tensors(parts.cut(SPAN))
     assert_same(gradients(parts.cut(SPAN), short), expected)
     assert torch.equal(serve(engine, long), served)
-    gradients(own, long)  # the very module, and where its tables were stretched
+    gradients(own, long)  # the same module, with extended tables
     assert torch.equal(serve(engine, long), served)
 
 

@@ -38,7 +38,7 @@ def hop_of(node: ToyNode | FakeHop) -> Hop:
 
 
 def absent_hop(start: int, stop: int, identity: Identity | None = None) -> Hop:
-    """A hop of a route that is not dialled: the probe itself, as the hop above."""
+    """A route's hop that is not dialled: the probe itself, as the hop above."""
     return Hop((identity or new_identity()).peer_id, ("127.0.0.1:1",), b"", Blocks(start, stop))
 
 
@@ -140,7 +140,7 @@ class FakeHop:
         return hello.Hello(software="fake", swarm="test").encode()
 
     def record(self) -> PeerRecord:
-        """As a node that looks better than any honest one."""
+        """Announce itself as faster than any honest node."""
         served = hosted(MODEL, self.span, NUM_BLOCKS, free_tokens=10**6, step_ms=0.01)
         return PeerRecord(peer=self.identity.peer_id, addresses=(self.address,), certificate=self.certificate.der,
                           hosted=served)  # fmt: skip

@@ -59,20 +59,20 @@ def test_chunks_cover_every_token_once_and_in_order(counts: list[int], want: int
     assert at == counts
 
 
-def test_chunks_that_nobody_needs_ask_for_nothing_back() -> None:
+def test_chunks_without_a_wanted_token_ask_for_no_output() -> None:
     assert [piece.want for piece in chunks.plan([10], 1, 4)] == [0, 0, 1]
     assert [piece.want for piece in chunks.plan([10], WANT_ALL, 4)] == [WANT_ALL] * 3
 
 
 @given(some_counts, st.integers(0, 12))
-def test_select_takes_the_last_of_each_row(counts: list[int], want: int) -> None:
+def test_select_takes_the_last_of_each_sequence(counts: list[int], want: int) -> None:
     kept, values = chunks.kept(want, counts), compression.unpack(chunks.select(want, counts, wire_of(counts)))
     expected = [[row, token] for row, count in enumerate(counts) for token in range(max(0, count - want), count)]
     assert kept == tuple(min(want, count) for count in counts)
     assert values.tolist() == expected
 
 
-def test_logits_of_many_rows_come_back_in_turns() -> None:
+def test_logits_of_many_sequences_come_in_several_replies() -> None:
     """32 sequences of one token each, of which 16 fit a reply: two steps, each with half of the sequences."""
     first, second = chunks.plan([1] * 32, 1, 128, 16)
     assert (sum(first.counts), sum(second.counts)) == (16, 16) and first.counts[:16] == (1,) * 16 == second.counts[16:]

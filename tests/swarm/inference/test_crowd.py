@@ -43,7 +43,7 @@ from tests.swarm.inference.toy import (
 
 
 class SlowEngine(ToyEngine):
-    """Takes 2 ms a token, and counts them."""
+    """A toy engine that takes 2 ms a token, and counts tokens."""
 
     num_run = 0
 
@@ -54,7 +54,7 @@ class SlowEngine(ToyEngine):
 
 
 class HeldEngine(ToyEngine):
-    """Its first forward takes until it is released."""
+    """A toy engine whose first forward lasts until it is released."""
 
     def __init__(self, span: Span, limit_tokens: int = 100_000) -> None:
         super().__init__(span, limit_tokens)
@@ -88,7 +88,7 @@ def our_tasks() -> list[str]:
 
 
 async def vanish(session: Session) -> None:
-    """As if the client's process had died: its streams break without any message."""
+    """End the client's streams without a message, as its death would."""
     await session._legs.stop()
     for wire in (session._legs.current.down.wire, session._legs.current.last):
         if wire is not None:
@@ -154,7 +154,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
 
 
 async def test_a_client_that_closes_in_mid_prompt_frees_every_hop_at_once(swarm: ToySwarm) -> None:
-    """16 s of computing at each hop are under way or wait: nothing of it is run any more."""
+    """16 s of compute run or wait at each hop: none of it is run after the close."""
     nodes = [await swarm.add(SlowEngine(span), span) for span in (Span(0, 2), Span(2, 4))]
     session = swarm.session()
     step = asyncio.create_task(ask(session, (), [8_000], random_tokens(8_000), 1))
@@ -176,7 +176,7 @@ async def test_a_client_that_vanishes_frees_every_hop_after_a_while(swarm: ToySw
 
 
 async def test_a_close_does_not_overtake_the_hop_above_that_comes_instead(swarm: ToySwarm) -> None:
-    """A replaced hop says Close to the one below while its replacement opens there: whichever is first, the session goes on."""
+    """A replaced hop sends Close to the hop below while its replacement sends Open: in either order, the session continues."""
     first = await swarm.serve(0, 2)
     await swarm.serve(2, 4)
     session, tokens = swarm.session(), random_tokens(6)
@@ -209,7 +209,7 @@ async def test_a_newcomer_is_served_by_a_replica_while_a_full_node_s_device_is_b
     await other.pool.close()
 
 
-async def test_a_newcomer_s_refusal_comes_before_a_turn_in_the_queue(swarm: ToySwarm) -> None:
+async def test_a_new_session_is_refused_before_it_waits_in_the_queue(swarm: ToySwarm) -> None:
     node = await swarm.add(HeldEngine(Span(0, 4), limit_tokens=100), Span(0, 4))
     holder = swarm.session()
     holding = asyncio.create_task(ask(holder, (), [50], random_tokens(50)))
@@ -234,7 +234,7 @@ async def test_a_node_without_a_place_for_one_more_session_refuses_and_a_replica
     await session.close()
 
 
-async def test_where_memory_is_short_the_client_that_holds_most_gives_way(swarm: ToySwarm) -> None:
+async def test_if_memory_is_short_the_client_that_holds_most_gives_way(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4, limit_tokens=100)
     greedy = [swarm.session(route_timeout_s=0.3) for _ in range(2)]
     for session in greedy:

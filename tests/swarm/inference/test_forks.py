@@ -87,7 +87,7 @@ async def test_one_that_was_closed_is_replayed(swarm: ToySwarm) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("is_opened", [False, True])
 async def test_a_fork_survives_deaths(swarm: ToySwarm, victim: int, is_opened: bool) -> None:
-    """Before its first step, where a hop copies and the other is replayed, and after it."""
+    """Before its first step (one hop copies, the other is replayed), and after it."""
     start, new = random_tokens(30), random_tokens(12)
     session = await prompted(swarm, start)
     twin = await session.fork()

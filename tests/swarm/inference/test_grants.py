@@ -1,4 +1,4 @@
-"""A session runs only where its client signed for it.
+"""A session runs only at peers and blocks that its client signed.
 
 The grant must hold now, for these weights and this place.
 """

@@ -114,7 +114,7 @@ class RetainedMachine(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.retained.has_history and self.retained.base)
     def load_what_it_would_send(self) -> None:
-        """A replacement takes our history and window, and stands where we stand."""
+        """A replacement takes the hop's history and window, and continues at its step."""
         histories, window = list(self.retained.histories(SESSION, 1)), list(self.retained.steps_from(0))
         loading = Loading(self.retained.base, histories[0].parts, [PieceRow() for _ in histories[0].counts])
         for history in histories:

@@ -57,7 +57,7 @@ class Store:
 
 
 def plain(rows: list[list[int]], ops: list[Op]) -> list[list[int]] | None:
-    """The model: lists of lists; None where an operation does not fit."""
+    """The reference: lists of lists; None if an operation does not fit."""
     for op in ops:
         match op:
             case Rows(indices):

@@ -1,4 +1,4 @@
-"""What a session's caller is told while it waits.
+"""What a session reports to its caller while it waits.
 
 That is how far a prompt is, which blocks are missing, and that a replay runs.
 """
@@ -21,7 +21,7 @@ HALVES = [(0, 2), (2, 4)]
 
 
 def listened(swarm: ToySwarm, route_timeout_s: float = 10.0, chunk_tokens: int = 8) -> tuple[Session, list[Wait | None]]:
-    """A session, and what its caller is told."""
+    """A session, and its reports to its caller."""
     heard: list[Wait | None] = []
     config = SessionConfig(route_timeout_s=route_timeout_s, chunk_tokens=chunk_tokens)
     return Session(swarm.router, Links(swarm.pool), swarm.identity, config, Waits(heard.append)), heard

@@ -34,7 +34,7 @@ def word(number: int) -> Expect:
 
 
 class Ends:
-    """What a wire told its owner."""
+    """The calls that a message stream made to its owner."""
 
     def __init__(self) -> None:
         self.heard: list[Message] = []
@@ -51,7 +51,7 @@ class Ends:
 
 
 class Pair:
-    """Two ends of one stream; the serving side does what the test says."""
+    """Both ends of one stream; the test controls the serving side."""
 
     def __init__(self) -> None:
         self.identity, self.pool = new_identity(), ChannelPool(new_identity())
@@ -102,7 +102,7 @@ async def test_messages_come_in_order_both_ways_iterators_among_them(pair: Pair)
     await wire.close()
 
 
-async def test_a_step_is_written_in_the_turn_that_posts_it_and_others_wait_behind_it(pair: Pair) -> None:
+async def test_a_step_is_written_in_the_loop_iteration_that_posts_it_and_others_wait_behind_it(pair: Pair) -> None:
     wire, sent = await pair.start(), []
     send = wire._stream.send
 
@@ -148,7 +148,7 @@ def _large() -> Message:
     return step_of(0, torch.zeros(50_000, 4))
 
 
-async def test_the_last_word_arrives_and_the_end_is_no_loss(pair: Pair) -> None:
+async def test_the_last_message_arrives_and_the_end_is_no_loss(pair: Pair) -> None:
     wire = await pair.start()
     wire.post(Close(session=SESSION))
     wire.end()
@@ -176,7 +176,7 @@ async def test_a_refusal_reaches_the_caller_and_nonsense_is_the_callee_s_fault(p
 
 
 async def test_nonsense_from_a_peer_that_we_chose_counts_as_its_loss(pair: Pair) -> None:
-    """As a FrameError it would read as if we had asked wrongly, and no other peer would be tried."""
+    """A FrameError would say that the request was wrong, and no other peer would be tried."""
 
     async def babble(stream: Stream) -> None:
         await stream.send(b"babble")

@@ -53,7 +53,7 @@ class Model:
         return Shelf(self.model, self.manifest, places.get, self.directory)
 
     def check(self, cache: ModelCache, names: Sequence[str] | None = None) -> None:
-        """The cache holds these very bytes."""
+        """Assert that the cache holds exactly these bytes."""
         infos = cache.layout.infos(cache.directory)
         for name in names or self.tensors:
             info = infos[name]
@@ -148,7 +148,7 @@ class Giver:
 
 @dataclass
 class LocalSwarm:
-    """Givers, and who fetches."""
+    """Givers, and a peer that fetches."""
 
     pool: ChannelPool
     givers: list[Giver] = field(default_factory=list)

@@ -24,7 +24,7 @@ def asking(ask: Callable[[PeerRecord, Turn], Awaitable[str]], records: list[Peer
 
 
 @virtual_time
-async def test_the_silent_make_room_after_their_turn_and_have_ended_when_the_result_is_there() -> None:
+async def test_silent_peers_are_replaced_after_their_time_and_have_ended_before_the_result() -> None:
     clock, reputation = loop_clock(), Reputation()
     asked_s: dict[PeerId, float] = {}
     told: list[PeerId] = []
@@ -65,7 +65,7 @@ async def test_a_peer_without_a_place_is_asked_again_after_a_pause() -> None:
 
 
 @virtual_time
-async def test_patience_ends_with_silence_and_parts_renew_it_ten_times_at_most() -> None:
+async def test_the_deadline_ends_silence_and_parts_renew_it_ten_times_at_most() -> None:
     clock = loop_clock()
 
     async def never(record: PeerRecord, turn: Turn) -> str:

@@ -39,7 +39,7 @@ def test_a_bitmap_is_a_set_of_small_numbers(num: int, wanted: set[int]) -> None:
 
 
 @given(st.integers(0, 100), st.binary(max_size=20))
-def test_a_strangers_bitmap_has_one_form(num: int, data: bytes) -> None:
+def test_an_untrusted_bitmap_has_one_form(num: int, data: bytes) -> None:
     try:
         assert Bitmap(num, data).to_bytes() == data
     except BadRequestError:

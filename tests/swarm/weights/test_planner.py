@@ -53,7 +53,7 @@ def missing_of(sizes: dict[int, int]) -> dict[int, range]:
     st.dictionaries(st.integers(0, 5), st.integers(0, 6 * PIECE_BYTES), max_size=5),
 )
 def test_every_piece_is_proven_once_whatever_sources_do(seed: int, num: int, trouble: float, sizes: dict[int, int]) -> None:
-    """Sources come, die, lie and answer in any order; as long as one lives, all arrives, and nothing is asked twice without a reason."""
+    """Sources come, die, lie and answer in any order; while one lives, all pieces arrive, and none is asked for twice without a reason."""
     draw, now_s = random.Random(seed), 0.0
     planner = Planner(sizes, missing_of(sizes))
     wanted = {PieceId(tensor, piece) for tensor, pieces in missing_of(sizes).items() for piece in pieces}

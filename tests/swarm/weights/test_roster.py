@@ -81,7 +81,7 @@ def test_the_slow_gives_way_and_what_was_long_ago_counts_half() -> None:
     assert made.giving_way(now_s, busy) == [A.peer]
 
 
-def test_now_and_then_the_slowest_of_good_ones_makes_room_for_one_never_tried() -> None:
+def test_now_and_then_the_slowest_good_source_is_replaced_by_one_never_tried() -> None:
     made = roster(2, A, B, C)
     now_s = 2 * EXPLORE_S - JUDGED_S / 2
     for one, factor in ((A, 9), (B, 5)):

@@ -34,7 +34,7 @@ def take(slot: Slot, num_bytes: int, now_s: float) -> None:
 
 
 class Places:
-    """Slots, and who was told to go."""
+    """Slots, and the streams that had to leave."""
 
     def __init__(self, most: int) -> None:
         self.slots, self.ended = Slots(most), list[Slot]()
@@ -75,7 +75,7 @@ def test_small_questions_now_and_then_do_not_keep_a_place() -> None:
     assert places.slots.enter(other, now_s + 0.1) and places.ended == [dripping]
 
 
-def test_who_takes_bytes_keeps_its_place_until_its_turn_is_over() -> None:
+def test_a_stream_that_takes_bytes_keeps_its_place_until_its_time_is_over() -> None:
     places = Places(1)
     busy = places.enter(1, "a", 0.0)
     waiting = places.come(2, "a", 0.0)
@@ -111,7 +111,7 @@ def test_a_peer_may_hold_or_wait_for_two_and_few_may_wait() -> None:
         places.come(500, "a", 0.0)
 
 
-def test_whoever_leaves_makes_room() -> None:
+def test_a_stream_that_leaves_frees_its_place() -> None:
     places = Places(1)
     first, second = places.enter(1, "a", 0.0), places.come(2, "a", 0.0)
     assert not places.slots.enter(second, 0.1)

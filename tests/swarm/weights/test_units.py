@@ -239,7 +239,7 @@ def test_a_part_is_read_while_another_download_finishes_its_shard(
 
 
 @pytest.mark.parametrize("limit", ["disk", "--disk-gb"])
-def test_a_part_that_is_here_needs_no_room_in_another_process(
+def test_a_part_that_is_here_needs_no_disk_space_in_another_process(
     limit: str, sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = sources["mixtral fused"]
