@@ -96,7 +96,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
 """By the kind that a message says under its key `t`."""
 
 OTHERS: Final = _row(768, 32, 8, MAX_BUFFERS)
-"""Of a kind that is unknown here, and of a long header that does not begin with its kind."""
+"""Of a kind that is unknown here, and of a header that does not begin with its kind."""
 
 RECORD: Final = Bounds(MAX_RECORD_BYTES, 512, 64)
 """Of a peer's record, which is no frame."""

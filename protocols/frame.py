@@ -36,10 +36,6 @@ VERSION = 1
 _PREFIX = struct.Struct(">2sBBI")
 _ALIGN = 16
 
-HARMLESS_BYTES = 256
-"""A header of a step has about 160. So few can promise no more than 85 lists of 256 items in each other, 175 KB in all: walking through
-them first, which takes longer than unpacking them, would save nothing."""
-
 _KIND = re.compile(rb"(?:[\x80-\x8f]|\xde..)\xa1t([\xa0-\xbf])", re.DOTALL)
 """The beginning of a header whose first key is "t" and whose first value is a short text."""
 
@@ -93,27 +89,24 @@ def decode(data: bytes) -> Frame:
         raise FrameError(f"a header of {length} bytes does not fit a frame of {len(data)} (limit {MAX_HEADER_BYTES})")
     view = memoryview(data)
     packed = view[_PREFIX.size : _PREFIX.size + length]
-    limits = _limits_of(packed) if length > HARMLESS_BYTES else None
+    limits = _limits(_first_kind(packed))
     header = unpack_map(packed, limits)
-    known = bounds.BY_KIND.get(_kind_of(header), bounds.OTHERS)
-    if limits is not None and limits is not known:
-        raise FrameError(f"a header of {length} bytes begins with the kind of its message, under the key 't'")
-    return Frame(header, _split(view, _PREFIX.size + length, header.pop("b", []), known.buffers))
+    if limits is not _limits(header.get("t")):
+        raise FrameError(f"a header begins with the kind of its message, under the key 't', got {shown(header.get('t'))} later")
+    return Frame(header, _split(view, _PREFIX.size + length, header.pop("b", []), limits.buffers))
 
 
-def _kind_of(header: Mapping[str, Any]) -> str:
-    kind = header.get("t")
-    return kind if isinstance(kind, str) else ""
+def _limits(kind: object) -> Bounds:
+    return bounds.BY_KIND.get(kind, bounds.OTHERS) if isinstance(kind, str) else bounds.OTHERS
 
 
-def _limits_of(packed: memoryview) -> Bounds:
-    """What the kind that a packed header begins with may have; looked at before anything is unpacked."""
+def _first_kind(packed: memoryview) -> str | None:
+    """The kind that a packed header begins with, read before anything is unpacked; None if it begins with anything else."""
     match = _KIND.match(packed)
     if match is None:
-        return bounds.OTHERS
+        return None
     start = match.end()
-    kind = bytes(packed[start : start + (match[1][0] & 0x1F)])
-    return bounds.BY_KIND.get(kind.decode("ascii", "replace"), bounds.OTHERS)
+    return bytes(packed[start : start + (match[1][0] & 0x1F)]).decode("ascii", "replace")
 
 
 def decode_kind(data: bytes, kind: str) -> Frame:
@@ -124,23 +117,18 @@ def decode_kind(data: bytes, kind: str) -> Frame:
     return received
 
 
-def unpack_map(data: bytes | memoryview, limits: Bounds | None) -> dict[str, Any]:
-    """A msgpack map with text keys within `limits` (None: it is short); FrameError otherwise. `fields.py` reads the unchecked values."""
-    if limits is not None:
-        if len(data) > limits.header_bytes:
-            raise FrameError(f"at most {limits.header_bytes} bytes of msgpack are taken for this kind, got {len(data)}")
-        msgpack_bounds.check(bytes(data), limits.items, limits.lists)
+def unpack_map(data: bytes | memoryview, limits: Bounds) -> dict[str, Any]:
+    """A msgpack map with text keys within `limits`; FrameError otherwise. `fields.py` reads the unchecked values."""
+    if len(data) > limits.header_bytes:
+        raise FrameError(f"at most {limits.header_bytes} bytes of msgpack are taken for this kind, got {len(data)}")
+    msgpack_bounds.check(bytes(data), limits.items, limits.lists)
     try:
-        value = msgpack.unpackb(data, strict_map_key=True, ext_hook=_no_extension)
+        value = msgpack.unpackb(data, strict_map_key=True)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise FrameError(f"not msgpack: {str(error)[:100] or type(error).__name__}") from None
     if not isinstance(value, dict) or not fields.TEXT.issuperset(map(type, value)):
         raise FrameError(f"expected a map with text keys, got {shown(value)}")
     return value
-
-
-def _no_extension(code: int, _: bytes) -> object:
-    raise ValueError(f"extension type {code} is not ours")
 
 
 def _split(view: memoryview, end_of_header: int, lengths: object, most: int) -> tuple[memoryview, ...]:

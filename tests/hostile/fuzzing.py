@@ -21,7 +21,7 @@ SLOW_S = 0.02
 """CPU time of one input of at most 64 KB."""
 
 PEAK_FACTOR, PEAK_BYTES = 4, 384 << 10
-"""Most that a parser may allocate: so many times the input, and what any error and a short header's lists may take."""
+"""Most that a parser may allocate: so many times the input, and what any error and msgpack's packer (256 KB) may take."""
 
 MEASURED = 50
 """Every so many inputs one is run again with its allocations counted, which takes ten times as long."""

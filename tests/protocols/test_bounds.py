@@ -14,7 +14,7 @@ import pytest
 
 from protocols import bounds, directory, entries, frame, hello, inference, msgpack_bounds, pieces, progress, tensors, weights
 from protocols.defaults import MAX_HEADER_BYTES, MAX_OPS, MAX_ROW_INDICES, MAX_ROWS, MAX_STEP_TOKENS
-from protocols.errors import FrameError, SwarmError
+from protocols.errors import FrameError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.units import Blocks
@@ -140,8 +140,7 @@ def test_a_newer_peer_may_add_a_small_field_and_no_large_one(kind: str) -> None:
     for value in (7, 1.5, "text", [bytes(16), 1 << 40], {"a": [1]}):
         assert parse(kind)(frame.encode({**received.header, "zzz": value}, buffers)) == message
     row = bounds.BY_KIND[kind]
-    least = frame.HARMLESS_BYTES  # a shorter header is not walked
-    for value in ([[]] * max(row.lists, least), bytes(row.header_bytes), [1] * max(row.items, least)):
+    for value in ([[]] * row.lists, bytes(row.header_bytes), [1] * row.items):
         with pytest.raises(FrameError):
             parse(kind)(frame.encode({**received.header, "zzz": value}, buffers))
     with pytest.raises(FrameError, match="buffer"):
@@ -167,6 +166,7 @@ def test_the_walk_ends_at_the_first_item_too_many() -> None:
         msgpack_bounds.check(msgpack.packb([[]] * 9) + b"\xc1", 1_000, 5)
 
 
-def test_bounds_hold_for_headers_of_any_length() -> None:
-    with pytest.raises(SwarmError):
-        inference.parse(frame.encode({"t": "close", "session": SESSION, "below": True, "zzz": [[]] * 300}))
+@pytest.mark.parametrize("num_lists", [bounds.BY_KIND["close"].lists, 200])
+def test_bounds_hold_for_headers_of_any_length(num_lists: int) -> None:
+    with pytest.raises(FrameError, match="limits of this kind"):
+        inference.parse(frame.encode({"t": "close", "session": SESSION, "below": True, "zzz": [[]] * num_lists}))

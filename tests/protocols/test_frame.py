@@ -98,9 +98,6 @@ def lengths(*values: object) -> bytes:
     return framed(msgpack.packb({"b": list(values)}), bytes(64))
 
 
-LONG = b"\x82\xa1x\xc5" + frame.HARMLESS_BYTES.to_bytes(2, "big") + bytes(frame.HARMLESS_BYTES)
-"""A map of two, with the first: too long not to be walked before it is unpacked."""
-
 WRONG = {
     "empty": b"",
     "wrong magic": framed(b"\x80", magic=b"PK"),
@@ -124,14 +121,13 @@ WRONG = {
     "map as key": framed(b"\x81\x80\x01"),
     "text that is not UTF-8": framed(b"\x81\xa1t\xa1\xff"),
     "extension type": framed(b"\x81\xa1t\xd4\x05\x00"),
-    "timestamp in a long header": framed(LONG + b"\xa1t\xd6\xff\x00\x00\x00\x00"),
-    "extension type in a long header": framed(LONG + b"\xa1t\xd4\x05\x00"),
+    "timestamp": framed(b"\x81\xa1t\xd6\xff\x00\x00\x00\x00"),
     "map of 2^32 - 1": framed(b"\xdf\xff\xff\xff\xff"),
     "list of 2^32 - 1": framed(b"\x81\xa1t\xdd\xff\xff\xff\xff"),
     "text of 2^32 - 1": framed(b"\x81\xa1t\xdb\xff\xff\xff\xff"),
     "bytes of 2^32 - 1": framed(b"\x81\xa1t\xc6\xff\xff\xff\xff"),
     "a million items": framed(b"\x81\xa1t\xdd\x00\x0f\x00\x00" + b"\x80" * (15 << 16)),
-    "nested 17 deep": framed(LONG + b"\xa1t" + b"\x91" * 16 + b"\xc0"),
+    "nested 17 deep": framed(b"\x81\xa1t" + b"\x91" * 16 + b"\xc0"),
     "nested 5,000 deep": framed(b"\x81\xa1t" + b"\x91" * 5_000 + b"\x90"),
     "lengths not a list": framed(msgpack.packb({"b": 16}), bytes(16)),
     "lengths a map": framed(msgpack.packb({"b": {"0": 16}}), bytes(16)),
@@ -149,8 +145,8 @@ WRONG = {
     "too many buffers": framed(msgpack.packb({"b": [0] * (MAX_BUFFERS + 1)})),
     "a buffer that this kind has no use for": framed(msgpack.packb({"t": "close", "b": [16]}), bytes(16)),
     "a second tensor of a step": framed(msgpack.packb({"t": "step", "b": [16, 16]}), bytes(32)),
-    "a long header that ends with its kind": framed(msgpack.packb({"x": bytes(300), "t": "reroute"})),
-    "a long header of two kinds": framed(b"\x83\xa1t\xa7reroute\xa1x\xc5\x01\x00" + bytes(256) + b"\xa1t\xa4step"),
+    "a header that ends with its kind": framed(msgpack.packb({"x": 1, "t": "reroute"})),
+    "a header of two kinds": framed(b"\x82\xa1t\xa7reroute\xa1t\xa4step"),
     "a long header of an unknown kind": framed(msgpack.packb({"t": "x", "y": bytes(2_000)})),
 }
 
@@ -243,26 +239,12 @@ def deepest(length: int) -> bytes:
 
 
 def test_a_short_header_cannot_cost_much() -> None:
-    header = deepest(frame.HARMLESS_BYTES)
-    tracemalloc.start()
-    try:
-        with pytest.raises(FrameError):
-            frame.unpack_map(header, None)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 18
-    finally:
-        tracemalloc.stop()
+    data = framed(deepest(256))
+    assert peak_bytes(lambda: frame.decode(data)) < 20_000
 
 
 @pytest.mark.parametrize("value", [b"\xd6\xff\x00\x00\x00\x00", b"\x91" * 200 + b"\x90"], ids=["timestamp", "nested"])
-def test_what_a_short_header_may_hide_is_no_message(value: bytes) -> None:
+def test_what_a_short_header_hides_is_no_message(value: bytes) -> None:
     with pytest.raises(SwarmError) as caught:
         inference.parse(framed(b"\x81\xa1t" + value))
     assert len(str(caught.value)) < 300
-
-
-def test_only_a_header_that_could_cost_much_is_walked_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    walked: list[int] = []
-    monkeypatch.setattr(frame.msgpack_bounds, "check", lambda data, *_limits: walked.append(len(data)))
-    for size in (1, frame.HARMLESS_BYTES - 20, frame.HARMLESS_BYTES):
-        frame.decode(frame.encode({"t": "x" * size}))
-    assert len(walked) == 1 and walked[0] > frame.HARMLESS_BYTES
