@@ -5,14 +5,12 @@ Both sides have the same interface.
 gRPC shows a server the same end of stream whether its caller finished or vanished, so a clean end is said: the client's last
 message is empty (no frame is). A cancelled gRPC read cancels the whole call, so one task reads into a short queue, and `receive`
 waits at the queue. The queue is short on purpose: if `receive` is not called, gRPC's flow control stops the sender.
-`receive_each` hands a frame over without the queue, which saves one iteration of the event loop and a task switch.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -27,7 +25,7 @@ from swarm.rpc.admission import Arrivals
 
 _QUEUE = 4
 _QUEUE_BYTES = 8 << 20
-"""While received frames of so many bytes wait, no further one is read."""
+"""While received frames of so many bytes wait, or are handled, no further one is read."""
 
 _END = b""
 
@@ -48,44 +46,33 @@ class Stream(ABC):
         self.peer = peer
         self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(_QUEUE)
         self._num_bytes = 0
+        """Of the frames in the queue, and of the one that is handled."""
+        self._handled_bytes = 0
         self._has_room = asyncio.Event()
         self._outcome: Exception | None = None
-        self._take: Callable[[bytes], Awaitable[None]] | None = None
-        """Who takes frames from the reader's own hand; None while they go through the queue."""
-        self._is_taking = False
-        """A frame that went through the queue is being taken: those behind it must queue, too."""
         self._is_over = False
         self._reader = asyncio.create_task(self._read_all(), name=f"reader of {short_peer(peer)}")
 
     async def receive(self) -> bytes | None:
         """The next frame; None if the other side has ended cleanly (again and again, if asked again).
 
+        The frame before it is handled then: until it is, it counts as one that waits.
         Raises PeerUnreachableError if the connection broke, or the error with which the peer refused.
         """
+        self._num_bytes -= self._handled_bytes
+        self._handled_bytes = 0
+        self._has_room.set()
         if not self._is_over:
             item = await self._queue.get()
             if item:
                 if isinstance(item, bytes):
-                    self._num_bytes -= len(item)
-                    self._has_room.set()
+                    self._handled_bytes = len(item)
                     return item
                 self._outcome = item
             self._is_over = True
         if self._outcome:
             raise self._outcome
         return None
-
-    async def receive_each(self, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Hand every further frame to `take`, one after the other, until the other side has ended cleanly.
-
-        Nothing more is read while `take` waits. Raises as `receive` does, or what `take` raised; cancelled, the stream is of no
-        more use than to be cancelled too.
-        """
-        self._take = take
-        while (frame := await self.receive()) is not None:
-            self._is_taking = True
-            await take(frame)
-            self._is_taking = False
 
     @abstractmethod
     async def send(self, frame: bytes) -> None:
@@ -118,10 +105,7 @@ class Stream(ABC):
                 await self._has_room.wait()
             try:
                 item = await self._read()
-                if item and self._take and not self._is_taking and self._queue.empty():
-                    await self._take(item)
-                    continue
-            except Exception as error:  # the connection's, or the frame handler's: `receive` raises it
+            except Exception as error:  # `receive` raises it
                 item = error
             self._num_bytes += len(item) if isinstance(item, bytes) else 0
             await self._queue.put(item)

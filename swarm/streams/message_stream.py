@@ -97,7 +97,7 @@ class MessageStream:
         """Carry messages until either side ends or the stream breaks; then tell `on_lost`, unless we ended it. Returns why."""
         reason: SwarmError | None = None
         writer = asyncio.create_task(self._write())
-        reader = asyncio.create_task(self._stream.receive_each(self._take))
+        reader = asyncio.create_task(self._read())
         watch = asyncio.create_task(self._watch())
         try:
             done, _ = await asyncio.wait((writer, reader, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -116,11 +116,12 @@ class MessageStream:
                     await self._on_lost(self, reason)
         return reason
 
-    async def _take(self, data: bytes) -> None:
-        message = self._parse(data)
-        if isinstance(message, _TRACED):
-            trace.mark("arrived", message.session, message.step, len(data))
-        await self._on_message(self, message)
+    async def _read(self) -> None:
+        while (data := await self._stream.receive()) is not None:
+            message = self._parse(data)
+            if isinstance(message, _TRACED):
+                trace.mark("arrived", message.session, message.step, len(data))
+            await self._on_message(self, message)
 
     def _parse(self, data: bytes) -> Message:
         try:

@@ -23,11 +23,13 @@ from protocols.errors import (
     ProtocolVersionError,
     SpanNotServedError,
 )
+from protocols.identity import from_seed
 from protocols.ids import short_peer
 from protocols.services import Method
 from swarm.rpc import pool as pool_module
 from swarm.rpc import status
 from swarm.rpc.admission import Admission
+from swarm.rpc.stream import Stream
 from tests.swarm.rpc.parts import ECHO, FAIL, LARGE, REMAINING, SERVER, TALK, WAIT, error_of, running
 
 
@@ -142,43 +144,44 @@ async def test_a_stream_carries_frames_both_ways_and_ends_cleanly() -> None:
         assert await there.handlers.seen.get() == "end"
 
 
-async def test_whoever_takes_each_frame_gets_all_in_order_one_at_a_time() -> None:
-    """The first ones wait in the queue, later ones come directly from the reader: no caller may notice."""
+async def test_frames_that_wait_are_received_in_the_order_in_which_they_were_sent() -> None:
     async with running() as there:
         stream = await (await there.channel()).stream(TALK)
-        for number in range(3):
-            await stream.send(b"%d" % number)
-        assert await stream.receive() == b"0"  # so the others are on their way, or here
-        taken: list[bytes] = []
-        tasks: set[asyncio.Task[object] | None] = set()
-        is_taking = False
+        sent = [b"%d" % number for number in range(40)]
+        for frame in sent:
+            await stream.send(frame)
+        await stream.end()
+        async with asyncio.timeout(20):
+            assert [await stream.receive() for _ in sent] == sent
+            assert await stream.receive() is None
 
-        async def take(frame: bytes) -> None:
-            nonlocal is_taking
-            assert not is_taking, "two at once"
-            is_taking = True
+
+class Source(Stream):
+    """A stream whose other side sends large frames for as long as they are read."""
+
+    num_read = 0
+
+    async def _read(self) -> bytes | None:
+        self.num_read += 1
+        return bytes(5 << 20)
+
+    async def send(self, frame: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+    def cancel(self) -> None:
+        self._break(PeerUnreachableError("cancelled"))
+
+
+async def test_a_frame_counts_as_waiting_until_the_next_one_is_asked_for() -> None:
+    """Of frames of 5 MB, a stream holds two: the second passes the limit of 8. So it is while the first one is handled."""
+    stream = Source(from_seed(bytes(32)).peer_id)
+    for taken in range(3):
+        for _ in range(10):
             await asyncio.sleep(0)
-            is_taking = False
-            taken.append(frame)
-            tasks.add(asyncio.current_task())
-            number = len(taken) + 2
-            await (stream.send(b"%d" % number) if number < 40 else stream.end())
-
-        await asyncio.wait_for(stream.receive_each(take), 20)
-        assert taken[:37] == [b"%d" % number for number in range(1, 38)]
-        assert tasks - {asyncio.current_task()}, "no frame came from the reader's hand"
-
-
-async def test_what_a_taker_raises_ends_its_stream() -> None:
-    async with running() as there:
-        stream = await (await there.channel()).stream(TALK)
-        await stream.send(b"nonsense")
-
-        async def take(frame: bytes) -> None:
-            raise FrameError(f"{frame.decode()} is no frame")
-
-        assert await error_of(stream.receive_each(take), FrameError) == "nonsense is no frame"
-        stream.cancel()
+        assert stream.num_read == max(2, taken + 1), "a frame was read while two were held"
+        assert await stream.receive()
+    stream.cancel()
 
 
 async def test_a_refusal_in_a_stream_reaches_receive_and_send() -> None:
