@@ -92,8 +92,6 @@ NAMES: tuple[tuple[str, str], ...] = (
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("swarm/client/loop.py", "_Errand"): "gone with the mechanism",
-    ("swarm/streams/begun.py", "Begun"): "gone with the mechanism",
-    ("swarm/streams/begun.py", "begun"): "gone with the mechanism",
     ("swarm/client/model.py", "patience_s"): "a keyword argument of the public surface",
 }
 """(file, name) that stays, and why."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from protocols.errors import SwarmError
 from protocols.inference import Attach, Message, Open
-from swarm.streams.begun import Begun
 from swarm.streams.message_stream import MessageStream
 
 
@@ -19,10 +18,10 @@ class Lost:
     epoch: int
 
 
-Event = tuple[MessageStream | None, Message | Lost | Begun]
+Event = tuple[MessageStream | None, Message | Lost]
 
 
-def dismiss(wire: MessageStream | None, message: Message | Lost | Begun) -> None:
+def dismiss(wire: MessageStream | None, message: Message | Lost) -> None:
     """Refuse an event that came too late: the peer that opened a stream with it sees the stream end."""
     if isinstance(message, Open | Attach):
         end(wire)

@@ -53,7 +53,6 @@ from swarm.inference.pieces import PieceRow
 from swarm.inference.retained import Loading
 from swarm.inference.successor import Successor
 from swarm.inference.upstream import Upstream
-from swarm.streams.begun import Begun
 from swarm.streams.inbox import Inbox, weight
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream
@@ -175,10 +174,7 @@ class Hop:
             await self._close(message)
         else:
             self._opens_waiting += isinstance(message, Open)
-            if self._inbox.is_awaited and isinstance(message, Step):
-                await self._inbox.put((wire, Begun(self._handle(wire, message))))
-            else:
-                await self._inbox.put((wire, message), weight(message))
+            await self._inbox.put((wire, message), weight(message))
 
     async def _close(self, message: Close) -> None:
         """The session is over: at once, whatever waits before this message or is being computed."""
@@ -204,9 +200,7 @@ class Hop:
         try:
             while not self.is_closed:
                 wire, message = await self._inbox.get()
-                if isinstance(message, Begun):
-                    await message
-                elif self.is_closed:
+                if self.is_closed:
                     dismiss(wire, message)
                 else:
                     await self._handle(wire, message)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from protocols.inference import History, Message, Reply, Step
-from swarm.streams.begun import AwaitedQueue
 
 POSITION_BYTES = 36
 """A position as Python holds it."""
@@ -35,17 +34,12 @@ class Inbox(Generic[T]):
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self.num_bytes = 0
-        self._queue: AwaitedQueue[tuple[T, int]] = AwaitedQueue(max_items)
+        self._queue: asyncio.Queue[tuple[T, int]] = asyncio.Queue(max_items)
         self._max_bytes = max_bytes
         self._has_room = asyncio.Event()
 
     def __len__(self) -> int:
         return self._queue.qsize()
-
-    @property
-    def is_awaited(self) -> bool:
-        """Its taker waits."""
-        return self._queue.is_awaited
 
     async def put(self, item: T, num_bytes: int = 0) -> None:
         """Wait until `item` fits, then queue it."""
@@ -54,10 +48,7 @@ class Inbox(Generic[T]):
             await self._has_room.wait()
         self.num_bytes += num_bytes
         try:
-            if self._queue.full():
-                await self._queue.put((item, num_bytes))
-            else:
-                self._queue.put_nowait((item, num_bytes))
+            await self._queue.put((item, num_bytes))
         except BaseException:
             self._take(num_bytes)
             raise

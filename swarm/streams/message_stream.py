@@ -2,8 +2,6 @@
 
 A queue and a writer out, a reader in, and one message when it is lost.
 
-A step or reply that finds the writer waiting is written in the turn that posts it (`begun.py`); what comes behind it queues.
-
 Client and hops use the same: `post` never waits (the client's window bounds what can pile up), `on_message` may,
 and then the far side feels it through gRPC's flow control. `on_lost` is called once, with the reason or None for a clean end.
 
@@ -25,7 +23,6 @@ from protocols.inference import Message, Reply, Step
 from protocols.words import counted
 from swarm import faults, trace
 from swarm.rpc.stream import Stream
-from swarm.streams.begun import AwaitedQueue, Begun
 from swarm.streams.inbox import weight
 
 OnMessage = Callable[["MessageStream", Message], Awaitable[None]]
@@ -66,7 +63,7 @@ class MessageStream:
         """has_dialled: the other side is one that we chose; it ends after us, and nonsense from it is its fault, not a refusal."""
         self._has_dialled, self._limits = has_dialled, limits
         self._stream, self._on_message, self._on_lost = stream, on_message, on_lost
-        self._outbox: AwaitedQueue[Message | Iterator[Message] | Begun | None] = AwaitedQueue()
+        self._outbox: asyncio.Queue[Message | Iterator[Message] | None] = asyncio.Queue()
         self._outbox_bytes = 0
         self._has_overflowed = False
         self._alarm = asyncio.Event()
@@ -87,8 +84,6 @@ class MessageStream:
         if self._outbox.qsize() >= self._limits.max_outbox or (self._outbox_bytes and num_bytes > MAX_OUTBOX_BYTES):
             self._has_overflowed = True
             self._alarm.set()
-        elif self._outbox.is_awaited and isinstance(message, _TRACED):
-            self._outbox.put_nowait(Begun(self._send(message)))
         else:
             self._outbox_bytes = num_bytes
             self._outbox.put_nowait(message)
@@ -133,9 +128,6 @@ class MessageStream:
 
     async def _write(self) -> None:
         while (item := await self._outbox.get()) is not None:
-            if isinstance(item, Begun):
-                await item
-                continue
             for message in item if isinstance(item, Iterator) else (item,):
                 await self._send(message)
             self._outbox_bytes -= weight(item)

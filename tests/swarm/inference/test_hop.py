@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -366,27 +365,6 @@ async def test_a_history_of_nonsense_is_refused(client: Probe, node: ToyNode, ki
     lost = await line.hear()
     assert isinstance(lost, HopLost) and lost.code == "bad_request"
     assert node.engine.used_bytes == 0
-
-
-async def test_a_step_is_taken_in_the_turn_that_brings_it_where_the_hop_waits(swarm: ToySwarm, client: Probe) -> None:
-    node = await swarm.serve(0, 4)
-    line = await client.open(node, grant_of(client.identity, [hop_of(node)]))
-    await line.hear()
-    (hop,) = node.host._hops._hops.values()
-    await until(lambda: hop._inbox.is_awaited)
-    handled, handle = [], hop._handle
-
-    async def noting(wire: Any, message: Any) -> None:
-        handled.append(message)
-        await handle(wire, message)
-
-    hop._handle = noting  # type: ignore[method-assign]
-    steps = [step_of(0), step_of(1)]
-    for step in steps:
-        await hop.put(hop._up.wire, step)
-        assert handled == steps[:1]  # the first at once, the second behind it
-    await until(lambda: hop.next_step == 2)
-    assert handled == steps
 
 
 # --- what it says of itself
