@@ -91,7 +91,6 @@ NAMES: tuple[tuple[str, str], ...] = (
 """(pattern of a whole identifier or of a file's stem, the name to use)."""
 
 ALLOWED: dict[tuple[str, str], str] = {
-    ("swarm/client/loop.py", "_Errand"): "gone with the mechanism",
     ("swarm/client/model.py", "patience_s"): "a keyword argument of the public surface",
 }
 """(file, name) that stays, and why."""

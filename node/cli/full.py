@@ -125,9 +125,7 @@ class FullSpeaker:
         return True
 
     def stop_now(self) -> None:
-        from swarm.client.loop import interrupt
-
-        interrupt()
+        raise KeyboardInterrupt
 
     def forget(self) -> None:
         cache, self._cache, self._held = self._cache, None, []

@@ -341,7 +341,7 @@ class SwarmSession:
 
     def step(self, request: StepRequest) -> Tensor:
         trace.mark("asked", trace.NOBODY, -1, request.tokens.nbytes)
-        output = self._loop.run_here(self._step(request))
+        output = self._loop.run(self._step(request))
         trace.mark("returned", trace.NOBODY, -1, output.nbytes)
         return output
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -62,22 +62,46 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", ALONE + textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
 
 
-def test_ctrl_c_cancels_what_is_waited_for() -> None:
+def test_ctrl_c_cancels_what_is_waited_for_and_the_loop_goes_on() -> None:
     done = run("""
         import asyncio, os, signal, threading
         ended = threading.Event()
         async def endless():
-            os.kill(os.getpid(), signal.SIGINT)
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+        async def value(): return 7
+        for _ in range(2):
+            try:
+                background_loop().run(endless())
+            except KeyboardInterrupt:
+                print("interrupted", ended.wait(5), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+            ended.clear()
+        print(background_loop().run(value()))
+    """)
+    assert done.stdout == "interrupted True True\n" * 2 + "7\n", done.stderr
+
+
+def test_what_a_signal_s_handler_raises_ends_the_wait_and_cancels() -> None:
+    done = run("""
+        import asyncio, signal, threading
+        ended = threading.Event()
+        def alarm(*_): raise TimeoutError("too long")
+        signal.signal(signal.SIGALRM, alarm)
+        async def endless():
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             try:
                 await asyncio.Event().wait()
             finally:
                 ended.set()
         try:
             background_loop().run(endless())
-        except KeyboardInterrupt:
-            print("interrupted", ended.wait(5))
+        except TimeoutError as error:
+            print(error, ended.wait(5))
     """)
-    assert done.stdout == "interrupted True\n", done.stderr
+    assert done.stdout == "too long True\n", done.stderr
 
 
 def test_what_is_registered_ends_with_the_process() -> None:
@@ -104,37 +128,55 @@ def test_a_forked_child_gets_a_loop_of_its_own() -> None:
     assert done.stdout == "7\n", done.stderr
 
 
-def test_whoever_waits_for_a_short_errand_turns_the_loop() -> None:
+def test_a_daemon_thread_that_waits_while_the_process_ends_prints_nothing() -> None:
+    done = run("""
+        import asyncio, threading
+        started = threading.Event()
+        async def endless():
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("ended")
+        threading.Thread(target=lambda: background_loop().run(endless()), daemon=True).start()
+        print(started.wait(5))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nended\n", "")
+
+
+def test_what_the_coroutine_raises_reaches_the_thread_that_waits() -> None:
     loop = background_loop()
-    me = threading.current_thread().name
-    assert [loop.run_here(where()) for _ in range(3)] == [me] * 3
-    assert loop.run(where()) == "murmuration"  # its own thread runs it again as soon as it is needed
-    assert loop.run_here(where()) == me
-    with pytest.raises(ZeroDivisionError):
-        loop.run_here(failing())
-    assert loop.run_here(where()) == me
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            loop.run(failing())
+    with pytest.raises(CancelledError):
+        loop.run(cancelled())
+    assert loop.run(where()) == "murmuration"
 
 
 async def failing() -> None:
     raise ZeroDivisionError
 
 
-async def test_inside_another_loop_the_keeper_does_it() -> None:
-    assert background_loop().run_here(where()) == "murmuration"
+async def cancelled() -> None:
+    raise asyncio.CancelledError
 
 
-def test_after_the_last_errand_the_loop_goes_on_by_itself() -> None:
+async def test_a_thread_with_a_loop_of_its_own_can_wait() -> None:
+    assert background_loop().run(where()) == "murmuration"
+
+
+def test_between_two_calls_the_loop_goes_on_by_itself() -> None:
     loop, ticked = background_loop(), threading.Event()
 
     async def begin() -> None:
-        asyncio.get_running_loop().call_later(3 * loop_module.STILL_S, ticked.set)
+        asyncio.get_running_loop().call_later(0.1, ticked.set)
 
-    loop.run_here(begin())
+    loop.run(begin())
     assert ticked.wait(5)
 
 
-def test_two_threads_wait_at_once_and_neither_stands_still() -> None:
-    """The first waits for what only the other's call does; then both go on side by side: the loop runs while any thread needs it."""
+def test_two_threads_that_wait_for_each_other_s_call_both_go_on() -> None:
     loop = background_loop()
     flags = [asyncio.Event(), asyncio.Event()]
 
@@ -144,12 +186,11 @@ def test_two_threads_wait_at_once_and_neither_stands_still() -> None:
         return turn
 
     def play(mine: int) -> list[int]:
-        return [loop.run_here(ping(mine, turn)) for turn in range(50)]
+        return [loop.run(ping(mine, turn)) for turn in range(50)]
 
     with ThreadPoolExecutor(2) as pool:
         games = [pool.submit(play, mine) for mine in (0, 1)]
         assert [game.result(20) for game in games] == [list(range(50))] * 2
-    assert loop.run_here(where()) == threading.current_thread().name
 
 
 def test_many_threads_in_any_order() -> None:
@@ -160,49 +201,7 @@ def test_many_threads_in_any_order() -> None:
         return number
 
     def one(number: int) -> int:
-        return loop.run_here(nap(number)) if number % 2 else loop.run(nap(number))
+        return loop.run(nap(number)) if number % 2 else loop.submit(nap(number)).result(20)
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(one, range(400), timeout=30)) == list(range(400))
-
-
-def test_ctrl_c_cancels_an_errand_whose_loop_this_thread_turns() -> None:
-    done = run("""
-        import asyncio, os, signal, threading
-        ended = threading.Event()
-        async def endless():
-            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                print(threading.current_thread() is threading.main_thread())
-                ended.set()
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            background_loop().run_here(endless())
-        except KeyboardInterrupt:
-            print("interrupted", ended.wait(5), signal.getsignal(signal.SIGINT) is before)
-        async def value(): return 7
-        print(background_loop().run_here(value()))
-    """)
-    assert done.stdout == "True\ninterrupted True True\n7\n", done.stderr
-
-
-def test_what_a_signal_s_handler_raises_ends_the_wait_and_cancels() -> None:
-    done = run("""
-        import asyncio, signal, threading
-        ended = threading.Event()
-        def alarm(*_): raise TimeoutError("too long")
-        signal.signal(signal.SIGALRM, alarm)
-        async def endless():
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                ended.set()
-        try:
-            background_loop().run_here(endless())
-        except TimeoutError as error:
-            print(error, ended.wait(5))
-    """)
-    assert done.stdout == "too long True\n", done.stderr
