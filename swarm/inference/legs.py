@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES
@@ -22,7 +22,8 @@ from swarm import trace, waiting
 from swarm.inference import hearsay, suspicion
 from swarm.inference.hearsay import Refusal
 from swarm.inference.leg import Leg, Loss
-from swarm.inference.requests import Awaited, SessionConfig
+from swarm.inference.pending import Pending
+from swarm.inference.requests import SessionConfig
 from swarm.inference.retained import Retained
 from swarm.inference.step_waits import StepWaits
 from swarm.inference.suspicion import Kind, Verdict
@@ -45,7 +46,7 @@ MAX_RIVALS = 3
 
 
 class Legs:
-    """All methods belong to one event loop. `fail` is told what ends the session."""
+    """All methods belong to one event loop. `pending` is told what ends the session."""
 
     def __init__(
         self,
@@ -54,11 +55,10 @@ class Legs:
         identity: Identity,
         config: SessionConfig,
         waits: StepWaits,
-        pending: Mapping[int, Awaited],
+        pending: Pending,
         on_reply: Callable[[Leg, Reply], None],
-        fail: Callable[[SwarmError], None],
     ) -> None:
-        """pending: the steps in flight, by number. on_reply: takes the reply that came over a leg."""
+        """on_reply: takes the reply that came over a leg."""
         self.retained = Retained()
         self.dtype: str | None = None
         self.rivals: list[Leg] = []
@@ -78,7 +78,7 @@ class Legs:
         self.forked_places: set[tuple[PeerId, Span]] | None = None
         self._router, self._links, self._identity, self._config = router, links, identity, config
         self._now_s = router.clock.now_s
-        self._waits, self._pending, self._on_reply, self._fail = waits, pending, on_reply, fail
+        self._waits, self._pending, self._on_reply = waits, pending, on_reply
         self._refusals: list[Refusal] = []
         """Since the last reply."""
         self._usual_ms = 0.0
@@ -96,7 +96,7 @@ class Legs:
 
     def _new(self) -> Leg:
         def oldest() -> int:
-            return min(self._pending, default=self.retained.next_step)
+            return min(self._pending.steps, default=self.retained.next_step)
 
         def on_loss(leg: Leg, loss: Loss) -> None:
             self.losses.put_nowait((leg, loss))
@@ -165,7 +165,7 @@ class Legs:
     def end(self, error: SwarmError) -> None:
         """The session has failed."""
         self.is_over = True
-        self._fail(error)
+        self._pending.fail(error)
 
     async def close(self) -> None:
         """Say the last word on every wire; returns when the first hops have been told, or do not listen any more."""
@@ -232,7 +232,7 @@ class Legs:
 
     def late_s(self) -> float:
         """Seconds after which the reply that is awaited is late."""
-        awaited = self._pending[min(self._pending)] if self._pending else None
+        awaited = self._pending.oldest()
         steps = suspicion.work(awaited.num_tokens if awaited else 0)
         expected_ms = max(self._usual_ms * steps, self._router.expected_ms(self.current.route, steps))
         sent_s = awaited.num_bytes / LINE_BYTES_S if awaited else 0.0
@@ -282,7 +282,7 @@ class Legs:
         """Route around a lost hop. Raises if no peer is left within `route_timeout_s`, or if enough peers refuse the same."""
         hop, now_s = leg.route[loss.index], self._now_s()
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
-        if self.lost_at_s is None or not self._pending:  # while no caller waits for a reply, the route timeout does not run
+        if self.lost_at_s is None or not self._pending.steps:  # while no caller waits for a reply, the route timeout does not run
             self.lost_at_s = now_s
         lasts_s = now_s - self.lost_at_s
         if loss.is_told and self._inquiries:  # news upon news: first hear what those say who were accused before

@@ -5,7 +5,6 @@ And what the replies must look like before they are used.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from protocols import tensors
 from protocols.defaults import PREFILL_CHUNK_TOKENS, REPLY_BYTES, ROUTE_TIMEOUT_S, SILENCE_S, STALL_S
 from protocols.errors import BadRequestError
 from protocols.ids import Span
-from protocols.inference import Reply, StepSpec
+from protocols.inference import StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 
@@ -102,29 +101,26 @@ class ReplyFormat:
         return None if self.result == "hidden" else max(1, REPLY_BYTES // self.token_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Awaited:
-    """A step in flight: its reply to come, with `counts[i]` tokens of sequence i."""
+def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> ReplyFormat:
+    """What the replies must look like. BadRequestError if this model cannot take the tokens, or give that result.
 
-    reply: asyncio.Future[Reply]
-    counts: tuple[int, ...]
-    format: ReplyFormat
-    num_tokens: int
-    """That the step brings."""
-    num_bytes: int
-    """Of its payload, or of the reply's if that is larger."""
-
-    def fits(self, reply: Reply) -> bool:
-        """Has the reply the shape that was asked for?"""
-        payload, expected = reply.payload, self.format
-        is_alike = (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (expected.width,), expected.dtype)
-        if reply.ids is None or not is_alike:
-            return is_alike and expected.result != "top"
-        ids = memoryview(reply.ids.data).cast("i") if reply.ids.num_bytes else ()
-        return expected.result == "top" and all(0 <= token < expected.vocab_size for token in ids)
-
-    def __str__(self) -> str:
-        return f"counts {list(self.counts)[:8]} of {self.format.dtype} [{self.format.width}]"
+    dtype: in which the route computes; None = there is no route.
+    """
+    spec = given.spec
+    if not spec.is_thin:
+        return ReplyFormat(result=spec.result, width=given.tokens.shape[-1], dtype=given.tokens.dtype)
+    hidden_size, vocab_size = config.hidden_size, config.vocab_size
+    if hidden_size is None or vocab_size is None or dtype is None:
+        raise BadRequestError(
+            "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
+        )
+    width = {"hidden": hidden_size, "logits": vocab_size, "top": spec.top}[spec.result]
+    if spec.top > vocab_size:
+        raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
+    given.check_values(vocab_size)
+    return ReplyFormat(
+        result=spec.result, width=width, dtype=dtype if spec.result == "hidden" else "float32", vocab_size=vocab_size
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

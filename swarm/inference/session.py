@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
-from protocols.errors import BadRequestError, InternalError, PeerUnreachableError, SwarmError
+from protocols.errors import BadRequestError, InternalError, PeerUnreachableError
 from protocols.identity import Identity
 from protocols.ids import SessionId, short
 from protocols.inference import PASS_ON, Op, Reply, Route, Step, StepSpec
@@ -25,7 +25,8 @@ from swarm.inference import chunks
 from swarm.inference.chunks import Chunk
 from swarm.inference.leg import Leg
 from swarm.inference.legs import Legs
-from swarm.inference.requests import Awaited, ReplyFormat, StepInput, StepOutput
+from swarm.inference.pending import Awaited, Pending
+from swarm.inference.requests import ReplyFormat, StepInput, StepOutput, reply_format
 from swarm.inference.requests import SessionConfig as SessionConfig
 from swarm.inference.step_waits import StepWaits
 from swarm.inference.watch import Watch
@@ -50,10 +51,9 @@ class Session:
         self._router, self._links, self._identity = router, links, identity
         self._config = config or SessionConfig()
         self._waits = StepWaits((waits or Waits()).slot())
-        self._pending: dict[int, Awaited] = {}
-        self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply, self._fail)
+        self._pending = Pending()
+        self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply)
         self._is_open = False
-        self._failure: SwarmError | None = None
         self._turn = asyncio.Lock()
 
     def __str__(self) -> str:
@@ -90,13 +90,11 @@ class Session:
 
         thin: the route needs embedding and head at its first and at its last hop, for a session whose steps bring ids or embeddings.
         """
-        if self._failure is not None:
-            raise self._failure
+        self._pending.check()
         if not self._is_open:
             self._legs.is_thin = thin
             await self._legs.open()
-            if self._failure is not None:
-                raise self._failure
+            self._pending.check()
             self._legs.keep(Watch(self._legs, self._config, self._pending).run())
             self._is_open = True
 
@@ -140,7 +138,7 @@ class Session:
             before = "ids or embeddings" if self._legs.is_thin else "hidden states"
             raise BadRequestError(f"this session has sent {before}; {spec.kind} need a session of their own")
         await self.open(spec.is_thin)
-        expected = self._reply_format(given)
+        expected = reply_format(given, self._config, self.dtype)
         pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
         replies = await self._run(pieces, ops, given, expected)
         values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
@@ -155,30 +153,12 @@ class Session:
         Waits for a step that is under way.
         """
         async with self._turn:
-            if self._failure is not None:
-                raise self._failure
+            self._pending.check()
             twin = Session(
                 self._router, self._links, self._identity, replace(self._config, dtype=self.dtype or self._config.dtype)
             )
             twin._legs.begin_as(self._legs)
             return twin
-
-    def _reply_format(self, given: StepInput) -> ReplyFormat:
-        """What the replies must look like. BadRequestError if this model cannot take the tokens, or give that result."""
-        spec = given.spec
-        if not spec.is_thin:
-            return ReplyFormat(result=spec.result, width=given.tokens.shape[-1], dtype=given.tokens.dtype)
-        hidden_size, vocab_size = self._config.hidden_size, self._config.vocab_size
-        if hidden_size is None or vocab_size is None or self.dtype is None:
-            raise BadRequestError(
-                "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
-            )
-        width = {"hidden": hidden_size, "logits": vocab_size, "top": spec.top}[spec.result]
-        if spec.top > vocab_size:
-            raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
-        given.check_values(vocab_size)
-        dtype = self.dtype if spec.result == "hidden" else "float32"
-        return ReplyFormat(result=spec.result, width=width, dtype=dtype, vocab_size=vocab_size)
 
     async def close(self) -> None:
         """End the session everywhere; its memory at the hops is freed at once. Safe to repeat.
@@ -186,7 +166,7 @@ class Session:
         Returns when the first hop has been told (or does not listen any more): the connection may be closed then.
         """
         await self._legs.stop()
-        self._fail(PeerUnreachableError("the session was closed"))
+        self._pending.fail(PeerUnreachableError("the session was closed"))
         await self._legs.close()
 
     # --- steps
@@ -203,14 +183,14 @@ class Session:
             size = max(step.payload.num_bytes, sum(counts) * expected.token_bytes)
             awaited = Awaited(asyncio.get_running_loop().create_future(), counts, expected, sum(step.counts), size)
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
-                replies.append(await self._reply(flying.popleft()[0]))
+                replies.append(await self._pending.reply(flying.popleft()[0]))
                 self._waits.has_read(sum(pieces[len(replies) - 1].counts))
-            self._pending[step.step] = awaited
+            self._pending.steps[step.step] = awaited
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._legs.send(step)
             flying.append((step.step, size))
         while flying:
-            replies.append(await self._reply(flying.popleft()[0]))
+            replies.append(await self._pending.reply(flying.popleft()[0]))
             self._waits.has_read(sum(pieces[len(replies) - 1].counts))
         return replies
 
@@ -227,16 +207,9 @@ class Session:
             budget_ms=int(min(MAX_BUDGET_S, self._config.route_timeout_s) * 1e3),
         )
 
-    async def _reply(self, number: int) -> Reply:
-        future = self._pending[number].reply
-        try:
-            return await future
-        finally:
-            self._pending.pop(number, None)
-
     def _on_reply(self, leg: Leg, reply: Reply) -> None:
-        awaited = self._pending.get(reply.step)
-        if awaited is None or awaited.reply.done() or not self._legs.has(leg):
+        awaited = self._pending.awaiting(reply.step)
+        if awaited is None or not self._legs.has(leg):
             return
         if not awaited.fits(reply) or not tensors.is_finite(reply.payload):
             got = f"{list(reply.counts)[:8]} of {reply.payload.dtype} {list(reply.payload.shape)}"
@@ -247,11 +220,3 @@ class Session:
         trace.mark("answered", leg.id, reply.step, reply.num_bytes)
         self._waits.late(None)
         awaited.reply.set_result(reply)
-
-    def _fail(self, error: SwarmError) -> None:
-        """Raise `error` in callers that wait for a reply; the session can no longer be used."""
-        self._failure = self._failure or error
-        for awaited in self._pending.values():
-            if not awaited.reply.done():
-                awaited.reply.set_exception(self._failure)
-                awaited.reply.exception()  # a waiting caller raises it; read once, so that asyncio does not warn about a cancelled caller

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 
 from protocols.errors import DeadlineError, InternalError
 from swarm.inference.leg import Leg
 from swarm.inference.legs import Legs
-from swarm.inference.requests import Awaited, SessionConfig
+from swarm.inference.pending import Pending
+from swarm.inference.requests import SessionConfig
 from swarm.inference.suspicion import Kind, Verdict
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ SOONER = 3
 class Watch:
     """A task of its own: no reply waits for a timer."""
 
-    def __init__(self, legs: Legs, config: SessionConfig, pending: Mapping[int, Awaited]) -> None:
+    def __init__(self, legs: Legs, config: SessionConfig, pending: Pending) -> None:
         self._legs, self._config, self._pending = legs, config, pending
         self._num_tried = 0
         """Legs tried beside in this silence."""
@@ -39,7 +39,7 @@ class Watch:
     async def run(self) -> None:
         while not self._legs.is_over:
             silent_s = self._legs.silent_s
-            if not self._pending:
+            if not self._pending.steps:
                 await asyncio.sleep(self._config.stall_s / 4)
                 continue
             late_s = self._legs.late_s()

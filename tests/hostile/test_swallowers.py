@@ -21,6 +21,7 @@ from protocols.inference import History
 from swarm.inference import histories, legs
 from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
+from swarm.inference.pending import Pending
 from swarm.inference.session import Session, SessionConfig
 from swarm.inference.suspicion import Kind, Verdict
 from swarm.inference.watch import BUSY_FACTOR, Watch
@@ -259,7 +260,7 @@ async def test_a_leg_is_tried_sooner_while_others_are_stuck_and_later_while_they
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     legs = session._legs
     await until(lambda: legs.current.verdict is not None)
-    watch = Watch(legs, session._config, {})
+    watch = Watch(legs, session._config, Pending())
     assert watch._pause_s(3.0) == 3.0  # no leg was tried beside it yet
     watch._num_tried = 1
     assert legs.current.is_stuck and watch._pause_s(3.0) == 1.0
@@ -288,7 +289,7 @@ async def test_on_a_route_that_has_answered_only_a_hop_that_computes_has_five_ti
 
     legs.current.look, legs.try_beside = look, beside  # type: ignore[method-assign]
     legs.heard_s -= 2 * LATE_S
-    await Watch(legs, session._config, {})._look(LATE_S)
+    await Watch(legs, session._config, Pending())._look(LATE_S)
     assert legs.current.has_answered and tried == ([] if kind is Kind.BUSY else [kind])
     await session.close()
 
@@ -316,9 +317,9 @@ async def test_a_step_of_many_bytes_has_the_time_that_a_slow_line_takes(swarm: T
     await swallow(swarm, 0, 4, "idle")
     session = swarm.session()
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
-    await until(lambda: bool(session._pending))
-    (number, awaited), before_s = next(iter(session._pending.items())), session._legs.late_s()
-    session._pending[number] = replace(awaited, num_bytes=awaited.num_bytes + 4_000_000)
+    await until(lambda: bool(session._pending.steps))
+    (number, awaited), before_s = next(iter(session._pending.steps.items())), session._legs.late_s()
+    session._pending.steps[number] = replace(awaited, num_bytes=awaited.num_bytes + 4_000_000)
     assert before_s < 3.0 + 4_000_000 / legs.LINE_BYTES_S <= session._legs.late_s()
     await session.close()
     asking.cancel()

@@ -231,7 +231,7 @@ async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm) -> None
     await lure(swarm)
     session = swarm.session()
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
-    await until(lambda: bool(session._pending))
+    await until(lambda: bool(session._pending.steps))
     await session.close()
     with pytest.raises(PeerUnreachableError, match="closed"):
         await asking

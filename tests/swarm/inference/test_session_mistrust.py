@@ -34,7 +34,7 @@ async def test_a_reply_that_is_no_number_costs_the_hop_its_place(swarm: ToySwarm
     session, tokens = swarm.session(), random_tokens(3)
     asking = asyncio.create_task(ask(session, (), [3], tokens))
     replies = await fake.attached.get()
-    await until(lambda: bool(session._pending))
+    await until(lambda: bool(session._pending.steps))
     honest = await swarm.serve(0, 4)
     nonsense = torch.zeros(3, WIDTH)
     nonsense[1, 2] = value
@@ -100,7 +100,7 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
     with pytest.raises(PeerUnreachableError, match="closed"):
         await asking
     await until(lambda: node.host.num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
-    assert not session._pending and not session._legs._tasks
+    assert not session._pending.steps and not session._legs._tasks
 
 
 async def test_the_first_steps_of_a_first_route_wait_for_nobody_and_come_once(swarm: ToySwarm) -> None:
@@ -127,7 +127,7 @@ async def test_a_later_route_waits_for_the_hop_s_word(swarm: ToySwarm) -> None:
     session, tokens = swarm.session(), random_tokens(2)
     asking = asyncio.create_task(ask(session, (), [2], tokens))
     await dead.attached.get()
-    await until(lambda: bool(session._pending))
+    await until(lambda: bool(session._pending.steps))
     await dead.stop()
     swarm.nodes.remove(dead)  # type: ignore[arg-type]
     fake = await lure(swarm)
