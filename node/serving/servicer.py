@@ -72,7 +72,7 @@ def _check(hops: Hops, hop: Hop, call: Call, opening: Open | Attach, message: Me
     if not isinstance(message, allowed):
         raise BadRequestError(f"{type(message).__name__} does not belong on this stream")
     session = message.grant.session if isinstance(message, Reroute) else message.session
-    if session != hop.grant.session:
+    if session != hop.place.grant.session:
         raise BadRequestError("a stream carries one session, and this message names another")
     if isinstance(message, Reroute):
         hops.check_reroute(message, hop, call.peer)

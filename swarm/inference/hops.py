@@ -23,6 +23,7 @@ from swarm.inference.closed import Closed
 from swarm.inference.compute import SessionCompute
 from swarm.inference.hop import Hop
 from swarm.inference.pace import EPOCHS_S, Pace
+from swarm.inference.place import Place
 from swarm.inference.shares import to_give_way
 from swarm.streams.dials import MAX_DIALS
 from swarm.streams.links import Links
@@ -129,11 +130,11 @@ class Hops:
         grant = reroute.grant
         grants.verify(grant, self.served, self._clock.unix_s())
         grants.verify_place(grant, reroute.index, self.served)
-        if (grant.client, grant.session) != (hop.grant.client, hop.grant.session):
+        if (grant.client, grant.session) != (hop.place.grant.client, hop.place.grant.session):
             raise UnauthenticatedError("a new route must be granted by the client that opened the session")
-        if grant.route[reroute.index].span != hop.span:
+        if grant.route[reroute.index].span != hop.place.span:
             raise BadRequestError(
-                f"this stream is about blocks {hop.span}, the new route wants {grant.route[reroute.index].span}"
+                f"this stream is about blocks {hop.place.span}, the new route wants {grant.route[reroute.index].span}"
             )
         if caller != grants.caller_of(grant, reroute.index):
             raise UnauthenticatedError(f"the new route has another hop above this one than {short_peer(caller)}")
@@ -150,8 +151,9 @@ class Hops:
             self._make_room()
         compute = self._new_compute(grant, grant.route[index].span)
         pace = Pace(self._clock.now_s, epochs_s=self._limits.epochs_s)
-        hop = Hop(grant, index, self.served, compute, self._links, self._hops, self._clock.now_s, pace)
-        self._hops[grant.client, grant.session, hop.span] = hop
+        place = Place(grant, index, self.served.num_blocks)
+        hop = Hop(place, self.served.dtype, compute, self._links, self._hops, self._clock.now_s, pace)
+        self._hops[grant.client, grant.session, hop.place.span] = hop
         self._own(self._run(hop))
         return hop
 
@@ -161,7 +163,7 @@ class Hops:
         unused = [hop for hop in self._hops.values() if not hop.is_closed and now_s - hop.last_active_s >= self._limits.unused_s]
         if not unused:
             raise OverloadedError(f"this peer holds {counted(len(self._hops), 'session')}, its limit: try a replica, or later")
-        hop = max(unused, key=lambda hop: (held[hop.grant.client], now_s - hop.last_active_s))
+        hop = max(unused, key=lambda hop: (held[hop.place.grant.client], now_s - hop.last_active_s))
         log.info("%s: ended: it was not used, and another client needs its place", hop)
         self._own(hop.put(None, _close(hop)))
 
@@ -171,9 +173,9 @@ class Hops:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, hop: Hop) -> None:
-        key = hop.grant.client, hop.grant.session, hop.span
+        key = hop.place.grant.client, hop.place.grant.session, hop.place.span
         try:
-            with self._gate.running(hop.grant.client, lambda: self._own(hop.put(None, _close(hop)))):
+            with self._gate.running(hop.place.grant.client, lambda: self._own(hop.put(None, _close(hop)))):
                 await hop.run()
         except Exception:
             log.exception("%s: ended by a fault of ours", hop)
@@ -183,8 +185,8 @@ class Hops:
                 del self._hops[key]
 
     def _note_end(self, hop: Hop) -> None:
-        if hop.was_opened:
-            self._closed.note(hop.grant, hop.span, self._clock.unix_s())
+        if hop.up.was_opened:
+            self._closed.note(hop.place.grant, hop.place.span, self._clock.unix_s())
 
     def start(self) -> None:
         """Drop sessions whose time is over, from now on until `stop`."""
@@ -204,15 +206,20 @@ class Hops:
                 await hop.put(None, _close(hop))
 
     def _is_over(self, hop: Hop, now_s: float) -> bool:
-        is_orphan = hop.orphaned_since_s is not None and now_s - hop.orphaned_since_s > self._limits.resume_s
+        is_orphan = hop.up.orphaned_since_s is not None and now_s - hop.up.orphaned_since_s > self._limits.resume_s
         return is_orphan or now_s - hop.last_active_s > self._limits.idle_s
 
     def _bound_retained(self) -> None:
-        for hop in to_give_way(self._hops.values(), _client, lambda hop: hop.retained_bytes, self._limits.retained_bytes):
-            hop.drop_retained()
+        """Give back histories beyond the limit: a death below them then costs a replay from above."""
+        for hop in to_give_way(
+            self._hops.values(), _client, lambda hop: hop.down.retained.num_bytes, self._limits.retained_bytes
+        ):
+            if hop.down.retained.has_history:
+                log.info("%s: %d retained bytes dropped: the node's limit is reached", hop, hop.down.retained.num_bytes)
+                hop.down.retained.drop_history()
 
     def _too_large(self) -> list[Hop]:
-        """Sessions that must end: what no `drop_retained` gives back must not grow without a bound either."""
+        """Sessions that must end: what `_bound_retained` does not give back must not grow without a bound either."""
         return to_give_way(self._hops.values(), _client, lambda hop: hop.held_bytes, self._limits.held_bytes)
 
     async def stop(self) -> None:
@@ -224,8 +231,8 @@ class Hops:
 
 
 def _close(hop: Hop) -> Close:
-    return Close(session=hop.grant.session)
+    return Close(session=hop.place.grant.session)
 
 
 def _client(hop: Hop) -> PeerId:
-    return hop.grant.client
+    return hop.place.grant.client

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,38 +16,16 @@ from torch import Tensor
 from protocols import compression, tensors
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
-from protocols.inference import WANT_NONE, History, Reply, Route, Step, StepSpec
+from protocols.inference import WANT_NONE, History, Reply, Step, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.inference import chunks
 from swarm.inference.compute import EndsShape, SessionCompute
+from swarm.inference.place import Place
 from swarm.inference.requests import StepOutput
 
 FEW_BYTES = 1 << 14
 """Below this, looking at bytes is faster than asking torch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in its route a hop is; the first and the last may be the same."""
-
-    is_first: bool
-    is_last: bool
-    takes_ids: bool
-    """The first hop, and its blocks are the model's first ones."""
-    gives_logits: bool
-    """The last hop, and its blocks are the model's last ones."""
-
-
-def place_of(route: Route, index: int, num_blocks: int) -> Place:
-    """The place of hop `index` in a route through a model of `num_blocks` blocks."""
-    is_first, is_last, span = index == 0, index == len(route) - 1, route[index].span
-    return Place(
-        is_first=is_first,
-        is_last=is_last,
-        takes_ids=is_first and span.start == 0,
-        gives_logits=is_last and span.stop == num_blocks,
-    )
 
 
 async def process_step(compute: SessionCompute, message: Step | History, place: Place) -> StepOutput:

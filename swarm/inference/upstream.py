@@ -20,6 +20,8 @@ class Upstream:
         """When the hop above left, by the node's clock; None while there is one."""
         self.was_opened = False
         """There has been a hop above. Where there has not, an Attach has come in vain, or after the session's Close."""
+        self.received = 0
+        """Steps that have come, one after the other, since the last Open, Reroute or history."""
         self.is_waiting = False
         """We have said what we want, and nothing that fits has come yet: say it once, not for every frame in flight."""
         self._told: set[int] = set()
@@ -30,6 +32,11 @@ class Upstream:
         if self.wire is not None and self.wire is not wire:
             self.wire.end()
         self.wire, self.orphaned_since_s, self.was_opened = wire, None, True
+
+    def receive(self, step: int, next_step: int) -> None:
+        """A step came, and waits or is about to be computed; `next_step` is the one that the sequences are ready for."""
+        next_one = max(self.received, next_step)
+        self.received = next_one + (step == next_one)  # else the hop above has dropped one, or made one up
 
     def drop(self, now_s: float) -> None:
         """The wire is lost: the session is an orphan until the next `connect`."""

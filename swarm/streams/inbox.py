@@ -6,7 +6,7 @@ A hostile caller's largest frames must not fill a node's memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from protocols.inference import History, Message, Reply, Step
@@ -58,10 +58,13 @@ class Inbox(Generic[T]):
         self._take(num_bytes)
         return item
 
-    def get_nowait(self) -> T:
-        item, num_bytes = self._queue.get_nowait()
-        self._take(num_bytes)
-        return item
+    async def drain(self, each: Callable[[T], object]) -> None:
+        """Take every item out, those that wait to be put included, and call `each` with it."""
+        while len(self):
+            item, num_bytes = self._queue.get_nowait()
+            self._take(num_bytes)
+            each(item)
+            await asyncio.sleep(0)  # one that waits may put now
 
     def _take(self, num_bytes: int) -> None:
         self.num_bytes -= num_bytes

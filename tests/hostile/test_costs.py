@@ -155,7 +155,7 @@ class Attack:
         self.line = await self.client.open(self.node, grant)
         assert isinstance(await self.line.hear(), Expect)
         self.below = await self.fake.lines.get()
-        (self.hop,) = [hop for hop in self.node.host.hops._hops.values() if hop.grant.session == self.session]
+        (self.hop,) = [hop for hop in self.node.host.hops._hops.values() if hop.place.grant.session == self.session]
         self.number, self.reader = 0, asyncio.create_task(self._read())
         self.histories: asyncio.Queue[History] = asyncio.Queue()
 
@@ -170,12 +170,12 @@ class Attack:
         self.number += len(steps)
         with watched() as turns:
             await self.line.say(*steps)
-            await until(lambda: self.hop.next_step >= self.number or self.hop._has_given_up, 30.0)
+            await until(lambda: self.hop._sequences.next_step >= self.number or self.hop._sequences.has_given_up, 30.0)
         return turns.longest_s, turns.what
 
     async def ask_for_the_history(self) -> tuple[float, str]:
         """The hop below says twice that it holds nothing: once is what it may only say on a first route."""
-        assert self.hop._down.retained.base > 0
+        assert self.hop.down.retained.base > 0
         with watched() as turns:
             await self.below.say(*[Expect(session=self.session, epoch=0, step=0)] * 2)
             async with asyncio.timeout(30.0):
@@ -226,7 +226,7 @@ async def test_no_step_stops_the_loop() -> None:
         for what, cost in (await worst_steps(Attack(node, client, fake))).items():
             best[what] = min(best.get(what, (9.0, "")), cost)
         for hop in list(node.host.hops._hops.values()):
-            await hop.put(None, Close(session=hop.grant.session))
+            await hop.put(None, Close(session=hop.place.grant.session))
         await until(lambda: node.host.num_sessions == 0)
         if all(spent_s < LIMIT_S for spent_s, _ in best.values()):
             break

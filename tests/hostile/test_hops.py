@@ -80,7 +80,9 @@ async def test_a_storm_of_reroutes_fills_no_node(swarm: ToySwarm, hostile: Probe
     for _ in range(20):
         await asyncio.sleep(0.1)
         most = max(most, num_descriptors() - descriptors)
-    (epoch,) = {hop.grant.epoch for hop in node.host.hops._hops.values() if hop.grant.client == hostile.identity.peer_id}
+    (epoch,) = {
+        hop.place.grant.epoch for hop in node.host.hops._hops.values() if hop.place.grant.client == hostile.identity.peer_id
+    }
     assert 1 <= epoch < MAX_EPOCHS  # as many as come at once; the next waits, and the storm with it
     assert most <= 64  # a dial of eight addresses, and one that is just ending
     assert len(node.pool._channels) <= 3
@@ -92,7 +94,7 @@ async def test_a_storm_of_reroutes_fills_no_node(swarm: ToySwarm, hostile: Probe
     line.stream.cancel()
     await hostile.pool.close()
     for hop in list(node.host.hops._hops.values()):
-        if hop.grant.client == hostile.identity.peer_id:
+        if hop.place.grant.client == hostile.identity.peer_id:
             await hop.put(None, Close(session=SESSION))
     await until(lambda: num_descriptors() <= descriptors and memory_bytes() - memory < 64 << 20, 5.0)
     await until(lambda: not [peer for peer, one in node.pool._channels.items() if not one.is_connected], 5.0)
@@ -131,7 +133,7 @@ async def test_many_small_sessions_of_one_client_do_not_outlive_one_larger_of_an
         await line.say(step_of(0, random_tokens(10), session=session))  # 160 bytes each, 9,600 in all
 
     def held(client: Probe) -> int:
-        return sum(hop.held_bytes for hop in node.host.hops._hops.values() if hop.grant.client == client.identity.peer_id)
+        return sum(hop.held_bytes for hop in node.host.hops._hops.values() if hop.place.grant.client == client.identity.peer_id)
 
     await until(lambda: 0 < held(hostile) + held(honest) <= 6_000 and len(node.host.hops) < 61)
     assert held(honest) == 1_600 and held(hostile) <= 4_400

@@ -129,10 +129,10 @@ async def test_a_hop_that_begins_to_swallow_in_the_middle_is_replaced_and_its_ne
     answers = [await ask(session, (), [5], tokens[:5])]
     hop = next(iter(turncoat.host.hops._hops.values()))
 
-    async def nothing(step: object) -> None:
+    async def nothing(*_: object) -> None:
         """It takes the step, and that is all."""
 
-    hop._on_step = nothing  # type: ignore[method-assign]
+    hop._sequences.take_step = nothing  # type: ignore[method-assign]
     spare = await swarm.serve(2, 4)
     before = first.engine.forwards
     answers += [await ask(session, (), [1], token[None]) for token in tokens[5:]]
@@ -335,10 +335,10 @@ async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and
     session._legs._usual_ms = 0.0  # on a busy machine a step of 40 ms would be late only after the longest silence
     hop, tried_s = next(iter(node.host.hops._hops.values())), list[float]()
 
-    async def works(step: object) -> None:
-        hop._is_computing = True
+    async def works(*_: object) -> None:
+        hop._sequences.is_computing = True
 
-    hop._on_step = works  # type: ignore[method-assign]
+    hop._sequences.take_step = works  # type: ignore[method-assign]
     try_beside, began_s = session._legs.try_beside, time.monotonic()
 
     async def beside() -> None:

@@ -391,13 +391,13 @@ async def test_what_came_over_an_older_wire_counts_no_more(client: Probe, node: 
     line, _ = await opened(client, node)
     (hop,) = node.host.hops._hops.values()
 
-    async def lost(step: object) -> None:
+    async def lost(*_: object) -> None:
         """As if its message stream had ended before the step was sent."""
 
-    monkeypatch.setattr(hop, "_on_step", lost)
+    monkeypatch.setattr(hop._sequences, "take_step", lost)
     await line.say(step_of(0), step_of(1))
     await until(lambda: hop.progress.received == 2)
-    again = await client.open(node, hop.grant)
+    again = await client.open(node, hop.place.grant)
     assert isinstance(await again.hear(), Expect)
     assert (await progress_of(client, node)).received == 0
 

@@ -245,7 +245,7 @@ async def test_a_death_below_a_hop_that_dropped_its_history_changes_no_token(swa
         hops = node.host._hops
         assert hops is not None
         hops._bound_retained()
-        assert sum(hop.retained_bytes for hop in hops._hops.values()) <= 8 * 16
+        assert sum(hop.down.retained.num_bytes for hop in hops._hops.values()) <= 8 * 16
     await swarm.serve(3, 4)
     await nodes[2].kill()
     after = [await ask(session, (), [1], token[None]) for token in tokens[30:]]
@@ -262,8 +262,8 @@ async def test_the_largest_history_is_dropped_first_and_no_more_than_needed(swar
         await ask(session, (), [count], random_tokens(count))
     hops = first.host._hops
     assert hops is not None
-    assert sorted(hop.retained_bytes for hop in hops._hops.values()) == [60 * 16, 160 * 16]
+    assert sorted(hop.down.retained.num_bytes for hop in hops._hops.values()) == [60 * 16, 160 * 16]
     hops._bound_retained()
-    assert sorted(hop.retained_bytes for hop in hops._hops.values()) == [8 * 4 * 16, 60 * 16]
+    assert sorted(hop.down.retained.num_bytes for hop in hops._hops.values()) == [8 * 4 * 16, 60 * 16]
     for session in sessions:
         await session.close()

@@ -15,7 +15,7 @@ import pytest
 
 from swarm.faults import POINTS, Fault
 
-WALK = "from swarm.inference import faults\nfor n in range(4):\n for p in faults.POINTS:\n  print(p, n, flush=True); faults.point(p, n)"
+WALK = "from swarm import faults\nfor n in range(4):\n for p in faults.POINTS:\n  print(p, n, flush=True); faults.point(p, n)"
 
 
 def walk(**environment: str) -> subprocess.CompletedProcess[str]:
