@@ -320,7 +320,6 @@ def test_documents_repeat_what_the_code_says() -> None:
 
 
 LONG_CLASSES: dict[str, str] = {
-    "swarm/inference/legs.py:Legs": "to be split",
 }
 """`file:Class` of more than MAX_CLASS_LINES lines -> why it is not split."""
 

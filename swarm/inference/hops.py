@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RESUME_S, RETAINED_BYTES
@@ -27,6 +27,7 @@ from swarm.inference.place import Place
 from swarm.inference.shares import to_give_way
 from swarm.streams.dials import MAX_DIALS
 from swarm.streams.links import Links
+from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,7 @@ class Hops:
         self._links, self._new_compute, self._limits = links, new_compute, limits
         self._hops: dict[tuple[PeerId, SessionId, Span], Hop] = {}
         self._closed = Closed()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     def __len__(self) -> int:
         return len(self._hops)
@@ -154,7 +154,7 @@ class Hops:
         place = Place(grant, index, self.served.num_blocks)
         hop = Hop(place, self.served.dtype, compute, self._links, self._hops, self._clock.now_s, pace)
         self._hops[grant.client, grant.session, hop.place.span] = hop
-        self._own(self._run(hop))
+        self._tasks.keep(self._run(hop))
         return hop
 
     def _make_room(self) -> None:
@@ -165,17 +165,12 @@ class Hops:
             raise OverloadedError(f"this peer holds {counted(len(self._hops), 'session')}, its limit: try a replica, or later")
         hop = max(unused, key=lambda hop: (held[hop.place.grant.client], now_s - hop.last_active_s))
         log.info("%s: ended: it was not used, and another client needs its place", hop)
-        self._own(hop.put(None, _close(hop)))
-
-    def _own(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.keep(hop.put(None, _close(hop)))
 
     async def _run(self, hop: Hop) -> None:
         key = hop.place.grant.client, hop.place.grant.session, hop.place.span
         try:
-            with self._gate.running(hop.place.grant.client, lambda: self._own(hop.put(None, _close(hop)))):
+            with self._gate.running(hop.place.grant.client, lambda: self._tasks.keep(hop.put(None, _close(hop)))):
                 await hop.run()
         except Exception:
             log.exception("%s: ended by a fault of ours", hop)
@@ -190,7 +185,7 @@ class Hops:
 
     def start(self) -> None:
         """Drop sessions whose time is over, from now on until `stop`."""
-        self._sweeper = asyncio.create_task(self._sweep(), name="session sweeper")
+        self._tasks.keep(self._sweep(), "session sweeper")
 
     async def _sweep(self) -> None:
         while True:
@@ -224,10 +219,7 @@ class Hops:
 
     async def stop(self) -> None:
         """End every session: sequences are freed, and the hops above see their streams end."""
-        tasks = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
 
 
 def _close(hop: Hop) -> Close:

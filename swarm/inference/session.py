@@ -71,17 +71,17 @@ class Session:
     @property
     def dtype(self) -> str | None:
         """Compute dtype of the route, known once `open` has returned; hidden states are sent in it."""
-        return self._legs.dtype
+        return self._legs.search.dtype
 
     @property
     def replaced(self) -> int:
         """Hops that were lost, and routes that kept steps, and were replaced so far."""
-        return self._legs.replaced
+        return self._legs.repair.replaced + self._legs.num_adopted
 
     @property
     def pauses_s(self) -> list[float]:
         """For each loss, the seconds until the next reply came."""
-        return self._legs.pauses_s
+        return self._legs.repair.pauses_s
 
     # --- what callers use
 
@@ -92,10 +92,10 @@ class Session:
         """
         self._pending.check()
         if not self._is_open:
-            self._legs.is_thin = thin
+            self._legs.search.is_thin = thin
             await self._legs.open()
             self._pending.check()
-            self._legs.keep(Watch(self._legs, self._config, self._pending).run())
+            self._legs.tasks.keep(Watch(self._legs, self._config, self._pending).run())
             self._is_open = True
 
     async def step(
@@ -134,8 +134,8 @@ class Session:
 
     async def _step(self, given: StepInput, ops: Sequence[Op]) -> StepOutput:
         spec = given.spec
-        if self._is_open and spec.is_thin != self._legs.is_thin:
-            before = "ids or embeddings" if self._legs.is_thin else "hidden states"
+        if self._is_open and spec.is_thin != self._legs.search.is_thin:
+            before = "ids or embeddings" if self._legs.search.is_thin else "hidden states"
             raise BadRequestError(f"this session has sent {before}; {spec.kind} need a session of their own")
         await self.open(spec.is_thin)
         expected = reply_format(given, self._config, self.dtype)

@@ -38,7 +38,7 @@ class Watch:
 
     async def run(self) -> None:
         while not self._legs.is_over:
-            silent_s = self._legs.silent_s
+            silent_s = self._legs.lateness.silent_s
             if not self._pending.steps:
                 await asyncio.sleep(self._config.stall_s / 4)
                 continue
@@ -57,13 +57,13 @@ class Watch:
             await asyncio.sleep(late_s / 3)
 
     async def _look(self, late_s: float) -> None:
-        legs, heard_s = self._legs, self._legs.heard_s
+        legs, heard_s = self._legs, self._legs.lateness.heard_s
         leg, epoch = legs.current, legs.current.epoch
-        if legs.is_repairing:
+        if legs.repair.is_running:
             return
         verdict, *_ = await asyncio.gather(*(one.look() for one in (leg, *legs.rivals)))
-        silent_s = legs.silent_s
-        if legs.heard_s != heard_s or legs.is_repairing or epoch != leg.epoch or leg is not legs.current:
+        silent_s = legs.lateness.silent_s
+        if legs.lateness.heard_s != heard_s or legs.repair.is_running or epoch != leg.epoch or leg is not legs.current:
             return
         is_busy = leg.has_answered and verdict.kind is Kind.BUSY
         is_proven = silent_s >= late_s and leg.num_found > 1 and self._is_proof(leg, verdict)

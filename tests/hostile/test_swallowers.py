@@ -18,7 +18,7 @@ from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import NoRouteError
 from protocols.ids import Span
 from protocols.inference import History
-from swarm.inference import histories, legs
+from swarm.inference import histories, lateness
 from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.pending import Pending
@@ -187,7 +187,7 @@ async def test_a_replay_over_a_slow_line_is_not_taken_for_swallowing(swarm: ToyS
 
     monkeypatch.setattr(Hop, "put", slow_put)
     monkeypatch.setattr(histories, "HISTORY_PART_TOKENS", 1)
-    monkeypatch.setattr(legs, "LINE_BYTES_S", 150.0)
+    monkeypatch.setattr(lateness, "LINE_BYTES_S", 150.0)
     await swarm.serve(0, 2)
     doomed = await swarm.serve(2, 4)
     session, tokens = swarm.session(stall_s=LATE_S), random_tokens(13)
@@ -288,7 +288,7 @@ async def test_on_a_route_that_has_answered_only_a_hop_that_computes_has_five_ti
         tried.append(kind)
 
     legs.current.look, legs.try_beside = look, beside  # type: ignore[method-assign]
-    legs.heard_s -= 2 * LATE_S
+    legs.lateness.heard_s -= 2 * LATE_S
     await Watch(legs, session._config, Pending())._look(LATE_S)
     assert legs.current.has_answered and tried == ([] if kind is Kind.BUSY else [kind])
     await session.close()
@@ -320,7 +320,7 @@ async def test_a_step_of_many_bytes_has_the_time_that_a_slow_line_takes(swarm: T
     await until(lambda: bool(session._pending.steps))
     (number, awaited), before_s = next(iter(session._pending.steps.items())), session._legs.late_s()
     session._pending.steps[number] = replace(awaited, num_bytes=awaited.num_bytes + 4_000_000)
-    assert before_s < 3.0 + 4_000_000 / legs.LINE_BYTES_S <= session._legs.late_s()
+    assert before_s < 3.0 + 4_000_000 / lateness.LINE_BYTES_S <= session._legs.late_s()
     await session.close()
     asking.cancel()
 
@@ -349,7 +349,7 @@ async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
     await until(lambda: bool(tried_s), 20 * LATE_S)
     assert tried_s[0] >= BUSY_FACTOR * LATE_S and not session.replaced and BUSY_FACTOR == 5
-    await until(lambda: session._legs.is_repairing, 20 * LATE_S)
+    await until(lambda: session._legs.repair.is_running, 20 * LATE_S)
     assert time.monotonic() - began_s >= 12 * LATE_S and is_blamed(swarm, node)
     other = await swarm.serve(0, 4)
     await asking

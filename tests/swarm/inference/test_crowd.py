@@ -150,7 +150,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
             assert node.engine._pool.num_used == 0 and not node.engine._pool.keys
     await swarm.stop()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Session) and thing._legs._tasks]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Session) and thing._legs.tasks]
 
 
 async def test_a_client_that_closes_in_mid_prompt_frees_every_hop_at_once(swarm: ToySwarm) -> None:

@@ -118,7 +118,7 @@ async def test_a_session_that_has_failed_looks_for_no_route_any_more(swarm: ToyS
     await node.kill()
     with pytest.raises(NoRouteError):
         await ask(session, (), [1], random_tokens(1))
-    await until(lambda: not session._legs._tasks)
+    await until(lambda: not session._legs.tasks)
     await session.close()
 
 
@@ -183,8 +183,8 @@ async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) ->
         doomed = next(node for node in nodes if node.identity.peer_id == peer)
         await doomed.kill()
         await until(lambda count=count: session.replaced == count)  # type: ignore[misc]
-        if session._legs.lost_at_s is not None:
-            session._legs.lost_at_s -= 100  # an hour passes, as it were
+        if session._legs.repair.lost_at_s is not None:
+            session._legs.repair.lost_at_s -= 100  # an hour passes, as it were
     second = await ask(session, (), [1], tokens[1:])
     assert torch.allclose(torch.cat([first, second]), torch.stack(reference(list(tokens), WHOLE)))
     await session.close()

@@ -100,7 +100,7 @@ async def test_a_session_that_is_closed_while_it_opens_leaves_nothing_at_the_hop
     with pytest.raises(PeerUnreachableError, match="closed"):
         await asking
     await until(lambda: node.host.num_sessions == 0, 5)  # resume_s is 30: this is the word of the client
-    assert not session._pending.steps and not session._legs._tasks
+    assert not session._pending.steps and not session._legs.tasks
 
 
 async def test_the_first_steps_of_a_first_route_wait_for_nobody_and_come_once(swarm: ToySwarm) -> None:

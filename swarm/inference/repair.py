@@ -1,0 +1,125 @@
+"""Repairs a leg that has lost a hop, by a new route.
+
+The hops that stay keep their sequences. How many peers must refuse a request before it fails is in `hearsay.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from protocols.errors import InternalError, NoRouteError, SwarmError
+from protocols.ids import PeerId, short_peer
+from swarm import waiting
+from swarm.inference import hearsay
+from swarm.inference.accusations import Accusations
+from swarm.inference.hearsay import Refusal
+from swarm.inference.lateness import Lateness
+from swarm.inference.leg import Leg, Loss
+from swarm.inference.pending import Pending
+from swarm.inference.requests import SessionConfig
+from swarm.inference.route_search import RouteSearch
+from swarm.inference.step_waits import StepWaits
+
+log = logging.getLogger(__name__)
+
+
+class Repair:
+    """One at a time, for one session. What was lost and refused counts until a reply comes (`settle`)."""
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        search: RouteSearch,
+        accusations: Accusations,
+        lateness: Lateness,
+        pending: Pending,
+        waits: StepWaits,
+        now_s: Callable[[], float],
+        fail: Callable[[SwarmError], None],
+    ) -> None:
+        """fail: is told why the session cannot go on."""
+        self.replaced = 0
+        """Hops, so far."""
+        self.pauses_s: list[float] = []
+        """For each loss, the seconds until the next reply came."""
+        self.lost_at_s: float | None = None
+        """When a hop was lost first since the last reply."""
+        self._config, self._search, self._accusations, self._lateness = config, search, accusations, lateness
+        self._pending, self._waits, self._now_s, self._fail = pending, waits, now_s, fail
+        self._refusals: list[Refusal] = []
+        """Since the last reply."""
+        self._mending: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """A new route is under way."""
+        return self._mending is not None
+
+    async def run(self, leg: Leg, loss: Loss) -> None:
+        """Answer a loss with a new route. Returns when it is installed, the session has failed, or `cancel` was called."""
+        self._mending = asyncio.create_task(self._mend(leg, loss), name=f"repair of {leg}")
+        try:
+            await asyncio.wait((self._mending,))
+        finally:
+            self._mending.cancel()
+            self._mending = None
+
+    def cancel(self) -> None:
+        """The leg is not needed any more."""
+        if self._mending is not None:
+            self._mending.cancel()
+
+    def settle(self) -> None:
+        """A reply came: what was lost and refused before it does not count any more."""
+        self._refusals.clear()
+        if self.lost_at_s is not None:
+            self.pauses_s.append(self._now_s() - self.lost_at_s)
+            self.lost_at_s = None
+
+    async def _mend(self, leg: Leg, loss: Loss) -> None:
+        try:
+            await self._replace(leg, loss)
+        except SwarmError as error:
+            self._fail(error)
+        except Exception as error:  # else a caller that waits for a reply would wait for ever
+            log.exception("%s: a repair failed by a fault of ours", leg)
+            self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
+        finally:
+            self._lateness.begin()
+
+    async def _replace(self, leg: Leg, loss: Loss) -> None:
+        """Route around a lost hop. Raises if no peer is left within `route_timeout_s`, or if enough peers refuse the same."""
+        hop, now_s = leg.route[loss.index], self._now_s()
+        log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
+        if self.lost_at_s is None or not self._pending.steps:  # while no caller waits for a reply, the route timeout does not run
+            self.lost_at_s = now_s
+        lasts_s = now_s - self.lost_at_s
+        if loss.is_told:  # news upon news: first hear what those say who were accused before
+            await self._accusations.settle()
+        self._accusations.by_loss(leg, loss)
+        is_refusal = not loss.cause.try_another_peer
+        if is_refusal:
+            self._refusals.append(Refusal(loss.cause, hearsay.sayers(leg.route, loss.index, loss.is_told)))
+            if hearsay.is_agreed(self._refusals):
+                raise self._refused(loss.cause)
+        self._waits.late(waiting.replacing(hop.span))
+        gone = {loss.index, *loss.others}
+        staying = {one.place for place, one in enumerate(leg.route) if place not in gone}
+        found = await self._search.replacement(staying, self._refusers() if is_refusal else None)
+        if found is None:
+            raise self._refused(loss.cause)
+        if lasts_s > 2 * self._config.route_timeout_s:
+            raise NoRouteError(f"hops were lost again and again for {lasts_s:.0f} s; the last one: {loss.cause}")
+        self.replaced += 1
+        self._waits.late(waiting.replaying(hop.span))
+        await leg.install(*found)
+
+    def _refusers(self) -> frozenset[PeerId]:
+        """Each peer that may have made a refusal up."""
+        return frozenset[PeerId]().union(*(refusal.sayers for refusal in self._refusals))
+
+    def _refused(self, cause: SwarmError) -> SwarmError:
+        self._accusations.soften(self._refusers())
+        return cause

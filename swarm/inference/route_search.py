@@ -1,0 +1,78 @@
+"""Finds the routes of one session, with what all must have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from protocols.errors import NoRouteError
+from protocols.ids import PeerId, Span
+from protocols.inference import Route
+from protocols.units import ENDS, Unit
+from swarm.inference.requests import SessionConfig
+from swarm.inference.step_waits import StepWaits
+from swarm.routing.router import Router
+
+REFUSED_S = 2.0
+"""How long, in seconds, the client looks for another peer after one has refused the request."""
+
+
+class RouteSearch:
+    """Each route is found with its compute dtype."""
+
+    def __init__(self, router: Router, config: SessionConfig, waits: StepWaits) -> None:
+        self.dtype: str | None = None
+        """Compute dtype, known once there was a first route; the later ones have the same."""
+        self.is_thin = False
+        """The first and the last hop must host embedding and head."""
+        self.forked_places: set[tuple[PeerId, Span]] | None = None
+        """Hops that may still hold the session that this one is a fork of."""
+        self._router, self._config, self._waits = router, config, waits
+
+    @property
+    def _needs(self) -> frozenset[Unit]:
+        """What the first and the last hop must host beside their blocks."""
+        return ENDS if self.is_thin else frozenset()
+
+    async def first(self) -> tuple[Route, str]:
+        """The session's first route. NoRouteError or ModelMismatchError says why there is none."""
+        config = self._config
+        found = await self._router.find(
+            config.route_timeout_s,
+            config.dtype,
+            self.forked_places,
+            needs=self._needs,
+            blocks=config.blocks,
+            on_wait=self._waits.late,
+        )
+        self.dtype = found[1]
+        return found
+
+    async def replacement(
+        self, holding: Collection[tuple[PeerId, Span]], refusers: Collection[PeerId] | None
+    ) -> tuple[Route, str] | None:
+        """A route that keeps the hops which hold the session. NoRouteError if there is none in time.
+
+        refusers: peers that may have refused the request, which are avoided; None = a hop was lost otherwise. After a refusal the search
+        is short, and finds None.
+        """
+        config = self._config
+        timeout_s = config.route_timeout_s if refusers is None else min(REFUSED_S, config.route_timeout_s)
+        try:
+            return await self._router.find(
+                timeout_s,
+                self.dtype,
+                holding,
+                needs=self._needs,
+                blocks=config.blocks,
+                on_wait=self._waits.late,
+                avoiding=refusers or (),
+            )
+        except NoRouteError:
+            if refusers is not None:
+                return None
+            raise
+
+    async def beside(self, avoiding: Collection[PeerId]) -> tuple[Route, str]:
+        """A route that can be had at once, without certain peers if there is one. Raises a SwarmError if there is none at all."""
+        config = self._config
+        return await self._router.find(0.0, self.dtype, (), needs=self._needs, blocks=config.blocks, avoiding=avoiding)
