@@ -319,8 +319,7 @@ def test_documents_repeat_what_the_code_says() -> None:
     assert done.returncode == 0, done.stderr
 
 
-LONG_CLASSES: dict[str, str] = {
-}
+LONG_CLASSES: dict[str, str] = {}
 """`file:Class` of more than MAX_CLASS_LINES lines -> why it is not split."""
 
 MAX_CLASS_LINES = 200
