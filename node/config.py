@@ -13,10 +13,11 @@ from pathlib import Path
 from protocols.errors import ConfigError
 from protocols.ids import Span
 from protocols.records import MAX_MODELS
+from protocols.tensors import COMPUTE_DTYPES
 from swarm import suggestion
 from swarm.meeting.entering import ANYBODY, Entry
 
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+DTYPES = ("auto", *COMPUTE_DTYPES)
 DEFAULT_SWARM = suggestion.DEFAULT_SWARM
 
 Address = tuple[str, int]

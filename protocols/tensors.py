@@ -19,6 +19,9 @@ from protocols.errors import TensorFormatError
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 """Dtypes that may cross the wire, with the bytes of one value, little-endian."""
 
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+"""Number formats in which blocks compute; the first wins a tie."""
+
 CODECS = ("none", "float16", "bfloat16")
 """How values are packed; a codec that is a dtype stores each value in that dtype."""
 

@@ -23,6 +23,7 @@ from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import BadRequestError, shown
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, Span
+from protocols.tensors import COMPUTE_DTYPES
 from protocols.weights import Manifest
 from protocols.weights_id import Weights
 from swarm import places, trace, waiting
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in COMPUTE_DTYPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

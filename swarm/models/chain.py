@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from protocols.errors import ModelNotSupportedError
 from swarm.models.skeleton import Location
 from swarm.models.span import SpanModule
+from swarm.models.stand_in import StandIn
 
 _TOKENS = 3
 
@@ -100,19 +101,12 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-class _StandIn(nn.Module):
-    """A block that hands its input on, as a tuple or alone; other attributes are the template's."""
+class _PassOn(StandIn):
+    """A block that hands its input on, as a tuple or alone."""
 
     def __init__(self, template: nn.Module, as_tuple: bool) -> None:
-        super().__init__()
-        self.__dict__["_template"] = template  # not registered: its tensors are on the meta device
+        super().__init__(template)
         self._as_tuple = as_tuple
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_template"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -128,7 +122,7 @@ def returns_tuple(model: Any, location: Location, template: nn.Module) -> bool:
     blank = torch.zeros(1, _TOKENS, width, device=weight.device, dtype=weight.dtype)
     empty = location.blocks
     for as_tuple in (True, False):
-        setattr(location.owner, location.attribute, nn.ModuleList([_StandIn(template, as_tuple)]))
+        setattr(location.owner, location.attribute, nn.ModuleList([_PassOn(template, as_tuple)]))
         try:
             last = location.decoder(inputs_embeds=blank, use_cache=False)[0]
             if isinstance(last, Tensor):  # a decoder without a final norm hands even a tuple through

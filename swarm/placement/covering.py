@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from protocols.ids import Span
 from protocols.units import ENDS
+from swarm.placement.choose import count_replicas
 from swarm.placement.members import Member, digest, ends_hosts, is_routable, num_covered
 
 
@@ -29,7 +30,7 @@ def cover(members: Sequence[Member], num_blocks: int) -> list[Member]:
     if is_routable(members, num_blocks):
         return members
     backbone, spare = _backbone(members, num_blocks)
-    backbone, spare = _fill(backbone, spare, _counts(members, num_blocks), num_blocks)
+    backbone, spare = _fill(backbone, spare, count_replicas((member.span for member in members), num_blocks), num_blocks)
     while (stretch := _stretch(backbone, num_blocks)) is not None:  # each that is tiled anew has a hole less
         backbone = _tile_anew(backbone, stretch)
     repaired = [*backbone, *spare]
@@ -121,14 +122,6 @@ def _fewest(counted: Counter[int], span: Span) -> int:
 
 def _blocks(span: Span) -> range:
     return range(span.start, span.stop)
-
-
-def _counts(members: Sequence[Member], num_blocks: int) -> list[int]:
-    counts = [0] * num_blocks
-    for member in members:
-        for block in range(member.span.start, min(member.span.stop, num_blocks)):
-            counts[block] += 1
-    return counts
 
 
 # --- 3. stretches of the backbone

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
+from protocols.tensors import COMPUTE_DTYPES
 from protocols.weights_id import Weights
 from swarm import waiting
 from swarm.inference.session import Session, SessionConfig
@@ -37,8 +38,6 @@ from swarm.waiting import Waits
 from swarm.weights import served
 from swarm.weights.lookup import open_cache
 from swarm.weights.naming import Naming
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class ThinModel:
@@ -132,7 +131,7 @@ async def open_model(
             cache.close()
         blocks = model_lookup.blocks_of(found)
         num_blocks = model_lookup.num_blocks(blocks, stored)
-        chosen = served.best_dtype(blocks, num_blocks, DTYPES) if dtype == "auto" else dtype
+        chosen = served.best_dtype(blocks, num_blocks, COMPUTE_DTYPES) if dtype == "auto" else dtype
         config = SessionConfig(
             route_timeout_s=route_timeout_s,
             priority=priority,
