@@ -10,7 +10,7 @@ from protocols.entries import SignedEntry
 from protocols.identity import from_seed
 from protocols.ids import PeerId, peer_id_of
 from swarm.dht import shelf as module
-from swarm.dht.shelf import MAX_PER_KEY, MAX_PER_PREFIX, MAX_PER_PREFIX_AND_KEY, OURS, Shelf
+from swarm.dht.shelf import MAX_PER_AUTHOR, MAX_PER_KEY, MAX_PER_PREFIX, MAX_PER_PREFIX_AND_KEY, OURS, Shelf
 from swarm.prefixes import prefix
 
 KEY, OTHER = b"k" * 20, b"o" * 20
@@ -106,12 +106,12 @@ def test_our_own_entry_stays_whatever_comes() -> None:
 def test_the_whole_shelf_is_bounded_and_the_largest_network_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ENTRIES", 500)
     world = World()
-    for number in range(10):
+    for number in range(MAX_PER_AUTHOR):
         assert world.shelf.put(number.to_bytes(20), ALICE, entry(), THERE)
     for number in range(1_000):
         world.flood(1, LOCAL, key=(100 + number).to_bytes(20), start=number)
     assert len(world.shelf) == 500
-    assert all(world.shelf.holds(number.to_bytes(20), ALICE) for number in range(10))
+    assert all(world.shelf.holds(number.to_bytes(20), ALICE) for number in range(MAX_PER_AUTHOR))
 
 
 def test_an_author_has_a_bounded_number_of_entries_until_they_expire() -> None:
