@@ -85,8 +85,10 @@ class Device:
         except Exception:  # no session asked for it
             log.exception("the engine could not warm up")
             has_more = False
-        if time.perf_counter() - started >= self._config.longest_warm_up_s:
+        took_s = time.perf_counter() - started
+        if took_s >= self._config.longest_warm_up_s:
             self.scheduler.stop_warming_up(queue)
+            log.info("a warm-up took %.1f s, limit %.1f s: this host warms up no more", took_s, self._config.longest_warm_up_s)
         elif has_more:
             self.scheduler.warm_up_again(queue)
 

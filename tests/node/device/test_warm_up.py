@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import torch
 
+from node.device import thread
 from node.device.thread import Device, DeviceConfig
 from node.serving.runner import Runner
 from node.serving.session_sequences import SessionSequences
 from protocols.ids import PeerId, SessionId, Span
+from tests.logged import logged
 from tests.swarm.inference.toy import WIDTH, ToyEngine
 
 HOSTED, PART = Span(0, 4), Span(1, 3)
@@ -75,7 +79,8 @@ async def test_a_host_warms_up_again_if_it_is_asked_to() -> None:
         assert whole.num_asked == 4
 
 
-async def test_a_host_that_warms_up_too_slowly_is_never_asked_again() -> None:
+async def test_a_host_that_warms_up_too_slowly_is_never_asked_again_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     slow, other = Capturing(HOSTED, num_graphs=9, slow_s=0.5), Capturing(HOSTED, num_graphs=1)
     async with runner_of(slow, slow, longest_s=0.4) as runner:
         beside = Runner(other, device=runner.device)  # type: ignore[arg-type]
@@ -86,4 +91,5 @@ async def test_a_host_that_warms_up_too_slowly_is_never_asked_again() -> None:
             runner.device.scheduler.warm_up_again(beside.queue)
             await asked(other)
         assert slow.num_asked == 1
+        assert [line for line in logged(caplog, thread.log) if "limit 0.4 s" in line]
         await beside.stop()
