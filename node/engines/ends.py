@@ -87,8 +87,8 @@ class _Past(Cache):  # type: ignore[misc]
 class Ends:
     """Embedding, norm and head of one model, in one dtype. Not thread-safe: all calls come from one thread."""
 
-    def __init__(self, ends: EndsModel, vocab_size: int, *, is_flat: bool = True) -> None:
-        """is_flat: embed the tokens of all sequences in one run; False: one run for each sequence."""
+    def __init__(self, ends: EndsModel, vocab_size: int, *, is_flat: bool = True, logits_bytes: int = LOGITS_BYTES) -> None:
+        """is_flat: embed the tokens of all sequences in one run; False: one run for each sequence. logits_bytes: of one run of the head."""
         self._model = ends.model
         self._tap = _Tap(ends.template, ends.returns_tuple)
         replace_blocks(ends.model, self._tap, ends.owner, ends.attribute)
@@ -102,7 +102,7 @@ class Ends:
         self._takes_mask = "attention_mask" in parameters
         self.takes_positions = "position_ids" in parameters
         self.head_takes_positions = "position_ids" in inspect.signature(type(ends.model).forward).parameters
-        self.is_flat = is_flat
+        self.is_flat, self._logits_bytes = is_flat, logits_bytes
 
     @property
     def has_cache(self) -> bool:
@@ -158,7 +158,7 @@ class Ends:
         """Hidden states that left the last block, [T', H] -> float32 logits [T', V], on the CPU."""
         if not len(hidden):
             return torch.empty(0, self.shape.vocab_size)
-        size = max(1, LOGITS_BYTES // (4 * self.shape.vocab_size))
+        size = max(1, self._logits_bytes // (4 * self.shape.vocab_size))
         size = size if self.head_takes_positions else min(size, TABLE_TOKENS)
         return torch.cat([self._head(chunk).float().cpu() for chunk in hidden.split(size)])
 

@@ -27,6 +27,7 @@ from node.engines import selftest
 from node.engines.graphs.capture import Attending
 from node.engines.graphs.engine_graphs import EngineGraphs, Example
 from node.engines.sequence_store import BlockShape, Chunking, Mode, PackedSequence, SequenceStore
+from node.engines.step_limits import StepLimits
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
@@ -37,12 +38,6 @@ ATTENTION = "murmuration_packed"
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _HARMLESS = {"sliding_window", "is_causal", "position_ids", "output_attentions", "use_cache", "cache_position", "layer_idx"}
 """Keyword arguments of an attention function that have no effect here; any other that is not None is refused."""
-
-MAX_MASK = 1 << 22
-"""Bytes of one boolean mask, queries times keys; four times as many if torch turns it into float32."""
-
-MAX_SCORES = 1 << 26
-"""Values of one tensor of scores, in attention without a fused kernel: 256 MB in float32, and a few such tensors at a time."""
 
 
 class _Options:
@@ -100,10 +95,12 @@ class _MeasuringStep:
 class _Step:
     """One packed step: the stretch of the flat axis and the buffer of each sequence, and the masks made so far."""
 
-    __slots__ = ("calls", "is_decode", "masks", "starts", "stretches", "windows")
+    __slots__ = ("calls", "is_decode", "limits", "masks", "starts", "stretches", "windows")
 
-    def __init__(self, items: Sequence[tuple[PackedSequence, int]], windows: Sequence[tuple[int, int]]) -> None:
-        self.windows = windows
+    def __init__(
+        self, items: Sequence[tuple[PackedSequence, int]], windows: Sequence[tuple[int, int]], limits: StepLimits
+    ) -> None:
+        self.windows, self.limits = windows, limits
         self.calls = 0
         self.is_decode = all(count == 1 for _, count in items)
         self.masks: dict[tuple[int, ...], Tensor] = {}
@@ -128,7 +125,7 @@ class _Step:
             keys, values = buffer.keys[layer], buffer.values[layer]
             keys[:, :, past:end] = key[:, :, start:stop]
             values[:, :, past:end] = value[:, :, start:stop]
-            for at, upto in _slices(past, end, first, query.shape[1], options):
+            for at, upto in _slices(past, end, first, query.shape[1], options, self.limits):
                 begin = first if at == past else _first_key(at, window, chunk)
                 part = query[:, :, start + at - past : start + upto - past]
                 where = (at, upto, begin, window, chunk)
@@ -210,15 +207,15 @@ class _Step:
         return mask
 
 
-def _slices(past: int, end: int, first: int, num_heads: int, options: _Options) -> list[tuple[int, int]]:
-    """A sequence's new tokens [past, end) in slices, mostly one, whose mask or capped scores are within MAX_MASK and MAX_SCORES.
+def _slices(past: int, end: int, first: int, num_heads: int, options: _Options, limits: StepLimits) -> list[tuple[int, int]]:
+    """A sequence's new tokens [past, end) in slices, mostly one, whose mask or capped scores are within `limits`.
 
     So the memory of a step beside its K/V does not grow with its tokens times its past. The queries of attention are independent.
     """
     is_capped = options.softcap is not None or options.sinks is not None
     if not is_capped and past == first == 0:
         return [(past, end)]  # mostly without a mask; a window's mask has at most MAX_STEP_TOKENS squared bytes
-    size = max(1, MAX_SCORES // num_heads // (end - first) if is_capped else MAX_MASK // (end - first))
+    size = max(1, limits.scores // num_heads // (end - first) if is_capped else limits.mask_bytes // (end - first))
     return [(at, min(at + size, end)) for at in range(past, end, size)]
 
 
@@ -255,13 +252,13 @@ class PackedEngine:
     mode: Mode = "packed"
     chunking: Chunking = "always"
 
-    def __init__(self, span: SpanModule, limit_bytes: int) -> None:
+    def __init__(self, span: SpanModule, limit_bytes: int, *, limits: StepLimits | None = None) -> None:
         """The span calls our attention only while a step runs; else it is as before. ModelNotSupportedError if packing cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.can_crop = True
         self.forwards = 0
         self._span = span
-        self._windows = read_windows(span.config)
+        self._windows, self._limits = read_windows(span.config), limits or StepLimits()
         AttentionInterface.register(ATTENTION, _attention)
         self._graphs = EngineGraphs(self._run, span, selftest.is_close)
         self._store = SequenceStore(self._measure(), limit_bytes)
@@ -306,7 +303,7 @@ class PackedEngine:
     def step(self, items: Sequence[tuple[PackedSequence, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         assert hidden.shape[1] == sum(count for _, count in items)
         self._store.reserve(items)
-        step = _Step(items, self._windows)
+        step = _Step(items, self._windows, self._limits)
         output = self._graphs.forward(step, hidden, self._positions(items) if positions is None else positions[None])
         for sequence, count in items:
             sequence.length += count
@@ -347,7 +344,7 @@ class PackedEngine:
     def _example(self, items: Sequence[tuple[PackedSequence, int]], seed: int) -> Example:
         """A forward of random tokens. Its positions are the sequences' own, plus `seed`."""
         noise = torch.randn(1, sum(count for _, count in items), self.hidden_size, generator=torch.Generator().manual_seed(seed))
-        return _Step(items, self._windows), noise.to(self.device, self.dtype), self._positions(items) + seed
+        return _Step(items, self._windows, self._limits), noise.to(self.device, self.dtype), self._positions(items) + seed
 
     def _positions(self, items: Sequence[tuple[PackedSequence, int]]) -> Tensor:
         flat = [position for sequence, count in items for position in range(sequence.length, sequence.length + count)]

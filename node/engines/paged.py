@@ -18,19 +18,13 @@ from node.engines.paged_cache import Batch, MeasuringCache, PagedCache, PagedSeq
 from node.engines.pages import PAGE_TOKENS, PagePool
 from node.engines.recurrent import check_chunks
 from node.engines.sequence_store import BlockShape, Chunking, Mode
+from node.engines.step_limits import StepLimits
 from protocols.errors import BadRequestError, CacheFullError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
 
 LONG_TOKENS = 8
 """Most new tokens of a sequence that shares a forward with shorter steps: beyond, padding costs more than a second forward."""
-
-MAX_GATHERED = 1 << 14
-"""Keys and values that every block copies out of pages in one forward: sequences times tokens of the longest one. So one long sequence
-does not stretch many short ones."""
-
-MAX_PAIRS = 1 << 20
-"""Attention scores of one head in one forward: sequences times new tokens times tokens of the longest. Longer steps are split."""
 
 Chunk = tuple[int, int, int]
 """(item, first token, last token + 1): a prefill chunk, or all new tokens, of one item of a step."""
@@ -43,11 +37,11 @@ class PagedEngine:
 
     mode: Mode = "paged"
 
-    def __init__(self, span: SpanModule, limit_bytes: int, *, unroll: bool = False) -> None:
+    def __init__(self, span: SpanModule, limit_bytes: int, *, unroll: bool = False, limits: StepLimits | None = None) -> None:
         """unroll: feed a sequence that already has tokens one token at a time. ModelNotSupportedError if paging cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.forwards = 0
-        self._span, self._unroll = span, unroll
+        self._span, self._unroll, self._limits = span, unroll, limits or StepLimits()
         self.chunking: Chunking = "after_first" if unroll else "always"
         if has_own_windows(span.layers):
             raise ModelNotSupportedError("its attention has windows of its own, besides transformers' masks")
@@ -135,7 +129,7 @@ class PagedEngine:
             short = [chunk for chunk in whole if chunk[2] <= LONG_TOKENS]
             long = [chunk for chunk in whole if chunk[2] > LONG_TOKENS]
             lengths = [sequence.length + count for sequence, count in items]
-            return [group for chunks in (short, long) for group in bounded(chunks, lengths)]
+            return [group for chunks in (short, long) for group in bounded(chunks, lengths, self._limits)]
         groups: dict[tuple[int, bool, int], list[Chunk]] = {}
         for index, _, count in whole:
             sequence = items[index][0]
@@ -146,7 +140,7 @@ class PagedEngine:
                 groups.setdefault((0, bool(sequence.states), count), []).append((index, 0, count))
         lengths = [sequence.length + count for sequence, count in items]
         can_cut = not self._unroll  # with `unroll`, a state must begin with all first tokens of its sequence at once
-        return [group for key in sorted(groups) for group in bounded(groups[key], lengths, can_cut=can_cut)]
+        return [group for key in sorted(groups) for group in bounded(groups[key], lengths, self._limits, can_cut=can_cut)]
 
     def _forward(
         self,
@@ -227,11 +221,11 @@ class PagedEngine:
         return cache.shapes(), cache.state_bytes()
 
 
-def bounded(chunks: Sequence[Chunk], lengths: Sequence[int], *, can_cut: bool = True) -> list[list[Chunk]]:
-    """Group `chunks` into forwards that respect MAX_GATHERED and MAX_PAIRS; mostly one for all. Pure.
+def bounded(chunks: Sequence[Chunk], lengths: Sequence[int], limits: StepLimits, *, can_cut: bool = True) -> list[list[Chunk]]:
+    """Group `chunks` into forwards within `limits`; mostly one for all. Pure.
 
-    lengths: tokens of each item's sequence after the step. A prefill chunk that alone exceeds MAX_PAIRS is split into consecutive ones if
-    `can_cut`, else it has its own forward.
+    lengths: tokens of each item's sequence after the step. A prefill chunk that alone exceeds `limits.pairs` is split into consecutive
+    ones if `can_cut`, else it has its own forward.
     """
     groups: list[list[Chunk]] = []
     group: list[Chunk] = []
@@ -239,12 +233,12 @@ def bounded(chunks: Sequence[Chunk], lengths: Sequence[int], *, can_cut: bool = 
     for chunk in sorted(chunks, key=lambda chunk: lengths[chunk[0]]):
         index, start, stop = chunk
         count, longest = stop - start, lengths[index]
-        if count * longest > MAX_PAIRS:
-            size = max(1, MAX_PAIRS // longest) if can_cut else count
+        if count * longest > limits.pairs:
+            size = max(1, limits.pairs // longest) if can_cut else count
             groups += [[(index, at, min(at + size, stop))] for at in range(start, stop, size)]
             continue
         num_sequences, wide = len(group) + 1, max(widest, count)
-        if group and (num_sequences * longest > MAX_GATHERED or num_sequences * wide * longest > MAX_PAIRS):
+        if group and (num_sequences * longest > limits.gathered or num_sequences * wide * longest > limits.pairs):
             groups.append(group)
             group, wide = [], count
         group.append(chunk)

@@ -16,12 +16,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from node.engines.recurrent import CountingCache, check_chunks
 from node.engines.sequence_store import Chunking, Mode
+from node.engines.step_limits import StepLimits
 from protocols.errors import BadRequestError, CacheFullError, InternalError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
-
-MAX_PAIRS = 1 << 20
-"""Attention scores of one head in one forward: new tokens times tokens of the sequence. A longer step takes several forwards."""
 
 _PLAIN = {DynamicLayer, DynamicSlidingWindowLayer}
 _MEASURED_TOKENS = 8
@@ -44,13 +42,13 @@ class SerialEngine:
 
     mode: Mode = "serial"
 
-    def __init__(self, span: SpanModule, limit_bytes: int, *, unroll: bool = False) -> None:
+    def __init__(self, span: SpanModule, limit_bytes: int, *, unroll: bool = False, limits: StepLimits | None = None) -> None:
         """unroll: feed a sequence that already has tokens one token at a time. ModelNotSupportedError if this engine cannot work."""
         self.hidden_size, self.dtype, self.device = span.hidden_size, span.dtype, span.device
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self.forwards = 0
-        self._span, self._unroll = span, unroll
+        self._span, self._unroll, self._limits = span, unroll, limits or StepLimits()
         self.chunking: Chunking = "after_first" if unroll else "always"
         kinds = {type(layer) for layer in DynamicCache(config=span.config).layers}
         self._is_plain = kinds <= _PLAIN  # then a cache of plain layers is exact, too: masks make the windows. It can be cropped
@@ -109,7 +107,7 @@ class SerialEngine:
     def _advance(self, sequence: SerialSequence, hidden: Tensor, positions: Tensor | None) -> Tensor:
         if sequence.cache is None:
             sequence.cache = self._new_cache()
-        longest = 1 if self._unroll and sequence.length else max(1, MAX_PAIRS // (sequence.length + len(hidden)))
+        longest = 1 if self._unroll and sequence.length else max(1, self._limits.pairs // (sequence.length + len(hidden)))
         outputs = []
         sequence.is_broken = True  # until the last forward is done: an interrupted one leaves a cache in an unknown state
         for at in range(0, len(hidden), longest):

@@ -43,8 +43,10 @@ KERNELS: tuple[LinearKernel, ...] = (F.linear, transposed, onednn)
 """The model's own comes first."""
 
 
-def fastest(weights: Sequence[Tensor], count: int) -> LinearKernel:
+def fastest(weights: Sequence[Tensor], count: int, kernels: Sequence[LinearKernel] = KERNELS) -> LinearKernel:
     """The kernel to use for `count` tokens and these matrices of one shape, [O, I] each. `F.linear` on a device that is not the CPU.
+
+    kernels: to choose from, `F.linear` first.
 
     Each kernel multiplies each measured matrix once; the median time counts. Consecutive calls use different matrices, because in a
     forward a matrix is not in a cache either.
@@ -54,13 +56,13 @@ def fastest(weights: Sequence[Tensor], count: int) -> LinearKernel:
     tokens = torch.ones(
         1, count, weights[0].shape[1], dtype=weights[0].dtype
     )  # not random: that would change torch's global generator, and with it a text being sampled
-    spent_s: dict[LinearKernel, list[float]] = {kernel: [] for kernel in KERNELS}
-    for shift in range(len(KERNELS)):
+    spent_s: dict[LinearKernel, list[float]] = {kernel: [] for kernel in kernels}
+    for shift in range(len(kernels)):
         for index, weight in enumerate(_some(weights)):
-            kernel = KERNELS[(index + shift) % len(KERNELS)]
+            kernel = kernels[(index + shift) % len(kernels)]
             spent_s[kernel].append(_seconds(kernel, tokens, weight))
     cost_s = {kernel: statistics.median(times) for kernel, times in spent_s.items()}
-    quick = min(KERNELS, key=cost_s.__getitem__)
+    quick = min(kernels, key=cost_s.__getitem__)
     return quick if cost_s[quick] <= GAIN * cost_s[F.linear] else F.linear
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from node.engines import ends as module
 from node.engines.ends import Ends, Stretch, top
 from node.engines.ends_selftest import choose_ends, fault
 from protocols.errors import BadRequestError, ModelNotSupportedError
@@ -84,11 +83,10 @@ def test_positions_of_a_caller_are_used(tmp_path: Path) -> None:
     assert torch.equal(host.embed("ids", ids, [Stretch(0, 3)], places), expected)
 
 
-def test_a_flat_axis_may_be_longer_than_the_table_of_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flat_axis_may_be_longer_than_the_table_of_positions(tmp_path: Path) -> None:
     """40 sequences of 10 tokens are 400 on one axis, and the model has 256 places; so has the head's run of 400 tokens."""
-    monkeypatch.setattr(module, "LOGITS_BYTES", 300 * 256 * 4)
     path = make_checkpoint("gpt2", tmp_path / "gpt2")
-    host, sequence = choose_ends(loaded(path), 256), torch.randint(0, 256, (10,))
+    host, sequence = Ends(loaded(path), 256, logits_bytes=300 * 256 * 4), torch.randint(0, 256, (10,))
     (entered,), _, _ = of_one_machine(path, [sequence])
     embedded = host.embed("ids", sequence.repeat(40), [Stretch(0, 10)] * 40)
     assert torch.allclose(embedded.cpu(), entered.repeat(40, 1), atol=1e-6)

@@ -5,8 +5,9 @@ Steps of many sequences, prefill and decode, forks and crops; and which engine w
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis
@@ -16,16 +17,18 @@ import transformers
 from hypothesis import strategies as st
 from torch import Tensor
 
-from node.engines import packed, paged, serial
+from node.engines import packed, paged
 from node.engines.engine import Engine, choose_engine
 from node.engines.packed import PackedEngine
 from node.engines.paged import PagedEngine
 from node.engines.selftest import SelfTest
 from node.engines.serial import RecomputeEngine, SerialEngine
+from node.engines.step_limits import StepLimits
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import EndsModel, load_ends, load_span
+from swarm.models.span import SpanModule
 from tests.devices import DEVICE, feed
 from tests.families import LISTED, OTHERS, WINDOW, Checkpoints
 
@@ -89,12 +92,16 @@ class Boundaries:
 
 
 def engines_of(
-    checkpoints: Checkpoints, family: str, dtype: torch.dtype = torch.float32, shard: str | None = None
+    checkpoints: Checkpoints,
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    shard: str | None = None,
+    make: Callable[[SpanModule, int], Engine] = choose_engine,
 ) -> list[Engine]:
     checkpoint = open_checkpoint(checkpoints(family, shard))
     cut = 2
     spans = (Span(0, cut), Span(cut, checkpoint.num_blocks))
-    return [choose_engine(load_span(checkpoint, span, dtype=dtype, device=DEVICE), LIMIT) for span in spans]
+    return [make(load_span(checkpoint, span, dtype=dtype, device=DEVICE), LIMIT) for span in spans]
 
 
 def run_schedule(engines: Sequence[Engine], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -147,25 +154,21 @@ def test_long_steps_attend_in_slices_of_bounded_memory(
         return make(self, where, device)
 
     monkeypatch.setattr(packed._Step, "_mask", counted)
-    monkeypatch.setattr(packed, "MAX_MASK", 40)
-    monkeypatch.setattr(packed, "MAX_SCORES", 40 * 4)
+    small = functools.partial(PackedEngine, limits=StepLimits(mask_bytes=40, scores=40 * 4))
     reference = Boundaries(open_checkpoint(checkpoints(family)))
     pairs = [reference.run(length, seed=seed) for seed, length in enumerate(LENGTHS)]
-    outputs = run_schedule(engines_of(checkpoints, family), [given for given, _ in pairs])
+    outputs = run_schedule(engines_of(checkpoints, family, make=small), [given for given, _ in pairs])
     assert max(error(output, expected) for output, (_, expected) in zip(outputs, pairs, strict=True)) < EXACT
     assert masks and max(masks) <= (LENGTHS[2] ** 2 if family in ("mistral", "llama4_text") else 49)
 
 
 @pytest.mark.parametrize("family", ["bloom", "falcon_rotary", "gptj", "gpt_neo"])
-def test_long_steps_on_long_sequences_are_fed_in_parts(
-    checkpoints: Checkpoints, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(paged, "MAX_GATHERED", 40)
-    monkeypatch.setattr(paged, "MAX_PAIRS", 50)
-    monkeypatch.setattr(serial, "MAX_PAIRS", 50)
+def test_long_steps_on_long_sequences_are_fed_in_parts(checkpoints: Checkpoints, family: str) -> None:
+    kind: Callable[..., Engine] = PagedEngine if MODES[family] == "paged" else SerialEngine
+    small = functools.partial(kind, limits=StepLimits(gathered=40, pairs=50))
     reference = Boundaries(open_checkpoint(checkpoints(family)))
     pairs = [reference.run(length, seed=seed) for seed, length in enumerate(LENGTHS)]
-    engines = engines_of(checkpoints, family)
+    engines = engines_of(checkpoints, family, make=small)
     before = engines[0].forwards
     outputs = run_schedule(engines, [given for given, _ in pairs])
     assert max(error(output, expected) for output, (_, expected) in zip(outputs, pairs, strict=True)) < EXACT
@@ -175,10 +178,8 @@ def test_long_steps_on_long_sequences_are_fed_in_parts(
 @hypothesis.given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 400)), min_size=1, max_size=12))
 def test_forwards_have_every_token_once_in_order_and_keep_the_bounds(steps: list[tuple[int, int]]) -> None:
     lengths = [past + count for count, past in steps]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged, "MAX_GATHERED", 600)
-        patch.setattr(paged, "MAX_PAIRS", 2_000)
-        groups = paged.bounded([(index, 0, count) for index, (count, _) in enumerate(steps)], lengths)
+    chunks = [(index, 0, count) for index, (count, _) in enumerate(steps)]
+    groups = paged.bounded(chunks, lengths, StepLimits(gathered=600, pairs=2_000))
     for index, (count, _) in enumerate(steps):
         fed = [token for group in groups for at, start, stop in group if at == index for token in range(start, stop)]
         assert fed == list(range(count))
