@@ -79,8 +79,14 @@ class _Bag:
 class Shelf:
     """By key and author. clock: Unix time. has_met: peers that have answered us, whose entries give way last."""
 
-    def __init__(self, rng: random.Random, clock: Callable[[], float], has_met: Callable[[PeerId], bool]) -> None:
-        self._rng, self._clock, self._has_met = rng, clock, has_met
+    def __init__(
+        self,
+        rng: random.Random,
+        clock: Callable[[], float],
+        has_met: Callable[[PeerId], bool],
+        max_entries: int = MAX_ENTRIES,
+    ) -> None:
+        self._rng, self._clock, self._has_met, self._most = rng, clock, has_met, max_entries
         self._keys: dict[bytes, dict[PeerId, Kept]] = {}
         self._all = _Bag()
         self._of_key: defaultdict[bytes, _Bag] = defaultdict(_Bag)
@@ -132,7 +138,7 @@ class Shelf:
             self._shrink(beside, MAX_PER_PREFIX_AND_KEY, lambda place: 0)
             self._shrink(of_origin, MAX_PER_PREFIX, lambda place: 0)
         self._shrink(of_key, MAX_PER_KEY, lambda place: len(self._of_both[place[0], self._origin(place)]))
-        self._shrink(everything, MAX_ENTRIES, lambda place: len(self._of_origin[self._origin(place)]))
+        self._shrink(everything, self._most, lambda place: len(self._of_origin[self._origin(place)]))
 
     def _shrink(self, bag: _Bag, limit: int, num_beside: Callable[[Place], int]) -> None:
         """Free the place of one entry: of a few that are drawn at random, an author goes that we have not met, of the largest network."""

@@ -24,9 +24,10 @@ _MAX_BYTES = 32 << 10
 
 
 class Whereabouts:
-    """Transports (`/ip4/…/tcp/…`) by peer; beyond MAX_PEERS the oldest entries are forgotten."""
+    """Transports (`/ip4/…/tcp/…`) by peer; beyond `max_peers` the oldest entries are forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_peers: int = MAX_PEERS) -> None:
+        self._most = max_peers
         self._known: dict[PeerId, tuple[str, ...]] = {}
 
     def __getitem__(self, peer: PeerId) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ class Whereabouts:
             if peer == teller or peer not in self._known:
                 self._known.pop(peer, None)
                 self._known[peer] = addresses
-        while len(self._known) > MAX_PEERS:
+        while len(self._known) > self._most:
             del self._known[next(iter(self._known))]
 
     def tell(self, me: PeerId, mine: Sequence[str], others: Iterable[PeerId] = ()) -> bytes:

@@ -54,10 +54,17 @@ class Directory:
         has_met: Callable[[PeerId], bool] = lambda peer: False,
         rng: random.Random | None = None,
         clock: Clock = SYSTEM,
+        *,
+        life_s: float = RECORD_LIFE_S,
+        renew_s: float = RECORD_RENEW_S,
     ) -> None:
-        """has_met: peers that have answered us, whose entries come first where not all fit."""
+        """has_met: peers that have answered us, whose entries come first where not all fit.
+
+        life_s: an announcement expires after so long, unless it is renewed, which happens every `renew_s`.
+        """
         self._swarm, self._peer, self._book = swarm, peer, book
         self._has_met, self._rng, self._unix_s = has_met, rng or random.Random(), clock.unix_s
+        self._life_s, self._renew_s = life_s, renew_s
         self._make_record: Callable[[], PeerRecord] | None = None
         self._models: tuple[str, ...] = ()
         self._expires_s = 0.0
@@ -65,7 +72,7 @@ class Directory:
         self._storing = asyncio.Lock()
 
     async def announce(self, make_record: Callable[[], PeerRecord], models: Sequence[str]) -> None:
-        """Announce now, and every RECORD_RENEW_S until `withdraw`. `make_record` is asked each time; `models` are names.
+        """Announce now, and every `renew_s` until `withdraw`. `make_record` is asked each time; `models` are names.
 
         Returns when the first announcement is stored, by ourselves at least; where it is not, the renewal goes on trying.
         A second call replaces the record and adds its models.
@@ -87,7 +94,7 @@ class Directory:
             return await self._say(record.encode(), encode_names(self._models))
 
     async def _say(self, payload: bytes, names: bytes) -> bool:
-        self._expires_s = _next_expiry(self._expires_s, self._unix_s(), RECORD_LIFE_S)
+        self._expires_s = _next_expiry(self._expires_s, self._unix_s(), self._life_s)
         number = bucket(self._peer)
         said = [(model_key(self._swarm, model, number), payload) for model in self._models] + [
             (names_key(self._swarm, number), names)
@@ -95,7 +102,7 @@ class Directory:
         return all(await asyncio.gather(*(self._book.store(key, data, self._expires_s) for key, data in said)))
 
     async def _renew(self) -> None:
-        pause_s = RECORD_RENEW_S
+        pause_s = self._renew_s
         while True:
             await asyncio.sleep(pause_s)
             try:
@@ -103,7 +110,7 @@ class Directory:
             except SwarmError as error:
                 log.warning("our record cannot be announced: %s", error)
                 is_stored = False
-            pause_s = RECORD_RENEW_S if is_stored else RETRY_S
+            pause_s = self._renew_s if is_stored else RETRY_S
 
     async def withdraw(self) -> None:
         """Stop renewing, and tell who stores our record that it no longer holds; at most WITHDRAW_S. Harmless if nothing was announced.

@@ -62,11 +62,16 @@ class RemoteDirectory:
         may_be_seen: Callable[[PeerId], bool] = lambda peer: True,
         has_met: Callable[[PeerId], bool] = lambda peer: False,
         rng: random.Random | None = None,
+        max_entries: int = MAX_ENTRIES,
     ) -> None:
-        """may_be_seen: is what this peer announces believed? has_met: has it answered us? Then what it announces goes first."""
+        """may_be_seen: is what this peer announces believed? has_met: has it answered us? Then what it announces goes first.
+
+        max_entries: of one model that are remembered.
+        """
         self._swarm, self._pool, self._clock = swarm, pool, clock
         self._may_be_seen, self._has_met, self._rng = may_be_seen, has_met, rng or random.Random()
         self._sources = Sources(given, self._rng)
+        self._most = max_entries
         self._told: dict[str, dict[PeerId, SignedEntry]] = {}
         self._asking: set[asyncio.Task[int]] = set()
 
@@ -160,7 +165,7 @@ class RemoteDirectory:
 
     def _hold(self, told: dict[PeerId, SignedEntry], peer: PeerId, entry: SignedEntry) -> None:
         """Keep an entry; if all places are taken, a random one goes of a peer that we have not met."""
-        if peer not in told and len(told) >= MAX_ENTRIES:
+        if peer not in told and len(told) >= self._most:
             drawn = self._rng.sample(list(told), _DRAWN)
             del told[min(drawn, key=self._has_met)]
         told[peer] = entry

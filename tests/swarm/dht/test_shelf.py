@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from protocols.entries import SignedEntry
 from protocols.identity import from_seed
 from protocols.ids import PeerId, peer_id_of
 from swarm.dht import shelf as module
-from swarm.dht.shelf import MAX_PER_AUTHOR, MAX_PER_KEY, MAX_PER_PREFIX, MAX_PER_PREFIX_AND_KEY, OURS, Shelf
+from swarm.dht.shelf import MAX_ENTRIES, MAX_PER_KEY, MAX_PER_PREFIX, MAX_PER_PREFIX_AND_KEY, OURS, Shelf
 from swarm.prefixes import prefix
 
 KEY, OTHER = b"k" * 20, b"o" * 20
@@ -30,9 +28,9 @@ def entry(expires_s: float = 1_060.0, value: bytes = b"x") -> SignedEntry:
 class World:
     """A shelf, its clock, and whom its owner has met."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self.now_s, self.met = 1_000.0, set[PeerId]()
-        self.shelf = Shelf(random.Random(SEED), lambda: self.now_s, lambda one: one in self.met)
+        self.shelf = Shelf(random.Random(SEED), lambda: self.now_s, lambda one: one in self.met, max_entries)
 
     def flood(self, count: int, origin: str = LOCAL, key: bytes = KEY, start: int = 0) -> None:
         for number in range(start, start + count):
@@ -103,15 +101,14 @@ def test_our_own_entry_stays_whatever_comes() -> None:
     assert ALICE in world.shelf.entries(KEY)
 
 
-def test_the_whole_shelf_is_bounded_and_the_largest_network_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ENTRIES", 500)
-    world = World()
-    for number in range(MAX_PER_AUTHOR):
+def test_the_whole_shelf_is_bounded_and_the_largest_network_gives_way() -> None:
+    world = World(max_entries=500)
+    for number in range(10):
         assert world.shelf.put(number.to_bytes(20), ALICE, entry(), THERE)
     for number in range(1_000):
         world.flood(1, LOCAL, key=(100 + number).to_bytes(20), start=number)
     assert len(world.shelf) == 500
-    assert all(world.shelf.holds(number.to_bytes(20), ALICE) for number in range(MAX_PER_AUTHOR))
+    assert all(world.shelf.holds(number.to_bytes(20), ALICE) for number in range(10))
 
 
 def test_an_author_has_a_bounded_number_of_entries_until_they_expire() -> None:

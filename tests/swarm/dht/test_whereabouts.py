@@ -64,9 +64,8 @@ def test_what_does_not_fit_a_message_is_left_out_and_the_rest_is_told() -> None:
     assert json.loads(teller.tell(ME, [], [THIRD])) == {}
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whereabouts, "MAX_PEERS", 3)
-    known, peers = Whereabouts(), [from_seed(bytes([number]) * 32).peer_id for number in range(10, 15)]
+def test_memory_is_bounded() -> None:
+    known, peers = Whereabouts(max_peers=3), [from_seed(bytes([number]) * 32).peer_id for number in range(10, 15)]
     for peer in peers:
         known.learn(peer, json.dumps({str(peer): [HERE]}).encode())
     assert [bool(known[peer]) for peer in peers] == [False, False, True, True, True]

@@ -155,10 +155,7 @@ async def test_a_flooded_answer_costs_a_bounded_number_of_checks_and_its_first_e
     assert [line.count("entries that their authors have not signed") for line in logged(caplog, log)] == [1]
 
 
-async def test_a_client_that_was_told_too_much_still_learns_of_new_peers_and_keeps_whom_it_has_met(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("swarm.directory.remote.MAX_ENTRIES", 50)
+async def test_a_client_that_was_told_too_much_still_learns_of_new_peers_and_keeps_whom_it_has_met() -> None:
     peers = Peers({ALICE.peer_id: [record(BOB), *crowd(200)]})
     remote = RemoteDirectory(
         "test",
@@ -166,6 +163,7 @@ async def test_a_client_that_was_told_too_much_still_learns_of_new_peers_and_kee
         [Source(peer=ALICE.peer_id, addresses=("given:1",), is_given=True)],
         lambda: NOW_S,
         has_met=lambda peer: peer == BOB.peer_id,
+        max_entries=50,
     )
     assert BOB.peer_id in await seen(remote)
     peers.answers[ALICE.peer_id] = [record(CAROL)]

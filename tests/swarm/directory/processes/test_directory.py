@@ -64,11 +64,10 @@ async def test_a_change_is_pushed_at_once() -> None:
         await here.withdraw()
 
 
-async def test_an_announcement_is_renewed_before_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RECORD_LIFE_S", 1.5)
-    monkeypatch.setattr(module, "RECORD_RENEW_S", 0.4)
+async def test_an_announcement_is_renewed_before_it_expires() -> None:
     async with members(2) as (one, two):
-        here, looking, began = directory(one), directory(two), time.monotonic()
+        here = Directory("test", one._identity.peer_id, one, life_s=1.5, renew_s=0.4)
+        looking, began = directory(two), time.monotonic()
         await here.announce(lambda: record(one, "0:4"), ["tiny"])
         while time.monotonic() - began < 2.5:  # longer than a life: that it lasts is the thing under test
             assert len((await looking.snapshot("tiny")).peers) == 1
