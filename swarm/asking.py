@@ -26,10 +26,10 @@ AT_ONCE = 64
 """Peers that are asked at once; a silent one delays those behind it by HELLO_S."""
 
 
-async def is_there(ping: Ping, record: PeerRecord) -> bool:
-    """Does it answer a hello within HELLO_S?"""
+async def is_there(ping: Ping, record: PeerRecord, hello_s: float = HELLO_S) -> bool:
+    """Does it answer a hello within `hello_s`?"""
     try:
-        async with asyncio.timeout(HELLO_S):
+        async with asyncio.timeout(hello_s):
             await ping(record)
     except (SwarmError, TimeoutError):
         return False

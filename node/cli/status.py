@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from node.cli.waiting import shown
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from swarm import places, waiting
-from swarm.asking import answers, is_there
+from swarm.asking import HELLO_S, answers, is_there
 from swarm.meeting import keyring
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entered
@@ -75,7 +75,12 @@ def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | Non
 
 
 async def _ask(
-    name: str | None, into: Entered, find: FindConfig, memory: NameMemory, on_wait: OnWait
+    name: str | None,
+    into: Entered,
+    find: FindConfig,
+    memory: NameMemory,
+    on_wait: OnWait,
+    max_models: int = MAX_MODELS,
 ) -> tuple[list[ModelRows], Collection[str]]:
     """Table rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
@@ -84,7 +89,7 @@ async def _ask(
 
     config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
     async with Peer(config, {}) as peer:
-        names = [name] if name is not None else list(await peer.directory.models())[:MAX_MODELS]
+        names = [name] if name is not None else list(await peer.directory.models())[:max_models]
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
         records = {record.peer: record for snapshot in snapshots for record in snapshot.peers}
         on_wait(waiting.asking(len(records)))
@@ -97,13 +102,18 @@ async def _ask(
         return models, names if models else await peer.directory.models()
 
 
-async def _silent(peer: Peer, records: Mapping[PeerId, PeerRecord]) -> dict[PeerId, str]:
+async def _silent(
+    peer: Peer, records: Mapping[PeerId, PeerRecord], ask_s: float = ASK_S, hello_s: float = HELLO_S
+) -> dict[PeerId, str]:
     """The state of those who do not answer a hello, asked in random order: a node that was killed is announced for up to a minute."""
+
+    def ask(record: PeerRecord) -> Awaitable[bool]:
+        return is_there(peer.ping, record, hello_s)
 
     states = dict.fromkeys(records, UNASKED)
     with contextlib.suppress(TimeoutError):
         asked = random.sample(list(records.values()), len(records))
-        async with asyncio.timeout(ASK_S), aclosing(answers(asked, lambda record: is_there(peer.ping, record))) as replies:
+        async with asyncio.timeout(ask_s), aclosing(answers(asked, ask)) as replies:
             async for record, answers_us in replies:
                 states[record.peer] = SILENT
                 if answers_us:

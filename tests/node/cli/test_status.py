@@ -20,7 +20,6 @@ from node.cli.status_rows import summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
-from swarm import asking
 from swarm.asking import AT_ONCE
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entered
@@ -165,22 +164,20 @@ def hosting(peer: Peer, *models: str) -> PeerRecord:
     )
 
 
-async def test_without_a_name_the_models_of_most_peers_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MAX_MODELS", 2)
+async def test_without_a_name_the_models_of_most_peers_are_shown(tmp_path: Path) -> None:
     memory = NameMemory(remembered.file_of(tmp_path, "public"))
     async with Peer(PeerConfig(data_dir=tmp_path)) as one, Peer(PeerConfig(data_dir=tmp_path, bootstrap=one.multiaddrs)) as two:
         await two.joined()
         for peer, models in ((one, ("a", "b", "c")), (two, ("c", "b"))):
             await peer.directory.announce(lambda peer=peer, models=models: hosting(peer, *models), models)  # type: ignore[misc]
-        rows, _ = await status._ask(None, Entered(peers=one.multiaddrs), FindConfig(), memory, lambda _wait: None)
+        entered = Entered(peers=one.multiaddrs)
+        rows, _ = await status._ask(None, entered, FindConfig(), memory, lambda _wait: None, max_models=2)
     assert sorted(one.name for one in rows) == ["b", "c"]
     assert {peer.state for one in rows for peer in one.peers} == {"serving"}
 
 
-async def test_those_for_whom_there_was_no_time_are_called_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_those_for_whom_there_was_no_time_are_called_unasked(tmp_path: Path) -> None:
     """A thousand made-up records must not hold `swarm status` up."""
-    monkeypatch.setattr(asking, "HELLO_S", 1.0)
-    monkeypatch.setattr(status, "ASK_S", 1.6)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         made_up = [from_seed(number.to_bytes(32, "big")).peer_id for number in range(AT_ONCE + 50)]
@@ -188,6 +185,6 @@ async def test_those_for_whom_there_was_no_time_are_called_unasked(tmp_path: Pat
         async with Peer(PeerConfig(data_dir=tmp_path)) as host, Peer(PeerConfig(data_dir=tmp_path)) as us:
             assert await status._silent(us, {host.peer_id: hosting(host, "a")}) == {}
             started = time.monotonic()
-            states = await status._silent(us, records)
+            states = await status._silent(us, records, ask_s=1.6, hello_s=1.0)
             assert time.monotonic() - started < 5.0
     assert Counter(states.values()) == {SILENT: AT_ONCE, UNASKED: 50}
