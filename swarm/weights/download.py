@@ -55,7 +55,8 @@ class Download:
         self.report = Report()
         self._disk = ThreadPoolExecutor(2, thread_name_prefix="weights")
         self._active: dict[PeerId, asyncio.Task[None]] = {}
-        self._roster = Roster(options.reputation or Reputation(pool.is_connected), options.max_sources)
+        reputation = options.reputation or Reputation(pool.is_connected)
+        self._roster = Roster(reputation, options.max_sources, options.pause_s)
         self._giving_way: set[PeerId] = set()
         self._failure: SwarmError | None = None
         """The last one, for the error that ends us."""

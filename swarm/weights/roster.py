@@ -51,8 +51,9 @@ class _Place:
 class Roster:
     """The sources of one download."""
 
-    def __init__(self, reputation: Reputation, max_sources: int) -> None:
-        self._reputation, self._most = reputation, max_sources
+    def __init__(self, reputation: Reputation, max_sources: int, pause_s: float = PAUSE_S) -> None:
+        """pause_s: see PAUSE_S."""
+        self._reputation, self._most, self._pause_s = reputation, max_sources, pause_s
         self._known: list[PeerRecord] = []
         self._places: dict[PeerId, _Place] = {}
         self._again_s: dict[PeerId, float] = {}
@@ -93,8 +94,8 @@ class Roster:
         self._places.pop(peer, None)
         if has_failed:
             self._reputation.failed(peer)
-        pause_s = self._pauses_s.get(peer, PAUSE_S) if has_failed else PAUSE_S
-        self._pauses_s[peer] = min(2 * pause_s, 16 * PAUSE_S)
+        pause_s = self._pauses_s.get(peer, self._pause_s) if has_failed else self._pause_s
+        self._pauses_s[peer] = min(2 * pause_s, 16 * self._pause_s)
         self._again_s[peer] = now_s + pause_s
 
     def vacate(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from swarm.weights.reputation import Reputation
+from swarm.weights.roster import PAUSE_S
 from swarm.weights.source import STALL_S
 
 MAX_SOURCES = 8
@@ -60,6 +61,8 @@ class Options:
     """What peers have done in earlier downloads of this process; None = nothing is known."""
     progress_timeout_s: float = PROGRESS_TIMEOUT_S
     stall_s: float = STALL_S
+    pause_s: float = PAUSE_S
+    """A source that failed, or was full, is asked again after this; after longer if it fails again."""
     disk_bytes: int = 0
     """What all fetched models may take of the disk; 0 = what is free."""
     on_progress: Callable[[Progress], None] = lambda progress: None

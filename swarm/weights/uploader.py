@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from protocols import pieces, services
@@ -38,25 +39,32 @@ FIRST_QUESTION_S = 10.0
 IDLE_S = 60.0
 """A stream on which nothing is asked for so long ends, also if no other stream waits for its place."""
 
-SEND_S = 20.0
-"""How long one answer of at most 1 MiB may take to be taken; longer ones get more, in proportion."""
-
 WAIT_S = 3.0
 """How long a stream waits for a place before it is refused."""
 
 LOOK_S = 0.2
 """So often one that waits looks whether a place is not used any more."""
 
-MAX_MANIFESTS_BYTES, MANIFESTS_WINDOW_S = 64 << 20, 16.0
-"""Bytes of manifests that one network may fetch in a window; no manifest is longer than that."""
-
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadLimits:
+    """What one receiver may cost an uploader."""
+
+    send_s: float = 20.0
+    """How long one answer of at most 1 MiB may take to be taken; longer ones get more, in proportion."""
+
+    manifests_bytes: int = 64 << 20
+    """Bytes of manifests that one network may fetch in a window; no manifest is longer than that."""
+
+    manifests_window_s: float = 16.0
 
 
 class Uploader:
     """Gives what its shelves hold. Shelves may be added and removed at any time."""
 
-    def __init__(self, bytes_s: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bytes_s: int = 0, clock: Callable[[], float] = time.monotonic, limits: UploadLimits | None = None) -> None:
         """bytes_s: all uploads together send at most so much; 0 = no cap. ConfigError below SLOWEST_BYTES_S."""
         if bytes_s and bytes_s < SLOWEST_BYTES_S:
             raise ConfigError(f"an upload rate is at least {SLOWEST_BYTES_S * 8 / 1e6:.1f} Mbit/s, got {bytes_s * 8 / 1e6:.2f}")
@@ -64,7 +72,8 @@ class Uploader:
         self.sent_bytes = 0
         self._bucket = TokenBucket(bytes_s, min(bytes_s, PIECE_BYTES)) if bytes_s else None
         self._slots = Slots(min(MAX_UPLOADS, bytes_s // SLOWEST_BYTES_S) if bytes_s else MAX_UPLOADS)
-        self._manifests = Meter(MAX_MANIFESTS_BYTES, MANIFESTS_WINDOW_S, clock)
+        self._limits = limits or UploadLimits()
+        self._manifests = Meter(self._limits.manifests_bytes, self._limits.manifests_window_s, clock)
         self._clock = clock
         self._shelves: dict[str, Shelf] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="uploads")
@@ -195,7 +204,7 @@ class Uploader:
 
     async def _send(self, stream: Stream, frame: bytes) -> None:
         await self._turn(len(frame))
-        allowed_s = SEND_S * max(1.0, len(frame) / PIECE_BYTES)
+        allowed_s = self._limits.send_s * max(1.0, len(frame) / PIECE_BYTES)
         try:
             async with asyncio.timeout(allowed_s):
                 await stream.send(frame)

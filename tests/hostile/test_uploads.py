@@ -16,11 +16,10 @@ from protocols.identity import from_seed
 from protocols.weights import PIECE_BYTES, ManifestRequest
 from swarm.rpc import ChannelPool
 from swarm.rpc.stream import Stream
-from swarm.weights import uploader as uploading
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
 from swarm.weights.terms import Options
-from swarm.weights.uploader import MAX_UPLOADS, Uploader
+from swarm.weights.uploader import MAX_UPLOADS, Uploader, UploadLimits
 from tests.swarm.weights.parts import Giver, Model, local_swarm, make_model
 
 
@@ -101,13 +100,12 @@ async def test_places_that_are_not_used_go_to_who_fetches(tmp_path: Path, *, rea
 
 
 async def test_a_receiver_that_does_not_read_is_cut_off_though_nobody_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its call is over then, also for the transport, and our log has no traceback of it."""
-    monkeypatch.setattr(uploading, "SEND_S", 0.5)
     async with asyncio.timeout(30), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1, block_bytes=48 * PIECE_BYTES)
-        giver = await here.start(model)
+        giver = await here.start(model, Uploader(limits=UploadLimits(send_s=0.5)))
         attacker = Attacker(0, giver, model)
         task = asyncio.create_task(attacker.hold(reads=False))
         try:
@@ -125,13 +123,13 @@ async def test_a_receiver_that_does_not_read_is_cut_off_though_nobody_waits(
             await attacker.pool.close()
 
 
-async def test_manifests_are_counted_by_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_manifests_are_counted_by_network(tmp_path: Path) -> None:
     """A peer that asks again and again is refused; its account is filled again with time."""
     now_s = 0.0
     async with asyncio.timeout(20), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
-        monkeypatch.setattr(uploading, "MAX_MANIFESTS_BYTES", 4 * len(model.manifest.encode()))
-        giver = await here.start(model, Uploader(clock=lambda: now_s))
+        limits = UploadLimits(manifests_bytes=4 * len(model.manifest.encode()))
+        giver = await here.start(model, Uploader(clock=lambda: now_s, limits=limits))
         channel = await here.pool.channel(giver.record.peer, giver.record.addresses, giver.record.certificate)
         request = ManifestRequest(model=model.model).encode()
         for _ in range(4):

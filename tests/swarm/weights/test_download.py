@@ -14,7 +14,6 @@ from protocols.errors import DiskFullError, ModelNotSupportedError, NoRouteError
 from protocols.ids import ModelId
 from protocols.weights import PIECE_BYTES, FileEntry
 from swarm.checkpoints.tensor_part import TensorPart
-from swarm.weights import roster
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
 from swarm.weights.shelf import Shelf
@@ -218,10 +217,9 @@ def test_two_downloads_into_one_cache_share_the_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("num_sources", "max_sources"), [(1, 8), (3, 2), (3, 8)])
 def test_a_shard_that_another_process_gives_up_is_fetched_from_the_same_sources(
-    tmp_path: Path, num_sources: int, max_sources: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, num_sources: int, max_sources: int
 ) -> None:
     """The second part of one download begins with no place taken."""
-    monkeypatch.setattr(roster, "PAUSE_S", 1_000.0)  # those that came to their end do not come again
 
     async def work() -> None:
         model = make_model(tmp_path / "source")
@@ -236,7 +234,13 @@ def test_a_shard_that_another_process_gives_up_is_fetched_from_the_same_sources(
                 if progress.done_bytes >= progress.total_bytes - held.num_bytes:
                     rest_are_here.set()
 
-            options = Options(progress_timeout_s=5, stall_s=5, max_sources=max_sources, on_progress=seen)
+            options = Options(
+                progress_timeout_s=5,
+                stall_s=5,
+                max_sources=max_sources,
+                on_progress=seen,
+                pause_s=1_000.0,  # those that came to their end do not come again
+            )
             with other.shard(held).locked() as is_mine:
                 assert is_mine
                 fetching = asyncio.create_task(fetch_tensors(model.tensors, cache, here.pool, here.sources, options))
