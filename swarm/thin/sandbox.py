@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from protocols import errors
@@ -43,12 +44,25 @@ class SandboxEndedError(ModelNotSupportedError):
         self.what = f"it {what}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuLimits:
+    """Seconds of processor time that a request may take, however short its text."""
+
+    render_s: float = 2.0
+    """Of a chat template; more for a long conversation."""
+
+    decode_s: float = 3.0
+    """Of token ids to text."""
+
+
 class Sandbox:
     """Runs what belongs to one model. Blocking; from any thread, one after the other."""
 
-    def __init__(self, model: str, with_transformers: bool = False) -> None:
+    def __init__(self, model: str, with_transformers: bool = False, limits: CpuLimits | None = None) -> None:
         """Nothing is started yet. model: what errors call it. with_transformers: import it before limits hold."""
         self.model, self._with_transformers = model, with_transformers
+        self.limits = limits or CpuLimits()
+        """What callers pass on to `ask`."""
         self._lock = threading.Lock()
         self._opening: tuple[Mapping[str, Any], float] | None = None
         self._process: subprocess.Popen[bytes] | None = None

@@ -17,7 +17,6 @@ OPEN_CPU_S, OPEN_CPU_S_PER_MB = 10.0, 1.5
 ENCODE_CPU_S, ENCODE_CPU_S_PER_MB = 5.0, 10.0
 """The same for a text, by its letters; 1 to 2 s for a million."""
 
-DECODE_CPU_S = 3.0
 _FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 
 
@@ -52,7 +51,7 @@ class SandboxedTokenizer:
     def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The text of each run of ids, for one hop over the pipe."""
         request = {"action": "decode", "runs": [list(ids) for ids in runs], "skip": skip_special_tokens}
-        texts: list[str] = self.sandbox.ask(request, DECODE_CPU_S)["texts"]
+        texts: list[str] = self.sandbox.ask(request, self.sandbox.limits.decode_s)["texts"]
         return texts
 
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.sandbox import Sandbox, SandboxEndedError
 
-RENDER_CPU_S, RENDER_CPU_S_PER_MB = 2.0, 0.5
-"""Processor time of a template, and more of it by the letters of the conversation."""
+RENDER_CPU_S_PER_MB = 0.5
+"""Processor time of a template beside `CpuLimits.render_s`, by the letters of the conversation."""
 
 MAX_WORDS = 300
 """Letters of a template's own words that are shown."""
@@ -73,7 +73,7 @@ def render(sandbox: Sandbox, template: str, messages: Sequence[Message], variabl
     request = {"action": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
     size = sum(len(message["content"]) for message in messages)
     try:
-        made = sandbox.ask(request, RENDER_CPU_S + RENDER_CPU_S_PER_MB * size / 1e6)
+        made = sandbox.ask(request, sandbox.limits.render_s + RENDER_CPU_S_PER_MB * size / 1e6)
     except SandboxEndedError as error:
         raise failed(error.what) from None
     if isinstance(made.get("refusal"), str):

@@ -21,8 +21,8 @@ from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints.layout import MANIFEST
 from swarm.client import tokenizer as full
 from swarm.client.model import SwarmModelForCausalLM
-from swarm.thin import sandboxed_tokenizer, templates
-from swarm.thin.sandbox import Sandbox, SandboxEndedError
+from swarm.thin import templates
+from swarm.thin.sandbox import CpuLimits, Sandbox, SandboxEndedError
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.thin.templates import conversation_ids
 
@@ -59,15 +59,9 @@ AT_DECODING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _less_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxed_tokenizer, "DECODE_CPU_S", 0.5)
-    monkeypatch.setattr(templates, "RENDER_CPU_S", 0.5)
-
-
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    found = Sandbox("their-model")
+    found = Sandbox("their-model", limits=CpuLimits(render_s=0.5, decode_s=0.5))
     yield found
     found.close()
 
@@ -135,13 +129,14 @@ async def test_a_template_without_end_holds_nobody_up_who_gives_up(tmp_path: Pat
     messages = [{"role": "user", "content": "ab"}]
     with pytest.raises(ModelNotSupportedError, match=r"cannot be rendered: it needs more than \d s of processor time"):
         await conversation_ids(tokenizer, messages)
-    templates.RENDER_CPU_S = 60.0
-    waiting = asyncio.create_task(conversation_ids(tokenizer, messages))
-    await asyncio.to_thread(until_asked, sandbox)
-    waiting.cancel()  # as Ctrl-C does
-    with contextlib.suppress(asyncio.CancelledError):
-        await waiting
-    assert await asyncio.to_thread(tokenizer.encode, "ab") == [0, 1]  # not behind the 60 s of the other
+    with contextlib.closing(Sandbox("their-model", limits=CpuLimits(render_s=60.0))) as patient:
+        tokenizer = SandboxedTokenizer(patient, tmp_path)
+        waiting = asyncio.create_task(conversation_ids(tokenizer, messages))
+        await asyncio.to_thread(until_asked, patient)
+        waiting.cancel()  # as Ctrl-C does
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        assert await asyncio.to_thread(tokenizer.encode, "ab") == [0, 1]  # not behind the 60 s of the other
 
 
 def test_a_process_that_is_killed_is_started_again_and_none_is_left(tmp_path: Path, sandbox: Sandbox) -> None:
