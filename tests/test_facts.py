@@ -45,7 +45,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "within {:g} s (`HEAL_S`)", DEFAULTS, "HEAL_S"),
     (ARCHITECTURE, "sends {} random hidden states", "node/placement/proving.py", "NUM_TOKENS"),
     (ARCHITECTURE, "peer counts for {:g} s from the check", "node/placement/span_choice.py", "MAX_JOINING_S"),
-    (ARCHITECTURE, "watches its DHT neighbours every {:g} s", "swarm/peer/dht_keeper.py", "WATCH_S"),
+    (ARCHITECTURE, "watches its DHT neighbours every {:g} s", "swarm/peer/config.py", "WATCH_S"),
     (ARCHITECTURE, "it announces again (at most every {:g} s)", "swarm/peer/dht_keeper.py", "REANNOUNCE_S"),
     (ARCHITECTURE, "from up to {} peers at once", "swarm/weights/terms.py", "MAX_SOURCES"),
     (ARCHITECTURE, "sends nothing for {:g} s loses its place", "swarm/weights/roster.py", "TRIAL_S"),

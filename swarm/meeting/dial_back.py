@@ -20,9 +20,6 @@ from protocols.ids import PeerId
 from swarm.prefixes import prefix
 from swarm.rpc import Call, tls
 
-DIAL_BACK_S = 3.0
-"""Longest wait for a caller's address, and the time after which a failure is told, whatever failed."""
-
 MAX_DIAL_BACKS = 32
 """Callers that are dialled back at once."""
 
@@ -41,9 +38,12 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 class DialBacks:
     """Answers those who ask to be dialled."""
 
-    def __init__(self, on_reached: Callable[[PeerId, str], None]) -> None:
-        """on_reached: told of each caller that has proven itself, and where."""
-        self._on_reached = on_reached
+    def __init__(self, on_reached: Callable[[PeerId, str], None], wait_s: float) -> None:
+        """on_reached: told of each caller that has proven itself, and where.
+
+        wait_s: longest wait for a caller's address, and the time after which a failure is told, whatever failed.
+        """
+        self._on_reached, self._wait_s = on_reached, wait_s
         self._callers: set[PeerId] = set()
         self._networks: Counter[str] = Counter()
 
@@ -53,7 +53,7 @@ class DialBacks:
         places = own(asked.addresses, call.address, is_here)
         if places:
             with self._place(call):
-                reachable = await _first_that_is(places, call.peer)
+                reachable = await _first_that_is(places, call.peer, self._wait_s)
         elif is_hidden(asked.addresses, call.address):
             return DialBackReply(reachable=(), reason=f"you call from {call.address} and announce private addresses").encode()
         else:
@@ -138,18 +138,18 @@ def is_here(ip: str) -> bool:
     return True
 
 
-async def _first_that_is(places: Sequence[str], peer: PeerId) -> tuple[str, ...]:
-    """The first place at which this peer proves itself, at once; else nothing, and only after DIAL_BACK_S.
+async def _first_that_is(places: Sequence[str], peer: PeerId, wait_s: float) -> tuple[str, ...]:
+    """The first place at which this peer proves itself, at once; else nothing, and only after `wait_s`.
 
     So a caller cannot tell a closed port from a silent one, or from one where another peer answers.
     """
-    tasks = [asyncio.create_task(_is_at(address, peer)) for address in places]
+    tasks = [asyncio.create_task(_is_at(address, peer, wait_s)) for address in places]
     try:
-        async with asyncio.timeout(DIAL_BACK_S):
+        async with asyncio.timeout(wait_s):
             for answered in asyncio.as_completed(tasks):
                 if found := await answered:
                     return (found,)
-            await asyncio.sleep(DIAL_BACK_S)
+            await asyncio.sleep(wait_s)
     except TimeoutError:
         pass
     finally:
@@ -159,9 +159,9 @@ async def _first_that_is(places: Sequence[str], peer: PeerId) -> tuple[str, ...]
     return ()
 
 
-async def _is_at(address: str, peer: PeerId) -> str:
+async def _is_at(address: str, peer: PeerId, wait_s: float) -> str:
     """The address if `peer` proves itself there, else nothing."""
     try:
-        return address if tls.owner(await tls.fetch(address, DIAL_BACK_S)) == peer else ""
+        return address if tls.owner(await tls.fetch(address, wait_s)) == peer else ""
     except (PeerUnreachableError, UnauthenticatedError):
         return ""

@@ -26,14 +26,6 @@ from swarm.meeting.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 15.0
-MIN_PAUSE_S = 1.0
-"""Least seconds between two rounds that new neighbours cause: one may announce new addresses all the time."""
-
-LOOK_AROUND_S = 30.0
-"""How often a peer that has joined asks for new neighbours, and whether it still has any."""
-
 _MAX_IGNORED = 1_024
 _MAX_SAID = 16
 """Peers that are not for us of which the log tells; a neighbour may announce any number."""
@@ -98,12 +90,34 @@ class Sources:
     neighbours: Neighbours = field(default_factory=Neighbours)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinTimes:
+    """Pauses between the rounds of a `Joiner`, in seconds."""
+
+    first_pause_s: float = 0.5
+    """After the first round in which no peer answers; twice as long after each further one."""
+
+    longest_pause_s: float = 15.0
+    min_pause_s: float = 1.0
+    """Least pause between two rounds that new neighbours cause: one may announce new addresses all the time."""
+
+    look_around_s: float = 30.0
+    """How often a peer that has joined asks for new neighbours, and whether it still has any."""
+
+
 class Joiner:
     """Runs until cancelled. Without any source a peer is the first of its swarm, which counts as joined."""
 
-    def __init__(self, dht: Meeting, sources: Sources, on_change: Callable[[Met | None, str], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        dht: Meeting,
+        sources: Sources,
+        on_change: Callable[[Met | None, str], Awaitable[None]],
+        times: JoinTimes | None = None,
+    ) -> None:
         """on_change(met, text) once for every time that we join, on_change(None, text) for every round in which no peer answers."""
         self._dht, self._sources, self._on_change = dht, sources, on_change
+        self._times = times or JoinTimes()
         self._has_joined = asyncio.Event()
         self._ignored: dict[PeerAddress, None] = {}
         """Of other swarms, or without a common version."""
@@ -116,7 +130,7 @@ class Joiner:
         """Set while no question about neighbours waits for the user's answer."""
         self._is_answered.set()
         self._has_said = False
-        self._heard_s = -MIN_PAUSE_S
+        self._heard_s = -self._times.min_pause_s
         """When new neighbours last caused a round, on the loop's clock."""
         if not (sources.given or sources.remembered() or sources.has_lan):
             self._has_joined.set()
@@ -147,29 +161,29 @@ class Joiner:
 
     async def run(self) -> None:
         clock = asyncio.get_running_loop().time
-        pause_s, looked_s = FIRST_PAUSE_S, clock()
+        times, pause_s, looked_s = self._times, self._times.first_pause_s, clock()
         while True:
             self._sources.neighbours.news.clear()
             is_in = bool(self._dht.num_neighbours) or await self._meet()
             self._has_asked.set()
             if is_in:
-                pause_s = FIRST_PAUSE_S
-                await self._news_within(max(0.0, looked_s + LOOK_AROUND_S - clock()))
+                pause_s = times.first_pause_s
+                await self._news_within(max(0.0, looked_s + times.look_around_s - clock()))
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
-                    if clock() - looked_s >= LOOK_AROUND_S:
+                    if clock() - looked_s >= times.look_around_s:
                         looked_s = clock()
                         await self._dht.look_around()
                     await self._meet_neighbours(only_new=True)  # another part of the swarm, perhaps, that has just come up
                 continue
             await self._news_within(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, times.longest_pause_s)
 
     async def _news_within(self, pause_s: float) -> None:
         """Wait for a neighbour that we did not know, for `pause_s` at most."""
         clock = asyncio.get_running_loop().time
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await asyncio.sleep(max(0.0, self._heard_s + MIN_PAUSE_S - clock()))
+                await asyncio.sleep(max(0.0, self._heard_s + self._times.min_pause_s - clock()))
                 await self._sources.neighbours.news.wait()
                 self._heard_s = clock()
 

@@ -12,6 +12,8 @@ from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import ANYBODY, Entry
 from swarm.meeting.invitation import check_name
 
+WATCH_S = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
@@ -46,6 +48,12 @@ class PeerConfig:
 
     entry: Entry = ANYBODY
     """The key of a private swarm, and the lists of whom we talk to."""
+
+    dial_back_s: float = 3.0
+    """How long we try to reach a caller that asks to be dialled back."""
+
+    watch_s: float = WATCH_S
+    """How often we look whether peers of the DHT have gone; with them may have gone copies of our record."""
 
     on_join: Callable[[bool, str], None] | None = None
     """Told (True, text) when peers were met, and (False, text) after every round in which none answered."""

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WATCH_S = 2.0
-"""How often we look whether peers of the DHT have gone; with them may have gone copies of our record."""
-
 REANNOUNCE_S = 5.0
 """At least so long between two announcements for that reason."""
 
@@ -117,7 +114,7 @@ class DhtKeeper:
         """
         before: frozenset[str] = frozenset()
         while True:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(self._config.watch_s)
             with contextlib.suppress(SwarmError):  # the DHT is being started again
                 now = await self.dht.connected()
                 if before - now and await announce():

@@ -60,7 +60,7 @@ class Peer(Greeter):
         self._handlers: Handlers = {
             **(handlers or {}),
             services.HELLO.name: self._answer_hello,
-            services.DIAL_BACK.name: dial_back.DialBacks(self.met.note).answer,
+            services.DIAL_BACK.name: dial_back.DialBacks(self.met.note, config.dial_back_s).answer,
             services.DIRECTORY.name: self._answers.answer,
         }
         self._stack = contextlib.AsyncExitStack()

@@ -15,7 +15,6 @@ from protocols.hello import DialBack, DialBackReply
 from protocols.identity import Identity, from_seed
 from protocols.ids import PeerId
 from protocols.services import DIAL_BACK
-from swarm.meeting import dial_back
 from swarm.meeting.dial_back import MAX_ADDRESSES, MAX_PER_NETWORK, DialBacks
 from swarm.meeting.reachability import Place, ask
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
@@ -25,11 +24,6 @@ HONEST, SERVER = from_seed(bytes([90]) * 32), from_seed(bytes([91]) * 32)
 
 def identity(number: int) -> Identity:
     return from_seed(number.to_bytes(32))
-
-
-@pytest.fixture(autouse=True)
-def _shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial_back, "DIAL_BACK_S", 0.6)
 
 
 class Listener:
@@ -70,13 +64,17 @@ def nobody(peer: PeerId, address: str) -> None:
     raise AssertionError(f"{peer} at {address} counts as reached")
 
 
+def dialling(on_reached: Callable[[PeerId, str], None]) -> DialBacks:
+    return DialBacks(on_reached, wait_s=0.6)
+
+
 @contextlib.asynccontextmanager
 async def served(
     who: Identity, answer: Callable[[bytes, Call], Awaitable[bytes]] | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Place]:
     """A real gRPC server that answers `dial_back`."""
     certificate = tls.make(who)
-    server = RpcServer(who, certificate, {DIAL_BACK.name: answer or DialBacks(ignored).answer}, host)
+    server = RpcServer(who, certificate, {DIAL_BACK.name: answer or dialling(ignored).answer}, host)
     port = await server.start()
     try:
         yield who.peer_id, (f"{host}:{port}",), certificate.der
@@ -108,7 +106,7 @@ async def test_a_call_makes_two_dials_and_none_at_others() -> None:
                 "",
             ):  # as callers from there: a port of ours is not theirs
                 with pytest.raises(UnauthenticatedError, match="only the address that a call comes from"):
-                    await DialBacks(nobody).answer(request(ports[7].address, "1.1.1.1:1"), call(identity(2), address))
+                    await dialling(nobody).answer(request(ports[7].address, "1.1.1.1:1"), call(identity(2), address))
             assert sum(port.num_visits() for port in ports) == MAX_ADDRESSES
     await pool.close()
 
@@ -120,7 +118,7 @@ async def test_a_closed_a_silent_and_another_peers_port_take_the_same_time() -> 
             took_s = {}
             for address in (silent.address, closed.address, other):
                 began_s = time.monotonic()
-                answered = await DialBacks(nobody).answer(request(address), call(identity(3), "127.0.0.1"))
+                answered = await dialling(nobody).answer(request(address), call(identity(3), "127.0.0.1"))
                 took_s[address] = time.monotonic() - began_s
                 said = DialBackReply.parse(answered)
                 assert said.reachable == () and said.reason == f"no peer proves your identity at {address}"
@@ -130,7 +128,7 @@ async def test_a_closed_a_silent_and_another_peers_port_take_the_same_time() -> 
 async def test_many_identities_of_one_network_keep_nobody_else_from_being_dialled() -> None:
     """8 identities at one address used to hold all places, for as long as they liked."""
     reached: list[tuple[PeerId, str]] = []
-    dial_backs = DialBacks(lambda peer, address: reached.append((peer, address)))
+    dial_backs = dialling(lambda peer, address: reached.append((peer, address)))
     with listeners(1) as (silent,):
         attackers = [
             asyncio.create_task(dial_backs.answer(request(silent.address), call(identity(number), "127.0.0.1")))

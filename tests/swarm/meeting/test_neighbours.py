@@ -22,8 +22,7 @@ from protocols.errors import (
 )
 from protocols.ids import peer_id_of
 from swarm.dht.address import PeerAddress
-from swarm.meeting import joining
-from swarm.meeting.joining import Joiner, Met, Sources, is_refusal
+from swarm.meeting.joining import Joiner, JoinTimes, Met, Sources, is_refusal
 from swarm.meeting.neighbours import MAX_ASKED, MAX_HEARD, MAX_PER_HOST, Neighbours
 
 SEED = 12
@@ -110,10 +109,9 @@ async def test_the_honest_neighbour_is_joined_behind_a_flood_of_others() -> None
 
 @pytest.mark.parametrize("num_neighbours", [0, 1])
 async def test_a_neighbour_that_announces_new_addresses_all_the_time_causes_a_round_a_pause(
-    num_neighbours: int, monkeypatch: pytest.MonkeyPatch
+    num_neighbours: int,
 ) -> None:
     """Whether we have joined or not, and no lookup in the DHT."""
-    monkeypatch.setattr(joining, "MIN_PAUSE_S", 0.2)
     num_asked = num_looks = 0
 
     async def check(address: PeerAddress) -> None:
@@ -131,7 +129,7 @@ async def test_a_neighbour_that_announces_new_addresses_all_the_time_causes_a_ro
 
     dht, sources = Counted(), Sources(has_lan=True, check=check, neighbours=Neighbours(random.Random(SEED)))
     dht.num_neighbours = num_neighbours
-    running = asyncio.create_task(Joiner(dht, sources, on_change).run())
+    running = asyncio.create_task(Joiner(dht, sources, on_change, JoinTimes(min_pause_s=0.2)).run())
     try:
         ends_s = asyncio.get_running_loop().time() + 1.0
         while asyncio.get_running_loop().time() < ends_s:
@@ -143,9 +141,7 @@ async def test_a_neighbour_that_announces_new_addresses_all_the_time_causes_a_ro
     assert MAX_ASKED <= num_asked <= 7 * MAX_ASKED and num_looks == 0
 
 
-async def test_who_has_joined_looks_around_now_and_then_also_in_a_noisy_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "MIN_PAUSE_S", 0.01)
-    monkeypatch.setattr(joining, "LOOK_AROUND_S", 0.1)
+async def test_who_has_joined_looks_around_now_and_then_also_in_a_noisy_network() -> None:
     looked = asyncio.Semaphore(0)
 
     async def check(address: PeerAddress) -> None:
@@ -160,7 +156,8 @@ async def test_who_has_joined_looks_around_now_and_then_also_in_a_noisy_network(
 
     dht, sources = Seen(), Sources(has_lan=True, check=check)
     dht.num_neighbours = 1
-    running = asyncio.create_task(Joiner(dht, sources, on_change).run())
+    times = JoinTimes(min_pause_s=0.01, look_around_s=0.1)
+    running = asyncio.create_task(Joiner(dht, sources, on_change, times).run())
     try:
         async with asyncio.timeout(10):
             for number in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -24,7 +25,7 @@ from swarm.dht.address import PeerAddress, transport
 from swarm.meeting import known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entry
-from swarm.peer import dht_keeper, keys, ports
+from swarm.peer import keys, ports
 from swarm.peer import peer as module
 from swarm.peer.config import PeerConfig
 from swarm.peer.peer import Peer
@@ -200,16 +201,16 @@ def test_a_config_that_makes_no_sense_is_refused() -> None:
 # --- being dialled back
 
 
-async def test_an_address_counts_when_another_peer_has_reached_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Peer(PeerConfig(data_dir=tmp_path)) as first:
+async def test_an_address_counts_when_another_peer_has_reached_it(tmp_path: Path) -> None:
+    quick = functools.partial(PeerConfig, data_dir=tmp_path, dial_back_s=0.5)  # how long each of the two tries the closed port
+    async with Peer(quick()) as first:
         await first.directory.announce(lambda: record(first), ["tiny"])
         assert await first.verify() is None and record(first).reachable is None
-        async with Peer(PeerConfig(data_dir=tmp_path, bootstrap=first.multiaddrs)) as second:
+        async with Peer(quick(bootstrap=first.multiaddrs)) as second:
             await second.directory.announce(lambda: record(second), ["tiny"])
             await eventually(lambda: first.reachable and second.reachable)
             seen = (await second.directory.snapshot("tiny")).peers
             assert [peer.reachable for peer in seen] == [True, True]  # pushed at once
-            monkeypatch.setattr("swarm.meeting.dial_back.DIAL_BACK_S", 0.5)  # how long each of the two tries the closed port
             closed = PeerConfig(data_dir=tmp_path, bootstrap=first.multiaddrs, announce=("127.0.0.1", 1))
             async with Peer(closed) as hidden:
                 await eventually(lambda: hidden.reachable is False)
@@ -394,10 +395,9 @@ async def test_a_record_is_announced_anew_when_a_peer_that_may_have_kept_it_goes
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at the next renewal, up to 20 s later: until then no peer would find a node that lives."""
-    monkeypatch.setattr(dht_keeper, "WATCH_S", 0.1)
     told: list[PeerRecord] = []
     looks = 0
-    async with Peer(PeerConfig(data_dir=tmp_path)) as first:
+    async with Peer(PeerConfig(data_dir=tmp_path, watch_s=0.1)) as first:
         connected = first._dht.connected
 
         def make() -> PeerRecord:
