@@ -15,9 +15,6 @@ from swarm.inference.pending import Pending
 from swarm.inference.requests import SessionConfig
 from swarm.inference.retained import Retained
 
-LINE_BYTES_S = 1e6
-"""Least bytes a second at which a step, or the first part of a session's history, should reach a hop."""
-
 
 class Lateness:
     """The silence of one session, and how long it may last."""
@@ -57,7 +54,7 @@ class Lateness:
         awaited = self._pending.oldest()
         steps = suspicion.work(awaited.num_tokens if awaited else 0)
         expected_ms = max(self._usual_ms * steps, self._expected_ms(route, steps))
-        sent_s = awaited.num_bytes / LINE_BYTES_S if awaited else 0.0
+        sent_s = awaited.num_bytes / self._config.line_bytes_s if awaited else 0.0
         replay_s = 0.0 if replayed is None else self._replay_s(route, dtype, replayed)
         return suspicion.late_s(expected_ms, self._config.stall_s + sent_s + replay_s)
 
@@ -67,4 +64,4 @@ class Lateness:
         token_bytes = (self._config.hidden_size or 0) * tensors.ITEM_BYTES[dtype or "float32"]
         first_bytes = min(WINDOW_BYTES, max(replayed.num_bytes, num_tokens * token_bytes))
         computed_s = self._expected_ms(route, suspicion.work(num_tokens)) / 1e3
-        return min(suspicion.LONGEST_S, first_bytes / LINE_BYTES_S + computed_s)
+        return min(suspicion.LONGEST_S, first_bytes / self._config.line_bytes_s + computed_s)

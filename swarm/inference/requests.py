@@ -27,6 +27,9 @@ class SessionConfig:
     stall_s: float = STALL_S
     """Least seconds after which a reply is late: hops are asked how far they are, and others are tried; more on slow routes."""
 
+    line_bytes_s: float = 1e6
+    """Least bytes a second at which a step, or the first part of the history, should reach a hop: its reply is late later by that."""
+
     silence_s: float = SILENCE_S
     """Seconds without a reply before a hop that says it computes is replaced all the same."""
 

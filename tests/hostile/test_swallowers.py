@@ -18,7 +18,7 @@ from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import NoRouteError
 from protocols.ids import Span
 from protocols.inference import History
-from swarm.inference import histories, lateness
+from swarm.inference import histories
 from swarm.inference.hop import Hop
 from swarm.inference.legs import MAX_RIVALS
 from swarm.inference.pending import Pending
@@ -187,10 +187,9 @@ async def test_a_replay_over_a_slow_line_is_not_taken_for_swallowing(swarm: ToyS
 
     monkeypatch.setattr(Hop, "put", slow_put)
     monkeypatch.setattr(histories, "HISTORY_PART_TOKENS", 1)
-    monkeypatch.setattr(lateness, "LINE_BYTES_S", 150.0)
     await swarm.serve(0, 2)
     doomed = await swarm.serve(2, 4)
-    session, tokens = swarm.session(stall_s=LATE_S), random_tokens(13)
+    session, tokens = swarm.session(stall_s=LATE_S, line_bytes_s=150.0), random_tokens(13)
     for token in tokens[:12]:
         await ask(session, (), [1], token[None])
     await doomed.kill()
@@ -320,7 +319,7 @@ async def test_a_step_of_many_bytes_has_the_time_that_a_slow_line_takes(swarm: T
     await until(lambda: bool(session._pending.steps))
     (number, awaited), before_s = next(iter(session._pending.steps.items())), session._legs.late_s()
     session._pending.steps[number] = replace(awaited, num_bytes=awaited.num_bytes + 4_000_000)
-    assert before_s < 3.0 + 4_000_000 / lateness.LINE_BYTES_S <= session._legs.late_s()
+    assert before_s < 3.0 + 4_000_000 / session._config.line_bytes_s <= session._legs.late_s()
     await session.close()
     asking.cancel()
 
