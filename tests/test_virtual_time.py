@@ -54,9 +54,8 @@ async def wait_beside_a_timer() -> None:
 @pytest.mark.parametrize(
     ("wait", "told"), [(asyncio.Event().wait, "and no timer is set"), (wait_beside_a_timer, "a timer that repeats")]
 )
-def test_tasks_that_wait_for_ever_are_told(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Any], told: str) -> None:
-    monkeypatch.setattr("tests.virtual_time.DEADLOCK_S", 0.01)
-    loop = VirtualLoop()
+def test_tasks_that_wait_for_ever_are_told(wait: Callable[[], Any], told: str) -> None:
+    loop = VirtualLoop(deadlock_s=0.01)
     waiting = loop.create_task(wait())
     with pytest.raises(AssertionError, match=told):
         loop.run_until_complete(waiting)

@@ -29,8 +29,8 @@ LIMIT_S = 7 * 86_400.0
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Begins at second 0; between two timers no time passes."""
 
-    def __init__(self) -> None:
-        self.now_s, self.num_threads = 0.0, 0
+    def __init__(self, deadlock_s: float = DEADLOCK_S) -> None:
+        self.now_s, self.num_threads, self.deadlock_s = 0.0, 0, deadlock_s
         super().__init__(_Jumping(self))
 
     def time(self) -> float:
@@ -60,7 +60,7 @@ class _Jumping(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._loop.num_threads and timeout != 0:
             return super().select()
-        events = super().select(DEADLOCK_S if timeout is None else 0)
+        events = super().select(self._loop.deadlock_s if timeout is None else 0)
         assert events or timeout is not None, f"at {self._loop.now_s} s every task waits, and no timer is set: a deadlock"
         if not events:
             self._loop.now_s += timeout or 0.0

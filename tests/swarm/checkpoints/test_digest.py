@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from protocols.errors import ModelMismatchError
 from protocols.units import Blocks
-from protocols.weights import Manifest
+from protocols.weights import PIECE_BYTES, Manifest
 from swarm.checkpoints import digest
 from swarm.checkpoints.digest import build_manifest, verify
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import stored_names
-from tests.families import Checkpoints, make_checkpoint
+from tests.families import FAMILIES, Checkpoints, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,14 @@ def test_the_digest_depends_on_every_weight_and_on_the_tokenizer(copy: Path) -> 
     assert len(seen) == 3
 
 
-def test_a_root_is_the_hash_of_the_hashes_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "PIECE_BYTES", 1_000)  # small, so that a small tensor has several pieces
-    checkpoint = open_checkpoint(make_checkpoint("llama", tmp_path))
+def test_a_root_is_the_hash_of_the_hashes_of_pieces(tmp_path: Path) -> None:
+    config = FAMILIES["llama"]()
+    config.vocab_size = 10_000  # so that its embedding has several pieces
+    checkpoint = open_checkpoint(write_checkpoint(config, tmp_path))
     entry = next(entry for entry in build_manifest(checkpoint, None).entries if entry.name == "model.embed_tokens.weight")
     data = load_file(tmp_path / "model.safetensors")[entry.name].numpy().tobytes()
-    pieces = [data[at : at + 1_000] for at in range(0, len(data), 1_000)]
-    assert len(pieces) == 66
+    pieces = [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
+    assert len(pieces) == 3 and len(pieces[-1]) < PIECE_BYTES
     assert entry.root == hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).digest()
 
 
