@@ -103,12 +103,12 @@ def test_our_own_entry_stays_whatever_comes() -> None:
 
 def test_the_whole_shelf_is_bounded_and_the_largest_network_gives_way() -> None:
     world = World(max_entries=500)
-    for number in range(10):
+    for number in range(module.MAX_PER_AUTHOR):
         assert world.shelf.put(number.to_bytes(20), ALICE, entry(), THERE)
     for number in range(1_000):
         world.flood(1, LOCAL, key=(100 + number).to_bytes(20), start=number)
     assert len(world.shelf) == 500
-    assert all(world.shelf.holds(number.to_bytes(20), ALICE) for number in range(10))
+    assert all(world.shelf.holds(number.to_bytes(20), ALICE) for number in range(module.MAX_PER_AUTHOR))
 
 
 def test_an_author_has_a_bounded_number_of_entries_until_they_expire() -> None:
