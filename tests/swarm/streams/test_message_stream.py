@@ -59,6 +59,11 @@ class Pair:
         self.near, self.far = Ends(), Ends()
         self.far_wire: MessageStream | None = None
         self.limits = MessageStreamLimits()
+        self._is_over = asyncio.Event()
+
+    async def read_nothing(self, stream: Stream) -> None:
+        """A way to `serve`: the stream stays open until the test is over."""
+        await self._is_over.wait()
 
     async def _serve_wire(self, stream: Stream) -> None:
         self.far_wire = MessageStream(stream, self.far.on_message, self.far.on_lost)
@@ -78,6 +83,7 @@ class Pair:
         return MessageStream(stream, self.near.on_message, self.near.on_lost, has_dialled=True, limits=self.limits).start()
 
     async def stop(self) -> None:
+        self._is_over.set()
         await self.pool.close()
         await self.server.stop(0)
 
@@ -182,29 +188,19 @@ async def test_nonsense_from_a_peer_that_we_chose_counts_as_its_loss(pair: Pair)
 
 
 async def test_a_peer_that_does_not_read_is_given_up(pair: Pair) -> None:
-    hold = asyncio.Event()
     pair.limits = MessageStreamLimits(max_outbox=20)
 
-    async def read_nothing(stream: Stream) -> None:
-        await hold.wait()
-
-    pair.serve = read_nothing
+    pair.serve = pair.read_nothing
     wire = await pair.start()
     for _ in range(60):
         wire.post(_large())
     await until(lambda: bool(pair.near.lost))
     assert "does not read" in str(pair.near.lost[0]) and not wire.is_open
-    hold.set()
 
 
 async def test_a_few_large_messages_are_enough_to_give_up_a_peer_that_does_not_read(pair: Pair) -> None:
     """Else 256 replies of 64 MB each, asked for by a client that reads none, would be 16 GB."""
-    hold = asyncio.Event()
-
-    async def read_nothing(stream: Stream) -> None:
-        await hold.wait()
-
-    pair.serve = read_nothing
+    pair.serve = pair.read_nothing
     wire = await pair.start()
     fits = module.MAX_OUTBOX_BYTES // weight(_large())
     for _ in range(fits - 1):
@@ -214,17 +210,12 @@ async def test_a_few_large_messages_are_enough_to_give_up_a_peer_that_does_not_r
         wire.post(_large())
     await until(lambda: bool(pair.near.lost))
     assert "does not read" in str(pair.near.lost[0]) and not wire.is_open
-    hold.set()
 
 
 async def test_an_end_does_not_wait_forever_for_a_peer_that_does_not_read(pair: Pair) -> None:
-    hold = asyncio.Event()
     pair.limits = MessageStreamLimits(linger_s=0.1)
 
-    async def read_nothing(stream: Stream) -> None:
-        await hold.wait()
-
-    pair.serve = read_nothing
+    pair.serve = pair.read_nothing
     wire = await pair.start()
     for _ in range(15):
         wire.post(_large())
@@ -232,7 +223,6 @@ async def test_an_end_does_not_wait_forever_for_a_peer_that_does_not_read(pair: 
     async with asyncio.timeout(5):
         await wire.ended()
     assert pair.near.lost == []
-    hold.set()
 
 
 async def test_a_handler_whose_caller_vanishes_tells_its_owner(pair: Pair) -> None:
