@@ -81,14 +81,16 @@ def listed(data_dir: Path) -> list[Conversion]:
 def remove(conversion: Conversion) -> bool:
     """Delete it, not its source; False if a running process uses it. OSError if files remain.
 
-    It is renamed first, so that half of it counts as none, and the next conversion removes what remains.
+    It is renamed first, so a conversion that is removed only in part is never used; the next conversion removes the rest.
     """
     folder = conversion.path.parent
     with use_lock.unused(_lock(conversion.path)) as is_free:
         if is_free:
             doomed = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
-            folder.rename(doomed / folder.name)
-            shutil.rmtree(doomed)
+            folder.rename(doomed)  # takes the place of the empty folder, if that is still there
+            shutil.rmtree(doomed, ignore_errors=True)  # a conversion that begins now deletes the same files
+            if doomed.exists():
+                shutil.rmtree(doomed)  # raises what stands in the way
     return is_free
 
 

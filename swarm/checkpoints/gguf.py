@@ -107,7 +107,8 @@ def _locked(lock: Path, file: Path, waits: Waits) -> Iterator[Callable[[int, int
 
 def _convert(file: Path, place: Path, progress: Callable[[int, int], None]) -> None:
     root = place.parent.parent
-    for stale in root.glob(f"{conversions.PARTIAL}*"):  # we have the lock, so it belongs to a process that was killed
+    # We have the lock, so no other conversion is running: what is here was left by a killed one, or is being removed.
+    for stale in root.glob(f"{conversions.PARTIAL}*"):
         shutil.rmtree(stale, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=root, prefix=conversions.PARTIAL))
     try:

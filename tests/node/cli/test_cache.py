@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,13 +103,44 @@ def test_a_removal_that_is_stopped_leaves_no_checkpoint_and_is_not_said_to_be_on
     place = converted(tmp_path)
     [row] = conversions.listed(tmp_path)
 
-    def stopped(*_folder: object, **_how: object) -> None:
-        raise fault
+    def stopped(_folder: Path, ignore_errors: bool = False) -> None:
+        if fault is KeyboardInterrupt or not ignore_errors:
+            raise fault
 
     monkeypatch.setattr("shutil.rmtree", stopped)
     with pytest.raises(fault):
         conversions.remove(row)
     assert not conversions.use(place) and conversions.listed(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", ["before it is renamed", "while it is deleted"])
+def test_a_removal_succeeds_although_a_conversion_clears_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    place, cleared = converted(tmp_path), list[Path]()
+    [row] = conversions.listed(tmp_path)
+    rmtree, mkdtemp = shutil.rmtree, tempfile.mkdtemp
+
+    def clear() -> None:
+        for stale in (tmp_path / "converted").glob(f"{conversions.PARTIAL}*"):
+            rmtree(stale, ignore_errors=True)
+            cleared.append(stale)
+
+    def made(**how: Any) -> str:
+        folder = mkdtemp(**how)
+        clear()
+        return folder
+
+    def deleted(folder: Path, ignore_errors: bool = False) -> None:
+        clear()
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    if moment == "before it is renamed":
+        monkeypatch.setattr("tempfile.mkdtemp", made)
+    else:
+        monkeypatch.setattr("shutil.rmtree", deleted)
+    assert conversions.remove(row) and cleared
+    assert not place.parent.exists() and not list((tmp_path / "converted").glob(f"{conversions.PARTIAL}*"))
 
 
 def test_to_list_a_conversion_is_no_use_of_it(tmp_path: Path) -> None:
