@@ -1,1 +1,1 @@
-"""Hugging Face causal language models, cut by blocks: files, loading, sizes, digests."""
+"""Hugging Face causal language models, cut by blocks: loading, parts, sizes."""
