@@ -86,18 +86,19 @@ class BackgroundLoop:
         atexit.register(self._end)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `coroutine` on the loop and return at once. BadRequestError in a forked child."""
-        self._check_process(coroutine)
+        """Start `coroutine` on the loop and return at once. BadRequestError in a forked child, and once the loop has ended."""
+        self._check(coroutine)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for `coroutine` from a thread. Whatever interrupts the wait (Ctrl-C) cancels it, and passes on at once.
 
-        `concurrent.futures.CancelledError` if it was cancelled on the loop. BadRequestError in a forked child.
+        `concurrent.futures.CancelledError` if it was cancelled on the loop. BadRequestError in a forked child, and once the loop has
+        ended.
         """
-        self._check_process(coroutine)
-        assert threading.current_thread() is not self._thread, "the background loop cannot wait for itself"
         self._stop_daemons_at_exit()
+        self._check(coroutine)
+        assert threading.current_thread() is not self._thread, "the background loop cannot wait for itself"
         call = _Call(coroutine)
         try:
             self._loop.call_soon_threadsafe(call.start)
@@ -131,9 +132,11 @@ class BackgroundLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(1.0)
 
-    def _check_process(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _check(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         try:
             check_process(self._process)
+            if not self._thread.is_alive():  # an atexit handler that was registered before the loop's own runs after it
+                raise BadRequestError("this process ends, and its background loop has ended: call the model earlier")
         except BadRequestError:
             coroutine.close()
             raise

@@ -116,6 +116,23 @@ def test_what_is_registered_ends_with_the_process() -> None:
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
 
 
+def test_a_call_after_the_loop_has_ended_is_refused_and_the_process_ends() -> None:
+    done = run("""
+        import asyncio, atexit
+        async def value(): return 7
+        @atexit.register
+        def late():
+            for call in (lambda: background_loop().run(value()), lambda: asyncio.run(background_loop().wait(value()))):
+                try:
+                    call()
+                except Exception as error:
+                    print(type(error).__name__, error)
+        print(background_loop().run(value()))
+    """)
+    refusal = "BadRequestError this process ends, and its background loop has ended: call the model earlier\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n" + refusal * 2, "")
+
+
 def test_a_forked_child_gets_a_loop_of_its_own() -> None:
     done = run("""
         import os
