@@ -47,7 +47,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes hashed, bytes in all), now and then, from a worker thread."""
 
 
-class Stored(Protocol):
+class HashedCheckpoint(Protocol):
     """What is hashed of a checkpoint: its tensors, its config, and the small files beside them."""
 
     @property
@@ -70,7 +70,7 @@ def small_files(directory: Path) -> list[str]:
     return sorted(name for name in (*FILES, *named[:MAX_PATTERN_FILES]) if (directory / name).is_file())
 
 
-def build_manifest(checkpoint: Stored, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
+def build_manifest(checkpoint: HashedCheckpoint, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
     """The manifest of a checkpoint. Reads every weight the first time, about 1 GB a second a core; later the remembered one.
 
     cache_dir: where manifests are remembered, by path, size and time of every file; None = nowhere.
@@ -90,7 +90,9 @@ def build_manifest(checkpoint: Stored, cache_dir: Path | None, progress: Progres
     return manifest
 
 
-def verify(checkpoint: Stored, manifest: Manifest, tensor_names: Collection[str], progress: Progress | None = None) -> None:
+def verify(
+    checkpoint: HashedCheckpoint, manifest: Manifest, tensor_names: Collection[str], progress: Progress | None = None
+) -> None:
     """Check the config and these stored tensors against a manifest; ModelMismatchError names the first thing that differs."""
     if canonical_config(checkpoint.raw_config) != manifest.config:
         raise ModelMismatchError(f"{checkpoint.path}/config.json differs from the config of model {manifest.digest[:12]}…")
@@ -159,7 +161,7 @@ def _files(directory: Path) -> tuple[FileEntry, ...]:
     return tuple(files)
 
 
-def _stamp(checkpoint: Stored) -> str:
+def _stamp(checkpoint: HashedCheckpoint) -> str:
     """Changes whenever a file that enters the manifest does."""
     paths = {info.file for info in checkpoint.tensors.values()} | {
         checkpoint.path / name for name in ("config.json", *small_files(checkpoint.path))
