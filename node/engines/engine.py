@@ -44,7 +44,7 @@ class Engine(Protocol):
     can_crop: bool
     """False: a crop may only remove all of a sequence's tokens, because a block keeps a running state."""
     chunking: Chunking
-    """Steps that may run as several prefill chunks, at no more cost than as one."""
+    """Which steps may run as several prefill chunks: those for which that costs no more than one forward."""
     forwards: int
     """Forwards so far: with batching, fewer than sequences times steps."""
 
@@ -85,7 +85,9 @@ class Engine(Protocol):
         ...
 
     def warm_up(self) -> bool:
-        """Capture one more graph. Takes as long as several forwards, and changes no sequence. False: nothing is left to capture."""
+        """Capture one more graph. Takes as long as several forwards, and changes no sequence. False: nothing is left to
+        capture, or there is no memory for it now.
+        """
         ...
 
 

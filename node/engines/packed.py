@@ -13,6 +13,7 @@ Shapes: T tokens of the step, N query heads, G kv heads, R = N / G, D head size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -31,6 +32,8 @@ from node.engines.step_limits import StepLimits
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.words import counted
 from swarm.models.span import SpanModule
+
+log = logging.getLogger(__name__)
 
 ATTENTION = "murmuration_packed"
 """Name of the attention function in transformers' registry."""
@@ -323,6 +326,7 @@ class PackedEngine:
             self._store.reserve(one)
             self._graphs.capture(self._example(one, 1), self._example(one, 2), self._example(self._reserved(sequences, parts), 3))
         except CacheFullError:
+            log.info("there is no memory to capture a graph; the next one is captured after a session has ended")
             return False
         finally:
             for sequence in sequences:

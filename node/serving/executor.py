@@ -73,6 +73,8 @@ class Executor:
             if isinstance(request, Fork):
                 self._device.memory.lend(engine)
                 session.sequences = steps.forks(engine, request.source.sequences)
+            else:
+                self._device.scheduler.warm_up_again(self.queue)  # memory was freed: the last warm-up may have had none
             self._hold(session)
             self._device.scheduler.forget(self.queue, session)
         except Exception as error:  # whatever an engine raises here

@@ -1,11 +1,13 @@
 """Forwards of one host: grouped by engine, counted, repeated if they fail.
 
 A step that fails takes no other step with it: a batch that fails as a whole is run again, each step alone, and only the steps that fail
-alone get the error. All functions run in the device's thread; the numbers may be read from any thread.
+alone get the error. Exception: a step cannot be run again if the failed forward has changed a running state (`step.rewind`).
+All functions run in the device's thread; the numbers may be read from any thread.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ from swarm.inference.compute import Output
 if TYPE_CHECKING:
     from node.engines.ends import Ends
     from node.engines.engine import Engine
+
+log = logging.getLogger(__name__)
 
 
 class Forwards:
@@ -50,7 +54,9 @@ class Forwards:
             lengths = [[row.length for row in rows] for _, rows in batch]
             try:
                 made = self._forward(engine, batch)
-            except Exception as error:
+            except Exception as error:  # whatever an engine raises here
+                if len(batch) > 1:
+                    log.info("a forward of %d steps failed, so each is run again alone", len(batch), exc_info=error)
                 batch, made = self._one_by_one(engine, batch, lengths, error)
             succeeded += batch
             outputs += made
@@ -73,13 +79,14 @@ class Forwards:
 
     def _one_by_one(self, engine: Engine, batch: Batch, lengths: list[list[int]], error: Exception) -> tuple[Batch, list[Output]]:
         """The batch failed: run its steps again, each alone, from the lengths before. Those that succeed, and their outputs."""
+        if len(batch) == 1:
+            self._fail(batch[0][0].pending, error)
+            return [], []
         succeeded: Batch = []
         outputs = []
         for (chunk, rows), before in zip(batch, lengths, strict=True):
             try:
                 steps.rewind(engine, rows, before)
-                if len(batch) == 1:
-                    raise error
                 outputs += self._forward(engine, [(chunk, rows)])
                 succeeded.append((chunk, rows))
             except Exception as own:

@@ -16,7 +16,7 @@ from node.device.pending import Chunk
 from node.device.work import Step
 from node.serving import batch as edges
 from protocols.defaults import MAX_STEP_TOKENS
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, InternalError, SwarmError
 from protocols.words import counted
 from swarm.inference.compute import Output
 from swarm.models.default_dtype import computing
@@ -38,10 +38,13 @@ def forward(engine: Engine, ends: Ends | None, batch: Batch) -> list[Output]:
 
 
 def rewind(engine: Engine, rows: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
-    """Take back what a failed forward had appended before it failed; raises if the engine cannot."""
+    """Take back what a failed forward had appended. InternalError if the engine cannot: the session continues at another peer."""
     for row, length in zip(rows, lengths, strict=True):
         if row.length != length:
-            engine.crop(row, row.length - length)
+            try:
+                engine.crop(row, row.length - length)
+            except SwarmError as error:
+                raise InternalError(f"a batch failed here, and this step cannot be run again: {error}") from error
 
 
 def check_size(step: Step, num_tokens: int, rows: Sequence[TokenSequence], max_positions: int | None) -> None:

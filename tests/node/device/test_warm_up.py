@@ -79,6 +79,28 @@ async def test_a_host_warms_up_again_if_it_is_asked_to() -> None:
         assert whole.num_asked == 4
 
 
+async def test_a_host_without_memory_for_a_warm_up_is_asked_again_once_a_session_has_ended() -> None:
+    class Full(Capturing):
+        is_full = True
+
+        def warm_up(self) -> bool:
+            if self.is_full:
+                self.is_asked.set()
+                return False
+            return super().warm_up()
+
+    whole = Full(HOSTED, num_graphs=3)
+    async with runner_of(whole, whole) as runner:
+        rows = SessionSequences(runner, SessionId(bytes(16)), PeerId("client"))
+        await rows.step((), [1], torch.zeros(1, WIDTH), None)
+        await asked(whole)
+        assert whole.num_left == 3
+        whole.is_full = False
+        await rows.clear()
+        await asked(whole)
+        assert whole.num_left == 0
+
+
 async def test_a_host_that_warms_up_too_slowly_is_never_asked_again_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     slow, other = Capturing(HOSTED, num_graphs=9, slow_s=0.5), Capturing(HOSTED, num_graphs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from node.device.thread import Device, DeviceConfig
+from node.serving import forwards
 from node.serving.runner import Runner
 from node.serving.session_sequences import SessionSequences
 from protocols.errors import BadRequestError, CacheFullError, InternalError, OverloadedError
@@ -99,6 +101,57 @@ async def test_a_failing_step_takes_no_other_with_it_and_leaves_no_token_twice(r
         assert isinstance(outcome, Tensor)
         assert torch.allclose(torch.cat([outcome, await step(rows, tokens[2:])]), expected(tokens))
     assert [row.length for row in bad.held.sequences] == [] and runner.engine.used_bytes == 4 + 4 + 1
+
+
+class Recurrent(Engine):
+    """Its blocks keep a running state: a sequence can only be dropped as a whole."""
+
+    can_crop = False
+
+    def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        output = super().step(items, hidden * (hidden != POISON), positions)
+        if (hidden == POISON).any():
+            raise RuntimeError("poison")
+        return output
+
+    def crop(self, row: ToyRow, tokens: int) -> None:
+        if tokens < row.length:
+            raise BadRequestError("a running state cannot be rewound")
+        super().crop(row, tokens)
+
+
+async def test_a_step_that_cannot_be_run_again_is_refused_so_that_a_replica_takes_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The forward failed after it had changed the state of the first: an error of ours, not of its client; the cause is logged."""
+    caplog.set_level(logging.INFO)
+    runner = Runner(Recurrent())  # type: ignore[arg-type]
+    runner.start()
+    changed, bad = rows_of(runner), rows_of(runner)
+    tokens = torch.rand(3, WIDTH)
+    for rows in (changed, bad):
+        await step(rows, tokens[:1])
+    outcomes = await together(runner, step(changed, tokens[1:]), step(bad, torch.full((2, WIDTH), POISON)))
+    for outcome in outcomes:
+        assert isinstance(outcome, InternalError) and outcome.try_another_peer
+    causes = [record.exc_info[1] for record in caplog.records if record.name == forwards.log.name and record.exc_info]
+    assert [str(cause) for cause in causes] == ["poison"]
+    await runner.stop()
+
+
+async def test_a_forward_of_one_step_that_fails_keeps_its_error_whatever_it_has_changed() -> None:
+    class Late(Recurrent):
+        def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+            output = super().step(items, hidden, positions)
+            if items[0][0].length > 1:
+                raise RuntimeError("the head has no memory")
+            return output
+
+    runner = Runner(Late())  # type: ignore[arg-type]
+    runner.start()
+    rows = rows_of(runner)
+    await step(rows, torch.rand(1, WIDTH))
+    with pytest.raises(InternalError, match="RuntimeError"):
+        await step(rows, torch.rand(1, WIDTH))
+    await runner.stop()
 
 
 async def test_a_batch_that_does_not_fit_serves_those_that_do(runner: Runner) -> None:
