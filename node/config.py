@@ -52,19 +52,19 @@ class NodeConfig:
     """The blocks to host; None = choose what the swarm needs most."""
 
     num_blocks: int | None = None
-    """At most so many blocks, where `blocks` is not given; None = as many as fit."""
+    """At most so many blocks, if `blocks` is not given; None = as many as fit."""
 
     ends: bool | None = None
-    """Host embedding, norm and head beside an outer span; None = where there is memory."""
+    """Host embedding, norm and head beside an outer span; None = if there is memory."""
 
     stays: bool = False
-    """Whether the node keeps its first blocks, even where others would help the swarm more."""
+    """Whether the node keeps its first blocks, even if others would help the swarm more."""
 
     peers: tuple[str, ...] = ()
     """Multiaddrs of peers to join by; none = the last known ones and neighbours, or the first of a new swarm."""
 
     lan: bool = True
-    """Look for neighbours on the local network where no peer is named, and tell them of us (needs the extra `lan`)."""
+    """Look for neighbours on the local network if no peer is named, and tell them of us (needs the extra `lan`)."""
     may_join: Callable[[str], bool] | None = None
     """Asks the user whether neighbours may be joined, given the words that say whom; None = they may."""
 

@@ -55,7 +55,7 @@ class HostQueue:
     """The state of one host; only `Scheduler` changes it, under its lock, and `schedule.py` reads it."""
 
     host: Runs
-    budget_tokens: int = 1_024
+    budget_tokens: int
     """Limit of the new tokens of all sessions in one forward."""
     waiting: deque[Pending] = field(default_factory=deque)
     decoding: dict[HeldSequences, None] = field(default_factory=dict)

@@ -79,7 +79,7 @@ class Scheduler:
         """Do not run the rest of the request. A `Clear` of its session must follow."""
         with self._ready:
             pending.is_cancelled = True
-            if any(other is pending for other in queue.waiting):
+            if pending in queue.waiting:
                 queue.waiting.remove(pending)
                 self._ready.notify()
 

@@ -140,7 +140,7 @@ class _Chunk:
 
 @contextmanager
 def small_windows(span: SpanModule) -> Iterator[None]:
-    """Set large sliding windows and attention windows by prefill chunk to `WINDOW` within a `with` block, so that a short test covers them.
+    """Set large sliding windows and values of `attention_chunk_size` to `WINDOW` within a `with` block, for a short test.
 
     transformers reads the config when it makes masks; modules that keep a copy of the number are set, too.
     """

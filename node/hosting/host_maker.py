@@ -51,7 +51,7 @@ class HostMaker:
     """What sessions of this node's other models may still take for keys and values."""
     dtype: str
     ends: bool | None
-    """Host embedding, norm and head too? None = where there is memory."""
+    """Host embedding, norm and head too? None = if there is memory."""
     on_event: OnEvent
     waits: Waits
 

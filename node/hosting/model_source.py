@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from swarm.peer.peer import Peer
 
 LOOK_AGAIN_S = 1.0
-"""Where a name was not found right after joining: a second look."""
+"""Seconds until the second look-up, if a name was not found right after joining."""
 
 OnProgress = Callable[[int, int], None]
 """Told (bytes that are here, bytes that are needed)."""
@@ -144,7 +144,7 @@ class ModelSource:
     async def fetch(self, units: Sequence[Unit], on_progress: OnProgress = lambda here, needed: None) -> None:
         """Make the tensors of these units present, as whole files that can be loaded; returns once all are.
 
-        NoRouteError: no peer gives them; DiskFullError. What was fetched stays, also where this is cancelled.
+        NoRouteError: no peer gives them; DiskFullError. What was fetched stays, also if this call is cancelled.
         """
         if self._cache is None:
             return

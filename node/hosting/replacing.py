@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 Renew = Callable[[Host], Awaitable[Host]]
-"""Makes a host of the newest weights of a host's units (`HostMaker.renew`), and starts it."""
+"""Makes a host of the newest weights of a host's units (`HostMaker.renew`), and starts it (`renew` does not)."""
 
 
 class Replacer:

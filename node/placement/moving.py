@@ -51,7 +51,7 @@ class Announcing(handover.Announcing, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How patient a node is; tests are less so."""
+    """Waiting times of a node that may move, in seconds; tests use shorter ones."""
 
     look_s: float = PLACEMENT_LOOK_S
     cool_down_s: float = PLACEMENT_COOL_DOWN_S

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from node.config import DTYPES as NUMBER_FORMATS
 from node.config import NodeConfig
+from node.hardware import torch_dtype
 from protocols.errors import ConfigError
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId, Span
@@ -202,8 +203,6 @@ def make_capacity(
     checkpoint: Checkpoint, dtype: str, free_bytes: int, num_blocks: int | None, ends: bool | None = None
 ) -> Capacity:
     """What this machine can host of the model. ends: True = embedding and head must fit beside a first or last span."""
-    from node.hardware import torch_dtype
-
     kind = torch_dtype(dtype)
     tokens = min(KV_RESERVE_TOKENS, checkpoint.max_positions or KV_RESERVE_TOKENS)
     spans = [Span(block, block + 1) for block in range(checkpoint.num_blocks)]
