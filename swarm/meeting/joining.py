@@ -33,6 +33,10 @@ _MAX_SAID = 16
 NEIGHBOUR_S = 3.0
 """How long a node that was given no peer looks for neighbours before it serves as the first; mDNS takes 0.8 to 1.6 s."""
 
+_FIRST_PAUSE_S = 0.5
+"""Pause after the first round in which no peer answers; twice as long after each further one."""
+
+_LONGEST_PAUSE_S = 15.0
 
 _REFUSALS = (BadRequestError, ProtocolVersionError, PrivateSwarmError, NotAllowedError)
 
@@ -94,10 +98,6 @@ class Sources:
 class JoinTimes:
     """Pauses between the rounds of a `Joiner`, in seconds."""
 
-    first_pause_s: float = 0.5
-    """After the first round in which no peer answers; twice as long after each further one."""
-
-    longest_pause_s: float = 15.0
     min_pause_s: float = 1.0
     """Least pause between two rounds that new neighbours cause: one may announce new addresses all the time."""
 
@@ -161,13 +161,13 @@ class Joiner:
 
     async def run(self) -> None:
         clock = asyncio.get_running_loop().time
-        times, pause_s, looked_s = self._times, self._times.first_pause_s, clock()
+        times, pause_s, looked_s = self._times, _FIRST_PAUSE_S, clock()
         while True:
             self._sources.neighbours.news.clear()
             is_in = bool(self._dht.num_neighbours) or await self._meet()
             self._has_asked.set()
             if is_in:
-                pause_s = times.first_pause_s
+                pause_s = _FIRST_PAUSE_S
                 await self._news_within(max(0.0, looked_s + times.look_around_s - clock()))
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
                     if clock() - looked_s >= times.look_around_s:
@@ -176,7 +176,7 @@ class Joiner:
                     await self._meet_neighbours(only_new=True)  # another part of the swarm, perhaps, that has just come up
                 continue
             await self._news_within(pause_s)
-            pause_s = min(2 * pause_s, times.longest_pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _news_within(self, pause_s: float) -> None:
         """Wait for a neighbour that we did not know, for `pause_s` at most."""

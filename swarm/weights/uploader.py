@@ -45,20 +45,21 @@ WAIT_S = 3.0
 LOOK_S = 0.2
 """So often one that waits looks whether a place is not used any more."""
 
+MANIFESTS_WINDOW_S = 16.0
+"""Seconds in which one network may fetch `UploadLimits.manifests_bytes`."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadLimits:
-    """What one receiver may cost an uploader."""
+    """What one receiver, or its network, may cost an uploader."""
 
     send_s: float = 20.0
     """How long one answer of at most 1 MiB may take to be taken; longer ones get more, in proportion."""
 
     manifests_bytes: int = 64 << 20
-    """Bytes of manifests that one network may fetch in a window; no manifest is longer than that."""
-
-    manifests_window_s: float = 16.0
+    """Bytes of manifests that one network may fetch in `MANIFESTS_WINDOW_S`; no manifest is longer than that."""
 
 
 class Uploader:
@@ -73,7 +74,7 @@ class Uploader:
         self._bucket = TokenBucket(bytes_s, min(bytes_s, PIECE_BYTES)) if bytes_s else None
         self._slots = Slots(min(MAX_UPLOADS, bytes_s // SLOWEST_BYTES_S) if bytes_s else MAX_UPLOADS)
         self._limits = limits or UploadLimits()
-        self._manifests = Meter(self._limits.manifests_bytes, self._limits.manifests_window_s, clock)
+        self._manifests = Meter(self._limits.manifests_bytes, MANIFESTS_WINDOW_S, clock)
         self._clock = clock
         self._shelves: dict[str, Shelf] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="uploads")
