@@ -65,7 +65,7 @@ class Legs:
         self.search = RouteSearch(router, config, waits)
         self.lateness = Lateness(now_s, router.expected_ms, config, pending)
         self._accusations = Accusations(router.experience, now_s, self.tasks)
-        self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.end)
+        self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.end, self.tasks)
         self.current = self._new()
 
     def _new(self) -> Leg:

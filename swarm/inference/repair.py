@@ -21,6 +21,7 @@ from swarm.inference.pending import Pending
 from swarm.inference.requests import SessionConfig
 from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
+from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ class Repair:
         waits: StepWaits,
         now_s: Callable[[], float],
         fail: Callable[[SwarmError], None],
+        tasks: Tasks,
     ) -> None:
-        """fail: is told why the session cannot go on."""
+        """fail: is told why the session cannot go on. tasks: own the repair, so that a session that is closed awaits its end."""
         self.replaced = 0
         """Hops, so far."""
         self.pauses_s: list[float] = []
@@ -48,6 +50,7 @@ class Repair:
         """When a hop was lost first since the last reply."""
         self._config, self._search, self._accusations, self._lateness = config, search, accusations, lateness
         self._pending, self._waits, self._now_s, self._fail = pending, waits, now_s, fail
+        self._tasks = tasks
         self._refusals: list[Refusal] = []
         """Since the last reply."""
         self._mending: asyncio.Task[None] | None = None
@@ -59,12 +62,9 @@ class Repair:
 
     async def run(self, leg: Leg, loss: Loss) -> None:
         """Answer a loss with a new route. Returns when it is installed, the session has failed, or `cancel` was called."""
-        self._mending = asyncio.create_task(self._mend(leg, loss), name=f"repair of {leg}")
-        try:
-            await asyncio.wait((self._mending,))
-        finally:
-            self._mending.cancel()
-            self._mending = None
+        self._mending = self._tasks.keep(self._mend(leg, loss), f"repair of {leg}")
+        await asyncio.wait((self._mending,))
+        self._mending = None
 
     def cancel(self) -> None:
         """The leg is not needed any more."""

@@ -186,6 +186,36 @@ async def test_the_end_of_a_hop_left_out_is_not_taken_for_a_loss_of_the_new_one(
     await until(lambda: small.engine.used_bytes == 0)
 
 
+class SlowToGiveUp(Links):
+    """A dial of a new route ends a while after it was cancelled."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.is_dialling, self.has_ended = asyncio.Event(), False
+
+    async def open(self, grant: Grant, *arguments: Any) -> MessageStream:
+        if not grant.epoch:
+            return await super().open(grant, *arguments)
+        try:
+            self.is_dialling.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.1)  # the end itself takes so long
+            self.has_ended = True
+        raise AssertionError
+
+
+async def test_close_awaits_the_end_of_a_repair(swarm: ToySwarm) -> None:
+    doomed, links = await swarm.serve(0, 4), SlowToGiveUp(swarm.pool)
+    session = Session(swarm.router, links, swarm.identity, SessionConfig(route_timeout_s=10))
+    await ask(session, (), [1], random_tokens(1))
+    await swarm.serve(0, 4)
+    await doomed.kill()
+    await asyncio.wait_for(links.is_dialling.wait(), 10)
+    await session.close()
+    assert links.has_ended
+
+
 async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> None:
     nodes = [await swarm.serve(0, 2), await swarm.serve(2, 4)]
     sessions = [swarm.session() for _ in range(5)]
