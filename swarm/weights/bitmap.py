@@ -12,7 +12,7 @@ from protocols.errors import BadRequestError
 
 
 class Bitmap:
-    """n bits, all clear at first."""
+    """n bits, all 0 at first."""
 
     def __init__(self, num: int, data: bytes | None = None) -> None:
         """data: what `to_bytes` gave; BadRequestError where its length is another, or a bit beyond `num` is set."""
@@ -38,11 +38,6 @@ class Bitmap:
         if index not in self:
             self._bits[index >> 3] |= 1 << (index & 7)
             self.count += 1
-
-    def clear(self, index: int) -> None:
-        if index in self:
-            self._bits[index >> 3] &= ~(1 << (index & 7))
-            self.count -= 1
 
     @property
     def mask(self) -> int:

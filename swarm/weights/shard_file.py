@@ -1,6 +1,6 @@
 """One shard of the cache while it is fetched.
 
-It is the file that it will be, and a journal of the pieces that are checked.
+It consists of the future file, named `.part`, and a journal of the pieces that were checked and stored.
 
 `unit-00003.safetensors.part` has its header and its full length from the start; `unit-00003.journal` (`journal.py`) holds the hashes
 of its pieces, and which are stored. A piece is written first and marked after, so `kill -9` at any moment loses at most pieces that were
@@ -62,10 +62,6 @@ class ShardFile:
     @property
     def is_complete(self) -> bool:
         return self.final.exists()
-
-    def start(self, tensor: int) -> int:
-        """Where a tensor begins, in the file and in what will be it."""
-        return self._starts[tensor]
 
     def place(self, tensor: int) -> Place | None:
         """Where a tensor lies; None while no piece of it is here, as far as this process knows."""

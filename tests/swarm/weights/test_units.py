@@ -20,6 +20,7 @@ from protocols.pieces import Holdings
 from protocols.units import Blocks, Ends, Expert, Partition, Unit
 from protocols.weights import PIECE_BYTES
 from swarm.checkpoints.digest import build_manifest
+from swarm.checkpoints.layout import Shard
 from swarm.checkpoints.numbered import expert_counts
 from swarm.checkpoints.tensor_part import TensorPart, byte_ranges
 from swarm.checkpoints.unit_parts import StoredModel, parts_of
@@ -203,6 +204,11 @@ def test_a_part_that_is_damaged_between_two_fetches_is_not_read(
     run(work())
 
 
+def start_in(shard: Shard, tensor: int) -> int:
+    """Where a tensor begins in the shard's file."""
+    return dict(zip(shard.tensors, shard.starts, strict=True))[tensor]
+
+
 def _damage(cache: ModelCache, part: TensorPart, is_removed: bool) -> None:
     """Flip a byte of the part, or remove the file that it is in."""
     number = cache.layout.number(part.name)
@@ -210,11 +216,11 @@ def _damage(cache: ModelCache, part: TensorPart, is_removed: bool) -> None:
     if is_removed:
         file.part.unlink()
         return
-    first = byte_ranges(cache.manifest.entries[number], part.cut).first
+    first = start_in(file.shard, number) + byte_ranges(cache.manifest.entries[number], part.cut).first
     with file.part.open("r+b") as opened:
-        opened.seek(file.start(number) + first)
+        opened.seek(first)
         [byte] = opened.read(1)
-        opened.seek(file.start(number) + first)
+        opened.seek(first)
         opened.write(bytes([byte ^ 1]))
 
 
@@ -325,7 +331,7 @@ def other_bytes(cache: ModelCache, parts: Sequence[TensorPart]) -> bytes:
     for one in cache.layout.covering(parts):
         content = cache.shard(one.shard).part.read_bytes()
         for tensor in one.shard.tensors:
-            entry, start = cache.manifest.entries[tensor], cache.shard(one.shard).start(tensor)
+            entry, start = cache.manifest.entries[tensor], start_in(one.shard, tensor)
             covering = {piece for run in one.pieces.get(tensor, ()) for piece in run}
             for piece in set(range(entry.num_pieces)) - covering:
                 found += content[start + piece * PIECE_BYTES :][: entry.piece_bytes(piece)]
