@@ -47,6 +47,11 @@ class Pending:
         self.failure: SwarmError | None = None
         """Why the session can no longer be used; None while it can."""
 
+    def add(self, number: int, awaited: Awaited) -> None:
+        """A step is about to be sent. Raises what `fail` was told: its reply would never come."""
+        self.check()
+        self.steps[number] = awaited
+
     def oldest(self) -> Awaited | None:
         """The step whose reply should come next."""
         return self.steps[min(self.steps)] if self.steps else None

@@ -185,7 +185,7 @@ class Session:
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):
                 replies.append(await self._pending.reply(flying.popleft()[0]))
                 self._waits.has_read(sum(pieces[len(replies) - 1].counts))
-            self._pending.steps[step.step] = awaited
+            self._pending.add(step.step, awaited)
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._legs.send(step)
             flying.append((step.step, size))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from protocols.errors import CacheFullError, DeadlineError, NoRouteError
-from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Rows
+from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Reply, Rows
+from swarm.inference import session as session_module
 from swarm.inference.hops import HopLimits
+from swarm.inference.leg import Leg
 from swarm.inference.session import Session, SessionConfig
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream
@@ -214,6 +216,25 @@ async def test_close_awaits_the_end_of_a_repair(swarm: ToySwarm) -> None:
     await asyncio.wait_for(links.is_dialling.wait(), 10)
     await session.close()
     assert links.has_ended
+
+
+class FailsAfterAReply(Session):
+    """Fails after each reply, before the caller that waits for it goes on."""
+
+    def _on_reply(self, leg: Leg, reply: Reply) -> None:
+        super()._on_reply(leg, reply)
+        self._legs.end(NoRouteError("no peer is left"))
+
+
+async def test_a_chunk_that_is_sent_after_a_failure_raises_it(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "WINDOW_STEPS", 1)  # so that no other chunk in flight raises it
+    node = await swarm.serve(0, 4)
+    session = FailsAfterAReply(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig(chunk_tokens=4))
+    async with asyncio.timeout(10):
+        with pytest.raises(NoRouteError, match="no peer is left"):
+            await ask(session, (), [8], random_tokens(8))
+    assert node.engine.forwards == 1
+    await session.close()
 
 
 async def test_closing_returns_all_memory_along_the_chain(swarm: ToySwarm) -> None:
