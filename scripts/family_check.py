@@ -99,7 +99,7 @@ def _check(outcome: Outcome, make: Callable[[], Any], folder: Path) -> None:
     modes = {engine.mode for engine in backend.engines}
     outcome.verdict = "differs" if fault else max(modes, key=EXACT.index)
     outcome.reason = fault or _effort(backend)
-    outcome.remark = outcome.remark or _unrecorded(backend)
+    outcome.remark = outcome.remark or _uncaptured(backend)
 
 
 def _reference(outcome: Outcome, make: Callable[[], Any], folder: Path) -> tuple[Any, torch.Tensor]:
@@ -178,7 +178,7 @@ def _effort(backend: LocalBackend) -> str:
     return "recomputes every step from the first token" if "RecomputeEngine" in kinds else ""
 
 
-def _unrecorded(backend: LocalBackend) -> str:
+def _uncaptured(backend: LocalBackend) -> str:
     """The reason if a packed engine runs its decodes instead of replaying captured graphs."""
     refusals = [engine.refusal for engine in backend.engines if engine.mode == "packed" and engine.refusal]
     return f"forwards are not captured ({refusals[0]})" if refusals else ""

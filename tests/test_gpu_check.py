@@ -60,7 +60,7 @@ def test_captured_forwards_were_replayed_and_what_is_not_there_is_null(result: d
     graphs = result["sections"]["graphs"]
     assert graphs["refusal"] is None and graphs["replayed"] > 0
     assert [row["sessions"] for row in graphs["rows"]] == [1, 8]
-    assert all(row["plain_ms"] > 0 and row["recorded_calls_ms"] > 0 and row["cuda_graph_ms"] is None for row in graphs["rows"])
+    assert all(row["plain_ms"] > 0 and row["captured_ms"] > 0 and row["cuda_graph_ms"] is None for row in graphs["rows"])
     assert "CUDA graphs" in graphs["cuda_graph_reason"]
 
 
