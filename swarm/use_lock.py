@@ -40,7 +40,7 @@ def _is_ours(held: int) -> bool:
 
 
 def is_used(lock: Path) -> bool:
-    """Does a process hold it? Asking is no use."""
+    """Does a process hold it? This question does not count as a use."""
     if not lock.exists():
         return False
     with unused(lock) as is_free:

@@ -51,7 +51,7 @@ class Clocks:
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """An error inside that says that no peer serves something names the clock, if the clock is wrong: records look expired then."""
+        """Inside, an error that no peer serves something also names this machine's clock, if that is wrong: records look expired then."""
         try:
             yield
         except (ModelNotFoundError, NoRouteError) as error:

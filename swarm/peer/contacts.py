@@ -63,7 +63,9 @@ class Contacts:
                 await self._dht.join(address)
 
     async def tell_and_hear_neighbours(self, announced: tuple[str, ...]) -> None:
-        """A node tells of itself, and listens where it was named no peer; a client only listens, and only if it must. Until cancelled.
+        """A node announces itself, and listens if no peer was named.
+
+        A client listens only if no peer was named and no remembered one answers.
 
         announced: multiaddrs of our p2pd, without `/p2p/`.
         """

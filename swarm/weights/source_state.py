@@ -14,7 +14,8 @@ WINDOW_S = 2.0
 WINDOW_SHARE = 1 / 50
 
 SILENT_S = 3.0
-"""What a source owes that has sent nothing for so long may be taken over by all, however much comes twice: it will hardly do."""
+"""Seconds without an answer after which any source that has them may take over the pieces that this source owes, also beyond
+`planner.TWICE_SHARE`: they will hardly come twice."""
 
 Held = Mapping[int, int | None]
 """What a source has, by tensor: the pieces of one that it has in part, as a mask; None for a whole one. Bit n of a mask is piece n."""
