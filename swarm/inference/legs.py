@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from protocols.errors import SwarmError
+from protocols.errors import InternalError, SwarmError
 from protocols.identity import Identity
 from protocols.inference import Fork, Reply, Step
 from swarm import trace, waiting
@@ -65,7 +66,7 @@ class Legs:
         self.search = RouteSearch(router, config, waits)
         self.lateness = Lateness(now_s, router.expected_ms, config, pending)
         self._accusations = Accusations(router.experience, now_s, self.tasks)
-        self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.end, self.tasks)
+        self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.keep)
         self.current = self._new()
 
     def _new(self) -> Leg:
@@ -101,7 +102,21 @@ class Legs:
             return
         if not self.losses.qsize():
             self._waits.late(None)
-        self.tasks.keep(self._answer_losses(), f"repairs of {self.current}")
+        self.keep(self._answer_losses(), f"the repairs of {self.current}")
+
+    def keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a part of the session, until it ends or `stop`. What it raises ends the session: else its caller might wait for ever."""
+        task = self.tasks.keep(work, name)
+        task.add_done_callback(self._end_with)
+        return task
+
+    def _end_with(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, SwarmError):
+            log.error("%s failed by a fault of ours", task.get_name(), exc_info=error)
+            error = InternalError(f"{task.get_name()} failed: {type(error).__name__}; the log says more")
+        self.end(error)
 
     def end(self, error: SwarmError) -> None:
         """The session has failed."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from protocols.errors import InternalError, NoRouteError, SwarmError
+from protocols.errors import NoRouteError, SwarmError
 from protocols.ids import PeerId, short_peer
 from swarm import waiting
 from swarm.inference import hearsay
@@ -21,7 +22,6 @@ from swarm.inference.pending import Pending
 from swarm.inference.requests import SessionConfig
 from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
-from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,9 @@ class Repair:
         pending: Pending,
         waits: StepWaits,
         now_s: Callable[[], float],
-        fail: Callable[[SwarmError], None],
-        tasks: Tasks,
+        keep: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
-        """fail: is told why the session cannot go on. tasks: own the repair, so that a session that is closed awaits its end."""
+        """keep: runs the repair, awaits its end if the session is closed, and ends the session with what it raises."""
         self.replaced = 0
         """Hops, so far."""
         self.pauses_s: list[float] = []
@@ -49,8 +48,7 @@ class Repair:
         self.lost_at_s: float | None = None
         """When a hop was lost first since the last reply."""
         self._config, self._search, self._accusations, self._lateness = config, search, accusations, lateness
-        self._pending, self._waits, self._now_s, self._fail = pending, waits, now_s, fail
-        self._tasks = tasks
+        self._pending, self._waits, self._now_s, self._keep = pending, waits, now_s, keep
         self._refusals: list[Refusal] = []
         """Since the last reply."""
         self._mending: asyncio.Task[None] | None = None
@@ -62,7 +60,7 @@ class Repair:
 
     async def run(self, leg: Leg, loss: Loss) -> None:
         """Answer a loss with a new route. Returns when it is installed, the session has failed, or `cancel` was called."""
-        self._mending = self._tasks.keep(self._mend(leg, loss), f"repair of {leg}")
+        self._mending = self._keep(self._mend(leg, loss), f"the repair of {leg}")
         await asyncio.wait((self._mending,))
         self._mending = None
 
@@ -81,11 +79,6 @@ class Repair:
     async def _mend(self, leg: Leg, loss: Loss) -> None:
         try:
             await self._replace(leg, loss)
-        except SwarmError as error:
-            self._fail(error)
-        except Exception as error:  # else a caller that waits for a reply would wait for ever
-            log.exception("%s: a repair failed by a fault of ours", leg)
-            self._fail(InternalError(f"the session could not be repaired: {type(error).__name__}; the log says more"))
         finally:
             self._lateness.begin()
 

@@ -95,7 +95,7 @@ class Session:
             self._legs.search.is_thin = thin
             await self._legs.open()
             self._pending.check()
-            self._legs.tasks.keep(Watch(self._legs, self._config, self._pending).run())
+            self._legs.keep(Watch(self._legs, self._config, self._pending).run(), f"the watch of {self}")
             self._is_open = True
 
     async def step(

@@ -8,16 +8,13 @@ looks, is replaced.
 from __future__ import annotations
 
 import asyncio
-import logging
 
-from protocols.errors import DeadlineError, InternalError
+from protocols.errors import DeadlineError
 from swarm.inference.leg import Leg
 from swarm.inference.legs import Legs
 from swarm.inference.pending import Pending
 from swarm.inference.requests import SessionConfig
 from swarm.inference.suspicion import Kind, Verdict
-
-log = logging.getLogger(__name__)
 
 BUSY_FACTOR = 5
 """On a route that has answered before, a hop that says it computes has so many times longer until another route is tried beside it."""
@@ -48,12 +45,7 @@ class Watch:
                 self._num_tried, self._tried_s = 0, 0.0
                 await asyncio.sleep(ask_s - silent_s + 0.001)
                 continue
-            try:
-                await self._look(late_s)
-            except Exception as error:  # else a caller that waits for a reply would wait for ever
-                log.exception("%s: the look for the dead failed by a fault of ours", self._legs.current)
-                self._legs.end(InternalError(f"hops could not be asked whether they live: {type(error).__name__}"))
-                return
+            await self._look(late_s)
             await asyncio.sleep(late_s / 3)
 
     async def _look(self, late_s: float) -> None:
