@@ -226,8 +226,8 @@ class FailsAfterAReply(Session):
         self._legs.end(NoRouteError("no peer is left"))
 
 
-async def test_a_chunk_that_is_sent_after_a_failure_raises_it(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "WINDOW_STEPS", 1)  # so that no other chunk in flight raises it
+async def test_a_prefill_chunk_that_is_sent_after_a_failure_raises_it(swarm: ToySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "WINDOW_STEPS", 1)  # so that no other prefill chunk in flight raises it
     node = await swarm.serve(0, 4)
     session = FailsAfterAReply(swarm.router, Links(swarm.pool), swarm.identity, SessionConfig(chunk_tokens=4))
     async with asyncio.timeout(10):
