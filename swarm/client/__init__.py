@@ -2,7 +2,8 @@
 
 `generate`, streaming, sampling, beams and speculation over blocks that run in a swarm.
 
-torch and transformers come in with the first use of the class, so that what needs neither (`served.py`) can be had without them.
+torch and transformers come in with the first use of the class, so that modules that need neither (`loop.py`, `peers.py`) can be
+imported without them.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -40,8 +40,8 @@ opened: ContextVar[list[RemoteCache] | None] = ContextVar("murmuration_opened_ca
 class RemoteForward(Holdings):
     """Comes before the model's own class, by way of `RemoteGeneration`."""
 
-    _counts_padding = False
-    """Do the hops count positions otherwise than transformers, if none are given? No: the model's own forward, here, uses them."""
+    _hops_skip_padding = False
+    """As of `Family`; False: the model's own forward, here, uses the positions."""
 
     def _remote_forward(self, own: Callable[..., Any], names: Sequence[str], kwargs: dict[str, Any]) -> Any:
         """Run the model's own forward with remote blocks. Whatever is wrong with the arguments is said before a byte is sent.
@@ -96,7 +96,7 @@ class RemoteForward(Holdings):
             max_positions=self.remote.max_positions,
             cache_key=self.remote.cache_key,
             is_stateful=bool(self._is_stateful),  # type: ignore[attr-defined]
-            counts_padding=self._counts_padding,
+            hops_skip_padding=self._hops_skip_padding,
             keeps_packed_apart=lambda: self._keeps_packed_apart,
         )
 

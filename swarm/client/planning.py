@@ -34,8 +34,8 @@ class Family:
     is_stateful: bool
     """What transformers says of the model's class."""
 
-    counts_padding: bool
-    """Do the hops count positions otherwise than transformers, if none are given: without padding?"""
+    hops_skip_padding: bool
+    """If no positions are given, the hops count real tokens only, but transformers counts padding too."""
 
     keeps_packed_apart: Callable[[], bool | None]
     """As of `swarm.models.packing`; asked only if sequences are packed, since it takes a forward of a small model."""
@@ -85,7 +85,7 @@ def _checked_padding(mask_Bk: Tensor, positions_Bq: Tensor | None, family: Famil
     hole = mask_Bk if windows.has_hole(mask_Bk) else None
     if hole is not None:
         windows.warn_of_hole(family.config, hole)
-    if positions_Bq is None and family.counts_padding and windows.is_padded_before(mask_Bk):
+    if positions_Bq is None and family.hops_skip_padding and windows.is_padded_before(mask_Bk):
         raise BadRequestError(
             "this family has a table of positions, and transformers counts padding if no position_ids are given; "
             "pass position_ids, such as (attention_mask.cumsum(1) - 1).clamp(min=0)"

@@ -80,7 +80,7 @@ class ThinGeneration(RemoteGeneration):
         return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: step.cache} if self.remote.cache_key else {}))
 
     @cached_property
-    def _counts_padding(self) -> bool:  # type: ignore[override]
+    def _hops_skip_padding(self) -> bool:  # type: ignore[override]
         """The hops count real tokens, but transformers' families with a table of positions count padding too, if none are given."""
         modules = self.named_modules()  # type: ignore[attr-defined]
         tables = [module for name, module in modules if isinstance(module, nn.Embedding) and _POSITIONS.search(name)]

@@ -1,6 +1,6 @@
-"""Whom losses and silence speak against.
+"""Decides which peers a loss or a silence counts against.
 
-The client's experience of peers is told; a hop that another one accuses is asked first.
+An accused hop counts as failed at once. It is then asked; if it answers, it is forgiven, and accuser and accused are suspected.
 """
 
 from __future__ import annotations

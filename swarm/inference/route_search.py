@@ -1,4 +1,4 @@
-"""Finds the routes of one session, with what all must have."""
+"""Finds the routes of one session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFUSED_S = 2.0
 
 
 class RouteSearch:
-    """Each route is found with its compute dtype."""
+    """Every route of a session has the same compute dtype and units."""
 
     def __init__(self, router: Router, config: SessionConfig, waits: StepWaits) -> None:
         self.dtype: str | None = None
@@ -53,7 +53,7 @@ class RouteSearch:
         """A route that keeps the hops which hold the session. NoRouteError if there is none in time.
 
         refusers: peers that may have refused the request, which are avoided; None = a hop was lost otherwise. After a refusal the search
-        is short, and finds None.
+        lasts REFUSED_S at most, and returns None if there is no route.
         """
         config = self._config
         timeout_s = config.route_timeout_s if refusers is None else min(REFUSED_S, config.route_timeout_s)

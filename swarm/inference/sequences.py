@@ -1,7 +1,7 @@
 """A session's sequences at one hop, and their next step.
 
-Steps and parts of a history come in; each is computed once, in order, and what it became goes to the hop below or to the client.
-All of this outlives a route. `hop.py` decides what may come in.
+Steps and parts of a history are computed once each, in order. The output goes to the hop below or to the client.
+The sequences stay when the route changes; `hop.py` decides which messages reach them.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from swarm.routing import path
 from swarm.routing.offers import Offer, Wish, candidates, precisions
 
 DISBELIEVED_MS = 1_000.0
-"""Least step time assumed, and at random up to twice of it, of all blocks at peers whose word is not believed."""
+"""Milliseconds that all blocks take, at least, at peers whose announced speed is not believed.
 
-NEW_MS = 100.0
-"""A way over new peers has to be so much faster than one over peers that have computed for us, or these are used."""
+After a new peer's failure, it is added to what new peers announce.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

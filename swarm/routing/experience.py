@@ -17,12 +17,18 @@ from protocols.records import PeerRecord
 from swarm.asking import Ping
 from swarm.clock import Clock
 from swarm.routing.blame import Blame
-from swarm.routing.choice import DISBELIEVED_MS, NEW_MS, Known
+from swarm.routing.choice import DISBELIEVED_MS, Known
 from swarm.routing.latency import FORGET_S, Latency
 from swarm.routing.regard import Regard
 from swarm.routing.suspects import Suspects
 
 log = logging.getLogger(__name__)
+
+NEW_MS = 100.0
+"""Milliseconds by which a route over new peers must be faster than one over peers that have computed for us.
+
+It counts for WARY_S after a new peer has computed.
+"""
 
 WARY_S = 60.0
 """Seconds for which, after a peer has failed that never computed for us, every other such peer counts as DISBELIEVED_MS slower.
@@ -40,8 +46,8 @@ class Experience:
         self._regard, self._now_s, self._on_failure = regard, clock.now_s, on_failure
         self._proven: dict[PeerId, float] = {}
         """Peers that a reply of a session came through, and when."""
-        self._wary_until_s = self._content_until_s = -math.inf
-        """Since a new peer failed; since one computed for us (`caution_ms`)."""
+        self._new_failed_until_s = self._new_answered_until_s = -math.inf
+        """Until when new peers count as slower: because one has failed, and because one has computed for us (`caution_ms`)."""
 
     # --- what sessions report
 
@@ -51,7 +57,7 @@ class Experience:
         now_s = self._now_s()
         is_first = not self.blame.is_avoided(peer, now_s)  # of the reports of this failure
         if is_first and not self.is_proven(peer) and not isinstance(cause, CacheFullError | OverloadedError | DrainingError):
-            self._wary_until_s = now_s + WARY_S
+            self._new_failed_until_s = now_s + WARY_S
         self.blame.add(peer, cause, now_s)
         self.latency.forget(peer)
         self._proven.pop(peer, None)
@@ -63,7 +69,7 @@ class Experience:
         for hop in route:
             self.suspects.clear(hop.peer, now_s)
         if not all(self.is_proven(hop.peer) for hop in route):
-            self._content_until_s = now_s + WARY_S
+            self._new_answered_until_s = now_s + WARY_S
         self._proven = {peer: at_s for peer, at_s in self._proven.items() if now_s - at_s < FORGET_S}
         self._proven |= dict.fromkeys((hop.peer for hop in route), now_s)
 
@@ -106,9 +112,9 @@ class Experience:
     def caution_ms(self) -> float:
         """Milliseconds by which all blocks count as slower at peers that never computed for us."""
         now_s = self._now_s()
-        if now_s < self._wary_until_s:
+        if now_s < self._new_failed_until_s:
             return DISBELIEVED_MS
-        return NEW_MS if now_s < self._content_until_s else 0.0
+        return NEW_MS if now_s < self._new_answered_until_s else 0.0
 
     def known(self, peers: Collection[PeerId]) -> Known:
         """What a choice among `peers` goes by now."""

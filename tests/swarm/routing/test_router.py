@@ -365,9 +365,9 @@ async def test_only_a_new_peer_that_fails_without_a_good_reason_speaks_against_o
     router.experience.answered((Hop(proven.peer, (), b"", Blocks(0, 4)),))
     for _report in range(2):  # of two sessions: by the second one, it counts as proven no more
         router.experience.failed(proven.peer, PeerUnreachableError("gone"))
-    assert router.experience._wary_until_s == -math.inf
+    assert router.experience._new_failed_until_s == -math.inf
     router.experience.failed(new.peer, cause)
-    assert (router.experience._wary_until_s > 0) is isinstance(cause, DeadlineError)
+    assert (router.experience._new_failed_until_s > 0) is isinstance(cause, DeadlineError)
 
 
 @virtual_time
