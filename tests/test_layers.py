@@ -79,6 +79,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     ),
     "node/units": ("swarm/models",),
     "node/engines/graphs": ("node/units",),
+    "node/training/optimizer": (),
     "node": ("swarm", "swarm/meeting"),
     "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),
     "node/device": ("node/engines", "swarm", "swarm/inference"),

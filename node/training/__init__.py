@@ -1,0 +1,1 @@
+"""Training on one machine: units, data, optimizers, checkpoints."""

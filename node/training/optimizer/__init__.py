@@ -1,0 +1,1 @@
+"""Optimizers of a unit: the same bits on every machine."""
