@@ -4,7 +4,7 @@ Signed, expiring, the newest counts; small enough for a DHT that keeps thousands
 
 The form is a msgpack map under short keys, so that a newer peer may add some: `v` is the layout's version, peers travel as
 their 32-byte public key, milliseconds as hundredths (what `encode` keeps of them). `w` lists the weights, each once, and `b` the
-units (`protocols/hosted.py`), which name their weights by the place in that list.
+units (`protocols/hosted.py`), which name their weights by the place in that list; `g` the roles in training runs (`protocols/roles.py`).
 `signed_bytes` is what the announcer signs and every storing peer checks (`swarm/dht`): it covers the expiry, so no replay lives
 longer.
 """
@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import msgpack
 
-from protocols import bounds, fields, frame
+from protocols import bounds, fields, frame, roles
 from protocols.defaults import MAX_RECORD_BYTES, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocols.errors import BadRequestError, ProtocolVersionError, shown
 from protocols.hosted import MAX_COUNT, MAX_HUNDREDTHS, STATES, Hosted, hundredths
 from protocols.ids import MAX_MODEL_NAME, PeerId, peer_id_of, public_bytes
+from protocols.roles import Role
 from protocols.units import Unit
 from protocols.weights_id import MAX_WEIGHTS_TEXT, Weights
 
@@ -73,11 +74,18 @@ class PeerRecord:
     """Measured milliseconds to peers of neighbouring blocks, the most useful first."""
     also: tuple[str, ...] = ()
     """Names of models under which it is announced without a unit of them: after a move, or before the first unit."""
+    roles: tuple[Role, ...] = ()
+    """What it does in training runs."""
 
     @property
     def names(self) -> frozenset[str]:
         """Names of the models under which this record may stand."""
-        return frozenset((*self.also, *(one.weights.model.name for one in self.hosted)))
+        hosted = (one.weights.model.name for one in self.hosted)
+        return frozenset((*self.also, *hosted, *(role.model.name for role in self.roles)))
+
+    def roles_of(self, digest: str) -> tuple[Role, ...]:
+        """What it does in one run."""
+        return tuple(role for role in self.roles if role.model.digest == digest)
 
     def hosted_of(self, digest: str) -> tuple[Hosted, ...]:
         """Its units of one model, whatever their version and state."""
@@ -128,6 +136,7 @@ class PeerRecord:
                    "w": list(map(str, weights)), "b": [one.pack(weights) for one in self.hosted],
                    "u": self.upload_bytes_s, "d": trips}  # fmt: skip
         table |= {"o": list(self.also)} if self.also else {}
+        table |= {"g": roles.pack(self.roles)} if self.roles else {}
         packed: bytes = msgpack.packb(table)
         return packed
 
@@ -135,7 +144,7 @@ class PeerRecord:
     def parse(cls, data: bytes) -> PeerRecord:
         """What a peer announced; BadRequestError out of bounds, ProtocolVersionError for another layout.
 
-        A unit of a kind that is unknown here is left out.
+        A unit or a role of a kind that is unknown here is left out.
         """
         header = frame.unpack_map(data, bounds.RECORD)
         version = fields.integer(header, "v", 1, 1 << 16)
@@ -162,6 +171,7 @@ class PeerRecord:
             upload_bytes_s=fields.integer(header, "u", 0, MAX_COUNT),
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
             also=fields.texts({"o": [], **header}, "o", MAX_MODELS, MAX_MODEL_NAME),
+            roles=roles.parse({"g": [], **header}, "g"),
         )
 
 

@@ -4,10 +4,12 @@ Canonical form, whose SHA-256 is the model's digest (UTF-8, a line end after eve
 
     murmuration manifest 1
     config {"architectures":["LlamaForCausalLM"],…}            canonical_config()
+    run {"activations":"float32",…}                            of a training run only: RunSpec.canonical()
     file <64 hex of SHA-256> <name>                            tokenizer, template and generation config
     tensor <64 hex of root> <dtype> <[2,3]> <name>             sorted by name; dtype as safetensors spells it (`BF16`)
 
 A tensor's root is SHA-256 over the SHA-256s of its 1 MiB pieces: pieces are checked alone, files may be split in any way.
+Of a training run the tensors are those of version 0 (`runs.py`).
 Everything is raw stored bytes: a cast would be another model. Names come last in a line, hence may hold spaces, never a line end.
 On the wire the canonical bytes are the only buffer of a frame, so bounds are checked on bytes before any entry is built.
 """
@@ -24,9 +26,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from protocols import fields, frame
+from protocols import fields, frame, runs
 from protocols.errors import BadRequestError, FrameError, ModelMismatchError, ModelNotSupportedError
 from protocols.ids import ModelId
+from protocols.runs import RunSpec
 from protocols.words import counted
 
 PIECE_BYTES: Final = 1 << 20
@@ -46,6 +49,7 @@ MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_NAME: Final = 300
 
 _MAGIC = b"murmuration manifest 1"
+_RUN = b"run "
 _MIN_LINE = 70
 """Bytes of the shortest line of a tensor or file: nothing is split into more than there can be."""
 _HASH_BYTES = 32
@@ -118,6 +122,8 @@ class Manifest:
     """As `canonical_config` makes it."""
     files: tuple[FileEntry, ...] = ()
     """Sorted by name, each name once."""
+    run: RunSpec | None = None
+    """How this model is trained; None = a model whose weights do not change."""
 
     def __post_init__(self) -> None:
         _check_config(self.config)
@@ -136,6 +142,7 @@ class Manifest:
     def canonical(self) -> bytes:
         """The bytes that are hashed; BadRequestError above 64 MB."""
         lines = [_MAGIC, b"config " + self.config]
+        lines += [] if self.run is None else [_RUN + self.run.canonical()]
         lines += [f"file {file.sha256.hex()} {file.name}".encode() for file in self.files]
         lines += [f"tensor {e.root.hex()} {e.dtype} {_shape_text(e.shape)} {e.name}".encode() for e in self.entries]
         data = b"\n".join(lines) + b"\n"
@@ -162,18 +169,19 @@ class Manifest:
     @classmethod
     def from_canonical(cls, data: bytes) -> Manifest:
         """Read the canonical form; BadRequestError if any byte differs from how `canonical` would write it."""
-        if len(data) > MAX_MANIFEST_BYTES or data.count(b"\n") > min(MAX_TENSORS + MAX_FILES, len(data) // _MIN_LINE) + 2:
+        if len(data) > MAX_MANIFEST_BYTES or data.count(b"\n") > min(MAX_TENSORS + MAX_FILES, len(data) // _MIN_LINE) + 3:
             raise BadRequestError(
                 f"a manifest has at most {MAX_TENSORS} tensors and {MAX_MANIFEST_BYTES} bytes, got {len(data)} bytes"
             )
         lines = data.split(b"\n")
         if len(lines) < 3 or lines[0] != _MAGIC or not lines[1].startswith(b"config ") or lines.pop():
             raise BadRequestError(f"a manifest begins with {_MAGIC!r} and a config, and ends with a line end, got {data[:40]!r}")
+        run = RunSpec.parse(lines.pop(2).removeprefix(_RUN)) if lines[2:] and lines[2].startswith(_RUN) else None
         num_files = next((i for i, line in enumerate(lines[2:]) if not line.startswith(b"file ")), len(lines) - 2)
         if num_files > MAX_FILES:
             raise BadRequestError(f"a manifest has at most {MAX_FILES} files, got {num_files}")
         files = tuple(_parse_file(line) for line in lines[2 : 2 + num_files])
-        return cls(tuple(_parse_entry(line) for line in lines[2 + num_files :]), lines[1].removeprefix(b"config "), files)
+        return cls(tuple(_parse_entry(line) for line in lines[2 + num_files :]), lines[1].removeprefix(b"config "), files, run)
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:
@@ -258,6 +266,11 @@ def difference(mine: Manifest, theirs: Manifest) -> str | None:
             return f"tensor {name!r}: ours is {_described(ours.get(name))}, theirs is {_described(others.get(name))}"
     if mine.config != theirs.config:
         return f"config: {_config_difference(json.loads(mine.config), json.loads(theirs.config))}"
+    if mine.run is None or theirs.run is None:
+        if mine.run != theirs.run:
+            return f"{'ours' if mine.run else 'theirs'} is a training run, the other is not"
+    elif (found := runs.difference(mine.run, theirs.run)) is not None:
+        return f"run: {found}"
     our_files, their_files = dict(mine.files), dict(theirs.files)
     for name in sorted(our_files.keys() | their_files.keys()):
         if our_files.get(name) != their_files.get(name):
