@@ -19,7 +19,7 @@ def clip_factor(sum_of_squares: float, limit: float, num_units: int) -> float:
     """What a unit's mean gradient is multiplied by: at most 1, so that its norm is at most limit / sqrt(num_units).
 
     sum_of_squares: of the mean gradient, in float64; limit: of the whole model's gradient, 0 = no clipping; num_units: of the whole model,
-    each block one and the ends one. BadRequestError for a sum that is negative, infinite or no number.
+    each block one, embedding and head one. BadRequestError for a sum that is negative, infinite or no number.
     """
     if not 0 <= sum_of_squares < math.inf:
         raise BadRequestError(f"a sum of squares is finite and not negative, got {sum_of_squares}: the gradient is poisoned")

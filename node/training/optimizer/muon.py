@@ -93,7 +93,7 @@ class Muon:
 
 
 def newton_schulz_cost(shape: Sequence[int]) -> int:
-    """What the update of a matrix costs against others': multiplications of one product, of all experts together."""
+    """What the update of a matrix costs against others': multiplications of one matrix product, of all experts together."""
     return math.prod(shape) * min(shape[-2:])
 
 
