@@ -104,7 +104,7 @@ class OptimizerSpec:
     name: str = "adamw"
     """One of OPTIMIZERS."""
     lr: float = 1e-3
-    """Highest learning rate of AdamW."""
+    """Highest learning rate, of AdamW and of Muon: its updates are scaled to the size of AdamW's."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of the first and the second moment, each in [0, 1)."""
     eps: float = 1e-8
@@ -112,9 +112,7 @@ class OptimizerSpec:
     weight_decay: float = 0.1
     """Decoupled: the parameter shrinks by this times the learning rate."""
     clip: float = 1.0
-    """Largest norm of a unit's mean gradient, which is scaled down to it; 0 = it is not clipped."""
-    muon_lr: float = 0.02
-    """Highest learning rate of Muon's matrices; it follows the same schedule."""
+    """Largest norm of the model's mean gradient. Each unit's is scaled down to this / sqrt(number of units); 0 = no clipping."""
     momentum: float = 0.95
     """Muon's decay of the momentum, in [0, 1)."""
 
@@ -123,7 +121,7 @@ class OptimizerSpec:
         fields.one_of(table, "optimizer.name", OPTIMIZERS)
         if type(self.betas) is not tuple or len(self.betas) != 2:
             raise BadRequestError(f"field 'optimizer.betas' must be two numbers from 0 to below 1, got {shown(self.betas)}")
-        _numbers(self, "optimizer", {"lr": (0, 100), "muon_lr": (0, 100), "eps": (1e-30, 1), "weight_decay": (0, 100)})
+        _numbers(self, "optimizer", {"lr": (0, 100), "eps": (1e-30, 1), "weight_decay": (0, 100)})
         _numbers(self, "optimizer", {"clip": (0, 1e9), "momentum": (0, _BELOW_1)})
         betas = (fields.number({"optimizer.betas": beta}, "optimizer.betas", 0, _BELOW_1) for beta in self.betas)
         object.__setattr__(self, "betas", tuple(betas))
