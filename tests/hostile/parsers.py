@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from protocols import bounds, dictionary, entries, errors, frame, ids, inference
 from protocols.hosted import Hosted
 from protocols.ids import Span
 from protocols.progress import Progress, ProgressRequest
+from protocols.runs import RunSpec
 from protocols.units import Blocks, parse_unit
 from protocols.weights import TensorEntry
 from protocols.weights_id import Weights
@@ -28,7 +29,7 @@ from swarm.meeting import known_peers
 from swarm.meeting.invitation import Invitation
 from swarm.rpc import auth
 from swarm.thin.defaults import read_settings
-from tests.protocols.samples import ALICE, BOB, CAROL, MANIFEST, MODEL, RECORD, SAMPLES, parser
+from tests.protocols.samples import ALICE, BOB, CAROL, MANIFEST, MODEL, RECORD, ROLES, RUN, SAMPLES, parser
 from tests.protocols.test_bounds import LARGEST
 
 NOW_S = 1_899_999_900.0
@@ -99,6 +100,8 @@ def all_parsers() -> dict[str, Parser]:
         "frame": Parser(frame.decode, tuple(message.encode() for message in SAMPLES.values() if message is not RECORD)),
         "manifest, canonical": Parser(type(MANIFEST).from_canonical, (MANIFEST.canonical(),)),
         "grant": Parser(_check_grant, _of_a_grant()),
+        "run": Parser(RunSpec.parse, (RUN.canonical(),)),
+        "record with roles": Parser(records.PeerRecord.parse, (replace(RECORD, roles=ROLES).encode(),)),
         "entry": Parser(_check_entry, (_signed("key").value,)),
         "entries": Parser(dictionary.parse, (dictionary.pack([(ALICE.peer_id, _signed("key"))]),)),
         "parts": Parser(_join, (b"MUP\0end",)),

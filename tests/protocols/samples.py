@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import directory, entries, hello, inference, progress, records, tensors, weights
+from protocols import directory, entries, hello, inference, progress, records, roles, runs, tensors, weights
 from protocols.hosted import STATES, Hosted, Load
 from protocols.identity import Identity, from_seed
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span
@@ -43,6 +44,13 @@ MANIFEST = weights.Manifest(
     weights.canonical_config({"model_type": "llama", "hidden_size": 4, "transformers_version": "5.23.0"}),
     (weights.FileEntry("tokenizer.json", bytes(range(32, 64))),),
 )
+RUN = runs.RunSpec(
+    name="prose",
+    seed=7,
+    data=runs.DataRule(digest="da" * 32, sequence_tokens=128),
+    batch=runs.BatchRule(steps=500, batch_tokens=8_192, micro_batch_sequences=8),
+    schedule=runs.ScheduleSpec(warmup_steps=20),
+)
 RECORD = records.PeerRecord(
     peer=ALICE.peer_id,
     name="attic",
@@ -56,11 +64,19 @@ RECORD = records.PeerRecord(
     round_trips=((BOB.peer_id, 20.5),),
 )
 
+ROLES = (
+    roles.Role("stage", MODEL, Blocks(0, 2)),
+    roles.Role("stage", MODEL, Ends()),
+    roles.Role("keeper", MODEL),
+    roles.Role("trainer", ModelId("prose", "cd" * 32)),
+)
+
 SAMPLES: dict[str, Any] = {
     "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
     "dial_back": hello.DialBack(addresses=("192.0.2.7:4002",), certificate=b"DER"),
     "dialled_back": hello.DialBackReply(reachable=("192.0.2.7:4002",), reason="timed out"),
     "manifest": MANIFEST,
+    "manifest of a run": replace(MANIFEST, run=RUN),
     "manifest?": weights.ManifestRequest(model=MODEL),
     "directory?": directory.DirectoryRequest(swarm="public", model="tiny"),
     "directory": directory.DirectoryReply(((ALICE.peer_id, entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1_900_000_000.5)),)),
@@ -94,6 +110,7 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "dial_back": hello.DialBack.parse,
     "dialled_back": hello.DialBackReply.parse,
     "manifest": weights.Manifest.parse,
+    "manifest of a run": weights.Manifest.parse,
     "manifest?": weights.ManifestRequest.parse,
     "directory?": directory.DirectoryRequest.parse,
     "directory": directory.DirectoryReply.parse,
@@ -315,6 +332,54 @@ manifests = st.builds(
     st.lists(_entry, max_size=6).map(_by_name),
     configs.map(weights.canonical_config),
     st.lists(_file, max_size=4).map(_by_name),
+    st.none() | st.deferred(lambda: run_specs()),
+)
+
+
+_bounded_text = text(40, 1).filter(lambda name: "@" not in name)
+
+
+def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high) | st.sampled_from([low, high])
+
+
+@st.composite
+def run_specs(draw: st.DrawFn) -> runs.RunSpec:
+    sequence_tokens, sequences = draw(st.integers(2, runs.MAX_SEQUENCE_TOKENS)), draw(st.integers(1, 64))
+    num_micro_batches, num_steps = draw(st.integers(1, runs.MAX_BATCH_TOKENS // (sequence_tokens * sequences)).map(
+        lambda number: min(number, runs.MAX_MICRO_BATCHES))), draw(st.integers(1, runs.MAX_STEPS))  # fmt: skip
+    digests = _hashes.map(bytes.hex)
+    share = _numbers(0, 1)
+    optimizer = runs.OptimizerSpec(
+        name=draw(st.sampled_from(runs.OPTIMIZERS)), lr=draw(_numbers(0, 100)), betas=(draw(_numbers(0, 0.999)), draw(_numbers(0, 0.999))),
+        eps=draw(_numbers(1e-30, 1)), weight_decay=draw(_numbers(0, 100)), clip=draw(_numbers(0, 1e9)), momentum=draw(_numbers(0, 0.999)),
+    )  # fmt: skip
+    return runs.RunSpec(
+        name=draw(_bounded_text),
+        seed=draw(st.integers(0, runs.MAX_SEED)),
+        base=draw(st.just("") | digests),
+        data=runs.DataRule(digest=draw(digests), sequence_tokens=sequence_tokens, packing=draw(st.booleans())),
+        batch=runs.BatchRule(
+            steps=num_steps,
+            batch_tokens=num_micro_batches * sequences * sequence_tokens,
+            micro_batch_sequences=sequences,
+        ),
+        optimizer=optimizer,
+        schedule=runs.ScheduleSpec(
+            shape=draw(st.sampled_from(runs.SHAPES)),
+            warmup_steps=draw(st.integers(0, num_steps)),
+            final_share=draw(share),
+            decay_share=draw(share),
+        ),
+        averaging=runs.AveragingSpec(codec=draw(st.sampled_from(runs.AVERAGING_CODECS)), deadline_s=draw(_numbers(0.1, 86_400))),
+        activations=draw(st.sampled_from(runs.ACTIVATION_CODECS)),
+        checkpoint_every=draw(st.integers(0, runs.MAX_STEPS)),
+        serve_every=draw(st.integers(0, runs.MAX_STEPS)),
+    )
+
+
+all_roles = st.builds(roles.Role, st.just("stage"), models, all_units.filter(lambda unit: len(str(unit)) < 30)) | st.builds(
+    roles.Role, st.sampled_from(["trainer", "keeper"]), models
 )
 
 
@@ -336,6 +401,7 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         upload_bytes_s=draw(st.integers(0, 1 << 40)),
         round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
         also=tuple(draw(st.lists(text(16), max_size=2))),
+        roles=tuple(draw(st.lists(all_roles, max_size=2))),
     )
 
 

@@ -14,11 +14,12 @@ from protocols.defaults import MAX_RECORD_BYTES
 from protocols.errors import BadRequestError, FrameError, ProtocolVersionError, SwarmError
 from protocols.identity import from_seed
 from protocols.ids import ModelId, Span
+from protocols.roles import MAX_ROLES, Role
 from protocols.units import Blocks, Ends
 from protocols.weights_id import Weights
 from tests.hosting import hosted as served
 from tests.hosting import loaded
-from tests.protocols.samples import ALICE, BOB, MODEL, RECORD
+from tests.protocols.samples import ALICE, BOB, MODEL, RECORD, ROLES
 
 FULL = replace(
     RECORD,
@@ -136,6 +137,30 @@ def test_a_unit_of_a_kind_that_is_unknown_is_left_out_and_the_others_stay() -> N
     assert records.PeerRecord.parse(newer) == RECORD
 
 
+def test_roles_and_units_of_kinds_that_are_unknown_are_left_out_and_the_others_stay() -> None:
+    newer = ["stage decoder/3/router", "judge", "judge decoder/0:2", *map(str, ROLES[:3])]
+    group = {"n": MODEL.name, "d": bytes.fromhex(MODEL.digest), "r": newer}
+    record = records.PeerRecord.parse(changed(g=[group]))
+    assert record.roles == ROLES[:3] and replace(record, roles=()) == RECORD
+
+
+def test_a_peer_stands_under_the_names_of_its_runs() -> None:
+    record = replace(RECORD, roles=ROLES)
+    assert record.names == {"tiny", "prose"} and RECORD.names == {"tiny"}
+    assert record.roles_of(MODEL.digest) == ROLES[:3] and record.roles_of("cd" * 32) == ROLES[3:]
+
+
+def test_a_full_record_of_a_stage_fits_and_its_roles_are_not_given_up() -> None:
+    """A node that trains and serves one run, as trainer and keeper, too; and one that holds parts of four runs."""
+    name = "a run with a name of forty letters, or so"
+    units = (Blocks(0, 3), Blocks(7, 9), Ends())
+    for models in ([ModelId(name, "d4" * 32)], [ModelId(name + str(n), f"{n}" * 64) for n in range(records.MAX_MODELS)]):
+        kinds = [Role("stage", model, unit) for model in models for unit in units] + [Role("trainer", models[-1])]
+        record = replace(FULL, roles=tuple(kinds[-MAX_ROLES:])).fitted()
+        assert len(record.encode()) <= MAX_RECORD_BYTES and record.roles == tuple(kinds[-MAX_ROLES:])
+        assert record.addresses and record.p2p_addresses and records.PeerRecord.parse(record.encode()) == record
+
+
 def test_a_span_may_have_a_state_of_its_own_until_its_peer_leaves() -> None:
     old = RECORD.hosted[0]
     moving = replace(RECORD, hosted=(old, replace(old, unit=Blocks(2, 4), state="joining")))
@@ -156,6 +181,7 @@ def test_a_unit_stands_beside_those_of_the_same_weights_precision_and_state() ->
 
 
 UNIT: dict[str, object] = {"u": "decoder/0:2", "w": 0, "n": 4, "d": "float32"}
+GROUP: dict[str, object] = {"n": "prose", "d": bytes(32), "r": ["stage decoder/0:2", "stage decoder/ends", "keeper"]}
 WRONG: dict[str, dict[str, object]] = {
     "no layout": {"v": "absent"},
     "key of 31 bytes": {"k": bytes(31)},
@@ -184,6 +210,17 @@ WRONG: dict[str, dict[str, object]] = {
     "seventeen units": {"b": [UNIT] * 17},
     "a unit as a list": {"b": [["decoder/0:2", 0, 4, "float32"]]},
     "a unit out of bounds": {"b": [{**UNIT, "u": "decoder/3:5"}]},
+    "nine roles": {"g": [{**GROUP, "r": ["trainer"] * 9}]},
+    "nine roles of two runs": {"g": [{**GROUP, "r": ["trainer"] * 5}, {**GROUP, "r": ["keeper"] * 4}]},
+    "nine runs": {"g": [{**GROUP, "r": []}] * 9},
+    "roles as a map": {"g": GROUP},
+    "roles of no run": {"g": [{**GROUP, "n": ""}]},
+    "roles of half a digest": {"g": [{**GROUP, "d": bytes(16)}]},
+    "a role as a list": {"g": [{**GROUP, "r": [["trainer"]]}]},
+    "a stage without unit": {"g": [{**GROUP, "r": ["stage"]}]},
+    "a trainer with a unit": {"g": [{**GROUP, "r": ["trainer decoder/0:2"]}]},
+    "a stage of no blocks": {"g": [{**GROUP, "r": ["stage decoder/2:2"]}]},
+    "a role with an escape": {"g": [{**GROUP, "r": ["stage \x1b[31m"]}]},
     "no weights": {"w": "absent"},
     "no list of weights": {"w": []},
     "nine weights": {"w": [str(MODEL)] * 9},
@@ -201,6 +238,7 @@ def test_a_claim_out_of_bounds_is_refused(what: str) -> None:
 def test_the_helper_of_these_tests_builds_valid_records() -> None:
     """Or every refusal above would be one of the helper's own."""
     assert records.PeerRecord.parse(changed()) == RECORD
+    assert len(records.PeerRecord.parse(changed(g=[{**GROUP, "r": ["trainer"] * 4}] * 2)).roles) == MAX_ROLES
     assert records.PeerRecord.parse(changed(b=[UNIT] * 16, w=[str(MODEL)] * 8)).hosted[0].weights == Weights(MODEL)
 
 
@@ -212,6 +250,7 @@ def test_we_announce_nothing_that_others_would_refuse() -> None:
         loaded(RECORD, queue=-1),
         loaded(RECORD, step_ms=-1.0),
         replace(RECORD, hosted=RECORD.hosted * 9),
+        replace(RECORD, roles=ROLES[:1] * (MAX_ROLES + 1)),
     ):
         with pytest.raises(BadRequestError):
             wrong.encode()
