@@ -85,7 +85,6 @@ OTHER: dict[str, object] = {
     "optimizer.eps": 1e-6,
     "optimizer.weight_decay": 0.2,
     "optimizer.clip": 2.0,
-    "optimizer.muon_lr": 0.03,
     "optimizer.momentum": 0.9,
     "schedule.shape": "wsd",
     "schedule.warmup_steps": 21,
