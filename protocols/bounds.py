@@ -56,6 +56,11 @@ _HOP = _PEER + MAX_RECORD_BYTES + _BLOCKS + 4 * 2
 """Addresses and certificate of a hop come from a record, so together they are shorter than one."""
 
 _GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (9 + 8) + 32, 2 * MAX_HOPS + 8)
+_UNITS = 512
+"""Elementary units of a run, as `receipts.MAX_UNITS`."""
+_PART = len("decoder/ends/embed") + 2
+_ROUTE = (MAX_HOPS * _HOP, MAX_HOPS * (9 + 8), 2 * MAX_HOPS + 1)
+"""Bytes, items and lists of a route."""
 _TOKENS_BYTES = MAX_ROWS + 5 * MAX_STEP_TOKENS + 512
 _TOKENS_ITEMS = MAX_ROWS + MAX_STEP_TOKENS + 48
 
@@ -91,6 +96,16 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "lost": _row((2_000 + 64) * _LETTER + 64, 16),
     "progress?": _row(64, 12),
     "progress": _row(96, 20),
+    # training
+    "pass": _row(_ROUTE[0] + 2_304 + _UNITS * (_PART + 2), _ROUTE[1] + _UNITS + 64, _ROUTE[2] + 10, 3),
+    "output": _row(96, 20, 4, 1),
+    "gradient": _row(96, 20, 4, 1),
+    "result": _row(MAX_HOPS * 118 + _UNITS * (_PART + 1) + 192, MAX_HOPS * 16 + _UNITS + 24, MAX_HOPS * 4 + 6, 1),
+    "pass_failed": _row((2_000 + 64) * _LETTER + 64, 12),
+    "run_status?": _row(300 * _LETTER + 64, 8),
+    "run_status": _row(_UNITS * (_BLOCKS + 9 + 34 + 1) + 256, _UNITS * 4 + 40, _UNITS + 5, 1),
+    "publish": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 12, _UNITS + 2),
+    "published": _row(64, 8),
     "reply": _row(MAX_ROWS + 512, MAX_ROWS + 48, 8, 2),
 }
 """By the kind that a message says under its key `t`."""

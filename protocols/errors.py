@@ -15,6 +15,9 @@
   - CheckpointError            a missing, truncated or inconsistent file of a checkpoint
   - DiskFullError              a disk of ours is full; says how much is needed
   - SpanNotServedError         this peer does not (or no longer) host those blocks
+  - VersionMismatchError       this peer has another version of a unit in training
+  - LedgerClosedError          the version's gradient sums are being averaged and take nothing more
+  - NonFiniteGradientError     NaN or infinity in a gradient or a loss; nothing was added
   - CacheFullError             no memory for more tokens
   - OverloadedError            queue or session limit reached
   - DrainingError              this peer is leaving
@@ -138,6 +141,30 @@ class SpanNotServedError(SwarmError):
     code = "span_not_served"
     try_another_peer = True
     exit_code = 5
+
+
+class VersionMismatchError(SwarmError):
+    """A unit in training has another version here than was asked for; the message says which, and nothing was added."""
+
+    code = "version_mismatch"
+    try_another_peer = True
+    exit_code = 5
+
+
+class LedgerClosedError(SwarmError):
+    """The gradient sums of this version are being averaged: they take no micro-batch more; nothing was added."""
+
+    code = "ledger_closed"
+    try_another_peer = True
+    exit_code = 5
+
+
+class NonFiniteGradientError(SwarmError):
+    """NaN or infinity in a gradient or a loss. Nothing was added; which peer is at fault shows if another computes the same."""
+
+    code = "non_finite_gradient"
+    try_another_peer = True
+    exit_code = 6
 
 
 class CacheFullError(SwarmError):

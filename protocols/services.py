@@ -44,5 +44,10 @@ DIAL_BACK = Method(name="dial_back")  # hello.DialBack -> hello.DialBackReply
 SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Open … -> Expect, HopLost …
 ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …
 PROGRESS = Method(name="progress")  # progress.ProgressRequest -> progress.Progress
+TRAIN = Method(
+    name="train", streaming=True, is_idempotent=False, timeout_s=None
+)  # training.Pass, Gradient -> Output, Result, PassFailed
+RUN_STATUS = Method(name="run_status")  # run_status.StatusRequest -> run_status.RunStatus
+PUBLISH = Method(name="publish")  # run_status.Publish -> run_status.Published
 
-ALL = (HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS)
+ALL = (HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS, TRAIN, RUN_STATUS, PUBLISH)

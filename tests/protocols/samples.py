@@ -14,10 +14,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import directory, entries, hello, inference, progress, records, roles, runs, tensors, weights
+from protocols import directory, entries, hello, inference, progress, records, roles, run_status, runs, tensors, training, weights
 from protocols.hosted import STATES, Hosted, Load
 from protocols.identity import Identity, from_seed
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span
+from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
+from protocols.receipts import Receipt
 from protocols.units import AXES, MAX_EXPERTS, MAX_EXTENT, STACKS, Blocks, Ends, Expert, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.hosting import hosted
@@ -28,6 +30,7 @@ SESSION = SessionId(bytes(range(16)))
 HIDDEN = tensors.WireTensor("float32", (3, 1), "none", bytes.fromhex("0000803f00000040000040c0"))  # 1, 2, -3
 TOKENS = tensors.WireTensor("int32", (2,), "none", bytes.fromhex("07000000ff000000"))  # 7, 255
 IDS = tensors.WireTensor("int32", (3, 1), "none", bytes.fromhex("0700000008000000ff000000"))
+STATES_BTH = tensors.WireTensor("float32", (1, 3, 1), "none", HIDDEN.data)
 
 ROUTE = (
     inference.Hop(BOB.peer_id, ("10.0.0.2:4001", "[2001:db8::2]:4001"), b"DER", Blocks(0, 2)),
@@ -36,6 +39,10 @@ ROUTE = (
 GRANT = inference.Grant(
     client=ALICE.peer_id, session=SESSION, epoch=1, weights=Weights(MODEL), route=ROUTE, expires_s=1_900_000_000.5
 ).signed(ALICE.sign)
+RECEIPT = Receipt(
+    peer=CAROL.peer_id, added=(Part.block(2), HEAD), held=(Part.block(3),),
+    queue_ms=0.5, forward_ms=1.5, backward_ms=2.25, wait_ms=0.0, num_bytes=12,
+)  # fmt: skip
 MANIFEST = weights.Manifest(
     (
         weights.TensorEntry("model.embed_tokens.weight", "BF16", (8, 4), weights.tensor_root([])),
@@ -103,7 +110,29 @@ SAMPLES: dict[str, Any] = {
     "lost": inference.HopLost(session=SESSION, epoch=1, index=1, code="peer_unreachable", message="it\nbroke"),
     "attach": inference.Attach(grant=GRANT, step=3),
     "reply": inference.Reply(session=SESSION, epoch=1, step=5, counts=(3,), payload=HIDDEN, ids=IDS, compute_ms=1.25),
-}
+    "pass": training.Pass(
+        run=MODEL, version=7, index=5, route=ROUTE, skip=(EMBED, Part.block(1)), payload=IDS, labels=IDS, positions=IDS,
+        num_targets=3, codec="bfloat16", budget_ms=2_500,
+    ),
+    "pass of a client": training.Pass(
+        run=MODEL, version=0, index=None, weights=Weights(MODEL), route=ROUTE, hop=1, payload=STATES_BTH, want="hidden"
+    ),
+    "output": training.Output(hidden=STATES_BTH),
+    "gradient": training.Gradient(gradient=STATES_BTH),
+    "result": training.Result(gradient=STATES_BTH, loss_sum=2.5, receipts=(RECEIPT,)),
+    "pass_failed": training.PassFailed(hop=1, code="version_mismatch", message="it\nbroke"),
+    "run_status?": run_status.StatusRequest(run=MODEL),
+    "run_status": run_status.RunStatus(
+        num_micro_batches=12,
+        units=(
+            run_status.UnitStatus(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), ledger={Part.block(3): b"\xff\x0f"}),
+            run_status.UnitStatus(unit=Ends(), version=0, chain=b"", ledger={EMBED: b"\x01\x00", HEAD: b"\x00\x08"}),
+        ),
+        queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, served=(0, 5),
+    ),
+    "publish": run_status.Publish(run=MODEL, version=7, chains={Blocks(0, 1): bytes(range(32)), Ends(): bytes(32)}),
+    "published": run_status.Published(version=7),
+}  # fmt: skip
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
     "hello": hello.Hello.parse,
@@ -117,12 +146,17 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "record": records.PeerRecord.parse,
     "progress?": progress.ProgressRequest.parse,
     "progress": progress.Progress.parse,
+    "run_status?": run_status.StatusRequest.parse,
+    "run_status": run_status.RunStatus.parse,
+    "publish": run_status.Publish.parse,
+    "published": run_status.Published.parse,
 }
+OF_A_PASS = frozenset(("pass", "pass of a client", "output", "gradient", "result", "pass_failed"))
 
 
 def parser(kind: str) -> Callable[[bytes], Any]:
     """What reads a message of this kind."""
-    return PARSERS.get(kind, inference.parse)
+    return PARSERS.get(kind, training.parse if kind in OF_A_PASS else inference.parse)
 
 
 # --- strategies: any message that our own code may build
@@ -405,6 +439,55 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
     )
 
 
+_parts = st.integers(0, MAX_BLOCKS - 1).map(Part.block) | st.sampled_from([EMBED, HEAD])
+_part_lists = st.lists(_parts, max_size=4).map(tuple)
+_ms = st.floats(0, 1e9)
+_receipts = st.builds(
+    Receipt, peer=peers, added=_part_lists, held=_part_lists, queue_ms=_ms, forward_ms=_ms, backward_ms=_ms, wait_ms=_ms,
+    num_bytes=st.integers(0, 1 << 48),
+)  # fmt: skip
+
+
+@st.composite
+def states(draw: st.DrawFn, shape: tuple[int, int] | None = None) -> tensors.WireTensor:
+    """Hidden states or gradients [B, T, H]."""
+    num_rows, num_tokens = shape or draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
+    flat = draw(payloads(num_rows * num_tokens).filter(lambda wire: len(wire.shape) == 2))
+    return tensors.WireTensor(flat.dtype, (num_rows, num_tokens, flat.shape[1]), flat.codec, flat.data)
+
+
+@st.composite
+def passes(draw: st.DrawFn) -> training.Pass:
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
+    ids = tensors.WireTensor("int32", shape, "none", random.Random(draw(st.integers(0, 99))).randbytes(4 * math.prod(shape)))
+    route, is_training, wanted = draw(routes()), draw(st.booleans()), draw(all_weights)
+    want = "loss" if is_training else draw(st.sampled_from(training.WANTS))
+    return training.Pass(
+        run=wanted.model, version=wanted.version, index=draw(st.integers(0, 4_095)) if is_training else None,
+        weights=None if is_training else wanted, route=route, hop=draw(st.integers(0, len(route) - 1)),
+        skip=draw(_part_lists) if is_training else (), payload=draw(st.just(ids) | states(shape)),
+        labels=ids if want == "loss" else None, positions=draw(st.sampled_from([None, ids])),
+        num_targets=draw(st.integers(0, math.prod(shape))), want=want, codec=draw(st.sampled_from(tensors.CODECS)),
+        budget_ms=draw(st.integers(0, training.MAX_BUDGET_MS)),
+    )  # fmt: skip
+
+
+@st.composite
+def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
+    num = draw(st.integers(1, 40))
+    bitmap = st.integers(0, 2**num - 1).map(lambda bits: bits.to_bytes(-(-num // 8), "little"))
+    found = draw(st.sets(st.integers(0, MAX_BLOCKS - 1).map(lambda n: Blocks(n, n + 1)) | st.just(Ends()), max_size=5))
+    units = []
+    for unit in sorted(found):
+        version = draw(st.just(0) | _versions)
+        ledger = {part: draw(bitmap) for part in parts_of(unit)}
+        units.append(run_status.UnitStatus(unit=unit, version=version, chain=draw(_hashes) if version else b"", ledger=ledger))
+    return run_status.RunStatus(
+        num_micro_batches=num, units=tuple(units), queue=draw(st.integers(0, 9)), forward_ms=draw(_ms), backward_ms=draw(_ms),
+        is_catching_up=draw(st.booleans()), served=tuple(draw(st.lists(_versions, max_size=3))),
+    )  # fmt: skip
+
+
 spans = st.integers(0, 9_999).flatmap(lambda start: st.builds(Span, st.just(start), st.integers(start + 1, 10_000)))
 
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
@@ -443,4 +526,30 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
         has_given_up=st.booleans(),
         lost=st.integers(-1, 127),
     ),
+    "pass": passes(),
+    "output": st.builds(training.Output, hidden=states()),
+    "gradient": st.builds(training.Gradient, gradient=states()),
+    "result": st.builds(
+        training.Result,
+        gradient=st.none() | states(),
+        loss_sum=st.floats(-1e30, 1e30),
+        receipts=st.lists(_receipts, max_size=3).map(tuple),
+    ),
+    "pass_failed": st.builds(
+        training.PassFailed,
+        hop=st.integers(0, 127),
+        code=text(64),
+        message=st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000),
+    ),
+    "run_status?": st.builds(run_status.StatusRequest, run=models),
+    "run_status": run_statuses(),
+    "publish": st.builds(
+        run_status.Publish,
+        run=models,
+        version=_versions,
+        chains=st.dictionaries(
+            st.integers(0, MAX_BLOCKS - 1).map(lambda n: Blocks(n, n + 1)) | st.just(Ends()), _hashes, max_size=4
+        ),
+    ),
+    "published": st.builds(run_status.Published, version=st.integers(0, MAX_VERSION)),
 }

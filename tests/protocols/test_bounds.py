@@ -12,12 +12,28 @@ from typing import Any
 import msgpack
 import pytest
 
-from protocols import bounds, directory, entries, frame, hello, inference, msgpack_bounds, pieces, progress, tensors, weights
+from protocols import (
+    bounds,
+    directory,
+    entries,
+    frame,
+    hello,
+    inference,
+    msgpack_bounds,
+    pieces,
+    progress,
+    run_status,
+    tensors,
+    training,
+    weights,
+)
 from protocols.defaults import MAX_HEADER_BYTES, MAX_OPS, MAX_ROW_INDICES, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import FrameError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
-from protocols.units import Blocks
+from protocols.parts_of_units import EMBED, HEAD, Part
+from protocols.receipts import MAX_UNITS, Receipt
+from protocols.units import Blocks, Ends, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
 from tests.protocols.test_frame import framed, peak_bytes
@@ -46,11 +62,35 @@ def many_operations() -> tuple[inference.Op, ...]:
     return rows + (inference.Crop(inference.MAX_LENGTH),) * (MAX_OPS - len(rows))
 
 
-HEAD: dict[str, Any] = {"session": SESSION, "epoch": 1 << 20}
+HEADER: dict[str, Any] = {"session": SESSION, "epoch": 1 << 20}
 COUNTS = (4,) * MAX_ROWS
 TOKENS: dict[str, Any] = {"counts": COUNTS, "positions": (1 << 24,) * MAX_STEP_TOKENS, "payload": empty(MAX_STEP_TOKENS)}
 AUTHORS = [from_seed(number.to_bytes(32, "big")).peer_id for number in range(2_000)]
 ENTRY = entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1e12)
+
+BLOCKS = [Blocks(number, number + 1) for number in range(9_999 - MAX_UNITS, 9_998)]
+PARTS = (*map(Part, BLOCKS), EMBED, HEAD)
+UNITS: tuple[Unit, ...] = (*BLOCKS, Ends())
+STATES = tensors.WireTensor("bfloat16", (1 << 8, 1 << 8, 0), "none", b"")
+TOKEN_IDS = tensors.WireTensor("int32", (1 << 8, 1 << 8), "none", bytes(4 << 16))
+
+
+def receipts() -> tuple[Receipt, ...]:
+    """Of 128 hops that have four parts each, one more than a run has."""
+    cut = [PARTS[number * 4 : number * 4 + 4] for number in range(127)] + [PARTS[508:]]
+    return tuple(
+        Receipt(peer=ALICE.peer_id, added=own, queue_ms=1e9, forward_ms=1e9, backward_ms=1e9, wait_ms=1e9, num_bytes=1 << 48)
+        for own in cut
+    )
+
+
+def statuses() -> tuple[run_status.UnitStatus, ...]:
+    def bitmaps(unit: Unit) -> dict[Part, bytes]:
+        parts = (EMBED, HEAD) if isinstance(unit, Ends) else (Part(unit),)  # type: ignore[arg-type]
+        return dict.fromkeys(parts, b"\xff" * 512)
+
+    return tuple(run_status.UnitStatus(unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=bitmaps(unit)) for unit in UNITS)
+
 
 LARGEST: dict[str, Callable[[], Any]] = {
     "hello": lambda: hello.Hello(
@@ -76,30 +116,44 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "reroute": lambda: inference.Reroute(grant=longest_grant(), index=127),
     "attach": lambda: inference.Attach(grant=longest_grant(), step=1 << 40),
     "step": lambda: inference.Step(
-        **HEAD,
+        **HEADER,
         **TOKENS,
         step=1 << 40,
         ops=many_operations(),
         budget_ms=86_400_000,
         spec=inference.StepSpec(want=4_096, result="top", top=1_024),
     ),
-    "history": lambda: inference.History(**HEAD, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
+    "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
     "close": lambda: inference.Close(session=SESSION),
-    "expect": lambda: inference.Expect(**HEAD, step=1 << 40),
-    "lost": lambda: inference.HopLost(**HEAD, index=127, code=WIDE * 64, message=WIDE * 2_000),
+    "expect": lambda: inference.Expect(**HEADER, step=1 << 40),
+    "lost": lambda: inference.HopLost(**HEADER, index=127, code=WIDE * 64, message=WIDE * 2_000),
     "progress?": lambda: progress.ProgressRequest(session=SESSION, unit=Blocks(9_998, 10_000)),
     "progress": lambda: progress.Progress(
         epoch=1 << 20, received=1 << 40, computed=1 << 40, sent=1 << 40, is_busy=True, has_given_up=True, lost=127
     ),
     "reply": lambda: inference.Reply(
-        **HEAD,
+        **HEADER,
         step=1 << 40,
         counts=COUNTS,
         payload=empty(MAX_STEP_TOKENS),
         ids=tensors.WireTensor("int32", (MAX_STEP_TOKENS, 0, 1 << 24, 1 << 24), "none", b""),
         compute_ms=1e9,
     ),
-}
+    "pass": lambda: training.Pass(
+        run=MODEL, version=MAX_VERSION, index=4_095, route=longest_grant().route, hop=127, skip=PARTS, payload=STATES,
+        labels=TOKEN_IDS, positions=TOKEN_IDS, num_targets=1 << 16, codec="bfloat16", budget_ms=training.MAX_BUDGET_MS,
+    ),
+    "output": lambda: training.Output(hidden=STATES),
+    "gradient": lambda: training.Gradient(gradient=STATES),
+    "result": lambda: training.Result(gradient=STATES, loss_sum=1e30, receipts=receipts()),
+    "pass_failed": lambda: training.PassFailed(hop=127, code=WIDE * 64, message=WIDE * 2_000),
+    "run_status?": lambda: run_status.StatusRequest(run=MODEL),
+    "run_status": lambda: run_status.RunStatus(
+        num_micro_batches=4_096, units=statuses(), queue=1 << 20, forward_ms=1e9, backward_ms=1e9, served=(MAX_VERSION,) * 8
+    ),
+    "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
+    "published": lambda: run_status.Published(version=MAX_VERSION),
+}  # fmt: skip
 
 
 def parse(kind: str) -> Callable[[bytes], Any]:

@@ -1,0 +1,183 @@
+"""The state of one stage of a run, for whoever asks.
+
+    run_status    StatusRequest -> RunStatus       any peer -> stage: how far each of its units is
+    publish       Publish -> Published             trainer -> stage: this version of all units becomes one that sessions may run on
+
+Records in the directory say who takes part (`protocols/roles.py`); versions change every second, so they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from protocols import fields, frame
+from protocols.errors import BadRequestError
+from protocols.ids import ModelId
+from protocols.parts_of_units import Part, parts_of
+from protocols.receipts import MAX_MS, MAX_UNITS
+from protocols.training import MAX_MICRO_BATCHES
+from protocols.units import Unit, parse_unit
+from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
+
+MAX_QUEUE = 1 << 20
+MAX_SERVED = 8
+"""Published versions that one stage lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest:
+    """How far are your units of this run?"""
+
+    run: ModelId
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "run_status?", "run": str(self.run)})
+
+    @classmethod
+    def parse(cls, data: bytes) -> StatusRequest:
+        return cls(run=_run(frame.decode_kind(data, "run_status?").header))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitStatus:
+    """One elementary unit: its version, and which micro-batches of the next one are in its sums."""
+
+    unit: Unit
+    version: int
+    chain: bytes
+    """32 bytes, which tell apart two runs of the same number of steps; b"" at version 0."""
+    ledger: Mapping[Part, bytes]
+    """For each of `parts_of(unit)` a bitmap of the run's micro-batches: bit n is in byte n // 8, the lowest bit first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """One stage's word on its part of a run."""
+
+    num_micro_batches: int
+    """Of one version's batch, 1 to MAX_MICRO_BATCHES: the bits of every bitmap."""
+    units: tuple[UnitStatus, ...] = ()
+    queue: int = 0
+    """Micro-batches in hand: computing, waiting for the device, or for the next hop."""
+    forward_ms: float = 0.0
+    backward_ms: float = 0.0
+    """Of one block and one micro-batch, measured; 0 = not yet."""
+    is_catching_up: bool = False
+    """It fetches a newer version of some unit, and takes no micro-batch meanwhile."""
+    served: tuple[int, ...] = ()
+    """Published versions on which sessions may run here, the newest last."""
+
+    def encode(self) -> bytes:
+        header = {"t": "run_status", "batch": self.num_micro_batches,
+                  "units": [[str(one.unit), one.version, one.chain] for one in self.units], "queue": self.queue,
+                  "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up,
+                  "served": list(self.served)}  # fmt: skip
+        return frame.encode(header, [b"".join(one.ledger[part] for one in self.units for part in parts_of(one.unit))])
+
+    @classmethod
+    def parse(cls, data: bytes) -> RunStatus:
+        received = frame.decode_kind(data, "run_status")
+        header = received.header
+        num = fields.integer(header, "batch", 1, MAX_MICRO_BATCHES)
+        rows = [_row(item) for item in fields.array(header, "units", MAX_UNITS)]
+        if len({unit for unit, _, _ in rows}) < len(rows):
+            raise BadRequestError("a unit stands twice in a run's status")
+        return cls(
+            num_micro_batches=num,
+            units=_with_ledgers(rows, bytes(received.buffers[0]) if received.buffers else b"", num),
+            queue=fields.integer(header, "queue", 0, MAX_QUEUE),
+            forward_ms=fields.number(header, "forward", 0, MAX_MS),
+            backward_ms=fields.number(header, "backward", 0, MAX_MS),
+            is_catching_up=fields.flag(header, "behind"),
+            served=fields.integers(header, "served", MAX_SERVED, 0, MAX_VERSION),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """Version `version` of the run, whose units have these chains, becomes one that sessions may run on."""
+
+    run: ModelId
+    version: int
+    chains: Mapping[Unit, bytes]
+    """Of every elementary unit of the run."""
+
+    def encode(self) -> bytes:
+        chains = [[str(unit), chain] for unit, chain in self.chains.items()]
+        return frame.encode({"t": "publish", "run": str(self.run), "version": self.version, "chains": chains})
+
+    @classmethod
+    def parse(cls, data: bytes) -> Publish:
+        header = frame.decode_kind(data, "publish").header
+        version = fields.integer(header, "version", 0, MAX_VERSION)
+        chains: dict[Unit, bytes] = {}
+        for item in fields.array(header, "chains", MAX_UNITS):
+            unit, chain = _pair(item)
+            if unit in chains:
+                raise BadRequestError(f"{unit} stands twice in the chains of a version")
+            chains[unit] = _chain(chain, version)
+        return cls(run=_run(header), version=version, chains=chains)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The answer to Publish: the newest version that this stage serves, or is about to."""
+
+    version: int
+
+    def encode(self) -> bytes:
+        return frame.encode({"t": "published", "version": self.version})
+
+    @classmethod
+    def parse(cls, data: bytes) -> Published:
+        return cls(version=fields.integer(frame.decode_kind(data, "published").header, "version", 0, MAX_VERSION))
+
+
+def _run(header: fields.Header) -> ModelId:
+    return ModelId.parse(fields.text(header, "run", 300))
+
+
+def _row(item: object) -> tuple[Unit, int, bytes]:
+    if not isinstance(item, list) or len(item) != 3:
+        raise BadRequestError("a unit's status is [unit, version, chain]")
+    version = fields.integer({"version": item[1]}, "version", 0, MAX_VERSION)
+    return _elementary(item[0]), version, _chain(item[2], version)
+
+
+def _pair(item: object) -> tuple[Unit, object]:
+    if not isinstance(item, list) or len(item) != 2:
+        raise BadRequestError("a unit's chain is [unit, chain]")
+    return _elementary(item[0]), item[1]
+
+
+def _elementary(text: object) -> Unit:
+    unit = parse_unit(text)
+    parts_of(unit)  # BadRequestError for one that is not elementary
+    return unit
+
+
+def _chain(value: object, version: int) -> bytes:
+    chain = fields.raw({"chain": value}, "chain", CHAIN_BYTES)
+    if len(chain) != (CHAIN_BYTES if version else 0):
+        raise BadRequestError(f"the chain of version {version} has {CHAIN_BYTES if version else 0} bytes, got {len(chain)}")
+    return chain
+
+
+def _with_ledgers(rows: list[tuple[Unit, int, bytes]], bitmaps: bytes, num: int) -> tuple[UnitStatus, ...]:
+    """Each unit with its bitmaps, which follow each other in the order of `rows`."""
+    size, parts = -(-num // 8), [parts_of(unit) for unit, _, _ in rows]
+    if len(bitmaps) != size * sum(map(len, parts)):
+        raise BadRequestError(f"{sum(map(len, parts))} bitmaps of {num} bits take {size} bytes each, got {len(bitmaps)} in all")
+    firsts = accumulate(map(len, parts), initial=0)
+    ledgers = [
+        {part: bitmaps[(first + number) * size :][:size] for number, part in enumerate(own)}
+        for first, own in zip(firsts, parts, strict=False)
+    ]
+    if num % 8 and any(bitmap[-1] >> num % 8 for ledger in ledgers for bitmap in ledger.values()):
+        raise BadRequestError(f"a bitmap of {num} micro-batches has a bit beyond them")
+    return tuple(
+        UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger)
+        for (unit, version, chain), ledger in zip(rows, ledgers, strict=True)
+    )
