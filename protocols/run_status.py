@@ -1,4 +1,4 @@
-"""The state of one stage of a run, for whoever asks.
+"""The state of one stage of a run, and published versions.
 
     run_status    StatusRequest -> RunStatus       any peer -> stage: how far each of its units is
     publish       Publish -> Published             trainer -> stage: this version of all units becomes one that sessions may run on

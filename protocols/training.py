@@ -54,7 +54,7 @@ class Pass:
     """Of a client's autograd: which numbers, the chain included. None with an index: the ledgers decide what counts."""
     route: Route
     hop: int = 0
-    """Whose turn it is: the receiver's place in the route."""
+    """The receiver's place in the route."""
     skip: tuple[Part, ...] = ()
     """Parts that must not add this index: another replica holds it, by its receipt."""
     payload: WireTensor
@@ -62,7 +62,7 @@ class Pass:
     labels: WireTensor | None = None
     """int32 [B, T]: the target of each position (already shifted), or NO_TARGET; with `want` of "loss" only."""
     positions: WireTensor | None = None
-    """int32 [B, T]; None = 0 … T-1 in each row."""
+    """int32 [B, T]; None = 0 … T-1 in each sequence."""
     num_targets: int = 0
     """Labels that are targets."""
     want: str = "loss"
@@ -103,7 +103,7 @@ class Pass:
 
     @property
     def here(self) -> Hop:
-        """The hop whose turn it is."""
+        """The receiver's hop."""
         return self.route[self.hop]
 
     @property

@@ -1,4 +1,4 @@
-"""A pass, its answers and a run's status refuse fields that do not fit each other."""
+"""Messages of training: fields that do not fit each other are refused."""
 
 from __future__ import annotations
 
