@@ -1,0 +1,1 @@
+"""How trainers and stages act together in one training run."""
