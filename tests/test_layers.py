@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 FOLDERS: dict[str, tuple[str, ...]] = {
     "swarm": (),
     "swarm/placement": (),
+    "swarm/training": (),
     "swarm/checkpoints": ("swarm",),
     "swarm/dht": ("swarm",),
     "swarm/routing": ("swarm",),
