@@ -1,9 +1,9 @@
-"""Leases of micro-batches: every index is in one trainer's hands, and comes back if the trainer does not report it."""
+"""Leases: every index is in one trainer's hands, or comes back."""
 
 from __future__ import annotations
 
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from protocols.ids import PeerId
 from swarm.training.leases import Leases

@@ -1,9 +1,9 @@
-"""What is missing of a version, as stages add micro-batches and die; and which units are averaged together."""
+"""What a version lacks as stages add and die; groups of replicas."""
 
 from __future__ import annotations
 
 from protocols.ids import PeerId
-from protocols.parts_of_units import Part, parts_of
+from protocols.parts_of_units import Part
 from protocols.units import Blocks, Ends
 from swarm.training.groups import grouped
 from swarm.training.progress import Progress

@@ -1,4 +1,4 @@
-"""Routes of micro-batches: they cover the model, avoid busy stages, and prefer stages that hold the micro-batch."""
+"""Routes of micro-batches: whole, around busy stages, to holders first."""
 
 from __future__ import annotations
 
