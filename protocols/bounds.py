@@ -14,7 +14,9 @@ from typing import Final
 
 from protocols.defaults import (
     MAX_BUFFERS,
+    MAX_GROUP_UNITS,
     MAX_HOPS,
+    MAX_MEMBERS,
     MAX_OPS,
     MAX_RECORD_BYTES,
     MAX_ROW_INDICES,
@@ -54,6 +56,9 @@ _BLOCKS = len("decoder/9999:10000") + 2
 
 _HOP = _PEER + MAX_RECORD_BYTES + _BLOCKS + 4 * 2
 """Addresses and certificate of a hop come from a record, so together they are shorter than one."""
+
+_GROUP_BYTES = MAX_MEMBERS * (_PEER + MAX_RECORD_BYTES) + MAX_GROUP_UNITS * _BLOCKS + MAX_MODEL_NAME * _LETTER + 256
+"""As of a route, addresses and certificate of a member come from its record."""
 
 _GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (9 + 8) + 32, 2 * MAX_HOPS + 8)
 _UNITS = 512
@@ -106,6 +111,18 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "run_status": _row(_UNITS * (_BLOCKS + 9 + 34 + 1) + 256, _UNITS * 4 + 40, _UNITS + 5, 1),
     "publish": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 12, _UNITS + 2),
     "published": _row(64, 8),
+    # averaging
+    "group": _row(_GROUP_BYTES, MAX_MEMBERS * 13 + MAX_GROUP_UNITS + 32, 2 * MAX_MEMBERS + 8),
+    "card": _row(MAX_GROUP_UNITS * (9 + 1 + 32) + 512, 2 * MAX_GROUP_UNITS + 32, 8, 2),
+    "prepare": _row(MAX_MEMBERS * 5 + 64, MAX_MEMBERS + 16, 2, 1),
+    "prepared": _row(500 * _LETTER + 128, 16),
+    "of_group": _row(64, 8),
+    "values": _row(64, 8, 2, 1),
+    "decide": _row(MAX_MEMBERS * 5 + 64, MAX_MEMBERS + 16, 2, 1),
+    "decision": _row(96, 8),
+    "closed": _row(2 * MAX_MEMBERS * _PEER + 500 * _LETTER + 256, 2 * MAX_MEMBERS + 32, 4, 2),
+    "apply": _row((MAX_MODEL_NAME + 65) * _LETTER + 64, 12),
+    "applied": _row(MAX_GROUP_UNITS * _BLOCKS + 64, MAX_GROUP_UNITS + 16, 3, 1),
     "reply": _row(MAX_ROWS + 512, MAX_ROWS + 48, 8, 2),
 }
 """By the kind that a message says under its key `t`."""

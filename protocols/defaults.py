@@ -106,3 +106,12 @@ DRAIN_S: Final = 10.0
 
 HEAL_S: Final = 30.0
 """Seconds until other nodes fill the gap of a node that died, if they have memory; plus the time to fetch and load the blocks."""
+
+MAX_MEMBERS: Final = 32
+"""Replicas that average together, in one group."""
+
+MAX_GROUP_UNITS: Final = 128
+"""Elementary training units of one group; a trainer makes two groups of more."""
+
+MAX_MICRO_BATCHES: Final = 4_096
+"""Micro-batches of the batch of one version."""

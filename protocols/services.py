@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocols.defaults import MAX_REQUEST_BYTES
+from protocols.defaults import MAX_HEADER_BYTES, MAX_PART_BYTES, MAX_REQUEST_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,4 +50,19 @@ TRAIN = Method(
 RUN_STATUS = Method(name="run_status")  # run_status.StatusRequest -> run_status.RunStatus
 PUBLISH = Method(name="publish")  # run_status.Publish -> run_status.Published
 
-ALL = (HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS, TRAIN, RUN_STATUS, PUBLISH)
+# Training: replicas agree on a gradient sum (averaging.py). Callers give the deadlines of their group.
+CLOSE = Method(name="close", timeout_s=1_800.0, max_request_bytes=MAX_HEADER_BYTES)  # groups.Group -> averaging.Closed
+CARD = Method(name="card", timeout_s=600.0, max_request_bytes=MAX_HEADER_BYTES)  # groups.Group -> cards.Card
+PREPARE = Method(
+    name="prepare", is_idempotent=False, timeout_s=600.0, max_request_bytes=MAX_PART_BYTES
+)  # averaging.Prepare -> averaging.Prepared
+SLICE = Method(name="slice", streaming=True, is_idempotent=False, timeout_s=600.0)  # OfGroup, Values … -> Values …
+DECIDE = Method(name="decide", timeout_s=600.0, max_request_bytes=MAX_PART_BYTES)  # averaging.Decide -> averaging.Decision
+DECISION = Method(name="decision", timeout_s=600.0)  # groups.OfGroup -> averaging.Decision
+APPLY = Method(name="apply", timeout_s=600.0)  # averaging.Apply -> averaging.Applied
+
+ALL = (
+    *(HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS),
+    *(TRAIN, RUN_STATUS, PUBLISH),
+    *(CLOSE, CARD, PREPARE, SLICE, DECIDE, DECISION, APPLY),
+)

@@ -14,7 +14,24 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from protocols import directory, entries, hello, inference, progress, records, roles, run_status, runs, tensors, training, weights
+from protocols import (
+    averaging,
+    cards,
+    directory,
+    entries,
+    groups,
+    hello,
+    inference,
+    progress,
+    records,
+    roles,
+    run_status,
+    runs,
+    tensors,
+    training,
+    weights,
+)  # fmt: skip
+from protocols.defaults import MAX_MICRO_BATCHES
 from protocols.hosted import STATES, Hosted, Load
 from protocols.identity import Identity, from_seed
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span
@@ -77,6 +94,28 @@ ROLES = (
     roles.Role("keeper", MODEL),
     roles.Role("trainer", ModelId("prose", "cd" * 32)),
 )
+GROUP = groups.Group(
+    id=groups.GroupId(bytes(range(16))),
+    run=MODEL,
+    version=7,
+    units=(Blocks(0, 1), Ends()),
+    members=(
+        groups.Member(peer=ALICE.peer_id, addresses=("10.0.0.1:4001",), certificate=b"DER"),
+        groups.Member(peer=BOB.peer_id),
+    ),
+    num_micro_batches=12,
+    codec="int8",
+    deadline_s=30.0,
+)
+LEDGER = cards.Ledger(
+    version=7,
+    units=(
+        cards.UnitSum(num_values=5, chain=bytes(32), held=(0b1001,)),
+        cards.UnitSum(num_values=1 << 33, chain=b"c" * 32, held=(1 << 11, 0)),
+    ),
+    num_targets={0: 128, 3: 0, 11: 70_000},
+)
+CARD = cards.Card(group=GROUP.digest(), peer=ALICE.peer_id, ledger=LEDGER).signed(ALICE.sign)
 
 SAMPLES: dict[str, Any] = {
     "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
@@ -132,6 +171,19 @@ SAMPLES: dict[str, Any] = {
     ),
     "publish": run_status.Publish(run=MODEL, version=7, chains={Blocks(0, 1): bytes(range(32)), Ends(): bytes(32)}),
     "published": run_status.Published(version=7),
+    "group": GROUP,
+    "card": CARD,
+    "prepare": averaging.Prepare(id=GROUP.id, cards=(CARD, CARD)),
+    "prepared": averaging.Prepared(lost=BOB.peer_id, text="no slice from …Sdf9"),
+    "of_group": groups.OfGroup(id=GROUP.id),
+    "values": averaging.Values(b"values"),
+    "decide": averaging.Decide(id=GROUP.id, is_agreed=False, cards=(CARD,)),
+    "decision": averaging.Decision(said="open", vote=bytes(range(32))),
+    "closed": averaging.Closed(
+        outcome="missing", group_id=GROUP.id, version=7, missing=(0b10, 0, 1 << 11), lost=(BOB.peer_id,), text="dead"
+    ),
+    "apply": averaging.Apply(run=MODEL, version=7, id=GROUP.id),
+    "applied": averaging.Applied(version=8, chains={Ends(): b"e" * 32, Blocks(0, 1): b"b" * 32}),
 }  # fmt: skip
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
@@ -150,6 +202,17 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "run_status": run_status.RunStatus.parse,
     "publish": run_status.Publish.parse,
     "published": run_status.Published.parse,
+    "group": groups.Group.parse,
+    "card": cards.Card.parse,
+    "prepare": averaging.Prepare.parse,
+    "prepared": averaging.Prepared.parse,
+    "of_group": groups.OfGroup.parse,
+    "values": averaging.Values.parse,
+    "decide": averaging.Decide.parse,
+    "decision": averaging.Decision.parse,
+    "closed": averaging.Closed.parse,
+    "apply": averaging.Apply.parse,
+    "applied": averaging.Applied.parse,
 }
 OF_A_PASS = frozenset(("pass", "pass of a client", "output", "gradient", "result", "pass_failed"))
 
@@ -490,7 +553,77 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
 
 spans = st.integers(0, 9_999).flatmap(lambda start: st.builds(Span, st.just(start), st.integers(start + 1, 10_000)))
 
+_group_ids = st.binary(min_size=16, max_size=16).map(groups.GroupId)
+_masks = st.sets(st.integers(0, MAX_MICRO_BATCHES - 1), max_size=6).map(groups.mask_of)
+elementary = st.just(Ends()) | st.integers(0, MAX_BLOCKS - 1).map(lambda number: Blocks(number, number + 1))
+_unit_lists = st.lists(elementary, min_size=1, max_size=5, unique=True).map(tuple)
+_members = st.builds(groups.Member, peer=peers, addresses=address_lists, certificate=st.binary(max_size=600))
+all_groups = st.builds(
+    groups.Group,
+    id=_group_ids,
+    run=models,
+    version=st.integers(0, MAX_VERSION - 1),
+    units=_unit_lists,
+    members=st.lists(_members, min_size=1, max_size=4, unique_by=lambda member: member.peer).map(tuple),
+    num_micro_batches=st.integers(1, MAX_MICRO_BATCHES),
+    codec=st.sampled_from(groups.CODECS),
+    deadline_s=st.floats(0.1, groups.MAX_DEADLINE_S),
+)
+
+
+@st.composite
+def ledgers(draw: st.DrawFn, units: tuple[Unit, ...] | None = None) -> cards.Ledger:
+    version = draw(st.integers(0, MAX_VERSION))
+    sums = tuple(
+        cards.UnitSum(
+            num_values=draw(st.integers(0, cards.MAX_VALUES)),
+            chain=draw(_hashes) if version else b"",
+            held=tuple(draw(_masks) for _ in parts_of(unit)),
+        )
+        for unit in units or draw(_unit_lists)
+    )
+    ledger = cards.Ledger(version=version, units=sums)
+    targets = {index: draw(st.integers(0, (1 << 32) - 1)) for index in groups.indices_of(ledger.any_held)}
+    return cards.Ledger(version=version, units=sums, num_targets=targets)
+
+
+@st.composite
+def all_cards(draw: st.DrawFn) -> cards.Card:
+    author = draw(identities())
+    agreed = draw(st.none() | st.builds(cards.Agreement, group_id=_group_ids, digest=_hashes))
+    return cards.Card(group=draw(_hashes), peer=author.peer_id, ledger=draw(ledgers()), agreed=agreed).signed(author.sign)
+
+
+_card_lists = st.lists(all_cards(), max_size=3).map(tuple)
+_peer_lists = st.lists(peers, max_size=3).map(tuple)
+
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
+    "group": all_groups,
+    "card": all_cards(),
+    "prepare": st.builds(averaging.Prepare, id=_group_ids, cards=_card_lists),
+    "prepared": st.builds(
+        averaging.Prepared, digest=st.just(b"") | _hashes, lost=st.none() | peers, text=text(averaging.MAX_REASON)
+    ),
+    "of_group": st.builds(groups.OfGroup, id=_group_ids),
+    "values": st.binary(max_size=600).map(averaging.Values),
+    "decide": st.builds(averaging.Decide, id=_group_ids, is_agreed=st.booleans(), cards=_card_lists),
+    "decision": st.builds(averaging.Decision, said=st.sampled_from(averaging.SAID), vote=st.just(b"") | _hashes),
+    "closed": st.builds(
+        averaging.Closed,
+        outcome=st.sampled_from(averaging.OUTCOMES),
+        group_id=_group_ids,
+        version=st.integers(0, MAX_VERSION),
+        digest=st.just(b"") | _hashes,
+        chains=st.lists(_hashes, max_size=4).map(tuple),
+        missing=st.lists(_masks, max_size=4).map(tuple),
+        lost=_peer_lists,
+        behind=_peer_lists,
+        text=text(averaging.MAX_REASON),
+    ),
+    "apply": st.builds(averaging.Apply, run=models, version=st.integers(0, MAX_VERSION - 1), id=_group_ids),
+    "applied": st.builds(
+        averaging.Applied, version=st.integers(1, MAX_VERSION), chains=st.dictionaries(elementary, _hashes, max_size=4)
+    ),
     "hello": hellos,
     "dial_back": st.builds(hello.DialBack, addresses=address_lists, certificate=st.binary(max_size=600)),
     "dialled_back": st.builds(hello.DialBackReply, reachable=address_lists, reason=text(300)),

@@ -13,10 +13,13 @@ import msgpack
 import pytest
 
 from protocols import (
+    averaging,
     bounds,
+    cards,
     directory,
     entries,
     frame,
+    groups,
     hello,
     inference,
     msgpack_bounds,
@@ -26,12 +29,21 @@ from protocols import (
     tensors,
     training,
     weights,
-)
-from protocols.defaults import MAX_HEADER_BYTES, MAX_OPS, MAX_ROW_INDICES, MAX_ROWS, MAX_STEP_TOKENS
+)  # fmt: skip
+from protocols.defaults import (
+    MAX_GROUP_UNITS,
+    MAX_HEADER_BYTES,
+    MAX_MEMBERS,
+    MAX_MICRO_BATCHES,
+    MAX_OPS,
+    MAX_ROW_INDICES,
+    MAX_ROWS,
+    MAX_STEP_TOKENS,
+)  # fmt: skip
 from protocols.errors import FrameError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
-from protocols.parts_of_units import EMBED, HEAD, Part
+from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import MAX_UNITS, Receipt
 from protocols.units import Blocks, Ends, Unit
 from protocols.weights_id import MAX_VERSION, Weights
@@ -92,7 +104,52 @@ def statuses() -> tuple[run_status.UnitStatus, ...]:
     return tuple(run_status.UnitStatus(unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=bitmaps(unit)) for unit in UNITS)
 
 
+GROUP_ID = groups.GroupId(bytes(16))
+
+
+def largest_group() -> groups.Group:
+    """32 members, each as large as a record lets it be, and 128 units."""
+    members = [groups.Member(peer=author, addresses=(ADDRESS,) * 2, certificate=bytes(900)) for author in AUTHORS[:MAX_MEMBERS]]
+    units = tuple(Blocks(9_000 + number, 9_001 + number) for number in range(MAX_GROUP_UNITS - 1))
+    return groups.Group(id=GROUP_ID, run=MODEL, version=MAX_VERSION - 1, units=(*units, Ends()), members=tuple(members),
+                        num_micro_batches=MAX_MICRO_BATCHES, codec="float32", deadline_s=600.0)  # fmt: skip
+
+
+def largest_card() -> cards.Card:
+    group = largest_group()
+    sums = [
+        cards.UnitSum(num_values=cards.MAX_VALUES, chain=bytes(32), held=(group.whole,) * len(parts_of(unit)))
+        for unit in group.units
+    ]
+    ledger = cards.Ledger(
+        version=MAX_VERSION, units=tuple(sums), num_targets=dict.fromkeys(range(MAX_MICRO_BATCHES), (1 << 32) - 1)
+    )
+    agreed = cards.Agreement(group_id=GROUP_ID, digest=bytes(32))
+    return cards.Card(group=group.digest(), peer=ALICE.peer_id, ledger=ledger, agreed=agreed).signed(ALICE.sign)
+
+
 LARGEST: dict[str, Callable[[], Any]] = {
+    "group": largest_group,
+    "card": largest_card,
+    "prepare": lambda: averaging.Prepare(id=GROUP_ID, cards=(largest_card(),) * MAX_MEMBERS),
+    "prepared": lambda: averaging.Prepared(digest=bytes(32), lost=ALICE.peer_id, text=WIDE * averaging.MAX_REASON),
+    "of_group": lambda: groups.OfGroup(id=GROUP_ID),
+    "values": lambda: averaging.Values(bytes(1 << 20)),
+    "decide": lambda: averaging.Decide(id=GROUP_ID, is_agreed=False, cards=(largest_card(),) * MAX_MEMBERS),
+    "decision": lambda: averaging.Decision(said="aborted", vote=bytes(32)),
+    "closed": lambda: averaging.Closed(
+        outcome="missing",
+        group_id=GROUP_ID,
+        version=MAX_VERSION,
+        digest=bytes(32),
+        chains=(bytes(32),) * MAX_GROUP_UNITS,
+        missing=((1 << MAX_MICRO_BATCHES) - 1,) * (MAX_GROUP_UNITS + 1),
+        lost=tuple(AUTHORS[:MAX_MEMBERS]),
+        behind=tuple(AUTHORS[:MAX_MEMBERS]),
+        text=WIDE * averaging.MAX_REASON,
+    ),
+    "apply": lambda: averaging.Apply(run=MODEL, version=MAX_VERSION - 1, id=GROUP_ID),
+    "applied": lambda: averaging.Applied(version=MAX_VERSION, chains={unit: bytes(32) for unit in largest_group().units}),
     "hello": lambda: hello.Hello(
         oldest=1 << 16, newest=1 << 16, software=WIDE * 64, swarm=WIDE * 64, name=WIDE * 64, time_s=1e12
     ),
