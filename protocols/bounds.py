@@ -24,6 +24,7 @@ from protocols.defaults import (
     MAX_STEP_TOKENS,
 )
 from protocols.ids import MAX_MODEL_NAME
+from protocols.units import MAX_UNIT_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,10 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "hashes": _row(64, 8, 2, 1),
     "piece": _row(64, 8, 2, 1),
     "file": _row(64, 16, 2, 1),
+    # state of units
+    "state?": _row(300 * _LETTER + 64 * (MAX_UNIT_TEXT + 2) + 64, 64 + 12, 2),
+    "state": _row(MAX_UNIT_TEXT + 2 * 34 + 64, 16, 2, 1),
+    "state_part": _row(64, 8, 2, 1),
     # sessions
     "open": _GRANT,
     "reroute": _GRANT,

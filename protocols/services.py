@@ -49,6 +49,9 @@ TRAIN = Method(
 )  # training.Pass, Gradient -> Output, Result, PassFailed
 RUN_STATUS = Method(name="run_status")  # run_status.StatusRequest -> run_status.RunStatus
 PUBLISH = Method(name="publish")  # run_status.Publish -> run_status.Published
+STATE = Method(
+    name="state", streaming=True, is_idempotent=False, timeout_s=None
+)  # state.StateRequest -> StateHeader, StatePart …, for each unit
 
 # Training: replicas agree on a gradient sum (averaging.py). Callers give the deadlines of their group.
 CLOSE = Method(name="close", timeout_s=1_800.0, max_request_bytes=MAX_HEADER_BYTES)  # groups.Group -> averaging.Closed
@@ -63,6 +66,6 @@ APPLY = Method(name="apply", timeout_s=600.0)  # averaging.Apply -> averaging.Ap
 
 ALL = (
     *(HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS),
-    *(TRAIN, RUN_STATUS, PUBLISH),
+    *(TRAIN, RUN_STATUS, PUBLISH, STATE),
     *(CLOSE, CARD, PREPARE, SLICE, DECIDE, DECISION, APPLY),
 )

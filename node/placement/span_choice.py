@@ -23,7 +23,8 @@ from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
 from protocols.units import ENDS, Blocks, Ends, Unit
 from protocols.weights_id import Weights
-from swarm.models.checkpoint import DTYPES, Checkpoint
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.dtypes import DTYPES
 from swarm.models.sizes import kv_bytes_per_token, unit_bytes
 from swarm.placement.choose import Capacity, Choice, choose, outranking, overlaps
 from swarm.placement.members import Member, digest

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
@@ -29,13 +28,6 @@ from swarm.places import expanded
 
 MAX_HIDDEN = 1 << 17
 MAX_VOCAB = 1 << 22
-
-DTYPES: dict[str, torch.dtype] = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
-    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
-}
-"""Dtypes as safetensors spells them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from protocols import (
     roles,
     run_status,
     runs,
+    state,
     tensors,
     training,
     weights,
@@ -87,6 +88,13 @@ RECORD = records.PeerRecord(
     upload_bytes_s=1_250_000,
     round_trips=((BOB.peer_id, 20.5),),
 )
+FORM = state.Form.of(
+    (
+        state.TensorForm("momentum/3.mlp.weight", "F32", (2, 3)),
+        state.TensorForm("parameter/3.mlp.weight", "F32", (2, 3)),
+        state.TensorForm("parameter/3.count", "I64", ()),
+    )
+)
 
 ROLES = (
     roles.Role("stage", MODEL, Blocks(0, 2)),
@@ -127,6 +135,9 @@ SAMPLES: dict[str, Any] = {
     "directory?": directory.DirectoryRequest(swarm="public", model="tiny"),
     "directory": directory.DirectoryReply(((ALICE.peer_id, entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1_900_000_000.5)),)),
     "record": RECORD,
+    "state?": state.StateRequest(run=MODEL, units=(Blocks(3, 4), Ends()), version=7),
+    "state": state.StateHeader(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), form=FORM, digest=bytes(range(32, 64))),
+    "state_part": state.StatePart(offset=1 << 20, data=b"values"),
     "progress?": progress.ProgressRequest(session=SESSION, unit=Blocks(2, 4)),
     "progress": progress.Progress(epoch=1, received=6, computed=5, sent=5, is_busy=True, lost=2),
     "open": inference.Open(grant=GRANT, index=1, dtype="float32"),
@@ -196,6 +207,9 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "directory?": directory.DirectoryRequest.parse,
     "directory": directory.DirectoryReply.parse,
     "record": records.PeerRecord.parse,
+    "state?": state.StateRequest.parse,
+    "state": state.parse_answer,
+    "state_part": state.parse_answer,
     "progress?": progress.ProgressRequest.parse,
     "progress": progress.Progress.parse,
     "run_status?": run_status.StatusRequest.parse,
@@ -551,6 +565,22 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
     )  # fmt: skip
 
 
+_state_name = st.builds("{}/{}".format, st.sampled_from(["parameter", "momentum", "square"]), text(40, 1))
+_tensor_form = st.builds(
+    state.TensorForm,
+    _state_name,
+    st.sampled_from(["F32", "BF16", "I64", "BOOL"]),
+    st.lists(st.integers(0, 1 << 12), max_size=3).map(tuple),
+)
+forms = st.lists(_tensor_form, max_size=6, unique_by=lambda tensor: tensor.name).map(state.Form.of)
+
+
+@st.composite
+def state_headers(draw: st.DrawFn) -> state.StateHeader:
+    version, chain = draw(st.just((0, b"")) | st.tuples(_versions, _hashes))
+    return state.StateHeader(unit=draw(all_units), version=version, chain=chain, form=draw(forms), digest=draw(_hashes))
+
+
 spans = st.integers(0, 9_999).flatmap(lambda start: st.builds(Span, st.just(start), st.integers(start + 1, 10_000)))
 
 _group_ids = st.binary(min_size=16, max_size=16).map(groups.GroupId)
@@ -648,6 +678,16 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
         message=st.text(st.characters(exclude_categories=["Cs"]), max_size=2_000),
     ),
     "reply": replies(),
+    "state?": st.builds(
+        state.StateRequest,
+        run=models,
+        units=st.lists(all_units, min_size=1, max_size=5, unique=True).map(tuple),
+        version=st.none() | st.integers(0, MAX_VERSION),
+    ),
+    "state": state_headers(),
+    "state_part": st.builds(
+        state.StatePart, offset=st.integers(0, state.MAX_STATE_BYTES), data=st.binary(min_size=1, max_size=200)
+    ),
     "progress?": st.builds(progress.ProgressRequest, session=sessions, unit=spans.map(Blocks.of)),
     "progress": st.builds(
         progress.Progress,

@@ -26,6 +26,7 @@ from protocols import (
     pieces,
     progress,
     run_status,
+    state,
     tensors,
     training,
     weights,
@@ -45,7 +46,7 @@ from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import MAX_UNITS, Receipt
-from protocols.units import Blocks, Ends, Unit
+from protocols.units import MAX_MATRIX_NAME, Blocks, Ends, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
 from tests.protocols.test_frame import framed, peak_bytes
@@ -53,6 +54,7 @@ from tests.protocols.test_frame import framed, peak_bytes
 WIDE = "\U0001f300"
 """A printable letter of four bytes."""
 ADDRESS = "a" * 253 + ":65535"
+WORD = "a" * MAX_MATRIX_NAME
 MODEL = ModelId(WIDE * 200, "f" * 64)
 WEIGHTS = Weights(MODEL, MAX_VERSION, bytes(32), "f" * 64)
 
@@ -167,6 +169,19 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "hashes": lambda: pieces.Hashes(tensor=199_999, hashes=bytes(32 * 1_000)),
     "piece": lambda: pieces.Piece(tensor=199_999, piece=pieces.MAX_PIECES - 1, data=bytes(1 << 20)),
     "file": lambda: pieces.FilePart(file=63, size=256 << 20, offset=256 << 20, data=bytes(1 << 20)),
+    "state?": lambda: state.StateRequest(
+        run=MODEL,
+        units=tuple(Partition(9_999, WORD, "columns", n, 10_000_000) for n in range(1_000_000, 1_000_064)),
+        version=MAX_VERSION,
+    ),
+    "state": lambda: state.StateHeader(
+        unit=Partition(9_999, WORD, "columns", 1 << 20, 1 << 21),
+        version=MAX_VERSION,
+        chain=bytes(32),
+        form=state.Form.of(state.TensorForm(f"parameter/{n}", "F32", (1 << 10,)) for n in range(state.MAX_TENSORS)),
+        digest=bytes(32),
+    ),
+    "state_part": lambda: state.StatePart(offset=state.MAX_STATE_BYTES, data=bytes(state.PART_BYTES)),
     "open": lambda: inference.Open(
         grant=longest_grant(), index=127, dtype="float32", fork=inference.Fork(session=SESSION, step=1 << 40)
     ),
