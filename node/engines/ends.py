@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 from protocols.errors import BadRequestError
 from swarm.inference.compute import EndsShape
 from swarm.models.loading import EndsModel
-from swarm.models.stand_in import StandIn, replace_blocks
+from swarm.models.stand_in import Tap, replace_blocks
 
 LOGITS_BYTES = 64 << 20
 """Bytes of float32 logits of one run of the head; a larger batch takes several runs."""
@@ -39,21 +39,6 @@ class Stretch:
 
     past: int
     count: int
-
-
-class _Tap(StandIn):
-    """Stands in for the blocks: keeps the hidden states that would enter the first, and returns those that left the last."""
-
-    def __init__(self, template: Any, returns_tuple: bool) -> None:
-        super().__init__(template)
-        self._returns_tuple = returns_tuple
-        self.taken: Tensor | None = None
-        self.given: Tensor | None = None
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.taken = hidden_states
-        hidden = hidden_states if self.given is None else self.given
-        return (hidden, None) if self._returns_tuple else hidden
 
 
 class _Past(Cache):  # type: ignore[misc]
@@ -90,7 +75,7 @@ class Ends:
     def __init__(self, ends: EndsModel, vocab_size: int, *, is_flat: bool = True, logits_bytes: int = LOGITS_BYTES) -> None:
         """is_flat: embed the tokens of all sequences in one run; False: one run for each sequence. logits_bytes: of one run of the head."""
         self._model = ends.model
-        self._tap = _Tap(ends.template, ends.returns_tuple)
+        self._tap = Tap(ends.template, ends.returns_tuple)
         replace_blocks(ends.model, self._tap, ends.owner, ends.attribute)
         location = ends.model.swarm_location
         weight = next(ends.model.parameters())

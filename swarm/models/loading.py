@@ -56,6 +56,8 @@ class EndsModel:
     """Blocks of the whole model."""
     template: nn.Module
     """Block 0 on the meta device, for code that reads attributes of a block."""
+    trainable: frozenset[str]
+    """Names, as in `tensors`, of what transformers trains; all of it is frozen here."""
 
     def twin(self) -> EndsModel:
         """The same ends with modules of their own: a user of them may put something in."""
@@ -83,8 +85,9 @@ def load_parts(
     if span.stop > checkpoint.num_blocks:
         raise BadRequestError(f"blocks {span} of {checkpoint.name}: it has only blocks 0:{checkpoint.num_blocks}")
     with _translated(checkpoint, f"blocks {span}"):
-        model = _load(checkpoint, span.start, span.stop, dtype).to(device).eval().requires_grad_(False)
+        model = _load(checkpoint, span.start, span.stop, dtype).to(device).eval()
         parts = SpanParts(model, span, dtype)
+        model.requires_grad_(False)
         shorten(model, span.start, span.stop)
         module = SpanModule(model, dtype)
         check_chain(module)
@@ -94,7 +97,9 @@ def load_parts(
 def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> EndsModel:
     """Embedding, final norm and head, as the model's own class; errors as in `load_span`."""
     with _translated(checkpoint, "embedding and head"):
-        model = _load(checkpoint, 0, 0, dtype).to(device).eval().requires_grad_(False)
+        model = _load(checkpoint, 0, 0, dtype).to(device).eval()
+        trainable = frozenset(name for name, tensor in named_tensors(model).items() if tensor.requires_grad)
+        model.requires_grad_(False)
         location: Location = model.swarm_location
         whole = copy.deepcopy(model.config)
         shorten(model, 0, 1)
@@ -102,7 +107,7 @@ def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch
             model.config = whole  # people read this one; only the modules inside need the shortened one
         template = meta_model(checkpoint.config, 0, 1, dtype).swarm_location.blocks[0]
         tuples = returns_tuple(model, location, template)
-    return EndsModel(model, location.owner, location.attribute, tuples, location.num_blocks, template)
+    return EndsModel(model, location.owner, location.attribute, tuples, location.num_blocks, template, trainable)
 
 
 def stored_names(checkpoint: Checkpoint, unit: Blocks | Ends, dtype: torch.dtype = torch.float32) -> list[str]:
@@ -131,6 +136,9 @@ def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> 
             f"{checkpoint.path} lacks {counted(len(missing), 'tensor')} of its own architecture, first {missing[0]!r} "
             f"(numbered from block {start}); download it again"
         )
+    fixed = {name for name, tensor in probe.named_parameters() if not tensor.requires_grad}
+    for name, tensor in model.named_parameters():  # from_pretrained makes all of them trainable
+        tensor.requires_grad_(name not in fixed and tensor.is_floating_point())
     return model
 
 

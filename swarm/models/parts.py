@@ -22,9 +22,11 @@ class SpanParts:
     """Cuts parts out of blocks `span`. It keeps the modules as they were loaded, with the config of the whole model."""
 
     def __init__(self, model: Any, span: Span, dtype: torch.dtype) -> None:
-        """model: pruned to `span` and loaded, but not shortened yet; it stays the caller's."""
+        """model: pruned to `span` and loaded, not shortened, and not frozen yet: what it trains is noted. It stays the caller's."""
         self.span = span
         self._model, self._dtype = twin(model, model), dtype
+        self.trainable = frozenset(name for name, tensor in self.tensors().items() if tensor.requires_grad)
+        """Names, as in `tensors`, of what transformers trains: some families keep a router's bias or a table as it is."""
 
     def cut(self, part: Span) -> SpanModule:
         """Blocks `part`, which lie within the span. From any thread."""

@@ -66,6 +66,21 @@ class StandIn(nn.Module):
             return getattr(template, name)
 
 
+class Tap(StandIn):
+    """Stands in for the blocks: keeps the hidden states that would enter the first, and returns those that left the last."""
+
+    def __init__(self, template: Any, returns_tuple: bool) -> None:
+        super().__init__(template)
+        self._returns_tuple = returns_tuple
+        self.taken: Tensor | None = None
+        self.given: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.taken = hidden_states
+        hidden = hidden_states if self.given is None else self.given
+        return (hidden, None) if self._returns_tuple else hidden
+
+
 def replace_blocks(model: nn.Module, stand_in: nn.Module, owner: nn.Module, attribute: str) -> None:
     """Put `stand_in` where the layer list was; nothing is trained here, and no mask is built."""
     setattr(owner, attribute, nn.ModuleList([stand_in]))
