@@ -17,7 +17,7 @@ from protocols.errors import BadRequestError
 from protocols.ids import ModelId
 from protocols.parts_of_units import Part, parts_of
 from protocols.receipts import MAX_MS, MAX_UNITS
-from protocols.training import MAX_MICRO_BATCHES
+from protocols.runs import MAX_MICRO_BATCHES
 from protocols.units import Unit, parse_unit
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 

@@ -23,11 +23,9 @@ from protocols.ids import ModelId
 from protocols.parts_of_units import Part
 from protocols.receipts import MAX_PARTS, Receipt, part_texts, read_parts
 from protocols.route import Hop, Route, parse_route
+from protocols.runs import MAX_MICRO_BATCHES
 from protocols.tensors import CODECS, WireTensor
 from protocols.weights_id import MAX_VERSION, Weights
-
-MAX_MICRO_BATCHES: Final = 4_096
-"""Micro-batches of one version: indices are below it, and a ledger has as many bits."""
 
 MAX_PASS_TOKENS: Final = 1 << 16
 """Tokens of one pass, B * T."""

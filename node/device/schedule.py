@@ -8,19 +8,21 @@ of each session is eligible: a step whose caller was cancelled may still wait wh
 together.
 
 Several hosts: each forward is one host's. The host that has had least time goes first. While it waits for decodes that are due, the next
-host runs, unless the first is too far behind. The sizes are in `forward_size.py`, the order of clients in `fairness.py`.
+host runs, unless the first is too far behind. The sizes are in `forward_size.py`, the order of clients in `fairness.py`. Training runs
+beside all hosts, as `training_time.py` says.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node.device import fairness, forward_size
 from node.device.host_queue import NEVER, HostQueue
 from node.device.pending import Chunk, Pending
-from node.device.work import HeldSequences
+from node.device.training_time import TrainingTime
+from node.device.work import HeldSequences, Task
 from protocols.ids import PeerId
 
 
@@ -33,11 +35,15 @@ class Decision:
     queue: HostQueue | None = None
     chunks: Sequence[Chunk] = ()
     """One forward, of this host."""
+    task: Task | None = None
+    """Of training; then no forward runs."""
+    is_owed: bool = False
+    """The task begins because training has had less than its share."""
     until_s: float = math.inf
 
     @property
     def is_empty(self) -> bool:
-        return not self.changes and not self.chunks
+        return not self.changes and not self.chunks and self.task is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,23 @@ def choose(now_s: float, queues: Sequence[HostQueue], accounts: fairness.Account
             return Decision(changes=changes, until_s=wait_s)
         return Decision(changes=changes, queue=queue, chunks=chunks)
     return Decision(changes=changes, until_s=until_s)
+
+
+def with_training(decision: Decision, now_s: float, queues: Sequence[HostQueue], training: TrainingTime, task: Task) -> Decision:
+    """The decision, given that `task` is the next of training: with it, or without it and how long to wait at most.
+
+    decision: what `choose` would run of the hosts. training: brought to `now_s`.
+    """
+    kind = task.priority
+    is_ready = any(pending.is_step for queue in queues for pending in queue.waiting)
+    due_s = [due for queue in queues for due in queue.due_s(now_s)]
+    if training.may_begin(kind, now_s, is_step_ready=is_ready, due_s=due_s):
+        return Decision(changes=decision.changes, task=task, is_owed=training.is_owed(kind))
+    if decision.chunks:
+        return decision
+    forgotten_s = [queue.last[session].done_s or now_s for queue in queues for session in queue.active(now_s)]
+    until_s = min(decision.until_s, now_s + training.wait_s(kind), min(forgotten_s, default=math.inf) + forward_size.ACTIVE_S)
+    return replace(decision, until_s=until_s)
 
 
 def _until_one_behind(now_s: float, queue: HostQueue, queues: Sequence[HostQueue], accounts: fairness.Accounts) -> float:

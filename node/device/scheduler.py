@@ -7,6 +7,7 @@ Requests wait here until the device's thread takes them. `Scheduler` keeps the s
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -17,7 +18,9 @@ from node.device.fairness import Accounts
 from node.device.host_queue import NEVER, HostQueue, Runs
 from node.device.pending import Chunk, Pending
 from node.device.schedule import Decision
-from node.device.work import HeldSequences, Request
+from node.device.training_queue import TrainingQueue
+from node.device.training_time import TrainingTime
+from node.device.work import HeldSequences, Request, Task
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId
 from swarm.clock import SYSTEM
@@ -30,12 +33,18 @@ INTER_ARRIVAL_SHARE = 0.3
 """Weight of the newest of a session's inter-arrival times."""
 
 LEAST_WAIT_S = 1e-4
+TRAIN_SHARE = 0.1
+LINGER_S = 10.0
+"""Seconds for which the thread of a device without hosts waits for the next task of training: a new thread costs torch a new pool."""
 
 
 class Scheduler:
     """Takes requests, gives decisions. A request in a decision has left the queue; `finished` queues it again if more of it is left."""
 
-    def __init__(self, clock: Callable[[], float] = SYSTEM.now_s, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = SYSTEM.now_s, max_waiting: int = MAX_WAITING, train_share: float = TRAIN_SHARE
+    ) -> None:
+        """train_share: as `TrainingTime.share`."""
         self._clock, self._max_waiting = clock, max_waiting
         self._ready = threading.Condition()
         self._queues: list[HostQueue] = []
@@ -44,15 +53,32 @@ class Scheduler:
         self._free_s = clock()
         """When the device's last forward ended."""
         self._is_taken_from = False
+        self._training = TrainingQueue(TrainingTime(share=train_share, at_s=clock()), max_waiting)
+        self._lingers_until_s = clock()
 
     def add(self, host: Runs, budget_tokens: int) -> tuple[HostQueue, bool]:
         """The queue of one more host, and whether a thread that takes must be started."""
         with self._ready:
             queue = HostQueue(host=host, budget_tokens=budget_tokens, free_s=self._clock())
             self._queues.append(queue)
-            must_start, self._is_taken_from = not self._is_taken_from, True
-            self._ready.notify()
-            return queue, must_start
+            return queue, self._must_start()
+
+    def add_task(self, task: Task) -> bool:
+        """Queue a task of training; whether a thread that takes must be started. OverloadedError if too many wait."""
+        with self._ready:
+            self._training.add(task, self._clock())
+            return self._must_start()
+
+    def cancel_task(self, task: Task) -> None:
+        """Do not run the task, if it has not begun."""
+        with self._ready:
+            self._training.remove(task)
+
+    def finished_task(self, decision: Decision, ms: float) -> None:
+        """After the task of this decision, which took `ms`."""
+        with self._ready:
+            self._training.finished(decision, ms, self._clock())
+            self._lingers_until_s = self._clock() + LINGER_S
 
     def close(self, queue: HostQueue) -> None:
         """Refuse new requests of this host; those that wait are still run, then its `ended` is set."""
@@ -84,26 +110,24 @@ class Scheduler:
                 self._ready.notify()
 
     def take(self, idle_s: Callable[[], float | None] = lambda: None) -> Decision | None:
-        """Wait for work and take what runs next. None once every host is closed and has nothing left.
+        """Wait for work and take what runs next. None once every host is closed, and nothing is left of it or of training.
 
-        idle_s: seconds since the device's last forward after which an empty decision is given if nothing waits; None = never.
+        idle_s: seconds since the device's last forward after which an empty decision is given if no step waits; None = never.
         """
         with self._ready:
             while True:
                 self._end_closed()
-                if not self._queues:
+                if self._is_over():
                     self._is_taken_from = False
                     return None
-                if any(queue.waiting for queue in self._queues):
-                    if not (decision := self._choose()).is_empty:
-                        return decision
-                    self._ready.wait(max(LEAST_WAIT_S, decision.until_s - self._clock()))
-                else:
-                    limit_s = idle_s()
-                    left_s = None if limit_s is None else self._free_s + limit_s - self._clock()
-                    if left_s is not None and left_s <= 0:
-                        return Decision()
-                    self._ready.wait(left_s)
+                limit_s = None if any(queue.waiting for queue in self._queues) else idle_s()
+                idle_until_s = math.inf if limit_s is None else self._free_s + limit_s
+                decision = Decision() if (is_idle := idle_until_s <= self._clock()) else self._choose()
+                if is_idle or not decision.is_empty:
+                    return decision
+                end_s = math.inf if self._queues else self._lingers_until_s
+                until_s = min(idle_until_s, decision.until_s, end_s)
+                self._ready.wait(None if until_s == math.inf else max(LEAST_WAIT_S, until_s - self._clock()))
 
     def poll(self) -> Decision:
         """As `take`, without waiting: empty if nothing waits, or if it pays to wait for more."""
@@ -165,10 +189,22 @@ class Scheduler:
     def _choose(self) -> Decision:
         now_s = self._clock()
         decision = schedule.choose(now_s, self._queues, self._served)
+        if (task := self._training.first()) is not None:
+            decision = schedule.with_training(decision, now_s, self._queues, self._training.advance(now_s), task)
+            if decision.task is not None:
+                self._training.remove(decision.task)
         taken = {id(pending) for _, pending in decision.changes} | {id(chunk.pending) for chunk in decision.chunks}
         for queue in {queue for queue, _ in decision.changes} | ({decision.queue} if decision.queue else set()):
             queue.waiting = deque(pending for pending in queue.waiting if id(pending) not in taken)
         return decision
+
+    def _must_start(self) -> bool:
+        must_start, self._is_taken_from = not self._is_taken_from, True
+        self._ready.notify()
+        return must_start
+
+    def _is_over(self) -> bool:
+        return not self._queues and not self._training and self._clock() >= self._lingers_until_s
 
     def _end_closed(self) -> None:
         for queue in [queue for queue in self._queues if queue.is_closed and not queue.waiting]:

@@ -1,8 +1,8 @@
 """A device: one computing thread and one memory budget for all hosts.
 
-A node makes one `Device` and gives it to each host; the thread runs while a host is attached. It takes a decision of `schedule.py`, and the
-host carries it out. The outcome of a request is a future of the caller's event loop. The thread never waits for the network, and event
-loops compute nothing.
+A node makes one `Device` and gives it to each host; the thread runs while a host is attached or training has work. It takes a decision of
+`schedule.py`, and the host carries it out; what training computes are functions. The outcome of both is a future of the caller's event
+loop. The thread never waits for the network, and event loops compute nothing.
 """
 
 from __future__ import annotations
@@ -11,23 +11,27 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from node.device.host_queue import HostQueue, Runs
 from node.device.memory import Memory
 from node.device.pending import Pending
 from node.device.schedule import Decision
-from node.device.scheduler import Scheduler
-from node.device.work import Request
+from node.device.scheduler import TRAIN_SHARE, Scheduler
+from node.device.training_time import Priority
+from node.device.work import Request, Task
 from protocols.errors import InternalError
 from swarm.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """When a device warms up its hosts."""
+    """When a device warms up its hosts, and how much of its time training gets."""
 
     warm_up_after_s: float = 0.1
     """Seconds without work after which a host warms up (captures graphs) if no session holds KV cache."""
@@ -35,6 +39,8 @@ class DeviceConfig:
     """The same if a session does: its next token is expected soon."""
     longest_warm_up_s: float = 1.0
     """Limit of one warm-up in seconds: a host that exceeds it warms up no more, since a new session may have to wait for it."""
+    train_share: float = TRAIN_SHARE
+    """Least share of the device's time for training while steps of sessions wait, in [0, 1]."""
 
 
 class Device:
@@ -44,13 +50,13 @@ class Device:
         """memory: None = a budget of what the hosts measure as free."""
         self.memory, self.clock = memory or Memory(), clock
         self._config = config or DeviceConfig()
-        self.scheduler = Scheduler(clock.now_s)
+        self.scheduler = Scheduler(clock.now_s, train_share=self._config.train_share)
 
     def attach(self, host: Runs, budget_tokens: int) -> HostQueue:
         """Run the host's requests from now on."""
         queue, must_start = self.scheduler.add(host, budget_tokens)
         if must_start:
-            threading.Thread(target=self._loop, name="device", daemon=True).start()
+            self._start()
         return queue
 
     async def detach(self, queue: HostQueue) -> None:
@@ -62,12 +68,33 @@ class Device:
         """Queue a request of the running event loop, which awaits its `future`. OverloadedError if too many wait or the host leaves."""
         return self.scheduler.submit(queue, request, asyncio.get_running_loop().create_future())
 
+    async def run(self, function: Callable[[], T], priority: Priority) -> T:
+        """What `function` returns or raises in the device's thread, where no host's forward runs at the same time.
+
+        Steps of sessions go first, as `training_time.py` says; no host needs to be attached. If the caller is cancelled before the
+        function begins, it never runs; later, it runs to its end and its outcome is dropped. OverloadedError if too many wait.
+        """
+        task = Task(function=function, priority=priority, future=asyncio.get_running_loop().create_future())
+        if self.scheduler.add_task(task):
+            self._start()
+        assert task.future is not None
+        try:
+            outcome: T = await task.future
+        except asyncio.CancelledError:
+            self.scheduler.cancel_task(task)
+            raise
+        return outcome
+
+    def _start(self) -> None:
+        threading.Thread(target=self._loop, name="device", daemon=True).start()
+
     def _loop(self) -> None:
         while (decision := self.scheduler.take(self._idle_s)) is not None:
             if decision.is_empty:
                 self._warm_up()
             else:
                 self._run(decision)
+            del decision  # else it would keep what a task made until the next one
 
     def _idle_s(self) -> float | None:
         """Seconds without work after which a host warms up; None = no host has anything to warm up."""
@@ -105,6 +132,18 @@ class Device:
             except Exception as error:
                 for chunk in decision.chunks:
                     self._fail(decision.queue, chunk.pending, error)
+        if decision.task is not None:
+            self._run_task(decision, decision.task)
+
+    def _run_task(self, decision: Decision, task: Task) -> None:
+        started = time.perf_counter()
+        outcome, error = None, None
+        try:
+            outcome = task.function()
+        except Exception as raised:  # the caller gets it
+            error = raised
+        self.scheduler.finished_task(decision, (time.perf_counter() - started) * 1e3)
+        task.settle(outcome, error)
 
     def _fail(self, queue: HostQueue, pending: Pending, error: Exception) -> None:
         """Settle the request with an InternalError; the rest of it is not run, even if the host has queued it again."""

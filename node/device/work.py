@@ -1,17 +1,20 @@
 """The requests to a device: one frozen type for each kind.
 
-A request never changes. Its progress and its outcome are in `pending.py`. Training adds kinds here (forward, backward, update).
+A request never changes. Its progress and its outcome are in `pending.py`. Training's work has no session: it is a `Task`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
+from node.device.training_time import Priority
 from protocols.ids import PeerId, SessionId
 from protocols.inference import PASS_ON, Op, StepSpec
 
@@ -71,3 +74,28 @@ class Fork:
 
 Request: TypeAlias = Step | Clear | Fork
 """A session's request, which waits in the queue of its host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Task:
+    """A function of training, which runs once and alone. Outcome: what it returns or raises."""
+
+    function: Callable[[], Any]
+    priority: Priority
+    future: asyncio.Future[Any] | None = None
+    """None: the caller reads the scheduler's decisions itself, as simulations do."""
+
+    def settle(self, outcome: object, error: Exception | None) -> None:
+        """Set the outcome, from any thread."""
+        if self.future is not None:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed: no caller waits
+                self.future.get_loop().call_soon_threadsafe(_settle, self.future, outcome, error)
+
+
+def _settle(future: asyncio.Future[Any], outcome: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(outcome)
+    else:
+        future.set_exception(error)

@@ -17,7 +17,8 @@ from node.device.host_queue import HostQueue
 from node.device.pending import Pending
 from node.device.schedule import Decision
 from node.device.scheduler import Scheduler
-from node.device.work import HeldSequences, Request, Step
+from node.device.training_time import Priority
+from node.device.work import HeldSequences, Request, Step, Task
 from protocols.ids import PeerId, SessionId
 from protocols.inference import StepSpec
 
@@ -104,6 +105,10 @@ class Swarm:
         """Of each host, over all devices."""
         self.forwards: list[list[tuple[int, int]]] = [[] for _ in range(num_hops)]
         """(decodes, tokens of prompts) of every forward, by hop."""
+        self.task_ms: dict[Priority, float] = {}
+        """Of each kind of training task; empty = nothing is trained."""
+        self.trained: list[tuple[float, Priority]] = []
+        """When each task ended."""
         self._costs_ms, self._dice = (cost_ms, *more), random.Random(seed)
         self._is_busy = [False] * num_hops
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -152,8 +157,24 @@ class Swarm:
             self.served_s[host] += ms / 1e3
             self._is_busy[hop] = True
             self._at(self.now_s + ms / 1e3, lambda: self._finish(hop, decision, ms))
-        elif len(self.hops[hop]):
+        elif decision.task is not None:
+            self._is_busy[hop] = True
+            ms = self.task_ms[decision.task.priority]
+            self._at(self.now_s + ms / 1e3, lambda: self._finish_task(hop, decision, ms))
+        elif len(self.hops[hop]) or self.task_ms:
             self._at(self.now_s + 0.0005, lambda: self._look(hop))  # it waits for decodes that are due
+
+    def train(self, hop: int, priority: Priority) -> None:
+        """A task of this kind waits from now on, again and again."""
+        self.hops[hop].scheduler.add_task(Task(function=lambda: None, priority=priority))
+        self._look(hop)
+
+    def _finish_task(self, hop: int, decision: Decision, ms: float) -> None:
+        assert decision.task is not None
+        self._is_busy[hop] = False
+        self.trained.append((self.now_s, decision.task.priority))
+        self.hops[hop].scheduler.finished_task(decision, ms)
+        self.train(hop, decision.task.priority)
 
     def _finish(self, hop: int, decision: Decision, ms: float) -> None:
         self._is_busy[hop] = False
