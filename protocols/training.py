@@ -57,6 +57,8 @@ class Pass:
     """Parts that must not add this index: another replica holds it, by its receipt."""
     payload: WireTensor
     """At the first hop ids int32 [B, T]; else, and for a client that embeds by itself, hidden states [B, T, H]."""
+    is_embeds: bool = False
+    """The payload is a client's own embeddings [B, T, E], which the first hop puts through the rest of the embedding stage."""
     labels: WireTensor | None = None
     """int32 [B, T]: the target of each position (already shifted), or NO_TARGET; with `want` of "loss" only."""
     positions: WireTensor | None = None
@@ -92,6 +94,8 @@ class Pass:
             raise BadRequestError("a pass with an index is training: it wants the loss, and names run and version only")
         if self.index is None and (self.skip or self.weights is None):
             raise BadRequestError("a pass without an index is a client's autograd: it names its weights, and no parts to skip")
+        if self.is_embeds and (self.is_training or self.hop or self.payload.dtype == "int32"):
+            raise BadRequestError("embeddings are floats that a client's autograd brings to the first hop")
         if self.weights is not None and (self.weights.model, self.weights.version) != (self.run, self.version):
             raise BadRequestError(f"the weights of a pass are of its run and version, got {self.weights}")
 
@@ -112,7 +116,12 @@ class Pass:
         """What the next hop gets: our output. Addresses and certificates of the hops above are left out: it never dials them."""
         above = tuple(Hop(hop.peer, (), b"", hop.unit) for hop in self.route[: self.hop + 1])
         return replace(
-            self, route=above + self.route[self.hop + 1 :], hop=self.hop + 1, payload=payload, budget_ms=max(0, budget_ms)
+            self,
+            route=above + self.route[self.hop + 1 :],
+            hop=self.hop + 1,
+            payload=payload,
+            is_embeds=False,
+            budget_ms=max(0, budget_ms),
         )
 
     def encode(self) -> bytes:
@@ -121,9 +130,11 @@ class Pass:
             "hop": self.hop, "payload": self.payload.header(), "targets": self.num_targets, "want": self.want,
             "codec": self.codec, "budget": self.budget_ms,
         }  # fmt: skip
-        optional = {"index": self.index, "weights": str(self.weights) if self.weights else None, "skip": part_texts(self.skip) or None,
-                    "labels": self.labels and self.labels.header(),
-                    "positions": self.positions and self.positions.header()}  # fmt: skip
+        optional = {
+            "embeds": self.is_embeds or None, "index": self.index, "weights": str(self.weights) if self.weights else None,
+            "skip": part_texts(self.skip) or None, "labels": self.labels and self.labels.header(),
+            "positions": self.positions and self.positions.header(),
+        }  # fmt: skip
         header |= {key: value for key, value in optional.items() if value is not None}
         return frame.encode(header, [wire.data for wire in (self.payload, self.labels, self.positions) if wire is not None])
 
@@ -142,6 +153,7 @@ class Pass:
             hop=fields.integer(header, "hop", 0, MAX_HOPS - 1),
             skip=read_parts(header, "skip") if "skip" in header else (),
             payload=payload,
+            is_embeds="embeds" in header and fields.flag(header, "embeds"),
             labels=wires["labels"],
             positions=wires["positions"],
             num_targets=fields.integer(header, "targets", 0, MAX_PASS_TOKENS),

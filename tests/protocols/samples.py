@@ -539,10 +539,12 @@ def passes(draw: st.DrawFn) -> training.Pass:
     ids = tensors.WireTensor("int32", shape, "none", random.Random(draw(st.integers(0, 99))).randbytes(4 * math.prod(shape)))
     route, is_training, wanted = draw(routes()), draw(st.booleans()), draw(all_weights)
     want = "loss" if is_training else draw(st.sampled_from(training.WANTS))
+    hop, payload = draw(st.integers(0, len(route) - 1)), draw(st.just(ids) | states(shape))
+    may_embed = not is_training and not hop and payload.dtype != "int32"
     return training.Pass(
         run=wanted.model, version=wanted.version, index=draw(st.integers(0, 4_095)) if is_training else None,
-        weights=None if is_training else wanted, route=route, hop=draw(st.integers(0, len(route) - 1)),
-        skip=draw(_part_lists) if is_training else (), payload=draw(st.just(ids) | states(shape)),
+        weights=None if is_training else wanted, route=route, hop=hop,
+        skip=draw(_part_lists) if is_training else (), payload=payload, is_embeds=may_embed and draw(st.booleans()),
         labels=ids if want == "loss" else None, positions=draw(st.sampled_from([None, ids])),
         num_targets=draw(st.integers(0, math.prod(shape))), want=want, codec=draw(st.sampled_from(tensors.CODECS)),
         budget_ms=draw(st.integers(0, training.MAX_BUDGET_MS)),

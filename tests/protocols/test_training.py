@@ -34,6 +34,8 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
         "pass",
         {"route": [SAMPLES["pass"].route[0].pack(), {**SAMPLES["pass"].route[1].pack(), "u": "decoder/3:4"}]},
     ),
+    "embeddings in training": ("pass", {"embeds": True}),
+    "embeddings at the second hop": ("pass of a client", {"embeds": True}),
     "autograd without weights": ("pass of a client", {"weights": ""}),
     "autograd of other weights": ("pass of a client", {"weights": "other@" + "ab" * 32}),
     "autograd that skips parts": ("pass of a client", {"skip": ["decoder/0:1"]}),
