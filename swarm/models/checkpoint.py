@@ -71,7 +71,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     an architecture that cannot be served."""
     directory = expanded(path).resolve()
     raw = bounds.read_config(directory / "config.json")
-    config = _parse_config(raw, directory)
+    config = parse_config(raw, directory)
     text = config.get_text_config(decoder=True)
     refuse_known(config.model_type, text)
     cached = read_manifest(directory)
@@ -92,7 +92,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def _parse_config(raw: Mapping[str, Any], directory: Path) -> Any:
+def parse_config(raw: Mapping[str, Any], directory: Path) -> Any:
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise ModelNotSupportedError(

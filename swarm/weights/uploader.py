@@ -104,7 +104,7 @@ class Uploader:
         """A manifest may have megabytes, and costs its asker nothing: it counts as uploaded, and each network may have so many."""
         if not self._manifests.spend(network, num_bytes):
             raise OverloadedError("manifests were fetched from your network too often: ask another peer, or again in a minute")
-        await self._turn(num_bytes)
+        await self.turn(num_bytes)
 
     def _not_here(self, wanted: ModelId) -> ModelNotFoundError:
         names = ", ".join(sorted(shelf.model.name for shelf in self._shelves.values())) or "no model"
@@ -198,13 +198,13 @@ class Uploader:
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
 
-    async def _turn(self, num_bytes: int) -> None:
-        """Wait until the rate allows so many bytes more."""
+    async def turn(self, num_bytes: int) -> None:
+        """Wait until the rate allows so many bytes more. Other uploads of this peer wait here, too, so that all share one rate."""
         if self._bucket is not None and (delay_s := self._bucket.delay_s(num_bytes, self._clock())) > 0:
             await asyncio.sleep(delay_s)
 
     async def _send(self, stream: Stream, frame: bytes) -> None:
-        await self._turn(len(frame))
+        await self.turn(len(frame))
         allowed_s = self._limits.send_s * max(1.0, len(frame) / PIECE_BYTES)
         try:
             async with asyncio.timeout(allowed_s):
