@@ -77,7 +77,7 @@ def pruned(cls: type[Any], start: int, stop: int) -> type[Any]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
-        location = _locate(self)
+        location = locate(self)
         blocks = location.blocks[start:stop]
         setattr(location.owner, location.attribute, blocks)
         renumber_caches(blocks, start)
@@ -138,7 +138,7 @@ def _shorten_overrides(config: Any, start: int, stop: int) -> None:
     config.per_layer_config = {key - start: value for key, value in overrides.items() if start <= key < stop} or None
 
 
-def _locate(model: Any) -> Location:
+def locate(model: Any) -> Location:
     """Find the block list: below the decoder, the heaviest ModuleList with one entry per block."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     if not hasattr(decoder, "config"):
