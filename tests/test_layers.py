@@ -91,7 +91,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "node/engines/graphs": ("node/units",),
     "node/training/data": (),
     "node/training/optimizer": (),
-    "node/training": ("node/engines", "node/training/data", "swarm/models"),
+    "node/training": ("node/engines", "node/training/data", "swarm/checkpoints", "swarm/models"),
     "node": ("swarm", "swarm/meeting"),
     "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),
     "node/device": ("node/engines", "swarm", "swarm/inference"),

@@ -84,7 +84,7 @@ def build_manifest(checkpoint: HashedCheckpoint, cache_dir: Path | None, progres
     infos = sorted(checkpoint.tensors.values(), key=lambda info: (info.file, info.start))
     roots = _roots(infos, progress)
     entries = (TensorEntry(info.name, info.dtype, info.shape, roots[info.name]) for info in infos)
-    manifest = Manifest(tuple(sorted(entries)), canonical_config(checkpoint.raw_config), _files(checkpoint.path))
+    manifest = Manifest(tuple(sorted(entries)), canonical_config(checkpoint.raw_config), file_entries(checkpoint.path))
     if place is not None:
         _remember(place, stamp, manifest)
     return manifest
@@ -151,7 +151,8 @@ def _root(info: TensorInfo, advance: Callable[[int], None]) -> bytes:
     return tensor_root(hashes)
 
 
-def _files(directory: Path) -> tuple[FileEntry, ...]:
+def file_entries(directory: Path) -> tuple[FileEntry, ...]:
+    """What a manifest says of the small files of a checkpoint, or of a folder with a tokenizer. CheckpointError: one is too large."""
     files = []
     for name in small_files(directory):
         path = directory / name

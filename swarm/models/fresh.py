@@ -1,4 +1,4 @@
-"""Fresh weights of a model, drawn from a seed one unit at a time.
+"""Fresh weights of a model, drawn from a seed unit by unit
 
 A unit (one block; or embedding, final norm and head) is drawn from (seed, unit) alone, so a node makes its own units without the
 rest, and whatever was drawn before does not matter. What is drawn is what transformers would draw for the whole model: the unit's
@@ -29,13 +29,11 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from protocols.errors import ModelNotSupportedError, SwarmError
 from protocols.units import Blocks, Ends
 from protocols.words import described
-from swarm.models.checkpoint import DTYPES
 from swarm.models.default_dtype import building, computing
+from swarm.models.dtypes import SPELLED
 from swarm.models.skeleton import causal_config, locate, model_class
 
 Constructor = Callable[..., None]
-ELEMENT = {dtype: name for name, dtype in DTYPES.items()}
-"""Names of dtypes as safetensors spells them."""
 
 _DRAWING = threading.Lock()
 """torch's random state and the constructors of a class are the process's."""
@@ -76,7 +74,7 @@ class FreshModel:
 
     @property
     def units(self) -> tuple[Blocks | Ends, ...]:
-        """Each block alone, then the ends."""
+        """Each block alone, then embedding and head."""
         return tuple(self.tensors)
 
     @functools.cached_property
@@ -157,7 +155,7 @@ def _stored(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, StoredShape]:
-    return {name: StoredShape(ELEMENT[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return {name: StoredShape(SPELLED[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def _mark(modules: Iterable[nn.Module], is_initialized: bool) -> None:

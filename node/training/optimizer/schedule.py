@@ -1,6 +1,6 @@
-"""The learning rate of a version. Pure, and the same bits on every machine.
+"""The learning rate of a version.
 
-`elementwise.py` says why the cosine is our own.
+Pure, and the same bits on every machine: `elementwise.py` says why the cosine is our own.
 """
 
 from __future__ import annotations

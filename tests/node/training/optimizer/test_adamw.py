@@ -1,4 +1,4 @@
-"""AdamW: equal to torch's, in chunks of any size."""
+"""AdamW: equal to torch's, however tensors are cut."""
 
 from __future__ import annotations
 

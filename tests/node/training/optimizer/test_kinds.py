@@ -1,4 +1,4 @@
-"""Which parameters get weight decay, and which are Muon's: of real models of several families."""
+"""Which parameters get weight decay, and which are Muon's"""
 
 from __future__ import annotations
 

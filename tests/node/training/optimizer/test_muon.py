@@ -1,4 +1,4 @@
-"""Muon: torch's own, a plain one in float64, and members of a group that share its work."""
+"""Muon against torch's and a plain one; members that share work"""
 
 from __future__ import annotations
 

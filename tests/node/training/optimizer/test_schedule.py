@@ -51,7 +51,7 @@ def test_rates_rise_then_fall_between_their_bounds(shape: str, data: st.DataObje
 
 
 def test_numbers_made_of_basic_operations_are_right() -> None:
-    """Products of Fractions are exact; `math.cos` is right within the last bit."""
+    """Powers of Fractions are exact; `math.cos` is right within the last bit."""
     for share in (n / 997 for n in range(998)):
         assert half_cosine(share) == pytest.approx((1 + math.cos(math.pi * share)) / 2, abs=1e-15)
     for base, exponent in ((0.9, 1), (0.95, 77), (0.999, 123_456), (0.5, 0)):

@@ -1,4 +1,4 @@
-"""Prints the instruction set that torch uses, and the digests after some steps of each optimizer."""
+"""Prints torch's instruction set and digests of both optimizers' states"""
 
 from __future__ import annotations
 
