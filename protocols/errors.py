@@ -5,6 +5,7 @@
     - FrameError               bytes that are no frame of ours
     - TensorFormatError        a tensor that disagrees with its header, or values that are not allowed
     - ConfigError              a setting of ours that makes no sense
+    - DataError                a file of training data that cannot be read as what it should be
   - ProtocolVersionError       the two peers speak no common version
   - UnauthenticatedError       the caller did not prove who it is, or the certificate is not the peer's
     - PrivateSwarmError        one of the two peers is in a private swarm, and the other has not its key
@@ -70,6 +71,12 @@ class ConfigError(BadRequestError):
     """A setting that makes no sense."""
 
     code = "bad_config"
+
+
+class DataError(BadRequestError):
+    """A file of training data that cannot be read as what it should be; the message names file and line, record or byte."""
+
+    code = "bad_data"
 
 
 class ProtocolVersionError(SwarmError):

@@ -9,6 +9,7 @@ variables. (imports jinja2)
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -25,11 +26,24 @@ class _Dict:
         return dict.fromkeys(*args, **kwargs)
 
 
-def render(template: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
-    """What the template makes of a conversation. variables: the special tokens by name."""
-    asked = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    text: str = _environment().from_string(template).render(**asked)
+def render(
+    template: str, messages: Sequence[dict[str, str]], variables: dict[str, Any], is_prompt: bool = True, day: str = ""
+) -> str:
+    """What the template makes of a conversation. variables: the special tokens by name.
+
+    is_prompt: end where the model speaks. day: what the template takes for now (ISO 8601); "" = this machine's clock.
+    """
+    asked = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": is_prompt}
+    if day:
+        asked["strftime_now"] = datetime.fromisoformat(day).strftime  # a variable hides the function of the same name
+    text: str = _compiled(template).render(**asked)
     return text
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(template: str) -> Any:
+    """A training set renders one template thousands of times."""
+    return _environment().from_string(template)
 
 
 def _environment() -> Any:

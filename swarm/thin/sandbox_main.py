@@ -20,6 +20,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, SwarmError
 from swarm import helper_process
+from swarm.thin import encoded
 
 MEMORY_BYTES = 2 << 30
 """Address space beside that of the libraries. A tokenizer of 262,144 tokens takes 0.5 GB while it is read."""
@@ -75,7 +76,8 @@ class Program:
     def __init__(self) -> None:
         self._tokenizer: Any = None
         self._actions: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "open": self._open, "try": self._try, "encode": self._encode, "decode": self._decode, "render": _render,
+            "open": self._open, "try": self._try, "encode": self._encode, "encode_all": self._encode_all,
+            "vocabulary": self._vocabulary, "decode": self._decode, "render": _render,
         }  # fmt: skip
 
     def perform(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +119,18 @@ class Program:
             )
         return {"ids": ids}
 
+    def _encode_all(self, request: dict[str, Any]) -> dict[str, Any]:
+        found = self._tokenizer.encode_all(request["texts"], request["spans"])
+        most = min(MAX_IDS, 65_536 + 64 * sum(map(len, request["texts"])))
+        num_ids = sum(len(one.ids) for one in found)
+        if num_ids > most:
+            raise ModelNotSupportedError(f"the tokenizer makes {num_ids} tokens of a text, at most {most} are taken")
+        return encoded.pack_all(found)
+
+    def _vocabulary(self, request: dict[str, Any]) -> dict[str, Any]:
+        found = self._tokenizer.vocabulary()
+        return {"byte_lengths": encoded.pack(found.byte_lengths), "special": sorted(found.special)}
+
     def _decode(self, request: dict[str, Any]) -> dict[str, Any]:
         texts = [self._tokenizer.decode(ids, skip_special_tokens=request["skip"]) for ids in request["runs"]]
         most = 65_536 + 1_024 * sum(map(len, request["runs"]))
@@ -134,7 +148,9 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
     from swarm.thin.render import render
 
     try:
-        text = render(request["template"], request["messages"], request["variables"])
+        text = render(
+            request["template"], request["messages"], request["variables"], request.get("is_prompt", True), request.get("day", "")
+        )
     except Exception as error:  # a template is an untrusted program: it may raise any error
         is_own = type(error) is jinja2.TemplateError  # raised by `raise_exception` alone: the template's own words
         words = " ".join((str(error) if is_own else f"{type(error).__name__}: {error}").split())[:1_000]

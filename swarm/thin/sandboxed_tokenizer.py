@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarm.checkpoints import chat_template
+from swarm.thin.encoded import Encoded, unpack, unpack_all
 from swarm.thin.sandbox import Sandbox
+from swarm.thin.vocabulary import Vocabulary
 
 OPEN_CPU_S, OPEN_CPU_S_PER_MB = 10.0, 1.5
 """Processor time for reading a tokenizer: that of 262,144 tokens (19 MB) takes 4 s on a slow core."""
@@ -26,7 +28,8 @@ class SandboxedTokenizer:
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         """Opens the tokenizer of a checkpoint's folder; errors as of `tokenizer.open_tokenizer`, and of `Sandbox.ask`."""
         self.sandbox = sandbox
-        opened = sandbox.open({"action": "open", "folder": str(folder.resolve())}, open_cpu_s(folder))
+        self._open_cpu_s = open_cpu_s(folder)
+        opened = sandbox.open({"action": "open", "folder": str(folder.resolve())}, self._open_cpu_s)
         self._templates: Mapping[str, str] = opened["templates"]
         self._names: dict[str, str] = opened["names"]
 
@@ -44,6 +47,16 @@ class SandboxedTokenizer:
         request = {"action": "encode", "text": text, "special": add_special_tokens}
         ids: list[int] = self.sandbox.ask(request, ENCODE_CPU_S + ENCODE_CPU_S_PER_MB * len(text) / 1e6)["ids"]
         return ids
+
+    def encode_all(self, texts: Sequence[str], with_spans: bool = False) -> list[Encoded]:
+        """As `tokenizer.Tokenizer.encode_all`, for one hop over the pipe."""
+        request = {"action": "encode_all", "texts": list(texts), "spans": with_spans}
+        return unpack_all(self.sandbox.ask(request, ENCODE_CPU_S + ENCODE_CPU_S_PER_MB * sum(map(len, texts)) / 1e6))
+
+    def vocabulary(self) -> Vocabulary:
+        """What each token stands for."""
+        answer = self.sandbox.ask({"action": "vocabulary"}, self._open_cpu_s)
+        return Vocabulary(byte_lengths=unpack(answer["byte_lengths"]).tolist(), special=frozenset(answer["special"]))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.decode_all([ids], skip_special_tokens)[0]

@@ -68,19 +68,46 @@ def plain(messages: Sequence[Message]) -> str:
     return "\n".join([*(names[message["role"]] + message["content"] for message in messages), "Assistant:"])
 
 
+class TemplateError(Exception):
+    """A template makes no text of these messages; the text says why, in the template's own words or as its failure."""
+
+    def __init__(self, words: str, is_refusal: bool) -> None:
+        super().__init__(_shortened(words))
+        self.is_refusal = is_refusal
+        """Did the template itself say no (`raise_exception`)?"""
+
+
 def render(sandbox: Sandbox, template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
     """The text that an untrusted template makes of the messages; ModelNotSupportedError says why there is none."""
+    try:
+        return rendered(sandbox, template, messages, variables)
+    except TemplateError as error:
+        raise (refused if error.is_refusal else failed)(str(error)) from None
+
+
+def rendered(
+    sandbox: Sandbox,
+    template: str,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
+    is_prompt: bool = True,
+    day: str = "",
+) -> str:
+    """The same; TemplateError. is_prompt: end where the model speaks. day (ISO 8601): now, for the template; "" = by the clock."""
     request = {"action": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
     size = sum(len(message["content"]) for message in messages)
+    limit_s = sandbox.limits.render_s + RENDER_CPU_S_PER_MB * size / 1e6
     try:
-        made = sandbox.ask(request, sandbox.limits.render_s + RENDER_CPU_S_PER_MB * size / 1e6)
+        made = sandbox.ask({**request, "is_prompt": is_prompt, "day": day}, limit_s)
     except SandboxEndedError as error:
-        raise failed(error.what) from None
+        raise TemplateError(error.what, False) from None
     if isinstance(made.get("refusal"), str):
-        raise refused(made["refusal"])
-    if not isinstance(made.get("text"), str):
-        raise failed(str(made.get("failure")))
-    return without_surrogates(made["text"])
+        raise TemplateError(made["refusal"], True)
+    text = made.get("text")
+    if not isinstance(text, str):
+        raise TemplateError(str(made.get("failure")), False)
+    _refuse_surrogates(text)
+    return text
 
 
 def refused(words: str) -> ModelNotSupportedError:
@@ -98,12 +125,11 @@ def failed(reason: str) -> ModelNotSupportedError:
     )
 
 
-def without_surrogates(text: str) -> str:
-    """`text`; ModelNotSupportedError if it has half a letter, as JSON can spell one: no tokenizer takes that."""
+def _refuse_surrogates(text: str) -> None:
+    """TemplateError if it has half a letter, as JSON can spell one: no tokenizer takes that."""
     at = next((at for at, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
     if at is not None:
-        raise failed(f"it makes text that is not Unicode, with {text[at]!r} at letter {at}")
-    return text
+        raise TemplateError(f"it makes text that is not Unicode, with {text[at]!r} at letter {at}", False)
 
 
 def _quoted(words: str) -> str:

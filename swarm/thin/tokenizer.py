@@ -15,8 +15,10 @@ import tokenizers
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints import chat_template
 from swarm.checkpoints.bounds import read_json
-from swarm.thin import special_tokens
+from swarm.thin import special_tokens, vocabulary
 from swarm.thin.classes import TokenizerClass, class_of
+from swarm.thin.encoded import Encoded
+from swarm.thin.vocabulary import Vocabulary
 
 MAX_TOKENIZER_BYTES = 64 << 20
 
@@ -41,6 +43,23 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_all(self, texts: Sequence[str], with_spans: bool = False) -> list[Encoded]:
+        """Each text alone, without special tokens around it."""
+        if not with_spans:
+            found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [Encoded(ids=one.ids, spans=()) for one in found]
+        last, self._inner.post_processor = self._inner.post_processor, None  # a byte-level one takes spaces off the spans
+        try:
+            return [
+                Encoded(ids=one.ids, spans=one.offsets) for one in self._inner.encode_batch(list(texts), add_special_tokens=False)
+            ]
+        finally:
+            self._inner.post_processor = last
+
+    def vocabulary(self) -> Vocabulary:
+        """What each token stands for."""
+        return vocabulary.of(self._inner)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         text: str = self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
