@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pyarrow": ("node/training/data/columns.py",),
     "rich": ("node/cli",),
     "safetensors": ("swarm/models",),
-    "tokenizers": ("swarm/thin",),
+    "tokenizers": ("node/training/spec", "swarm/thin"),
     "torch": (
         "protocols/compression.py",
         "swarm/averaging",

@@ -24,6 +24,7 @@ from swarm.checkpoints.layout import Layout, read_manifest
 from swarm.checkpoints.numbered import block_of, block_prefix
 from swarm.checkpoints.quirks import refuse_known
 from swarm.checkpoints.stored import TensorInfo, read_tensors
+from swarm.models.config import check_type
 from swarm.places import expanded
 
 MAX_HIDDEN = 1 << 17
@@ -93,12 +94,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def parse_config(raw: Mapping[str, Any], directory: Path) -> Any:
-    kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
-        raise ModelNotSupportedError(
-            f"{directory}/config.json: model type {str(kind)[:60]!r} is unknown to transformers {transformers.__version__}; "
-            "upgrade transformers, or use another model"
-        )
+    kind = check_type(raw, f"{directory}/config.json")
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a config class may raise anything on values that it does not like

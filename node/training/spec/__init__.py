@@ -1,0 +1,1 @@
+"""A run file: what a person writes, and what follows from it."""
