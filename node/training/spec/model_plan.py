@@ -1,4 +1,4 @@
-"""The model of a run: its config, and the parameters of each unit.
+"""The model of a run: config, and parameters of each unit.
 
 All without memory for weights. Training units are each block alone, and embedding and head together.
 """

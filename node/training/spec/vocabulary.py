@@ -1,4 +1,4 @@
-"""How many ids a tokenizer has, and which of them ends a document.
+"""How many ids a tokenizer has, and which ends a document.
 
 Read from its files alone: `tokenizer.json`, and `tokenizer_config.json` beside it.
 """

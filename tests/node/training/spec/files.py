@@ -1,4 +1,4 @@
-"""Run files of tests: the complete one of the example, beside files that it names."""
+"""Run files of tests, beside the files that they name."""
 
 from __future__ import annotations
 

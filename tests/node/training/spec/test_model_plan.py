@@ -1,4 +1,4 @@
-"""The model of a run is counted as transformers counts it, whatever file names it."""
+"""The model of a run is counted as transformers counts it."""
 
 from __future__ import annotations
 
