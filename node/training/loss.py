@@ -1,4 +1,4 @@
-"""Cross entropy of a head and its gradients, a few tokens at a time.
+"""Cross entropy of a head and its gradients, some tokens at once.
 
 The logits of all tokens never exist at once: of each group of tokens, the logits, their loss and its gradients are computed and dropped
 before the next. So the head runs once forward and once backward, as it would in one run; nothing of it is computed again. Tokens without
