@@ -167,7 +167,7 @@ class LedgerClosedError(SwarmError):
 
 
 class NonFiniteGradientError(SwarmError):
-    """NaN or infinity in a gradient or a loss. Nothing was added; which peer is at fault shows if another computes the same."""
+    """NaN, infinity or an absurd norm in a gradient or a loss; nothing was added. If another peer gets the same, the data is at fault."""
 
     code = "non_finite_gradient"
     try_another_peer = True

@@ -5,7 +5,10 @@ Tiny configurations, through two nodes' spans.
 Each configuration (`family_configs.py`) is checked (`family_check.py`) in a worker process, so that one that crashes or hangs costs
 only itself. Results are kept in a file as they come; with `--resume` a run goes on where an earlier one ended.
 
-Run: scripts/families [--only NAME ...] [--resume] [--json] [--list]
+With `--gradients`, those that are served exactly are trained instead (`gradient_check.py`): one micro-batch through two stages, against
+transformers' whole model. That fills one column of the page.
+
+Run: scripts/families [--gradients] [--only NAME ...] [--resume] [--json] [--list]
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".families.jsonl"
+GRADIENTS = ROOT / ".gradients.jsonl"
 TABLE = ROOT / "docs" / "families.md"
 LIMIT_S = 120.0
 """Time for one configuration (the slowest take about 10 s on a quiet core)."""
@@ -33,15 +37,18 @@ LIMIT_S = 120.0
 # --- the worker: names in, outcomes out
 
 
-def work() -> None:
+def work(gradients: bool) -> None:
     """Check every name that comes on standard input; one line of JSON each on standard output."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with answers
     import torch
     import transformers
-    from family_check import check
     from family_configs import all_configurations
 
+    if gradients:
+        from gradient_check import check
+    else:
+        from family_check import check
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -54,8 +61,9 @@ def work() -> None:
 class Worker:
     """A process that checks one configuration after another; it is started again after it died."""
 
-    def __init__(self, limit_s: float, show_errors: bool) -> None:
+    def __init__(self, limit_s: float, show_errors: bool, gradients: bool = False) -> None:
         self._limit_s, self._show_errors = limit_s, show_errors
+        self._options = ["--worker", *(["--gradients"] if gradients else [])]
         self._process: subprocess.Popen[str] | None = None
 
     def check(self, name: str) -> dict[str, Any]:
@@ -90,7 +98,7 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
         errors = None if self._show_errors else subprocess.DEVNULL
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--worker"],
+            [sys.executable, str(Path(__file__).resolve()), *self._options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT,
         )  # fmt: skip
         return self._process
@@ -112,7 +120,7 @@ def _line_within(stream: IO[str], limit_s: float) -> str:
 def run(names: list[str], options: argparse.Namespace, keep: Path | None) -> list[dict[str, Any]]:
     """Outcomes in the order of `names`; progress on standard error, each outcome appended to `keep` as it comes."""
     workers: queue.Queue[Worker] = queue.Queue()
-    every = [Worker(options.limit_s, options.verbose) for _ in range(options.workers)]
+    every = [Worker(options.limit_s, options.verbose, options.gradients) for _ in range(options.workers)]
     for worker in every:
         workers.put(worker)
     done, lock = 0, threading.Lock()
@@ -160,7 +168,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="NAME", default=[], help="check only this one, and write no table; can be repeated"
     )
-    parser.add_argument("--resume", action="store_true", help=f"keep the outcomes in {RESULTS.name}, and check the others")
+    parser.add_argument("--gradients", action="store_true", help="compare gradients of those that are served exactly")
+    parser.add_argument("--resume", action="store_true", help="keep the outcomes of an earlier run, and check the others")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     parser.add_argument("--list", action="store_true", help="print the names, and end")
     parser.add_argument("--workers", type=int, default=1, help="processes, with one thread each (1)")
@@ -173,12 +182,13 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     if options.worker:
-        work()
+        work(options.gradients)
         return 0
     from family_configs import all_configurations
-    from family_table import summary, table
+    from family_table import exact_names, gradients_of, summary, summary_of_gradients, table, with_gradients
 
-    names = list(all_configurations())
+    page, results = TABLE.read_text(), GRADIENTS if options.gradients else RESULTS
+    names = exact_names(page) if options.gradients else list(all_configurations())
     if options.list:
         print("\n".join(names))
         return 0
@@ -187,18 +197,19 @@ def main() -> int:
         print(f"no configuration {unknown[0]!r}; scripts/families --list names them", file=sys.stderr)
         return 2
     if not options.resume and not options.only:
-        RESULTS.unlink(missing_ok=True)
-    before = {} if options.only else earlier(RESULTS)
+        results.unlink(missing_ok=True)
+    before = {} if options.only else earlier(results)
     outcomes = before | {
         outcome["name"]: outcome
-        for outcome in run([name for name in wanted if name not in before], options, None if options.only else RESULTS)
+        for outcome in run([name for name in wanted if name not in before], options, None if options.only else results)
     }
     ordered = [outcomes[name] for name in wanted]
     if options.json:
         print(json.dumps(ordered, indent=1))
     if not options.only:
-        TABLE.write_text(table(ordered))
-    print(summary(ordered))
+        found = {one["name"]: one["verdict"] for one in ordered} if options.gradients else gradients_of(page)
+        TABLE.write_text(with_gradients(page if options.gradients else table(ordered), found))
+    print((summary_of_gradients if options.gradients else summary)(ordered))
     return 0 if all(outcome["verdict"] not in ("differs", "fails") for outcome in ordered) else 1
 
 

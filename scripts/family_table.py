@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,64 @@ def table(outcomes: Sequence[dict[str, Any]]) -> str:
     lines += ["", "## Not served", "", "| configuration | class | verdict | reason |", "|---|---|---|---|"]
     lines += [_row(outcome, OTHERS[outcome["verdict"]], outcome["reason"]) for outcome in others]
     return "\n".join(lines) + "\n"
+
+
+def exact_names(page: str) -> list[str]:
+    """The configurations that the page says are served exactly."""
+    return [_cells(line)[0] for line in _exact_rows(page)]
+
+
+def gradients_of(page: str) -> dict[str, str]:
+    """The column of gradients on the page, by configuration; nothing if it has none."""
+    return {cells[0]: cells[3] for cells in map(_cells, _exact_rows(page)) if len(cells) == len(_WITH_GRADIENTS)}
+
+
+def with_gradients(page: str, verdicts: dict[str, str]) -> str:
+    """The page with these verdicts as its column of gradients, and a sentence that counts them; as it is if there are none."""
+    if not verdicts:
+        return page
+    kept = [line for line in page.splitlines() if not line.startswith("- **gradients**")]
+    start = kept.index("## Exact")
+    equal = sum(verdict == "equal" for verdict in verdicts.values())
+    note = (
+        f"- **gradients**: *equal* ({equal} of {len(verdicts)}) if one micro-batch through two training stages gives the loss, and the"
+        " gradient of\n  every parameter and of the hidden states between, that the whole model gives in transformers, to 1e-4"
+        " (`scripts/families --gradients`)."
+    )
+    stop = kept.index("## Not served")
+    rows = [_with_cell(line, verdicts) if line.startswith("|") else line for line in kept[start:stop]]
+    return "\n".join([*kept[: start - 1], note, "", *rows, *kept[stop:]]) + "\n"
+
+
+_WITH_GRADIENTS = ("configuration", "class", "served", "gradients", "remark")
+
+
+def _with_cell(line: str, verdicts: dict[str, str]) -> str:
+    cells = _cells(line)
+    rest = cells[len(cells) - 1 :]
+    if cells[0] == "configuration":
+        return f"| {' | '.join(_WITH_GRADIENTS)} |"
+    if set(line) <= {"|", "-"}:
+        return "|---" * len(_WITH_GRADIENTS) + "|"
+    return f"| {' | '.join([*cells[:3], verdicts.get(cells[0], ''), *rest])} |"
+
+
+def _exact_rows(page: str) -> list[str]:
+    section = page.partition("## Exact\n")[2].partition("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| configuration")]
+
+
+def _cells(line: str) -> list[str]:
+    """What stands between the bars of a row; a bar with a backslash before it is text."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def summary_of_gradients(outcomes: Sequence[dict[str, Any]]) -> str:
+    """One line: how many of each verdict."""
+    counts = Counter(outcome["verdict"] for outcome in outcomes)
+    return f"transformers {transformers.__version__}: gradients of {len(outcomes)} configurations: " + ", ".join(
+        f"{count} {verdict}" for verdict, count in counts.most_common()
+    )
 
 
 def _remark(outcome: dict[str, Any]) -> str:

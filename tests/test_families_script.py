@@ -9,16 +9,19 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import gradient_check  # noqa: E402
 from families import Worker, earlier  # noqa: E402
 from family_check import check, greedy  # noqa: E402
 from family_configs import all_configurations, shrunk  # noqa: E402
-from family_table import EXACT, summary, table  # noqa: E402
+from family_table import EXACT, exact_names, gradients_of, summary, table, with_gradients  # noqa: E402
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 
@@ -96,3 +99,41 @@ def test_a_table_holds_one_row_for_each_outcome() -> None:
     assert "3 configurations, **2 exact** (1 packed, 0 paged, 1 one by one); 1 refused." in summary(outcomes)
     assert [line for line in table(outcomes).splitlines() if line.startswith("| three")] == ["| three | A | refused | a\\|b |"]
     assert set(EXACT) == {"packed", "paged", "serial"}
+
+
+@pytest.mark.parametrize("name", ["gemma4", "llama: tied", "qwen3_moe"])
+def test_a_configuration_has_the_gradients_of_the_whole_model(name: str) -> None:
+    """gemma4 looks up the ids behind embeddings, so its head runs on ids."""
+    outcome = gradient_check.check(name, all_configurations()[name])
+    assert (outcome.verdict, outcome.reason) == ("equal", "")
+
+
+def test_gradients_of_another_model_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself is checked: one bias of the model that is compared with is a little off."""
+    right = gradient_check.whole_gradients
+
+    def wrong(model: Any, cut: int) -> gradient_check.Measured:
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight.mul_(1.001)
+        return right(model, cut)
+
+    monkeypatch.setattr(gradient_check, "whole_gradients", wrong)
+    outcome = gradient_check.check("llama", all_configurations()["llama"])
+    assert outcome.verdict == "differs" and "off by" in outcome.reason
+
+
+def test_the_column_of_gradients_can_be_added_replaced_and_read() -> None:
+    page = table([{"name": "one", "verdict": "packed", "architecture": "A", "reason": "", "remark": "a|b"},
+                  {"name": "two", "verdict": "paged", "architecture": "B", "reason": "", "remark": ""},
+                  {"name": "three", "verdict": "refused", "architecture": "C", "reason": "r", "remark": ""}])  # fmt: skip
+    assert gradients_of(page) == {} and with_gradients(page, {}) == page
+    first = with_gradients(page, {"two": "differs"})
+    second = with_gradients(first, {"two": "equal"})
+    assert gradients_of(second) == {"one": "", "two": "equal"} and exact_names(second) == exact_names(page)
+    assert with_gradients(page, {"two": "equal"}) == second and second.count("- **gradients**") == 1
+    assert "| three | C | refused | r |" in second and "| B | paged | equal |  |" in second
+
+
+def test_the_page_says_that_at_least_255_configurations_have_equal_gradients() -> None:
+    page = (ROOT / "docs" / "families.md").read_text()
+    assert sum(verdict == "equal" for verdict in gradients_of(page).values()) >= 255

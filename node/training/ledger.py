@@ -1,72 +1,67 @@
 """Which micro-batches are in a unit's gradient sum, by part.
 
 The batch of a version is the list of indices 0 … M-1. A unit of one block has one part; `Ends` has two, since a micro-batch visits the
-embedding and the head at different times, perhaps on two peers. An index is in a part's set once, or not at all.
+embedding and the head at different times, perhaps on two peers. An index is in a part's mask once, or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Final
 
 from protocols.errors import BadRequestError
-from protocols.parts_of_units import Part
+from protocols.parts_of_units import Part, parts_of
 from protocols.runs import MAX_MICRO_BATCHES
+from protocols.units import Unit
 
 MAX_TARGETS: Final = 1 << 31
 """Target tokens of one micro-batch, exclusive."""
 
 
-class Ledger:
-    """Indices of micro-batches by part, each with its number of target tokens. Not thread-safe: `UnitState` guards it."""
+class UnitLedger:
+    """The indices of one elementary unit, by part, and the target tokens of each. Not thread-safe: `UnitState` guards it."""
 
-    def __init__(self, parts: Iterable[Part]) -> None:
-        self._targets: dict[Part, dict[int, int]] = {part: {} for part in parts}
+    def __init__(self, unit: Unit) -> None:
+        self._masks = dict.fromkeys(parts_of(unit), 0)
+        self._targets: dict[int, int] = {}
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(self._targets)
+    def masks(self) -> tuple[int, ...]:
+        """For each of `parts_of(unit)`: bit n says that index n is in the sum."""
+        return tuple(self._masks.values())
+
+    @property
+    def num_targets(self) -> dict[int, int]:
+        """Target tokens of each index that is in the sum of any part: a copy, in the order of indices."""
+        return dict(sorted(self._targets.items()))
+
+    def bitmaps(self, num_micro_batches: int) -> dict[Part, bytes]:
+        """By part, ceil(M / 8) bytes: bit n of the mask is in byte n // 8, the lowest bit first. Every index is below M."""
+        size = -(-num_micro_batches // 8)
+        return {part: mask.to_bytes(size, "little") for part, mask in self._masks.items()}
+
+    def holds(self, part: Part, index: int) -> bool:
+        """Is this micro-batch in the part's sum? False for a part of another unit."""
+        return bool(self._masks.get(part, 0) >> index & 1)
 
     def check(self, part: Part, index: int, num_targets: int) -> None:
         """Raise the BadRequestError that `add` would raise."""
-        if part not in self._targets:
-            raise BadRequestError(f"{part} is counted elsewhere; here are {', '.join(map(str, self._targets))}")
+        if part not in self._masks:
+            raise BadRequestError(f"{part} is of another unit; here are {', '.join(map(str, self._masks))}")
         if not 0 <= index < MAX_MICRO_BATCHES:
             raise BadRequestError(f"a micro-batch has an index from 0 to {MAX_MICRO_BATCHES - 1}, got {index}")
         if not 0 <= num_targets < MAX_TARGETS:
             raise BadRequestError(f"a micro-batch has 0 to {MAX_TARGETS - 1} target tokens, got {num_targets}")
         if self.holds(part, index):
             raise BadRequestError(f"micro-batch {index} is in the sum of {part} already; leave it out")
-
-    def holds(self, part: Part, index: int) -> bool:
-        """Is this micro-batch in the part's sum? False for a part that is counted elsewhere."""
-        return index in self._targets.get(part, ())
+        if (known := self._targets.get(index, num_targets)) != num_targets:
+            raise BadRequestError(f"micro-batch {index} had {known} target tokens in another part, now {num_targets}")
 
     def add(self, part: Part, index: int, num_targets: int) -> None:
-        """From now on the sum of `part` holds `index`. BadRequestError, with nothing changed, as of `check`."""
+        """From now on the sum of `part` has `index`. BadRequestError, with nothing changed, as of `check`."""
         self.check(part, index, num_targets)
-        self._targets[part][index] = num_targets
-
-    def targets(self, part: Part) -> dict[int, int]:
-        """A copy: target tokens by index, in the order of indices."""
-        return dict(sorted(self._targets[part].items()))
-
-    def bitmap(self, part: Part, num_micro_batches: int) -> bytes:
-        """`bitmap_of` the part's indices."""
-        return bitmap_of(self._targets[part], num_micro_batches)
+        self._masks[part] |= 1 << index
+        self._targets[index] = num_targets
 
     def clear(self) -> None:
-        for held in self._targets.values():
-            held.clear()
-
-
-def bitmap_of(indices: Iterable[int], num_micro_batches: int) -> bytes:
-    """Bit i % 8 (least significant first) of byte i // 8 says that index i is held: ceil(M / 8) bytes; indices from M on are left out."""
-    number = sum(1 << index for index in set(indices) if index < num_micro_batches)
-    return number.to_bytes((num_micro_batches + 7) // 8, "little")
-
-
-def indices_of(bitmap: bytes) -> Iterator[int]:
-    """The indices that `bitmap_of` was made from, in order."""
-    for at, byte in enumerate(bitmap):
-        yield from (8 * at + bit for bit in range(8) if byte >> bit & 1)
+        self._masks = dict.fromkeys(self._masks, 0)
+        self._targets = {}
