@@ -62,6 +62,12 @@ def table(outcomes: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_HEAD_OF_GRADIENTS = """- **gradients**: *equal* ({equal} of {count}) if one micro-batch through two training stages gives the loss, and the gradients of
+  every parameter and of the hidden states that enter each stage, that the whole model gives in transformers, to 1e-4
+  (`scripts/families --gradients`)."""
+_NOTE = re.compile(r"- \*\*gradients\*\*.*\n(  .*\n)*")
+
+
 def exact_names(page: str) -> list[str]:
     """The configurations that the page says are served exactly."""
     return [_cells(line)[0] for line in _exact_rows(page)]
@@ -76,14 +82,10 @@ def with_gradients(page: str, verdicts: dict[str, str]) -> str:
     """The page with these verdicts as its column of gradients, and a sentence that counts them; as it is if there are none."""
     if not verdicts:
         return page
-    kept = [line for line in page.splitlines() if not line.startswith("- **gradients**")]
+    kept = _NOTE.sub("", page).splitlines()
     start = kept.index("## Exact")
     equal = sum(verdict == "equal" for verdict in verdicts.values())
-    note = (
-        f"- **gradients**: *equal* ({equal} of {len(verdicts)}) if one micro-batch through two training stages gives the loss, and the"
-        " gradient of\n  every parameter and of the hidden states between, that the whole model gives in transformers, to 1e-4"
-        " (`scripts/families --gradients`)."
-    )
+    note = _HEAD_OF_GRADIENTS.format(equal=equal, count=len(verdicts))
     stop = kept.index("## Not served")
     rows = [_with_cell(line, verdicts) if line.startswith("|") else line for line in kept[start:stop]]
     return "\n".join([*kept[: start - 1], note, "", *rows, *kept[stop:]]) + "\n"
@@ -108,7 +110,7 @@ def _exact_rows(page: str) -> list[str]:
 
 
 def _cells(line: str) -> list[str]:
-    """What stands between the bars of a row; a bar with a backslash before it is text."""
+    """What stands between the bars of a line; a bar with a backslash before it is text."""
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 

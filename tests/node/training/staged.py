@@ -1,4 +1,4 @@
-"""Stages over a tiny checkpoint, and the reference that their gradients are compared with."""
+"""Stages over a tiny checkpoint, and their reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head's loss in groups of tokens is the loss of all at once."""
+"""The head's loss in groups of tokens is that of one run."""
 
 from __future__ import annotations
 

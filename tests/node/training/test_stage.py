@@ -1,4 +1,4 @@
-"""A stage's gradients are those of the whole model, and nothing is left half done."""
+"""A stage's gradients are those of the whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A unit's sum has each micro-batch whole and once, or not at all."""
+"""A unit's sum has each micro-batch whole and once, or not."""
 
 from __future__ import annotations
 
