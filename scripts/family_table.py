@@ -62,9 +62,9 @@ def table(outcomes: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HEAD_OF_GRADIENTS = """- **gradients**: *equal* ({equal} of {count}) if one micro-batch through two training stages gives the loss, and the gradients of
-  every parameter and of the hidden states that enter each stage, that the whole model gives in transformers, to 1e-4
-  (`scripts/families --gradients`)."""
+_HEAD_OF_GRADIENTS = """- **gradients**: *equal* ({equal} of {count}) if one micro-batch through two training stages gives the loss, the
+  gradients of every parameter and those of the hidden states that enter each stage, that the whole model gives in transformers, to
+  1e-4 (`scripts/families --gradients`)."""
 _NOTE = re.compile(r"- \*\*gradients\*\*.*\n(  .*\n)*")
 
 
