@@ -5,6 +5,9 @@ update of AdamW: one learning rate and one weight decay serve both kinds. The ot
 learning rate of its own (about 0.02), and gives another update for a matrix that is stored transposed, as GPT-2's. Its rate of 0.02
 for a square matrix of width 256 is our learning rate of 0.02 / (0.2 * 16) = 0.00625.
 
+Measured on a byte model of 82,000 parameters, 400 versions of 512 tokens, 3 seeds: validation loss 1.715 with Muon at 0.016, 2.086
+with AdamW at its best rate, 0.002. So a small model wants a higher learning rate with Muon; the larger the matrices, the lower.
+
 The momentum is element-wise, so every replica keeps the same bits; Newton-Schulz is matrix products, so one replica computes a
 matrix's update and all apply the same bytes (`interface.py`).
 Sources: Jordan 2024, https://kellerjordan.github.io/posts/muon/; the scale: Liu et al. 2025, https://arxiv.org/abs/2502.16982,
