@@ -92,7 +92,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "node/engines/graphs": ("node/units",),
     "node/training/data": ("swarm", "swarm/thin"),
     "node/training/optimizer": (),
-    "node/training/spec": ("node/training/optimizer", "swarm", "swarm/checkpoints", "swarm/models"),
+    "node/training/spec": ("node/training/data", "node/training/optimizer", "swarm", "swarm/checkpoints", "swarm/models"),
     "node/training": ("node/engines", "node/training/data", "swarm/checkpoints", "swarm/models"),
     "node": ("swarm", "swarm/meeting"),
     "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),

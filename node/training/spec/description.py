@@ -159,6 +159,8 @@ def _value(value: object) -> str:
         return "{" + ", ".join(f"{key} = {_value(one)}" for key, one in value.items() if one not in (None, "")) + "}"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Fraction):
+        return f"{float(value):g}"
     return str(value) if isinstance(value, int | float) else f'"{value}"'
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from node.training.spec.model_size import llama_config, shape_of
 from node.training.spec.run_file import Place, RunFile, parse_size
+from node.training.spec.tokenizer_training import END_ID
 from node.training.spec.vocabulary import Vocabulary, read_vocabulary
 from protocols.errors import CheckpointError, ConfigError
 from protocols.units import Blocks, Ends, Unit
@@ -74,7 +75,7 @@ def _raw_config(run_file: RunFile, vocabulary: Vocabulary | None) -> Mapping[str
     model = run_file.model
     if model.size is not None:
         shape = shape_of(parse_size(model.size), None if vocabulary is None else vocabulary.num_ids)
-        end_id = None if vocabulary is None else vocabulary.end_id
+        end_id = END_ID if vocabulary is None else vocabulary.end_id  # without a tokenizer, one is trained
         return llama_config(shape, context_tokens=max(MIN_CONTEXT_TOKENS, run_file.data.sequence_tokens), end_id=end_id)
     try:
         return read_config(model.config if model.config is not None else _directory(model.checkpoint) / "config.json")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NewType
 
+from node.training.data.sources import Source
 from protocols import fields
 from protocols.errors import ConfigError
 from protocols.ids import MAX_MODEL_NAME
@@ -33,9 +34,6 @@ from protocols.runs import (
     OptimizerSpec,
     ScheduleSpec,
 )
-
-FilePattern = NewType("FilePattern", str)
-"""Absolute path in which `*`, `**` and `?` stand for any letters, as `glob.glob` reads it."""
 
 Place = NewType("Place", str)
 """A directory (absolute), or a name in the swarm or on the Hub."""
@@ -72,32 +70,11 @@ class ModelSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Files that are read in one way. In TOML: a path alone, or a table, as {path = "qa.jsonl", field = "text", weight = 0.3}."""
-
-    path: FilePattern
-    """Text, JSONL, CSV or Parquet files, or a saved `datasets` directory; may have `*`."""
-    field: str = "text"
-    """Name of the column with the text; of no effect for plain text."""
-    messages: str = ""
-    """Name of the column with a chat, which the tokenizer's template writes; only answers are targets. Default: no chat."""
-    weight: float | None = None
-    """Share of the sequences, relative to the other sources. Default: as many as it has; give all sources a weight, or none."""
-
-    def __post_init__(self) -> None:
-        table = {"data.path": self.path, "data.field": self.field, "data.messages": self.messages, "data.weight": self.weight}
-        for key, longest in (("data.path", 4_096), ("data.field", 200), ("data.messages", 200)):
-            fields.text(table, key, longest)
-        if self.weight is not None:
-            fields.number(table, "data.weight", 1e-9, 1e9)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSection:
     """Text to train and to judge by."""
 
     train: tuple[Source, ...]
-    """Sources of the training text; a trainer needs them, a stage does not."""
+    """Sources of the training text, patterns of files or tables (`data/sources.py`); a trainer needs them, a stage does not."""
     validation: tuple[Source, ...] = ()
     """Sources of text that is not trained on. Default: none, so no evaluation."""
     sequence_tokens: int = 512

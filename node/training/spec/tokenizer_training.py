@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-END = "<|end|>"
-"""The token that ends a document; its id is 0."""
+END, END_ID = "<|end|>", 0
+"""The token that ends a document."""
 
 
 def train_tokenizer(texts: Iterable[str], num_ids: int, folder: Path) -> Path:

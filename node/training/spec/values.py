@@ -16,14 +16,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from node.training.spec.run_file import FilePattern, Place, Source
+from node.training.data.sources import Source
+from node.training.spec.run_file import Place
 from protocols.errors import ConfigError
 from swarm import places
 
 _NAMES = {
     **{str: "text", int: "a whole number", float: "a number", bool: "true or false"},
-    **{Path: "a path, as text", FilePattern: "a path, as text", Place: "a directory or a name, as text"},
-    Source: 'a path, or a table as {path = "…", weight = 0.3}',
+    **{Path: "a path, as text", Place: "a directory or a name, as text"},
+    Source: 'a pattern of files, or a table as {files = "…", weight = 0.3}',
 }
 
 
@@ -39,11 +40,11 @@ def converted(value: object, kind: Any, where: str, folder: Path) -> Any:
     wanted = choices[0]
     if get_origin(wanted) is tuple:
         return _list(value, wanted, where, folder)
-    if wanted is Source:
+    if wanted is Source and value != "":
         return _source(value, where, folder)
     if wanted is float and type(value) is int:
         return float(value)
-    if wanted in (Path, FilePattern, Place) and isinstance(value, str) and value:
+    if wanted in (Path, Place) and isinstance(value, str) and value:
         return _path(value, wanted, folder)
     if type(value) is wanted:
         return value
@@ -54,7 +55,7 @@ def from_text(text: str, kind: Any, where: str, folder: Path) -> Any:
     """What `--where text` means: TOML's form of the value; for text and paths without quotes, and a list of one without brackets."""
     wanted = next(one for one in _choices(kind) if one is not type(None))
     is_list, inner = get_origin(wanted) is tuple, get_args(wanted)[0] if get_args(wanted) else wanted
-    is_text = inner in (str, Path, FilePattern, Place, Source)
+    is_text = inner in (str, Path, Place, Source)
     if is_list and not text.lstrip().startswith("["):
         value = [text if is_text else _toml(text, where)]
     elif is_text and not is_list and not text.startswith("{"):
@@ -92,25 +93,19 @@ def _list(value: object, kind: Any, where: str, folder: Path) -> tuple[Any, ...]
 
 
 def _source(value: object, where: str, folder: Path) -> Source:
-    table = {"path": value} if isinstance(value, str) else value
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where} is {_NAMES[Source]}, got {_shown(value)}")
-    known = types_of(Source)
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown field {key!r}: {nearest(key, known)}")
-    found = {key: converted(one, known[key], f"{where}.{key}", folder) for key, one in table.items()}
-    made: Source = fill(Source, found, f"{where}.")
-    return made
+    source = Source.parse(value, where)
+    return dataclasses.replace(source, files=tuple(_pattern(one, folder) for one in source.files))
+
+
+def _pattern(text: str, folder: Path) -> str:
+    """Absolute, as `glob` reads it: letters of the folder's own name stand for themselves."""
+    written = places.expanded(text)
+    return str(written) if written.is_absolute() else os.path.join(glob.escape(str(folder)), str(written))
 
 
 def _path(text: str, kind: Any, folder: Path) -> Any:
     """Absolute. A place that is no directory there, and is not written as a path, is a name."""
-    written = places.expanded(text)
-    if kind is FilePattern:
-        base = "" if written.is_absolute() else os.path.join(glob.escape(str(folder)), "")
-        return FilePattern(base + str(written))
-    path = folder / written
+    path = folder / places.expanded(text)
     if kind is Place:
         return Place(str(path) if path.is_dir() or text.startswith((".", "/", "~")) else text)
     return path

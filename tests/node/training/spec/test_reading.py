@@ -6,14 +6,16 @@ import ast
 import dataclasses
 import inspect
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from node.training.data.sources import Source
 from node.training.spec import run_file
 from node.training.spec.reading import SECTIONS, TOP, field_names, parse_overrides, read
-from node.training.spec.run_file import RunFile, Source, parse_size
+from node.training.spec.run_file import RunFile, parse_size
 from protocols import runs
 from protocols.errors import ConfigError
 from tests.node.training.spec.files import PROSE, write_run
@@ -78,9 +80,7 @@ def test_the_example_is_read_and_says_every_section() -> None:
     document = tomllib.loads((PROSE / "run.toml").read_text())
     assert set(SECTIONS) | set(TOP) == set(document)
     run = read(PROSE / "run.toml")
-    assert run.model.config == PROSE / "config.json" and run.data.train == (
-        Source(path=run_file.FilePattern(f"{PROSE}/text/*.txt")),
-    )
+    assert run.model.config == PROSE / "config.json" and run.data.train == (Source(files=(f"{PROSE}/text/*.txt",)),)
     assert run.micro_batch_tokens == 1_024 and run.num_micro_batches == 8
     assert (run.optimizer.betas, run.averaging.deadline_s, run.evaluation.samples) == ((0.9, 0.95), 30.0, ("A list is",))
 
@@ -138,29 +138,28 @@ def test_paths_of_the_file_begin_at_its_folder_and_those_of_the_command_line_whe
     file = write_run(tmp_path / "a [1]", text)
     run = read(file)
     assert run.model.tokenizer == tmp_path / "a [1]" / "t.json" and run.model.checkpoint == str(tmp_path / "a [1]" / "weights")
-    assert [source.path for source in run.data.train] == [f"{tmp_path}/a [[]1]/x/*.txt", "/y/*.txt"]  # as glob reads it
+    assert [source.files for source in run.data.train] == [(f"{tmp_path}/a [[]1]/x/*.txt",), ("/y/*.txt",)]  # as glob reads it
     elsewhere = read(file, {"data.train": "z.txt", "model.tokenizer": "u.json"}, working_directory=Path("/work here"))
-    assert elsewhere.data.train[0].path == "/work here/z.txt" and elsewhere.model.tokenizer == Path("/work here/u.json")
+    assert elsewhere.data.train[0].files == ("/work here/z.txt",) and elsewhere.model.tokenizer == Path("/work here/u.json")
     name = f"smol@{'ab' * 32}"
     assert read(file, {"model.checkpoint": name}).model.checkpoint == name
     assert read(file, {"model.checkpoint": "./absent"}, working_directory=tmp_path).model.checkpoint == f"{tmp_path}/absent"
 
 
 def test_sources_are_paths_or_tables(tmp_path: Path) -> None:
-    sources = '[{path = "/a", weight = 2.5}, {path = "/qa.jsonl", messages = "chat", weight = 1}]'
+    sources = '[{files = "/a", weight = 2.5}, {files = ["/b", "/c*"], messages = "chat", weight = 1}]'
     run = read(write_run(tmp_path, MINIMAL.replace('["a.txt"]', sources)))
-    assert [(one.path, one.field, one.messages, one.weight) for one in run.data.train] == [
-        ("/a", "text", "", 2.5),
-        ("/qa.jsonl", "text", "chat", 1.0),
-    ]
+    assert run.data.train == (
+        Source(files=("/a",), weight=Fraction(5, 2)),
+        Source(files=("/b", "/c*"), messages="chat", weight=Fraction(1)),
+    )
     for wrong, said in (
-        ('{path = "/a", wieght = 1}', "unknown field 'wieght': did you mean weight?"),
-        ("{weight = 1}", "data.train[0].path is missing: it is a path, as text, and has no default"),
-        ('{path = "/a", weight = 0}', "'data.weight' must be a number from 1e-09"),
-        ('{path = "/a", weight = "x"}', "data.train[0].weight is a number, got 'x', which is text"),
-        ('{path = "/a", weight = 1}, "/b"', "some sources have a weight and some have none"),
-        ("3", "data.train[0] is a path, or a table"),
-        ('""', "data.train[0].path is a path, as text, got an empty one"),
+        ('{files = "/a", wieght = 1}', "data.train[0] has the unknown field str 'wieght'"),
+        ("{weight = 1}", "data.train[0].files must be a pattern or a list of patterns"),
+        ('{files = "/a", weight = 0}', "data.train[0].weight must be a number above 0"),
+        ('{files = "/a", weight = 1}, "/b"', "some sources have a weight and some have none"),
+        ("3", "data.train[0] must be a pattern or a table"),
+        ('""', "data.train[0] is a pattern of files, or a table"),
     ):
         assert said in refusal(MINIMAL.replace('"a.txt"', wrong), tmp_path)
 
@@ -213,9 +212,9 @@ REFUSED = {
     ('size = "3M"', ""): "exactly one of model.config, model.checkpoint, model.size says the model, got none",
     ('size = "3M"', 'size = "3 M"'): "from 100k to 1000B, as 300k, 3M or 1.5B, got '3 M'",
     ('size = "3M"', 'config = "c.json"'): "model.tokenizer is missing",
-    ('train = ["a.txt"]', ""): "data.train is missing: it is a list, each a path",
+    ('train = ["a.txt"]', ""): "data.train is missing: it is a list, each a pattern of files",
     ('train = ["a.txt"]', "train = []"): "data.train names no source",
-    ('train = ["a.txt"]', 'train = "a.txt"'): "data.train is a list, each a path, or a table",
+    ('train = ["a.txt"]', 'train = "a.txt"'): "data.train is a list, each a pattern of files, or a table",
     ("steps = 10", "steps = "): "is no TOML",
 }
 
