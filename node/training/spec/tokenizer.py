@@ -32,8 +32,8 @@ def tokenizer_folder(run_file: RunFile, num_ids: int, cache: Path) -> Path:
     """The folder of the tokenizer's files. Blocks: training takes about 1 s for 2 MB of text.
 
     num_ids: of the model (`ModelPlan.vocabulary`). cache: where trained ones are kept.
-    ConfigError: neither tokenizer nor checkpoint nor training text is on this machine, or the folder cannot be written; DataError: a file of the text is not what it
-    should be; DiskFullError. A failure leaves nothing behind.
+    ConfigError: neither tokenizer nor checkpoint nor training text is on this machine, or `cache` cannot be written; DataError: a file of
+    the text is not what it should be; DiskFullError. A failure leaves nothing behind.
     """
     model = run_file.model
     if model.tokenizer is not None:

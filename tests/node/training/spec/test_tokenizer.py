@@ -1,4 +1,4 @@
-"""A run with a size alone gets a model and a tokenizer that fit, once."""
+"""A size alone gives a model and a tokenizer that fit."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert not list(cache.iterdir())
     cache.rmdir()
     cache.write_text("a file where the folder should be")
-    with pytest.raises(ConfigError, match="no tokenizer can be trained and kept in .*: .*exists"):
+    with pytest.raises(ConfigError, match=r"no tokenizer can be trained and kept in .*: .*exists"):
         tokenizer_folder(sized(tmp_path), 512, cache)
