@@ -4,6 +4,8 @@
 
 Points of a hop: `opened` (step: the next one that it wants), `before_compute`, `after_compute`, `before_send`, `after_send` (the
 frame has been handed to the transport), `before_history`, `after_history` (step: the first one after the history).
+Points of a checkpoint's writer: `checkpoint_unit` (step: units that are durable), then `checkpoint_list`, `checkpoint_rename` and
+`checkpoint_published` (step: the version).
 `SWARM_FAULTS=FOLDER` arms processes that run already: the process that first reaches a point that has a file there, named like
 `after_send:step=5` or `after_send`, removes the file and dies; so several replicas can share a folder, and one of them dies.
 Without these variables, a point costs one comparison.
@@ -15,7 +17,10 @@ import os
 import signal
 from dataclasses import dataclass
 
-POINTS = ("opened", "before_compute", "after_compute", "before_send", "after_send", "before_history", "after_history")
+POINTS = (
+    *("opened", "before_compute", "after_compute", "before_send", "after_send", "before_history", "after_history"),
+    *("checkpoint_unit", "checkpoint_list", "checkpoint_rename", "checkpoint_published"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "node/units": ("swarm/models",),
     "node/engines/graphs": ("node/units",),
     "node/training/data": ("swarm", "swarm/thin"),
+    "node/training/checkpoint": ("swarm", "swarm/checkpoints", "swarm/models", "swarm/rpc", "swarm/training"),
     "node/training/optimizer": (),
     "node/training/spec": ("node/training/data", "node/training/optimizer", "swarm", "swarm/checkpoints", "swarm/models"),
     "node/training": ("node/engines", "node/training/data", "swarm/checkpoints", "swarm/models"),

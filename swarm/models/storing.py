@@ -7,6 +7,7 @@ is put back by us. So a unit is stored without the rest of the model.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from protocols.errors import BadRequestError, CheckpointError
 from protocols.units import Blocks, Ends
 from protocols.words import counted, described
+from swarm import files
 from swarm.checkpoints.numbered import first_number
 from swarm.models.sharing import check_fit, named_tensors, twin
 from swarm.models.skeleton import meta_model
@@ -87,8 +89,11 @@ def _numbered(name: str, start: int | None) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file. OSError, or SafetensorError with the system's words, if it cannot be written (`files.is_full`)."""
-    safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
+    """One safetensors file. OSError if it cannot be written: ENOSPC if the disk is full."""
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it says the system's reason in words only
+        raise OSError(errno.ENOSPC if files.is_full(error) else errno.EIO, described(error), str(path)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

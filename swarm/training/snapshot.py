@@ -54,6 +54,13 @@ class UnitSnapshot:
                 place.copy_(tensors[name])
         return snapshot
 
+    @classmethod
+    def received(cls, header: StateHeader, data: Tensor) -> UnitSnapshot:
+        """What a header and bytes make together; that they have the header's digest was checked."""
+        snapshot = cls(unit=header.unit, version=header.version, chain=header.chain, form=header.form, data=data)
+        snapshot.__dict__["digest"] = header.digest  # where the cached property would put it
+        return snapshot
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """By name: views of `data`, to be read only."""

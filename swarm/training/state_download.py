@@ -190,7 +190,7 @@ class _Receiving:
             raise DeadlineError(f"it sent less than {SLOWEST_BYTES_S >> 10} KiB a second of the state") from None
         if digest != header.digest:
             raise LyingSourceError(f"the digest of what it sent is {digest.hex()[:12]}, not {header.digest.hex()[:12]}")
-        found = UnitSnapshot(unit=header.unit, version=header.version, chain=header.chain, form=header.form, data=data)
+        found = UnitSnapshot.received(header, data)
         if odd := await asyncio.to_thread(found.first_odd):
             raise LyingSourceError(f"its {odd!r} holds NaN or an infinity")
         return found

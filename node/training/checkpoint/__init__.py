@@ -1,0 +1,1 @@
+"""Checkpoints of a run, written unit by unit, published as a whole."""
