@@ -27,7 +27,7 @@ from protocols.errors import ModelNotSupportedError
 from protocols.ids import Span
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_ends, load_parts
-from swarm.models.skeleton import _locate
+from swarm.models.skeleton import locate
 
 EXACT_GRADIENTS = 1e-4
 """Largest error of a tensor's gradient, as the norm of the difference over its own norm."""
@@ -79,7 +79,7 @@ def stages(folder: Path, cut: int, **options: Any) -> tuple[Stage, Stage]:
 def whole_gradients(model: Any, cut: int, ids: Tensor = IDS, labels: Tensor = LABELS) -> Measured:
     """The reference: one forward and one backward of transformers' model."""
     model.eval().requires_grad_(True)
-    blocks, hidden = _locate(model).blocks, {}
+    blocks, hidden = locate(model).blocks, {}
 
     def note(number: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
