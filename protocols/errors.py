@@ -17,6 +17,7 @@
   - DiskFullError              a disk of ours is full; says how much is needed
   - SpanNotServedError         this peer does not (or no longer) host those blocks
   - VersionMismatchError       this peer has another version of a unit in training
+  - NotAgreedError             a group that averages ended without agreement; nothing was changed
   - LedgerClosedError          the version's gradient sums are being averaged and take nothing more
   - NonFiniteGradientError     NaN or infinity in a gradient or a loss; nothing was added
   - CacheFullError             no memory for more tokens
@@ -154,6 +155,14 @@ class VersionMismatchError(SwarmError):
     """A unit in training has another version here than was asked for; the message says which, and nothing was added."""
 
     code = "version_mismatch"
+    try_another_peer = True
+    exit_code = 5
+
+
+class NotAgreedError(SwarmError):
+    """A group that averages gradients ended here without agreement; sums and weights are as they were."""
+
+    code = "not_agreed"
     try_another_peer = True
     exit_code = 5
 

@@ -6,6 +6,10 @@ Points of a hop: `opened` (step: the next one that it wants), `before_compute`, 
 frame has been handed to the transport), `before_history`, `after_history` (step: the first one after the history).
 Points of a checkpoint's writer: `checkpoint_unit` (step: units that are durable), then `checkpoint_list`, `checkpoint_rename` and
 `checkpoint_published` (step: the version).
+Points of a replica that averages (`swarm/averaging/`; step: a place in the group, of `slice` a piece): `averaging_card` (before it gives
+its card), `averaging_slice` (a piece of its slice is reduced), `averaging_reduced` (before its vote), `averaging_voted` (before its leader
+hears the vote), `averaging_decided` (told, but it has not noted it), `averaging_telling` (a leader has decided, and has told no member),
+`averaging_told` (it has told this one), `averaging_applying` (before the step).
 `SWARM_FAULTS=FOLDER` arms processes that run already: the process that first reaches a point that has a file there, named like
 `after_send:step=5` or `after_send`, removes the file and dies; so several replicas can share a folder, and one of them dies.
 Without these variables, a point costs one comparison.
@@ -20,6 +24,8 @@ from dataclasses import dataclass
 POINTS = (
     *("opened", "before_compute", "after_compute", "before_send", "after_send", "before_history", "after_history"),
     *("checkpoint_unit", "checkpoint_list", "checkpoint_rename", "checkpoint_published"),
+    *("averaging_card", "averaging_slice", "averaging_reduced", "averaging_voted", "averaging_decided"),
+    *("averaging_telling", "averaging_told", "averaging_applying"),
 )
 
 

@@ -56,7 +56,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "swarm/rpc": ("swarm",),
     "swarm/models": ("swarm", "swarm/checkpoints"),
     "swarm/lan": ("swarm/dht",),
-    "swarm/averaging": (),
+    "swarm/averaging": ("swarm", "swarm/rpc"),
     "swarm/directory": ("swarm", "swarm/dht", "swarm/rpc"),
     "swarm/streams": ("swarm", "swarm/rpc"),
     "swarm/weights": ("swarm", "swarm/checkpoints", "swarm/placement", "swarm/rpc"),
