@@ -153,27 +153,25 @@ class Exchange:
             await asyncio.gather(work, return_exceptions=True)
 
     async def _serve(self, number: int, stream: Stream) -> None:
-        pieces = self.scratch.slices[self._me]
-        sending = asyncio.create_task(self._send_reduced(number, stream, len(pieces) + 1))
-        try:
-            for piece in pieces if number in self._included else ():
-                data = await self._receive(
-                    number, stream, "part of a slice", codec.num_bytes(self._group.codec, piece.num_values)
-                )
-                await self._parts[number].put(data)
-            await sending
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+        await _together(self._receive_parts(number, stream), self._send_reduced(number, stream))
         extra = torch.empty(self._num_extras[number])
         for piece in pieces_of(0, extra.numel()):
             data = await self._receive(number, stream, "extra", 4 * piece.num_values, THIRD_HAND)
             codec.decode(data, "float32", extra[piece.start : piece.stop])
         self.extras[number] = extra
         self._extras_come[number].set_result(None)
+        async with self._waiting(number, "end of its stream", THIRD_HAND):
+            if await stream.receive() is not None:
+                peer = self.members[number].peer
+                raise MemberFailedError(peer, f"{short_peer(peer)} sent more than its part of a slice")
 
-    async def _send_reduced(self, number: int, stream: Stream, count: int) -> None:
-        for _ in range(count):
+    async def _receive_parts(self, number: int, stream: Stream) -> None:
+        for piece in self.scratch.slices[self._me] if number in self._included else ():
+            size = codec.num_bytes(self._group.codec, piece.num_values)
+            await self._parts[number].put(await self._receive(number, stream, "part of a slice", size))
+
+    async def _send_reduced(self, number: int, stream: Stream) -> None:
+        for _ in range(len(self.scratch.slices[self._me]) + 1):  # the norms are the last
             frame = await self._replies[number].get()
             async with self._waiting(number, "word that it reads its slice"):
                 await stream.send(frame)
@@ -196,14 +194,10 @@ class Exchange:
         async with self._waiting(number, "slice stream"):
             channel = await pool.channel(who.peer, who.addresses, who.certificate)
             stream = await channel.stream(services.SLICE)
-        sending = asyncio.create_task(self._send_parts(number, stream))
         try:
-            await self._receive_reduced(number, stream)
-            await sending
+            await _together(self._send_parts(number, stream), self._receive_reduced(number, stream))
             await self._send_extra(number, stream)
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
             stream.cancel()
 
     async def _send_parts(self, number: int, stream: Stream) -> None:
@@ -257,3 +251,14 @@ class Exchange:
         digest = await asyncio.to_thread(self.scratch.digest, self.extras)
         if not self._end.done():
             self._end.set_result(digest)
+
+
+async def _together(*works: Coroutine[Any, Any, None]) -> None:
+    """All of them; the first failure of one ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

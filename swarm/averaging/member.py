@@ -245,6 +245,8 @@ class GroupMember:
             raise BadRequestError(
                 f"group {group.id.hex()[:8]} is of version {group.version} of {group.run}, not {request.version}"
             )
+        if attempt.is_open and attempt.vote:  # it is still finding out; it always ends
+            await attempt.ended.wait()
         if not attempt.has_agreed:
             raise NotAgreedError(f"group {group.id.hex()[:8]} has not agreed here: there is nothing to apply")
         if attempt.applying is None:

@@ -136,6 +136,8 @@ def _choose(cards: Sequence[Card], candidates: Sequence[int]) -> tuple[tuple[int
 
 
 def _sizes(group: Group, cards: Sequence[Card], taking_part: Sequence[int]) -> tuple[int, ...]:
+    """Of the units; a card that says only what was agreed has none."""
+    taking_part = [place for place in taking_part if cards[place].agreed is None] or taking_part
     first = tuple(unit.num_values for unit in cards[taking_part[0]].ledger.units)
     for place in taking_part:
         for unit, size, own in zip(group.units, first, cards[place].ledger.units, strict=True):

@@ -75,6 +75,7 @@ class ToyReplica:
         self.parameters = {unit: torch.zeros(size) for unit, size in SIZES.items()}
         self.num_steps = 0
         self.reopened: list[Reopening] = []
+        self.has_reopened = asyncio.Event()
         self.reduced: Reduced | None = None
         self._step_s = step_s
         self._is_closed = False
@@ -104,7 +105,9 @@ class ToyReplica:
         )
         ledger = Ledger(version=self.version, units=units)
         mine = {index for part in PARTS for index in self.held[part]}
-        return Ledger(version=self.version, units=units, num_targets={i: num_targets(i) for i in mine if ledger.any_held >> i & 1})
+        return Ledger(
+            version=self.version, units=units, num_targets={i: num_targets(i) for i in mine if ledger.any_held >> i & 1}
+        )
 
     async def sums(self, group: Group) -> Tensor:
         return torch.cat([self.gradients[unit] for unit in group.units])
@@ -131,6 +134,7 @@ class ToyReplica:
 
     def reopen(self, group: Group, how: Reopening) -> None:
         self.reopened.append(how)
+        self.has_reopened.set()
         self._is_closed = False
         if how == "reset":
             self._empty()
