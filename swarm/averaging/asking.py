@@ -1,4 +1,4 @@
-"""What a trainer asks of replicas that average: close a group, and apply."""
+"""A trainer's calls to replicas that average: close a group, apply."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from protocols import services
 from protocols.averaging import Applied, Apply, Closed
 from protocols.groups import Group, GroupId, Member
 from protocols.ids import ModelId
-from swarm.rpc import ChannelPool
+from swarm.rpc.pool import ChannelPool
 
 
 async def ask_to_close(pool: ChannelPool, group: Group) -> Closed:

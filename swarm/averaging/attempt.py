@@ -1,4 +1,4 @@
-"""One group at one member: what it has said, and what it holds.
+"""One group at one member: its vote, its end, its result.
 
 open -> agreed -> applied, or open -> aborted. An agreement is final: only `apply` ends it. What has ended is remembered for a while, so
 that other members can ask.
@@ -159,18 +159,6 @@ class Attempts:
         for one in self:
             if one.has_agreed and one.applying is None and one.group.run == run and wanted & set(one.group.units):
                 del self._by_id[one.group.id]
-
-
-def conclude(vote: bytes, answers: Sequence[Decision]) -> bool:
-    """Has a group agreed whose leader cannot be asked? From our vote and the answers of the members that could be.
-
-    One that knows the end is believed. Else, if all that answered have voted as we did, the leader can only have said the same: agreed.
-    One that has not voted has promised, by being asked, that it never will: aborted. Members that do not know the group have restarted.
-    """
-    known = [answer for answer in answers if answer.said != "unknown"]
-    if any(answer.said == "agreed" for answer in known):
-        return True
-    return all(answer.said == "open" and answer.vote == vote for answer in known)
 
 
 def refuse_busy(holding: Attempt) -> OverloadedError:

@@ -1,4 +1,4 @@
-"""The averager of one peer: its RPC handlers, and the tasks behind them.
+"""The averager of one peer: its RPC handlers and their tasks.
 
 A call whose caller leaves goes on here: a group that was begun is ended, a step that was begun is done.
 """
@@ -19,7 +19,9 @@ from protocols.units import Unit
 from swarm.averaging.leader import Leader
 from swarm.averaging.member import GroupMember
 from swarm.averaging.replica import Replica
-from swarm.rpc import Call, ChannelPool, Handlers, Stream
+from swarm.rpc.call import Call, Handlers
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.stream import Stream
 from swarm.tasks import Tasks
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""One member's part in the all-reduce of a group: who sends which bytes to whom.
+"""One member's part in the all-reduce of a group.
 
 Butterfly: of the members that take part, number j reduces slice j. To each other member goes one `slice` stream:
 
@@ -14,32 +14,30 @@ multiple of it if that member may be waiting for another one, so that the first 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from protocols import services
 from protocols.averaging import Values
-from protocols.errors import DeadlineError, NotAgreedError, PeerUnreachableError, SwarmError, TensorFormatError
+from protocols.errors import NotAgreedError, SwarmError, TensorFormatError
 from protocols.groups import Group, OfGroup
 from protocols.ids import short_peer
 from swarm import faults
 from swarm.averaging import codec
+from swarm.averaging.member_stream import THIRD_HAND, MemberStream, waiting_for
 from swarm.averaging.plan import MemberFailedError, Plan
-from swarm.averaging.scratch import Piece, Scratch, pieces_of
-from swarm.rpc import ChannelPool, Stream
+from swarm.averaging.scratch import Scratch, pieces_of
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.stream import Stream
 
-T = TypeVar("T")
 Extra = Callable[[Scratch, int, int], Awaitable[Tensor]]
 """From the reduced values, our number and how many take part: what we compute for all."""
 
 WAITING_PIECES = 2
 """Pieces of one member that wait for the others' at a reducer; further ones stay in the transport."""
-SECOND_HAND, THIRD_HAND = 1.5, 3.0
-"""How many deadlines a member is waited for that may itself wait for another one, or that waits and then computes."""
 
 
 class Exchange:
@@ -105,20 +103,6 @@ class Exchange:
         if not self._end.done():
             self._end.set_exception(error)
 
-    @asynccontextmanager
-    async def _waiting(self, number: int, what: str, times: float = 1.0) -> AsyncIterator[None]:
-        """A failure inside is that member's."""
-        who, limit_s = self.members[number], times * self._group.deadline_s
-        try:
-            async with asyncio.timeout(limit_s) as timeout:
-                yield
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise MemberFailedError(who.peer, f"{short_peer(who.peer)} sent no {what} within {limit_s:.1f} s") from None
-        except (PeerUnreachableError, DeadlineError) as error:
-            raise MemberFailedError(who.peer, f"{short_peer(who.peer)} sent no {what}: {error}") from None
-
     # --- our slice
 
     async def _reduce(self) -> None:
@@ -137,13 +121,14 @@ class Exchange:
     async def _part(self, author: int) -> memoryview | None:
         if author == self._me:
             return None
-        async with self._waiting(author, "part of a slice"):
+        async with waiting_for(self.members[author].peer, "part of a slice", self._group.deadline_s):
             return await self._parts[author].get()
 
     async def serve(self, member: int, stream: Stream) -> None:
         """A stream from the member with this place in the group, after its first frame. Raises NotAgreedError if the exchange fails."""
         number = next(n for n, one in enumerate(self.members) if one.peer == self._group.members[member].peer)
-        work = asyncio.create_task(self._ending(self._serve(number, stream)))
+        talk = MemberStream(self.members[number].peer, stream, self._group.deadline_s)
+        work = asyncio.create_task(self._ending(self._serve(number, talk)))
         try:
             await self._until_failure(work)
         except MemberFailedError as failure:
@@ -152,89 +137,62 @@ class Exchange:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def _serve(self, number: int, stream: Stream) -> None:
-        await _together(self._receive_parts(number, stream), self._send_reduced(number, stream))
+    async def _serve(self, number: int, talk: MemberStream) -> None:
+        await _together(self._receive_parts(number, talk), self._send_reduced(number, talk))
         extra = torch.empty(self._num_extras[number])
         for piece in pieces_of(0, extra.numel()):
-            data = await self._receive(number, stream, "extra", 4 * piece.num_values, THIRD_HAND)
+            data = await talk.receive("extra", 4 * piece.num_values, THIRD_HAND)
             codec.decode(data, "float32", extra[piece.start : piece.stop])
         self.extras[number] = extra
         self._extras_come[number].set_result(None)
-        async with self._waiting(number, "end of its stream", THIRD_HAND):
-            if await stream.receive() is not None:
-                peer = self.members[number].peer
-                raise MemberFailedError(peer, f"{short_peer(peer)} sent more than its part of a slice")
+        await talk.receive_end()
 
-    async def _receive_parts(self, number: int, stream: Stream) -> None:
+    async def _receive_parts(self, number: int, talk: MemberStream) -> None:
         for piece in self.scratch.slices[self._me] if number in self._included else ():
             size = codec.num_bytes(self._group.codec, piece.num_values)
-            await self._parts[number].put(await self._receive(number, stream, "part of a slice", size))
+            await self._parts[number].put(await talk.receive("part of a slice", size))
 
-    async def _send_reduced(self, number: int, stream: Stream) -> None:
+    async def _send_reduced(self, number: int, talk: MemberStream) -> None:
         for _ in range(len(self.scratch.slices[self._me]) + 1):  # the norms are the last
-            frame = await self._replies[number].get()
-            async with self._waiting(number, "word that it reads its slice"):
-                await stream.send(frame)
-
-    async def _receive(self, number: int, stream: Stream, what: str, num_bytes: int, times: float = SECOND_HAND) -> memoryview:
-        """The next frame of values, which must have so many bytes."""
-        async with self._waiting(number, what, times):
-            frame = await stream.receive()
-        data = Values.parse(frame).data if frame is not None else b""
-        if len(data) != num_bytes:
-            peer = self.members[number].peer
-            raise MemberFailedError(peer, f"{short_peer(peer)} sent a {what} of {len(data)} bytes, expected {num_bytes}")
-        return memoryview(data)
+            await talk.send(await self._replies[number].get())
 
     # --- the others' slices
 
     async def _talk(self, pool: ChannelPool, number: int) -> None:
         """Our part of another member's slice goes up, its reduced pieces and norms come down, then our extra goes up."""
         who = self.members[number]
-        async with self._waiting(number, "slice stream"):
+        async with waiting_for(who.peer, "slice stream", self._group.deadline_s):
             channel = await pool.channel(who.peer, who.addresses, who.certificate)
             stream = await channel.stream(services.SLICE)
+        talk = MemberStream(who.peer, stream, self._group.deadline_s)
         try:
-            await _together(self._send_parts(number, stream), self._receive_reduced(number, stream))
-            await self._send_extra(number, stream)
+            await _together(self._send_parts(number, talk), self._receive_reduced(number, talk))
+            await self._send_extra(talk)
         finally:
-            stream.cancel()
+            talk.cancel()
 
-    async def _send_parts(self, number: int, stream: Stream) -> None:
-        await self._send(number, stream, OfGroup(id=self._group.id).encode())
+    async def _send_parts(self, number: int, talk: MemberStream) -> None:
+        await talk.send(OfGroup(id=self._group.id).encode())
         for piece in self.scratch.slices[number] if self._me in self._included else ():
-            await self._send(number, stream, await asyncio.to_thread(self.scratch.contribution, piece))
+            await talk.send(await asyncio.to_thread(self.scratch.contribution, piece))
 
-    async def _send(self, number: int, stream: Stream, frame: bytes) -> None:
-        async with self._waiting(number, "word that it reads our part", SECOND_HAND):
-            await stream.send(frame)
-
-    async def _receive_reduced(self, number: int, stream: Stream) -> None:
+    async def _receive_reduced(self, number: int, talk: MemberStream) -> None:
         for piece in self.scratch.slices[number]:
-            size = codec.num_bytes(self._group.codec, piece.num_values)
-            await self._keep(number, piece, await self._receive(number, stream, "reduced piece", size))
-        norms = await self._receive(number, stream, "norms", len(self.scratch.pack_norms(number)))
+            data = await talk.receive("reduced piece", codec.num_bytes(self._group.codec, piece.num_values))
+            try:
+                await asyncio.to_thread(self.scratch.take, number, piece, data)
+            except TensorFormatError as error:
+                raise MemberFailedError(talk.peer, f"a reduced piece of {short_peer(talk.peer)}: {error}") from None
+        norms = await talk.receive("norms", len(self.scratch.pack_norms(number)))
         if not self.scratch.take_norms(number, norms):
-            raise MemberFailedError(
-                self.members[number].peer, f"{short_peer(self.members[number].peer)} sent norms that are none"
-            )
+            raise MemberFailedError(talk.peer, f"{short_peer(talk.peer)} sent norms that are none")
         self._reduced[number].set_result(None)
 
-    async def _keep(self, number: int, piece: Piece, data: memoryview) -> None:
-        try:
-            await asyncio.to_thread(self.scratch.take, number, piece, data)
-        except TensorFormatError as error:
-            raise MemberFailedError(
-                self.members[number].peer, f"a piece of {short_peer(self.members[number].peer)}: {error}"
-            ) from None
-
-    async def _send_extra(self, number: int, stream: Stream) -> None:
+    async def _send_extra(self, talk: MemberStream) -> None:
         extra = await asyncio.shield(self._own_extra)
         for piece in pieces_of(0, extra.numel()):
-            await self._send(number, stream, Values(codec.encode(extra[piece.start : piece.stop], "float32")).encode())
-        await stream.end()
-        async with self._waiting(number, "end of a slice stream", THIRD_HAND):
-            await stream.receive()
+            await talk.send(Values(codec.encode(extra[piece.start : piece.stop], "float32")).encode())
+        await talk.end()
 
     # --- the end
 
@@ -246,7 +204,7 @@ class Exchange:
         self.extras[self._me] = extra
         self._own_extra.set_result(extra)
         for number, come in self._extras_come.items():
-            async with self._waiting(number, "extra", THIRD_HAND):
+            async with waiting_for(self.members[number].peer, "extra", THIRD_HAND * self._group.deadline_s):
                 await asyncio.shield(come)
         digest = await asyncio.to_thread(self.scratch.digest, self.extras)
         if not self._end.done():

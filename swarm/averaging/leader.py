@@ -1,6 +1,7 @@
-"""The leader of a group: asks for cards, has all members reduce, counts the votes, and tells the end.
+"""The leader of a group: cards, plan, votes, and the end.
 
-It is a member, too (`member.py`), and does its own part by direct calls. Whatever happens, `close` ends the group: agreed, if all votes
+It asks all members for cards, has those that take part reduce, counts their votes, and tells all how the group has ended. It is a member,
+too (`member.py`), and does its own part by direct calls. Whatever happens, `close` ends the group: agreed, if all votes
 are there and equal; else aborted, and all members' ledgers are open again. Which members were lost is what the leader sees itself: those
 that do not answer when they are told of the abort; if all do, those that members name.
 """
@@ -23,7 +24,7 @@ from protocols.words import one_line
 from swarm import faults
 from swarm.averaging.member import GroupMember
 from swarm.averaging.plan import MemberFailedError, Plan, check_cards, missing_text, plan
-from swarm.rpc import ChannelPool
+from swarm.rpc.pool import ChannelPool
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""A member of groups: gives its card, reduces with the others, votes, and keeps what was agreed until it is applied.
+"""A member of groups: card, vote, agreement, step.
 
 A vote is a promise: after it, this member ends the group only as the others do. It hears the end from the leader; if it does not, it asks
-the leader, and if the leader is gone, the other members (`attempt.conclude`). A member that is asked before it has voted aborts, and never
+the leader, and if the leader is gone, the other members (`ending.py`). A member that is asked before it has voted aborts, and never
 votes in that group. The leader, while it lives, answers only when the group has ended.
 
 It remains possible that a member cannot reach a leader that lives, and agrees on the others' word while the leader aborts for want of its
@@ -11,35 +11,30 @@ vote. Its next card says that it has agreed: then the others take the state from
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from protocols import services
 from protocols.averaging import Applied, Apply, Decide, Decision, Prepare, Prepared, next_chain
 from protocols.cards import Card, Ledger, UnitSum
-from protocols.errors import BadRequestError, DeadlineError, NotAgreedError, SwarmError
-from protocols.groups import Group, Member, OfGroup
+from protocols.errors import BadRequestError, DeadlineError, NotAgreedError
+from protocols.groups import Group, OfGroup
 from protocols.identity import Identity
 from protocols.ids import ModelId, PeerId
 from protocols.parts_of_units import parts_of
 from protocols.weights_id import CHAIN_BYTES
 from swarm import faults
-from swarm.averaging.attempt import Attempt, Attempts, conclude, refuse_busy
+from swarm.averaging.attempt import Attempt, Attempts, refuse_busy
+from swarm.averaging.ending import see_to_its_end
 from swarm.averaging.exchange import Exchange
 from swarm.averaging.plan import MemberFailedError, Plan, check_cards, plan
 from swarm.averaging.replica import Reduced, Replica
 from swarm.averaging.scratch import Scratch
-from swarm.rpc import ChannelPool, Stream
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.stream import Stream
 from swarm.tasks import Tasks
-
-log = logging.getLogger(__name__)
-
-HEARS_S = 1.0
-"""After its vote a member waits so long to be told the end, before it asks the leader. A dead leader is noticed then."""
 
 
 class GroupMember:
@@ -74,7 +69,7 @@ class GroupMember:
         card = self._signed(group, Card(group=b"", peer=self._identity.peer_id, ledger=replica.card(group)))
         attempt = Attempt(group=group, place=place, replica=replica, card=card)
         self.attempts.add(attempt)
-        self._tasks.keep(self._see_to_its_end(attempt), f"group {group.id.hex()[:8]}")
+        self._tasks.keep(see_to_its_end(attempt, self._pool), f"group {group.id.hex()[:8]}")
         return card
 
     def _signed(self, group: Group, card: Card) -> Card:
@@ -190,50 +185,6 @@ class GroupMember:
         elif attempt.is_open and not attempt.vote:
             attempt.abort()
         return attempt.said()
-
-    async def _see_to_its_end(self, attempt: Attempt) -> None:
-        """Whatever happens to the others, the group ends here. A leader ends its own."""
-        if attempt.is_leader:
-            return
-        try:
-            async with asyncio.timeout(2 * attempt.group.deadline_s):
-                await attempt.moved.wait()
-        except TimeoutError:
-            log.info("group %s: nothing heard after our card; our ledgers are open again", attempt.name)
-            attempt.abort()
-        await attempt.settled.wait()  # it reduces: `vote` ends by its own deadlines
-        try:
-            async with asyncio.timeout(HEARS_S):
-                await attempt.ended.wait()
-        except TimeoutError:
-            await self._find_out(attempt)
-
-    async def _find_out(self, attempt: Attempt) -> None:
-        """Ask the leader; if it cannot be asked, all others at once."""
-        leader, *others = attempt.group.members
-        answers = [await self._ask(leader, attempt)]
-        if answers[0] is None or answers[0].said in ("unknown", "open"):
-            mine = self._identity.peer_id
-            answers = await asyncio.gather(*(self._ask(one, attempt) for one in others if one.peer != mine))
-        known = [answer for answer in answers if answer is not None]
-        if not attempt.is_open:
-            return
-        has_agreed = conclude(attempt.vote, known)
-        log.info("group %s: its leader is silent; by %d others, %s", attempt.name, len(known),
-                 "agreed" if has_agreed else "aborted")  # fmt: skip
-        if has_agreed:
-            attempt.agree()
-        else:
-            attempt.abort(attempt.plan.reopening(attempt.place) if attempt.plan else "as before")
-
-    async def _ask(self, member: Member, attempt: Attempt) -> Decision | None:
-        """What a member knows of it; None if it does not answer."""
-        try:
-            async with asyncio.timeout(attempt.group.deadline_s):
-                channel = await self._pool.channel(member.peer, member.addresses, member.certificate)
-                return Decision.parse(await channel.unary(services.DECISION, OfGroup(id=attempt.group.id).encode()))
-        except (SwarmError, TimeoutError):
-            return None
 
     # --- the step
 

@@ -1,4 +1,4 @@
-"""The plan of a group: whose sums are added, and what is missing.
+"""The plan of a group: whose sums are added, what is missing.
 
 Pure: the same cards give the same plan at every member, so each computes it alone.
 

@@ -1,4 +1,4 @@
-"""Replicas behind real servers on loopback, in one event loop, and a trainer's calls to them."""
+"""Replicas behind real servers in one event loop, and a trainer's calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codecs keep to the errors that they state, and refuse what would poison a sum."""
+"""Codecs keep to their errors, and refuse what would poison a sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of replicas behind real servers: all end with the same bits, or nothing has changed."""
+"""Groups of replicas: all end with the same bits, or nothing changes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from protocols.groups import Group, GroupId, Member, mask_of
 from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.units import Blocks, Ends
-from swarm.averaging.attempt import conclude
+from swarm.averaging.ending import conclude
 from swarm.averaging.plan import MemberFailedError, check_cards, missing_text, plan
 
 PEERS = [from_seed(bytes([number]) * 32) for number in range(1, 6)]

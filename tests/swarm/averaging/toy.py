@@ -1,6 +1,7 @@
-"""A replica whose gradients are integers, so that sums are exact in any order.
+"""A replica whose gradients are integers.
 
-Its state after any number of versions can be compared bit for bit with `alone`, a plain loop. No model: a unit is a vector.
+So sums are exact in any order. Its state after any number of versions can be compared bit for bit with `alone`, a plain loop. There is
+no model: a unit is a vector.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A toy replica in a process of its own, behind a real server.
+"""A toy replica behind a real server, in its own process.
 
 python -m tests.swarm.averaging.processes.replica_process SEED; prints its port and certificate, and ends with stdin. It dies where a file
 in the folder SWARM_FAULTS says (`swarm/faults.py`); while there is a file `hold`, it does not hear how a group ended from its leader.
