@@ -64,7 +64,7 @@ class Exchange:
         """The digest of all that `scratch` and `extras` hold then. MemberFailedError if there is none; nothing goes on after it."""
         tasks = [asyncio.create_task(self._ending(work)) for work in self._works(pool)]
         try:
-            await self._until_failure(asyncio.gather(*tasks))
+            await self._until_failure(asyncio.gather(*tasks, return_exceptions=True))
             return self._end.result()
         finally:
             self._fail(MemberFailedError(None, "the exchange was given up"))
