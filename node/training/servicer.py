@@ -1,0 +1,166 @@
+"""The gRPC methods of a stage: `train` (G4 of a gradient's path) and `run_status`.
+
+Check, bound, hand over; nothing is computed here. What a pass does at its hop is in `hop_pass.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import torch
+
+from node.device.thread import Device
+from node.training.hop_pass import HopPass
+from node.training.pass_compute import PassCompute
+from node.training.pass_limits import PassCounts, PassLimits
+from node.training.trained_stage import ComputesPasses, TrainedStage
+from protocols import services, training
+from protocols.errors import (
+    BadRequestError,
+    DeadlineError,
+    DrainingError,
+    ModelNotFoundError,
+    NotAllowedError,
+    OverloadedError,
+    SpanNotServedError,
+    SwarmError,
+)
+from protocols.ids import ModelId, PeerId, short_peer
+from protocols.run_status import StatusRequest
+from protocols.training import Pass, Result
+from swarm.rpc.call import Call, Handlers
+from swarm.rpc.pool import ChannelPool
+from swarm.rpc.stream import Stream
+from swarm.training.chain import PassError
+
+log = logging.getLogger(__name__)
+
+FIRST_MESSAGE_S = 10.0
+"""Seconds until the pass must have begun to arrive, and then be here."""
+
+
+def _no_frozen(sent: Pass) -> ComputesPasses:
+    raise SpanNotServedError(f"{sent.here.unit} of {sent.run.name} can be differentiated at another peer, not here")
+
+
+class TrainingServicer:
+    """Serves the passes of all runs of one node. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        frozen: Callable[[Pass], ComputesPasses] = _no_frozen,
+        may_train: Callable[[PeerId], bool] = lambda peer: True,
+        limits: PassLimits | None = None,
+    ) -> None:
+        """frozen: the stage for a client's autograd pass; it raises a SwarmError if there is none. may_train: which peers may begin a
+        pass of training here; the hops above are held to its route instead."""
+        self._device, self._frozen, self._may_train = device, frozen, may_train
+        self._counts = PassCounts(limits or PassLimits())
+        self._runs: dict[ModelId, TrainedStage] = {}
+        self._peer: PeerId | None = None
+        self._pool: ChannelPool | None = None
+        self.is_draining = False
+        """New passes are refused; those in hand go on."""
+
+    def connect(self, peer: PeerId, pool: ChannelPool) -> None:
+        """Serve as `peer`, and dial the next hops with `pool`. Before it, every pass is refused."""
+        self._peer, self._pool = peer, pool
+
+    def open(self, trained: TrainedStage) -> None:
+        """Take passes of this run, instead of what was opened for it before."""
+        self._runs[trained.run] = trained
+
+    def close(self, run: ModelId) -> None:
+        """Take no more passes of this run; those in hand go on."""
+        self._runs.pop(run, None)
+
+    @property
+    def num_passes(self) -> int:
+        """Passes in hand."""
+        return len(self._counts)
+
+    def handlers(self) -> Handlers:
+        return {services.TRAIN.name: self.train, services.RUN_STATUS.name: self.run_status}
+
+    async def run_status(self, request: bytes, call: Call) -> bytes:
+        """How far our units of a run are. ModelNotFoundError: none are trained here."""
+        return self._trained(StatusRequest.parse(request).run).status().encode()
+
+    async def train(self, stream: Stream, call: Call) -> None:
+        """Carry one pass: its result, or PassFailed with the hop at fault, is the answer.
+
+        Nothing was added here if our own hop is at fault. If the caller goes away, so does the pass: here and at the hops below.
+        """
+        sent = await _first(stream)
+        try:
+            answer = (await self._carried(stream, call, sent)).encode()
+        except PassError as error:
+            answer = error.message.encode()
+        except SwarmError as error:
+            log.info("a pass of %s from %s failed here: %s", sent.run.name, short_peer(call.peer), error)
+            answer = PassError(sent.hop, sent.here.peer, error).message.encode()
+        await stream.send(answer)
+
+    async def _carried(self, stream: Stream, call: Call, sent: Pass) -> Result:
+        if self._peer is None or self._pool is None or self.is_draining:
+            raise DrainingError("this peer is starting or leaving: try a replica")
+        self._check_place(sent, call)
+        trained = self._trained(sent.run) if sent.is_training else None
+        stage = trained.stage if trained is not None else self._frozen(sent)
+        if trained is not None and sent.index is not None and sent.index >= trained.num_micro_batches:
+            raise BadRequestError(f"micro-batch {sent.index} is beyond the batch of {trained.num_micro_batches}")
+        limit_s = sent.budget_ms / 1e3 if sent.is_training else min(sent.budget_ms / 1e3, self._counts.limits.client_s)
+        with self._counts.entered(call.peer, is_training=sent.is_training):
+            compute, ends_at_s = PassCompute(sent, stage, trained), self._device.clock.now_s() + limit_s
+            own = HopPass(self._peer, sent, compute, self._device, self._pool, ends_at_s)
+            if trained is None:
+                return await _within(own, stream, limit_s)
+            with trained.in_hand():
+                result = await _within(own, stream, limit_s)
+            trained.pace.add(own.forward_ms, own.backward_ms, len(sent.here.span))
+            return result
+
+    def _trained(self, run: ModelId) -> TrainedStage:
+        if run not in self._runs:
+            raise ModelNotFoundError(f"run {run.name} ({run.digest[:12]}) is not trained here: ask another peer")
+        return self._runs[run]
+
+    def _check_place(self, sent: Pass, call: Call) -> None:
+        """Is it our turn, and is the caller the hop above, or a peer that may begin?"""
+        if sent.here.peer != self._peer:
+            raise BadRequestError(f"hop {sent.hop} of the route is peer {short_peer(sent.here.peer)}, not this one")
+        if sent.hop and call.peer != (above := sent.route[sent.hop - 1].peer):
+            raise NotAllowedError(f"hop {sent.hop} is called by peer {short_peer(above)}, not by {short_peer(call.peer)}")
+        if sent.is_training and not sent.hop and not self._may_train(call.peer):
+            raise NotAllowedError(f"peer {short_peer(call.peer)} may not train with this stage")
+        if sent.is_training and (sent.payload.dtype == "int32") is not (sent.hop == 0):
+            raise BadRequestError("in training the first hop gets ids, and the others hidden states")
+
+
+async def _first(stream: Stream) -> Pass:
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_S):
+            data = await stream.receive()
+    except TimeoutError:
+        raise BadRequestError(f"no message came on this stream for {FIRST_MESSAGE_S:.0f} s: it is closed") from None
+    message = training.parse(data) if data is not None else None
+    if not isinstance(message, Pass):
+        raise BadRequestError(f"the first message must be Pass, got {type(message).__name__}")
+    return message
+
+
+async def _within(own: HopPass, stream: Stream, limit_s: float) -> Result:
+    timeout = asyncio.timeout(limit_s)
+    try:
+        async with timeout:
+            return await own.run(stream)
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineError(f"the pass was not done within {limit_s:.1f} s: send it another way, or with more time") from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise OverloadedError("no memory for this pass: send smaller micro-batches, or ask a replica") from None

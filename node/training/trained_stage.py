@@ -1,0 +1,117 @@
+"""A stage of a run as passes see it: compute, sums, pace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from node.training.flight import Gradients
+from node.training.unit_state import UnitState
+from protocols.errors import SpanNotServedError, VersionMismatchError
+from protocols.ids import ModelId, Span
+from protocols.parts_of_units import Part
+from protocols.run_status import RunStatus
+from protocols.units import Unit
+
+KEPT = 0.9
+"""Weight of earlier micro-batches in the measured pace."""
+
+
+class PassFlight(Protocol):
+    """What a forward keeps for its backward (`node/training/flight.py`)."""
+
+    @property
+    def output(self) -> Tensor | None: ...
+
+    @property
+    def loss_sum(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+class ComputesPasses(Protocol):
+    """Forward and backward of a node's blocks (`node/training/stage.py`); the device's thread calls both."""
+
+    def forward(
+        self,
+        span: Span,
+        values: Tensor,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        is_embeds: bool = False,
+    ) -> PassFlight: ...
+
+    def backward(
+        self, flight: Any, gradient: Tensor | None = None, *, parts: Collection[Part] | None = None
+    ) -> Gradients: ...
+
+
+@dataclass(slots=True)
+class Pace:
+    """Measured milliseconds of one block and one micro-batch; 0 before the first."""
+
+    forward_ms: float = 0.0
+    backward_ms: float = 0.0
+
+    def add(self, forward_ms: float, backward_ms: float, num_blocks: int) -> None:
+        """Of one micro-batch through so many blocks."""
+        for name, ms in (("forward_ms", forward_ms / num_blocks), ("backward_ms", backward_ms / num_blocks)):
+            before = getattr(self, name)
+            setattr(self, name, KEPT * before + (1 - KEPT) * ms if before else ms)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TrainedStage:
+    """The node's part of one run. Passes add to the sums of `states`; averaging takes them and steps the versions."""
+
+    run: ModelId
+    stage: ComputesPasses
+    states: Mapping[Unit, UnitState]
+    num_micro_batches: int
+    """Of one version's batch."""
+    is_catching_up: bool = False
+    """It fetches a newer version, and takes no micro-batch meanwhile."""
+    served: tuple[int, ...] = ()
+    """Published versions on which sessions may run here, the newest last."""
+    num_passes: int = 0
+    """Micro-batches in hand."""
+    pace: Pace = field(default_factory=Pace)
+
+    @contextlib.contextmanager
+    def in_hand(self) -> Iterator[None]:
+        """One more micro-batch, for as long as this lasts."""
+        self.num_passes += 1
+        try:
+            yield
+        finally:
+            self.num_passes -= 1
+
+    def check_open(self, parts: Collection[Part], version: int) -> None:
+        """VersionMismatchError, LedgerClosedError or SpanNotServedError if these parts take no micro-batch of this version."""
+        if self.is_catching_up:
+            raise VersionMismatchError("this stage fetches a newer version: ask a replica, or again in a moment")
+        for unit in {part.unit for part in parts}:
+            if unit not in self.states:
+                raise SpanNotServedError(f"{unit} is not trained here; {', '.join(map(str, sorted(self.states)))} are")
+            self.states[unit].check_open(version)
+
+    def holds(self, part: Part, index: int) -> bool:
+        """Is the micro-batch in the part's sum?"""
+        return self.states[part.unit].holds(part, index)
+
+    def status(self) -> RunStatus:
+        """What other peers are told."""
+        return RunStatus(
+            num_micro_batches=self.num_micro_batches,
+            units=tuple(self.states[unit].status(self.num_micro_batches) for unit in sorted(self.states)),
+            queue=self.num_passes,
+            forward_ms=self.pace.forward_ms,
+            backward_ms=self.pace.backward_ms,
+            is_catching_up=self.is_catching_up,
+            served=self.served,
+        )
