@@ -1,6 +1,6 @@
-"""The gRPC methods of a stage: `train` (G4 of a gradient's path) and `run_status`.
+"""The gRPC methods of a stage: `train` and `run_status`.
 
-Check, bound, hand over; nothing is computed here. What a pass does at its hop is in `hop_pass.py`.
+`train` is G4 of a gradient's path: check, bound, hand over; nothing is computed here. What a pass does at its hop is in `hop_pass.py`.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ class ComputesPasses(Protocol):
         is_embeds: bool = False,
     ) -> PassFlight: ...
 
-    def backward(
-        self, flight: Any, gradient: Tensor | None = None, *, parts: Collection[Part] | None = None
-    ) -> Gradients: ...
+    def backward(self, flight: Any, gradient: Tensor | None = None, *, parts: Collection[Part] | None = None) -> Gradients: ...
 
 
 @dataclass(slots=True)

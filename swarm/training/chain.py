@@ -1,4 +1,4 @@
-"""The caller's side of a pass: a nested call to the next hop of a route.
+"""A pass through a route, from the caller's side.
 
 A trainer calls `train`; a hop calls its next hop in the same way, so the answer to the trainer is the answer of the whole route. Whatever
 fails below is raised as a PassError that names the hop. Leaving the call early cancels it, and with it all calls below.

@@ -1,4 +1,4 @@
-"""Bytes of a pass on the wire, and the stage of a real model behind it."""
+"""Bytes of a pass on the wire, and a real model's pass."""
 
 from __future__ import annotations
 
