@@ -18,6 +18,7 @@ from node.training.data.packing import Sequence, Sequences, sequences_of
 from node.training.data.permutation import order_key, permuted
 from node.training.data.token_data import TokenData
 from protocols.errors import ConfigError
+from protocols.runs import RunSpec
 
 
 class Batches:
@@ -47,6 +48,24 @@ class Batches:
             )
         sizes = map(len, self._sources)
         self._mixture = Mixture([size if weight is None else weight for size, weight in zip(sizes, weights, strict=True)])
+
+    @classmethod
+    def of(cls, spec: RunSpec, data: TokenData, validation: TokenData | None = None) -> Batches:
+        """The batches of a run. ConfigError if the run's spec names other data than this."""
+        if spec.data.digest not in ("", data.digest):
+            raise ConfigError(
+                f"the training data has the digest {data.digest[:16]}…, expected {spec.data.digest[:16]}… of run {spec.name}: use the "
+                "same text, tokenizer and weights as the run, or give another run another name"
+            )
+        return cls(
+            data,
+            seed=spec.seed,
+            sequence_tokens=spec.data.sequence_tokens,
+            packing=spec.data.packing,
+            micro_batch_sequences=spec.batch.micro_batch_sequences,
+            num_micro_batches=spec.num_micro_batches,
+            validation=validation,
+        )
 
     @property
     def num_sequences(self) -> int:

@@ -55,7 +55,7 @@ def open_tokens(
     name: str = "data.train",
     progress: Progress | None = None,
 ) -> TokenData:
-    """The tokens of all sources, mapped into memory. Blocks: 1 to 4 MB of text a second for each core, if they are not cached.
+    """The tokens of all sources, mapped into memory. Blocks: about 2 MB of text a second for each core, if they are not cached.
 
     folder: what patterns are relative to. name: what errors call the sources.
     Raises ConfigError (no files, ids beyond the vocabulary, no chat template, pyarrow missing), DataError (a file that is not what it

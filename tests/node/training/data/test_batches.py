@@ -10,6 +10,7 @@ import pytest
 from node.training.data.batches import Batches
 from node.training.data.micro_batch import NO_TARGET, MicroBatch
 from protocols.errors import ConfigError
+from protocols.runs import BatchRule, DataRule, RunSpec
 from tests.node.training.data.made import data, numbered, source
 
 ONE = data(source(numbered(*[11] * 16)))
@@ -83,6 +84,16 @@ def test_validation_is_in_order_and_each_sequence_comes_once() -> None:
     assert [one.ids[:, 0].tolist() for one in found] == [[0, 4], [8, 1_000], [1_004, 1_008]]
     assert sum(one.num_targets for one in found) == 9 + 8
     assert list(batches().validation()) == []
+
+
+def test_a_run_draws_by_its_spec_and_refuses_other_data() -> None:
+    rule = DataRule(digest=ONE.digest, sequence_tokens=4, packing=True)
+    spec = RunSpec(name="tiny", seed=5, data=rule, batch=BatchRule(steps=40, batch_tokens=24, micro_batch_sequences=2))
+    assert same(Batches.of(spec, ONE).micro_batch(3, 2), batches(seed=5).micro_batch(3, 2))
+    with pytest.raises(
+        ConfigError, match=rf"has the digest .{{16}}…, expected {ONE.digest[:16]}… of run tiny: use the same text"
+    ):
+        Batches.of(spec, data(source(numbered(200))))
 
 
 def test_less_text_than_one_batch_is_refused() -> None:

@@ -89,7 +89,8 @@ def test_text_in_parts_and_by_several_processes_is_the_same(place: Path, monkeyp
     assert (
         bytes(Tokenizer.from_str(trained()).decode(data.sources[0].tokens.tolist()), "utf-8") == "".join(TEXTS.values()).encode()
     )
-    assert data.num_documents == 3
+    begins_and_ends = [int(token) for token in data.sources[0].tokens if token < len(SPECIAL)]
+    assert data.num_documents == 3 and begins_and_ends == [SPECIAL.index("<s>"), SPECIAL.index("</s>")] * 3
 
 
 def test_the_digest_is_the_same_wherever_the_files_are_and_another_for_other_text(place: Path) -> None:
