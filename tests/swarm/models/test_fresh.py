@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from protocols.errors import ModelNotSupportedError
 from protocols.units import Blocks, Ends
@@ -66,6 +68,23 @@ def test_gpt2s_projections_are_scaled_by_the_depth_of_the_whole_model() -> None:
     drawn = FreshModel(CONFIGS["gpt2"]()).draw(Blocks(3, 4), 0)
     assert float(drawn["transformer.h.3.mlp.c_proj.weight"].std()) == pytest.approx(0.02 / math.sqrt(10), rel=0.03)
     assert float(drawn["transformer.h.3.mlp.c_fc.weight"].std()) == pytest.approx(0.02, rel=0.03)
+
+
+def test_an_initialisation_that_reaches_from_the_model_into_its_blocks_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As decision_transformer's and imagegpt's: not by module, but once for the whole model."""
+    own = LlamaPreTrainedModel._init_weights
+
+    def reaching(self: PreTrainedModel, module: torch.nn.Module) -> None:
+        own(self, module)
+        if isinstance(module, PreTrainedModel):
+            for name, parameter in module.named_parameters():
+                if name.endswith("o_proj.weight"):
+                    torch.nn.init.constant_(parameter, 0.5)
+
+    monkeypatch.setattr(LlamaPreTrainedModel, "_init_weights", reaching, raising=False)
+    drawn = FreshModel(CONFIGS["llama"]()).draw(Blocks(3, 4), 0)
+    assert bool((drawn["model.layers.3.self_attn.o_proj.weight"] == 0.5).all())
+    assert float(drawn["model.layers.3.self_attn.q_proj.weight"].std()) == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "mamba", "qwen3_moe"])
