@@ -1,4 +1,4 @@
-"""Errors of a pass name the hop, whatever goes wrong on the way to it."""
+"""Errors of a pass name the hop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Answer = Callable[[Stream], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def called(answer: Answer) -> AsyncIterator[tuple[ChannelPool, Pass]]:
-    """The connections of a caller, and a pass through a first hop that answers so and a second one that nobody calls."""
+    """The connections of a caller, and a pass through a first hop that answers so and a second one that is never called."""
 
     async def serve(stream: Stream, call: Call) -> None:
         await answer(stream)
