@@ -451,12 +451,18 @@ async def test_a_client_that_sends_no_gradient_is_dropped_after_a_while_and_may_
             assert (await failed(pool, of_client((node.hop(),), torch.zeros(2, 5, H)))).cause.code == "overloaded"
             with pytest.raises(PassError, match=r"not done within 0\.5 s"):
                 await call.result()
-        assert node.servicer.num_passes == 0
-        async with PassCall(pool, of_client((node.hop(),), torch.zeros(2, 5, H))) as call:
-            await call.output()
-            await call.send(Gradient(gradient=compression.pack(torch.zeros(2, 4, H))))
-            with pytest.raises(PassError, match="was due"):
-                await call.result()
+        await until(lambda: node.servicer.num_passes == 0)
+    assert_sums([node], {})
+
+
+async def test_a_client_s_gradient_of_another_shape_is_refused() -> None:
+    node = TrainingNode(Span(0, 6))
+    node.servicer._frozen = lambda sent: node.stage
+    async with running(node) as pool, PassCall(pool, of_client((node.hop(),), torch.zeros(2, 5, H))) as call:
+        await call.output()
+        await call.send(Gradient(gradient=compression.pack(torch.zeros(2, 4, H))))
+        with pytest.raises(PassError, match="was due"):
+            await call.result()
     assert_sums([node], {})
 
 

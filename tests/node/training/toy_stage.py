@@ -1,7 +1,7 @@
 """A stage whose gradients are small integers: exact sums.
 
 Block n is y = x * scale_n + shift_n + position % 2; the embedding is a table, the loss of a token is its hidden state times the head's
-vector of its label. All parameters and ids are integers, so float32 holds every gradient exactly, and two sums are equal or something was lost.
+vector of its label. All parameters and ids are integers, so float32 holds every gradient exactly, and sums can be compared bit for bit.
 `whole` is the same model written in one piece, as the oracle.
 
 Shapes: B sequences of T tokens, H hidden size, V words.
