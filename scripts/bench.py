@@ -3,8 +3,8 @@
 Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, real, prefill, sessions, chats, node, wide area. Only --publish changes docs/bench/inference.json, the documents and the
-plots. `real` is left out if `scripts/real_model` has not fetched its model.
+hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging. Only --publish changes docs/bench/*.json, the
+documents and the plots. `real` is left out if `scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -26,13 +26,16 @@ from typing import Any
 from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "docs" / "bench" / "inference.json"
-SECTIONS = ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area")
+SECTIONS = {
+    "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
+    "training": ("averaging",),
+}
+"""By benchmark; the result is docs/bench/BENCHMARK.json."""
 
 
 def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each section runs."""
-    from benchmarks import crowd, generation, hops, models, node_cost, wide_area
+    from benchmarks import averaging, crowd, generation, hops, models, node_cost, wide_area
 
     few = max(3, repeats // 3)
     return {
@@ -44,6 +47,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "chats": lambda: crowd.disturbed(running, few, 60) | {"repeats": few},
         "node": lambda: node_cost.measure(running, few) | {"repeats": few},
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
+        "averaging": lambda: averaging.measure(running.folder, repeats),
     }
 
 
@@ -81,12 +85,14 @@ def run(names: list[str], repeats: int) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def publish(result: dict[str, Any]) -> None:
-    """Put these sections into docs/bench/inference.json beside older ones, and have the documents written anew."""
-    old = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    """Put these sections into docs/bench/BENCHMARK.json beside older ones, and have the documents written anew."""
+    name = result["benchmark"]
+    path = ROOT / "docs" / "bench" / f"{name}.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept = old.get("sections", {})
     merged = kept | result["sections"]
-    result = result | {"sections": {name: merged[name] for name in SECTIONS if name in merged}}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = result | {"sections": {section: merged[section] for section in SECTIONS[name] if section in merged}}
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     subprocess.run([sys.executable, ROOT / "scripts" / "docs.py"], check=True)
 
 
@@ -98,23 +104,28 @@ def machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("benchmark", choices=["inference"])
+    parser.add_argument("benchmark", choices=list(SECTIONS))
     parser.add_argument(
         "--repeats", type=int, default=9, help="counted rounds; the slow sections do a third (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS)
+        "--only", nargs="+", metavar="SECTION", help="; ".join(f"{name}: {', '.join(of)}" for name, of in SECTIONS.items())
     )
     parser.add_argument("--out", type=Path, help="also write these sections as JSON to this file")
     parser.add_argument(
-        "--publish", action="store_true", help="put them into docs/bench/inference.json, the documents and the plots"
+        "--publish", action="store_true", help="put them into docs/bench/BENCHMARK.json, the documents and the plots"
     )
     arguments = parser.parse_args()
+    names = arguments.only or list(SECTIONS[arguments.benchmark])
+    if wrong := set(names) - set(SECTIONS[arguments.benchmark]):
+        parser.error(
+            f"no section {', '.join(sorted(wrong))} of {arguments.benchmark}: {', '.join(SECTIONS[arguments.benchmark])}"
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nodes end with us
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["OMP_NUM_THREADS"] = "1"
-    done, failed = run(arguments.only, arguments.repeats)
-    result = {"benchmark": "inference", "machine": machine(), "sections": done}
+    done, failed = run(names, arguments.repeats)
+    result = {"benchmark": arguments.benchmark, "machine": machine(), "sections": done}
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if arguments.publish and done:

@@ -21,8 +21,8 @@ from protocols.ids import PeerId, short_peer
 from swarm.averaging import codec
 from swarm.averaging.plan import MemberFailedError, Plan
 
-PIECE = 1 << 19
-"""Values that travel in one frame: 2 MiB of float32."""
+PIECE = 1 << 18
+"""Values that travel in one frame: 1 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True)
