@@ -30,7 +30,12 @@ SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
     "training": ("averaging",),
 }
-"""By benchmark; the result is docs/bench/BENCHMARK.json."""
+"""By benchmark."""
+
+
+def result_file(benchmark: str) -> Path:
+    """Where `--publish` keeps a benchmark's results."""
+    return ROOT / "docs" / "bench" / f"{benchmark}.json"
 
 
 def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -87,7 +92,7 @@ def run(names: list[str], repeats: int) -> tuple[dict[str, Any], dict[str, str]]
 def publish(result: dict[str, Any]) -> None:
     """Put these sections into docs/bench/BENCHMARK.json beside older ones, and have the documents written anew."""
     name = result["benchmark"]
-    path = ROOT / "docs" / "bench" / f"{name}.json"
+    path = result_file(name)
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept = old.get("sections", {})
     merged = kept | result["sections"]

@@ -154,9 +154,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the parts of the documents that repeat the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
     is_check = parser.parse_args().check
-    result = json.loads(bench.RESULT.read_text(encoding="utf-8"))
+    result = json.loads(bench.result_file("inference").read_text(encoding="utf-8"))
     old: list[str] = []
-    drawings = {bench.RESULT.with_name(f"{name}.svg"): text for name, text in report.plots(result["sections"]).items()}
+    drawings = {
+        bench.result_file("inference").with_name(f"{name}.svg"): text for name, text in report.plots(result["sections"]).items()
+    }
     for path, drawing in {**drawings, picture.FILE: picture.route()}.items():
         if not path.exists() or path.read_text(encoding="utf-8") != drawing:
             old.append(str(path.relative_to(ROOT)))
