@@ -1,0 +1,133 @@
+"""Closes a version: all groups of replicas agree on their sums, then all of them step.
+
+Two levels, because a micro-batch that a death has taken from one unit runs through all units again, and those must still have the weights
+of this version: first every group *agrees* on its reduced bytes (`close` at its leader), and only if all groups have agreed, every member
+*applies* them. An agreed group survives as long as one member lives, so a version is never applied in one part of the model and lost in
+another. Design: docs/architecture.md, "Training".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from protocols import services
+from protocols.averaging import Applied, Apply, Closed
+from protocols.errors import SwarmError
+from protocols.groups import Group, GroupId, indices_of
+from protocols.ids import PeerId, short_peer
+from protocols.parts_of_units import Part
+from protocols.runs import RunSpec
+from protocols.units import Unit
+from swarm.rpc.pool import ChannelPool
+from swarm.training.groups import grouped
+from swarm.training.members import Members, Stage
+
+log = logging.getLogger(__name__)
+
+APPLY_S = 120.0
+"""Seconds in which a member has to apply an agreed sum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreed:
+    """One group that has agreed."""
+
+    group: Group
+    id: GroupId
+    """Of the agreement: an older group's, if its members had agreed before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What one attempt to close a version came to."""
+
+    agreed: tuple[Agreed, ...] = ()
+    missing: Mapping[Part, frozenset[int]] = ()  # type: ignore[assignment]
+    """Micro-batches that no sum has, by part."""
+    lost: frozenset[PeerId] = frozenset()
+    """Members that did not answer: their sums are gone."""
+    is_whole: bool = False
+    """Have all groups agreed?"""
+
+
+class Closing:
+    """Closes the versions of one run. It keeps nothing from version to version."""
+
+    def __init__(self, members: Members, spec: RunSpec, pool: ChannelPool) -> None:
+        self._members, self._spec, self._pool = members, spec, pool
+
+    async def attempt(self, version: int, stages: Sequence[Stage]) -> Attempt:
+        """Let every group of these stages agree. What a failure leaves: ledgers are open again, except where a group has agreed."""
+        groups = self._groups(version, stages)
+        answers = await asyncio.gather(*(self._close(group) for group in groups))
+        agreed, missing, lost = list[Agreed](), dict[Part, frozenset[int]](), set[PeerId]()
+        for group, closed in zip(groups, answers, strict=True):
+            if closed is None:
+                lost.add(group.leader.peer)
+                continue
+            lost |= set(closed.lost)
+            if closed.outcome == "agreed":
+                agreed.append(Agreed(group=group, id=closed.group_id))
+            else:
+                log.info("%s: version %d of %s: %s %s", self._spec.name, version, group.units[0], closed.outcome, closed.text)
+            missing |= {part: frozenset(indices_of(mask)) for part, mask in zip(group.parts, closed.missing, strict=False) if mask}
+        is_whole = len(agreed) == len(groups)
+        return Attempt(agreed=tuple(agreed), missing=missing, lost=frozenset(lost), is_whole=is_whole)
+
+    async def apply(self, version: int, agreed: Sequence[Agreed]) -> dict[Unit, bytes]:
+        """Let every member of these groups step; the chains of the next version. A member that fails has to fetch the state.
+
+        SwarmError if no member of some group has stepped: all replicas of its units are lost.
+        """
+        chains: dict[Unit, bytes] = {}
+        for one, answers in zip(agreed, await asyncio.gather(*(self._apply_all(version, one) for one in agreed)), strict=True):
+            applied = [answer for answer in answers if isinstance(answer, Applied)]
+            if not applied:
+                raise next(answer for answer in answers if isinstance(answer, SwarmError))
+            chains |= applied[0].chains
+        return chains
+
+    def _groups(self, version: int, stages: Sequence[Stage]) -> list[Group]:
+        members = {stage.peer: stage.member for stage in stages}
+        averaging = self._spec.averaging
+        return [
+            Group(
+                id=GroupId(secrets.token_bytes(16)), run=self._members.run, version=version, units=units,
+                members=tuple(members[peer] for peer in _led(peers, version)),
+                num_micro_batches=self._spec.num_micro_batches, codec=averaging.codec, deadline_s=averaging.deadline_s,
+            )
+            for peers, units in grouped({stage.peer: frozenset(stage.units) for stage in stages}).items()
+        ]  # fmt: skip
+
+    async def _close(self, group: Group) -> Closed | None:
+        """None if the leader does not answer."""
+        leader = group.leader
+        try:
+            channel = await self._pool.channel(leader.peer, leader.addresses, leader.certificate)
+            return Closed.parse(await channel.unary(services.CLOSE, group.encode(), 4 * group.deadline_s))
+        except SwarmError as error:
+            log.info("%s: stage %s does not close version %d: %s", group.run.name, short_peer(leader.peer), group.version, error)
+            return None
+
+    async def _apply_all(self, version: int, agreed: Agreed) -> list[Applied | SwarmError]:
+        asked = Apply(run=self._members.run, version=version, id=agreed.id).encode()
+
+        async def apply(peer: PeerId, addresses: Sequence[str], certificate: bytes) -> Applied | SwarmError:
+            try:
+                channel = await self._pool.channel(peer, addresses, certificate)
+                return Applied.parse(await channel.unary(services.APPLY, asked, APPLY_S))
+            except SwarmError as error:
+                log.info("stage %s does not apply version %d: %s", short_peer(peer), version, error)
+                return error
+
+        return await asyncio.gather(*(apply(one.peer, one.addresses, one.certificate) for one in agreed.group.members))
+
+
+def _led(peers: Sequence[PeerId], version: int) -> list[PeerId]:
+    """The same members, another leader at each version: it has more to do than the others."""
+    first = version % len(peers)
+    return [*peers[first:], *peers[:first]]

@@ -1,0 +1,150 @@
+"""The peers of one run, as a trainer sees them.
+
+Records in the directory say which peers are stages and trainers of the run (`protocols/roles.py`); what changes with every version is
+asked of each stage (`run_status`). A stage that does not answer, or broke a call a moment ago, is left out until it answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from protocols import services
+from protocols.errors import SwarmError
+from protocols.groups import Member
+from protocols.ids import ModelId, PeerId, Span, short_peer
+from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
+from protocols.records import PeerRecord
+from protocols.route import Hop
+from protocols.run_status import RunStatus, StatusRequest, UnitStatus
+from protocols.units import Blocks, Ends, Unit
+from swarm.asking import answers
+from swarm.rpc.pool import ChannelPool
+from swarm.training.route_choice import Leg, StageLoad
+
+log = logging.getLogger(__name__)
+
+STATUS_S = 3.0
+"""Seconds in which a stage has to say how far it is."""
+
+
+class Peers(Protocol):
+    @property
+    def peers(self) -> tuple[PeerRecord, ...]: ...
+
+
+class Directory(Protocol):
+    """`swarm.directory.directory.Directory`, or the one that asks by gRPC."""
+
+    async def snapshot(self, model: str) -> Peers: ...
+
+
+@dataclass(slots=True, eq=False)
+class Stage:
+    """One stage of the run, with what it said last."""
+
+    record: PeerRecord
+    status: RunStatus
+    units: Mapping[Unit, UnitStatus] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = {one.unit: one for one in self.status.units}
+
+    @property
+    def peer(self) -> PeerId:
+        return self.record.peer
+
+    @property
+    def span(self) -> Span:
+        """Its consecutive blocks. Meaningless if it has none."""
+        blocks = sorted(unit.start for unit in self.units if isinstance(unit, Blocks))
+        return Span(blocks[0], blocks[-1] + 1)
+
+    @property
+    def member(self) -> Member:
+        return Member(peer=self.peer, addresses=self.record.addresses, certificate=self.record.certificate)
+
+    def is_at(self, version: int) -> bool:
+        """Are all its units at this version, and does it take micro-batches?"""
+        return not self.status.is_catching_up and all(unit.version == version for unit in self.units.values())
+
+    def load(self, num_sent: int) -> StageLoad:
+        """What the choice of a route goes by. num_sent: micro-batches that this trainer has under way through it."""
+        status = self.status
+        return StageLoad(
+            peer=self.peer,
+            span=self.span,
+            block_ms=status.forward_ms + status.backward_ms,
+            num_waiting=max(status.queue, num_sent),
+        )
+
+    def hop(self, span: Span) -> Hop:
+        """Its place in a route that leads through these of its blocks."""
+        return Hop(self.peer, self.record.addresses, self.record.certificate, Blocks.of(span))
+
+
+class Members:
+    """All stages of a run that answer. `look` asks them anew; the rest is what they said then."""
+
+    def __init__(self, run: ModelId, directory: Directory, pool: ChannelPool) -> None:
+        self.run = run
+        self._directory, self._pool = directory, pool
+        self._stages: dict[PeerId, Stage] = {}
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """In the order of their PeerIDs."""
+        return [self._stages[peer] for peer in sorted(self._stages)]
+
+    def of(self, peer: PeerId) -> Stage | None:
+        return self._stages.get(peer)
+
+    def leave_out(self, peer: PeerId) -> None:
+        """It broke a call: it takes no part until `look` finds that it answers."""
+        self._stages.pop(peer, None)
+
+    async def look(self) -> Sequence[Stage]:
+        """Read the directory, ask every stage how far it is, and keep those that answer."""
+        snapshot = await self._directory.snapshot(self.run.name)
+        records = [record for record in snapshot.peers if any(role.kind == "stage" for role in record.roles_of(self.run.digest))]
+        found: dict[PeerId, Stage] = {}
+        async for record, status in answers(records, self._ask):
+            if status is not None and any(isinstance(one.unit, Blocks) for one in status.units):
+                found[record.peer] = Stage(record, status)
+        self._stages = found
+        return self.stages
+
+    async def ask_again(self, peer: PeerId) -> Stage | None:
+        """Ask one stage that is known how far it is; None, and it is left out, if it does not answer."""
+        if (stage := self._stages.get(peer)) is None:
+            return None
+        status = await self._ask(stage.record)
+        if status is None:
+            self.leave_out(peer)
+            return None
+        self._stages[peer] = Stage(stage.record, status)
+        return self._stages[peer]
+
+    async def _ask(self, record: PeerRecord) -> RunStatus | None:
+        try:
+            async with asyncio.timeout(STATUS_S):
+                channel = await self._pool.channel(record.peer, record.addresses, record.certificate)
+                return RunStatus.parse(await channel.unary(services.RUN_STATUS, StatusRequest(run=self.run).encode(), STATUS_S))
+        except (SwarmError, TimeoutError) as error:
+            log.info("stage %s of %s does not say how far it is: %s", short_peer(record.peer), self.run.name, error)
+            return None
+
+
+def parts_on(legs: Sequence[Leg]) -> dict[Part, PeerId]:
+    """Which stage a route leads through in each part of the model: blocks, embedding at the first, head at the last."""
+    found = {Part.block(block): leg.peer for leg in legs for block in range(leg.span.start, leg.span.stop)}
+    return {**found, EMBED: legs[0].peer, HEAD: legs[-1].peer}
+
+
+def all_parts(num_blocks: int) -> list[Part]:
+    """Every part of a model."""
+    units: list[Unit] = [*(Blocks(number, number + 1) for number in range(num_blocks)), Ends()]
+    return [part for unit in units for part in parts_of(unit)]
