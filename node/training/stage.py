@@ -63,6 +63,7 @@ class Stage:
         self.span = blocks.span
         self._parts = blocks.with_tensors(blocks.tensors()) if is_trained else blocks
         held = None if ends is None else ends.with_tensors(ends.tensors()) if is_trained else ends.twin()
+        self._held_ends = held
         self._ends = None if held is None else TrainingEnds(held)  # freezes, so `Trainable` comes after it
         self._trainable = Trainable(trained(self._parts, held) if is_trained else {})
         whole = blocks.cut(blocks.span)
@@ -87,6 +88,15 @@ class Stage:
         They are the leaves themselves: writing into them in place changes the stage. SpanNotServedError for a unit that is not here.
         """
         return dict(self._trainable.of(unit))
+
+    def tensors(self, unit: Unit) -> dict[str, Tensor]:
+        """Everything that a checkpoint stores of a unit, frozen tensors included, by the names of `parameters`; for reading."""
+        self._trainable.of(unit)
+        if isinstance(unit, Ends):
+            assert self._held_ends is not None
+            return self._held_ends.tensors()
+        assert isinstance(unit, Blocks)
+        return {name: tensor for name, tensor in self._parts.tensors().items() if name.startswith(f"{unit.start}.")}
 
     def write(self, unit: Unit, tensors: Mapping[str, Tensor]) -> None:
         """Write these numbers into the parameters of those names. BadRequestError, with nothing changed, for a name, shape or dtype that

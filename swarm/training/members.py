@@ -27,6 +27,9 @@ from swarm.training.route_choice import Leg, StageLoad
 
 log = logging.getLogger(__name__)
 
+HOLDERS = frozenset(("stage", "keeper"))
+"""Roles of peers that give the state of units."""
+
 STATUS_S = 3.0
 """Seconds in which a stage has to say how far it is."""
 
@@ -108,14 +111,22 @@ class Members:
 
     async def look(self) -> Sequence[Stage]:
         """Read the directory, ask every stage how far it is, and keep those that answer."""
-        snapshot = await self._directory.snapshot(self.run.name)
-        records = [record for record in snapshot.peers if any(role.kind == "stage" for role in record.roles_of(self.run.digest))]
+        records = [record for record in await self._records() if any(role.kind == "stage" for role in record.roles_of(self.run.digest))]
         found: dict[PeerId, Stage] = {}
         async for record, status in answers(records, self._ask):
             if status is not None and any(isinstance(one.unit, Blocks) for one in status.units):
                 found[record.peer] = Stage(record, status)
         self._stages = found
         return self.stages
+
+    async def look_at_all(self) -> dict[PeerRecord, dict[Unit, int]]:
+        """Who has which version of which unit: of stages, and of keepers of checkpoints."""
+        records = [record for record in await self._records() if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS]
+        return {
+            record: {one.unit: one.version for one in status.units}
+            async for record, status in answers(records, self._ask)
+            if status is not None and not status.is_catching_up
+        }
 
     async def ask_again(self, peer: PeerId) -> Stage | None:
         """Ask one stage that is known how far it is; None, and it is left out, if it does not answer."""
@@ -127,6 +138,9 @@ class Members:
             return None
         self._stages[peer] = Stage(stage.record, status)
         return self._stages[peer]
+
+    async def _records(self) -> Sequence[PeerRecord]:
+        return (await self._directory.snapshot(self.run.name)).peers
 
     async def _ask(self, record: PeerRecord) -> RunStatus | None:
         try:
