@@ -1,0 +1,88 @@
+"""The training runs that one node takes part in: their handlers, by run.
+
+Made before the peer listens; `connect` once it does. Until then, and for runs that are not here, calls are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from node.device.thread import Device
+from node.training.run_units import RunUnits
+from node.training.servicer import TrainingServicer
+from node.training.trained_stage import TrainedStage
+from protocols import services
+from protocols.errors import DrainingError, ModelNotFoundError
+from protocols.ids import ModelId
+from protocols.run_status import Publish, Published
+from swarm.averaging.averager import Averager
+from swarm.averaging.replica import Replica
+from swarm.peer.peer import Peer
+from swarm.rpc.call import Call, Handler, Handlers
+from swarm.training.state_server import StateServer, TakeState
+
+OnPublish = Callable[[Publish], Awaitable[int]]
+"""Serves a version, and returns the newest that is served, or is about to be."""
+
+_AVERAGING = (services.CLOSE, services.CARD, services.PREPARE, services.SLICE, services.DECIDE, services.DECISION, services.APPLY)
+
+
+class RunsHere:
+    """All methods belong to one event loop."""
+
+    def __init__(self, device: Device, upload_turn: Callable[[int], Awaitable[None]]) -> None:
+        """upload_turn: waits until this node's upload rate allows so many bytes more."""
+        self.servicer, self.states = TrainingServicer(device), StateServer(upload_turn)
+        self._averager: Averager | None = None
+        self._replicas: dict[ModelId, RunUnits] = {}
+        self._publish: dict[ModelId, OnPublish] = {}
+
+    def connect(self, peer: Peer) -> None:
+        """The peer listens: serve its calls."""
+        self.servicer.connect(peer.peer_id, peer.pool)
+        self._averager = Averager(peer.identity, peer.pool, self._replica)
+
+    def open(self, units: RunUnits, trained: TrainedStage, take_state: TakeState, on_publish: OnPublish) -> None:
+        """From now on, this node's part of the run answers."""
+        self._replicas[units.run], self._publish[units.run] = units, on_publish
+        self.states.add(units.run, take_state)
+        self.servicer.open(trained)
+
+    def close(self, run: ModelId) -> None:
+        """No new call reaches the run's units; those in hand go on."""
+        self.servicer.close(run)
+        self.states.remove(run)
+        self._replicas.pop(run, None)
+        self._publish.pop(run, None)
+
+    async def stop(self) -> None:
+        """Cancel what averaging has under way."""
+        if self._averager is not None:
+            await self._averager.stop()
+
+    def handlers(self) -> Handlers:
+        """By method name, for the peer's server."""
+        averaging = {method.name: self._later(method.name) for method in _AVERAGING}
+        return {**self.servicer.handlers(), **self.states.handlers(), **averaging, services.PUBLISH.name: self._on_publish}
+
+    def _later(self, name: str) -> Handler:
+        """The averager's handler of this name, which there is from `connect` on."""
+
+        async def handle(request: object, call: Call) -> object:
+            if self._averager is None:
+                raise DrainingError("this peer is still starting: try again in a moment")
+            handler: Callable[[object, Call], Awaitable[object]] = self._averager.handlers()[name]  # type: ignore[assignment]
+            return await handler(request, call)
+
+        return handle  # type: ignore[return-value]
+
+    async def _on_publish(self, request: bytes, call: Call) -> bytes:
+        publish = Publish.parse(request)
+        if publish.run not in self._publish:
+            raise ModelNotFoundError(f"run {publish.run.name} ({publish.run.digest[:12]}) is not trained here: ask another peer")
+        return Published(version=await self._publish[publish.run](publish)).encode()
+
+    def _replica(self, run: ModelId) -> Replica:
+        if run not in self._replicas:
+            raise ModelNotFoundError(f"run {run.name} ({run.digest[:12]}) is not trained here: ask another peer")
+        return self._replicas[run]
