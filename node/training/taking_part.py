@@ -17,6 +17,7 @@ from contextlib import aclosing
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.training.run_units import RunUnits
+from node.training.trained_stage import TrainedStage
 from protocols.errors import SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
@@ -38,10 +39,11 @@ AGAIN_S = 0.5
 class TakingPart:
     """Keeps the units of one run at the version of the others. Belongs to one event loop."""
 
-    def __init__(self, units: RunUnits, members: Members, pool: ChannelPool, me: PeerId, on_event: OnEvent) -> None:
-        self._units, self._members, self._pool, self._me, self._on_event = units, members, pool, me, on_event
+    def __init__(
+        self, units: RunUnits, trained: TrainedStage, members: Members, pool: ChannelPool, me: PeerId, on_event: OnEvent
+    ) -> None:
+        self._units, self._trained, self._members, self._pool, self._me, self._on_event = units, trained, members, pool, me, on_event
         self._is_behind = asyncio.Event()
-        self.is_catching_up = False
 
     def fall_behind(self) -> None:
         """A group has found that others are ahead: look now."""
@@ -54,8 +56,7 @@ class TakingPart:
             try:
                 await self._fetch(wanted)
             finally:
-                self.is_catching_up = False
-
+        
     async def keep_up(self) -> None:
         """Catch up whenever others are ahead, until cancelled."""
         while True:

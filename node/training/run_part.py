@@ -1,0 +1,122 @@
+"""One run at one node: its stage, sums, state, and the tasks that keep it up.
+
+    part = await RunPart.begin(…)       loaded, at the newest version of the others, and announced
+    await part.keep_up()                until cancelled
+    await part.end()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from node.device.thread import Device
+from node.device.training_time import Priority
+from node.events import Event, OnEvent
+from node.hosting.replacing import Replacer
+from node.serving.host import Host
+from node.training.graph_memory import Recompute
+from node.training.publishing import Publishing
+from node.training.run_units import RunUnits
+from node.training.runs_here import RunsHere
+from node.training.stage import Stage
+from node.training.taking_part import TakingPart
+from node.training.trained_stage import TrainedStage
+from protocols.ids import ModelId
+from protocols.roles import Role
+from protocols.runs import RunSpec
+from protocols.units import Ends, Unit
+from swarm.peer.peer import Peer
+from swarm.training.kept_state import KeptState
+from swarm.training.members import Members
+from swarm.training.snapshot import UnitSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What `RunPart.begin` needs to know."""
+
+    run: ModelId
+    spec: RunSpec
+    num_blocks: int
+    """Of the whole model."""
+    recompute: Recompute = "auto"
+
+
+class RunPart:
+    """The parts, made by `begin`."""
+
+    def __init__(
+        self, settings: RunSettings, stage: Stage, host: Host, replacer: Replacer, peer: Peer, device: Device, on_event: OnEvent
+    ) -> None:
+        spec = settings.spec
+        self.run, self._spec, self._device, self._on_event = settings.run, spec, device, on_event
+        self.units = RunUnits(
+            settings.run, spec, stage, settings.num_blocks, device, keeps=self._keeps, on_kept=self._keep,
+            on_step=self._stepped, on_behind=lambda: self.taking_part.fall_behind(),
+        )  # fmt: skip
+        self.trained = TrainedStage(
+            run=settings.run, stage=stage, states=self.units.states, num_micro_batches=spec.num_micro_batches
+        )
+        self._kept = KeptState(self._snapshot)
+        self.publishing = Publishing(self.units, host.served.blocks, replacer)
+        members = Members(settings.run, peer.directory, peer.pool)
+        self.taking_part = TakingPart(self.units, self.trained, members, peer.pool, peer.peer_id, on_event)
+        self._replacer = replacer
+
+    @classmethod
+    async def begin(
+        cls, settings: RunSettings, host: Host, replacer: Replacer, peer: Peer, device: Device, runs: RunsHere, on_event: OnEvent
+    ) -> RunPart:
+        """Make the stage of a host's units, fetch the newest state of others, and answer calls from then on."""
+        stage = await asyncio.to_thread(_make_stage, settings, host)
+        part = cls(settings, stage, host, replacer, peer, device, on_event)
+        part.trained.is_catching_up = True
+        runs.open(part.units, part.trained, part._kept.take, part.publishing.publish)
+        await part.taking_part.catch_up()
+        part.trained.is_catching_up = False
+        on_event(Event("training", f"version {part.units.version} of {settings.run.name}: blocks {stage.span}"))
+        return part
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What the node's record says of it."""
+        units: list[Unit] = [self.publishing.hosted, *(unit for unit in self.units.states if isinstance(unit, Ends))]
+        return tuple(Role("stage", self.run, unit) for unit in units)
+
+    async def keep_up(self) -> None:
+        """Until cancelled."""
+        await self.taking_part.keep_up()
+
+    async def end(self, runs: RunsHere) -> None:
+        """Take no new calls, and end what is under way."""
+        runs.close(self.run)
+        await self.publishing.close()
+        await self._replacer.close()
+
+    def _keeps(self, version: int) -> bool:
+        spec = self._spec
+        return any(every and version % every == 0 for every in (spec.checkpoint_every, spec.serve_every))
+
+    def _keep(self, snapshot: UnitSnapshot) -> None:
+        if self._spec.checkpoint_every and snapshot.version % self._spec.checkpoint_every == 0:
+            self._kept.keep(snapshot)
+        if self._spec.serve_every and snapshot.version % self._spec.serve_every == 0:
+            self.publishing.keep(snapshot)
+
+    def _stepped(self, version: int) -> None:
+        self.trained.served = self.publishing.served
+
+    async def _snapshot(self, unit: Unit) -> UnitSnapshot:
+        return await self._device.run(lambda: self.units.snapshot(unit), Priority.UPDATE)
+
+
+def _make_stage(settings: RunSettings, host: Host) -> Stage:
+    """Copies the parameters of a host's units."""
+    assert host.engines is not None
+    with host.engines.units.blocks.read() as blocks:
+        ends = host.engines.units.ends
+        if ends is None:
+            return Stage(blocks.holding, None, settings.num_blocks, recompute=settings.recompute)
+        with ends.read() as held:
+            return Stage(blocks.holding, held.holding, settings.num_blocks, recompute=settings.recompute)
