@@ -25,6 +25,7 @@ from node.placement.announcing import Announcement
 from node.serving.dispatcher import Dispatcher
 from node.serving.worked import Worked
 from node.telling import keep_telling
+from node.training.node_run import NodeRun
 from protocols.errors import PeerUnreachableError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
@@ -55,14 +56,18 @@ async def run_node(
     """
     waits = waits or Waits()
     device = hardware.pick_device(config.device)
-    dispatcher, uploader = Dispatcher(), Uploader(config.upload_bytes_s)
-    async with Peer(_peer_config(config, on_event), {**dispatcher.handlers(), **uploader.handlers()}) as peer:
+    dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), Device()
+    training = None if config.run is None else NodeRun(config, device_thread, uploader, dispatcher, on_event)
+    handlers = {**dispatcher.handlers(), **uploader.handlers(), **(training.handlers() if training else {})}
+    async with Peer(_peer_config(config, on_event), handlers) as peer:
+        if training is not None:
+            training.connect(peer)
         with waits.on(waiting.JOINING):
             await _meet(config, peer, on_event)
         announcement, places = Announcement(config, peer), list[Place]()
         shared = Shared(
-            peer=peer, dispatcher=dispatcher, uploader=uploader, announcement=announcement, device=device, device_thread=Device(),
-            on_event=on_event, on_fetch=on_fetch, waits=waits,
+            peer=peer, dispatcher=dispatcher, uploader=uploader, announcement=announcement, device=device, device_thread=device_thread,
+            training=training, on_event=on_event, on_fetch=on_fetch, waits=waits,
         )  # fmt: skip
         try:
             each = config.of_each_model()
@@ -73,11 +78,13 @@ async def run_node(
             known_as = keyring.known_as(config.swarm, config.entry.key)
             with running_nodes.told(config.data_dir, known_as, peer.peer_id, peer.multiaddrs):
                 _invite(config, [place.presence.model for place in places], peer, on_event)
-                await _stay(peer, places, None if config.is_quiet else on_event)  # until we are cancelled
+                await _stay(peer, places, training, None if config.is_quiet else on_event)  # until we are cancelled
         except asyncio.CancelledError:
             on_event(Event("leaving"))
             raise
         finally:
+            if training is not None:
+                await training.end()
             await _leave(announcement, places)
 
 
@@ -96,7 +103,7 @@ async def _meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
         on_event(Event("alone", peer.alone))
 
 
-async def _stay(peer: Peer, places: Sequence[Place], on_work: OnEvent | None) -> None:
+async def _stay(peer: Peer, places: Sequence[Place], training: NodeRun | None, on_work: OnEvent | None) -> None:
     """Measure the ways to our neighbours, look for a better place, and tell what was done, until cancelled or a fault ends one of them."""
 
     async def successors() -> list[PeerRecord]:
@@ -107,6 +114,8 @@ async def _stay(peer: Peer, places: Sequence[Place], on_work: OnEvent | None) ->
 
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(neighbours.keep_measuring(peer, successors), name="neighbours")]
     tasks += [asyncio.create_task(keep_looking, name="placement") for place in places if (keep_looking := place.keep_looking())]
+    if training is not None:
+        tasks.append(asyncio.create_task(training.keep_up(), name="training"))
     if on_work is not None:
         telling = keep_telling(worked, lambda: peer.num_neighbours, on_work, asyncio.sleep)
         tasks.append(asyncio.create_task(telling, name="telling"))

@@ -42,6 +42,9 @@ class NodeConfig:
     model: str
     """A directory, a name that the swarm serves (`name@digest` and the beginning of a digest too), or a Hub name."""
 
+    run: str | None = None
+    """Take part in this training run: a run file (`*.toml`), or the name of a run of the swarm. `model` is its name then."""
+
     more: tuple[Serve, ...] = ()
     """Further models that this node serves beside `model`."""
 
@@ -133,6 +136,12 @@ class NodeConfig:
             raise ConfigError(f"--model-name names one model, got it with {1 + len(self.more)}; leave it out")
         if len({self.model, *(one.model for one in self.more)}) <= len(self.more):
             raise ConfigError("a node serves each model once, got one twice: leave one out")
+        if self.run is not None and self.more:
+            raise ConfigError("a node that trains takes part in one run and serves nothing else: leave the other models out")
+        if self.run is not None and self.ends is False:
+            raise ConfigError("in a run, embedding and head are trained beside the first and the last block: leave --no-ends out")
+        if self.run is not None and self.dtype not in ("auto", "float32"):
+            raise ConfigError(f"a run is trained and served in float32, got --dtype {self.dtype}: leave it out")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigError(f"--num-blocks is at least 1, got {self.num_blocks}")
         if self.dtype not in DTYPES:

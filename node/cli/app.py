@@ -135,12 +135,14 @@ def _root(
 @app.command("node")
 @options.with_flags("hosting", options.Hosting)
 def node_command(context: typer.Context, hosting: options.Hosting, model: options.Models = []) -> None:  # noqa: B006
-    """Join the swarm and serve a span of MODEL's blocks. Ctrl-C leaves in order."""
+    """Join the swarm and serve a span of MODEL's blocks, or train in a run (--run). Ctrl-C leaves in order."""
     from node.cli import node, serve_tables
 
-    serve = serve_tables.chosen(model, context.obj.serve)
+    if hosting.run is not None and model:
+        raise ConfigError(f"--run {hosting.run} says which model it is, got MODEL {model[0]} too: leave one out")
+    serve = serve_tables.of_run(hosting.run) if hosting.run is not None else serve_tables.chosen(model, context.obj.serve)
     if not serve:
-        raise ConfigError("Missing argument 'MODEL': a directory or a name; or a [[serve]] table in the file of options")
+        raise ConfigError("Missing argument 'MODEL': a directory or a name; --run RUN; or a [[serve]] table in the file of options")
     node.run(serve, hosting)
 
 

@@ -77,6 +77,7 @@ def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
     )
     return NodeConfig(
         model=first.model,
+        run=flags.run,
         more=tuple(more),
         model_name=flags.model_name,
         blocks=blocks,

@@ -174,6 +174,16 @@ Thin = Annotated[
 class Hosting:
     """The flags of a node; a field is a flag, in this order, and its name is typer's parameter."""
 
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Take part in a training run, given by its file (RUN.toml) or its name in the swarm: train blocks of its model, and serve "
+            "what is learned.",
+            show_default=False,
+        ),
+    ] = None
     blocks: Annotated[
         str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
     ] = None

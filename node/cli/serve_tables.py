@@ -46,3 +46,8 @@ def _parsed(table: Mapping[str, Any], where: str) -> Serve:
         return Serve(model=table["model"], blocks=Span.parse(table["blocks"]) if "blocks" in table else None)
     except BadRequestError as error:
         raise ConfigError(f"{where}: blocks: {error}") from None
+
+
+def of_run(run: str) -> list[Serve]:
+    """What a node serves that takes part in a run: the run's model, by the name in the file or as given."""
+    return [Serve(model=Path(run).stem if run.endswith(".toml") else run)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from node import hardware
 from node.config import NodeConfig
@@ -32,6 +32,18 @@ from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader
 
 
+class Training(Protocol):
+    """A node's part in a training run (`node/training/node_run.py`): its model is the run's, and its host's units are trained."""
+
+    def source(self, *arguments: Any) -> ModelSource:
+        """Where the run's version 0 comes from; arguments as of `ModelSource`."""
+        ...
+
+    async def begin(self, host: Host, maker: HostMaker, presence: Presence) -> None:
+        """The host serves version 0: train its units from now on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What all models of a node have in common."""
@@ -42,6 +54,8 @@ class Shared:
     announcement: Announcement
     device: str
     device_thread: Device
+    training: Training | None = None
+    """The run that this node takes part in."""
     on_event: OnEvent
     on_fetch: OnFetch
     waits: Waits
@@ -55,7 +69,8 @@ class Place:
     def __init__(self, config: NodeConfig, shared: Shared, num_to_load: int) -> None:
         """num_to_load: models of this node that are not loaded yet, this one included."""
         self._config, self._shared, self._num_to_load = config, shared, num_to_load
-        self._source = ModelSource(config, shared.peer, shared.uploader, shared.on_event, shared.on_fetch, shared.waits)
+        arguments = config, shared.peer, shared.uploader, shared.on_event, shared.on_fetch, shared.waits
+        self._source = ModelSource(*arguments) if shared.training is None else shared.training.source(*arguments)
         self._mover: Mover | None = None
 
     async def take(self) -> None:
@@ -64,16 +79,19 @@ class Place:
         checkpoint, model = await self._open_model()
         self.presence = Presence(config, shared.peer, model, checkpoint.num_blocks, shared.announcement)
         dtype = await self._choose_dtype(checkpoint)
+        ends = config.ends if shared.training is None else True  # a run trains them beside the outer blocks
         maker = HostMaker(
             source=self._source, checkpoint=checkpoint, presence=self.presence, device=shared.device,
             device_thread=shared.device_thread, num_to_load=self._num_to_load,
-            promised_bytes=max(0, shared.device_thread.memory.free_bytes), dtype=dtype, ends=config.ends,
+            promised_bytes=max(0, shared.device_thread.memory.free_bytes), dtype=dtype, ends=ends,
             on_event=shared.on_event, waits=shared.waits,
         )  # fmt: skip
-        capacity = span_choice.make_capacity(checkpoint, dtype, maker.plan_bytes(), config.num_blocks, config.ends)
+        capacity = span_choice.make_capacity(checkpoint, dtype, maker.plan_bytes(), config.num_blocks, ends)
         host = await self._choose_span(capacity, maker)
         await host.start(shared.peer.pool, shared.peer.gate)
         await handover.begin(host, shared.dispatcher, self.presence)
+        if shared.training is not None:
+            await shared.training.begin(host, maker, self.presence)
         self._mover = None if self.presence.stays else self._make_mover(host, capacity, maker)
 
     def keep_looking(self) -> Coroutine[Any, Any, None] | None:

@@ -11,6 +11,7 @@ from protocols.errors import ConfigError
 from protocols.hosted import Hosted
 from protocols.ids import ModelId
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord
+from protocols.roles import Role
 from swarm.peer.peer import Peer, software
 
 
@@ -23,6 +24,9 @@ class Announced(Protocol):
     def is_serving(self) -> bool: ...
 
     def hosted(self) -> list[Hosted]: ...
+
+    @property
+    def roles(self) -> tuple[Role, ...]: ...
 
     async def stop_serving(self) -> None: ...
 
@@ -59,6 +63,7 @@ class Announcement:
             reachable=self._peer.reachable,
             round_trips=trips,
             hosted=tuple(replace(one, state="" if one.state == state else one.state) for one in hosted),
+            roles=tuple(role for part in self._parts for role in part.roles),
         ).fitted()
 
     async def tell(self) -> None:

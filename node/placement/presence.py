@@ -14,6 +14,7 @@ from node.serving.worked import Worked
 from protocols.hosted import NO_LOAD, Hosted, Load
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
+from protocols.roles import Role
 from protocols.units import Blocks, Unit
 from protocols.weights_id import Weights
 from swarm.inference.grants import Served
@@ -34,7 +35,9 @@ class Presence:
         """The newest last; a draining one is listed until it has stopped."""
         self.joining: Span | None = None
         """The span that we are about to host."""
-        self.stays = config.stays or config.blocks is not None
+        self.roles: tuple[Role, ...] = ()
+        """What this node does in the training of the model."""
+        self.stays = config.stays or config.blocks is not None or config.run is not None
         self.capacity_blocks = 0
         """As in the record, of the blocks of this model."""
         self._peer, self._num_blocks = peer, num_blocks

@@ -7,8 +7,7 @@ else takes the manifest that the swarm has; one who has the run file as well com
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +31,6 @@ from swarm.peer.peer import Peer
 from swarm.places import expanded
 from swarm.weights.cache import ModelCache
 from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, open_cache
-from swarm.weights.names import split_name
 from swarm.weights.naming import Naming
 from swarm.weights.shelf import Shelf
 
@@ -216,21 +214,3 @@ def _tokenizer(file: RunFile) -> Path:
     if file.model.checkpoint is not None:
         return expanded(file.model.checkpoint)
     raise ConfigError("model.tokenizer is missing: give a tokenizer.json")
-
-
-def names_of(runs: Sequence[OpenRun]) -> str:
-    """For messages."""
-    return ", ".join(run.model.name for run in runs)
-
-
-def copy_files(run: OpenRun, target: Path) -> None:
-    """Config and tokenizer files of a run into a folder."""
-    for entry in run.manifest.files:
-        place = target / entry.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run.checkpoint.path / entry.name, place)
-
-
-def name_of(text: str) -> str:
-    """The name in NAME or NAME@DIGEST."""
-    return split_name(text)[0]

@@ -52,11 +52,12 @@ class TakingPart:
     async def catch_up(self) -> None:
         """Fetch what others have of later versions, until no peer is ahead. NoRouteError if a state cannot be had from any of them."""
         while wanted := self._wanted(await self._members.look_at_all()):
-            self.is_catching_up = True
+            self._trained.is_catching_up = True
             try:
                 await self._fetch(wanted)
             finally:
-        
+                self._trained.is_catching_up = False
+
     async def keep_up(self) -> None:
         """Catch up whenever others are ahead, until cancelled."""
         while True:

@@ -1,0 +1,108 @@
+"""The run that a node takes part in, from its file or name to its leaving.
+
+`node/hosting/place.py` chooses the blocks and serves version 0 as for any model; this makes the model the run's, and trains what is hosted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+from node.config import NodeConfig
+from node.device.thread import Device
+from node.events import Event, OnEvent
+from node.hosting.host_maker import HostMaker
+from node.hosting.model_source import ModelSource
+from node.hosting.replacing import Replacer
+from node.placement.presence import Presence
+from node.serving.dispatcher import Dispatcher
+from node.serving.host import Host
+from node.training.opening import OpenRun, RunOpener, read_data
+from node.training.run_part import RunPart, RunSettings
+from node.training.run_source import RunSource
+from node.training.runs_here import RunsHere
+from node.training.spec.reading import read
+from swarm.meeting import keyring
+from swarm.peer.peer import Peer
+from swarm.rpc.call import Handlers
+from swarm.weights.naming import Naming
+from swarm.weights.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+
+class NodeRun:
+    """Made before the peer listens; `connect` once it does."""
+
+    def __init__(
+        self, config: NodeConfig, device: Device, uploader: Uploader, dispatcher: Dispatcher, on_event: OnEvent
+    ) -> None:
+        """config: its `run` is set."""
+        assert config.run is not None
+        self._config, self._device, self._dispatcher, self._on_event = config, device, dispatcher, on_event
+        self._runs = RunsHere(device, uploader.turn)
+        self._peer: Peer | None = None
+        self._source: RunSource | None = None
+        self._part: RunPart | None = None
+
+    def handlers(self) -> Handlers:
+        """Of training, by method name."""
+        return self._runs.handlers()
+
+    def connect(self, peer: Peer) -> None:
+        """The peer listens."""
+        self._peer = peer
+        self._runs.connect(peer)
+
+    def source(self, *arguments: Any) -> ModelSource:
+        """As `hosting.place.Training.source`."""
+        self._source = RunSource(self._open, *arguments)
+        return self._source
+
+    async def begin(self, host: Host, maker: HostMaker, presence: Presence) -> None:
+        """As `hosting.place.Training.begin`."""
+        assert self._peer is not None and self._source is not None
+        peer, run = self._peer, self._source.run
+
+        async def renew(old: Host) -> Host:
+            renewed = await maker.renew(old)
+            await renewed.start(peer.pool, peer.gate)
+            return renewed
+
+        replacer = Replacer(host, renew=renew, dispatcher=self._dispatcher, presence=presence, free_bytes=maker.room_bytes)
+        settings = RunSettings(run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks)
+        self._part = await RunPart.begin(settings, host, replacer, peer, self._device, self._runs, self._on_event)
+        presence.roles = self._part.roles
+        await presence.tell()
+
+    async def keep_up(self) -> None:
+        """Until cancelled."""
+        assert self._part is not None
+        await self._part.keep_up()
+
+    async def end(self) -> None:
+        """Take no new passes, and end what is under way."""
+        if self._part is not None:
+            await self._part.end(self._runs)
+        await self._runs.stop()
+
+    async def _open(self) -> OpenRun:
+        assert self._peer is not None and self._config.run is not None
+        config, peer = self._config, self._peer
+        naming = Naming.of(peer.ping, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights)
+        opener = RunOpener(peer, config.data_dir, naming, self._tell)
+        if not is_file(config.run):
+            return await opener.by_name(config.run)
+        data = await asyncio.to_thread(lambda: read_data(read(Path(config.run)), config.data_dir, self._tell, is_needed=False))
+        return await opener.by_file(data)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if done == total:
+            self._on_event(Event("training", f"{what}: {total} done"))
+
+
+def is_file(run: str) -> bool:
+    """Does `--run` name a run file?"""
+    return run.endswith(".toml") or Path(run).is_file()
