@@ -59,11 +59,11 @@ async def run_node(
     dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), Device()
     training = None if config.run is None else NodeRun(config, device_thread, uploader, dispatcher, on_event)
     handlers = {**dispatcher.handlers(), **uploader.handlers(), **(training.handlers() if training else {})}
-    async with Peer(_peer_config(config, on_event), handlers) as peer:
+    async with Peer(peer_config(config, on_event), handlers) as peer:
         if training is not None:
             training.connect(peer)
         with waits.on(waiting.JOINING):
-            await _meet(config, peer, on_event)
+            await meet(config, peer, on_event)
         announcement, places = Announcement(config, peer), list[Place]()
         shared = Shared(
             peer=peer, dispatcher=dispatcher, uploader=uploader, announcement=announcement, device=device, device_thread=device_thread,
@@ -88,7 +88,7 @@ async def run_node(
             await _leave(announcement, places)
 
 
-async def _meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
+async def meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
     """Say who we are, and wait a moment for the given peers: what they know decides our place."""
     on_event(Event("peer", peer.peer_id))
     for address in peer.multiaddrs:
@@ -151,7 +151,8 @@ async def _leave(announcement: Announcement, places: Sequence[Place]) -> None:
             place.close()
 
 
-def _peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
+def peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
+    """How the peer of a command takes part in its swarm."""
     def tell(is_joined: bool, text: str) -> None:
         if is_joined:  # while no peer answers, the peer's log says so
             on_event(Event("joined", text.removeprefix("joined: ")))

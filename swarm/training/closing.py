@@ -57,8 +57,9 @@ class Attempt:
 class Closing:
     """Closes the versions of one run. It keeps nothing from version to version."""
 
-    def __init__(self, members: Members, spec: RunSpec, pool: ChannelPool) -> None:
-        self._members, self._spec, self._pool = members, spec, pool
+    def __init__(self, members: Members, spec: RunSpec, pool: ChannelPool, num_blocks: int) -> None:
+        """num_blocks: of the whole model."""
+        self._members, self._spec, self._pool, self._num_units = members, spec, pool, num_blocks + 1
 
     async def attempt(self, version: int, stages: Sequence[Stage]) -> Attempt:
         """Let every group of these stages agree. What a failure leaves: ledgers are open again, except where a group has agreed."""
@@ -75,7 +76,7 @@ class Closing:
             else:
                 log.info("%s: version %d of %s: %s %s", self._spec.name, version, group.units[0], closed.outcome, closed.text)
             missing |= {part: frozenset(indices_of(mask)) for part, mask in zip(group.parts, closed.missing, strict=False) if mask}
-        is_whole = len(agreed) == len(groups)
+        is_whole = len(agreed) == len(groups) and sum(len(group.units) for group in groups) == self._num_units
         return Attempt(agreed=tuple(agreed), missing=missing, lost=frozenset(lost), is_whole=is_whole)
 
     async def apply(self, version: int, agreed: Sequence[Agreed]) -> dict[Unit, bytes]:
