@@ -89,13 +89,13 @@ class NodeRun:
         await self._runs.stop()
 
     async def _open(self) -> OpenRun:
-        assert self._peer is not None and self._config.run is not None
-        config, peer = self._config, self._peer
+        config, peer, given = self._config, self._peer, self._config.run
+        assert peer is not None and given is not None
         naming = Naming.of(peer.ping, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights)
         opener = RunOpener(peer, config.data_dir, naming, self._tell)
-        if not is_file(config.run):
-            return await opener.by_name(config.run)
-        data = await asyncio.to_thread(lambda: read_data(read(Path(config.run)), config.data_dir, self._tell, is_needed=False))
+        if not is_file(given):
+            return await opener.by_name(given)
+        data = await asyncio.to_thread(lambda: read_data(read(Path(given)), config.data_dir, self._tell, is_needed=False))
         return await opener.by_file(data)
 
     def _tell(self, what: str, done: int, total: int) -> None:
