@@ -146,6 +146,26 @@ def node_command(context: typer.Context, hosting: options.Hosting, model: option
     node.run(serve, hosting)
 
 
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@options.with_flags("training", options.Training)
+def train_command(
+    context: typer.Context,
+    run_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN.toml",
+            help="The run's file. Any field can be given as an option, too: --training.steps 100.",
+            show_default=False,
+        ),
+    ],
+    training: options.Training,
+) -> None:
+    """Start or join a training run as a trainer: it has the data, and nodes (swarm node --run) have the model."""
+    from node.cli import train
+
+    train.run(run_file, training, context.args)
+
+
 @app.command("generate")
 @options.with_flags("asked", options.ClientOptions, max_new_tokens=64)
 def generate_command(

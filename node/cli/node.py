@@ -51,7 +51,7 @@ def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
 
     with shown() as on_wait, FetchProgress(lines) as progress:
         waits = Waits(on_wait)
-        asyncio.run(_until_signalled(lambda: run_node(config, on_event, progress.show, waits)))
+        asyncio.run(until_signalled(lambda: run_node(config, on_event, progress.show, waits)))
     lines.say("left")
     sys.stderr.flush()
     trace.flush()
@@ -110,7 +110,7 @@ def _span(text: str) -> Span:
         raise ConfigError(f"--blocks: {error}") from None
 
 
-async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
+async def until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
     """Run `serve()` and cancel it at the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
     SIGHUP says that the terminal was closed, so nothing is written to it any more. Under `nohup` it stays ignored.

@@ -238,6 +238,46 @@ class Hosting:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """The flags of a trainer; a field is a flag, in this order, and its name is typer's parameter."""
+
+    local: Annotated[
+        bool, typer.Option("--local", help="Train the whole model in this process, without a swarm: to try a run file, and to compare.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the file means (parameters, memory per unit, bytes per step), and exit.")
+    ] = False
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Metrics and checkpoints go to DIR/NAME, NAME being the run's.")
+    ] = Path("runs")
+    peer: Peers = dataclasses.field(default_factory=list)
+    lan: Lan = True
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Listen here: p2p at PORT, gRPC at PORT + 1; port 0 = free ones.")
+    ] = "0.0.0.0:0"
+    announce: Annotated[
+        str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, if a port is forwarded to us.")
+    ] = None
+    swarm: Swarm = DEFAULT_SWARM
+    join: Join = dataclasses.field(default=None, repr=False)
+    allow: Allow = None
+    deny: Deny = None
+    trust: Trust = None
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this trainer.")] = ""
+    identity: Annotated[
+        Path | None,
+        typer.Option("--identity", metavar="FILE", help="Key file, made if there is none; default: one in the data directory."),
+    ] = None
+    data_dir: DataDir = None
+    accept_new_weights: AcceptNewWeights = False
+
+    def hosting(self) -> Hosting:
+        """The same, as flags of a node: how this peer meets others."""
+        shared = {field.name for field in dataclasses.fields(Hosting)} & {field.name for field in dataclasses.fields(self)}
+        return Hosting(**{name: getattr(self, name) for name in shared})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClientOptions:
     """The flags of a client; a field is a flag, in this order, and its name is typer's parameter."""
 

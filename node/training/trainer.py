@@ -19,7 +19,7 @@ from node.app import meet, peer_config
 from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.training.data.batches import Batches
-from node.training.data.micro_batch import MicroBatch
+from node.training.data.micro_batch import Ids, MicroBatch
 from node.training.metrics import MetricsFile, VersionRow
 from node.training.opening import OpenRun, RunData, RunOpener, read_data
 from node.training.optimizer.schedule import learning_rate
@@ -204,7 +204,7 @@ def batches_of(data: RunData, spec: RunSpec) -> Batches:
     )
 
 
-def _wire(values: np.ndarray) -> WireTensor:  # type: ignore[type-arg]
+def _wire(values: Ids) -> WireTensor:
     return WireTensor("int32", tuple(values.shape), "none", np.ascontiguousarray(values, dtype="<i4").tobytes())
 
 

@@ -1,0 +1,97 @@
+"""`swarm train --local`: a run file's run in one process, with the same metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from node.events import Event, OnEvent
+from node.training.data.batches import Batches
+from node.training.initial import draw_checkpoint, manifest_of_base, manifest_of_run
+from node.training.local import LocalRun, LocalStep
+from node.training.metrics import MetricsFile, VersionRow
+from node.training.opening import RunData, read_data
+from node.training.optimizer.schedule import learning_rate
+from node.training.spec.run_file import RunFile
+from node.training.stage import Stage
+from protocols.ids import ModelId, Span
+from protocols.runs import RunSpec
+from protocols.units import Blocks, Ends
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.config import config_from_json
+from swarm.models.loading import load_ends, load_parts
+from swarm.places import expanded
+
+
+def train_locally(
+    file: RunFile, data_dir: Path, folder: Path, on_event: OnEvent, on_version: Callable[[VersionRow], None]
+) -> LocalRun:
+    """Train from version 0 to the last one; blocks. Errors as of `read_data`, and NonFiniteGradientError."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        if done == total:
+            on_event(Event("read", f"{what}: {total} done"))
+
+    data = read_data(file, data_dir, tell, is_needed=True)
+    run = begin(data, data_dir, folder)
+    began = time.monotonic()
+    with MetricsFile(folder) as metrics:
+        while run.version < data.spec.batch.steps:
+            started = time.monotonic()
+            step = run.step()
+            row = row_of(step, data.spec, time.monotonic() - began, time.monotonic() - started)
+            metrics.write(row)
+            on_version(row)
+    return run
+
+
+def begin(data: RunData, data_dir: Path, folder: Path) -> LocalRun:
+    """The run at version 0. Blocks: of a run whose weights are drawn, they are drawn into `folder`."""
+    place = data.file.model.checkpoint
+    if place is not None:
+        checkpoint, spec = open_checkpoint(expanded(place)), data.spec
+        manifest = manifest_of_base(checkpoint, spec, data_dir / "digests")
+    else:
+        config = config_from_json(data.plan.raw_config, "model.config")
+        manifest = manifest_of_run(config, data.spec, data.tokenizer)
+        directory, num_blocks = folder / "version-0", len(data.plan.units) - 1
+        draw_checkpoint(config, data.spec.seed, [Blocks(0, num_blocks), Ends()], directory)
+        checkpoint = open_checkpoint(directory)
+    return of_checkpoint(checkpoint, ModelId(data.file.name, manifest.digest), data)
+
+
+def of_checkpoint(checkpoint: Checkpoint, model: ModelId, data: RunData) -> LocalRun:
+    """A run whose version 0 is this checkpoint."""
+    span = Span(0, checkpoint.num_blocks)
+    parts = load_parts(checkpoint, span, dtype=torch.float32)[1]
+    stage = Stage(parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=_recompute(data))
+    return LocalRun(model, data.spec, stage, checkpoint.num_blocks, _batches(data))
+
+
+def row_of(step: LocalStep, spec: RunSpec, time_s: float, step_s: float) -> VersionRow:
+    return VersionRow(
+        version=step.version,
+        tokens=step.version * spec.batch.batch_tokens,
+        loss=step.loss_sum / max(1, step.num_targets),
+        lr=learning_rate(spec.schedule, spec.optimizer.lr, step.version - 1, spec.batch.steps),
+        grad_norm=step.grad_norm,
+        time_s=time_s,
+        tokens_per_s=spec.batch.batch_tokens / step_s,
+        peers=1,
+        bytes_sent=0,
+        waiting_s=0.0,
+        redone=0,
+    )
+
+
+def _batches(data: RunData) -> Batches:
+    from node.training.trainer import batches_of
+
+    return batches_of(data, data.spec)
+
+
+def _recompute(data: RunData) -> str:
+    return data.file.training.recompute
