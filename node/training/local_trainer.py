@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,5 +94,5 @@ def _batches(data: RunData) -> Batches:
     return batches_of(data, data.spec)
 
 
-def _recompute(data: RunData) -> str:
+def _recompute(data: RunData) -> Any:
     return data.file.training.recompute

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from node.training.data import sources
 from node.training.data.token_data import TokenData
 from node.training.data.tokens import TokenSettings, open_tokens
 from node.training.initial import manifest_of_base, manifest_of_run
 from node.training.spec.model_plan import ModelPlan, plan_model
 from node.training.spec.resolving import spec_of
-from node.training.spec.run_file import RunFile, Source
+from node.training.spec.run_file import RunFile
+from node.training.spec.tokenizer import tokenizer_folder
 from protocols.errors import ConfigError, ModelMismatchError, NoRouteError
 from protocols.ids import ModelId
 from protocols.runs import RunSpec, difference
@@ -91,13 +90,12 @@ class RunData:
 def read_data(file: RunFile, data_dir: Path, progress: Progress, *, is_needed: bool) -> RunData:
     """Plan the model and open the training data. Blocks. is_needed: False = a machine without the files gets `train` of None."""
     plan = plan_model(file)
-    tokenizer = _tokenizer(file)
+    tokenizer = tokenizer_folder(file, plan.vocabulary, data_dir / "tokenizers")
     settings = TokenSettings(tokenizer=tokenizer, vocab_size=plan.vocabulary, cache=data_dir / "tokens")
     try:
         train = open_tokens(
-            [as_source(one) for one in file.data.train], Path("/"), settings,
-            progress=lambda done, total: progress("tokens", done, total),
-        )  # fmt: skip
+            file.data.train, Path("/"), settings, progress=lambda done, total: progress("tokens", done, total)
+        )
     except ConfigError:
         if is_needed:
             raise
@@ -110,14 +108,9 @@ def open_validation(data: RunData, data_dir: Path, progress: Progress) -> TokenD
     if not data.file.data.validation:
         return None
     settings = TokenSettings(tokenizer=data.tokenizer, vocab_size=data.plan.vocabulary, cache=data_dir / "tokens")
-    given = [replace(as_source(one), weight=None) for one in data.file.data.validation]
-    return open_tokens(given, Path("/"), settings, "data.validation", lambda done, total: progress("tokens", done, total))
-
-
-def as_source(source: Source) -> sources.Source:
-    """A run file's source, as the token cache reads it."""
-    weight = None if source.weight is None else Fraction(str(source.weight))
-    return sources.Source(files=(source.path,), field=source.field, messages=source.messages, weight=weight)
+    return open_tokens(
+        data.file.data.validation, Path("/"), settings, "data.validation", lambda done, total: progress("tokens", done, total)
+    )
 
 
 class RunOpener:
@@ -205,12 +198,3 @@ class RunOpener:
 def _comparable(ours: RunSpec, theirs: RunSpec) -> RunSpec:
     """Our spec, with the base that theirs names: which checkpoint ours begins with shows in the manifest's tensors."""
     return replace(ours, base=theirs.base)
-
-
-def _tokenizer(file: RunFile) -> Path:
-    """The folder of the tokenizer's files."""
-    if file.model.tokenizer is not None:
-        return file.model.tokenizer if file.model.tokenizer.is_dir() else file.model.tokenizer.parent
-    if file.model.checkpoint is not None:
-        return expanded(file.model.checkpoint)
-    raise ConfigError("model.tokenizer is missing: give a tokenizer.json")
