@@ -9,7 +9,6 @@ running steps are finished, and everything that was started is stopped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -20,28 +19,23 @@ from node.device.thread import Device
 from node.events import Event, OnEvent
 from node.hosting.model_source import OnFetch
 from node.hosting.place import Place, Shared
+from node.joining import meet, peer_config
 from node.placement import neighbours
 from node.placement.announcing import Announcement
+from node.runs.node_run import NodeRun
 from node.serving.dispatcher import Dispatcher
 from node.serving.worked import Worked
 from node.telling import keep_telling
-from node.training.node_run import NodeRun
-from protocols.errors import PeerUnreachableError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from swarm import waiting
-from swarm.meeting import keyring, known_peers, running_nodes
-from swarm.meeting.bootstrap import FindConfig
-from swarm.peer.config import PeerConfig
+from swarm.meeting import keyring, running_nodes
 from swarm.peer.peer import Peer
 from swarm.suggestion import NodeCommand, invite_command
 from swarm.waiting import Waits
 from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
-
-JOIN_WAIT_S = 10.0
-"""How long a node waits for the first answer of the peers it was given, before it serves on its own and keeps trying."""
 
 LEAVE_S = 3.0
 """How long running steps and the withdrawal may take when we leave."""
@@ -86,21 +80,6 @@ async def run_node(
             if training is not None:
                 await training.end()
             await _leave(announcement, places)
-
-
-async def meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
-    """Say who we are, and wait a moment for the given peers: what they know decides our place."""
-    on_event(Event("peer", peer.peer_id))
-    for address in peer.multiaddrs:
-        on_event(Event("multiaddr", address))
-    if config.entry.key:
-        on_event(Event("private", f"swarm `{config.swarm}` (key {config.entry.key.label})"))
-    with contextlib.suppress(PeerUnreachableError):  # its log says so, and it keeps trying
-        await peer.joined(JOIN_WAIT_S)
-    if peer.refusal:
-        raise peer.refusal
-    if not config.peers and not peer.num_neighbours:
-        on_event(Event("alone", peer.alone))
 
 
 async def _stay(peer: Peer, places: Sequence[Place], training: NodeRun | None, on_work: OnEvent | None) -> None:
@@ -149,28 +128,3 @@ async def _leave(announcement: Announcement, places: Sequence[Place]) -> None:
     finally:
         for place in places:
             place.close()
-
-
-def peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:
-    """How the peer of a command takes part in its swarm."""
-    def tell(is_joined: bool, text: str) -> None:
-        if is_joined:  # while no peer answers, the peer's log says so
-            on_event(Event("joined", text.removeprefix("joined: ")))
-
-    return PeerConfig(
-        swarm=config.swarm,
-        bootstrap=config.peers,
-        find=FindConfig(
-            known_peers=known_peers.file_of(config.data_dir, keyring.known_as(config.swarm, config.entry.key)),
-            lan=config.lan,
-            on_unnamed=lambda text: on_event(Event("warning", text)),
-            may_join=config.may_join,
-        ),
-        listen=config.listen,
-        announce=config.announce,
-        data_dir=config.data_dir,
-        identity_path=config.identity,
-        name=config.name,
-        entry=config.entry,
-        on_join=tell,
-    )

@@ -103,6 +103,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/rpc",
         "swarm/training",
     ),
+    "node/runs": ("node",),
     "node": ("swarm", "swarm/meeting"),
     "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),
     "node/device": ("node/engines", "swarm", "swarm/inference"),

@@ -142,7 +142,9 @@ def node_command(context: typer.Context, hosting: options.Hosting, model: option
         raise ConfigError(f"--run {hosting.run} says which model it is, got MODEL {model[0]} too: leave one out")
     serve = serve_tables.of_run(hosting.run) if hosting.run is not None else serve_tables.chosen(model, context.obj.serve)
     if not serve:
-        raise ConfigError("Missing argument 'MODEL': a directory or a name; --run RUN; or a [[serve]] table in the file of options")
+        raise ConfigError(
+            "Missing argument 'MODEL': a directory or a name; --run RUN; or a [[serve]] table in the file of options"
+        )
     node.run(serve, hosting)
 
 

@@ -242,7 +242,10 @@ class Training:
     """The flags of a trainer; a field is a flag, in this order, and its name is typer's parameter."""
 
     local: Annotated[
-        bool, typer.Option("--local", help="Train the whole model in this process, without a swarm: to try a run file, and to compare.")
+        bool,
+        typer.Option(
+            "--local", help="Train the whole model in this process, without a swarm: to try a run file, and to compare."
+        ),
     ] = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the file means (parameters, memory per unit, bytes per step), and exit.")

@@ -49,7 +49,7 @@ def _describe(run_file: RunFile) -> None:
 def _train(run_file: RunFile, flags: Training, lines: Lines) -> None:
     config = node.read([Serve(model=run_file.name)], flags.hosting())
     descriptors.raise_limit()
-    from node.training.trainer import TrainConfig, run_trainer
+    from node.runs.trainer import TrainConfig, run_trainer
 
     warned = Repetitions()
 
@@ -65,7 +65,7 @@ def _train(run_file: RunFile, flags: Training, lines: Lines) -> None:
 
 
 def _train_locally(run_file: RunFile, flags: Training, lines: Lines) -> None:
-    from node.training.local_trainer import train_locally
+    from node.runs.local_trainer import train_locally
     from swarm import places
 
     train_locally(

@@ -49,14 +49,12 @@ class RunUnits:
         on_behind: Callable[[], None] = lambda: None,
     ) -> None:
         """num_blocks: of the whole model. Told in the event loop: on_kept, a copy of each unit right after the step to a version that
-        `keeps` wants; on_step, the new version after each step; on_behind, that other replicas have a later version, or another history that
-        more of them share, so that the state must be fetched."""
+        `keeps` wants; on_step, the new version after each step; on_behind, that the state must be fetched, since other replicas have a
+        later version, or another history that more of them share."""
         self.run, self.spec, self.stage, self.device = run, spec, stage, device
         self.stepper = Stepper(spec, num_blocks + 1)
         self.states: dict[Unit, UnitState] = {unit: UnitState(unit, stage.parameters(unit)) for unit in stage.units}
-        self._memory: dict[Unit, State] = {
-            unit: self.stepper.new_state(stage.parameters(unit), unit) for unit in stage.units
-        }
+        self._memory: dict[Unit, State] = {unit: self.stepper.new_state(stage.parameters(unit), unit) for unit in stage.units}
         """The optimizer's."""
         self._keeps, self._on_kept, self._on_step, self._on_behind = keeps, on_kept, on_step, on_behind
 
@@ -72,7 +70,9 @@ class RunUnits:
         states = self._of(group.units)
         version = min(state.version for state in states)
         if version == group.version and any(state.version != version for state in states):
-            raise BadRequestError(f"units {group.units[0]} … of {self.run.name} have different versions here: they are being fetched")
+            raise BadRequestError(
+                f"units {group.units[0]} … of {self.run.name} have different versions here: they are being fetched"
+            )
         num_targets: dict[int, int] = {}
         for state in states:
             state.close()
@@ -103,7 +103,10 @@ class RunUnits:
                 update.cpu().flatten()
                 for unit, gradient in self._gradients(group, reduced).items()
                 for update in self.stepper.compute_updates(
-                    self.stepper.names_of(self._memory[unit], member, num_members), self._memory[unit], gradient, reduced.num_targets
+                    self.stepper.names_of(self._memory[unit], member, num_members),
+                    self._memory[unit],
+                    gradient,
+                    reduced.num_targets,
                 )
             ]
             return torch.cat(updates) if updates else torch.empty(0)
@@ -179,7 +182,9 @@ class RunUnits:
         if not parameters.keys() <= given.keys() or any(
             theirs is None or theirs.shape != self._memory[unit][key].shape for key, theirs in memory.items()
         ):
-            raise BadRequestError(f"the state of {unit} is of another model or optimizer: it lacks tensors, or their shapes differ")
+            raise BadRequestError(
+                f"the state of {unit} is of another model or optimizer: it lacks tensors, or their shapes differ"
+            )
         self.stage.write(unit, {name: given[name] for name in parameters})
         with torch.no_grad():
             for key, tensor in memory.items():

@@ -75,7 +75,9 @@ class Closing:
                 agreed.append(Agreed(group=group, id=closed.group_id))
             else:
                 log.info("%s: version %d of %s: %s %s", self._spec.name, version, group.units[0], closed.outcome, closed.text)
-            missing |= {part: frozenset(indices_of(mask)) for part, mask in zip(group.parts, closed.missing, strict=False) if mask}
+            missing |= {
+                part: frozenset(indices_of(mask)) for part, mask in zip(group.parts, closed.missing, strict=False) if mask
+            }
         is_whole = len(agreed) == len(groups) and sum(len(group.units) for group in groups) == self._num_units
         return Attempt(agreed=tuple(agreed), missing=missing, lost=frozenset(lost), is_whole=is_whole)
 
@@ -85,7 +87,7 @@ class Closing:
         SwarmError if no member of some group has stepped: all replicas of its units are lost.
         """
         chains: dict[Unit, bytes] = {}
-        for one, answers in zip(agreed, await asyncio.gather(*(self._apply_all(version, one) for one in agreed)), strict=True):
+        for answers in await asyncio.gather(*(self._apply_all(version, one) for one in agreed)):
             applied = [answer for answer in answers if isinstance(answer, Applied)]
             if not applied:
                 raise next(answer for answer in answers if isinstance(answer, SwarmError))

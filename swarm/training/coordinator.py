@@ -112,7 +112,5 @@ class Coordinator:
 def held(status: RunStatus) -> dict[Part, set[int]]:
     """The indices in the sums of each part of a stage."""
     return {
-        part: set(indices_of(int.from_bytes(bitmap, "little")))
-        for unit in status.units
-        for part, bitmap in unit.ledger.items()
+        part: set(indices_of(int.from_bytes(bitmap, "little"))) for unit in status.units for part, bitmap in unit.ledger.items()
     }

@@ -111,7 +111,9 @@ class Members:
 
     async def look(self) -> Sequence[Stage]:
         """Read the directory, ask every stage how far it is, and keep those that answer."""
-        records = [record for record in await self._records() if any(role.kind == "stage" for role in record.roles_of(self.run.digest))]
+        records = [
+            record for record in await self._records() if any(role.kind == "stage" for role in record.roles_of(self.run.digest))
+        ]
         found: dict[PeerId, Stage] = {}
         async for record, status in answers(records, self._ask):
             if status is not None and any(isinstance(one.unit, Blocks) for one in status.units):
@@ -121,7 +123,9 @@ class Members:
 
     async def look_at_all(self) -> dict[PeerRecord, dict[Unit, int]]:
         """Who has which version of which unit: of stages, and of keepers of checkpoints."""
-        records = [record for record in await self._records() if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS]
+        records = [
+            record for record in await self._records() if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
+        ]
         return {
             record: {one.unit: one.version for one in status.units}
             async for record, status in answers(records, self._ask)

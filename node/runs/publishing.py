@@ -2,7 +2,8 @@
 
 A stage keeps a copy of its units right after each step to a version that will be served. The trainer names such a version with the chains
 of all units (`publish`), once all of them have stepped: the chain of the whole version is the hash of these, so all stages announce the
-same `Weights`. Serving then changes as for any other weights (`node/hosting/replacing.py`): sessions end on the version that they began with.
+same `Weights`. Serving then changes as for any other weights (`node/hosting/replacing.py`): sessions end on the version that they began
+with.
 """
 
 from __future__ import annotations
@@ -63,9 +64,13 @@ class Publishing:
         for unit in self._units.states:
             kept = self._kept.get(unit)
             if kept is None or kept.version != message.version:
-                raise VersionMismatchError(f"version {message.version} of {unit} is not kept here: it cannot be served by this node")
+                raise VersionMismatchError(
+                    f"version {message.version} of {unit} is not kept here: it cannot be served by this node"
+                )
             if message.chains.get(unit) != kept.chain:
-                raise BadRequestError(f"the chain of {unit} at version {message.version} is another one here: it is not what others have")
+                raise BadRequestError(
+                    f"the chain of {unit} at version {message.version} is another one here: it is not what others have"
+                )
         self._newest = message.version
         weights = Weights(message.run, message.version, chain_of(message.chains))
         self._tasks.keep(self._serve(weights, dict(self._kept)), "publish")

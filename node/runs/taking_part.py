@@ -42,7 +42,14 @@ class TakingPart:
     def __init__(
         self, units: RunUnits, trained: TrainedStage, members: Members, pool: ChannelPool, me: PeerId, on_event: OnEvent
     ) -> None:
-        self._units, self._trained, self._members, self._pool, self._me, self._on_event = units, trained, members, pool, me, on_event
+        self._units, self._trained, self._members, self._pool, self._me, self._on_event = (
+            units,
+            trained,
+            members,
+            pool,
+            me,
+            on_event,
+        )
         self._is_behind = asyncio.Event()
 
     def fall_behind(self) -> None:
@@ -101,4 +108,3 @@ class TakingPart:
                 self._units.restore(snapshot)
 
         await self._units.device.run(restore, Priority.UPDATE)
-

@@ -93,9 +93,7 @@ def read_data(file: RunFile, data_dir: Path, progress: Progress, *, is_needed: b
     tokenizer = tokenizer_folder(file, plan.vocabulary, data_dir / "tokenizers")
     settings = TokenSettings(tokenizer=tokenizer, vocab_size=plan.vocabulary, cache=data_dir / "tokens")
     try:
-        train = open_tokens(
-            file.data.train, Path("/"), settings, progress=lambda done, total: progress("tokens", done, total)
-        )
+        train = open_tokens(file.data.train, Path("/"), settings, progress=lambda done, total: progress("tokens", done, total))
     except ConfigError:
         if is_needed:
             raise
@@ -126,7 +124,9 @@ class RunOpener:
         if found is None:
             cached = await asyncio.to_thread(find_in_cache, self._root, name, self._naming)
             if cached is None:
-                raise NoRouteError(f"no peer takes part in a run called {name}: check the name and --peer, or begin it with its run file")
+                raise NoRouteError(
+                    f"no peer takes part in a run called {name}: check the name and --peer, or begin it with its run file"
+                )
             found = Found(model=cached[0], records=())
         return await self._take(found)
 
@@ -160,7 +160,9 @@ class RunOpener:
         cache = await open_cache(self._root, found, self._peer.pool, self._naming)
         if cache.manifest.run is None:
             cache.close()
-            raise ConfigError(f"{found.model.name} is a model that is not in training: serve it by `swarm node {found.model.name}`")
+            raise ConfigError(
+                f"{found.model.name} is a model that is not in training: serve it by `swarm node {found.model.name}`"
+            )
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         return OpenRun(
             model=cache.model, manifest=cache.manifest, checkpoint=checkpoint, shelf=Shelf.of_cache(cache), cache=cache
@@ -177,9 +179,7 @@ class RunOpener:
 
     def _begin_drawn(self, data: RunData) -> OpenRun:
         config: Any = config_from_json(data.plan.raw_config, "model.config")
-        manifest = manifest_of_run(
-            config, data.spec, data.tokenizer, lambda done, total: self._progress("weights", done, total)
-        )
+        manifest = manifest_of_run(config, data.spec, data.tokenizer, lambda done, total: self._progress("weights", done, total))
         model = ModelId(data.file.name, manifest.digest)
         cache = ModelCache(self._root, model, manifest)
         for entry in manifest.files:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from node.hosting.model_source import ModelSource, OnProgress
+from node.runs.opening import OpenRun
 from node.training.initial import draw_checkpoint
-from node.training.opening import OpenRun
 from protocols.ids import ModelId
 from protocols.units import Unit
 from protocols.weights import Manifest

@@ -13,15 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from node.app import meet, peer_config
 from node.config import NodeConfig
 from node.events import Event, OnEvent
+from node.joining import meet, peer_config
+from node.runs.opening import OpenRun, RunData, RunOpener, read_data
 from node.training.data.batches import Batches
 from node.training.data.micro_batch import Ids, MicroBatch
 from node.training.metrics import MetricsFile, VersionRow
-from node.training.opening import OpenRun, RunData, RunOpener, read_data
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
 from protocols import services
@@ -75,7 +73,10 @@ async def run_trainer(config: TrainConfig, on_event: OnEvent, on_version: OnVers
     async with Peer(peer_config(config.node, on_event), uploader.handlers()) as peer:
         await meet(config.node, peer, on_event)
         naming = Naming.of(
-            peer.ping, config.node.data_dir, keyring.known_as(config.node.swarm, config.node.entry.key), config.node.accept_new_weights
+            peer.ping,
+            config.node.data_dir,
+            keyring.known_as(config.node.swarm, config.node.entry.key),
+            config.node.accept_new_weights,
         )
         run = await RunOpener(peer, config.node.data_dir, naming, tell).by_file(data)
         try:
@@ -108,7 +109,7 @@ class Trainer:
         members = Members(run.model, peer.directory, peer.pool)
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
-            members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(batches_of(data, run.spec)),
+            members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(_batches(data, run.spec)),
             clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
         )  # fmt: skip
         self._members = members
@@ -191,21 +192,13 @@ class BatchSource:
         )
 
 
-def batches_of(data: RunData, spec: RunSpec) -> Batches:
-    """The batches of a run, from the data of this machine."""
-    assert data.train is not None
-    return Batches(
-        data.train,
-        seed=spec.seed,
-        sequence_tokens=spec.data.sequence_tokens,
-        packing=spec.data.packing,
-        micro_batch_sequences=spec.batch.micro_batch_sequences,
-        num_micro_batches=spec.num_micro_batches,
-    )
+def _batches(data: RunData, spec: RunSpec) -> Batches:
+    assert data.train is not None, "a trainer has the data"
+    return Batches.of(spec, data.train)
 
 
 def _wire(values: Ids) -> WireTensor:
-    return WireTensor("int32", tuple(values.shape), "none", np.ascontiguousarray(values, dtype="<i4").tobytes())
+    return WireTensor("int32", tuple(values.shape), "none", values.astype("<i4", copy=False).tobytes())
 
 
 def _record(config: NodeConfig, peer: Peer, run: OpenRun) -> PeerRecord:

@@ -1,8 +1,8 @@
 """One run at one node: its stage, sums, state, and the tasks that keep it up.
 
-    part = await RunPart.begin(…)       loaded, at the newest version of the others, and announced
-    await part.keep_up()                until cancelled
-    await part.end()
+part = await RunPart.begin(…)       loaded, at the newest version of the others, and announced
+await part.keep_up()                until cancelled
+await part.end()
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
+from node.runs.publishing import Publishing
+from node.runs.runs_here import RunsHere
+from node.runs.taking_part import TakingPart
 from node.serving.host import Host
 from node.training.graph_memory import Recompute
-from node.training.publishing import Publishing
 from node.training.run_units import RunUnits
-from node.training.runs_here import RunsHere
 from node.training.stage import Stage
-from node.training.taking_part import TakingPart
 from node.training.trained_stage import TrainedStage
 from protocols.ids import ModelId
 from protocols.roles import Role

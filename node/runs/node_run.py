@@ -17,12 +17,12 @@ from node.hosting.host_maker import HostMaker
 from node.hosting.model_source import ModelSource
 from node.hosting.replacing import Replacer
 from node.placement.presence import Presence
+from node.runs.opening import OpenRun, RunOpener, read_data
+from node.runs.run_part import RunPart, RunSettings
+from node.runs.run_source import RunSource
+from node.runs.runs_here import RunsHere
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
-from node.training.opening import OpenRun, RunOpener, read_data
-from node.training.run_part import RunPart, RunSettings
-from node.training.run_source import RunSource
-from node.training.runs_here import RunsHere
 from node.training.spec.reading import read
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer
@@ -36,9 +36,7 @@ log = logging.getLogger(__name__)
 class NodeRun:
     """Made before the peer listens; `connect` once it does."""
 
-    def __init__(
-        self, config: NodeConfig, device: Device, uploader: Uploader, dispatcher: Dispatcher, on_event: OnEvent
-    ) -> None:
+    def __init__(self, config: NodeConfig, device: Device, uploader: Uploader, dispatcher: Dispatcher, on_event: OnEvent) -> None:
         """config: its `run` is set."""
         assert config.run is not None
         self._config, self._device, self._dispatcher, self._on_event = config, device, dispatcher, on_event
@@ -91,7 +89,9 @@ class NodeRun:
     async def _open(self) -> OpenRun:
         config, peer, given = self._config, self._peer, self._config.run
         assert peer is not None and given is not None
-        naming = Naming.of(peer.ping, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights)
+        naming = Naming.of(
+            peer.ping, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights
+        )
         opener = RunOpener(peer, config.data_dir, naming, self._tell)
         if not is_file(given):
             return await opener.by_name(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,18 @@ from typing import Any
 import torch
 
 from node.events import Event, OnEvent
+from node.runs.opening import RunData, read_data
 from node.training.data.batches import Batches
 from node.training.initial import draw_checkpoint, manifest_of_base, manifest_of_run
 from node.training.local import LocalRun, LocalStep
 from node.training.metrics import MetricsFile, VersionRow
-from node.training.opening import RunData, read_data
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
 from node.training.stage import Stage
 from protocols.ids import ModelId, Span
 from protocols.runs import RunSpec
 from protocols.units import Blocks, Ends
+from swarm.clock import SYSTEM, Clock
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.config import config_from_json
 from swarm.models.loading import load_ends, load_parts
@@ -28,7 +28,12 @@ from swarm.places import expanded
 
 
 def train_locally(
-    file: RunFile, data_dir: Path, folder: Path, on_event: OnEvent, on_version: Callable[[VersionRow], None]
+    file: RunFile,
+    data_dir: Path,
+    folder: Path,
+    on_event: OnEvent,
+    on_version: Callable[[VersionRow], None],
+    clock: Clock = SYSTEM,
 ) -> LocalRun:
     """Train from version 0 to the last one; blocks. Errors as of `read_data`, and NonFiniteGradientError."""
 
@@ -38,12 +43,12 @@ def train_locally(
 
     data = read_data(file, data_dir, tell, is_needed=True)
     run = begin(data, data_dir, folder)
-    began = time.monotonic()
+    began = clock.now_s()
     with MetricsFile(folder) as metrics:
         while run.version < data.spec.batch.steps:
-            started = time.monotonic()
+            started = clock.now_s()
             step = run.step()
-            row = row_of(step, data.spec, time.monotonic() - began, time.monotonic() - started)
+            row = row_of(step, data.spec, clock.now_s() - began, clock.now_s() - started)
             metrics.write(row)
             on_version(row)
     return run
@@ -67,9 +72,11 @@ def begin(data: RunData, data_dir: Path, folder: Path) -> LocalRun:
 def of_checkpoint(checkpoint: Checkpoint, model: ModelId, data: RunData) -> LocalRun:
     """A run whose version 0 is this checkpoint."""
     span = Span(0, checkpoint.num_blocks)
+    recompute: Any = data.file.training.recompute
     parts = load_parts(checkpoint, span, dtype=torch.float32)[1]
-    stage = Stage(parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=_recompute(data))
-    return LocalRun(model, data.spec, stage, checkpoint.num_blocks, _batches(data))
+    stage = Stage(parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=recompute)
+    assert data.train is not None, "read with is_needed"
+    return LocalRun(model, data.spec, stage, checkpoint.num_blocks, Batches.of(data.spec, data.train))
 
 
 def row_of(step: LocalStep, spec: RunSpec, time_s: float, step_s: float) -> VersionRow:
@@ -86,13 +93,3 @@ def row_of(step: LocalStep, spec: RunSpec, time_s: float, step_s: float) -> Vers
         waiting_s=0.0,
         redone=0,
     )
-
-
-def _batches(data: RunData) -> Batches:
-    from node.training.trainer import batches_of
-
-    return batches_of(data, data.spec)
-
-
-def _recompute(data: RunData) -> Any:
-    return data.file.training.recompute
