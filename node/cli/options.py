@@ -180,7 +180,7 @@ class Hosting:
             "--run",
             metavar="RUN",
             help="Take part in a training run, given by its file (RUN.toml) or its name in the swarm: train blocks of its model, and serve "
-            "what is learned.",
+            "what they become.",
             show_default=False,
         ),
     ] = None

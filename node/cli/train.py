@@ -1,4 +1,4 @@
-"""`swarm train`: from a run file to a trainer, a run in one process, or a description."""
+"""`swarm train`: a trainer, a run in one process, or a description."""
 
 from __future__ import annotations
 

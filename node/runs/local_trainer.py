@@ -1,4 +1,4 @@
-"""`swarm train --local`: a run file's run in one process, with the same metrics."""
+"""`swarm train --local`: a run in one process, with the same metrics."""
 
 from __future__ import annotations
 

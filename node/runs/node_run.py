@@ -1,4 +1,4 @@
-"""The run that a node takes part in, from its file or name to its leaving.
+"""The run that a node takes part in, until it leaves.
 
 `node/hosting/place.py` chooses the blocks and serves version 0 as for any model; this makes the model the run's, and trains what is hosted.
 """

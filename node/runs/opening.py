@@ -1,7 +1,7 @@
-"""Opens a run: by its file, by its name in the swarm, or both.
+"""Opens a run: by its file, or by its name in the swarm.
 
-The first participant makes the run's manifest: from its file, its data and, if version 0 is drawn, by drawing each unit once. Everybody
-else takes the manifest that the swarm has; one who has the run file as well compares it first, and is told the first field that differs.
+The first participant makes the run's manifest: from its file, its data and, if version 0 is drawn, by drawing each unit once. All others
+take the manifest that the swarm has; one who has the run file as well compares it first, and is told the first field that differs.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class RunOpener:
     async def by_file(self, data: RunData) -> OpenRun:
         """The run of a file: the swarm's, if it is the same, else a new one.
 
-        ModelMismatchError names the first field in which the swarm's run of that name differs. ConfigError if nobody has begun it, and the
+        ModelMismatchError names the first field in which the swarm's run of that name differs. ConfigError if no peer has begun it, and the
         data is not here.
         """
         found = await self._find(data.file.name)

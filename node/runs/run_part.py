@@ -1,4 +1,4 @@
-"""One run at one node: its stage, sums, state, and the tasks that keep it up.
+"""One run at one node: stage, sums, state, and their tasks.
 
 part = await RunPart.begin(…)       loaded, at the newest version of the others, and announced
 await part.keep_up()                until cancelled

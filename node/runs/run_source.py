@@ -1,4 +1,4 @@
-"""Where the weights of a run's version 0 come from: drawn from the seed, a directory, or peers.
+"""Version 0 of a run: drawn, from a directory, or from peers.
 
 As `ModelSource` for a model; what is drawn here is compared with the run's manifest, and what differs (another CPU may draw other bits) is
 fetched from peers.

@@ -1,4 +1,4 @@
-"""The training runs that one node takes part in: their handlers, by run.
+"""The training runs at one node: their handlers, by run.
 
 Made before the peer listens; `connect` once it does. Until then, and for runs that are not here, calls are refused.
 """

@@ -1,4 +1,4 @@
-"""A node's part in a training run: it catches up, trains, and gives its state to others.
+"""Keeps a node's units at the version of the others.
 
     await part.catch_up()       parameters and optimizer state of the run's newest version
     await part.keep_up()        until cancelled: whenever others are ahead, their state is fetched

@@ -1,7 +1,7 @@
-"""A trainer: it has the data and no parameters, and steps a run from version to version (G1 of a gradient's path).
+"""A trainer: data and no parameters; it steps a run's versions.
 
-`run_trainer` shows the whole sequence. The caller gets `Event`s and a row for each version, and ends it by cancelling its task: stages
-keep what they have, and the next trainer goes on from there.
+`run_trainer` shows the whole sequence. The caller gets `Event`s and a line of metrics for each version, and ends it by cancelling its
+task: stages keep what they have, and the next trainer goes on from there. This is where a gradient's path begins (G1).
 """
 
 from __future__ import annotations

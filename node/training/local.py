@@ -1,4 +1,4 @@
-"""A whole run in one process: the reference that the swarm is compared with, and a way to try a run file.
+"""A whole run in one process: the reference for the swarm.
 
 The same stage, sums, optimizer and schedule as in the swarm; no network, no codec, no replicas. It equals a plain torch loop over the
 whole Hugging Face model (tests/node/training/test_local.py says how closely).

@@ -2,7 +2,7 @@
 
 A line is a version (`"version": 7, "loss": …`) or an evaluation (`"evaluation": …`). Lines are appended and flushed one by one, so a
 process that dies loses none that it has shown. A run that is resumed goes on in the same file; the lines of versions that are computed
-again (after everybody was killed) replace the earlier ones for readers: of several lines of one version, the last counts.
+again (after all processes were killed) replace the earlier ones for readers: of several lines of one version, the last counts.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ Row = VersionRow | EvaluationRow
 
 
 class MetricsFile:
-    """Appends rows. `close` it, or use it as a context."""
+    """Appends lines. `close` it, or use it as a context."""
 
     def __init__(self, folder: Path) -> None:
         """folder: of the run; it is made if it is absent. DiskFullError if the file cannot be opened."""
@@ -81,7 +81,7 @@ class MetricsFile:
             raise DiskFullError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def write(self, row: Row) -> None:
-        """Append one row. DiskFullError if it cannot be written: what was there stays, and a half line is skipped by readers."""
+        """Append one line. DiskFullError if it cannot be written: what was there stays, and a half line is skipped by readers."""
         try:
             self._file.write(json.dumps(asdict(row)) + "\n")
             self._file.flush()
@@ -100,7 +100,7 @@ class MetricsFile:
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows of versions, rows of evaluations), each in the order of versions; of several rows of one version the last.
+    """(lines of versions, lines of evaluations), each in the order of versions; of several lines of one version the last.
 
     CheckpointError if there is no such file.
     """

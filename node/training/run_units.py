@@ -1,4 +1,4 @@
-"""The training units of one run at one peer: parameters, optimizer state, gradient sums and ledgers.
+"""The training units of one run at one peer.
 
 It is what averaging calls a replica (`swarm/averaging/replica.py`). Parameters and optimizer state are touched on the device's thread
 only, so a step never meets a forward; ledgers have locks of their own.

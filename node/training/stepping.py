@@ -1,4 +1,4 @@
-"""The step of a unit: from the reduced gradient of a version to the next version's parameters (G9 of a gradient's path).
+"""The step of a unit, from a version's reduced gradient.
 
 The gradient is divided by the target tokens of the batch and clipped by unit, with one factor that all replicas compute from the same
 numbers; then the optimizer steps. Everything here is a function of the reduced bytes, so replicas stay equal bit for bit.

@@ -1,4 +1,4 @@
-"""Closes a version: all groups of replicas agree on their sums, then all of them step.
+"""Closes a version: all groups agree, then all of them step.
 
 Two levels, because a micro-batch that a death has taken from one unit runs through all units again, and those must still have the weights
 of this version: first every group *agrees* on its reduced bytes (`close` at its leader), and only if all groups have agreed, every member
