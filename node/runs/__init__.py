@@ -1,1 +1,1 @@
-"""A process's part in a training run: as a node or a trainer."""
+"""A process in a training run: as a node or a trainer."""

@@ -1,4 +1,4 @@
-"""Opens a run: by its file, or by its name in the swarm.
+"""Opens a run by its file or its name.
 
 The first participant makes the run's manifest: from its file, its data and, if version 0 is drawn, by drawing each unit once. All others
 take the manifest that the swarm has; one who has the run file as well compares it first, and is told the first field that differs.

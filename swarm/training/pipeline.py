@@ -1,7 +1,8 @@
-"""Carries the micro-batches of one version through the stages, several at once (G2 and G3 of a gradient's path).
+"""Carries a version's micro-batches through the stages, several at once.
 
-A micro-batch is one nested call (`chain.py`): it comes back with the loss and a receipt of every hop. If a hop fails, the micro-batch is
-sent again: the stages that hold it already are preferred, and where another stage holds it, the new one is told not to add it.
+These are steps G2 and G3 of a gradient's path. A micro-batch is one nested call (`chain.py`): it comes back with the loss and a receipt of
+every hop. If a hop fails, the micro-batch is sent again: the stages that hold it already are preferred, and if another stage holds it, the
+new one is told not to add it.
 """
 
 from __future__ import annotations

@@ -37,9 +37,14 @@ ASKING = [
     "--dtype",
 ]
 FLAGS = {
+    "train": [
+        *("RUN.toml", "--local", "--dry-run", "--out", "--peer", "--lan", "--listen", "--announce", "--swarm", "--join"),
+        *("--allow", "--deny", "--trust", "--name", "--identity", "--data-dir", "--accept-new-weights"),
+    ],
     "node": [
         *(
             "MODEL",
+            "--run",
             "--blocks",
             "--num-blocks",
             "--ends",

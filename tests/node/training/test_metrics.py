@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: lines survive a killed process, and a resumed run replaces what it computes again."""
+"""`metrics.jsonl`: lines survive a kill; a resumed run replaces its own."""
 
 from __future__ import annotations
 
