@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +17,14 @@ from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
 from node.runs.opening import OpenRun, RunData, RunOpener, read_data
+from node.runs.publisher import Publisher
 from node.training.data.batches import Batches
 from node.training.data.micro_batch import Ids, MicroBatch
 from node.training.metrics import MetricsFile, VersionRow
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
-from protocols import services
-from protocols.errors import SwarmError
 from protocols.records import PeerRecord
 from protocols.roles import Role
-from protocols.run_status import Publish, Published
 from protocols.runs import RunSpec
 from protocols.tensors import WireTensor
 from swarm.clock import SYSTEM, Clock
@@ -40,9 +38,6 @@ from swarm.weights.naming import Naming
 from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
-
-PUBLISH_S = 10.0
-"""Seconds in which a stage has to say that it serves a version, or is about to."""
 
 LOOK_AGAIN_S = 0.5
 
@@ -59,6 +54,7 @@ class TrainConfig:
 
 
 OnVersion = Callable[[VersionRow], None]
+AfterStep = Callable[[Step], Awaitable[None]]
 
 
 async def run_trainer(config: TrainConfig, on_event: OnEvent, on_version: OnVersion) -> None:
@@ -85,7 +81,9 @@ async def run_trainer(config: TrainConfig, on_event: OnEvent, on_version: OnVers
             await peer.directory.announce(lambda: _record(config.node, peer, run), (run.model.name,))
             on_event(Event("ready"))
             with MetricsFile(config.folder) as metrics:
-                await Trainer(run, data, peer, metrics, on_event, on_version).train()
+                members = Members(run.model, peer.directory, peer.pool)
+                after = [Publisher(run.spec, members, peer.pool).after]
+                await Trainer(run, data, peer, members, metrics, on_event, on_version, after).train()
         finally:
             run.close()
 
@@ -98,21 +96,23 @@ class Trainer:
         run: OpenRun,
         data: RunData,
         peer: Peer,
+        members: Members,
         metrics: MetricsFile,
         on_event: OnEvent,
         on_version: OnVersion,
+        after: Sequence[AfterStep] = (),
         clock: Clock = SYSTEM,
     ) -> None:
+        """after: awaited in this order after each step, before the next one begins: what takes long starts a task of its own."""
+        self._after = after
         self._run, self._spec, self._peer, self._metrics = run, run.spec, peer, metrics
         self._on_event, self._on_version, self._clock, self._began_s = on_event, on_version, clock, clock.now_s()
         self._said = ""
-        members = Members(run.model, peer.directory, peer.pool)
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
             members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(_batches(data, run.spec)),
             clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
         )  # fmt: skip
-        self._members = members
         self._coordinator = Coordinator(
             members=members, pipeline=pipeline, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
             num_blocks=num_blocks, clock=clock,
@@ -125,7 +125,8 @@ class Trainer:
             step = await self._coordinator.step(version)
             self._note(step)
             version = step.version
-            await self._publish(step)
+            for work in self._after:
+                await work(step)
         self._on_event(Event("trained", f"{self._run.model.name}: version {version} of {self._spec.batch.steps}"))
 
     async def _first_version(self) -> int:
@@ -157,22 +158,6 @@ class Trainer:
         )
         self._metrics.write(row)
         self._on_version(row)
-
-    async def _publish(self, step: Step) -> None:
-        """Let the stages serve this version, if it is one of those. A stage that cannot is named, and serves what it has."""
-        every = self._spec.serve_every
-        if not every or step.version % every:
-            return
-        message = Publish(run=self._run.model, version=step.version, chains=step.chains).encode()
-
-        async def publish(peer: PeerRecord) -> None:
-            try:
-                channel = await self._peer.pool.channel(peer.peer, peer.addresses, peer.certificate)
-                Published.parse(await channel.unary(services.PUBLISH, message, PUBLISH_S))
-            except SwarmError as error:
-                log.warning("version %d is not served by a stage: %s", step.version, error)
-
-        await asyncio.gather(*(publish(stage.record) for stage in self._members.stages))
 
 
 class BatchSource:
