@@ -33,9 +33,13 @@ from protocols.groups import (
     parse_masks,
 )
 from protocols.ids import ModelId, PeerId, parse_peer_id
+from protocols.runs import MAX_BATCH_TOKENS
 from protocols.units import MAX_UNIT_TEXT, Unit, parse_unit
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 from protocols.words import counted
+
+MAX_SQUARES: Final = 1e300
+"""Sum of squares of a unit's gradient sum."""
 
 MAX_REASON: Final = 500
 """Letters of a text that says why."""
@@ -235,11 +239,20 @@ class Applied:
 
     version: int
     chains: Mapping[Unit, bytes]
+    squares: Mapping[Unit, float]
+    """Of the same units: the sum of squares of the gradient sum that was applied."""
+    num_targets: int
+    """Target tokens of the whole batch: the gradient sum divided by it is the mean gradient."""
 
     KIND: ClassVar[str] = "applied"
 
+    def __post_init__(self) -> None:
+        if self.squares.keys() != self.chains.keys():
+            raise BadRequestError(f"{counted(len(self.chains), 'chain')} with {counted(len(self.squares), 'sum')} of squares")
+
     def encode(self) -> bytes:
-        header = {"t": self.KIND, "version": self.version, "units": list(map(str, self.chains))}
+        header = {"t": self.KIND, "version": self.version, "units": list(map(str, self.chains)),
+                  "squares": [float(self.squares[unit]) for unit in self.chains], "targets": self.num_targets}  # fmt: skip
         return frame.encode(header, [b"".join(self.chains.values())])
 
     @classmethod
@@ -250,7 +263,17 @@ class Applied:
         found = parse_chains(chains)
         if len(found) != len(units) or len(set(units)) != len(units):
             raise BadRequestError(f"{counted(len(units), 'unit')}, each once, with {counted(len(found), 'chain')}")
-        return cls(version=fields.integer(header, "version", 1, MAX_VERSION), chains=dict(zip(units, found, strict=True)))
+        squares = [
+            fields.number({"squares": one}, "squares", 0, MAX_SQUARES) for one in fields.array(header, "squares", len(units))
+        ]
+        if len(squares) != len(units):
+            raise BadRequestError(f"{counted(len(units), 'unit')} with {counted(len(squares), 'sum')} of squares")
+        return cls(
+            version=fields.integer(header, "version", 1, MAX_VERSION),
+            chains=dict(zip(units, found, strict=True)),
+            squares=dict(zip(units, squares, strict=True)),
+            num_targets=fields.integer(header, "targets", 0, MAX_BATCH_TOKENS),
+        )
 
 
 def next_chain(chain: bytes, digest: bytes, num_targets: int) -> bytes:

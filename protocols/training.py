@@ -5,7 +5,10 @@
 
 **Training** (`index` is a number): Pass goes down with ids and labels; the last hop computes the loss; each hop runs its backward, and
 answers with Result: the gradient of its input, and a receipt. Gradients of weights stay at the hops, in sums that the ledgers count.
-**A client's autograd** (`index` is None): Pass goes down, Output comes up, Gradient goes down, Result comes up; nothing is added anywhere.
+**A client's autograd** (`weights` says which numbers): Pass goes down, Output comes up, Gradient goes down, Result comes up; nothing is
+added anywhere.
+**Evaluation** (neither `index` nor `weights`): Pass goes down with ids and labels, Result comes up with the loss on the weights in
+training. There is no backward, and nothing is kept.
 A hop that fails, or whose next hop fails, answers with PassFailed, which names the hop. Design: docs/architecture.md, "Training".
 
 Shapes: B sequences of T tokens, hidden size H.
@@ -47,9 +50,9 @@ class Pass:
     version: int
     """Of the weights that every hop must compute with."""
     index: int | None
-    """Which micro-batch of the version's batch; None: a client's autograd, for which no hop adds anything."""
+    """Which micro-batch of the version's batch; None: no hop adds anything."""
     weights: Weights | None = None
-    """Of a client's autograd: which numbers, the chain included. None with an index: the ledgers decide what counts."""
+    """Of a client's autograd: which numbers, the chain included. None: the weights in training, at this version."""
     route: Route
     hop: int = 0
     """The receiver's place in the route."""
@@ -92,9 +95,11 @@ class Pass:
     def _check_kind(self) -> None:
         if self.index is not None and (self.want != "loss" or self.weights is not None):
             raise BadRequestError("a pass with an index is training: it wants the loss, and names run and version only")
-        if self.index is None and (self.skip or self.weights is None):
-            raise BadRequestError("a pass without an index is a client's autograd: it names its weights, and no parts to skip")
-        if self.is_embeds and (self.is_training or self.hop or self.payload.dtype == "int32"):
+        if self.index is None and self.skip:
+            raise BadRequestError("a pass without an index is added nowhere: it names no parts to skip")
+        if self.is_evaluation and self.want != "loss":
+            raise BadRequestError("a pass without an index and weights is an evaluation: it wants the loss")
+        if self.is_embeds and (self.weights is None or self.hop or self.payload.dtype == "int32"):
             raise BadRequestError("embeddings are floats that a client's autograd brings to the first hop")
         if self.weights is not None and (self.weights.model, self.weights.version) != (self.run, self.version):
             raise BadRequestError(f"the weights of a pass are of its run and version, got {self.weights}")
@@ -102,6 +107,16 @@ class Pass:
     @property
     def is_training(self) -> bool:
         return self.index is not None
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Only the loss is wanted: no hop runs a backward."""
+        return self.index is None and self.weights is None
+
+    @property
+    def is_of_run(self) -> bool:
+        """On the weights in training: not a client's autograd."""
+        return self.weights is None
 
     @property
     def here(self) -> Hop:
@@ -193,10 +208,10 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Up, once a hop has run its backward."""
+    """Up, once a hop has run its backward; in an evaluation, once the loss is known."""
 
     gradient: WireTensor | None = None
-    """Of the hop's input [B, T, H]; None for ids."""
+    """Of the hop's input [B, T, H]; None for ids, and in an evaluation."""
     loss_sum: float = 0.0
     """Sum of the loss over the targets; 0 for a client's autograd of hidden states."""
     receipts: tuple[Receipt, ...] = ()

@@ -148,7 +148,7 @@ class Trainer:
             tokens=step.version * spec.batch.batch_tokens,
             loss=totals.loss_sum / max(1, totals.num_targets),
             lr=learning_rate(spec.schedule, spec.optimizer.lr, step.version - 1, spec.batch.steps),
-            grad_norm=0.0,
+            grad_norm=step.grad_norm,
             time_s=self._clock.now_s() - self._began_s,
             tokens_per_s=spec.batch.batch_tokens / step.seconds if step.seconds else 0.0,
             peers=step.num_stages,

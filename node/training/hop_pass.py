@@ -1,4 +1,4 @@
-"""One pass at one hop: our forward, the hops below, our backward.
+"""One pass at one hop: our forward, the hops below, our backward (none in an evaluation).
 
 The call of the next hop is nested in ours: its gradient comes back as its answer. The last hop computes the loss and runs its backward in
 one piece, so the device does nothing else in between. If this task is cancelled (its caller has gone), the call below is cancelled and
@@ -47,13 +47,19 @@ class HopPass:
         try:
             if not self._sent.is_last:
                 return await self._with_hops_below(stream)
-            if self._sent.want == "loss":
+            if self._sent.is_evaluation:
+                await self._on_device(self._loss, Priority.FORWARD)
+                gradient = None
+            elif self._sent.want == "loss":
                 gradient = await self._on_device(self._loss_and_backward, Priority.BACKWARD)
             else:
                 gradient = await self._as_last_of_a_client(stream)
             return self._result(gradient, self._compute.loss_sum)
         finally:
             self._compute.drop()
+
+    def _loss(self) -> None:
+        self._timed("forward_ms", self._compute.forward)
 
     def _loss_and_backward(self) -> WireTensor | None:
         self._timed("forward_ms", self._compute.forward)
@@ -66,6 +72,8 @@ class HopPass:
 
     async def _with_hops_below(self, stream: Stream) -> Result:
         output = await self._forward()
+        if self._sent.is_evaluation:
+            self._compute.drop()
         began_s = self._device.clock.now_s()
         self._num_bytes += output.num_bytes
         async with PassCall(self._pool, self._sent.below(output, self._budget_ms())) as below:
@@ -73,7 +81,7 @@ class HopPass:
                 await below.send(await self._exchanged(stream, await below.output()))
             result = await below.result()
         self.wait_ms = (self._device.clock.now_s() - began_s) * 1e3
-        gradient = await self._backward(result.gradient)
+        gradient = None if self._sent.is_evaluation else await self._backward(result.gradient)
         return self._result(gradient, result.loss_sum, result.receipts)
 
     async def _exchanged(self, stream: Stream, output: Output) -> Gradient:

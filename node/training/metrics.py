@@ -33,7 +33,7 @@ class VersionRow:
     lr: float
     """Learning rate of this step."""
     grad_norm: float
-    """Of the mean gradient of the whole model, before clipping; 0 if it is not known here."""
+    """Of the mean gradient of the whole model, before clipping."""
     time_s: float
     """Seconds since the run began in this process."""
     tokens_per_s: float

@@ -24,7 +24,7 @@ class PassCompute:
     """One pass on a stage. `forward`, then `backward` or `drop`; the first two in the device's thread."""
 
     def __init__(self, sent: Pass, stage: ComputesPasses, trained: TrainedStage | None) -> None:
-        """trained: whose sums take the gradients; None: a client's autograd, for which nothing is added."""
+        """trained: the run whose weights these are, and whose sums take the gradients of training; None: a client's autograd."""
         self._sent, self._stage, self._trained = sent, stage, trained
         self._parts = parts_of_hop(sent, sent.hop) - set(sent.skip) if trained else frozenset[Part]()
         """Parts that are to add the micro-batch, if they do not hold it."""
@@ -51,8 +51,9 @@ class PassCompute:
         self._is_running = True
         try:
             flight = self._stage.forward(
-                sent.here.span, self._values(), positions, labels if wants_loss else None, is_embeds=sent.is_embeds
-            )
+                sent.here.span, self._values(), positions, labels if wants_loss else None, is_embeds=sent.is_embeds,
+                for_backward=not sent.is_evaluation,
+            )  # fmt: skip
             self._flight, self.loss_sum = flight, flight.loss_sum
             if not math.isfinite(self.loss_sum):
                 raise NonFiniteGradientError(
@@ -98,8 +99,10 @@ class PassCompute:
             flight.close()
 
     def _check_open(self) -> None:
-        if self._trained is not None:
+        if self._trained is not None and self._sent.is_training:
             self._trained.check_open(self._parts, self._sent.version)
+        elif self._trained is not None:
+            self._trained.check_version(self._parts, self._sent.version)
 
     def _not_held(self) -> frozenset[Part]:
         trained, index = self._trained, self._sent.index
@@ -141,4 +144,6 @@ class PassCompute:
 
 
 def _name(sent: Pass) -> str:
-    return f"a client's pass of {sent.run.name}" if sent.index is None else f"micro-batch {sent.index} of version {sent.version}"
+    if sent.index is not None:
+        return f"micro-batch {sent.index} of version {sent.version}"
+    return f"an evaluation of version {sent.version}" if sent.is_evaluation else f"a client's pass of {sent.run.name}"

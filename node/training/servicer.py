@@ -109,19 +109,20 @@ class TrainingServicer:
         if self._peer is None or self._pool is None or self.is_draining:
             raise DrainingError("this peer is starting or leaving: try a replica")
         self._check_place(sent, call)
-        trained = self._trained(sent.run) if sent.is_training else None
+        trained = self._trained(sent.run) if sent.is_of_run else None
         stage = trained.stage if trained is not None else self._frozen(sent)
         if trained is not None and sent.index is not None and sent.index >= trained.num_micro_batches:
             raise BadRequestError(f"micro-batch {sent.index} is beyond the batch of {trained.num_micro_batches}")
-        limit_s = sent.budget_ms / 1e3 if sent.is_training else min(sent.budget_ms / 1e3, self._counts.limits.client_s)
-        with self._counts.entered(call.peer, is_training=sent.is_training):
+        limit_s = sent.budget_ms / 1e3 if sent.is_of_run else min(sent.budget_ms / 1e3, self._counts.limits.client_s)
+        with self._counts.entered(call.peer, is_training=sent.is_of_run):
             compute, ends_at_s = PassCompute(sent, stage, trained), self._device.clock.now_s() + limit_s
             own = HopPass(self._peer, sent, compute, self._device, self._pool, ends_at_s)
             if trained is None:
                 return await _within(own, stream, limit_s)
             with trained.in_hand():
                 result = await _within(own, stream, limit_s)
-            trained.pace.add(own.forward_ms, own.backward_ms, len(sent.here.span))
+            if sent.is_training:
+                trained.pace.add(own.forward_ms, own.backward_ms, len(sent.here.span))
             return result
 
     def _trained(self, run: ModelId) -> TrainedStage:
@@ -135,10 +136,10 @@ class TrainingServicer:
             raise BadRequestError(f"hop {sent.hop} of the route is peer {short_peer(sent.here.peer)}, not this one")
         if sent.hop and call.peer != (above := sent.route[sent.hop - 1].peer):
             raise NotAllowedError(f"hop {sent.hop} is called by peer {short_peer(above)}, not by {short_peer(call.peer)}")
-        if sent.is_training and not sent.hop and not self._may_train(call.peer):
+        if sent.is_of_run and not sent.hop and not self._may_train(call.peer):
             raise NotAllowedError(f"peer {short_peer(call.peer)} may not train with this stage")
-        if sent.is_training and (sent.payload.dtype == "int32") is not (sent.hop == 0):
-            raise BadRequestError("in training the first hop gets ids, and the others hidden states")
+        if sent.is_of_run and (sent.payload.dtype == "int32") is not (sent.hop == 0):
+            raise BadRequestError("on weights in training the first hop gets ids, and the others hidden states")
 
 
 async def _first(stream: Stream) -> Pass:

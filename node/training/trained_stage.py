@@ -44,6 +44,7 @@ class ComputesPasses(Protocol):
         labels: Tensor | None = None,
         *,
         is_embeds: bool = False,
+        for_backward: bool = True,
     ) -> PassFlight: ...
 
     def backward(self, flight: Any, gradient: Tensor | None = None, *, parts: Collection[Part] | None = None) -> Gradients: ...
@@ -91,12 +92,18 @@ class TrainedStage:
 
     def check_open(self, parts: Collection[Part], version: int) -> None:
         """VersionMismatchError, LedgerClosedError or SpanNotServedError if these parts take no micro-batch of this version."""
+        self.check_version(parts, version)
+        for unit in {part.unit for part in parts}:
+            self.states[unit].check_open(version)
+
+    def check_version(self, parts: Collection[Part], version: int) -> None:
+        """As `check_open` for a pass that adds nothing: ledgers may be closed."""
         if self.is_catching_up:
             raise VersionMismatchError("this stage fetches a newer version: ask a replica, or again in a moment")
         for unit in {part.unit for part in parts}:
             if unit not in self.states:
                 raise SpanNotServedError(f"{unit} is not trained here; {', '.join(map(str, sorted(self.states)))} are")
-            self.states[unit].check_open(version)
+            self.states[unit].check_version(version)
 
     def holds(self, part: Part, index: int) -> bool:
         """Is the micro-batch in the part's sum?"""

@@ -133,12 +133,16 @@ class UnitState:
 
     def check_open(self, version: int) -> None:
         """Raise the errors of `check` that depend on the version alone."""
-        if version != self._version:
-            raise VersionMismatchError(
-                f"{self.unit} has version {self._version} here, the gradient is of {version}: compute it again"
-            )
+        self.check_version(version)
         if not self._is_open:
             raise LedgerClosedError(f"{self.unit} of version {version} is being averaged: ask for its next version in a moment")
+
+    def check_version(self, version: int) -> None:
+        """VersionMismatchError if the parameters are of another version."""
+        if version != self._version:
+            raise VersionMismatchError(
+                f"{self.unit} has version {self._version} here, the pass is of {version}: compute it again"
+            )
 
     # --- the end of a version
 

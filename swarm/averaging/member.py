@@ -210,7 +210,9 @@ class GroupMember:
         reduced, extras = attempt.result
         await attempt.replica.apply(attempt.group, reduced, extras)
         attempt.result = None
-        return Applied(version=attempt.group.version + 1, chains=reduced.chains)
+        return Applied(
+            version=attempt.group.version + 1, chains=reduced.chains, squares=reduced.norms, num_targets=reduced.num_targets
+        )
 
 
 def _nothing(group: Group) -> Ledger:

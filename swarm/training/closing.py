@@ -81,18 +81,20 @@ class Closing:
         is_whole = len(agreed) == len(groups) and sum(len(group.units) for group in groups) == self._num_units
         return Attempt(agreed=tuple(agreed), missing=missing, lost=frozenset(lost), is_whole=is_whole)
 
-    async def apply(self, version: int, agreed: Sequence[Agreed]) -> dict[Unit, bytes]:
-        """Let every member of these groups step; the chains of the next version. A member that fails has to fetch the state.
+    async def apply(self, version: int, agreed: Sequence[Agreed]) -> Applied:
+        """Let every member of these groups step; what all of them have applied together. A member that fails has to fetch the state.
 
         SwarmError if no member of some group has stepped: all replicas of its units are lost.
         """
-        chains: dict[Unit, bytes] = {}
+        chains, squares, num_targets = dict[Unit, bytes](), dict[Unit, float](), 0
         for answers in await asyncio.gather(*(self._apply_all(version, one) for one in agreed)):
             applied = [answer for answer in answers if isinstance(answer, Applied)]
             if not applied:
                 raise next(answer for answer in answers if isinstance(answer, SwarmError))
             chains |= applied[0].chains
-        return chains
+            squares |= applied[0].squares
+            num_targets = max(num_targets, applied[0].num_targets)
+        return Applied(version=version + 1, chains=chains, squares=squares, num_targets=num_targets)
 
     def _groups(self, version: int, stages: Sequence[Stage]) -> list[Group]:
         members = {stage.peer: stage.member for stage in stages}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from protocols.averaging import Applied
 from protocols.groups import indices_of
 from protocols.parts_of_units import Part
 from protocols.run_status import RunStatus
@@ -32,6 +34,8 @@ class Step:
     """After the step."""
     chains: Mapping[Unit, bytes]
     """Of every unit, at that version."""
+    grad_norm: float
+    """Of the mean gradient of the whole model, before clipping."""
     totals: Totals
     num_stages: int
     seconds: float
@@ -76,12 +80,12 @@ class Coordinator:
             if attempt.is_whole:
                 break
             await self._after(attempt, progress, totals)
-        chains = await self._closing.apply(version, attempt.agreed)
+        applied = await self._closing.apply(version, attempt.agreed)
         stages = await self._members.look()
         now_s = self._clock.now_s()
         return Step(
-            version=version + 1, chains=chains, totals=totals, num_stages=len(stages), seconds=now_s - began_s,
-            closing_s=now_s - computed_s,
+            version=version + 1, chains=applied.chains, grad_norm=_grad_norm(applied), totals=totals, num_stages=len(stages),
+            seconds=now_s - began_s, closing_s=now_s - computed_s,
         )  # fmt: skip
 
     async def _adopt(self, version: int) -> Progress:
@@ -107,6 +111,10 @@ class Coordinator:
         if not missing:
             await asyncio.sleep(CLOSE_AGAIN_S)
             await self._members.look()
+
+
+def _grad_norm(applied: Applied) -> float:
+    return math.sqrt(sum(applied.squares.values())) / max(1, applied.num_targets)
 
 
 def held(status: RunStatus) -> dict[Part, set[int]]:

@@ -167,6 +167,9 @@ SAMPLES: dict[str, Any] = {
     "pass of a client": training.Pass(
         run=MODEL, version=0, index=None, weights=Weights(MODEL), route=ROUTE, hop=1, payload=STATES_BTH, want="hidden"
     ),
+    "pass of an evaluation": training.Pass(
+        run=MODEL, version=7, index=None, route=ROUTE, payload=IDS, labels=IDS, num_targets=3, budget_ms=2_500
+    ),
     "output": training.Output(hidden=STATES_BTH),
     "gradient": training.Gradient(gradient=STATES_BTH),
     "result": training.Result(gradient=STATES_BTH, loss_sum=2.5, receipts=(RECEIPT,)),
@@ -194,7 +197,9 @@ SAMPLES: dict[str, Any] = {
         outcome="missing", group_id=GROUP.id, version=7, missing=(0b10, 0, 1 << 11), lost=(BOB.peer_id,), text="dead"
     ),
     "apply": averaging.Apply(run=MODEL, version=7, id=GROUP.id),
-    "applied": averaging.Applied(version=8, chains={Ends(): b"e" * 32, Blocks(0, 1): b"b" * 32}),
+    "applied": averaging.Applied(
+        version=8, chains={Ends(): b"e" * 32, Blocks(0, 1): b"b" * 32}, squares={Ends(): 2.25, Blocks(0, 1): 0.5}, num_targets=96
+    ),
 }  # fmt: skip
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
@@ -228,7 +233,7 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "apply": averaging.Apply.parse,
     "applied": averaging.Applied.parse,
 }
-OF_A_PASS = frozenset(("pass", "pass of a client", "output", "gradient", "result", "pass_failed"))
+OF_A_PASS = frozenset(("pass", "pass of a client", "pass of an evaluation", "output", "gradient", "result", "pass_failed"))
 
 
 def parser(kind: str) -> Callable[[bytes], Any]:
@@ -526,6 +531,15 @@ _receipts = st.builds(
 
 
 @st.composite
+def _applied(draw: st.DrawFn) -> averaging.Applied:
+    chains = draw(st.dictionaries(elementary, _hashes, max_size=4))
+    return averaging.Applied(
+        version=draw(st.integers(1, MAX_VERSION)), chains=chains,
+        squares={unit: draw(st.floats(0, averaging.MAX_SQUARES)) for unit in chains}, num_targets=draw(st.integers(0, 1 << 32)),
+    )  # fmt: skip
+
+
+@st.composite
 def states(draw: st.DrawFn, shape: tuple[int, int] | None = None) -> tensors.WireTensor:
     """Hidden states or gradients [B, T, H]."""
     num_rows, num_tokens = shape or draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
@@ -537,13 +551,14 @@ def states(draw: st.DrawFn, shape: tuple[int, int] | None = None) -> tensors.Wir
 def passes(draw: st.DrawFn) -> training.Pass:
     shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
     ids = tensors.WireTensor("int32", shape, "none", random.Random(draw(st.integers(0, 99))).randbytes(4 * math.prod(shape)))
-    route, is_training, wanted = draw(routes()), draw(st.booleans()), draw(all_weights)
-    want = "loss" if is_training else draw(st.sampled_from(training.WANTS))
+    route, wanted, kind = draw(routes()), draw(all_weights), draw(st.sampled_from(["training", "client", "evaluation"]))
+    is_training, is_client = kind == "training", kind == "client"
+    want = draw(st.sampled_from(training.WANTS)) if is_client else "loss"
     hop, payload = draw(st.integers(0, len(route) - 1)), draw(st.just(ids) | states(shape))
-    may_embed = not is_training and not hop and payload.dtype != "int32"
+    may_embed = is_client and not hop and payload.dtype != "int32"
     return training.Pass(
         run=wanted.model, version=wanted.version, index=draw(st.integers(0, 4_095)) if is_training else None,
-        weights=None if is_training else wanted, route=route, hop=hop,
+        weights=wanted if is_client else None, route=route, hop=hop,
         skip=draw(_part_lists) if is_training else (), payload=payload, is_embeds=may_embed and draw(st.booleans()),
         labels=ids if want == "loss" else None, positions=draw(st.sampled_from([None, ids])),
         num_targets=draw(st.integers(0, math.prod(shape))), want=want, codec=draw(st.sampled_from(tensors.CODECS)),
@@ -653,9 +668,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
         text=text(averaging.MAX_REASON),
     ),
     "apply": st.builds(averaging.Apply, run=models, version=st.integers(0, MAX_VERSION - 1), id=_group_ids),
-    "applied": st.builds(
-        averaging.Applied, version=st.integers(1, MAX_VERSION), chains=st.dictionaries(elementary, _hashes, max_size=4)
-    ),
+    "applied": _applied(),
     "hello": hellos,
     "dial_back": st.builds(hello.DialBack, addresses=address_lists, certificate=st.binary(max_size=600)),
     "dialled_back": st.builds(hello.DialBackReply, reachable=address_lists, reason=text(300)),

@@ -46,6 +46,7 @@ from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import MAX_UNITS, Receipt
+from protocols.runs import MAX_BATCH_TOKENS
 from protocols.units import MAX_MATRIX_NAME, Blocks, Ends, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
@@ -151,7 +152,10 @@ LARGEST: dict[str, Callable[[], Any]] = {
         text=WIDE * averaging.MAX_REASON,
     ),
     "apply": lambda: averaging.Apply(run=MODEL, version=MAX_VERSION - 1, id=GROUP_ID),
-    "applied": lambda: averaging.Applied(version=MAX_VERSION, chains={unit: bytes(32) for unit in largest_group().units}),
+    "applied": lambda: averaging.Applied(
+        version=MAX_VERSION, chains={unit: bytes(32) for unit in largest_group().units},
+        squares={unit: averaging.MAX_SQUARES for unit in largest_group().units}, num_targets=MAX_BATCH_TOKENS,
+    ),
     "hello": lambda: hello.Hello(
         oldest=1 << 16, newest=1 << 16, software=WIDE * 64, swarm=WIDE * 64, name=WIDE * 64, time_s=1e12
     ),

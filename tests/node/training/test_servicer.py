@@ -146,6 +146,26 @@ async def test_many_passes_at_once_are_each_added_once() -> None:
     assert_sums(nodes, every_part([of_one_process(batch(index)) for index in range(NUM_MICRO_BATCHES)]))
 
 
+async def test_an_evaluation_gives_the_loss_and_leaves_nothing() -> None:
+    """Also of weights whose ledgers are closed; of another version it is refused."""
+    nodes, own = thirds(), batch(3, is_packed=True)
+    async with running(*nodes) as pool:
+        await train(pool, pass_of(route_of(nodes), 0))
+        before = [node.sums() for node in nodes]
+        for state in nodes[1].trained.states.values():
+            state.close()
+        result = await train(pool, pass_of(route_of(nodes), None, own))
+        error = await failed(pool, pass_of(route_of(nodes), None, own, version=1))
+    assert result.loss_sum == of_one_process(own).loss_sum and result.gradient is None
+    assert not any(receipt.added or receipt.held or receipt.backward_ms for receipt in result.receipts)
+    assert len(nodes[2].stage.asked) == 1, "only the training pass has a backward"
+    assert all(
+        torch.equal(old[key], value) for node, old in zip(nodes, before, strict=True) for key, value in node.sums().items()
+    )
+    assert (error.hop, error.cause.code) == (0, "version_mismatch")
+    assert not any(node.servicer.num_passes for node in nodes)
+
+
 # --- what ends in the middle
 
 

@@ -116,8 +116,8 @@ def batch(index: int, shape: tuple[int, int] = (2, 5), *, is_packed: bool = Fals
     return Batch(ids, labels, positions)
 
 
-def pass_of(route: Route, index: int, own: Batch | None = None, /, **changes: Any) -> Pass:
-    own = own or batch(index)
+def pass_of(route: Route, index: int | None, own: Batch | None = None, /, **changes: Any) -> Pass:
+    own = own or batch(index or 0)
     fields: dict[str, Any] = {
         "run": RUN, "version": 0, "index": index, "route": route, "payload": compression.pack(own.ids),
         "labels": compression.pack(own.labels), "num_targets": own.num_targets, "budget_ms": 20_000,

@@ -99,6 +99,7 @@ class ToyStage:
         labels: Tensor | None = None,
         *,
         is_embeds: bool = False,
+        for_backward: bool = True,
     ) -> ToyFlight:
         self.at("forward")
         self.thread = threading.current_thread()
