@@ -101,13 +101,19 @@ class Attempt:
         """Open the ledgers again, and drop what was reduced. Nothing if it has ended."""
         if not self.is_open:
             return
-        self.has_aborted, self.result = True, None
+        self.has_aborted = True
         for event in (self.moved, self.settled, self.ended):
             event.set()
-        if not self.exchange.done():
-            self.exchange.set_exception(NotAgreedError(f"group {self.name} was aborted"))
-            self.exchange.exception()  # it is known: asyncio need not complain
+        self.drop(NotAgreedError(f"group {self.name} was aborted"))
         self.replica.reopen(self.group, how)
+
+    def drop(self, reason: NotAgreedError) -> None:
+        """Free what was reduced: an ended group is remembered for long, and each would keep two copies of its units' gradient."""
+        self.result = None
+        if self.exchange.done():
+            self.exchange = asyncio.get_running_loop().create_future()
+        self.exchange.set_exception(reason)
+        self.exchange.exception()  # it is known: asyncio need not complain
 
     def said(self) -> Decision:
         """Our word on it for another member."""

@@ -209,7 +209,7 @@ class GroupMember:
         assert attempt.result is not None
         reduced, extras = attempt.result
         await attempt.replica.apply(attempt.group, reduced, extras)
-        attempt.result = None
+        attempt.drop(NotAgreedError(f"group {attempt.name} has ended: its sum is applied"))
         return Applied(
             version=attempt.group.version + 1, chains=reduced.chains, squares=reduced.norms, num_targets=reduced.num_targets
         )

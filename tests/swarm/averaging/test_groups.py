@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +86,36 @@ async def test_apply_is_done_once_however_often_it_is_asked() -> None:
         answers = await asyncio.gather(*(peers.apply(group) for _ in range(3)))
         assert all(answer == answers[0] for answer in answers) and states(peers) == {expected(1)}
         assert await peers.apply(group) == answers[0], "and after it is done"
+
+
+async def test_an_applied_or_aborted_group_keeps_no_gradient() -> None:
+    """Ended groups are remembered: each would keep two copies of its units' gradient."""
+    kept: list[weakref.ref[torch.Tensor]] = []
+    async with running(2) as peers:
+        for replica in (peer.replica for peer in peers.all):
+            watch_sums(replica, kept)
+        for stop in (12, 11):  # the second group lacks an index
+            peers.fill(skip=range(stop, 12))
+            group = peers.group()
+            if (await peers.close(group)).outcome == "agreed":
+                kept += [weakref.ref(peer.averager._member.attempts.of(group.id).result[0].values) for peer in peers.all]  # type: ignore[index]
+                await peers.apply(group)
+                for peer in peers.all:
+                    peer.replica.reduced = None
+        gc.collect()
+        assert len(kept) >= 4 and [ref() for ref in kept] == [None] * len(kept)
+
+
+def watch_sums(replica: ToyReplica, kept: list[weakref.ref[torch.Tensor]]) -> None:
+    """Note every copy of its sums that it hands out."""
+    hand_out = replica.sums
+
+    async def sums(group: Group) -> torch.Tensor:
+        values = await hand_out(group)
+        kept.append(weakref.ref(values))
+        return values
+
+    replica.sums = sums  # type: ignore[method-assign]
 
 
 async def test_missing_indices_are_named_and_ledgers_are_open_again() -> None:
