@@ -19,10 +19,12 @@ class Mark:
     num_bytes: int
     at_ns: int
     process: int
+    session: str = ""
+    """The beginning of a session's id; in training, the version in hex."""
 
 
 def read_marks(path: Path) -> list[Mark]:
     """All marks of all processes, by time."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    marks = [Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"]) for line in lines]
+    marks = [Mark(line["place"], line["step"], line["bytes"], line["ns"], line["pid"], line["session"]) for line in lines]
     return sorted(marks, key=lambda mark: mark.at_ns)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from make_model import Recipe, default_directory, make_with_bar
 from marks import Mark, read_marks
-from rich.table import Table
+from trace_table import table_of
 from volunteers import Node, VolunteerError, console, start_node, stop
 
 STAGES = {
@@ -54,19 +54,7 @@ def of_step(marks: list[Mark], step: int) -> list[Mark]:
 
 
 def show(title: str, marks: list[Mark], names: dict[int, str]) -> None:
-    """One table row per stage and hop: since the first mark, since the one before, and the payload's bytes."""
-    table = Table(title=title, title_justify="left")
-    for column in ("", "where", "what"):
-        table.add_column(column)
-    for column in ("ms", "+ ms", "bytes"):
-        table.add_column(column, justify="right")
-    first = before = marks[0].at_ns
-    for mark in marks:
-        stage, text = STAGES[mark.place]
-        since, step = (mark.at_ns - first) / 1e6, (mark.at_ns - before) / 1e6
-        table.add_row(stage, names.get(mark.process, "client"), text, f"{since:.2f}", f"{step:.2f}", str(mark.num_bytes or ""))
-        before = mark.at_ns
-    console.print(table)
+    console.print(table_of(title, marks, STAGES, names, "client"))
 
 
 def ask(model_dir: Path, prompt: str, num_tokens: int, nodes: list[Node]) -> int:

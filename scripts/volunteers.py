@@ -62,7 +62,7 @@ class Node:
 def start_node(
     name: str,
     blocks: str,
-    model: Path | str,
+    model: Path | str | list[str],
     peers: list[str],
     folder: Path,
     *,
@@ -71,16 +71,23 @@ def start_node(
 ) -> Node:
     """`swarm node` in a process and session of its own, on free ports of `host`, with a data directory that is empty.
 
-    model: a checkpoint's directory, or a name that the swarm serves: then the weights come from peers.
-    before: words of a command that runs it there.
+    model: a checkpoint's directory, or a name that the swarm serves: then the weights come from peers; or words in place of a model
+    (`--run RUN.toml`). before: words of a command that runs it there.
     """
+    words = ["node", *(model if isinstance(model, list) else [str(model), "--dtype", "float32"]), "--name", name]
+    if blocks:
+        words += ["--blocks", blocks]
+    words += ["--listen", f"{host}:0", "--data-dir", str(folder / name / "data")]
+    for peer in peers:
+        words += ["--peer", peer]
+    return start_process(name, words, folder, blocks=blocks, before=before)
+
+
+def start_process(name: str, words: list[str], folder: Path, *, blocks: str = "", before: tuple[str, ...] = ()) -> Node:
+    """`swarm WORDS` in a process and session of its own; its lines go to files in `folder/NAME`."""
     directory = folder / name
     directory.mkdir()
-    command = [*before, sys.executable, "-m", "node", "node", str(model), "--name", name]
-    command += ["--blocks", blocks, "--listen", f"{host}:0"]
-    command += ["--dtype", "float32", "--data-dir", str(directory / "data")]
-    for peer in peers:
-        command += ["--peer", peer]
+    command = [*before, sys.executable, "-m", "node", *words]
     with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # two cores for three nodes and a client
         process = subprocess.Popen(

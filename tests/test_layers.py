@@ -99,6 +99,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "node/engines",
         "node/training/data",
         "node/training/optimizer",
+        "swarm",
         "swarm/averaging",
         "swarm/checkpoints",
         "swarm/models",

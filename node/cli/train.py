@@ -50,6 +50,7 @@ def _train(run_file: RunFile, flags: Training, lines: Lines) -> None:
     config = node.read([Serve(model=run_file.name)], flags.hosting())
     descriptors.raise_limit()
     from node.runs.trainer import TrainConfig, run_trainer
+    from swarm import trace
 
     warned = Repetitions()
 
@@ -61,6 +62,7 @@ def _train(run_file: RunFile, flags: Training, lines: Lines) -> None:
     asyncio.run(node.until_signalled(lambda: run_trainer(train, on_event, lambda row: lines.say("version", told(row)))))
     lines.say("left")
     sys.stderr.flush()
+    trace.flush()
     os._exit(0)  # as `swarm node` does
 
 

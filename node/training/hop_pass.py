@@ -1,8 +1,8 @@
 """One pass at one hop: our forward, the hops below, our backward (none in an evaluation).
 
-The call of the next hop is nested in ours: its gradient comes back as its answer. The last hop computes the loss and runs its backward in
-one piece, so the device does nothing else in between. If this task is cancelled (its caller has gone), the call below is cancelled and
-the flight's memory is free again.
+This is G5 of a gradient's path. The call of the next hop is nested in ours: its gradient comes back as its answer. The last hop computes
+the loss and runs its backward in one piece, so the device does nothing else in between. If this task is cancelled (its caller has gone),
+the call below is cancelled and the flight's memory is free again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from protocols.ids import PeerId
 from protocols.receipts import Receipt
 from protocols.tensors import WireTensor
 from protocols.training import Gradient, Output, Pass, Result
+from swarm import trace
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
 from swarm.training.chain import PassCall
@@ -128,7 +129,12 @@ class HopPass:
 
     def _timed(self, kind: str, function: Callable[[], T]) -> T:
         clock, began_s = self._device.clock, self._device.clock.now_s()
+        self._mark(kind, "begun")
         try:
             return function()
         finally:
             setattr(self, kind, (clock.now_s() - began_s) * 1e3)
+            self._mark(kind, "done")
+
+    def _mark(self, kind: str, what: str) -> None:
+        trace.mark_gradient(f"{kind.removesuffix('_ms')} {what}", self._sent.version, self._sent.index)

@@ -1,7 +1,7 @@
 """The training units of one run at one peer.
 
 It is what averaging calls a replica (`swarm/averaging/replica.py`). Parameters and optimizer state are touched on the device's thread
-only, so a step never meets a forward; ledgers have locks of their own.
+only, so a step (G9 of a gradient's path) never meets a forward; ledgers have locks of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from protocols.ids import ModelId
 from protocols.runs import RunSpec
 from protocols.state import Form
 from protocols.units import Unit
+from swarm import trace
 from swarm.averaging.replica import Reduced, Reopening
 from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
 
@@ -127,7 +128,9 @@ class RunUnits:
                 state.restore(group.version + 1, reduced.chains[state.unit])
             return [self.snapshot(unit) for unit in group.units] if self._keeps(group.version + 1) else []
 
-        for snapshot in await self.device.run(step, Priority.UPDATE):
+        kept = await self.device.run(step, Priority.UPDATE)
+        trace.mark_gradient("stepped", group.version, trace.VERSION)
+        for snapshot in kept:
             self._on_kept(snapshot)
         self._on_step(self.version)
 

@@ -30,6 +30,7 @@ from protocols.errors import (
 from protocols.ids import ModelId, PeerId, short_peer
 from protocols.run_status import StatusRequest
 from protocols.training import Pass, Result
+from swarm import trace
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
@@ -151,6 +152,7 @@ async def _first(stream: Stream) -> Pass:
     message = training.parse(data) if data is not None else None
     if not isinstance(message, Pass):
         raise BadRequestError(f"the first message must be Pass, got {type(message).__name__}")
+    trace.mark_gradient("received", message.version, message.index, len(data or b""))
     return message
 
 

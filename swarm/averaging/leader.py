@@ -21,7 +21,7 @@ from protocols.groups import Group, Member
 from protocols.ids import PeerId, short_peer
 from protocols.services import Method
 from protocols.words import one_line
-from swarm import faults
+from swarm import faults, trace
 from swarm.averaging.member import GroupMember
 from swarm.averaging.plan import MemberFailedError, Plan, check_cards, missing_text, plan
 from swarm.rpc.pool import ChannelPool
@@ -113,6 +113,7 @@ class Leader:
         attempt.agree()
         if not attempt.has_agreed:
             raise MemberFailedError(None, "the group was aborted before all votes were counted")
+        trace.mark_gradient("agreed", group.version, trace.VERSION)
         faults.point("averaging_telling", 0)
         lost = await self._tell_some(others, Decide(id=group.id, is_agreed=True), group)
         chains = tuple(next_chain(chain, attempt.vote, found.num_targets) for chain in found.chains)

@@ -25,7 +25,7 @@ from protocols.identity import Identity
 from protocols.ids import ModelId, PeerId
 from protocols.parts_of_units import parts_of
 from protocols.weights_id import CHAIN_BYTES
-from swarm import faults
+from swarm import faults, trace
 from swarm.averaging.attempt import Attempt, Attempts, refuse_busy
 from swarm.averaging.ending import see_to_its_end
 from swarm.averaging.exchange import Exchange
@@ -143,6 +143,7 @@ class GroupMember:
                 task.cancel()
             await asyncio.gather(running, ended, return_exceptions=True)
         attempt.result = _reduced(group, found, exchange.scratch, digest), exchange.extras
+        trace.mark_gradient("reduced", group.version, trace.VERSION, 4 * exchange.scratch.values.numel())
         return digest
 
     async def slice(self, stream: Stream, caller: PeerId) -> None:

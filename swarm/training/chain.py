@@ -19,6 +19,7 @@ from protocols.parts_of_units import EMBED, HEAD, Part
 from protocols.receipts import Receipt
 from protocols.services import TRAIN
 from protocols.training import Gradient, Output, Pass, PassFailed, Result
+from swarm import trace
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
 
@@ -63,7 +64,9 @@ class PassCall:
                 channel = await self._pool.channel(hop.peer, hop.addresses, hop.certificate)
                 self._stream = await channel.stream(TRAIN, is_awaited=False)
         try:
-            await self._send(self._sent.encode())
+            frame = self._sent.encode()
+            trace.mark_gradient("sent", self._sent.version, self._sent.index, len(frame))
+            await self._send(frame)
         except BaseException:
             self._stream.cancel()
             raise
@@ -92,6 +95,8 @@ class PassCall:
         with self._named():
             result = await self._receive(Result)
             _check(self._sent, result)
+            num_bytes = 0 if result.gradient is None else result.gradient.num_bytes
+            trace.mark_gradient("answered", self._sent.version, self._sent.index, num_bytes)
             with contextlib.suppress(SwarmError):  # the result is here, whatever comes after it
                 await self._next()
         return result

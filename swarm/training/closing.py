@@ -1,9 +1,9 @@
-"""Closes a version: all groups agree, then all of them step.
+"""Closes a version: all groups agree, then all step.
 
-Two levels, because a micro-batch that a death has taken from one unit runs through all units again, and those must still have the weights
-of this version: first every group *agrees* on its reduced bytes (`close` at its leader), and only if all groups have agreed, every member
-*applies* them. An agreed group survives as long as one member lives, so a version is never applied in one part of the model and lost in
-another. Design: docs/architecture.md, "Training".
+These are G7 and G8 of a gradient's path. Two levels, because a micro-batch that a death has taken from one unit runs through all units
+again, and those must still have the weights of this version: first every group *agrees* on its reduced bytes (`close` at its leader), and
+only if all groups have agreed, every member *applies* them. An agreed group survives as long as one member lives, so a version is never
+applied in one part of the model and lost in another. Design: docs/architecture.md, "Training".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from protocols.ids import PeerId, short_peer
 from protocols.parts_of_units import Part
 from protocols.runs import RunSpec
 from protocols.units import Unit
+from swarm import trace
 from swarm.rpc.pool import ChannelPool
 from swarm.training.groups import grouped
 from swarm.training.members import Members, Stage
@@ -87,6 +88,7 @@ class Closing:
         SwarmError if no member of some group has stepped: all replicas of its units are lost.
         """
         chains, squares, num_targets = dict[Unit, bytes](), dict[Unit, float](), 0
+        trace.mark_gradient("applying", version, trace.VERSION)
         for answers in await asyncio.gather(*(self._apply_all(version, one) for one in agreed)):
             applied = [answer for answer in answers if isinstance(answer, Applied)]
             if not applied:

@@ -1,4 +1,7 @@
-"""Steps a run from version to version: compute the batch, agree, apply."""
+"""Steps a run from version to version: compute the batch, agree, apply.
+
+The last receipt of a version (G6 of a gradient's path) is where its closing begins.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from protocols.parts_of_units import Part
 from protocols.run_status import RunStatus
 from protocols.runs import RunSpec
 from protocols.units import Unit
+from swarm import trace
 from swarm.clock import Clock
 from swarm.training.closing import Attempt, Closing
 from swarm.training.members import Members, all_parts
@@ -76,6 +80,7 @@ class Coordinator:
         while True:
             await self._pipeline.compute(version, progress.missing(), progress, totals)
             computed_s = self._clock.now_s()
+            trace.mark_gradient("complete", version, trace.VERSION)
             attempt = await self._closing.attempt(version, [one for one in self._members.stages if one.is_at(version)])
             if attempt.is_whole:
                 break

@@ -21,6 +21,7 @@ from protocols.receipts import Receipt
 from protocols.runs import RunSpec
 from protocols.tensors import WireTensor
 from protocols.training import Pass
+from swarm import trace
 from swarm.clock import Clock
 from swarm.rpc.pool import ChannelPool
 from swarm.training.chain import PassError, train
@@ -52,6 +53,10 @@ class Drawn:
     """int32 [B, T]: the target of each position, or -100."""
     positions: WireTensor | None
     num_targets: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.ids.num_bytes + self.labels.num_bytes + (0 if self.positions is None else self.positions.num_bytes)
 
 
 class Source(Protocol):
@@ -117,9 +122,12 @@ class Pipeline:
 
     async def _carry(self, version: int, index: int, progress: Progress, totals: Totals) -> None:
         """One micro-batch, again and again until it has come back."""
+        trace.mark_gradient("taken", version, index)
         drawn = await asyncio.to_thread(self._source.draw, version, index)
+        trace.mark_gradient("drawn", version, index, drawn.num_bytes)
         while True:
             legs = await self._route(version, index, progress)
+            trace.mark_gradient("chosen", version, index)
             try:
                 await self._send(version, index, drawn, legs, progress, totals)
                 return
@@ -166,6 +174,7 @@ class Pipeline:
         for receipt in result.receipts:
             progress.add(index, receipt.peer, (*receipt.added, *receipt.held))
             totals.num_bytes += receipt.num_bytes
+        trace.mark_gradient("counted", version, index)
         totals.loss_sum += result.loss_sum
         totals.num_targets += drawn.num_targets
         totals.num_passes += 1
