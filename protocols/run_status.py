@@ -1,6 +1,6 @@
 """The state of one stage of a run, and published versions.
 
-    run_status    StatusRequest -> RunStatus       any peer -> stage: how far each of its units is
+    run_status    StatusRequest -> RunStatus       any peer -> stage or keeper: how far each of its units is
     publish       Publish -> Published             trainer -> stage: this version of all units becomes one that sessions may run on
 
 Records in the directory say who takes part (`protocols/roles.py`); versions change every second, so they are asked for.
@@ -15,11 +15,12 @@ from itertools import accumulate
 from protocols import fields, frame
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId
+from protocols.kept import Kept, pack_chains, parse_chain, parse_chains, parse_elementary
 from protocols.parts_of_units import Part, parts_of
 from protocols.receipts import MAX_MS, MAX_UNITS
 from protocols.runs import MAX_MICRO_BATCHES
-from protocols.units import Unit, parse_unit
-from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
+from protocols.units import Unit
+from protocols.weights_id import MAX_VERSION
 
 MAX_QUEUE = 1 << 20
 MAX_SERVED = 8
@@ -54,7 +55,7 @@ class UnitStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """One stage's word on its part of a run."""
+    """One peer's word on its part of a run: a stage's, or a keeper's, which may have no units."""
 
     num_micro_batches: int
     """Of one version's batch, 1 to MAX_MICRO_BATCHES: the bits of every bitmap."""
@@ -68,12 +69,14 @@ class RunStatus:
     """It fetches a newer version of some unit, and takes no micro-batch meanwhile."""
     served: tuple[int, ...] = ()
     """Published versions on which sessions may run here, the newest last."""
+    kept: Kept | None = None
+    """The newest checkpoint that this peer keeps: it gives the state of all units at that version."""
 
     def encode(self) -> bytes:
         header = {"t": "run_status", "batch": self.num_micro_batches,
                   "units": [[str(one.unit), one.version, one.chain] for one in self.units], "queue": self.queue,
                   "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up,
-                  "served": list(self.served)}  # fmt: skip
+                  "served": list(self.served), **({} if self.kept is None else {"kept": self.kept.pack()})}  # fmt: skip
         return frame.encode(header, [b"".join(one.ledger[part] for one in self.units for part in parts_of(one.unit))])
 
     @classmethod
@@ -92,6 +95,7 @@ class RunStatus:
             backward_ms=fields.number(header, "backward", 0, MAX_MS),
             is_catching_up=fields.flag(header, "behind"),
             served=fields.integers(header, "served", MAX_SERVED, 0, MAX_VERSION),
+            kept=None if header.get("kept") is None else Kept.parse(header["kept"]),
         )
 
 
@@ -105,20 +109,14 @@ class Publish:
     """Of every elementary unit of the run."""
 
     def encode(self) -> bytes:
-        chains = [[str(unit), chain] for unit, chain in self.chains.items()]
+        chains = pack_chains(self.chains)
         return frame.encode({"t": "publish", "run": str(self.run), "version": self.version, "chains": chains})
 
     @classmethod
     def parse(cls, data: bytes) -> Publish:
         header = frame.decode_kind(data, "publish").header
         version = fields.integer(header, "version", 0, MAX_VERSION)
-        chains: dict[Unit, bytes] = {}
-        for item in fields.array(header, "chains", MAX_UNITS):
-            unit, chain = _pair(item)
-            if unit in chains:
-                raise BadRequestError(f"{unit} stands twice in the chains of a version")
-            chains[unit] = _chain(chain, version)
-        return cls(run=_run(header), version=version, chains=chains)
+        return cls(run=_run(header), version=version, chains=parse_chains(header, "chains", version))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,26 +141,7 @@ def _row(item: object) -> tuple[Unit, int, bytes]:
     if not isinstance(item, list) or len(item) != 3:
         raise BadRequestError("a unit's status is [unit, version, chain]")
     version = fields.integer({"version": item[1]}, "version", 0, MAX_VERSION)
-    return _elementary(item[0]), version, _chain(item[2], version)
-
-
-def _pair(item: object) -> tuple[Unit, object]:
-    if not isinstance(item, list) or len(item) != 2:
-        raise BadRequestError("a unit's chain is [unit, chain]")
-    return _elementary(item[0]), item[1]
-
-
-def _elementary(text: object) -> Unit:
-    unit = parse_unit(text)
-    parts_of(unit)  # BadRequestError for one that is not elementary
-    return unit
-
-
-def _chain(value: object, version: int) -> bytes:
-    chain = fields.raw({"chain": value}, "chain", CHAIN_BYTES)
-    if len(chain) != (CHAIN_BYTES if version else 0):
-        raise BadRequestError(f"the chain of version {version} has {CHAIN_BYTES if version else 0} bytes, got {len(chain)}")
-    return chain
+    return parse_elementary(item[0]), version, parse_chain(item[2], version)
 
 
 def _with_ledgers(rows: list[tuple[Unit, int, bytes]], bitmaps: bytes, num: int) -> tuple[UnitStatus, ...]:

@@ -22,6 +22,7 @@ from protocols import (
     groups,
     hello,
     inference,
+    kept,
     progress,
     records,
     roles,
@@ -125,6 +126,8 @@ LEDGER = cards.Ledger(
 )
 CARD = cards.Card(group=GROUP.digest(), peer=ALICE.peer_id, ledger=LEDGER).signed(ALICE.sign)
 
+KEPT = kept.Kept(version=7, chains={Blocks(3, 4): bytes(range(32)), Ends(): bytes(32)})
+
 SAMPLES: dict[str, Any] = {
     "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
     "dial_back": hello.DialBack(addresses=("192.0.2.7:4002",), certificate=b"DER"),
@@ -181,8 +184,10 @@ SAMPLES: dict[str, Any] = {
             run_status.UnitStatus(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), ledger={Part.block(3): b"\xff\x0f"}),
             run_status.UnitStatus(unit=Ends(), version=0, chain=b"", ledger={EMBED: b"\x01\x00", HEAD: b"\x00\x08"}),
         ),
-        queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, served=(0, 5),
+        queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, served=(0, 5), kept=KEPT,
     ),
+    "restore": kept.Restore(run=MODEL, kept=KEPT),
+    "restored": kept.Restored(version=7),
     "publish": run_status.Publish(run=MODEL, version=7, chains={Blocks(0, 1): bytes(range(32)), Ends(): bytes(32)}),
     "published": run_status.Published(version=7),
     "group": GROUP,
@@ -221,6 +226,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "run_status": run_status.RunStatus.parse,
     "publish": run_status.Publish.parse,
     "published": run_status.Published.parse,
+    "restore": kept.Restore.parse,
+    "restored": kept.Restored.parse,
     "group": groups.Group.parse,
     "card": cards.Card.parse,
     "prepare": averaging.Prepare.parse,
@@ -566,6 +573,13 @@ def passes(draw: st.DrawFn) -> training.Pass:
     )  # fmt: skip
 
 
+_kept = st.builds(
+    kept.Kept,
+    version=_versions,
+    chains=st.dictionaries(st.integers(0, MAX_BLOCKS - 1).map(lambda n: Blocks(n, n + 1)) | st.just(Ends()), _hashes, max_size=4),
+)
+
+
 @st.composite
 def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
     num = draw(st.integers(1, 40))
@@ -578,7 +592,7 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
         units.append(run_status.UnitStatus(unit=unit, version=version, chain=draw(_hashes) if version else b"", ledger=ledger))
     return run_status.RunStatus(
         num_micro_batches=num, units=tuple(units), queue=draw(st.integers(0, 9)), forward_ms=draw(_ms), backward_ms=draw(_ms),
-        is_catching_up=draw(st.booleans()), served=tuple(draw(st.lists(_versions, max_size=3))),
+        is_catching_up=draw(st.booleans()), served=tuple(draw(st.lists(_versions, max_size=3))), kept=draw(st.none() | _kept),
     )  # fmt: skip
 
 
@@ -740,4 +754,6 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
         ),
     ),
     "published": st.builds(run_status.Published, version=st.integers(0, MAX_VERSION)),
+    "restore": st.builds(kept.Restore, run=models, kept=_kept),
+    "restored": st.builds(kept.Restored, version=_versions),
 }

@@ -22,6 +22,7 @@ from protocols import (
     groups,
     hello,
     inference,
+    kept,
     msgpack_bounds,
     pieces,
     progress,
@@ -107,6 +108,7 @@ def statuses() -> tuple[run_status.UnitStatus, ...]:
     return tuple(run_status.UnitStatus(unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=bitmaps(unit)) for unit in UNITS)
 
 
+KEPT = kept.Kept(version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32)))
 GROUP_ID = groups.GroupId(bytes(16))
 
 
@@ -225,8 +227,11 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "pass_failed": lambda: training.PassFailed(hop=127, code=WIDE * 64, message=WIDE * 2_000),
     "run_status?": lambda: run_status.StatusRequest(run=MODEL),
     "run_status": lambda: run_status.RunStatus(
-        num_micro_batches=4_096, units=statuses(), queue=1 << 20, forward_ms=1e9, backward_ms=1e9, served=(MAX_VERSION,) * 8
+        num_micro_batches=4_096, units=statuses(), queue=1 << 20, forward_ms=1e9, backward_ms=1e9, served=(MAX_VERSION,) * 8,
+        kept=KEPT,
     ),
+    "restore": lambda: kept.Restore(run=MODEL, kept=KEPT),
+    "restored": lambda: kept.Restored(version=MAX_VERSION),
     "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
     "published": lambda: run_status.Published(version=MAX_VERSION),
 }  # fmt: skip

@@ -61,6 +61,9 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "a chain of 31 bytes": ("publish", {"chains": [["decoder/0:1", bytes(31)]]}),
     "chains of a unit twice": ("publish", {"chains": [["decoder/0:1", bytes(32)]] * 2}),
     "a chain without unit": ("publish", {"chains": [bytes(32)]}),
+    "a checkpoint of version 0": ("restore", {"kept": [0, []]}),
+    "no checkpoint": ("restore", {"kept": None}),
+    "a checkpoint without chains": ("run_status", {"kept": [7]}),
 }
 
 
