@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "jinja2": ("swarm/thin",),
     "libp2p": ("swarm/lan",),
     "msgpack": ("protocols",),
-    "numpy": ("node/training/data", "swarm/thin"),
+    "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
     "pyarrow": ("node/training/data/columns.py",),
     "rich": ("node/cli",),
     "safetensors": ("swarm/models",),

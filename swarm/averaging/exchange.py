@@ -43,9 +43,19 @@ WAITING_PIECES = 2
 class Exchange:
     """One attempt at one member. `run` does it all; `serve` is called for each stream that another member opens."""
 
-    def __init__(self, group: Group, plan: Plan, me: int, sums: Tensor | None, num_extras: Sequence[int], extra: Extra) -> None:
-        """me: our place in the group; sums: float32 [N] if we are included; num_extras: values of each member's extra."""
-        self.scratch = Scratch(plan, group.codec, sums)
+    def __init__(
+        self,
+        group: Group,
+        plan: Plan,
+        me: int,
+        sums: Tensor | None,
+        num_extras: Sequence[int],
+        extra: Extra,
+        spare: Tensor | None = None,
+    ) -> None:
+        """me: our place in the group; sums: float32 [N] if we are included; num_extras: values of each member's extra; spare: as of
+        `Scratch`."""
+        self.scratch = Scratch(plan, group.codec, sums, spare)
         self.members = tuple(group.members[place] for place in plan.taking_part)
         self.extras: list[Tensor] = [torch.empty(0)] * len(self.members)
         self._group, self._extra, self._num_extras = group, extra, num_extras

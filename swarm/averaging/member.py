@@ -44,6 +44,8 @@ class GroupMember:
         """replica_of: raises a SwarmError for a run that this peer has no part in."""
         self.attempts = Attempts()
         self._identity, self._pool, self._replica_of, self._tasks = identity, pool, replica_of, tasks
+        self._spare: Tensor | None = None
+        """Memory of the last reduced values that were applied, for the next ones."""
 
     # --- the card
 
@@ -126,7 +128,8 @@ class GroupMember:
         sums = await replica.sums(group) if attempt.place in found.included else None
         extras = [replica.num_extra(group, member, count) for member in range(count)]
         codec_name = group.codec if count > 1 else "float32"  # alone, nothing is sent
-        exchange = Exchange(replace(group, codec=codec_name), found, attempt.place, sums, extras, extra)
+        spare, self._spare = self._spare, None
+        exchange = Exchange(replace(group, codec=codec_name), found, attempt.place, sums, extras, extra, spare)
         if not attempt.is_open:
             raise NotAgreedError(f"group {group.id.hex()[:8]} was aborted")
         attempt.exchange.set_result(exchange)
@@ -211,6 +214,7 @@ class GroupMember:
         reduced, extras = attempt.result
         await attempt.replica.apply(attempt.group, reduced, extras)
         attempt.drop(NotAgreedError(f"group {attempt.name} has ended: its sum is applied"))
+        self._spare = reduced.values
         return Applied(
             version=attempt.group.version + 1, chains=reduced.chains, squares=reduced.norms, num_targets=reduced.num_targets
         )

@@ -69,7 +69,8 @@ class Replica(Protocol):
     async def apply(self, group: Group, reduced: Reduced, extras: Sequence[Tensor]) -> None:
         """Step: version + 1, `reduced.chains`, empty sums and open ledgers. extras: of each member that took part, in member order.
 
-        Called once per agreement. If it raises, this replica is broken: others go on.
+        Called once per agreement. `reduced.values` must not be used after it: their memory takes the next ones. If it raises, this
+        replica is broken: others go on.
         """
 
     def reopen(self, group: Group, how: Reopening) -> None:
