@@ -118,6 +118,8 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "published": _row(64, 8),
     "restore": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 14, _UNITS + 3),
     "restored": _row(64, 8),
+    "lease?": _row(300 * _LETTER + 256 * 27 + 64 * 3 + 96, 256 * 5 + 64 + 16, 256 + 4),
+    "lease": _row(_PEER + 64 * 3 + 8 * 70 + 96, 64 + 8 * 10 + 20, 8 + 4),
     # averaging
     "group": _row(_GROUP_BYTES, MAX_MEMBERS * 13 + MAX_GROUP_UNITS + 32, 2 * MAX_MEMBERS + 8),
     "card": _row(MAX_GROUP_UNITS * (9 + 1 + 32) + 512, 2 * MAX_GROUP_UNITS + 32, 8, 2),

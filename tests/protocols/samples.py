@@ -23,6 +23,7 @@ from protocols import (
     hello,
     inference,
     kept,
+    leases,
     progress,
     records,
     roles,
@@ -190,6 +191,14 @@ SAMPLES: dict[str, Any] = {
     "restored": kept.Restored(version=7),
     "publish": run_status.Publish(run=MODEL, version=7, chains={Blocks(0, 1): bytes(range(32)), Ends(): bytes(32)}),
     "published": run_status.Published(version=7),
+    "lease?": leases.LeaseRequest(
+        run=MODEL, version=7, done=(leases.Done(index=3, loss_sum=2.5, num_targets=5, num_bytes=6),), running=(1, 4_095), wanted=2, shown=6
+    ),
+    "lease": leases.LeaseAnswer(
+        coordinator=BOB.peer_id, version=7, indices=(5, 0), deadline_s=30.0, is_again=True,
+        finished=(leases.Finished(version=7, loss_sum=2.5, num_targets=5, seconds=1.5, closing_s=0.25, num_stages=2, num_bytes=6,
+                                  num_redone=1, grad_norm=0.5),),
+    ),
     "group": GROUP,
     "card": CARD,
     "prepare": averaging.Prepare(id=GROUP.id, cards=(CARD, CARD)),
@@ -228,6 +237,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "published": run_status.Published.parse,
     "restore": kept.Restore.parse,
     "restored": kept.Restored.parse,
+    "lease?": leases.LeaseRequest.parse,
+    "lease": leases.LeaseAnswer.parse,
     "group": groups.Group.parse,
     "card": cards.Card.parse,
     "prepare": averaging.Prepare.parse,
@@ -531,6 +542,16 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
 _parts = st.integers(0, MAX_BLOCKS - 1).map(Part.block) | st.sampled_from([EMBED, HEAD])
 _part_lists = st.lists(_parts, max_size=4).map(tuple)
 _ms = st.floats(0, 1e9)
+_leased = st.lists(st.integers(0, MAX_MICRO_BATCHES - 1), max_size=5, unique=True).map(tuple)
+_done = st.builds(
+    leases.Done, index=st.integers(0, MAX_MICRO_BATCHES - 1), loss_sum=st.floats(-1e30, 1e30), num_targets=st.integers(0, 1 << 16),
+    num_bytes=st.integers(0, 1 << 48),
+)  # fmt: skip
+_finished = st.builds(
+    leases.Finished, version=st.integers(1, MAX_VERSION), loss_sum=st.floats(-1e30, 1e30), num_targets=st.integers(0, 1 << 28),
+    seconds=_ms, closing_s=_ms, num_stages=st.integers(0, 1 << 16), num_bytes=st.integers(0, 1 << 60),
+    num_redone=st.integers(0, 1 << 24), grad_norm=st.floats(0, 1e30),
+)  # fmt: skip
 _receipts = st.builds(
     Receipt, peer=peers, added=_part_lists, held=_part_lists, queue_ms=_ms, forward_ms=_ms, backward_ms=_ms, wait_ms=_ms,
     num_bytes=st.integers(0, 1 << 48),
@@ -756,4 +777,22 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "published": st.builds(run_status.Published, version=st.integers(0, MAX_VERSION)),
     "restore": st.builds(kept.Restore, run=models, kept=_kept),
     "restored": st.builds(kept.Restored, version=_versions),
+    "lease?": st.builds(
+        leases.LeaseRequest,
+        run=models,
+        version=st.integers(0, MAX_VERSION),
+        done=st.lists(_done, max_size=3).map(tuple),
+        running=_leased,
+        wanted=st.integers(0, leases.MAX_LEASED),
+        shown=st.integers(0, MAX_VERSION),
+    ),
+    "lease": st.builds(
+        leases.LeaseAnswer,
+        coordinator=st.none() | peers,
+        version=st.integers(0, MAX_VERSION),
+        indices=_leased,
+        deadline_s=_ms,
+        is_again=st.booleans(),
+        finished=st.lists(_finished, max_size=3).map(tuple),
+    ),
 }

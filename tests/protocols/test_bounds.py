@@ -23,6 +23,7 @@ from protocols import (
     hello,
     inference,
     kept,
+    leases,
     msgpack_bounds,
     pieces,
     progress,
@@ -234,6 +235,15 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "restored": lambda: kept.Restored(version=MAX_VERSION),
     "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
     "published": lambda: run_status.Published(version=MAX_VERSION),
+    "lease?": lambda: leases.LeaseRequest(
+        run=MODEL, version=MAX_VERSION, running=tuple(range(4_032, 4_096)), wanted=64, shown=MAX_VERSION,
+        done=(leases.Done(index=4_095, loss_sum=1e30, num_targets=1 << 16, num_bytes=1 << 48),) * leases.MAX_DONE,
+    ),
+    "lease": lambda: leases.LeaseAnswer(
+        coordinator=ALICE.peer_id, version=MAX_VERSION, indices=tuple(range(4_032, 4_096)), deadline_s=1e9, is_again=True,
+        finished=(leases.Finished(version=MAX_VERSION, loss_sum=1e33, num_targets=1 << 28, seconds=1e9, closing_s=1e9,
+                                  num_stages=1 << 16, num_bytes=1 << 60, num_redone=1 << 24, grad_norm=1e30),) * leases.MAX_FINISHED,
+    ),
 }  # fmt: skip
 
 
