@@ -99,10 +99,13 @@ class PassCompute:
             flight.close()
 
     def _check_open(self) -> None:
-        if self._trained is not None and self._sent.is_training:
-            self._trained.check_open(self._parts, self._sent.version)
-        elif self._trained is not None:
-            self._trained.check_version(self._parts, self._sent.version)
+        """Our weights must be of the version in every part; a part that holds the micro-batch adds nothing, so its sum may be closed."""
+        trained, sent = self._trained, self._sent
+        if trained is None:
+            return
+        trained.check_version(parts_of_hop(sent, sent.hop), sent.version)
+        if sent.is_training and sent.index is not None:
+            trained.check_open([part for part in self._parts if not trained.holds(part, sent.index)], sent.version)
 
     def _not_held(self) -> frozenset[Part]:
         trained, index = self._trained, self._sent.index
@@ -131,10 +134,10 @@ class PassCompute:
         try:
             return compression.unpack(gradient, finite=True)
         except TensorFormatError as error:
-            sent, refusal = self._sent, NonFiniteGradientError(f"a gradient of {_name(self._sent)} cannot be used: {error}")
+            sent, text = self._sent, f"a gradient of {_name(self._sent)} cannot be used: {error}"
             if sent.is_last:
-                raise refusal from None
-            raise PassError(sent.hop + 1, sent.route[sent.hop + 1].peer, refusal) from None
+                raise NonFiniteGradientError(text) from None
+            raise PassError(sent.hop + 1, sent.route[sent.hop + 1].peer, NonsenseError(text)) from None
 
     def _packed(self, values: Tensor, what: str) -> WireTensor:
         try:

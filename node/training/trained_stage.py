@@ -106,8 +106,8 @@ class TrainedStage:
             self.states[unit].check_version(version)
 
     def holds(self, part: Part, index: int) -> bool:
-        """Is the micro-batch in the part's sum?"""
-        return self.states[part.unit].holds(part, index)
+        """Is the micro-batch in the part's sum? False for a part that is not trained here."""
+        return part.unit in self.states and self.states[part.unit].holds(part, index)
 
     def status(self) -> RunStatus:
         """What other peers are told."""

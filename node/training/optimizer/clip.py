@@ -31,7 +31,8 @@ def clip_factor(sum_of_squares: float, limit: float, num_units: int) -> float:
 def mean_scale(sum_of_squares: float, num_targets: int, limit: float, num_units: int) -> float:
     """What a unit's *summed* gradient is multiplied by: the mean over target tokens, and clipping, in one rounding.
 
-    sum_of_squares: of the summed gradient, over num_targets tokens (at least 1); the rest as in `clip_factor`.
+    sum_of_squares: of the summed gradient, over num_targets tokens; the rest as in `clip_factor`. 0 tokens: 0, as the sum is.
     """
-    assert num_targets > 0
+    if not num_targets:
+        return 0.0
     return clip_factor(sum_of_squares / num_targets / num_targets, limit, num_units) / num_targets

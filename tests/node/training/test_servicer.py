@@ -371,7 +371,7 @@ def with_receipts(receipts: Callable[[Any], tuple[Receipt, ...]]) -> Callable[[P
 
 
 ANSWERS: dict[str, tuple[str, int, Callable[[Pass, Any], bytes]]] = {
-    "NaN": ("non_finite_gradient", 1, answered(float("nan"))),
+    "NaN": ("nonsense_from_above", 1, answered(float("nan"))),
     "a gradient without bounds": ("non_finite_gradient", 0, answered(1e30)),
     "a gradient of another shape": ("nonsense_from_above", 1, answered(1.0, H + 1)),
     "no receipt": ("nonsense_from_above", 1, with_receipts(lambda peer: ())),
@@ -406,6 +406,23 @@ async def test_a_closed_ledger_and_a_stage_that_catches_up_take_nothing() -> Non
         error = await failed(pool, pass_of(route_of(nodes), 3))
         assert (error.hop, error.cause.code) == (0, "version_mismatch")
     assert_sums(nodes, {})
+
+
+async def test_a_micro_batch_that_a_closed_sum_holds_passes_through_for_the_others() -> None:
+    """A group has agreed, and another one has lost a member: what that one held runs again through the weights of all."""
+    nodes, refill = thirds(), TrainingNode(THIRDS[2])
+    async with running(*nodes, refill) as pool:
+        await train(pool, pass_of(route_of(nodes), 3))
+        before = nodes[0].sums()
+        for state in nodes[0].trained.states.values():
+            state.close()
+        redone = await train(pool, pass_of(route_of([*nodes[:2], refill]), 3))
+        assert [len(receipt.added) for receipt in redone.receipts] == [0, 0, 3] and len(redone.receipts[0].held) == 3
+        nodes[1].trained.states[Blocks(2, 3)].restore(1, bytes(32))
+        parts = tuple(Part.block(number) for number in (2, 3))
+        error = await failed(pool, pass_of(route_of(nodes), 3, None, skip=parts))
+        assert (error.hop, error.cause.code) == (1, "version_mismatch"), "other weights were used for what others add"
+    assert all(torch.equal(before[name], value) for name, value in nodes[0].sums().items())
 
 
 async def test_too_many_passes_at_once_are_refused_typed_and_those_in_hand_go_on() -> None:

@@ -39,6 +39,7 @@ def test_a_summed_gradient_is_scaled_to_its_clipped_mean() -> None:
     assert mean_scale(100.0, 20, 0.1, 3) == pytest.approx(clip_factor(mean_square, 0.1, 3) / 20)
     assert clip_factor(mean_square, 0.1, 3) < 1
     assert clip_factor(0.0, 1.0, 3) == 1
+    assert mean_scale(0.0, 0, 1.0, 3) == 0, "a batch without a target has no gradient"
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -1.0])
