@@ -1,6 +1,6 @@
 """What a run has measured: one JSON object per line in `metrics.jsonl`.
 
-A line is a version (`"version": 7, "loss": …`) or an evaluation (`"evaluation": …`). Lines are appended and flushed one by one, so a
+A line is a version (`"version": 7, "loss": …`), an evaluation (`"evaluation": 7, …`) or an event (`"event": "joined", …`). Lines are appended and flushed one by one, so a
 process that dies loses none that it has shown. A run that is resumed goes on in the same file; the lines of versions that are computed
 again (after all processes were killed) replace the earlier ones for readers: of several lines of one version, the last counts.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,18 +54,35 @@ class EvaluationRow:
 
     evaluation: int
     """The version that was evaluated."""
-    loss: float
-    """Mean over target tokens, nats."""
-    perplexity: float
-    bits_per_byte: float
+    loss: float | None
+    """Mean over target tokens, nats; None, as the two below, if there is no validation data."""
+    perplexity: float | None
+    bits_per_byte: float | None
     """Of the text's UTF-8 bytes."""
     tokens: int
     """Target tokens that were evaluated."""
+    time_s: float
+    """Seconds since the run began in this process."""
     samples: Mapping[str, str]
     """What the model continues each of the run's prompts with."""
 
 
-Row = VersionRow | EvaluationRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """Something that happened to the run."""
+
+    event: str
+    """joined, gone (a stage left or died), waiting, checkpoint, …"""
+    version: int
+    """That the run was at."""
+    time_s: float
+    """Seconds since the run began in this process."""
+    text: str = ""
+
+
+Row = VersionRow | EvaluationRow | EventRow
+OnRow = Callable[[Row], None]
+"""Told each line as it is written."""
 
 
 class MetricsFile:
@@ -99,6 +116,23 @@ class MetricsFile:
         self.close()
 
 
+def mean_row(
+    version: int, loss_sum: float, num_targets: int, num_bytes: int, time_s: float, samples: Mapping[str, str]
+) -> EvaluationRow:
+    """An evaluation from its sums; without targets there is no loss."""
+    loss = loss_sum / num_targets if num_targets else None
+    return EvaluationRow(
+        evaluation=version, loss=loss, perplexity=None if loss is None else perplexity(loss),
+        bits_per_byte=None if loss is None else bits_per_byte(loss_sum, num_bytes), tokens=num_targets, time_s=time_s,
+        samples=samples,
+    )  # fmt: skip
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Lines of events, in the order in which they were written. CheckpointError if there is no such file."""
+    return [row for row in _rows(folder / FILE) if "event" in row]
+
+
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(lines of versions, lines of evaluations), each in the order of versions; of several lines of one version the last.
 
@@ -109,7 +143,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     for row in _rows(folder / FILE):
         if "evaluation" in row:
             evaluations[row["evaluation"]] = row
-        elif "version" in row:
+        elif "version" in row and "event" not in row:
             versions[row["version"]] = row
     return [versions[key] for key in sorted(versions)], [evaluations[key] for key in sorted(evaluations)]
 

@@ -188,7 +188,7 @@ class Pipeline:
             route=tuple(stages[leg.peer].hop(leg.span) for leg in legs),
             skip=progress.skipped(index, parts_on(legs)),
             payload=drawn.ids, labels=drawn.labels, positions=drawn.positions, num_targets=drawn.num_targets,
-            codec=_CODECS[self._spec.activations], budget_ms=round(1_000 * late_s),
+            codec=hidden_codec(self._spec), budget_ms=round(1_000 * late_s),
         )  # fmt: skip
 
     async def _after(self, error: PassError, legs: Sequence[Leg], progress: Progress) -> None:
@@ -197,6 +197,11 @@ class Pipeline:
         log.info("a micro-batch failed at stage %s: %s", short_peer(peer), error)
         if await self._members.ask_again(peer) is None:
             progress.lose(peer)
+
+
+def hidden_codec(spec: RunSpec) -> str:
+    """How hidden states and gradients of a run travel."""
+    return _CODECS[spec.activations]
 
 
 _CODECS = {"float32": "none", "bfloat16": "bfloat16"}
