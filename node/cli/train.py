@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from node.cli import node
 from node.cli.console import Lines
 from node.cli.options import Training
+from node.cli.train_display import open_display
 from node.config import Serve
 from node.events import Event
 from node.logs import Repetitions
 from swarm import descriptors
 
 if TYPE_CHECKING:
-    from node.training.metrics import VersionRow
     from node.training.spec.run_file import RunFile
 
 
@@ -31,11 +31,10 @@ def run(file: Path, flags: Training, words: Sequence[str]) -> None:
     if flags.dry_run:
         _describe(run_file)
         return
-    lines = Lines()
     if flags.local:
-        _train_locally(run_file, flags, lines)
+        _train_locally(run_file, flags)
     else:
-        _train(run_file, flags, lines)
+        _train(run_file, flags)
 
 
 def _describe(run_file: RunFile) -> None:
@@ -46,43 +45,36 @@ def _describe(run_file: RunFile) -> None:
         print(line)
 
 
-def _train(run_file: RunFile, flags: Training, lines: Lines) -> None:
+def _train(run_file: RunFile, flags: Training) -> None:
     config = node.read([Serve(model=run_file.name)], flags.hosting())
     descriptors.raise_limit()
     from node.runs.trainer import TrainConfig, run_trainer
-    from swarm import trace
 
     warned = Repetitions()
-
-    def on_event(event: Event) -> None:
-        if event.kind != "warning" or warned.is_new(event.text):
-            lines.say(event.kind, event.text)
-
     train = TrainConfig(file=run_file, node=config, folder=flags.out / run_file.name)
-    asyncio.run(node.until_signalled(lambda: run_trainer(train, on_event, lambda row: lines.say("version", told(row)))))
-    lines.say("left")
+    with open_display(run_file.name, _num_steps(run_file)) as display:
+
+        def on_event(event: Event) -> None:
+            if event.kind != "warning" or warned.is_new(event.text):
+                display.event(event)
+
+        asyncio.run(node.until_signalled(lambda: run_trainer(train, on_event, [display.row])))
+    Lines().say("left")
     sys.stderr.flush()
-    trace.flush()
     os._exit(0)  # as `swarm node` does
 
 
-def _train_locally(run_file: RunFile, flags: Training, lines: Lines) -> None:
+def _train_locally(run_file: RunFile, flags: Training) -> None:
     from node.runs.local_trainer import train_locally
     from swarm import places
 
-    train_locally(
-        run_file,
-        flags.data_dir or places.data_dir(),
-        flags.out / run_file.name,
-        lambda event: lines.say(event.kind, event.text),
-        lambda row: lines.say("version", told(row)),
-    )
+    with open_display(run_file.name, _num_steps(run_file)) as display:
+        data_dir = flags.data_dir or places.data_dir()
+        train_locally(run_file, data_dir, flags.out / run_file.name, display.event, [display.row])
 
 
-def told(row: VersionRow) -> str:
-    """One line about a version."""
-    redone = f", {row.redone} redone" if row.redone else ""
-    return (
-        f"{row.version}: loss {row.loss:.4f}, lr {row.lr:.2e}, {row.tokens_per_s:,.0f} tokens/s, {row.peers} stages, "
-        f"{row.bytes_sent / 1e6:.1f} MB sent{redone}"
-    )
+def _num_steps(run_file: RunFile) -> int:
+    """Versions of the run, computed from tokens or a ratio if the file says those."""
+    from node.training.spec.model_plan import plan_model
+
+    return run_file.training.num_steps(plan_model(run_file).num_parameters)

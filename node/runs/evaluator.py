@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from node.events import Event, OnEvent
@@ -65,7 +65,7 @@ class Evaluator:
         self._journal, self._on_event = journal, on_event
         self._most: int | None = None
         """Micro-batches that one evaluation reaches; None = all."""
-        self._tasks, self._sampling = Tasks(), None
+        self._tasks = Tasks()
         self._sampling: asyncio.Task[None] | None = None
 
     async def after(self, step: Step) -> None:
@@ -109,8 +109,3 @@ class Evaluator:
             self._on_event(Event("warning", f"no sample of version {version}: {reason}"))
         if found.num_targets or samples:
             self._journal.write(mean_row(version, found.loss_sum, found.num_targets, found.num_bytes, time_s, samples))
-
-
-def no_validation() -> Sequence[MicroBatch]:
-    """Of a run file that names none."""
-    return ()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from node.events import Event, OnEvent
-from node.runs.opening import RunData, read_data
+from node.runs.journal import Journal
+from node.runs.opening import RunData, open_validation, read_data
+from node.runs.sampler import SAMPLE_TOKENS
 from node.training.data.batches import Batches
 from node.training.initial import draw_checkpoint, manifest_of_base, manifest_of_run
 from node.training.local import LocalRun, LocalStep
-from node.training.metrics import MetricsFile, VersionRow
+from node.training.metrics import EvaluationRow, MetricsFile, OnRow, VersionRow, mean_row
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
 from node.training.stage import Stage
@@ -25,6 +27,8 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.config import config_from_json
 from swarm.models.loading import load_ends, load_parts
 from swarm.places import expanded
+from swarm.thin.sandbox import Sandbox
+from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 
 
 def train_locally(
@@ -32,7 +36,7 @@ def train_locally(
     data_dir: Path,
     folder: Path,
     on_event: OnEvent,
-    on_version: Callable[[VersionRow], None],
+    listeners: Sequence[OnRow] = (),
     clock: Clock = SYSTEM,
 ) -> LocalRun:
     """Train from version 0 to the last one; blocks. Errors as of `read_data`, and NonFiniteGradientError."""
@@ -43,15 +47,49 @@ def train_locally(
 
     data = read_data(file, data_dir, tell, is_needed=True)
     run = begin(data, data_dir, folder)
-    began = clock.now_s()
-    with MetricsFile(folder) as metrics:
+    with MetricsFile(folder) as metrics, LocalEvaluator(run, data, data_dir) as evaluator:
+        journal = Journal(metrics, listeners, clock)
         while run.version < data.spec.batch.steps:
             started = clock.now_s()
             step = run.step()
-            row = row_of(step, data.spec, clock.now_s() - began, clock.now_s() - started)
-            metrics.write(row)
-            on_version(row)
+            journal.write(row_of(step, data.spec, journal.time_s, clock.now_s() - started))
+            if evaluator.is_due(step.version):
+                journal.write(evaluator.row(journal.time_s))
     return run
+
+
+class LocalEvaluator:
+    """What `evaluator.Evaluator` is for the swarm. A context, which ends its tokenizer."""
+
+    def __init__(self, run: LocalRun, data: RunData, data_dir: Path) -> None:
+        """Blocks, until the validation data is read."""
+        self._run, self._section, self._num_steps = run, data.file.evaluation, data.spec.batch.steps
+        validation = open_validation(data, data_dir, lambda what, done, total: None)
+        assert data.train is not None, "read with is_needed"
+        self._batches = Batches.of(data.spec, data.train, validation)
+        self._folder, self._sandbox = data.tokenizer, Sandbox(data.file.name)
+
+    def is_due(self, version: int) -> bool:
+        """Is this version evaluated?"""
+        every = self._section.every_steps
+        has_work = bool(self._section.samples or next(self._batches.validation(), None))
+        return bool(every) and has_work and (version % every == 0 or version == self._num_steps)
+
+    def row(self, time_s: float) -> EvaluationRow:
+        """Of the run's version now."""
+        loss_sum, num_targets, num_bytes = self._run.evaluate(self._batches.validation())
+        samples: dict[str, str] = {}
+        if self._section.samples:
+            tokenizer = SandboxedTokenizer(self._sandbox, self._folder)
+            for prompt in self._section.samples:
+                samples[prompt] = tokenizer.decode(self._run.generate(tokenizer.encode(prompt), SAMPLE_TOKENS))
+        return mean_row(self._run.version, loss_sum, num_targets, num_bytes, time_s, samples)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._sandbox.close()
 
 
 def begin(data: RunData, data_dir: Path, folder: Path) -> LocalRun:

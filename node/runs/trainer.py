@@ -7,20 +7,25 @@ task: stages keep what they have, and the next trainer goes on from there. This 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
-from node.runs.opening import OpenRun, RunData, RunOpener, read_data
+from node.runs.evaluator import Evaluator
+from node.runs.journal import Comings, Journal
+from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
 from node.runs.publisher import Publisher
+from node.runs.sampler import ServedSamples
 from node.training.data.batches import Batches
 from node.training.data.micro_batch import Ids, MicroBatch
-from node.training.metrics import MetricsFile, VersionRow
+from node.training.data.token_data import TokenData
+from node.training.metrics import MetricsFile, OnRow, VersionRow
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
 from protocols.records import PeerRecord
@@ -32,6 +37,7 @@ from swarm.meeting import keyring
 from swarm.peer.peer import Peer, software
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
+from swarm.training.evaluation import Evaluation
 from swarm.training.members import Members
 from swarm.training.pipeline import Drawn, Pipeline
 from swarm.weights.naming import Naming
@@ -53,11 +59,10 @@ class TrainConfig:
     """`runs/NAME`: metrics and checkpoints."""
 
 
-OnVersion = Callable[[VersionRow], None]
 AfterStep = Callable[[Step], Awaitable[None]]
 
 
-async def run_trainer(config: TrainConfig, on_event: OnEvent, on_version: OnVersion) -> None:
+async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow] = (), clock: Clock = SYSTEM) -> None:
     """Train until the run's last version. Whatever keeps it from that is raised as a SwarmError, after everything was stopped."""
     uploader = Uploader(config.node.upload_bytes_s)
 
@@ -81,11 +86,32 @@ async def run_trainer(config: TrainConfig, on_event: OnEvent, on_version: OnVers
             await peer.directory.announce(lambda: _record(config.node, peer, run), (run.model.name,))
             on_event(Event("ready"))
             with MetricsFile(config.folder) as metrics:
-                members = Members(run.model, peer.directory, peer.pool)
-                after = [Publisher(run.spec, members, peer.pool).after]
-                await Trainer(run, data, peer, members, metrics, on_event, on_version, after).train()
+                members, journal = Members(run.model, peer.directory, peer.pool), Journal(metrics, listeners, clock)
+                async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
+                    after = [Comings(members, journal).after, Publisher(run.spec, members, peer.pool).after, evaluator.after]
+                    await Trainer(run, data, peer, members, journal, on_event, after, clock).train()
         finally:
             run.close()
+
+
+@contextlib.asynccontextmanager
+async def evaluating(
+    run: OpenRun, data: RunData, config: TrainConfig, peer: Peer, members: Members, journal: Journal, on_event: OnEvent
+) -> AsyncIterator[Evaluator]:
+    """The evaluator of a run; what it has under way at the end is waited for, if nothing failed, else cancelled."""
+    validation = await asyncio.to_thread(open_validation, data, config.node.data_dir, lambda what, done, total: None)
+    batches, num_blocks = _batches(data, run.spec, validation), run.checkpoint.num_blocks
+    loss = Evaluation(members, peer.pool, run.spec, num_blocks, random.Random(peer.peer_id))
+    samples = ServedSamples(peer, run.model, num_blocks, run.checkpoint.path, data.tokenizer)
+    evaluator = Evaluator(
+        data.file.evaluation, run.spec.batch.steps, loss, batches.validation, drawn, samples, journal, on_event
+    )  # fmt: skip
+    try:
+        yield evaluator
+        await evaluator.finish()
+    finally:
+        await evaluator.stop()
+        samples.close()
 
 
 class Trainer:
@@ -97,16 +123,14 @@ class Trainer:
         data: RunData,
         peer: Peer,
         members: Members,
-        metrics: MetricsFile,
+        journal: Journal,
         on_event: OnEvent,
-        on_version: OnVersion,
         after: Sequence[AfterStep] = (),
         clock: Clock = SYSTEM,
     ) -> None:
         """after: awaited in this order after each step, before the next one begins: what takes long starts a task of its own."""
         self._after = after
-        self._run, self._spec, self._peer, self._metrics = run, run.spec, peer, metrics
-        self._on_event, self._on_version, self._clock, self._began_s = on_event, on_version, clock, clock.now_s()
+        self._run, self._spec, self._journal, self._on_event = run, run.spec, journal, on_event
         self._said = ""
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
@@ -121,6 +145,7 @@ class Trainer:
     async def train(self) -> None:
         """From the version that the stages have to the run's last one."""
         version = await self._first_version()
+        self._journal.begin(version)
         while version < self._spec.batch.steps:
             step = await self._coordinator.step(version)
             self._note(step)
@@ -138,26 +163,27 @@ class Trainer:
     def _waits(self, text: str) -> None:
         if text != self._said:
             self._said = text
+            self._journal.event("waiting", text)
             self._on_event(Event("waiting", text))
 
     def _note(self, step: Step) -> None:
         self._said = ""
         spec, totals = self._spec, step.totals
+        self._journal.version = step.version
         row = VersionRow(
             version=step.version,
             tokens=step.version * spec.batch.batch_tokens,
             loss=totals.loss_sum / max(1, totals.num_targets),
             lr=learning_rate(spec.schedule, spec.optimizer.lr, step.version - 1, spec.batch.steps),
             grad_norm=step.grad_norm,
-            time_s=self._clock.now_s() - self._began_s,
+            time_s=self._journal.time_s,
             tokens_per_s=spec.batch.batch_tokens / step.seconds if step.seconds else 0.0,
             peers=step.num_stages,
             bytes_sent=totals.num_bytes,
             waiting_s=step.closing_s,
             redone=totals.num_redone,
         )
-        self._metrics.write(row)
-        self._on_version(row)
+        self._journal.write(row)
 
 
 class BatchSource:
@@ -168,18 +194,22 @@ class BatchSource:
 
     def draw(self, version: int, index: int) -> Drawn:
         """As `pipeline.Source.draw`."""
-        micro_batch: MicroBatch = self._batches.micro_batch(version, index)
-        return Drawn(
-            ids=_wire(micro_batch.ids),
-            labels=_wire(micro_batch.labels),
-            positions=None if micro_batch.positions is None else _wire(micro_batch.positions),
-            num_targets=micro_batch.num_targets,
-        )
+        return drawn(self._batches.micro_batch(version, index))
 
 
-def _batches(data: RunData, spec: RunSpec) -> Batches:
+def drawn(micro_batch: MicroBatch) -> Drawn:
+    """A micro-batch as it travels."""
+    return Drawn(
+        ids=_wire(micro_batch.ids),
+        labels=_wire(micro_batch.labels),
+        positions=None if micro_batch.positions is None else _wire(micro_batch.positions),
+        num_targets=micro_batch.num_targets,
+    )
+
+
+def _batches(data: RunData, spec: RunSpec, validation: TokenData | None = None) -> Batches:
     assert data.train is not None, "a trainer has the data"
-    return Batches.of(spec, data.train)
+    return Batches.of(spec, data.train, validation)
 
 
 def _wire(values: Ids) -> WireTensor:

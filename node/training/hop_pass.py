@@ -1,8 +1,8 @@
-"""One pass at one hop: our forward, the hops below, our backward (none in an evaluation).
+"""One pass at one hop: our forward, the hops below, our backward.
 
 This is G5 of a gradient's path. The call of the next hop is nested in ours: its gradient comes back as its answer. The last hop computes
 the loss and runs its backward in one piece, so the device does nothing else in between. If this task is cancelled (its caller has gone),
-the call below is cancelled and the flight's memory is free again.
+the call below is cancelled and the flight's memory is free again. An evaluation has no backward.
 """
 
 from __future__ import annotations

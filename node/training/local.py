@@ -6,7 +6,7 @@ whole Hugging Face model (tests/node/training/test_local.py says how closely).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,18 @@ class LocalRun:
             loss_sum, num_targets = loss_sum + flight.loss_sum, num_targets + micro_batch.num_targets
             num_bytes += micro_batch.num_bytes
         return loss_sum, num_targets, num_bytes
+
+    def generate(self, ids: Sequence[int], num_tokens: int, ends: Collection[int] = ()) -> list[int]:
+        """The likeliest continuation of at least one token, at most `num_tokens` long, or up to one of `ends`.
+
+        Without a cache: each token costs a forward of all before it.
+        """
+        found: list[int] = []
+        while len(found) < num_tokens and not (found and found[-1] in ends):
+            flight = self._stage.forward(self._span, torch.tensor([[*ids, *found]]), for_backward=False)
+            assert flight.output is not None, "no labels were given"
+            found.append(int(self._stage.logits(flight.output[:, -1:])[0, -1].argmax()))
+        return found
 
     def _add(self, version: int, index: int, micro_batch: MicroBatch) -> float:
         flight = self._stage.forward(self._span, *_tensors(micro_batch))

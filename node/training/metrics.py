@@ -1,8 +1,8 @@
 """What a run has measured: one JSON object per line in `metrics.jsonl`.
 
-A line is a version (`"version": 7, "loss": …`), an evaluation (`"evaluation": 7, …`) or an event (`"event": "joined", …`). Lines are appended and flushed one by one, so a
-process that dies loses none that it has shown. A run that is resumed goes on in the same file; the lines of versions that are computed
-again (after all processes were killed) replace the earlier ones for readers: of several lines of one version, the last counts.
+A line is a version (`"version": 7, "loss": …`), an evaluation (`"evaluation": 7, …`) or an event (`"event": "joined", …`). Lines are
+appended and flushed one by one, so a process that dies loses none that it has shown. A run that is resumed goes on in the same file; the
+lines of versions that are computed again (after all processes were killed) replace the earlier ones for readers, and what came after.
 """
 
 from __future__ import annotations
@@ -134,17 +134,23 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(lines of versions, lines of evaluations), each in the order of versions; of several lines of one version the last.
+    """(lines of versions, lines of evaluations), each in the order of versions. Of a version that was made again, the last line counts, and
+    earlier lines of later versions do not.
 
     CheckpointError if there is no such file.
     """
     versions: dict[int, dict[str, Any]] = {}
     evaluations: dict[int, dict[str, Any]] = {}
+    newest = -1
     for row in _rows(folder / FILE):
         if "evaluation" in row:
             evaluations[row["evaluation"]] = row
         elif "version" in row and "event" not in row:
-            versions[row["version"]] = row
+            if row["version"] <= newest:
+                versions = {key: one for key, one in versions.items() if key < row["version"]}
+                evaluations = {key: one for key, one in evaluations.items() if key < row["version"]}
+            newest = row["version"]
+            versions[newest] = row
     return [versions[key] for key in sorted(versions)], [evaluations[key] for key in sorted(evaluations)]
 
 

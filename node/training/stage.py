@@ -27,7 +27,7 @@ from node.training.pass_inputs import StageShape
 from node.training.span_forward import SpanForward, choose_way
 from node.training.trainable import Trainable, trained
 from node.training.training_ends import TrainingEnds
-from protocols.errors import BadRequestError, InternalError
+from protocols.errors import BadRequestError, InternalError, SpanNotServedError
 from protocols.ids import Span
 from protocols.parts_of_units import EMBED, HEAD, Part
 from protocols.units import Blocks, Ends, Unit
@@ -164,6 +164,13 @@ class Stage:
                 return self._backward(flight, of_output, parts)
         finally:
             flight.close()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of states that left the last block: [B, T, H] -> [B, T, V], T at most 64; without a graph."""
+        if self._ends is None:
+            raise SpanNotServedError("embedding and head are not trained here")
+        with torch.inference_mode(False), torch.no_grad():
+            return self._ends.logits(hidden)
 
     # --- forward
 

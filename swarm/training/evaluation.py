@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocols.errors import NoRouteError, SwarmError, VersionMismatchError
+from protocols.ids import PeerId
 from protocols.runs import RunSpec
 from protocols.training import Pass
-from swarm.clock import Clock
 from swarm.rpc.pool import ChannelPool
 from swarm.training.chain import PassError, train
 from swarm.training.members import Members, Stage
@@ -51,12 +51,10 @@ class Evaluated:
 class Evaluation:
     """Evaluates one run. All methods belong to one event loop."""
 
-    def __init__(
-        self, members: Members, pool: ChannelPool, spec: RunSpec, num_blocks: int, clock: Clock, rng: random.Random
-    ) -> None:
+    def __init__(self, members: Members, pool: ChannelPool, spec: RunSpec, num_blocks: int, rng: random.Random) -> None:
         """num_blocks: of the whole model."""
         self._members, self._pool, self._spec, self._num_blocks = members, pool, spec, num_blocks
-        self._clock, self._rng = clock, rng
+        self._rng = rng
 
     async def loss(self, version: int, source: Iterator[tuple[Drawn, int]], limit_s: float) -> Evaluated:
         """Over these micro-batches, each with the bytes of its targets; after `limit_s` over those that came back by then.
@@ -72,7 +70,8 @@ class Evaluation:
                 if item is None:
                     return
                 drawn, num_bytes = item
-                found.loss_sum += await self._carry(version, drawn) if drawn.num_targets else 0.0
+                loss_sum = await self._carry(version, drawn) if drawn.num_targets else 0.0
+                found.loss_sum += loss_sum  # not in one line: `+=` would read the sum before it waits
                 found.num_targets += drawn.num_targets
                 found.num_bytes += num_bytes
                 found.num_passes += 1
@@ -112,11 +111,10 @@ class Evaluation:
                 return result.loss_sum
         raise error
 
-    def _pass(self, version: int, drawn: Drawn, legs: tuple[Leg, ...], stages: dict[str, Stage]) -> Pass:
+    def _pass(self, version: int, drawn: Drawn, legs: tuple[Leg, ...], stages: dict[PeerId, Stage]) -> Pass:
         return Pass(
             run=self._members.run, version=version, index=None,
             route=tuple(stages[leg.peer].hop(leg.span) for leg in legs),
             payload=drawn.ids, labels=drawn.labels, positions=drawn.positions, num_targets=drawn.num_targets,
             codec=hidden_codec(self._spec), budget_ms=round(1_000 * PASS_S),
         )  # fmt: skip
-
