@@ -209,7 +209,10 @@ def evaluation_lines(row: EvaluationRow) -> list[tuple[str, str]]:
         head = f"{row.evaluation}: no validation data"
     else:
         head = f"{row.evaluation}: loss {row.loss:.4f}, perplexity {row.perplexity:.2f}, {row.bits_per_byte:.4f} bits per byte"
-    return [("evaluation", head), *(("sample", f"{row.evaluation}: {continued(prompt, said)}") for prompt, said in row.samples.items())]
+    return [
+        ("evaluation", head),
+        *(("sample", f"{row.evaluation}: {continued(prompt, said)}") for prompt, said in row.samples.items()),
+    ]
 
 
 def continued(prompt: str, said: str) -> str:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
 from protocols.tensors import COMPUTE_DTYPES
-from swarm.inference.session import SessionConfig
+from protocols.weights_id import Weights
+from swarm.inference.session import Session, SessionConfig
 from swarm.peer.peer import Peer
+from swarm.routing.regard import regard_of
+from swarm.routing.router import Router
+from swarm.streams.links import Links
 from swarm.suggestion import NodeCommand
 from swarm.thin.defaults import read_defaults
-from swarm.thin.generation import generate
-from swarm.thin.model import ThinModel
+from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
-from swarm.waiting import Waits
 from swarm.weights import served
 
 SAMPLE_TOKENS = 40
@@ -35,7 +36,8 @@ class ServedSamples:
 
     def __init__(self, peer: Peer, run: ModelId, num_blocks: int, files: Path, tokenizer: Path) -> None:
         """files: the folder with `config.json`. tokenizer: the folder with `tokenizer.json`."""
-        self._peer, self._run, self._num_blocks, self._files, self._folder = peer, run, num_blocks, files, tokenizer
+        self._peer, self._run, self._num_blocks, self._folder = peer, run, num_blocks, tokenizer
+        self._defaults = read_defaults(files)
         self._sandbox = Sandbox(run.name)
         self._tokenizer: SandboxedTokenizer | None = None
 
@@ -44,28 +46,35 @@ class ServedSamples:
         if self._tokenizer is None:
             self._tokenizer = await asyncio.to_thread(SandboxedTokenizer, self._sandbox, self._folder)
         ids = await asyncio.to_thread(self._tokenizer.encode, prompt)
-        model = await self._model(self._tokenizer)
-        sequence, found = model.start(), list[int]()
+        config, router = await self._route()
+        session = Session(router, Links(self._peer.pool), self._peer.identity, config)
+        found = list[int]()
         try:
-            limits = model.limits(SAMPLE_TOKENS)
-            async with aclosing(generate(sequence, ids, Chooser(TokenSampling()), limits)) as tokens:
+            limits = Limits(max_new_tokens=SAMPLE_TOKENS, max_positions=self._defaults.max_positions, ends=self._defaults.ends)
+            async with aclosing(generate(TokenSequence(session), ids, Chooser(TokenSampling()), limits)) as tokens:
                 async for token in tokens:
                     found.append(token)
         finally:
-            await model.close()
+            await session.close()
+            router.close()
         return await asyncio.to_thread(self._tokenizer.decode, found)
 
-    async def _model(self, tokenizer: SandboxedTokenizer) -> ThinModel:
-        """In the precision in which most of it is served."""
+    async def _route(self) -> tuple[SessionConfig, Router]:
+        """To the newest version of which all blocks are served, in the precision in which most of them are."""
         peers = (await self._peer.directory.snapshot(self._run.name)).peers
         blocks = [one for _, one in served.served(peers, self._run.name) if one.weights.model == self._run]
-        defaults = read_defaults(self._files)
+        covered: dict[Weights, set[int]] = {}
+        for one in blocks:
+            covered.setdefault(one.weights, set()).update(range(one.span.start, one.span.stop))
+        whole = [weights for weights, found in covered.items() if len(found) == self._num_blocks]
+        weights = max(whole, key=lambda one: (one.version, one.chain), default=Weights(self._run))
+        dtype = served.best_dtype([one for one in blocks if one.weights == weights], self._num_blocks, COMPUTE_DTYPES)
         config = SessionConfig(
-            route_timeout_s=ROUTE_TIMEOUT_S, dtype=served.best_dtype(blocks, self._num_blocks, COMPUTE_DTYPES),
-            hidden_size=defaults.hidden_size or 1, vocab_size=defaults.vocab_size,
+            route_timeout_s=ROUTE_TIMEOUT_S, dtype=dtype, hidden_size=self._defaults.hidden_size or 1,
+            vocab_size=self._defaults.vocab_size,
         )  # fmt: skip
-        peer: Any = self._peer  # it has the face of a ThinPeer
-        return ThinModel(peer, self._run, self._num_blocks, defaults, tokenizer, config, NodeCommand(), Waits())
+        peer = self._peer
+        return config, Router(peer.directory, peer.ping, weights, self._num_blocks, NodeCommand(), regard_of(peer))
 
     def close(self) -> None:
         self._sandbox.close()

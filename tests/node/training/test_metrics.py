@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.training import metrics
-from node.training.metrics import EvaluationRow, MetricsFile, VersionRow
+from node.training.metrics import EvaluationRow, EventRow, MetricsFile, VersionRow
 from protocols.errors import CheckpointError, DiskFullError
 
 
@@ -24,10 +24,21 @@ def test_a_resumed_run_goes_on_in_its_file_and_the_last_row_of_a_version_counts(
         file.write(row(2, 2.5))
     with MetricsFile(tmp_path) as file:
         file.write(row(2, 2.4))
-        file.write(EvaluationRow(evaluation=2, loss=2.6, perplexity=13.5, bits_per_byte=1.2, tokens=64, samples={"A": "b"}))
+        file.write(
+            EvaluationRow(evaluation=2, loss=2.6, perplexity=13.5, bits_per_byte=1.2, tokens=64, time_s=2.0, samples={"A": "b"})
+        )
+        file.write(EventRow(event="joined", version=2, time_s=2.5, text="anna"))
     versions, evaluations = metrics.read(tmp_path)
     assert [(one["version"], one["loss"]) for one in versions] == [(1, 3.0), (2, 2.4)]
     assert [one["samples"] for one in evaluations] == [{"A": "b"}]
+    assert [one["text"] for one in metrics.read_events(tmp_path)] == ["anna"]
+
+
+def test_lines_beyond_the_version_that_a_run_went_back_to_do_not_count(tmp_path: Path) -> None:
+    with MetricsFile(tmp_path) as file:
+        for version in (1, 2, 3, 2):
+            file.write(row(version, float(version)))
+    assert [one["version"] for one in metrics.read(tmp_path)[0]] == [1, 2]
 
 
 def test_the_half_line_of_a_killed_process_is_skipped(tmp_path: Path) -> None:
