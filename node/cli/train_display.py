@@ -1,4 +1,4 @@
-"""What `swarm train` shows: lines for a script, a moving display for a person.
+"""What `swarm train` shows: lines for scripts, a display for people.
 
 For a script: `version: …` for the first version, and then at most one a second, the last one in any case; `evaluation: …`, `sample: …` and
 all events. On a terminal, the same lines scroll by, versions left out, above a display of a few lines that is drawn again and again.
@@ -33,7 +33,7 @@ RECENT = 50
 """Versions whose mean time the estimate of the end goes by."""
 
 TOLD = frozenset(("waiting",))
-"""Rows of events that `event` has brought, too."""
+"""Lines of events that `event` has brought, too."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -160,7 +160,7 @@ class LiveDisplay:
     def _sample(self) -> Iterator[Text]:
         if self._evaluation is not None:
             for prompt, said in list(self._evaluation.samples.items())[:2]:
-                yield Text(one_line(continued(prompt, said))[: 2 * self._console.width - 4], style="italic")
+                yield Text(one_line(with_prompt(prompt, said))[: 2 * self._console.width - 4], style="italic")
 
     def _wait(self) -> Iterator[Text]:
         if self._waiting:
@@ -168,7 +168,7 @@ class LiveDisplay:
 
 
 def _in_rows(cells: dict[str, str], width: int) -> Iterator[list[tuple[str, str]]]:
-    """As many in a row as fit."""
+    """As many on one line as fit."""
     row: list[tuple[str, str]] = []
     used = 0
     for key, value in cells.items():
@@ -211,11 +211,11 @@ def evaluation_lines(row: EvaluationRow) -> list[tuple[str, str]]:
         head = f"{row.evaluation}: loss {row.loss:.4f}, perplexity {row.perplexity:.2f}, {row.bits_per_byte:.4f} bits per byte"
     return [
         ("evaluation", head),
-        *(("sample", f"{row.evaluation}: {continued(prompt, said)}") for prompt, said in row.samples.items()),
+        *(("sample", f"{row.evaluation}: {with_prompt(prompt, said)}") for prompt, said in row.samples.items()),
     ]
 
 
-def continued(prompt: str, said: str) -> str:
+def with_prompt(prompt: str, said: str) -> str:
     """A prompt and what follows, on one line."""
     return f"{prompt}{' ' if said[:1].isspace() else ''}{' '.join(said.split()) or '(white space)'}"
 

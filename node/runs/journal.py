@@ -15,7 +15,7 @@ from swarm.training.members import Members
 
 
 class Journal:
-    """Writes each row to `metrics.jsonl`, and tells the listeners. Belongs to one thread."""
+    """Writes each line to `metrics.jsonl`, and tells the listeners. Belongs to one thread."""
 
     def __init__(self, file: MetricsFile, listeners: Sequence[OnRow], clock: Clock) -> None:
         self._file, self._listeners, self._clock = file, listeners, clock

@@ -1,4 +1,4 @@
-"""An evaluation: the loss of the whole model, by forwards through real stages."""
+"""An evaluation: the whole model's loss, by forwards through real stages."""
 
 from __future__ import annotations
 
