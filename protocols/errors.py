@@ -17,6 +17,7 @@
   - DiskFullError              a disk of ours is full; says how much is needed
   - SpanNotServedError         this peer does not (or no longer) host those blocks
   - VersionMismatchError       this peer has another version of a unit in training
+  - VersionGoneError           the version that a session began with is served no more
   - NotAgreedError             a group that averages ended without agreement; nothing was changed
   - LedgerClosedError          the version's gradient sums are being averaged and take nothing more
   - NonFiniteGradientError     NaN or infinity in a gradient or a loss; nothing was added
@@ -157,6 +158,13 @@ class VersionMismatchError(SwarmError):
     code = "version_mismatch"
     try_another_peer = True
     exit_code = 5
+
+
+class VersionGoneError(SwarmError):
+    """The version of a model in training that a session began with is served no more; the message names the one that is served now."""
+
+    code = "version_gone"
+    exit_code = 7
 
 
 class NotAgreedError(SwarmError):

@@ -64,6 +64,7 @@ ANSWERING = Wait(kind="answering", text="waiting for the nodes' answer")
 JOINING = Wait(kind="joining", text="joining the swarm")
 READING = Wait(kind="reading", text="reading the prompt")
 BESIDE = Wait(kind="routing", text="no answer yet: trying other nodes as well")
+FOLLOWING = Wait(kind="replaying", text="the version is served no more: replaying on the newest")
 ROUTING = Wait(kind="routing", text="looking for a route")
 
 

@@ -8,7 +8,7 @@ Torch and transformers come in with `open_model`; nothing of a node is needed to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,8 @@ class ClientSettings:
     entry: Entry = ANYBODY
     """The key of a private swarm, whom we talk to, and who we are."""
     accept_new_weights: bool = False
+    follow: bool = False
+    """Of a model in training: go on with the newest version if the one of an answer is served no more."""
 
     def __post_init__(self) -> None:
         self.find.check(self.peers)
@@ -158,6 +160,7 @@ def open_model(asking: ClientSettings) -> Iterator[Any]:
             find=asking.find,
             entry=asking.entry,
             accept_new_weights=asking.accept_new_weights,
+            follow=asking.follow,
             cache_dir=asking.data_dir or places.data_dir(),  # as a node: what one has hashed or fetched, the other knows
             waits=Waits(on_wait),
         )
@@ -180,4 +183,30 @@ def summary(out: TextOut, started_s: float, journey: Any, trips: int | None = No
         tokens += f", in {counted(trips, 'trip')} ({out.num_tokens / trips:.1f} tokens each)"
     if journey is None:
         return tokens
-    return f"{tokens}, over {counted(len(journey.route), 'hop')}, {journey.replaced} replaced"
+    return f"{tokens}, over {counted(len(journey.route), 'hop')}, {journey.replaced} replaced{_versions(journey.versions)}"
+
+
+def _versions(versions: Sequence[int]) -> str:
+    """Which versions of a model in training have answered."""
+    if len(versions) < 2:
+        return f", version {versions[0]}" if versions else ""
+    return f", versions {', then '.join(map(str, versions))}"
+
+
+def versions_of(journey: Any) -> tuple[int, ...]:
+    """Of a session, or of none."""
+    return () if journey is None else tuple(journey.versions)
+
+
+def say_followed(before: Sequence[int], journey: Any) -> None:
+    """Say if a session has gone on to another version. before: its versions ahead of the answer."""
+    after = versions_of(journey)
+    new = after[len(before) :] if before else after[1:]
+    if new:
+        remark(_followed(before[-1] if before else after[0], new))
+
+
+def _followed(old: int, new: Sequence[int]) -> str:
+    return (
+        f"version {old} is served no more: the text was computed again with version {new[-1]}, and the answer goes on with that"
+    )

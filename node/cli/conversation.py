@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from node.cli.asking import summary
+from node.cli.asking import say_followed, summary, versions_of
 from node.cli.console import remark, write_piece
 from node.cli.interruption import Interruption
 from node.cli.speaking import Speaker, new_out
@@ -61,6 +61,7 @@ class Conversation:
         out = new_out(self._speaker, None if self._speaker.has_template else PLAIN_STOP)
         started_s = time.monotonic()
         kept, trips = [*self.messages, {"role": "user", "content": line}], None
+        versions = versions_of(self._speaker.journey)
         try:
             with self._interruptible(out):
                 kept, ids = self._fitting(kept)
@@ -73,6 +74,7 @@ class Conversation:
             remark("stopped before a word was said: the question is forgotten")
             return
         self.messages = [*kept, {"role": "assistant", "content": out.text.strip()}]
+        say_followed(versions, self._speaker.journey)
         if self._manner.with_stats:
             remark(summary(out, started_s, self._speaker.journey, trips))
 

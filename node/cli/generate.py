@@ -7,7 +7,7 @@ import sys
 import time
 
 from node.cli import utf8
-from node.cli.asking import ClientSettings, Sampling, summary
+from node.cli.asking import ClientSettings, Sampling, say_followed, summary
 from node.cli.console import remark, write_piece
 from node.cli.speaking import Speaker, new_out, open_speaker
 from protocols.errors import BadRequestError
@@ -26,6 +26,7 @@ def run(asking: ClientSettings, sampling: Sampling, prompt: str, with_stats: boo
         finally:
             if out.text:
                 write_piece("\n")
+        say_followed((), speaker.journey)
         if not out.text.strip():
             remark(without_text(speaker, asking.model))
         if with_stats or sys.stderr.isatty():

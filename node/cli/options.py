@@ -169,6 +169,14 @@ Thin = Annotated[
     ),
 ]
 
+Follow = Annotated[
+    bool,
+    typer.Option(
+        "--follow",
+        help="Of a model in training: if nodes drop the version that an answer began with, go on with the newest one instead of ending.",
+    ),
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosting:
@@ -307,6 +315,7 @@ class ClientOptions:
     speculate: Speculate = None
     draft: Draft = None
     thin: Thin = False
+    follow: Follow = False
     greedy: Greedy = False
     accept_new_weights: AcceptNewWeights = False
 
@@ -324,7 +333,7 @@ class ClientOptions:
         return ClientSettings(
             model=model, peers=into.peers, lan=self.lan, swarm=into.swarm, model_name=self.model_name, device=self.device,
             dtype=self.dtype, route_timeout_s=self.patience, priority=self.priority, data_dir=self.data_dir, entry=into.entry,
-            accept_new_weights=self.accept_new_weights,
+            accept_new_weights=self.accept_new_weights, follow=self.follow,
         )  # fmt: skip
 
     def sampling(self, as_model_says: bool) -> Sampling:

@@ -13,6 +13,7 @@ from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 from protocols.units import ENDS
+from protocols.weights_id import Weights
 from swarm.placement.choose import count_replicas, gaps_of
 from swarm.routing import path
 from swarm.weights.election import Tally, tallies
@@ -29,6 +30,8 @@ class PeerRow:
     stop: int
     ends: bool
     """Hosts embedding, norm and head as well."""
+    version: int
+    """Optimizer steps, of a model in training; 0 = the checkpoint's own weights."""
     units: tuple[str, ...]
     """All units of this table row, as `decoder/0:3`."""
     dtype: str
@@ -95,7 +98,7 @@ def _silenced(record: PeerRecord, state: str) -> PeerRecord:
 
 
 def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecord, Hosted]], is_meant: bool) -> ModelRows:
-    serving = [(record, one) for record, one in hosted if record.state_of(one) == "serving"]
+    serving = _best_version([(record, one) for record, one in hosted if record.state_of(one) == "serving"], num_blocks)
     replicas = count_replicas((one.span for _record, one in serving), num_blocks)
     missing = tuple(map(str, gaps_of(replicas)))
     rows = sorted((_peer(*pair) for pair in hosted), key=lambda row: (row.start, row.stop, row.peer))
@@ -111,6 +114,19 @@ def _model(name: str, digest: str, num_blocks: int, hosted: list[tuple[PeerRecor
         is_meant=is_meant,
         peers=tuple(rows),
     )
+
+
+def _best_version(serving: Sequence[tuple[PeerRecord, Hosted]], num_blocks: int) -> list[tuple[PeerRecord, Hosted]]:
+    """Those of the version that lacks the fewest blocks, of several the newest: a route is of one version."""
+    groups: dict[Weights, list[tuple[PeerRecord, Hosted]]] = {}
+    for record, one in serving:
+        groups.setdefault(one.weights, []).append((record, one))
+
+    def lacks(weights: Weights) -> int:
+        replicas = count_replicas((one.span for _record, one in groups[weights]), num_blocks)
+        return sum(map(len, gaps_of(replicas)))
+
+    return groups[min(groups, key=lambda one: (lacks(one), -one.version))] if groups else []
 
 
 def _is_thin_possible(serving: Sequence[tuple[PeerRecord, Hosted]]) -> bool:
@@ -131,6 +147,7 @@ def _peer(record: PeerRecord, hosted: Hosted) -> PeerRow:
         start=hosted.span.start,
         stop=hosted.span.stop,
         ends=beside >= ENDS,
+        version=hosted.weights.version,
         units=tuple(map(str, sorted({hosted.unit, *beside}))),
         dtype=hosted.dtype,
         quantization=hosted.quantization,

@@ -99,7 +99,8 @@ def _label(row: PeerRow) -> str:
 
 
 def _format(row: PeerRow) -> str:
-    return row.dtype if row.quantization == "none" else f"{row.dtype} {row.quantization}"
+    numbers = row.dtype if row.quantization == "none" else f"{row.dtype} {row.quantization}"
+    return f"{numbers}, version {row.version}" if row.version else numbers
 
 
 def _step(row: PeerRow) -> str:

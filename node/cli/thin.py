@@ -35,7 +35,7 @@ def open_speaker(asking: ClientSettings, sampling: Sampling) -> Iterator[ThinSpe
         opening = open_model(
             asking.model_name or name_in_swarm(asking.model), peers=asking.peers, root=root, swarm=asking.swarm,
             dtype=asking.dtype, route_timeout_s=asking.route_timeout_s, priority=asking.priority, find=asking.find, waits=Waits(on_wait),
-            entry=asking.entry, accept_new_weights=asking.accept_new_weights,
+            entry=asking.entry, accept_new_weights=asking.accept_new_weights, follow=asking.follow,
         )  # fmt: skip
         model = runner.run(opening.__aenter__())
         try:

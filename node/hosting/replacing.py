@@ -2,10 +2,12 @@
 
 The next version's host comes first, the old one's end last. Each version has a host of its own, with engine, captured graphs and
 sequences, and a session's grant names the version, so sessions finish on the one that they began with, and new sessions find the new one.
-The old host is drained as at a move (`handover.py`): sessions that are still there after `drain_s` go on at a replica that has theirs.
+Up to `keep` older versions go on serving beside the newest: sessions on them find replacements for hops that die, and new ones may begin
+with them as long as not all of a route has the newest. What is older is drained as at a move (`handover.py`): sessions that are still there
+after `drain_s`, or when the next version comes, go on at a replica that has theirs.
 
-If the memory does not hold another copy of the parameters, versions that are being drained are ended at once, the oldest first; if that is
-not enough, the serving one is ended, too, and its parameters are written in place.
+If the memory does not hold another copy of the parameters, older versions are ended at once, the oldest first; if that is not enough, the
+newest one is ended, too, and its parameters are written in place.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from node.serving import handover
 from node.serving.host import Host
@@ -40,12 +42,17 @@ class Replacer:
         presence: handover.Announcing,
         free_bytes: Callable[[], int],
         drain_s: float = DRAIN_S,
+        keep: int = 0,
     ) -> None:
-        """host: it serves units of its own (`Host.engines`). free_bytes: what the device's memory takes beside all that is loaded."""
+        """keep: older versions that go on serving.
+
+        host: it serves units of its own (`Host.engines`). free_bytes: what the device's memory takes beside all that is loaded."""
         assert host.engines is not None
         self.host, self._units = host, host.engines.units
         self._renew, self._dispatcher, self._presence, self._free_bytes = renew, dispatcher, presence, free_bytes
-        self._drain_s = drain_s
+        self._drain_s, self._keep = drain_s, keep
+        self._older: list[Host] = []
+        """They serve beside the newest, the oldest first."""
         self._leaving: dict[Host, tuple[asyncio.Task[None], asyncio.Event]] = {}
         """Hosts of older versions, the oldest first; the event makes one leave at once."""
         self._turn = asyncio.Lock()
@@ -66,13 +73,17 @@ class Replacer:
     async def _replace(self, changes: Changes, weights: Weights) -> None:
         try:
             self._units.check(changes, weights)
+            if self._keep:  # drained for as long as one version: else many copies would pile up
+                await self._end_all(list(self._leaving))
             await self._make_room(changes)
             old, self.host = self.host, await self._next_host(changes, weights)
             try:
                 await handover.begin(self.host, self._dispatcher, self._presence)
             finally:
                 if not old.is_draining:
-                    self._retire(old)
+                    self._older.append(old)
+                while len(self._older) > self._keep:
+                    self._retire(self._older.pop(0))
         finally:
             self._turn.release()
 
@@ -86,13 +97,12 @@ class Replacer:
             raise
 
     async def close(self) -> None:
-        """End what is being drained, now; the host of the newest version stays."""
+        """End the older versions, now; the host of the newest version stays."""
         async with self._turn:
-            for host in list(self._leaving):
-                await self._end(host)
+            await self._end_all([*self._leaving, *self._older])
 
     async def _make_room(self, changes: Changes) -> None:
-        for host in [*self._leaving, *([] if self.host.is_draining else [self.host])]:
+        for host in [*self._leaving, *self._older, *([] if self.host.is_draining else [self.host])]:
             if self._has_memory(changes):
                 return
             log.info("memory for other weights: the host of %s is ended", host.served.weights)
@@ -116,8 +126,15 @@ class Replacer:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the host of %s was ended, but not as it should", host.served.weights, exc_info=error)
 
+    async def _end_all(self, hosts: Sequence[Host]) -> None:
+        for host in hosts:
+            await self._end(host)
+
     async def _end(self, host: Host) -> None:
         """Its sessions go on elsewhere, now."""
+        if host in self._older:
+            self._older.remove(host)
+            self._retire(host)
         if host is self.host:
             self._retire(host)
         if host in self._leaving:

@@ -32,6 +32,9 @@ from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
+OLDER_VERSIONS = 1
+"""Versions that go on serving beside the newest one: a session begins and ends within the time between two publications, mostly."""
+
 
 class NodeRun:
     """Made before the peer listens; `connect` once it does."""
@@ -69,7 +72,9 @@ class NodeRun:
             await renewed.start(peer.pool, peer.gate)
             return renewed
 
-        replacer = Replacer(host, renew=renew, dispatcher=self._dispatcher, presence=presence, free_bytes=maker.room_bytes)
+        replacer = Replacer(
+            host, renew=renew, dispatcher=self._dispatcher, presence=presence, free_bytes=maker.room_bytes, keep=OLDER_VERSIONS
+        )
         settings = RunSettings(run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks)
         self._part = await RunPart.begin(settings, host, replacer, peer, self._device, self._runs, self._on_event)
         presence.roles = self._part.roles

@@ -50,6 +50,11 @@ class StepSession(Protocol):
         """The same for callers that have a loop of their own (any loop); cancelling it leaves the sequences in an unknown state."""
         ...
 
+    @property
+    def version(self) -> int | None:
+        """Of a model in training: the version that computed its latest step; None = no step yet, or no such model."""
+        ...
+
     def fork(self) -> StepSession:
         """A second session with the same sequences, independent from here on. From any thread, between two steps."""
         ...
@@ -68,6 +73,11 @@ class Backend(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Compute dtype of every hop, and hence of the hidden states that travel."""
+        ...
+
+    @property
+    def version(self) -> int | None:
+        """Of a model in training: the version that computed the latest step; None = no step yet, or no such model."""
         ...
 
     def open(self, blocks: Span | None = None) -> StepSession:

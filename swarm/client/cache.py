@@ -114,6 +114,11 @@ class RemoteCache(Cache):  # type: ignore[misc]
         """The session's way through the swarm (`route`, `replaced`), for people; None before the first step, or if there is none."""
         return getattr(self._session, "journey", None)
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Of a model in training: the versions that have computed these sequences, in order; () = not known, or no such model."""
+        return tuple(getattr(self.journey, "versions", ()))
+
     # --- what transformers tells it
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

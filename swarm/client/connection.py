@@ -79,6 +79,9 @@ class Settings:
     accept_new_weights: bool = False
     """Take the weights that a name means now, even if it meant others here before."""
 
+    follow: bool = False
+    """Of a model in training: a session whose version is served no more goes on with the newest one."""
+
     waits: Waits = field(default_factory=Waits)
     """Where is said what is being waited for, as long as the model lives."""
 
@@ -204,8 +207,11 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
             dtype=dtype,
             hidden_size=checkpoint.hidden_size,
             vocab_size=checkpoint.vocab_size,
+            follow=settings.follow,
         )
-        sessions, router = _session_maker(peer, found.model, checkpoint.num_blocks, config, settings.hosting(), settings.waits)
+        sessions, router = _session_maker(
+            peer, found.model, checkpoint.num_blocks, config, settings.hosting(), settings.waits, cache.manifest.run is not None
+        )
         held.callback(router.close)
         release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
     return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype])
@@ -246,9 +252,17 @@ async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> Share
 
 
 def _session_maker(
-    peer: AnyPeer, model: ModelId, num_blocks: int, config: SessionConfig, hosting: NodeCommand, waits: Waits
+    peer: AnyPeer,
+    model: ModelId,
+    num_blocks: int,
+    config: SessionConfig,
+    hosting: NodeCommand,
+    waits: Waits,
+    is_in_training: bool = False,
 ) -> tuple[Callable[[Span | None], Session], Router]:
-    router, links = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer)), Links(peer.pool)
+    weights, regard = Weights(model), regard_of(peer)
+    router = Router(peer.directory, peer.ping, weights, num_blocks, hosting, regard, takes_newest=is_in_training)
+    links = Links(peer.pool)
     return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), router
 
 
@@ -275,6 +289,8 @@ class SwarmBackend:
     ) -> None:
         """release: let go of the shared peer; sessions: makes a session over some blocks (None: all). Both are called on the loop."""
         self.model, self.dtype = model, dtype
+        self.version: int | None = None
+        """Of a model in training: the version that computed the latest step of any session; None = no step yet, or no such model."""
         self.new_session = sessions
         self._loop, self._releases = loop, [release]
         self._open: set[Session] = set()
@@ -359,7 +375,13 @@ class SwarmSession:
         tokens = request.tokens[0]
         packed = compression.pack(tokens if tokens.dtype is dtype else tokens.to("cpu", dtype))
         output = await self.journey.step(request.ops, request.counts, packed, request.spec, places)
+        self._backend.version = self.version if self.version is not None else self._backend.version
         return compression.unpack(output.values, shape=(1, *output.values.shape))
+
+    @property
+    def version(self) -> int | None:
+        versions = () if self.journey is None else self.journey.versions
+        return versions[-1] if versions else None
 
     def fork(self) -> SwarmSession:
         twin = SwarmSession(self._loop, self._backend, self._blocks)

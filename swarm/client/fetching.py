@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from protocols.errors import ModelNotSupportedError
 from protocols.records import PeerRecord
 from protocols.units import Ends
 from swarm import waiting
@@ -32,13 +33,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class InTrainingError(ModelNotSupportedError):
+    """Embedding and head of a model in training cannot be loaded here."""
+
+
 async def ends_from_peers(
     peer: AnyPeer, name: str, root: Path, naming: Naming, waits: Waits
 ) -> tuple[ModelCache, Checkpoint] | None:
     """The model that `name` (or NAME@DIGEST) stands for in the swarm, with embedding and head on this disk. None if no peer serves it
     and it was never fetched. The caller closes the cache once it has loaded.
 
-    root: where fetched models are kept. Raises ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
+    root: where fetched models are kept. Raises InTrainingError (its ends change from version to version).
+    Also ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
     NoRouteError (no peer gives them), DiskFullError.
     """
     reputation = Reputation(peer.pool.is_connected)
@@ -54,6 +60,11 @@ async def ends_from_peers(
     with waits.on(waiting.fetching(f"config and tokenizer of {found.model.name}")):
         cache = await open_cache(root, found, peer.pool, naming, reputation)
     try:
+        if cache.manifest.run is not None:
+            raise InTrainingError(
+                f"{cache.model.name} is a model in training: its embedding and head change with each version, and only its nodes have "
+                "them; load it with thin=True, or leave thin out"
+            )
         checkpoint = await asyncio.to_thread(open_checkpoint, cache.directory)
         names = await asyncio.to_thread(stored_names, checkpoint, Ends())
         if await asyncio.to_thread(cache.absent, names):

@@ -6,6 +6,7 @@ back is an instance of the checkpoint's own class (LlamaForCausalLM, …) and of
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from swarm.checkpoints import chat_template
 from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
+from swarm.client.fetching import InTrainingError
 from swarm.client.generation import RemoteGeneration
 from swarm.client.remote_class import attach, become_remote
 from swarm.client.sampling import Sampling
@@ -32,6 +34,8 @@ from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends
 from swarm.models.tokenizer import load as load_tokenizer
 from swarm.waiting import OnWait, Waits
+
+log = logging.getLogger(__name__)
 
 
 class SwarmModelForCausalLM(Streaming, RemoteGeneration):
@@ -51,13 +55,14 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         model_name: str | None = None,
         cache_dir: str | Path | None = None,
         find: FindConfig | None = None,
-        thin: bool = False,
+        thin: bool | None = None,
         join: str | Path | None = None,
         allow: str | Path | Iterable[str] | None = None,
         deny: str | Path | Iterable[str] | None = None,
         trust: str | Path | Iterable[str] | None = None,
         identity: str | Path | None = None,
         accept_new_weights: bool = False,
+        follow: bool = False,
         on_wait: OnWait | None = None,
         **others: Any,
     ) -> Any:
@@ -77,7 +82,11 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         dtype: compute dtype of the route, embedding and head; "auto" takes the one in which most blocks are served.
         cache_dir: where hashes and fetched weights are kept; the first time, every weight of a directory is read once.
         thin: `model` is a name that the swarm serves (or name@digest), and nodes host its ends too: no weight is here, only the config and
-        the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then.
+        the tokenizer, which come from peers and are kept below `cache_dir`. Neither DHT nor hivemind is needed then. None = only of a model
+        in training, whose embedding and head change with each version; False refuses such a model.
+        follow: of a model in training, every call takes the newest version that is served when it begins (`version` says which) and keeps
+        it. If nodes drop it before the answer ends, the call raises VersionGoneError; with `follow` the text so far is computed again with
+        the newest version, and the answer goes on with that (logged; `past_key_values.versions` has all of them).
         accept_new_weights: a name means the weights that it meant here before, and others are refused (ModelMismatchError); True takes
         what most nodes serve now. NAME@DIGEST does the same for one digest.
         patience_s: how long a call waits for nodes that cover the model before it raises NoRouteError.
@@ -92,15 +101,15 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         answers), NoRouteError (no peer serves it), or ModelMismatchError, which names the first tensor that differs from what is served.
         """
         chosen = arguments.settled({"peers": peers, "dtype": dtype, "device": device}, others, cls.from_pretrained)
-        where = None if thin else arguments.device_of(chosen["device"])
+        where = None if thin else arguments.device_of(chosen["device"])  # refused before a peer is asked
         settings = connection.Settings(
             peers=arguments.peers_of(chosen["peers"]), swarm=swarm, dtype=chosen["dtype"] or "auto", route_timeout_s=patience_s,
             priority=priority, model_name=model_name, cache_dir=cache_dir, find=find,
-            accept_new_weights=accept_new_weights, waits=Waits(on_wait),
+            accept_new_weights=accept_new_weights, follow=follow, waits=Waits(on_wait),
         )  # fmt: skip
         lists = {"allow": allow, "deny": deny, "trust": trust}
         settings = connection.entered(settings, None if join is None else str(join), lists, identity)
-        return connected(model, settings, where)
+        return connected(model, settings, where, thin)
 
     def stream(
         self,
@@ -141,6 +150,16 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
             self.__dict__["swarm_tokenizer"] = found
         return self.__dict__["swarm_tokenizer"]
 
+    @property
+    def version(self) -> int | None:
+        """Of a model in training: the version (optimizer steps) that computed the latest step, of whichever call.
+
+        None before the first step, and for any other model. If several threads generate, `past_key_values.versions` and
+        `StreamedToken.version` say it of one answer.
+        """
+        version: int | None = self.remote.backend.version
+        return version
+
     def close(self) -> None:
         """Let go of the swarm; open sessions end. Letting the model go does the same."""
         cast("weakref.finalize[Any, Any]", self.__dict__["swarm_finalizer"])()
@@ -152,9 +171,15 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         self.close()
 
 
-def connected(model: str | Path, settings: connection.Settings, device: torch.device | None) -> Any:
-    """What `from_pretrained` returns. device: of embedding and head; None = a thin model, which has neither."""
-    checkpoint, backend = (connection.connect if device else connection.connect_thin)(arguments.model_of(model), settings)
+def connected(model: str | Path, settings: connection.Settings, device: torch.device | None, thin: bool | None = None) -> Any:
+    """What `from_pretrained` returns. device: of embedding and head; None = a thin model, which has neither. thin: as there."""
+    try:
+        checkpoint, backend = (connection.connect if device else connection.connect_thin)(arguments.model_of(model), settings)
+    except InTrainingError as error:
+        if thin is not None:
+            raise
+        log.info("%s", error)
+        return connected(model, settings, None)
     try:
         if device is None:
             return build_thin(checkpoint, backend, SwarmModelForCausalLM)

@@ -41,12 +41,16 @@ class OnLoop:
         self._loop = loop
         self._step: Future[Tensor] | None = None
         self._is_left = False
+        self.version: int | None = None
+        """Of the session that made the latest step."""
 
     def __call__(self, session: StepSession, request: StepRequest) -> Tensor:
         self._step = step = asyncio.run_coroutine_threadsafe(_stepped(session, request), self._loop)
         if self._is_left:  # `leave` may have come before there was a step to cancel
             step.cancel()
-        return step.result()
+        output = step.result()
+        self.version = session.version
+        return output
 
     def leave(self) -> None:
         """On the loop: cancel the step under way, and each that would follow."""

@@ -15,7 +15,7 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -44,6 +44,8 @@ class StreamedToken:
     """What it adds to the answer; empty while a letter is incomplete, for special tokens, and if there is no tokenizer."""
     finish: str | None = None
     """On the last token: `stop` (the model or a stopping criterion ended) or `length` (`max_new_tokens`, or the model's limit)."""
+    version: int | None = None
+    """Of a model in training: the version that computed it."""
 
 
 class TextPieces:
@@ -82,6 +84,7 @@ class StreamLeftError(Exception):
 class _Token:
     id: int
     is_last: bool
+    version: int | None = None
 
 
 class _Watched(StoppingCriteriaList):  # type: ignore[misc]
@@ -156,7 +159,7 @@ class _Producer:
         return processors if self._draw is None else LogitsProcessorList([*processors, self._draw])
 
     def _report(self, token: _Token) -> None:
-        self._post(token)
+        self._post(replace(token, version=self._steps.version))
         self._taken.acquire()  # one token ahead of the reader, and no more: a reader that pauses costs nothing
         if self._is_left:
             raise StreamLeftError
@@ -210,7 +213,7 @@ async def stream(
         while (token := await producer.take()) is not None:
             number += 1
             finish = None if not token.is_last else "length" if number == most and token.id not in ends else "stop"
-            yield StreamedToken(id=token.id, text=pieces.add(token.id, token.is_last), finish=finish)
+            yield StreamedToken(id=token.id, text=pieces.add(token.id, token.is_last), finish=finish, version=token.version)
     finally:
         await producer.leave()
 

@@ -75,6 +75,10 @@ class Accusations:
         else:
             self._experience.failed(peers[0], DeadlineError(f"no answer comes through it: it {verdict.kind.value}"))
 
+    def acquit(self, peer: PeerId) -> None:
+        """It has gone on to a newer version, which is no failure."""
+        self._experience.absolve(peer)
+
     def soften(self, refusers: Iterable[PeerId]) -> None:
         """The request may be at fault: peers that refused it may be used for others, if there is no other peer."""
         for peer in refusers:

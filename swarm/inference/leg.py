@@ -71,7 +71,9 @@ class Leg:
         """Where a step was stuck at the last look; None = no look since an answer came."""
         self.num_found = 0
         """Looks one after the other with that verdict."""
-        self._links, self._identity, self._weights, self._oldest = links, identity, weights, oldest
+        self.weights = weights
+        """What every hop computes with."""
+        self._links, self._identity, self._oldest = links, identity, oldest
         self._on_reply, self._on_loss, self._unix_s = on_reply, on_loss, unix_s
         self._grant: Grant | None = None
         self._is_over = False
@@ -95,7 +97,7 @@ class Leg:
         self.epoch += 1
         self.verdict = None
         expires_s = self._unix_s() + GRANT_LIFE_S
-        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, weights=self._weights, route=route,
+        grant = Grant(client=self._identity.peer_id, session=self.id, epoch=self.epoch, weights=self.weights, route=route,
                       expires_s=expires_s)  # fmt: skip
         self._grant = grant.signed(self._identity.sign)
         if self.last is not None and not (before and before[-1].place == route[-1].place):

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from protocols.errors import InternalError, SwarmError
+from protocols.errors import InternalError, SwarmError, VersionGoneError
 from protocols.identity import Identity
 from protocols.inference import Fork, Reply, Step
 from swarm import trace, waiting
@@ -60,13 +60,16 @@ class Legs:
         self.is_over = False
         """It was closed, or has failed: no more repairs, and no more looks."""
         self.tasks = Tasks()
-        self._router, self._links, self._identity = router, links, identity
+        self._router, self._links, self._identity, self._follows = router, links, identity, config.follow
         self._waits, self._pending, self._on_reply = waits, pending, on_reply
         now_s = router.clock.now_s
         self.search = RouteSearch(router, config, waits)
+        self.versions: list[int] = []
+        """Of a model in training: the versions that have answered, one after the other."""
         self.lateness = Lateness(now_s, router.expected_ms, config, pending)
         self._accusations = Accusations(router.experience, now_s, self.tasks)
-        self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.keep)
+        self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.keep,
+                             self._begin_anew)  # fmt: skip
         self.current = self._new()
 
     def _new(self) -> Leg:
@@ -76,16 +79,15 @@ class Legs:
         def on_loss(leg: Leg, loss: Loss) -> None:
             self.losses.put_nowait((leg, loss))
 
-        router = self._router
-        return Leg(
-            self._links, self._identity, router.weights, self.retained, oldest, self._on_reply, on_loss, router.clock.unix_s
-        )
+        router, weights = self._router, self.search.weights or self._router.weights
+        return Leg(self._links, self._identity, weights, self.retained, oldest, self._on_reply, on_loss, router.clock.unix_s)
 
     # --- the life of a session
 
     def begin_as(self, other: Legs) -> None:
         """As a fork of another session: its sequences, and the hops that may still hold them."""
         self.retained = self.current.down.retained = other.retained.fork()
+        self.search.weights, self.current.weights, self.versions = other.search.weights, other.current.weights, [*other.versions]
         if (step := self.retained.next_step) > 0:
             self.current.fork = Fork(session=other.current.id, step=step)
             self.search.forked_places = {hop.place for hop in other.current.route}
@@ -94,6 +96,7 @@ class Legs:
         """Find a route and open it. NoRouteError or ModelMismatchError says why there is none."""
         self._waits.late(waiting.ROUTING)
         found = await self.search.first()
+        self.current.weights = self.search.weights or self._router.weights
         trace.mark("routed", self.current.id, 0)
         if not self.is_over:
             await self.current.install(*found)  # losses wait until it is done: two routes never at once
@@ -103,6 +106,23 @@ class Legs:
         if not self.losses.qsize():
             self._waits.late(None)
         self.keep(self._answer_losses(), f"the repairs of {self.current}")
+
+    async def _begin_anew(self, gone: VersionGoneError) -> None:
+        """On the newest version, with all that was sent; raises `gone` if the caller has had answers, and did not ask to follow."""
+        if self.versions and not self._follows:
+            raise gone
+        self._waits.late(waiting.FOLLOWING)
+        found = await self.search.newest()
+        if self.is_over:
+            return
+        log.info("%s: begins again with version %d: %s", self.current, found.weights.version, gone)
+        self.search.weights = found.weights
+        for leg in (self.current, *self.rivals):
+            leg.let_go()
+        self.rivals.clear()
+        self._given_up.clear()
+        self.current = self._new()
+        await self.current.install(found.route, found.dtype)
 
     def keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a part of the session, until it ends or `stop`. What it raises ends the session: else its caller might wait for ever."""
@@ -149,6 +169,8 @@ class Legs:
     def answered(self, leg: Leg, num_tokens: int) -> None:
         """A reply that can be used, to a step of so many tokens, came over `leg`: it is the session's."""
         self.lateness.answered(num_tokens, is_usual=leg.verdict is None)
+        if self._router.takes_newest and self.versions[-1:] != [leg.weights.version]:
+            self.versions.append(leg.weights.version)
         if leg is not self.current:
             self._adopt(leg)
         if not leg.has_answered or leg.verdict is not None or self.repair.lost_at_s is not None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from protocols.errors import NoRouteError, SwarmError
+from protocols.errors import NoRouteError, SwarmError, VersionGoneError
 from protocols.ids import PeerId, short_peer
 from swarm import waiting
 from swarm.inference import hearsay
@@ -39,8 +39,12 @@ class Repair:
         waits: StepWaits,
         now_s: Callable[[], float],
         keep: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        begin_anew: Callable[[VersionGoneError], Awaitable[None]],
     ) -> None:
-        """keep: runs the repair, awaits its end if the session is closed, and ends the session with what it raises."""
+        """keep: runs the repair, awaits its end if the session is closed, and ends the session with what it raises.
+
+        begin_anew: begins again with another version, or raises.
+        """
         self.replaced = 0
         """Hops, so far."""
         self.pauses_s: list[float] = []
@@ -49,6 +53,7 @@ class Repair:
         """When a hop was lost first since the last reply."""
         self._config, self._search, self._accusations, self._lateness = config, search, accusations, lateness
         self._pending, self._waits, self._now_s, self._keep = pending, waits, now_s, keep
+        self._begin_anew = begin_anew
         self._refusals: list[Refusal] = []
         """Since the last reply."""
         self._mending: asyncio.Task[None] | None = None
@@ -100,7 +105,13 @@ class Repair:
         self._waits.late(waiting.replacing(hop.span))
         gone = {loss.index, *loss.others}
         staying = {one.place for place, one in enumerate(leg.route) if place not in gone}
-        found = await self._search.replacement(staying, self._refusers() if is_refusal else None)
+        try:
+            found = await self._search.replacement(staying, self._refusers() if is_refusal else None)
+        except VersionGoneError as gone:
+            self._accusations.acquit(hop.peer)
+            self.replaced += len(leg.route)
+            await self._begin_anew(gone)
+            return
         if found is None:
             raise self._refused(loss.cause)
         if lasts_s > 2 * self._config.route_timeout_s:

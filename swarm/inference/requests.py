@@ -48,6 +48,10 @@ class SessionConfig:
     blocks: Span | None = None
     """Run these blocks only, hidden states in and out; None = the whole model."""
 
+    follow: bool = False
+    """Of a model in training: if the session's version is served no more, all that was sent is computed again with the newest one, and the
+    session goes on with that; else it ends with VersionGoneError."""
+
     vocab_size: int | None = None
     """How many token ids, and logits of a token, the model has; a thin session has to know it."""
 

@@ -74,6 +74,11 @@ class Session:
         return self._legs.search.dtype
 
     @property
+    def versions(self) -> tuple[int, ...]:
+        """Of a model in training: the versions that have answered, one after the other; more than one only if the session follows."""
+        return tuple(self._legs.versions)
+
+    @property
     def replaced(self) -> int:
         """Hops that were lost, and routes that kept steps, and were replaced so far."""
         return self._legs.repair.replaced + self._legs.num_adopted

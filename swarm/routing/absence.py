@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from protocols.errors import ModelMismatchError, NoRouteError
+from protocols.errors import ModelMismatchError, NoRouteError, VersionGoneError
 from protocols.ids import ModelId, Span
 from protocols.units import ENDS
 from protocols.weights_id import Weights, short
@@ -60,6 +60,14 @@ def _no_ends(
     return NoRouteError(
         f"no node hosts embedding and head of {model.name} with {where} after {route_timeout_s:.0f} s{cause}; a thin client needs them: "
         f"ask without --thin, or start one with --ends: {hosting.text(model.name, '--ends', '--blocks', str(span))}"
+    )
+
+
+def gone(weights: Weights, now: Weights) -> VersionGoneError:
+    """now: the newest version that is served."""
+    return VersionGoneError(
+        f"version {weights.version} of {weights.model.name}, which this session began with, is served no more: its nodes serve version "
+        f"{now.version} now; ask again, or let the session follow (--follow, follow=True)"
     )
 
 

@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from protocols.ids import PeerId, Span
 from protocols.inference import Route
@@ -19,7 +20,7 @@ from protocols.units import Unit
 from protocols.weights_id import Weights
 from swarm.asking import HELLO_S, Ping
 from swarm.clock import SYSTEM, Clock
-from swarm.routing import absence, choice
+from swarm.routing import absence, choice, versions
 from swarm.routing.experience import Experience
 from swarm.routing.offers import Offer, Wish
 from swarm.routing.regard import STRANGERS, Regard
@@ -37,8 +38,25 @@ BESIDE = 8
 """Peers that are asked beside a session that has its route already, so that later ones know more of them."""
 
 
+GONE_S = 3.0
+"""Seconds without a live route of a session's version, if a newer version has one, until it counts as served no more: a peer that does not
+answer may come back within them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A route, and what it computes with."""
+
+    weights: Weights
+    route: Route
+    dtype: str
+
+
 class Router:
-    """Routes over one model's weights. Its experience of peers lives as long as the router: share it between a client's sessions."""
+    """Routes over one model's weights, or over all versions of a model in training.
+
+    Its experience of peers lives as long as the router: share it between a client's sessions.
+    """
 
     def __init__(
         self,
@@ -50,14 +68,18 @@ class Router:
         regard: Regard = STRANGERS,
         chance: Callable[[], float] = random.random,
         clock: Clock = SYSTEM,
+        takes_newest: bool = False,
     ) -> None:
-        """hosting: what a message tells people to type where blocks are missing. regard: what is thought of peers beforehand.
+        """takes_newest: the model is in training; `find_newest` chooses a session's version, and `weights` are those of version 0.
+
+        hosting: what a message tells people to type where blocks are missing. regard: what is thought of peers beforehand.
 
         chance: uniform in [0, 1). clock: sessions over this router go by it, too: their times are compared.
         """
         self.weights, self.model, self.num_blocks, self.clock = weights, weights.model, num_blocks, clock
         self._hosting, self._random, self._now_s = hosting, chance, clock.now_s
-        self._shown = Shown(directory, weights, regard.may_be_used, clock)
+        self.takes_newest = takes_newest
+        self._shown = Shown(directory, weights, regard.may_be_used, clock, all_versions=takes_newest)
         self.experience = Experience(ping, regard, clock, on_failure=self._shown.outdate)
 
     def expected_ms(self, route: Route, num_steps: float = 1.0) -> float:
@@ -77,6 +99,7 @@ class Router:
         needs: frozenset[Unit] = frozenset(),
         blocks: Span | None = None,
         *,
+        weights: Weights | None = None,
         avoiding: Collection[PeerId] = (),
         on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> tuple[Route, str]:
@@ -85,36 +108,81 @@ class Router:
 
         holding: hops that hold this session's K/V already; they are kept unless that is impossible (None: the session only opens).
         dtype: None = any one. needs: units that the first and the last hop host beside their blocks.
+        weights: the version, of a model in training; None = the router's. Raises VersionGoneError if a newer one has replaced it.
         Raises NoRouteError where no live peers cover the model in time, ModelMismatchError where only other weights go by this name; at
         once, unless ours were there before: then they may come back.
         avoiding: peers to use only if no other route exists. If it is not empty, an announced speed counts only for peers that have
         computed for us.
         on_wait: told what is missing, at every look that finds no route.
         """
-        is_opening, wish = holding is None, Wish(blocks, needs, holding or (), avoiding)
+        wish = Wish(blocks, needs, holding or (), avoiding)
+        found = await self._find(route_timeout_s, dtype, wish, holding is None, weights or self.weights, on_wait)
+        return found.route, found.dtype
+
+    async def find_newest(
+        self,
+        route_timeout_s: float,
+        dtype: str | None = None,
+        needs: frozenset[Unit] = frozenset(),
+        blocks: Span | None = None,
+        *,
+        on_wait: Callable[[Wait], None] = lambda wait: None,
+    ) -> Found:
+        """A route of the newest version that live peers have a complete route of; otherwise as `find`."""
+        return await self._find(route_timeout_s, dtype, Wish(blocks, needs, ()), True, None, on_wait)
+
+    async def _find(
+        self,
+        route_timeout_s: float,
+        dtype: str | None,
+        wish: Wish,
+        is_opening: bool,
+        weights: Weights | None,
+        on_wait: Callable[[Wait], None],
+    ) -> Found:
+        """weights: None = the newest that have a route."""
         since_s = self._now_s()
         deadline_s = since_s + route_timeout_s
         until_s = max(deadline_s, self._now_s() + HELLO_S)
         # in the middle of an answer, a look at the directory takes longer than all the rest
-        goes_by_memory = holding or (is_opening and self._shown.is_fresh)
-        if goes_by_memory and (found := await self._choose(self._shown.remembered(dtype), wish, until_s)) is not None:
+        goes_by_memory = wish.holding or (is_opening and self._shown.is_fresh)
+        if goes_by_memory and (found := await self._choose_of(weights, self._shown.remembered(dtype), wish, until_s)) is not None:
             return found
         while True:
             offers = await self._shown.look(dtype, is_opening, until_s)
-            if (found := await self._choose(offers, wish, until_s)) is not None:
+            if (found := await self._choose_of(weights, offers, wish, until_s)) is not None:
                 return found
             offers = self._shown.remembered(dtype)
-            if (found := await self._choose(offers, wish, until_s)) is not None:
+            if (found := await self._choose_of(weights, offers, wish, until_s)) is not None:
                 return found
             if await self._forgive(offers, until_s):
                 continue
             live = [offer for offer in offers if not self.experience.is_avoided(offer.record.peer)]
+            if weights is not None:
+                self._check_served(weights, offers, live, wish, is_late=self._now_s() - since_s >= min(GONE_S, route_timeout_s))
+            live = versions.fullest(live, wish, self.num_blocks) if weights is None else versions.of(live, weights)
             if self._now_s() >= deadline_s:
                 last = self.experience.blame.last_cause
                 cause = f" (last failure: {last})" if last else ""
                 raise absence.no_route(live, wish, self.model, self.num_blocks, route_timeout_s, cause, self._hosting)
             on_wait(absence.wait(live, wish, self.num_blocks, since_s, route_timeout_s))
             await asyncio.sleep(min(LOOK_AGAIN_S, max(0.0, deadline_s - self._now_s())))
+
+    async def _choose_of(self, weights: Weights | None, offers: list[Offer], wish: Wish, until_s: float) -> Found | None:
+        """A route of these weights; None = of the newest version that has one."""
+        wanted = versions.complete(offers, wish, self.num_blocks) if weights is None else [weights]
+        for one in wanted:
+            if (chosen := await self._choose(versions.of(offers, one), wish, until_s)) is not None:
+                return Found(one, *chosen)
+        return None
+
+    def _check_served(self, weights: Weights, offers: list[Offer], live: list[Offer], wish: Wish, *, is_late: bool) -> None:
+        """VersionGoneError if a newer version has a complete route and these weights have none: by what all have announced, or, once it
+        is late, by those that answer."""
+        if self.takes_newest:
+            for seen in (offers, live) if is_late else (offers,):
+                if (now := versions.newer(weights, seen, wish, self.num_blocks)) is not None:
+                    raise absence.gone(weights, now)
 
     async def _choose(self, offers: list[Offer], wish: Wish, until_s: float) -> tuple[Route, str] | None:
         """The best route over those that have answered; if that is none, or leads over suspects, over those that answer now, too."""

@@ -18,7 +18,7 @@ from protocols.inference import Hop
 from protocols.records import PeerRecord
 from protocols.weights_id import Weights
 from swarm.clock import Clock
-from swarm.routing import absence
+from swarm.routing import absence, versions
 from swarm.routing.offers import UNMEASURED_MS_PER_BLOCK, Offer, named
 from swarm.routing.regard import Judge
 
@@ -28,6 +28,9 @@ FRESH_S = 5.0
 """For so long after a look at the directory, a new session goes by what was seen: reading the DHT takes 10 ms, or a wide area's
 round trips. Records are renewed every 20 s and are claims anyway: who has left since does not answer, and is replaced.
 A failure ends that."""
+
+FRESH_VERSIONS_S = 1.0
+"""The same for a model in training: so late may a session learn of a version, at most."""
 
 
 class Records(Protocol):
@@ -46,7 +49,11 @@ class DirectoryView(Protocol):
 class Shown:
     """Offers of one model's weights, as the directory shows them now and has shown them lately."""
 
-    def __init__(self, directory: DirectoryView, weights: Weights, may_be_used: Judge, clock: Clock) -> None:
+    def __init__(
+        self, directory: DirectoryView, weights: Weights, may_be_used: Judge, clock: Clock, all_versions: bool = False
+    ) -> None:
+        """all_versions: of the model in training, not only of these weights."""
+        self._all_versions = all_versions
         self._directory, self._weights, self._may_be_used, self._now_s = directory, weights, may_be_used, clock.now_s
         self._looked_s = -math.inf
         """When the directory was last read."""
@@ -57,8 +64,8 @@ class Shown:
 
     @property
     def is_fresh(self) -> bool:
-        """Was the directory read within FRESH_S, and nothing failed since?"""
-        return self._now_s() - self._looked_s < FRESH_S
+        """Was the directory read lately, and nothing failed since?"""
+        return self._now_s() - self._looked_s < (FRESH_VERSIONS_S if self._all_versions else FRESH_S)
 
     def outdate(self) -> None:
         """A peer failed: what was seen may be out of date in more."""
@@ -99,12 +106,15 @@ class Shown:
 
     def _ours(self, offers: Sequence[Offer], dtype: str | None) -> list[Offer]:
         """Those of our very weights, at peers that may be used."""
-        ours = [offer for offer in offers if offer.hosted.weights == self._weights]
+        ours = [offer for offer in offers if self._is_ours(offer.hosted.weights)]
         return [o for o in ours if (dtype is None or o.hosted.dtype == dtype) and self._may_be_used(o.record.peer)]
+
+    def _is_ours(self, weights: Weights) -> bool:
+        return versions.is_version_of(weights, self._weights) if self._all_versions else weights == self._weights
 
     def announced_ms(self, hop: Hop) -> float:
         """What a decode step takes at this hop, queue included, as its peer announces it."""
         _, record = self._seen.get(hop.peer, (0.0, None))
-        hosted = record.blocks(self._weights) if record else ()
-        loads = [one.load for one in hosted if hop.span.is_within(one.span) and one.load.step_ms]
+        hosted = record.blocks() if record else ()
+        loads = [one.load for one in hosted if self._is_ours(one.weights) and hop.span.is_within(one.span) and one.load.step_ms]
         return loads[0].step_ms * (1 + loads[0].queue) if loads else UNMEASURED_MS_PER_BLOCK * len(hop.span)

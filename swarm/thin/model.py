@@ -53,11 +53,14 @@ class ThinModel:
         config: SessionConfig,
         hosting: NodeCommand,
         waits: Waits,
+        is_in_training: bool,
     ) -> None:
+        """is_in_training: each session takes the newest version that is served when it begins."""
         self.model = model
         self.defaults, self.tokenizer = defaults, tokenizer
         self._peer, self._config, self._waits = peer, config, waits
-        self._router = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer))
+        self._router = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer),
+                              takes_newest=is_in_training)  # fmt: skip
         self._sessions: list[Session] = []
 
     def start(self) -> TokenSequence:
@@ -99,6 +102,7 @@ async def open_model(
     waits: Waits | None = None,
     entry: Entry = ANYBODY,
     accept_new_weights: bool = False,
+    follow: bool = False,
 ) -> AsyncIterator[ThinModel]:
     """Meet the swarm, find the model and fetch its small files; whatever was opened is closed at the end.
 
@@ -106,6 +110,7 @@ async def open_model(
     root: where fetched files are kept; beside it, what names meant before.
     accept_new_weights: take what is served now, even if the name meant other weights before.
     dtype: compute dtype of the route; auto = the one in which most blocks are served.
+    follow: of a model in training, as `SessionConfig.follow`.
     priority: 0, or down to -100; the lower, the more device time others get. waits: where is said what is being waited for.
     Raises PeerUnreachableError, ModelNotFoundError, NoRouteError, or what is wrong with the model's files.
     """
@@ -126,7 +131,7 @@ async def open_model(
         try:
             defaults = read_defaults(cache.directory)
             tokenizer = await asyncio.to_thread(SandboxedTokenizer, sandbox, cache.directory)
-            stored = len(cache.layout.blocks)
+            stored, is_in_training = len(cache.layout.blocks), cache.manifest.run is not None
         finally:
             cache.close()
         blocks = model_lookup.blocks_of(found)
@@ -138,8 +143,9 @@ async def open_model(
             dtype=chosen,
             hidden_size=defaults.hidden_size or 1,
             vocab_size=defaults.vocab_size,
+            follow=follow,
         )
-        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config, hosting, waits)
+        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config, hosting, waits, is_in_training)
         try:
             yield model
         finally:

@@ -13,6 +13,7 @@ from protocols.errors import NoRouteError
 from protocols.hosted import Hosted
 from protocols.weights_id import Weights
 from swarm import waiting
+from swarm.routing.versions import is_version_of
 from swarm.suggestion import USUAL, NodeCommand
 from swarm.waiting import Slot, Waits
 from swarm.weights import names, served
@@ -54,8 +55,10 @@ async def wait_for(
 
 
 def blocks_of(found: Found) -> tuple[Hosted, ...]:
-    """What is served of exactly these weights; never empty."""
-    return tuple(one for _peer, one in served.served(found.records, found.model.name) if one.weights == Weights(found.model))
+    """What is served of this model, in any version; never empty."""
+    base = Weights(found.model)
+    every = served.served(found.records, found.model.name)
+    return tuple(one for _peer, one in every if is_version_of(one.weights, base))
 
 
 def num_blocks(blocks: tuple[Hosted, ...], stored: int) -> int:

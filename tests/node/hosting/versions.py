@@ -104,7 +104,7 @@ class HasAll:
 class Node:
     """A node with one host, as `run_node` makes it."""
 
-    def __init__(self, swarm: Swarm, span: Span, free_bytes: int, drain_s: float) -> None:
+    def __init__(self, swarm: Swarm, span: Span, free_bytes: int, drain_s: float, keep: int = 0) -> None:
         self.swarm, self.span, self.identity = swarm, span, new_identity()
         self.directory, self.peer_id, self.reachable = self, self.identity.peer_id, True
         self.round_trips_ms: dict[PeerId, float] = {}
@@ -113,7 +113,7 @@ class Node:
         self.dispatcher, self.pool, self.device, self.swarm_name = Dispatcher(), ChannelPool(self.identity), Device(), "test"
         handlers = {**self.dispatcher.handlers(), services.HELLO.name: ToyNode._hello.__get__(self)}
         self.server = RpcServer(self.identity, certificate, handlers)
-        self._free_bytes, self._drain_s = free_bytes, drain_s
+        self._free_bytes, self._drain_s, self._keep = free_bytes, drain_s, keep
 
     async def ping(self, record: PeerRecord) -> float:
         raise NotImplementedError
@@ -137,7 +137,7 @@ class Node:
         await begin(host, self.dispatcher, self.presence)
         self.replacer = Replacer(
             host, renew=self._renew, dispatcher=self.dispatcher, presence=self.presence, free_bytes=lambda: self._free_bytes,
-            drain_s=self._drain_s,
+            drain_s=self._drain_s, keep=self._keep,
         )  # fmt: skip
 
     async def _renew(self, host: Host) -> Host:
@@ -180,12 +180,13 @@ class Swarm:
         """Number of tokens received, by version."""
         self.told = asyncio.Event()
         self._toys, self._routers = ToySwarm(), dict[Weights, Router]()
+        self._newest: Router | None = None
 
     async def snapshot(self, model_name: str) -> Records:
         return Records(tuple(self.records.values()))
 
-    async def add(self, span: Span, free_bytes: int = PLENTY, drain_s: float = 10.0) -> Node:
-        node = Node(self, span, free_bytes, drain_s)
+    async def add(self, span: Span, free_bytes: int = PLENTY, drain_s: float = 10.0, keep: int = 0) -> Node:
+        node = Node(self, span, free_bytes, drain_s, keep)
         await node.start()
         self.nodes.append(node)
         return node
@@ -211,6 +212,23 @@ class Swarm:
             self._routers[weights] = Router(self, self._toys._ping, weights, self.model.num_blocks)
         config = SessionConfig(route_timeout_s=1.0)
         return Session(self._routers[weights], Links(self._toys.pool), self._toys.identity, config)
+
+    def session(self, follow: bool = False) -> Session:
+        """A session as of a model in training: it takes the newest version itself."""
+        base = self.model.weights(0)
+        if self._newest is None:
+            self._newest = Router(self, self._toys._ping, base, self.model.num_blocks, takes_newest=True)
+        config = SessionConfig(route_timeout_s=10.0, follow=follow)
+        return Session(self._newest, Links(self._toys.pool), self._toys.identity, config)
+
+    async def next_tokens(self, session: Session, fed: Sequence[int], num_tokens: int) -> list[int]:
+        """The next tokens of a session, after it has been fed some."""
+        given, tokens = self.model.table[list(fed)], list[int]()
+        while len(tokens) < num_tokens:
+            output = await ask(session, (), [len(given)], given)
+            tokens.append(self.model.choose(output[-1]))
+            given = self.model.table[tokens[-1:]]
+        return tokens
 
     async def ask(self, prompt: list[int], num_tokens: int, pause_s: float = 0.0) -> Answer:
         """A whole answer of one session; a session that is lost is begun again."""

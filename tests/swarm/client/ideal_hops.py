@@ -26,6 +26,7 @@ class IdealBackend:
 
     reference: Any
     dtype: torch.dtype = torch.float32
+    version: int | None = None
     calls: list[Call] = field(default_factory=list)
     forms: set[StepSpec] = field(default_factory=set)
     num_opened: int = 0
@@ -48,6 +49,8 @@ Row = list[tuple[Tensor, int]]
 
 
 class IdealSession:
+    version = None
+
     def __init__(self, backend: IdealBackend) -> None:
         self._backend = backend
         self._rows: list[Row] | None = None

@@ -47,6 +47,7 @@ class LocalBackend:
     checkpoint: Checkpoint
     engines: list[Any]
     dtype: torch.dtype = torch.float32
+    version: int | None = None
     calls: list[Call] = field(default_factory=list)
     num_opened: int = 0
     num_closed: int = 0
@@ -79,6 +80,8 @@ class LocalBackend:
 
 class LocalSession:
     """Sequences at every engine, with the row operations of the hops."""
+
+    version = None
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend
