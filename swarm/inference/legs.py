@@ -64,8 +64,6 @@ class Legs:
         self._waits, self._pending, self._on_reply = waits, pending, on_reply
         now_s = router.clock.now_s
         self.search = RouteSearch(router, config, waits)
-        self.versions: list[int] = []
-        """Of a model in training: the versions that have answered, one after the other."""
         self.lateness = Lateness(now_s, router.expected_ms, config, pending)
         self._accusations = Accusations(router.experience, now_s, self.tasks)
         self.repair = Repair(config, self.search, self._accusations, self.lateness, pending, waits, now_s, self.keep,
@@ -73,21 +71,20 @@ class Legs:
         self.current = self._new()
 
     def _new(self) -> Leg:
-        def oldest() -> int:
-            return min(self._pending.steps, default=self.retained.next_step)
-
-        def on_loss(leg: Leg, loss: Loss) -> None:
-            self.losses.put_nowait((leg, loss))
-
         router, weights = self._router, self.search.weights or self._router.weights
-        return Leg(self._links, self._identity, weights, self.retained, oldest, self._on_reply, on_loss, router.clock.unix_s)
+        return Leg(
+            self._links, self._identity, weights, self.retained,
+            lambda: min(self._pending.steps, default=self.retained.next_step),
+            self._on_reply, lambda leg, loss: self.losses.put_nowait((leg, loss)), router.clock.unix_s,
+        )  # fmt: skip
 
     # --- the life of a session
 
     def begin_as(self, other: Legs) -> None:
         """As a fork of another session: its sequences, and the hops that may still hold them."""
         self.retained = self.current.down.retained = other.retained.fork()
-        self.search.weights, self.current.weights, self.versions = other.search.weights, other.current.weights, [*other.versions]
+        self.search.weights, self.current.weights = other.search.weights, other.current.weights
+        self.search.versions = [*other.search.versions]
         if (step := self.retained.next_step) > 0:
             self.current.fork = Fork(session=other.current.id, step=step)
             self.search.forked_places = {hop.place for hop in other.current.route}
@@ -109,34 +106,21 @@ class Legs:
 
     async def _begin_anew(self, gone: VersionGoneError) -> None:
         """On the newest version, with all that was sent; raises `gone` if the caller has had answers, and did not ask to follow."""
-        if self.versions and not self._follows:
+        if self.search.versions and not self._follows:
             raise gone
-        self._waits.late(waiting.FOLLOWING)
         found = await self.search.newest()
-        if self.is_over:
-            return
-        log.info("%s: begins again with version %d: %s", self.current, found.weights.version, gone)
-        self.search.weights = found.weights
-        for leg in (self.current, *self.rivals):
-            leg.let_go()
-        self.rivals.clear()
-        self._given_up.clear()
-        self.current = self._new()
-        await self.current.install(found.route, found.dtype)
+        if not self.is_over:
+            self.search.weights = found.weights
+            self.rivals.append(self.current)
+            self._end_beside()
+            self.current = self._new()
+            await self.current.install(found.route, found.dtype)
 
     def keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a part of the session, until it ends or `stop`. What it raises ends the session: else its caller might wait for ever."""
         task = self.tasks.keep(work, name)
-        task.add_done_callback(self._end_with)
+        task.add_done_callback(lambda ended: self.end(error) if (error := _failure(ended)) is not None else None)
         return task
-
-    def _end_with(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if not isinstance(error, SwarmError):
-            log.error("%s failed by a fault of ours", task.get_name(), exc_info=error)
-            error = InternalError(f"{task.get_name()} failed: {type(error).__name__}; the log says more")
-        self.end(error)
 
     def end(self, error: SwarmError) -> None:
         """The session has failed."""
@@ -169,8 +153,7 @@ class Legs:
     def answered(self, leg: Leg, num_tokens: int) -> None:
         """A reply that can be used, to a step of so many tokens, came over `leg`: it is the session's."""
         self.lateness.answered(num_tokens, is_usual=leg.verdict is None)
-        if self._router.takes_newest and self.versions[-1:] != [leg.weights.version]:
-            self.versions.append(leg.weights.version)
+        self.search.has_answered()
         if leg is not self.current:
             self._adopt(leg)
         if not leg.has_answered or leg.verdict is not None or self.repair.lost_at_s is not None:
@@ -180,10 +163,13 @@ class Legs:
         """What was suspected, refused and lost is settled; those that were tried beside are not needed."""
         leg.has_answered, leg.verdict = True, None
         self._router.experience.answered(leg.route)
+        self._end_beside()
+        self.repair.settle()
+
+    def _end_beside(self) -> None:
         self._given_up.clear()
         while self.rivals:
             self.rivals.pop().let_go()
-        self.repair.settle()
 
     def _adopt(self, winner: Leg) -> None:
         """A leg that was opened later answers first: those before it keep what they were sent, or are slow."""
@@ -249,3 +235,13 @@ class Legs:
         self.rivals.remove(rival)
         self._given_up.append(rival)
         rival.let_go()
+
+
+def _failure(task: asyncio.Task[None]) -> SwarmError | None:
+    """What a part of a session has raised; a fault of ours is logged."""
+    if task.cancelled() or (error := task.exception()) is None:
+        return None
+    if isinstance(error, SwarmError):
+        return error
+    log.error("%s failed by a fault of ours", task.get_name(), exc_info=error)
+    return InternalError(f"{task.get_name()} failed: {type(error).__name__}; the log says more")

@@ -25,6 +25,8 @@ class RouteSearch:
         """Compute dtype, known once there was a first route; the later ones have the same."""
         self.weights: Weights | None = None if router.takes_newest else router.weights
         """What the session computes with; of a model in training known once there was a first route."""
+        self.versions: list[int] = []
+        """Of a model in training: the versions that have answered, one after the other."""
         self.is_thin = False
         """The first and the last hop must host embedding and head."""
         self.forked_places: set[tuple[PeerId, Span]] | None = None
@@ -35,6 +37,11 @@ class RouteSearch:
     def _needs(self) -> frozenset[Unit]:
         """What the first and the last hop must host beside their blocks."""
         return ENDS if self.is_thin else frozenset()
+
+    def has_answered(self) -> None:
+        """A reply came that can be used."""
+        if self._router.takes_newest and self.weights is not None and self.versions[-1:] != [self.weights.version]:
+            self.versions.append(self.weights.version)
 
     async def first(self) -> tuple[Route, str]:
         """The session's first route. NoRouteError or ModelMismatchError says why there is none."""

@@ -76,7 +76,7 @@ class Session:
     @property
     def versions(self) -> tuple[int, ...]:
         """Of a model in training: the versions that have answered, one after the other; more than one only if the session follows."""
-        return tuple(self._legs.versions)
+        return tuple(self._legs.search.versions)
 
     @property
     def replaced(self) -> int:

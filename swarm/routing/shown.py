@@ -30,7 +30,7 @@ round trips. Records are renewed every 20 s and are claims anyway: who has left 
 A failure ends that."""
 
 FRESH_VERSIONS_S = 1.0
-"""The same for a model in training: so late may a session learn of a version, at most."""
+"""The same for a model in training: a new version is seen by sessions that late, at most."""
 
 
 class Records(Protocol):

@@ -1,4 +1,4 @@
-"""Sessions of a model in training: the newest version, kept to the end, or followed."""
+"""Sessions of a model in training take its newest version."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def test_a_session_takes_the_newest_version_of_a_whole_route_and_keeps_it(
         await node.replace(1)
     await first.replace(2)
     before = swarm.session()
-    begun = await swarm.next_tokens(before, PROMPT, 4)
-    assert before.versions == (1,) and model.answers(1, PROMPT, begun), "version 2 has no whole route yet"
+    tokens_before = await swarm.next_tokens(before, PROMPT, 4)
+    assert before.versions == (1,) and model.answers(1, PROMPT, tokens_before), "version 2 has no whole route yet"
     await last.replace(2)
     await asyncio.sleep(FRESH_VERSIONS_S)  # what was seen of the directory is not older
     after = swarm.session()
@@ -44,8 +44,8 @@ async def test_a_session_takes_the_newest_version_of_a_whole_route_and_keeps_it(
     assert after.versions == (2,) and model.answers(2, PROMPT, tokens)
     used = next(node for node in (last, spare) if before.route[-1].peer == node.peer_id)
     await used.server.stop(0)
-    begun += await swarm.next_tokens(before, begun[-1:], 4)
-    assert before.versions == (1,) and before.replaced == 1 and model.answers(1, PROMPT, begun)
+    tokens_before += await swarm.next_tokens(before, tokens_before[-1:], 4)
+    assert before.versions == (1,) and before.replaced == 1 and model.answers(1, PROMPT, tokens_before)
     for session in (before, after):
         await session.close()
 
