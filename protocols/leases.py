@@ -169,5 +169,5 @@ def _finished(item: object) -> Finished:
 
 def _named(item: object, names: tuple[str, ...]) -> dict[str, object]:
     if not isinstance(item, list) or len(item) != len(names):
-        raise BadRequestError(f"a row is [{', '.join(names)}]")
+        raise BadRequestError(f"expected the list [{', '.join(names)}]")
     return dict(zip(names, item, strict=True))

@@ -1,7 +1,8 @@
-"""A trainer: data and no parameters; it steps a run's versions.
+"""A trainer: data and no parameters; several may train one run.
 
 `run_trainer` shows the whole sequence. The caller gets `Event`s and a line of metrics for each version, and ends it by cancelling its
-task: stages keep what they have, and the next trainer goes on from there. This is where a gradient's path begins (G1).
+task: stages keep what they have, and another trainer goes on from there. This is where a gradient's path begins (G1); which trainer
+coordinates is found in `swarm/training/turns.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from node.training.data.token_data import TokenData
 from node.training.metrics import MetricsFile, OnRow, VersionRow
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
+from protocols import services
+from protocols.errors import ModelNotFoundError
+from protocols.ids import ModelId
+from protocols.leases import Finished, LeaseRequest
 from protocols.records import PeerRecord
 from protocols.roles import Role
 from protocols.runs import RunSpec
@@ -35,17 +40,20 @@ from protocols.tensors import WireTensor
 from swarm.clock import SYSTEM, Clock
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer, software
+from swarm.rpc.call import Call, Handlers
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
+from swarm.training.election import Trainers
 from swarm.training.evaluation import Evaluation
+from swarm.training.lease_desk import LeaseDesk
 from swarm.training.members import Members
 from swarm.training.pipeline import Drawn, Pipeline
+from swarm.training.turns import Turns
+from swarm.training.worker import Worker
 from swarm.weights.naming import Naming
 from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
-
-LOOK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +72,14 @@ AfterStep = Callable[[Step], Awaitable[None]]
 
 async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow] = (), clock: Clock = SYSTEM) -> None:
     """Train until the run's last version. Whatever keeps it from that is raised as a SwarmError, after everything was stopped."""
-    uploader = Uploader(config.node.upload_bytes_s)
+    uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
             on_event(Event("read", f"{what}: {total} done"))
 
     data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
-    async with Peer(peer_config(config.node, on_event), uploader.handlers()) as peer:
+    async with Peer(peer_config(config.node, on_event), {**uploader.handlers(), **desk.handlers()}) as peer:
         await meet(config.node, peer, on_event)
         naming = Naming.of(
             peer.ping,
@@ -83,13 +91,15 @@ async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequenc
         try:
             uploader.add(run.shelf)
             on_event(Event("run", f"{run.model} ({run.spec.batch.steps} versions)"))
-            await peer.directory.announce(lambda: _record(config.node, peer, run), (run.model.name,))
-            on_event(Event("ready"))
             with MetricsFile(config.folder) as metrics:
                 members, journal = Members(run.model, peer.directory, peer.pool), Journal(metrics, listeners, clock)
                 async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
                     after = [Comings(members, journal).after, Publisher(run.spec, members, peer.pool).after, evaluator.after]
-                    await Trainer(run, data, peer, members, journal, on_event, after, clock).train()
+                    trainer = Trainer(run, data, peer, members, journal, on_event, after, clock)
+                    desk.open(run.model, trainer.turns)
+                    await peer.directory.announce(lambda: _record(config.node, peer, run), (run.model.name,))
+                    on_event(Event("ready"))
+                    await trainer.train()
         finally:
             run.close()
 
@@ -114,8 +124,29 @@ async def evaluating(
         samples.close()
 
 
+class LeaseHandler:
+    """Answers `lease` of one run, which is opened after the peer listens."""
+
+    def __init__(self) -> None:
+        self._run: ModelId | None = None
+        self._turns: Turns | None = None
+
+    def open(self, run: ModelId, turns: Turns) -> None:
+        """From now on, this run's other trainers are answered."""
+        self._run, self._turns = run, turns
+
+    def handlers(self) -> Handlers:
+        return {services.LEASE.name: self._on_lease}
+
+    async def _on_lease(self, request: bytes, call: Call) -> bytes:
+        run = LeaseRequest.parse(request).run
+        if self._turns is None or run != self._run:
+            raise ModelNotFoundError(f"run {run.name} ({run.digest[:12]}) has no trainer here: ask another peer")
+        return await self._turns.on_lease(request, call)
+
+
 class Trainer:
-    """Steps one run. Belongs to one event loop."""
+    """Trains one run with others. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -128,37 +159,42 @@ class Trainer:
         after: Sequence[AfterStep] = (),
         clock: Clock = SYSTEM,
     ) -> None:
-        """after: awaited in this order after each step, before the next one begins: what takes long starts a task of its own."""
+        """after: awaited in this order after each step of a run that this trainer coordinates, before the next one begins: what takes
+        long starts a task of its own."""
         self._after = after
         self._run, self._spec, self._journal, self._on_event = run, run.spec, journal, on_event
+        self._has_begun = False
         self._said = ""
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
             members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(_batches(data, run.spec)),
             clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
         )  # fmt: skip
-        self._coordinator = Coordinator(
-            members=members, pipeline=pipeline, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
-            num_blocks=num_blocks, clock=clock,
+        desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
+        coordinator = Coordinator(
+            members=members, desk=desk, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
+            num_blocks=num_blocks, clock=clock, on_wait=self._waits,
+        )  # fmt: skip
+        self.turns = Turns(
+            me=peer.peer_id, others=Trainers(run.model, peer.peer_id, peer.directory, peer.pool),
+            worker=Worker(run.model, pipeline, self._note, self._begin), desk=desk, coordinator=coordinator, after=self._stepped, clock=clock,
+            on_turn=lambda text: on_event(Event("trainer", text)),
         )  # fmt: skip
 
     async def train(self) -> None:
-        """From the version that the stages have to the run's last one."""
-        version = await self._first_version()
-        self._journal.begin(version)
-        while version < self._spec.batch.steps:
-            step = await self._coordinator.step(version)
-            self._note(step)
-            version = step.version
-            for work in self._after:
-                await work(step)
-        self._on_event(Event("trained", f"{self._run.model.name}: version {version} of {self._spec.batch.steps}"))
+        """From the version that the stages have to the run's last one. NonFiniteGradientError as of `Turns.train`."""
+        await self.turns.train(self._spec.batch.steps)
+        self._on_event(Event("trained", f"{self._run.model.name}: version {self._spec.batch.steps} of {self._spec.batch.steps}"))
 
-    async def _first_version(self) -> int:
-        while (version := await self._coordinator.version()) is None:
-            self._waits(f"no stage of {self._run.model.name} answers; waiting for one: swarm node --run")
-            await asyncio.sleep(LOOK_AGAIN_S)
-        return version
+    async def _stepped(self, step: Step) -> None:
+        for work in self._after:
+            await work(step)
+
+    def _begin(self, version: int) -> None:
+        """This trainer takes part in a version."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._journal.begin(version)
 
     def _waits(self, text: str) -> None:
         if text != self._said:
@@ -166,22 +202,23 @@ class Trainer:
             self._journal.event("waiting", text)
             self._on_event(Event("waiting", text))
 
-    def _note(self, step: Step) -> None:
+    def _note(self, finished: Finished) -> None:
+        """A version is finished, whichever trainer has closed it."""
         self._said = ""
-        spec, totals = self._spec, step.totals
-        self._journal.version = step.version
+        spec = self._spec
+        self._journal.version = finished.version
         row = VersionRow(
-            version=step.version,
-            tokens=step.version * spec.batch.batch_tokens,
-            loss=totals.loss_sum / max(1, totals.num_targets),
-            lr=learning_rate(spec.schedule, spec.optimizer.lr, step.version - 1, spec.batch.steps),
-            grad_norm=step.grad_norm,
+            version=finished.version,
+            tokens=finished.version * spec.batch.batch_tokens,
+            loss=finished.loss_sum / max(1, finished.num_targets),
+            lr=learning_rate(spec.schedule, spec.optimizer.lr, finished.version - 1, spec.batch.steps),
+            grad_norm=finished.grad_norm,
             time_s=self._journal.time_s,
-            tokens_per_s=spec.batch.batch_tokens / step.seconds if step.seconds else 0.0,
-            peers=step.num_stages,
-            bytes_sent=totals.num_bytes,
-            waiting_s=step.closing_s,
-            redone=totals.num_redone,
+            tokens_per_s=spec.batch.batch_tokens / finished.seconds if finished.seconds else 0.0,
+            peers=finished.num_stages,
+            bytes_sent=finished.num_bytes,
+            waiting_s=finished.closing_s,
+            redone=finished.num_redone,
         )
         self._journal.write(row)
 

@@ -62,9 +62,12 @@ class Closing:
         """num_blocks: of the whole model."""
         self._members, self._spec, self._pool, self._num_units = members, spec, pool, num_blocks + 1
 
-    async def attempt(self, version: int, stages: Sequence[Stage]) -> Attempt:
-        """Let every group of these stages agree. What a failure leaves: ledgers are open again, except where a group has agreed."""
-        groups = self._groups(version, stages)
+    async def attempt(self, version: int, stages: Sequence[Stage], units: frozenset[Unit] | None = None) -> Attempt:
+        """Let every group of these stages agree. What a failure leaves: ledgers are open again, except where a group has agreed.
+
+        units: only these; None = all of the model.
+        """
+        groups = self._groups(version, stages, units)
         answers = await asyncio.gather(*(self._close(group) for group in groups))
         agreed, missing, lost = list[Agreed](), dict[Part, frozenset[int]](), set[PeerId]()
         for group, closed in zip(groups, answers, strict=True):
@@ -79,7 +82,8 @@ class Closing:
             missing |= {
                 part: frozenset(indices_of(mask)) for part, mask in zip(group.parts, closed.missing, strict=False) if mask
             }
-        is_whole = len(agreed) == len(groups) and sum(len(group.units) for group in groups) == self._num_units
+        num_units = self._num_units if units is None else len(units)
+        is_whole = len(agreed) == len(groups) and sum(len(group.units) for group in groups) == num_units
         return Attempt(agreed=tuple(agreed), missing=missing, lost=frozenset(lost), is_whole=is_whole)
 
     async def apply(self, version: int, agreed: Sequence[Agreed]) -> Applied:
@@ -98,16 +102,16 @@ class Closing:
             num_targets = max(num_targets, applied[0].num_targets)
         return Applied(version=version + 1, chains=chains, squares=squares, num_targets=num_targets)
 
-    def _groups(self, version: int, stages: Sequence[Stage]) -> list[Group]:
+    def _groups(self, version: int, stages: Sequence[Stage], units: frozenset[Unit] | None) -> list[Group]:
         members = {stage.peer: stage.member for stage in stages}
         averaging = self._spec.averaging
         return [
             Group(
-                id=GroupId(secrets.token_bytes(16)), run=self._members.run, version=version, units=units,
+                id=GroupId(secrets.token_bytes(16)), run=self._members.run, version=version, units=common,
                 members=tuple(members[peer] for peer in _led(peers, version)),
                 num_micro_batches=self._spec.num_micro_batches, codec=averaging.codec, deadline_s=averaging.deadline_s,
             )
-            for peers, units in grouped({stage.peer: frozenset(stage.units) for stage in stages}).items()
+            for peers, common in grouped({stage.peer: _units_of(stage, units) for stage in stages}).items()
         ]  # fmt: skip
 
     async def _close(self, group: Group) -> Closed | None:
@@ -132,6 +136,10 @@ class Closing:
                 return error
 
         return await asyncio.gather(*(apply(one.peer, one.addresses, one.certificate) for one in agreed.group.members))
+
+
+def _units_of(stage: Stage, units: frozenset[Unit] | None) -> frozenset[Unit]:
+    return frozenset(stage.units) if units is None else units & stage.units.keys()
 
 
 def _led(peers: Sequence[PeerId], version: int) -> list[PeerId]:

@@ -8,26 +8,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from protocols.averaging import Applied
-from protocols.groups import indices_of
-from protocols.parts_of_units import Part
-from protocols.run_status import RunStatus
+from protocols.errors import SwarmError
+from protocols.ids import PeerId
+from protocols.leases import Finished
 from protocols.runs import RunSpec
 from protocols.units import Unit
 from swarm import trace
 from swarm.clock import Clock
 from swarm.training.closing import Attempt, Closing
-from swarm.training.members import Members, all_parts
-from swarm.training.pipeline import Pipeline, Totals
-from swarm.training.progress import Progress
+from swarm.training.lease_desk import LeaseDesk
+from swarm.training.members import Members, progress_of
+from swarm.training.where import Where, where
 
 log = logging.getLogger(__name__)
 
 CLOSE_AGAIN_S = 0.2
 """Seconds of pause after an attempt to close that failed without a missing micro-batch."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at the stages while micro-batches are computed: has one gone, or another coordinator stepped the version?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,92 +41,128 @@ class Step:
     """After the step."""
     chains: Mapping[Unit, bytes]
     """Of every unit, at that version."""
-    grad_norm: float
-    """Of the mean gradient of the whole model, before clipping."""
-    totals: Totals
-    num_stages: int
-    seconds: float
-    closing_s: float
-    """Of these, from the last receipt until all had applied."""
+    finished: Finished
+    """What it came to."""
+
+
+OnStep = Callable[[Step], Awaitable[None]]
+
+
+class VersionMoved(Exception):
+    """Another coordinator has stepped the version."""
 
 
 class Coordinator:
-    """The trainer that closes the versions."""
+    """The trainer that leases the micro-batches and closes the versions. All methods belong to one event loop."""
 
     def __init__(
         self,
         *,
         members: Members,
-        pipeline: Pipeline,
+        desk: LeaseDesk,
         closing: Closing,
         spec: RunSpec,
         num_blocks: int,
         clock: Clock,
         on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._members, self._pipeline, self._closing, self._clock = members, pipeline, closing, clock
+        self._members, self._desk, self._closing, self._clock = members, desk, closing, clock
         self._spec, self._num_blocks, self._on_wait = spec, num_blocks, on_wait
 
-    async def version(self) -> int | None:
-        """The version that the run is at: the lowest at which all stages could be, None while there is no stage.
+    async def run(self, until: int, on_step: OnStep, awaited: Collection[PeerId] = ()) -> None:
+        """Step versions until the run is at `until`. It never gives up: cancel it.
 
-        A stage that joined late is behind, and catches up by itself; so the version is the highest that any stage has.
+        on_step: awaited after each step. awaited: trainers that may have micro-batches in hand from an earlier coordinator.
         """
-        stages = await self._members.look()
-        versions = [unit.version for stage in stages for unit in stage.units.values()]
-        return max(versions, default=None)
-
-    async def step(self, version: int) -> Step:
-        """From `version` to `version` + 1, whatever dies meanwhile. It returns once every group has a member that has applied."""
-        began_s, totals = self._clock.now_s(), Totals()
-        progress = await self._adopt(version)
         while True:
-            await self._pipeline.compute(version, progress.missing(), progress, totals)
+            at = where(await self._members.look())
+            if at.version is None:
+                self._on_wait(f"no stage of {self._spec.name} answers; waiting for one: swarm node --run")
+                await asyncio.sleep(CLOSE_AGAIN_S)
+                continue
+            try:
+                if at.unfinished:
+                    await self._finish(at)
+                elif at.version >= until:
+                    return
+                else:
+                    await on_step(await self.step(at.version, awaited))
+                    awaited = ()
+            except VersionMoved:
+                log.info("%s: version %d was stepped by another trainer", self._spec.name, at.version)
+            except SwarmError as error:
+                self._on_wait(f"version {at.version} of {self._spec.name} is not applied everywhere: {error}")
+                await asyncio.sleep(CLOSE_AGAIN_S)
+
+    async def step(self, version: int, awaited: Collection[PeerId] = ()) -> Step:
+        """From `version` to `version` + 1, whatever dies meanwhile. It returns once every group has a member that has applied.
+
+        VersionMoved. SwarmError: a group has lost all its members after it had agreed.
+        """
+        began_s, num_redone = self._clock.now_s(), 0
+        progress = progress_of(self._members.stages, version, self._spec.num_micro_batches, self._num_blocks)
+        self._desk.begin(version, progress.missing(), is_again=not progress.is_empty, awaited=awaited)
+        while True:
+            await self._computed(version)
             computed_s = self._clock.now_s()
             trace.mark_gradient("complete", version, trace.VERSION)
             attempt = await self._closing.attempt(version, [one for one in self._members.stages if one.is_at(version)])
             if attempt.is_whole:
                 break
-            await self._after(attempt, progress, totals)
+            num_redone += await self._after(version, attempt)
         applied = await self._closing.apply(version, attempt.agreed)
-        stages = await self._members.look()
-        now_s = self._clock.now_s()
-        return Step(
-            version=version + 1, chains=applied.chains, grad_norm=_grad_norm(applied), totals=totals, num_stages=len(stages),
-            seconds=now_s - began_s, closing_s=now_s - computed_s,
+        return self._stepped(applied, began_s, computed_s, num_redone)
+
+    def _stepped(self, applied: Applied, began_s: float, computed_s: float, num_redone: int) -> Step:
+        desk, now_s = self._desk, self._clock.now_s()
+        finished = Finished(
+            version=applied.version, loss_sum=desk.loss_sum, num_targets=desk.num_targets, seconds=now_s - began_s,
+            closing_s=now_s - computed_s, num_stages=len(self._members.stages), num_bytes=desk.num_bytes, num_redone=num_redone,
+            grad_norm=_grad_norm(applied),
         )  # fmt: skip
+        desk.finish(finished)
+        return Step(version=applied.version, chains=applied.chains, finished=finished)
 
-    async def _adopt(self, version: int) -> Progress:
-        """What the ledgers hold of this version already: work of a trainer that has gone, or of this one before it was restarted."""
-        progress = Progress(self._spec.num_micro_batches, all_parts(self._num_blocks))
-        for stage in await self._members.look():
-            for unit in stage.units.values():
-                if unit.version == version:
-                    for part, bitmap in unit.ledger.items():
-                        for index in indices_of(int.from_bytes(bitmap, "little")):
-                            progress.add(index, stage.peer, [part])
-        return progress
+    async def _computed(self, version: int) -> None:
+        """Wait until all micro-batches are reported. VersionMoved."""
+        done = asyncio.ensure_future(self._desk.all_done())
+        try:
+            while not (await asyncio.wait([done], timeout=LOOK_S))[0]:
+                await self._members.look()
+                self._check(version)
+            done.result()
+        finally:
+            done.cancel()
+            await asyncio.gather(done, return_exceptions=True)
 
-    async def _after(self, attempt: Attempt, progress: Progress, totals: Totals) -> None:
-        """Some group has not agreed: what its sums lack is computed again."""
-        for peer in attempt.lost:
-            if await self._members.ask_again(peer) is None:
-                progress.lose(peer)
+    async def _after(self, version: int, attempt: Attempt) -> int:
+        """Some group has not agreed: what its sums lack is computed again; how many micro-batches that are. VersionMoved."""
+        progress = progress_of(await self._members.look(), version, self._spec.num_micro_batches, self._num_blocks)
+        self._check(version)
         for part, indices in attempt.missing.items():
             progress.correct(part, indices)
         missing = progress.missing()
-        totals.num_redone += len(missing)
+        self._desk.redo(missing)
         if not missing:
             await asyncio.sleep(CLOSE_AGAIN_S)
-            await self._members.look()
+        return len(missing)
+
+    def _check(self, version: int) -> None:
+        found = where(self._members.stages).version
+        if found is not None and found > version:
+            raise VersionMoved
+
+    async def _finish(self, at: Where) -> None:
+        """Some units have stepped, and the trainer that called `apply` has gone: the others have agreed, and step as well."""
+        assert at.version is not None
+        units, version = at.unfinished, at.version - 1
+        attempt = await self._closing.attempt(version, [one for one in self._members.stages if units & one.units.keys()], units)
+        if attempt.agreed:
+            await self._closing.apply(version, attempt.agreed)
+        else:
+            self._on_wait(f"{len(units)} units of {self._spec.name} are at version {version}, the others at {at.version}")
+            await asyncio.sleep(CLOSE_AGAIN_S)
 
 
 def _grad_norm(applied: Applied) -> float:
     return math.sqrt(sum(applied.squares.values())) / max(1, applied.num_targets)
-
-
-def held(status: RunStatus) -> dict[Part, set[int]]:
-    """The indices in the sums of each part of a stage."""
-    return {
-        part: set(indices_of(int.from_bytes(bitmap, "little"))) for unit in status.units for part, bitmap in unit.ledger.items()
-    }

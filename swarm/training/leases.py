@@ -17,6 +17,7 @@ class Lease:
     """One index in one trainer's hands."""
 
     trainer: PeerId
+    since_s: float
     until_s: float
 
 
@@ -26,7 +27,7 @@ class Leases:
     def __init__(self, indices: Collection[int], lease_s: float) -> None:
         """lease_s: how long a trainer may keep an index without a report."""
         self._free = sorted(indices, reverse=True)
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self._held: dict[int, Lease] = {}
 
     @property
@@ -34,13 +35,37 @@ class Leases:
         """Is every index reported?"""
         return not self._free and not self._held
 
+    @property
+    def has_free(self) -> bool:
+        """Is an index in no trainer's hands?"""
+        return bool(self._free)
+
+    def held_by(self, trainer: PeerId) -> frozenset[int]:
+        """What it has in hand."""
+        return frozenset(index for index, lease in self._held.items() if lease.trainer == trainer)
+
+    def lease_of(self, index: int) -> Lease | None:
+        """In whose hands the index is."""
+        return self._held.get(index)
+
     def take(self, trainer: PeerId, count: int, now_s: float) -> Sequence[int]:
         """At most `count` indices for this trainer; none if all are in other hands."""
-        self._expire(now_s)
-        taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        self.expire(now_s)
+        taken = [self._free.pop() for _ in range(min(max(0, count), len(self._free)))]
         for index in taken:
-            self._held[index] = Lease(trainer, now_s + self._lease_s)
+            self._lease(index, trainer, now_s)
         return taken
+
+    def keep_only(self, trainer: PeerId, running: Collection[int], now_s: float) -> Sequence[int]:
+        """The trainer computes these: those of them that are free are its own from now on, and what else it had is free. The latter."""
+        self.expire(now_s)
+        dropped = [index for index in self.held_by(trainer) if index not in running]
+        for index in dropped:
+            self.give_back(index)
+        for index in [index for index in running if index in self._free]:
+            self._free.remove(index)
+            self._lease(index, trainer, now_s)
+        return dropped
 
     def report(self, index: int) -> None:
         """It is in the ledgers. A second report, or one of an index that was leased again, changes nothing more."""
@@ -54,15 +79,23 @@ class Leases:
         if index not in self._free:
             self._free.append(index)
 
-    def drop(self, trainer: PeerId) -> None:
-        """The trainer has gone: what it had is leased again."""
-        for index in [index for index, lease in self._held.items() if lease.trainer == trainer]:
+    def drop(self, trainer: PeerId) -> Sequence[int]:
+        """The trainer has gone: what it had, which is leased again."""
+        dropped = tuple(self.held_by(trainer))
+        for index in dropped:
             self.give_back(index)
+        return dropped
 
     def next_expiry_s(self) -> float | None:
         """When the first lease runs out; None = nothing is leased."""
         return min((lease.until_s for lease in self._held.values()), default=None)
 
-    def _expire(self, now_s: float) -> None:
-        for index in [index for index, lease in self._held.items() if lease.until_s <= now_s]:
+    def expire(self, now_s: float) -> Sequence[int]:
+        """What was kept for too long is free; those indices."""
+        late = [index for index, lease in self._held.items() if lease.until_s <= now_s]
+        for index in late:
             self.give_back(index)
+        return late
+
+    def _lease(self, index: int, trainer: PeerId, now_s: float) -> None:
+        self._held[index] = Lease(trainer, now_s, now_s + self.lease_s)

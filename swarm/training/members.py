@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from protocols import services
-from protocols.errors import SwarmError
+from protocols.errors import DeadlineError, SwarmError
 from protocols.groups import Member
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
@@ -22,7 +22,9 @@ from protocols.route import Hop
 from protocols.run_status import RunStatus, StatusRequest, UnitStatus
 from protocols.units import Blocks, Ends, Unit
 from swarm.asking import answers
+from swarm.clock import SYSTEM, Clock
 from swarm.rpc.pool import ChannelPool
+from swarm.training.progress import Progress
 from swarm.training.route_choice import Leg, StageLoad
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,10 @@ HOLDERS = frozenset(("stage", "keeper"))
 
 STATUS_S = 3.0
 """Seconds in which a stage has to say how far it is."""
+
+
+MAX_SILENCE_S = 24.0
+"""Longest time until a stage that has not answered is asked again."""
 
 
 class Peers(Protocol):
@@ -74,6 +80,11 @@ class Stage:
         """Are all its units at this version, and does it take micro-batches?"""
         return not self.status.is_catching_up and all(unit.version == version for unit in self.units.values())
 
+    def held(self, version: int) -> dict[Part, int]:
+        """What is in its sums of this version, as masks (bit n: micro-batch n), by part; nothing of units of another version."""
+        units = [unit for unit in self.units.values() if unit.version == version]
+        return {part: int.from_bytes(bitmap, "little") for unit in units for part, bitmap in unit.ledger.items()}
+
     def load(self, num_sent: int) -> StageLoad:
         """What the choice of a route goes by. num_sent: micro-batches that this trainer has under way through it."""
         status = self.status
@@ -89,12 +100,34 @@ class Stage:
         return Hop(self.peer, self.record.addresses, self.record.certificate, Blocks.of(span))
 
 
+class Silences:
+    """Peers that let a question run into its deadline: the next one waits, longer each time, so that all others are not kept waiting."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until: dict[tuple[PeerId, tuple[str, ...]], tuple[int, float]] = {}
+
+    def is_silent(self, record: PeerRecord) -> bool:
+        """Is it too early to ask it again? Never after it has come back at another address."""
+        return self._until.get((record.peer, record.addresses), (0, 0.0))[1] > self._clock.now_s()
+
+    def note(self, record: PeerRecord) -> None:
+        """It has not answered in time."""
+        key = record.peer, record.addresses
+        count = self._until.get(key, (0, 0.0))[0]
+        self._until[key] = count + 1, self._clock.now_s() + min(MAX_SILENCE_S, STATUS_S * 2**count)
+
+    def end(self, record: PeerRecord) -> None:
+        """It has answered."""
+        self._until.pop((record.peer, record.addresses), None)
+
+
 class Members:
     """All stages of a run that answer. `look` asks them anew; the rest is what they said then."""
 
-    def __init__(self, run: ModelId, directory: Directory, pool: ChannelPool) -> None:
+    def __init__(self, run: ModelId, directory: Directory, pool: ChannelPool, clock: Clock = SYSTEM) -> None:
         self.run = run
-        self._directory, self._pool = directory, pool
+        self._directory, self._pool, self._silences = directory, pool, Silences(clock)
         self._stages: dict[PeerId, Stage] = {}
 
     @property
@@ -147,11 +180,17 @@ class Members:
         return (await self._directory.snapshot(self.run.name)).peers
 
     async def _ask(self, record: PeerRecord) -> RunStatus | None:
+        if self._silences.is_silent(record):
+            return None
         try:
             async with asyncio.timeout(STATUS_S):
                 channel = await self._pool.channel(record.peer, record.addresses, record.certificate)
-                return RunStatus.parse(await channel.unary(services.RUN_STATUS, StatusRequest(run=self.run).encode(), STATUS_S))
+                found = RunStatus.parse(await channel.unary(services.RUN_STATUS, StatusRequest(run=self.run).encode(), STATUS_S))
+                self._silences.end(record)
+                return found
         except (SwarmError, TimeoutError) as error:
+            if isinstance(error, TimeoutError | DeadlineError):
+                self._silences.note(record)
             log.info("stage %s of %s does not say how far it is: %s", short_peer(record.peer), self.run.name, error)
             return None
 
@@ -160,6 +199,14 @@ def parts_on(legs: Sequence[Leg]) -> dict[Part, PeerId]:
     """Which stage a route leads through in each part of the model: blocks, embedding at the first, head at the last."""
     found = {Part.block(block): leg.peer for leg in legs for block in range(leg.span.start, leg.span.stop)}
     return {**found, EMBED: legs[0].peer, HEAD: legs[-1].peer}
+
+
+def progress_of(stages: Iterable[Stage], version: int, num_micro_batches: int, num_blocks: int) -> Progress:
+    """What the sums of these stages hold of a version, by what they said last."""
+    progress = Progress(num_micro_batches, all_parts(num_blocks))
+    for stage in stages:
+        progress.compare(stage.peer, stage.held(version))
+    return progress
 
 
 def all_parts(num_blocks: int) -> list[Part]:

@@ -11,21 +11,30 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from protocols.errors import NoRouteError, SwarmError
+from protocols.errors import (
+    DeadlineError,
+    LedgerClosedError,
+    NonFiniteGradientError,
+    NoRouteError,
+    OverloadedError,
+    VersionMismatchError,
+)
 from protocols.ids import PeerId, short_peer
-from protocols.receipts import Receipt
+from protocols.leases import Done
 from protocols.runs import RunSpec
 from protocols.tensors import WireTensor
 from protocols.training import Pass
 from swarm import trace
 from swarm.clock import Clock
 from swarm.rpc.pool import ChannelPool
+from swarm.training.arrivals import Arrivals
+from swarm.training.blame import Blame
 from swarm.training.chain import PassError, train
-from swarm.training.members import Members, Stage, parts_on
+from swarm.training.members import Members, all_parts, parts_on, progress_of
 from swarm.training.progress import Progress
 from swarm.training.route_choice import Leg, choose, uncovered
 
@@ -34,13 +43,17 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 0.5
 """Seconds until the stages are asked again if they do not cover the model."""
 
-FIRST_PASS_S = 60.0
-"""Seconds that a micro-batch may take before any has been measured."""
+QUIET_LOOKS = 3
+"""Looks for stages before it is said that some are missing."""
 
-LATE_FACTOR = 6.0
-"""A micro-batch is late after so many times the mean time of the others, and is sent another way."""
+FIRST_PASS_S = 60.0
+"""Seconds that a micro-batch may take before any has been measured, and the most that it may take at its first try."""
 
 LEAST_LATE_S = 5.0
+"""No micro-batch is late before."""
+
+PAUSE_S = 0.025
+"""First pause after a refusal that passes; it doubles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +78,6 @@ class Source(Protocol):
     def draw(self, version: int, index: int) -> Drawn: ...
 
 
-@dataclass(slots=True, kw_only=True)
-class Totals:
-    """What the micro-batches of one version came to, at this trainer."""
-
-    loss_sum: float = 0.0
-    num_targets: int = 0
-    num_passes: int = 0
-    num_failed: int = 0
-    """Passes that failed, each of which was sent again."""
-    num_redone: int = 0
-    """Micro-batches that ran again, because a stage that held them died."""
-    num_bytes: int = 0
-    """That the hops sent to each other: hidden states and gradients."""
-    receipts: list[Receipt] = field(default_factory=list)
-
-
 class Pipeline:
     """Sends micro-batches. All methods belong to one event loop."""
 
@@ -96,61 +93,86 @@ class Pipeline:
         rng: random.Random,
         on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """on_wait: told what is waited for if the stages do not cover the model."""
+        """on_wait: told what is waited for: stages that do not cover the model, or one that does not answer."""
         self._members, self._pool, self._spec, self._num_blocks = members, pool, spec, num_blocks
         self._source, self._clock, self._rng, self._on_wait = source, clock, rng, on_wait
         self._sent: Counter[PeerId] = Counter()
-        self._pass_s = 0.0
-        """Mean seconds of a pass, newer ones weighing more; 0 = none measured."""
+        self._arrivals, self._blame = Arrivals(), Blame(clock)
+        self._version = 0
+        self._progress = Progress(spec.num_micro_batches, all_parts(num_blocks))
 
     @property
     def window(self) -> int:
-        """Micro-batches under way at once: one at each stage, and one more, so that no stage waits for this trainer."""
-        return max(2, len(self._members.stages) + 1)
+        """Micro-batches that all trainers together have under way: two for each stage, so that one waits where another is computed."""
+        return max(2, 2 * len(self._members.stages))
 
-    async def compute(self, version: int, indices: Sequence[int], progress: Progress, totals: Totals) -> None:
-        """Return once every one of these indices is in the sums of all parts, by the receipts. It never gives up: cancel it."""
-        waiting = list(reversed(indices))
+    def begin(self, version: int) -> None:
+        """The next micro-batches are of this version."""
+        self._version = version
+        self._progress = Progress(self._spec.num_micro_batches, all_parts(self._num_blocks))
+        self._blame.begin()
 
-        async def work() -> None:
-            while waiting:
-                await self._carry(version, waiting.pop(), progress, totals)
+    async def look(self) -> Progress:
+        """Ask all stages what their sums hold of this version."""
+        version, stages = self._version, await self._members.look()
+        progress = progress_of(stages, version, self._spec.num_micro_batches, self._num_blocks)
+        if version == self._version:
+            self._progress = progress
+        return progress
 
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(self.window, len(indices))):
-                tasks.create_task(work())
+    async def carry(self, index: int) -> Done:
+        """One micro-batch, again and again until it is in the sums of all parts, by the receipts. It never gives up: cancel it.
 
-    async def _carry(self, version: int, index: int, progress: Progress, totals: Totals) -> None:
-        """One micro-batch, again and again until it has come back."""
+        NonFiniteGradientError if the micro-batch itself is at fault: NaN, infinity or an absurd norm, wherever it is computed.
+        """
+        version = self._version
         trace.mark_gradient("taken", version, index)
         drawn = await asyncio.to_thread(self._source.draw, version, index)
         trace.mark_gradient("drawn", version, index, drawn.num_bytes)
+        num_late = num_failed = 0
         while True:
-            legs = await self._route(version, index, progress)
+            legs = await self._route(version, index)
             trace.mark_gradient("chosen", version, index)
             try:
-                await self._send(version, index, drawn, legs, progress, totals)
-                return
+                return await self._send(version, index, drawn, legs, num_late)
             except PassError as error:
-                totals.num_failed += 1
-                await self._after(error, legs, progress)
+                num_failed += 1
+                num_late += isinstance(error.cause, DeadlineError)
+                await self._after(error, version, index, legs, num_failed)
 
-    async def _route(self, version: int, index: int, progress: Progress) -> tuple[Leg, ...]:
+    async def _route(self, version: int, index: int) -> tuple[Leg, ...]:
         """Through stages of this version; waits while they do not cover the model."""
-        is_first = True
+        num_looks = 0
         while True:
-            stages = [stage for stage in self._members.stages if stage.is_at(version)]
-            loads = [stage.load(self._sent[stage.peer]) for stage in stages]
-            legs = choose(loads, self._num_blocks, self._rng, progress.holders_of(index))
+            legs = self._choose(version, index)
             if legs is not None:
                 return legs
-            if not is_first:
-                self._on_wait(self._missing(stages, loads, version))
+            if num_looks >= QUIET_LOOKS:
+                self._on_wait(self._missing(version))
+            if num_looks:
                 await asyncio.sleep(LOOK_AGAIN_S)
-            is_first = False
+            num_looks += 1
             await self._members.look()
 
-    def _missing(self, stages: Sequence[Stage], loads: Sequence[object], version: int) -> str:
+    def _choose(self, version: int, index: int) -> tuple[Leg, ...] | None:
+        """None: no route. NonFiniteGradientError as of `carry`."""
+        suspects, accused = self._blame.left_out()
+        legs = self._way(version, index, suspects)
+        if self._blame.is_at_fault(index, has_other_way=legs is not None):
+            raise NonFiniteGradientError(
+                f"micro-batch {index} of version {version} of {self._spec.name}: {self._blame.last_word(index)}; the run stays at version "
+                f"{version}: look at this micro-batch's data, or begin with a smaller learning rate"
+            )
+        return legs or self._way(version, index, accused)
+
+    def _way(self, version: int, index: int, left_out: Collection[PeerId]) -> tuple[Leg, ...] | None:
+        stages = [stage for stage in self._members.stages if stage.is_at(version) and stage.peer not in left_out]
+        loads = [stage.load(self._sent[stage.peer]) for stage in stages]
+        return choose(loads, self._num_blocks, self._rng, self._progress.holders_of(index))
+
+    def _missing(self, version: int) -> str:
+        left_out = self._blame.left_out()[1]
+        stages = [stage for stage in self._members.stages if stage.is_at(version) and stage.peer not in left_out]
         blocks = uncovered([stage.load(0) for stage in stages], self._num_blocks)
         return str(
             NoRouteError(
@@ -159,44 +181,53 @@ class Pipeline:
             )
         )
 
-    async def _send(
-        self, version: int, index: int, drawn: Drawn, legs: Sequence[Leg], progress: Progress, totals: Totals
-    ) -> None:
-        message = self._pass(version, index, drawn, legs, progress)
+    async def _send(self, version: int, index: int, drawn: Drawn, legs: Sequence[Leg], num_late: int) -> Done:
+        message = self._pass(version, index, drawn, legs, num_late)
         began_s = self._clock.now_s()
         self._sent.update(leg.peer for leg in legs)
         try:
             result = await train(self._pool, message)
         finally:
             self._sent.subtract(leg.peer for leg in legs)
-        took_s = self._clock.now_s() - began_s
-        self._pass_s = took_s if not self._pass_s else 0.8 * self._pass_s + 0.2 * took_s
-        for receipt in result.receipts:
-            progress.add(index, receipt.peer, (*receipt.added, *receipt.held))
-            totals.num_bytes += receipt.num_bytes
+        self._arrivals.add(self._clock.now_s() - began_s)
+        if version == self._version:
+            for receipt in result.receipts:
+                self._progress.add(index, receipt.peer, (*receipt.added, *receipt.held))
         trace.mark_gradient("counted", version, index)
-        totals.loss_sum += result.loss_sum
-        totals.num_targets += drawn.num_targets
-        totals.num_passes += 1
-        totals.receipts += result.receipts
+        return Done(
+            index=index, loss_sum=result.loss_sum, num_targets=drawn.num_targets,
+            num_bytes=sum(receipt.num_bytes for receipt in result.receipts),
+        )  # fmt: skip
 
-    def _pass(self, version: int, index: int, drawn: Drawn, legs: Sequence[Leg], progress: Progress) -> Pass:
+    def _pass(self, version: int, index: int, drawn: Drawn, legs: Sequence[Leg], num_late: int) -> Pass:
         stages = {stage.peer: stage for stage in self._members.stages}
-        late_s = max(LEAST_LATE_S, LATE_FACTOR * self._pass_s) if self._pass_s else FIRST_PASS_S
+        limit_s = self._arrivals.limit_s()
+        late_s = FIRST_PASS_S if limit_s is None else min(FIRST_PASS_S, max(LEAST_LATE_S, limit_s)) * 2 ** min(num_late, 4)
         return Pass(
             run=self._members.run, version=version, index=index,
             route=tuple(stages[leg.peer].hop(leg.span) for leg in legs),
-            skip=progress.skipped(index, parts_on(legs)),
+            skip=self._progress.skipped(index, parts_on(legs)),
             payload=drawn.ids, labels=drawn.labels, positions=drawn.positions, num_targets=drawn.num_targets,
             codec=hidden_codec(self._spec), budget_ms=round(1_000 * late_s),
         )  # fmt: skip
 
-    async def _after(self, error: PassError, legs: Sequence[Leg], progress: Progress) -> None:
-        """Ask the stage that failed how far it is: one that does not answer is dead, and so are its sums."""
-        peer = legs[error.hop].peer if error.hop < len(legs) else legs[-1].peer
-        log.info("a micro-batch failed at stage %s: %s", short_peer(peer), error)
-        if await self._members.ask_again(peer) is None:
-            progress.lose(peer)
+    async def _after(self, error: PassError, version: int, index: int, legs: Sequence[Leg], num_failed: int) -> None:
+        """Ask the stages of the route what they hold: one that does not answer is dead, and so are its sums."""
+        peers = [leg.peer for leg in legs]
+        hop = min(error.hop, len(peers) - 1)
+        self._blame.note(index, hop, peers, error.cause)
+        log.info("micro-batch %d of version %d failed at stage %s: %s", index, version, short_peer(peers[hop]), error)
+        if isinstance(error.cause, DeadlineError):
+            late = f"stage {short_peer(peers[hop])} has not answered in time"
+            self._on_wait(f"{late}: micro-batch {index} of version {version} is sent again")
+        if isinstance(error.cause, _PASSING):
+            await asyncio.sleep(min(LOOK_AGAIN_S, PAUSE_S * 2 ** min(num_failed, 8)))
+        for peer, stage in zip(peers, await asyncio.gather(*map(self._members.ask_again, peers)), strict=True):
+            if version == self._version:
+                if stage is None:
+                    self._progress.lose(peer)
+                else:
+                    self._progress.compare(peer, stage.held(version))
 
 
 def hidden_codec(spec: RunSpec) -> str:
@@ -207,4 +238,5 @@ def hidden_codec(spec: RunSpec) -> str:
 _CODECS = {"float32": "none", "bfloat16": "bfloat16"}
 """How the spec's activations travel, as `tensors.CODECS` names it."""
 
-__all__ = ["Drawn", "Pipeline", "Source", "SwarmError", "Totals"]
+_PASSING = (OverloadedError, LedgerClosedError, VersionMismatchError)
+"""What the same stage may not say a moment later."""

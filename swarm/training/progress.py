@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from protocols.groups import indices_of
 from protocols.ids import PeerId
 from protocols.parts_of_units import Part
 
@@ -28,6 +29,15 @@ class Progress:
         for part in parts:
             if part in self._holders:
                 self._holders[part][index] = peer
+
+    def compare(self, peer: PeerId, ledger: Mapping[Part, int]) -> None:
+        """The peer has said what is in its sums, as masks (bit n: index n): that alone is what it holds. ledger: of all its parts."""
+        for part, mask in ledger.items():
+            holders = self._holders.get(part, {})
+            for index in [index for index, holder in holders.items() if holder == peer and not mask >> index & 1]:
+                del holders[index]
+            for index in indices_of(mask):
+                holders.setdefault(index, peer)
 
     def lose(self, peer: PeerId) -> None:
         """The peer has died: what its sums had is missing."""
@@ -52,3 +62,8 @@ class Progress:
     def holders_of(self, index: int) -> set[PeerId]:
         """The stages that hold the index in some part."""
         return {holders[index] for holders in self._holders.values() if index in holders}
+
+    @property
+    def is_empty(self) -> bool:
+        """Does no stage hold anything?"""
+        return not any(self._holders.values())
