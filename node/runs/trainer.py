@@ -177,8 +177,8 @@ class Trainer:
         )  # fmt: skip
         self.turns = Turns(
             me=peer.peer_id, others=Trainers(run.model, peer.peer_id, peer.directory, peer.pool),
-            worker=Worker(run.model, pipeline, self._note, self._begin), desk=desk, coordinator=coordinator, after=self._stepped, clock=clock,
-            on_turn=lambda text: on_event(Event("trainer", text)),
+            worker=Worker(run.model, pipeline, self._note, self._begin), desk=desk, coordinator=coordinator, after=self._stepped,
+            clock=clock, on_turn=lambda text: on_event(Event("trainer", text)),
         )  # fmt: skip
 
     async def train(self) -> None:

@@ -1,4 +1,4 @@
-"""A trainer's turns: it coordinates a run, or works for the trainer that does.
+"""A trainer coordinates a run, or works for one that does.
 
 `train` shows the whole sequence. Whatever happens to the coordinating trainer, this one goes on at the same version, with what the stages
 hold. Everything that a trainer computes, it computes in both roles alike (`worker.py`).

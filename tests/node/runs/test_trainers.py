@@ -1,4 +1,4 @@
-"""Several trainers of one run: whatever happens to them, each micro-batch counts once, bit for bit."""
+"""Several trainers of one run, which come and go: exactly once."""
 
 from __future__ import annotations
 

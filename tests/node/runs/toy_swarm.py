@@ -1,4 +1,4 @@
-"""Stages and trainers of a toy run, in one process, over real sockets.
+"""Stages and trainers of a toy run, in one process.
 
 Gradients are small integers and do not depend on the parameters that are trained, so sums are exact at every version, and the state after
 any number of steps can be compared bit for bit with `alone`, one process without a network.
