@@ -17,6 +17,7 @@ from node import hardware
 from node.config import NodeConfig
 from node.device.thread import Device
 from node.events import Event, OnEvent
+from node.gradients.frozen_stages import FrozenStages
 from node.hosting.model_source import OnFetch
 from node.hosting.place import Place, Shared
 from node.joining import meet, peer_config
@@ -26,6 +27,7 @@ from node.runs.node_run import NodeRun
 from node.serving.dispatcher import Dispatcher
 from node.serving.worked import Worked
 from node.telling import keep_telling
+from node.training.servicer import TrainingServicer
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from swarm import waiting
@@ -51,9 +53,12 @@ async def run_node(
     waits = waits or Waits()
     device = hardware.pick_device(config.device)
     dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), Device()
-    training = None if config.run is None else NodeRun(config, device_thread, uploader, dispatcher, on_event)
-    handlers = {**dispatcher.handlers(), **uploader.handlers(), **(training.handlers() if training else {})}
+    frozen = FrozenStages(dispatcher.host_of, device_thread, lambda: hardware.room_bytes(device))
+    passes = TrainingServicer(device_thread, frozen=frozen.stage_of)
+    training = None if config.run is None else NodeRun(config, device_thread, passes, uploader, dispatcher, on_event)
+    handlers = {**dispatcher.handlers(), **uploader.handlers(), **passes.handlers(), **(training.handlers() if training else {})}
     async with Peer(peer_config(config, on_event), handlers) as peer:
+        passes.connect(peer.peer_id, peer.pool)
         if training is not None:
             training.connect(peer)
         with waits.on(waiting.JOINING):
@@ -77,6 +82,7 @@ async def run_node(
             on_event(Event("leaving"))
             raise
         finally:
+            passes.is_draining = True
             if training is not None:
                 await training.end()
             await _leave(announcement, places)

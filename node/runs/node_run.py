@@ -23,6 +23,7 @@ from node.runs.run_source import RunSource
 from node.runs.runs_here import RunsHere
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
+from node.training.servicer import TrainingServicer
 from node.training.spec.reading import read
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer
@@ -39,11 +40,19 @@ OLDER_VERSIONS = 1
 class NodeRun:
     """Made before the peer listens; `connect` once it does."""
 
-    def __init__(self, config: NodeConfig, device: Device, uploader: Uploader, dispatcher: Dispatcher, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        device: Device,
+        servicer: TrainingServicer,
+        uploader: Uploader,
+        dispatcher: Dispatcher,
+        on_event: OnEvent,
+    ) -> None:
         """config: its `run` is set."""
         assert config.run is not None
         self._config, self._device, self._dispatcher, self._on_event = config, device, dispatcher, on_event
-        self._runs = RunsHere(device, uploader.turn)
+        self._runs = RunsHere(servicer, uploader.turn)
         self._peer: Peer | None = None
         self._source: RunSource | None = None
         self._part: RunPart | None = None

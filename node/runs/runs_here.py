@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from node.device.thread import Device
 from node.training.run_units import RunUnits
 from node.training.servicer import TrainingServicer
 from node.training.trained_stage import TrainedStage
@@ -30,16 +29,16 @@ _AVERAGING = (services.CLOSE, services.CARD, services.PREPARE, services.SLICE, s
 class RunsHere:
     """All methods belong to one event loop."""
 
-    def __init__(self, device: Device, upload_turn: Callable[[int], Awaitable[None]]) -> None:
-        """upload_turn: waits until this node's upload rate allows so many bytes more."""
-        self.servicer, self.states = TrainingServicer(device), StateServer(upload_turn)
+    def __init__(self, servicer: TrainingServicer, upload_turn: Callable[[int], Awaitable[None]]) -> None:
+        """servicer: of this node; its handlers are registered beside these. upload_turn: waits until this node's upload rate allows so
+        many bytes more."""
+        self.servicer, self.states = servicer, StateServer(upload_turn)
         self._averager: Averager | None = None
         self._replicas: dict[ModelId, RunUnits] = {}
         self._publish: dict[ModelId, OnPublish] = {}
 
     def connect(self, peer: Peer) -> None:
         """The peer listens: serve its calls."""
-        self.servicer.connect(peer.peer_id, peer.pool)
         self._averager = Averager(peer.identity, peer.pool, self._replica)
 
     def open(self, units: RunUnits, trained: TrainedStage, take_state: TakeState, on_publish: OnPublish) -> None:
@@ -63,7 +62,7 @@ class RunsHere:
     def handlers(self) -> Handlers:
         """By method name, for the peer's server."""
         averaging = {method.name: self._later(method.name) for method in _AVERAGING}
-        return {**self.servicer.handlers(), **self.states.handlers(), **averaging, services.PUBLISH.name: self._on_publish}
+        return {**self.states.handlers(), **averaging, services.PUBLISH.name: self._on_publish}
 
     def _later(self, name: str) -> Handler:
         """The averager's handler of this name, which there is from `connect` on."""

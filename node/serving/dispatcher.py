@@ -46,17 +46,20 @@ class Dispatcher:
         hop = next((hop for hop in found if hop is not None), None)
         return (Progress() if hop is None else hop.progress).encode()
 
-    def _hops_for(self, opening: Open | Attach) -> Hops:
+    def host_of(self, weights: Weights, wanted: Blocks) -> Host:
+        """The host that fits these weights and blocks best, which may not be well: it is the caller who checks. DrainingError: none."""
         if not self._hosts:
             raise DrainingError("this node is still loading its blocks: try another one, or again in a moment")
-        grant = opening.grant
-        wanted = grant.route[opening.index if isinstance(opening, Open) else -1].unit
 
         def fits(host: Host) -> tuple[bool, bool, bool]:
             ours = host.served
-            return not difference(ours.weights, grant.weights), is_part(wanted, ours.blocks), wanted == ours.blocks
+            return not difference(ours.weights, weights), is_part(wanted, ours.blocks), wanted == ours.blocks
 
-        return max(reversed(self._hosts.values()), key=fits).hops
+        return max(reversed(self._hosts.values()), key=fits)
+
+    def _hops_for(self, opening: Open | Attach) -> Hops:
+        grant = opening.grant
+        return self.host_of(grant.weights, grant.route[opening.index if isinstance(opening, Open) else -1].unit).hops
 
 
 def _key(host: Host) -> tuple[Weights, Blocks]:

@@ -12,6 +12,7 @@ await host.stop()
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from node.device.thread import Device
@@ -67,7 +68,7 @@ class Host:
         budget_bytes: for keys and values, of the host that this one replaces; 0 = as `engine` was given, beside what other hosts hold.
         """
         assert (served.beside >= ENDS) == (ends is not None)
-        self.served, self.engines, self.block_ms = served, engines, block_ms
+        self.served, self.engines, self.block_ms, self.max_positions = served, engines, block_ms, max_positions
         self.engine = engine
         self.runner = Runner(
             engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part, device=device
@@ -77,6 +78,7 @@ class Host:
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
         self._limits, self._clock = limits or HopLimits(), clock
         self._hops: Hops | None = None
+        self._endings: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self, pool: ChannelPool, gate: Gate | None = None) -> None:
         """Begin to serve; `pool` dials the hops below. gate: for which clients; None = for all."""
@@ -93,12 +95,18 @@ class Host:
         if self._hops is not None:
             self._hops.is_draining = True
 
+    def before_end(self, ending: Callable[[], Awaitable[None]]) -> None:
+        """Await `ending()` once, in `stop`, while the tensors of `engines` are still as they are."""
+        self._endings.append(ending)
+
     async def stop(self) -> None:
         """Refuse new sessions, finish the steps that run, free all memory. Clients continue at a replica."""
         self.drain()
         if self._hops is not None:
             await self._hops.stop()
         await self.runner.stop()
+        while self._endings:
+            await self._endings.pop()()
         if self.engines is not None:
             self.engines.readings.close()
 

@@ -19,10 +19,10 @@ class PassLimits:
     """Passes of training and of clients together."""
     per_caller: int = 32
     """Of one peer: a trainer, or the hop above."""
-    of_clients: int = 16
+    of_clients: int = 32
     """Clients' autograd passes, of all clients."""
-    per_client: int = 4
-    """Of one peer."""
+    per_client: int = 8
+    """Of one client, where the route begins: the hops below know only the hop above, which holds each client to this."""
     client_s: float = 60.0
     """Seconds that a client's pass may take: its gradient comes from a program of the client's."""
 
@@ -39,10 +39,10 @@ class PassCounts:
         return self._training.total() + self._clients.total()
 
     @contextlib.contextmanager
-    def entered(self, caller: PeerId, *, is_training: bool) -> Iterator[None]:
+    def entered(self, caller: PeerId, *, is_training: bool, is_first_hop: bool) -> Iterator[None]:
         """One more, for as long as this lasts. OverloadedError, with nothing changed, if it would pass a limit."""
         limits, own = self.limits, self._training if is_training else self._clients
-        most = limits.per_caller if is_training else limits.per_client
+        most = limits.per_client if is_first_hop and not is_training else limits.per_caller
         if own[caller] >= most:
             raise OverloadedError(f"you have {own[caller]} passes in hand here, the limit of one peer: wait, or ask a replica")
         if len(self) >= limits.in_all or (not is_training and own.total() >= limits.of_clients):

@@ -115,7 +115,7 @@ class TrainingServicer:
         if trained is not None and sent.index is not None and sent.index >= trained.num_micro_batches:
             raise BadRequestError(f"micro-batch {sent.index} is beyond the batch of {trained.num_micro_batches}")
         limit_s = sent.budget_ms / 1e3 if sent.is_of_run else min(sent.budget_ms / 1e3, self._counts.limits.client_s)
-        with self._counts.entered(call.peer, is_training=sent.is_of_run):
+        with self._counts.entered(call.peer, is_training=sent.is_of_run, is_first_hop=not sent.hop):
             compute, ends_at_s = PassCompute(sent, stage, trained), self._device.clock.now_s() + limit_s
             own = HopPass(self._peer, sent, compute, self._device, self._pool, ends_at_s)
             if trained is None:

@@ -71,6 +71,8 @@ class Stage:
             span=blocks.span, num_blocks=num_blocks, hidden_size=whole.hidden_size, device=whole.device, dtype=whole.dtype,
             ends=self._ends,
         )  # fmt: skip
+        self.hidden_size: int = whole.hidden_size
+        self._own = [*self._parts.tensors().values(), *(() if held is None else held.tensors().values())]
         self._cuts: OrderedDict[Span, SpanForward] = OrderedDict()
         self._memory = GraphMemory(recompute, graph_bytes)
         self._way: documents.Way | None = None
@@ -137,7 +139,7 @@ class Stage:
             graph, graph_bytes = None, 0
             if for_backward and self._memory.keeps(shape, count):
                 with torch.enable_grad():
-                    graph, graph_bytes = self._memory.measured(shape, count, run, self._trainable.all())
+                    graph, graph_bytes = self._memory.measured(shape, count, run, self._own)
                 output = graph.detach()
             else:
                 with torch.no_grad():

@@ -64,6 +64,22 @@ class StepSession(Protocol):
         ...
 
 
+class OpenPass(Protocol):
+    """Hidden states that went through blocks, and whose gradient may be asked for. Letting it go, or `close`, frees what nodes keep.
+
+    It does not hold its output: autograd's graph holds the pass, and the output holds the graph.
+    """
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """From the gradient of the output, that of the input, both [B, T, H]; any number of times. Deaths of nodes are survived in here.
+
+        BadRequestError: NaN or infinities in the gradient. Else errors as of `Backend.differentiate`.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Backend(Protocol):
     """Where a model's blocks are."""
 
@@ -82,6 +98,14 @@ class Backend(Protocol):
 
     def open(self, blocks: Span | None = None) -> StepSession:
         """A new session without sequences, over all blocks or over some. Nothing is sent before its first step."""
+        ...
+
+    def differentiate(self, hidden: Tensor, blocks: Span | None = None) -> tuple[Tensor, OpenPass]:
+        """Run [B, T, H] through all blocks, or some, from each sequence's first token on, so that a gradient can come back.
+
+        The output [B, T, H] is on the CPU, in the backend's dtype.
+        NoRouteError if no live nodes cover the blocks in time, or what nodes refuse.
+        """
         ...
 
     def close(self) -> None:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from protocols.errors import BadRequestError, InternalError
+from protocols.ids import Span
 from protocols.inference import PASS_ON, WANT_ALL, StepSpec
-from swarm.client import stepping
-from swarm.client.backend import StepRequest, StepSession
+from swarm.client import checks, gradients, stepping
+from swarm.client.backend import Backend, OpenPass, StepRequest, StepSession
 from swarm.client.cache import RemoteCache
-from swarm.client.gradients import without_gradients
 from swarm.client.refusals import INNER
 from swarm.models.stand_in import StandIn
 
@@ -61,25 +61,45 @@ def planned(plan: StepPlan) -> Iterator[None]:
 class RemoteBlocks(StandIn):
     """All blocks of the model as one. `template` is a block without weights, asked for attributes that a forward may read."""
 
-    def __init__(self, open_session: Callable[[], StepSession], returns_tuple: bool, template: nn.Module | None) -> None:
+    def __init__(self, backend: Backend, returns_tuple: bool, template: nn.Module | None) -> None:
         super().__init__(template)
-        self.open_session = open_session
+        self.backend = backend
         self.returns_tuple = returns_tuple
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         plan = _plan.get()
         if plan is None:
             raise BadRequestError(f"{INNER}, with output_hidden_states=True for the last hidden state")
-        output = carry(plan, hidden_states, self.open_session)
+        output = carry(plan, hidden_states, self.backend)
         return (output, None) if self.returns_tuple else output
 
 
 def carry(
-    plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], spec: StepSpec = PASS_ON, width: int = 0
+    plan: StepPlan,
+    tokens_BqX: Tensor,
+    backend: Backend,
+    spec: StepSpec = PASS_ON,
+    width: int = 0,
+    blocks: Span | None = None,
 ) -> Tensor:
     """One step: [B, q, …] in, as `spec` says; [B, q, width] out (the width of the input where that is 0), zeros where nothing was
-    wanted or a column is padding. No gradient passes."""
-    return without_gradients(_carried(plan, tokens_BqX.detach(), open_session, spec, width))
+    wanted or a column is padding. blocks: None = all.
+
+    If autograd records and the tokens require a gradient, it is a differentiable pass instead, of which all columns come back.
+    BadRequestError says why that is not possible.
+    """
+    if torch.is_grad_enabled() and tokens_BqX.requires_grad:
+        checks.check_differentiable(
+            spec, backend.dtype, has_cache=plan.cache is not None, has_positions=plan.positions_T is not None
+        )
+
+        def make_pass(hidden: Tensor) -> tuple[Tensor, OpenPass]:
+            return backend.differentiate(hidden, blocks)
+
+        return gradients.through_blocks(tokens_BqX, plan.real_Bq, plan.sequences, make_pass)
+    output = _carried(plan, tokens_BqX.detach(), lambda: backend.open(blocks), spec, width)
+    # autograd refuses to record a tensor that was made in inference mode, as an input of the head
+    return output.clone() if torch.is_grad_enabled() and output.is_inference() else output
 
 
 def _carried(plan: StepPlan, tokens_BqX: Tensor, open_session: Callable[[], StepSession], spec: StepSpec, width: int) -> Tensor:

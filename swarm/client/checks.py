@@ -18,6 +18,7 @@ from torch import Tensor
 
 from protocols.defaults import MAX_ROWS
 from protocols.errors import BadRequestError
+from protocols.inference import PASS_ON, StepSpec
 from protocols.words import counted
 
 _RUNNING = re.compile("linear|conv|mamba|recurrent|hybrid")
@@ -47,12 +48,11 @@ def check_ids(input_ids: object, vocab_size: int) -> None:
 
 
 def check_embeds(inputs_embeds: Tensor) -> None:
-    """Embeddings as [B, q, H] with B and q at least 1; no gradient is asked of them."""
+    """Embeddings as [B, q, H] with B and q at least 1."""
     if inputs_embeds.dim() != 3 or 0 in inputs_embeds.shape[:2] or inputs_embeds.shape[0] > MAX_ROWS:
         raise BadRequestError(
             f"inputs_embeds must be [batch, tokens, width] with 1 to {MAX_ROWS} sequences, got shape {list(inputs_embeds.shape)}"
         )
-    check_gradient(inputs_embeds, "inputs_embeds")
 
 
 def check_inputs(ids: object, embeds: object, vocab_size: int) -> tuple[int, int]:
@@ -67,11 +67,25 @@ def check_inputs(ids: object, embeds: object, vocab_size: int) -> tuple[int, int
     return ids.shape[0], ids.shape[1]
 
 
-def check_gradient(values: Tensor, name: str) -> None:
-    """BadRequestError if a gradient is asked for."""
-    if values.requires_grad and torch.is_grad_enabled():
+def check_differentiable(spec: StepSpec, dtype: torch.dtype, *, has_cache: bool, has_positions: bool) -> None:
+    """BadRequestError if a gradient is asked of a step that cannot have one. dtype: of the route."""
+    if spec != PASS_ON:
         raise BadRequestError(
-            f"gradients do not cross a swarm that serves inference, but {name} would need one: detach(), or use torch.no_grad()"
+            "a thin model holds no head, so no gradient begins here: load it without thin=True, or use torch.no_grad()"
+        )
+    if has_cache:
+        raise BadRequestError(
+            "no gradient passes keys and values, which stay at the hops: bring all tokens in one call, without past_key_values or a "
+            "session, and with use_cache=False; or use torch.no_grad()"
+        )
+    if has_positions:
+        raise BadRequestError(
+            "gradients need positions that count each sequence's real tokens from 0: leave position_ids out, pad on one side, "
+            "or use torch.no_grad()"
+        )
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise BadRequestError(
+            f"gradients vanish in {str(dtype).removeprefix('torch.')}: load the model with dtype=float32 or bfloat16, if nodes serve that"
         )
 
 

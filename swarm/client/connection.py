@@ -34,6 +34,8 @@ from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
+from swarm.client.remote_pass import PassWays
+from swarm.client.swarm_pass import SwarmPass
 from swarm.inference.session import Session, SessionConfig
 from swarm.meeting import keyring, known_peers
 from swarm.meeting.bootstrap import FindConfig
@@ -209,12 +211,12 @@ async def _join_thin(loop: BackgroundLoop, pool: PeerPool, name: str, settings: 
             vocab_size=checkpoint.vocab_size,
             follow=settings.follow,
         )
-        sessions, router = _session_maker(
+        sessions, ways, router = _ways(
             peer, found.model, checkpoint.num_blocks, config, settings.hosting(), settings.waits, cache.manifest.run is not None
         )
         held.callback(router.close)
         release = held.pop_all().close  # the files' folder is held as long as the model: a tokenizer is read at its first use
-    return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype])
+    return checkpoint, SwarmBackend(loop, release, sessions, found.model, DTYPES[dtype], ways)
 
 
 async def _join(
@@ -237,11 +239,11 @@ async def _join(
             )
         name = settings.dtype_name(blocks, num_blocks)
         config = SessionConfig(route_timeout_s=settings.route_timeout_s, priority=settings.priority, dtype=name)
-        sessions, router = _session_maker(peer, model, num_blocks, config, hosting, settings.waits)
+        sessions, ways, router = _ways(peer, model, num_blocks, config, hosting, settings.waits)
     except BaseException:
         pool.release(shared)
         raise
-    backend = SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name])
+    backend = SwarmBackend(loop, lambda: pool.release(shared), sessions, model, DTYPES[name], ways)
     backend.at_close(router.close)
     return backend
 
@@ -251,7 +253,7 @@ async def _meet(pool: PeerPool, settings: Settings, thin: bool = False) -> Share
         return await pool.acquire(settings.swarm, settings.peers, _find(settings), thin, settings.entry)
 
 
-def _session_maker(
+def _ways(
     peer: AnyPeer,
     model: ModelId,
     num_blocks: int,
@@ -259,11 +261,14 @@ def _session_maker(
     hosting: NodeCommand,
     waits: Waits,
     is_in_training: bool = False,
-) -> tuple[Callable[[Span | None], Session], Router]:
+) -> tuple[Callable[[Span | None], Session], PassWays, Router]:
+    """What makes sessions over some blocks, what differentiable passes need, and the router of both. config: its dtype is set."""
     weights, regard = Weights(model), regard_of(peer)
     router = Router(peer.directory, peer.ping, weights, num_blocks, hosting, regard, takes_newest=is_in_training)
     links = Links(peer.pool)
-    return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), router
+    assert config.dtype is not None
+    ways = PassWays.over(router, peer.pool, config.dtype, config.route_timeout_s, waits)
+    return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), ways, router
 
 
 def _find(settings: Settings) -> FindConfig:
@@ -286,9 +291,11 @@ class SwarmBackend:
         sessions: Callable[[Span | None], Session],
         model: ModelId,
         dtype: torch.dtype,
+        ways: PassWays,
     ) -> None:
-        """release: let go of the shared peer; sessions: makes a session over some blocks (None: all). Both are called on the loop."""
-        self.model, self.dtype = model, dtype
+        """release: let go of the shared peer; sessions: makes a session over some blocks (None: all). Both are called on the loop.
+        ways: of differentiable passes."""
+        self.model, self.dtype, self._ways = model, dtype, ways
         self.version: int | None = None
         """Of a model in training: the version that computed the latest step of any session; None = no step yet, or no such model."""
         self.new_session = sessions
@@ -303,9 +310,16 @@ class SwarmBackend:
         self._releases.append(release)
 
     def open(self, blocks: Span | None = None) -> SwarmSession:
+        self._check_open()
+        return SwarmSession(self._loop, self, blocks)
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise BadRequestError(f"this model of {self.model.name} was closed; call from_pretrained again")
-        return SwarmSession(self._loop, self, blocks)
+
+    def differentiate(self, hidden: Tensor, blocks: Span | None = None) -> tuple[Tensor, SwarmPass]:
+        self._check_open()
+        return SwarmPass.begin(self._loop, self._ways, hidden.to("cpu", self.dtype, copy=True).contiguous(), blocks)
 
     def close(self) -> None:
         if not self._is_closed:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from protocols.ids import Span
@@ -52,10 +53,11 @@ class RemoteForward(Holdings):
         check_process(self.remote.process)  # before anything is computed: in a fork, torch may hang as well
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise BadRequestError(f"a model in a swarm cannot be exported or traced: {NO_GRAPH}")
+        may_differentiate = not kwargs.get("use_cache") and self._may_differentiate(kwargs.get("inputs_embeds"))
         want = forward_options.settled(names, kwargs, self.config, is_generating=opened.get() is not None)  # type: ignore[attr-defined]
         key = self.remote.cache_key
         cache = self._checked_cache(kwargs.pop(key or "past_key_values", None))
-        if key and cache is None and want.use_cache:
+        if key and cache is None and want.use_cache and not may_differentiate:
             cache = self.new_cache()
         step = plan(kwargs, cache, self._family(), wants_hidden=want.hidden_states)
         if key:
@@ -75,6 +77,12 @@ class RemoteForward(Holdings):
             last = outputs[-1]
             result.hidden_states = (last,) if guessing.get() else LastHiddenState(last, self.remote.num_blocks)
         return result
+
+    def _may_differentiate(self, embeds: object) -> bool:
+        """May a gradient be asked of this forward? Then it makes no cache, unless the caller asks for one."""
+        if not torch.is_grad_enabled():
+            return False
+        return (isinstance(embeds, Tensor) and embeds.requires_grad) or any(one.requires_grad for one in self.parameters())  # type: ignore[attr-defined]
 
     def _checked_cache(self, cache: object) -> RemoteCache | None:
         if cache is not None and self.remote.cache_key is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from protocols.errors import BadRequestError
-from swarm.client.refusals import NO_COPY, NO_TRAINING, REFUSED, refuses
+from swarm.client.refusals import NO_COPY, NO_TRAIN_MODE, NOTHING_TO_TRAIN, REFUSED, refuses
 from swarm.client.remote import Remote
 from swarm.models.skeleton import whole_model
 
@@ -48,21 +48,22 @@ class Holdings:
 
     def train(self, mode: bool = True) -> Any:
         if mode:
-            raise BadRequestError(NO_TRAINING)
+            raise BadRequestError(NO_TRAIN_MODE)
         return super().train(False)  # type: ignore[misc]
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
-        if requires_grad:
-            raise BadRequestError(NO_TRAINING)
-        return super().requires_grad_(False)  # type: ignore[misc]
+        """Of what is here, embedding, norms and head; the blocks stay frozen at their nodes."""
+        if requires_grad and next(self.parameters(), None) is None:  # type: ignore[attr-defined]
+            raise BadRequestError(NOTHING_TO_TRAIN)
+        return super().requires_grad_(requires_grad)  # type: ignore[misc]
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Of the whole model, blocks included, as transformers counts; no parameter is trainable.
+        """Of the whole model, blocks included, as transformers counts. only_trainable: those here that require a gradient.
 
         (`parameters()` and `get_memory_footprint()` are about what this machine holds.)
         """
         if only_trainable:
-            return 0
+            return sum(one.numel() for one in self.parameters() if one.requires_grad)  # type: ignore[attr-defined]
         number: int = whole_model(self.config).num_parameters(exclude_embeddings=exclude_embeddings)  # type: ignore[attr-defined]
         return number
 

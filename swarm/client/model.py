@@ -194,7 +194,7 @@ def connected(model: str | Path, settings: connection.Settings, device: torch.de
 def build(ends: EndsModel, checkpoint: Checkpoint, backend: Backend) -> Any:
     """Join embedding and head with a backend into a model that generates."""
     model = ends.model
-    blocks = RemoteBlocks(backend.open, ends.returns_tuple, ends.template)
+    blocks = RemoteBlocks(backend, ends.returns_tuple, ends.template)
     attach(model, blocks, ends.owner, ends.attribute)
     vocab_size = model.get_input_embeddings().weight.shape[0]
     become_remote(model, (SwarmModelForCausalLM,), checkpoint, backend, ends.num_blocks, vocab_size)

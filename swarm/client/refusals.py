@@ -19,8 +19,8 @@ _PARTS = (
 )
 _GIVEN = "the weights are those that the swarm serves; to use others, save them as a checkpoint and host it: swarm node DIRECTORY"
 _TRAINING = (
-    "the swarm serves inference; train a copy on one machine with transformers' AutoModelForCausalLM, save it, and host it: "
-    "swarm node DIRECTORY"
+    "the blocks at the nodes are frozen; train the whole model in the swarm (swarm train), or what is here: embedding and head "
+    "(requires_grad_), soft prompts (inputs_embeds)"
 )
 _AT_NODES = "blocks run at the nodes, which decide how; leave it out"
 _BATCHING = "it batches on this machine, the swarm batches by itself; call generate for each prompt, from threads if you like"
@@ -67,7 +67,11 @@ NO_COPY = (
     "a model in a swarm cannot be copied or pickled, because it holds open connections; "
     "use this one from several threads, or call from_pretrained again (in each process)"
 )
-NO_TRAINING = f"this model cannot be trained: {_TRAINING}"
+NO_TRAIN_MODE = (
+    "dropout is off at the nodes, and so it is here; leave train() out: gradients come in eval mode, too, if requires_grad_ or "
+    "inputs_embeds ask for them"
+)
+NOTHING_TO_TRAIN = f"requires_grad_ does not work on a thin model: {_NOTHING_HERE}"
 INNER = "the inner model cannot be called by itself; call the model"
 
 

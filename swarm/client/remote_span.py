@@ -5,8 +5,8 @@
         more = session.step(next_hidden)
     out = model.blocks[4:12](hidden)                   # without a session: nothing is kept
 
-a and b need not be edges of what nodes host. As in a model's own session, a hop that dies is replaced, and no value changes. Nothing
-here is differentiable: nodes serve inference.
+a and b need not be edges of what nodes host. As in a model's own session, a hop that dies is replaced, and no value changes.
+Without a session it is differentiable: a gradient of `hidden` comes back through the blocks, which are frozen (`gradients.py`).
 
 Shapes: B sequences, T new tokens of each, H hidden size.
 """
@@ -55,9 +55,9 @@ class RemoteSpan:
         return (self[index] for index in range(len(self)))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Each sequence from its first token on; nothing is kept."""
+        """Each sequence from its first token on; nothing is kept. Differentiable if autograd records and `hidden` requires a gradient."""
         self.check(hidden, 0)
-        return carry(StepPlan(cache=None), hidden, self.open).detach()  # nothing asks for a gradient, so it is a plain value
+        return carry(StepPlan(cache=None), hidden, self._backend, blocks=self.span)
 
     def session(self) -> SpanSession:
         """Sequences that continue from step to step. Nothing is sent before the first step."""
@@ -79,7 +79,6 @@ class RemoteSpan:
             )
         if not bool(hidden.isfinite().all()):
             raise BadRequestError("hidden states must be finite, got NaN or infinity; look at what made them")
-        checks.check_gradient(hidden, "hidden states")
         checks.check_length(past + tokens, self._max_positions)
 
     def __repr__(self) -> str:
@@ -107,7 +106,7 @@ class SpanSession:
         """Append T tokens to each sequence; the first step makes the sequences. After an error the session has ended."""
         self.blocks.check(hidden, self.position)
         checks.check_rows(hidden.shape[0], self._cache.rows, "this session")
-        return carry(StepPlan(cache=self._cache), hidden, self.blocks.open).detach()
+        return carry(StepPlan(cache=self._cache), hidden, self.blocks._backend, blocks=self.blocks.span)
 
     def crop(self, tokens: int) -> None:
         """Forget the last `tokens` tokens of every sequence. It travels with the next step."""

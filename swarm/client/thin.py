@@ -74,7 +74,7 @@ class ThinGeneration(RemoteGeneration):
                 f"a thin model's forward takes no {', '.join(sorted(given))}; leave it out, or load without thin=True"
             )
         tokens, spec = (ids, IDS) if embeds is None else (embeds, EMBEDS)
-        logits = carry(step, tokens, self.remote.backend.open, spec, self.remote.vocab_size)
+        logits = carry(step, tokens, self.remote.backend, spec, self.remote.vocab_size)
         logits = logits[:, keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)]
         loss = None if labels is None else self._loss(logits, labels, of_loss)
         return ThinOutput(loss=loss, logits=logits, **({self.remote.cache_key: step.cache} if self.remote.cache_key else {}))

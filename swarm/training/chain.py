@@ -73,6 +73,10 @@ class PassCall:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End the call, and with it those of the hops below; harmless after its end."""
         if self._stream is not None:
             self._stream.cancel()
 

@@ -13,18 +13,22 @@ from typing import Any, TypeVar
 
 import torch
 
-from node.engines.ends_selftest import choose_ends
-from node.engines.engine import choose_engine
+from node.serving import unit_engines
+from node.units.host_units import HostUnits
+from node.units.loaded import LoadedUnit
 from protocols.ids import ModelId, Span
+from protocols.units import Blocks, Ends
+from protocols.weights_id import Weights
 from swarm.checkpoints.digest import build_manifest
 from swarm.client.connection import SwarmBackend
 from swarm.client.loop import background_loop
 from swarm.client.model import build
+from swarm.client.remote_pass import PassWays
 from swarm.client.thin import build_thin
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_ends, load_parts
-from swarm.models.parts import SpanParts
-from tests.swarm.inference.toy import ToySwarm
+from swarm.waiting import Waits
+from tests.swarm.inference.toy import ToyNode, ToySwarm
 
 T = TypeVar("T")
 LIMIT_BYTES = 64 << 20
@@ -47,12 +51,9 @@ class WireSwarm:
         self._loop, checkpoint = background_loop(), open_checkpoint(path)
         manifest = build_manifest(checkpoint, path)
         self.toys = self._loop.run(_make(ModelId(checkpoint.name, manifest.digest), checkpoint.num_blocks, manifest))
+        self.path, self.dtype = path, dtype
         for start, stop in spans:
-            span, parts = load_parts(checkpoint, Span(start, stop), dtype=dtype)
-            engine = choose_engine(span, LIMIT_BYTES)
-            is_outer = start == 0 or stop == checkpoint.num_blocks
-            ends = choose_ends(load_ends(checkpoint, dtype=dtype), checkpoint.vocab_size) if with_ends and is_outer else None
-            self._loop.run(self.toys.add(engine, Span(start, stop), ends=ends, make_part=_part_maker(parts)))
+            self.add(start, stop, with_ends=with_ends and (start == 0 or stop == checkpoint.num_blocks))
         self.sizes = {"hidden_size": checkpoint.hidden_size, "vocab_size": checkpoint.vocab_size}
         self.backend = SwarmBackend(
             self._loop,
@@ -60,9 +61,29 @@ class WireSwarm:
             lambda blocks: self.toys.session(chunk_tokens=chunk_tokens, blocks=blocks, **self.sizes),
             self.toys.model,
             dtype,
+            self.ways(),
         )
         self.model: Any = build(load_ends(checkpoint, dtype=dtype), checkpoint, self.backend)
         self.thin: Any = build_thin(checkpoint, self.backend) if with_ends else None
+
+    def add(self, start: int, stop: int, *, with_ends: bool = False) -> ToyNode:
+        """One more node with these blocks."""
+        checkpoint, dtype, weights = open_checkpoint(self.path), self.dtype, Weights(self.toys.model)
+        blocks = LoadedUnit(Blocks(start, stop), load_parts(checkpoint, Span(start, stop), dtype=dtype)[1], weights)
+        ends = LoadedUnit(Ends(), load_ends(checkpoint, dtype=dtype), weights) if with_ends else None
+        engines = unit_engines.build(HostUnits(blocks=blocks, ends=ends), LIMIT_BYTES, checkpoint.vocab_size)
+        node: ToyNode = self._loop.run(
+            self.toys.add(
+                engines.engine, Span(start, stop), ends=engines.ends, make_part=engines.make_part, engines=engines,
+                max_positions=checkpoint.max_positions,
+            )
+        )  # fmt: skip
+        return node
+
+    def ways(self, route_timeout_s: float = 10.0) -> PassWays:
+        """Of differentiable passes by this swarm's client."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return PassWays.over(self.toys.router, self.toys.pool, dtype, route_timeout_s, Waits())
 
     @property
     def nodes(self) -> list[Any]:
@@ -79,10 +100,6 @@ class WireSwarm:
     def close(self) -> None:
         self.model.close()
         self._loop.run(self.toys.stop())
-
-
-def _part_maker(parts: SpanParts) -> Any:
-    return lambda part, limit_bytes: choose_engine(parts.cut(part), limit_bytes)
 
 
 async def _make(model: ModelId, num_blocks: int, manifest: Any) -> ToySwarm:

@@ -20,8 +20,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
+from node.gradients.frozen_stages import FrozenStages
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
+from node.training.servicer import TrainingServicer
 from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
 from protocols.identity import Identity
@@ -136,9 +138,18 @@ class ToyNode:
     dispatcher: Dispatcher = field(default_factory=Dispatcher)
     server: RpcServer | None = None
     address: str = ""
+    passes: TrainingServicer | None = None
 
     async def start(self) -> None:
-        handlers = {**self.dispatcher.handlers(), **self.uploader.handlers(), services.HELLO.name: self._hello}
+        device = self.host.runner.device
+        self.passes = TrainingServicer(device, frozen=FrozenStages(self.dispatcher.host_of, device, lambda: 1 << 30).stage_of)
+        self.passes.connect(self.identity.peer_id, self.pool)
+        handlers = {
+            **self.dispatcher.handlers(),
+            **self.uploader.handlers(),
+            **self.passes.handlers(),
+            services.HELLO.name: self._hello,
+        }
         self.server = RpcServer(self.identity, self.certificate, handlers)
         self.address = f"127.0.0.1:{await self.server.start()}"
         await self.host.start(self.pool)
@@ -205,13 +216,13 @@ class ToySwarm:
         return await self.add(ToyEngine(span, limit_tokens), span, limits, make_part=ToyEngine)
 
     async def add(
-        self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None, make_part: Any = None
+        self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None, make_part: Any = None, **more: Any
     ) -> ToyNode:
-        """One more node, with an engine of any kind, and perhaps with embedding and head, or with engines of parts."""
+        """One more node, with an engine of any kind, and perhaps with embedding and head, or with engines of parts. more: as of `Host`."""
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, weights=Weights(self.model), blocks=Blocks.of(span), num_blocks=self.num_blocks,
                         hidden_size=engine.hidden_size, dtype=dtype, beside=ENDS if ends is not None else frozenset())  # fmt: skip
-        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part, clock=self.clock)
+        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part, clock=self.clock, **more)
         uploader = Uploader()
         uploader.add(Shelf(self.model, self.manifest, lambda _tensor: None, Path()))
         node = ToyNode(span, engine, host, uploader, identity, tls.make(identity), ChannelPool(identity))

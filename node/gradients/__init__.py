@@ -1,0 +1,1 @@
+"""Clients' gradients through the blocks that this node serves."""

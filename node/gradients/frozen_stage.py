@@ -1,0 +1,141 @@
+"""One host's blocks as clients' passes see them: differentiable, and frozen.
+
+It computes with the very tensors that are served, and gives gradients of inputs only. It is made at the first pass; the host's end closes
+it, and passes that are in hand then go on at a replica. All methods but the constructor belong to the device's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from node.training.flight import Flight, Gradients
+from node.training.stage import Stage
+from node.units.host_units import HostReadings, HostUnits
+from protocols.errors import BadRequestError, DrainingError, ModelNotSupportedError, OverloadedError
+from protocols.ids import Span
+from protocols.parts_of_units import Part
+from protocols.weights_id import Weights, difference
+
+PROBES = (16, 64)
+"""Tokens of the two forwards that measure what a graph takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCost:
+    """What the graph of one sequence through all blocks keeps alive, in bytes: `by_token` * T + `by_pair` * T * T."""
+
+    by_token: float
+    by_pair: float
+
+    @classmethod
+    def of(cls, tokens: tuple[int, int], measured: tuple[int, int]) -> GraphCost:
+        """From what sequences of two lengths took. Attention that keeps its weights takes a part for each pair of tokens."""
+        (short, long), (less, more) = tokens, measured
+        by_pair = max(0.0, (more - less * long / short) / (long * long - long * short))
+        return cls(max(0.0, (less - by_pair * short * short) / short), by_pair)
+
+    def bytes(self, rows: int, tokens: int) -> int:
+        """Of so many sequences of equal length."""
+        return int(rows * (self.by_token * tokens + self.by_pair * tokens * tokens))
+
+
+class FrozenStage:
+    """Forward and backward of clients' passes (`node/training/trained_stage.py: ComputesPasses`)."""
+
+    def __init__(
+        self, units: HostUnits, weights: Weights, num_blocks: int, *, limit_bytes: int, max_positions: int | None = None
+    ) -> None:
+        """weights: those of the host. num_blocks: of the whole model. limit_bytes: what the graph of one pass may take, and what all
+        graphs that wait for their backward may take together; a pass beyond that is computed again at its backward.
+        max_positions: the longest sequence."""
+        self._units, self._weights, self._num_blocks = units, weights, num_blocks
+        self._limit_bytes, self._max_positions = limit_bytes, max_positions
+        self._stage: Stage | None = None
+        self._readings: HostReadings | None = None
+        self._cost = GraphCost(0.0, 0.0)
+        self._is_closed = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What graphs between forward and backward keep alive."""
+        return 0 if self._stage is None else self._stage.held_bytes
+
+    def forward(
+        self,
+        span: Span,
+        values: Tensor,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        is_embeds: bool = False,
+    ) -> Flight:
+        """As `Stage.forward`. BadRequestError: a longer sequence than the model takes. OverloadedError: too large a pass for the memory
+        here. DrainingError: these weights are not served here any more."""
+        stage = self._opened()
+        rows, tokens = values.shape[:2]
+        if self._max_positions is not None and tokens > self._max_positions:
+            raise BadRequestError(f"a sequence of this model has at most {self._max_positions} tokens, got {tokens}: shorten it")
+        needed = self._cost.bytes(rows, tokens) * len(span) // len(stage.span)
+        if needed > self._limit_bytes:
+            raise OverloadedError(
+                f"a pass of {rows} x {tokens} tokens needs {needed >> 20} MiB, at most {self._limit_bytes >> 20} MiB here: "
+                "send fewer or shorter sequences at once, or ask a replica"
+            )
+        return stage.forward(span, values, positions, labels, is_embeds=is_embeds)
+
+    def backward(self, flight: Flight, gradient: Tensor | None = None, *, parts: Collection[Part] | None = None) -> Gradients:
+        """As `Stage.backward`; DrainingError as of `forward`."""
+        return self._opened().backward(flight, gradient, parts=parts)
+
+    def close(self) -> None:
+        """The host ends: its tensors may be written to from now on. Passes in hand fail at their next step."""
+        self._is_closed, self._stage = True, None
+        readings, self._readings = self._readings, None
+        if readings is not None:
+            readings.close()
+
+    def _opened(self) -> Stage:
+        if self._is_closed:
+            raise DrainingError(
+                f"{self._units.blocks.unit} of {self._weights.model.name} is not served here any more: try a replica"
+            )
+        if self._stage is None:
+            readings = self._units.read()
+            try:
+                if what := difference(readings.weights, self._weights):
+                    raise DrainingError(
+                        f"this peer is about to serve other weights ({what}): ask a replica, or again in a moment"
+                    )
+                self._stage = self._make(readings)
+                self._cost = self._measure(self._stage)
+            except BaseException:
+                self._stage = None
+                readings.close()
+                raise
+            self._readings = readings
+        return self._stage
+
+    def _make(self, readings: HostReadings) -> Stage:
+        blocks, ends = readings.blocks.holding, readings.ends
+        try:
+            own = None if ends is None else ends.holding
+            return Stage(blocks, own, self._num_blocks, use="frozen", graph_bytes=self._limit_bytes)
+        except ModelNotSupportedError:
+            if ends is None:
+                raise
+            return Stage(blocks, None, self._num_blocks, use="frozen", graph_bytes=self._limit_bytes)
+
+    def _measure(self, stage: Stage) -> GraphCost:
+        most = self._max_positions or PROBES[1]
+        tokens = (min(PROBES[0], most // 2), min(PROBES[1], most))
+        measured = []
+        for length in tokens:
+            noise = torch.randn(1, length, stage.hidden_size, generator=torch.Generator().manual_seed(0))
+            flight = stage.forward(stage.span, noise)
+            measured.append(flight.graph_bytes)
+            flight.close()
+        return GraphCost.of(tokens, (measured[0], measured[1]))
