@@ -92,7 +92,7 @@ class FrozenStage:
         return self._opened().backward(flight, gradient, parts=parts)
 
     def close(self) -> None:
-        """The host ends: its tensors may be written to from now on. Passes in hand fail at their next step."""
+        """The host stops: its tensors may be written to from now on. Passes in hand fail at their next step."""
         self._is_closed, self._stage = True, None
         readings, self._readings = self._readings, None
         if readings is not None:

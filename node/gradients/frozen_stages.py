@@ -1,4 +1,4 @@
-"""Which stage serves a client's pass: that of the host with its blocks."""
+"""Chooses the frozen stage for a client's pass, by weights and blocks."""
 
 from __future__ import annotations
 

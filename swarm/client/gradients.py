@@ -3,7 +3,7 @@
 The blocks stay frozen: what comes back is the gradient of the hidden states that went in. From there autograd goes on by itself, to the
 client's own embedding, to `inputs_embeds` and soft prompts; those of the final norm and the head never leave this machine.
 
-Sequences travel as rows of real tokens, filled up on the right: a causal model cannot look there, so that is exact.
+Sequences of real tokens travel side by side, filled up on the right: a causal model cannot look there, so that is exact.
 
 Shapes: B batch rows, q columns, T real tokens of all, R sequences, L tokens of the longest, H hidden size.
 """

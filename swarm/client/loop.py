@@ -4,7 +4,8 @@ All of the swarm's asynchronous code runs there.
 
 Models are called from any thread and from any loop; their sessions and peers run here. `run` waits for a coroutine from a thread
 and lets Ctrl-C cancel it; `wait` does so from another loop. At exit, what is registered with `at_exit` is ended first, the newest
-first: sessions before the peers that they need.
+first: sessions before the peers that they need. What runs here does not see the caller's context: a stream's reader would keep what is in
+it, such as a forward's output, alive for as long as the stream.
 
 A forked child has the objects of its parent, but not the thread, and it shares the parent's sockets: it must neither use nor destroy
 them. So every use is refused there, and what the loop holds is kept for ever; `background_loop` gives the child its own.
@@ -20,6 +21,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
+from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -88,7 +90,7 @@ class BackgroundLoop:
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start `coroutine` on the loop and return at once. BadRequestError in a forked child, and once the loop has ended."""
         self._check(coroutine)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return Context().run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for `coroutine` from a thread. Whatever interrupts the wait (Ctrl-C) cancels it, and passes on at once.
@@ -101,7 +103,7 @@ class BackgroundLoop:
         assert threading.current_thread() is not self._thread, "the background loop cannot wait for itself"
         call = _Call(coroutine)
         try:
-            self._loop.call_soon_threadsafe(call.start)
+            self._loop.call_soon_threadsafe(call.start, context=Context())
             return call.result()
         except BaseException:
             self.call_soon(call.cancel)
@@ -116,7 +118,7 @@ class BackgroundLoop:
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call `function` on the loop, from any thread; once the loop has ended, and in a forked child, nothing happens."""
         if self._thread.is_alive():  # Python marks the parent's threads as ended in a forked child
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(function, context=Context())
 
     def at_exit(self, ending: Callable[[], Awaitable[None]]) -> Callable[[], None]:
         """Await `ending()` on the loop when the process ends, before those that were registered earlier. Returns what takes that back."""

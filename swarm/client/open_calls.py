@@ -1,4 +1,4 @@
-"""Passes that one model has open at nodes: bounded, and the idle ones give way.
+"""Bounds the passes that one model has open at nodes.
 
 A pass that waits for its backward keeps memory at each hop, and nodes allow a client a few. If another one needs the place, the oldest that
 only waits is ended; its backward then runs its forward again.

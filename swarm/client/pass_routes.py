@@ -1,4 +1,4 @@
-"""The routes of one pass: found as a session's are, and told what failed.
+"""Routes of one pass, and what the router hears of failures.
 
 A peer that fails is avoided, and another route is tried, until none is left for the time that a call may wait for one. A refusal that is
 about the request itself (a sequence that is too long) is raised once enough peers have said so, or no other peer is left.

@@ -106,12 +106,12 @@ class RemotePass:
             while True:
                 route = await routes.find()
                 try:
-                    begun = await _OpenCall.begin(self._ways.pool, self._pass(route), self._ways.calls.leave)
+                    found = await _OpenCall.begin(self._ways.pool, self._pass(route), self._ways.calls.leave)
                 except PassError as error:
                     routes.failed(route, error)
                     continue
                 routes.worked(route)
-                return begun
+                return found
         except BaseException:
             self._ways.calls.leave()
             raise

@@ -6,6 +6,7 @@ It does for all a and b, and if a node dies.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
+from tests.swarm.inference.toy import until
 
 SPANS = [(0, 2), (2, 5), (0, 2), (2, 5)]
 GREEDY: dict[str, Any] = dict(max_new_tokens=8, do_sample=False, eos_token_id=None)
@@ -115,7 +117,6 @@ def test_what_cannot_be_run_is_refused_before_anything_is_sent(swarm: WireSwarm)
         (noise(1, 2)[..., :60], r"got shape \[1, 2, 60\]"),
         (noise(1, 0), "at least 1 token"),
         (noise(1, 2) / 0, "must be finite"),
-        (noise(1, 2).requires_grad_(), "gradients do not cross"),
         (noise(1, 300), "limit is 256"),
     ):
         for run in (blocks, session.step):
@@ -139,6 +140,20 @@ def test_an_edge_of_no_node_is_no_reason_to_refuse_but_a_block_that_nobody_hosts
             wire.run(session.open())
     finally:
         wire.close()
+
+
+def test_a_cache_that_is_let_go_ends_its_session_at_the_hops(swarm: WireSwarm) -> None:
+    def num_sessions() -> int:
+        return sum(node.host.num_sessions for node in swarm.nodes)
+
+    gc.collect()
+    swarm.run(until(lambda: num_sessions() == 0))
+    for model in (swarm.model, swarm.thin):
+        output = model(torch.tensor([[5, 6, 7]]))
+        assert num_sessions() == 2
+        del output
+        gc.collect()
+        swarm.run(until(lambda: num_sessions() == 0))
 
 
 def test_a_copied_cache_is_a_fork_of_the_session(swarm: WireSwarm, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class LocalBackend:
 
     checkpoint: Checkpoint
     engines: list[Any]
+    spans: list[Span]
     dtype: torch.dtype = torch.float32
     version: int | None = None
     calls: list[Call] = field(default_factory=list)
@@ -73,6 +75,33 @@ class LocalBackend:
         assert blocks is None, "parts are for real nodes"
         self.num_opened += 1
         return LocalSession(self)
+
+    def differentiate(self, hidden: Tensor, blocks: Span | None = None) -> tuple[Tensor, LocalPass]:
+        given, modules = hidden.clone().requires_grad_(), self.modules
+        with torch.enable_grad():
+            output = given
+            for module in modules:
+                output = module(output)
+        return output.detach(), LocalPass(given, output)
+
+    @cached_property
+    def modules(self) -> list[Any]:
+        """Modules of the spans that no engine uses."""
+        return [load_span(self.checkpoint, span, dtype=self.dtype) for span in self.spans]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class LocalPass:
+    """A pass in this process."""
+
+    given: Tensor
+    output: Tensor
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return torch.autograd.grad(self.output, self.given, gradient, retain_graph=True)[0]
 
     def close(self) -> None:
         pass
@@ -144,5 +173,5 @@ def local_model(path: Path, *cuts: int, dtype: torch.dtype = torch.float32) -> t
     for engine in engines:
         for _ in range(LESSONS):
             engine.warm_up()
-    backend = LocalBackend(checkpoint, engines, dtype)
+    backend = LocalBackend(checkpoint, engines, spans, dtype)
     return build(load_ends(checkpoint, dtype=dtype), checkpoint, backend), backend

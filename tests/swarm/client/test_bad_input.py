@@ -39,7 +39,10 @@ FORWARDS: dict[str, tuple[dict[str, Any], str]] = {
     "negative positions": (dict(input_ids=IDS, position_ids=torch.full((1, 6), -2)), "must not be negative"),
     "attentions": (dict(input_ids=IDS, output_attentions=True), "attentions are not here"),
     "a local cache": (dict(input_ids=IDS, past_key_values=DynamicCache()), "DynamicCache, but keys and values stay at the hops"),
-    "a gradient": (dict(inputs_embeds=torch.zeros(1, 2, 64, requires_grad=True)), "gradients do not cross"),
+    "a gradient and a cache": (
+        dict(inputs_embeds=torch.zeros(1, 2, 64, requires_grad=True), use_cache=True),
+        "no gradient passes keys and values",
+    ),
 }
 
 GENERATES: dict[str, tuple[dict[str, Any], str]] = {
