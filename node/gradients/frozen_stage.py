@@ -14,11 +14,10 @@ from torch import Tensor
 
 from node.training.flight import Flight, Gradients
 from node.training.stage import Stage
-from node.units.host_units import HostReadings, HostUnits
+from node.units.host_units import HostReadings
 from protocols.errors import BadRequestError, DrainingError, ModelNotSupportedError, OverloadedError
 from protocols.ids import Span
 from protocols.parts_of_units import Part
-from protocols.weights_id import Weights, difference
 
 PROBES = (16, 64)
 """Tokens of the two forwards that measure what a graph takes."""
@@ -46,16 +45,13 @@ class GraphCost:
 class FrozenStage:
     """Forward and backward of clients' passes (`node/training/trained_stage.py: ComputesPasses`)."""
 
-    def __init__(
-        self, units: HostUnits, weights: Weights, num_blocks: int, *, limit_bytes: int, max_positions: int | None = None
-    ) -> None:
-        """weights: those of the host. num_blocks: of the whole model. limit_bytes: what the graph of one pass may take, and what all
-        graphs that wait for their backward may take together; a pass beyond that is computed again at its backward.
+    def __init__(self, readings: HostReadings, num_blocks: int, *, limit_bytes: int, max_positions: int | None = None) -> None:
+        """readings: the host's; `close` comes before theirs. num_blocks: of the whole model. limit_bytes: what the graph of one pass may
+        take, and what all graphs that wait for their backward may take together; a pass beyond that is computed again at its backward.
         max_positions: the longest sequence."""
-        self._units, self._weights, self._num_blocks = units, weights, num_blocks
+        self._readings, self._num_blocks = readings, num_blocks
         self._limit_bytes, self._max_positions = limit_bytes, max_positions
         self._stage: Stage | None = None
-        self._readings: HostReadings | None = None
         self._cost = GraphCost(0.0, 0.0)
         self._is_closed = False
 
@@ -72,6 +68,7 @@ class FrozenStage:
         labels: Tensor | None = None,
         *,
         is_embeds: bool = False,
+        for_backward: bool = True,
     ) -> Flight:
         """As `Stage.forward`. BadRequestError: a longer sequence than the model takes. OverloadedError: too large a pass for the memory
         here. DrainingError: these weights are not served here any more."""
@@ -85,7 +82,7 @@ class FrozenStage:
                 f"a pass of {rows} x {tokens} tokens needs {needed >> 20} MiB, at most {self._limit_bytes >> 20} MiB here: "
                 "send fewer or shorter sequences at once, or ask a replica"
             )
-        return stage.forward(span, values, positions, labels, is_embeds=is_embeds)
+        return stage.forward(span, values, positions, labels, is_embeds=is_embeds, for_backward=for_backward)
 
     def backward(self, flight: Flight, gradient: Tensor | None = None, *, parts: Collection[Part] | None = None) -> Gradients:
         """As `Stage.backward`; DrainingError as of `forward`."""
@@ -94,33 +91,18 @@ class FrozenStage:
     def close(self) -> None:
         """The host stops: its tensors may be written to from now on. Passes in hand fail at their next step."""
         self._is_closed, self._stage = True, None
-        readings, self._readings = self._readings, None
-        if readings is not None:
-            readings.close()
 
     def _opened(self) -> Stage:
         if self._is_closed:
-            raise DrainingError(
-                f"{self._units.blocks.unit} of {self._weights.model.name} is not served here any more: try a replica"
-            )
+            raise DrainingError(f"{self._readings.weights} is not served here any more: try a replica")
         if self._stage is None:
-            readings = self._units.read()
-            try:
-                if what := difference(readings.weights, self._weights):
-                    raise DrainingError(
-                        f"this peer is about to serve other weights ({what}): ask a replica, or again in a moment"
-                    )
-                self._stage = self._make(readings)
-                self._cost = self._measure(self._stage)
-            except BaseException:
-                self._stage = None
-                readings.close()
-                raise
-            self._readings = readings
+            stage = self._make()
+            self._cost = self._measure(stage)
+            self._stage = stage
         return self._stage
 
-    def _make(self, readings: HostReadings) -> Stage:
-        blocks, ends = readings.blocks.holding, readings.ends
+    def _make(self) -> Stage:
+        blocks, ends = self._readings.blocks.holding, self._readings.ends
         try:
             own = None if ends is None else ends.holding
             return Stage(blocks, own, self._num_blocks, use="frozen", graph_bytes=self._limit_bytes)

@@ -49,7 +49,7 @@ class FrozenStages:
         assert host.engines is not None
         served = host.served
         stage = FrozenStage(
-            host.engines.units, served.weights, served.num_blocks, limit_bytes=graph_bytes(self._free_bytes()),
+            host.engines.readings, served.num_blocks, limit_bytes=graph_bytes(self._free_bytes()),
             max_positions=host.max_positions,
         )  # fmt: skip
 

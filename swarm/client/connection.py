@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from protocols import compression
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import BadRequestError, shown
 from protocols.hosted import Hosted
@@ -26,16 +24,15 @@ from protocols.ids import ModelId, Span
 from protocols.tensors import COMPUTE_DTYPES
 from protocols.weights import Manifest
 from protocols.weights_id import Weights
-from swarm import places, trace, waiting
+from swarm import places, waiting
 from swarm.access_lists import Lists, of_argument
 from swarm.checkpoints.digest import build_manifest
 from swarm.checkpoints.resolve import resolve
-from swarm.client.backend import StepRequest
 from swarm.client.fetching import ends_from_peers
 from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
 from swarm.client.remote_pass import PassWays
-from swarm.client.swarm_pass import SwarmPass
+from swarm.client.swarm_backend import SwarmBackend
 from swarm.inference.session import Session, SessionConfig
 from swarm.meeting import keyring, known_peers
 from swarm.meeting.bootstrap import FindConfig
@@ -279,135 +276,3 @@ def _find(settings: Settings) -> FindConfig:
     return FindConfig(
         known_peers=known_peers.file_of(settings.data_dir, keyring.known_as(settings.swarm, settings.entry.key)), lan=True
     )
-
-
-class SwarmBackend:
-    """The blocks of one model, at the nodes that serve them. Its sessions share one router, and so what it knows of peers."""
-
-    def __init__(
-        self,
-        loop: BackgroundLoop,
-        release: Callable[[], None],
-        sessions: Callable[[Span | None], Session],
-        model: ModelId,
-        dtype: torch.dtype,
-        ways: PassWays,
-    ) -> None:
-        """release: let go of the shared peer; sessions: makes a session over some blocks (None: all). Both are called on the loop.
-        ways: of differentiable passes."""
-        self.model, self.dtype, self._ways = model, dtype, ways
-        self.version: int | None = None
-        """Of a model in training: the version that computed the latest step of any session; None = no step yet, or no such model."""
-        self.new_session = sessions
-        self._loop, self._releases = loop, [release]
-        self._open: set[Session] = set()
-        self._closing: set[asyncio.Task[None]] = set()
-        self._is_closed = False
-        self._leave_the_exit = loop.at_exit(self._end_at_exit)
-
-    def at_close(self, release: Callable[[], None]) -> None:
-        """Something else to let go of at the end."""
-        self._releases.append(release)
-
-    def open(self, blocks: Span | None = None) -> SwarmSession:
-        self._check_open()
-        return SwarmSession(self._loop, self, blocks)
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise BadRequestError(f"this model of {self.model.name} was closed; call from_pretrained again")
-
-    def differentiate(self, hidden: Tensor, blocks: Span | None = None) -> tuple[Tensor, SwarmPass]:
-        self._check_open()
-        return SwarmPass.begin(self._loop, self._ways, hidden.to("cpu", self.dtype, copy=True).contiguous(), blocks)
-
-    def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._loop.call_soon(self._start_closing)
-
-    def _start_closing(self) -> None:
-        self._keep(asyncio.ensure_future(self._close()))
-
-    async def _end_at_exit(self) -> None:
-        """Sessions end before the peer that they ask: else each would report that it cannot be asked any more."""
-        await self._close()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-
-    async def _close(self) -> None:
-        await asyncio.gather(*(session.close() for session in self._open), return_exceptions=True)
-        while self._releases:
-            self._releases.pop()()
-        self._leave_the_exit()
-
-    # --- for its sessions, on the loop
-
-    def started(self, blocks: Span | None) -> Session:
-        session = self.new_session(blocks)
-        self._open.add(session)
-        return session
-
-    async def forked(self, session: Session) -> Session:
-        twin = await session.fork()
-        self._open.add(twin)
-        return twin
-
-    def end(self, session: Session) -> None:
-        self._open.discard(session)
-        self._keep(asyncio.ensure_future(session.close()))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._closing.add(task)  # asyncio itself holds tasks weakly
-        task.add_done_callback(self._closing.discard)
-
-
-class SwarmSession:
-    """One session: synchronous for a model's forward, asynchronous for streams. Its first step makes and opens it on the loop."""
-
-    def __init__(self, loop: BackgroundLoop, backend: SwarmBackend, blocks: Span | None = None) -> None:
-        self._loop, self._backend, self._blocks = loop, backend, blocks
-        self._is_closed = False
-        self.journey: Session | None = None
-        """The session on the loop: its `route`, and how many hops were `replaced`."""
-
-    def step(self, request: StepRequest) -> Tensor:
-        trace.mark("asked", trace.NOBODY, -1, request.tokens.nbytes)
-        output = self._loop.run(self._step(request))
-        trace.mark("returned", trace.NOBODY, -1, output.nbytes)
-        return output
-
-    async def step_async(self, request: StepRequest) -> Tensor:
-        return await self._loop.wait(self._step(request))
-
-    async def _step(self, request: StepRequest) -> Tensor:
-        if self._is_closed:
-            raise BadRequestError("this session has ended")
-        if self.journey is None:
-            self.journey = self._backend.started(self._blocks)
-        places = None if request.positions is None else request.positions.tolist()
-        dtype = torch.int32 if request.spec.kind == "ids" else self._backend.dtype
-        tokens = request.tokens[0]
-        packed = compression.pack(tokens if tokens.dtype is dtype else tokens.to("cpu", dtype))
-        output = await self.journey.step(request.ops, request.counts, packed, request.spec, places)
-        self._backend.version = self.version if self.version is not None else self._backend.version
-        return compression.unpack(output.values, shape=(1, *output.values.shape))
-
-    @property
-    def version(self) -> int | None:
-        versions = () if self.journey is None else self.journey.versions
-        return versions[-1] if versions else None
-
-    def fork(self) -> SwarmSession:
-        twin = SwarmSession(self._loop, self._backend, self._blocks)
-        if self.journey is not None:
-            twin.journey = self._loop.run(self._backend.forked(self.journey))
-        return twin
-
-    def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._loop.call_soon(self._end)
-
-    def _end(self) -> None:
-        if self.journey is not None:
-            self._backend.end(self.journey)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from protocols.errors import NonFiniteGradientError, NoRouteError, SwarmError
 from protocols.ids import PeerId, Span
 from protocols.route import Route
+from protocols.weights_id import Weights
 from swarm.inference import hearsay
 from swarm.inference.hearsay import Refusal
 from swarm.inference.route_search import REFUSED_S
@@ -23,22 +24,36 @@ class PassRoutes:
     """For one forward or one backward, with all its attempts. All methods belong to one event loop."""
 
     def __init__(
-        self, router: Router, blocks: Span | None, dtype: str, route_timeout_s: float, on_wait: Callable[[Wait | None], None]
+        self,
+        router: Router,
+        weights: Weights,
+        blocks: Span | None,
+        dtype: str,
+        route_timeout_s: float,
+        on_wait: Callable[[Wait | None], None],
     ) -> None:
-        """blocks: None = all. dtype: compute dtype of every hop."""
-        self._router, self._blocks, self._dtype, self._timeout_s = router, blocks, dtype, route_timeout_s
+        """weights: of every hop. blocks: None = all. dtype: compute dtype of every hop."""
+        self._router, self._weights, self._blocks, self._dtype = router, weights, blocks, dtype
+        self._timeout_s = route_timeout_s
         self._on_wait = on_wait
         self._refusals: list[Refusal] = []
         self._lost_at_s: float | None = None
 
     async def find(self) -> Route:
-        """The next route to try. NoRouteError in the end; or the refusal, if every peer that is left has refused."""
+        """The next route to try. NoRouteError in the end; or the refusal, if every peer that is left has refused. VersionGoneError: of a
+        model in training, only newer weights are served now."""
         refusers = frozenset[PeerId]().union(*(refusal.sayers for refusal in self._refusals))
         timeout_s = min(REFUSED_S, self._timeout_s) if refusers else self._timeout_s
         holding = None if self._lost_at_s is None else ()
         try:
             route, _dtype = await self._router.find(
-                timeout_s, self._dtype, holding, blocks=self._blocks, avoiding=refusers, on_wait=self._on_wait
+                timeout_s,
+                self._dtype,
+                holding,
+                blocks=self._blocks,
+                weights=self._weights,
+                avoiding=refusers,
+                on_wait=self._on_wait,
             )
         except NoRouteError:
             if refusers:

@@ -22,6 +22,7 @@ from protocols.ids import Span
 from protocols.route import Route
 from protocols.tensors import WireTensor
 from protocols.training import Gradient, Pass
+from protocols.weights_id import Weights
 from swarm.client.open_calls import OpenCalls
 from swarm.client.pass_routes import PassRoutes, is_late
 from swarm.routing.router import Router
@@ -48,6 +49,12 @@ class PassWays:
     waits: Waits
     calls: OpenCalls
 
+    async def weights(self, blocks: Span | None) -> Weights:
+        """What a pass that begins now computes with: of a model in training, the newest version that is served."""
+        if not self.router.takes_newest:
+            return self.router.weights
+        return (await self.router.find_newest(self.route_timeout_s, self.dtype, blocks=blocks)).weights
+
     @classmethod
     def over(cls, router: Router, pool: ChannelPool, dtype: str, route_timeout_s: float, waits: Waits) -> PassWays:
         return cls(router=router, pool=pool, dtype=dtype, route_timeout_s=route_timeout_s, waits=waits, calls=OpenCalls(MAX_OPEN))
@@ -59,11 +66,16 @@ class RemotePass:
     def __init__(self, ways: PassWays, hidden: WireTensor, blocks: Span | None) -> None:
         """hidden: [B, T, H] in the route's dtype, finite; its bytes stay as they are. blocks: None = all."""
         self._ways, self._hidden, self._blocks = ways, hidden, blocks
+        self._weights = ways.router.weights
         self._open: _OpenCall | None = None
         self._is_closed = False
 
-    async def forward(self) -> Tensor:
-        """[B, T, H] after the last block. NoRouteError, or a refusal that no other peer would spare us."""
+    async def forward(self, weights: Weights) -> Tensor:
+        """[B, T, H] after the last block, by these weights, as `PassWays.weights` has chosen them.
+
+        NoRouteError, or a refusal that no other peer would spare us.
+        """
+        self._weights = weights
         with self._ways.waits.reporting() as slot:
             slot.set(ANSWERING)
             call, output = await self._begin(self._routes(slot.set))
@@ -97,7 +109,7 @@ class RemotePass:
 
     def _routes(self, on_wait: Callable[..., None]) -> PassRoutes:
         ways = self._ways
-        return PassRoutes(ways.router, self._blocks, ways.dtype, ways.route_timeout_s, on_wait)
+        return PassRoutes(ways.router, self._weights, self._blocks, ways.dtype, ways.route_timeout_s, on_wait)
 
     async def _begin(self, routes: PassRoutes) -> tuple[_OpenCall, Tensor]:
         """A call, and its output."""
@@ -117,7 +129,7 @@ class RemotePass:
             raise
 
     def _pass(self, route: Route) -> Pass:
-        weights = self._ways.router.weights
+        weights = self._weights
         return Pass(
             run=weights.model, version=weights.version, index=None, weights=weights, route=route, payload=self._hidden,
             want="hidden", budget_ms=int(PASS_S * 1e3),

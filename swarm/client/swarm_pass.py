@@ -40,7 +40,7 @@ class SwarmPass:
     def begin(cls, loop: BackgroundLoop, ways: PassWays, hidden: Tensor, blocks: Span | None) -> tuple[Tensor, SwarmPass]:
         """Run the forward."""
         made = cls(loop, ways, hidden, blocks)
-        return made._run([piece.forward() for piece in made._pieces]), made
+        return made._joined(loop.run(_forward(ways, made._pieces, blocks))), made
 
     def backward(self, gradient: Tensor) -> Tensor:
         """[B, T, H] on the CPU: the gradient of the input, from that of the output."""
@@ -48,15 +48,21 @@ class SwarmPass:
         if not bool(values.isfinite().all()):
             raise BadRequestError("the gradient of the blocks' output has NaN or infinities: look at the loss")
         rows = [compression.pack(rows) for rows in values.split(self._rows)]
-        return self._run([piece.backward(own) for piece, own in zip(self._pieces, rows, strict=True)])
+        work = [piece.backward(own) for piece, own in zip(self._pieces, rows, strict=True)]
+        return self._joined(self._loop.run(_all(work)))
 
     def close(self) -> None:
         """End what is open at nodes."""
         _close(self._loop, self._pieces)
 
-    def _run(self, work: Sequence[Coroutine[Any, Any, Tensor]]) -> Tensor:
-        done = self._loop.run(_all(work))
-        return done[0] if len(done) == 1 else torch.cat(done)
+    def _joined(self, done: Sequence[Tensor]) -> Tensor:
+        return done[0] if len(done) == 1 else torch.cat(list(done))
+
+
+async def _forward(ways: PassWays, pieces: Sequence[RemotePass], blocks: Span | None) -> list[Tensor]:
+    """All pieces by the same weights."""
+    weights = await ways.weights(blocks)
+    return await _all([piece.forward(weights) for piece in pieces])
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, Tensor]]) -> list[Tensor]:

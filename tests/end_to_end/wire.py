@@ -20,10 +20,10 @@ from protocols.ids import ModelId, Span
 from protocols.units import Blocks, Ends
 from protocols.weights_id import Weights
 from swarm.checkpoints.digest import build_manifest
-from swarm.client.connection import SwarmBackend
 from swarm.client.loop import background_loop
 from swarm.client.model import build
 from swarm.client.remote_pass import PassWays
+from swarm.client.swarm_backend import SwarmBackend
 from swarm.client.thin import build_thin
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_ends, load_parts
