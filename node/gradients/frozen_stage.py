@@ -111,12 +111,16 @@ class FrozenStage:
                 raise
             return Stage(blocks, None, self._num_blocks, use="frozen", graph_bytes=self._limit_bytes)
 
+    def _width(self) -> int:
+        blocks = self._readings.blocks.holding
+        return int(blocks.cut(blocks.span).hidden_size)
+
     def _measure(self, stage: Stage) -> GraphCost:
         most = self._max_positions or PROBES[1]
         tokens = (min(PROBES[0], most // 2), min(PROBES[1], most))
         measured = []
         for length in tokens:
-            noise = torch.randn(1, length, stage.hidden_size, generator=torch.Generator().manual_seed(0))
+            noise = torch.randn(1, length, self._width(), generator=torch.Generator().manual_seed(0))
             flight = stage.forward(stage.span, noise)
             measured.append(flight.graph_bytes)
             flight.close()

@@ -71,7 +71,6 @@ class Stage:
             span=blocks.span, num_blocks=num_blocks, hidden_size=whole.hidden_size, device=whole.device, dtype=whole.dtype,
             ends=self._ends,
         )  # fmt: skip
-        self.hidden_size: int = whole.hidden_size
         self._own = [*self._parts.tensors().values(), *(() if held is None else held.tensors().values())]
         self._cuts: OrderedDict[Span, SpanForward] = OrderedDict()
         self._memory = GraphMemory(recompute, graph_bytes)
@@ -133,7 +132,6 @@ class Stage:
         with torch.inference_mode(False):
             inputs = self._shape.inputs(span, values, positions, is_embeds)
             flat = None if labels is None else self._shape.labels(inputs, labels)
-            stamp = self._trainable.stamp
             shape, count = (span.start, span.stop, inputs.values.shape[1]), len(inputs.values)
             run = partial(self._run, inputs)
             graph, graph_bytes = None, 0
@@ -147,7 +145,7 @@ class Stage:
             head = None if flat is None else self._head(output, flat, for_backward)
             flight = Flight(
                 inputs=inputs, output=output if head is None else None, head=head, graph=graph, graph_bytes=graph_bytes,
-                weights_stamp=stamp, is_open=for_backward,
+                weights_stamp=self._trainable.stamp, is_open=for_backward,
             )  # fmt: skip
             self._memory.keep(flight)
             return flight
