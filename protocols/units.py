@@ -12,7 +12,7 @@ no other case. Which stored bytes a unit is made of depends on the checkpoint: `
 from __future__ import annotations
 
 import re
-from dataclasses import Field, astuple, dataclass
+from dataclasses import Field, dataclass
 from functools import total_ordering
 from typing import Any, ClassVar, Final
 
@@ -63,7 +63,11 @@ class _Kind:
         return self._key() < other._key() if isinstance(other, _Kind) else NotImplemented
 
     def _key(self) -> tuple[object, ...]:
-        return STACKS.index(self.stack), _KINDS.index(type(self)), astuple(self)
+        return (
+            STACKS.index(self.stack),
+            _KINDS.index(type(self)),
+            tuple(getattr(self, name) for name in self.__dataclass_fields__),
+        )
 
     def _check(self, is_right: bool, expected: str) -> None:
         if self.stack not in STACKS or not is_right:

@@ -172,8 +172,11 @@ class UnitState:
 def _check_norm(what: str, gradients: Mapping[str, Tensor], num_targets: int) -> None:
     if not gradients:
         return
-    norms = [torch.linalg.vector_norm(gradient.detach(), dtype=torch.float64) for gradient in gradients.values()]
-    norm, bound = float(torch.linalg.vector_norm(torch.stack(norms))), MAX_NORM * max(1, num_targets)
+    values, bound = [gradient.detach() for gradient in gradients.values()], MAX_NORM * max(1, num_targets)
+    if float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(values)]))) <= bound / 2:
+        return  # float32 is enough to see that it is far below
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in values]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
     if not norm <= bound:
         worst = max(zip(norms, gradients, strict=True), key=lambda pair: float(pair[0].nan_to_num(torch.inf)))[1]
         raise NonFiniteGradientError(
