@@ -22,8 +22,14 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 """Number formats in which blocks compute; the first wins a tie."""
 
-CODECS = ("none", "float16", "bfloat16")
-"""How values are packed; a codec that is a dtype stores each value in that dtype."""
+CODECS = ("none", "float16", "bfloat16", "int8")
+"""How values are packed: float16 and bfloat16 store each value in that dtype, int8 stores rows of codes after their scales."""
+
+BLOCK = 128
+"""Consecutive values of a row (of the last dimension) that share an int8 scale; a row's last block may be shorter."""
+
+LARGEST_SCALE = 3e38 / 128
+"""Of int8: code times scale stays finite."""
 
 _EXPONENTS = {
     "float32": ("f", bytes([0x7F, 0xFF]), 0),
@@ -56,8 +62,9 @@ class WireTensor:
             )
         if self.codec != "none" and not self.dtype.startswith(("float", "bfloat")):
             raise TensorFormatError(f"codec {self.codec} packs floats, not {self.dtype}")
-        stored = self.dtype if self.codec == "none" else self.codec
-        object.__setattr__(self, "num_bytes", math.prod(self.shape) * ITEM_BYTES[stored])  # it is asked for often
+        if self.codec == "int8" and len(self.shape) < 2:
+            raise TensorFormatError(f"codec int8 packs rows: tensors of 2 dimensions or more, got {list(self.shape)}")
+        object.__setattr__(self, "num_bytes", self._bytes_of(self.shape))  # it is asked for often
         if memoryview(self.data).nbytes != self.num_bytes:
             got = memoryview(self.data).nbytes
             raise TensorFormatError(
@@ -67,12 +74,21 @@ class WireTensor:
     @property
     def token_bytes(self) -> int:
         """Bytes of one entry along the first axis."""
-        stored = self.dtype if self.codec == "none" else self.codec
-        return math.prod(self.shape[1:]) * ITEM_BYTES[stored]
+        return self._bytes_of(self.shape[1:])
+
+    def _bytes_of(self, shape: tuple[int, ...]) -> int:
+        if self.codec == "int8":
+            return math.prod(shape[:-1]) * (num_scales(shape[-1]) * 4 + shape[-1])
+        return math.prod(shape) * ITEM_BYTES[self.dtype if self.codec == "none" else self.codec]
 
     def header(self) -> dict[str, object]:
         """What goes into a frame's header; the data travel as a buffer."""
         return {"d": self.dtype, "s": list(self.shape), "c": self.codec, "k": zlib.crc32(self.data)}
+
+
+def num_scales(width: int) -> int:
+    """Blocks of an int8 row of `width` values: it begins with so many float32 scales, and one code a value follows."""
+    return -(-width // BLOCK)
 
 
 def cut(wire: WireTensor, start: int, stop: int) -> WireTensor:
@@ -103,6 +119,8 @@ def is_finite(wire: WireTensor) -> bool:
     """Is none of the values NaN or infinite? One pass over each value's highest byte; the values themselves are read only where that
     byte leaves a doubt (from 1.7e38 on). Integers are finite."""
     stored = wire.dtype if wire.codec == "none" else wire.codec
+    if stored == "int8" and wire.num_bytes:
+        return _has_finite_scales(wire)
     if stored not in _EXPONENTS or not wire.num_bytes:
         return True
     letter, doubtful, mask = _EXPONENTS[stored]
@@ -114,6 +132,13 @@ def is_finite(wire: WireTensor) -> bool:
     if mask:
         return not any(value & mask == mask for value in values)
     return math.isfinite(sum(values))  # of doubles: 2**63 float32 values would be needed to pass their range
+
+
+def _has_finite_scales(wire: WireTensor) -> bool:
+    data, width = memoryview(wire.data).cast("B"), wire.shape[-1]
+    scale_bytes = 4 * num_scales(width)
+    scales = b"".join(data[at : at + scale_bytes] for at in range(0, len(data), scale_bytes + width))
+    return all(-LARGEST_SCALE <= scale <= LARGEST_SCALE for scale in memoryview(scales).cast("f"))
 
 
 def parse(header: object, buffers: Sequence[memoryview], index: int = 0) -> WireTensor:

@@ -235,7 +235,7 @@ def hidden_codec(spec: RunSpec) -> str:
     return _CODECS[spec.activations]
 
 
-_CODECS = {"float32": "none", "bfloat16": "bfloat16"}
+_CODECS = {"float32": "none", "bfloat16": "bfloat16", "int8": "int8"}
 """How the spec's activations travel, as `tensors.CODECS` names it."""
 
 _PASSING = (OverloadedError, LedgerClosedError, VersionMismatchError)

@@ -85,7 +85,7 @@ def test_the_bounds_are_tight() -> None:
 
 def test_sizes_are_as_stated() -> None:
     tensor = torch.ones(3, 5)
-    assert [len(compression.pack(tensor, codec).data) for codec in tensors.CODECS] == [60, 30, 30]
+    assert [len(compression.pack(tensor, codec).data) for codec in tensors.CODECS] == [60, 30, 30, 3 * (4 + 5)]
 
 
 @pytest.mark.parametrize(("codec", "dtype", "value"), [
@@ -139,8 +139,8 @@ def test_other_dtypes_do_not_travel(dtype: torch.dtype) -> None:
 
 
 def test_an_unknown_codec_is_refused() -> None:
-    with pytest.raises(TensorFormatError, match="codec 'int8'"):
-        compression.pack(torch.zeros(2), "int8")
+    with pytest.raises(TensorFormatError, match="codec 'int4'"):
+        compression.pack(torch.zeros(2), "int4")
 
 
 def test_a_tensor_of_five_dimensions_is_refused_before_it_is_sent() -> None:
@@ -180,3 +180,39 @@ def test_a_wire_tensor_is_as_long_as_it_says() -> None:
     for dtype, shape, data in cases:
         with pytest.raises(TensorFormatError, match="bytes, got"):
             tensors.WireTensor(dtype, shape, "none", data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(FLOATS), st.integers(1, 3), st.integers(1, 300), st.integers(-130, 128), st.integers(0, 2**31))
+def test_int8_is_within_a_253rd_of_the_largest_of_a_block(name: str, rows: int, width: int, exponent: int, seed: int) -> None:
+    numbers = torch.randn(1, rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    tensor = (numbers * 2.0**exponent).to(getattr(torch, name))
+    if not tensor.isfinite().all() or float(tensor.double().abs().amax()) > 2.9e38:
+        with pytest.raises(TensorFormatError):
+            there_and_back(torch.full((1, 2), 3.3e38), "int8")
+        return
+    again = there_and_back(tensor, "int8")
+    assert again.dtype == tensor.dtype and again.shape == tensor.shape
+    rounding = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[name]
+    for start in range(0, width, tensors.BLOCK):
+        before, after = (one[..., start : start + tensors.BLOCK].double() for one in (tensor, again))
+        most = before.abs().amax(dim=-1, keepdim=True)
+        assert ((after - before).abs() <= (most / 253.9 + most * rounding).clamp_min(1.5e-36)).all()
+
+
+def test_int8_is_cut_and_joined_by_rows_and_its_scales_are_checked() -> None:
+    values = torch.randn(5, 3, 200, generator=torch.Generator().manual_seed(1))
+    wire = compression.pack(values, "int8")
+    assert wire.num_bytes == 5 * 3 * (200 + 8) and tensors.is_finite(wire)
+    cuts = [tensors.cut(wire, start, stop) for start, stop in ((0, 2), (2, 5))]
+    assert torch.equal(compression.unpack(cuts[1]), compression.unpack(wire)[2:])
+    assert tensors.join(cuts).data == bytes(wire.data)
+    for bad in (b"\0\0\xc0\x7f", b"\xff\xff\x7f\x7f"):  # NaN, and a scale whose products overflow
+        broken = bytearray(wire.data)
+        broken[208:212] = bad
+        damaged = tensors.WireTensor("float32", (5, 3, 200), "int8", bytes(broken))
+        assert not tensors.is_finite(damaged)
+        with pytest.raises(TensorFormatError):
+            compression.unpack(damaged)
+    with pytest.raises(TensorFormatError, match="rows"):
+        compression.pack(values.flatten(), "int8")

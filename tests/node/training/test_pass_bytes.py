@@ -61,8 +61,8 @@ class Meter:
         writer.close()
 
 
-@pytest.mark.parametrize(("codec", "value_bytes"), [("none", 4), ("bfloat16", 2)])
-async def test_a_pass_takes_three_hundredths_more_than_its_values(codec: str, value_bytes: int) -> None:
+@pytest.mark.parametrize(("codec", "token_bytes"), [("none", 4 * 320), ("bfloat16", 2 * 320), ("int8", 320 + 4 * 3)])
+async def test_a_pass_takes_three_hundredths_more_than_its_values(codec: str, token_bytes: int) -> None:
     """10M parameters: 8 sequences of 128 tokens, hidden size 320."""
     width, shape, num = 320, (8, 128), 4
     nodes, meter = [TrainingNode(span, width=width) for span in THIRDS], Meter()
@@ -73,7 +73,7 @@ async def test_a_pass_takes_three_hundredths_more_than_its_values(codec: str, va
         for index in range(1, 1 + num):
             result = await train(pool, pass_of(route, index, batch(index, shape, is_packed=True), codec=codec))
         await asyncio.sleep(0)
-        least = num * 2 * value_bytes * width * shape[0] * shape[1]
+        least = num * 2 * token_bytes * shape[0] * shape[1]
         assert least < meter.num_bytes - before <= MOST * least, (meter.num_bytes - before) / least
         assert sum(receipt.num_bytes for receipt in result.receipts) == 2 * least // num
 

@@ -52,7 +52,7 @@ def test_memory_is_that_of_the_optimizers_own_state(name: str, tmp_path: Path) -
 def test_codecs_and_muon_change_the_bytes_of_the_wire(tmp_path: Path) -> None:
     usual, tokens = described(tmp_path), 8_192
     assert described(tmp_path, training__activations="bfloat16").hop_bytes == tokens * (2 * 2 * 192 + 8)
-    assert described(tmp_path, training__activations="int8").hop_bytes == tokens * 8 + 2 * 192 * tokens // 256 * 257
+    assert described(tmp_path, training__activations="int8").hop_bytes == tokens * (2 * (192 + 2 * 4) + 8)
     assert described(tmp_path, data__packing="false").hop_bytes == usual.hop_bytes - 4 * tokens
     assert described(tmp_path, averaging__codec="float16").averaging_bytes * 2 == usual.averaging_bytes
     muon = described(tmp_path, optimizer__name="muon")
