@@ -14,6 +14,7 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
+from node.runs.leaving import hand_over
 from node.runs.publishing import Publishing
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
@@ -89,7 +90,9 @@ class RunPart:
         await self.taking_part.keep_up()
 
     async def end(self, runs: RunsHere) -> None:
-        """Take no new calls, and end what is under way."""
+        """Take no new micro-batches, stay for some seconds until the version in our sums is applied, and end what is under way."""
+        if not await hand_over(runs.servicer, self.trained):
+            self._on_event(Event("training", "left within a version: the micro-batches in its sums are computed again by others"))
         runs.close(self.run)
         await self.publishing.close()
         await self._replacer.close()

@@ -1,4 +1,4 @@
-"""Which stages a trainer leaves out for a while, and which micro-batches are at fault themselves.
+"""Which stages a trainer leaves out, and which micro-batches are at fault.
 
 A stage is left out if it leaves, or if it or its neighbour sent values that cannot be used: of two neighbours it is not known which one is
 at fault. A loss or gradient that is not finite may be a stage's fault or the micro-batch's. Stages that have nothing to do with each other

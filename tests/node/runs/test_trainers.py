@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from node.runs.leaving import hand_over
 from protocols.errors import NonFiniteGradientError
 from protocols.ids import Span
 from protocols.units import Ends
@@ -219,8 +220,8 @@ async def test_a_stage_that_takes_no_more_passes_still_gives_its_sums() -> None:
         trainer = await swarm.trainer(3)
         await in_the_middle(swarm, 1)
         leaving = swarm.stages[0]
-        leaving.servicer.is_draining = True
-        await until(lambda: leaving.units.version == 2)
+        assert await hand_over(leaving.servicer, leaving.trained)
+        assert leaving.units.version == 2
         await leaving.kill()
         await swarm.finished(trainer)
         swarm.check(3, swarm.stages[1:])
