@@ -9,7 +9,9 @@ Points of a checkpoint's writer: `checkpoint_unit` (step: units that are durable
 Points of a replica that averages (`swarm/averaging/`; step: a place in the group, of `slice` a piece): `averaging_card` (before it gives
 its card), `averaging_slice` (a piece of its slice is reduced), `averaging_reduced` (before its vote), `averaging_voted` (before its leader
 hears the vote), `averaging_decided` (told, but it has not noted it), `averaging_telling` (a leader has decided, and has told no member),
-`averaging_told` (it has told this one), `averaging_applying` (before the step).
+`averaging_told` (it has told this one), `averaging_applying` (before the step), `averaging_applied` (after it, before its answer).
+Points of a stage that trains (`node/training/pass_compute.py`; step: the micro-batch's index): `training_forward`, `training_backward`
+(before each), `training_added` (its sums have the micro-batch, and its caller does not know).
 `SWARM_FAULTS=FOLDER` arms processes that run already: the process that first reaches a point that has a file there, named like
 `after_send:step=5` or `after_send`, removes the file and dies; so several replicas can share a folder, and one of them dies.
 Without these variables, a point costs one comparison.
@@ -25,7 +27,8 @@ POINTS = (
     *("opened", "before_compute", "after_compute", "before_send", "after_send", "before_history", "after_history"),
     *("checkpoint_unit", "checkpoint_list", "checkpoint_rename", "checkpoint_published"),
     *("averaging_card", "averaging_slice", "averaging_reduced", "averaging_voted", "averaging_decided"),
-    *("averaging_telling", "averaging_told", "averaging_applying"),
+    *("averaging_telling", "averaging_told", "averaging_applying", "averaging_applied"),
+    *("training_forward", "training_backward", "training_added"),
 )
 
 

@@ -48,7 +48,15 @@ class RunPart:
     """The parts, made by `begin`."""
 
     def __init__(
-        self, settings: RunSettings, stage: Stage, host: Host, replacer: Replacer, peer: Peer, device: Device, on_event: OnEvent
+        self,
+        settings: RunSettings,
+        stage: Stage,
+        host: Host,
+        replacer: Replacer,
+        peer: Peer,
+        device: Device,
+        runs: RunsHere,
+        on_event: OnEvent,
     ) -> None:
         spec = settings.spec
         self.run, self._spec, self._device, self._on_event = settings.run, spec, device, on_event
@@ -62,7 +70,10 @@ class RunPart:
         self._kept = KeptState(self._snapshot)
         self.publishing = Publishing(self.units, host.served.blocks, replacer)
         members = Members(settings.run, peer.directory, peer.pool)
-        self.taking_part = TakingPart(self.units, self.trained, members, peer.pool, peer.peer_id, on_event)
+        self.taking_part = TakingPart(
+            self.units, self.trained, members, peer.pool, peer.peer_id, on_event,
+            on_fetched=lambda unit: runs.forget_agreements(settings.run, (unit,)),
+        )  # fmt: skip
         self._replacer = replacer
 
     @classmethod
@@ -71,7 +82,7 @@ class RunPart:
     ) -> RunPart:
         """Make the stage of a host's units, fetch the newest state of others, and answer calls from then on."""
         stage = await asyncio.to_thread(_make_stage, settings, host)
-        part = cls(settings, stage, host, replacer, peer, device, on_event)
+        part = cls(settings, stage, host, replacer, peer, device, runs, on_event)
         part.trained.is_catching_up = True
         runs.open(part.units, part.trained, part._kept.take, part.publishing.publish)
         await part.taking_part.catch_up()

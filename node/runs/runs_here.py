@@ -5,7 +5,7 @@ Made before the peer listens; `connect` once it does. Until then, and for runs t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from node.training.run_units import RunUnits
 from node.training.servicer import TrainingServicer
@@ -14,6 +14,7 @@ from protocols import services
 from protocols.errors import DrainingError, ModelNotFoundError
 from protocols.ids import ModelId
 from protocols.run_status import Publish, Published
+from protocols.units import Unit
 from swarm.averaging.averager import Averager
 from swarm.averaging.replica import Replica
 from swarm.peer.peer import Peer
@@ -53,6 +54,11 @@ class RunsHere:
         self.states.remove(run)
         self._replicas.pop(run, None)
         self._publish.pop(run, None)
+
+    def forget_agreements(self, run: ModelId, units: Iterable[Unit]) -> None:
+        """The state of these units was fetched from another peer: what they had agreed on is in it."""
+        if self._averager is not None:
+            self._averager.forget(run, units)
 
     async def stop(self) -> None:
         """Cancel what averaging has under way."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from node.device.training_time import Priority
@@ -40,16 +40,18 @@ class TakingPart:
     """Keeps the units of one run at the version of the others. Belongs to one event loop."""
 
     def __init__(
-        self, units: RunUnits, trained: TrainedStage, members: Members, pool: ChannelPool, me: PeerId, on_event: OnEvent
+        self,
+        units: RunUnits,
+        trained: TrainedStage,
+        members: Members,
+        pool: ChannelPool,
+        me: PeerId,
+        on_event: OnEvent,
+        on_fetched: Callable[[Unit], None],
     ) -> None:
-        self._units, self._trained, self._members, self._pool, self._me, self._on_event = (
-            units,
-            trained,
-            members,
-            pool,
-            me,
-            on_event,
-        )
+        """on_fetched: told of each unit that has become what others have."""
+        self._units, self._trained, self._members, self._pool, self._me = units, trained, members, pool, me
+        self._on_event, self._on_fetched = on_event, on_fetched
         self._is_behind = asyncio.Event()
 
     def fall_behind(self) -> None:
@@ -103,8 +105,11 @@ class TakingPart:
     async def _take(self, snapshot: UnitSnapshot) -> None:
         """Unless a step has brought us farther meanwhile."""
 
-        def restore() -> None:
-            if snapshot.version > self._units.states[snapshot.unit].version:
+        def restore() -> bool:
+            is_later = snapshot.version > self._units.states[snapshot.unit].version
+            if is_later:
                 self._units.restore(snapshot)
+            return is_later
 
-        await self._units.device.run(restore, Priority.UPDATE)
+        if await self._units.device.run(restore, Priority.UPDATE):
+            self._on_fetched(snapshot.unit)

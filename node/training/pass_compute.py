@@ -17,6 +17,7 @@ from protocols.errors import BadRequestError, NonFiniteGradientError, NonsenseEr
 from protocols.parts_of_units import Part
 from protocols.tensors import WireTensor
 from protocols.training import NO_TARGET, Pass
+from swarm import faults
 from swarm.training.chain import PassError, parts_of_hop
 
 
@@ -49,6 +50,7 @@ class PassCompute:
             raise BadRequestError(f"a pass of {sent.num_targets} targets has {num} labels that are not {NO_TARGET}")
         positions = None if sent.positions is None else compression.unpack(sent.positions)
         self._is_running = True
+        faults.point("training_forward", sent.index or 0)
         try:
             flight = self._stage.forward(
                 sent.here.span, self._values(), positions, labels if wants_loss else None, is_embeds=sent.is_embeds,
@@ -74,9 +76,11 @@ class PassCompute:
         try:
             self._check_open()
             of_output = None if gradient is None else self._gradient(gradient)
+            faults.point("training_backward", self._sent.index or 0)
             gradients = self._stage.backward(flight, of_output, parts=self._not_held())
             packed = None if gradients.input is None else self._packed(gradients.input, "the input's gradient")
             self._add(gradients)
+            faults.point("training_added", self._sent.index or 0)
             return packed
         finally:
             flight.close()

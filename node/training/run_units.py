@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from node.training.stepping import Stepper, UnitGradient, sum_of_squares
 from node.training.unit_state import UnitState, by_unit, flat_sums
 from protocols.averaging import next_chain
 from protocols.cards import Ledger
-from protocols.errors import BadRequestError, SpanNotServedError
+from protocols.errors import BadRequestError, SpanNotServedError, VersionMismatchError
 from protocols.groups import Group
 from protocols.ids import ModelId
+from protocols.parts_of_units import parts_of
 from protocols.runs import RunSpec
 from protocols.state import Form
 from protocols.units import Unit
@@ -74,19 +76,24 @@ class RunUnits:
             raise BadRequestError(
                 f"units {group.units[0]} … of {self.run.name} have different versions here: they are being fetched"
             )
+        if version != group.version:
+            sums = (replace(state.unit_sum(), held=(0,) * len(parts_of(state.unit))) for state in states)
+            return Ledger(version=version, units=tuple(sums))
         num_targets: dict[int, int] = {}
         for state in states:
             state.close()
             num_targets |= state.num_targets()
-        if version != group.version:
-            for state in states:
-                state.reopen()
         return Ledger(version=version, units=tuple(state.unit_sum() for state in states), num_targets=num_targets)
 
     async def sums(self, group: Group) -> Tensor:
         """As `Replica.sums`."""
         states = self._of(group.units)
-        return await self.device.run(lambda: flat_sums(states), Priority.UPDATE)
+
+        def copied() -> torch.Tensor:
+            self._check_at(states, group)
+            return flat_sums(states)
+
+        return await self.device.run(copied, Priority.UPDATE)
 
     def num_extra(self, group: Group, member: int, num_members: int) -> int:
         """As `Replica.num_extra`: the values of the matrices whose updates that member computes."""
@@ -119,6 +126,7 @@ class RunUnits:
         states = self._of(group.units)
 
         def step() -> list[UnitSnapshot]:
+            self._check_at(states, group)
             updates = self._updates(group, extras)
             for unit, gradient in self._gradients(group, reduced).items():
                 self.stepper.step(
@@ -204,6 +212,15 @@ class RunUnits:
                     f"{unit} of {self.run.name} is not trained here; there are {', '.join(map(str, self.states)) or 'none'}"
                 )
         return [self.states[unit] for unit in units]
+
+    def _check_at(self, states: Sequence[UnitState], group: Group) -> None:
+        """VersionMismatchError if the state of a unit was fetched from others since the group's card: what it holds is gone."""
+        for state in states:
+            if state.version != group.version or state.is_open:
+                raise VersionMismatchError(
+                    f"{state.unit} has version {state.version} here, and was fetched from others since: it takes no part in the step from "
+                    f"{group.version}"
+                )
 
     def _gradients(self, group: Group, reduced: Reduced) -> dict[Unit, UnitGradient]:
         values = by_unit(self._of(group.units), reduced.values)

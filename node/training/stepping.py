@@ -19,6 +19,9 @@ from node.training.optimizer.schedule import learning_rate
 from protocols.runs import RunSpec
 from protocols.units import Unit
 
+PIECE = 1 << 20
+"""Values that are widened at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitGradient:
@@ -84,5 +87,5 @@ class Stepper:
 
 
 def sum_of_squares(values: Tensor) -> float:
-    """Of a flat float32 tensor, in float64."""
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+    """Of a flat float32 tensor, in float64, piece by piece: without a float64 copy of it all. Exact for integers of moderate size."""
+    return sum(float(torch.dot(wide, wide)) for wide in map(Tensor.double, values.split(PIECE)))

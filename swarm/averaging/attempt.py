@@ -62,13 +62,13 @@ class Attempt:
 
     @property
     def holds(self) -> bool:
-        """The ledgers of its units are closed: it is open, or agreed and the step is not done."""
-        return self.is_open or (self.has_agreed and not self.is_applied)
+        """The ledgers of its units are closed: it is open, or agreed and the step is not over."""
+        return self.is_open or (self.has_agreed and not self.is_over)
 
     @property
-    def is_applied(self) -> bool:
-        task = self.applying
-        return task is not None and task.done() and not task.cancelled() and not task.exception()
+    def is_over(self) -> bool:
+        """Has the step been done, or failed? After a failure, the state must be fetched from another member."""
+        return self.applying is not None and self.applying.done()
 
     @property
     def is_leader(self) -> bool:
@@ -163,7 +163,8 @@ class Attempts:
         """Drop agreements on these units: their state was fetched from another peer."""
         wanted = set(units)
         for one in self:
-            if one.has_agreed and one.applying is None and one.group.run == run and wanted & set(one.group.units):
+            is_waiting = one.has_agreed and (one.applying is None or one.is_over)
+            if is_waiting and one.group.run == run and wanted & set(one.group.units):
                 del self._by_id[one.group.id]
 
 

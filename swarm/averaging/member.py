@@ -215,6 +215,7 @@ class GroupMember:
         await attempt.replica.apply(attempt.group, reduced, extras)
         attempt.drop(NotAgreedError(f"group {attempt.name} has ended: its sum is applied"))
         self._spare = reduced.values
+        faults.point("averaging_applied", attempt.place)
         return Applied(
             version=attempt.group.version + 1, chains=reduced.chains, squares=reduced.norms, num_targets=reduced.num_targets
         )

@@ -1,0 +1,187 @@
+"""Stages and a trainer of a run behind real servers, without a DHT.
+
+Records are files of a folder, which stands for the directory; so nodes may be parts of one process, or processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from node.device.thread import Device
+from node.device.training_time import Priority
+from node.runs.runs_here import RunsHere
+from node.runs.taking_part import TakingPart
+from node.training.run_units import RunUnits
+from node.training.stage import Stage
+from node.training.trained_stage import TrainedStage
+from protocols import services
+from protocols.identity import Identity
+from protocols.ids import ModelId
+from protocols.records import PeerRecord
+from protocols.roles import Role
+from protocols.run_status import Publish
+from protocols.runs import RunSpec
+from protocols.services import Method
+from protocols.units import Blocks, Ends, Unit
+from swarm.clock import SYSTEM
+from swarm.rpc import Call, ChannelPool, RpcServer, tls
+from swarm.training.closing import Closing
+from swarm.training.coordinator import Coordinator, Step
+from swarm.training.members import Members
+from swarm.training.pipeline import Drawn, Pipeline, Source
+from swarm.training.snapshot import UnitSnapshot
+from tests.node.training.toy_run import new_identity
+
+UnaryHandler = Callable[[bytes, Call], Awaitable[bytes]]
+Draw = Callable[[int, int], Drawn]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory of peers: a file for each record."""
+
+    path: Path
+
+    async def snapshot(self, model: str) -> SimpleNamespace:
+        return SimpleNamespace(peers=tuple(PeerRecord.parse(file.read_bytes()) for file in sorted(self.path.glob("*.record"))))
+
+    def announce(self, record: PeerRecord) -> None:
+        scratch = self.path / f"{record.peer}.new"
+        scratch.write_bytes(record.encode())
+        os.replace(scratch, self.path / f"{record.peer}.record")
+
+
+class RunNode:
+    """One stage of a run: what `node/runs/run_part.py` makes of a host, without serving."""
+
+    def __init__(
+        self, run: ModelId, spec: RunSpec, stage: Any, num_blocks: int, folder: Folder, identity: Identity | None = None
+    ) -> None:
+        self.identity, self.folder, self.run = identity or new_identity(), folder, run
+        self.device, self.pool = Device(), ChannelPool(self.identity)
+        self.runs = RunsHere(self.device, _at_once)
+        self.units = RunUnits(
+            run, spec, stage, num_blocks, self.device, on_behind=lambda: self.taking_part.fall_behind()
+        )  # fmt: skip
+        self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, num_micro_batches=spec.num_micro_batches)
+        self.taking_part = TakingPart(
+            self.units, self.trained, Members(run, folder, self.pool), self.pool, self.identity.peer_id, lambda event: None,
+            on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)),
+        )  # fmt: skip
+        self._span = stage.span
+        self._keeps_up: asyncio.Task[None] | None = None
+
+    async def start(self, more: Mapping[Method, UnaryHandler] | None = None) -> None:
+        """Serve, fetch what others have, and be found. more: methods of a test."""
+        more = more or {}
+        certificate = tls.make(self.identity)
+        self.server = RpcServer(
+            self.identity, certificate, {**self.runs.handlers(), **{method.name: one for method, one in more.items()}},
+            methods=(*services.ALL, *more),
+        )  # fmt: skip
+        address = f"127.0.0.1:{await self.server.start()}"
+        self.runs.connect(SimpleNamespace(identity=self.identity, pool=self.pool, peer_id=self.identity.peer_id))  # type: ignore[arg-type]
+        self.trained.is_catching_up = True
+        self.runs.open(self.units, self.trained, self.take, _no_publish)
+        await self.taking_part.catch_up()
+        self.trained.is_catching_up = False
+        self._keeps_up = asyncio.create_task(self.taking_part.keep_up())
+        units: tuple[Unit, ...] = (Blocks.of(self._span), *(unit for unit in self.units.states if isinstance(unit, Ends)))
+        self.folder.announce(
+            PeerRecord(
+                peer=self.identity.peer_id,
+                addresses=(address,),
+                certificate=certificate.der,
+                roles=tuple(Role("stage", self.run, unit) for unit in units),
+            )  # fmt: skip
+        )
+
+    async def take(self, unit: Unit, version: int | None) -> UnitSnapshot:
+        return await self.device.run(lambda: self.units.snapshot(unit), Priority.UPDATE)
+
+    async def stop(self) -> None:
+        """Gone, as far as others can tell."""
+        if self._keeps_up is not None:
+            self._keeps_up.cancel()
+            await asyncio.gather(self._keeps_up, return_exceptions=True)
+        await self.server.stop()
+        await self.runs.stop()
+        await self.pool.close()
+
+
+async def _at_once(num_bytes: int) -> None:
+    """No limit."""
+
+
+async def _no_publish(publish: Publish) -> int:
+    raise AssertionError("no version is published here")
+
+
+@dataclass
+class Sequential:
+    """`pipeline.Source`, and what was drawn."""
+
+    of: Draw
+    drawn: list[tuple[int, int]] = field(default_factory=list)
+
+    def draw(self, version: int, index: int) -> Drawn:
+        self.drawn.append((version, index))
+        return self.of(version, index)
+
+
+class RunTrainer:
+    """A trainer: the parts of `node/runs/trainer.py` that make versions."""
+
+    def __init__(self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw, seed: int = 0) -> None:
+        self.pool = ChannelPool(new_identity())
+        self.members = Members(run, folder, self.pool)
+        self.source: Source = Sequential(draw)
+        pipeline = Pipeline(members=self.members, pool=self.pool, spec=spec, num_blocks=num_blocks, source=self.source,
+                            clock=SYSTEM, rng=random.Random(seed))  # fmt: skip
+        closing = Closing(self.members, spec, self.pool, num_blocks)
+        self.coordinator = Coordinator(members=self.members, pipeline=pipeline, closing=closing, spec=spec,
+                                       num_blocks=num_blocks, clock=SYSTEM)  # fmt: skip
+        self.steps: list[Step] = []
+
+    async def step(self) -> Step:
+        """The next version, within a minute."""
+        async with asyncio.timeout(60):
+            while (version := await self.coordinator.version()) is None:
+                await asyncio.sleep(0.05)
+            step = await self.coordinator.step(version)
+        self.steps.append(step)
+        return step
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean of each version."""
+        return [step.totals.loss_sum / step.totals.num_targets for step in self.steps]
+
+    async def close(self) -> None:
+        await self.pool.close()
+
+
+@contextlib.asynccontextmanager
+async def running(
+    run: ModelId, spec: RunSpec, stages: Sequence[Stage], num_blocks: int, folder: Path, draw: Draw
+) -> AsyncIterator[tuple[list[RunNode], RunTrainer]]:
+    """Stages and a trainer in this process."""
+    directory = Folder(folder)
+    nodes = [RunNode(run, spec, stage, num_blocks, directory) for stage in stages]
+    trainer = RunTrainer(run, spec, num_blocks, directory, draw)
+    try:
+        for node in nodes:
+            await node.start()
+        yield nodes, trainer
+    finally:
+        await trainer.close()
+        for node in nodes:
+            await node.stop()
