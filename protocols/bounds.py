@@ -113,7 +113,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "result": _row(MAX_HOPS * 118 + _UNITS * (_PART + 1) + 192, MAX_HOPS * 16 + _UNITS + 24, MAX_HOPS * 4 + 6, 1),
     "pass_failed": _row((2_000 + 64) * _LETTER + 64, 12),
     "run_status?": _row(300 * _LETTER + 64, 8),
-    "run_status": _row(_UNITS * (2 * _BLOCKS + 9 + 68 + 2) + 256, _UNITS * 7 + 44, 2 * _UNITS + 7, 1),
+    "run_status": _row(_UNITS * (2 * _BLOCKS + 9 + 68 + 18 + 2) + 256, _UNITS * 8 + 44, 2 * _UNITS + 7, 1),
     "publish": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 12, _UNITS + 2),
     "published": _row(64, 8),
     "restore": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 14, _UNITS + 3),

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 from protocols import fields, frame
 from protocols.errors import BadRequestError
+from protocols.groups import GROUP_ID_BYTES
 from protocols.ids import ModelId
 from protocols.kept import Kept, pack_chains, parse_chain, parse_chains, parse_elementary
 from protocols.parts_of_units import Part, parts_of
@@ -51,6 +52,8 @@ class UnitStatus:
     """32 bytes, which tell apart two runs of the same number of steps; b"" at version 0."""
     ledger: Mapping[Part, bytes]
     """For each of `parts_of(unit)` a bitmap of the run's micro-batches: bit n is in byte n // 8, the lowest bit first."""
+    agreed: bytes = b""
+    """Id of the group that has agreed on the unit's next step, which is not done yet; b"": none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ class RunStatus:
 
     def encode(self) -> bytes:
         header = {"t": "run_status", "batch": self.num_micro_batches,
-                  "units": [[str(one.unit), one.version, one.chain] for one in self.units], "queue": self.queue,
+                  "units": [[str(one.unit), one.version, one.chain, one.agreed] for one in self.units], "queue": self.queue,
                   "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up,
                   "served": list(self.served), **({} if self.kept is None else {"kept": self.kept.pack()})}  # fmt: skip
         return frame.encode(header, [b"".join(one.ledger[part] for one in self.units for part in parts_of(one.unit))])
@@ -85,7 +88,7 @@ class RunStatus:
         header = received.header
         num = fields.integer(header, "batch", 1, MAX_MICRO_BATCHES)
         rows = [_row(item) for item in fields.array(header, "units", MAX_UNITS)]
-        if len({unit for unit, _, _ in rows}) < len(rows):
+        if len({row[0] for row in rows}) < len(rows):
             raise BadRequestError("a unit stands twice in a run's status")
         return cls(
             num_micro_batches=num,
@@ -137,16 +140,22 @@ def _run(header: fields.Header) -> ModelId:
     return ModelId.parse(fields.text(header, "run", 300))
 
 
-def _row(item: object) -> tuple[Unit, int, bytes]:
-    if not isinstance(item, list) or len(item) != 3:
-        raise BadRequestError("a unit's status is [unit, version, chain]")
+_Row = tuple[Unit, int, bytes, bytes]
+
+
+def _row(item: object) -> _Row:
+    if not isinstance(item, list) or len(item) != 4:
+        raise BadRequestError("a unit's status is [unit, version, chain, group that has agreed]")
     version = fields.integer({"version": item[1]}, "version", 0, MAX_VERSION)
-    return parse_elementary(item[0]), version, parse_chain(item[2], version)
+    agreed = fields.raw({"agreed": item[3]}, "agreed", GROUP_ID_BYTES)
+    if len(agreed) not in (0, GROUP_ID_BYTES):
+        raise BadRequestError(f"a group's id has {GROUP_ID_BYTES} bytes, got {len(agreed)}")
+    return parse_elementary(item[0]), version, parse_chain(item[2], version), agreed
 
 
-def _with_ledgers(rows: list[tuple[Unit, int, bytes]], bitmaps: bytes, num: int) -> tuple[UnitStatus, ...]:
+def _with_ledgers(rows: list[_Row], bitmaps: bytes, num: int) -> tuple[UnitStatus, ...]:
     """Each unit with its bitmaps, which follow each other in the order of `rows`."""
-    size, parts = -(-num // 8), [parts_of(unit) for unit, _, _ in rows]
+    size, parts = -(-num // 8), [parts_of(row[0]) for row in rows]
     if len(bitmaps) != size * sum(map(len, parts)):
         raise BadRequestError(f"{sum(map(len, parts))} bitmaps of {num} bits take {size} bytes each, got {len(bitmaps)} in all")
     firsts = accumulate(map(len, parts), initial=0)
@@ -157,6 +166,6 @@ def _with_ledgers(rows: list[tuple[Unit, int, bytes]], bitmaps: bytes, num: int)
     if num % 8 and any(bitmap[-1] >> num % 8 for ledger in ledgers for bitmap in ledger.values()):
         raise BadRequestError(f"a bitmap of {num} micro-batches has a bit beyond them")
     return tuple(
-        UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger)
-        for (unit, version, chain), ledger in zip(rows, ledgers, strict=True)
+        UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger, agreed=agreed)
+        for (unit, version, chain, agreed), ledger in zip(rows, ledgers, strict=True)
     )

@@ -46,6 +46,7 @@ class RunsHere:
         """From now on, this node's part of the run answers."""
         self._replicas[units.run], self._publish[units.run] = units, on_publish
         self.states.add(units.run, take_state)
+        trained.agreed = lambda unit: self._agreed(units.run, unit)
         self.servicer.open(trained)
 
     def close(self, run: ModelId) -> None:
@@ -54,6 +55,10 @@ class RunsHere:
         self.states.remove(run)
         self._replicas.pop(run, None)
         self._publish.pop(run, None)
+
+    def _agreed(self, run: ModelId, unit: Unit) -> bytes:
+        found = self._averager.agreement(run, unit) if self._averager is not None else None
+        return found.group_id if found is not None else b""
 
     def forget_agreements(self, run: ModelId, units: Iterable[Unit]) -> None:
         """The state of these units was fetched from another peer: what they had agreed on is in it."""

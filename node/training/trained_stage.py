@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -77,6 +77,8 @@ class TrainedStage:
     """It fetches a newer version, and takes no micro-batch meanwhile."""
     served: tuple[int, ...] = ()
     """Published versions on which sessions may run here, the newest last."""
+    agreed: Callable[[Unit], bytes] = lambda unit: b""
+    """Id of the group that has agreed on a unit's next step, which is not done; b"": none."""
     num_passes: int = 0
     """Micro-batches in hand."""
     pace: Pace = field(default_factory=Pace)
@@ -113,7 +115,10 @@ class TrainedStage:
         """What other peers are told."""
         return RunStatus(
             num_micro_batches=self.num_micro_batches,
-            units=tuple(self.states[unit].status(self.num_micro_batches) for unit in sorted(self.states)),
+            units=tuple(
+                replace(self.states[unit].status(self.num_micro_batches), agreed=self.agreed(unit))
+                for unit in sorted(self.states)
+            ),
             queue=self.num_passes,
             forward_ms=self.pace.forward_ms,
             backward_ms=self.pace.backward_ms,

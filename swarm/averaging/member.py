@@ -19,7 +19,7 @@ from torch import Tensor
 
 from protocols.averaging import Applied, Apply, Decide, Decision, Prepare, Prepared, next_chain
 from protocols.cards import Card, Ledger, UnitSum
-from protocols.errors import BadRequestError, DeadlineError, NotAgreedError
+from protocols.errors import BadRequestError, DeadlineError, NotAgreedError, OverloadedError
 from protocols.groups import Group, OfGroup
 from protocols.identity import Identity
 from protocols.ids import ModelId, PeerId
@@ -52,8 +52,8 @@ class GroupMember:
     def give_card(self, group: Group) -> Card:
         """Our signed card; the ledgers of the group's units are closed from here, until the group ends or nothing is heard of it.
 
-        If one of the units has agreed in another group, the card says so, and nothing is closed. OverloadedError while one of them is in
-        another group that has not ended; what `Replica.card` raises.
+        If the units have agreed in another group, the card says so, and nothing is closed. OverloadedError while one of them is in another
+        group that has not ended, or if only some of them have agreed; what `Replica.card` raises.
         """
         place = group.place_of(self._identity.peer_id)
         known = self.attempts.find(group.id)
@@ -65,6 +65,10 @@ class GroupMember:
         if holding is not None:
             if not holding.has_agreed:
                 raise refuse_busy(holding)
+            if not set(group.units) <= set(holding.group.units):
+                raise OverloadedError(
+                    f"some units of this group have agreed in group {holding.name}, the others have not: close them apart"
+                )
             return self._signed(group, Card(group=b"", peer="", ledger=_nothing(group), agreed=holding.agreement))  # type: ignore[arg-type]
         faults.point("averaging_card", place)
         replica = self._replica_of(group.run)

@@ -182,7 +182,8 @@ SAMPLES: dict[str, Any] = {
     "run_status": run_status.RunStatus(
         num_micro_batches=12,
         units=(
-            run_status.UnitStatus(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), ledger={Part.block(3): b"\xff\x0f"}),
+            run_status.UnitStatus(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), ledger={Part.block(3): b"\xff\x0f"},
+                                  agreed=bytes(range(16))),
             run_status.UnitStatus(unit=Ends(), version=0, chain=b"", ledger={EMBED: b"\x01\x00", HEAD: b"\x00\x08"}),
         ),
         queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, served=(0, 5), kept=KEPT,
@@ -610,7 +611,8 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
     for unit in sorted(found):
         version = draw(st.just(0) | _versions)
         ledger = {part: draw(bitmap) for part in parts_of(unit)}
-        units.append(run_status.UnitStatus(unit=unit, version=version, chain=draw(_hashes) if version else b"", ledger=ledger))
+        chain, agreed = draw(_hashes) if version else b"", draw(st.sampled_from([b"", bytes(range(16))]))
+        units.append(run_status.UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger, agreed=agreed))
     return run_status.RunStatus(
         num_micro_batches=num, units=tuple(units), queue=draw(st.integers(0, 9)), forward_ms=draw(_ms), backward_ms=draw(_ms),
         is_catching_up=draw(st.booleans()), served=tuple(draw(st.lists(_versions, max_size=3))), kept=draw(st.none() | _kept),

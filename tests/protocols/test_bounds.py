@@ -106,7 +106,10 @@ def statuses() -> tuple[run_status.UnitStatus, ...]:
         parts = (EMBED, HEAD) if isinstance(unit, Ends) else (Part(unit),)  # type: ignore[arg-type]
         return dict.fromkeys(parts, b"\xff" * 512)
 
-    return tuple(run_status.UnitStatus(unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=bitmaps(unit)) for unit in UNITS)
+    return tuple(
+        run_status.UnitStatus(unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=bitmaps(unit), agreed=bytes(16))
+        for unit in UNITS
+    )
 
 
 KEPT = kept.Kept(version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32)))

@@ -151,9 +151,9 @@ class RunTrainer:
                                        num_blocks=num_blocks, clock=SYSTEM)  # fmt: skip
         self.steps: list[Step] = []
 
-    async def step(self) -> Step:
-        """The next version, within a minute."""
-        async with asyncio.timeout(60):
+    async def step(self, within_s: float = 30.0) -> Step:
+        """The next version."""
+        async with asyncio.timeout(within_s):
             while (version := await self.coordinator.version()) is None:
                 await asyncio.sleep(0.05)
             step = await self.coordinator.step(version)

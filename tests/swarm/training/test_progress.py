@@ -38,7 +38,29 @@ def test_the_stages_ledgers_correct_the_receipts() -> None:
     assert progress.missing() == [0]
 
 
+def test_the_parts_of_a_group_that_has_agreed_are_whole_until_its_members_are_lost() -> None:
+    progress = Progress(2, [FIRST, SECOND])
+    for index in range(2):
+        progress.add(index, A, [FIRST, SECOND])
+    progress.agree([FIRST])
+    progress.lose(A)
+    assert progress.missing() == [0, 1] and progress.skipped(0, {FIRST: B, SECOND: B}) == (FIRST,)
+    progress.add(0, B, [SECOND])
+    progress.add(1, B, [SECOND])
+    assert progress.missing() == []
+    progress.correct(FIRST, [1])
+    assert progress.missing() == [0, 1] and progress.skipped(0, {FIRST: B, SECOND: B}) == ()
+
+
 def test_units_with_the_same_hosts_are_one_group_and_every_unit_is_in_one() -> None:
     blocks = [Blocks(number, number + 1) for number in range(4)]
-    hosts = {B: frozenset(blocks[1:]), A: frozenset({*blocks[:2], Ends()}), C: frozenset({Ends()})}
-    assert grouped(hosts) == {(A,): (blocks[0],), (A, B): (blocks[1],), (B,): (blocks[2], blocks[3]), (A, C): (Ends(),)}
+    hosts = {B: dict.fromkeys(blocks[1:], b""), A: dict.fromkeys((*blocks[:2], Ends()), b""), C: {Ends(): b""}}
+    together = dict(grouped(hosts))
+    assert together == {(A,): (blocks[0],), (A, B): (blocks[1],), (B,): (blocks[2], blocks[3]), (A, C): (Ends(),)}
+
+
+def test_units_that_have_agreed_are_a_group_apart() -> None:
+    """They had agreed with a member that has died: what they agreed on says nothing of the others."""
+    first, second, third = (Blocks(number, number + 1) for number in range(3))
+    hosts = {A: {first: b"one", second: b"", third: b"two"}, B: {first: b"", second: b"", third: b""}}
+    assert grouped(hosts) == [((A, B), (first,)), ((A, B), (second,)), ((A, B), (third,))]
