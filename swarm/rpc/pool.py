@@ -112,6 +112,8 @@ class PeerChannel:
             return await ask(request, timeout=left_s, metadata=connection.metadata())
         except grpc.aio.AioRpcError as error:
             raise status.from_grpc(error, self.peer) from None
+        except asyncio.CancelledError:
+            raise status.of_cancelled(self.peer) from None
 
     async def stream(self, method: Method, *, is_awaited: bool = True) -> Stream:
         """A stream that the peer has admitted: it knows who we are and its handler runs. Costs one round trip.

@@ -7,6 +7,7 @@ Our code travels in trailing metadata and our text in the status; if the metadat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -55,6 +56,17 @@ async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError)
 def from_grpc(error: grpc.aio.AioRpcError, peer: PeerId) -> SwarmError:
     """What a failed call means."""
     return from_status(error.code(), error.details(), error.trailing_metadata() or (), peer)
+
+
+def of_cancelled(peer: PeerId) -> errors.PeerUnreachableError | asyncio.CancelledError:
+    """What an asyncio.CancelledError out of gRPC means.
+
+    If another call finds a connection dead, it is closed, and gRPC cancels all calls on it, of which their tasks know nothing.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        return asyncio.CancelledError()
+    return errors.PeerUnreachableError(f"the connection to peer {short_peer(peer)} broke")
 
 
 def from_status(code: grpc.StatusCode, details: str | None, metadata: Iterable[Any], peer: PeerId) -> SwarmError:

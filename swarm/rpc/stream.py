@@ -132,6 +132,8 @@ class ClientStream(Stream):
             raise status.from_grpc(error, self.peer) from None
         except (asyncio.InvalidStateError, grpc.aio.UsageError):
             raise await self._why() from None
+        except asyncio.CancelledError:
+            raise status.of_cancelled(self.peer) from None
 
     async def end(self) -> None:
         """Half-close. Silent if the peer has already ended the call: what it said is in `receive`."""
@@ -154,6 +156,8 @@ class ClientStream(Stream):
             frame = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise status.from_grpc(error, self.peer) from None
+        except asyncio.CancelledError:
+            raise status.of_cancelled(self.peer) from None
         if frame is grpc.aio.EOF:
             if await self._call.code() is grpc.StatusCode.OK:
                 return None

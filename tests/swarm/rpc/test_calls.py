@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -217,6 +218,21 @@ async def test_a_server_that_breaks_is_noticed_in_a_moment() -> None:
         await waiting
         assert time.monotonic() - began < 2.0
         await error_of(stream.send(b"x"), PeerUnreachableError)
+
+
+async def test_calls_on_a_connection_that_another_call_gives_up_break_and_are_not_cancelled() -> None:
+    """A CancelledError out of gRPC would end their tasks, and all that waits for these."""
+    async with running() as there:
+        channel = await there.channel()
+        stream = await channel.stream(TALK)
+        waiting = [
+            asyncio.ensure_future(one) for one in (channel.unary(replace(WAIT, is_idempotent=False), b"9"), stream.receive())
+        ]
+        await asyncio.sleep(0.05)
+        await channel._drop()  # as `_redial` does
+        async with asyncio.timeout(5):
+            for one in waiting:
+                await error_of(one, PeerUnreachableError)
 
 
 async def test_receive_can_be_given_up_and_taken_up_again() -> None:

@@ -7,7 +7,10 @@ in the folder SWARM_FAULTS says (`swarm/faults.py`).
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
+import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +39,8 @@ async def serve(folder: Path, span: Span, steps: int) -> None:
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     folder, start, stop, steps = sys.argv[1:]
     asyncio.run(serve(Path(folder), Span(int(start), int(stop)), int(steps)))
 
