@@ -101,7 +101,7 @@ class RunNode:
                 addresses=(address,),
                 certificate=certificate.der,
                 roles=tuple(Role("stage", self.run, unit) for unit in units),
-            )  # fmt: skip
+            )
         )
 
     async def take(self, unit: Unit, version: int | None) -> UnitSnapshot:
@@ -154,7 +154,7 @@ class RunTrainer:
     async def step(self, within_s: float = 30.0) -> Step:
         """The next version."""
         async with asyncio.timeout(within_s):
-            while (version := await self.coordinator.version()) is None:
+            while (version := await self.coordinator.version()) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             step = await self.coordinator.step(version)
         self.steps.append(step)
