@@ -111,7 +111,7 @@ class Closing:
                 members=tuple(members[peer] for peer in _led(peers, version)),
                 num_micro_batches=self._spec.num_micro_batches, codec=averaging.codec, deadline_s=averaging.deadline_s,
             )
-            for peers, common in grouped({stage.peer: _units_of(stage, units) for stage in stages}).items()
+            for peers, common in grouped({stage.peer: _units_of(stage, units) for stage in stages})
         ]  # fmt: skip
 
     async def _close(self, group: Group) -> Closed | None:
@@ -138,8 +138,9 @@ class Closing:
         return await asyncio.gather(*(apply(one.peer, one.addresses, one.certificate) for one in agreed.group.members))
 
 
-def _units_of(stage: Stage, units: frozenset[Unit] | None) -> frozenset[Unit]:
-    return frozenset(stage.units) if units is None else units & stage.units.keys()
+def _units_of(stage: Stage, units: frozenset[Unit] | None) -> dict[Unit, bytes]:
+    """Those of these units that it has (None: all), each with the group whose step it has agreed on."""
+    return {unit: status.agreed for unit, status in stage.units.items() if units is None or unit in units}
 
 
 def _led(peers: Sequence[PeerId], version: int) -> list[PeerId]:

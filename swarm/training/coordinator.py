@@ -106,6 +106,7 @@ class Coordinator:
             await self._computed(version)
             computed_s = self._clock.now_s()
             trace.mark_gradient("complete", version, trace.VERSION)
+            await self._members.look()  # a stage that has caught up meanwhile steps with the others, and so stays with them
             attempt = await self._closing.attempt(version, [one for one in self._members.stages if one.is_at(version)])
             if attempt.is_whole:
                 break

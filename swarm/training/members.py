@@ -85,6 +85,10 @@ class Stage:
         units = [unit for unit in self.units.values() if unit.version == version]
         return {part: int.from_bytes(bitmap, "little") for unit in units for part, bitmap in unit.ledger.items()}
 
+    def agreed(self, version: int) -> list[Part]:
+        """The parts on whose step from this version it has agreed, and which it has not done."""
+        return [part for one in self.units.values() if one.version == version and one.agreed for part in one.ledger]
+
     def load(self, num_sent: int) -> StageLoad:
         """What the choice of a route goes by. num_sent: micro-batches that this trainer has under way through it."""
         status = self.status
@@ -206,6 +210,7 @@ def progress_of(stages: Iterable[Stage], version: int, num_micro_batches: int, n
     progress = Progress(num_micro_batches, all_parts(num_blocks))
     for stage in stages:
         progress.compare(stage.peer, stage.held(version))
+        progress.agree(stage.agreed(version))
     return progress
 
 

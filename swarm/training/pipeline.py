@@ -228,6 +228,7 @@ class Pipeline:
                     self._progress.lose(peer)
                 else:
                     self._progress.compare(peer, stage.held(version))
+                    self._progress.agree(stage.agreed(version))
 
 
 def hidden_codec(spec: RunSpec) -> str:

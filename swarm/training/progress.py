@@ -23,6 +23,7 @@ class Progress:
         """parts: all parts of the model."""
         self._num_indices = num_indices
         self._holders: dict[Part, dict[int, PeerId]] = {part: {} for part in parts}
+        self._agreed: set[Part] = set()
 
     def add(self, index: int, peer: PeerId, parts: Iterable[Part]) -> None:
         """The peer says that its sums of these parts have the index. Parts of no unit of the model are ignored."""
@@ -39,6 +40,10 @@ class Progress:
             for index in indices_of(mask):
                 holders.setdefault(index, peer)
 
+    def agree(self, parts: Iterable[Part]) -> None:
+        """A group has agreed on these: every micro-batch is in what its members hold, whichever of them lives, and none is added."""
+        self._agreed.update(parts)
+
     def lose(self, peer: PeerId) -> None:
         """The peer has died: what its sums had is missing."""
         for holders in self._holders.values():
@@ -46,18 +51,21 @@ class Progress:
                 del holders[index]
 
     def correct(self, part: Part, indices: Collection[int]) -> None:
-        """The stages have compared their ledgers: of this part, these indices are missing."""
+        """The stages have compared their ledgers: of this part, these indices are missing. What had agreed on it is gone."""
+        self._agreed.discard(part)
         for index in indices:
             self._holders[part].pop(index, None)
 
     def missing(self) -> list[int]:
         """The indices that at least one part lacks, in order."""
-        held = [holders.keys() for holders in self._holders.values()]
+        held = [holders.keys() for part, holders in self._holders.items() if part not in self._agreed]
         return [index for index in range(self._num_indices) if not all(index in one for one in held)]
 
     def skipped(self, index: int, route: Mapping[Part, PeerId]) -> tuple[Part, ...]:
-        """The parts in which another stage than the route's holds the index: there it must not be added again."""
-        return tuple(part for part, peer in route.items() if self._holders[part].get(index, peer) != peer)
+        """The parts in which another stage than the route's holds the index, or a group has agreed: there it must not be added."""
+        return tuple(
+            part for part, peer in route.items() if part in self._agreed or self._holders[part].get(index, peer) != peer
+        )
 
     def holders_of(self, index: int) -> set[PeerId]:
         """The stages that hold the index in some part."""
@@ -66,4 +74,4 @@ class Progress:
     @property
     def is_empty(self) -> bool:
         """Does no stage hold anything?"""
-        return not any(self._holders.values())
+        return not any(self._holders.values()) and not self._agreed

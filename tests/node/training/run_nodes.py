@@ -10,7 +10,7 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,7 @@ from node.training.trained_stage import TrainedStage
 from protocols import services
 from protocols.identity import Identity
 from protocols.ids import ModelId
+from protocols.leases import Finished
 from protocols.records import PeerRecord
 from protocols.roles import Role
 from protocols.run_status import Publish
@@ -35,9 +36,13 @@ from swarm.clock import SYSTEM
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
+from swarm.training.election import Trainers
+from swarm.training.lease_desk import LeaseDesk
 from swarm.training.members import Members
-from swarm.training.pipeline import Drawn, Pipeline, Source
+from swarm.training.pipeline import Drawn, Pipeline
 from swarm.training.snapshot import UnitSnapshot
+from swarm.training.turns import Turns
+from swarm.training.worker import Worker
 from tests.node.training.toy_run import new_identity
 
 UnaryHandler = Callable[[bytes, Call], Awaitable[bytes]]
@@ -125,48 +130,66 @@ async def _no_publish(publish: Publish) -> int:
     raise AssertionError("no version is published here")
 
 
-@dataclass
-class Sequential:
-    """`pipeline.Source`, and what was drawn."""
+@dataclass(frozen=True)
+class Drawing:
+    """`pipeline.Source`."""
 
     of: Draw
-    drawn: list[tuple[int, int]] = field(default_factory=list)
 
     def draw(self, version: int, index: int) -> Drawn:
-        self.drawn.append((version, index))
         return self.of(version, index)
 
 
 class RunTrainer:
-    """A trainer: the parts of `node/runs/trainer.py` that make versions."""
+    """A trainer: what `node/runs/trainer.py` makes, without a file and metrics."""
 
-    def __init__(self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw, seed: int = 0) -> None:
-        self.pool = ChannelPool(new_identity())
+    def __init__(self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw) -> None:
+        self.identity = new_identity()
+        self.pool, self.folder, self.run = ChannelPool(self.identity), folder, run
         self.members = Members(run, folder, self.pool)
-        self.source: Source = Sequential(draw)
-        pipeline = Pipeline(members=self.members, pool=self.pool, spec=spec, num_blocks=num_blocks, source=self.source,
-                            clock=SYSTEM, rng=random.Random(seed))  # fmt: skip
+        self.finished: list[Finished] = []
+        me = self.identity.peer_id
+        pipeline = Pipeline(members=self.members, pool=self.pool, spec=spec, num_blocks=num_blocks, source=Drawing(draw),
+                            clock=SYSTEM, rng=random.Random(me))  # fmt: skip
+        desk = LeaseDesk(me, SYSTEM, lambda: pipeline.window)
         closing = Closing(self.members, spec, self.pool, num_blocks)
-        self.coordinator = Coordinator(members=self.members, pipeline=pipeline, closing=closing, spec=spec,
-                                       num_blocks=num_blocks, clock=SYSTEM)  # fmt: skip
-        self.steps: list[Step] = []
+        coordinator = Coordinator(
+            members=self.members, desk=desk, closing=closing, spec=spec, num_blocks=num_blocks, clock=SYSTEM
+        )
+        self.turns = Turns(me=me, others=Trainers(run, me, folder, self.pool), worker=Worker(run, pipeline, self.finished.append),
+                           desk=desk, coordinator=coordinator, after=_nothing, clock=SYSTEM)  # fmt: skip
 
-    async def step(self, within_s: float = 30.0) -> Step:
-        """The next version."""
+    async def start(self) -> None:
+        """Be found by other trainers."""
+        certificate = tls.make(self.identity)
+        self.server = RpcServer(self.identity, certificate, {services.LEASE.name: self.turns.on_lease})
+        address = f"127.0.0.1:{await self.server.start()}"
+        self.folder.announce(
+            PeerRecord(
+                peer=self.identity.peer_id,
+                addresses=(address,),
+                certificate=certificate.der,
+                roles=(Role("trainer", self.run),),
+            )
+        )
+
+    async def train(self, until: int, within_s: float = 30.0) -> None:
+        """Until the run is at this version."""
         async with asyncio.timeout(within_s):
-            while (version := await self.coordinator.version()) is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-            step = await self.coordinator.step(version)
-        self.steps.append(step)
-        return step
+            await self.turns.train(until)
 
     @property
     def losses(self) -> list[float]:
         """Mean of each version."""
-        return [step.totals.loss_sum / step.totals.num_targets for step in self.steps]
+        return [one.loss_sum / one.num_targets for one in self.finished]
 
     async def close(self) -> None:
+        await self.server.stop()
         await self.pool.close()
+
+
+async def _nothing(step: Step) -> None:
+    """After each step."""
 
 
 @contextlib.asynccontextmanager
@@ -180,6 +203,7 @@ async def running(
     try:
         for node in nodes:
             await node.start()
+        await trainer.start()
         yield nodes, trainer
     finally:
         await trainer.close()
