@@ -90,7 +90,7 @@ class RunUnits:
         states = self._of(group.units)
 
         def copied() -> torch.Tensor:
-            self._check_at(states, group)
+            _check_at(states, group)
             return flat_sums(states)
 
         return await self.device.run(copied, Priority.UPDATE)
@@ -126,7 +126,7 @@ class RunUnits:
         states = self._of(group.units)
 
         def step() -> list[UnitSnapshot]:
-            self._check_at(states, group)
+            _check_at(states, group)
             updates = self._updates(group, extras)
             for unit, gradient in self._gradients(group, reduced).items():
                 self.stepper.step(
@@ -213,15 +213,6 @@ class RunUnits:
                 )
         return [self.states[unit] for unit in units]
 
-    def _check_at(self, states: Sequence[UnitState], group: Group) -> None:
-        """VersionMismatchError if the state of a unit was fetched from others since the group's card: what it holds is gone."""
-        for state in states:
-            if state.version != group.version or state.is_open:
-                raise VersionMismatchError(
-                    f"{state.unit} has version {state.version} here, and was fetched from others since: it takes no part in the step from "
-                    f"{group.version}"
-                )
-
     def _gradients(self, group: Group, reduced: Reduced) -> dict[Unit, UnitGradient]:
         values = by_unit(self._of(group.units), reduced.values)
         device = next(iter(self.states.values())).flat.device
@@ -244,3 +235,13 @@ class RunUnits:
                     found[unit][name] = values[at : at + size].view(shapes[name].shape)
                     at += size
         return found
+
+
+def _check_at(states: Sequence[UnitState], group: Group) -> None:
+    """VersionMismatchError if the state of a unit was fetched from others since the group's card: what it held is gone."""
+    for state in states:
+        if state.version != group.version or state.is_open:
+            raise VersionMismatchError(
+                f"{state.unit} has version {state.version} here, and was fetched from others since: it takes no part in the step from "
+                f"{group.version}"
+            )
