@@ -63,9 +63,7 @@ class Progress:
 
     def skipped(self, index: int, route: Mapping[Part, PeerId]) -> tuple[Part, ...]:
         """The parts in which another stage than the route's holds the index, or a group has agreed: there it must not be added."""
-        return tuple(
-            part for part, peer in route.items() if part in self._agreed or self._holders[part].get(index, peer) != peer
-        )
+        return tuple(part for part, peer in route.items() if part in self._agreed or self._holders[part].get(index, peer) != peer)
 
     def holders_of(self, index: int) -> set[PeerId]:
         """The stages that hold the index in some part."""

@@ -1,4 +1,4 @@
-"""Stages and a trainer of a run behind real servers, without a DHT.
+"""Stages and trainers of a run behind real servers, without DHT.
 
 Records are files of a folder, which stands for the directory; so nodes may be parts of one process, or processes of their own.
 """
