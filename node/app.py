@@ -15,7 +15,7 @@ from typing import Any
 
 from node import hardware
 from node.config import NodeConfig
-from node.device.thread import Device
+from node.device.thread import Device, DeviceConfig
 from node.events import Event, OnEvent
 from node.gradients.frozen_stages import FrozenStages
 from node.hosting.model_source import OnFetch
@@ -24,6 +24,7 @@ from node.joining import meet, peer_config
 from node.placement import neighbours
 from node.placement.announcing import Announcement
 from node.runs.node_run import NodeRun
+from node.runs.pause_switch import PauseSwitch
 from node.serving.dispatcher import Dispatcher
 from node.serving.worked import Worked
 from node.telling import keep_telling
@@ -44,18 +45,24 @@ LEAVE_S = 3.0
 
 
 async def run_node(
-    config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch = lambda progress: None, waits: Waits | None = None
+    config: NodeConfig,
+    on_event: OnEvent,
+    on_fetch: OnFetch = lambda progress: None,
+    waits: Waits | None = None,
+    switch: PauseSwitch | None = None,
 ) -> None:
     """Join the swarm and serve until this task is cancelled; then leave within LEAVE_S, and raise CancelledError.
+
+    switch: when a node that trains takes micro-batches; None = as `config` says.
 
     Whatever keeps the node from serving is raised as a SwarmError, after everything that was started has been stopped.
     """
     waits = waits or Waits()
     device = hardware.pick_device(config.device)
-    dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), Device()
+    dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), _device(config)
     frozen = FrozenStages(dispatcher.host_of, device_thread, lambda: hardware.room_bytes(device))
-    passes = TrainingServicer(device_thread, frozen=frozen.stage_of)
-    training = None if config.run is None else NodeRun(config, device_thread, passes, uploader, dispatcher, on_event)
+    passes = TrainingServicer(device_thread, frozen=frozen.stage_of, on_sent=uploader.spend)
+    training = None if config.run is None else NodeRun(config, device_thread, passes, uploader, dispatcher, on_event, switch)
     handlers = {**dispatcher.handlers(), **uploader.handlers(), **passes.handlers(), **(training.handlers() if training else {})}
     async with Peer(peer_config(config, on_event), handlers) as peer:
         passes.connect(peer.peer_id, peer.pool)
@@ -88,6 +95,10 @@ async def run_node(
             await _leave(announcement, places)
 
 
+def _device(config: NodeConfig) -> Device:
+    return Device(config=DeviceConfig() if config.train_share is None else DeviceConfig(train_share=config.train_share))
+
+
 async def _stay(peer: Peer, places: Sequence[Place], training: NodeRun | None, on_work: OnEvent | None) -> None:
     """Measure the ways to our neighbours, look for a better place, and tell what was done, until cancelled or a fault ends one of them."""
 
@@ -102,7 +113,8 @@ async def _stay(peer: Peer, places: Sequence[Place], training: NodeRun | None, o
     if training is not None:
         tasks.append(asyncio.create_task(training.keep_up(), name="training"))
     if on_work is not None:
-        telling = keep_telling(worked, lambda: peer.num_neighbours, on_work, asyncio.sleep)
+        trained = (lambda: "") if training is None else training.contributed
+        telling = keep_telling(worked, lambda: peer.num_neighbours, on_work, asyncio.sleep, trained)
         tasks.append(asyncio.create_task(telling, name="telling"))
     try:
         await asyncio.gather(*tasks)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from node.train_hours import TrainHours
 from protocols.errors import ConfigError
 from protocols.ids import Span
 from protocols.records import MAX_MODELS
@@ -44,6 +45,12 @@ class NodeConfig:
 
     run: str | None = None
     """Take part in this training run: a run file (`*.toml`), or the name of a run of the swarm. `model` is its name then."""
+
+    train_hours: TrainHours | None = None
+    """When it takes micro-batches of the run; None = always."""
+
+    train_share: float | None = None
+    """Least share of the device's time for training while prompts wait, in [0, 1]; None = the default of `DeviceConfig`."""
 
     more: tuple[Serve, ...] = ()
     """Further models that this node serves beside `model`."""
@@ -136,6 +143,10 @@ class NodeConfig:
             raise ConfigError(f"--model-name names one model, got it with {1 + len(self.more)}; leave it out")
         if len({self.model, *(one.model for one in self.more)}) <= len(self.more):
             raise ConfigError("a node serves each model once, got one twice: leave one out")
+        if self.run is None and (self.train_hours is not None or self.train_share is not None):
+            raise ConfigError("--train-hours and --train-share are of a node that trains: give --run, too, or leave them out")
+        if self.train_share is not None and not 0 <= self.train_share <= 1:
+            raise ConfigError(f"--train-share is a part of the time, from 0 to 1, got {self.train_share:g}")
         if self.run is not None and self.more:
             raise ConfigError("a node that trains takes part in one run and serves nothing else: leave the other models out")
         if self.run is not None and self.ends is False:

@@ -1,4 +1,4 @@
-"""The line that a node prints once per minute with work."""
+"""The lines that a node prints once per minute with work."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ def told(worked: Worked, num_peers: int) -> str:
 
 
 async def keep_telling(
-    take: Callable[[], Worked], num_peers: Callable[[], int], on_event: OnEvent, sleep: Callable[[float], Awaitable[object]]
+    take: Callable[[], Worked],
+    num_peers: Callable[[], int],
+    on_event: OnEvent,
+    sleep: Callable[[float], Awaitable[object]],
+    trained: Callable[[], str] = lambda: "",
 ) -> NoReturn:
-    """Until cancelled. take: what was done since the last time; nothing is said of a minute without work."""
+    """Until cancelled. take: what was served since the last time; trained: all that was given to a run, "" if nothing came to it.
+
+    Nothing is said of a minute without work.
+    """
     while True:
         await sleep(EVERY_S)
         worked = take()
         if worked.num_tokens:
             on_event(Event("work", told(worked, num_peers())))
+        if text := trained():
+            on_event(Event("contributed", text))

@@ -70,6 +70,8 @@ class RunStatus:
     """Of one block and one micro-batch, measured; 0 = not yet."""
     is_catching_up: bool = False
     """It fetches a newer version of some unit, and takes no micro-batch meanwhile."""
+    is_paused: bool = False
+    """Its owner has paused it: it takes no micro-batch, but its sums count, and it steps with the others."""
     served: tuple[int, ...] = ()
     """Published versions on which sessions may run here, the newest last."""
     kept: Kept | None = None
@@ -78,7 +80,7 @@ class RunStatus:
     def encode(self) -> bytes:
         header = {"t": "run_status", "batch": self.num_micro_batches,
                   "units": [[str(one.unit), one.version, one.chain, one.agreed] for one in self.units], "queue": self.queue,
-                  "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up,
+                  "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up, "paused": self.is_paused,
                   "served": list(self.served), **({} if self.kept is None else {"kept": self.kept.pack()})}  # fmt: skip
         return frame.encode(header, [b"".join(one.ledger[part] for one in self.units for part in parts_of(one.unit))])
 
@@ -97,6 +99,7 @@ class RunStatus:
             forward_ms=fields.number(header, "forward", 0, MAX_MS),
             backward_ms=fields.number(header, "backward", 0, MAX_MS),
             is_catching_up=fields.flag(header, "behind"),
+            is_paused=fields.flag(header, "paused"),
             served=fields.integers(header, "served", MAX_SERVED, 0, MAX_VERSION),
             kept=None if header.get("kept") is None else Kept.parse(header["kept"]),
         )

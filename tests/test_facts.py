@@ -77,6 +77,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "no time to ask it ({:g} s for all)", "node/cli/status.py", "ASK_S"),
     (COMMANDS, "up to {} addresses", "swarm/meeting/invitation.py", "MAX_PEERS"),
     (COMMANDS, "invitation can be used ({:g})", "swarm/meeting/invitation.py", "VALID_DAYS"),
+    (COMMANDS, "so that others wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
     (COMMANDS, "k logits for `--top-k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),
     (COMMANDS, "a plain line on stderr after {:g} s", "node/cli/waiting.py", "SCRIPT_S"),
     (JOIN, "after {:g} s if your client vanishes", DEFAULTS, "RESUME_S"),

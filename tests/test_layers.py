@@ -206,6 +206,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/placement",
         "swarm/routing",
         "swarm/thin",
+        "swarm/training",
         "swarm/weights",
     ),
     "node/__main__.py": ("node/cli",),

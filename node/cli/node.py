@@ -17,10 +17,12 @@ from node.cli import consent
 from node.cli.console import Lines, forget_terminal, remark
 from node.cli.fetching import FetchProgress
 from node.cli.options import Hosting
+from node.cli.switching import Switching
 from node.cli.waiting import shown
 from node.config import NodeConfig, Serve, parse_address
 from node.events import Event
 from node.logs import Repetitions
+from node.train_hours import TrainHours
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import descriptors, places
@@ -49,9 +51,16 @@ def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
             return
         lines.say(event.kind, event.text)
 
+    async def work() -> None:
+        if config.run is None:
+            await run_node(config, on_event, progress.show, waits)
+            return
+        with Switching(config.train_hours) as switching:
+            await run_node(config, switching.heard(on_event), progress.show, waits, switching.switch)
+
     with shown() as on_wait, FetchProgress(lines) as progress:
         waits = Waits(on_wait)
-        asyncio.run(until_signalled(lambda: run_node(config, on_event, progress.show, waits)))
+        asyncio.run(until_signalled(work))
     lines.say("left")
     sys.stderr.flush()
     trace.flush()
@@ -78,6 +87,8 @@ def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
     return NodeConfig(
         model=first.model,
         run=flags.run,
+        train_hours=None if flags.train_hours is None else TrainHours.parse(flags.train_hours),
+        train_share=flags.train_share,
         more=tuple(more),
         model_name=flags.model_name,
         blocks=blocks,

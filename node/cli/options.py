@@ -192,6 +192,22 @@ class Hosting:
             show_default=False,
         ),
     ] = None
+    train_hours: Annotated[
+        str | None,
+        typer.Option(
+            "--train-hours",
+            metavar="FROM-TO",
+            help="Train only in these hours of local time, as 23-7 or 22:30-6:15; outside them prompts are answered. Default: always.",
+        ),
+    ] = None
+    train_share: Annotated[
+        float | None,
+        typer.Option(
+            "--train-share",
+            metavar="SHARE",
+            help="Give training at least this part of the device's time while prompts wait, 0 to 1; default: 0.1.",
+        ),
+    ] = None
     blocks: Annotated[
         str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
     ] = None
@@ -233,7 +249,11 @@ class Hosting:
     data_dir: DataDir = None
     upload_mbit: Annotated[
         float,
-        typer.Option("--upload-mbit", metavar="MBIT", help="Give others weights at no more than this many Mbit/s; 0 = no cap."),
+        typer.Option(
+            "--upload-mbit",
+            metavar="MBIT",
+            help="Give weights and training state at no more than this many Mbit/s; 0 = no cap.",
+        ),
     ] = 0.0
     disk_gb: Annotated[
         float,

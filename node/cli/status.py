@@ -9,18 +9,19 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.cli import status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
+from node.cli.run_rows import RunRow, run_rows
 from node.cli.status_rows import ModelRows, summarize
 from node.cli.waiting import shown
-from protocols.ids import PeerId
+from protocols.ids import ModelId, PeerId
 from protocols.records import PeerRecord
 from swarm import places, waiting
 from swarm.asking import HELLO_S, answers, is_there
@@ -95,11 +96,21 @@ async def _ask(
         on_wait(waiting.asking(len(records)))
         silent = await _silent(peer, records)
         models = [
-            rows
+            replace(rows, run=await _run(peer, rows, snapshot.peers))
             for one, snapshot in zip(names, snapshots, strict=True)
             for rows in summarize(snapshot.peers, one, silent, memory.digest_of(one))
         ]
         return models, names if models else await peer.directory.models()
+
+
+async def _run(peer: Peer, rows: ModelRows, records: Sequence[PeerRecord]) -> tuple[RunRow, ...]:
+    """Who trains this model; () if it is no run's."""
+    if not any(record.roles_of(rows.digest) for record in records):
+        return ()
+    from swarm.training.members import Members
+
+    stages = await Members(ModelId(rows.name, rows.digest), peer.directory, peer.pool).look()
+    return run_rows(records, rows.digest, {stage.peer: stage.status for stage in stages})
 
 
 async def _silent(

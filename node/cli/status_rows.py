@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from node.cli.run_rows import RunRow
 from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
@@ -63,6 +64,8 @@ class ModelRows:
     is_meant: bool
     """Does the name mean these weights here? It means those of its last use; without one, those that most answering nodes serve."""
     peers: tuple[PeerRow, ...]
+    run: tuple[RunRow, ...] = ()
+    """Who trains it, if it is a run's model."""
 
 
 def summarize(

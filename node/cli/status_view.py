@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from node.cli import run_rows
 from node.cli.status_rows import ModelRows, PeerRow
 from protocols.ids import PeerId, short_peer
 from protocols.words import counted, one_line
@@ -34,6 +35,8 @@ def show(models: Sequence[ModelRows], hosting: NodeCommand) -> None:
                 console.print(one_line(line), markup=False)
         else:
             console.print(table(rows))
+        for line in run_rows.lines(rows.run) if rows.run else ():
+            console.print(line, markup=False, soft_wrap=True)
         for line in verdict(rows, hosting):
             console.print(one_line(line), markup=False, soft_wrap=True)  # a command stays one line, to be copied
 

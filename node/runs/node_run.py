@@ -18,6 +18,7 @@ from node.hosting.model_source import ModelSource
 from node.hosting.replacing import Replacer
 from node.placement.presence import Presence
 from node.runs.opening import OpenRun, RunOpener, read_data
+from node.runs.pause_switch import PauseSwitch
 from node.runs.run_part import RunPart, RunSettings
 from node.runs.run_source import RunSource
 from node.runs.runs_here import RunsHere
@@ -48,11 +49,13 @@ class NodeRun:
         uploader: Uploader,
         dispatcher: Dispatcher,
         on_event: OnEvent,
+        switch: PauseSwitch | None = None,
     ) -> None:
-        """config: its `run` is set."""
+        """config: its `run` is set. switch: when it takes micro-batches; None = as `config` says, and nothing changes it."""
         assert config.run is not None
         self._config, self._device, self._dispatcher, self._on_event = config, device, dispatcher, on_event
-        self._runs = RunsHere(servicer, uploader.turn)
+        self._runs = RunsHere(servicer, uploader.turn, uploader.spend)
+        self._switch = switch or PauseSwitch(config.train_hours)
         self._peer: Peer | None = None
         self._source: RunSource | None = None
         self._part: RunPart | None = None
@@ -84,7 +87,9 @@ class NodeRun:
         replacer = Replacer(
             host, renew=renew, dispatcher=self._dispatcher, presence=presence, free_bytes=maker.room_bytes, keep=OLDER_VERSIONS
         )
-        settings = RunSettings(run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks)
+        settings = RunSettings(
+            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, is_paused=self._switch.is_paused
+        )
         self._part = await RunPart.begin(settings, host, replacer, peer, self._device, self._runs, self._on_event)
         presence.roles = self._part.roles
         await presence.tell()
@@ -92,11 +97,17 @@ class NodeRun:
     async def keep_up(self) -> None:
         """Until cancelled."""
         assert self._part is not None
-        await self._part.keep_up()
+        await asyncio.gather(self._part.keep_up(), self._switch.follow(self._part.pause))
+
+    def contributed(self) -> str:
+        """What this machine has given so far, as a line; "" if nothing came to it since the last call."""
+        return "" if self._part is None else self._part.trained.contribution.news()
 
     async def end(self) -> None:
         """Take no new passes, and end what is under way."""
         if self._part is not None:
+            if self._part.trained.contribution.num_versions:
+                self._on_event(Event("contributed", str(self._part.trained.contribution)))
             await self._part.end(self._runs)
         await self._runs.stop()
 

@@ -42,6 +42,8 @@ class RunSettings:
     num_blocks: int
     """Of the whole model."""
     recompute: Recompute = "auto"
+    is_paused: bool = False
+    """Take no micro-batches yet."""
 
 
 class RunPart:
@@ -84,6 +86,7 @@ class RunPart:
         stage = await asyncio.to_thread(_make_stage, settings, host)
         part = cls(settings, stage, host, replacer, peer, device, runs, on_event)
         part.trained.is_catching_up = True
+        part.trained.is_paused = settings.is_paused
         runs.open(part.units, part.trained, part._kept.take, part.publishing.publish)
         await part.taking_part.catch_up()
         part.trained.is_catching_up = False
@@ -99,6 +102,13 @@ class RunPart:
     async def keep_up(self) -> None:
         """Until cancelled."""
         await self.taking_part.keep_up()
+
+    def pause(self, is_paused: bool, reason: str) -> None:
+        """Take no new micro-batches, or take them again. Those in hand go on; what is in our sums counts, and prompts are answered."""
+        self.trained.is_paused = is_paused
+        self.trained.contribution.pause(is_paused)
+        what = "paused: no new micro-batches, prompts are answered" if is_paused else "training goes on"
+        self._on_event(Event("training", f"{what}; {reason}"))
 
     async def end(self, runs: RunsHere) -> None:
         """Take no new micro-batches, stay for some seconds until the version in our sums is applied, and end what is under way."""
@@ -119,6 +129,7 @@ class RunPart:
             self.publishing.keep(snapshot)
 
     def _stepped(self, version: int) -> None:
+        self.trained.contribution.stepped(version)
         self.trained.served = self.publishing.served
 
     async def _snapshot(self, unit: Unit) -> UnitSnapshot:

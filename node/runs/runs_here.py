@@ -30,17 +30,23 @@ _AVERAGING = (services.CLOSE, services.CARD, services.PREPARE, services.SLICE, s
 class RunsHere:
     """All methods belong to one event loop."""
 
-    def __init__(self, servicer: TrainingServicer, upload_turn: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        servicer: TrainingServicer,
+        upload_turn: Callable[[int], Awaitable[None]],
+        on_sent: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
         """servicer: of this node; its handlers are registered beside these. upload_turn: waits until this node's upload rate allows so
-        many bytes more."""
+        many bytes more. on_sent: told what averaging has sent, which does not wait."""
         self.servicer, self.states = servicer, StateServer(upload_turn)
+        self._on_sent = on_sent
         self._averager: Averager | None = None
         self._replicas: dict[ModelId, RunUnits] = {}
         self._publish: dict[ModelId, OnPublish] = {}
 
     def connect(self, peer: Peer) -> None:
         """The peer listens: serve its calls."""
-        self._averager = Averager(peer.identity, peer.pool, self._replica)
+        self._averager = Averager(peer.identity, peer.pool, self._replica, self._on_sent)
 
     def open(self, units: RunUnits, trained: TrainedStage, take_state: TakeState, on_publish: OnPublish) -> None:
         """From now on, this node's part of the run answers."""

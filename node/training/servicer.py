@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -56,9 +57,11 @@ class TrainingServicer:
         frozen: Callable[[Pass], ComputesPasses] = _no_frozen,
         may_train: Callable[[PeerId], bool] = lambda peer: True,
         limits: PassLimits | None = None,
+        on_sent: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
         """frozen: the stage for a client's autograd pass; it raises a SwarmError if there is none. may_train: which peers may begin a
-        pass of training here; the hops above are held to its route instead."""
+        pass of training here; the hops above are held to its route instead. on_sent: told the bytes of values that a pass has sent."""
+        self._on_sent = on_sent
         self._device, self._frozen, self._may_train = device, frozen, may_train
         self._counts = PassCounts(limits or PassLimits())
         self._runs: dict[ModelId, TrainedStage] = {}
@@ -111,6 +114,8 @@ class TrainingServicer:
             raise DrainingError("this peer is starting or leaving: try a replica")
         self._check_place(sent, call)
         trained = self._trained(sent.run) if sent.is_of_run else None
+        if trained is not None and trained.is_paused:
+            raise DrainingError("this stage is paused by its owner: ask a replica")
         stage = trained.stage if trained is not None else self._frozen(sent)
         if trained is not None and sent.index is not None and sent.index >= trained.num_micro_batches:
             raise BadRequestError(f"micro-batch {sent.index} is beyond the batch of {trained.num_micro_batches}")
@@ -124,6 +129,9 @@ class TrainingServicer:
                 result = await _within(own, stream, limit_s)
             if sent.is_training:
                 trained.pace.add(own.forward_ms, own.backward_ms, len(sent.here.span))
+            if compute.added:
+                trained.contribution.add(math.prod(sent.payload.shape[:2]))
+            self._on_sent(result.receipts[0].num_bytes)
             return result
 
     def _trained(self, run: ModelId) -> TrainedStage:

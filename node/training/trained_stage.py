@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from node.training.contribution import Contribution
 from node.training.flight import Gradients
 from node.training.unit_state import UnitState
 from protocols.errors import SpanNotServedError, VersionMismatchError
@@ -75,6 +76,8 @@ class TrainedStage:
     """Of one version's batch."""
     is_catching_up: bool = False
     """It fetches a newer version, and takes no micro-batch meanwhile."""
+    is_paused: bool = False
+    """Its owner has paused it: it takes no micro-batch, but its sums count, and it steps with the others."""
     served: tuple[int, ...] = ()
     """Published versions on which sessions may run here, the newest last."""
     agreed: Callable[[Unit], bytes] = lambda unit: b""
@@ -82,6 +85,7 @@ class TrainedStage:
     num_passes: int = 0
     """Micro-batches in hand."""
     pace: Pace = field(default_factory=Pace)
+    contribution: Contribution = field(default_factory=Contribution)
 
     @contextlib.contextmanager
     def in_hand(self) -> Iterator[None]:
@@ -123,5 +127,6 @@ class TrainedStage:
             forward_ms=self.pace.forward_ms,
             backward_ms=self.pace.backward_ms,
             is_catching_up=self.is_catching_up,
+            is_paused=self.is_paused,
             served=self.served,
         )

@@ -30,11 +30,18 @@ T = TypeVar("T")
 class Averager:
     """Use: `handlers()` into the server; `await stop()` at the end, after the server's."""
 
-    def __init__(self, identity: Identity, pool: ChannelPool, replica_of: Callable[[ModelId], Replica]) -> None:
-        """replica_of: this peer's replica of a run's units; raises a SwarmError if there is none."""
+    def __init__(
+        self,
+        identity: Identity,
+        pool: ChannelPool,
+        replica_of: Callable[[ModelId], Replica],
+        on_sent: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """replica_of: this peer's replica of a run's units; raises a SwarmError if there is none. on_sent: told the bytes of each frame of
+        values that was sent."""
         self._tasks = Tasks()
         self._identity = identity
-        self._member = GroupMember(identity, pool, replica_of, self._tasks)
+        self._member = GroupMember(identity, pool, replica_of, self._tasks, on_sent)
         self._leader = Leader(self._member, pool)
 
     def handlers(self) -> Handlers:

@@ -52,9 +52,11 @@ class Exchange:
         num_extras: Sequence[int],
         extra: Extra,
         spare: Tensor | None = None,
+        on_sent: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
         """me: our place in the group; sums: float32 [N] if we are included; num_extras: values of each member's extra; spare: as of
-        `Scratch`."""
+        `Scratch`; on_sent: told the bytes of each frame that was sent."""
+        self._on_sent = on_sent
         self.scratch = Scratch(plan, group.codec, sums, spare)
         self.members = tuple(group.members[place] for place in plan.taking_part)
         self.extras: list[Tensor] = [torch.empty(0)] * len(self.members)
@@ -137,7 +139,7 @@ class Exchange:
     async def serve(self, member: int, stream: Stream) -> None:
         """A stream from the member with this place in the group, after its first frame. Raises NotAgreedError if the exchange fails."""
         number = next(n for n, one in enumerate(self.members) if one.peer == self._group.members[member].peer)
-        talk = MemberStream(self.members[number].peer, stream, self._group.deadline_s)
+        talk = MemberStream(self.members[number].peer, stream, self._group.deadline_s, self._on_sent)
         work = asyncio.create_task(self._ending(self._serve(number, talk)))
         try:
             await self._until_failure(work)
@@ -174,7 +176,7 @@ class Exchange:
         async with waiting_for(who.peer, "slice stream", self._group.deadline_s):
             channel = await pool.channel(who.peer, who.addresses, who.certificate)
             stream = await channel.stream(services.SLICE)
-        talk = MemberStream(who.peer, stream, self._group.deadline_s)
+        talk = MemberStream(who.peer, stream, self._group.deadline_s, self._on_sent)
         try:
             await _together(self._send_parts(number, talk), self._receive_reduced(number, talk))
             await self._send_extra(talk)

@@ -40,8 +40,16 @@ from swarm.tasks import Tasks
 class GroupMember:
     """What this peer does in groups that others lead, and in its own. Everything runs in one event loop."""
 
-    def __init__(self, identity: Identity, pool: ChannelPool, replica_of: Callable[[ModelId], Replica], tasks: Tasks) -> None:
-        """replica_of: raises a SwarmError for a run that this peer has no part in."""
+    def __init__(
+        self,
+        identity: Identity,
+        pool: ChannelPool,
+        replica_of: Callable[[ModelId], Replica],
+        tasks: Tasks,
+        on_sent: Callable[[int], None],
+    ) -> None:
+        """As of `Averager`."""
+        self._on_sent = on_sent
         self.attempts = Attempts()
         self._identity, self._pool, self._replica_of, self._tasks = identity, pool, replica_of, tasks
         self._spare: Tensor | None = None
@@ -133,7 +141,7 @@ class GroupMember:
         extras = [replica.num_extra(group, member, count) for member in range(count)]
         codec_name = group.codec if count > 1 else "float32"  # alone, nothing is sent
         spare, self._spare = self._spare, None
-        exchange = Exchange(replace(group, codec=codec_name), found, attempt.place, sums, extras, extra, spare)
+        exchange = Exchange(replace(group, codec=codec_name), found, attempt.place, sums, extras, extra, spare, self._on_sent)
         if not attempt.is_open:
             raise NotAgreedError(f"group {group.id.hex()[:8]} was aborted")
         attempt.exchange.set_result(exchange)

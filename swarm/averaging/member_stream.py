@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from protocols.averaging import Values
@@ -33,14 +33,15 @@ async def waiting_for(peer: PeerId, what: str, limit_s: float) -> AsyncIterator[
 class MemberStream:
     """Either end of it."""
 
-    def __init__(self, peer: PeerId, stream: Stream, deadline_s: float) -> None:
-        self.peer = peer
+    def __init__(self, peer: PeerId, stream: Stream, deadline_s: float, on_sent: Callable[[int], None]) -> None:
+        self.peer, self._on_sent = peer, on_sent
         self._stream, self._deadline_s = stream, deadline_s
 
     async def send(self, frame: bytes, times: float = SECOND_HAND) -> None:
         """times: how many deadlines the peer may take until it reads."""
         async with waiting_for(self.peer, "word that it reads our values", times * self._deadline_s):
             await self._stream.send(frame)
+        self._on_sent(len(frame))
 
     async def receive(self, what: str, num_bytes: int, times: float = SECOND_HAND) -> memoryview:
         """The next frame of values, which must have exactly so many bytes."""

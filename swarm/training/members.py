@@ -77,7 +77,7 @@ class Stage:
         return Member(peer=self.peer, addresses=self.record.addresses, certificate=self.record.certificate)
 
     def is_at(self, version: int) -> bool:
-        """Are all its units at this version, and does it take micro-batches?"""
+        """Are all its units at this version, so that its sums take part in closing it?"""
         return not self.status.is_catching_up and all(unit.version == version for unit in self.units.values())
 
     def held(self, version: int) -> dict[Part, int]:
@@ -88,6 +88,10 @@ class Stage:
     def agreed(self, version: int) -> list[Part]:
         """The parts on whose step from this version it has agreed, and which it has not done."""
         return [part for one in self.units.values() if one.version == version and one.agreed for part in one.ledger]
+
+    def takes(self, version: int) -> bool:
+        """Does it take micro-batches of this version?"""
+        return self.is_at(version) and not self.status.is_paused
 
     def load(self, num_sent: int) -> StageLoad:
         """What the choice of a route goes by. num_sent: micro-batches that this trainer has under way through it."""

@@ -104,7 +104,7 @@ class Pipeline:
     @property
     def window(self) -> int:
         """Micro-batches that all trainers together have under way: two for each stage, so that one waits where another is computed."""
-        return max(2, 2 * len(self._members.stages))
+        return max(2, 2 * sum(not stage.status.is_paused for stage in self._members.stages))
 
     def begin(self, version: int) -> None:
         """The next micro-batches are of this version."""
@@ -166,17 +166,17 @@ class Pipeline:
         return legs or self._way(version, index, accused)
 
     def _way(self, version: int, index: int, left_out: Collection[PeerId]) -> tuple[Leg, ...] | None:
-        stages = [stage for stage in self._members.stages if stage.is_at(version) and stage.peer not in left_out]
+        stages = [stage for stage in self._members.stages if stage.takes(version) and stage.peer not in left_out]
         loads = [stage.load(self._sent[stage.peer]) for stage in stages]
         return choose(loads, self._num_blocks, self._rng, self._progress.holders_of(index))
 
     def _missing(self, version: int) -> str:
         left_out = self._blame.left_out()[1]
-        stages = [stage for stage in self._members.stages if stage.is_at(version) and stage.peer not in left_out]
+        stages = [stage for stage in self._members.stages if stage.takes(version) and stage.peer not in left_out]
         blocks = uncovered([stage.load(0) for stage in stages], self._num_blocks)
         return str(
             NoRouteError(
-                f"no stage of {self._spec.name} that is at version {version} hosts block {blocks[0] if blocks else 0} "
+                f"no stage of {self._spec.name} takes micro-batches of version {version} for block {blocks[0] if blocks else 0} "
                 f"({len(blocks)} of {self._num_blocks} blocks are missing); waiting for one to join"
             )
         )

@@ -18,8 +18,17 @@ class TokenBucket:
 
     def delay_s(self, num_bytes: int, now_s: float) -> float:
         """Book `num_bytes`; 0 = send them now."""
+        self._fill(now_s)
+        self._level -= num_bytes
+        return max(0.0, -self._level / self._bytes_s)
+
+    def spend(self, num_bytes: int, now_s: float, max_debt_s: float) -> None:
+        """Bytes that were sent in any case. What is booked after them waits no longer than `max_debt_s` for them."""
+        self._fill(now_s)
+        least = min(self._level, -max_debt_s * self._bytes_s)
+        self._level = max(self._level - num_bytes, least)
+
+    def _fill(self, now_s: float) -> None:
         if self._at_s is not None:
             self._level = min(self._burst, self._level + (now_s - self._at_s) * self._bytes_s)
         self._at_s = now_s
-        self._level -= num_bytes
-        return max(0.0, -self._level / self._bytes_s)

@@ -42,6 +42,9 @@ IDLE_S = 60.0
 WAIT_S = 3.0
 """How long a stream waits for a place before it is refused."""
 
+MAX_DEBT_S = 10.0
+"""How long uploads may stand still at most, after others than uploads have sent."""
+
 LOOK_S = 0.2
 """So often one that waits looks whether a place is not used any more."""
 
@@ -202,6 +205,11 @@ class Uploader:
         """Wait until the rate allows so many bytes more. Other uploads of this peer wait here, too, so that all share one rate."""
         if self._bucket is not None and (delay_s := self._bucket.delay_s(num_bytes, self._clock())) > 0:
             await asyncio.sleep(delay_s)
+
+    def spend(self, num_bytes: int) -> None:
+        """So many bytes were sent by others than uploads, without waiting: uploads make up for it, and wait MAX_DEBT_S at most."""
+        if self._bucket is not None:
+            self._bucket.spend(num_bytes, self._clock(), MAX_DEBT_S)
 
     async def _send(self, stream: Stream, frame: bytes) -> None:
         await self.turn(len(frame))

@@ -186,7 +186,7 @@ SAMPLES: dict[str, Any] = {
                                   agreed=bytes(range(16))),
             run_status.UnitStatus(unit=Ends(), version=0, chain=b"", ledger={EMBED: b"\x01\x00", HEAD: b"\x00\x08"}),
         ),
-        queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, served=(0, 5), kept=KEPT,
+        queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, is_paused=True, served=(0, 5), kept=KEPT,
     ),
     "restore": kept.Restore(run=MODEL, kept=KEPT),
     "restored": kept.Restored(version=7),
@@ -615,7 +615,8 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
         units.append(run_status.UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger, agreed=agreed))
     return run_status.RunStatus(
         num_micro_batches=num, units=tuple(units), queue=draw(st.integers(0, 9)), forward_ms=draw(_ms), backward_ms=draw(_ms),
-        is_catching_up=draw(st.booleans()), served=tuple(draw(st.lists(_versions, max_size=3))), kept=draw(st.none() | _kept),
+        is_catching_up=draw(st.booleans()), is_paused=draw(st.booleans()),
+        served=tuple(draw(st.lists(_versions, max_size=3))), kept=draw(st.none() | _kept),
     )  # fmt: skip
 
 

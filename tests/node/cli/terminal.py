@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import time
 
 from tests.forked import ForkServer
@@ -41,6 +42,9 @@ class Terminal:
 
     def type(self, text: str | bytes) -> None:
         os.write(self._fd, text if isinstance(text, bytes) else text.encode())
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def end(self) -> int:
         """Wait for its end; the exit code."""

@@ -45,6 +45,7 @@ FLAGS = {
         *(
             "MODEL",
             "--run",
+            *("--train-hours", "--train-share"),
             "--blocks",
             "--num-blocks",
             "--ends",

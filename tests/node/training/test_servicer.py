@@ -14,7 +14,7 @@ import torch
 
 from node.training.pass_limits import PassLimits
 from protocols import compression, training
-from protocols.errors import SwarmError
+from protocols.errors import DrainingError, SwarmError
 from protocols.ids import ModelId, Span
 from protocols.parts_of_units import EMBED, HEAD, Part
 from protocols.receipts import Receipt
@@ -126,6 +126,22 @@ async def test_an_index_that_is_held_gives_the_input_s_gradient_and_adds_nothing
     assert_sums(again, every_part(own))
     assert nodes[0].stage.asked[1:] == [frozenset()] * 2, "gradients of weights were computed for nothing"
     assert all(torch.equal(before[key], value) for key, value in nodes[0].sums().items())
+
+
+async def test_a_paused_stage_takes_no_pass_keeps_its_sums_and_counts_what_it_gave() -> None:
+    nodes = thirds()
+    async with running(*nodes) as pool:
+        await train(pool, pass_of(route_of(nodes), 3))
+        nodes[1].trained.is_paused = True
+        error = await failed(pool, pass_of(route_of(nodes), 4))
+        assert error.hop == 1 and isinstance(error.cause, DrainingError) and "paused" in str(error)
+        status = nodes[1].trained.status()
+        assert status.is_paused and not status.is_catching_up
+        nodes[1].trained.is_paused = False
+        await train(pool, pass_of(route_of(nodes), 4))
+    assert_sums(nodes, every_part([of_one_process(batch(3)), of_one_process(batch(4))]))
+    given = [(node.trained.contribution.num_micro_batches, node.trained.contribution.num_tokens) for node in nodes]
+    assert given == [(2, 2 * batch(3).ids.numel())] * 3
 
 
 async def test_parts_that_another_replica_holds_are_skipped() -> None:

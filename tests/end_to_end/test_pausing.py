@@ -1,0 +1,69 @@
+"""A volunteer pauses a node: the run loses nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.processes import ProcessPool
+from tests.end_to_end.tiny_run import write_tiny_run
+from tests.forked import ForkServer
+from tests.node.cli.terminal import Terminal
+
+STEPS, MICRO_BATCHES = 40, 4
+GIVEN = re.compile(r"contributed\S* ([\d,]+) micro-batches, ([\d,]+) tokens, ([\d,]+) versions in \d+\.\d hours")
+
+
+def given(text: str) -> list[int]:
+    found = GIVEN.findall(text)
+    assert found, text[-800:]
+    return [int(number.replace(",", "")) for number in found[-1]]
+
+
+@pytest.mark.timeout(120)
+def test_a_node_pauses_by_key_and_signal_while_the_run_goes_on_and_loses_nothing(tmp_path: Path, fork_server: ForkServer) -> None:
+    run_file = write_tiny_run(tmp_path / "run", steps=STEPS)
+    shared = ["--listen", "127.0.0.1:0", "--no-lan", "--data-dir"]
+    with ProcessPool(tmp_path, fork_server) as pool:
+        anna = pool.start("anna", ["node", "--run", str(run_file), "--blocks", "0:4", *shared, str(tmp_path / "anna")])
+        anna.wait_for("ready")
+        peer = ["--peer", anna.said["multiaddr"]]
+        ben = Terminal(fork_server, "node", "--run", str(run_file), "--blocks", "0:4", *peer, *shared, str(tmp_path / "ben"))
+        try:
+            ben.until("ready")
+            words = ["train", str(run_file), *peer, "--out", str(tmp_path / "runs"), *shared, str(tmp_path / "trainer")]
+            trainer = pool.start("trainer", words)
+            trainer.wait_for("version")
+
+            ben.type("p")
+            ben.until("paused: no new micro-batches")
+            trainer.said.clear()
+            trainer.wait_for("version")  # closed without any new micro-batch at ben, who had some of it perhaps
+            status = pool.start("status", ["status", "tiny", "--json", *peer, "--no-lan", "--data-dir", str(tmp_path / "asking")])
+            assert status.has_ended(30) and status.code == 0, status.last_words()
+            status.hear()
+            (rows,) = json.loads("\n".join(status.lines))["models"]
+            states = {one["state"]: one for one in rows["run"]}
+            assert set(states) == {"training", "paused", ""}
+            assert states["paused"]["version"] > 0 and states["paused"]["queue"] == 0, "it steps with the others"
+            assert states[""]["roles"] == ["trainer"]
+
+            ben.signal(signal.SIGUSR1)
+            ben.until("training goes on")
+            trainer.wait_for("trained")
+            ben.type("\x03")
+            ben.until("left")
+            assert ben.end() == 0
+            assert anna.end(signal.SIGINT) == 0
+            anna.hear()
+        finally:
+            ben.close()
+    ours, theirs = given("\n".join(anna.lines)), given(ben.shown)
+    assert (ours[2], theirs[2]) == (STEPS, STEPS), ("both step through every version", anna.lines, ben.shown)
+    assert ours[0] + theirs[0] == STEPS * MICRO_BATCHES, "each micro-batch is in one sum, none was lost or done twice"
+    assert ours[1] + theirs[1] == STEPS * MICRO_BATCHES * 128
+    assert 0 < theirs[0] < ours[0]
