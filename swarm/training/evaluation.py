@@ -95,7 +95,7 @@ class Evaluation:
         for number in range(TRIES):
             if number:
                 await self._members.look()
-            stages = {stage.peer: stage for stage in self._members.stages if stage.is_at(version)}
+            stages = {stage.peer: stage for stage in self._members.stages if stage.takes(version)}
             if any(unit.version > version for stage in self._members.stages for unit in stage.units.values()):
                 raise VersionMismatchError(f"the run has stepped beyond version {version}")
             legs = choose([stage.load(0) for stage in stages.values()], self._num_blocks, self._rng)
