@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ARCHITECTURE, COMMANDS, JOIN = "docs/architecture.md", "docs/commands.md", "docs/before-you-join.md"
+TRAINING = "docs/training.md"
 DEFAULTS = "protocols/defaults.py"
 
 FACTS: tuple[tuple[str, str, str, str], ...] = (
@@ -78,6 +79,12 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "up to {} addresses", "swarm/meeting/invitation.py", "MAX_PEERS"),
     (COMMANDS, "invitation can be used ({:g})", "swarm/meeting/invitation.py", "VALID_DAYS"),
     (COMMANDS, "so that others wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
+    (TRAINING, "M at most {:,}", "protocols/runs.py", "MAX_MICRO_BATCHES"),
+    (TRAINING, "end after {:g} s of silence", "swarm/training/lease_desk.py", "SILENT_S"),
+    (TRAINING, "looks every {:g} s if others are ahead", "node/runs/taking_part.py", "LOOK_S"),
+    (TRAINING, "a node keeps {} older version", "node/runs/node_run.py", "OLDER_VERSIONS"),
+    (TRAINING, "`--train-share {:g}`", "node/device/scheduler.py", "TRAIN_SHARE"),
+    (TRAINING, "so that uploads wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
     (COMMANDS, "k logits for `--top-k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),
     (COMMANDS, "a plain line on stderr after {:g} s", "node/cli/waiting.py", "SCRIPT_S"),
     (JOIN, "after {:g} s if your client vanishes", DEFAULTS, "RESUME_S"),
