@@ -113,18 +113,18 @@ async def test_two_that_coordinate_at_once_find_each_other_and_count_nothing_twi
     async with toy_swarm() as swarm:
         for span in (*HALVES, *HALVES):
             await swarm.stage(span, slow)
-        first = await swarm.trainer(7)
+        first = await swarm.trainer(6)
         await until(lambda: first.coordinates)
         swarm.book.is_torn = True
-        second = await swarm.trainer(7)
+        second = await swarm.trainer(6)
         await until(lambda: second.coordinates)
         await until(lambda: len(first.steps) + len(second.steps) > 2)
         assert first.coordinates and second.coordinates
         swarm.book.is_torn = False
         await swarm.finished(first, second)
-        swarm.check(7)
+        swarm.check(6)
     lower, higher = sorted((first, second), key=lambda one: one.peer)
-    assert lower.steps[-1].version == 7
+    assert lower.steps[-1].version == 6
     assert higher.turns_taken[-1].startswith("works for")
 
 
@@ -197,7 +197,7 @@ async def test_a_stage_that_poisons_is_left_out_and_not_the_run() -> None:
 
 async def test_a_stage_that_hangs_is_named_and_its_micro_batches_go_another_way() -> None:
     async with toy_swarm(*HALVES, *HALVES) as swarm:
-        trainer = await swarm.trainer(6)
+        trainer = await swarm.trainer(4)
         for stage in swarm.stages:
             stage.stage.at = slow
         await in_the_middle(swarm, 2)
@@ -208,7 +208,7 @@ async def test_a_stage_that_hangs_is_named_and_its_micro_batches_go_another_way(
         await swarm.finished(trainer)
         took_s = time.monotonic() - began_s
         gate.set()
-        swarm.check(6, [stage for stage in swarm.stages if stage is not hung])
+        swarm.check(4, [stage for stage in swarm.stages if stage is not hung])
     assert took_s < 15
     assert any(hung.peer[-6:] in text for text in trainer.waits)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -98,3 +99,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestDesk = Machine.TestCase
+TestDesk.settings = settings(max_examples=40, stateful_step_count=25)
