@@ -9,7 +9,7 @@ Each codec states its error. The only file of this package that knows torch.
     int8       1 + 4 / 128     u <= m / 253.9 for a block whose largest magnitude is m, or 1.5e-36 where m is below that, and beside it
                                the rounding of x to a float16 or bfloat16 tensor; m > 2.97e38 is refused
 
-A block of int8 is 128 consecutive values of a row of the last dimension, and has one float32 scale; a row is its scales and then its
+A block of int8 is 128 consecutive values of a vector (the last dimension), and has one float32 scale; a vector is its scales and then its
 codes, all little-endian. Lossy codecs take float32, float16 or bfloat16 and give the same dtype back; they refuse NaN and infinities at
 both ends, since a peer that averages or caches one never gets rid of it. Packing what is already in the codec's dtype loses nothing.
 """
@@ -90,9 +90,9 @@ def _narrowed(values: torch.Tensor, codec: str) -> torch.Tensor:
 
 
 def _rows_of_codes(values: torch.Tensor) -> torch.Tensor:
-    """uint8 [rows, scales and codes]."""
+    """uint8 [vectors, scales and codes]."""
     if values.dim() < 2:
-        raise TensorFormatError(f"codec int8 packs rows: tensors of 2 dimensions or more, got {list(values.shape)}")
+        raise TensorFormatError(f"codec int8 packs vectors: tensors of 2 dimensions or more, got {list(values.shape)}")
     _refuse_non_finite(values, "int8")
     width = values.shape[-1]
     if not values.numel():
@@ -108,7 +108,7 @@ def _rows_of_codes(values: torch.Tensor) -> torch.Tensor:
 
 
 def _of_codes(wire: WireTensor) -> torch.Tensor:
-    """float32 [rows, width]; a product with a float32 scale rounds once, so equal bytes are equal values on every machine."""
+    """float32 [vectors, width]; multiplying by a float32 scale rounds once, so equal bytes are equal values on every machine."""
     width = wire.shape[-1]
     blocks, size = num_scales(width), 4 * num_scales(width)
     packed = torch.frombuffer(bytearray(wire.data), dtype=torch.uint8).view(-1, size + width)

@@ -23,10 +23,10 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 """Number formats in which blocks compute; the first wins a tie."""
 
 CODECS = ("none", "float16", "bfloat16", "int8")
-"""How values are packed: float16 and bfloat16 store each value in that dtype, int8 stores rows of codes after their scales."""
+"""How values are packed: float16 and bfloat16 store each value in that dtype, int8 stores vectors of codes after their scales."""
 
 BLOCK = 128
-"""Consecutive values of a row (of the last dimension) that share an int8 scale; a row's last block may be shorter."""
+"""Consecutive values of a vector (the last dimension) that share an int8 scale; its last block may be shorter."""
 
 LARGEST_SCALE = 3e38 / 128
 """Of int8: code times scale stays finite."""
@@ -63,7 +63,7 @@ class WireTensor:
         if self.codec != "none" and not self.dtype.startswith(("float", "bfloat")):
             raise TensorFormatError(f"codec {self.codec} packs floats, not {self.dtype}")
         if self.codec == "int8" and len(self.shape) < 2:
-            raise TensorFormatError(f"codec int8 packs rows: tensors of 2 dimensions or more, got {list(self.shape)}")
+            raise TensorFormatError(f"codec int8 packs vectors: tensors of 2 dimensions or more, got {list(self.shape)}")
         object.__setattr__(self, "num_bytes", self._bytes_of(self.shape))  # it is asked for often
         if memoryview(self.data).nbytes != self.num_bytes:
             got = memoryview(self.data).nbytes
@@ -87,7 +87,7 @@ class WireTensor:
 
 
 def num_scales(width: int) -> int:
-    """Blocks of an int8 row of `width` values: it begins with so many float32 scales, and one code a value follows."""
+    """Blocks of an int8 vector of `width` values: it begins with so many float32 scales, and one code a value follows."""
     return -(-width // BLOCK)
 
 

@@ -200,7 +200,7 @@ def test_int8_is_within_a_253rd_of_the_largest_of_a_block(name: str, rows: int, 
         assert ((after - before).abs() <= (most / 253.9 + most * rounding).clamp_min(1.5e-36)).all()
 
 
-def test_int8_is_cut_and_joined_by_rows_and_its_scales_are_checked() -> None:
+def test_int8_is_cut_and_joined_by_vectors_and_its_scales_are_checked() -> None:
     values = torch.randn(5, 3, 200, generator=torch.Generator().manual_seed(1))
     wire = compression.pack(values, "int8")
     assert wire.num_bytes == 5 * 3 * (200 + 8) and tensors.is_finite(wire)
@@ -214,5 +214,5 @@ def test_int8_is_cut_and_joined_by_rows_and_its_scales_are_checked() -> None:
         assert not tensors.is_finite(damaged)
         with pytest.raises(TensorFormatError):
             compression.unpack(damaged)
-    with pytest.raises(TensorFormatError, match="rows"):
+    with pytest.raises(TensorFormatError, match="vectors"):
         compression.pack(values.flatten(), "int8")
