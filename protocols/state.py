@@ -1,7 +1,7 @@
 """Asking a peer for the state of units: parameters and optimizer state.
 
     the one who asks                 the one who has
-    state? (run, units, version)  →  state: unit, version, chain, form and digest; then state_part, one message each: at most 1 MiB
+    state? (run, units, version)  →  state: unit, version, chain, form and digest; then state_part, one message each: at most 4 MiB
                                      and so on, for each unit in the order in which they were asked for
 
 The *form* of a state lists its tensors: dtype, shape and name, one line each (UTF-8, a line end after every line):
@@ -30,8 +30,8 @@ from protocols.units import MAX_UNIT_TEXT, Unit, parse_unit
 from protocols.weights import ITEM_BYTES, MAX_NAME
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 
-PART_BYTES: Final = 1 << 20
-"""Bytes of a state in one message, at most."""
+PART_BYTES: Final = (4 << 20) - 1024
+"""Bytes of a state in one message, at most: with its header it is within MAX_PART_BYTES."""
 
 MAX_UNITS: Final = 64
 """Units of one request."""

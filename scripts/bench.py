@@ -3,7 +3,7 @@
 Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging. Only --publish changes docs/bench/*.json, the
+hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline. Only --publish changes docs/bench/*.json, the
 documents and the plots. `real` is left out if `scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
@@ -28,7 +28,7 @@ from benchmarks import report
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
-    "training": ("averaging",),
+    "training": ("averaging", "state", "pipeline"),
 }
 """By benchmark."""
 
@@ -40,7 +40,7 @@ def result_file(benchmark: str) -> Path:
 
 def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each section runs."""
-    from benchmarks import averaging, crowd, generation, hops, models, node_cost, wide_area
+    from benchmarks import averaging, crowd, generation, hops, models, node_cost, pipeline, state, wide_area
 
     few = max(3, repeats // 3)
     return {
@@ -53,6 +53,8 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "node": lambda: node_cost.measure(running, few) | {"repeats": few},
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
         "averaging": lambda: averaging.measure(running.folder, repeats),
+        "state": lambda: state.measure(repeats)["state"],
+        "pipeline": lambda: pipeline.measure(running.folder, few) | {"repeats": few},
     }
 
 

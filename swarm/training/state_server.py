@@ -3,7 +3,7 @@
 A stage (or a keeper of checkpoints) registers for a run one callback, which takes snapshots; this server sends them. A snapshot is a
 copy, so training goes on while it is sent. Memory: one snapshot for each upload, at most MAX_UPLOADS, 2 of one peer. If all places are
 taken, a caller is refused at once and asks another source; a place that is hardly used goes to the next caller (`weights/slots.py`).
-Messages grow from SMALLEST_PART to 1 MiB while they are taken quickly: on a slow line a receiver must see bytes every few seconds.
+Messages grow from SMALLEST_PART to 4 MiB while they are taken quickly: on a slow line a receiver must see bytes every few seconds.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def test_int8_is_cut_and_joined_by_vectors_and_its_scales_are_checked() -> None:
     cuts = [tensors.cut(wire, start, stop) for start, stop in ((0, 2), (2, 5))]
     assert torch.equal(compression.unpack(cuts[1]), compression.unpack(wire)[2:])
     assert tensors.join(cuts).data == bytes(wire.data)
-    for bad in (b"\0\0\xc0\x7f", b"\xff\xff\x7f\x7f"):  # NaN, and a scale whose products overflow
+    for bad in (b"\0\0\xc0\x7f", b"\xff\xff\x7f\x7f"):  # NaN, and a scale that overflows
         broken = bytearray(wire.data)
         broken[208:212] = bad
         damaged = tensors.WireTensor("float32", (5, 3, 200), "int8", bytes(broken))
