@@ -184,4 +184,9 @@ if __name__ == "__main__":
 
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
     with tempfile.TemporaryDirectory(prefix="pipeline-") as made:
-        print(json.dumps(measure(Path(made), int(sys.argv[1]) if len(sys.argv) > 1 else 3, int(sys.argv[2]) if len(sys.argv) > 2 else 3), indent=1))
+        print(
+            json.dumps(
+                measure(Path(made), int(sys.argv[1]) if len(sys.argv) > 1 else 3, int(sys.argv[2]) if len(sys.argv) > 2 else 3),
+                indent=1,
+            )
+        )

@@ -96,6 +96,6 @@ def test_a_header_has_the_chain_of_its_version(version: int, chain: bytes) -> No
 
 
 @pytest.mark.parametrize("size", [0, PART_BYTES + 1])
-def test_a_part_is_neither_empty_nor_longer_than_a_mebibyte(size: int) -> None:
-    with pytest.raises(FrameError, match="1 to 1048576 bytes"):
+def test_a_part_is_neither_empty_nor_too_long(size: int) -> None:
+    with pytest.raises(FrameError, match=f"1 to {PART_BYTES} bytes"):
         parse_answer(StatePart(offset=0, data=bytes(size)).encode())
