@@ -2,8 +2,8 @@
 
 Two nodes with one thread each and a trainer, against `swarm train --local` with two threads: the same run file, real processes, in turn:
 the local one is stopped while the swarm trains, and the trainer ends while the local one runs (stages keep what they have). Time is that
-between consecutive versions, so closing, metrics and everything between two steps count. Bytes are those that hops sent each other, with
-frames and headers, against the formula: float32 states there and gradients back, one hop.
+between consecutive versions, so closing, metrics and everything between two steps count. Bytes of a hop are no row here: the test of
+`tests/node/training/test_pass_bytes.py` counts them, with TLS, at a proxy.
 
 Run alone: python scripts/benchmarks/pipeline.py [REPEATS] [VERSIONS]
 """
@@ -113,7 +113,6 @@ def turn(side: Side, processes: Sequence[subprocess.Popen[bytes]], versions: int
         "tokens_per_s": versions * BATCH_TOKENS / (rows[-1]["time_s"] - first["time_s"]),
         "cpu_ms_per_token": 1e3 * spent_s / versions / BATCH_TOKENS,
         "closing": sum(row["waiting_s"] for row in rows) / (rows[-1]["time_s"] - first["time_s"]),
-        "bytes": sum(row["bytes_sent"] for row in rows) / versions,
     }
 
 
@@ -163,7 +162,6 @@ def measure(folder: Path, repeats: int, versions: int = 3) -> dict[str, Any]:
 
 
 def _result(turns: dict[str, list[dict[str, Any]]], spread: Any) -> dict[str, Any]:
-    least = BATCH_TOKENS * HIDDEN * 4 * 2
     speeds = {name: [one["tokens_per_s"] for one in own] for name, own in turns.items()}
     costs = {name: [one["cpu_ms_per_token"] for one in own] for name, own in turns.items()}
     return {
@@ -173,8 +171,6 @@ def _result(turns: dict[str, list[dict[str, Any]]], spread: Any) -> dict[str, An
         "local_cpu_ms_per_token": spread(costs["local"]),
         "closing_share": spread([one["closing"] for one in turns["swarm"]]),
         "of_local": spread([there / here for there, here in zip(speeds["swarm"], speeds["local"], strict=True)], 3, largest=True),
-        "bytes_per_token": round(turns["swarm"][-1]["bytes"] / BATCH_TOKENS, 1),
-        "bytes_of_minimum": round(turns["swarm"][-1]["bytes"] / least, 4),
     }
 
 

@@ -89,7 +89,6 @@ TARGETS = (
     Target("averaging", "100 MB, 2 peers, float32: times faster than hivemind's averager", "≥ 2.5", _value("times", lambda x: x >= 2.5)),
     Target("state", "download of a unit's state, MB/s", "≥ 200", _value("mb_s", lambda x: x >= 200)),
     Target("pipeline", "2 stages, 10M parameters: tokens/s, share of --local", "≥ 0.85", _value("of_local", lambda x: x >= 0.85)),
-    Target("pipeline", "bytes a token and hop, over the formula's least", "≤ 1.03", _value("bytes_of_minimum", lambda x: x <= 1.03)),
     Target("wide area", "bytes of a decoded token's frame", "< 14,000", _value("frame_bytes", lambda x: x < 14_000)),
     Target("wide area", "prompt lookup on repetitive text, times faster", "≥ 1.5", _value("speculation", lambda x: x >= 1.5)),
 )  # fmt: skip
