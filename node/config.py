@@ -52,6 +52,9 @@ class NodeConfig:
     train_share: float | None = None
     """Least share of the device's time for training while prompts wait, in [0, 1]; None = the default of `DeviceConfig`."""
 
+    keep: Path | None = None
+    """Keep checkpoints of the run in this folder, under its name; None = keep none."""
+
     more: tuple[Serve, ...] = ()
     """Further models that this node serves beside `model`."""
 
@@ -147,6 +150,8 @@ class NodeConfig:
             raise ConfigError("--train-hours and --train-share are of a node that trains: give --run, too, or leave them out")
         if self.train_share is not None and not 0 <= self.train_share <= 1:
             raise ConfigError(f"--train-share is a part of the time, from 0 to 1, got {self.train_share:g}")
+        if self.keep is not None and self.run is None:
+            raise ConfigError("--keep is for a node that takes part in a run: give --run, or leave it out")
         if self.run is not None and self.more:
             raise ConfigError("a node that trains takes part in one run and serves nothing else: leave the other models out")
         if self.run is not None and self.ends is False:

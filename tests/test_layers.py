@@ -114,6 +114,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "node/placement",
         "node/serving",
         "node/training",
+        "node/training/checkpoint",
         "node/training/data",
         "node/training/optimizer",
         "node/training/spec",

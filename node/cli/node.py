@@ -89,6 +89,7 @@ def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
         run=flags.run,
         train_hours=None if flags.train_hours is None else TrainHours.parse(flags.train_hours),
         train_share=flags.train_share,
+        keep=flags.keep,
         more=tuple(more),
         model_name=flags.model_name,
         blocks=blocks,

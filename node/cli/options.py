@@ -208,6 +208,15 @@ class Hosting:
             help="Give training at least this part of the device's time while prompts wait, 0 to 1; default: 0.1.",
         ),
     ] = None
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep",
+            metavar="DIR",
+            help="With --run: keep checkpoints of the run in DIR/NAME, and give them to nodes that have lost their state.",
+            show_default=False,
+        ),
+    ] = None
     blocks: Annotated[
         str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
     ] = None

@@ -17,6 +17,8 @@ from node.hosting.host_maker import HostMaker
 from node.hosting.model_source import ModelSource
 from node.hosting.replacing import Replacer
 from node.placement.presence import Presence
+from node.runs.keeper_server import model_of
+from node.runs.keeping import Keeping
 from node.runs.opening import OpenRun, RunOpener, read_data
 from node.runs.pause_switch import PauseSwitch
 from node.runs.run_part import RunPart, RunSettings
@@ -29,6 +31,7 @@ from node.training.spec.reading import read
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer
 from swarm.rpc.call import Handlers
+from swarm.training.members import Members
 from swarm.weights.naming import Naming
 from swarm.weights.uploader import Uploader
 
@@ -87,12 +90,18 @@ class NodeRun:
         replacer = Replacer(
             host, renew=renew, dispatcher=self._dispatcher, presence=presence, free_bytes=maker.room_bytes, keep=OLDER_VERSIONS
         )
+        keeping = None if self._config.keep is None else await self._keep(self._config.keep / run.model.name, run, peer)
         settings = RunSettings(
-            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, is_paused=self._switch.is_paused
+            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, is_paused=self._switch.is_paused, keeping=keeping
         )
         self._part = await RunPart.begin(settings, host, replacer, peer, self._device, self._runs, self._on_event)
         presence.roles = self._part.roles
         await presence.tell()
+
+    async def _keep(self, folder: Path, run: OpenRun, peer: Peer) -> Keeping | None:
+        """Checkpoints of the run, as `Keeping.open`."""
+        members = Members(run.model, peer.directory, peer.pool)
+        return await Keeping.open(folder, await asyncio.to_thread(model_of, run), members, peer.pool, self._on_event)
 
     async def keep_up(self) -> None:
         """Until cancelled."""

@@ -54,6 +54,11 @@ class Publishing:
         """A unit right after the step to a version that will be served."""
         self._kept[snapshot.unit] = snapshot
 
+    def go_back(self, version: int) -> None:
+        """The units were fetched: they are at this version now, and later ones that were published may come again with other numbers."""
+        self._newest = min(self._newest, version)
+        self._kept = {unit: snapshot for unit, snapshot in self._kept.items() if snapshot.version <= version}
+
     async def publish(self, message: Publish) -> int:
         """Begin to serve a version; the newest that is served, or is about to be. An older one than that changes nothing.
 

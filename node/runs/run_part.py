@@ -14,8 +14,10 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
+from node.runs.keeping import Keeping
 from node.runs.leaving import hand_over
 from node.runs.publishing import Publishing
+from node.runs.restoring import Restoring
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
 from node.serving.host import Host
@@ -24,6 +26,7 @@ from node.training.run_units import RunUnits
 from node.training.stage import Stage
 from node.training.trained_stage import TrainedStage
 from protocols.ids import ModelId
+from protocols.kept import Kept
 from protocols.roles import Role
 from protocols.runs import RunSpec
 from protocols.units import Ends, Unit
@@ -44,6 +47,8 @@ class RunSettings:
     recompute: Recompute = "auto"
     is_paused: bool = False
     """Take no micro-batches yet."""
+    keeping: Keeping | None = None
+    """The checkpoints that this node keeps."""
 
 
 class RunPart:
@@ -72,10 +77,13 @@ class RunPart:
         self._kept = KeptState(self._snapshot)
         self.publishing = Publishing(self.units, host.served.blocks, replacer)
         members = Members(settings.run, peer.directory, peer.pool)
+        self.keeping = settings.keeping
         self.taking_part = TakingPart(
-            self.units, self.trained, members, peer.pool, peer.peer_id, on_event,
-            on_fetched=lambda unit: runs.forget_agreements(settings.run, (unit,)),
+            self.units, self.trained, members, peer.pool, peer.peer_id, on_event, self._fetched, num_blocks=settings.num_blocks,
+            keeper=settings.keeping,
         )  # fmt: skip
+        self.restoring = Restoring(self.taking_part)
+        self._runs = runs
         self._replacer = replacer
 
     @classmethod
@@ -87,7 +95,9 @@ class RunPart:
         part = cls(settings, stage, host, replacer, peer, device, runs, on_event)
         part.trained.is_catching_up = True
         part.trained.is_paused = settings.is_paused
-        runs.open(part.units, part.trained, part._kept.take, part.publishing.publish)
+        runs.open(part.units, part.trained, part._take_state, part.publishing.publish, part.restoring.restore)
+        if part.keeping is not None:
+            await part.keeping.listen(part._say_kept)
         await part.taking_part.catch_up()
         part.trained.is_catching_up = False
         on_event(Event("training", f"version {part.units.version} of {settings.run.name}: blocks {stage.span}"))
@@ -97,11 +107,15 @@ class RunPart:
     def roles(self) -> tuple[Role, ...]:
         """What the node's record says of it."""
         units: list[Unit] = [self.publishing.hosted, *(unit for unit in self.units.states if isinstance(unit, Ends))]
-        return tuple(Role("stage", self.run, unit) for unit in units)
+        keeper = () if self.keeping is None else (Role("keeper", self.run),)
+        return (*(Role("stage", self.run, unit) for unit in units), *keeper)
 
     async def keep_up(self) -> None:
         """Until cancelled."""
-        await self.taking_part.keep_up()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.taking_part.keep_up(), name="keep up")
+            if self.keeping is not None:
+                tasks.create_task(self.keeping.watch(), name="keep checkpoints")
 
     def pause(self, is_paused: bool, reason: str) -> None:
         """Take no new micro-batches, or take them again. Those in hand go on; what is in our sums counts, and prompts are answered."""
@@ -115,6 +129,9 @@ class RunPart:
         if not await hand_over(runs.servicer, self.trained):
             self._on_event(Event("training", "left within a version: the micro-batches in its sums are computed again by others"))
         runs.close(self.run)
+        await self.restoring.stop()
+        if self.keeping is not None:
+            await self.keeping.close()
         await self.publishing.close()
         await self._replacer.close()
 
@@ -131,6 +148,25 @@ class RunPart:
     def _stepped(self, version: int) -> None:
         self.trained.contribution.stepped(version)
         self.trained.served = self.publishing.served
+
+    def _fetched(self, unit: Unit) -> None:
+        """A unit was fetched: what was agreed on before is of no use, and an earlier version may come again."""
+        self._runs.forget_agreements(self.run, (unit,))
+        self.publishing.go_back(self.units.version)
+
+    def _say_kept(self, kept: Kept) -> None:
+        self.trained.kept = kept
+
+    async def _take_state(self, unit: Unit, version: int | None) -> UnitSnapshot:
+        """Of the stage, or of the newest checkpoint here."""
+        kept = None if self.keeping is None else await self.keeping.kept()
+        live = self.units.states.get(unit)
+        is_kept = kept is not None and (
+            live is None or live.version < kept.version if version is None else kept.version == version
+        )
+        if self.keeping is not None and is_kept:
+            return await self.keeping.take(unit, version)
+        return await self._kept.take(unit, version)
 
     async def _snapshot(self, unit: Unit) -> UnitSnapshot:
         return await self._device.run(lambda: self.units.snapshot(unit), Priority.UPDATE)

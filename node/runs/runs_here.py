@@ -12,7 +12,8 @@ from node.training.servicer import TrainingServicer
 from node.training.trained_stage import TrainedStage
 from protocols import services
 from protocols.errors import DrainingError, ModelNotFoundError
-from protocols.ids import ModelId
+from protocols.ids import ModelId, PeerId
+from protocols.kept import Kept, Restore, Restored
 from protocols.run_status import Publish, Published
 from protocols.units import Unit
 from swarm.averaging.averager import Averager
@@ -23,6 +24,9 @@ from swarm.training.state_server import StateServer, TakeState
 
 OnPublish = Callable[[Publish], Awaitable[int]]
 """Serves a version, and returns the newest that is served, or is about to be."""
+
+OnRestore = Callable[[Kept, PeerId], Awaitable[int]]
+"""Begins to take a checkpoint, as this peer asked, and returns its version."""
 
 _AVERAGING = (services.CLOSE, services.CARD, services.PREPARE, services.SLICE, services.DECIDE, services.DECISION, services.APPLY)
 
@@ -43,14 +47,17 @@ class RunsHere:
         self._averager: Averager | None = None
         self._replicas: dict[ModelId, RunUnits] = {}
         self._publish: dict[ModelId, OnPublish] = {}
+        self._restore: dict[ModelId, OnRestore] = {}
 
     def connect(self, peer: Peer) -> None:
         """The peer listens: serve its calls."""
         self._averager = Averager(peer.identity, peer.pool, self._replica, self._on_sent)
 
-    def open(self, units: RunUnits, trained: TrainedStage, take_state: TakeState, on_publish: OnPublish) -> None:
+    def open(
+        self, units: RunUnits, trained: TrainedStage, take_state: TakeState, on_publish: OnPublish, on_restore: OnRestore
+    ) -> None:
         """From now on, this node's part of the run answers."""
-        self._replicas[units.run], self._publish[units.run] = units, on_publish
+        self._replicas[units.run], self._publish[units.run], self._restore[units.run] = units, on_publish, on_restore
         self.states.add(units.run, take_state)
         trained.agreed = lambda unit: self._agreed(units.run, unit)
         self.servicer.open(trained)
@@ -61,6 +68,7 @@ class RunsHere:
         self.states.remove(run)
         self._replicas.pop(run, None)
         self._publish.pop(run, None)
+        self._restore.pop(run, None)
 
     def _agreed(self, run: ModelId, unit: Unit) -> bytes:
         found = self._averager.agreement(run, unit) if self._averager is not None else None
@@ -79,7 +87,8 @@ class RunsHere:
     def handlers(self) -> Handlers:
         """By method name, for the peer's server."""
         averaging = {method.name: self._later(method.name) for method in _AVERAGING}
-        return {**self.states.handlers(), **averaging, services.PUBLISH.name: self._on_publish}
+        own = {services.PUBLISH.name: self._on_publish, services.RESTORE.name: self._on_restore}
+        return {**self.states.handlers(), **averaging, **own}
 
     def _later(self, name: str) -> Handler:
         """The averager's handler of this name, which there is from `connect` on."""
@@ -94,11 +103,18 @@ class RunsHere:
 
     async def _on_publish(self, request: bytes, call: Call) -> bytes:
         publish = Publish.parse(request)
-        if publish.run not in self._publish:
-            raise ModelNotFoundError(f"run {publish.run.name} ({publish.run.digest[:12]}) is not trained here: ask another peer")
+        self._check_here(publish.run)
         return Published(version=await self._publish[publish.run](publish)).encode()
 
+    async def _on_restore(self, request: bytes, call: Call) -> bytes:
+        restore = Restore.parse(request)
+        self._check_here(restore.run)
+        return Restored(version=await self._restore[restore.run](restore.kept, call.peer)).encode()
+
     def _replica(self, run: ModelId) -> Replica:
+        self._check_here(run)
+        return self._replicas[run]
+
+    def _check_here(self, run: ModelId) -> None:
         if run not in self._replicas:
             raise ModelNotFoundError(f"run {run.name} ({run.digest[:12]}) is not trained here: ask another peer")
-        return self._replicas[run]

@@ -20,6 +20,8 @@ from node.events import Event, OnEvent
 from node.joining import meet, peer_config
 from node.runs.evaluator import Evaluator
 from node.runs.journal import Comings, Journal
+from node.runs.keeper_server import KeeperServer, model_of
+from node.runs.keeping import Keeping
 from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
 from node.runs.publisher import Publisher
 from node.runs.sampler import ServedSamples
@@ -32,6 +34,7 @@ from node.training.spec.run_file import RunFile
 from protocols import services
 from protocols.errors import ModelNotFoundError
 from protocols.ids import ModelId
+from protocols.kept import Kept
 from protocols.leases import Finished, LeaseRequest
 from protocols.records import PeerRecord
 from protocols.roles import Role
@@ -48,6 +51,7 @@ from swarm.training.evaluation import Evaluation
 from swarm.training.lease_desk import LeaseDesk
 from swarm.training.members import Members
 from swarm.training.pipeline import Drawn, Pipeline
+from swarm.training.recovery import Recovery
 from swarm.training.turns import Turns
 from swarm.training.worker import Worker
 from swarm.weights.naming import Naming
@@ -73,13 +77,15 @@ AfterStep = Callable[[Step], Awaitable[None]]
 async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow] = (), clock: Clock = SYSTEM) -> None:
     """Train until the run's last version. Whatever keeps it from that is raised as a SwarmError, after everything was stopped."""
     uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
+    keepers = KeeperServer(uploader.turn)
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
             on_event(Event("read", f"{what}: {total} done"))
 
     data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
-    async with Peer(peer_config(config.node, on_event), {**uploader.handlers(), **desk.handlers()}) as peer:
+    handlers = {**uploader.handlers(), **desk.handlers(), **keepers.handlers()}
+    async with Peer(peer_config(config.node, on_event), handlers) as peer:
         await meet(config.node, peer, on_event)
         naming = Naming.of(
             peer.ping,
@@ -88,19 +94,25 @@ async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequenc
             config.node.accept_new_weights,
         )
         run = await RunOpener(peer, config.node.data_dir, naming, tell).by_file(data)
+        members, keeping = Members(run.model, peer.directory, peer.pool), None
         try:
             uploader.add(run.shelf)
             on_event(Event("run", f"{run.model} ({run.spec.batch.steps} versions)"))
+            keeping = await Keeping.open(config.folder, await asyncio.to_thread(model_of, run), members, peer.pool, on_event)
+            if keeping is not None:
+                keepers.open(run, keeping)
             with MetricsFile(config.folder) as metrics:
-                members, journal = Members(run.model, peer.directory, peer.pool), Journal(metrics, listeners, clock)
+                journal = Journal(metrics, listeners, clock)
                 async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
                     after = [Comings(members, journal).after, Publisher(run.spec, members, peer.pool).after, evaluator.after]
-                    trainer = Trainer(run, data, peer, members, journal, on_event, after, clock)
+                    trainer = Trainer(run, data, peer, members, journal, on_event, after, keeping, clock)
                     desk.open(run.model, trainer.turns)
-                    await peer.directory.announce(lambda: _record(config.node, peer, run), (run.model.name,))
+                    await peer.directory.announce(lambda: _record(config.node, peer, run, keeping), (run.model.name,))
                     on_event(Event("ready"))
                     await trainer.train()
         finally:
+            if keeping is not None:
+                await keeping.close()
             run.close()
 
 
@@ -157,11 +169,13 @@ class Trainer:
         journal: Journal,
         on_event: OnEvent,
         after: Sequence[AfterStep] = (),
+        keeping: Keeping | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         """after: awaited in this order after each step of a run that this trainer coordinates, before the next one begins: what takes
-        long starts a task of its own."""
-        self._after = after
+        long starts a task of its own. keeping: the checkpoints that this process keeps."""
+        self._after = after if keeping is None else (*after, keeping.after)
+        self._keeping = keeping
         self._run, self._spec, self._journal, self._on_event = run, run.spec, journal, on_event
         self._has_begun = False
         self._said = ""
@@ -171,9 +185,13 @@ class Trainer:
             clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
         )  # fmt: skip
         desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
+        recovery = Recovery(
+            members=members, pool=peer.pool, num_blocks=num_blocks, clock=clock, me=peer.peer_id, own_kept=self._kept,
+            on_wait=self._waits, on_restore=self._restores,
+        )  # fmt: skip
         coordinator = Coordinator(
             members=members, desk=desk, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
-            num_blocks=num_blocks, clock=clock, on_wait=self._waits,
+            num_blocks=num_blocks, clock=clock, on_wait=self._waits, recovery=recovery,
         )  # fmt: skip
         self.turns = Turns(
             me=peer.peer_id, others=Trainers(run.model, peer.peer_id, peer.directory, peer.pool),
@@ -182,9 +200,12 @@ class Trainer:
         )  # fmt: skip
 
     async def train(self) -> None:
-        """From the version that the stages have to the run's last one. NonFiniteGradientError as of `Turns.train`."""
-        await self.turns.train(self._spec.batch.steps)
-        self._on_event(Event("trained", f"{self._run.model.name}: version {self._spec.batch.steps} of {self._spec.batch.steps}"))
+        """From the version that the stages have, or a checkpoint, to the run's last one. NonFiniteGradientError as of `Turns.train`."""
+        last = self._spec.batch.steps
+        await self.turns.train(last)
+        if self._keeping is not None:
+            await self._keeping.finish(last)
+        self._on_event(Event("trained", f"{self._run.model.name}: version {last} of {last}"))
 
     async def _stepped(self, step: Step) -> None:
         for work in self._after:
@@ -196,11 +217,18 @@ class Trainer:
             self._has_begun = True
             self._journal.begin(version)
 
+    async def _kept(self) -> Kept | None:
+        return None if self._keeping is None else await self._keeping.kept()
+
     def _waits(self, text: str) -> None:
         if text != self._said:
             self._said = text
             self._journal.event("waiting", text)
             self._on_event(Event("waiting", text))
+
+    def _restores(self, text: str) -> None:
+        self._journal.event("restoring", text)
+        self._on_event(Event("restoring", text))
 
     def _note(self, finished: Finished) -> None:
         """A version is finished, whichever trainer has closed it."""
@@ -253,7 +281,7 @@ def _wire(values: Ids) -> WireTensor:
     return WireTensor("int32", tuple(values.shape), "none", values.astype("<i4", copy=False).tobytes())
 
 
-def _record(config: NodeConfig, peer: Peer, run: OpenRun) -> PeerRecord:
+def _record(config: NodeConfig, peer: Peer, run: OpenRun, keeping: Keeping | None) -> PeerRecord:
     record = PeerRecord(
         peer=peer.peer_id,
         name=config.name,
@@ -262,6 +290,6 @@ def _record(config: NodeConfig, peer: Peer, run: OpenRun) -> PeerRecord:
         certificate=peer.certificate,
         p2p_addresses=tuple(peer.multiaddrs),
         upload_bytes_s=config.upload_bytes_s,
-        roles=(Role("trainer", run.model),),
+        roles=tuple(Role(kind, run.model) for kind in (("trainer",) if keeping is None else ("trainer", "keeper"))),
     )
     return replace(record, reachable=peer.reachable).fitted()

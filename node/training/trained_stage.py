@@ -14,6 +14,7 @@ from node.training.flight import Gradients
 from node.training.unit_state import UnitState
 from protocols.errors import SpanNotServedError, VersionMismatchError
 from protocols.ids import ModelId, Span
+from protocols.kept import Kept
 from protocols.parts_of_units import Part
 from protocols.run_status import RunStatus
 from protocols.units import Unit
@@ -82,6 +83,8 @@ class TrainedStage:
     """Published versions on which sessions may run here, the newest last."""
     agreed: Callable[[Unit], bytes] = lambda unit: b""
     """Id of the group that has agreed on a unit's next step, which is not done; b"": none."""
+    kept: Kept | None = None
+    """The newest checkpoint that this node keeps."""
     num_passes: int = 0
     """Micro-batches in hand."""
     pace: Pace = field(default_factory=Pace)
@@ -129,4 +132,5 @@ class TrainedStage:
             is_catching_up=self.is_catching_up,
             is_paused=self.is_paused,
             served=self.served,
+            kept=self.kept,
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from protocols import services
 from protocols.averaging import Applied, Apply, Closed
-from protocols.errors import SwarmError
+from protocols.errors import NoRouteError, SwarmError
 from protocols.groups import Group, GroupId, indices_of
 from protocols.ids import PeerId, short_peer
 from protocols.parts_of_units import Part
@@ -89,14 +89,16 @@ class Closing:
     async def apply(self, version: int, agreed: Sequence[Agreed]) -> Applied:
         """Let every member of these groups step; what all of them have applied together. A member that fails has to fetch the state.
 
-        SwarmError if no member of some group has stepped: all replicas of its units are lost.
+        NoRouteError if no member of some group has stepped: all replicas of its units are lost.
         """
         chains, squares, num_targets = dict[Unit, bytes](), dict[Unit, float](), 0
         trace.mark_gradient("applying", version, trace.VERSION)
-        for answers in await asyncio.gather(*(self._apply_all(version, one) for one in agreed)):
+        found = await asyncio.gather(*(self._apply_all(version, one) for one in agreed))
+        for one, answers in zip(agreed, found, strict=True):
             applied = [answer for answer in answers if isinstance(answer, Applied)]
             if not applied:
-                raise next(answer for answer in answers if isinstance(answer, SwarmError))
+                reason = next(answer for answer in answers if isinstance(answer, SwarmError))
+                raise NoRouteError(f"no stage of {one.group.units[0]} has applied version {version + 1}: {str(reason)[:300]}")
             chains |= applied[0].chains
             squares |= applied[0].squares
             num_targets = max(num_targets, applied[0].num_targets)

@@ -22,6 +22,7 @@ from swarm.clock import Clock
 from swarm.training.closing import Attempt, Closing
 from swarm.training.lease_desk import LeaseDesk
 from swarm.training.members import Members, progress_of
+from swarm.training.recovery import Recovery
 from swarm.training.where import Where, where
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ OnStep = Callable[[Step], Awaitable[None]]
 
 
 class VersionMoved(Exception):
-    """Another coordinator has stepped the version."""
+    """Another coordinator has stepped the version, or the stages cannot step it any more."""
 
 
 class Coordinator:
@@ -65,7 +66,10 @@ class Coordinator:
         num_blocks: int,
         clock: Clock,
         on_wait: Callable[[str], None] = lambda text: None,
+        recovery: Recovery | None = None,
     ) -> None:
+        """recovery: None = a version that no stage can step is waited for."""
+        self._recovery = recovery
         self._members, self._desk, self._closing, self._clock = members, desk, closing, clock
         self._spec, self._num_blocks, self._on_wait = spec, num_blocks, on_wait
 
@@ -74,7 +78,11 @@ class Coordinator:
 
         on_step: awaited after each step. awaited: trainers that may have micro-batches in hand from an earlier coordinator.
         """
+        is_settled = self._recovery is None
         while True:
+            if self._recovery is not None and not is_settled:
+                await self._recovery.settle()
+                is_settled = True
             at = where(await self._members.look())
             if at.version is None:
                 self._on_wait(f"no stage of {self._spec.name} answers; waiting for one: swarm node --run")
@@ -82,17 +90,37 @@ class Coordinator:
                 continue
             try:
                 if at.unfinished:
+                    is_settled = False
                     await self._finish(at)
                 elif at.version >= until:
                     return
                 else:
-                    await on_step(await self.step(at.version, awaited))
+                    await on_step(await self._watched_step(at.version, awaited))
                     awaited = ()
             except VersionMoved:
-                log.info("%s: version %d was stepped by another trainer", self._spec.name, at.version)
+                is_settled = False
+                log.info("%s: version %d was stepped by another trainer, or cannot be", self._spec.name, at.version)
             except SwarmError as error:
+                is_settled = False
                 self._on_wait(f"version {at.version} of {self._spec.name} is not applied everywhere: {error}")
                 await asyncio.sleep(CLOSE_AGAIN_S)
+
+    async def _watched_step(self, version: int, awaited: Collection[PeerId]) -> Step:
+        """As `step`; VersionMoved, too, if no step from this version is possible any more."""
+        if self._recovery is None:
+            return await self.step(version, awaited)
+        stepping = asyncio.create_task(self.step(version, awaited), name=f"step {version}")
+        stuck = asyncio.create_task(self._recovery.until_stuck(version), name="watch the step")
+        try:
+            await asyncio.wait({stepping, stuck}, return_when=asyncio.FIRST_COMPLETED)
+            if not stepping.done():
+                stuck.result()
+                raise VersionMoved
+            return stepping.result()
+        finally:
+            for task in (stepping, stuck):
+                task.cancel()
+            await asyncio.gather(stepping, stuck, return_exceptions=True)
 
     async def step(self, version: int, awaited: Collection[PeerId] = ()) -> Step:
         """From `version` to `version` + 1, whatever dies meanwhile. It returns once every group has a member that has applied.

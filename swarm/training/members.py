@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from protocols import services
 from protocols.errors import DeadlineError, SwarmError
 from protocols.groups import Member
 from protocols.ids import ModelId, PeerId, Span, short_peer
+from protocols.kept import Kept
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.records import PeerRecord
 from protocols.route import Hop
@@ -130,6 +131,17 @@ class Silences:
         self._until.pop((record.peer, record.addresses), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A peer that gives the state of units: a stage, a keeper, or both."""
+
+    record: PeerRecord
+    units: Mapping[Unit, int]
+    """The version of each unit that it trains; of a keeper alone none."""
+    kept: Kept | None
+    """The newest checkpoint that it keeps."""
+
+
 class Members:
     """All stages of a run that answer. `look` asks them anew; the rest is what they said then."""
 
@@ -162,16 +174,22 @@ class Members:
         self._stages = found
         return self.stages
 
-    async def look_at_all(self) -> dict[PeerRecord, dict[Unit, int]]:
-        """Who has which version of which unit: of stages, and of keepers of checkpoints."""
+    async def look_at_all(self, me: PeerId | None = None) -> list[Holder]:
+        """All other peers that give the state of units, with what they have: stages, and keepers of checkpoints."""
         records = [
-            record for record in await self._records() if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
+            record
+            for record in await self._records()
+            if record.peer != me and {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
         ]
-        return {
-            record: {one.unit: one.version for one in status.units}
+        return [
+            Holder(record=record, units={one.unit: one.version for one in status.units}, kept=status.kept)
             async for record, status in answers(records, self._ask)
-            if status is not None and not status.is_catching_up
-        }
+            if status is not None
+        ]
+
+    def covers(self, version: int, units: Collection[Unit]) -> bool:
+        """Did a stage at this version answer for each of these units, when the stages were asked last?"""
+        return set(units) <= {unit for stage in self._stages.values() if stage.is_at(version) for unit in stage.units}
 
     async def ask_again(self, peer: PeerId) -> Stage | None:
         """Ask one stage that is known how far it is; None, and it is left out, if it does not answer."""
@@ -218,7 +236,11 @@ def progress_of(stages: Iterable[Stage], version: int, num_micro_batches: int, n
     return progress
 
 
+def all_units(num_blocks: int) -> list[Unit]:
+    """Every elementary unit of a model."""
+    return [*(Blocks(number, number + 1) for number in range(num_blocks)), Ends()]
+
+
 def all_parts(num_blocks: int) -> list[Part]:
     """Every part of a model."""
-    units: list[Unit] = [*(Blocks(number, number + 1) for number in range(num_blocks)), Ends()]
-    return [part for unit in units for part in parts_of(unit)]
+    return [part for unit in all_units(num_blocks) for part in parts_of(unit)]

@@ -20,13 +20,16 @@ class Where:
 
 
 def where(stages: Iterable[Stage]) -> Where:
-    """A stage that joined late is behind, and catches up by itself: of each unit, the newest version counts."""
-    newest: dict[Unit, int] = {}
+    """A stage that joined late is behind, and catches up by itself: of each unit, the newest version counts. If all units are at an
+    earlier one, and none is a step behind the newest, some stage has missed that the others have gone back: the earlier one counts."""
+    found: dict[Unit, set[int]] = {}
     for stage in stages:
         if not stage.status.is_catching_up:
             for unit in stage.units.values():
-                newest[unit.unit] = max(unit.version, newest.get(unit.unit, 0))
-    version = max(newest.values(), default=None)
-    if version is None:
+                found.setdefault(unit.unit, set()).add(unit.version)
+    if not found:
         return Where(version=None)
-    return Where(version=version, unfinished=frozenset(unit for unit, found in newest.items() if found == version - 1))
+    version = max(map(max, found.values()))
+    unfinished = frozenset(unit for unit, versions in found.items() if max(versions) == version - 1)
+    whole = set.intersection(*found.values())
+    return Where(version=max(whole) if whole and not unfinished else version, unfinished=unfinished)

@@ -47,17 +47,17 @@ class Keeper:
     async def keep(
         self,
         version: int,
-        chains: Mapping[TrainedUnit, bytes],
+        chains: Mapping[TrainedUnit, bytes] | None,
         sources: Mapping[TrainedUnit, Sequence[PeerRecord]],
         best: int | None = None,
     ) -> Path:
         """Download every unit at this version, write the checkpoint, publish it; one at a time.
 
-        chains: of every unit, as the commit made them. sources: who may have each unit. best: a version whose checkpoint is kept beside
-        the newest ones. NoRouteError: a unit cannot be had; DiskFullError, CheckpointError: it cannot be written. Older checkpoints stay
-        good then, and nothing is left of this one.
+        chains: of every unit, as the commit made them; None: not known here, so what the sources say is taken. sources: who may have each
+        unit. best: a version whose checkpoint is kept beside the newest ones. NoRouteError: a unit cannot be had; DiskFullError,
+        CheckpointError: it cannot be written. Older checkpoints stay good then, and nothing is left of this one.
         """
-        lacking = [unit for unit in self._model.units if unit not in chains or not sources.get(unit)]
+        lacking = [unit for unit in self._model.units if (chains is not None and unit not in chains) or not sources.get(unit)]
         if lacking:
             raise NoRouteError(
                 f"no peer is known that has the state of {lacking[0]} at version {version}: {len(lacking)} units lack one"
@@ -66,7 +66,10 @@ class Keeper:
             writer = await asyncio.to_thread(CheckpointWriter, self._folder, self._model, version)
             try:
                 wanted = await asyncio.to_thread(
-                    lambda: [self._wanted(writer, unit, chains[unit], sources[unit]) for unit in self._model.units]
+                    lambda: [
+                        self._wanted(writer, unit, None if chains is None else chains[unit], sources[unit])
+                        for unit in self._model.units
+                    ]
                 )
                 async with aclosing(download(self._pool, self._model.run, wanted, at_once=AT_ONCE)) as snapshots:
                     async for snapshot in snapshots:
@@ -77,7 +80,7 @@ class Keeper:
         log.info("checkpoint of version %d is at %s", version, path)
         return path
 
-    def _wanted(self, writer: CheckpointWriter, unit: TrainedUnit, chain: bytes, sources: Sequence[PeerRecord]) -> Wanted:
+    def _wanted(self, writer: CheckpointWriter, unit: TrainedUnit, chain: bytes | None, sources: Sequence[PeerRecord]) -> Wanted:
         check = trained_form(writer.parameters(unit))
         return Wanted(unit=unit, version=writer.version, chain=chain, check=check, sources=sources)
 

@@ -46,6 +46,7 @@ FLAGS = {
             "MODEL",
             "--run",
             *("--train-hours", "--train-share"),
+            "--keep",
             "--blocks",
             "--num-blocks",
             "--ends",

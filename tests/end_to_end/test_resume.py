@@ -1,0 +1,80 @@
+"""A run whose processes were all killed goes on from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from node.runs.local_trainer import train_locally
+from node.training.checkpoint.folder import CheckpointFolder
+from node.training.metrics import Row, VersionRow
+from node.training.spec.reading import read
+from tests.end_to_end.processes import ProcessPool
+from tests.end_to_end.training_swarm import STEPS, TrainingSwarm, write_run
+from tests.forked import ForkServer
+
+
+def undisturbed(run_file: Path, folder: Path) -> tuple[dict[int, float], dict[str, torch.Tensor]]:
+    """Losses by version, and the last parameters, of one process that nothing happens to."""
+    rows: list[Row] = []
+    run = train_locally(read(run_file), folder / "data", folder / "alone", lambda event: None, [rows.append])
+    parameters = {name: tensor for unit in run.units.states for name, tensor in run.units.stage.parameters(unit).items()}
+    return {row.version: row.loss for row in rows if isinstance(row, VersionRow)}, parameters
+
+
+def test_killed_whole_twice_and_a_unit_lost_the_run_learns_as_if_undisturbed(tmp_path: Path, fork_server: ForkServer) -> None:
+    run_file, faults = write_run(tmp_path / "run"), tmp_path / "faults"
+    faults.mkdir()
+    with ProcessPool(tmp_path, fork_server) as pool:
+        swarm = TrainingSwarm(pool, run_file)
+
+        checkpoints = CheckpointFolder(swarm.folder)
+
+        # the node comes first; all are killed while a checkpoint is written
+        swarm.node("anna", "0:3").wait_for("ready")
+        trainer = swarm.trainer("first", environment={"SWARM_FAULTS": str(faults)})
+        trainer.wait_for("checkpoint")
+        (faults / "checkpoint_rename").touch()
+        assert trainer.has_ended(60.0) and not list(faults.iterdir())
+        swarm.kill_all()
+        newest, before = checkpoints.versions()[0], swarm.losses()
+        assert max(before) > newest
+
+        # the trainer comes first; then the only stage of a block dies, and a newcomer has the checkpoint's version only
+        trainer = swarm.trainer("second")
+        trainer.wait_for("ready")
+        assert trainer.said.pop("checkpoint").startswith(f"version {newest} is in")
+        anna, bert = swarm.node("anna", "0:2"), swarm.node("bert", "2:3")
+        trainer.wait_for("checkpoint")
+        anna.wait_for("ready")
+        assert anna.said["training"].startswith(f"version {newest} of tiny")
+        swarm.kill(bert)
+        swarm.node("carl", "2:3")
+        newest = int(trainer.wait_for("restoring").partition(" to ")[2].partition(":")[0])
+        assert f"no stage has decoder/2:3 of a version after {newest}, " in trainer.said["restoring"]
+        assert anna.wait_for("restored").startswith(f"went back to version {newest}")
+        del trainer.said["version"]
+        trainer.wait_for("version")
+        swarm.kill_all()
+        assert len(swarm.losses()) < STEPS, "nothing was left to do"
+
+        # the node comes first again, and is told to restore
+        anna = swarm.node("anna", "0:3")
+        anna.wait_for("ready")
+        assert anna.said["training"].startswith("version 0 of tiny")
+        newest = checkpoints.versions()[0]
+        swarm.trainer("third").wait_for("trained")
+        assert f" version {newest} " in anna.wait_for("restored", 0.0)
+        found = swarm.losses()
+    expected, parameters = undisturbed(run_file, tmp_path)
+    print("largest difference of a loss:", max(abs(found[version] / expected[version] - 1) for version in expected))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert before == pytest.approx({version: expected[version] for version in before}, rel=1e-5)
+    assert checkpoints.versions()[0] == STEPS and len(checkpoints.versions()) == 3
+    assert not list(swarm.folder.glob(".checkpoint*")), "what was half written is gone"
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints.path(STEPS))
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, parameters[name.removeprefix("model.layers.")], rtol=1e-4, atol=1e-5)

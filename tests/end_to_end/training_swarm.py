@@ -1,0 +1,106 @@
+"""Real processes that train a tiny model: nodes and trainers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests.end_to_end.processes import NodeProcess, ProcessPool
+
+STEPS = 60
+
+RUN = """
+name = "tiny"
+[model]
+config = "config.json"
+tokenizer = "tokenizer.json"
+[data]
+train = ["text.txt"]
+sequence_tokens = 32
+[training]
+steps = 60
+batch_tokens = 64
+micro_batch_sequences = 2
+[optimizer]
+lr = 1e-3
+[schedule]
+warmup_steps = 2
+[evaluation]
+every_steps = 0
+samples = []
+[checkpoint]
+every_steps = 5
+[serving]
+every_versions = 0
+"""
+
+
+def write_run(folder: Path, text: str = RUN) -> Path:
+    """A run file, with data, a tokenizer of bytes, and the config of a llama with three blocks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate((*alphabet, "<end>"))}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, bos_token_id=256, eos_token_id=256, pad_token_id=256,
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    lines = (f"{number} and {number + 1} are {2 * number + 1}; the next line says more.\n" for number in range(400))
+    (folder / "text.txt").write_text("".join(lines))
+    (folder / "run.toml").write_text(text)
+    return folder / "run.toml"
+
+
+@dataclass
+class TrainingSwarm:
+    """Starts processes of one run; each finds the others by those that are up."""
+
+    pool: ProcessPool
+    run_file: Path
+    up: list[NodeProcess] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Metrics and checkpoints."""
+        return self.pool.folder / "runs" / "tiny"
+
+    def node(self, name: str, blocks: str, *more: str) -> NodeProcess:
+        """`swarm node --run` with a data directory of its name; it is not awaited."""
+        return self._start(name, ["node", "--run", str(self.run_file), "--blocks", blocks, "--quiet", *more])
+
+    def trainer(self, name: str, *more: str, environment: dict[str, str] | None = None) -> NodeProcess:
+        """`swarm train`; it is not awaited."""
+        return self._start(name, ["train", str(self.run_file), "--out", str(self.folder.parent), *more], environment)
+
+    def kill_all(self) -> None:
+        """kill -9 of all processes at once."""
+        for process in self.up:
+            process.send_signal(9)  # type: ignore[arg-type]
+        for process in self.up:
+            assert process.has_ended(10.0)
+        self.up.clear()
+
+    def kill(self, process: NodeProcess) -> None:
+        process.send_signal(9)  # type: ignore[arg-type]
+        assert process.has_ended(10.0)
+        self.up.remove(process)
+
+    def losses(self) -> dict[int, float]:
+        """By version, as the last trainer that stepped it has written."""
+        rows: list[dict[str, Any]] = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return {row["version"]: row["loss"] for row in rows if "loss" in row}
+
+    def _start(self, name: str, arguments: list[str], environment: dict[str, str] | None = None) -> NodeProcess:
+        common = ["--no-lan", "--listen", "127.0.0.1:0", "--data-dir", str(self.pool.folder / f"data-{name}")]
+        for other in self.up:
+            common += ["--peer", other.wait_for("multiaddr")]
+        process = self.pool.start(name, [*arguments, *common], environment)
+        self.up.append(process)
+        return process
