@@ -24,6 +24,7 @@ from node.cli import status_line
 from node.cli.console import Lines
 from node.events import Event
 from node.training.metrics import EvaluationRow, Row, VersionRow
+from node.training.report.amounts import duration, size
 from protocols.words import one_line
 
 LINE_S = 1.0
@@ -218,20 +219,3 @@ def evaluation_lines(row: EvaluationRow) -> list[tuple[str, str]]:
 def with_prompt(prompt: str, said: str) -> str:
     """A prompt and what follows, on one line."""
     return f"{prompt}{' ' if said[:1].isspace() else ''}{' '.join(said.split()) or '(white space)'}"
-
-
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, `12 min 30 s`, `8 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
-
-
-def size(num_bytes: float) -> str:
-    """`3.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
