@@ -25,10 +25,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "jinja2": ("swarm/thin",),
     "libp2p": ("swarm/lan",),
     "msgpack": ("protocols",),
+    "matplotlib": ("node/training/report/plots.py",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
     "pyarrow": ("node/training/data/columns.py",),
     "rich": ("node/cli",),
     "safetensors": ("swarm/models",),
+    "tensorboard": ("node/training/report/tensorboard.py",),
     "tokenizers": ("node/training/spec", "swarm/thin"),
     "torch": (
         "protocols/compression.py",
@@ -107,6 +109,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/rpc",
         "swarm/training",
     ),
+    "node/training/report": ("node/training",),
     "node/runs": (
         "node",
         "node/device",
@@ -196,6 +199,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "node/app.py",
         "node/runs",
         "node/training",
+        "node/training/data",
+        "node/training/report",
         "node/training/spec",
         "swarm",
         "swarm/checkpoints",
@@ -228,6 +233,7 @@ IMPURE = frozenset(
 
 CLOCK_READERS: dict[str, str] = {
     "node/cli": "what a person sees: ages, times of expiry, seconds that a command took",
+    "node/training/report/tensorboard.py": "the time of an event in a file",
     "swarm/weights/served.py": "since when the user waits, to be shown",
     "swarm/dht/sockets.py": "how old a socket's file is",
     "swarm/meeting/entering.py": "whether an invitation has expired; a test passes the moment",

@@ -168,6 +168,77 @@ def train_command(
     train.run(run_file, training, context.args)
 
 
+@app.command("runs")
+def runs_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    peer: options.AskedPeers = [],  # noqa: B006
+    lan: options.Lan = True,
+    swarm: options.Swarm = DEFAULT_SWARM,
+    join: options.Join = None,
+    allow: options.Allow = None,
+    deny: options.Deny = None,
+    trust: options.Trust = None,
+    identity: options.ClientIdentity = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """List the training runs of the swarm: version, stages, trainers, tokens/s."""
+    from node.cli import runs
+    from swarm import places
+    from swarm.meeting.entering import enter
+
+    into = enter(
+        swarm=swarm, peers=peer, data_dir=data_dir or places.data_dir(), join=join,
+        lists=Lists(allow=allow, deny=deny, trust=trust), identity=identity, warn=remark,
+    )  # fmt: skip
+    runs.run(into, as_json=as_json, data_dir=data_dir, lan=lan)
+
+
+@app.command("eval")
+@options.with_flags("asked", options.EvaluationOptions)
+def eval_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run file, the folder of a run, a model's directory (computed here, unless --peer is given), or a name in the swarm.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Text, JSONL, CSV or Parquet. Repeatable; none = the validation data of a run file.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    sequence_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--sequence-tokens", metavar="N", min=2, help="Cut documents after N tokens; default: the run file's, else up to 512."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
+    *,
+    asked: options.EvaluationOptions,
+) -> None:
+    """Print perplexity and bits per byte of a model on a text."""
+    from node.cli import evaluate
+
+    evaluate.run(model, data, sequence_tokens, as_json, asked)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, with metrics.jsonl.", show_default=False)],
+) -> None:
+    """Write report.html of a run: plots of loss, peers, speed and bytes, evaluations and events."""
+    from node.cli import report
+
+    report.run(folder)
+
+
 @app.command("generate")
 @options.with_flags("asked", options.ClientOptions, max_new_tokens=64)
 def generate_command(

@@ -138,9 +138,9 @@ async def until_signalled(serve: Callable[[], Coroutine[object, object, None]]) 
             os._exit(130)
         was_signalled = True
         task.cancel()
-        timer = threading.Timer(LAST_RESORT_S, _give_up)
-        timer.daemon = True
-        timer.start()
+        _last_resort.append(threading.Timer(LAST_RESORT_S, _give_up))
+        _last_resort[-1].daemon = True
+        _last_resort[-1].start()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -151,6 +151,16 @@ async def until_signalled(serve: Callable[[], Coroutine[object, object, None]]) 
     except asyncio.CancelledError:
         if not was_signalled:
             raise
+
+
+def has_ended() -> None:
+    """The loop of `until_signalled` is closed: what the process does after it may take its time."""
+    while _last_resort:
+        _last_resort.pop().cancel()
+
+
+_last_resort: list[threading.Timer] = []
+"""Since the signal."""
 
 
 def _give_up() -> None:

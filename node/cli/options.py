@@ -376,6 +376,32 @@ class ClientOptions:
         )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The flags of `swarm eval` that say where a model's nodes are; as `ClientOptions`."""
+
+    peer: AskedPeers = dataclasses.field(default_factory=list)
+    lan: Lan = True
+    swarm: Swarm = DEFAULT_SWARM
+    join: Join = dataclasses.field(default=None, repr=False)
+    allow: Allow = None
+    deny: Deny = None
+    trust: Trust = None
+    identity: ClientIdentity = None
+    model_name: ModelName = None
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
+    patience: Patience = ROUTE_TIMEOUT_S
+    data_dir: DataDir = None
+    accept_new_weights: AcceptNewWeights = False
+
+    def asking(self, model: str) -> ClientSettings:
+        """As `ClientOptions.asking`."""
+        return ClientOptions(max_new_tokens=1, **{one.name: getattr(self, one.name) for one in dataclasses.fields(self)}).asking(
+            model
+        )
+
+
 def with_flags(name: str, kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command's function whose parameter `name` stands for all flags of the dataclass `kind`. defaults: this command's own, by field."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli import node
+from node.cli import node, report
 from node.cli.console import Lines
 from node.cli.options import Training
 from node.cli.train_display import open_display
@@ -49,16 +49,21 @@ def _train(run_file: RunFile, flags: Training) -> None:
     config = node.read([Serve(model=run_file.name)], flags.hosting())
     descriptors.raise_limit()
     from node.runs.trainer import TrainConfig, run_trainer
+    from node.training.report.tensorboard import TensorBoard
 
     warned = Repetitions()
     train = TrainConfig(file=run_file, node=config, folder=flags.out / run_file.name)
-    with open_display(run_file.name, _num_steps(run_file)) as display:
+    try:
+        with open_display(run_file.name, _num_steps(run_file)) as display, TensorBoard(train.folder) as board:
 
-        def on_event(event: Event) -> None:
-            if event.kind != "warning" or warned.is_new(event.text):
-                display.event(event)
+            def on_event(event: Event) -> None:
+                if event.kind != "warning" or warned.is_new(event.text):
+                    display.event(event)
 
-        asyncio.run(node.until_signalled(lambda: run_trainer(train, on_event, [display.row])))
+            asyncio.run(node.until_signalled(lambda: run_trainer(train, on_event, [display.row, board.write])))
+    finally:
+        node.has_ended()
+        report.after_training(train.folder, Lines())
     Lines().say("left")
     sys.stderr.flush()
     os._exit(0)  # as `swarm node` does
@@ -66,11 +71,15 @@ def _train(run_file: RunFile, flags: Training) -> None:
 
 def _train_locally(run_file: RunFile, flags: Training) -> None:
     from node.runs.local_trainer import train_locally
+    from node.training.report.tensorboard import TensorBoard
     from swarm import places
 
-    with open_display(run_file.name, _num_steps(run_file)) as display:
-        data_dir = flags.data_dir or places.data_dir()
-        train_locally(run_file, data_dir, flags.out / run_file.name, display.event, [display.row])
+    folder, data_dir = flags.out / run_file.name, flags.data_dir or places.data_dir()
+    try:
+        with open_display(run_file.name, _num_steps(run_file)) as display, TensorBoard(folder) as board:
+            train_locally(run_file, data_dir, folder, display.event, [display.row, board.write])
+    finally:
+        report.after_training(folder, Lines())
 
 
 def _num_steps(run_file: RunFile) -> int:

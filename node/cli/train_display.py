@@ -16,7 +16,7 @@ from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +35,9 @@ RECENT = 50
 
 TOLD = frozenset(("waiting",))
 """Lines of events that `event` has brought, too."""
+
+NARROW_COLUMNS = 60
+"""A narrower terminal gets no bar."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -88,10 +91,14 @@ class LiveDisplay:
 
     def __init__(self, name: str, num_steps: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._name, self._num_steps, self._console, self._clock = name, num_steps, console, clock
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"), console=console, expand=True,
-        )  # fmt: skip
+        columns: list[ProgressColumn] = [
+            TextColumn("[bold]{task.description}"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        ]
+        if console.width >= NARROW_COLUMNS:
+            columns[1:1] = [BarColumn(bar_width=None), TaskProgressColumn()]
+        self._progress = Progress(*columns, console=console, expand=True)
         self._task = self._progress.add_task(name, total=num_steps, left="")
         self._times: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._losses: list[float] = []

@@ -60,21 +60,19 @@ class ServedSamples:
         return await asyncio.to_thread(self._tokenizer.decode, found)
 
     async def _route(self) -> tuple[SessionConfig, Router]:
-        """To the newest version of which all blocks are served, in the precision in which most of them are."""
+        """To the newest version that is served, in the precision in which most blocks are."""
         peers = (await self._peer.directory.snapshot(self._run.name)).peers
         blocks = [one for _, one in served.served(peers, self._run.name) if one.weights.model == self._run]
-        covered: dict[Weights, set[int]] = {}
-        for one in blocks:
-            covered.setdefault(one.weights, set()).update(range(one.span.start, one.span.stop))
-        whole = [weights for weights, found in covered.items() if len(found) == self._num_blocks]
-        weights = max(whole, key=lambda one: (one.version, one.chain), default=Weights(self._run))
-        dtype = served.best_dtype([one for one in blocks if one.weights == weights], self._num_blocks, COMPUTE_DTYPES)
+        dtype = served.best_dtype(blocks, self._num_blocks, COMPUTE_DTYPES)
         config = SessionConfig(
             route_timeout_s=ROUTE_TIMEOUT_S, dtype=dtype, hidden_size=self._defaults.hidden_size or 1,
             vocab_size=self._defaults.vocab_size,
         )  # fmt: skip
         peer = self._peer
-        return config, Router(peer.directory, peer.ping, weights, self._num_blocks, NodeCommand(), regard_of(peer))
+        router = Router(
+            peer.directory, peer.ping, Weights(self._run), self._num_blocks, NodeCommand(), regard_of(peer), takes_newest=True
+        )
+        return config, router
 
     def close(self) -> None:
         self._sandbox.close()

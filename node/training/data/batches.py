@@ -76,7 +76,7 @@ class Batches:
         """Micro-batch `index` (0 <= index < num_micro_batches) of the batch that makes version + 1 of version."""
         assert version >= 0 and 0 <= index < self._num_micro_batches, f"micro-batch {index} of version {version}"
         first = (version * self._num_micro_batches + index) * self._num_sequences
-        return _joined(self._data, map(self._sequence, range(first, first + self._num_sequences)))
+        return joined(self._data, map(self._sequence, range(first, first + self._num_sequences)))
 
     def validation(self) -> Iterator[MicroBatch]:
         """The validation data in order, each sequence once; the last micro-batch may be smaller. Empty if there is none."""
@@ -84,7 +84,7 @@ class Batches:
             return
         sequences = (source.read(number) for source in self._cut(self._validation) for number in range(len(source)))
         while batch := list(itertools.islice(sequences, self._num_sequences)):
-            yield _joined(self._validation, batch)
+            yield joined(self._validation, batch)
 
     def _cut(self, data: TokenData) -> list[Sequences]:
         return [sequences_of(source, self._length, self._packing, data.pad_id) for source in data.sources]
@@ -96,7 +96,8 @@ class Batches:
         return found.read(permuted(order_key(self._seed, source, passes), len(found), place))
 
 
-def _joined(data: TokenData, sequences: Iterable[Sequence]) -> MicroBatch:
+def joined(data: TokenData, sequences: Iterable[Sequence]) -> MicroBatch:
+    """Sequences of equal length as one micro-batch."""
     parts = list(sequences)
     labels, positions = np.stack([one.labels for one in parts]), np.stack([one.positions for one in parts])
     targets = labels[labels >= 0]

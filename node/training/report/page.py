@@ -33,7 +33,8 @@ p.about { color: #59636e; margin: 0 0 20px; }
 figure { margin: 0; padding: 10px; } figure img { width: 100%; display: block; }
 table { border-collapse: collapse; width: 100%; background: #fff; border: 1px solid #d9dee3; font-size: 13.5px; }
 th, td { text-align: left; padding: 6px 12px; border-top: 1px solid #e4e7eb; vertical-align: top; }
-th { color: #59636e; font-weight: 600; border-top: 0; white-space: nowrap; } th.number { text-align: right; } td:last-child { width: 100%; } td.number { text-align: right; white-space: nowrap; }
+th { color: #59636e; font-weight: 600; border-top: 0; white-space: nowrap; } th.number { text-align: right; }
+td:last-child { width: 100%; } td.number { text-align: right; white-space: nowrap; }
 td.sample { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 12.5px; white-space: pre-wrap; }
 td.sample i { color: #1f6feb; font-style: normal; }
 """
@@ -114,7 +115,8 @@ def _events(history: History) -> str:
         f"<td>{html.escape(one.kind)}</td><td>{html.escape(one.text)}</td></tr>\n"
         for one in list(history.events)[-MAX_EVENTS:]
     )
-    return f"<h2>Events</h2>\n<table><tr><th class="number">time</th><th class="number">version</th><th>event</th><th></th></tr>\n{''.join(shown)}</table>\n"
+    head = '<tr><th class="number">time</th><th class="number">version</th><th>event</th><th></th></tr>'
+    return f"<h2>Events</h2>\n<table>{head}\n{''.join(shown)}</table>\n"
 
 
 def _number(value: object) -> str:

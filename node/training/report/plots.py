@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +30,12 @@ class Plot:
 def write_plots(history: History, folder: Path) -> list[tuple[Plot, bytes]]:
     """Draw all plots into the folder; each with its PNG. ConfigError if matplotlib is not installed. OSError: it cannot be written."""
     try:
-        figures: Any = importlib.import_module("matplotlib.figure")
+        from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("the report's plots need matplotlib: pip install 'murmuration[train]'") from None
     found = []
     for plot in PLOTS:
-        figure = figures.Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+        figure: Any = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
         axes = figure.add_subplot()
         _prepare(axes, plot.title)
         plot.draw(axes, history)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,19 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    """A listener of rows. `close` it, or use it as a context."""
+    """Told each line of the metrics. `close` it, or use it as a context."""
 
-    def __init__(self, folder: Path, wall_s: float | None = None) -> None:
-        """folder: of the run. wall_s: the time of all events, for tests; None = when they are written."""
-        self._wall_s, self._writer = wall_s, _writer(folder / FOLDER)
+    def __init__(self, folder: Path) -> None:
+        """folder: of the run. The file is made with the first line."""
+        self._folder, self._is_closed = folder / FOLDER, False
+        self._writer: Any = None
 
-    def row(self, row: Row) -> None:
+    def write(self, row: Row) -> None:
         """Scalars of a version or an evaluation at its version; samples as text."""
-        if self._writer is None:
+        if self._writer is None and not self._is_closed:
+            self._writer = _writer(self._folder)
+            self._is_closed = self._writer is None
+        if self._is_closed:
             return
         if isinstance(row, VersionRow):
             self._write(row.version, {f"train/{key}": getattr(row, key) for key in _OF_VERSIONS})
@@ -36,9 +41,10 @@ class TensorBoard:
             self._write(row.evaluation, found, row.samples)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Later lines are ignored."""
+        writer, self._writer, self._is_closed = self._writer, None, True
+        if writer is not None:
+            writer.close()
 
     def __enter__(self) -> TensorBoard:
         return self
@@ -47,8 +53,8 @@ class TensorBoard:
         self.close()
 
     def _write(self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None) -> None:
-        event_pb2: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
-        summary_pb2: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
         summary = summary_pb2.Summary()
         for tag, value in scalars.items():
             summary.value.add(tag=tag, simple_value=value)
@@ -59,13 +65,13 @@ class TensorBoard:
             value.tensor.string_val.append(f"{prompt}{said}".encode())
         assert self._writer is not None
         event = event_pb2.Event(step=step, summary=summary)
-        event.wall_time = self._wall_s if self._wall_s is not None else _now_s()
+        event.wall_time = time.time()
         try:
             self._writer.add_event(event)
             self._writer.flush()
         except OSError as error:
             log.warning("no more events for TensorBoard: %s", error)
-            self._writer = None
+            self._writer, self._is_closed = None, True
 
 
 _OF_VERSIONS = ("loss", "lr", "grad_norm", "tokens_per_s", "peers", "bytes_sent", "waiting_s", "redone")
@@ -75,16 +81,11 @@ _OF_EVALUATIONS = ("loss", "perplexity", "bits_per_byte")
 def _writer(folder: Path) -> Any:
     """None if tensorboard is not installed, or the folder cannot be written."""
     try:
-        module: Any = importlib.import_module("tensorboard.summary.writer.event_file_writer")
-        return module.EventFileWriter(str(folder))
-    except ImportError:
-        return None
-    except OSError as error:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        return EventFileWriter(str(folder))
+    except (ImportError, OSError) as error:
+        if importlib.util.find_spec("tensorboard") is None:
+            return None
         log.warning("no events for TensorBoard: %s", error)
         return None
-
-
-def _now_s() -> float:
-    import time
-
-    return time.time()

@@ -36,7 +36,14 @@ ASKING = [
     "--device",
     "--dtype",
 ]
+WHERE = ["--peer", "--lan", "--swarm", "--join", "--allow", "--deny", "--trust", "--identity"]
 FLAGS = {
+    "runs": ["--json", *WHERE, "--data-dir"],
+    "eval": [
+        *("MODEL", "--data", "--sequence-tokens", "--json", *WHERE, "--model-name", "--device", "--dtype", "--patience"),
+        *("--data-dir", "--accept-new-weights"),
+    ],
+    "report": ["DIR"],
     "train": [
         *("RUN.toml", "--local", "--dry-run", "--out", "--peer", "--lan", "--listen", "--announce", "--swarm", "--join"),
         *("--allow", "--deny", "--trust", "--name", "--identity", "--data-dir", "--accept-new-weights"),

@@ -1,0 +1,112 @@
+"""`swarm eval`: perplexity and bits per byte on a text.
+
+The model is a directory of this machine, which is computed here, or a name in the swarm, whose blocks nodes compute. A run file stands for
+its run, and for its validation data. Of the folder of a run (`runs/NAME`), the newest checkpoint is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from node.cli.asking import open_model
+from node.cli.options import EvaluationOptions
+from protocols.errors import ConfigError
+from swarm import places
+from swarm.places import is_place
+
+if TYPE_CHECKING:
+    from node.training.data.sources import Source
+    from node.training.scoring import Score
+    from node.training.spec.run_file import RunFile
+
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,12})")
+
+
+def run(model: str, data: Sequence[Path], sequence_tokens: int | None, as_json: bool, asked: EvaluationOptions) -> None:
+    """Print one line, or JSON. ConfigError: no text is named, or it cannot be read; else what keeps the model from answering."""
+    file = _run_file(model)
+    sources = _sources(data, file)
+    length = sequence_tokens or (file.data.sequence_tokens if file else None)
+    cache = (asked.data_dir or places.data_dir()) / "tokens"
+    if file is None and is_place(model) and not asked.peer:
+        name, found = _of_directory(_checkpoint(Path(model).expanduser()), sources, cache, length)
+    else:
+        name, found = _of_swarm(file.name if file else model, sources, cache, length, asked)
+    if as_json:
+        print(json.dumps({"model": name, **asdict(found)}), flush=True)
+    else:
+        print(
+            f"{name}: loss {found.loss:.4f}, perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits per byte, over "
+            f"{found.tokens:,} tokens",
+            flush=True,
+        )
+
+
+def _run_file(model: str) -> RunFile | None:
+    if not model.endswith(".toml"):
+        return None
+    from node.training.spec.reading import read
+
+    return read(Path(model))
+
+
+def _sources(data: Sequence[Path], file: RunFile | None) -> Sequence[Source]:
+    from node.training.data.sources import Source
+
+    if data:
+        return [Source(files=(str(path.expanduser().resolve()),)) for path in data]
+    if file is not None and file.data.validation:
+        return file.data.validation
+    raise ConfigError(
+        "no text to evaluate on: give --data FILE (text, JSONL, CSV or Parquet), or a run file with data.validation"
+    )
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The folder itself, or the newest checkpoint of a run's folder."""
+    found = [(int(match[1]), one) for one in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(one.name))]
+    return folder if (folder / "config.json").exists() or not found else max(found)[1]
+
+
+def _of_directory(folder: Path, sources: Sequence[Source], cache: Path, length: int | None) -> tuple[str, Score]:
+    from node.training import scoring
+
+    checkpoint = scoring.open_checkpoint(folder)
+    length = length or _length(getattr(checkpoint.config, "max_position_embeddings", None))
+    text = scoring.text_of(sources, folder, checkpoint.vocab_size, cache, length)
+    return str(folder), scoring.score(text, scoring.of_checkpoint(checkpoint))
+
+
+def _of_swarm(
+    name: str, sources: Sequence[Source], cache: Path, length: int | None, asked: EvaluationOptions
+) -> tuple[str, Score]:
+    with open_model(asked.asking(name)) as model:
+        from node.training import scoring
+
+        length = length or _length(model.remote.max_positions)
+        text = scoring.text_of(sources, model.remote.path, model.config.get_text_config().vocab_size, cache, length)
+        return name, scoring.score(text, _loss_of(model))
+
+
+def _loss_of(model: object) -> Callable[..., float]:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    def loss_of(one: object) -> float:
+        ids, labels = (torch.from_numpy(getattr(one, key)).long() for key in ("ids", "labels"))
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits  # type: ignore[operator]
+        return float(cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"))
+
+    return loss_of
+
+
+def _length(most: int | None) -> int:
+    from node.training.scoring import DEFAULT_SEQUENCE_TOKENS
+
+    return min(most or DEFAULT_SEQUENCE_TOKENS, DEFAULT_SEQUENCE_TOKENS)

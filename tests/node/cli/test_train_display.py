@@ -1,0 +1,75 @@
+"""What `swarm train` shows: lines for scripts, a display for people."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from node.cli.train_display import LineDisplay, LiveDisplay, open_display, sparks
+from node.events import Event
+from node.training.metrics import EventRow, VersionRow, mean_row
+
+ROW = VersionRow(
+    version=1, tokens=2048, loss=3.25, lr=1e-3, grad_norm=0.5, time_s=1.0, tokens_per_s=1_500.0, peers=3, bytes_sent=2_500_000,
+    waiting_s=0.1, redone=2,
+)  # fmt: skip
+SAID = {"A list is": "\n a  list\x1b[2J of things"}
+
+
+class Hand:
+    """A clock that a test moves."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_script_gets_a_line_a_second_and_the_last_version(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Hand()
+    display = LineDisplay(6, clock=clock)
+    for number, now_s in ((1, 0.0), (2, 0.4), (3, 0.9), (4, 1.1), (5, 1.2), (6, 1.3)):
+        clock.now_s = now_s
+        display.row(replace(ROW, version=number))
+    display.row(mean_row(6, 30.0, 10, 24, 6.5, SAID))
+    display.row(EventRow(event="gone", version=6, time_s=1.0, text="anna"))
+    display.row(EventRow(event="waiting", version=6, time_s=1.0, text="for a stage"))
+    display.event(Event("waiting", "for a stage"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines if line.startswith("version")] == ["1", "4", "6"]
+    assert lines[0] == "version: 1: loss 3.2500, lr 1.00e-03, grad 0.500, 1,500 tokens/s, 3 stages, 2.5 MB sent, 2 redone"
+    assert lines[3] == "evaluation: 6: loss 3.0000, perplexity 20.09, 1.8034 bits per byte"
+    assert lines[4].startswith("sample: 6: A list is a list") and "\x1b" not in lines[4]
+    assert lines[5:] == ["gone: anna", "waiting: for a stage"]
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_a_person_sees_where_the_run_is_and_when_it_ends(width: int) -> None:
+    clock = Hand()
+    console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
+    display = LiveDisplay("prose", 100, console, clock)
+    for number in range(1, 11):
+        clock.now_s += 2.0
+        display.row(replace(ROW, version=number, loss=8 - number / 2))
+    display.row(mean_row(10, 30.0, 10, 24, 6.5, SAID))
+    display.event(Event("waiting", "no stage hosts block 3"))
+    with console.capture() as captured:
+        console.print(display.render())
+    text = captured.get()
+    for shown in ("prose", "10/100", "3 min 00 s left", "3.0000", "1.803 at 10", "1,500", "25.0 MB", "A list is a list", "20"):
+        assert shown in text, f"{shown} is not in:\n{text}"
+    assert "no stage hosts block 3" in text and "\x1b[2J" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_without_a_terminal_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_display("prose", 100) as display:
+        assert isinstance(display, LineDisplay)
+
+
+def test_sparks_go_down_with_the_loss() -> None:
+    assert sparks([4.0, 3.0, 2.0, 1.0]) == "█▆▃▁" and sparks([1.0]) == "" and sparks([2.0, 2.0]) == "▁▁"
+    assert len(sparks([float(number) for number in range(1000)])) == 16
