@@ -1,7 +1,8 @@
 """Writes the questions and answers of this example, and links the model.
 
-They are made from the language reference that every Python carries (`pydoc_data.topics`): a paragraph that begins with "A list display
-is …" answers "In Python, what is a list display?". Every tenth goes to `held-out.jsonl` instead of `train.jsonl`. One line is one conversation.
+They are made from the language reference that every Python carries (`pydoc_data.topics`): a paragraph that begins with "A list display is
+…" answers "In Python, what is a list display?". Every tenth goes to `held-out.jsonl` instead of `train.jsonl`. One line is one
+conversation.
 
 Run: .venv/bin/python examples/finetune-smollm/prepare.py CHECKPOINT [DIRECTORY]
 """
@@ -23,7 +24,9 @@ HELD_OUT = 10
 LENGTHS = range(60, 900)
 """Letters of an answer."""
 
-DEFINES = re.compile(
+VERBS = "is|are|has|have|can|may|must|do|does|will|should|returns|raises|allows|defines"
+
+DEFINES = re.compile(rf'((?:An?|The)? ?["\w][\w"().*-]*(?: [\w"().*-]+){{0,6}}?) ({VERBS}) ')
     r'((?:An?|The)? ?["\w][\w"().*-]*(?: [\w"().*-]+){0,6}?) (is|are|has|have|can|may|must|do|does|will|should|returns|raises|allows|defines) '
 )
 """How a paragraph begins that says what something is."""
