@@ -27,8 +27,6 @@ LENGTHS = range(60, 900)
 VERBS = "is|are|has|have|can|may|must|do|does|will|should|returns|raises|allows|defines"
 
 DEFINES = re.compile(rf'((?:An?|The)? ?["\w][\w"().*-]*(?: [\w"().*-]+){{0,6}}?) ({VERBS}) ')
-    r'((?:An?|The)? ?["\w][\w"().*-]*(?: [\w"().*-]+){0,6}?) (is|are|has|have|can|may|must|do|does|will|should|returns|raises|allows|defines) '
-)
 """How a paragraph begins that says what something is."""
 
 NO_SUBJECTS = frozenset(
