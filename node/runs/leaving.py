@@ -1,4 +1,4 @@
-"""A stage leaves a run: its sums are not lost if that costs little.
+"""A stage leaves a run and gives its sums first.
 
 It takes no new micro-batch, and waits for those in hand and for the step of the version that is in its sums. Trainers send micro-batches
 another way at its first refusal. A version that takes longer goes on without it: what only its sums had is computed again.

@@ -1,4 +1,4 @@
-"""Two `swarm train` of one run, killed and told to leave at will."""
+"""Two `swarm train` of one run, ended at will."""
 
 from __future__ import annotations
 

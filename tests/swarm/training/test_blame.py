@@ -1,4 +1,4 @@
-"""Stages that are left out, micro-batches that are at fault, and late ones."""
+"""Stages at fault, micro-batches at fault, late ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who coordinates: one trainer in the end, whatever each of them has heard."""
+"""Trainers that hear each other end with one that coordinates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The desk: every index is leased until it is reported, whatever is lost on the way."""
+"""The desk leases every index until it is reported."""
 
 from __future__ import annotations
 

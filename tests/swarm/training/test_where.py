@@ -1,4 +1,4 @@
-"""At which version a run is, and which stages are asked how far they are."""
+"""At which version a run is; which stages are asked."""
 
 from __future__ import annotations
 
