@@ -50,7 +50,7 @@ def test_a_node_pauses_by_key_and_signal_while_the_run_goes_on_and_loses_nothing
             states = {one["state"]: one for one in rows["run"]}
             assert set(states) == {"training", "paused", ""}
             assert states["paused"]["version"] > 0 and states["paused"]["queue"] == 0, "it steps with the others"
-            assert states[""]["roles"] == ["trainer"]
+            assert "trainer" in states[""]["roles"]
 
             ben.signal(signal.SIGUSR1)
             ben.until("training goes on")
