@@ -79,7 +79,7 @@ class RunNode:
         self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, num_micro_batches=spec.num_micro_batches)
         self.taking_part = TakingPart(
             self.units, self.trained, Members(run, folder, self.pool), self.pool, self.identity.peer_id, lambda event: None,
-            on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)),
+            on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)), num_blocks=num_blocks,
         )  # fmt: skip
         self._span = stage.span
         self._keeps_up: asyncio.Task[None] | None = None
@@ -95,7 +95,7 @@ class RunNode:
         address = f"127.0.0.1:{await self.server.start()}"
         self.runs.connect(SimpleNamespace(identity=self.identity, pool=self.pool, peer_id=self.identity.peer_id))  # type: ignore[arg-type]
         self.trained.is_catching_up = True
-        self.runs.open(self.units, self.trained, self.take, _no_publish)
+        self.runs.open(self.units, self.trained, self.take, _no_publish, _no_restore)
         await self.taking_part.catch_up()
         self.trained.is_catching_up = False
         self._keeps_up = asyncio.create_task(self.taking_part.keep_up())
@@ -128,6 +128,10 @@ async def _at_once(num_bytes: int) -> None:
 
 async def _no_publish(publish: Publish) -> int:
     raise AssertionError("no version is published here")
+
+
+async def _no_restore(restore: object) -> int:
+    raise AssertionError("the run goes back to no checkpoint here")
 
 
 @dataclass(frozen=True)
