@@ -44,6 +44,7 @@ from swarm.clock import SYSTEM, Clock
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer, software
 from swarm.rpc.call import Call, Handlers
+from swarm.rpc.pool import ChannelPool
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
 from swarm.training.election import Trainers
@@ -72,10 +73,16 @@ class TrainConfig:
 
 
 AfterStep = Callable[[Step], Awaitable[None]]
+MakeWork = Callable[[Members, ChannelPool], AfterStep]
 
 
-async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow] = (), clock: Clock = SYSTEM) -> None:
-    """Train until the run's last version. Whatever keeps it from that is raised as a SwarmError, after everything was stopped."""
+async def run_trainer(
+    config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow] = (), clock: Clock = SYSTEM, also: Sequence[MakeWork] = ()
+) -> None:
+    """Train until the run's last version. Whatever keeps it from that is raised as a SwarmError, after everything was stopped.
+
+    also: make further work after each step, beside what is published and evaluated.
+    """
     uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
     keepers = KeeperServer(uploader.turn)
 
@@ -104,7 +111,12 @@ async def run_trainer(config: TrainConfig, on_event: OnEvent, listeners: Sequenc
             with MetricsFile(config.folder) as metrics:
                 journal = Journal(metrics, listeners, clock)
                 async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
-                    after = [Comings(members, journal).after, Publisher(run.spec, members, peer.pool).after, evaluator.after]
+                    after: list[AfterStep] = [
+                        Comings(members, journal).after,
+                        Publisher(run.spec, members, peer.pool).after,
+                        evaluator.after,
+                    ]
+                    after += [make(members, peer.pool) for make in also]
                     trainer = Trainer(run, data, peer, members, journal, on_event, after, keeping, clock)
                     desk.open(run.model, trainer.turns)
                     await peer.directory.announce(lambda: _record(config.node, peer, run, keeping), (run.model.name,))
