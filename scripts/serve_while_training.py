@@ -1,4 +1,4 @@
-"""Prompts are answered all the time while a run trains, and nodes die.
+"""Prompts are answered while a run trains, and nodes die.
 
 Four nodes, two replicas of each half of a tiny Llama, train and serve; clients ask without a pause; the node that gave the latest answer
 is killed (-9), twice. Every answer is compared with Hugging Face's `generate` on the weights of the version that it names.

@@ -1,4 +1,4 @@
-"""A run that trains and serves, with clients that ask all the time.
+"""A run that trains and serves, with clients that ask continuously.
 
 Nodes are processes; trainer and clients are in this one. After each step to a version that is served, the trainer's work copies the state
 of all units from the stages, so that each answer can be compared with Hugging Face's `generate` on the weights of the version it names.
@@ -103,9 +103,9 @@ class ServedRun:
             listen="127.0.0.1:0", peer=list(self.peers), lan=False, data_dir=self.folder / "trainer"
         )  # fmt: skip
         config = TrainConfig(file=file, node=read_config([Serve(model=file.name)], flags), folder=self.folder / "runs")
-        await run_trainer(config, lambda event: None, also=[self._recorder])
+        await run_trainer(config, lambda event: None, also=[self._copying])
 
-    def _recorder(self, members: Members, pool: ChannelPool) -> AfterStep:
+    def _copying(self, members: Members, pool: ChannelPool) -> AfterStep:
         async def after(step: Step) -> None:
             self.seconds[step.version] = step.seconds
             if step.version % SERVE_EVERY == 0:

@@ -5,22 +5,50 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+import torch
+
+from swarm.client import SwarmModelForCausalLM
+from swarm.client.fetching import InTrainingError
 from tests.end_to_end.processes import ProcessPool
 from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, judge
 from tests.end_to_end.tiny_run import write_tiny_run
 from tests.forked import ForkServer
 
+STEPS = 10
+
 
 def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, fork_server: ForkServer) -> None:
-    run_file = write_tiny_run(tmp_path / "run", steps=10, batch_tokens=256, checkpoint_every=SERVE_EVERY, serve_every=SERVE_EVERY)
+    run_file = write_tiny_run(
+        tmp_path / "run", steps=STEPS, batch_tokens=256, checkpoint_every=SERVE_EVERY, serve_every=SERVE_EVERY
+    )
     with ProcessPool(tmp_path, fork_server) as pool:
         run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={5: -1})
         run.start("0:2", "2:4", "2:4")
         asyncio.run(run.train())
-    verdict = judge(run)
-    print(verdict)
-    assert not run.failures and not verdict.mixed and not verdict.wrong
-    assert len(verdict.by_version) >= 3, "versions changed while clients asked"
-    [dead] = run.dead
-    used = [dead in answer.route for answer in run.answers]
-    assert any(used) and not all(used) and len(run.seconds) == 10, "a peer that answered was killed, and the run went on"
+        verdict = judge(run)
+        print(verdict)
+        assert not run.failures and not verdict.mixed and not verdict.wrong
+        assert len(verdict.by_version) >= 3, "versions changed while clients asked"
+        [dead] = run.dead
+        used = [dead in answer.route for answer in run.answers]
+        assert any(used) and not all(used) and len(run.seconds) == STEPS, "a peer that answered was killed, and the run went on"
+        _ask_by_transformers_and_by_command(run)
+
+
+def _ask_by_transformers_and_by_command(run: ServedRun) -> None:
+    """Without `thin`: embedding and head of a model in training are the nodes'."""
+    shared = {"peers": run.peers, "cache_dir": run.folder / "client", "patience_s": 20.0}
+    last = run.answers[-1]
+    with SwarmModelForCausalLM.from_pretrained("tiny", **shared) as model:
+        assert model.version is None
+        ids = model.generate(torch.tensor([last.prompt]), max_new_tokens=run.num_tokens, do_sample=False)
+        assert (ids[0, len(last.prompt) :].tolist(), (model.version,)) == (last.tokens, last.versions)
+    with pytest.raises(InTrainingError, match="tiny is a model in training.*load it with thin=True"):
+        SwarmModelForCausalLM.from_pretrained("tiny", thin=False, **shared)
+    words = ["generate", "tiny", "A list is", "--max-new-tokens", "4", "--stats", "--no-lan", "--follow"]
+    asked = run.pool.start(
+        "asked", [*words, *(word for peer in run.peers for word in ("--peer", peer)), "--data-dir", str(run.folder / "client")]
+    )
+    assert asked.has_ended(60) and asked.code == 0, asked.last_words()
+    assert f"0 replaced, version {last.versions[0]}" in asked.last_words()
