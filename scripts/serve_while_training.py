@@ -32,11 +32,12 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         folder / "run", steps=options.versions, batch_tokens=options.batch_tokens, checkpoint_every=SERVE_EVERY,
         serve_every=SERVE_EVERY,
     )  # fmt: skip
-    deaths = {options.versions // 3: -1, 2 * options.versions // 3: 0}
+    first, second = options.deaths
     with ForkServer() as server, ProcessPool(folder, server) as pool:
         served = ServedRun(
-            run_file=run_file, folder=folder, pool=pool, num_clients=options.clients, num_tokens=options.tokens, deaths=deaths
-        )
+            run_file=run_file, folder=folder, pool=pool, num_clients=options.clients, num_tokens=options.tokens,
+            deaths={first: -1, second: 0}, limit_s=options.limit_s,
+        )  # fmt: skip
         served.start("0:2", "2:4", "0:2", "2:4")
         began_s = time.monotonic()
         asyncio.run(served.train())
@@ -61,6 +62,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int, default=256)
+    parser.add_argument("--deaths", type=int, nargs=2, default=(100, 200), help="versions after which a node is killed")
+    parser.add_argument("--limit-s", type=float, help="end the run after so many seconds, and compare what there is")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         result = run(parser.parse_args(), Path(folder))

@@ -70,6 +70,9 @@ class ServedRun:
     """Of each step, by the version that it ended with."""
     deaths: dict[int, int] = field(default_factory=dict)
     """By version: which hop of the latest answer's route is killed (-9) after the step to it."""
+    limit_s: float | None = None
+    is_cut: bool = False
+    """The limit came before the run's last version."""
     dead: list[str] = field(default_factory=list)
     """PeerIDs of those that were."""
 
@@ -87,10 +90,13 @@ class ServedRun:
         return tuple(node.said["multiaddr"] for node in self.nodes)
 
     async def train(self) -> None:
-        """To the run's last version, while the clients ask; once more afterwards."""
+        """To the run's last version, or for `limit_s`, while the clients ask; one asks afterwards, too."""
         asking = [asyncio.create_task(self._ask_on(number)) for number in range(self.num_clients)]
         try:
-            await self._trainer()
+            async with asyncio.timeout(self.limit_s):
+                await self._trainer()
+        except TimeoutError:
+            self.is_cut = True
         finally:
             for task in asking:
                 task.cancel()

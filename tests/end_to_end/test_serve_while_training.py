@@ -44,7 +44,7 @@ def _ask_by_transformers_and_by_command(run: ServedRun) -> None:
         assert model.version is None
         ids = model.generate(torch.tensor([last.prompt]), max_new_tokens=run.num_tokens, do_sample=False)
         assert (ids[0, len(last.prompt) :].tolist(), (model.version,)) == (last.tokens, last.versions)
-    with pytest.raises(InTrainingError, match="tiny is a model in training.*load it with thin=True"):
+    with pytest.raises(InTrainingError, match=r"tiny is a model in training.*load it with thin=True"):
         SwarmModelForCausalLM.from_pretrained("tiny", thin=False, **shared)
     words = ["generate", "tiny", "A list is", "--max-new-tokens", "4", "--stats", "--no-lan", "--follow"]
     asked = run.pool.start(
