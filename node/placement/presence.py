@@ -128,16 +128,21 @@ class Presence:
     def hosted(self) -> list[Hosted]:
         """The blocks of every host, the newest first, and those that we are about to host; then what all hosts of one state and one set of
         weights have beside their blocks, since others count a unit for all blocks of those."""
-        found = [self._unit(host.served.blocks, host.served.weights, _state(host), host.load()) for host in reversed(self.hosts)]
+        hosts = [host for host in reversed(self.hosts) if not self._is_left_out(host)]
+        found = [self._unit(host.served.blocks, host.served.weights, _state(host), host.load()) for host in hosts]
         if self.joining is not None:
             speed = Load(block_ms=self.hosts[-1].block_ms) if self.hosts else NO_LOAD
             found.append(self._unit(Blocks.of(self.joining), self.weights, "joining", speed))
         groups: dict[tuple[Weights, str], list[frozenset[Unit]]] = {}
-        for host in reversed(self.hosts):
+        for host in hosts:
             groups.setdefault((host.served.weights, _state(host)), []).append(host.served.beside)
         for (weights, state), beside in groups.items():
             found += [self._unit(unit, weights, state) for unit in sorted(beside[0].intersection(*beside))]
         return found
+
+    def _is_left_out(self, host: Host) -> bool:
+        """An older version that is drained: no route leads there, and three versions of a long name do not fit into a record."""
+        return host.is_draining and host.served.weights.version < self.weights.version
 
     def _unit(self, unit: Unit, weights: Weights, state: str, load: Load = NO_LOAD) -> Hosted:
         capacity = self.capacity_blocks if isinstance(unit, Blocks) else 0

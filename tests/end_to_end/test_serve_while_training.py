@@ -15,7 +15,7 @@ from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, judge
 from tests.end_to_end.tiny_run import write_tiny_run
 from tests.forked import ForkServer
 
-STEPS = 10
+STEPS = 6
 
 
 def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, fork_server: ForkServer) -> None:
@@ -23,7 +23,7 @@ def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, f
         tmp_path / "run", steps=STEPS, batch_tokens=256, checkpoint_every=SERVE_EVERY, serve_every=SERVE_EVERY
     )
     with ProcessPool(tmp_path, fork_server) as pool:
-        run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={5: -1})
+        run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1})
         run.start("0:2", "2:4", "2:4")
         asyncio.run(run.train())
         verdict = judge(run)
