@@ -73,6 +73,8 @@ class ServedRun:
     limit_s: float | None = None
     is_cut: bool = False
     """The limit came before the run's last version."""
+    stepped_s: float = 0.0
+    """When the work after the latest step had ended (monotonic)."""
     dead: list[str] = field(default_factory=list)
     """PeerIDs of those that were."""
 
@@ -113,13 +115,16 @@ class ServedRun:
 
     def _copying(self, members: Members, pool: ChannelPool) -> AfterStep:
         async def after(step: Step) -> None:
-            self.seconds[step.version] = step.seconds
+            self.seconds[step.version] = time.monotonic() - self.stepped_s
             if step.version % SERVE_EVERY == 0:
                 self.weights[step.version] = await _weights(members, pool, step.version)
             if (hop := self.deaths.get(step.version)) is not None:
                 self.dead.append(self.answers[-1].route[hop])
                 next(node for node in self.nodes if node.said["multiaddr"].endswith(self.dead[-1])).end(signal.SIGKILL)
 
+            self.stepped_s = time.monotonic()
+
+        self.stepped_s = time.monotonic()
         return after
 
     # --- clients
