@@ -2,7 +2,7 @@
 
 Two nodes with one thread each and a trainer, against `swarm train --local` with two threads: the same run file, real processes, in turn:
 the local one is stopped while the swarm trains, and the trainer ends while the local one runs (stages keep what they have). Time is that
-between consecutive versions, so closing, metrics and everything between two steps count. Bytes of a hop are no row here: the test of
+between consecutive versions, so closing, metrics and everything between two steps count. Bytes of a hop are not measured here: the test of
 `tests/node/training/test_pass_bytes.py` counts them, with TLS, at a proxy.
 
 Run alone: python scripts/benchmarks/pipeline.py [REPEATS] [VERSIONS]
@@ -78,7 +78,7 @@ class Side:
         return [json.loads(line) for line in self._metrics.read_text().splitlines() if '"version"' in line]
 
     def wait(self, count: int, processes: Sequence[subprocess.Popen[bytes]]) -> list[dict[str, Any]]:
-        """The next `count` rows, as soon as they are there."""
+        """The next `count` lines of metrics, as soon as they are there."""
         from volunteers import VolunteerError
 
         before, until_s = len(self.rows()), time.monotonic() + ROUND_S

@@ -1,4 +1,4 @@
-"""`examples/soft_prompt.py` learns through real nodes, and a kill changes nothing."""
+"""`examples/soft_prompt.py` through real nodes; a kill changes nothing."""
 
 from __future__ import annotations
 

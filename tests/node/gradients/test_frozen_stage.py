@@ -1,4 +1,4 @@
-"""A frozen stage bounds what one pass may take, and ends with its host."""
+"""A frozen stage: bounds of a pass, and its end."""
 
 from __future__ import annotations
 

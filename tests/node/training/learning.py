@@ -1,4 +1,4 @@
-"""Small runs over real checkpoints: data that repeats, so that a loss can fall."""
+"""Small runs over real checkpoints, on data that repeats."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spec_of(steps: int, optimizer: str = "adamw", num_micro_batches: int = 4) ->
 
 @dataclass(frozen=True)
 class Counting:
-    """`Batches`: sequences that count up by one or two, two documents in each row if packed."""
+    """`Batches`: sequences that count up by one or two, two documents in each sequence if packed."""
 
     num_micro_batches: int = 4
     is_packed: bool = True

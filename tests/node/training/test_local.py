@@ -1,4 +1,4 @@
-"""A run in one process equals a plain torch loop over the whole model."""
+"""A run in one process equals a plain torch loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def llama(folder: Path, *, is_tied: bool) -> Path:
 
 
 def plain(folder: Path, spec: RunSpec, batches: Counting) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and parameters by torch's own operations; packed rows are computed document by document."""
+    """Losses and parameters by torch's own operations; packed sequences are computed document by document."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     named = dict(model.named_parameters())
     decays = {name for name, one in named.items() if gets_weight_decay(name, one.shape)}

@@ -1,4 +1,4 @@
-"""A stage of the exact toy run behind a real server, in its own process.
+"""A stage of the exact toy run, in its own process.
 
 python -m tests.node.training.processes.stage_process FOLDER START STOP STEPS; prints its PeerID, and ends with stdin. It dies where a file
 in the folder SWARM_FAULTS says (`swarm/faults.py`).

@@ -1,4 +1,4 @@
-"""A run of stages in processes, one killed at each moment: each micro-batch counts exactly once.
+"""Stages in processes, killed at each moment: each micro-batch counts once.
 
 Two stages with two replicas each; a unit's group has two members, that of embedding and head four. Gradients are integers at every version
 (`exact_stage.py`), so what the survivors and a newcomer hold must equal a single process bit for bit: parameters and moments.
