@@ -50,6 +50,7 @@ def _train(run_file: RunFile, flags: Training) -> None:
     descriptors.raise_limit()
     from node.runs.trainer import TrainConfig, run_trainer
     from node.training.report.tensorboard import TensorBoard
+    from swarm import trace
 
     warned = Repetitions()
     train = TrainConfig(file=run_file, node=config, folder=flags.out / run_file.name)
@@ -66,6 +67,7 @@ def _train(run_file: RunFile, flags: Training) -> None:
         report.after_training(train.folder, Lines())
     Lines().say("left")
     sys.stderr.flush()
+    trace.flush()
     os._exit(0)  # as `swarm node` does
 
 
