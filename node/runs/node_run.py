@@ -62,6 +62,8 @@ class NodeRun:
         self._peer: Peer | None = None
         self._source: RunSource | None = None
         self._part: RunPart | None = None
+        self._recompute: Any = "auto"
+        """As the run file says; "auto" without one: it is this machine's choice, and no part of the run's spec."""
 
     def handlers(self) -> Handlers:
         """Of training, by method name."""
@@ -92,8 +94,9 @@ class NodeRun:
         )
         keeping = None if self._config.keep is None else await self._keep(self._config.keep / run.model.name, run, peer)
         settings = RunSettings(
-            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, is_paused=self._switch.is_paused, keeping=keeping
-        )
+            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, recompute=self._recompute,
+            is_paused=self._switch.is_paused, keeping=keeping,
+        )  # fmt: skip
         self._part = await RunPart.begin(settings, host, replacer, peer, self._device, self._runs, self._on_event)
         presence.roles = self._part.roles
         await presence.tell()
@@ -129,7 +132,9 @@ class NodeRun:
         opener = RunOpener(peer, config.data_dir, naming, self._tell)
         if not is_file(given):
             return await opener.by_name(given)
-        data = await asyncio.to_thread(lambda: read_data(read(Path(given)), config.data_dir, self._tell, is_needed=False))
+        file = read(Path(given))
+        self._recompute = file.training.recompute
+        data = await asyncio.to_thread(read_data, file, config.data_dir, self._tell, is_needed=False)
         return await opener.by_file(data)
 
     def _tell(self, what: str, done: int, total: int) -> None:
