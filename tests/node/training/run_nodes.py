@@ -20,6 +20,7 @@ from node.device.training_time import Priority
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
 from node.training.run_units import RunUnits
+from node.training.servicer import TrainingServicer
 from node.training.stage import Stage
 from node.training.trained_stage import TrainedStage
 from protocols import services
@@ -72,7 +73,7 @@ class RunNode:
     ) -> None:
         self.identity, self.folder, self.run = identity or new_identity(), folder, run
         self.device, self.pool = Device(), ChannelPool(self.identity)
-        self.runs = RunsHere(self.device, _at_once)
+        self.runs = RunsHere(TrainingServicer(self.device), _at_once)
         self.units = RunUnits(
             run, spec, stage, num_blocks, self.device, on_behind=lambda: self.taking_part.fall_behind()
         )  # fmt: skip
