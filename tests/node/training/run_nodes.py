@@ -90,10 +90,17 @@ class RunNode:
         more = more or {}
         certificate = tls.make(self.identity)
         self.server = RpcServer(
-            self.identity, certificate, {**self.runs.handlers(), **{method.name: one for method, one in more.items()}},
+            self.identity,
+            certificate,
+            {
+                **self.runs.servicer.handlers(),
+                **self.runs.handlers(),
+                **{method.name: one for method, one in more.items()},
+            },
             methods=(*services.ALL, *more),
-        )  # fmt: skip
+        )
         address = f"127.0.0.1:{await self.server.start()}"
+        self.runs.servicer.connect(self.identity.peer_id, self.pool)
         self.runs.connect(SimpleNamespace(identity=self.identity, pool=self.pool, peer_id=self.identity.peer_id))  # type: ignore[arg-type]
         self.trained.is_catching_up = True
         self.runs.open(self.units, self.trained, self.take, _no_publish, _no_restore)

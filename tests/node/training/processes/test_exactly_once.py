@@ -126,10 +126,7 @@ async def swarm(server: ForkServer, path: Path, steps: int = NUM_VERSIONS) -> As
             stage.child.kill()
 
 
-MOMENTS = (
-    "training_backward:step=5", "training_added:step=5", "averaging_card", "averaging_telling", "averaging_applying",
-    "averaging_applied",
-)  # fmt: skip
+MOMENTS = ("training_added:step=5", "averaging_telling", "averaging_applying", "averaging_applied")
 """The others of a group are in tests/swarm/averaging/processes."""
 
 
