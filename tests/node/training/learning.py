@@ -1,4 +1,4 @@
-"""Small runs over real checkpoints, on data that repeats."""
+"""Small runs over real checkpoints, with data that repeats."""
 
 from __future__ import annotations
 

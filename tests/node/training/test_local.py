@@ -1,4 +1,4 @@
-"""A run in one process equals a plain torch loop."""
+"""A local run equals a plain torch loop over the whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages in processes, killed at each moment: each micro-batch counts once.
+"""Stages in processes, one killed: each micro-batch counts exactly once.
 
 Two stages with two replicas each; a unit's group has two members, that of embedding and head four. Gradients are integers at every version
 (`exact_stage.py`), so what the survivors and a newcomer hold must equal a single process bit for bit: parameters and moments.

@@ -1,4 +1,4 @@
-"""A swarm learns what one process does: replicas, Muon, a death, three families."""
+"""A swarm trains like one process: replicas, Muon, a death, families."""
 
 from __future__ import annotations
 
