@@ -62,7 +62,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "swarm/directory": ("swarm", "swarm/dht", "swarm/rpc"),
     "swarm/streams": ("swarm", "swarm/rpc"),
     "swarm/weights": ("swarm", "swarm/checkpoints", "swarm/placement", "swarm/rpc"),
-    "swarm/training": ("swarm", "swarm/models", "swarm/rpc", "swarm/weights"),
+    "swarm/training": ("swarm", "swarm/averaging", "swarm/models", "swarm/rpc", "swarm/weights"),
     "swarm/meeting": ("swarm", "swarm/dht", "swarm/directory", "swarm/lan", "swarm/rpc"),
     "swarm/inference": ("swarm", "swarm/routing", "swarm/streams"),
     "swarm/peer": ("swarm", "swarm/dht", "swarm/directory", "swarm/meeting", "swarm/rpc"),

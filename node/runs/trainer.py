@@ -18,32 +18,25 @@ from pathlib import Path
 from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
+from node.runs.batch_source import BatchSource, batches_of, drawn
 from node.runs.evaluator import Evaluator
 from node.runs.journal import Comings, Journal
 from node.runs.keeper_server import KeeperServer, model_of
 from node.runs.keeping import Keeping
+from node.runs.lease_handler import LeaseHandler
 from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
 from node.runs.publisher import Publisher
 from node.runs.sampler import ServedSamples
-from node.training.data.batches import Batches
-from node.training.data.micro_batch import Ids, MicroBatch
-from node.training.data.token_data import TokenData
 from node.training.metrics import MetricsFile, OnRow, VersionRow
 from node.training.optimizer.schedule import learning_rate
 from node.training.spec.run_file import RunFile
-from protocols import services
-from protocols.errors import ModelNotFoundError
-from protocols.ids import ModelId
 from protocols.kept import Kept
-from protocols.leases import Finished, LeaseRequest
+from protocols.leases import Finished
 from protocols.records import PeerRecord
 from protocols.roles import Role
-from protocols.runs import RunSpec
-from protocols.tensors import WireTensor
 from swarm.clock import SYSTEM, Clock
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer, software
-from swarm.rpc.call import Call, Handlers
 from swarm.rpc.pool import ChannelPool
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
@@ -51,7 +44,7 @@ from swarm.training.election import Trainers
 from swarm.training.evaluation import Evaluation
 from swarm.training.lease_desk import LeaseDesk
 from swarm.training.members import Members
-from swarm.training.pipeline import Drawn, Pipeline
+from swarm.training.pipeline import Pipeline
 from swarm.training.recovery import Recovery
 from swarm.training.turns import Turns
 from swarm.training.worker import Worker
@@ -134,7 +127,7 @@ async def evaluating(
 ) -> AsyncIterator[Evaluator]:
     """The evaluator of a run; what it has under way at the end is waited for, if nothing failed, else cancelled."""
     validation = await asyncio.to_thread(open_validation, data, config.node.data_dir, lambda what, done, total: None)
-    batches, num_blocks = _batches(data, run.spec, validation), run.checkpoint.num_blocks
+    batches, num_blocks = batches_of(data, run.spec, validation), run.checkpoint.num_blocks
     loss = Evaluation(members, peer.pool, run.spec, num_blocks, random.Random(peer.peer_id))
     samples = ServedSamples(peer, run.model, num_blocks, run.checkpoint.path, data.tokenizer)
     evaluator = Evaluator(
@@ -146,27 +139,6 @@ async def evaluating(
     finally:
         await evaluator.stop()
         samples.close()
-
-
-class LeaseHandler:
-    """Answers `lease` of one run, which is opened after the peer listens."""
-
-    def __init__(self) -> None:
-        self._run: ModelId | None = None
-        self._turns: Turns | None = None
-
-    def open(self, run: ModelId, turns: Turns) -> None:
-        """From now on, this run's other trainers are answered."""
-        self._run, self._turns = run, turns
-
-    def handlers(self) -> Handlers:
-        return {services.LEASE.name: self._on_lease}
-
-    async def _on_lease(self, request: bytes, call: Call) -> bytes:
-        run = LeaseRequest.parse(request).run
-        if self._turns is None or run != self._run:
-            raise ModelNotFoundError(f"run {run.name} ({run.digest[:12]}) has no trainer here: ask another peer")
-        return await self._turns.on_lease(request, call)
 
 
 class Trainer:
@@ -190,10 +162,11 @@ class Trainer:
         self._keeping = keeping
         self._run, self._spec, self._journal, self._on_event = run, run.spec, journal, on_event
         self._has_begun = False
-        self._said = ""
+        self._said = set[str]()
+        """What was waited for in this version: two causes may alternate."""
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
-            members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(_batches(data, run.spec)),
+            members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(batches_of(data, run.spec)),
             clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
         )  # fmt: skip
         desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
@@ -233,8 +206,8 @@ class Trainer:
         return None if self._keeping is None else await self._keeping.kept()
 
     def _waits(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
+        if text not in self._said:
+            self._said.add(text)
             self._journal.event("waiting", text)
             self._on_event(Event("waiting", text))
 
@@ -244,7 +217,7 @@ class Trainer:
 
     def _note(self, finished: Finished) -> None:
         """A version is finished, whichever trainer has closed it."""
-        self._said = ""
+        self._said.clear()
         spec = self._spec
         self._journal.version = finished.version
         row = VersionRow(
@@ -261,36 +234,6 @@ class Trainer:
             redone=finished.num_redone,
         )
         self._journal.write(row)
-
-
-class BatchSource:
-    """Micro-batches as they travel."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-
-    def draw(self, version: int, index: int) -> Drawn:
-        """As `pipeline.Source.draw`."""
-        return drawn(self._batches.micro_batch(version, index))
-
-
-def drawn(micro_batch: MicroBatch) -> Drawn:
-    """A micro-batch as it travels."""
-    return Drawn(
-        ids=_wire(micro_batch.ids),
-        labels=_wire(micro_batch.labels),
-        positions=None if micro_batch.positions is None else _wire(micro_batch.positions),
-        num_targets=micro_batch.num_targets,
-    )
-
-
-def _batches(data: RunData, spec: RunSpec, validation: TokenData | None = None) -> Batches:
-    assert data.train is not None, "a trainer has the data"
-    return Batches.of(spec, data.train, validation)
-
-
-def _wire(values: Ids) -> WireTensor:
-    return WireTensor("int32", tuple(values.shape), "none", values.astype("<i4", copy=False).tobytes())
 
 
 def _record(config: NodeConfig, peer: Peer, run: OpenRun, keeping: Keeping | None) -> PeerRecord:

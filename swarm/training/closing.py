@@ -12,25 +12,22 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from protocols import services
-from protocols.averaging import Applied, Apply, Closed
+from protocols.averaging import Applied, Closed
 from protocols.errors import NoRouteError, SwarmError
-from protocols.groups import Group, GroupId, indices_of
+from protocols.groups import Group, GroupId, Member, indices_of
 from protocols.ids import PeerId, short_peer
 from protocols.parts_of_units import Part
 from protocols.runs import RunSpec
 from protocols.units import Unit
 from swarm import trace
+from swarm.averaging.asking import ask_to_apply, ask_to_close
 from swarm.rpc.pool import ChannelPool
 from swarm.training.groups import grouped
 from swarm.training.members import Members, Stage
 
 log = logging.getLogger(__name__)
-
-APPLY_S = 120.0
-"""Seconds in which a member has to apply an agreed sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +44,7 @@ class Attempt:
     """What one attempt to close a version came to."""
 
     agreed: tuple[Agreed, ...] = ()
-    missing: Mapping[Part, frozenset[int]] = ()  # type: ignore[assignment]
+    missing: Mapping[Part, frozenset[int]] = field(default_factory=dict)
     """Micro-batches that no sum has, by part."""
     lost: frozenset[PeerId] = frozenset()
     """Members that did not answer: their sums are gone."""
@@ -120,24 +117,20 @@ class Closing:
         """None if the leader does not answer."""
         leader = group.leader
         try:
-            channel = await self._pool.channel(leader.peer, leader.addresses, leader.certificate)
-            return Closed.parse(await channel.unary(services.CLOSE, group.encode(), 4 * group.deadline_s))
+            return await ask_to_close(self._pool, group)
         except SwarmError as error:
             log.info("%s: stage %s does not close version %d: %s", group.run.name, short_peer(leader.peer), group.version, error)
             return None
 
     async def _apply_all(self, version: int, agreed: Agreed) -> list[Applied | SwarmError]:
-        asked = Apply(run=self._members.run, version=version, id=agreed.id).encode()
-
-        async def apply(peer: PeerId, addresses: Sequence[str], certificate: bytes) -> Applied | SwarmError:
+        async def apply(member: Member) -> Applied | SwarmError:
             try:
-                channel = await self._pool.channel(peer, addresses, certificate)
-                return Applied.parse(await channel.unary(services.APPLY, asked, APPLY_S))
+                return await ask_to_apply(self._pool, member, self._members.run, version, agreed.id)
             except SwarmError as error:
-                log.info("stage %s does not apply version %d: %s", short_peer(peer), version, error)
+                log.info("stage %s does not apply version %d: %s", short_peer(member.peer), version, error)
                 return error
 
-        return await asyncio.gather(*(apply(one.peer, one.addresses, one.certificate) for one in agreed.group.members))
+        return await asyncio.gather(*(apply(member) for member in agreed.group.members))
 
 
 def _units_of(stage: Stage, units: frozenset[Unit] | None) -> dict[Unit, bytes]:
