@@ -231,7 +231,7 @@ async def test_a_stage_that_takes_no_more_passes_still_gives_its_sums() -> None:
 async def test_stages_may_be_away_for_a_while() -> None:
     async with toy_swarm(HALVES[0]) as swarm:
         trainer = await swarm.trainer(1)
-        await until(lambda: any("hosts block 3" in text for text in trainer.waits))
+        await until(lambda: any("for block 3 " in text for text in trainer.waits))
         await swarm.stage(HALVES[1])
         await swarm.finished(trainer)
         swarm.check(1)

@@ -30,8 +30,8 @@ MODEL = {
     "close": "()",
     "from_pretrained": (
         "(model, *, peers=(), swarm='public', dtype='auto', device='cpu', patience_s=60.0, priority=0, model_name=None, cache_dir=None, "
-        "find=None, thin=False, join=None, allow=None, deny=None, trust=None, identity=None, accept_new_weights=False, on_wait=None, "
-        "**others)"
+        "find=None, thin=None, join=None, allow=None, deny=None, trust=None, identity=None, accept_new_weights=False, follow=False, "
+        "on_wait=None, **others)"
     ),
     "generate": "(inputs=None, *args, **kwargs)",
     "new_cache": "()",
@@ -41,6 +41,7 @@ MODEL = {
     "tokenizer": "",
     "tokenizer_if_any": "()",
     "train": "(mode=True)",
+    "version": "",
 }
 """What `SwarmModelForCausalLM` adds to a transformers model -> the arguments."""
 
@@ -73,19 +74,20 @@ OTHERS = {
     "RemoteCache.skip": "(size, columns)",
     "RemoteCache.step": "(request, columns)",
     "RemoteCache.update": "(*args, **kwargs)",
+    "RemoteCache.versions": "",
     "ThinModel.close": "()",
     "ThinModel.end": "(sequence)",
     "ThinModel.limits": "(max_new_tokens)",
     "ThinModel.start": "()",
     "open_model": (
         "(name, *, peers, root, swarm='public', dtype='auto', route_timeout_s=60.0, priority=0, find=…, waits=None, entry=…, "
-        "accept_new_weights=False)"
+        "accept_new_weights=False, follow=False)"
     ),
     "generate": "(sequence, prompt, chooser, limits, propose=None)",
 }
 """What its methods return, and what a thin client calls -> the arguments."""
 
-TOKEN = ["id", "text", "finish"]
+TOKEN = ["id", "text", "finish", "version"]
 
 
 def arguments(value: object) -> str:
