@@ -222,6 +222,10 @@ class RunSpec:
         """M: the batch of each version is the indices 0 … M - 1."""
         return self.batch.batch_tokens // self.micro_batch_tokens
 
+    def is_served(self, version: int) -> bool:
+        """May this version be published? Each `serve_every`-th one, and the run's last."""
+        return bool(self.serve_every) and (version % self.serve_every == 0 or version == self.batch.steps)
+
     def canonical(self) -> bytes:
         """The JSON that a manifest holds. BadRequestError if the digest of the data is not known."""
         if not self.data.digest:

@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the parts of the documents that repeat the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
     is_check = parser.parse_args().check
-    result = json.loads(bench.result_file("inference").read_text(encoding="utf-8"))
+    result, trained = (json.loads(bench.result_file(name).read_text(encoding="utf-8")) for name in ("inference", "training"))
     old: list[str] = []
     drawings = {
         bench.result_file("inference").with_name(f"{name}.svg"): text for name, text in report.plots(result["sections"]).items()
@@ -165,9 +165,10 @@ def main() -> int:
             if not is_check:
                 path.write_text(drawing, encoding="utf-8")
     for document, name, content in (
-        ("README.md", "speed", report.short(result)),
+        ("README.md", "speed", report.short({**result, "sections": result["sections"] | trained["sections"]})),
         ("docs/tree.md", "tree", tree(present_files())),
         ("docs/benchmarks.md", "inference", report.page(result)),
+        ("docs/benchmarks.md", "training", report.page(trained)),
         ("docs/architecture.md", "defaults", defaults_table()),
         ("docs/commands.md", "options", options_table()),
         ("docs/commands.md", "exit codes", exit_codes_table()),

@@ -136,13 +136,16 @@ class RunPart:
         await self._replacer.close()
 
     def _keeps(self, version: int) -> bool:
-        spec = self._spec
-        return any(every and version % every == 0 for every in (spec.checkpoint_every, spec.serve_every))
+        return self._spec.is_served(version) or self._is_checkpoint(version)
+
+    def _is_checkpoint(self, version: int) -> bool:
+        every = self._spec.checkpoint_every
+        return bool(every) and version % every == 0
 
     def _keep(self, snapshot: UnitSnapshot) -> None:
-        if self._spec.checkpoint_every and snapshot.version % self._spec.checkpoint_every == 0:
+        if self._is_checkpoint(snapshot.version):
             self._kept.keep(snapshot)
-        if self._spec.serve_every and snapshot.version % self._spec.serve_every == 0:
+        if self._spec.is_served(snapshot.version):
             self.publishing.keep(snapshot)
 
     def _stepped(self, version: int) -> None:

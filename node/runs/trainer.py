@@ -25,7 +25,7 @@ from node.runs.keeper_server import KeeperServer, model_of
 from node.runs.keeping import Keeping
 from node.runs.lease_handler import LeaseHandler
 from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
-from node.runs.publisher import Publisher
+from node.runs.publisher import PUBLISH_EVERY_S, Publisher
 from node.runs.sampler import ServedSamples
 from node.training.metrics import MetricsFile, OnRow, VersionRow
 from node.training.optimizer.schedule import learning_rate
@@ -63,6 +63,8 @@ class TrainConfig:
     """How this peer meets others."""
     folder: Path
     """`runs/NAME`: metrics and checkpoints."""
+    publish_every_s: float = PUBLISH_EVERY_S
+    """As `Publisher` has it."""
 
 
 AfterStep = Callable[[Step], Awaitable[None]]
@@ -106,7 +108,7 @@ async def run_trainer(
                 async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
                     after: list[AfterStep] = [
                         Comings(members, journal).after,
-                        Publisher(run.spec, members, peer.pool).after,
+                        Publisher(run.spec, members, peer.pool, clock, config.publish_every_s).after,
                         evaluator.after,
                     ]
                     after += [make(members, peer.pool) for make in also]

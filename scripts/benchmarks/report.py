@@ -154,6 +154,16 @@ SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ),
     ("node", "memory of a node beyond its weights", lambda section: f"{section['beyond_weights_mb']['best']:.0f} MB"),
     ("node", "start of a node until it serves", lambda section: f"{section['start_s']['best']:.1f} s"),
+    (
+        "pipeline",
+        "training over 2 nodes with a core each, tokens/s compared with one process on both (10M parameters)",
+        lambda section: f"{section['of_local']['median']:.2f} times",
+    ),
+    (
+        "averaging",
+        "2 nodes agree on the sum of 100 MB of gradients, compared with hivemind's averager",
+        lambda section: f"{section['times']['median']:.1f} times faster",
+    ),
 )
 """README's table rows: (section, what, its number as text)."""
 
@@ -167,7 +177,7 @@ def short(result: dict[str, Any]) -> str:
 
 
 def page(result: dict[str, Any]) -> str:
-    """What docs/benchmarks.md shows of docs/bench/inference.json."""
+    """What docs/benchmarks.md shows of one benchmark's JSON file."""
     sections: Sections = result["sections"]
     loads = [load for section in sections.values() for load in section["load_average"]]
     repeats = sorted({section["repeats"] for section in sections.values()})

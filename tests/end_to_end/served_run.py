@@ -23,6 +23,7 @@ import transformers
 from node.cli.node import read as read_config
 from node.cli.options import Hosting
 from node.config import Serve
+from node.runs.publisher import PUBLISH_EVERY_S
 from node.runs.trainer import AfterStep, TrainConfig, run_trainer
 from node.training.spec.reading import read
 from protocols.units import Blocks, Ends, Unit
@@ -73,6 +74,7 @@ class ServedRun:
     limit_s: float | None = None
     is_cut: bool = False
     """The limit came before the run's last version."""
+    publish_every_s: float = PUBLISH_EVERY_S
     stepped_s: float = 0.0
     """When the work after the latest step had ended (monotonic)."""
     dead: list[str] = field(default_factory=list)
@@ -110,7 +112,10 @@ class ServedRun:
         file, flags = read(self.run_file), Hosting(
             listen="127.0.0.1:0", peer=list(self.peers), lan=False, data_dir=self.folder / "trainer"
         )  # fmt: skip
-        config = TrainConfig(file=file, node=read_config([Serve(model=file.name)], flags), folder=self.folder / "runs")
+        config = TrainConfig(
+            file=file, node=read_config([Serve(model=file.name)], flags), folder=self.folder / "runs",
+            publish_every_s=self.publish_every_s,
+        )  # fmt: skip
         await run_trainer(config, lambda event: None, also=[self._copying])
 
     def _copying(self, members: Members, pool: ChannelPool) -> AfterStep:

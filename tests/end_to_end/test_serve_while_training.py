@@ -23,7 +23,7 @@ def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, f
         tmp_path / "run", steps=STEPS, batch_tokens=256, checkpoint_every=SERVE_EVERY, serve_every=SERVE_EVERY
     )
     with ProcessPool(tmp_path, fork_server) as pool:
-        run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1})
+        run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1}, publish_every_s=0.0)
         run.start("0:2", "2:4", "2:4")
         asyncio.run(run.train())
         verdict = judge(run)
