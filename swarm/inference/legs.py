@@ -90,13 +90,17 @@ class Legs:
             self.search.forked_places = {hop.place for hop in other.current.route}
 
     async def open(self) -> None:
-        """Find a route and open it. NoRouteError or ModelMismatchError says why there is none."""
+        """Find a route and open it. NoRouteError, ModelMismatchError or VersionGoneError says why there is none."""
         self._waits.late(waiting.ROUTING)
-        found = await self.search.first()
-        self.current.weights = self.search.weights or self._router.weights
-        trace.mark("routed", self.current.id, 0)
-        if not self.is_over:
-            await self.current.install(*found)  # losses wait until it is done: two routes never at once
+        try:
+            found = await self.search.first()
+        except VersionGoneError as gone:  # of a fork: a new session takes the newest version
+            await self._begin_anew(gone)
+        else:
+            self.current.weights = self.search.weights or self._router.weights
+            trace.mark("routed", self.current.id, 0)
+            if not self.is_over:
+                await self.current.install(*found)  # losses wait until it is done: two routes never at once
         if self.is_over:  # closed in the meantime: what was opened since would stay at the hops for long
             self.current.let_go()
             return
@@ -108,6 +112,7 @@ class Legs:
         """On the newest version, with all that was sent; raises `gone` if the caller has had answers, and did not ask to follow."""
         if self.search.versions and not self._follows:
             raise gone
+        self._waits.late(waiting.FOLLOWING)
         found = await self.search.newest()
         if not self.is_over:
             self.search.weights = found.weights

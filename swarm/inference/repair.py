@@ -111,7 +111,6 @@ class Repair:
             self._accusations.acquit(hop.peer)
             self.replaced += len(leg.route)
             log.info("%s: %s", leg, gone)
-            self._waits.late(waiting.FOLLOWING)
             await self._begin_anew(gone)
             return
         if found is None:

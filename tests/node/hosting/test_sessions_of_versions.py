@@ -59,6 +59,7 @@ async def test_a_session_whose_version_is_dropped_ends_with_the_reason_or_follow
         await node.replace(1)
     session = swarm.session(follow)
     tokens = await swarm.next_tokens(session, PROMPT, 4)
+    fork = await session.fork()
     for number in (2, 3):
         for node in nodes:
             await node.replace(number)
@@ -67,11 +68,15 @@ async def test_a_session_whose_version_is_dropped_ends_with_the_reason_or_follow
         more = await swarm.next_tokens(session, tokens[-1:], 4)
         assert session.versions == (1, 2) and session.replaced > 0, "one node had dropped 1, and the other not yet published 3"
         assert model.answers(1, PROMPT, tokens) and model.answers(2, [*PROMPT, *tokens], more)
+        more = await swarm.next_tokens(fork, tokens[-1:], 4)
+        assert fork.versions == (1, 3) and model.answers(3, [*PROMPT, *tokens], more)
     else:
-        with pytest.raises(VersionGoneError, match=r"version 1 of toy.*serve version 2 now; ask again"):
-            async with asyncio.timeout(20):
-                await swarm.next_tokens(session, tokens[-1:], 4)
+        for one, now in ((session, 2), (fork, 3)):
+            with pytest.raises(VersionGoneError, match=rf"version 1 of toy.*serve version {now} now; ask again"):
+                async with asyncio.timeout(20):
+                    await swarm.next_tokens(one, tokens[-1:], 4)
     await session.close()
+    await fork.close()
 
 
 async def test_a_session_that_has_said_nothing_takes_another_version_without_a_word(swarm: Swarm, model: Model) -> None:
