@@ -28,12 +28,14 @@ def run(asking: ClientSettings, sampling: Sampling, prompt: str, with_stats: boo
                 write_piece("\n")
         say_followed((), speaker.journey)
         if not out.text.strip():
-            remark(without_text(speaker, asking.model))
+            remark(without_text(speaker, asking.model, out.num_tokens))
         if with_stats or sys.stderr.isatty():
             remark(summary(out, started_s, speaker.journey, trips))
 
 
-def without_text(speaker: Speaker, model: str) -> str:
-    """Said if no text came: an end of text as the first token, as chat models give it to a question that is no chat."""
+def without_text(speaker: Speaker, model: str, num_tokens: int) -> str:
+    """Said if no text came: an end of text as the first token, as chat models give it to a question that is no chat; or white space."""
     said = "the model ended its answer at once, without text"
+    if num_tokens > 1:
+        said = f"the answer has no text: its {num_tokens} tokens are white space or special tokens"
     return f"{said}; it is made for chats: ask it with `swarm chat {shlex.quote(model)}`" if speaker.has_template else said

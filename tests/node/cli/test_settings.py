@@ -122,6 +122,18 @@ def test_an_answer_without_text_is_told(
     assert ("swarm chat 'my tiny'" in shown.err) == is_for_chats
 
 
+def test_an_answer_of_white_space_is_told(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (space,) = AutoTokenizer.from_pretrained(plain)(" ", add_special_tokens=False).input_ids
+    path = with_settings(plain, tmp_path, {"suppress_tokens": [number for number in range(256) if number != space]})
+    speaker = FullSpeaker(local_model(path, 2)[0], sampling())
+    monkeypatch.setattr(generate, "open_speaker", lambda *_: contextlib.nullcontext(speaker))
+    generate.run(SimpleNamespace(model="tiny"), sampling(), PROMPT, with_stats=False, is_thin=False)  # type: ignore[arg-type]
+    shown = capsys.readouterr()
+    assert shown.out == " " * NEW + "\n" and "the answer has no text: its 24 tokens are white space" in shown.err
+
+
 @pytest.mark.parametrize("where", ["in the answer", "in the prompt"])
 @pytest.mark.parametrize("speculate", [None, 4])
 def test_stop_strings_end_an_answer_where_transformers_ends_it(
