@@ -192,14 +192,14 @@ def judge(run: ServedRun) -> Verdict:
     """Compare each answer with Hugging Face's `generate` on one machine."""
     verdict = Verdict(len(run.answers))
     for version, answers in _grouped(run.answers).items():
-        model = _model_of(run, version)
+        model = model_of(run, version)
         for answer in answers:
             verdict.by_version[version] += 1
             verdict.num_replaced += answer.num_replaced
             verdict.slowest_s = max(verdict.slowest_s, answer.seconds)
             if len(answer.versions) != 1:
                 verdict.mixed.append(answer)
-            elif _generated(model, answer.prompt, run.num_tokens) != answer.tokens:
+            elif generated(model, answer.prompt, run.num_tokens) != answer.tokens:
                 verdict.wrong.append(answer)
     return verdict
 
@@ -211,7 +211,7 @@ def _grouped(answers: Sequence[Answer]) -> dict[int, list[Answer]]:
     return groups
 
 
-def _model_of(run: ServedRun, version: int) -> Any:
+def model_of(run: ServedRun, version: int) -> Any:
     """On one machine. Version 0 is drawn from the seed, as the nodes do."""
     config = transformers.AutoConfig.from_pretrained(run.run_file.parent)
     stored: dict[str, torch.Tensor] = {}
@@ -230,7 +230,7 @@ def _model_of(run: ServedRun, version: int) -> Any:
 
 
 @torch.inference_mode()
-def _generated(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
+def generated(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
     ids = model.generate(
         torch.tensor([prompt]),
         max_new_tokens=num_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ import torch
 from swarm.client import SwarmModelForCausalLM
 from swarm.client.fetching import InTrainingError
 from tests.end_to_end.processes import ProcessPool
-from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, judge
+from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, generated, judge, model_of
 from tests.end_to_end.tiny_run import write_tiny_run
 from tests.forked import ForkServer
 
 STEPS = 6
+GREEDY: dict[str, Any] = dict(do_sample=False)
 
 
 def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, fork_server: ForkServer) -> None:
@@ -25,7 +27,16 @@ def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, f
     with ProcessPool(tmp_path, fork_server) as pool:
         run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1}, publish_every_s=0.0)
         run.start("0:2", "2:4", "2:4")
-        asyncio.run(run.train())
+        with _client(run, follow=True) as follower:
+            cache = follower.new_cache()
+            begun = follower.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, past_key_values=cache, **GREEDY)
+            asyncio.run(run.train())
+            done = follower.generate(begun, max_new_tokens=run.num_tokens, past_key_values=cache, **GREEDY)
+            last = run.answers[-1].versions[0]
+            assert cache.versions == (0, last), "the nodes serve version 0 no more"
+            for version, text, longer in ((0, [5, 6, 7], begun), (last, begun[0].tolist(), done)):
+                tokens = generated(model_of(run, version), text, longer.shape[1] - len(text))
+                assert longer[0].tolist() == [*text, *tokens], version
         verdict = judge(run)
         print(verdict)
         assert not run.failures and not verdict.mixed and not verdict.wrong
@@ -36,16 +47,21 @@ def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, f
         _ask_by_transformers_and_by_command(run)
 
 
+def _client(run: ServedRun, **options: Any) -> Any:
+    return SwarmModelForCausalLM.from_pretrained(
+        "tiny", peers=run.peers, cache_dir=run.folder / "client", patience_s=20.0, **options
+    )
+
+
 def _ask_by_transformers_and_by_command(run: ServedRun) -> None:
     """Without `thin`: embedding and head of a model in training are the nodes'."""
-    shared = {"peers": run.peers, "cache_dir": run.folder / "client", "patience_s": 20.0}
     last = run.answers[-1]
-    with SwarmModelForCausalLM.from_pretrained("tiny", **shared) as model:
+    with _client(run) as model:
         assert model.version is None
-        ids = model.generate(torch.tensor([last.prompt]), max_new_tokens=run.num_tokens, do_sample=False)
+        ids = model.generate(torch.tensor([last.prompt]), max_new_tokens=run.num_tokens, **GREEDY)
         assert (ids[0, len(last.prompt) :].tolist(), (model.version,)) == (last.tokens, last.versions)
     with pytest.raises(InTrainingError, match=r"tiny is a model in training.*load it with thin=True"):
-        SwarmModelForCausalLM.from_pretrained("tiny", thin=False, **shared)
+        _client(run, thin=False)
     words = ["generate", "tiny", "A list is", "--max-new-tokens", "4", "--stats", "--no-lan", "--follow"]
     asked = run.pool.start(
         "asked", [*words, *(word for peer in run.peers for word in ("--peer", peer)), "--data-dir", str(run.folder / "client")]
