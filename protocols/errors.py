@@ -23,6 +23,7 @@
   - NonFiniteGradientError     NaN or infinity in a gradient or a loss; nothing was added
   - CacheFullError             no memory for more tokens
   - OverloadedError            queue or session limit reached
+  - PassTooLargeError          no memory for so many tokens of a client's pass at once
   - DrainingError              this peer is leaving
   - PeerUnreachableError       no connection, or it broke
   - DeadlineError              no answer in time
@@ -204,6 +205,13 @@ class OverloadedError(SwarmError):
 
     code = "overloaded"
     try_another_peer = True
+    exit_code = 5
+
+
+class PassTooLargeError(SwarmError):
+    """There is no memory here for a client's pass of so many tokens, whatever else runs; fewer sequences at once may fit."""
+
+    code = "pass_too_large"
     exit_code = 5
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from node.training.flight import Flight, Gradients
 from node.training.stage import Stage
 from node.units.host_units import HostReadings
-from protocols.errors import BadRequestError, DrainingError, ModelNotSupportedError, OverloadedError
+from protocols.errors import BadRequestError, DrainingError, ModelNotSupportedError, PassTooLargeError
 from protocols.ids import Span
 from protocols.parts_of_units import Part
 
@@ -70,7 +70,7 @@ class FrozenStage:
         is_embeds: bool = False,
         for_backward: bool = True,
     ) -> Flight:
-        """As `Stage.forward`. BadRequestError: a longer sequence than the model takes. OverloadedError: too large a pass for the memory
+        """As `Stage.forward`. BadRequestError: a longer sequence than the model takes. PassTooLargeError: too large a pass for the memory
         here. DrainingError: these weights are not served here any more."""
         stage = self._opened()
         rows, tokens = values.shape[:2]
@@ -78,7 +78,7 @@ class FrozenStage:
             raise BadRequestError(f"a sequence of this model has at most {self._max_positions} tokens, got {tokens}: shorten it")
         needed = self._cost.bytes(rows, tokens) * len(span) // len(stage.span)
         if needed > self._limit_bytes:
-            raise OverloadedError(
+            raise PassTooLargeError(
                 f"a pass of {rows} x {tokens} tokens needs {needed >> 20} MiB, at most {self._limit_bytes >> 20} MiB here: "
                 "send fewer or shorter sequences at once, or ask a replica"
             )

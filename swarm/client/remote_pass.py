@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -37,6 +37,14 @@ MAX_OPEN = 6
 """Calls of one model that are open at once; nodes allow a client 8."""
 
 
+@dataclass(slots=True)
+class PieceSize:
+    """How a model's batches are divided."""
+
+    tokens: int = 2048
+    """Tokens of one pass, if it has several sequences; fewer once nodes had no memory for so many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassWays:
     """What all passes of one model share."""
@@ -48,6 +56,7 @@ class PassWays:
     route_timeout_s: float
     waits: Waits
     calls: OpenCalls
+    pieces: PieceSize = field(default_factory=PieceSize)
 
     async def weights(self, blocks: Span | None) -> Weights:
         """What a pass that begins now computes with: of a model in training, the newest version that is served."""

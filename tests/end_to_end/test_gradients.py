@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from node.training.pass_limits import PassLimits
 from protocols import compression
-from protocols.errors import BadRequestError, InternalError, NoRouteError
+from protocols.errors import BadRequestError, InternalError, NoRouteError, PassTooLargeError
 from protocols.ids import Span
 from protocols.training import Pass
 from protocols.weights_id import Weights
@@ -168,8 +169,8 @@ def test_a_batch_in_pieces_and_more_forwards_than_calls_may_be_open(
     swarm: Callable[[str], WireSwarm], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradient accumulation: all forwards first, then all backwards, from several threads, in pieces of one sequence."""
-    monkeypatch.setattr("swarm.client.swarm_pass.PIECE_TOKENS", 3)
     wire, num = swarm("llama"), MAX_OPEN + 2
+    monkeypatch.setattr(wire.backend._ways.pieces, "tokens", 3)
     hidden, weights = torch.randn(2, num, 2, 5, 64, generator=torch.Generator().manual_seed(4))
     given = [one.clone().requires_grad_() for one in hidden]
     with ThreadPoolExecutor(3) as threads:
@@ -181,12 +182,56 @@ def test_a_batch_in_pieces_and_more_forwards_than_calls_may_be_open(
     all_freed(wire)
 
 
+def test_a_batch_beyond_the_memory_of_a_node_goes_in_smaller_pieces(
+    swarm: Callable[[str], WireSwarm], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second hop has room for the graphs of two sequences; later batches begin with pieces of that size."""
+    wire = swarm("llama")
+    hidden, weights = torch.randn(2, 7, 5, 64, generator=torch.Generator().manual_seed(6))
+    expected = here(checkpoint("llama"), 0, 5, hidden, weights)[1]
+    monkeypatch.setattr(wire.backend._ways.pieces, "tokens", wire.backend._ways.pieces.tokens)  # it is put back
+    wire.model.blocks(hidden.clone().requires_grad_())  # makes the stages
+    (stage,) = wire.nodes[1].passes._frozen.__self__._stages.values()
+    monkeypatch.setattr(stage, "_limit_bytes", stage._cost.bytes(2, 5))
+    forward, asked = stage.forward, list[int]()
+
+    def counted(span: Span, values: Tensor, *others: Any, **more: Any) -> Any:
+        asked.append(len(values))
+        return forward(span, values, *others, **more)
+
+    monkeypatch.setattr(stage, "forward", counted)
+    for pieces in ([7, 4, 3, 2, 2, 2, 1], [2, 2, 2, 1]):
+        given = hidden.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(wire.model.blocks(given), given, weights)
+        assert close(gradient, expected) and sorted(asked, reverse=True) == pieces
+        asked.clear()
+    with pytest.raises(PassTooLargeError, match="a pass of 1 x 100 tokens"):
+        wire.model.blocks(torch.zeros(2, 100, 64, requires_grad=True))
+    all_freed(wire)
+
+
 def test_what_is_let_go_without_a_backward_is_freed_at_the_nodes(swarm: Callable[[str], WireSwarm]) -> None:
     wire = swarm("llama")
     output = wire.model.blocks(torch.zeros(1, 3, 64, requires_grad=True))
     wire.run(until(lambda: all(node.passes.num_passes == 1 for node in wire.nodes)))
     del output
     all_freed(wire)
+
+
+def test_a_pass_whose_time_is_over_runs_again_and_no_node_is_blamed(
+    swarm: Callable[[str], WireSwarm], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = swarm("llama")
+    hidden, weights = torch.randn(2, 1, 4, 64, generator=torch.Generator().manual_seed(7))
+    given = hidden.clone().requires_grad_()
+    with monkeypatch.context() as patch:
+        for node in wire.nodes:
+            patch.setattr(node.passes._counts, "limits", PassLimits(client_s=2.0))
+        output = wire.model.blocks(given)
+        all_freed(wire)
+    (gradient,) = torch.autograd.grad(output, given, weights)
+    assert close(gradient, here(checkpoint("llama"), 0, 5, hidden, weights)[1])
+    assert not any(wire.toys.router.experience.is_avoided(node.identity.peer_id) for node in wire.nodes)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from node.gradients.frozen_stage import FrozenStage, GraphCost
 from node.units.host_units import HostUnits
 from node.units.loaded import LoadedUnit
-from protocols.errors import BadRequestError, DrainingError, OverloadedError
+from protocols.errors import BadRequestError, DrainingError, PassTooLargeError
 from protocols.ids import ModelId, Span
 from protocols.units import Blocks
 from protocols.weights_id import Weights
@@ -39,7 +39,7 @@ def test_cost_is_measured_in_tokens_and_pairs_of_tokens() -> None:
 def test_a_pass_beyond_the_memory_is_refused_and_a_smaller_one_is_not(units: dict[torch.dtype, HostUnits]) -> None:
     with units[torch.float32].blocks.read():
         stage = FrozenStage(units[torch.float32].read(), 5, limit_bytes=1 << 20, max_positions=256)
-        with pytest.raises(OverloadedError, match="at most 1 MiB here"):
+        with pytest.raises(PassTooLargeError, match="at most 1 MiB here"):
             stage.forward(SPAN, torch.zeros(64, 256, 64))
         with pytest.raises(BadRequestError, match="at most 256 tokens, got 257"):
             stage.forward(SPAN, torch.zeros(1, 257, 64))
