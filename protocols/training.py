@@ -25,7 +25,7 @@ from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import ModelId
 from protocols.parts_of_units import Part
 from protocols.receipts import MAX_PARTS, Receipt, part_texts, read_parts
-from protocols.route import Hop, Route, parse_route
+from protocols.route import Grant, Hop, Route, parse_route
 from protocols.runs import MAX_MICRO_BATCHES
 from protocols.tensors import CODECS, WireTensor
 from protocols.weights_id import MAX_VERSION, Weights
@@ -53,6 +53,8 @@ class Pass:
     """Which micro-batch of the version's batch; None: no hop adds anything."""
     weights: Weights | None = None
     """Of a client's autograd: which numbers, the chain included. None: the weights in training, at this version."""
+    grant: Grant | None = None
+    """Of a client's autograd: its signed word for these weights and this route (peers and blocks, without addresses)."""
     route: Route
     hop: int = 0
     """The receiver's place in the route."""
@@ -103,6 +105,8 @@ class Pass:
             raise BadRequestError("embeddings are floats that a client's autograd brings to the first hop")
         if self.weights is not None and (self.weights.model, self.weights.version) != (self.run, self.version):
             raise BadRequestError(f"the weights of a pass are of its run and version, got {self.weights}")
+        if self.grant is not None and (self.grant.weights, self.grant.route) != (self.weights, named(self.route)):
+            raise BadRequestError("the grant of a client's pass is for its weights, and for its route without addresses")
 
     @property
     def is_training(self) -> bool:
@@ -129,10 +133,9 @@ class Pass:
 
     def below(self, payload: WireTensor, budget_ms: int) -> Pass:
         """What the next hop gets: our output. Addresses and certificates of the hops above are left out: it never dials them."""
-        above = tuple(Hop(hop.peer, (), b"", hop.unit) for hop in self.route[: self.hop + 1])
         return replace(
             self,
-            route=above + self.route[self.hop + 1 :],
+            route=named(self.route[: self.hop + 1]) + self.route[self.hop + 1 :],
             hop=self.hop + 1,
             payload=payload,
             is_embeds=False,
@@ -148,7 +151,7 @@ class Pass:
         optional = {
             "embeds": self.is_embeds or None, "index": self.index, "weights": str(self.weights) if self.weights else None,
             "skip": part_texts(self.skip) or None, "labels": self.labels and self.labels.header(),
-            "positions": self.positions and self.positions.header(),
+            "positions": self.positions and self.positions.header(), "grant": self.grant and _pack_grant(self.grant),
         }  # fmt: skip
         header |= {key: value for key, value in optional.items() if value is not None}
         return frame.encode(header, [wire.data for wire in (self.payload, self.labels, self.positions) if wire is not None])
@@ -159,12 +162,14 @@ class Pass:
         wires = _wires(received, "payload", "labels", "positions")
         if (payload := wires["payload"]) is None:
             raise BadRequestError("a pass brings ids or hidden states, got no payload")
+        route = parse_route(header.get("route"))
         return cls(
             run=ModelId.parse(fields.text(header, "run", 300)),
             version=fields.integer(header, "version", 0, MAX_VERSION),
             index=None if header.get("index") is None else fields.integer(header, "index", 0, MAX_MICRO_BATCHES - 1),
             weights=None if header.get("weights") is None else Weights.parse(header["weights"]),
-            route=parse_route(header.get("route")),
+            grant=None if header.get("grant") is None else _parse_grant(header, route),
+            route=route,
             hop=fields.integer(header, "hop", 0, MAX_HOPS - 1),
             skip=read_parts(header, "skip") if "skip" in header else (),
             payload=payload,
@@ -275,6 +280,21 @@ def parse(data: bytes) -> Message:
         raise BadRequestError(f"message kind {shown(name)} is unknown; known: {', '.join(_KINDS)}")
     message: Message = kind.parse(received)
     return message
+
+
+def named(route: Route) -> Route:
+    """Peers and blocks, without addresses and certificates."""
+    return tuple(Hop(hop.peer, (), b"", hop.unit) for hop in route)
+
+
+def _pack_grant(grant: Grant) -> dict[str, object]:
+    """Without what the pass itself says."""
+    return {key: value for key, value in grant.pack().items() if key not in ("weights", "route")}
+
+
+def _parse_grant(header: dict[str, Any], route: Route) -> Grant:
+    own = fields.table(header["grant"], "grant")
+    return Grant.parse({**own, "weights": header.get("weights"), "route": [hop.pack() for hop in named(route)]})
 
 
 def _check_payload(wire: WireTensor) -> None:

@@ -45,6 +45,11 @@ class Access:
         """Do we compute for this client, whichever hop brings its grant?"""
         return self._is_listed(client)
 
+    @property
+    def is_limited(self) -> bool:
+        """Is any peer left out?"""
+        return self.allow is not None or bool(self.deny)
+
     def is_trusted(self, peer: PeerId) -> bool:
         """Is it taken as proven, and tried before others?"""
         return peer in self.trust and self._is_listed(peer)

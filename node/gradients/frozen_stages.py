@@ -36,7 +36,8 @@ class FrozenStages:
     def stage_of(self, sent: Pass) -> FrozenStage:
         """What `TrainingServicer` asks for. The same rules as for a session: exactly these weights, blocks of one host, one precision.
 
-        ModelMismatchError, SpanNotServedError, BadRequestError or DrainingError says which one is broken.
+        ModelMismatchError, SpanNotServedError, BadRequestError, UnauthenticatedError (the client, or its grant) or DrainingError says
+        which one is broken.
         """
         assert sent.weights is not None, "of a client's pass"
         host = self._host_of(sent.weights, sent.here.unit)
@@ -74,5 +75,6 @@ def _check(sent: Pass, host: Host) -> None:
         raise BadRequestError(
             f"this peer computes in {served.dtype}, the pass in {sent.payload.dtype}: a route uses one precision"
         )
+    host.hops.check_pass(sent.grant, sent.hop)
     if host.is_draining:
         raise DrainingError("this peer is about to give these blocks up: try a replica")

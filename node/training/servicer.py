@@ -145,6 +145,8 @@ class TrainingServicer:
             raise BadRequestError(f"hop {sent.hop} of the route is peer {short_peer(sent.here.peer)}, not this one")
         if sent.hop and call.peer != (above := sent.route[sent.hop - 1].peer):
             raise NotAllowedError(f"hop {sent.hop} is called by peer {short_peer(above)}, not by {short_peer(call.peer)}")
+        if sent.grant is not None and not sent.hop and call.peer != sent.grant.client:
+            raise NotAllowedError(f"the grant is of client {short_peer(sent.grant.client)}, not of {short_peer(call.peer)}")
         if sent.is_of_run and not sent.hop and not self._may_train(call.peer):
             raise NotAllowedError(f"peer {short_peer(call.peer)} may not train with this stage")
         if sent.is_of_run and (sent.payload.dtype == "int32") is not (sent.hop == 0):

@@ -264,7 +264,9 @@ def _ways(
     router = Router(peer.directory, peer.ping, weights, num_blocks, hosting, regard, takes_newest=is_in_training)
     links = Links(peer.pool)
     assert config.dtype is not None
-    ways = PassWays.over(router, peer.pool, config.dtype, config.route_timeout_s, waits)
+    ways = PassWays(
+        router=router, pool=peer.pool, identity=peer.identity, dtype=config.dtype, route_timeout_s=config.route_timeout_s, waits=waits
+    )  # fmt: skip
     return (lambda blocks: Session(router, links, peer.identity, replace(config, blocks=blocks), waits)), ways, router
 
 

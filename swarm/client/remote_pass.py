@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from protocols import compression
+from protocols.defaults import GRANT_LIFE_S
 from protocols.errors import NonsenseError, TensorFormatError
-from protocols.ids import Span
-from protocols.route import Route
+from protocols.identity import Identity
+from protocols.ids import SessionId, Span
+from protocols.route import Grant, Route
 from protocols.tensors import WireTensor
-from protocols.training import Gradient, Pass
+from protocols.training import Gradient, Pass, named
 from protocols.weights_id import Weights
 from swarm.client.open_calls import OpenCalls
 from swarm.client.pass_routes import PassRoutes, is_late
@@ -51,11 +54,13 @@ class PassWays:
 
     router: Router
     pool: ChannelPool
+    identity: Identity
+    """The client's, which signs each pass."""
     dtype: str
     """Compute dtype of every hop, and of the values that travel."""
     route_timeout_s: float
     waits: Waits
-    calls: OpenCalls
+    calls: OpenCalls = field(default_factory=lambda: OpenCalls(MAX_OPEN))
     pieces: PieceSize = field(default_factory=PieceSize)
 
     async def weights(self, blocks: Span | None) -> Weights:
@@ -64,9 +69,11 @@ class PassWays:
             return self.router.weights
         return (await self.router.find_newest(self.route_timeout_s, self.dtype, blocks=blocks)).weights
 
-    @classmethod
-    def over(cls, router: Router, pool: ChannelPool, dtype: str, route_timeout_s: float, waits: Waits) -> PassWays:
-        return cls(router=router, pool=pool, dtype=dtype, route_timeout_s=route_timeout_s, waits=waits, calls=OpenCalls(MAX_OPEN))
+    def grant(self, weights: Weights, route: Route) -> Grant:
+        """For one pass."""
+        id, expires_s = SessionId(secrets.token_bytes(16)), self.router.clock.unix_s() + GRANT_LIFE_S
+        grant = Grant(client=self.identity.peer_id, session=id, epoch=0, weights=weights, route=named(route), expires_s=expires_s)
+        return grant.signed(self.identity.sign)
 
 
 class RemotePass:
@@ -140,8 +147,8 @@ class RemotePass:
     def _pass(self, route: Route) -> Pass:
         weights = self._weights
         return Pass(
-            run=weights.model, version=weights.version, index=None, weights=weights, route=route, payload=self._hidden,
-            want="hidden", budget_ms=int(PASS_S * 1e3),
+            run=weights.model, version=weights.version, index=None, weights=weights, grant=self._ways.grant(weights, route),
+            route=route, payload=self._hidden, want="hidden", budget_ms=int(PASS_S * 1e3),
         )  # fmt: skip
 
     def _keep(self, call: _OpenCall) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RESUME_S, RETAINED_BYTES
-from protocols.errors import BadRequestError, DrainingError, OverloadedError, UnauthenticatedError
+from protocols.errors import BadRequestError, DrainingError, NotAllowedError, OverloadedError, UnauthenticatedError
 from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.inference import Attach, Close, Grant, Open, Reroute
 from protocols.words import counted
@@ -120,6 +120,17 @@ class Hops:
             self._note_end(hop)  # it still gives its memory back
         self._closed.check(grant, grant.route[index].span)
         return self._create(grant, index)
+
+    def check_pass(self, grant: Grant | None, index: int) -> None:
+        """Do we compute for the client of a differentiable pass, as hop `index`? The first hop's caller was checked by the server.
+
+        UnauthenticatedError, ModelMismatchError or NotAllowedError says why not.
+        """
+        if grant is not None:
+            grants.verify(grant, self.served, self._clock.unix_s())
+            self._gate.check_client(grant.client)
+        elif index and self._gate.access.is_limited:
+            raise NotAllowedError("this peer does not compute for all (--allow, --deny): a pass must bring its client's grant")
 
     def find(self, client: PeerId, session: SessionId, span: Span) -> Hop | None:
         """A client's session, where it is here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from protocols.errors import BadRequestError, InternalError, NoRouteError, PassT
 from protocols.ids import Span
 from protocols.training import Pass
 from protocols.weights_id import Weights
+from swarm.access import Access
 from swarm.client.remote_pass import MAX_OPEN
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
 from swarm.training.chain import PassCall, PassError
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
-from tests.swarm.inference.toy import ToyNode, until
+from tests.swarm.inference.toy import ToyNode, new_identity, until
 
 FAMILIES = ("llama", "qwen3_moe", "gemma3_text")
 SPANS = [(0, 2), (2, 5)]
@@ -369,6 +371,35 @@ def client_pass(wire: WireSwarm, hidden: Tensor, **changes: Any) -> Pass:
         run=weights.model, version=0, index=None, weights=weights, route=route, payload=compression.pack(hidden), want="hidden"
     )
     return Pass(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_client_is_checked_by_the_lists_of_each_hop(
+    swarm: Callable[[str], WireSwarm], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second hop has lists: it computes for clients whose signature they allow, whichever hop passes it on."""
+    wire, hidden = swarm("llama"), torch.ones(1, 2, 64)
+    first, own = wire.nodes[0].identity.peer_id, wire.toys.identity.peer_id
+    unsigned = client_pass(wire, hidden)
+    signed = replace(unsigned, grant=wire.backend._ways.grant(unsigned.weights, unsigned.route))
+    forged = replace(signed, grant=replace(signed.grant, expires_s=signed.grant.expires_s + 1))
+    other = replace(wire.backend._ways, identity=new_identity()).grant(unsigned.weights, unsigned.route)
+    gate = wire.nodes[1].host.hops._gate
+    for access, sent, code in (
+        (Access(), unsigned, "none"),
+        (Access(), forged, "unauthenticated"),
+        (Access(allow=frozenset({first})), unsigned, "not_allowed"),
+        (Access(allow=frozenset({first})), signed, "not_allowed"),
+        (Access(deny=frozenset({own})), signed, "not_allowed"),
+        (Access(deny=frozenset({own})), replace(signed, grant=other), "not_allowed"),
+        (Access(allow=frozenset({first, own})), forged, "unauthenticated"),
+        (Access(allow=frozenset({first, own})), signed, "none"),
+    ):
+        monkeypatch.setattr(gate, "access", access)
+        assert refusal(wire, sent) == code, access
+    given = hidden.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(wire.model.blocks(given).sum(), given)
+    assert close(gradient, here(checkpoint("llama"), 0, 5, hidden, hidden)[1])
+    all_freed(wire)
 
 
 def refusal(wire: WireSwarm, sent: Pass) -> str:

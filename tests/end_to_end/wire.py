@@ -83,7 +83,10 @@ class WireSwarm:
     def ways(self, route_timeout_s: float = 10.0) -> PassWays:
         """Of differentiable passes by this swarm's client."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return PassWays.over(self.toys.router, self.toys.pool, dtype, route_timeout_s, Waits())
+        return PassWays(
+            router=self.toys.router, pool=self.toys.pool, identity=self.toys.identity, dtype=dtype,
+            route_timeout_s=route_timeout_s, waits=Waits(),
+        )  # fmt: skip
 
     @property
     def nodes(self) -> list[Any]:

@@ -171,6 +171,11 @@ SAMPLES: dict[str, Any] = {
     "pass of a client": training.Pass(
         run=MODEL, version=0, index=None, weights=Weights(MODEL), route=ROUTE, hop=1, payload=STATES_BTH, want="hidden"
     ),
+    "signed pass of a client": training.Pass(
+        run=MODEL, version=0, index=None, weights=GRANT.weights, grant=replace(GRANT, route=training.named(ROUTE)).signed(ALICE.sign),
+        route=ROUTE,
+        payload=STATES_BTH, want="hidden",
+    ),
     "pass of an evaluation": training.Pass(
         run=MODEL, version=7, index=None, route=ROUTE, payload=IDS, labels=IDS, num_targets=3, budget_ms=2_500
     ),
@@ -252,7 +257,7 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "apply": averaging.Apply.parse,
     "applied": averaging.Applied.parse,
 }
-OF_A_PASS = frozenset(("pass", "pass of a client", "pass of an evaluation", "output", "gradient", "result", "pass_failed"))
+OF_A_PASS = frozenset(kind for kind, sample in SAMPLES.items() if isinstance(sample, training.Message))
 
 
 def parser(kind: str) -> Callable[[bytes], Any]:
@@ -585,9 +590,10 @@ def passes(draw: st.DrawFn) -> training.Pass:
     want = draw(st.sampled_from(training.WANTS)) if is_client else "loss"
     hop, payload = draw(st.integers(0, len(route) - 1)), draw(st.just(ids) | states(shape))
     may_embed = is_client and not hop and payload.dtype != "int32"
+    grant = replace(draw(grants()), weights=wanted, route=training.named(route)) if is_client and draw(st.booleans()) else None
     return training.Pass(
         run=wanted.model, version=wanted.version, index=draw(st.integers(0, 4_095)) if is_training else None,
-        weights=wanted if is_client else None, route=route, hop=hop,
+        weights=wanted if is_client else None, grant=grant, route=route, hop=hop,
         skip=draw(_part_lists) if is_training else (), payload=payload, is_embeds=may_embed and draw(st.booleans()),
         labels=ids if want == "loss" else None, positions=draw(st.sampled_from([None, ids])),
         num_targets=draw(st.integers(0, math.prod(shape))), want=want, codec=draw(st.sampled_from(tensors.CODECS)),
