@@ -187,7 +187,7 @@ def test_a_batch_in_pieces_and_more_forwards_than_calls_may_be_open(
 def test_a_batch_beyond_the_memory_of_a_node_goes_in_smaller_pieces(
     swarm: Callable[[str], WireSwarm], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second hop has room for the graphs of two sequences; later batches begin with pieces of that size."""
+    """The second hop has memory for the graphs of two sequences; later batches begin with pieces of that size."""
     wire = swarm("llama")
     hidden, weights = torch.randn(2, 7, 5, 64, generator=torch.Generator().manual_seed(6))
     expected = here(checkpoint("llama"), 0, 5, hidden, weights)[1]
