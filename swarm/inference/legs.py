@@ -71,14 +71,11 @@ class Legs:
         self.current = self._new()
 
     def _new(self) -> Leg:
-        router, weights = self._router, self.search.weights or self._router.weights
         return Leg(
-            self._links, self._identity, weights, self.retained,
+            self._links, self._identity, self.search.weights or self._router.weights, self.retained,
             lambda: min(self._pending.steps, default=self.retained.next_step),
-            self._on_reply, lambda leg, loss: self.losses.put_nowait((leg, loss)), router.clock.unix_s,
+            self._on_reply, lambda leg, loss: self.losses.put_nowait((leg, loss)), self._router.clock.unix_s,
         )  # fmt: skip
-
-    # --- the life of a session
 
     def begin_as(self, other: Legs) -> None:
         """As a fork of another session: its sequences, and the hops that may still hold them."""
@@ -147,9 +144,8 @@ class Legs:
         """Retain a step and send it over every leg."""
         self.lateness.begin()
         self.retained.add(step)
-        self.current.down.pump()
-        for rival in self.rivals:
-            rival.down.pump()
+        for leg in (self.current, *self.rivals):
+            leg.down.pump()
 
     def has(self, leg: Leg) -> bool:
         """Is it one of ours still?"""
@@ -222,8 +218,7 @@ class Legs:
         except SwarmError as error:
             log.info("%s: no answer comes, and there is no other way: %s", self.current, error)
             return
-        is_answered = self.current.verdict is None  # while we looked for a route
-        if self.is_over or is_answered:
+        if self.is_over or self.current.verdict is None:  # it was answered while we looked for a route
             return
         if stuck.intersection(hop.peer for hop in route):
             self._given_up.clear()  # all have been tried: begin again
