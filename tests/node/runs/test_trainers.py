@@ -110,22 +110,33 @@ async def test_all_trainers_leave_and_a_new_one_goes_on_where_the_stages_are() -
 
 
 async def test_two_that_coordinate_at_once_find_each_other_and_count_nothing_twice() -> None:
+    """They share the versions from 1 on, and find each other in the middle of version 4, which does not end before."""
+    are_two, is_one = threading.Event(), threading.Event()
+
+    def draw(version: int, index: int) -> None:
+        assert version < 1 or are_two.wait(60)
+        assert version < 4 or index < NUM - 3 or is_one.wait(60)
+
     async with toy_swarm() as swarm:
         for span in (*HALVES, *HALVES):
             await swarm.stage(span, slow)
-        first = await swarm.trainer(6)
+        first = await swarm.trainer(6, draw)
         await until(lambda: first.coordinates)
         swarm.book.is_torn = True
-        second = await swarm.trainer(6)
+        second = await swarm.trainer(6, draw)
         await until(lambda: second.coordinates)
-        await until(lambda: len(first.steps) + len(second.steps) > 2)
+        are_two.set()
+        await in_the_middle(swarm, 4)
+        assert len(first.steps) + len(second.steps) > 2
         assert first.coordinates and second.coordinates
         swarm.book.is_torn = False
+        lower, higher = sorted((first, second), key=lambda one: one.peer)
+        await until(lambda: higher.turns_taken[-1].startswith("works for"))
+        is_one.set()
         await swarm.finished(first, second)
         swarm.check(6)
-    lower, higher = sorted((first, second), key=lambda one: one.peer)
-    assert lower.steps[-1].version == 6
-    assert higher.turns_taken[-1].startswith("works for")
+    assert [step.version for step in lower.steps][-2:] == [5, 6]
+    assert all(step.version < 5 for step in higher.steps), "both have gone on"
 
 
 async def test_groups_that_had_agreed_step_though_the_trainer_that_told_the_others_has_died() -> None:
