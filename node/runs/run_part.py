@@ -71,9 +71,7 @@ class RunPart:
             settings.run, spec, stage, settings.num_blocks, device, keeps=self._keeps, on_kept=self._keep,
             on_step=self._stepped, on_behind=lambda: self.taking_part.fall_behind(),
         )  # fmt: skip
-        self.trained = TrainedStage(
-            run=settings.run, stage=stage, states=self.units.states, num_micro_batches=spec.num_micro_batches
-        )
+        self.trained = TrainedStage(run=settings.run, stage=stage, states=self.units.states, spec=spec)
         self._kept = KeptState(self._snapshot)
         self.publishing = Publishing(self.units, host.served.blocks, replacer)
         members = Members(settings.run, peer.directory, peer.pool)

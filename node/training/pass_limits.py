@@ -13,7 +13,7 @@ from protocols.ids import PeerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLimits:
-    """Each pass keeps a graph, or at least its input, until its gradient comes."""
+    """Each pass keeps its input, and a graph if memory allows, until its gradient comes; one of a run is a micro-batch at most."""
 
     in_all: int = 64
     """Passes of training and of clients together."""

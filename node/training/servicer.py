@@ -117,8 +117,8 @@ class TrainingServicer:
         if trained is not None and trained.is_paused:
             raise DrainingError("this stage is paused by its owner: ask a replica")
         stage = trained.stage if trained is not None else self._frozen(sent)
-        if trained is not None and sent.index is not None and sent.index >= trained.num_micro_batches:
-            raise BadRequestError(f"micro-batch {sent.index} is beyond the batch of {trained.num_micro_batches}")
+        if trained is not None:
+            trained.check_size(sent.index, sent.payload.shape)
         limit_s = sent.budget_ms / 1e3 if sent.is_of_run else min(sent.budget_ms / 1e3, self._counts.limits.client_s)
         with self._counts.entered(call.peer, is_training=sent.is_of_run, is_first_hop=not sent.hop):
             compute, ends_at_s = PassCompute(sent, stage, trained), self._device.clock.now_s() + limit_s

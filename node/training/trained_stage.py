@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from node.training.contribution import Contribution
 from node.training.flight import Gradients
 from node.training.unit_state import UnitState
-from protocols.errors import SpanNotServedError, VersionMismatchError
+from protocols.errors import BadRequestError, SpanNotServedError, VersionMismatchError
 from protocols.ids import ModelId, Span
 from protocols.kept import Kept
 from protocols.parts_of_units import Part
 from protocols.run_status import RunStatus
+from protocols.runs import RunSpec
 from protocols.units import Unit
 
 KEPT = 0.9
@@ -73,8 +74,7 @@ class TrainedStage:
     run: ModelId
     stage: ComputesPasses
     states: Mapping[Unit, UnitState]
-    num_micro_batches: int
-    """Of one version's batch."""
+    spec: RunSpec
     is_catching_up: bool = False
     """It fetches a newer version, and takes no micro-batch meanwhile."""
     is_paused: bool = False
@@ -99,6 +99,18 @@ class TrainedStage:
         finally:
             self.num_passes -= 1
 
+    def check_size(self, index: int | None, shape: Sequence[int]) -> None:
+        """BadRequestError for an index beyond the batch, or for more than one micro-batch of the run, [B, T]: it would take more memory."""
+        spec = self.spec
+        if index is not None and index >= spec.num_micro_batches:
+            raise BadRequestError(f"micro-batch {index} is beyond the batch of {spec.num_micro_batches}")
+        most = (spec.batch.micro_batch_sequences, spec.data.sequence_tokens)
+        if shape[0] > most[0] or shape[1] > most[1]:
+            raise BadRequestError(
+                f"a micro-batch of {self.run.name} has at most {most[0]} sequences of {most[1]} tokens, got {shape[0]} of {shape[1]}: "
+                "divide it"
+            )
+
     def check_open(self, parts: Collection[Part], version: int) -> None:
         """VersionMismatchError, LedgerClosedError or SpanNotServedError if these parts take no micro-batch of this version."""
         self.check_version(parts, version)
@@ -121,9 +133,9 @@ class TrainedStage:
     def status(self) -> RunStatus:
         """What other peers are told."""
         return RunStatus(
-            num_micro_batches=self.num_micro_batches,
+            num_micro_batches=self.spec.num_micro_batches,
             units=tuple(
-                replace(self.states[unit].status(self.num_micro_batches), agreed=self.agreed(unit))
+                replace(self.states[unit].status(self.spec.num_micro_batches), agreed=self.agreed(unit))
                 for unit in sorted(self.states)
             ),
             queue=self.num_passes,

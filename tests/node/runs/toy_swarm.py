@@ -151,7 +151,7 @@ class StageProcess(Process):
         super().__init__(book)
         self.stage, device = TrainedToy(span, NUM_BLOCKS, at=at), Device()
         self.units = RunUnits(RUN, SPEC, self.stage, NUM_BLOCKS, device)  # type: ignore[arg-type]
-        self.trained = TrainedStage(run=RUN, stage=self.stage, states=self.units.states, num_micro_batches=NUM)
+        self.trained = TrainedStage(run=RUN, stage=self.stage, states=self.units.states, spec=SPEC)
         self.servicer = TrainingServicer(device)
         self.servicer.open(self.trained)
         self.averager = Averager(self.identity, self.pool, lambda run: self.units)

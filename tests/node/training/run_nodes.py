@@ -77,7 +77,7 @@ class RunNode:
         self.units = RunUnits(
             run, spec, stage, num_blocks, self.device, on_behind=lambda: self.taking_part.fall_behind()
         )  # fmt: skip
-        self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, num_micro_batches=spec.num_micro_batches)
+        self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, spec=spec)
         self.taking_part = TakingPart(
             self.units, self.trained, Members(run, folder, self.pool), self.pool, self.identity.peer_id, lambda event: None,
             on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)), num_blocks=num_blocks,

@@ -25,7 +25,7 @@ from swarm.models.loading import load_ends, load_parts
 from swarm.rpc import ChannelPool, RpcServer, tls
 from swarm.training.chain import train
 from tests.families import make_checkpoint
-from tests.node.training.toy_run import RUN, THIRDS, TRAINER, TrainingNode, batch, new_identity, pass_of, running
+from tests.node.training.toy_run import RUN, THIRDS, TRAINER, TrainingNode, batch, new_identity, pass_of, running, spec_of
 
 MOST = 1.03
 """Bytes of a pass between two hops, over those of its hidden states and their gradient."""
@@ -65,7 +65,7 @@ class Meter:
 async def test_a_pass_takes_three_hundredths_more_than_its_values(codec: str, token_bytes: int) -> None:
     """10M parameters: 8 sequences of 128 tokens, hidden size 320."""
     width, shape, num = 320, (8, 128), 4
-    nodes, meter = [TrainingNode(span, width=width) for span in THIRDS], Meter()
+    nodes, meter = [TrainingNode(span, width=width, shape=shape) for span in THIRDS], Meter()
     async with running(*nodes) as pool, meter.before(nodes[1].address) as address:
         route = (nodes[0].hop(), nodes[1].hop(address=address), nodes[2].hop())
         await train(pool, pass_of(route, 0, batch(0, shape, is_packed=True), codec=codec))  # connects
@@ -116,7 +116,7 @@ class RealNode:
         stage = Stage(parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks)
         states = {unit: UnitState(unit, stage.parameters(unit)) for unit in stage.units}
         self.identity, self.span = new_identity(), span
-        self.trained = TrainedStage(run=RUN, stage=stage, states=states, num_micro_batches=16)
+        self.trained = TrainedStage(run=RUN, stage=stage, states=states, spec=spec_of())
         self.pool, self.certificate = ChannelPool(self.identity), tls.make(self.identity)
         servicer = TrainingServicer(Device())
         servicer.open(self.trained)

@@ -288,11 +288,18 @@ def wire(values: list[list[int]]) -> WireTensor:
     return compression.pack(torch.tensor(values, dtype=torch.int32))
 
 
-SHAPE = [[1] * 5] * 2
+def of_shape(shape: tuple[int, int]) -> dict[str, Any]:
+    own = batch(0, shape)
+    return {"payload": compression.pack(own.ids), "labels": compression.pack(own.labels), "num_targets": own.num_targets}
+
+
 REFUSED: dict[str, tuple[str, int, dict[str, Any]]] = {
     "an unknown run": ("model_not_found", 0, {"run": ModelId("toy", "cd" * 32)}),
     "another version": ("version_mismatch", 0, {"version": 1}),
     "an index beyond the batch": ("bad_request", 0, {"index": NUM_MICRO_BATCHES}),
+    "more sequences than a micro-batch": ("bad_request", 0, of_shape((3, 5))),
+    "longer sequences than the run's": ("bad_request", 0, of_shape((2, 6))),
+    "an evaluation of longer sequences": ("bad_request", 0, {"index": None, **of_shape((2, 6))}),
     "an id beyond the table": ("bad_request", 0, {"payload": wire([[1, 2, 3, 4, V]] * 2)}),
     "an id below 0": ("bad_request", 0, {"payload": wire([[1, 2, 3, 4, -1]] * 2)}),
     "a label beyond the table": ("bad_request", 2, {"labels": wire([[1, 2, 3, 4, V]] * 2), "num_targets": 10}),

@@ -21,6 +21,7 @@ from protocols.identity import Identity, from_seed
 from protocols.ids import ModelId, Span
 from protocols.parts_of_units import Part
 from protocols.route import Hop, Route
+from protocols.runs import BatchRule, DataRule, RunSpec
 from protocols.training import NO_TARGET, Pass
 from protocols.units import Blocks
 from swarm.rpc import ChannelPool, RpcServer, TlsCertificate, tls
@@ -28,8 +29,17 @@ from tests.node.training.toy_stage import ToyStage, V, drawn
 
 RUN = ModelId("toy", "ab" * 32)
 NUM_BLOCKS, NUM_MICRO_BATCHES = 6, 16
+SHAPE = (2, 5)
+"""Of a micro-batch: sequences and tokens."""
+
 THIRDS = (Span(0, 2), Span(2, 4), Span(4, 6))
 TRAINER = from_seed(b"trainer".ljust(32))
+
+
+def spec_of(shape: tuple[int, int] = SHAPE) -> RunSpec:
+    num, tokens = shape
+    rule = BatchRule(steps=1, batch_tokens=NUM_MICRO_BATCHES * num * tokens, micro_batch_sequences=num)
+    return RunSpec(name=RUN.name, data=DataRule(sequence_tokens=tokens), batch=rule)
 
 
 def new_identity() -> Identity:
@@ -44,13 +54,14 @@ class TrainingNode:
     limits: PassLimits | None = None
     at: Callable[[str], None] = lambda moment: None
     width: int = 4
+    shape: tuple[int, int] = SHAPE
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.identity, self.device = new_identity(), Device()
         self.stage = ToyStage(self.span, NUM_BLOCKS, width=self.width, at=lambda moment: self.at(moment))
         states = {unit: UnitState(unit, drawn(unit, self.width)) for unit in self.stage.units}
-        self.trained = TrainedStage(run=RUN, stage=self.stage, states=states, num_micro_batches=NUM_MICRO_BATCHES)
+        self.trained = TrainedStage(run=RUN, stage=self.stage, states=states, spec=spec_of(self.shape))
         self.servicer = TrainingServicer(self.device, limits=self.limits, **self.options)
         self.servicer.open(self.trained)
         self.pool = ChannelPool(self.identity)
@@ -108,7 +119,7 @@ class Batch:
         return int((self.labels != NO_TARGET).sum())
 
 
-def batch(index: int, shape: tuple[int, int] = (2, 5), *, is_packed: bool = False) -> Batch:
+def batch(index: int, shape: tuple[int, int] = SHAPE, *, is_packed: bool = False) -> Batch:
     rng = torch.Generator().manual_seed(index)
     ids, labels = (torch.randint(0, V, shape, generator=rng, dtype=torch.int32) for _ in range(2))
     labels[:, -1] = NO_TARGET
