@@ -7,6 +7,7 @@ only, so a step (G9 of a gradient's path) never meets a forward; ledgers have lo
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -165,7 +166,7 @@ class RunUnits:
             squares += gradient.sum_of_squares
             self.stepper.step(self.stage.parameters(unit), self._memory[unit], gradient, state.version, num_targets)
             state.restore(state.version + 1, next_chain(state.chain, bytes(32), num_targets))
-        return float(squares**0.5) / num_targets
+        return math.sqrt(squares) / max(1, num_targets)
 
     # --- state
 

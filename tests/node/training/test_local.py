@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from node.training.data.micro_batch import NO_TARGET
+from node.training.data.micro_batch import NO_TARGET, MicroBatch
 from node.training.optimizer.kinds import gets_weight_decay
 from protocols.runs import RunSpec
 from swarm.models.checkpoint import open_checkpoint
@@ -96,3 +98,17 @@ def test_a_local_run_is_a_plain_loop_over_the_whole_model(is_tied: bool, is_pack
             assert off < 1e-5, f"{name} is off by {float(off):.1e}"
             compared += 1
     assert compared == len(parameters)
+
+
+class Prompts(Counting):
+    """No token is a target, as if a chat's prompts filled all sequences."""
+
+    def micro_batch(self, version: int, index: int) -> MicroBatch:
+        own = super().micro_batch(version, index)
+        return dataclasses.replace(own, labels=np.full_like(own.labels, NO_TARGET), num_targets=0)
+
+
+def test_a_batch_without_targets_is_a_step_without_a_gradient(tmp_path: Path) -> None:
+    run = local_run(llama(tmp_path, is_tied=False), spec_of(STEPS), Prompts())
+    step = run.step()
+    assert (step.version, step.loss_sum, step.num_targets, step.grad_norm) == (1, 0.0, 0, 0.0)
