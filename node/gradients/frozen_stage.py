@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from node.training.flight import Flight, Gradients
+from node.training.pass_inputs import check_length
 from node.training.stage import Stage
 from node.units.host_units import HostReadings
-from protocols.errors import BadRequestError, DrainingError, ModelNotSupportedError, PassTooLargeError
+from protocols.errors import DrainingError, ModelNotSupportedError, PassTooLargeError
 from protocols.ids import Span
 from protocols.parts_of_units import Part
 
@@ -74,8 +75,7 @@ class FrozenStage:
         here. DrainingError: these weights are not served here any more."""
         stage = self._opened()
         rows, tokens = values.shape[:2]
-        if self._max_positions is not None and tokens > self._max_positions:
-            raise BadRequestError(f"a sequence of this model has at most {self._max_positions} tokens, got {tokens}: shorten it")
+        check_length(tokens, self._max_positions)
         needed = self._cost.bytes(rows, tokens) * len(span) // len(stage.span)
         if needed > self._limit_bytes:
             raise PassTooLargeError(

@@ -112,7 +112,10 @@ def of_checkpoint(checkpoint: Checkpoint, model: ModelId, data: RunData) -> Loca
     span = Span(0, checkpoint.num_blocks)
     recompute: Any = data.file.training.recompute
     parts = load_parts(checkpoint, span, dtype=torch.float32)[1]
-    stage = Stage(parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=recompute)
+    stage = Stage(
+        parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=recompute,
+        max_positions=checkpoint.max_positions,
+    )  # fmt: skip
     assert data.train is not None, "read with is_needed"
     return LocalRun(model, data.spec, stage, checkpoint.num_blocks, Batches.of(data.spec, data.train))
 

@@ -15,7 +15,7 @@ from typing import Any
 from node.training.data.token_data import TokenData
 from node.training.data.tokens import TokenSettings, open_tokens
 from node.training.initial import manifest_of_base, manifest_of_run
-from node.training.spec.model_plan import ModelPlan, plan_model
+from node.training.spec.model_plan import ModelPlan, check_frames, plan_model
 from node.training.spec.resolving import spec_of
 from node.training.spec.run_file import RunFile
 from node.training.spec.tokenizer import tokenizer_folder
@@ -134,8 +134,9 @@ class RunOpener:
         """The run of a file: the swarm's, if it is the same, else a new one.
 
         ModelMismatchError names the first field in which the swarm's run of that name differs. ConfigError if no peer has begun it, and the
-        data is not here.
+        data is not here, or as of `check_frames`.
         """
+        check_frames(data.file, data.plan)
         found = await self._find(data.file.name)
         if found is None:
             return await asyncio.to_thread(self._begin, data)

@@ -8,6 +8,7 @@ await part.end()
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from node.device.thread import Device
@@ -176,9 +177,9 @@ class RunPart:
 def _make_stage(settings: RunSettings, host: Host) -> Stage:
     """Copies the parameters of a host's units."""
     assert host.engines is not None
-    with host.engines.units.blocks.read() as blocks:
-        ends = host.engines.units.ends
-        if ends is None:
-            return Stage(blocks.holding, None, settings.num_blocks, recompute=settings.recompute)
-        with ends.read() as held:
-            return Stage(blocks.holding, held.holding, settings.num_blocks, recompute=settings.recompute)
+    own = host.engines.units
+    with own.blocks.read() as blocks, contextlib.nullcontext() if own.ends is None else own.ends.read() as ends:
+        return Stage(
+            blocks.holding, None if ends is None else ends.holding, settings.num_blocks, recompute=settings.recompute,
+            max_positions=host.max_positions,
+        )  # fmt: skip

@@ -29,6 +29,8 @@ class StageShape:
     device: torch.device
     dtype: torch.dtype
     ends: TrainingEnds | None
+    max_positions: int | None
+    """Tokens of the longest sequence that the model takes; None: no limit."""
 
     def inputs(self, span: Span, values: Tensor, positions: Tensor | None, is_embeds: bool) -> Inputs:
         """Copies of them on the stage's device. BadRequestError and SpanNotServedError as of `Stage.forward`."""
@@ -38,6 +40,7 @@ class StageShape:
         if kind != "hidden" and (self.ends is None or span.start > 0):
             raise SpanNotServedError(f"{kind} go to block 0 with its embedding, got {kind} for blocks {span} of {self.span}")
         self._check_values(kind, values)
+        check_length(values.shape[1], self.max_positions)
         if positions is not None:
             check_integers("positions", positions, values.shape[:2], 0, values.shape[1])
             positions = positions.detach().to(self.device, torch.long, copy=True)
@@ -71,6 +74,12 @@ class StageShape:
                 f"a gradient is floats {list(shape)}, as the output, got {gradient.dtype} {list(gradient.shape)}"
             )
         return gradient.detach().to(self.device, self.dtype, copy=True)
+
+
+def check_length(num_tokens: int, max_positions: int | None) -> None:
+    """BadRequestError for a longer sequence than the model takes (None: no limit)."""
+    if max_positions is not None and num_tokens > max_positions:
+        raise BadRequestError(f"a sequence of this model has at most {max_positions} tokens, got {num_tokens}: shorten it")
 
 
 def check_integers(what: str, values: Tensor, shape: tuple[int, ...], start: int, stop: int) -> None:

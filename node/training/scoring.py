@@ -77,7 +77,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> LossOf:
     """A whole model in this process, in float32. Blocks while it is loaded."""
     span = Span(0, checkpoint.num_blocks)
     parts = load_parts(checkpoint, span, dtype=torch.float32)[1]
-    stage = Stage(parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, use="frozen")
+    ends, limit = load_ends(checkpoint, dtype=torch.float32), checkpoint.max_positions
+    stage = Stage(parts, ends, checkpoint.num_blocks, use="frozen", max_positions=limit)
 
     def loss_of(one: MicroBatch) -> float:
         ids, labels = torch.from_numpy(one.ids), torch.from_numpy(one.labels)

@@ -53,9 +53,11 @@ class Stage:
         recompute: Recompute = "auto",
         graph_bytes: int = GRAPH_BYTES,
         use: Literal["copy", "frozen"] = "copy",
+        max_positions: int | None = None,
     ) -> None:
         """num_blocks: of the whole model. use: "copy" trains copies of what the two hold; "frozen" computes with their own tensors, and
-        trains none: only gradients of inputs can be taken, and what is served has the same bits as before.
+        trains none: only gradients of inputs can be taken, and what is served has the same bits as before. max_positions: tokens of the
+        longest sequence that the model takes; None: no limit.
 
         ModelNotSupportedError: embedding and head do not run apart from the blocks, or units share a parameter.
         """
@@ -69,7 +71,7 @@ class Stage:
         whole = blocks.cut(blocks.span)
         self._shape = StageShape(
             span=blocks.span, num_blocks=num_blocks, hidden_size=whole.hidden_size, device=whole.device, dtype=whole.dtype,
-            ends=self._ends,
+            ends=self._ends, max_positions=max_positions,
         )  # fmt: skip
         self._own = [*self._parts.tensors().values(), *(() if held is None else held.tensors().values())]
         self._cuts: OrderedDict[Span, SpanForward] = OrderedDict()

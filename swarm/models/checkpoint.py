@@ -46,7 +46,7 @@ class Checkpoint:
     hidden_size: int
     vocab_size: int
     max_positions: int | None
-    """Longest sequence that is served: what the model was made for, less where its rotary table changes (`_max_positions`); None
+    """Longest sequence that is served: what the model was made for, less where its rotary table changes (`max_positions_of`); None
     if the architecture has no such number."""
     block_prefix: str = field(default="")
     """What stands before a block's number in the tensors' names, as `model.layers.`."""
@@ -88,7 +88,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         num_blocks=num_blocks,
         hidden_size=_size(text, "hidden_size", 1, MAX_HIDDEN, directory),
         vocab_size=_size(text, "vocab_size", 1, MAX_VOCAB, directory),
-        max_positions=_max_positions(text),
+        max_positions=max_positions_of(text),
         block_prefix=prefix,
     )
 
@@ -112,10 +112,12 @@ def _size(config: Any, key: str, low: int, high: int, directory: Path) -> int:
     return value
 
 
-def _max_positions(text: Any) -> int | None:
-    """Where sequences must end. A longrope table (phi3's 128k variants) is another one for the whole forward as soon as any token
-    stands beyond `original_max_position_embeddings`: one long sequence would change its neighbours in a batch, and the later prefill chunks
-    of a prompt would not fit the earlier ones. So such models are served up to there."""
+def max_positions_of(text: Any) -> int | None:
+    """Tokens of the longest sequence of a model with this text config; None: no limit.
+
+    A longrope table (phi3's 128k variants) is another one for the whole forward as soon as any token stands beyond
+    `original_max_position_embeddings`: one long sequence would change its neighbours in a batch, and the later prefill chunks of a prompt
+    would not fit the earlier ones. So such models are served up to there."""
     rope = getattr(text, "rope_parameters", None)
     tables = [rope, *rope.values()] if isinstance(rope, dict) else []
     changes = [table.get("original_max_position_embeddings") for table in tables if _is_longrope(table)]

@@ -16,18 +16,17 @@ from fractions import Fraction
 from typing import Any
 
 from node.training.optimizer.choice import make_optimizer
-from node.training.spec.model_plan import ModelPlan
+from node.training.spec.model_plan import ModelPlan, check_frames, state_bytes
 from node.training.spec.resolving import spec_of
 from node.training.spec.run_file import RunFile
 from protocols.runs import RunSpec
-from protocols.tensors import num_scales
 from protocols.units import Blocks, Unit
 from protocols.words import counted
 
 FLOAT32 = 4
 INT32 = 4
 VALUE_BYTES: Mapping[str, Fraction] = {
-    **{"float32": Fraction(4), "bfloat16": Fraction(2), "float16": Fraction(2)},
+    **{"float32": Fraction(4), "float16": Fraction(2)},
     "int8": Fraction(1) + Fraction(4, 1_024),  # a float32 scale for each block of 1,024 values
 }
 """Bytes of one value on the wire, by codec of averaging."""
@@ -86,24 +85,20 @@ class Description:
 
 
 def describe(run_file: RunFile, plan: ModelPlan, *, base: str = "") -> Description:
-    """The numbers of a run. base: the digest of its checkpoint, if it is known. ConfigError as of `spec_of`."""
+    """The numbers of a run. base: the digest of its checkpoint, if it is known. ConfigError as of `check_frames` and `spec_of`."""
+    check_frames(run_file, plan)
     spec = spec_of(run_file, num_parameters=plan.num_parameters, base=base)
     inputs = INT32 * (2 if run_file.data.packing else 1)
-    hidden = 2 * _state_bytes(plan.width, spec.activations)
+    hidden = 2 * state_bytes(plan.width, spec.activations)
     return Description(
         run_file=run_file,
         spec=spec,
         config=plan.raw_config,
         units=tuple(_unit_size(unit, plan, spec) for unit in sorted(plan.units)),
         first_hop_bytes=spec.batch.batch_tokens * (inputs + INT32),
-        hop_bytes=_up(spec.batch.batch_tokens * (hidden + inputs)),
+        hop_bytes=spec.batch.batch_tokens * (hidden + inputs),
         kv_bytes_per_token=plan.kv_bytes_per_token,
     )
-
-
-def _state_bytes(width: int, activations: str) -> Fraction:
-    """Of one token's hidden state as it travels: int8 has smaller blocks there than in averaging (`protocols/tensors.py`)."""
-    return Fraction(width + 4 * num_scales(width)) if activations == "int8" else width * VALUE_BYTES[activations]
 
 
 def _unit_size(unit: Unit, plan: ModelPlan, spec: RunSpec) -> UnitSize:
@@ -121,7 +116,7 @@ def _unit_size(unit: Unit, plan: ModelPlan, spec: RunSpec) -> UnitSize:
     )
 
 
-def _up(number: Fraction | int) -> int:
+def _up(number: Fraction) -> int:
     return -(-number.numerator // number.denominator)
 
 

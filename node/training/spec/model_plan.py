@@ -17,9 +17,13 @@ from node.training.spec.model_size import llama_config, shape_of
 from node.training.spec.run_file import Place, RunFile, parse_size
 from node.training.spec.tokenizer_training import END_ID
 from node.training.spec.vocabulary import Vocabulary, read_vocabulary
+from protocols.defaults import MAX_FRAME_BYTES, MAX_HEADER_BYTES
 from protocols.errors import CheckpointError, ConfigError
+from protocols.tensors import ITEM_BYTES, num_scales
+from protocols.training import MAX_PASS_TOKENS
 from protocols.units import Blocks, Ends, Unit
 from swarm.checkpoints.bounds import read_config
+from swarm.models.checkpoint import max_positions_of
 from swarm.models.config import config_from_json
 from swarm.models.sizes import kv_bytes_per_token
 from swarm.models.skeleton import locate, whole_model
@@ -40,6 +44,8 @@ class ModelPlan:
     width: int
     """Values of a hidden state, as it goes from one block to the next."""
     vocabulary: int
+    max_positions: int | None
+    """Tokens of the longest sequence that it takes; None: no limit."""
     kv_bytes_per_token: int
     """What one more token of one session takes while served, in each block on average, float32."""
 
@@ -55,8 +61,8 @@ class ModelPlan:
 def plan_model(run_file: RunFile, raw_config: Mapping[str, Any] | None = None) -> ModelPlan:
     """The plan of a run's model. raw_config: of a checkpoint that is not on this disk, else it is read here.
 
-    ConfigError: a checkpoint that is not on this disk, a tokenizer that does not fit; CheckpointError, ModelNotSupportedError: a config
-    that no model can be made of.
+    ConfigError: a checkpoint that is not on this disk, a tokenizer or sequences that do not fit; CheckpointError,
+    ModelNotSupportedError: a config that no model can be made of.
     """
     model = run_file.model
     vocabulary = None if model.tokenizer is None else read_vocabulary(model.tokenizer)
@@ -68,7 +74,28 @@ def plan_model(run_file: RunFile, raw_config: Mapping[str, Any] | None = None) -
             f"model.tokenizer has ids up to {vocabulary.num_ids - 1}, but {where} has a vocabulary of {plan.vocabulary}; "
             f"give the tokenizer of this model, or a config with vocab_size of at least {vocabulary.num_ids}"
         )
+    if plan.max_positions is not None and run_file.data.sequence_tokens > plan.max_positions:
+        raise ConfigError(
+            f"data.sequence_tokens is {run_file.data.sequence_tokens}, but {where} has positions for at most {plan.max_positions}; shorten "
+            "the sequences, or take a model with more positions (max_position_embeddings)"
+        )
     return plan
+
+
+def check_frames(run_file: RunFile, plan: ModelPlan) -> None:
+    """ConfigError if a micro-batch does not fit a message between two peers."""
+    tokens, token_bytes = run_file.micro_batch_tokens, state_bytes(plan.width, run_file.training.activations)
+    most = min(MAX_PASS_TOKENS, (MAX_FRAME_BYTES - MAX_HEADER_BYTES) // (token_bytes + 2 * ITEM_BYTES["int32"]))
+    if tokens > most:
+        raise ConfigError(
+            f"a micro-batch of {tokens} tokens does not fit a message: with {token_bytes} bytes for a token's hidden state, at most {most} "
+            "do; lower training.micro_batch_sequences or data.sequence_tokens, or set training.activations to bfloat16 or int8"
+        )
+
+
+def state_bytes(width: int, activations: str) -> int:
+    """Of one token's hidden state as it travels: int8 has scales for blocks of values (`protocols/tensors.py`)."""
+    return width + 4 * num_scales(width) if activations == "int8" else width * ITEM_BYTES[activations]
 
 
 def _raw_config(run_file: RunFile, vocabulary: Vocabulary | None) -> Mapping[str, Any]:
@@ -112,12 +139,13 @@ def _plan(raw: Mapping[str, Any], where: str) -> ModelPlan:
     }
     inside = {id(tensor) for block in location.blocks for tensor in block.parameters()}
     units[Ends()] = _parameters(model, inside)
-    span = Blocks(0, location.num_blocks).span
+    span, text = Blocks(0, location.num_blocks).span, config.get_text_config(decoder=True)
     return ModelPlan(
         raw_config=json.loads(json.dumps(dict(raw))),
         units=units,
         width=location.embed_width,
-        vocabulary=config.get_text_config(decoder=True).vocab_size,
+        vocabulary=text.vocab_size,
+        max_positions=max_positions_of(text),
         kv_bytes_per_token=kv_bytes_per_token(config, span, torch.float32) // location.num_blocks,
     )
 

@@ -197,6 +197,16 @@ def test_auto_keeps_graphs_while_they_fit_and_frees_what_is_dropped(llama: Path)
     assert equal(*results) and stage.held_bytes == 0
 
 
+def test_a_sequence_beyond_the_table_of_positions_is_refused_before_a_module_sees_it(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("gpt2")
+    most = open_checkpoint(folder).max_positions
+    stage = one_stage(folder, max_positions=most)
+    stage.forward(Span(0, 1), torch.zeros(1, most, dtype=torch.long), for_backward=False)
+    for values in (torch.zeros(1, most + 1, dtype=torch.long), torch.zeros(1, most + 1, 64)):
+        with pytest.raises(BadRequestError, match=f"at most {most} tokens, got {most + 1}"):
+            stage.forward(Span(0, 1), values)
+
+
 def test_a_forward_for_no_backward_keeps_nothing(llama: Path) -> None:
     stage = one_stage(llama)
     flight = stage.forward(Span(0, 5), IDS, None, LABELS, for_backward=False)

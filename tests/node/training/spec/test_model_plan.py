@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from node.training.spec.model_plan import plan_model
+from node.training.spec.model_plan import check_frames, plan_model
 from node.training.spec.model_size import default_vocabulary, llama_config, shape_of
 from node.training.spec.reading import read
 from node.training.spec.run_file import RunFile
@@ -61,6 +62,35 @@ def test_a_tokenizer_decides_the_vocabulary_of_a_computed_llama(tmp_path: Path) 
 def test_a_run_longer_than_the_usual_context_gets_one_that_holds_it(tmp_path: Path) -> None:
     run = read(write_run(tmp_path), {"model.size": "1M", "data.sequence_tokens": "1024", "model.tokenizer": str(tmp_path)})
     assert plan_model(run).raw_config["max_position_embeddings"] == 1_024
+
+
+def test_sequences_beyond_the_model_s_positions_are_refused(tmp_path: Path) -> None:
+    config = FAMILIES["gpt2"]().to_dict()
+    most = config["n_positions"]
+    file = run_with(tmp_path, config)
+    assert plan_model(dataclasses.replace(file, data=dataclasses.replace(file.data, sequence_tokens=most))).max_positions == most
+    with pytest.raises(
+        ConfigError, match=rf"data\.sequence_tokens is {2 * most}, but .*config\.json has positions for at most {most}"
+    ):
+        plan_model(dataclasses.replace(file, data=dataclasses.replace(file.data, sequence_tokens=2 * most)))
+
+
+def test_a_micro_batch_that_fits_no_message_is_refused(tmp_path: Path) -> None:
+    """64 MiB of float32 are 87,381 hidden states of width 192; a pass has at most 65,536 tokens."""
+    file = write_run(tmp_path)
+
+    def check(sequences: int, width: int = 192) -> None:
+        batch = {"training.micro_batch_sequences": str(sequences), "training.batch_tokens": str(128 * sequences)}
+        run = read(file, batch)
+        check_frames(run, dataclasses.replace(plan_model(run), width=width))
+
+    check(512)
+    with pytest.raises(
+        ConfigError, match=r"65664 tokens does not fit a message: .* 768 bytes .* at most 65536 do; lower training"
+    ):
+        check(513)
+    with pytest.raises(ConfigError, match=r"4608 tokens .* 16384 bytes .* at most 4078 do"):
+        check(36, width=4_096)
 
 
 @pytest.mark.parametrize("name", ["bloom", "gemma3_text", "gpt2", "llama", "mamba", "opt", "qwen2", "qwen3_moe"])
