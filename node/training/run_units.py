@@ -31,6 +31,7 @@ from protocols.state import Form
 from protocols.units import Unit
 from swarm import trace
 from swarm.averaging.replica import Reduced, Reopening
+from swarm.models.sharing import check_fit, copy_into
 from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
 
 log = logging.getLogger(__name__)
@@ -181,27 +182,21 @@ class RunUnits:
 
     def _tensors(self, unit: Unit) -> dict[str, Tensor]:
         parameters = {f"{PARAMETER}/{name}": tensor for name, tensor in self.stage.tensors(unit).items()}
-        return {**parameters, **{key.replace(".", "/", 1): tensor for key, tensor in self._memory[unit].items()}}
+        return {**parameters, **self._memory[unit]}
 
     def restore(self, snapshot: UnitSnapshot) -> None:
         """Become what the snapshot says: parameters, optimizer state, version, chain; its sum and ledger are empty then. On the device's
         thread. BadRequestError, with nothing changed, if its tensors are not those of the unit."""
         unit = snapshot.unit
         state = self._of([unit])[0]
-        parameters = self.stage.parameters(unit)
-        given = snapshot.kind(PARAMETER)
-        memory = {key: snapshot.tensors.get(key.replace(".", "/", 1)) for key in self._memory[unit]}
-        if not parameters.keys() <= given.keys() or any(
-            theirs is None or theirs.shape != self._memory[unit][key].shape for key, theirs in memory.items()
-        ):
-            raise BadRequestError(
-                f"the state of {unit} is of another model or optimizer: it lacks tensors, or their shapes differ"
-            )
+        parameters, memory = self.stage.parameters(unit), self._memory[unit]
+        given, theirs = snapshot.kind(PARAMETER), snapshot.tensors
+        if not (parameters.keys() <= given.keys() and memory.keys() <= theirs.keys()):
+            raise BadRequestError(f"the state of {unit} is of another model or optimizer: it lacks tensors")
+        check_fit(memory, {key: theirs[key] for key in memory})
         self.stage.write(unit, {name: given[name] for name in parameters})
-        with torch.no_grad():
-            for key, tensor in memory.items():
-                assert tensor is not None
-                self._memory[unit][key].copy_(tensor)
+        for key, own in memory.items():
+            copy_into(own, theirs[key])
         state.restore(snapshot.version, snapshot.chain)
 
     # --- help

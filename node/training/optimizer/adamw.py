@@ -33,9 +33,9 @@ class AdamW:
     """A weight shrinks by this share times the learning rate per version (`kinds.gets_weight_decay`)."""
 
     def new_state(self, parameters: Parameters, unit: Unit) -> State:
-        """Two tensors for each parameter, `exp_avg.NAME` and `exp_avg_sq.NAME` (names of torch's own state)."""
+        """Two tensors for each parameter, `exp_avg/NAME` and `exp_avg_sq/NAME` (names of torch's own state)."""
         kinds = ("exp_avg", "exp_avg_sq")
-        return {f"{kind}.{name}": zeros(tensor) for name, tensor in parameters.items() for kind in kinds}
+        return {f"{kind}/{name}": zeros(tensor) for name, tensor in parameters.items() for kind in kinds}
 
     def step(self, parameters: Parameters, state: State, mean: Parameters, version: int, lr: float) -> None:
         """As `Optimizer.step`."""
@@ -58,7 +58,7 @@ class AdamW:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 decay = self.weight_decay if gets_weight_decay(name, parameter.shape) else 0.0
-                self.update(parameter, (state[f"exp_avg.{name}"], state[f"exp_avg_sq.{name}"]), mean[name], version, lr, decay)
+                self.update(parameter, (state[f"exp_avg/{name}"], state[f"exp_avg_sq/{name}"]), mean[name], version, lr, decay)
 
     def update(
         self, parameter: Tensor, moments: tuple[Tensor, Tensor], mean: Tensor, version: int, lr: float, decay: float

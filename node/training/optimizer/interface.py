@@ -22,7 +22,8 @@ Parameters = Mapping[str, Tensor]
 """A unit's trainable tensors by name: float32, contiguous. A step writes into them."""
 
 State = dict[str, Tensor]
-"""The optimizer's memory of a unit, by `KIND.NAME` (`exp_avg.3.mlp.up_proj.weight`): float32, of the parameter's shape and device."""
+"""The optimizer's memory of a unit, by `KIND/NAME` as in its snapshot (`exp_avg/3.mlp.up_proj.weight`): float32, of the parameter's shape
+and device."""
 
 
 class Optimizer(Protocol):

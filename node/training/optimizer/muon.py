@@ -31,7 +31,7 @@ from node.training.optimizer.newton_schulz import MAX_ENTRY, orthogonalize
 from protocols.errors import BadRequestError
 from protocols.units import Unit
 
-MOMENTUM = "momentum."
+MOMENTUM = "momentum/"
 """What the names of matrices' states begin with: a unit's state says which of its parameters are matrices (`kinds.is_matrix`)."""
 
 
@@ -46,7 +46,7 @@ class Muon:
     """For embeddings, head, norms, biases; its weight decay is also that of matrices."""
 
     def new_state(self, parameters: Parameters, unit: Unit) -> State:
-        """`momentum.NAME` for each matrix; for the rest as AdamW."""
+        """`momentum/NAME` for each matrix; for the rest as AdamW."""
         matrices = {name: tensor for name, tensor in parameters.items() if is_matrix(name, tensor.shape, unit)}
         rest = {name: tensor for name, tensor in parameters.items() if name not in matrices}
         return {MOMENTUM + name: zeros(tensor) for name, tensor in matrices.items()} | self.others.new_state(rest, unit)
