@@ -1,4 +1,4 @@
-"""Version 0 of a run: its manifest, and weights drawn by unit
+"""Version 0 of a run: its manifest, and weights drawn by unit.
 
 The first participant draws every unit once and hashes it (`manifest_of_run`): the manifest's roots say what version 0 is. A stage
 draws its own units into its folder of the weight cache (`draw_checkpoint` with the manifest). If its CPU draws other bits than the

@@ -6,7 +6,6 @@ only, so a step (G9 of a gradient's path) never meets a forward; ledgers have lo
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,8 +32,6 @@ from swarm import trace
 from swarm.averaging.replica import Reduced, Reopening
 from swarm.models.sharing import check_fit, copy_into
 from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
-
-log = logging.getLogger(__name__)
 
 
 class RunUnits:

@@ -16,9 +16,9 @@ from torch import Tensor
 from node.training import documents
 from node.training.flight import Kind
 from node.training.module_state import ModuleState
-from protocols.errors import BadRequestError, ModelNotSupportedError
-from protocols.words import described
+from protocols.errors import BadRequestError
 from swarm.models.loading import EndsModel
+from swarm.models.refusal import refused
 from swarm.models.stand_in import Tap, replace_blocks
 
 
@@ -83,9 +83,6 @@ class TrainingEnds:
     @torch.no_grad()
     def _head_width(self) -> int:
         """Logits of one token: a trial of both sides."""
-        try:
+        with refused(f"train embedding and head of a {self._model.config.model_type} apart from its blocks"):
             hidden = self._embed("ids", torch.zeros(1, 2, dtype=torch.long, device=self.device), None)
             return int(self.logits(hidden).shape[-1])
-        except Exception as error:  # of any class: a family's own code fails as it likes on a path that it does not support
-            kind = self._model.config.model_type
-            raise ModelNotSupportedError(f"embedding and head of {kind!r} cannot be trained apart: {described(error)}") from error

@@ -1,4 +1,4 @@
-"""Fresh weights of a model, drawn from a seed unit by unit
+"""Fresh weights of a model, drawn from a seed unit by unit.
 
 A unit (one block; or embedding, final norm and head) is drawn from (seed, unit) alone, so a node makes its own units without the
 rest, and whatever was drawn before does not matter. What is drawn is what transformers would draw for the whole model: the unit's
@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from protocols.errors import ModelNotSupportedError, SwarmError
+from protocols.errors import ModelNotSupportedError
 from protocols.units import Blocks, Ends
-from protocols.words import described
 from swarm.models.default_dtype import building, computing
 from swarm.models.dtypes import SPELLED
+from swarm.models.refusal import refused
 from swarm.models.skeleton import causal_config, locate, model_class
 
 Constructor = Callable[..., None]
@@ -56,7 +56,7 @@ class FreshModel:
     def __init__(self, config: Any) -> None:
         """config: of transformers, for the whole model; it stays the caller's."""
         self._class, self._config = model_class(config), copy.deepcopy(causal_config(config))
-        with _translated(config, "the model"):
+        with refused(f"draw a {config.model_type}"):
             self._constructors = {type(block) for block in locate(self._on_meta()).blocks}
             made: dict[int, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
 
@@ -90,7 +90,8 @@ class FreshModel:
 
         About 1 s for 100 million values, and their memory once. From any thread, but not within `computing`: it is entered here.
         """
-        with _translated(self._config, f"unit {unit}"), _DRAWING, computing(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        what = f"draw unit {unit} of a {self._config.model_type}"
+        with refused(what), _DRAWING, computing(), torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(unit_seed(seed, unit))
             model, state = self._ends() if isinstance(unit, Ends) else self._block(unit.start)
             drawn = {name: tensor.detach().contiguous() for name, tensor in _stored(model, state).items()}
@@ -200,14 +201,3 @@ def _restore(cls: type[nn.Module], own: Any) -> None:
         del cls.__init__
     else:
         setattr(cls, "__init__", own)  # noqa: B010
-
-
-@contextmanager
-def _translated(config: Any, what: str) -> Iterator[None]:
-    """A config from elsewhere can make a constructor raise anything."""
-    try:
-        yield
-    except (SwarmError, MemoryError):
-        raise
-    except Exception as error:
-        raise ModelNotSupportedError(f"cannot draw {what} of a {config.model_type}: {described(error)}") from error

@@ -1,4 +1,4 @@
-"""Version 0 of a run: drawn checkpoints, and manifests of them"""
+"""Version 0 of a run: drawn checkpoints, and manifests of them."""
 
 from __future__ import annotations
 

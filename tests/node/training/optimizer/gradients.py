@@ -1,4 +1,4 @@
-"""Parameters and gradients of a block: the same bits on every machine"""
+"""Parameters and gradients of a block: the same bits on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters get weight decay, and which are Muon's"""
+"""Which parameters get weight decay, and which are Muon's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon against torch's and a plain one; members that share work"""
+"""Muon against torch's and a plain one; members that share work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints torch's instruction set and digests of both optimizers' states"""
+"""Prints torch's instruction set and digests of both optimizers' states."""
 
 from __future__ import annotations
 
