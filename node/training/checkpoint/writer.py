@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,8 @@ class CheckpointWriter:
         self._index: dict[str, str] = {}
         self._num_bytes = 0
         self._path, self._lock = Path(), -1
+        self._working = threading.RLock()
+        """Held while files are written: `abandon` of another thread waits for them."""
         with self._disk():
             folder.directory.mkdir(parents=True, exist_ok=True)
             folder.clean()
@@ -77,7 +80,7 @@ class CheckpointWriter:
                 f"at version {snapshot.version}"
             )
         assert isinstance(unit, TrainedUnit)
-        with self._abandoned_if_it_fails():
+        with self._working, self._abandoned_if_it_fails():
             weights = stored_tensors(self._config, unit, snapshot.kind(PARAMETER))
             state = {name: tensor for name, tensor in snapshot.tensors.items() if not name.startswith(f"{PARAMETER}/")}
             for name, tensors in ((weights_file(unit), weights), (state_file(unit), state)):
@@ -99,7 +102,7 @@ class CheckpointWriter:
             raise BadRequestError(
                 f"the checkpoint of version {self.version} lacks {counted(len(missing), 'unit')}, first {missing[0]}"
             )
-        with self._abandoned_if_it_fails():
+        with self._working, self._abandoned_if_it_fails():
             index = {"metadata": {"total_size": self._num_bytes}, "weight_map": dict(sorted(self._index.items()))}
             self._write(INDEX, json.dumps(index, indent=2).encode())
             found = Contents(
@@ -112,16 +115,17 @@ class CheckpointWriter:
                     sync(folder)
                 faults.point("checkpoint_rename", self.version)
                 path = self._folder.publish(self._path, self.version)
-        self._release()
+            self._release()
         faults.point("checkpoint_published", self.version)
         self._folder.prune(best)
         return path
 
     def abandon(self) -> None:
-        """Remove what was written; harmless after `publish`."""
-        if self._lock >= 0:
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._release()
+        """Remove what was written; harmless after `publish`. From any thread."""
+        with self._working:
+            if self._lock >= 0:
+                shutil.rmtree(self._path, ignore_errors=True)
+                self._release()
 
     def _release(self) -> None:
         lock, self._lock = self._lock, -1

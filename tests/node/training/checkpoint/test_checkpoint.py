@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,3 +179,29 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(run: Run, tmp_path: Pa
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot write the checkpoint of version 1 at"):
         CheckpointWriter(CheckpointFolder(tmp_path / "file"), run.model, 1)
+
+
+class GatedFolder(CheckpointFolder):
+    """Waits before it publishes."""
+
+    has_come, opens = threading.Event(), threading.Event()
+
+    def publish(self, unfinished: Path, version: int) -> Path:
+        self.has_come.set()
+        assert self.opens.wait(30)
+        return super().publish(unfinished, version)
+
+
+def test_a_keeper_that_is_cancelled_while_a_checkpoint_is_published_leaves_it_whole(run: Run, tmp_path: Path) -> None:
+    """The thread that publishes goes on; the one that cleans up must not remove files under it."""
+    folder = GatedFolder(tmp_path)
+    writer = CheckpointWriter(folder, run.model, 10)
+    for snapshot in run.snapshots(10):
+        writer.add(snapshot)
+    with ThreadPoolExecutor() as pool:
+        published = pool.submit(writer.publish)
+        assert folder.has_come.wait(30)
+        abandoned = pool.submit(writer.abandon)
+        threading.Timer(0.2, folder.opens.set).start()
+        assert published.result(30).is_dir() and abandoned.result(30) is None
+    assert newest_version(folder, run) == 10
