@@ -128,9 +128,15 @@ def mean_row(
     )  # fmt: skip
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Lines of events, in the order in which they were written. CheckpointError if there is no such file."""
-    return [row for row in _rows(folder / FILE) if "event" in row]
+def read_events(folder: Path) -> list[EventRow]:
+    """In the order in which they were written. CheckpointError if there is no such file."""
+    return [
+        EventRow(
+            event=str(row["event"]), version=int(row.get("version", 0)), time_s=float(row.get("time_s", 0.0)),
+            text=str(row.get("text", "")),
+        )
+        for row in _rows(folder / FILE) if "event" in row
+    ]  # fmt: skip
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -18,16 +18,6 @@ SMOOTHING_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Happened:
-    """One event."""
-
-    kind: str
-    version: int
-    time_s: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """Of one run, in the order of versions. It has at least one version."""
 
@@ -36,7 +26,7 @@ class History:
     """As `metrics.VersionRow`."""
     evaluations: Sequence[Mapping[str, Any]]
     """As `metrics.EvaluationRow`."""
-    events: Sequence[Happened]
+    events: Sequence[metrics.EventRow]
 
     def column(self, key: str) -> list[float]:
         """One number of every version."""
@@ -61,14 +51,9 @@ def read_history(folder: Path) -> History:
     versions, evaluations = metrics.read(folder)
     if not versions:
         raise CheckpointError(f"{folder / metrics.FILE} has no version yet: train first")
-    events = [
-        Happened(
-            kind=str(row["event"]), version=int(row.get("version", 0)), time_s=float(row.get("time_s", 0.0)),
-            text=str(row.get("text", "")),
-        )
-        for row in metrics.read_events(folder)
-    ]  # fmt: skip
-    return History(name=folder.resolve().name, versions=versions, evaluations=evaluations, events=events)
+    return History(
+        name=folder.resolve().name, versions=versions, evaluations=evaluations, events=metrics.read_events(folder)
+    )  # fmt: skip
 
 
 def thinned(values: Sequence[float], most: int = MAX_POINTS) -> list[float]:

@@ -112,7 +112,7 @@ def _events(history: History) -> str:
         return ""
     shown: Iterable[str] = (
         f'<tr><td class="number">{duration(one.time_s)}</td><td class="number">{one.version}</td>'
-        f"<td>{html.escape(one.kind)}</td><td>{html.escape(one.text)}</td></tr>\n"
+        f"<td>{html.escape(one.event)}</td><td>{html.escape(one.text)}</td></tr>\n"
         for one in list(history.events)[-MAX_EVENTS:]
     )
     head = '<tr><th class="number">time</th><th class="number">version</th><th>event</th><th></th></tr>'

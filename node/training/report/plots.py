@@ -141,9 +141,9 @@ def _events(axes: Any, history: History, *, with_legend: bool) -> None:
     scale, _ = _time_unit(history)
     seen: set[str] = set()
     for one in history.events[-200:]:
-        label = f"_{one.kind}" if one.kind in seen or not with_legend else one.kind
-        seen.add(one.kind)
-        colour = COLOURS.get(one.kind, "#8c959f")
+        label = f"_{one.event}" if one.event in seen or not with_legend else one.event
+        seen.add(one.event)
+        colour = COLOURS.get(one.event, "#8c959f")
         axes.axvline(one.time_s / scale, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.8, label=label)
     if seen and with_legend:
         _legend(axes, ncols=4, loc="upper left")

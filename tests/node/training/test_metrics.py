@@ -31,7 +31,7 @@ def test_a_resumed_run_goes_on_in_its_file_and_the_last_row_of_a_version_counts(
     versions, evaluations = metrics.read(tmp_path)
     assert [(one["version"], one["loss"]) for one in versions] == [(1, 3.0), (2, 2.4)]
     assert [one["samples"] for one in evaluations] == [{"A": "b"}]
-    assert [one["text"] for one in metrics.read_events(tmp_path)] == ["anna"]
+    assert [one.text for one in metrics.read_events(tmp_path)] == ["anna"]
 
 
 def test_lines_beyond_the_version_that_a_run_went_back_to_do_not_count(tmp_path: Path) -> None:
