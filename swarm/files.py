@@ -1,4 +1,4 @@
-"""Small files of this user's processes, each replaced as whole."""
+"""Small files, each replaced as a whole, and full disks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def on_disk(path: Path) -> int:
     with contextlib.suppress(OSError):
         return path.stat().st_blocks * 512
     return 0
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace(path: Path, content: str | bytes) -> None:

@@ -149,8 +149,4 @@ def _run(file: Path, target: Path, progress: Callable[[int, int], None]) -> None
 def _keep(target: Path) -> None:
     """Flush all files before the rename, so that a power cut cannot leave a damaged checkpoint."""
     for path in [*target.rglob("*"), target]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        files.sync(path)

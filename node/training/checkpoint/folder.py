@@ -26,6 +26,7 @@ from node.training.checkpoint.stored import StoredCheckpoint
 from protocols.errors import CheckpointError
 from protocols.ids import ModelId
 from protocols.runs import RunSpec
+from swarm import files
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class CheckpointFolder:
                 if not path.is_dir():
                     raise
                 self._put_aside(path)
-        sync(self.directory)
+        files.sync(self.directory)
         return path
 
     def clean(self) -> None:
@@ -125,15 +126,6 @@ class CheckpointFolder:
 def surplus(versions: Iterable[int], keep: int, best: int | None = None) -> list[int]:
     """The versions to remove: all but the newest `keep`, and but `best`."""
     return [version for version in sorted(versions, reverse=True)[keep:] if version != best]
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def facts_of(path: Path) -> contents.FileFacts:

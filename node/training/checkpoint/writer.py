@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from node.training.checkpoint import contents
 from node.training.checkpoint.contents import Contents, FileFacts, RunModel, TrainedUnit, UnitFacts, state_file, weights_file
-from node.training.checkpoint.folder import CheckpointFolder, facts_of, sync
+from node.training.checkpoint.folder import CheckpointFolder, facts_of
 from protocols.errors import BadRequestError, CheckpointError, DiskFullError
 from protocols.state import Form
 from protocols.words import counted
@@ -112,7 +112,7 @@ class CheckpointWriter:
             with self._disk():
                 files.replace(self._path / contents.LIST, found.encode())
                 for folder in {self._path / name for name in (".", *(str(Path(name).parent) for name in self._files))}:
-                    sync(folder)
+                    files.sync(folder)
                 faults.point("checkpoint_rename", self.version)
                 path = self._folder.publish(self._path, self.version)
             self._release()
@@ -140,7 +140,7 @@ class CheckpointWriter:
 
     def _seal(self, name: str) -> None:
         """Durable, and in the list."""
-        sync(self._path / name)
+        files.sync(self._path / name)
         self._files[name] = facts_of(self._path / name)
 
     @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Writer:
         self._meta: dict[str, Any] = {"format": FORMAT, "pad_id": pad_id, "highest_id": 0}
         self._meta["type"] = "<u2" if len(byte_lengths) <= 1 << 16 else "<u4"
         self._byte_lengths, self._stack = byte_lengths, contextlib.ExitStack()
-        self.num_tokens = self.num_documents = 0
+        self.num_tokens = 0
 
     def __enter__(self) -> Writer:
         shutil.rmtree(self._partial, ignore_errors=True)  # of a process that was killed
@@ -111,7 +111,6 @@ class Writer:
             if items.targets is not None:
                 self._write("targets", items.targets)
         self.num_tokens += len(items.tokens)
-        self.num_documents += len(items.ends)
         self._meta["highest_id"] = max(self._meta["highest_id"], int(items.tokens.max(initial=0)))
 
     def _write(self, name: str, values: NDArray[Any]) -> None:
@@ -125,10 +124,10 @@ class Writer:
             self._meta["digests"] = {name: _sha256(self._partial / name) for name in names}
             (self._partial / "meta.json").write_text(json.dumps(self._meta))
             for path in (*self._partial.iterdir(), self._partial):
-                _sync(path)
+                files.sync(path)
             shutil.rmtree(self._folder, ignore_errors=True)
             os.rename(self._partial, self._folder)
-            _sync(self._folder.parent)
+            files.sync(self._folder.parent)
 
 
 def partial_of(folder: Path) -> Path:
@@ -196,11 +195,3 @@ def _mapped(path: Path, kind: str) -> NDArray[Any]:
     if not path.stat().st_size:
         return np.empty(0, kind)
     return np.memmap(path, kind, "r")
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
