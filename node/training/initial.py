@@ -7,7 +7,6 @@ first participant's, those tensors are fetched from peers as those of any model.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from protocols.errors import DiskFullError, ModelMismatchError
 from protocols.runs import RunSpec
 from protocols.units import Blocks, Ends, Unit
 from protocols.weights import PIECE_BYTES, Manifest, TensorEntry, canonical_config, difference, tensor_root
+from swarm import files
 from swarm.checkpoints.digest import Progress, build_manifest, file_entries
 from swarm.checkpoints.layout import MANIFEST, Layout, Shard
 from swarm.checkpoints.stored import INDEX
@@ -47,8 +47,8 @@ def manifest_of_run(
         entries += _entries(model, {name: _root(tensor) for name, tensor in model.draw(unit, spec.seed).items()})
         if progress is not None:
             progress(number, len(model.units))
-    files = () if tokenizer is None else file_entries(tokenizer)
-    return Manifest(tuple(sorted(entries)), canonical_config(model.config), files, spec)
+    small = () if tokenizer is None else file_entries(tokenizer)
+    return Manifest(tuple(sorted(entries)), canonical_config(model.config), small, spec)
 
 
 def manifest_of_base(checkpoint: Checkpoint, spec: RunSpec, cache_dir: Path | None, progress: Progress | None = None) -> Manifest:
@@ -112,21 +112,14 @@ def _draw_unit(
 
 
 def _write_shard(shard: Shard, tensors: list[Tensor], directory: Path) -> None:
-    with _incoming(directory / shard.file) as fresh, fresh.open("wb") as file:
-        file.write(shard.header)
-        for tensor in tensors:
-            file.write(_bytes(tensor))
-        file.flush()
-        os.fsync(file.fileno())  # what has this name is believed to be whole
-
-
-@contextlib.contextmanager
-def _incoming(place: Path) -> Iterator[Path]:
-    """A name to write to; the file takes its place at the end, and is removed if the block raises."""
-    fresh = place.with_name(f".{place.name}.{os.getpid()}.new")
+    fresh = directory / f".{shard.file}.{os.getpid()}.new"
     try:
-        yield fresh
-        fresh.replace(place)
+        with fresh.open("wb") as file:
+            file.write(shard.header)
+            for tensor in tensors:
+                file.write(_bytes(tensor))
+        files.sync(fresh)  # what has the shard's name is believed to be whole
+        fresh.replace(directory / shard.file)
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -136,8 +129,7 @@ def _write_small_files(layout: Layout, directory: Path, *, is_cache: bool) -> No
     wanted = {"config.json": config, INDEX: layout.index()} | ({MANIFEST: layout.manifest.canonical()} if is_cache else {})
     for name, content in wanted.items():
         if not (directory / name).exists():
-            with _incoming(directory / name) as fresh:
-                fresh.write_bytes(content)
+            files.replace(directory / name, content)
 
 
 def _check_tensors(model: FreshModel, manifest: Manifest) -> None:

@@ -31,7 +31,7 @@ from protocols.units import Blocks, Ends
 from swarm.models.default_dtype import building, computing
 from swarm.models.dtypes import SPELLED
 from swarm.models.refusal import refused
-from swarm.models.skeleton import causal_config, locate, model_class
+from swarm.models.skeleton import blocks_prefix, causal_config, locate, model_class
 
 Constructor = Callable[..., None]
 
@@ -68,7 +68,7 @@ class FreshModel:
                 self._rest = self._on_meta()
             self._blocks = locate(self._rest).blocks
             self._arguments = [made[id(block)][1:] for block in self._blocks]
-            self._prefix = next(f"{name}." for name, module in self._rest.named_modules() if module is self._blocks)
+            self._prefix = blocks_prefix(self._rest, self._blocks)
             self.tensors: Mapping[Blocks | Ends, Mapping[str, StoredShape]] = self._shapes_by_unit()
             """Of each unit (blocks one by one): the tensors that are stored, by name."""
 

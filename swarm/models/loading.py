@@ -31,7 +31,7 @@ from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.parts import SpanParts
 from swarm.models.sharing import exchange, named_tensors, twin
-from swarm.models.skeleton import Location, causal_config, meta_model, model_class, pruned, shorten
+from swarm.models.skeleton import Location, blocks_prefix, causal_config, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
 
 MAX_OUTER_VALUES = 1 << 28
@@ -124,7 +124,7 @@ def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> 
         probe = meta_model(config, start, stop, dtype)
         needed = _needed(probe, checkpoint, start, stop)
         _check_size(probe, sum(checkpoint.tensors[name].num_values for name in needed.values()))
-        prefix = _block_prefix(probe) if start < stop else ""
+        prefix = blocks_prefix(probe, probe.swarm_location.blocks) if start < stop else ""
         with _slices(checkpoint, needed) as slices:
             cls = pruned(model_class(config), start, stop)
             model, info = cls.from_pretrained(
@@ -146,7 +146,7 @@ def _needed(probe: Any, checkpoint: Checkpoint, start: int, stop: int) -> dict[s
     """Name in the pruned model's numbering -> name in the checkpoint, for every tensor that ends up in the pruned model."""
     state: dict[str, Any] = dict(probe.state_dict())
     if start < stop:
-        prefix = _block_prefix(probe)
+        prefix = blocks_prefix(probe, probe.swarm_location.blocks)
         state = {key: value for key, value in state.items() if key.startswith(prefix)}
     rules = get_model_conversion_mapping(probe)
     renames = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -169,12 +169,6 @@ def _renumbered(name: str, checkpoint: Checkpoint, start: int, stop: int) -> str
         return None
     rest = name[len(checkpoint.block_prefix) :].partition(".")[2]
     return f"{checkpoint.block_prefix}{block - start}.{rest}"
-
-
-def _block_prefix(model: Any) -> str:
-    blocks = model.swarm_location.blocks
-    found: str = next(name for name, module in model.named_modules() if module is blocks)
-    return found + "."
 
 
 def _check_size(probe: Any, stored_values: int) -> None:

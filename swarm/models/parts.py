@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocols.ids import Span
-from swarm.models.sharing import exchange, named_tensors, twin
+from swarm.models.sharing import exchange, numbered_tensors, twin
 from swarm.models.skeleton import renumber_caches, shorten
 from swarm.models.span import SpanModule
 
@@ -42,8 +42,7 @@ class SpanParts:
 
     def tensors(self) -> dict[str, Tensor]:
         """What the blocks hold, by `NUMBER.NAME`: the block's number in the whole model, and the name within the block."""
-        blocks = enumerate(self._model.swarm_location.blocks, self.span.start)
-        return {f"{number}.{name}": tensor for number, block in blocks for name, tensor in named_tensors(block).items()}
+        return numbered_tensors(self._model.swarm_location.blocks, self.span.start)
 
     def with_tensors(self, others: Mapping[str, Tensor]) -> SpanParts:
         """The same blocks with copies of these in place of the tensors of those names; they fit (`check_fit`)."""

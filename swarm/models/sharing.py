@@ -8,7 +8,7 @@ writes to it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -24,6 +24,12 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     kept = module.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in module.named_buffers() if name in kept}
     return {**dict(module.named_parameters()), **buffers}
+
+
+def numbered_tensors(blocks: Iterable[nn.Module], start: int) -> dict[str, Tensor]:
+    """`named_tensors` of blocks as NUMBER.NAME, the first of which has number `start` in the whole model."""
+    numbered = enumerate(blocks, start)
+    return {f"{number}.{name}": tensor for number, block in numbered for name, tensor in named_tensors(block).items()}
 
 
 def twin(holder: T, model: nn.Module, exchanged: Mapping[int, Tensor] | None = None) -> T:

@@ -138,6 +138,11 @@ def _shorten_overrides(config: Any, start: int, stop: int) -> None:
     config.per_layer_config = {key - start: value for key, value in overrides.items() if start <= key < stop} or None
 
 
+def blocks_prefix(model: nn.Module, blocks: nn.Module) -> str:
+    """What the names of all tensors in a model's block list begin with, the last dot included."""
+    return next(f"{name}." for name, module in model.named_modules() if module is blocks)
+
+
 def locate(model: Any) -> Location:
     """Find the block list: below the decoder, the heaviest ModuleList with one entry per block."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model

@@ -24,8 +24,8 @@ from protocols.units import Blocks, Ends
 from protocols.words import counted, described
 from swarm import files
 from swarm.checkpoints.numbered import first_number
-from swarm.models.sharing import check_fit, named_tensors, twin
-from swarm.models.skeleton import meta_model
+from swarm.models.sharing import check_fit, named_tensors, numbered_tensors, twin
+from swarm.models.skeleton import blocks_prefix, meta_model
 
 
 def unit_tensors(config: Any, unit: Blocks | Ends, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def stored_tensors(config: Any, unit: Blocks | Ends, tensors: Mapping[str, Tenso
         check_fit({name: own[name].to(tensor.dtype)}, {name: tensor})
     with torch.no_grad():
         filled = twin(model, model, {id(own[name]): _as(own[name], tensor) for name, tensor in tensors.items()})
-    prefix = _prefix(filled, unit)
+    prefix = blocks_prefix(filled, filled.swarm_location.blocks) if isinstance(unit, Blocks) else ""
     state = {name: tensor for name, tensor in filled.state_dict().items() if name.startswith(prefix)}
     reverted = revert_weight_conversion(filled, remove_tied_weights_from_state_dict(state, filled))
     start = unit.start if isinstance(unit, Blocks) else None
@@ -65,18 +65,10 @@ def _pruned(config: Any, unit: Blocks | Ends, dtype: torch.dtype) -> Any:
     return meta_model(config, start, stop, dtype)
 
 
-def _prefix(model: Any, unit: Blocks | Ends) -> str:
-    if isinstance(unit, Ends):
-        return ""
-    found: str = next(name for name, module in model.named_modules() if module is model.swarm_location.blocks)
-    return f"{found}."
-
-
 def _named(model: Any, unit: Blocks | Ends) -> dict[str, Tensor]:
     if isinstance(unit, Ends):
         return named_tensors(model)
-    blocks = enumerate(model.swarm_location.blocks, unit.start)
-    return {f"{number}.{name}": tensor for number, block in blocks for name, tensor in named_tensors(block).items()}
+    return numbered_tensors(model.swarm_location.blocks, unit.start)
 
 
 def _numbered(name: str, start: int | None) -> str:
