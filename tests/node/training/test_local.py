@@ -15,12 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from node.training.data.micro_batch import NO_TARGET, MicroBatch
 from node.training.optimizer.kinds import gets_weight_decay
-from protocols.runs import RunSpec
+from protocols.runs import OptimizerSpec, RunSpec
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.storing import stored_tensors
 from swarm.training.snapshot import PARAMETER
 from tests.families import write_checkpoint
 from tests.node.training.learning import Counting, T, local_run, spec_of, worst
+from tests.node.training.optimizer.test_muon import plain_newton_schulz
 
 STEPS = 20
 
@@ -38,13 +39,16 @@ def plain(folder: Path, spec: RunSpec, batches: Counting) -> tuple[list[float], 
     named = dict(model.named_parameters())
     decays = {name for name, one in named.items() if gets_weight_decay(name, one.shape)}
     own = spec.optimizer
+    matrices = [name for name in decays if own.name == "muon" and ".layers." in name]
+    rest = [name for name in named if name not in matrices]
     optimizer = torch.optim.AdamW(
-        [{"params": [named[name] for name in named if (name in decays) is is_decayed], "weight_decay": own.weight_decay * is_decayed}
+        [{"params": [named[name] for name in rest if (name in decays) is is_decayed], "weight_decay": own.weight_decay * is_decayed}
          for is_decayed in (True, False)], lr=own.lr, betas=own.betas, eps=own.eps,
     )  # fmt: skip
+    momenta = {name: torch.zeros_like(named[name], dtype=torch.float64) for name in matrices}
     losses = []
     for version in range(STEPS):
-        optimizer.zero_grad()
+        model.zero_grad()
         total, count = 0.0, 0
         for index in range(spec.num_micro_batches):
             one = batches.micro_batch(version, index)
@@ -60,7 +64,19 @@ def plain(folder: Path, spec: RunSpec, batches: Counting) -> tuple[list[float], 
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(spec, version)
         optimizer.step()
+        for name in matrices:
+            _step_by_muon(named[name], momenta[name], _learning_rate(spec, version), own)
     return losses, {name: one.detach() for name, one in named.items()}
+
+
+@torch.no_grad()
+def _step_by_muon(matrix: torch.Tensor, momentum: torch.Tensor, lr: float, own: OptimizerSpec) -> None:
+    """In float64, by the definition; the momentum sums, which has the direction of one that averages."""
+    assert matrix.grad is not None
+    mean = matrix.grad.double()
+    momentum.mul_(own.momentum).add_(mean)
+    update = plain_newton_schulz(mean + own.momentum * momentum)
+    matrix.mul_(1 - lr * own.weight_decay).sub_(lr * 0.2 * math.sqrt(max(matrix.shape)) * update)
 
 
 def _clip(named: dict[str, Any], count: int, limit: float) -> None:
@@ -81,9 +97,12 @@ def _learning_rate(spec: RunSpec, version: int) -> float:
     return spec.optimizer.lr * (final + (1 - final) * height)
 
 
-@pytest.mark.parametrize(("is_tied", "is_packed"), [(False, True), (True, True), (False, False)])
-def test_a_local_run_is_a_plain_loop_over_the_whole_model(is_tied: bool, is_packed: bool, tmp_path: Path) -> None:
-    folder, spec, batches = llama(tmp_path, is_tied=is_tied), spec_of(STEPS), Counting(is_packed=is_packed)
+@pytest.mark.parametrize(
+    ("is_tied", "is_packed", "optimizer"), [(False, True, "adamw"), (True, True, "muon"), (False, False, "adamw")]
+)
+def test_a_local_run_is_a_plain_loop_over_the_whole_model(is_tied: bool, is_packed: bool, optimizer: str, tmp_path: Path) -> None:
+    """Muon's embedding and head, here tied, go by AdamW."""
+    folder, spec, batches = llama(tmp_path, is_tied=is_tied), spec_of(STEPS, optimizer), Counting(is_packed=is_packed)
     losses, parameters = plain(folder, spec, batches)
     run = local_run(folder, spec, batches)
     steps = [run.step() for _ in range(STEPS)]
