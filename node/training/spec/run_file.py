@@ -78,7 +78,7 @@ class DataSection:
     validation: tuple[Source, ...] = ()
     """Sources of text that is not trained on. Default: none, so no evaluation."""
     sequence_tokens: int = 512
-    """Tokens of each sequence."""
+    """Tokens of each sequence; at most as many as the model has positions."""
     packing: bool = True
     """Put several documents into a sequence; none sees another."""
 
@@ -103,7 +103,7 @@ class TrainingSection:
     batch_tokens: int = 32_768
     """Tokens of one step, padding included; a multiple of micro_batch_sequences * data.sequence_tokens."""
     micro_batch_sequences: int = 8
-    """Sequences that pass through the swarm as one."""
+    """Sequences that pass through the swarm as one: at most 65,536 tokens, whose hidden states fit a message of 64 MiB."""
     recompute: str = "auto"
     """auto: keep the graph of the forward while memory allows; always, never: compute the forward again in the backward, or keep it."""
     activations: str = "float32"
