@@ -23,7 +23,7 @@ from tests.families import write_checkpoint
 from tests.node.training.learning import Counting, T, local_run, spec_of, worst
 from tests.node.training.optimizer.test_muon import plain_newton_schulz
 
-STEPS = 20
+STEPS = 12
 
 
 def llama(folder: Path, *, is_tied: bool) -> Path:
