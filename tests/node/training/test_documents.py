@@ -102,3 +102,15 @@ def test_every_token_is_computed_once_in_its_place_and_at_most_half_is_filling(
 def test_positions_that_neither_count_nor_restart_are_refused(wrong: list[list[int]]) -> None:
     with pytest.raises(BadRequestError, match="positions start at 0"):
         Documents.of(torch.tensor(wrong))
+
+
+def test_a_way_is_not_chosen_out_of_memory() -> None:
+    """The next micro-batch chooses again: else a slower way would stay for as long as the process lives."""
+
+    def function(values: Tensor, positions: Tensor | None) -> Tensor:
+        if positions is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return values
+
+    with pytest.raises(torch.OutOfMemoryError):
+        documents.choose_way(function, torch.zeros(*documents.test_tokens(), 4))

@@ -1,0 +1,21 @@
+"""What a family's own code raises is a refusal; what is ours passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from protocols.errors import BadRequestError, ModelNotSupportedError
+from swarm.models.refusal import refused
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), BadRequestError("of ours")])
+def test_our_errors_and_a_lack_of_memory_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, refused("draw a llama"):
+        raise error
+    assert caught.value is error
+
+
+def test_any_other_error_says_what_cannot_be_done_and_why() -> None:
+    with pytest.raises(ModelNotSupportedError, match="cannot draw a llama: KeyError: 'rope'"), refused("draw a llama"):
+        raise KeyError("rope")
