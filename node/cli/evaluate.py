@@ -75,9 +75,8 @@ def _checkpoint(folder: Path) -> Path:
 
 def _of_directory(folder: Path, sources: Sequence[Source], cache: Path, length: int | None) -> tuple[str, Score]:
     from node.training import scoring
-    from swarm.models.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(folder)
+    checkpoint = scoring.open_checkpoint(folder)
     length = length or _length(checkpoint.max_positions)
     text = scoring.text_of(sources, folder, checkpoint.vocab_size, cache, length)
     return str(folder), scoring.score(text, scoring.of_checkpoint(checkpoint))

@@ -18,6 +18,7 @@ from node.training.stage import Stage
 from protocols.errors import BadRequestError
 from protocols.ids import Span
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.checkpoint import open_checkpoint as open_checkpoint
 from swarm.models.loading import load_ends, load_parts
 
 BATCH_SEQUENCES = 4

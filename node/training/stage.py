@@ -56,16 +56,14 @@ class Stage:
         max_positions: int | None = None,
     ) -> None:
         """num_blocks: of the whole model. use: "copy" trains copies of what the two hold; "frozen" computes with their own tensors, and
-        trains none: only gradients of inputs can be taken, and what is served has the same bits as before. max_positions: tokens of the
-        longest sequence that the model takes; None: no limit.
+        trains none: only gradients of inputs can be taken, and served bits stay. max_positions: of the longest sequence; None: no limit.
 
         ModelNotSupportedError: embedding and head do not run apart from the blocks, or units share a parameter.
         """
         is_trained = use == "copy"
         self.span = blocks.span
         self._parts = blocks.with_tensors(blocks.tensors()) if is_trained else blocks
-        held = None if ends is None else ends.with_tensors(ends.tensors()) if is_trained else ends.twin()
-        self._held_ends = held
+        self._held_ends = held = None if ends is None else ends.with_tensors(ends.tensors()) if is_trained else ends.twin()
         self._ends = None if held is None else TrainingEnds(held)  # freezes, so `Trainable` comes after it
         self._trainable = Trainable(trained(self._parts, held) if is_trained else {})
         whole = blocks.cut(blocks.span)

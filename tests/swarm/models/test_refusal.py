@@ -1,4 +1,4 @@
-"""What a family's own code raises is a refusal; what is ours passes."""
+"""Errors of a family's own code are refusals."""
 
 from __future__ import annotations
 
