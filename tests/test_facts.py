@@ -80,6 +80,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "invitation can be used ({:g})", "swarm/meeting/invitation.py", "VALID_DAYS"),
     (COMMANDS, "so that others wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
     (TRAINING, "M at most {:,}", "protocols/runs.py", "MAX_MICRO_BATCHES"),
+    (TRAINING, "{} for each pipeline at most", "swarm/training/window.py", "MOST"),
     (TRAINING, "end after {:g} s of silence", "swarm/training/lease_desk.py", "SILENT_S"),
     (TRAINING, "looks every {:g} s if others are ahead", "node/runs/taking_part.py", "LOOK_S"),
     (TRAINING, "a node keeps {} older version", "node/runs/node_run.py", "OLDER_VERSIONS"),

@@ -28,6 +28,7 @@ from protocols.leases import Done
 from protocols.runs import RunSpec
 from protocols.tensors import WireTensor
 from protocols.training import Pass
+from protocols.units import Blocks
 from swarm import trace
 from swarm.clock import Clock
 from swarm.rpc.pool import ChannelPool
@@ -37,6 +38,7 @@ from swarm.training.chain import PassError, train
 from swarm.training.members import Members, all_parts, parts_on, progress_of
 from swarm.training.progress import Progress
 from swarm.training.route_choice import Leg, choose, uncovered
+from swarm.training.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +99,16 @@ class Pipeline:
         self._members, self._pool, self._spec, self._num_blocks = members, pool, spec, num_blocks
         self._source, self._clock, self._rng, self._on_wait = source, clock, rng, on_wait
         self._sent: Counter[PeerId] = Counter()
-        self._arrivals, self._blame = Arrivals(), Blame(clock)
+        self._arrivals, self._blame, self._window = Arrivals(), Blame(clock), Window()
         self._version = 0
         self._progress = Progress(spec.num_micro_batches, all_parts(num_blocks))
 
     @property
     def window(self) -> int:
-        """Micro-batches that all trainers together have under way: two for each stage, so that one waits where another is computed."""
-        return max(2, 2 * sum(not stage.status.is_paused for stage in self._members.stages))
+        """Micro-batches that all trainers together should have under way, so that no stage waits for one (`window.py`)."""
+        stages = [stage for stage in self._members.stages if not stage.status.is_paused]
+        num_hosted = sum(isinstance(unit, Blocks) for stage in stages for unit in stage.units)
+        return self._window.size(len(stages), num_hosted / self._num_blocks, self._spec.num_micro_batches)
 
     def begin(self, version: int) -> None:
         """The next micro-batches are of this version."""
@@ -189,7 +193,9 @@ class Pipeline:
             result = await train(self._pool, message)
         finally:
             self._sent.subtract(leg.peer for leg in legs)
-        self._arrivals.add(self._clock.now_s() - began_s)
+        took_s = self._clock.now_s() - began_s
+        self._arrivals.add(took_s)
+        self._window.add(took_s, result.receipts)
         if version == self._version:
             for receipt in result.receipts:
                 self._progress.add(index, receipt.peer, (*receipt.added, *receipt.held))
