@@ -53,7 +53,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "node": lambda: node_cost.measure(running, few) | {"repeats": few},
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
         "averaging": lambda: averaging.measure(running.folder, repeats),
-        "state": lambda: state.measure(repeats)["state"],
+        "state": lambda: state.measure(repeats),
         "pipeline": lambda: pipeline.measure(running.folder, few) | {"repeats": few},
     }
 

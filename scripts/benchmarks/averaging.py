@@ -49,18 +49,9 @@ class Child:
             raise RuntimeError("a process of the benchmark has ended; its log says why")
         return json.loads(line)
 
-    def cpu_s(self) -> float:
-        """Processor seconds of this process and of those that it has started, so far."""
-        ticks = 0
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except OSError:  # it has just ended
-                    continue
-                if int(fields[3]) == self._process.pid or int(entry.name) == self._process.pid:  # its session
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def stop(self) -> None:
         """With all that it started (hivemind forks)."""
@@ -101,9 +92,9 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
 def _own(pair: Sequence[Child]) -> tuple[float, float]:
     """Seconds, and processor seconds of all processes."""
-    before = sum(child.cpu_s() for child in pair)
+    before_s = _cpu_s(pair)
     pair[0].say("average")
-    return float(pair[0].hear()), sum(child.cpu_s() for child in pair) - before
+    return float(pair[0].hear()), _cpu_s(pair) - before_s
 
 
 def _stock(pair: Sequence[Child]) -> tuple[float, float]:
@@ -111,13 +102,19 @@ def _stock(pair: Sequence[Child]) -> tuple[float, float]:
         child.say("match")
     for child in pair:
         child.hear()
-    before, started = sum(child.cpu_s() for child in pair), time.perf_counter()
+    before_s, started = _cpu_s(pair), time.perf_counter()
     for child in pair:
         child.say("go")
     for child in pair:
         child.hear()
     took_s = time.perf_counter() - started
-    return took_s, sum(child.cpu_s() for child in pair) - before
+    return took_s, _cpu_s(pair) - before_s
+
+
+def _cpu_s(pair: Sequence[Child]) -> float:
+    from benchmarks import process_session
+
+    return process_session.cpu_s(child.pid for child in pair)
 
 
 # --- in the children

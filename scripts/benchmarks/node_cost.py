@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models, timing
+from benchmarks import models, process_session, timing
 from benchmarks.swarms import Swarms
 
 
@@ -24,7 +24,7 @@ def measure(running: Swarms, repeats: int) -> dict[str, Any]:
         starts.append(time.perf_counter() - started)
         model = running.connect(shape, [node])
         timing.decode_ms(model, models.prompt(shape, 512), 8)
-        family = _session_of(node.process.pid)
+        family = process_session.processes_of(node.process.pid)
         processes = [len(family)]
         rss.append(_kilobytes(node.process.pid, "VmRSS") / 1e3)
         extra.append(sum(_kilobytes(pid, "VmRSS") for pid in family if pid != node.process.pid) / 1e3)
@@ -39,20 +39,6 @@ def measure(running: Swarms, repeats: int) -> dict[str, Any]:
         "start_s": timing.spread(starts, 2),
         "processes": processes[0],
     }
-
-
-def _session_of(leader: int) -> list[int]:
-    """Processes of the node's session (it leads one), itself included; p2pd among them."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            if int(fields[3]) == leader or int(fields[1]) == leader:
-                found.append(int(entry.name))
-    return found
 
 
 def _kilobytes(pid: int, key: str) -> float:

@@ -11,7 +11,6 @@ Run alone: python scripts/benchmarks/pipeline.py [REPEATS] [VERSIONS]
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -89,26 +88,14 @@ class Side:
         return rows[before : before + count]
 
 
-def cpu_s(processes: Sequence[subprocess.Popen[bytes]]) -> float:
-    """Processor seconds of these processes' sessions, so far."""
-    sessions, ticks = {process.pid for process in processes}, 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            if int(fields[3]) in sessions:
-                ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def turn(side: Side, processes: Sequence[subprocess.Popen[bytes]], versions: int) -> dict[str, Any]:
     """Tokens a second and processor seconds of `versions` versions, after one that is not counted."""
-    first = side.wait(1, processes)[-1]
-    before_s = cpu_s(processes)
+    from benchmarks.process_session import cpu_s
+
+    first, leaders = side.wait(1, processes)[-1], [process.pid for process in processes]
+    before_s = cpu_s(leaders)
     rows = side.wait(versions, processes)
-    spent_s = cpu_s(processes) - before_s
+    spent_s = cpu_s(leaders) - before_s
     return {
         "tokens_per_s": versions * BATCH_TOKENS / (rows[-1]["time_s"] - first["time_s"]),
         "cpu_ms_per_token": 1e3 * spent_s / versions / BATCH_TOKENS,
