@@ -19,11 +19,11 @@ import typer.main
 
 from node import logs
 from node.cli import configuration, console, failures, options, stopping, surface, utf8
+from node.cli.command_options import ClientOptions, EvaluationOptions, Hosting, MeetingOptions, Training, with_flags
 from node.cli.configuration import Settings
 from node.cli.console import remark
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
-from swarm.access_lists import Lists
 from swarm.meeting.invitation import VALID_DAYS
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
@@ -133,8 +133,8 @@ def _root(
 
 
 @app.command("node")
-@options.with_flags("hosting", options.Hosting)
-def node_command(context: typer.Context, hosting: options.Hosting, model: options.Models = []) -> None:  # noqa: B006
+@with_flags("hosting", Hosting)
+def node_command(context: typer.Context, hosting: Hosting, model: options.Models = []) -> None:  # noqa: B006
     """Join the swarm and serve a span of MODEL's blocks, or train in a run (--run). Ctrl-C leaves in order."""
     from node.cli import node, serve_tables
 
@@ -149,7 +149,7 @@ def node_command(context: typer.Context, hosting: options.Hosting, model: option
 
 
 @app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@options.with_flags("training", options.Training)
+@with_flags("training", Training)
 def train_command(
     context: typer.Context,
     run_file: Annotated[
@@ -160,7 +160,7 @@ def train_command(
             show_default=False,
         ),
     ],
-    training: options.Training,
+    training: Training,
 ) -> None:
     """Start or join a training run as a trainer: it has the data, and nodes (swarm node --run) have the model."""
     from node.cli import train
@@ -169,32 +169,20 @@ def train_command(
 
 
 @app.command("runs")
+@with_flags("asked", MeetingOptions)
 def runs_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    peer: options.AskedPeers = [],  # noqa: B006
-    lan: options.Lan = True,
-    swarm: options.Swarm = DEFAULT_SWARM,
-    join: options.Join = None,
-    allow: options.Allow = None,
-    deny: options.Deny = None,
-    trust: options.Trust = None,
-    identity: options.ClientIdentity = None,
-    data_dir: options.DataDir = None,
+    *,
+    asked: MeetingOptions,
 ) -> None:
     """List the training runs of the swarm: version, stages, trainers, tokens/s."""
     from node.cli import runs
-    from swarm import places
-    from swarm.meeting.entering import enter
 
-    into = enter(
-        swarm=swarm, peers=peer, data_dir=data_dir or places.data_dir(), join=join,
-        lists=Lists(allow=allow, deny=deny, trust=trust), identity=identity, warn=remark,
-    )  # fmt: skip
-    runs.run(into, as_json=as_json, data_dir=data_dir, lan=lan)
+    runs.run(asked.enter(), as_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
 @app.command("eval")
-@options.with_flags("asked", options.EvaluationOptions)
+@with_flags("asked", EvaluationOptions)
 def eval_command(
     model: Annotated[
         str,
@@ -221,7 +209,7 @@ def eval_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
     *,
-    asked: options.EvaluationOptions,
+    asked: EvaluationOptions,
 ) -> None:
     """Print perplexity and bits per byte of a model on a text."""
     from node.cli import evaluate
@@ -240,13 +228,13 @@ def report_command(
 
 
 @app.command("generate")
-@options.with_flags("asked", options.ClientOptions, max_new_tokens=64)
+@with_flags("asked", ClientOptions, max_new_tokens=64)
 def generate_command(
     model: options.Model,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from stdin.", show_default=False)
     ],
-    asked: options.ClientOptions,
+    asked: ClientOptions,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
     from node.cli import generate
@@ -255,7 +243,7 @@ def generate_command(
 
 
 @app.command("chat")
-@options.with_flags("asked", options.ClientOptions, max_new_tokens=512)
+@with_flags("asked", ClientOptions, max_new_tokens=512)
 def chat_command(
     model: options.Model,
     system: Annotated[
@@ -265,7 +253,7 @@ def chat_command(
         bool, typer.Option("--keep-all", help="Refuse a turn beyond the model's limit, instead of forgetting the oldest ones.")
     ] = False,
     *,
-    asked: options.ClientOptions,
+    asked: ClientOptions,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
     from node.cli import chat
@@ -277,6 +265,7 @@ def chat_command(
 
 
 @app.command("status")
+@with_flags("asked", MeetingOptions)
 def status_command(
     model: Annotated[
         str | None,
@@ -285,26 +274,13 @@ def status_command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    peer: options.AskedPeers = [],  # noqa: B006
-    lan: options.Lan = True,
-    swarm: options.Swarm = DEFAULT_SWARM,
-    join: options.Join = None,
-    allow: options.Allow = None,
-    deny: options.Deny = None,
-    trust: options.Trust = None,
-    identity: options.ClientIdentity = None,
-    data_dir: options.DataDir = None,
+    *,
+    asked: MeetingOptions,
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
-    from swarm import places
-    from swarm.meeting.entering import enter
 
-    into = enter(
-        swarm=swarm, peers=peer, data_dir=data_dir or places.data_dir(), join=join,
-        lists=Lists(allow=allow, deny=deny, trust=trust), identity=identity, warn=remark,
-    )  # fmt: skip
-    status.run(model, into, as_json=as_json, data_dir=data_dir, lan=lan)
+    status.run(model, asked.enter(), as_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
 @app.command("invite")

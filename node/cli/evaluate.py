@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.cli.asking import open_model
-from node.cli.options import EvaluationOptions
+from node.cli.command_options import EvaluationOptions
 from protocols.errors import ConfigError
 from swarm import places
 from swarm.places import is_place

@@ -14,9 +14,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import NoReturn
 
 from node.cli import consent
+from node.cli.command_options import Hosting
 from node.cli.console import Lines, forget_terminal, remark
 from node.cli.fetching import FetchProgress
-from node.cli.options import Hosting
 from node.cli.switching import Switching
 from node.cli.waiting import shown
 from node.config import NodeConfig, Serve, parse_address
@@ -26,8 +26,6 @@ from node.train_hours import TrainHours
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import descriptors, places
-from swarm.access_lists import Lists
-from swarm.meeting.entering import enter
 
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
@@ -75,15 +73,7 @@ def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
             f"--blocks says which blocks of one model, got it with {len(serve)}; give each its own in a [[serve]] table of the file"
         )
     blocks = first.blocks if flags.blocks is None else _span(flags.blocks)
-    data_dir = flags.data_dir or places.data_dir()
-    into = enter(
-        swarm=flags.swarm,
-        peers=flags.peer,
-        data_dir=data_dir,
-        join=flags.join,
-        lists=Lists(allow=flags.allow, deny=flags.deny, trust=flags.trust),
-        warn=remark,
-    )
+    data_dir, into = flags.data_dir or places.data_dir(), flags.enter()
     return NodeConfig(
         model=first.model,
         run=flags.run,

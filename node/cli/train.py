@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.cli import node, report
+from node.cli.command_options import Training
 from node.cli.console import Lines
-from node.cli.options import Training
 from node.cli.train_display import open_display
 from node.config import Serve
 from node.events import Event
