@@ -16,6 +16,7 @@ import unicodedata
 from rich.console import Console
 from rich.text import Text
 
+from node.cli import status_line
 from node.cli.status_line import LINE
 from protocols.words import one_line
 
@@ -51,6 +52,13 @@ def forget_terminal() -> None:
         if stat.S_ISCHR(os.fstat(number).st_mode):  # isatty is false of a closed one
             os.dup2(null, number)
     os.close(null)
+
+
+def show_cursor() -> None:
+    """Before the process ends at once: a display may have hidden it."""
+    with contextlib.suppress(OSError):
+        if os.isatty(1) and status_line.is_usable():
+            os.write(1, b"\x1b[?25h")
 
 
 class Lines:

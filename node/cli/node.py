@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from node.cli import consent
 from node.cli.command_options import Hosting
-from node.cli.console import Lines, forget_terminal, remark
+from node.cli.console import Lines, forget_terminal, remark, show_cursor
 from node.cli.fetching import FetchProgress
 from node.cli.switching import Switching
 from node.cli.waiting import shown
@@ -58,7 +58,7 @@ def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
 
     with shown() as on_wait, FetchProgress(lines) as progress:
         waits = Waits(on_wait)
-        asyncio.run(until_signalled(work))
+        run_until_signalled(work)
     lines.say("left")
     sys.stderr.flush()
     trace.flush()
@@ -112,11 +112,21 @@ def _span(text: str) -> Span:
         raise ConfigError(f"--blocks: {error}") from None
 
 
-async def until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Run `serve()` and cancel it at the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
+def run_until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run `serve()` on a loop of its own and cancel it at the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
-    SIGHUP says that the terminal was closed, so nothing is written to it any more. Under `nohup` it stays ignored.
+    So does LAST_RESORT_S, until the loop is closed. SIGHUP says that the terminal was closed, so nothing is written to it any more. Under
+    `nohup` it stays ignored.
     """
+    last_resort = threading.Timer(LAST_RESORT_S, _give_up)
+    last_resort.daemon = True
+    try:
+        asyncio.run(_until_signalled(serve, last_resort.start))
+    finally:
+        last_resort.cancel()
+
+
+async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]], on_signal: Callable[[], None]) -> None:
     task = asyncio.create_task(serve())
     was_signalled = False
 
@@ -125,12 +135,11 @@ async def until_signalled(serve: Callable[[], Coroutine[object, object, None]]) 
         if number == signal.SIGHUP:
             forget_terminal()
         if was_signalled:
+            show_cursor()
             os._exit(130)
         was_signalled = True
         task.cancel()
-        _last_resort.append(threading.Timer(LAST_RESORT_S, _give_up))
-        _last_resort[-1].daemon = True
-        _last_resort[-1].start()
+        on_signal()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -143,16 +152,7 @@ async def until_signalled(serve: Callable[[], Coroutine[object, object, None]]) 
             raise
 
 
-def has_ended() -> None:
-    """The loop of `until_signalled` is closed: what the process does after it may take its time."""
-    while _last_resort:
-        _last_resort.pop().cancel()
-
-
-_last_resort: list[threading.Timer] = []
-"""Since the signal."""
-
-
 def _give_up() -> None:
     remark("left without waiting for a thread that was still busy")
+    show_cursor()
     os._exit(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -61,9 +60,8 @@ def _train(run_file: RunFile, flags: Training) -> None:
                 if event.kind != "warning" or warned.is_new(event.text):
                     display.event(event)
 
-            asyncio.run(node.until_signalled(lambda: run_trainer(train, on_event, [display.row, board.write])))
+            node.run_until_signalled(lambda: run_trainer(train, on_event, [display.row, board.write]))
     finally:
-        node.has_ended()
         report.after_training(train.folder, Lines())
     Lines().say("left")
     sys.stderr.flush()

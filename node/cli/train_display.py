@@ -33,7 +33,7 @@ LINE_S = 1.0
 RECENT = 50
 """Versions whose mean time the estimate of the end goes by."""
 
-TOLD = frozenset(("waiting",))
+TOLD = frozenset(("waiting", "restoring"))
 """Lines of events that `event` has brought, too."""
 
 NARROW_COLUMNS = 60
@@ -110,17 +110,27 @@ class LiveDisplay:
 
     @contextmanager
     def shown(self) -> Iterator[LiveDisplay]:
-        """Draw until the end; what stands then stays."""
-        with Live(get_renderable=self.render, console=self._console, refresh_per_second=4, redirect_stdout=False) as self._live:
+        """Draw from the event `ready` or the first version on: before them, a question may be asked. What stands at the end stays."""
+        self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4, redirect_stdout=False)
+        try:
             yield self
+        finally:
+            self._live.stop()
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._live.start()  # again: does nothing
 
     def event(self, event: Event) -> None:
+        if event.kind == "ready":
+            self._draw()
         if event.kind == "waiting":
             self._waiting = one_line(event.text)
         else:
             self._say(event.kind, event.text)
 
     def row(self, row: Row) -> None:
+        self._draw()
         if isinstance(row, VersionRow):
             self._version(row)
         elif isinstance(row, EvaluationRow):
