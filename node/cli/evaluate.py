@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from node.cli.asking import open_model
 from node.cli.command_options import EvaluationOptions
+from node.training import metrics
 from protocols.errors import ConfigError
 from swarm import places
 from swarm.places import is_place
@@ -68,9 +69,16 @@ def _sources(data: Sequence[Path], file: RunFile | None) -> Sequence[Source]:
 
 
 def _checkpoint(folder: Path) -> Path:
-    """The folder itself, or the newest checkpoint of a run's folder."""
+    """The folder itself, or the newest checkpoint of a run's folder. ConfigError if the run has none yet."""
     found = [(int(match[1]), one) for one in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(one.name))]
-    return folder if (folder / "config.json").exists() or not found else max(found)[1]
+    if found and not (folder / "config.json").exists():
+        return max(found)[1]
+    if (folder / metrics.FILE).exists():
+        raise ConfigError(
+            f"the run in {folder} has no checkpoint: expected checkpoint-N, which a trainer or `swarm node --keep` writes every "
+            "checkpoint.every_steps versions"
+        )
+    return folder
 
 
 def _of_directory(folder: Path, sources: Sequence[Source], cache: Path, length: int | None) -> tuple[str, Score]:

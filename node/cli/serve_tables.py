@@ -49,5 +49,9 @@ def _parsed(table: Mapping[str, Any], where: str) -> Serve:
 
 
 def of_run(run: str) -> list[Serve]:
-    """What a node serves that takes part in a run: the run's model, by the name in the file or as given."""
-    return [Serve(model=Path(run).stem if run.endswith(".toml") else run)]
+    """What a node serves that takes part in a run: the run's model, by the name in the file or as given. ConfigError as of `read`."""
+    if not run.endswith(".toml"):
+        return [Serve(model=run)]
+    from node.training.spec.reading import read
+
+    return [Serve(model=read(Path(run)).name)]

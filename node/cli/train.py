@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from node.cli.train_display import open_display
 from node.config import Serve
 from node.events import Event
 from node.logs import Repetitions
+from protocols.errors import ConfigError
 from swarm import descriptors
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ def run(file: Path, flags: Training, words: Sequence[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from node.training.spec.reading import parse_overrides, read
 
+    _refuse_misspelt(words)
     run_file = read(file, parse_overrides(words))
     if flags.dry_run:
         _describe(run_file)
@@ -34,6 +38,18 @@ def run(file: Path, flags: Training, words: Sequence[str]) -> None:
         _train_locally(run_file, flags)
     else:
         _train(run_file, flags)
+
+
+def _refuse_misspelt(words: Sequence[str]) -> None:
+    """ConfigError for the first word that is none of our flags, but nearly one: it would be taken for a field of the run."""
+    flags = [f"--{one.name.replace('_', '-')}" for one in dataclasses.fields(Training)]
+    for word in words:
+        if (
+            word.startswith("--")
+            and "." not in word
+            and (near := difflib.get_close_matches(word.partition("=")[0], flags, 1, 0.75))
+        ):
+            raise ConfigError(f"unknown option {word[:80]}: did you mean {near[0]}? see swarm train --help")
 
 
 def _describe(run_file: RunFile) -> None:

@@ -69,7 +69,8 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {max_bytes} are read")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise CheckpointError(f"cannot read {path}: {said}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}, expected an object")
     return value

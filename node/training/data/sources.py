@@ -107,7 +107,8 @@ def files_of(source: Source, folder: Path, name: str) -> list[DataFile]:
         paths = [place] if place.exists() else _matches(place)
         listed = [file for path in paths for file in _files_at(path, len(paths) == 1, name)]
         if not listed:
-            raise ConfigError(f"{name}: no file matches {pattern[:200]!r} in {folder}; expected at least one: check the path")
+            where = "" if Path(pattern).is_absolute() else f" in {folder}"
+            raise ConfigError(f"{name}: no file matches {pattern[:200]!r}{where}; expected at least one: check the path")
         found.update({file.path: file for file in listed if file.path not in found})
     return list(found.values())
 

@@ -105,17 +105,20 @@ def _raw_config(run_file: RunFile, vocabulary: Vocabulary | None) -> Mapping[str
         end_id = END_ID if vocabulary is None else vocabulary.end_id  # without a tokenizer, one is trained
         return llama_config(shape, context_tokens=max(MIN_CONTEXT_TOKENS, run_file.data.sequence_tokens), end_id=end_id)
     try:
-        return read_config(model.config if model.config is not None else _directory(model.checkpoint) / "config.json")
+        return read_config(
+            model.config if model.config is not None else _directory(model.checkpoint, run_file.name) / "config.json"
+        )
     except CheckpointError as error:
         raise ConfigError(f"model.{'config' if model.config is not None else 'checkpoint'}: {error}") from None
 
 
-def _directory(checkpoint: Place | None) -> Any:
+def _directory(checkpoint: Place | None, name: str) -> Any:
     assert checkpoint is not None
     directory = expanded(checkpoint)
     if not directory.is_dir():
         raise ConfigError(
-            f"model.checkpoint: {checkpoint} is no directory here; fetch it first (swarm fetch), or give its directory"
+            f"model.checkpoint: {str(checkpoint)!r} is no directory here; give one in Hugging Face form, or take part in a run that is "
+            f"under way by its name: swarm node --run {name}"
         )
     return directory
 

@@ -36,7 +36,7 @@ from protocols.runs import (
 )
 
 Place = NewType("Place", str)
-"""A directory (absolute), or a name in the swarm or on the Hub."""
+"""A directory (absolute), or what was written if there is no such directory."""
 
 RECOMPUTE: Final = ("auto", "always", "never")
 MAX_TOKENS: Final = 1 << 60
@@ -54,7 +54,7 @@ class ModelSection:
     config: Path | None = None
     """A Hugging Face config (JSON file): weights are drawn unit by unit from the seed. Default: none."""
     checkpoint: Place | None = None
-    """Weights to begin with: a directory, or NAME@DIGEST in the swarm. Default: none."""
+    """Weights to begin with: a directory. Default: none."""
     size: str | None = None
     """Parameters of a Llama that is computed (`model_size.py`), as 300k, 3M or 1.5B. Default: none."""
     tokenizer: Path | None = None

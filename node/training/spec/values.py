@@ -23,7 +23,7 @@ from swarm import places
 
 _NAMES = {
     **{str: "text", int: "a whole number", float: "a number", bool: "true or false"},
-    **{Path: "a path, as text", Place: "a directory or a name, as text"},
+    **{Path: "a path, as text", Place: "a directory, as text"},
     Source: 'a pattern of files, or a table as {files = "…", weight = 0.3}',
 }
 

@@ -33,6 +33,10 @@ BAD = {
     "bad swarm": (["node", "m", "--swarm", ""], 2, ["--swarm", "''"]),
     "no peer to ask": (["generate", "m", "hello", "--no-lan"], 2, ["--peer", "swarm node", "leave out --no-lan"]),
     "no peer to ask for status": (["status", "--no-lan"], 2, ["--peer", "none is remembered"]),
+    "no run file": (["node", "--run", "gone.toml"], 2, ["gone.toml", "cannot be read", "examples/prose/run.toml"]),
+    "no run file to train": (["train", "gone.toml"], 2, ["gone.toml", "cannot be read", "examples/prose/run.toml"]),
+    "a flag nearly": (["train", "gone.toml", "--lcoal"], 2, ["--lcoal", "did you mean --local?", "swarm train --help"]),
+    "a field nearly": (["train", "gone.toml", "--training.step", "3"], 2, ["--training.step", "did you mean training.steps?"]),
     "a client's bad dtype": (["chat", "m", "--peer", PEER, "--dtype", "f32"], 2, ["--dtype", "'f32'"]),
 }
 

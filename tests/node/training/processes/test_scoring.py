@@ -55,6 +55,14 @@ def test_loss_perplexity_and_bits_per_byte_are_those_of_hugging_face(folder: Pat
     assert found["model"] == str(folder / "checkpoint-20"), "the newest checkpoint of the run"
 
 
+def test_a_run_without_a_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "held-out.txt").write_text(TEXTS[0])
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", str(tmp_path), "--data", str(tmp_path / "held-out.txt")])
+    assert ended.value.code == 2 and "has no checkpoint: expected checkpoint-N" in capsys.readouterr().err
+
+
 def test_no_text_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["eval", str(folder)])

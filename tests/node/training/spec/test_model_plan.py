@@ -125,7 +125,7 @@ def test_a_checkpoint_on_this_disk_is_planned_by_its_config_and_another_one_by_w
     here = plan_model(read(file, {"model.checkpoint": str(tmp_path)}))
     assert here.num_parameters == plan_model(read(file)).num_parameters
     elsewhere = read(file, {"model.checkpoint": f"smol@{'ab' * 32}"})
-    with pytest.raises(ConfigError, match=r"is no directory here; fetch it first"):
+    with pytest.raises(ConfigError, match=r"is no directory here; give one .* swarm node --run "):
         plan_model(elsewhere)
     assert plan_model(elsewhere, here.raw_config).num_parameters == here.num_parameters
 
