@@ -21,6 +21,7 @@ from protocols.defaults import (
     MAX_RECORD_BYTES,
     MAX_ROW_INDICES,
     MAX_ROWS,
+    MAX_RUN_UNITS,
     MAX_STEP_TOKENS,
 )
 from protocols.ids import MAX_MODEL_NAME
@@ -62,8 +63,6 @@ _GROUP_BYTES = MAX_MEMBERS * (_PEER + MAX_RECORD_BYTES) + MAX_GROUP_UNITS * _BLO
 """As of a route, addresses and certificate of a member come from its record."""
 
 _GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (9 + 8) + 32, 2 * MAX_HOPS + 8)
-_UNITS = 512
-"""Elementary units of a run, as `receipts.MAX_UNITS`."""
 _PART = len("decoder/ends/embed") + 2
 _ROUTE = (MAX_HOPS * _HOP, MAX_HOPS * (9 + 8), 2 * MAX_HOPS + 1)
 """Bytes, items and lists of a route."""
@@ -107,16 +106,16 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "progress?": _row(64, 12),
     "progress": _row(96, 20),
     # training
-    "pass": _row(_ROUTE[0] + 2_304 + _UNITS * (_PART + 2), _ROUTE[1] + _UNITS + 64, _ROUTE[2] + 10, 3),
+    "pass": _row(_ROUTE[0] + 2_304 + MAX_RUN_UNITS * (_PART + 2), _ROUTE[1] + MAX_RUN_UNITS + 64, _ROUTE[2] + 10, 3),
     "output": _row(96, 20, 4, 1),
     "gradient": _row(96, 20, 4, 1),
-    "result": _row(MAX_HOPS * 118 + _UNITS * (_PART + 1) + 192, MAX_HOPS * 16 + _UNITS + 24, MAX_HOPS * 4 + 6, 1),
+    "result": _row(MAX_HOPS * 118 + MAX_RUN_UNITS * (_PART + 1) + 192, MAX_HOPS * 16 + MAX_RUN_UNITS + 24, MAX_HOPS * 4 + 6, 1),
     "pass_failed": _row((2_000 + 64) * _LETTER + 64, 12),
     "run_status?": _row(300 * _LETTER + 64, 8),
-    "run_status": _row(_UNITS * (2 * _BLOCKS + 9 + 68 + 18 + 2) + 256, _UNITS * 8 + 44, 2 * _UNITS + 7, 1),
-    "publish": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 12, _UNITS + 2),
+    "run_status": _row(MAX_RUN_UNITS * (2 * _BLOCKS + 9 + 68 + 18 + 2) + 256, MAX_RUN_UNITS * 8 + 44, 2 * MAX_RUN_UNITS + 7, 1),
+    "publish": _row(MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, MAX_RUN_UNITS * 3 + 12, MAX_RUN_UNITS + 2),
     "published": _row(64, 8),
-    "restore": _row(_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, _UNITS * 3 + 14, _UNITS + 3),
+    "restore": _row(MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, MAX_RUN_UNITS * 3 + 14, MAX_RUN_UNITS + 3),
     "restored": _row(64, 8),
     "lease?": _row(300 * _LETTER + 256 * 27 + 64 * 3 + 96, 256 * 5 + 64 + 16, 256 + 4),
     "lease": _row(_PEER + 64 * 3 + 8 * 70 + 96, 64 + 8 * 10 + 20, 8 + 4),

@@ -113,5 +113,5 @@ MAX_MEMBERS: Final = 32
 MAX_GROUP_UNITS: Final = 128
 """Elementary training units of one group; a trainer makes two groups of more."""
 
-MAX_MICRO_BATCHES: Final = 4_096
-"""Micro-batches of the batch of one version."""
+MAX_RUN_UNITS: Final = 512
+"""Elementary training units of one run: its blocks and `Ends`."""

@@ -14,10 +14,11 @@ from typing import ClassVar, Final, NewType
 import msgpack
 
 from protocols import fields, frame
-from protocols.defaults import MAX_GROUP_UNITS, MAX_MEMBERS, MAX_MICRO_BATCHES
+from protocols.defaults import MAX_GROUP_UNITS, MAX_MEMBERS
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId, PeerId, parse_peer_id, short_peer
 from protocols.parts_of_units import Part, parts_of
+from protocols.runs import AVERAGING_CODECS, MAX_DEADLINE_S, MAX_MICRO_BATCHES, MIN_DEADLINE_S
 from protocols.units import Unit, parse_unit
 from protocols.weights_id import MAX_VERSION
 from protocols.words import counted
@@ -27,10 +28,6 @@ GroupId = NewType("GroupId", bytes)
 
 GROUP_ID_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
-MAX_DEADLINE_S: Final = 600.0
-
-CODECS: Final = ("float32", "float16", "int8")
-"""How gradient values travel: `swarm/averaging/codec.py`."""
 
 
 def mask_of(indices: Iterable[int]) -> int:
@@ -133,9 +130,9 @@ class Group:
             raise BadRequestError(f"a group has 1 to {MAX_MEMBERS} members, each once, got {len(self.members)}")
         if not 1 <= len(self.units) <= MAX_GROUP_UNITS or len(set(self.units)) != len(self.units):
             raise BadRequestError(f"a group has 1 to {MAX_GROUP_UNITS} units, each once, got {len(self.units)}")
-        if not 1 <= self.num_micro_batches <= MAX_MICRO_BATCHES or self.codec not in CODECS:
+        if not 1 <= self.num_micro_batches <= MAX_MICRO_BATCHES or self.codec not in AVERAGING_CODECS:
             raise BadRequestError(
-                f"a group has 1 to {MAX_MICRO_BATCHES} micro-batches and a codec of {', '.join(CODECS)}, "
+                f"a group has 1 to {MAX_MICRO_BATCHES} micro-batches and a codec of {', '.join(AVERAGING_CODECS)}, "
                 f"got {self.num_micro_batches} and {self.codec[:20]!r}"
             )
         assert self.parts
@@ -188,8 +185,8 @@ class Group:
             units=tuple(parse_unit(unit) for unit in fields.array(header, "units", MAX_GROUP_UNITS)),
             members=tuple(Member.parse(member) for member in fields.array(header, "members", MAX_MEMBERS)),
             num_micro_batches=fields.integer(header, "count", 1, MAX_MICRO_BATCHES),
-            codec=fields.one_of(header, "codec", CODECS),
-            deadline_s=fields.number(header, "deadline", 0.1, MAX_DEADLINE_S),
+            codec=fields.one_of(header, "codec", AVERAGING_CODECS),
+            deadline_s=fields.number(header, "deadline", MIN_DEADLINE_S, MAX_DEADLINE_S),
         )
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocols import fields, frame
+from protocols.defaults import MAX_RUN_UNITS
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId
 from protocols.parts_of_units import parts_of
-from protocols.receipts import MAX_UNITS
 from protocols.units import Unit, parse_unit
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 
@@ -79,7 +79,7 @@ def pack_chains(chains: Mapping[Unit, bytes]) -> list[object]:
 def parse_chains(header: fields.Header, key: str, version: int) -> dict[Unit, bytes]:
     """The chains of elementary units at one version, each unit once."""
     chains: dict[Unit, bytes] = {}
-    for item in fields.array(header, key, MAX_UNITS):
+    for item in fields.array(header, key, MAX_RUN_UNITS):
         if not isinstance(item, list) or len(item) != 2:
             raise BadRequestError("a unit's chain is [unit, chain]")
         unit = parse_elementary(item[0])

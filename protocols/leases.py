@@ -16,8 +16,8 @@ from protocols import fields, frame
 from protocols.errors import BadRequestError
 from protocols.ids import ModelId, PeerId, parse_peer_id
 from protocols.receipts import MAX_BYTES
-from protocols.runs import MAX_MICRO_BATCHES
-from protocols.training import MAX_LOSS, MAX_PASS_TOKENS
+from protocols.runs import MAX_MICRO_BATCHES, MAX_PASS_TOKENS
+from protocols.training import MAX_LOSS
 from protocols.weights_id import MAX_VERSION
 
 MAX_LEASED: Final = 64

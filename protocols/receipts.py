@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocols import fields
+from protocols.defaults import MAX_RUN_UNITS
 from protocols.errors import BadRequestError
 from protocols.ids import PeerId, parse_peer_id
 from protocols.parts_of_units import Part, parse_part
 
-MAX_UNITS: Final = 512
-"""Elementary training units of one run: its blocks and `Ends`."""
-
-MAX_PARTS: Final = MAX_UNITS + 1
-"""Parts of these units."""
+MAX_PARTS: Final = MAX_RUN_UNITS + 1
+"""Parts of all units of a run: `Ends` has two."""
 
 MAX_MS: Final = 1e9
 MAX_BYTES: Final = 1 << 48

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from protocols import fields, frame
+from protocols.defaults import MAX_RUN_UNITS
 from protocols.errors import BadRequestError
 from protocols.groups import GROUP_ID_BYTES
 from protocols.ids import ModelId
 from protocols.kept import Kept, pack_chains, parse_chain, parse_chains, parse_elementary
 from protocols.parts_of_units import Part, parts_of
-from protocols.receipts import MAX_MS, MAX_UNITS
+from protocols.receipts import MAX_MS
 from protocols.runs import MAX_MICRO_BATCHES
 from protocols.units import Unit
 from protocols.weights_id import MAX_VERSION
@@ -89,7 +90,7 @@ class RunStatus:
         received = frame.decode_kind(data, "run_status")
         header = received.header
         num = fields.integer(header, "batch", 1, MAX_MICRO_BATCHES)
-        rows = [_row(item) for item in fields.array(header, "units", MAX_UNITS)]
+        rows = [_row(item) for item in fields.array(header, "units", MAX_RUN_UNITS)]
         if len({row[0] for row in rows}) < len(rows):
             raise BadRequestError("a unit stands twice in a run's status")
         return cls(

@@ -26,14 +26,21 @@ MAX_RUN_BYTES: Final = 8_192
 
 MAX_STEPS: Final = 1 << 32
 MAX_SEED: Final = (1 << 63) - 1
-MAX_SEQUENCE_TOKENS: Final = 1 << 20
 MAX_BATCH_TOKENS: Final = 1 << 32
 MAX_MICRO_BATCHES: Final = 4_096
 """Micro-batches of one version: what a ledger of a part can count."""
 
+MAX_PASS_TOKENS: Final = 1 << 16
+"""Tokens of one micro-batch, padding included."""
+
+MIN_DEADLINE_S: Final = 0.1
+MAX_DEADLINE_S: Final = 600.0
+"""Of one attempt to average."""
+
 OPTIMIZERS: Final = ("adamw", "muon")
 SHAPES: Final = ("cosine", "wsd", "constant")
 AVERAGING_CODECS: Final = ("float32", "float16", "int8")
+"""How gradient values travel: `swarm/averaging/codec.py`."""
 ACTIVATION_CODECS: Final = ("float32", "bfloat16", "int8")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}|")
@@ -72,7 +79,7 @@ class DataRule:
     def __post_init__(self) -> None:
         table = _table("data", self)
         _digest(table, "data.digest")
-        fields.integer(table, "data.sequence_tokens", 2, MAX_SEQUENCE_TOKENS)
+        fields.integer(table, "data.sequence_tokens", 2, MAX_PASS_TOKENS)
         fields.flag(table, "data.packing")
 
 
@@ -91,7 +98,7 @@ class BatchRule:
         table = _table("batch", self)
         fields.integer(table, "batch.steps", 1, MAX_STEPS)
         fields.integer(table, "batch.batch_tokens", 2, MAX_BATCH_TOKENS)
-        fields.integer(table, "batch.micro_batch_sequences", 1, MAX_BATCH_TOKENS)
+        fields.integer(table, "batch.micro_batch_sequences", 1, MAX_PASS_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +166,7 @@ class AveragingSpec:
 
     def __post_init__(self) -> None:
         fields.one_of(_table("averaging", self), "averaging.codec", AVERAGING_CODECS)
-        _numbers(self, "averaging", {"deadline_s": (0.1, 86_400)})
+        _numbers(self, "averaging", {"deadline_s": (MIN_DEADLINE_S, MAX_DEADLINE_S)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +208,11 @@ class RunSpec:
 
     def _check_batch(self) -> None:
         tokens = self.micro_batch_tokens
+        if tokens > MAX_PASS_TOKENS:
+            raise BadRequestError(
+                f"field 'batch.micro_batch_sequences' must give a micro-batch of at most {MAX_PASS_TOKENS} tokens, got "
+                f"{self.batch.micro_batch_sequences} sequences of {self.data.sequence_tokens}"
+            )
         if self.batch.batch_tokens % tokens or self.num_micro_batches > MAX_MICRO_BATCHES:
             raise BadRequestError(
                 f"field 'batch.batch_tokens' must be a multiple of a micro-batch ({self.batch.micro_batch_sequences} sequences of "

@@ -26,12 +26,9 @@ from protocols.ids import ModelId
 from protocols.parts_of_units import Part
 from protocols.receipts import MAX_PARTS, Receipt, part_texts, read_parts
 from protocols.route import Grant, Hop, Route, parse_route
-from protocols.runs import MAX_MICRO_BATCHES
+from protocols.runs import MAX_MICRO_BATCHES, MAX_PASS_TOKENS
 from protocols.tensors import CODECS, WireTensor
 from protocols.weights_id import MAX_VERSION, Weights
-
-MAX_PASS_TOKENS: Final = 1 << 16
-"""Tokens of one pass, B * T."""
 
 NO_TARGET: Final = -100
 """Label of a position without a target, as in `torch.nn.functional.cross_entropy`."""

@@ -34,12 +34,12 @@ from protocols import (
     training,
     weights,
 )  # fmt: skip
-from protocols.defaults import MAX_MICRO_BATCHES
 from protocols.hosted import STATES, Hosted, Load
 from protocols.identity import Identity, from_seed
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import Receipt
+from protocols.runs import MAX_MICRO_BATCHES
 from protocols.units import AXES, MAX_EXPERTS, MAX_EXTENT, STACKS, Blocks, Ends, Expert, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.hosting import hosted
@@ -485,7 +485,8 @@ def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
 
 @st.composite
 def run_specs(draw: st.DrawFn) -> runs.RunSpec:
-    sequence_tokens, sequences = draw(st.integers(2, runs.MAX_SEQUENCE_TOKENS)), draw(st.integers(1, 64))
+    sequence_tokens = draw(st.integers(2, runs.MAX_PASS_TOKENS))
+    sequences = draw(st.integers(1, min(64, runs.MAX_PASS_TOKENS // sequence_tokens)))
     num_micro_batches, num_steps = draw(st.integers(1, runs.MAX_BATCH_TOKENS // (sequence_tokens * sequences)).map(
         lambda number: min(number, runs.MAX_MICRO_BATCHES))), draw(st.integers(1, runs.MAX_STEPS))  # fmt: skip
     digests = _hashes.map(bytes.hex)
@@ -511,7 +512,10 @@ def run_specs(draw: st.DrawFn) -> runs.RunSpec:
             final_share=draw(share),
             decay_share=draw(share),
         ),
-        averaging=runs.AveragingSpec(codec=draw(st.sampled_from(runs.AVERAGING_CODECS)), deadline_s=draw(_numbers(0.1, 86_400))),
+        averaging=runs.AveragingSpec(
+            codec=draw(st.sampled_from(runs.AVERAGING_CODECS)),
+            deadline_s=draw(_numbers(runs.MIN_DEADLINE_S, runs.MAX_DEADLINE_S)),
+        ),
         activations=draw(st.sampled_from(runs.ACTIVATION_CODECS)),
         checkpoint_every=draw(st.integers(0, runs.MAX_STEPS)),
         serve_every=draw(st.integers(0, runs.MAX_STEPS)),
@@ -657,8 +661,8 @@ all_groups = st.builds(
     units=_unit_lists,
     members=st.lists(_members, min_size=1, max_size=4, unique_by=lambda member: member.peer).map(tuple),
     num_micro_batches=st.integers(1, MAX_MICRO_BATCHES),
-    codec=st.sampled_from(groups.CODECS),
-    deadline_s=st.floats(0.1, groups.MAX_DEADLINE_S),
+    codec=st.sampled_from(runs.AVERAGING_CODECS),
+    deadline_s=st.floats(runs.MIN_DEADLINE_S, runs.MAX_DEADLINE_S),
 )
 
 

@@ -37,18 +37,18 @@ from protocols.defaults import (
     MAX_GROUP_UNITS,
     MAX_HEADER_BYTES,
     MAX_MEMBERS,
-    MAX_MICRO_BATCHES,
     MAX_OPS,
     MAX_ROW_INDICES,
     MAX_ROWS,
+    MAX_RUN_UNITS,
     MAX_STEP_TOKENS,
 )  # fmt: skip
 from protocols.errors import FrameError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
-from protocols.receipts import MAX_UNITS, Receipt
-from protocols.runs import MAX_BATCH_TOKENS
+from protocols.receipts import Receipt
+from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
 from protocols.units import MAX_MATRIX_NAME, Blocks, Ends, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
@@ -85,7 +85,7 @@ TOKENS: dict[str, Any] = {"counts": COUNTS, "positions": (1 << 24,) * MAX_STEP_T
 AUTHORS = [from_seed(number.to_bytes(32, "big")).peer_id for number in range(2_000)]
 ENTRY = entries.SignedEntry(b"\xc4\x02hi" + bytes(64), 1e12)
 
-BLOCKS = [Blocks(number, number + 1) for number in range(9_999 - MAX_UNITS, 9_998)]
+BLOCKS = [Blocks(number, number + 1) for number in range(9_999 - MAX_RUN_UNITS, 9_998)]
 PARTS = (*map(Part, BLOCKS), EMBED, HEAD)
 UNITS: tuple[Unit, ...] = (*BLOCKS, Ends())
 STATES = tensors.WireTensor("bfloat16", (1 << 8, 1 << 8, 0), "none", b"")

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 
 from protocols import runs, weights
 from protocols.errors import BadRequestError, SwarmError
+from protocols.groups import Group
 from protocols.ids import ModelId
 from protocols.roles import Role
-from protocols.runs import RunSpec
+from protocols.runs import MAX_PASS_TOKENS, RunSpec
 from protocols.units import Blocks
-from tests.protocols.samples import MANIFEST, RUN, run_specs
+from tests.protocols.samples import GROUP, MANIFEST, RUN, run_specs
 
 CANONICAL = RUN.canonical()
 TABLE: dict[str, Any] = json.loads(CANONICAL)
@@ -52,6 +53,18 @@ def test_the_batch_of_a_version_is_a_list_of_micro_batches() -> None:
     assert most.num_micro_batches == runs.MAX_MICRO_BATCHES
     with pytest.raises(BadRequestError, match="at most 4096 of them"):
         replace(RUN, batch=replace(RUN.batch, batch_tokens=1_024 * (runs.MAX_MICRO_BATCHES + 1)))
+
+
+def test_a_run_allows_no_more_than_its_messages_carry() -> None:
+    """Else it begins, and each pass or each group of it is refused."""
+    largest = replace(RUN.batch, micro_batch_sequences=512, batch_tokens=MAX_PASS_TOKENS)
+    assert replace(RUN, batch=largest).micro_batch_tokens == MAX_PASS_TOKENS
+    with pytest.raises(BadRequestError, match="at most 65536 tokens, got 513 sequences of 128"):
+        replace(RUN, batch=replace(largest, micro_batch_sequences=513, batch_tokens=513 * 128))
+    group = replace(GROUP, deadline_s=runs.MAX_DEADLINE_S)
+    assert Group.parse(group.encode()) == group
+    with pytest.raises(BadRequestError, match="deadline_s"):
+        runs.AveragingSpec(deadline_s=runs.MAX_DEADLINE_S + 1)
 
 
 def test_whole_numbers_and_floats_are_one_spec() -> None:

@@ -19,8 +19,8 @@ from node.training.spec.tokenizer_training import END_ID
 from node.training.spec.vocabulary import Vocabulary, read_vocabulary
 from protocols.defaults import MAX_FRAME_BYTES, MAX_HEADER_BYTES
 from protocols.errors import CheckpointError, ConfigError
+from protocols.runs import MAX_PASS_TOKENS
 from protocols.tensors import ITEM_BYTES, num_scales
-from protocols.training import MAX_PASS_TOKENS
 from protocols.units import Blocks, Ends, Unit
 from swarm.checkpoints.bounds import read_config
 from swarm.models.checkpoint import max_positions_of

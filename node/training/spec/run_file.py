@@ -27,8 +27,8 @@ from protocols.runs import (
     ACTIVATION_CODECS,
     MAX_BATCH_TOKENS,
     MAX_MICRO_BATCHES,
+    MAX_PASS_TOKENS,
     MAX_SEED,
-    MAX_SEQUENCE_TOKENS,
     MAX_STEPS,
     AveragingSpec,
     OptimizerSpec,
@@ -87,7 +87,7 @@ class DataSection:
             raise ConfigError("data.train names no source: give at least one path")
         if len({source.weight is None for source in self.train}) > 1:
             raise ConfigError("data.train: some sources have a weight and some have none; give all of them one, or none")
-        fields.integer({"data.sequence_tokens": self.sequence_tokens}, "data.sequence_tokens", 2, MAX_SEQUENCE_TOKENS)
+        fields.integer({"data.sequence_tokens": self.sequence_tokens}, "data.sequence_tokens", 2, MAX_PASS_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ class TrainingSection:
         if self.ratio is not None:
             fields.number(table, "training.ratio", 1e-6, 1e6)
         fields.integer(table, "training.batch_tokens", 2, MAX_BATCH_TOKENS)
-        fields.integer(table, "training.micro_batch_sequences", 1, MAX_BATCH_TOKENS)
+        fields.integer(table, "training.micro_batch_sequences", 1, MAX_PASS_TOKENS)
         fields.one_of(table, "training.recompute", RECOMPUTE)
         fields.one_of(table, "training.activations", ACTIVATION_CODECS)
 

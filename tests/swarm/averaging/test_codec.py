@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import TensorFormatError
-from protocols.groups import CODECS
+from protocols.runs import AVERAGING_CODECS as CODECS
 from swarm.averaging import codec
 from swarm.averaging.codec import BLOCK, decode, encode, num_bytes
 

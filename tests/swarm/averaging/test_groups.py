@@ -16,9 +16,10 @@ from protocols import services
 from protocols.averaging import Closed, Decide, Decision, Prepare, Prepared, Values
 from protocols.cards import Card
 from protocols.errors import BadRequestError, NotAgreedError, OverloadedError, SwarmError
-from protocols.groups import CODECS, Group, GroupId, OfGroup, mask_of
+from protocols.groups import Group, GroupId, OfGroup, mask_of
 from protocols.identity import from_seed
 from protocols.parts_of_units import EMBED, HEAD, Part
+from protocols.runs import AVERAGING_CODECS
 from protocols.units import Ends
 from swarm.averaging import scratch
 from swarm.rpc import Call, ChannelPool, Stream
@@ -57,7 +58,7 @@ async def test_replicas_step_like_a_single_process(number: int) -> None:
         assert all(peer.averager.agreement(RUN, UNITS[0]) is None for peer in peers.all)
 
 
-@pytest.mark.parametrize("codec", CODECS[1:])
+@pytest.mark.parametrize("codec", AVERAGING_CODECS[1:])
 async def test_by_a_lossy_codec_all_have_the_same_bits_and_nearly_the_sum(codec: str) -> None:
     async with running(3) as peers:
         peers.fill()

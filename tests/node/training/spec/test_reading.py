@@ -204,6 +204,7 @@ REFUSED = {
     ("steps = 10", 'steps = 10\nrecompute = "sometimes"'): "must be one of auto, always, never",
     ("steps = 10", "steps = 10\nbatch_tokens = 10_000"): "(8 * 512 = 4096), at most 4096 times it, got 10000; 8192 would do",
     ("steps = 10", "steps = 10\nbatch_tokens = 100_000_000"): "got 100000000; 16777216 would do",
+    ("steps = 10", "steps = 10\n[averaging]\ndeadline_s = 601"): "must be a number from 0.1 to 600.0, got float 601.0",
     ("steps = 10", "steps = 10\n[optimizer]\nbetas = [0.9]"): "optimizer.betas is a list of 2, each a number",
     ("steps = 10", "steps = 10\n[optimizer]\nlr = -1"): "field 'optimizer.lr' must be a number from 0 to 100, got float -1.0",
     ("steps = 10", 'steps = 10\n[optimizer]\nname = "sgd"'): "must be one of adamw, muon",
