@@ -26,8 +26,6 @@ from protocols.errors import BadRequestError
 from protocols.groups import (
     DIGEST_BYTES,
     GroupId,
-    buffers_of,
-    exactly,
     pack_masks,
     parse_group_id,
     parse_masks,
@@ -87,7 +85,7 @@ class Prepared:
     def parse(cls, data: bytes) -> Prepared:
         header = frame.decode_kind(data, cls.KIND).header
         lost = fields.text(header, "lost", 60)
-        digest = exactly(header, "digest", 0, DIGEST_BYTES)
+        digest = fields.exactly(header, "digest", 0, DIGEST_BYTES)
         return cls(digest=digest, lost=parse_peer_id(lost) if lost else None, text=fields.text(header, "text", MAX_REASON))
 
 
@@ -104,7 +102,7 @@ class Values:
 
     @classmethod
     def parse(cls, data: bytes) -> Values:
-        (values,) = buffers_of(frame.decode_kind(data, cls.KIND), 1)
+        (values,) = frame.buffers_of(frame.decode_kind(data, cls.KIND), 1)
         return cls(values)
 
 
@@ -146,7 +144,7 @@ class Decision:
     def parse(cls, data: bytes) -> Decision:
         header = frame.decode_kind(data, cls.KIND).header
         said: Any = fields.one_of(header, "said", SAID)
-        return cls(said=said, vote=exactly(header, "vote", 0, DIGEST_BYTES))
+        return cls(said=said, vote=fields.exactly(header, "vote", 0, DIGEST_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +183,7 @@ class Closed:
     @classmethod
     def parse(cls, data: bytes) -> Closed:
         received = frame.decode_kind(data, cls.KIND)
-        header, (chains, masks) = received.header, buffers_of(received, 2)
+        header, (chains, masks) = received.header, frame.buffers_of(received, 2)
         outcome: Any = fields.one_of(header, "outcome", OUTCOMES)
         num_parts = fields.integer(header, "parts", 0, 2 * MAX_GROUP_UNITS)
         if len(masks) and not num_parts:
@@ -194,7 +192,7 @@ class Closed:
             outcome=outcome,
             group_id=parse_group_id(header.get("id")),
             version=fields.integer(header, "version", 0, MAX_VERSION),
-            digest=exactly(header, "digest", 0, DIGEST_BYTES),
+            digest=fields.exactly(header, "digest", 0, DIGEST_BYTES),
             chains=parse_chains(chains),
             missing=parse_masks(masks, num_parts) if num_parts else (),
             lost=tuple(map(parse_peer_id, fields.array(header, "lost", MAX_MEMBERS))),
@@ -227,7 +225,7 @@ class Apply:
     def parse(cls, data: bytes) -> Apply:
         header = frame.decode_kind(data, cls.KIND).header
         return cls(
-            run=ModelId.parse(fields.text(header, "run", 300)),
+            run=fields.model(header, "run"),
             version=fields.integer(header, "version", 0, MAX_VERSION - 1),
             id=parse_group_id(header.get("id")),
         )
@@ -258,7 +256,7 @@ class Applied:
     @classmethod
     def parse(cls, data: bytes) -> Applied:
         received = frame.decode_kind(data, cls.KIND)
-        header, (chains,) = received.header, buffers_of(received, 1)
+        header, (chains,) = received.header, frame.buffers_of(received, 1)
         units = [parse_unit(text) for text in fields.texts(header, "units", MAX_GROUP_UNITS, MAX_UNIT_TEXT)]
         found = parse_chains(chains)
         if len(found) != len(units) or len(set(units)) != len(units):

@@ -24,7 +24,7 @@ from protocols.defaults import (
     MAX_RUN_UNITS,
     MAX_STEP_TOKENS,
 )
-from protocols.ids import MAX_MODEL_NAME
+from protocols.ids import MAX_MODEL_NAME, MAX_MODEL_TEXT
 from protocols.units import MAX_UNIT_TEXT
 
 
@@ -78,9 +78,9 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "directory": _row(2_000 * 48 + 64, 2_000 * 4 + 16, 2_000 + 4, 1),
     "models": _row(4_096, 16, 2),
     # weights
-    "manifest?": _row(300 * _LETTER + 64, 8),
+    "manifest?": _row(MAX_MODEL_TEXT * _LETTER + 64, 8),
     "manifest": _row(64, 8, 2, 1),
-    "weights?": _row(300 * _LETTER + 64, 8),
+    "weights?": _row(MAX_MODEL_TEXT * _LETTER + 64, 8),
     "hashes?": _row(64 * 5 + 64, 64 + 8, 2),
     "pieces?": _row(64 * 16 + 64, 64 * 4 + 8, 64 + 2),
     "file?": _row(64, 8),
@@ -89,7 +89,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "piece": _row(64, 8, 2, 1),
     "file": _row(64, 16, 2, 1),
     # state of units
-    "state?": _row(300 * _LETTER + 64 * (MAX_UNIT_TEXT + 2) + 64, 64 + 12, 2),
+    "state?": _row(MAX_MODEL_TEXT * _LETTER + 64 * (MAX_UNIT_TEXT + 2) + 64, 64 + 12, 2),
     "state": _row(MAX_UNIT_TEXT + 2 * 34 + 64, 16, 2, 1),
     "state_part": _row(64, 8, 2, 1),
     # sessions
@@ -111,13 +111,17 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "gradient": _row(96, 20, 4, 1),
     "result": _row(MAX_HOPS * 118 + MAX_RUN_UNITS * (_PART + 1) + 192, MAX_HOPS * 16 + MAX_RUN_UNITS + 24, MAX_HOPS * 4 + 6, 1),
     "pass_failed": _row((2_000 + 64) * _LETTER + 64, 12),
-    "run_status?": _row(300 * _LETTER + 64, 8),
+    "run_status?": _row(MAX_MODEL_TEXT * _LETTER + 64, 8),
     "run_status": _row(MAX_RUN_UNITS * (2 * _BLOCKS + 9 + 68 + 18 + 2) + 256, MAX_RUN_UNITS * 8 + 44, 2 * MAX_RUN_UNITS + 7, 1),
-    "publish": _row(MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, MAX_RUN_UNITS * 3 + 12, MAX_RUN_UNITS + 2),
+    "publish": _row(
+        MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + MAX_MODEL_TEXT * _LETTER + 64, MAX_RUN_UNITS * 3 + 12, MAX_RUN_UNITS + 2
+    ),
     "published": _row(64, 8),
-    "restore": _row(MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + 300 * _LETTER + 64, MAX_RUN_UNITS * 3 + 14, MAX_RUN_UNITS + 3),
+    "restore": _row(
+        MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + MAX_MODEL_TEXT * _LETTER + 64, MAX_RUN_UNITS * 3 + 14, MAX_RUN_UNITS + 3
+    ),
     "restored": _row(64, 8),
-    "lease?": _row(300 * _LETTER + 256 * 27 + 64 * 3 + 96, 256 * 5 + 64 + 16, 256 + 4),
+    "lease?": _row(MAX_MODEL_TEXT * _LETTER + 256 * 27 + 64 * 3 + 96, 256 * 5 + 64 + 16, 256 + 4),
     "lease": _row(_PEER + 64 * 3 + 8 * 70 + 96, 64 + 8 * 10 + 20, 8 + 4),
     # averaging
     "group": _row(_GROUP_BYTES, MAX_MEMBERS * 13 + MAX_GROUP_UNITS + 32, 2 * MAX_MEMBERS + 8),
@@ -129,7 +133,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "decide": _row(MAX_MEMBERS * 5 + 64, MAX_MEMBERS + 16, 2, 1),
     "decision": _row(96, 8),
     "closed": _row(2 * MAX_MEMBERS * _PEER + 500 * _LETTER + 256, 2 * MAX_MEMBERS + 32, 4, 2),
-    "apply": _row((MAX_MODEL_NAME + 65) * _LETTER + 64, 12),
+    "apply": _row(MAX_MODEL_TEXT * _LETTER + 64, 12),
     "applied": _row(MAX_GROUP_UNITS * (_BLOCKS + 9) + 96, 2 * MAX_GROUP_UNITS + 24, 4, 1),
     "reply": _row(MAX_ROWS + 512, MAX_ROWS + 48, 8, 2),
 }

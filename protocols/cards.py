@@ -20,8 +20,6 @@ from protocols.errors import BadRequestError
 from protocols.groups import (
     DIGEST_BYTES,
     GroupId,
-    buffers_of,
-    exactly,
     indices_of,
     pack_masks,
     parse_group_id,
@@ -126,10 +124,10 @@ class Card:
     def parse(cls, data: bytes | memoryview) -> Card:
         """Checked for form only: `swarm/averaging/plan.py` compares it with its group, and checks the signature."""
         received = frame.decode_kind(bytes(data), cls.KIND)
-        header, (masks, targets) = received.header, buffers_of(received, 2)
+        header, (masks, targets) = received.header, frame.buffers_of(received, 2)
         agreed = fields.array(header, "agreed", 2)
         return cls(
-            group=exactly(header, "group", DIGEST_BYTES),
+            group=fields.exactly(header, "group", DIGEST_BYTES),
             peer=parse_peer_id(header.get("peer")),
             ledger=_parse_ledger(header, masks, targets),
             agreed=_parse_agreement(agreed) if agreed else None,
@@ -139,7 +137,7 @@ class Card:
 
 def _parse_agreement(values: Sequence[object]) -> Agreement:
     table = dict(zip(("id", "digest"), values, strict=False))
-    return Agreement(group_id=parse_group_id(table.get("id")), digest=exactly(table, "digest", DIGEST_BYTES))
+    return Agreement(group_id=parse_group_id(table.get("id")), digest=fields.exactly(table, "digest", DIGEST_BYTES))
 
 
 def _parse_ledger(header: fields.Header, masks: memoryview, targets: memoryview) -> Ledger:
@@ -147,7 +145,7 @@ def _parse_ledger(header: fields.Header, masks: memoryview, targets: memoryview)
     values = fields.integers(header, "values", MAX_GROUP_UNITS, 0, MAX_VALUES)
     num_parts = fields.integers(header, "parts", MAX_GROUP_UNITS, 1, 2)
     chain_bytes = CHAIN_BYTES if version else 0
-    chains = exactly(header, "chains", chain_bytes * len(values))
+    chains = fields.exactly(header, "chains", chain_bytes * len(values))
     if len(num_parts) != len(values) or not values:
         raise BadRequestError(f"a card names as many units' parts as sizes, at least one, got {len(num_parts)} and {len(values)}")
     held = parse_masks(masks, sum(num_parts))
@@ -173,7 +171,7 @@ def pack_cards(cards: Sequence[Card]) -> tuple[list[int], bytes]:
 
 
 def parse_cards(received: frame.Frame) -> tuple[Card, ...]:
-    (data,) = buffers_of(received, 1)
+    (data,) = frame.buffers_of(received, 1)
     lengths = fields.integers(received.header, "lengths", MAX_MEMBERS, 1, MAX_CARDS_BYTES)
     if sum(lengths) != len(data):
         raise BadRequestError(f"cards of {sum(lengths)} bytes in a buffer of {len(data)}")

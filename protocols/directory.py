@@ -69,9 +69,10 @@ class DirectoryReply:
     def parse(cls, data: bytes) -> DirectoryReply:
         """What a peer answered; BadRequestError or FrameError out of bounds."""
         received = frame.decode_kind(data, "directory")
-        if len(received.buffers) != 1 or len(received.buffers[0]) > MAX_REPLY_BYTES:
-            raise BadRequestError(f"a directory's answer has one buffer of at most {MAX_REPLY_BYTES} bytes")
-        values, at, found = bytes(received.buffers[0]), 0, []
+        (buffer,) = frame.buffers_of(received, 1)
+        if len(buffer) > MAX_REPLY_BYTES:
+            raise BadRequestError(f"a directory's answer has at most {MAX_REPLY_BYTES} bytes, got {len(buffer)}")
+        values, at, found = bytes(buffer), 0, []
         for line in fields.array(received.header, "e", MAX_ENTRIES):
             peer, expires_s, size = _line(line)
             found.append((peer, SignedEntry(values[at : at + size], expires_s)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from protocols.errors import BadRequestError, shown
-from protocols.ids import parse_address
+from protocols.errors import MAX_MESSAGE, BadRequestError, shown
+from protocols.ids import MAX_MODEL_TEXT, ModelId, parse_address
 from protocols.words import counted
 
 Header = Mapping[str, Any]
@@ -46,6 +46,14 @@ def text(header: Header, key: str, longest: int) -> str:
     return value
 
 
+def message(header: Header, key: str) -> str:
+    """The text of an error, which may have several lines."""
+    value = header.get(key)
+    if not isinstance(value, str) or len(value) > MAX_MESSAGE:
+        raise _refuse(key, f"text of at most {MAX_MESSAGE} letters", value)
+    return value
+
+
 def one_of(header: Header, key: str, words: Sequence[str]) -> str:
     """One of a few words."""
     value = header.get(key)
@@ -59,6 +67,14 @@ def raw(header: Header, key: str, longest: int) -> bytes:
     value = header.get(key)
     if not isinstance(value, bytes) or len(value) > longest:
         raise _refuse(key, f"at most {longest} bytes", value)
+    return value
+
+
+def exactly(header: Header, key: str, *lengths: int) -> bytes:
+    """Bytes of one of these lengths."""
+    value = header.get(key)
+    if not isinstance(value, bytes) or len(value) not in lengths:
+        raise _refuse(key, f"{' or '.join(map(str, lengths))} bytes", value)
     return value
 
 
@@ -90,6 +106,11 @@ def integers(header: Header, key: str, longest: int, low: int, high: int) -> tup
 def texts(header: Header, key: str, longest: int, letters: int) -> tuple[str, ...]:
     """A list of at most `longest` printable texts of at most `letters` letters each."""
     return tuple(text({key: value}, key, letters) for value in array(header, key, longest))
+
+
+def model(header: Header, key: str) -> ModelId:
+    """A model, or a run: `name@digest`."""
+    return ModelId.parse(text(header, key, MAX_MODEL_TEXT))
 
 
 def addresses(header: Header, key: str, longest: int) -> tuple[str, ...]:

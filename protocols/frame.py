@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -40,6 +40,7 @@ _KIND = re.compile(rb"(?:[\x80-\x8f]|\xde..)\xa1t([\xa0-\xbf])", re.DOTALL)
 """The beginning of a header whose first key is "t" and whose first value is a short text."""
 
 Buffer = bytes | bytearray | memoryview
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,23 @@ def decode_kind(data: bytes, kind: str) -> Frame:
     if received.header.get("t") != kind:
         raise BadRequestError(f"expected a message of kind {kind!r}, got {shown(received.header.get('t'))}")
     return received
+
+
+def parse_one_of(data: bytes, kinds: Mapping[str, Callable[[Frame], T]]) -> T:
+    """Decode a frame and let the reader of its kind (header key "t") parse it; BadRequestError names a kind that has none."""
+    received = decode(data)
+    name = received.header.get("t")
+    reader = kinds.get(name) if isinstance(name, str) else None
+    if reader is None:
+        raise BadRequestError(f"message kind {shown(name)} is unknown; known: {', '.join(kinds)}")
+    return reader(received)
+
+
+def buffers_of(received: Frame, number: int) -> tuple[memoryview, ...]:
+    """The buffers of a frame that must have so many; FrameError otherwise."""
+    if len(received.buffers) != number:
+        raise FrameError(f"expected {counted(number, 'buffer')}, got {len(received.buffers)}")
+    return received.buffers
 
 
 def unpack_map(data: bytes | memoryview, limits: Bounds) -> dict[str, Any]:

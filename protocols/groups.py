@@ -21,7 +21,6 @@ from protocols.parts_of_units import Part, parts_of
 from protocols.runs import AVERAGING_CODECS, MAX_DEADLINE_S, MAX_MICRO_BATCHES, MIN_DEADLINE_S
 from protocols.units import Unit, parse_unit
 from protocols.weights_id import MAX_VERSION
-from protocols.words import counted
 
 GroupId = NewType("GroupId", bytes)
 """16 random bytes, chosen by the trainer: one attempt to close one version of some units."""
@@ -65,22 +64,7 @@ def parse_masks(data: memoryview, number: int) -> tuple[int, ...]:
 
 def parse_group_id(value: object) -> GroupId:
     """BadRequestError for anything but 16 bytes."""
-    return GroupId(exactly({"id": value}, "id", GROUP_ID_BYTES))
-
-
-def exactly(header: fields.Header, key: str, *lengths: int) -> bytes:
-    """Bytes of one of these lengths."""
-    value = fields.raw(header, key, max(lengths))
-    if len(value) not in lengths:
-        raise BadRequestError(f"field {key!r} must have {' or '.join(map(str, lengths))} bytes, got {len(value)}")
-    return value
-
-
-def buffers_of(received: frame.Frame, number: int) -> tuple[memoryview, ...]:
-    """The buffers of a frame that must have so many."""
-    if len(received.buffers) != number:
-        raise BadRequestError(f"expected {counted(number, 'buffer')}, got {len(received.buffers)}")
-    return received.buffers
+    return GroupId(fields.exactly({"id": value}, "id", GROUP_ID_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +164,7 @@ class Group:
         header = frame.decode_kind(data, cls.KIND).header
         return cls(
             id=parse_group_id(header.get("id")),
-            run=ModelId.parse(fields.text(header, "run", 300)),
+            run=fields.model(header, "run"),
             version=fields.integer(header, "version", 0, MAX_VERSION - 1),
             units=tuple(parse_unit(unit) for unit in fields.array(header, "units", MAX_GROUP_UNITS)),
             members=tuple(Member.parse(member) for member in fields.array(header, "members", MAX_MEMBERS)),

@@ -22,6 +22,9 @@ MAX_BLOCKS = 10_000
 MAX_MODEL_NAME = 200
 """Letters of a model's name."""
 
+MAX_MODEL_TEXT = MAX_MODEL_NAME + 65
+"""Letters of `name@digest`."""
+
 PUBLIC_KEY_BYTES = 32
 MAX_ADDRESS = 280
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"

@@ -54,7 +54,7 @@ class Restore:
     @classmethod
     def parse(cls, data: bytes) -> Restore:
         header = frame.decode_kind(data, "restore").header
-        return cls(run=ModelId.parse(fields.text(header, "run", 300)), kept=Kept.parse(header.get("kept")))
+        return cls(run=fields.model(header, "run"), kept=Kept.parse(header.get("kept")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,4 @@ def parse_elementary(text: object) -> Unit:
 
 def parse_chain(value: object, version: int) -> bytes:
     """32 bytes, or none at version 0."""
-    chain = fields.raw({"chain": value}, "chain", CHAIN_BYTES)
-    if len(chain) != (CHAIN_BYTES if version else 0):
-        raise BadRequestError(f"the chain of version {version} has {CHAIN_BYTES if version else 0} bytes, got {len(chain)}")
-    return chain
+    return fields.exactly({"chain": value}, "chain", CHAIN_BYTES if version else 0)

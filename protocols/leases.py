@@ -69,7 +69,7 @@ class LeaseRequest:
     def parse(cls, data: bytes) -> LeaseRequest:
         header = frame.decode_kind(data, "lease?").header
         return cls(
-            run=ModelId.parse(fields.text(header, "run", 300)),
+            run=fields.model(header, "run"),
             version=fields.integer(header, "version", 0, MAX_VERSION),
             done=tuple(_done(item) for item in fields.array(header, "done", MAX_DONE)),
             running=_indices(header, "running"),

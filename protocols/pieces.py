@@ -148,7 +148,7 @@ def parse_request(data: bytes) -> Request:
     header = frame.decode(data).header
     match header.get("t"):
         case "weights?":
-            return WeightsRequest(model=ModelId.parse(fields.text(header, "model", 300)))
+            return WeightsRequest(model=fields.model(header, "model"))
         case "hashes?":
             return HashesRequest(tensors=fields.integers(header, "i", MAX_ASKED, 0, MAX_TENSORS - 1))
         case "pieces?":

@@ -40,7 +40,7 @@ class StatusRequest:
 
     @classmethod
     def parse(cls, data: bytes) -> StatusRequest:
-        return cls(run=_run(frame.decode_kind(data, "run_status?").header))
+        return cls(run=fields.model(frame.decode_kind(data, "run_status?").header, "run"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class Publish:
     def parse(cls, data: bytes) -> Publish:
         header = frame.decode_kind(data, "publish").header
         version = fields.integer(header, "version", 0, MAX_VERSION)
-        return cls(run=_run(header), version=version, chains=parse_chains(header, "chains", version))
+        return cls(run=fields.model(header, "run"), version=version, chains=parse_chains(header, "chains", version))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +140,6 @@ class Published:
         return cls(version=fields.integer(frame.decode_kind(data, "published").header, "version", 0, MAX_VERSION))
 
 
-def _run(header: fields.Header) -> ModelId:
-    return ModelId.parse(fields.text(header, "run", 300))
-
-
 _Row = tuple[Unit, int, bytes, bytes]
 
 
@@ -151,9 +147,7 @@ def _row(item: object) -> _Row:
     if not isinstance(item, list) or len(item) != 4:
         raise BadRequestError("a unit's status is [unit, version, chain, group that has agreed]")
     version = fields.integer({"version": item[1]}, "version", 0, MAX_VERSION)
-    agreed = fields.raw({"agreed": item[3]}, "agreed", GROUP_ID_BYTES)
-    if len(agreed) not in (0, GROUP_ID_BYTES):
-        raise BadRequestError(f"a group's id has {GROUP_ID_BYTES} bytes, got {len(agreed)}")
+    agreed = fields.exactly({"agreed": item[3]}, "agreed", 0, GROUP_ID_BYTES)
     return parse_elementary(item[0]), version, parse_chain(item[2], version), agreed
 
 

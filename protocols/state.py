@@ -164,7 +164,7 @@ class StateRequest:
         header = frame.decode_kind(data, "state?").header
         units = tuple(parse_unit(text) for text in fields.texts(header, "u", MAX_UNITS, MAX_UNIT_TEXT))
         version = fields.integer(header, "v", 0, MAX_VERSION) if header.get("v") is not None else None
-        return cls(run=ModelId.parse(fields.text(header, "run", 300)), units=units, version=version)
+        return cls(run=fields.model(header, "run"), units=units, version=version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,9 +207,7 @@ def parse_answer(data: bytes) -> StateHeader | StatePart:
     """An answer; what it claims is still to be compared with what the receiver knows of the unit (`state_download.py`)."""
     received = frame.decode(data)
     header = received.header
-    if len(received.buffers) != 1:
-        raise FrameError(f"an answer about state has one buffer, got {len(received.buffers)}")
-    buffer = received.buffers[0]
+    (buffer,) = frame.buffers_of(received, 1)
     match header.get("t"):
         case "state":
             return StateHeader(

@@ -16,8 +16,9 @@ Shapes: B sequences of T tokens, hidden size H.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from protocols import fields, frame, tensors
 from protocols.defaults import MAX_HOPS
@@ -161,7 +162,7 @@ class Pass:
             raise BadRequestError("a pass brings ids or hidden states, got no payload")
         route = parse_route(header.get("route"))
         return cls(
-            run=ModelId.parse(fields.text(header, "run", 300)),
+            run=fields.model(header, "run"),
             version=fields.integer(header, "version", 0, MAX_VERSION),
             index=None if header.get("index") is None else fields.integer(header, "index", 0, MAX_MICRO_BATCHES - 1),
             weights=None if header.get("weights") is None else Weights.parse(header["weights"]),
@@ -257,26 +258,19 @@ class PassFailed:
     @classmethod
     def parse(cls, received: frame.Frame) -> PassFailed:
         header = received.header
-        message = header.get("message")
-        if not isinstance(message, str) or len(message) > MAX_MESSAGE:
-            raise BadRequestError(f"field 'message' must be text of at most {MAX_MESSAGE} letters, got {type(message).__name__}")
         hop, code = fields.integer(header, "hop", 0, MAX_HOPS - 1), fields.text(header, "code", 64)
-        return cls(hop=hop, code=code, message=message)
+        return cls(hop=hop, code=code, message=fields.message(header, "message"))
 
 
 Message = Pass | Output | Gradient | Result | PassFailed
-_KINDS: dict[str, type[Any]] = {"pass": Pass, "output": Output, "gradient": Gradient, "result": Result, "pass_failed": PassFailed}
+_KINDS: dict[str, Callable[[frame.Frame], Message]] = {
+    "pass": Pass.parse, "output": Output.parse, "gradient": Gradient.parse, "result": Result.parse, "pass_failed": PassFailed.parse,
+}  # fmt: skip
 
 
 def parse(data: bytes) -> Message:
     """The message in a frame of a `train` stream; FrameError, TensorFormatError or BadRequestError says what is wrong with it."""
-    received = frame.decode(data)
-    name = received.header.get("t")
-    kind = _KINDS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise BadRequestError(f"message kind {shown(name)} is unknown; known: {', '.join(_KINDS)}")
-    message: Message = kind.parse(received)
-    return message
+    return frame.parse_one_of(data, _KINDS)
 
 
 def named(route: Route) -> Route:
@@ -289,7 +283,7 @@ def _pack_grant(grant: Grant) -> dict[str, object]:
     return {key: value for key, value in grant.pack().items() if key not in ("weights", "route")}
 
 
-def _parse_grant(header: dict[str, Any], route: Route) -> Grant:
+def _parse_grant(header: fields.Header, route: Route) -> Grant:
     own = fields.table(header["grant"], "grant")
     return Grant.parse({**own, "weights": header.get("weights"), "route": [hop.pack() for hop in named(route)]})
 

@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from protocols import fields, frame, runs
-from protocols.errors import BadRequestError, FrameError, ModelMismatchError, ModelNotSupportedError
+from protocols.errors import BadRequestError, ModelMismatchError, ModelNotSupportedError
 from protocols.ids import ModelId
 from protocols.runs import RunSpec
 from protocols.words import counted
@@ -159,12 +159,11 @@ class Manifest:
     def parse(cls, data: bytes, digest: str = "") -> Manifest:
         """What a peer sent. digest: of the manifest that was asked for; ModelMismatchError, before a word is read, if it is another one."""
         received = frame.decode_kind(data, "manifest")
-        if len(received.buffers) != 1:
-            raise FrameError(f"a manifest's frame has one buffer, got {len(received.buffers)}")
-        found = hashlib.sha256(received.buffers[0]).hexdigest() if digest else ""
+        (buffer,) = frame.buffers_of(received, 1)
+        found = hashlib.sha256(buffer).hexdigest() if digest else ""
         if found != digest:
             raise ModelMismatchError(f"sent the manifest of {found[:12]}…, not that of {digest[:12]}…; ask another peer")
-        return cls.from_canonical(bytes(received.buffers[0]))
+        return cls.from_canonical(bytes(buffer))
 
     @classmethod
     def from_canonical(cls, data: bytes) -> Manifest:
@@ -300,4 +299,4 @@ class ManifestRequest:
 
     @classmethod
     def parse(cls, data: bytes) -> ManifestRequest:
-        return cls(model=ModelId.parse(fields.text(frame.decode_kind(data, "manifest?").header, "model", 300)))
+        return cls(model=fields.model(frame.decode_kind(data, "manifest?").header, "model"))

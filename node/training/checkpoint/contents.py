@@ -112,7 +112,7 @@ def parse(data: bytes, where: Path) -> Contents:
         spec = json.dumps(fields.table(table.get("spec"), "spec"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         version = fields.integer(table, "version", 0, MAX_VERSION)
         return Contents(
-            run=ModelId.parse(fields.text(table, "run", 300)),
+            run=fields.model(table, "run"),
             spec=RunSpec.parse(spec.encode()),
             version=version,
             units=_units(fields.table(table.get("units"), "units"), CHAIN_BYTES if version else 0),
