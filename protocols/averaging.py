@@ -8,8 +8,8 @@
     member  -> member     decision   OfGroup -> Decision         "what do you know of this group?"
     trainer -> member     apply      Apply -> Applied            the agreed sum goes to the optimizer, once
 
-Groups and masks of indices: `groups.py`; cards: `cards.py`. Each card is signed over the digest of its group, so it is worth nothing in
-another one.
+Groups: `groups.py`; sets of indices: `masks.py`; cards: `cards.py`. Each card is signed over the digest of its
+group, so it counts in no other.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from protocols.errors import BadRequestError
 from protocols.groups import (
     DIGEST_BYTES,
     GroupId,
-    pack_masks,
     parse_group_id,
-    parse_masks,
 )
 from protocols.ids import ModelId, PeerId, parse_peer_id
-from protocols.runs import MAX_BATCH_TOKENS
+from protocols.masks import pack_masks, parse_masks
+from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
 from protocols.units import MAX_UNIT_TEXT, Unit, parse_unit
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 from protocols.words import counted
@@ -194,7 +193,7 @@ class Closed:
             version=fields.integer(header, "version", 0, MAX_VERSION),
             digest=fields.exactly(header, "digest", 0, DIGEST_BYTES),
             chains=parse_chains(chains),
-            missing=parse_masks(masks, num_parts) if num_parts else (),
+            missing=parse_masks(masks, num_parts, MAX_MICRO_BATCHES) if num_parts else (),
             lost=tuple(map(parse_peer_id, fields.array(header, "lost", MAX_MEMBERS))),
             behind=tuple(map(parse_peer_id, fields.array(header, "behind", MAX_MEMBERS))),
             text=fields.text(header, "text", MAX_REASON),

@@ -20,12 +20,11 @@ from protocols.errors import BadRequestError
 from protocols.groups import (
     DIGEST_BYTES,
     GroupId,
-    indices_of,
-    pack_masks,
     parse_group_id,
-    parse_masks,
 )
 from protocols.ids import PeerId, parse_peer_id
+from protocols.masks import indices_of, pack_masks, parse_masks
+from protocols.runs import MAX_MICRO_BATCHES
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 
 MAX_VALUES: Final = 1 << 40
@@ -148,7 +147,7 @@ def _parse_ledger(header: fields.Header, masks: memoryview, targets: memoryview)
     chains = fields.exactly(header, "chains", chain_bytes * len(values))
     if len(num_parts) != len(values) or not values:
         raise BadRequestError(f"a card names as many units' parts as sizes, at least one, got {len(num_parts)} and {len(values)}")
-    held = parse_masks(masks, sum(num_parts))
+    held = parse_masks(masks, sum(num_parts), MAX_MICRO_BATCHES)
     units, at = [], 0
     for place, (size, count) in enumerate(zip(values, num_parts, strict=True)):
         chain = chains[chain_bytes * place : chain_bytes * (place + 1)]

@@ -1,13 +1,8 @@
-"""A group of replicas that average, and sets of micro-batch indices.
-
-Sets of indices are Python integers, as masks: bit i is index i. On the wire a list of masks is little-endian, each of as many bytes as the
-longest one needs.
-"""
+"""A group of replicas that average the gradients of some units."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, NewType
 
@@ -27,39 +22,6 @@ GroupId = NewType("GroupId", bytes)
 
 GROUP_ID_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
-
-
-def mask_of(indices: Iterable[int]) -> int:
-    """The mask with these bits."""
-    mask = 0
-    for index in indices:
-        mask |= 1 << index
-    return mask
-
-
-def indices_of(mask: int) -> Iterator[int]:
-    """The indices of a mask, ascending."""
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
-
-
-def pack_masks(masks: Sequence[int]) -> bytes:
-    """What `parse_masks` reads."""
-    size = -(-max((mask.bit_length() for mask in masks), default=0) // 8)
-    return b"".join(mask.to_bytes(size, "little") for mask in masks)
-
-
-def parse_masks(data: memoryview, number: int) -> tuple[int, ...]:
-    """`number` masks, at least one, of indices below MAX_MICRO_BATCHES; BadRequestError for other bytes than `pack_masks` gives."""
-    size, rest = divmod(len(data), number)
-    if rest or size > MAX_MICRO_BATCHES // 8:
-        raise BadRequestError(f"{len(data)} bytes are no {number} masks of at most {MAX_MICRO_BATCHES // 8} bytes each")
-    held = tuple(int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)) if size else (0,) * number
-    if size and not any(mask >> 8 * (size - 1) for mask in held):
-        raise BadRequestError("masks must be as short as they can be")
-    return held
 
 
 def parse_group_id(value: object) -> GroupId:
@@ -130,11 +92,6 @@ class Group:
     def whole(self) -> int:
         """The mask of all indices of the batch."""
         return (1 << self.num_micro_batches) - 1
-
-    @property
-    def mask_bytes(self) -> int:
-        """Bytes of one mask on the wire."""
-        return -(-self.num_micro_batches // 8)
 
     @property
     def leader(self) -> Member:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 
 from protocols import fields, frame
 from protocols.defaults import MAX_RUN_UNITS
@@ -18,6 +17,7 @@ from protocols.errors import BadRequestError
 from protocols.groups import GROUP_ID_BYTES
 from protocols.ids import ModelId
 from protocols.kept import Kept, pack_chains, parse_chain, parse_chains, parse_elementary
+from protocols.masks import split_masks
 from protocols.parts_of_units import Part, parts_of
 from protocols.receipts import MAX_MS
 from protocols.runs import MAX_MICRO_BATCHES
@@ -51,8 +51,8 @@ class UnitStatus:
     version: int
     chain: bytes
     """32 bytes, which tell apart two runs of the same number of steps; b"" at version 0."""
-    ledger: Mapping[Part, bytes]
-    """For each of `parts_of(unit)` a bitmap of the run's micro-batches: bit n is in byte n // 8, the lowest bit first."""
+    ledger: Mapping[Part, int]
+    """For each of `parts_of(unit)` the mask of the micro-batches that are in its sum (`masks.py`)."""
     agreed: bytes = b""
     """Id of the group that has agreed on the unit's next step, which is not done yet; b"": none."""
 
@@ -62,7 +62,7 @@ class RunStatus:
     """One peer's word on its part of a run: a stage's, or a keeper's, which may have no units."""
 
     num_micro_batches: int
-    """Of one version's batch, 1 to MAX_MICRO_BATCHES: the bits of every bitmap."""
+    """Of one version's batch, 1 to MAX_MICRO_BATCHES: the bits of every mask."""
     units: tuple[UnitStatus, ...] = ()
     queue: int = 0
     """Micro-batches in hand: computing, waiting for the device, or for the next hop."""
@@ -83,7 +83,8 @@ class RunStatus:
                   "units": [[str(one.unit), one.version, one.chain, one.agreed] for one in self.units], "queue": self.queue,
                   "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up, "paused": self.is_paused,
                   "served": list(self.served), **({} if self.kept is None else {"kept": self.kept.pack()})}  # fmt: skip
-        return frame.encode(header, [b"".join(one.ledger[part] for one in self.units for part in parts_of(one.unit))])
+        size, masks = -(-self.num_micro_batches // 8), (one.ledger[part] for one in self.units for part in parts_of(one.unit))
+        return frame.encode(header, [b"".join(mask.to_bytes(size, "little") for mask in masks)])
 
     @classmethod
     def parse(cls, data: bytes) -> RunStatus:
@@ -95,7 +96,7 @@ class RunStatus:
             raise BadRequestError("a unit stands twice in a run's status")
         return cls(
             num_micro_batches=num,
-            units=_with_ledgers(rows, bytes(received.buffers[0]) if received.buffers else b"", num),
+            units=_with_ledgers(rows, frame.buffers_of(received, 1)[0], num),
             queue=fields.integer(header, "queue", 0, MAX_QUEUE),
             forward_ms=fields.number(header, "forward", 0, MAX_MS),
             backward_ms=fields.number(header, "backward", 0, MAX_MS),
@@ -151,19 +152,16 @@ def _row(item: object) -> _Row:
     return parse_elementary(item[0]), version, parse_chain(item[2], version), agreed
 
 
-def _with_ledgers(rows: list[_Row], bitmaps: bytes, num: int) -> tuple[UnitStatus, ...]:
-    """Each unit with its bitmaps, which follow each other in the order of `rows`."""
+def _with_ledgers(rows: list[_Row], data: memoryview, num: int) -> tuple[UnitStatus, ...]:
+    """Each unit with its masks, which follow each other in the order of `rows`."""
     size, parts = -(-num // 8), [parts_of(row[0]) for row in rows]
-    if len(bitmaps) != size * sum(map(len, parts)):
-        raise BadRequestError(f"{sum(map(len, parts))} bitmaps of {num} bits take {size} bytes each, got {len(bitmaps)} in all")
-    firsts = accumulate(map(len, parts), initial=0)
-    ledgers = [
-        {part: bitmaps[(first + number) * size :][:size] for number, part in enumerate(own)}
-        for first, own in zip(firsts, parts, strict=False)
-    ]
-    if num % 8 and any(bitmap[-1] >> num % 8 for ledger in ledgers for bitmap in ledger.values()):
-        raise BadRequestError(f"a bitmap of {num} micro-batches has a bit beyond them")
+    if len(data) != size * sum(map(len, parts)):
+        raise BadRequestError(f"{sum(map(len, parts))} masks of {num} bits take {size} bytes each, got {len(data)} in all")
+    masks = split_masks(data, size)
+    if any(mask >> num for mask in masks):
+        raise BadRequestError(f"a mask of {num} micro-batches has a bit beyond them")
+    following = iter(masks)
     return tuple(
-        UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger, agreed=agreed)
-        for (unit, version, chain, agreed), ledger in zip(rows, ledgers, strict=True)
+        UnitStatus(unit=unit, version=version, chain=chain, ledger=dict(zip(own, following, strict=False)), agreed=agreed)
+        for (unit, version, chain, agreed), own in zip(rows, parts, strict=True)
     )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocols.errors import SwarmError
-from protocols.groups import indices_of
 from protocols.ids import ModelId
+from protocols.masks import indices_of
 from protocols.records import PeerRecord
 from protocols.runs import RunSpec
 from swarm.clock import SYSTEM, Clock
@@ -107,5 +107,5 @@ def _micro_batches(stages: Sequence[Stage]) -> float:
     for stage in stages:
         for unit in stage.units.values():
             if unit.version == version:
-                held.update(*(indices_of(int.from_bytes(bitmap, "little")) for bitmap in unit.ledger.values()))
+                held.update(*map(indices_of, unit.ledger.values()))
     return version * size + len(held)

@@ -25,19 +25,14 @@ class UnitLedger:
         self._targets: dict[int, int] = {}
 
     @property
-    def masks(self) -> tuple[int, ...]:
-        """For each of `parts_of(unit)`: bit n says that index n is in the sum."""
-        return tuple(self._masks.values())
+    def masks(self) -> dict[Part, int]:
+        """For each of `parts_of(unit)`, in that order: bit n says that index n is in the sum. A copy."""
+        return dict(self._masks)
 
     @property
     def num_targets(self) -> dict[int, int]:
         """Target tokens of each index that is in the sum of any part: a copy, in the order of indices."""
         return dict(sorted(self._targets.items()))
-
-    def bitmaps(self, num_micro_batches: int) -> dict[Part, bytes]:
-        """By part, ceil(M / 8) bytes: bit n of the mask is in byte n // 8, the lowest bit first. Every index is below M."""
-        size = -(-num_micro_batches // 8)
-        return {part: mask.to_bytes(size, "little") for part, mask in self._masks.items()}
 
     def holds(self, part: Part, index: int) -> bool:
         """Is this micro-batch in the part's sum? False for a part of another unit."""

@@ -134,10 +134,7 @@ class TrainedStage:
         """What other peers are told."""
         return RunStatus(
             num_micro_batches=self.spec.num_micro_batches,
-            units=tuple(
-                replace(self.states[unit].status(self.spec.num_micro_batches), agreed=self.agreed(unit))
-                for unit in sorted(self.states)
-            ),
+            units=tuple(replace(self.states[unit].status(), agreed=self.agreed(unit)) for unit in sorted(self.states)),
             queue=self.num_passes,
             forward_ms=self.pace.forward_ms,
             backward_ms=self.pace.backward_ms,

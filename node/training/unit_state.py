@@ -84,19 +84,17 @@ class UnitState:
     def unit_sum(self) -> UnitSum:
         """What a card says of this unit."""
         with self.lock:
-            return UnitSum(num_values=self.num_values, chain=self._chain, held=self._ledger.masks)
+            return UnitSum(num_values=self.num_values, chain=self._chain, held=tuple(self._ledger.masks.values()))
 
     def num_targets(self) -> dict[int, int]:
         """Target tokens of each index that is in the sum of any part."""
         with self.lock:
             return self._ledger.num_targets
 
-    def status(self, num_micro_batches: int) -> UnitStatus:
-        """What other peers are told; every index that was added is below `num_micro_batches`."""
+    def status(self) -> UnitStatus:
+        """What other peers are told."""
         with self.lock:
-            return UnitStatus(
-                unit=self.unit, version=self._version, chain=self._chain, ledger=self._ledger.bitmaps(num_micro_batches)
-            )
+            return UnitStatus(unit=self.unit, version=self._version, chain=self._chain, ledger=self._ledger.masks)
 
     # --- adding
 

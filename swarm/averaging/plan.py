@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from protocols import identity
 from protocols.cards import Agreement, Card
 from protocols.errors import UnauthenticatedError
-from protocols.groups import Group, indices_of
+from protocols.groups import Group
 from protocols.ids import PeerId, short_peer
+from protocols.masks import indices_of
 from protocols.parts_of_units import parts_of
 from swarm.averaging.replica import Reopening
 

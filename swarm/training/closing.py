@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from protocols.averaging import Applied, Closed
 from protocols.errors import NoRouteError, SwarmError
-from protocols.groups import Group, GroupId, Member, indices_of
+from protocols.groups import Group, GroupId, Member
 from protocols.ids import PeerId, short_peer
+from protocols.masks import indices_of
 from protocols.parts_of_units import Part
 from protocols.runs import RunSpec
 from protocols.units import Unit

@@ -84,7 +84,7 @@ class Stage:
     def held(self, version: int) -> dict[Part, int]:
         """What is in its sums of this version, as masks (bit n: micro-batch n), by part; nothing of units of another version."""
         units = [unit for unit in self.units.values() if unit.version == version]
-        return {part: int.from_bytes(bitmap, "little") for unit in units for part, bitmap in unit.ledger.items()}
+        return {part: mask for unit in units for part, mask in unit.ledger.items()}
 
     def agreed(self, version: int) -> list[Part]:
         """The parts on whose step from this version it has agreed, and which it has not done."""

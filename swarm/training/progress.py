@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from protocols.groups import indices_of
 from protocols.ids import PeerId
+from protocols.masks import indices_of
 from protocols.parts_of_units import Part
 
 

@@ -5,7 +5,7 @@ Bit n is in byte n // 8, the lowest bit first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Self
 
 from protocols.errors import BadRequestError
@@ -41,7 +41,7 @@ class Bitmap:
 
     @property
     def mask(self) -> int:
-        """The same bits as an integer, on which `&` and `|` of many take little time."""
+        """The same bits as an integer (`protocols/masks.py`)."""
         return int.from_bytes(self._bits, "little")
 
     @property
@@ -54,11 +54,3 @@ class Bitmap:
 
     def to_bytes(self) -> bytes:
         return bytes(self._bits)
-
-
-def members(mask: int) -> Iterator[int]:
-    """The bits that are set, from the lowest on."""
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest

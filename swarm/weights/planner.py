@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from protocols.masks import indices_of
 from protocols.pieces import MAX_ASKED, Run
 from protocols.weights import PIECE_BYTES
-from swarm.weights.bitmap import Bitmap, members
+from swarm.weights.bitmap import Bitmap
 from swarm.weights.endgame import take_over
 from swarm.weights.source_state import Held, PieceId, SourceState
 
@@ -172,7 +173,7 @@ class Planner:
                     moved = with_holders[num - 1] & held
                     with_holders[num - 1] ^= moved
                     with_holders[num] |= moved
-        return (piece for pieces in with_holders for piece in members(pieces))
+        return (piece for pieces in with_holders for piece in indices_of(pieces))
 
     def _next_lists(self, source: SourceState, now_s: float) -> tuple[int, ...]:
         """Lists of hashes that no source owes, silent ones left out."""

@@ -24,6 +24,7 @@ from protocols import (
     inference,
     kept,
     leases,
+    masks,
     progress,
     records,
     roles,
@@ -187,9 +188,9 @@ SAMPLES: dict[str, Any] = {
     "run_status": run_status.RunStatus(
         num_micro_batches=12,
         units=(
-            run_status.UnitStatus(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), ledger={Part.block(3): b"\xff\x0f"},
+            run_status.UnitStatus(unit=Blocks(3, 4), version=7, chain=bytes(range(32)), ledger={Part.block(3): 0xFFF},
                                   agreed=bytes(range(16))),
-            run_status.UnitStatus(unit=Ends(), version=0, chain=b"", ledger={EMBED: b"\x01\x00", HEAD: b"\x00\x08"}),
+            run_status.UnitStatus(unit=Ends(), version=0, chain=b"", ledger={EMBED: 1, HEAD: 1 << 11}),
         ),
         queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, is_paused=True, served=(0, 5), kept=KEPT,
     ),
@@ -615,12 +616,11 @@ _kept = st.builds(
 @st.composite
 def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
     num = draw(st.integers(1, 40))
-    bitmap = st.integers(0, 2**num - 1).map(lambda bits: bits.to_bytes(-(-num // 8), "little"))
     found = draw(st.sets(st.integers(0, MAX_BLOCKS - 1).map(lambda n: Blocks(n, n + 1)) | st.just(Ends()), max_size=5))
     units = []
     for unit in sorted(found):
         version = draw(st.just(0) | _versions)
-        ledger = {part: draw(bitmap) for part in parts_of(unit)}
+        ledger = {part: draw(st.integers(0, 2**num - 1)) for part in parts_of(unit)}
         chain, agreed = draw(_hashes) if version else b"", draw(st.sampled_from([b"", bytes(range(16))]))
         units.append(run_status.UnitStatus(unit=unit, version=version, chain=chain, ledger=ledger, agreed=agreed))
     return run_status.RunStatus(
@@ -649,7 +649,7 @@ def state_headers(draw: st.DrawFn) -> state.StateHeader:
 spans = st.integers(0, 9_999).flatmap(lambda start: st.builds(Span, st.just(start), st.integers(start + 1, 10_000)))
 
 _group_ids = st.binary(min_size=16, max_size=16).map(groups.GroupId)
-_masks = st.sets(st.integers(0, MAX_MICRO_BATCHES - 1), max_size=6).map(groups.mask_of)
+_masks = st.sets(st.integers(0, MAX_MICRO_BATCHES - 1), max_size=6).map(masks.mask_of)
 elementary = st.just(Ends()) | st.integers(0, MAX_BLOCKS - 1).map(lambda number: Blocks(number, number + 1))
 _unit_lists = st.lists(elementary, min_size=1, max_size=5, unique=True).map(tuple)
 _members = st.builds(groups.Member, peer=peers, addresses=address_lists, certificate=st.binary(max_size=600))
@@ -678,7 +678,7 @@ def ledgers(draw: st.DrawFn, units: tuple[Unit, ...] | None = None) -> cards.Led
         for unit in units or draw(_unit_lists)
     )
     ledger = cards.Ledger(version=version, units=sums)
-    targets = {index: draw(st.integers(0, (1 << 32) - 1)) for index in groups.indices_of(ledger.any_held)}
+    targets = {index: draw(st.integers(0, (1 << 32) - 1)) for index in masks.indices_of(ledger.any_held)}
     return cards.Ledger(version=version, units=sums, num_targets=targets)
 
 

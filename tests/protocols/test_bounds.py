@@ -102,12 +102,11 @@ def receipts() -> tuple[Receipt, ...]:
 
 
 def statuses() -> tuple[run_status.UnitStatus, ...]:
-    def bitmaps(unit: Unit) -> dict[Part, bytes]:
-        parts = (EMBED, HEAD) if isinstance(unit, Ends) else (Part(unit),)  # type: ignore[arg-type]
-        return dict.fromkeys(parts, b"\xff" * 512)
-
+    whole = (1 << MAX_MICRO_BATCHES) - 1
     return tuple(
-        run_status.UnitStatus(unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=bitmaps(unit), agreed=bytes(16))
+        run_status.UnitStatus(
+            unit=unit, version=MAX_VERSION, chain=bytes(32), ledger=dict.fromkeys(parts_of(unit), whole), agreed=bytes(16)
+        )
         for unit in UNITS
     )
 

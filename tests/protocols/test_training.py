@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "a failure without words": ("pass_failed", {"message": b"x"}),
     "a run without digest": ("run_status?", {"run": "tiny"}),
     "a batch of nothing": ("run_status", {"batch": 0}),
-    "a batch whose bitmaps are longer": ("run_status", {"batch": 17}),
+    "a batch whose masks are longer": ("run_status", {"batch": 17}),
     "a bit beyond the batch": ("run_status", {"batch": 11}),
     "a unit twice": ("run_status", {"units": [["decoder/3:4", 0, b"", b""]] * 3}),
     "a unit of two blocks": ("run_status", {"units": [["decoder/3:5", 0, b"", b""], ["decoder/ends", 0, b"", b""]]}),

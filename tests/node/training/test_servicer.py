@@ -548,7 +548,7 @@ async def test_the_status_says_versions_ledgers_and_measured_pace() -> None:
             await channel.unary(RUN_STATUS, StatusRequest(run=ModelId("toy", "cd" * 32)).encode())
     by_unit = {one.unit: one for one in status.units}
     assert set(by_unit) == {Blocks(0, 1), Blocks(1, 2), Ends()} and status.num_micro_batches == NUM_MICRO_BATCHES
-    assert by_unit[Blocks(0, 1)].ledger == {Part.block(0): b"\x01\x02"} and by_unit[Blocks(0, 1)].version == 0
-    assert by_unit[Ends()].ledger == {EMBED: b"\x01\x02", HEAD: b"\x00\x00"}
+    assert by_unit[Blocks(0, 1)].ledger == {Part.block(0): 0b10_0000_0001} and by_unit[Blocks(0, 1)].version == 0
+    assert by_unit[Ends()].ledger == {EMBED: 0b10_0000_0001, HEAD: 0}
     assert (by_unit[Blocks(1, 2)].version, by_unit[Blocks(1, 2)].chain) == (3, bytes(range(32)))
     assert status.served == (0, 2) and status.forward_ms > 0 and status.backward_ms > 0 and status.queue == 0

@@ -96,7 +96,7 @@ class UnitStates(RuleBasedStateMachine):
         assert self.state.unit_sum().held == masks and self.state.unit_sum().num_values == 11
         assert self.state.num_targets() == {index: index + 1 for index in sorted({index for _, index in self.added})}
         assert (self.state.version, self.state.is_open) == (self.version, self.is_open)
-        status = RunStatus(num_micro_batches=10, units=(self.state.status(10),))
+        status = RunStatus(num_micro_batches=10, units=(self.state.status(),))
         assert RunStatus.parse(status.encode()) == status
 
 

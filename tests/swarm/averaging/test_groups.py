@@ -16,8 +16,9 @@ from protocols import services
 from protocols.averaging import Closed, Decide, Decision, Prepare, Prepared, Values
 from protocols.cards import Card
 from protocols.errors import BadRequestError, NotAgreedError, OverloadedError, SwarmError
-from protocols.groups import Group, GroupId, OfGroup, mask_of
+from protocols.groups import Group, GroupId, OfGroup
 from protocols.identity import from_seed
+from protocols.masks import mask_of
 from protocols.parts_of_units import EMBED, HEAD, Part
 from protocols.runs import AVERAGING_CODECS
 from protocols.units import Ends

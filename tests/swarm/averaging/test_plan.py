@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from protocols.averaging import Decision
 from protocols.cards import Agreement, Card, Ledger, UnitSum
-from protocols.groups import Group, GroupId, Member, mask_of
+from protocols.groups import Group, GroupId, Member
 from protocols.identity import from_seed
 from protocols.ids import ModelId
+from protocols.masks import mask_of
 from protocols.units import Blocks, Ends
 from swarm.averaging.ending import conclude
 from swarm.averaging.plan import MemberFailedError, check_cards, missing_text, plan

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from protocols.cards import Ledger, UnitSum
-from protocols.groups import Group, mask_of
+from protocols.groups import Group
 from protocols.ids import ModelId
+from protocols.masks import mask_of
 from protocols.parts_of_units import Part, parts_of
 from protocols.units import Blocks, Ends, Unit
 from swarm.averaging.replica import Reduced, Reopening

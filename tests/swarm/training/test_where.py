@@ -17,7 +17,7 @@ A, B, ENDS = Blocks(0, 1), Blocks(1, 2), Ends()
 def stage(name: str, versions: dict[Unit, int], *, held: int = 0, is_behind: bool = False) -> Stage:
     units = tuple(
         UnitStatus(unit=unit, version=version, chain=bytes(32) if version else b"",
-                   ledger={part: held.to_bytes(1, "little") for part in parts_of(unit)})
+                   ledger=dict.fromkeys(parts_of(unit), held))
         for unit, version in versions.items()
     )  # fmt: skip
     return Stage(PeerRecord(peer=PeerId(name)), RunStatus(num_micro_batches=8, units=units, is_catching_up=is_behind))

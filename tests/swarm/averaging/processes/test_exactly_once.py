@@ -21,8 +21,9 @@ import pytest
 
 from protocols.averaging import Closed
 from protocols.errors import OverloadedError, PeerUnreachableError, SwarmError
-from protocols.groups import Group, GroupId, Member, indices_of
+from protocols.groups import Group, GroupId, Member
 from protocols.identity import from_seed
+from protocols.masks import indices_of
 from swarm.averaging.asking import ask_to_apply, ask_to_close
 from swarm.rpc import ChannelPool
 from tests.forked import PIPE, Child, ForkServer
