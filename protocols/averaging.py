@@ -33,7 +33,7 @@ from protocols.masks import pack_masks, parse_masks
 from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
 from protocols.units import MAX_UNIT_TEXT, Unit, parse_unit
 from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
-from protocols.words import counted
+from protocols.words import counted, one_line
 
 MAX_SQUARES: Final = 1e300
 """Sum of squares of a unit's gradient sum."""
@@ -78,7 +78,7 @@ class Prepared:
     KIND: ClassVar[str] = "prepared"
 
     def encode(self) -> bytes:
-        return frame.encode({"t": self.KIND, "digest": self.digest, "lost": self.lost or "", "text": self.text[:MAX_REASON]})
+        return frame.encode({"t": self.KIND, "digest": self.digest, "lost": self.lost or "", "text": _reason(self.text)})
 
     @classmethod
     def parse(cls, data: bytes) -> Prepared:
@@ -176,7 +176,7 @@ class Closed:
     def encode(self) -> bytes:
         header = {"t": self.KIND, "outcome": self.outcome, "id": self.group_id, "version": self.version, "digest": self.digest,
                   "parts": len(self.missing), "lost": list(self.lost), "behind": list(self.behind),
-                  "text": self.text[:MAX_REASON]}  # fmt: skip
+                  "text": _reason(self.text)}  # fmt: skip
         return frame.encode(header, [b"".join(self.chains), pack_masks(self.missing)])
 
     @classmethod
@@ -198,6 +198,11 @@ class Closed:
             behind=tuple(map(parse_peer_id, fields.array(header, "behind", MAX_MEMBERS))),
             text=fields.text(header, "text", MAX_REASON),
         )
+
+
+def _reason(text: str) -> str:
+    """As `parse` takes it, whatever an error said."""
+    return one_line(text)[:MAX_REASON]
 
 
 def parse_chains(data: bytes | memoryview) -> tuple[bytes, ...]:

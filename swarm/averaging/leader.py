@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from protocols import services
-from protocols.averaging import MAX_REASON, Closed, Decide, Decision, Prepare, Prepared, next_chain
+from protocols.averaging import Closed, Decide, Decision, Prepare, Prepared, next_chain
 from protocols.cards import Card
 from protocols.errors import BadRequestError, DeadlineError, NotAgreedError, OverloadedError, SwarmError
 from protocols.groups import Group, Member
 from protocols.ids import PeerId, short_peer
 from protocols.services import Method
-from protocols.words import one_line
 from swarm import faults, trace
 from swarm.averaging.member import GroupMember
 from swarm.averaging.plan import MemberFailedError, Plan, check_cards, missing_text, plan
@@ -147,7 +146,7 @@ class Leader:
         named = (error.peer,) if error.peer is not None and error.peer != group.leader.peer else ()
         log.info("group %s of version %d: %s", group.id.hex()[:8], group.version, error)
         return Closed(outcome="failed", group_id=group.id, version=group.version, lost=silent or named,
-                      text=one_line(str(error))[:MAX_REASON])  # fmt: skip
+                      text=str(error))  # fmt: skip
 
     async def _tell(self, group: Group, decide: Decide) -> tuple[PeerId, ...]:
         return await self._tell_some(group.members[1:], decide, group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols import fields, frame, identity, inference, tensors
+from protocols import averaging, fields, frame, identity, inference, tensors
 from protocols.errors import BadRequestError, SwarmError, TensorFormatError
 from protocols.units import Blocks
 from tests.protocols.samples import GRANT, HIDDEN, IDS, SAMPLES, STRATEGIES, parser
@@ -92,6 +93,14 @@ def test_an_unknown_kind_is_refused_by_name() -> None:
     for name in ("steal", "", 7, None, ["step"], {"t": "step"}, b"step"):
         with pytest.raises(BadRequestError, match="is unknown; known: open, step"):
             inference.parse(frame.encode({"t": name}))
+
+
+@pytest.mark.parametrize("kind", ["prepared", "closed"])
+def test_why_a_group_failed_travels_whatever_the_error_said(kind: str) -> None:
+    """Its text may come from another peer; else the reply would be refused, and the member taken for lost."""
+    said = "no vote:\nTraceback \x1b[2J" + "x" * averaging.MAX_REASON
+    received = parser(kind)(replace(SAMPLES[kind], text=said).encode())
+    assert received.text == r"no vote: Traceback \x1b[2J".ljust(averaging.MAX_REASON, "x")
 
 
 REFUSED: dict[str, tuple[str, dict[str, object]]] = {
