@@ -61,6 +61,7 @@ class Watch:
     swarm: TrainingSwarm
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     arrived_s: dict[int, float] = field(default_factory=dict)
+    ended_s: float = 0.0
     _read: dict[Path, int] = field(default_factory=dict)
 
     def until(self, ends_s: float, is_there: Callable[[], bool] = lambda: False) -> None:
@@ -75,9 +76,11 @@ class Watch:
                         self.rows[row["version"]], self.arrived_s[row["version"]] = row, time.monotonic()
                 self._read[path] = whole
             time.sleep(0.1)
+        self.ended_s = time.monotonic()
 
     def summary(self) -> dict[str, Any]:
-        times = [self.arrived_s[version] for version in sorted(self.arrived_s)]
+        """The time since the last version counts as a stall, too."""
+        times = [self.arrived_s[version] for version in sorted(self.arrived_s)] + [self.ended_s]
         gaps = [after - before for before, after in pairwise(times)]
         done, redone = len(self.rows) * MICRO_BATCHES, sum(row["redone"] for row in self.rows.values())
         return {

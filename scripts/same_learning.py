@@ -92,7 +92,9 @@ def compare(options: argparse.Namespace, optimizer: str, seed: int, server: Fork
         (folder / "run/config.json").write_bytes((ROOT / "examples/prose/config.json").read_bytes())
         run_file = folder / "run/run.toml"
         run_file.write_text(
-            RUN.format(seed=seed, steps=options.steps, batch_tokens=options.batch_tokens, optimizer=optimizer, lr=RATES[optimizer])
+            RUN.format(
+                seed=seed, steps=options.steps, batch_tokens=options.batch_tokens, optimizer=optimizer, lr=RATES[optimizer]
+            )
         )
         ways = {}
         for way in (in_one_process, in_a_swarm):
@@ -121,7 +123,11 @@ def main() -> int:
                 found.append(compare(options, optimizer, seed, server))
                 print(json.dumps(found[-1]), flush=True)
             one, swarm = (statistics.mean(row[f"held-out loss, {way}"] for row in found) for way in ("one process", "swarm"))
-            print(json.dumps({"optimizer": optimizer, "mean, one process": one, "mean, swarm": swarm, "difference": swarm / one - 1}))
+            print(
+                json.dumps(
+                    {"optimizer": optimizer, "mean, one process": one, "mean, swarm": swarm, "difference": swarm / one - 1}
+                )
+            )
             is_first = all(row["largest difference, first 20 steps"] <= FIRST_DIFFERENCE for row in found)
             is_met = is_met and is_first and abs(swarm / one - 1) <= LAST_DIFFERENCE
     return 0 if is_met else 1

@@ -230,7 +230,7 @@ class Stage:
         wanted = leaves if inputs.kind == "ids" else [inputs.values, *leaves]
         output = flight.graph if flight.graph is not None else self._run(inputs) if wanted else of_output
         found: tuple[Tensor | None, ...] = (None,) * len(wanted)
-        if output.requires_grad:
+        if wanted and output.requires_grad:
             found = torch.autograd.grad(output, wanted, of_output, allow_unused=True)
         by_part: dict[Part, dict[str, Tensor]] = {part: {} for part in visited}
         for tensor, of_tensor in zip(leaves, found[len(found) - len(leaves) :], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -137,6 +138,18 @@ def test_parameters_that_changed_since_the_forward_are_noticed(llama: Path, reco
         stage.parameters(Blocks(1, 2))["1.mlp.up_proj.weight"].add_(1e-3)
     with pytest.raises(InternalError, match="changed between forward and backward"):
         stage.backward(flight, flight.output)
+
+
+@pytest.mark.parametrize("recompute", ["always", "never"])
+@pytest.mark.parametrize("span", [Span(0, 2), Span(0, 5)])
+def test_ids_at_a_stage_that_is_asked_for_no_part_give_nothing(
+    llama: Path, span: Span, recompute: Literal["always", "never"]
+) -> None:
+    """It holds the micro-batch already; stages below it computed it again, after a death."""
+    stage = one_stage(llama, recompute=recompute)
+    labels, gradient = (LABELS, None) if span.stop == 5 else (None, torch.ones(*IDS.shape, 64))
+    found = stage.backward(stage.forward(span, IDS, None, labels), gradient, parts=[])
+    assert found.input is None and not found.by_part
 
 
 def test_only_the_parts_that_are_asked_for_are_computed(llama: Path) -> None:
