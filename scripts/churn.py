@@ -1,8 +1,8 @@
 """A run under churn: stages and trainers die and join, and nothing is lost.
 
-First an undisturbed run of the same swarm: 8 stages in two pipelines, two trainers. Then the same run, but every --every-s seconds a stage is
-killed (-9) and another one started. A trainer is killed after a third of the time, and another one starts at its half. If a version lost a
-micro-batch, or counted one twice, its loss would be another one than that of the undisturbed run.
+First an undisturbed run of the same swarm: 8 stages in two pipelines, two trainers. Then the same run, but every --every-s seconds a
+stage is killed (-9) and another one started. A trainer is killed after a third of the time, and another one starts at its half. If a
+version lost a micro-batch, or counted one twice, its loss would be another one than that of the undisturbed run.
 
 Run: scripts/churn [--minutes 5] [--every-s 20] [--seed 1]
 """

@@ -18,12 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.end_to_end.processes import ProcessPool
 from tests.end_to_end.training_swarm import TrainingSwarm
-from tests.forked import ForkServer
+from tests.forked import ROOT, ForkServer
 
 NUM_FIRST, FIRST_DIFFERENCE, LAST_DIFFERENCE = 20, 1e-4, 0.01
 LIMIT_S = 3600.0
