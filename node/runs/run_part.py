@@ -75,12 +75,9 @@ class RunPart:
         self.trained = TrainedStage(run=settings.run, stage=stage, states=self.units.states, spec=spec)
         self._kept = KeptState(self._snapshot)
         self.publishing = Publishing(self.units, host.served.blocks, replacer)
-        members = Members(settings.run, peer.directory, peer.pool)
+        members = Members(settings.run, peer.directory, peer.pool, num_blocks=settings.num_blocks, me=peer.peer_id)
         self.keeping = settings.keeping
-        self.taking_part = TakingPart(
-            self.units, self.trained, members, peer.pool, peer.peer_id, on_event, self._fetched, num_blocks=settings.num_blocks,
-            keeper=settings.keeping,
-        )  # fmt: skip
+        self.taking_part = TakingPart(self.units, self.trained, members, on_event, self._fetched, settings.keeping)
         self.restoring = Restoring(self.taking_part)
         self._runs = runs
         self._replacer = replacer

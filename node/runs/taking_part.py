@@ -21,12 +21,10 @@ from node.events import Event, OnEvent
 from node.training.run_units import RunUnits
 from node.training.trained_stage import TrainedStage
 from protocols.errors import SwarmError
-from protocols.ids import PeerId
 from protocols.kept import Kept
 from protocols.records import PeerRecord
 from protocols.units import Unit
-from swarm.rpc.pool import ChannelPool
-from swarm.training.members import Holder, Members, all_units
+from swarm.training.members import Holder, Members
 from swarm.training.run_version import reach
 from swarm.training.snapshot import UnitSnapshot
 from swarm.training.state_download import Wanted, download, same_form
@@ -56,24 +54,13 @@ class TakingPart:
         units: RunUnits,
         trained: TrainedStage,
         members: Members,
-        pool: ChannelPool,
-        me: PeerId,
         on_event: OnEvent,
         on_fetched: Callable[[Unit], None],
-        *,
-        num_blocks: int,
         keeper: OwnKeeper | None = None,
     ) -> None:
-        """num_blocks: of the whole model. on_fetched: told of each unit that has become what others have."""
-        self._units, self._trained, self._members, self._pool, self._me, self._on_event = (
-            units,
-            trained,
-            members,
-            pool,
-            me,
-            on_event,
-        )
-        self._all_units, self._keeper, self._on_fetched = all_units(num_blocks), keeper, on_fetched
+        """on_fetched: told of each unit that has become what others have. keeper: None = this process keeps no checkpoints."""
+        self._units, self._trained, self._members, self._on_event = units, trained, members, on_event
+        self._keeper, self._on_fetched = keeper, on_fetched
         self._is_behind, self._fetching = asyncio.Event(), asyncio.Lock()
 
     @property
@@ -83,7 +70,7 @@ class TakingPart:
 
     async def look(self) -> list[Holder]:
         """What the other peers have."""
-        return await self._members.look_at_all(self._me)
+        return await self._members.look_at_all()
 
     async def own_kept(self) -> Kept | None:
         """The newest checkpoint that this process keeps."""
@@ -118,7 +105,7 @@ class TakingPart:
                     await self._from_own(odd, kept.version)
                 else:
                     wanted = [self._of(unit, sources, kept.version, kept.chains[unit]) for unit in odd]
-                    async with aclosing(download(self._pool, self._units.run, wanted)) as found:
+                    async with aclosing(download(self._members.pool, self._units.run, wanted)) as found:
                         async for snapshot in found:
                             await self._take(snapshot, is_newer=False)
         how = "went back" if max(before.values()) > kept.version else "restored"
@@ -143,7 +130,7 @@ class TakingPart:
     def _limit(self, holders: Sequence[Holder], own: Kept | None) -> int:
         """The latest version that is of use here."""
         kept = [one for one in (own, *(holder.kept for holder in holders)) if one is not None]
-        return reach([self.versions, *(holder.units for holder in holders)], kept, self._all_units) + 1
+        return reach([self.versions, *(holder.units for holder in holders)], kept, self._members.units) + 1
 
     def _wanted(self, holders: Sequence[Holder], limit: int) -> list[Wanted]:
         """The units of which some peer has a later version, with the peers that have the latest: stages, or else keepers."""
@@ -187,7 +174,7 @@ class TakingPart:
 
     async def _fetch(self, wanted: Sequence[Wanted]) -> None:
         versions = set()
-        async with aclosing(download(self._pool, self._units.run, wanted)) as found:
+        async with aclosing(download(self._members.pool, self._units.run, wanted)) as found:
             async for snapshot in found:
                 await self._take(snapshot)
                 versions.add(snapshot.version)

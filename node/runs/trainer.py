@@ -96,7 +96,8 @@ async def run_trainer(
             config.node.accept_new_weights,
         )
         run = await RunOpener(peer, config.node.data_dir, naming, tell).by_file(data)
-        members, keeping = Members(run.model, peer.directory, peer.pool), None
+        num_blocks, keeping = run.checkpoint.num_blocks, None
+        members = Members(run.model, peer.directory, peer.pool, num_blocks=num_blocks, me=peer.peer_id)
         try:
             uploader.add(run.shelf)
             on_event(Event("run", f"{run.model} ({run.spec.batch.steps} versions)"))
@@ -172,10 +173,7 @@ class Trainer:
             clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
         )  # fmt: skip
         desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
-        recovery = Recovery(
-            members=members, pool=peer.pool, num_blocks=num_blocks, clock=clock, me=peer.peer_id, own_kept=self._kept,
-            on_wait=self._waits, on_restore=self._restores,
-        )  # fmt: skip
+        recovery = Recovery(members=members, clock=clock, own_kept=self._kept, on_wait=self._waits, on_restore=self._restores)
         coordinator = Coordinator(
             members=members, desk=desk, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
             num_blocks=num_blocks, clock=clock, on_wait=self._waits, recovery=recovery,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protocols import services
@@ -36,6 +37,8 @@ HOLDERS = frozenset(("stage", "keeper"))
 STATUS_S = 3.0
 """Seconds in which a stage has to say how far it is."""
 
+RECORDS_S = 2.0
+"""Age in seconds from which on `look` reads the directory anew: a look-up in the DHT takes longer than asking the stages."""
 
 MAX_SILENCE_S = 24.0
 """Longest time until a stage that has not answered is asked again."""
@@ -69,7 +72,7 @@ class Stage:
 
     @property
     def span(self) -> Span:
-        """Its consecutive blocks. Meaningless if it has none."""
+        """Its consecutive blocks."""
         blocks = sorted(unit.start for unit in self.units if isinstance(unit, Blocks))
         return Span(blocks[0], blocks[-1] + 1)
 
@@ -143,12 +146,26 @@ class Holder:
 
 
 class Members:
-    """All stages of a run that answer. `look` asks them anew; the rest is what they said then."""
+    """All stages of a run that answer. `look` asks them again; the rest is what they said then."""
 
-    def __init__(self, run: ModelId, directory: Directory, pool: ChannelPool, clock: Clock = SYSTEM) -> None:
-        self.run = run
-        self._directory, self._pool, self._silences = directory, pool, Silences(clock)
+    def __init__(
+        self,
+        run: ModelId,
+        directory: Directory,
+        pool: ChannelPool,
+        *,
+        num_blocks: int | None = None,
+        me: PeerId | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        """num_blocks: of the whole model; what stages say of units that it has not is ignored. None: not known. me: `look_at_all` leaves
+        this peer out."""
+        self.run, self.pool, self.units = run, pool, frozenset(() if num_blocks is None else all_units(num_blocks))
+        self._directory, self._me, self._clock, self._silences = directory, me, clock, Silences(clock)
         self._stages: dict[PeerId, Stage] = {}
+        self._records: Sequence[PeerRecord] = ()
+        self._read_s = -math.inf
+        """When the records were read; they are read anew after RECORDS_S, or at once if a stage has gone, or none is known."""
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -160,26 +177,32 @@ class Members:
 
     def leave_out(self, peer: PeerId) -> None:
         """It broke a call: it takes no part until `look` finds that it answers."""
-        self._stages.pop(peer, None)
+        if self._stages.pop(peer, None) is not None:
+            self._read_s = -math.inf
 
-    async def look(self) -> Sequence[Stage]:
-        """Read the directory, ask every stage how far it is, and keep those that answer."""
+    async def look(self, *, is_anew: bool = False) -> Sequence[Stage]:
+        """Ask every stage how far it is, and keep those that answer. is_anew: read the directory first, though it was read a moment ago."""
         records = [
-            record for record in await self._records() if any(role.kind == "stage" for role in record.roles_of(self.run.digest))
+            record
+            for record in await self._read(RECORDS_S * (not is_anew))
+            if any(role.kind == "stage" for role in record.roles_of(self.run.digest))
         ]
-        found: dict[PeerId, Stage] = {}
-        async for record, status in answers(records, self._ask):
-            if status is not None and any(isinstance(one.unit, Blocks) for one in status.units):
-                found[record.peer] = Stage(record, status)
+        found = {
+            record.peer: stage
+            async for record, status in answers(records, self._ask)
+            if status is not None and (stage := self._stage(record, status)) is not None
+        }
+        if not found or not self._stages.keys() <= found.keys():
+            self._read_s = -math.inf
         self._stages = found
         return self.stages
 
-    async def look_at_all(self, me: PeerId | None = None) -> list[Holder]:
+    async def look_at_all(self) -> list[Holder]:
         """All other peers that give the state of units, with what they have: stages, and keepers of checkpoints."""
         records = [
             record
-            for record in await self._records()
-            if record.peer != me and {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
+            for record in await self._read(0.0)
+            if record.peer != self._me and {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
         ]
         return [
             Holder(record=record, units={one.unit: one.version for one in status.units}, kept=status.kept)
@@ -187,30 +210,40 @@ class Members:
             if status is not None
         ]
 
-    def covers(self, version: int, units: Collection[Unit]) -> bool:
-        """Did a stage at this version answer for each of these units, when the stages were asked last?"""
-        return set(units) <= {unit for stage in self._stages.values() if stage.is_at(version) for unit in stage.units}
+    def covers(self, version: int) -> bool:
+        """Did a stage at this version answer for each unit of the model, when the stages were asked last?"""
+        return self.units <= {unit for stage in self._stages.values() if stage.is_at(version) for unit in stage.units}
 
     async def ask_again(self, peer: PeerId) -> Stage | None:
         """Ask one stage that is known how far it is; None, and it is left out, if it does not answer."""
         if (stage := self._stages.get(peer)) is None:
             return None
         status = await self._ask(stage.record)
-        if status is None:
+        found = None if status is None else self._stage(stage.record, status)
+        if found is None:
             self.leave_out(peer)
-            return None
-        self._stages[peer] = Stage(stage.record, status)
-        return self._stages[peer]
+        else:
+            self._stages[peer] = found
+        return found
 
-    async def _records(self) -> Sequence[PeerRecord]:
-        return (await self._directory.snapshot(self.run.name)).peers
+    def _stage(self, record: PeerRecord, status: RunStatus) -> Stage | None:
+        """None if it trains no block (any more): no route leads there."""
+        own = tuple(one for one in status.units if not self.units or one.unit in self.units)
+        return Stage(record, replace(status, units=own)) if any(isinstance(one.unit, Blocks) for one in own) else None
+
+    async def _read(self, max_age_s: float) -> Sequence[PeerRecord]:
+        """What the directory says, or has said so many seconds ago."""
+        now_s = self._clock.now_s()
+        if now_s - self._read_s >= max_age_s:
+            self._records, self._read_s = (await self._directory.snapshot(self.run.name)).peers, now_s
+        return self._records
 
     async def _ask(self, record: PeerRecord) -> RunStatus | None:
         if self._silences.is_silent(record):
             return None
         try:
             async with asyncio.timeout(STATUS_S):
-                channel = await self._pool.channel(record.peer, record.addresses, record.certificate)
+                channel = await self.pool.channel(record.peer, record.addresses, record.certificate)
                 found = RunStatus.parse(await channel.unary(services.RUN_STATUS, StatusRequest(run=self.run).encode(), STATUS_S))
                 self._silences.end(record)
                 return found

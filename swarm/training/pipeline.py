@@ -100,7 +100,7 @@ class Pipeline:
         self._source, self._clock, self._rng, self._on_wait = source, clock, rng, on_wait
         self._sent: Counter[PeerId] = Counter()
         self._arrivals, self._blame, self._window = Arrivals(), Blame(clock), Window()
-        self._version = 0
+        self._version, self._looking = 0, asyncio.Lock()
         self._progress = Progress(spec.num_micro_batches, all_parts(num_blocks))
 
     @property
@@ -146,17 +146,18 @@ class Pipeline:
 
     async def _route(self, version: int, index: int) -> tuple[Leg, ...]:
         """Through stages of this version; waits while they do not cover the model."""
-        num_looks = 0
-        while True:
-            legs = self._choose(version, index)
-            if legs is not None:
-                return legs
-            if num_looks >= QUIET_LOOKS:
-                self._on_wait(self._missing(version))
-            if num_looks:
-                await asyncio.sleep(LOOK_AGAIN_S)
-            num_looks += 1
-            await self._members.look()
+        if (legs := self._choose(version, index)) is not None:
+            return legs
+        async with self._looking:  # one micro-batch looks for all
+            num_looks = 0
+            while (legs := self._choose(version, index)) is None:
+                if num_looks >= QUIET_LOOKS:
+                    self._on_wait(self._missing(version))
+                if num_looks:
+                    await asyncio.sleep(LOOK_AGAIN_S)
+                num_looks += 1
+                await self._members.look(is_anew=True)
+            return legs
 
     def _choose(self, version: int, index: int) -> tuple[Leg, ...] | None:
         """None: no route. NonFiniteGradientError as of `carry`."""

@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable
 
 from protocols import services
 from protocols.errors import SwarmError
-from protocols.ids import PeerId, short_peer
+from protocols.ids import short_peer
 from protocols.kept import Kept, Restore
 from swarm.clock import Clock
-from swarm.rpc.pool import ChannelPool
-from swarm.training.members import Holder, Members, all_units
+from swarm.training.members import Holder, Members
 from swarm.training.run_version import Going, Lost, Restoring, Verdict, judge
 
 log = logging.getLogger(__name__)
@@ -42,18 +41,14 @@ class Recovery:
         self,
         *,
         members: Members,
-        pool: ChannelPool,
-        num_blocks: int,
         clock: Clock,
         own_kept: Callable[[], Awaitable[Kept | None]],
-        me: PeerId,
         on_wait: Callable[[str], None],
         on_restore: Callable[[str], None],
     ) -> None:
         """own_kept: the newest checkpoint that this process keeps. on_restore: told when all stages are called back."""
-        self._members, self._pool, self._clock = members, pool, clock
-        self._own_kept, self._me, self._on_wait, self._on_restore = own_kept, me, on_wait, on_restore
-        self._units = all_units(num_blocks)
+        self._members, self._clock = members, clock
+        self._own_kept, self._on_wait, self._on_restore = own_kept, on_wait, on_restore
         self._lost_since_s: float | None = None
 
     async def settle(self) -> None:
@@ -61,7 +56,7 @@ class Recovery:
         checkpoint that is later than what they have, and, if a unit is lost, until all have gone back."""
         is_called_back = False
         while True:
-            holders = await self._members.look_at_all(self._me)
+            holders = await self._members.look_at_all()
             match await self._judge(holders):
                 case None:
                     self._on_wait(f"no stage of {self._members.run.name} answers; waiting for one: swarm node --run")
@@ -90,17 +85,17 @@ class Recovery:
         covered_s = self._clock.now_s()
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._members.covers(version, self._units):
+            if self._members.covers(version):
                 covered_s = self._clock.now_s()
             elif self._clock.now_s() - covered_s >= GRACE_S:
-                verdict = await self._judge(await self._members.look_at_all(self._me))
+                verdict = await self._judge(await self._members.look_at_all())
                 if verdict not in (None, Going(version=version)):
                     return
 
     async def _judge(self, holders: list[Holder]) -> Verdict | None:
         own = await self._own_kept()
         kept = [one for one in (own, *(holder.kept for holder in holders)) if one is not None]
-        return judge([holder.units for holder in holders], kept, self._units)
+        return judge([holder.units for holder in holders], kept, self._members.units)
 
     async def _call(self, kept: Kept, holders: list[Holder]) -> None:
         """Tell each stage that is not at this version; one that cannot take it is told again at the next look."""
@@ -109,7 +104,7 @@ class Recovery:
         async def tell(holder: Holder) -> None:
             record = holder.record
             try:
-                channel = await self._pool.channel(record.peer, record.addresses, record.certificate)
+                channel = await self._members.pool.channel(record.peer, record.addresses, record.certificate)
                 await channel.unary(services.RESTORE, request)
             except SwarmError as error:
                 log.info("stage %s does not go to version %d yet: %s", short_peer(record.peer), kept.version, error)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from node.runs.leaving import hand_over
+from node.training.unit_state import UnitState
 from protocols.errors import NonFiniteGradientError
 from protocols.ids import Span
-from protocols.units import Ends
+from protocols.units import Blocks, Ends
 from tests.node.runs.toy_swarm import HALVES, NUM, ToySwarm, TrainerProcess, own_batch, toy_swarm, until
 
 
@@ -244,5 +245,14 @@ async def test_stages_may_be_away_for_a_while() -> None:
         trainer = await swarm.trainer(1)
         await until(lambda: any("for block 3 " in text for text in trainer.waits))
         await swarm.stage(HALVES[1])
+        await swarm.finished(trainer)
+        swarm.check(1)
+
+
+async def test_units_that_a_stage_makes_up_do_not_keep_a_version_from_its_end() -> None:
+    async with toy_swarm(*HALVES) as swarm:
+        boaster = await swarm.stage(HALVES[0])
+        boaster.trained.states = {**boaster.units.states, Blocks(40, 41): UnitState(Blocks(40, 41), {})}
+        trainer = await swarm.trainer(1)
         await swarm.finished(trainer)
         swarm.check(1)

@@ -206,7 +206,8 @@ class TrainerProcess(Process):
             on_draw(version, index)
             self.drawn[version, index] += 1
 
-        members = Members(RUN, book, self.pool)
+        self.after = self._stepped
+        members = Members(RUN, book, self.pool, num_blocks=NUM_BLOCKS)
         pipeline = Pipeline(
             members=members, pool=self.pool, spec=SPEC, num_blocks=NUM_BLOCKS, source=Source(draw), clock=SYSTEM,
             rng=random.Random(self.peer), on_wait=self.waits.append,
@@ -220,7 +221,7 @@ class TrainerProcess(Process):
         )  # fmt: skip
         self.turns = Turns(
             me=self.peer, others=Trainers(RUN, self.peer, book, self.pool), worker=Worker(RUN, pipeline, self.finished.append),
-            desk=desk, coordinator=coordinator, after=self._stepped, clock=SYSTEM, on_turn=self.turns_taken.append,
+            desk=desk, coordinator=coordinator, after=lambda step: self.after(step), clock=SYSTEM, on_turn=self.turns_taken.append,
         )  # fmt: skip
         self.task: asyncio.Task[None] | None = None
 

@@ -79,9 +79,12 @@ class RunNode:
         )  # fmt: skip
         self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, spec=spec)
         self.taking_part = TakingPart(
-            self.units, self.trained, Members(run, folder, self.pool), self.pool, self.identity.peer_id, lambda event: None,
-            on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)), num_blocks=num_blocks,
-        )  # fmt: skip
+            self.units,
+            self.trained,
+            Members(run, folder, self.pool, num_blocks=num_blocks, me=self.identity.peer_id),
+            lambda event: None,
+            on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)),
+        )
         self._span = stage.span
         self._keeps_up: asyncio.Task[None] | None = None
 
@@ -158,7 +161,7 @@ class RunTrainer:
     def __init__(self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw) -> None:
         self.identity = new_identity()
         self.pool, self.folder, self.run = ChannelPool(self.identity), folder, run
-        self.members = Members(run, folder, self.pool)
+        self.members = Members(run, folder, self.pool, num_blocks=num_blocks)
         self.finished: list[Finished] = []
         me = self.identity.peer_id
         pipeline = Pipeline(members=self.members, pool=self.pool, spec=spec, num_blocks=num_blocks, source=Drawing(draw),
