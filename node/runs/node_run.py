@@ -94,10 +94,11 @@ class NodeRun:
         )
         keeping = None if self._config.keep is None else await self._keep(self._config.keep / run.model.name, run, peer)
         settings = RunSettings(
-            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, recompute=self._recompute,
-            is_paused=self._switch.is_paused, keeping=keeping,
+            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, recompute=self._recompute, keeping=keeping
         )  # fmt: skip
-        self._part = await RunPart.begin(settings, host, replacer, peer, self._device, self._runs, self._on_event)
+        self._part = await RunPart.open(settings, host, replacer, peer, self._device, self._runs, self._on_event)
+        self._switch.tell(self._part.pause)
+        await self._part.begin()
         presence.roles = self._part.roles
         await presence.tell()
 
@@ -120,7 +121,7 @@ class NodeRun:
         if self._part is not None:
             if self._part.trained.contribution.num_versions:
                 self._on_event(Event("contributed", str(self._part.trained.contribution)))
-            await self._part.end(self._runs)
+            await self._part.end()
         await self._runs.stop()
 
     async def _open(self) -> OpenRun:

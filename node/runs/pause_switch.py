@@ -27,7 +27,7 @@ class PauseSwitch:
         self._hours, self._local_now = hours, local_now
         self._was_outside = self._is_outside()
         self._by_hand: bool | None = None
-        self._changed = asyncio.Event()
+        self._changed, self._told = asyncio.Event(), False
 
     @property
     def is_paused(self) -> bool:
@@ -50,13 +50,16 @@ class PauseSwitch:
         self._by_hand = not self.is_paused
         self._changed.set()
 
+    def tell(self, apply: Callable[[bool, str], None]) -> None:
+        """Call `apply(is_paused, reason)` if it has changed since the last call; the first time, if it is paused."""
+        if (now := self.is_paused) != self._told:
+            self._told = now
+            apply(now, self.reason)
+
     async def follow(self, apply: Callable[[bool, str], None]) -> NoReturn:
-        """Call `apply(is_paused, reason)` after each change, until cancelled; at once if it is paused now."""
-        said = False
+        """As `tell`, now and after each change, until cancelled."""
         while True:
-            if (now := self.is_paused) != said:
-                said = now
-                apply(now, self.reason)
+            self.tell(apply)
             self._changed.clear()
             try:
                 async with asyncio.timeout(LOOK_S):

@@ -1,6 +1,7 @@
 """One run at one node: stage, sums, state, and their tasks.
 
-part = await RunPart.begin(…)       loaded, at the newest version of the others, and announced
+part = await RunPart.open(…)        loaded, and it answers
+await part.begin()                  with the state of the others
 await part.keep_up()                until cancelled
 await part.end()
 """
@@ -39,21 +40,19 @@ from swarm.training.snapshot import UnitSnapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What `RunPart.begin` needs to know."""
+    """What `RunPart.open` needs to know."""
 
     run: ModelId
     spec: RunSpec
     num_blocks: int
     """Of the whole model."""
     recompute: Recompute = "auto"
-    is_paused: bool = False
-    """Take no micro-batches yet."""
     keeping: Keeping | None = None
     """The checkpoints that this node keeps."""
 
 
 class RunPart:
-    """The parts, made by `begin`."""
+    """The parts, made by `open`."""
 
     def __init__(
         self,
@@ -83,21 +82,24 @@ class RunPart:
         self._replacer = replacer
 
     @classmethod
-    async def begin(
+    async def open(
         cls, settings: RunSettings, host: Host, replacer: Replacer, peer: Peer, device: Device, runs: RunsHere, on_event: OnEvent
     ) -> RunPart:
-        """Make the stage of a host's units, fetch the newest state of others, and answer calls from then on."""
+        """Make the stage of a host's units, and answer calls from then on: micro-batches are refused until `begin`. `end` it."""
         stage = await asyncio.to_thread(_make_stage, settings, host)
         part = cls(settings, stage, host, replacer, peer, device, runs, on_event)
         part.trained.is_catching_up = True
-        part.trained.is_paused = settings.is_paused
         runs.open(part.units, part.trained, part._take_state, part.publishing.publish, part.restoring.restore)
-        if part.keeping is not None:
-            await part.keeping.listen(part._say_kept)
-        await part.taking_part.catch_up()
-        part.trained.is_catching_up = False
-        on_event(Event("training", f"version {part.units.version} of {settings.run.name}: blocks {stage.span}"))
         return part
+
+    async def begin(self) -> None:
+        """Fetch the newest state of others. It waits if no peer gives it."""
+        if self.keeping is not None:
+            await self.keeping.listen(self._say_kept)
+        await self.taking_part.begin()
+        self._on_event(
+            Event("training", f"version {self.units.version} of {self.run.name}: blocks {self.publishing.hosted.span}")
+        )
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -120,11 +122,11 @@ class RunPart:
         what = "paused: no new micro-batches, prompts are answered" if is_paused else "training goes on"
         self._on_event(Event("training", f"{what}; {reason}"))
 
-    async def end(self, runs: RunsHere) -> None:
+    async def end(self) -> None:
         """Take no new micro-batches, stay for some seconds until the version in our sums is applied, and end what is under way."""
-        if not await hand_over(runs.servicer, self.trained):
+        if not await hand_over(self._runs.servicer, self.trained):
             self._on_event(Event("training", "left within a version: the micro-batches in its sums are computed again by others"))
-        runs.close(self.run)
+        self._runs.close(self.run)
         await self.restoring.stop()
         if self.keeping is not None:
             await self.keeping.close()

@@ -1,10 +1,11 @@
 """Keeps a node's units at the version of the others.
 
-    await part.catch_up()       parameters and optimizer state of the run's newest version
+    await part.begin()          parameters and optimizer state of others
     await part.keep_up()        until cancelled: whenever others are ahead, their state is fetched
 
 A unit's state comes from any peer that has a later version of it: a replica, or a keeper of checkpoints. While it is fetched the stage
-takes no micro-batch; the run goes on without it.
+takes no micro-batch; the run goes on without it. Units that have come step with the others meanwhile, so the download of all of them may
+take longer than a version, but not that of one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.training.run_units import RunUnits
 from node.training.trained_stage import TrainedStage
-from protocols.errors import SwarmError
+from protocols.errors import NoRouteError, SwarmError
 from protocols.kept import Kept
 from protocols.records import PeerRecord
 from protocols.units import Unit
@@ -80,21 +81,35 @@ class TakingPart:
         """A group has found that others are ahead: look now."""
         self._is_behind.set()
 
-    async def catch_up(self) -> None:
-        """Fetch what others have of later versions, until no peer is ahead. NoRouteError if a state cannot be had from any of them."""
+    async def begin(self) -> None:
+        """Return once each unit has been fetched that others are ahead of. If they have gone on meanwhile, `keep_up` fetches again."""
+        self._trained.is_catching_up, num_rounds = True, 0
+        while self._trained.is_catching_up and num_rounds < 2:  # in the second one there is mostly nothing to fetch
+            try:
+                self._trained.is_catching_up = not await self._is_level()
+                num_rounds += 1
+            except NoRouteError as error:
+                if not self._is_behind.is_set():
+                    self._on_event(Event("waiting", f"{error}; trying again"))
+                self._is_behind.set()
+                await asyncio.sleep(AGAIN_S)
+        if self._trained.is_catching_up:
+            self._is_behind.set()
+
+    async def _is_level(self) -> bool:
+        """Fetch what others have of later versions. Was there nothing? NoRouteError if a state cannot be had from any of them."""
         async with self._fetching:
-            while True:
-                holders, own = await self.look(), await self.own_kept()
-                limit = self._limit(holders, own)
-                is_restored = await self._restore_own(own, limit)
-                wanted = self._wanted(holders, limit)
-                if not wanted and not is_restored:
-                    return
+            holders, own = await self.look(), await self.own_kept()
+            limit = self._limit(holders, own)
+            is_restored = await self._restore_own(own, limit)
+            wanted = self._wanted(holders, limit)
+            if wanted:
                 with self._taking_none():
                     await self._fetch(wanted)
+            return not wanted and not is_restored
 
     async def go_to(self, kept: Kept, sources: Sequence[PeerRecord], why: str) -> None:
-        """Take all units of this version, from here or these keepers, also if ours are later. Errors as of `catch_up`."""
+        """Take all units of this version, from here or these keepers, also if ours are later. Errors as of `_is_level`."""
         async with self._fetching:
             before = self.versions
             odd = [unit for unit, version in before.items() if version != kept.version]
@@ -122,7 +137,9 @@ class TakingPart:
                 pass
             self._is_behind.clear()
             try:
-                await self.catch_up()
+                while not await self._is_level():
+                    pass
+                self._trained.is_catching_up = False
             except SwarmError as error:
                 log.warning("%s: the state of others cannot be fetched: %s; trying again", self._units.run.name, error)
                 await asyncio.sleep(AGAIN_S)

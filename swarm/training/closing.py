@@ -61,7 +61,8 @@ class Closing:
         self._members, self._spec, self._pool, self._num_units = members, spec, pool, num_blocks + 1
 
     async def attempt(self, version: int, stages: Sequence[Stage], units: frozenset[Unit] | None = None) -> Attempt:
-        """Let every group of these stages agree. What a failure leaves: ledgers are open again, except where a group has agreed.
+        """Let every group of these stages agree: their units that are at this version, also those of a stage that still fetches others.
+        What a failure leaves: ledgers are open again, except where a group has agreed.
 
         units: only these; None = all of the model.
         """
@@ -111,7 +112,7 @@ class Closing:
                 members=tuple(members[peer] for peer in _led(peers, version)),
                 num_micro_batches=self._spec.num_micro_batches, codec=averaging.codec, deadline_s=averaging.deadline_s,
             )
-            for peers, common in grouped({stage.peer: _units_of(stage, units) for stage in stages})
+            for peers, common in grouped({stage.peer: _units_of(stage, version, units) for stage in stages})
         ]  # fmt: skip
 
     async def _close(self, group: Group) -> Closed | None:
@@ -134,9 +135,10 @@ class Closing:
         return await asyncio.gather(*(apply(member) for member in agreed.group.members))
 
 
-def _units_of(stage: Stage, units: frozenset[Unit] | None) -> dict[Unit, bytes]:
-    """Those of these units that it has (None: all), each with the group whose step it has agreed on."""
-    return {unit: status.agreed for unit, status in stage.units.items() if units is None or unit in units}
+def _units_of(stage: Stage, version: int, units: frozenset[Unit] | None) -> dict[Unit, bytes]:
+    """Those of these units (None: all) that it has at this version, each with the group whose step it has agreed on."""
+    found = {unit: status for unit, status in stage.units.items() if status.version == version}
+    return {unit: status.agreed for unit, status in found.items() if units is None or unit in units}
 
 
 def _led(peers: Sequence[PeerId], version: int) -> list[PeerId]:

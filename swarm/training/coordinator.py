@@ -83,9 +83,11 @@ class Coordinator:
             if self._recovery is not None and not is_settled:
                 await self._recovery.settle()
                 is_settled = True
-            at = where(await self._members.look())
+            at = where(stages := await self._members.look())
             if at.version is None:
-                self._on_wait(f"no stage of {self._spec.name} answers; waiting for one: swarm node --run")
+                has_some = f"every stage of {self._spec.name} fetches its state; waiting for one that has it"
+                has_none = f"no stage of {self._spec.name} answers; waiting for one: swarm node --run"
+                self._on_wait(has_some if stages else has_none)
                 await asyncio.sleep(CLOSE_AGAIN_S)
                 continue
             try:
@@ -134,8 +136,8 @@ class Coordinator:
             await self._computed(version)
             computed_s = self._clock.now_s()
             trace.mark_gradient("complete", version, trace.VERSION)
-            await self._members.look()  # a stage that has caught up meanwhile steps with the others, and so stays with them
-            attempt = await self._closing.attempt(version, [one for one in self._members.stages if one.is_at(version)])
+            # units that a newcomer has fetched meanwhile step with the others, and so stay at the run's version
+            attempt = await self._closing.attempt(version, await self._members.look())
             if attempt.is_whole:
                 break
             num_redone += await self._after(version, attempt)
@@ -185,7 +187,7 @@ class Coordinator:
         """Some units have stepped, and the trainer that called `apply` has gone: the others have agreed, and step as well."""
         assert at.version is not None
         units, version = at.unfinished, at.version - 1
-        attempt = await self._closing.attempt(version, [one for one in self._members.stages if units & one.units.keys()], units)
+        attempt = await self._closing.attempt(version, self._members.stages, units)
         if attempt.agreed:
             await self._closing.apply(version, attempt.agreed)
         else:

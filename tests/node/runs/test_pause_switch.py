@@ -48,6 +48,16 @@ async def test_a_node_that_starts_outside_its_hours_says_so() -> None:
         assert await said.get() == (True, "outside --train-hours 23:00-07:00")
 
 
+async def test_hours_that_begin_while_a_node_fetches_its_state_are_not_missed() -> None:
+    clock, told = LocalClock(22), list[bool]()
+    switch = PauseSwitch(NIGHT, clock.now)
+    switch.tell(lambda is_paused, reason: told.append(is_paused))
+    assert told == [True]
+    clock.hour = 23
+    async with followed(switch) as said:
+        assert await said.get() == (False, "within --train-hours 23:00-07:00")
+
+
 def test_hours_pause_and_a_change_by_hand_holds_until_their_next_change() -> None:
     clock = LocalClock(12)
     switch = PauseSwitch(NIGHT, clock.now)

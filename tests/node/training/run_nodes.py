@@ -107,8 +107,7 @@ class RunNode:
         self.runs.connect(SimpleNamespace(identity=self.identity, pool=self.pool, peer_id=self.identity.peer_id))  # type: ignore[arg-type]
         self.trained.is_catching_up = True
         self.runs.open(self.units, self.trained, self.take, _no_publish, _no_restore)
-        await self.taking_part.catch_up()
-        self.trained.is_catching_up = False
+        await self.taking_part.begin()
         self._keeps_up = asyncio.create_task(self.taking_part.keep_up())
         units: tuple[Unit, ...] = (Blocks.of(self._span), *(unit for unit in self.units.states if isinstance(unit, Ends)))
         self.folder.announce(
