@@ -52,6 +52,8 @@ class LeaseDesk:
         self.version, self._table, self._done = version, Leases(indices, lease_s), {}
         self._again = set(indices) if is_again else set()
         self._awaited, self._opens_s, self._is_open = set(awaited), self._clock.now_s() + GRACE_S, True
+        while self._finished and self._finished[-1].version > version:  # the run has gone back
+            self._finished.pop()
         self._tell()
 
     def redo(self, indices: Collection[int]) -> None:

@@ -101,6 +101,7 @@ class Worker:
         if has_moved or (answer.indices and answer.version != self._version):
             await self.close()
             self._version, self._done, self._num_told = answer.version, [], 0
+            self._shown = min(self._shown, answer.version)  # less if the run has gone back: those versions come again
             self._pipeline.begin(answer.version)
             self._on_begin(answer.version)
         if answer.is_again:

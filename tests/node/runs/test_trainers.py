@@ -249,6 +249,20 @@ async def test_stages_may_be_away_for_a_while() -> None:
         swarm.check(1)
 
 
+async def test_versions_that_come_again_after_the_run_went_back_are_shown_again() -> None:
+    async with toy_swarm(*HALVES) as swarm:
+        trainer = await swarm.trainer(1)
+        await swarm.finished(trainer)
+        kept = [(stage, stage.units.snapshot(unit)) for stage in swarm.stages for unit in stage.units.states]
+        await swarm.finished(trainer.go_on(3))
+        for stage, snapshot in kept:
+            stage.units.restore(snapshot)
+        await swarm.finished(trainer.go_on(4))
+        swarm.check(4)
+    assert [one.version for one in trainer.finished] == [1, 2, 3, 2, 3, 4]
+
+
+
 async def test_units_that_a_stage_makes_up_do_not_keep_a_version_from_its_end() -> None:
     async with toy_swarm(*HALVES) as swarm:
         boaster = await swarm.stage(HALVES[0])

@@ -72,6 +72,13 @@ class TrainedToy(ToyStage):
     def parameters(self, unit: Unit) -> dict[str, Tensor]:
         return self.trained[unit]
 
+    def tensors(self, unit: Unit) -> dict[str, Tensor]:
+        return self.trained[unit]
+
+    def write(self, unit: Unit, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.trained[unit][name].copy_(tensor)
+
     def forward(self, span: Span, values: Tensor, positions: Any = None, labels: Any = None, **options: Any) -> ToyFlight:
         flight = super().forward(span, values, positions, labels, **options)
         if isinstance(self.poison, Tensor) and labels is not None and torch.equal(labels, self.poison):
@@ -227,7 +234,12 @@ class TrainerProcess(Process):
 
     async def start(self, until: int) -> None:
         await self.listen({services.LEASE.name: self.turns.on_lease}, [Role("trainer", RUN)])
+        self.go_on(until)
+
+    def go_on(self, until: int) -> TrainerProcess:
+        """After it has ended: to another version."""
         self.task = asyncio.create_task(self.turns.train(until))
+        return self
 
     async def kill(self) -> None:
         await super().kill()

@@ -23,6 +23,12 @@ def ask(desk: LeaseDesk, peer: PeerId, wanted: int = 0, running: tuple[int, ...]
     return desk.answer(peer, LeaseRequest(run=RUN, version=version, done=reports, running=running, wanted=wanted, shown=shown))
 
 
+def finished(version: int) -> Finished:
+    return Finished(
+        version=version, loss_sum=1.0, num_targets=2, seconds=1, closing_s=0, num_stages=1, num_bytes=0, num_redone=0
+    )  # fmt: skip
+
+
 def test_what_a_trainer_does_not_name_any_more_is_leased_to_another_which_asks_the_ledgers_first() -> None:
     desk = LeaseDesk(ME, SYSTEM, lambda: 8)
     desk.begin(7, range(4), is_again=False)
@@ -53,12 +59,21 @@ async def test_a_trainer_without_work_waits_for_the_next_version_and_is_told_wha
     assert not waiting.done()
     ask(desk, ME, done=(0,))
     await desk.all_done()
-    last = Finished(version=8, loss_sum=1.0, num_targets=2, seconds=1, closing_s=0, num_stages=1, num_bytes=0, num_redone=0)
+    last = finished(8)
     desk.finish(last)
     assert (await waiting).finished == (last,)
     desk.begin(8, [0, 1], is_again=False)
     answer = await desk.reply(A, LeaseRequest(run=RUN, version=7, wanted=2, shown=8))
     assert (answer.version, answer.indices, answer.finished) == (8, (0, 1), ())
+
+
+def test_versions_that_a_run_has_gone_back_from_are_told_no_more() -> None:
+    desk = LeaseDesk(ME, SYSTEM, lambda: 8)
+    for version in (7, 8):
+        desk.begin(version, [0], is_again=False)
+        desk.finish(finished(version + 1))
+    desk.begin(8, [0], is_again=False)
+    assert [one.version for one in ask(desk, A, version=8, shown=7).finished] == [8]
 
 
 class Machine(RuleBasedStateMachine):
