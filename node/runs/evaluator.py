@@ -82,9 +82,9 @@ class Evaluator:
         self._sampling = self._tasks.keep(self._sample(step.version, found, self._journal.time_s), "samples")
 
     async def finish(self) -> None:
-        """Wait for the samples that are under way."""
+        """Wait for the samples that are under way. DiskFullError if they could not be written."""
         if self._sampling is not None:
-            await asyncio.wait([self._sampling])
+            await asyncio.shield(self._sampling)
 
     async def stop(self) -> None:
         """Cancel what is under way."""

@@ -76,7 +76,8 @@ class Coordinator:
     async def run(self, until: int, on_step: OnStep, awaited: Collection[PeerId] = ()) -> None:
         """Step versions until the run is at `until`. It never gives up: cancel it.
 
-        on_step: awaited after each step. awaited: trainers that may have micro-batches in hand from an earlier coordinator.
+        on_step: awaited after each step; its errors are raised. awaited: trainers that may have micro-batches in hand from an earlier
+        coordinator.
         """
         is_settled = self._recovery is None
         while True:
@@ -90,6 +91,7 @@ class Coordinator:
                 self._on_wait(has_some if stages else has_none)
                 await asyncio.sleep(CLOSE_AGAIN_S)
                 continue
+            step = None
             try:
                 if at.unfinished:
                     is_settled = False
@@ -97,8 +99,7 @@ class Coordinator:
                 elif at.version >= until:
                     return
                 else:
-                    await on_step(await self._watched_step(at.version, awaited))
-                    awaited = ()
+                    step, awaited = await self._watched_step(at.version, awaited), ()
             except VersionMoved:
                 is_settled = False
                 log.info("%s: version %d was stepped by another trainer, or cannot be", self._spec.name, at.version)
@@ -106,6 +107,8 @@ class Coordinator:
                 is_settled = False
                 self._on_wait(f"version {at.version} of {self._spec.name} is not applied everywhere: {error}")
                 await asyncio.sleep(CLOSE_AGAIN_S)
+            if step is not None:
+                await on_step(step)
 
     async def _watched_step(self, version: int, awaited: Collection[PeerId]) -> Step:
         """As `step`; VersionMoved, too, if no step from this version is possible any more."""

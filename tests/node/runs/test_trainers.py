@@ -11,9 +11,10 @@ import pytest
 
 from node.runs.leaving import hand_over
 from node.training.unit_state import UnitState
-from protocols.errors import NonFiniteGradientError
+from protocols.errors import DiskFullError, NonFiniteGradientError
 from protocols.ids import Span
 from protocols.units import Blocks, Ends
+from swarm.training.coordinator import Step
 from tests.node.runs.toy_swarm import HALVES, NUM, ToySwarm, TrainerProcess, own_batch, toy_swarm, until
 
 
@@ -261,6 +262,19 @@ async def test_versions_that_come_again_after_the_run_went_back_are_shown_again(
         swarm.check(4)
     assert [one.version for one in trainer.finished] == [1, 2, 3, 2, 3, 4]
 
+
+async def test_what_fails_after_a_step_ends_the_trainer_and_is_not_taken_for_a_failed_step() -> None:
+    async with toy_swarm(*HALVES) as swarm:
+        trainer = await swarm.trainer(3)
+
+        async def fail(step: Step) -> None:
+            raise DiskFullError("no space")
+
+        trainer.after = fail
+        with pytest.raises(DiskFullError, match="no space"):
+            await swarm.finished(trainer)
+        swarm.check(1)
+    assert not any("not applied" in text for text in trainer.waits)
 
 
 async def test_units_that_a_stage_makes_up_do_not_keep_a_version_from_its_end() -> None:
