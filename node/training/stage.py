@@ -228,7 +228,7 @@ class Stage:
         visited = [part for part in _visited(flight) if parts is None or part in parts]
         leaves = [tensor for part in visited if part != HEAD for tensor in self._of(part.unit).values()]
         wanted = leaves if inputs.kind == "ids" else [inputs.values, *leaves]
-        output = flight.graph if flight.graph is not None else self._run(inputs) if wanted else of_output
+        output = of_output if not wanted else self._run(inputs) if flight.graph is None else flight.graph
         found: tuple[Tensor | None, ...] = (None,) * len(wanted)
         if wanted and output.requires_grad:
             found = torch.autograd.grad(output, wanted, of_output, allow_unused=True)
