@@ -1,4 +1,4 @@
-"""A run under churn: stages and trainers die and join, and nothing is lost.
+"""A run under churn: stages and trainers die and join.
 
 First an undisturbed run of the same swarm: 8 stages in two pipelines, two trainers. Then the same run, but every --every-s seconds a
 stage is killed (-9) and another one started. A trainer is killed after a third of the time, and another one starts at its half. If a
