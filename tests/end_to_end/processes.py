@@ -121,7 +121,7 @@ class NodeProcess:
         """To this process alone; none if it has ended."""
         self._child.send_signal(number)
 
-    def end(self, number: signal.Signals, timeout_s: float = 10.0) -> int:
+    def end(self, number: signal.Signals, timeout_s: float = 30.0) -> int:
         """Send a signal to this process alone, wait for its end, and return the exit status."""
         self.send_signal(number)
         assert self.has_ended(timeout_s), f"{self.name} did not end within {timeout_s} s of {number.name}: {self.last_words()}"

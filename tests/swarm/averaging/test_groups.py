@@ -283,7 +283,7 @@ async def test_a_silent_member_is_named_within_the_deadline() -> None:
 
     async with running(3, silent) as peers:
         peers.fill()
-        closed = await peers.close(peers.group(deadline_s=0.5))
+        closed = await peers.close(peers.group(deadline_s=2.0))
         assert closed.outcome == "failed" and closed.lost == (peers[1].member.peer,)
         assert "sent no" in closed.text
         assert peers[0].replica.reopened == peers[2].replica.reopened == ["as before"]
@@ -291,7 +291,7 @@ async def test_a_silent_member_is_named_within_the_deadline() -> None:
 
 async def test_a_member_whose_leader_says_nothing_opens_its_ledger_again() -> None:
     async with running(2) as peers:
-        group = peers.group(deadline_s=0.2)
+        group = peers.group(deadline_s=1.5)
         channel = await peers[0].pool.channel(peers[1].member.peer, peers[1].member.addresses, peers[1].member.certificate)
         Card.parse(await channel.unary(services.CARD, group.encode()))
         assert not peers[1].replica.add(0)
