@@ -69,10 +69,12 @@ async def test_no_answer_mixes_two_versions(swarm: Swarm, model: Model) -> None:
 
 async def test_running_sessions_finish_on_their_version_beside_the_new_one(swarm: Swarm, model: Model) -> None:
     node = await swarm.add(Span(0, 5))
-    first = asyncio.create_task(swarm.ask([1, 2, 3], 24, pause_s=0.05))
+    first = asyncio.create_task(swarm.ask([1, 2, 3], 24))
     await swarm.until_told(0, 4)
+    swarm.goes_on.clear()
     await node.replace(1)
     assert swarm.newest() == model.weights(1) and node.unit.num_readers == 2
+    swarm.goes_on.set()
     second = await swarm.ask([1, 2, 3], 24)
     verdict = judge(model, [await first, second], 1)
     assert dict(verdict.by_version) == {0: 1, 1: 1} and not verdict.mixed and not verdict.shared and not verdict.num_replaced
@@ -82,10 +84,12 @@ async def test_running_sessions_finish_on_their_version_beside_the_new_one(swarm
 async def test_without_memory_for_two_and_without_a_replica_a_session_is_lost_and_says_so(swarm: Swarm, model: Model) -> None:
     node = await swarm.add(Span(0, 5), free_bytes=0)
     places = {name: tensor.data_ptr() for name, tensor in node.unit._holding.tensors().items()}
-    asking = asyncio.create_task(swarm.ask([5, 6], 40, pause_s=0.05))
+    asking = asyncio.create_task(swarm.ask([5, 6], 40))
     await swarm.until_told(0, 4)
+    swarm.goes_on.clear()
     router = swarm._routers[model.weights(0)]
     await node.replace(1)
+    swarm.goes_on.set()
     answer = await asking
     assert (answer.number, swarm.num_lost) == (1, 1) and not judge(model, [answer], 1).mixed
     assert {name: tensor.data_ptr() for name, tensor in node.unit._holding.tensors().items()} == places, "written in place"
@@ -122,9 +126,11 @@ async def test_a_drained_version_is_freed_before_a_serving_one_is_ended(swarm: S
             while node.unit.num_readers > 1:  # noqa: ASYNC110  (it is drained by itself)
                 await asyncio.sleep(0.01)
         node.replacer._free_bytes = lambda: PLENTY if first() is None else 0
-        asking = asyncio.create_task(swarm.ask([1, 2, 3], 16, pause_s=0.05))
+        asking = asyncio.create_task(swarm.ask([1, 2, 3], 16))
         await swarm.until_told(1, 2)
+        swarm.goes_on.clear()
         await node.replace(2)
+        swarm.goes_on.set()
         assert (await asking).number == 1 and swarm.num_lost == 0
     finally:
         gc.enable()

@@ -178,7 +178,9 @@ class Swarm:
         """Sessions that were begun again with newer weights, because no peer had the old ones any more."""
         self.tokens: Counter[int] = Counter()
         """Number of tokens received, by version."""
-        self.told = asyncio.Event()
+        self.told, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.goes_on.set()
+        """Cleared, no answer goes on after its next token."""
         self._toys, self._routers = ToySwarm(), dict[Weights, Router]()
         self._newest: Router | None = None
 
@@ -252,6 +254,7 @@ class Swarm:
             self.tokens[version] += 1
             self.told.set()
             await asyncio.sleep(pause_s)
+            await self.goes_on.wait()
         return tokens
 
     async def until_told(self, version: int, num_tokens: int) -> None:
