@@ -75,10 +75,13 @@ class ServedRun:
     is_cut: bool = False
     """The limit came before the run's last version."""
     publish_every_s: float = PUBLISH_EVERY_S
+    awaits_answers: bool = False
+    """The run goes on from a version that is served once an answer names it."""
     stepped_s: float = 0.0
     """When the work after the latest step had ended (monotonic)."""
     dead: list[str] = field(default_factory=list)
     """PeerIDs of those that were."""
+    _has_answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     def start(self, *spans: str) -> None:
         """A node for each of these spans."""
@@ -98,6 +101,8 @@ class ServedRun:
         asking = [asyncio.create_task(self._ask_on(number)) for number in range(self.num_clients)]
         try:
             async with asyncio.timeout(self.limit_s):
+                if self.awaits_answers:
+                    await self._until_answered(0)
                 await self._trainer()
         except TimeoutError:
             self.is_cut = True
@@ -123,14 +128,21 @@ class ServedRun:
             self.seconds[step.version] = time.monotonic() - self.stepped_s
             if step.version % SERVE_EVERY == 0:
                 self.weights[step.version] = await _weights(members, pool, step.version)
+                if self.awaits_answers:
+                    await self._until_answered(step.version)
             if (hop := self.deaths.get(step.version)) is not None:
                 self.dead.append(self.answers[-1].route[hop])
                 next(node for node in self.nodes if node.said["multiaddr"].endswith(self.dead[-1])).end(signal.SIGKILL)
-
             self.stepped_s = time.monotonic()
 
         self.stepped_s = time.monotonic()
         return after
+
+    async def _until_answered(self, version: int) -> None:
+        async with asyncio.timeout(60.0):
+            while not any(version in answer.versions for answer in self.answers):
+                self._has_answered.clear()
+                await self._has_answered.wait()
 
     # --- clients
 
@@ -159,6 +171,7 @@ class ServedRun:
                 route=tuple(hop.peer for hop in session.route), seconds=time.monotonic() - began_s,
             )  # fmt: skip
             self.answers.append(answer)
+            self._has_answered.set()
         finally:
             await model.end(sequence)
 

@@ -25,7 +25,9 @@ def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, f
         tmp_path / "run", steps=STEPS, batch_tokens=256, checkpoint_every=SERVE_EVERY, serve_every=SERVE_EVERY
     )
     with ProcessPool(tmp_path, fork_server) as pool:
-        run = ServedRun(run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1}, publish_every_s=0.0)
+        run = ServedRun(
+            run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1}, publish_every_s=0.0, awaits_answers=True
+        )  # fmt: skip
         run.start("0:2", "2:4", "2:4")
         with _client(run, follow=True) as follower:
             cache = follower.new_cache()
@@ -40,7 +42,7 @@ def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, f
         verdict = judge(run)
         print(verdict)
         assert not run.failures and not verdict.mixed and not verdict.wrong
-        assert len(verdict.by_version) >= 3, "versions changed while clients asked"
+        assert sorted(verdict.by_version) == [0, 2, 4, STEPS], "versions changed while clients asked"
         [dead] = run.dead
         used = [dead in answer.route for answer in run.answers]
         assert any(used) and not all(used) and len(run.seconds) == STEPS, "a peer that answered was killed, and the run went on"
