@@ -1,4 +1,4 @@
-"""A swarm and one process train the same model: losses side by side.
+"""A swarm and one process train one model: losses side by side.
 
 The model and the text of examples/prose. For each optimizer and seed: `swarm train --local`, and a swarm of two stages with two replicas
 each, and two trainers. Printed: the largest relative difference of a loss in the first 20 steps, and the losses on the held-out text at

@@ -230,7 +230,7 @@ class Stage:
         wanted = leaves if inputs.kind == "ids" else [inputs.values, *leaves]
         output = of_output if not wanted else self._run(inputs) if flight.graph is None else flight.graph
         found: tuple[Tensor | None, ...] = (None,) * len(wanted)
-        if wanted and output.requires_grad:
+        if output.requires_grad:
             found = torch.autograd.grad(output, wanted, of_output, allow_unused=True)
         by_part: dict[Part, dict[str, Tensor]] = {part: {} for part in visited}
         for tensor, of_tensor in zip(leaves, found[len(found) - len(leaves) :], strict=True):

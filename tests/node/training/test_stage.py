@@ -186,16 +186,6 @@ def test_what_does_not_fit_is_refused(llama: Path, call: Callable[[Stage], objec
         call(one_stage(llama))
 
 
-@pytest.mark.parametrize("recompute", ["always", "never"])
-def test_a_micro_batch_that_the_first_stage_holds_already_is_sent_again(llama: Path, recompute: str) -> None:
-    """Ids have no gradient and no part wants one: there is nothing to compute."""
-    stage = one_stage(llama, recompute=recompute)
-    flight = stage.forward(Span(0, 2), IDS)
-    assert flight.output is not None and (flight.graph is None) is (recompute == "always")
-    gradients = stage.backward(flight, torch.ones_like(flight.output), parts=())
-    assert gradients.input is None and not any(gradients.by_part.values()) and not flight.is_open
-
-
 # --- memory
 
 
