@@ -38,7 +38,7 @@ class OneStage:
 
     async def status(self, request: bytes, call: Call) -> bytes:
         units = tuple(
-            UnitStatus(unit=unit, version=3, chain=bytes(32), ledger=dict.fromkeys(parts_of(unit), b"\0")) for unit in self.units
+            UnitStatus(unit=unit, version=3, chain=bytes(32), ledger=dict.fromkeys(parts_of(unit), 0)) for unit in self.units
         )
         return RunStatus(num_micro_batches=8, units=units).encode()
 
