@@ -110,11 +110,11 @@ def begin(data: RunData, data_dir: Path, folder: Path) -> LocalRun:
 def of_checkpoint(checkpoint: Checkpoint, model: ModelId, data: RunData) -> LocalRun:
     """A run whose version 0 is this checkpoint."""
     span = Span(0, checkpoint.num_blocks)
-    recompute: Any = data.file.training.recompute
+    training: Any = data.file.training
     parts = load_parts(checkpoint, span, dtype=torch.float32)[1]
     stage = Stage(
-        parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=recompute,
-        max_positions=checkpoint.max_positions,
+        parts, load_ends(checkpoint, dtype=torch.float32), checkpoint.num_blocks, recompute=training.recompute,
+        compute=training.compute, max_positions=checkpoint.max_positions,
     )  # fmt: skip
     assert data.train is not None, "read with is_needed"
     return LocalRun(model, data.spec, stage, checkpoint.num_blocks, Batches.of(data.spec, data.train))

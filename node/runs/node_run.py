@@ -63,7 +63,8 @@ class NodeRun:
         self._source: RunSource | None = None
         self._part: RunPart | None = None
         self._recompute: Any = "auto"
-        """As the run file says; "auto" without one: it is this machine's choice, and no part of the run's spec."""
+        self._compute: Any = "float32"
+        """As the run file says, or its defaults: they are this machine's choice, and no part of the run's spec."""
 
     def handlers(self) -> Handlers:
         """Of training, by method name."""
@@ -94,7 +95,8 @@ class NodeRun:
         )
         keeping = None if self._config.keep is None else await self._keep(self._config.keep / run.model.name, run, peer)
         settings = RunSettings(
-            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, recompute=self._recompute, keeping=keeping
+            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, recompute=self._recompute,
+            compute=self._compute, keeping=keeping,
         )  # fmt: skip
         self._part = await RunPart.open(settings, host, replacer, peer, self._device, self._runs, self._on_event)
         self._switch.tell(self._part.pause)
@@ -134,7 +136,7 @@ class NodeRun:
         if not is_file(given):
             return await opener.by_name(given)
         file = read(Path(given))
-        self._recompute = file.training.recompute
+        self._recompute, self._compute = file.training.recompute, file.training.compute
         data = await asyncio.to_thread(read_data, file, config.data_dir, self._tell, is_needed=False)
         return await opener.by_file(data)
 

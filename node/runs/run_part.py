@@ -23,6 +23,7 @@ from node.runs.restoring import Restoring
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
 from node.serving.host import Host
+from node.training.compute_format import Compute
 from node.training.graph_memory import Recompute
 from node.training.run_units import RunUnits
 from node.training.stage import Stage
@@ -47,6 +48,7 @@ class RunSettings:
     num_blocks: int
     """Of the whole model."""
     recompute: Recompute = "auto"
+    compute: Compute = "float32"
     keeping: Keeping | None = None
     """The checkpoints that this node keeps."""
 
@@ -180,5 +182,5 @@ def _make_stage(settings: RunSettings, host: Host) -> Stage:
     with own.blocks.read() as blocks, contextlib.nullcontext() if own.ends is None else own.ends.read() as ends:
         return Stage(
             blocks.holding, None if ends is None else ends.holding, settings.num_blocks, recompute=settings.recompute,
-            max_positions=host.max_positions,
+            compute=settings.compute, max_positions=host.max_positions,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from node.engines.selftest import small_windows
 from node.training import documents
+from node.training.compute_format import Compute, computing_in
 from node.training.module_state import ModuleState
 from protocols.errors import BadRequestError
 from protocols.ids import Span
@@ -17,17 +18,18 @@ from swarm.models.span import SpanModule
 class SpanForward:
     """hidden [B, T, H], positions [B, T] or None -> [B, T, H]; whatever ran before has no effect."""
 
-    def __init__(self, module: SpanModule) -> None:
-        self._module, self._state = module, ModuleState(module)
+    def __init__(self, module: SpanModule, compute: Compute = "float32") -> None:
+        self._module, self._state, self._compute = module, ModuleState(module), compute
 
     def __call__(self, hidden: Tensor, positions: Tensor | None) -> Tensor:
         if positions is not None and not self._module.takes_positions:
             raise BadRequestError("these blocks count positions by themselves")
         try:
-            output: Tensor = self._module(hidden, position_ids=positions)
+            with computing_in(self._compute, hidden.device):
+                output: Tensor = self._module(hidden, position_ids=positions)
         finally:
             self._state.restore()
-        return output
+        return output.to(hidden.dtype)
 
 
 def choose_way(parts: SpanParts, span: Span) -> documents.Way:

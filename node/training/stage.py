@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from node.training import documents
+from node.training.compute_format import Compute
 from node.training.data.micro_batch import NO_TARGET
 from node.training.flight import Flight, Gradients, Inputs
 from node.training.graph_memory import GraphMemory, Recompute
@@ -54,17 +55,17 @@ class Stage:
         graph_bytes: int = GRAPH_BYTES,
         use: Literal["copy", "frozen"] = "copy",
         max_positions: int | None = None,
+        compute: Compute = "float32",
     ) -> None:
         """num_blocks: of the whole model. use: "copy" trains copies of what the two hold; "frozen" computes with their own tensors, and
         trains none: only gradients of inputs can be taken, and served bits stay. max_positions: of the longest sequence; None: no limit.
 
         ModelNotSupportedError: embedding and head do not run apart from the blocks, or units share a parameter.
         """
-        is_trained = use == "copy"
-        self.span = blocks.span
+        is_trained, self.span = use == "copy", blocks.span
         self._parts = blocks.with_tensors(blocks.tensors()) if is_trained else blocks
         self._held_ends = held = None if ends is None else ends.with_tensors(ends.tensors()) if is_trained else ends.twin()
-        self._ends = None if held is None else TrainingEnds(held)  # freezes, so `Trainable` comes after it
+        self._ends = None if held is None else TrainingEnds(held, compute)  # freezes, so `Trainable` comes after it
         self._trainable = Trainable(trained(self._parts, held) if is_trained else {})
         whole = blocks.cut(blocks.span)
         self._shape = StageShape(
@@ -72,7 +73,7 @@ class Stage:
             ends=self._ends, max_positions=max_positions,
         )  # fmt: skip
         self._own = [*self._parts.tensors().values(), *(() if held is None else held.tensors().values())]
-        self._cuts: OrderedDict[Span, SpanForward] = OrderedDict()
+        self._cuts, self._compute = OrderedDict[Span, SpanForward](), compute
         self._memory = GraphMemory(recompute, graph_bytes)
         self._way: documents.Way | None = None
 
@@ -100,8 +101,7 @@ class Stage:
         return {name: tensor for name, tensor in self._parts.tensors().items() if name.startswith(f"{unit.start}.")}
 
     def write(self, unit: Unit, tensors: Mapping[str, Tensor]) -> None:
-        """Write these numbers into the parameters of those names. BadRequestError, with nothing changed, for a name, shape or dtype that
-        does not fit."""
+        """Write these numbers into the parameters. BadRequestError, with nothing changed, for a name, shape or dtype that does not fit."""
         self._trainable.write(unit, tensors)
 
     @property
@@ -191,7 +191,7 @@ class Stage:
         if span not in self._cuts:
             while len(self._cuts) >= MAX_CUTS:
                 self._cuts.popitem(last=False)
-            self._cuts[span] = SpanForward(self._parts.cut(span))
+            self._cuts[span] = SpanForward(self._parts.cut(span), self._compute)
         self._cuts.move_to_end(span)
         return self._cuts[span]
 

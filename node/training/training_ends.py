@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from node.training import documents
+from node.training.compute_format import Compute, computing_in
 from node.training.flight import Kind
 from node.training.module_state import ModuleState
 from protocols.errors import BadRequestError
@@ -25,9 +26,9 @@ from swarm.models.stand_in import Tap, replace_blocks
 class TrainingEnds:
     """Embedding, norm and head. Not thread-safe."""
 
-    def __init__(self, ends: EndsModel) -> None:
+    def __init__(self, ends: EndsModel, compute: Compute = "float32") -> None:
         """ends: its modules are this object's from now on. ModelNotSupportedError if they cannot run apart from the blocks."""
-        self._model, self._decoder = ends.model, ends.model.swarm_location.decoder
+        self._model, self._decoder, self._compute = ends.model, ends.model.swarm_location.decoder, compute
         self._tap = Tap(ends.template, ends.returns_tuple)
         replace_blocks(ends.model, self._tap, ends.owner, ends.attribute)
         parameters = inspect.signature(type(self._decoder).forward).parameters
@@ -58,7 +59,8 @@ class TrainingEnds:
         blank = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)  # its embedding is not used
         self._tap.given = hidden
         try:
-            logits: Tensor = self._model(input_ids=blank, **self._options).logits
+            with computing_in(self._compute, self.device):
+                logits: Tensor = self._model(input_ids=blank, **self._options).logits
         finally:
             self._tap.given = self._tap.taken = None
             self._state.restore()

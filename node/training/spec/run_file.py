@@ -5,7 +5,7 @@ Which fields belong to the signed spec (`protocols/runs.py`), and so must be the
     signed   name, seed; data.sequence_tokens, data.packing; training: steps (or what they are computed from), batch_tokens,
              micro_batch_sequences, activations; optimizer.*, schedule.*, averaging.*; checkpoint.every_steps; serving.every_versions
     signed by digest   model.* (config, tokenizer and version 0 are the manifest's), data.train (the digest of its tokens)
-    local    data.validation, training.recompute, evaluation.*, and every path: each machine may keep its files elsewhere
+    local    data.validation, training.recompute and compute, evaluation.*, and every path: each machine may keep its files elsewhere
 
 `reading.py` makes it from TOML, `resolving.py` makes the signed spec of it.
 """
@@ -39,6 +39,7 @@ Place = NewType("Place", str)
 """A directory (absolute), or what was written if there is no such directory."""
 
 RECOMPUTE: Final = ("auto", "always", "never")
+COMPUTE: Final = ("float32", "bfloat16")
 MAX_TOKENS: Final = 1 << 60
 MAX_SAMPLES: Final = 64
 MIN_PARAMETERS, MAX_PARAMETERS = 100_000, 10**12
@@ -106,6 +107,8 @@ class TrainingSection:
     """Sequences that pass through the swarm as one: at most 65,536 tokens, whose hidden states fit a message of 64 MiB."""
     recompute: str = "auto"
     """auto: keep the graph of the forward while memory allows; always, never: compute the forward again in the backward, or keep it."""
+    compute: str = "float32"
+    """In which format matrices are multiplied here: float32, or bfloat16 (faster on GPUs); parameters and sums are float32 always."""
     activations: str = "float32"
     """How hidden states and their gradients travel between peers: float32, bfloat16 or int8."""
 
@@ -122,6 +125,7 @@ class TrainingSection:
         fields.integer(table, "training.batch_tokens", 2, MAX_BATCH_TOKENS)
         fields.integer(table, "training.micro_batch_sequences", 1, MAX_PASS_TOKENS)
         fields.one_of(table, "training.recompute", RECOMPUTE)
+        fields.one_of(table, "training.compute", COMPUTE)
         fields.one_of(table, "training.activations", ACTIVATION_CODECS)
 
     def num_steps(self, num_parameters: int) -> int:

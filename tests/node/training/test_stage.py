@@ -186,6 +186,34 @@ def test_what_does_not_fit_is_refused(llama: Path, call: Callable[[Stage], objec
         call(one_stage(llama))
 
 
+# --- bfloat16
+
+
+def test_matrices_in_bfloat16_give_nearly_the_same_float32_gradients(llama: Path) -> None:
+    exact, rounded = one_stage(llama), one_stage(llama, compute="bfloat16")
+    one, other = (stage.forward(Span(0, 5), IDS, None, LABELS) for stage in (exact, rounded))
+    assert one.loss_sum != other.loss_sum == pytest.approx(one.loss_sum, rel=1e-2)
+    expected, got = exact.backward(one), rounded.backward(other)
+    assert expected.by_part.keys() == got.by_part.keys()
+    for part, tensors in expected.by_part.items():
+        for name, tensor in tensors.items():
+            own = got.by_part[part][name]
+            assert own.dtype == torch.float32 and not torch.equal(own, tensor), name
+            assert float((own - tensor).norm()) <= 0.15 * float(tensor.norm()), name
+
+
+def test_hidden_states_and_their_gradients_stay_float32_in_bfloat16_and_are_computed_again_alike(llama: Path) -> None:
+    hidden = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for recompute in ("never", "always"):
+        stage = one_stage(llama, compute="bfloat16", recompute=recompute)
+        flight = stage.forward(Span(1, 3), hidden)
+        assert flight.output is not None and flight.output.dtype == torch.float32
+        assert (flight.graph is None) is (recompute == "always")
+        found.append(stage.backward(flight, torch.ones_like(hidden)))
+    assert equal(*found) and found[0].input is not None and found[0].input.dtype == torch.float32
+
+
 # --- memory
 
 

@@ -87,7 +87,8 @@ def test_the_spec_has_all_that_a_file_says_of_it(tmp_path: Path) -> None:
     for name, (text, field) in signed.items():
         said = runs.difference(usual, spec_of(read(file, {name: text}), num_parameters=3_332_544))
         assert said is not None and said.startswith(f"{field} is "), name
-    local = {"training.recompute": "always", "evaluation.every_steps": "1", "data.validation": "x", "data.train": "y",
+    local = {"training.recompute": "always", "training.compute": "bfloat16", "evaluation.every_steps": "1",
+             "data.validation": "x", "data.train": "y",
              "evaluation.samples": "x", "model.tokenizer": "elsewhere"}  # fmt: skip
     assert spec_of(read(file, local), num_parameters=3_332_544) == usual
     known = spec_of(read(file), num_parameters=3_332_544, data_digest="da" * 32, base="ba" * 32)
