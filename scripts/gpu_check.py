@@ -1,11 +1,12 @@
-"""Checks serving on a machine with CUDA and without a network.
+"""Checks serving and training on a machine with CUDA and without a network.
 
-Tests of every engine, then decode, prefill and captured forwards. Every section is a process of its own with a time limit, so one that
-fails, hangs or breaks the device's context stops no other. All limits together stay below eight minutes. Speeds are shares of what the
-same card was just measured to copy and to multiply.
+Tests of every engine, then decode, prefill and captured forwards; with --training a stage's forward, backward and step instead. Every
+section is a process of its own with a time limit, so one that fails, hangs or breaks the device's context stops no other. All limits
+together stay below eight minutes. Speeds are shares of what the same card was just measured to copy and to multiply.
 
 Run: scripts/gpu_check --fetch                          here: wheels into .gpu_wheels (an ignored folder that travels)
      scripts/gpu_check [--only decode prefill]          there: JSON into $OUT/gpu_check.json, a table last; 1 if a section failed
+     scripts/gpu_check --training                       there: the share of the card's matrix rate that training reaches
      scripts/gpu_check --device cpu --small             the same code without a card, in a minute
 """
 
@@ -29,12 +30,17 @@ from pip_download import DownloadError
 ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ROOT / ".gpu_wheels"
 LIMITS_S = {"tests": 190, "ceilings": 45, "model": 75, "decode": 75, "prefill": 45, "graphs": 45}
-"""Seconds of each section, imports included. `model` writes the checkpoint that those after it load."""
+"""Seconds of each section of serving, imports included. `model` writes the checkpoint that those after it load."""
+
+TRAINING_S = 180
+"""Seconds of section `training`, which is not among the usual ones."""
+
+SECTIONS = (*LIMITS_S, "training")
 
 
 def section(name: str, device: str, is_small: bool, folder: Path) -> dict[str, Any]:
     """What one section finds, in this process."""
-    from gpu import blocks, ceilings, sizes, speed, suite
+    from gpu import blocks, ceilings, sizes, speed, suite, training
 
     size = sizes.SMALL if is_small else sizes.FULL
     measures: dict[str, Callable[[], dict[str, Any]]] = {
@@ -44,6 +50,7 @@ def section(name: str, device: str, is_small: bool, folder: Path) -> dict[str, A
         "decode": lambda: speed.decode(device, size, folder),
         "prefill": lambda: speed.prefill(device, size, folder),
         "graphs": lambda: speed.graphs(device, size, folder),
+        "training": lambda: training.measure(device, size, folder),
     }
     return measures[name]()
 
@@ -66,7 +73,7 @@ def run(name: str, arguments: argparse.Namespace, folder: Path, site: Path) -> t
             cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            code: int | None = process.wait(LIMITS_S[name])
+            code: int | None = process.wait(limit_s(name))
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -75,7 +82,7 @@ def run(name: str, arguments: argparse.Namespace, folder: Path, site: Path) -> t
                 process.wait()
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     if code is None:
-        return found, f"it took longer than {LIMITS_S[name]} s"
+        return found, f"it took longer than {limit_s(name)} s"
     if not result.exists():
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or [
             f"it said nothing (exit code {code})"
@@ -95,7 +102,7 @@ def check(arguments: argparse.Namespace) -> int:
         folder, site = Path(temporary), Path(temporary) / "site"
         num_wheels = wheels.unpack(carried(arguments.wheels), site)
         for name in with_model(arguments.only):
-            print(f"gpu_check: {name} (at most {LIMITS_S[name]} s)", file=sys.stderr, flush=True)
+            print(f"gpu_check: {name} (at most {limit_s(name)} s)", file=sys.stderr, flush=True)
             found, fault = run(name, arguments, folder, site)
             if found:
                 done[name] = found
@@ -130,9 +137,14 @@ def carried(given: Path | None) -> Path | None:
 
 def with_model(names: list[str]) -> list[str]:
     """The sections in order, with what they need."""
-    needs_model = {"decode", "prefill", "graphs"} & set(names)
+    needs_model = {"decode", "prefill", "graphs", "training"} & set(names)
     needed = {*names, *(["model"] if needs_model else [])}
-    return [name for name in LIMITS_S if name in needed]
+    return [name for name in SECTIONS if name in needed]
+
+
+def limit_s(name: str) -> int:
+    """Seconds that a section may take."""
+    return LIMITS_S.get(name, TRAINING_S)
 
 
 def _keep_log(log: Path, out: Path | None) -> None:
@@ -163,12 +175,19 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="tiny sizes, and the tests of one family for each engine")
     parser.add_argument(
-        "--only", nargs="+", default=list(LIMITS_S), choices=LIMITS_S, metavar="SECTION", help=", ".join(LIMITS_S)
+        "--only", nargs="+", default=list(LIMITS_S), choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS)
+    )
+    parser.add_argument(
+        "--training",
+        action="store_const",
+        dest="only",
+        const=["ceilings", "training"],
+        help="the same as --only ceilings training",
     )
     parser.add_argument("--out", type=Path, help="the JSON's file (default: gpu_check.json in the folder that OUT names)")
     parser.add_argument("--wheels", type=Path, help="folder of wheels (default: .gpu_wheels, if it is there and for this Python)")
     parser.add_argument("--fetch", action="store_true", help="only download the wheels into that folder")
-    parser.add_argument("--section", choices=LIMITS_S, help=argparse.SUPPRESS)
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fetch:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu_check  # noqa: E402
 import pip_download  # noqa: E402
-from gpu import blocks, ceilings, speed, table, wheels  # noqa: E402
+from gpu import blocks, ceilings, speed, table, training, wheels  # noqa: E402
 from gpu.sizes import FULL, SMALL  # noqa: E402
 
 
@@ -31,6 +31,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "decode": speed.decode("cpu", SMALL, folder),
         "prefill": speed.prefill("cpu", SMALL, folder),
         "graphs": speed.graphs("cpu", SMALL, folder),
+        "training": training.measure("cpu", SMALL, folder),
     }
     return table.with_shares({"device": "cpu", "small": True, "seconds": 1.0, "sections": sections, "failed": {}})
 
@@ -56,6 +57,17 @@ def test_a_prompt_is_a_share_of_the_matrix_rate(result: dict[str, Any]) -> None:
     assert prefill["share_of_matmul"] == pytest.approx(prefill["flop_per_s"] / peak, rel=0.01, abs=1e-4)
 
 
+def test_training_goes_through_a_stage_whose_units_step_and_is_a_share_of_the_matrix_rate(result: dict[str, Any]) -> None:
+    found, peak = result["sections"]["training"], result["sections"]["ceilings"]["matmul_flop_per_s"]
+    assert (found["tokens"], found["versions"]) == (64, SMALL.repeats + 1)
+    assert found["flop"] == 6 * 64 * result["sections"]["model"]["parameters"] + 2 * 6 * 32 * 32 * 64 * 3
+    assert found["flop_per_s"] == pytest.approx(found["flop"] / found["pass_ms"]["best"] * 1e3, rel=0.01)
+    assert found["share_of_matmul"] == pytest.approx(found["flop_per_s"] / peak, rel=0.01, abs=1e-4)
+    assert all(found[f"{name}_ms"]["best"] > 0 for name in ("forward", "backward", "adding", "step"))
+    method = next(line for line in table.text(result).splitlines() if line.startswith("training  method"))
+    assert "6 for each parameter and token" in method and "bfloat16" in method
+
+
 def test_captured_forwards_were_replayed_and_what_is_not_there_is_null(result: dict[str, Any]) -> None:
     graphs = result["sections"]["graphs"]
     assert graphs["refusal"] is None and graphs["replayed"] > 0
@@ -66,7 +78,7 @@ def test_captured_forwards_were_replayed_and_what_is_not_there_is_null(result: d
 
 def test_the_table_has_a_line_for_every_measurement(result: dict[str, Any]) -> None:
     lines = table.text(json.loads(json.dumps(result))).splitlines()
-    names = "ceilings ceilings model decode decode decode prefill graphs graphs graphs"
+    names = "ceilings ceilings model decode decode decode prefill training training training training graphs graphs graphs"
     assert [line.split()[0] for line in lines[1:-1]] == names.split()
     assert lines[-1] == "cpu, small: 1.0 s, 0 sections failed"
     assert "FAILED tests: 3 tests failed" in table.text(result | {"failed": {"tests": "3 tests failed"}}).splitlines()
@@ -76,6 +88,7 @@ def test_the_span_has_a_billion_parameters_and_all_limits_fit_in_eight_minutes()
     assert FULL.shape.block_values >= 10**9 and FULL.shape.dtype == "bfloat16"
     assert (FULL.sessions, FULL.prefill_tokens) == ((1, 8, 32), 2_048)
     assert sum(gpu_check.LIMITS_S.values()) <= 475
+    assert sum(gpu_check.limit_s(name) for name in gpu_check.with_model(["ceilings", "training"])) <= 475
 
 
 def test_a_section_that_fails_is_reported_and_stops_no_other(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ async def _decode(serving: blocks.Serving, loaded: blocks.Blocks, sizes: Sizes, 
     best_s = min(times)
     return {
         "sessions": count,
-        "step_ms": _milliseconds(times),
+        "step_ms": milliseconds(times),
         "tokens_per_s": round(count / best_s, 1),
         "read_bytes": round(read_bytes),
         "bytes_per_s": round(read_bytes / best_s),
@@ -81,7 +81,7 @@ def prefill(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
     flop = prefill_flop(sizes)
     return {
         "tokens": sizes.prefill_tokens,
-        "ms": _milliseconds(times),
+        "ms": milliseconds(times),
         "tokens_per_s": round(sizes.prefill_tokens / min(times)),
         "flop": flop,
         "flop_per_s": round(flop / min(times)),
@@ -91,7 +91,12 @@ def prefill(device: str, sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 def prefill_flop(sizes: Sizes) -> int:
     """Multiplications and additions of the matrices, and of causal attention."""
-    tokens, shape = sizes.prefill_tokens, sizes.shape
+    return block_flop(sizes, sizes.prefill_tokens)
+
+
+def block_flop(sizes: Sizes, tokens: int) -> int:
+    """Of one forward of a sequence through all blocks."""
+    shape = sizes.shape
     return 2 * tokens * shape.block_values + 2 * tokens * tokens * shape.hidden * shape.blocks
 
 
@@ -147,7 +152,7 @@ def _step_s(engine: Any, device: str, count: int, sizes: Sizes) -> float:
 # --- shared
 
 
-def _milliseconds(times_s: list[float]) -> dict[str, float]:
+def milliseconds(times_s: list[float]) -> dict[str, float]:
     return spread([seconds * 1e3 for seconds in times_s], digits=4)
 
 

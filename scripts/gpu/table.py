@@ -7,13 +7,14 @@ from typing import Any
 
 
 def with_shares(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with `share` in every entry of decode and in prefill: of copy bandwidth, of matrix rate. None without ceilings."""
+    """The result with `share`s: of copy bandwidth in decode, of matrix rate in prefill and training. None without ceilings."""
     sections = result["sections"]
     ceilings = sections.get("ceilings", {})
     for row in sections.get("decode", {}).get("rows", []):
         row["share_of_copy"] = _share(row["bytes_per_s"], ceilings.get("copy_bytes_per_s"))
-    if "prefill" in sections:
-        sections["prefill"]["share_of_matmul"] = _share(sections["prefill"]["flop_per_s"], ceilings.get("matmul_flop_per_s"))
+    for name in ("prefill", "training"):
+        if name in sections:
+            sections[name]["share_of_matmul"] = _share(sections[name]["flop_per_s"], ceilings.get("matmul_flop_per_s"))
     return result
 
 
@@ -46,6 +47,13 @@ def _rows(sections: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     if found := sections.get("prefill"):
         what = f"{found['tokens']} tokens in {found['forwards']} forwards, {found['ms']['best']:.2f} ms"
         yield "prefill", what, f"{found['tokens_per_s']:,} tokens/s", _percent(found["share_of_matmul"], "matrices")
+    if found := sections.get("training"):
+        share = _percent(found["share_of_matmul"], "matrices")
+        what = f"{found['tokens']} tokens: forward {found['forward_ms']['best']:.2f} ms, backward {found['backward_ms']['best']:.2f} ms"
+        yield "training", what, f"{found['flop_per_s'] / 1e12:,.3f} TFLOP/s", share
+        yield "training", "their gradients into the sums", f"{found['adding_ms']['best']:.2f} ms", ""
+        yield "training", "step of the optimizer", f"{found['step_ms']['best']:.2f} ms", ""
+        yield "training", "method", "", found["method"]
     if found := sections.get("graphs"):
         for row in found["rows"]:
             what = f"{row['sessions']} sequences: plain {row['plain_ms']:.3f} ms, captured graph {row['captured_ms']:.3f} ms"
