@@ -1,4 +1,4 @@
-"""Checks serving and training on a machine with CUDA and without a network.
+"""Checks serving and training with CUDA, without a network.
 
 Tests of every engine, then decode, prefill and captured forwards; with --training a stage's forward, backward and step instead. Every
 section is a process of its own with a time limit, so one that fails, hangs or breaks the device's context stops no other. All limits
