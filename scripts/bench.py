@@ -3,8 +3,8 @@
 Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline. Only --publish changes
-docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched its model.
+hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline. Only --publish
+changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -28,7 +28,7 @@ from benchmarks import report
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
-    "training": ("averaging", "state", "pipeline"),
+    "training": ("averaging", "state", "pipeline", "wide pipeline"),
 }
 """By benchmark."""
 
@@ -40,7 +40,7 @@ def result_file(benchmark: str) -> Path:
 
 def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each section runs."""
-    from benchmarks import averaging, crowd, generation, hops, models, node_cost, pipeline, state, wide_area
+    from benchmarks import averaging, crowd, generation, hops, models, node_cost, pipeline, state, wide_area, wide_pipeline
 
     few = max(3, repeats // 3)
     return {
@@ -55,6 +55,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "averaging": lambda: averaging.measure(running.folder, repeats),
         "state": lambda: state.measure(repeats),
         "pipeline": lambda: pipeline.measure(running.folder, few) | {"repeats": few},
+        "wide pipeline": lambda: wide_pipeline.measure(running.folder, few) | {"repeats": few},
     }
 
 
@@ -87,7 +88,7 @@ def run(names: list[str], repeats: int) -> tuple[dict[str, Any], dict[str, str]]
             load = [round(before, 2), round(os.getloadavg()[0], 2)]
             when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(started))
             done[name] = {"when": when, "load_average": load, "repeats": repeats} | result
-            print(report.targets({name: done[name]}), flush=True)
+            print("\n".join(report.tables({name: done[name]})), flush=True)
     return done, failed
 
 

@@ -72,9 +72,12 @@ class Side:
         self._metrics = metrics
 
     def rows(self) -> list[dict[str, Any]]:
+        """Of versions."""
         if not self._metrics.exists():
             return []
-        return [json.loads(line) for line in self._metrics.read_text().splitlines() if '"version"' in line]
+        from node.training import metrics
+
+        return metrics.read(self._metrics.parent)[0]
 
     def wait(self, count: int, processes: Sequence[subprocess.Popen[bytes]]) -> list[dict[str, Any]]:
         """The next `count` lines of metrics, as soon as they are there."""

@@ -116,6 +116,23 @@ def stages(section: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def far_and_near(section: dict[str, Any]) -> str:
+    """Markdown: what three stages do over a wide area, beside the same without delays."""
+    rows = section["rows"]
+    where = {"near": "no delay", "far": f"{section['rtt_ms']:g} ms, {section['rate_mbit']:g} Mbit/s"}
+    lines = [f"| 3 stages, 10M parameters | {' | '.join(where[row['links']] for row in rows)} |", "|---" * (len(rows) + 1) + "|"]
+    cells = {"tokens/s, best": [f"{row['tokens_per_s']['best']:,.0f}" for row in rows]}
+    for span in rows[0]["computing"]:
+        cells[f"stage {span} computes, share of the time"] = [f"{row['computing'][span]:.2f}" for row in rows]
+    cells["closing of versions, share of the time"] = [f"{row['closing']:.2f}" for row in rows]
+    cells["busiest link, share of 100 Mbit/s"] = [f"{row['link']:.2f}" for row in rows]
+    cells["micro-batches under way"] = [f"{row['under_way']:.1f}" for row in rows]
+    for kind, what in (("computing", "is computed"), ("waiting", "waits for a stage's device"), ("travelling", "is on the way")):
+        cells[f"ms in which a micro-batch {what}"] = [f"{row['micro_batch_ms'][kind]:,.0f}" for row in rows]
+    cells["largest share"] = [row["bound"] for row in rows]
+    return "\n".join([*lines, *(f"| {what} | {' | '.join(values)} |" for what, values in cells.items())]) + "\n"
+
+
 SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     (
         "hops",
@@ -160,6 +177,11 @@ SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         lambda section: f"{section['of_local']['median']:.2f} times",
     ),
     (
+        "wide pipeline",
+        "training over 3 nodes at 100 ms and 100 Mbit/s, tokens/s compared with no delay",
+        lambda section: f"{section['of_near']['median']:.2f} times",
+    ),
+    (
         "averaging",
         "2 nodes agree on the sum of 100 MB of gradients, compared with hivemind's averager",
         lambda section: f"{section['times']['median']:.1f} times faster",
@@ -176,6 +198,19 @@ def short(result: dict[str, Any]) -> str:
     return "\n".join([head, "", "| what | measured |", "|---|---|", *rows]) + "\n"
 
 
+def tables(sections: Sections) -> list[str]:
+    """Markdown: the targets, and what some sections show besides."""
+    parts = [targets(sections)]
+    if "hops" in sections:
+        parts += [
+            f"Where the time of a token goes: {sections['hops']['model']}, medians of the best run.\n",
+            stages(sections["hops"]),
+        ]
+    if "wide pipeline" in sections:
+        parts.append(far_and_near(sections["wide pipeline"]))
+    return parts
+
+
 def page(result: dict[str, Any]) -> str:
     """What docs/benchmarks.md shows of one benchmark's JSON file."""
     sections: Sections = result["sections"]
@@ -185,13 +220,8 @@ def page(result: dict[str, Any]) -> str:
     parts = [
         f"{result['machine']}; one torch thread a process, everything on one machine over TLS; best and median of {counts} "
         f"interleaved repeats; load average {min(loads):.1f} to {max(loads):.1f} while it ran.\n",
-        targets(sections),
+        *tables(sections),
     ]
-    if "hops" in sections:
-        parts += [
-            f"Where the time of a token goes: {sections['hops']['model']}, medians of the best run.\n",
-            stages(sections["hops"]),
-        ]
     parts += [f"![{alt}](bench/{name}.svg)\n" for name, alt, _ in PLOTS if name in plots(sections)]
     return "\n".join(parts)
 

@@ -1,6 +1,6 @@
 """An emulated wide-area network.
 
-Client and three nodes are in network namespaces, 100 ms and 100 Mbit/s apart (`shared/tools/wan.py`, root).
+Client and three nodes are in network namespaces, 100 ms and 100 Mbit/s apart (`wide_network.py`).
 
 A token's floor is its legs' one-way delays and the computing (client -> hop -> hop -> hop -> client: 4 legs of 50 ms). The client
 runs in a namespace of its own, as `python -m benchmarks.wide_area CHECKPOINT PEER`, and prints what it measured as JSON.
@@ -8,7 +8,6 @@ runs in a namespace of its own, as `python -m benchmarks.wide_area CHECKPOINT PE
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import statistics
@@ -22,33 +21,20 @@ from typing import Any
 from marks import Mark, read_marks
 from volunteers import VolunteerError, console, start_node
 
-from benchmarks import hops, models, timing
+from benchmarks import hops, models, timing, wide_network
 from benchmarks.swarms import Swarms
+from benchmarks.wide_network import RATE_MBIT, RTT_MS
 
-NUM_NODES, RTT_MS, RATE_MBIT = 3, 100.0, 100.0
+NUM_NODES = 3
 GUESSES = 7
 """Tokens that prompt lookup may guess at once; with the one before them they still count as a decode at a node."""
 
 
-def tool() -> Path | None:
-    """wan.py lies beside the repository, in shared/tools."""
-    found = [folder / "shared" / "tools" / "wan.py" for folder in Path(__file__).resolve().parents]
-    return next((path for path in found if path.exists()), None)
-
-
 def measure(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
     """Section `wide area`; VolunteerError if it cannot run here. SWARM_TRACE must be set."""
-    path = tool()
-    if path is None or os.geteuid() != 0:
-        raise VolunteerError("the wide area needs root and shared/tools/wan.py beside the repository: leave it out with --only")
-    spec = importlib.util.spec_from_file_location("wan", path)
-    assert spec is not None and spec.loader is not None
-    wan_module = importlib.util.module_from_spec(spec)
-    sys.modules["wan"] = wan_module
-    spec.loader.exec_module(wan_module)
     shape, share = models.SMALL, models.SMALL.blocks // NUM_NODES
     model, place = running.path(shape), Path(tempfile.mkdtemp(prefix="wide-", dir=running.folder))
-    with wan_module.Wan(hosts=NUM_NODES + 1, rtt_ms=RTT_MS, rate_mbit=RATE_MBIT) as wan:
+    with wide_network.wide_network(NUM_NODES + 1) as wan:
         try:
             with console.status("a wide swarm of 3 starts"):
                 for index in range(NUM_NODES):
