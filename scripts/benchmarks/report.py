@@ -177,11 +177,6 @@ SHORT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         lambda section: f"{section['of_local']['median']:.2f} times",
     ),
     (
-        "wide pipeline",
-        "training over 3 nodes at 100 ms and 100 Mbit/s, tokens/s compared with no delay",
-        lambda section: f"{section['of_near']['median']:.2f} times",
-    ),
-    (
         "averaging",
         "2 nodes agree on the sum of 100 MB of gradients, compared with hivemind's averager",
         lambda section: f"{section['times']['median']:.1f} times faster",
