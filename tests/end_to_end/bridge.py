@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable, Sequence
 from typing import Self
+
+HUBS = ("hub0", "hub1")
+"""Bridges; all machines are at the first one, but those that are cut off."""
 
 
 class BridgeError(Exception):
@@ -25,8 +29,9 @@ class Bridge:
         try:
             # the bridge has a namespace of its own: the machine's firewall has no say there
             _ip("netns", "add", self._bridge)
-            _ip("-n", self._bridge, "link", "add", "name", "hub0", "type", "bridge", "mcast_snooping", "0")
-            _ip("-n", self._bridge, "link", "set", "hub0", "up")
+            for hub in HUBS:
+                _ip("-n", self._bridge, "link", "add", "name", hub, "type", "bridge", "mcast_snooping", "0")
+                _ip("-n", self._bridge, "link", "set", hub, "up")
             for number, name in enumerate(self._names):
                 _ip("netns", "add", name)
                 _ip(
@@ -44,7 +49,7 @@ class Bridge:
                     "netns",
                     self._bridge,
                 )
-                _ip("-n", self._bridge, "link", "set", f"port{number}", "master", "hub0", "up")
+                _ip("-n", self._bridge, "link", "set", f"port{number}", "master", HUBS[0], "up")
                 _ip("-n", name, "address", "add", f"10.83.0.{number + 1}/24", "dev", "lan0")
                 for device in ("lo", "lan0"):
                     _ip("-n", name, "link", "set", device, "up")
@@ -56,6 +61,20 @@ class Bridge:
     def __exit__(self, *_: object) -> None:
         for name in (*self._names, self._bridge):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+    def cut(self, machines: Iterable[int]) -> None:
+        """These machines reach one another, but no other machine, until `heal`."""
+        for number in machines:
+            _ip("-n", self._bridge, "link", "set", f"port{number}", "master", HUBS[1])
+
+    def heal(self) -> None:
+        """All machines reach one another again."""
+        for number in range(len(self._names)):
+            _ip("-n", self._bridge, "link", "set", f"port{number}", "master", HUBS[0])
+
+    def command(self, number: int, command: Sequence[str]) -> list[str]:
+        """A command as it is run at a machine."""
+        return ["ip", "netns", "exec", self._names[number], *command]
 
     def network(self, number: int) -> int:
         """A descriptor of machine `number`'s network namespace, for the caller to close."""

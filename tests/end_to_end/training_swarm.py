@@ -71,13 +71,15 @@ class TrainingSwarm:
         """Metrics and checkpoints."""
         return self.pool.folder / "runs" / "tiny"
 
-    def node(self, name: str, blocks: str, *more: str) -> NodeProcess:
-        """`swarm node --run` with a data directory of its name; it is not awaited."""
-        return self._start(name, ["node", "--run", str(self.run_file), "--blocks", blocks, "--quiet", *more])
+    def node(self, name: str, blocks: str, *more: str, network: int | None = None) -> NodeProcess:
+        """`swarm node --run` with a data directory of its name; it is not awaited. network: as of `ProcessPool.start`."""
+        return self._start(name, ["node", "--run", str(self.run_file), "--blocks", blocks, "--quiet", *more], network=network)
 
-    def trainer(self, name: str, *more: str, environment: dict[str, str] | None = None) -> NodeProcess:
+    def trainer(
+        self, name: str, *more: str, environment: dict[str, str] | None = None, network: int | None = None
+    ) -> NodeProcess:
         """`swarm train`; it is not awaited."""
-        return self._start(name, ["train", str(self.run_file), "--out", str(self.folder.parent), *more], environment)
+        return self._start(name, ["train", str(self.run_file), "--out", str(self.folder.parent), *more], environment, network)
 
     def kill_all(self) -> None:
         """kill -9 of all processes at once."""
@@ -97,10 +99,13 @@ class TrainingSwarm:
         rows: list[dict[str, Any]] = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         return {row["version"]: row["loss"] for row in rows if "loss" in row}
 
-    def _start(self, name: str, arguments: list[str], environment: dict[str, str] | None = None) -> NodeProcess:
-        common = ["--no-lan", "--listen", "127.0.0.1:0", "--data-dir", str(self.pool.folder / f"data-{name}")]
+    def _start(
+        self, name: str, arguments: list[str], environment: dict[str, str] | None = None, network: int | None = None
+    ) -> NodeProcess:
+        listen = "127.0.0.1:0" if network is None else "0.0.0.0:0"
+        common = ["--no-lan", "--listen", listen, "--data-dir", str(self.pool.folder / f"data-{name}")]
         for other in self.up:
             common += ["--peer", other.wait_for("multiaddr")]
-        process = self.pool.start(name, [*arguments, *common], environment)
+        process = self.pool.start(name, [*arguments, *common], environment, network)
         self.up.append(process)
         return process
