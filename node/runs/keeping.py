@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +32,7 @@ from swarm.rpc.pool import ChannelPool
 from swarm.training.coordinator import Step
 from swarm.training.members import Members
 from swarm.training.snapshot import UnitSnapshot
+from swarm.training.state_server import TakeState
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,15 @@ LAST_TRIES, AGAIN_S = 5, 1.0
 """The last version is kept at the run's end; so often it is tried, with a pause."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageHere:
+    """The stage of the same process: its state is not downloaded."""
+
+    versions: Callable[[], Mapping[Unit, int]]
+    """Of its units."""
+    take: TakeState
+
+
 class Keeping:
     """Of one run in one folder; `open` makes it. All methods belong to one event loop."""
 
@@ -56,6 +67,7 @@ class Keeping:
         self._working: asyncio.Task[None] | None = None
         self._has_failed = self._was_overtaken = False
         self._on_kept: Callable[[Kept], None] = lambda kept: None
+        self.stage: StageHere | None = None
 
     @classmethod
     async def open(cls, folder: Path, model: RunModel, members: Members, pool: ChannelPool, on_event: OnEvent) -> Keeping | None:
@@ -149,6 +161,8 @@ class Keeping:
         for stage in self._members.stages:
             for unit, status in stage.units.items():
                 latest[unit] = max(status.version, latest.get(unit, 0))  # type: ignore[index, arg-type]
+        for unit, version in self._versions_here().items():
+            latest[unit] = max(version, latest.get(unit, 0))  # type: ignore[index, arg-type]
         reached, every = min(latest.values()), self._spec.checkpoint_every
         if reached == self._spec.batch.steps:
             return reached
@@ -172,7 +186,7 @@ class Keeping:
     async def _keep(self, version: int, chains: Mapping[Unit, bytes] | None) -> None:
         own = None if chains is None else {unit: chains[unit] for unit in self._units if unit in chains}
         await self._members.look()
-        path = await self._keeper.keep(version, own, self._sources(version))
+        path = await self._keeper.keep(version, own, self._sources(version), self._here(version))
         self._on_event(Event("checkpoint", str(path)))
         if (kept := await self.kept()) is not None:
             self._on_kept(kept)
@@ -185,6 +199,14 @@ class Keeping:
                 if unit in stage.units and stage.units[unit].version >= version:
                     found[unit].append(stage.record)
         return found
+
+    def _versions_here(self) -> Mapping[Unit, int]:
+        return {} if self.stage is None else self.stage.versions()
+
+    def _here(self, version: int) -> dict[TrainedUnit, TakeState]:
+        """The units that the stage of this process has had at this version."""
+        own = self._versions_here()
+        return {unit: self.stage.take for unit in self._units if self.stage is not None and own.get(unit, -1) >= version}
 
     def _fail(self, version: int, error: SwarmError) -> None:
         """Said once, until one succeeds again: the run goes on."""

@@ -106,7 +106,7 @@ class NodeRun:
 
     async def _keep(self, folder: Path, run: OpenRun, peer: Peer) -> Keeping | None:
         """Checkpoints of the run, as `Keeping.open`."""
-        members = Members(run.model, peer.directory, peer.pool, num_blocks=run.checkpoint.num_blocks)
+        members = Members(run.model, peer.directory, peer.pool, num_blocks=run.checkpoint.num_blocks, me=peer.peer_id)
         return await Keeping.open(folder, await asyncio.to_thread(model_of, run), members, peer.pool, self._on_event)
 
     async def keep_up(self) -> None:

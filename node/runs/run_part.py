@@ -16,7 +16,7 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
-from node.runs.keeping import Keeping
+from node.runs.keeping import Keeping, StageHere
 from node.runs.leaving import hand_over
 from node.runs.publishing import Publishing
 from node.runs.restoring import Restoring
@@ -97,6 +97,7 @@ class RunPart:
     async def begin(self) -> None:
         """Fetch the newest state of others. It waits if no peer gives it."""
         if self.keeping is not None:
+            self.keeping.stage = StageHere(versions=lambda: self.taking_part.versions, take=self._kept.take)
             await self.keeping.listen(self._say_kept)
         await self.taking_part.begin()
         self._on_event(

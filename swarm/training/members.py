@@ -158,8 +158,8 @@ class Members:
         me: PeerId | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
-        """num_blocks: of the whole model; what stages say of units that it has not is ignored. None: not known. me: `look_at_all` leaves
-        this peer out."""
+        """num_blocks: of the whole model; what stages say of units that it has not is ignored. None: not known. me: this peer, which is
+        left out: it does not call itself."""
         self.run, self.pool, self.units = run, pool, frozenset(() if num_blocks is None else all_units(num_blocks))
         self._directory, self._me, self._clock, self._silences = directory, me, clock, Silences(clock)
         self._stages: dict[PeerId, Stage] = {}
@@ -200,9 +200,7 @@ class Members:
     async def look_at_all(self) -> list[Holder]:
         """All other peers that give the state of units, with what they have: stages, and keepers of checkpoints."""
         records = [
-            record
-            for record in await self._read(0.0)
-            if record.peer != self._me and {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
+            record for record in await self._read(0.0) if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
         ]
         return [
             Holder(record=record, units={one.unit: one.version for one in status.units}, kept=status.kept)
@@ -235,7 +233,8 @@ class Members:
         """What the directory says, or has said so many seconds ago."""
         now_s = self._clock.now_s()
         if now_s - self._read_s >= max_age_s:
-            self._records, self._read_s = (await self._directory.snapshot(self.run.name)).peers, now_s
+            found = (await self._directory.snapshot(self.run.name)).peers
+            self._records, self._read_s = [record for record in found if record.peer != self._me], now_s
         return self._records
 
     async def _ask(self, record: PeerRecord) -> RunStatus | None:

@@ -11,17 +11,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from types import MappingProxyType
 
 from node.training.checkpoint.contents import RunModel, TrainedUnit
 from node.training.checkpoint.folder import CheckpointFolder
 from node.training.checkpoint.stored import StoredCheckpoint
 from node.training.checkpoint.writer import CheckpointWriter
-from protocols.errors import CheckpointError, NoRouteError, VersionMismatchError
+from protocols.errors import BadRequestError, CheckpointError, NoRouteError, SpanNotServedError, VersionMismatchError
 from protocols.records import PeerRecord
 from protocols.units import Unit
 from swarm.rpc.pool import ChannelPool
 from swarm.training.snapshot import UnitSnapshot
 from swarm.training.state_download import Wanted, download, trained_form
+from swarm.training.state_server import TakeState
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +51,21 @@ class Keeper:
         version: int,
         chains: Mapping[TrainedUnit, bytes] | None,
         sources: Mapping[TrainedUnit, Sequence[PeerRecord]],
+        own: Mapping[TrainedUnit, TakeState] = MappingProxyType({}),
         best: int | None = None,
     ) -> Path:
         """Download every unit at this version, write the checkpoint, publish it; one at a time.
 
         chains: of every unit, as the commit made them; None: not known here, so what the sources say is taken. sources: who may have each
-        unit. best: a version whose checkpoint is kept beside the newest ones. NoRouteError: a unit cannot be had; DiskFullError,
+        unit. own: units of a stage in this process, and what gives them: they are not downloaded if they are of this version. best:
+        a version whose checkpoint is kept beside the newest ones. NoRouteError: a unit cannot be had; DiskFullError,
         CheckpointError: it cannot be written. Older checkpoints stay good then, and nothing is left of this one.
         """
-        lacking = [unit for unit in self._model.units if (chains is not None and unit not in chains) or not sources.get(unit)]
+        lacking = [
+            unit
+            for unit in self._model.units
+            if (chains is not None and unit not in chains) or not (unit in own or sources.get(unit))
+        ]
         if lacking:
             raise NoRouteError(
                 f"no peer is known that has the state of {lacking[0]} at version {version}: {len(lacking)} units lack one"
@@ -67,10 +75,11 @@ class Keeper:
             try:
                 wanted = await asyncio.to_thread(
                     lambda: [
-                        self._wanted(writer, unit, None if chains is None else chains[unit], sources[unit])
+                        self._wanted(writer, unit, None if chains is None else chains[unit], sources.get(unit, ()))
                         for unit in self._model.units
                     ]
                 )
+                wanted = [one for one in wanted if one.unit not in own or not await _add(writer, one, own[one.unit])]
                 async with aclosing(download(self._pool, self._model.run, wanted, at_once=AT_ONCE)) as snapshots:
                     async for snapshot in snapshots:
                         await asyncio.to_thread(writer.add, snapshot)
@@ -98,3 +107,17 @@ class Keeper:
         except CheckpointError:
             self._newest = None  # it may have been removed meanwhile; look again at the next question
             raise
+
+
+async def _add(writer: CheckpointWriter, wanted: Wanted, take: TakeState) -> bool:
+    """Write a unit of this process, by the checks of a download; False if it is not that state."""
+    try:
+        snapshot = await take(wanted.unit, wanted.version)
+        wanted.check(snapshot.form)
+    except (VersionMismatchError, SpanNotServedError, BadRequestError) as error:
+        log.info("state of %s from here: %s", wanted.unit, error)
+        return False
+    is_good = wanted.chain in (None, snapshot.chain) and not await asyncio.to_thread(snapshot.first_odd)
+    if is_good:
+        await asyncio.to_thread(writer.add, snapshot)
+    return is_good

@@ -81,3 +81,10 @@ async def test_the_directory_is_not_read_at_every_look(stage: tuple[OneStage, Me
     await members.look()
     await members.look()
     assert one.num_read == 4, "at once if a stage has gone: it may be back at another address"
+
+
+async def test_a_peer_does_not_call_itself(stage: tuple[OneStage, Members]) -> None:
+    one, others = stage
+    (known,) = await others.look()
+    members = Members(RUN, one, others.pool, me=known.peer)
+    assert not await members.look() and not await members.look_at_all()

@@ -91,6 +91,24 @@ async def test_a_lie_or_a_lost_unit_leaves_no_checkpoint_and_the_older_one_good(
         assert (await keeper.take(Ends(), None)).version == 40, "the next source was asked"
 
 
+async def test_units_of_this_process_are_not_downloaded_unless_they_are_of_another_state(run: Run, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    here = {unit: Stage(run.snapshot(unit, 40)) for unit in (Blocks(0, 1), Ends())}
+    own = {unit: stage.kept.take for unit, stage in here.items()}
+    async with givers() as swarm:
+        sources = {unit: () if unit in own else found for unit, found in (await stages(swarm, run, 40, kept=40)).items()}
+        keeper = Keeper(folder, run.model, swarm.pool)
+        await keeper.keep(40, run.chains, sources, own)
+        assert [(await keeper.take(unit, 40)).digest for unit in own] == [run.snapshot(unit, 40).digest for unit in own]
+        with pytest.raises(
+            NoRouteError, match=r"no peer gave the state of decoder/0:1 at version 40: no peer is known to have it"
+        ):
+            await keeper.keep(40, {**run.chains, Blocks(0, 1): bytes(32)}, sources, own)
+        with pytest.raises(NoRouteError, match="at version 43: no peer is known"):
+            await keeper.keep(43, run.chains, sources, own)
+    assert names(tmp_path) == ["checkpoint-40"]
+
+
 async def test_moments_of_a_form_that_the_model_does_not_have_are_refused(run: Run, tmp_path: Path) -> None:
     honest = run.snapshot(Ends(), 40)
     odd = UnitSnapshot.of(
