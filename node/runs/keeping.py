@@ -203,7 +203,7 @@ class Keeping:
     def _versions_here(self) -> Mapping[Unit, int]:
         return {} if self.stage is None else self.stage.versions()
 
-    def _here(self, version: int) -> dict[TrainedUnit, TakeState]:
+    def _here(self, version: int) -> dict[Unit, TakeState]:
         """The units that the stage of this process has had at this version."""
         own = self._versions_here()
         return {unit: self.stage.take for unit in self._units if self.stage is not None and own.get(unit, -1) >= version}

@@ -51,7 +51,7 @@ class Keeper:
         version: int,
         chains: Mapping[TrainedUnit, bytes] | None,
         sources: Mapping[TrainedUnit, Sequence[PeerRecord]],
-        own: Mapping[TrainedUnit, TakeState] = MappingProxyType({}),
+        own: Mapping[Unit, TakeState] = MappingProxyType({}),
         best: int | None = None,
     ) -> Path:
         """Download every unit at this version, write the checkpoint, publish it; one at a time.
