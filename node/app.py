@@ -127,11 +127,12 @@ async def _stay(peer: Peer, places: Sequence[Place], training: NodeRun | None, o
 def _invite(config: NodeConfig, models: Sequence[ModelId], peer: Peer, on_event: OnEvent) -> None:
     """The line that the next volunteer types, who needs no file of the model, for each; and the word that scripts wait for."""
     for model in models:
+        what = [model.name] if config.run is None else ["--run", model.name]
         if config.entry.key is None:
-            line = NodeCommand(swarm=config.swarm, peer=peer.multiaddrs[0]).text(model.name)
+            line = NodeCommand(swarm=config.swarm, peer=peer.multiaddrs[0]).text(*what)
         else:  # an invitation holds the key, and these lines are kept in logs
             command = invite_command(config.swarm, config.data_dir)
-            line = f"{command} prints an invitation to this private swarm; with it: swarm node {model.name} --join INVITATION"
+            line = f"{command} prints an invitation to this private swarm; with it: swarm node {' '.join(what)} --join INVITATION"
         on_event(Event("invite", line))
     on_event(Event("ready"))
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from node.cli.train_display import open_display
 from node.config import Serve
 from node.events import Event
 from node.logs import Repetitions
+from node.training.report.amounts import size
 from protocols.errors import ConfigError
+from protocols.words import counted
 from swarm import descriptors
 
 if TYPE_CHECKING:
@@ -56,8 +58,23 @@ def _describe(run_file: RunFile) -> None:
     from node.training.spec.description import describe, lines
     from node.training.spec.model_plan import plan_model
 
-    for line in lines(describe(run_file, plan_model(run_file))):
+    for line in (*lines(describe(run_file, plan_model(run_file))), *_data_lines(run_file)):
         print(line)
+
+
+def _data_lines(run_file: RunFile) -> Iterator[str]:
+    """Which files are on this machine."""
+    from node.training.data.sources import files_of
+
+    for name in ("train", "validation"):
+        for number, source in enumerate(getattr(run_file.data, name)):
+            where = f"data.{name}[{number}]"
+            try:
+                files = files_of(source, Path("/"), where)
+            except ConfigError as error:
+                yield f"{error}; a trainer needs it, a node does not"
+            else:
+                yield f"{where}: {counted(len(files), 'file')} of {size(sum(file.size() for file in files))} here"
 
 
 def _train(run_file: RunFile, flags: Training) -> None:

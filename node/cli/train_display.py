@@ -25,7 +25,7 @@ from node.cli.console import Lines
 from node.events import Event
 from node.training.metrics import EvaluationRow, Row, VersionRow
 from node.training.report.amounts import duration, size
-from protocols.words import one_line
+from protocols.words import counted, one_line
 
 LINE_S = 1.0
 """Seconds between two lines of versions for a script."""
@@ -217,7 +217,7 @@ def version_line(row: VersionRow) -> str:
     redone = f", {row.redone} redone" if row.redone else ""
     return (
         f"{row.version}: loss {row.loss:.4f}, lr {row.lr:.2e}, grad {row.grad_norm:.3f}, {row.tokens_per_s:,.0f} tokens/s, "
-        f"{row.peers} stages, {size(row.bytes_sent)} sent{redone}"
+        f"{counted(row.peers, 'stage')}, {size(row.bytes_sent)} sent{redone}"
     )
 
 

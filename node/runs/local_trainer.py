@@ -43,7 +43,7 @@ def train_locally(
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
-            on_event(Event("read", f"{what}: {total} done"))
+            on_event(Event("read", f"{total:,} {what}"))
 
     data = read_data(file, data_dir, tell, is_needed=True)
     run = begin(data, data_dir, folder)

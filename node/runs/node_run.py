@@ -142,7 +142,7 @@ class NodeRun:
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if done == total:
-            self._on_event(Event("training", f"{what}: {total} done"))
+            self._on_event(Event("training", f"{total:,} {what}"))
 
 
 def is_file(run: str) -> bool:

@@ -90,10 +90,13 @@ class RunData:
 def read_data(file: RunFile, data_dir: Path, progress: Progress, *, is_needed: bool) -> RunData:
     """Plan the model and open the training data. Blocks. is_needed: False = a machine without the files gets `train` of None."""
     plan = plan_model(file)
+    spec_of(file, num_parameters=plan.num_parameters)  # what the run file has wrong is said before its text is read
     tokenizer = tokenizer_folder(file, plan.vocabulary, data_dir / "tokenizers")
     settings = TokenSettings(tokenizer=tokenizer, vocab_size=plan.vocabulary, cache=data_dir / "tokens")
     try:
-        train = open_tokens(file.data.train, Path("/"), settings, progress=lambda done, total: progress("tokens", done, total))
+        train = open_tokens(
+            file.data.train, Path("/"), settings, progress=lambda done, total: progress("bytes of text", done, total)
+        )
     except ConfigError:
         if is_needed:
             raise
@@ -107,7 +110,11 @@ def open_validation(data: RunData, data_dir: Path, progress: Progress) -> TokenD
         return None
     settings = TokenSettings(tokenizer=data.tokenizer, vocab_size=data.plan.vocabulary, cache=data_dir / "tokens")
     return open_tokens(
-        data.file.data.validation, Path("/"), settings, "data.validation", lambda done, total: progress("tokens", done, total)
+        data.file.data.validation,
+        Path("/"),
+        settings,
+        "data.validation",
+        lambda done, total: progress("bytes of text", done, total),
     )
 
 
@@ -145,7 +152,7 @@ class RunOpener:
             run.close()
             raise ModelMismatchError(
                 f"a run called {data.file.name} is under way with another spec: {what}; give yours another name, or take part in that one: "
-                f"--run {data.file.name}"
+                f"swarm node --run {data.file.name}"
             )
         return run
 
@@ -180,7 +187,9 @@ class RunOpener:
 
     def _begin_drawn(self, data: RunData) -> OpenRun:
         config: Any = config_from_json(data.plan.raw_config, "model.config")
-        manifest = manifest_of_run(config, data.spec, data.tokenizer, lambda done, total: self._progress("weights", done, total))
+        manifest = manifest_of_run(
+            config, data.spec, data.tokenizer, lambda done, total: self._progress("units of version 0", done, total)
+        )
         model = ModelId(data.file.name, manifest.digest)
         cache = ModelCache(self._root, model, manifest)
         for entry in manifest.files:

@@ -83,7 +83,7 @@ async def run_trainer(
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
-            on_event(Event("read", f"{what}: {total} done"))
+            on_event(Event("read", f"{total:,} {what}"))
 
     data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
     handlers = {**uploader.handlers(), **desk.handlers(), **keepers.handlers()}

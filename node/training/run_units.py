@@ -51,8 +51,8 @@ class RunUnits:
         on_behind: Callable[[], None] = lambda: None,
     ) -> None:
         """num_blocks: of the whole model. Told in the event loop: on_kept, a copy of each unit right after the step to a version that
-        `keeps` wants; on_step, the new version after each step; on_behind, that the state must be fetched, since other replicas have a
-        later version, or another history that more of them share."""
+        `keeps` wants; on_step, the new version of a group's units after each step; on_behind, that the state must be fetched, since other
+        replicas have a later version, or another history that more of them share."""
         self.run, self.spec, self.stage, self.device = run, spec, stage, device
         self.stepper = Stepper(spec, num_blocks + 1)
         self.states: dict[Unit, UnitState] = {unit: UnitState(unit, stage.parameters(unit)) for unit in stage.units}
@@ -139,7 +139,7 @@ class RunUnits:
         trace.mark_gradient("stepped", group.version, trace.VERSION)
         for snapshot in kept:
             self._on_kept(snapshot)
-        self._on_step(self.version)
+        self._on_step(group.version + 1)
 
     def reopen(self, group: Group, how: Reopening) -> None:
         """As `Replica.reopen`."""

@@ -87,7 +87,7 @@ class Coordinator:
             at = where(stages := await self._members.look())
             if at.version is None:
                 has_some = f"every stage of {self._spec.name} fetches its state; waiting for one that has it"
-                has_none = f"no stage of {self._spec.name} answers; waiting for one: swarm node --run"
+                has_none = f"no stage of {self._spec.name} answers; waiting for one: swarm node --run {self._spec.name}"
                 self._on_wait(has_some if stages else has_none)
                 await asyncio.sleep(CLOSE_AGAIN_S)
                 continue

@@ -182,7 +182,7 @@ class Pipeline:
         return str(
             NoRouteError(
                 f"no stage of {self._spec.name} takes micro-batches of version {version} for block {blocks[0] if blocks else 0} "
-                f"({len(blocks)} of {self._num_blocks} blocks are missing); waiting for one to join"
+                f"({len(blocks)} of {self._num_blocks} blocks are missing); waiting for one: swarm node --run {self._spec.name}"
             )
         )
 

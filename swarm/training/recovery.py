@@ -59,7 +59,8 @@ class Recovery:
             holders = await self._members.look_at_all()
             match await self._judge(holders):
                 case None:
-                    self._on_wait(f"no stage of {self._members.run.name} answers; waiting for one: swarm node --run")
+                    name = self._members.run.name
+                    self._on_wait(f"no stage of {name} answers; waiting for one: swarm node --run {name}")
                 case Going():
                     self._lost_since_s = None
                     return

@@ -107,7 +107,7 @@ class _Reader:
         with Writer(place, self._encoder.vocabulary.byte_lengths, self._encoder.pad_id) as writer:
             for items in self._encoder.encode(documents.read_all(listed, source)):
                 writer.append(items)
-                self.progress(done + items.done_bytes, self._total)
+                self.progress(min(done + items.done_bytes, self._total - 1), self._total)  # all is done once it is published
             if not writer.num_tokens:
                 raise bad(name, f"has only empty documents ({len(listed)} files)", "text", "check `field`, or name other files")
             for file, stamp in zip(listed, before, strict=True):

@@ -99,7 +99,8 @@ def _evaluations(history: History) -> str:
     lines = []
     for row in reversed(history.evaluations):
         samples = "<br>".join(
-            f"{html.escape(str(prompt))}<i>{html.escape(str(said))}</i>" for prompt, said in row.get("samples", {}).items()
+            f"{html.escape(str(prompt))}<i>{html.escape(str(said).rstrip() or ' (white space)')}</i>"
+            for prompt, said in row.get("samples", {}).items()
         )
         numbers = "".join(f'<td class="number">{_number(row.get(key))}</td>' for key in ("loss", "perplexity", "bits_per_byte"))
         lines.append(f'<tr><td class="number">{row["evaluation"]}</td>{numbers}<td class="sample">{samples}</td></tr>\n')

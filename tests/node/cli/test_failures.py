@@ -16,6 +16,7 @@ from node.cli.app import main
 from node.cli.failures import describe, first_cause
 from protocols.errors import CacheFullError, ConfigError, NoRouteError, SwarmError
 from swarm.checkpoints.resolve import resolve
+from tests.node.training.spec.files import write_run
 
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooW" + "A" * 44
 BAD = {
@@ -54,6 +55,24 @@ def test_a_typing_error_is_one_line_with_what_got_and_next(
     assert said.out == ""
     assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err
     assert all(word in said.err for word in words), said.err
+
+
+def test_a_run_file_that_contradicts_itself_is_refused_before_its_text_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = write_run(tmp_path)  # without its text
+    with pytest.raises(SystemExit) as exited:
+        main(["train", str(file), "--local", "--training.steps", "3", "--out", str(tmp_path), "--data-dir", str(tmp_path)])
+    assert exited.value.code == 2 and "'schedule.warmup_steps' must be at most the 3 steps" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_which_data_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    (tmp_path / "held-out.txt").write_text("A list is")
+    main(["train", str(file), "--dry-run"])
+    missing, here = capsys.readouterr().out.splitlines()[-2:]
+    assert missing.startswith("data.train[0]: no file matches") and missing.endswith("a trainer needs it, a node does not")
+    assert here == "data.validation[0]: 1 file of 9 B here"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,8 @@ class RunNode:
         self.device, self.pool = Device(), ChannelPool(self.identity)
         self.runs = RunsHere(TrainingServicer(self.device), _at_once)
         self.units = RunUnits(
-            run, spec, stage, num_blocks, self.device, on_behind=lambda: self.taking_part.fall_behind()
+            run, spec, stage, num_blocks, self.device, on_step=lambda version: self.trained.contribution.stepped(version),
+            on_behind=lambda: self.taking_part.fall_behind(),
         )  # fmt: skip
         self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, spec=spec)
         self.taking_part = TakingPart(

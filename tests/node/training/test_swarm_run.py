@@ -30,6 +30,9 @@ async def test_a_swarm_has_the_losses_of_one_process(spans: tuple[tuple[int, int
         print(len(spans), "stages,", optimizer, "losses differ by", difference)
         assert difference < 1e-4 and expected[-1] < 0.9 * expected[0]
         await check_equal(nodes)
+        assert {node.trained.contribution.num_versions for node in nodes} == {STEPS}, (
+            "a stage of two groups counts a version once"
+        )
 
 
 async def check_equal(nodes: list[RunNode]) -> None:
