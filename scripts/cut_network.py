@@ -145,7 +145,10 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(f"{time.monotonic() - healed_s:5.1f} s: {versions_of(seen[-1])}", file=sys.stderr)
         one_s = time.monotonic() - healed_s
         after = [seen[-1]]
-        while time.monotonic() < healed_s + one_s + options.after_s:
+        ends_s = healed_s + one_s + options.after_s
+        while time.monotonic() < ends_s or (
+            not is_one(after[-1]) and time.monotonic() < ends_s + READY_S
+        ):  # a look takes its time
             after.append(states(bridge, first[0], peers[first]))
         for process in swarm.up:
             process.hear()

@@ -75,8 +75,8 @@ def _checkpoint(folder: Path) -> Path:
         return max(found)[1]
     if (folder / metrics.FILE).exists():
         raise ConfigError(
-            f"the run in {folder} has no checkpoint: expected checkpoint-N, which `swarm train` (but for --local) and `swarm node --keep` write "
-            "every checkpoint.every_steps versions"
+            f"the run in {folder} has no checkpoint: expected checkpoint-N, which `swarm train` (not --local) and `swarm node --keep` "
+            "write every checkpoint.every_steps versions"
         )
     return folder
 
