@@ -112,7 +112,9 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "result": _row(MAX_HOPS * 118 + MAX_RUN_UNITS * (_PART + 1) + 192, MAX_HOPS * 16 + MAX_RUN_UNITS + 24, MAX_HOPS * 4 + 6, 1),
     "pass_failed": _row((2_000 + 64) * _LETTER + 64, 12),
     "run_status?": _row(MAX_MODEL_TEXT * _LETTER + 64, 8),
-    "run_status": _row(MAX_RUN_UNITS * (2 * _BLOCKS + 9 + 68 + 18 + 2) + 256, MAX_RUN_UNITS * 8 + 44, 2 * MAX_RUN_UNITS + 7, 1),
+    "run_status": _row(
+        MAX_RUN_UNITS * (4 * _BLOCKS + 9 + 136 + 18 + 4) + 400, MAX_RUN_UNITS * 14 + 64, 4 * MAX_RUN_UNITS + 13, 1
+    ),
     "publish": _row(
         MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + MAX_MODEL_TEXT * _LETTER + 64, MAX_RUN_UNITS * 3 + 12, MAX_RUN_UNITS + 2
     ),
@@ -121,6 +123,8 @@ BY_KIND: Final[dict[str, Bounds]] = {
         MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + MAX_MODEL_TEXT * _LETTER + 64, MAX_RUN_UNITS * 3 + 14, MAX_RUN_UNITS + 3
     ),
     "restored": _row(64, 8),
+    "hold": _row(MAX_RUN_UNITS * (_BLOCKS + 34 + 1) + MAX_MODEL_TEXT * _LETTER + 80, MAX_RUN_UNITS * 3 + 16, MAX_RUN_UNITS + 3),
+    "holding": _row(64, 8),
     "lease?": _row(MAX_MODEL_TEXT * _LETTER + 256 * 27 + 64 * 3 + 96, 256 * 5 + 64 + 16, 256 + 4),
     "lease": _row(_PEER + 64 * 3 + 8 * 70 + 96, 64 + 8 * 10 + 20, 8 + 4),
     # averaging

@@ -8,6 +8,7 @@ is told to, and finds that no stage has a later version of some unit (`node/runs
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,11 @@ class Kept:
     """At least 1."""
     chains: Mapping[Unit, bytes]
     """Of every elementary unit at that version: 32 bytes each, which tell apart two histories of equal length."""
+
+    @property
+    def chain(self) -> bytes:
+        """Of the whole version."""
+        return chain_of(self.chains)
 
     def pack(self) -> list[object]:
         return [self.version, pack_chains(self.chains)]
@@ -69,6 +75,14 @@ class Restored:
     @classmethod
     def parse(cls, data: bytes) -> Restored:
         return cls(version=fields.integer(frame.decode_kind(data, "restored").header, "version", 1, MAX_VERSION))
+
+
+def chain_of(chains: Mapping[Unit, bytes]) -> bytes:
+    """The chain of a version of the whole model: SHA-256 over its units' texts and chains, sorted."""
+    found = hashlib.sha256()
+    for unit, chain in sorted(chains.items()):
+        found.update(f"{unit} ".encode() + chain)
+    return found.digest()
 
 
 def pack_chains(chains: Mapping[Unit, bytes]) -> list[object]:

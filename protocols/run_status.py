@@ -15,6 +15,7 @@ from protocols import fields, frame
 from protocols.defaults import MAX_RUN_UNITS
 from protocols.errors import BadRequestError
 from protocols.groups import GROUP_ID_BYTES
+from protocols.held import Held, parse_held
 from protocols.ids import ModelId
 from protocols.kept import Kept, pack_chains, parse_chain, parse_chains, parse_elementary
 from protocols.masks import split_masks
@@ -77,12 +78,18 @@ class RunStatus:
     """Published versions on which sessions may run here, the newest last."""
     kept: Kept | None = None
     """The newest checkpoint that this peer keeps: it gives the state of all units at that version."""
+    held: tuple[Held, ...] = ()
+    """What it has in memory of versions that the stages hold together: it gives these units at these versions."""
+    has_room: bool = False
+    """It has memory for copies of units that it does not train."""
 
     def encode(self) -> bytes:
         header = {"t": "run_status", "batch": self.num_micro_batches,
                   "units": [[str(one.unit), one.version, one.chain, one.agreed] for one in self.units], "queue": self.queue,
                   "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up, "paused": self.is_paused,
-                  "served": list(self.served), **({} if self.kept is None else {"kept": self.kept.pack()})}  # fmt: skip
+                  "served": list(self.served), **({"room": True} if self.has_room else {}),
+                  **({} if self.kept is None else {"kept": self.kept.pack()}),
+                  **({"held": [one.pack() for one in self.held]} if self.held else {})}  # fmt: skip
         size, masks = -(-self.num_micro_batches // 8), (one.ledger[part] for one in self.units for part in parts_of(one.unit))
         return frame.encode(header, [b"".join(mask.to_bytes(size, "little") for mask in masks)])
 
@@ -104,6 +111,8 @@ class RunStatus:
             is_paused=fields.flag(header, "paused"),
             served=fields.integers(header, "served", MAX_SERVED, 0, MAX_VERSION),
             kept=None if header.get("kept") is None else Kept.parse(header["kept"]),
+            held=parse_held(header, "held"),
+            has_room=fields.flag(header, "room") if "room" in header else False,
         )
 
 

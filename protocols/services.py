@@ -50,6 +50,7 @@ TRAIN = Method(
 RUN_STATUS = Method(name="run_status")  # run_status.StatusRequest -> run_status.RunStatus
 PUBLISH = Method(name="publish")  # run_status.Publish -> run_status.Published
 RESTORE = Method(name="restore", timeout_s=30.0)  # kept.Restore -> kept.Restored
+HOLD = Method(name="hold", timeout_s=30.0)  # held.Hold -> held.Holding
 LEASE = Method(name="lease")  # leases.LeaseRequest -> leases.LeaseAnswer
 STATE = Method(
     name="state", streaming=True, is_idempotent=False, timeout_s=None
@@ -68,6 +69,6 @@ APPLY = Method(name="apply", timeout_s=600.0)  # averaging.Apply -> averaging.Ap
 
 ALL = (
     *(HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS),
-    *(TRAIN, RUN_STATUS, PUBLISH, LEASE, RESTORE, STATE),
+    *(TRAIN, RUN_STATUS, PUBLISH, LEASE, RESTORE, HOLD, STATE),
     *(CLOSE, CARD, PREPARE, SLICE, DECIDE, DECISION, APPLY),
 )

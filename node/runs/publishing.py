@@ -9,7 +9,6 @@ with.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from node.hosting.replacing import Replacer
 from node.training.run_units import RunUnits
 from protocols.errors import BadRequestError, SwarmError, VersionMismatchError
+from protocols.kept import chain_of
 from protocols.run_status import Publish
 from protocols.units import Blocks, Ends, Unit
 from protocols.weights_id import Weights
@@ -25,14 +25,6 @@ from swarm.tasks import Tasks
 from swarm.training.snapshot import PARAMETER, UnitSnapshot
 
 log = logging.getLogger(__name__)
-
-
-def chain_of(chains: Mapping[Unit, bytes]) -> bytes:
-    """The chain of a version of the whole model: SHA-256 over its units' texts and chains, sorted."""
-    found = hashlib.sha256()
-    for unit, chain in sorted(chains.items()):
-        found.update(f"{unit} ".encode() + chain)
-    return found.digest()
 
 
 class Publishing:

@@ -20,6 +20,7 @@ from protocols import (
     directory,
     entries,
     groups,
+    held,
     hello,
     inference,
     kept,
@@ -129,6 +130,7 @@ LEDGER = cards.Ledger(
 CARD = cards.Card(group=GROUP.digest(), peer=ALICE.peer_id, ledger=LEDGER).signed(ALICE.sign)
 
 KEPT = kept.Kept(version=7, chains={Blocks(3, 4): bytes(range(32)), Ends(): bytes(32)})
+HELD = held.Held(version=7, whole=KEPT.chain, chains={Blocks(3, 4): bytes(range(32))}, is_done=False)
 
 SAMPLES: dict[str, Any] = {
     "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
@@ -194,6 +196,9 @@ SAMPLES: dict[str, Any] = {
         ),
         queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, is_paused=True, served=(0, 5), kept=KEPT,
     ),
+    "run_status with copies": run_status.RunStatus(num_micro_batches=12, held=(HELD,), has_room=True),
+    "hold": held.Hold(run=MODEL, kept=KEPT, whole=5),
+    "holding": held.Holding(version=7),
     "restore": kept.Restore(run=MODEL, kept=KEPT),
     "restored": kept.Restored(version=7),
     "publish": run_status.Publish(run=MODEL, version=7, chains={Blocks(0, 1): bytes(range(32)), Ends(): bytes(32)}),
@@ -242,6 +247,9 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "run_status": run_status.RunStatus.parse,
     "publish": run_status.Publish.parse,
     "published": run_status.Published.parse,
+    "run_status with copies": run_status.RunStatus.parse,
+    "hold": held.Hold.parse,
+    "holding": held.Holding.parse,
     "restore": kept.Restore.parse,
     "restored": kept.Restored.parse,
     "lease?": leases.LeaseRequest.parse,
@@ -613,6 +621,9 @@ _kept = st.builds(
 )
 
 
+_held = st.builds(held.Held, version=_versions, whole=_hashes, chains=_kept.map(lambda one: one.chains), is_done=st.booleans())
+
+
 @st.composite
 def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
     num = draw(st.integers(1, 40))
@@ -627,6 +638,7 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
         num_micro_batches=num, units=tuple(units), queue=draw(st.integers(0, 9)), forward_ms=draw(_ms), backward_ms=draw(_ms),
         is_catching_up=draw(st.booleans()), is_paused=draw(st.booleans()),
         served=tuple(draw(st.lists(_versions, max_size=3))), kept=draw(st.none() | _kept),
+        held=tuple(draw(st.lists(_held, max_size=held.MAX_HELD))), has_room=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -789,6 +801,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "published": st.builds(run_status.Published, version=st.integers(0, MAX_VERSION)),
     "restore": st.builds(kept.Restore, run=models, kept=_kept),
+    "hold": st.builds(held.Hold, run=models, kept=_kept, whole=st.integers(0, MAX_VERSION)),
+    "holding": st.builds(held.Holding, version=_versions),
     "restored": st.builds(kept.Restored, version=_versions),
     "lease?": st.builds(
         leases.LeaseRequest,

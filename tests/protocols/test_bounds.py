@@ -20,6 +20,7 @@ from protocols import (
     entries,
     frame,
     groups,
+    held,
     hello,
     inference,
     kept,
@@ -112,6 +113,7 @@ def statuses() -> tuple[run_status.UnitStatus, ...]:
 
 
 KEPT = kept.Kept(version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32)))
+HELD = held.Held(version=MAX_VERSION, whole=bytes(32), chains=KEPT.chains)
 GROUP_ID = groups.GroupId(bytes(16))
 
 
@@ -231,10 +233,12 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "run_status?": lambda: run_status.StatusRequest(run=MODEL),
     "run_status": lambda: run_status.RunStatus(
         num_micro_batches=4_096, units=statuses(), queue=1 << 20, forward_ms=1e9, backward_ms=1e9, served=(MAX_VERSION,) * 8,
-        kept=KEPT,
+        kept=KEPT, held=(HELD,) * held.MAX_HELD, has_room=True,
     ),
     "restore": lambda: kept.Restore(run=MODEL, kept=KEPT),
     "restored": lambda: kept.Restored(version=MAX_VERSION),
+    "hold": lambda: held.Hold(run=MODEL, kept=KEPT, whole=MAX_VERSION),
+    "holding": lambda: held.Holding(version=MAX_VERSION),
     "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
     "published": lambda: run_status.Published(version=MAX_VERSION),
     "lease?": lambda: leases.LeaseRequest(

@@ -65,6 +65,11 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "a checkpoint of version 0": ("restore", {"kept": [0, []]}),
     "no checkpoint": ("restore", {"kept": None}),
     "a checkpoint without chains": ("run_status", {"kept": [7]}),
+    "three held versions": ("run_status", {"held": [[7, bytes(32), True, []]] * 3}),
+    "a held version without its chain": ("run_status", {"held": [[7, b"", True, []]]}),
+    "a held version without units": ("run_status", {"held": [[7, bytes(32), True]]}),
+    "a held version 0": ("run_status", {"held": [[0, bytes(32), True, []]]}),
+    "a version to hold without chains": ("hold", {"kept": [7]}),
 }
 
 
