@@ -1,15 +1,14 @@
 """Has the stages of a run hold a version in memory now and then.
 
-After a step, and before the next one is begun, all stages are at one version; so the trainer that closes the versions tells them to hold it.
-Copying goes on while the run does. The next version follows when every stage is done, no sooner than HOLD_EVERY_S, and so late that at most
-a fifth of the time is spent on copying: on a slow line the copies are older, but whole.
+After a step, and before the next one is begun, all stages are at one version, so the trainer that closes the versions tells them to hold
+it. Copying goes on while the run does. The next version follows when every stage is done, no sooner than HOLD_EVERY_S, and so late that at
+most a fifth of the time is spent on copying: on a slow line the copies are older, but whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 
 from protocols import services
 from protocols.errors import SwarmError
@@ -67,10 +66,9 @@ class Copier:
 
     async def _tell(self, hold: Hold) -> None:
         message = hold.encode()
-        told: Iterable[asyncio.Task[None]] = [
-            self._tasks.keep(self._call(stage.record, hold.kept.version, message), "hold") for stage in self._members.stages
-        ]
-        await asyncio.wait(told, timeout=ANSWER_S)
+        told = [self._tasks.keep(self._call(stage.record, hold.kept.version, message), "hold") for stage in self._members.stages]
+        if told:
+            await asyncio.wait(told, timeout=ANSWER_S)
 
     async def _call(self, record: PeerRecord, version: int, message: bytes) -> None:
         try:

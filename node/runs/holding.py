@@ -1,8 +1,8 @@
 """Holds versions of a run in a stage's memory, for itself and for others.
 
-When the coordinating trainer says so (`protocols/held.py`), a stage takes copies of its own units, before they step again, and fetches copies
-of those that it is the buddy of (`swarm/training/buddies.py`) in the background. So if all replicas of a unit die at once, its newest copy
-is at another stage, and the run goes back by some versions at most.
+When the coordinating trainer says so (`protocols/held.py`), a stage copies its own units before they step again, and fetches copies of
+those whose buddy it is (`swarm/training/buddies.py`) in the background. So if all replicas of a unit die at once, another stage has a copy,
+and the run goes back by some versions at most.
 
 Memory: the state of the own units once, and of others' at most as much; twice that while the next version is copied. A stage that has not
 so much free memory, with a half of it to spare, holds less, or nothing.
@@ -154,7 +154,7 @@ class Holding:
         if self._forms is None:
             self._forms = await asyncio.to_thread(self._make_forms)
         holders = await self._members.look_at_all()
-        mine = self._mine(holders)
+        mine = [unit for unit in self._mine(holders) if unit in one.kept.chains]
         for _ in range(TRIES):
             left = [unit for unit in mine if unit not in one.snapshots]
             try:

@@ -28,10 +28,13 @@ from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
 from node.training.servicer import TrainingServicer
 from node.training.spec.reading import read
+from protocols.state import Form
+from protocols.units import Blocks, Ends, Unit
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer
 from swarm.rpc.call import Handlers
 from swarm.training.members import Members
+from swarm.training.unit_forms import parameter_form
 from swarm.weights.naming import Naming
 from swarm.weights.uploader import Uploader
 
@@ -95,7 +98,7 @@ class NodeRun:
         )
         keeping = None if self._config.keep is None else await self._keep(self._config.keep / run.model.name, run, peer)
         settings = RunSettings(
-            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, recompute=self._recompute,
+            run=run.model, spec=run.spec, num_blocks=run.checkpoint.num_blocks, forms=lambda: forms_of(run), recompute=self._recompute,
             compute=self._compute, keeping=keeping,
         )  # fmt: skip
         self._part = await RunPart.open(settings, host, replacer, peer, self._device, self._runs, self._on_event)
@@ -143,6 +146,12 @@ class NodeRun:
     def _tell(self, what: str, done: int, total: int) -> None:
         if done == total:
             self._on_event(Event("training", f"{total:,} {what}"))
+
+
+def forms_of(run: OpenRun) -> dict[Unit, Form]:
+    """Of the parameters of all units of a run."""
+    config, blocks = run.checkpoint.config, [Blocks(number, number + 1) for number in range(run.checkpoint.num_blocks)]
+    return {**{unit: parameter_form(config, unit) for unit in blocks}, Ends(): parameter_form(config, Ends())}
 
 
 def is_file(run: str) -> bool:

@@ -2,8 +2,8 @@
 
     await restoring.restore(kept)       checked, and begun
 
-Forward that is what `TakingPart` does by itself, only sooner. Backward it is done if a keeper has that checkpoint, with the same chains,
-and if the stages, as seen from here, cannot go on from where they are (`swarm/training/run_version.py`).
+Forward that is what `TakingPart` does by itself, only sooner. Backward it is done if a keeper, or the stages together, have that version
+with the same chains, and if the stages, as seen from here, cannot go on from where they are (`swarm/training/run_version.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from node.runs.taking_part import TakingPart
 from protocols.errors import BadRequestError, NotAgreedError, SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.kept import Kept
-from protocols.records import PeerRecord
 from swarm.tasks import Tasks
 from swarm.training.members import Holder
 from swarm.training.run_version import Going, Lost, judge
@@ -33,7 +32,7 @@ class Restoring:
     async def restore(self, kept: Kept, caller: PeerId) -> int:
         """Go to this checkpoint's version in the background. A second call for the same one changes nothing.
 
-        BadRequestError: it lacks units of ours. NotAgreedError: no keeper is found that has it, or the run can go on as it is.
+        BadRequestError: it lacks units of ours. NotAgreedError: no peers are found that have it, or the run can go on as it is.
         """
         own = self._part.versions
         if lacking := [unit for unit in own if unit not in kept.chains]:
@@ -41,15 +40,15 @@ class Restoring:
         if set(own.values()) == {kept.version} or self._under_way == kept:
             return kept.version
         holders = await self._part.look()
-        has_own = await self._part.own_kept() == kept
-        sources = [holder.record for holder in holders if holder.kept == kept]
-        if not sources and not has_own:
-            raise NotAgreedError(f"no keeper that is known here has a checkpoint of version {kept.version} with these chains")
+        if kept not in await self._part.kept(holders):
+            raise NotAgreedError(
+                f"version {kept.version} with these chains is not known here: no keeper has it, nor the stages together"
+            )
         if max(own.values()) > kept.version:
             self._check_need(kept, holders)
         if self._under_way is None:
             self._under_way = kept
-            self._tasks.keep(self._go(kept, sources, caller), f"restore version {kept.version}")
+            self._tasks.keep(self._go(kept, holders, caller), f"restore version {kept.version}")
         return kept.version
 
     async def stop(self) -> None:
@@ -62,9 +61,9 @@ class Restoring:
         if not (isinstance(verdict, Lost) or verdict == Going(version=kept.version)):
             raise NotAgreedError(f"the stages can go on as they are: nothing goes back to version {kept.version}")
 
-    async def _go(self, kept: Kept, sources: Sequence[PeerRecord], caller: PeerId) -> None:
+    async def _go(self, kept: Kept, holders: Sequence[Holder], caller: PeerId) -> None:
         try:
-            await self._part.go_to(kept, sources, f"trainer {short_peer(caller)}")
+            await self._part.go_to(kept, holders, f"trainer {short_peer(caller)}")
         except SwarmError as error:
             log.warning("version %d cannot be restored: %s", kept.version, error)
         finally:

@@ -16,6 +16,7 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
+from node.runs.holding import Forms, Holding
 from node.runs.keeping import Keeping, StageHere
 from node.runs.leaving import hand_over
 from node.runs.publishing import Publishing
@@ -47,6 +48,8 @@ class RunSettings:
     spec: RunSpec
     num_blocks: int
     """Of the whole model."""
+    forms: Forms
+    """Of the parameters of all units."""
     recompute: Recompute = "auto"
     compute: Compute = "float32"
     keeping: Keeping | None = None
@@ -78,7 +81,11 @@ class RunPart:
         self.publishing = Publishing(self.units, host.served.blocks, replacer)
         members = Members(settings.run, peer.directory, peer.pool, num_blocks=settings.num_blocks, me=peer.peer_id)
         self.keeping = settings.keeping
-        self.taking_part = TakingPart(self.units, self.trained, members, on_event, self._fetched, settings.keeping)
+        self.holding = Holding(self.units, self._kept.take, members, peer.peer_id, settings.forms, on_event)
+        self.trained.held = lambda: (self.holding.held, self.holding.has_room)
+        self.taking_part = TakingPart(
+            self.units, self.trained, members, on_event, self._fetched, settings.keeping, self.holding
+        )  # fmt: skip
         self.restoring = Restoring(self.taking_part)
         self._runs = runs
         self._replacer = replacer
@@ -91,7 +98,7 @@ class RunPart:
         stage = await asyncio.to_thread(_make_stage, settings, host)
         part = cls(settings, stage, host, replacer, peer, device, runs, on_event)
         part.trained.is_catching_up = True
-        runs.open(part.units, part.trained, part._take_state, part.publishing.publish, part.restoring.restore)
+        runs.open(part.units, part.trained, part._take_state, part.publishing.publish, part.restoring.restore, part.holding.hold)
         return part
 
     async def begin(self) -> None:
@@ -131,6 +138,7 @@ class RunPart:
             self._on_event(Event("training", "left within a version: the micro-batches in its sums are computed again by others"))
         self._runs.close(self.run)
         await self.restoring.stop()
+        await self.holding.stop()
         if self.keeping is not None:
             await self.keeping.close()
         await self.publishing.close()
@@ -162,7 +170,9 @@ class RunPart:
         self.trained.kept = kept
 
     async def _take_state(self, unit: Unit, version: int | None) -> UnitSnapshot:
-        """Of the stage, or of the newest checkpoint here."""
+        """Of the stage, of a version that is held in memory, or of the newest checkpoint here."""
+        if (held := self.holding.of(unit, version)) is not None:
+            return held
         kept = None if self.keeping is None else await self.keeping.kept()
         live = self.units.states.get(unit)
         is_kept = kept is not None and (

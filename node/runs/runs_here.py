@@ -12,6 +12,7 @@ from node.training.servicer import TrainingServicer
 from node.training.trained_stage import TrainedStage
 from protocols import services
 from protocols.errors import DrainingError, ModelNotFoundError
+from protocols.held import Hold, Holding
 from protocols.ids import ModelId, PeerId
 from protocols.kept import Kept, Restore, Restored
 from protocols.run_status import Publish, Published
@@ -24,6 +25,9 @@ from swarm.training.state_server import StateServer, TakeState
 
 OnPublish = Callable[[Publish], Awaitable[int]]
 """Serves a version, and returns the newest that is served, or is about to be."""
+
+OnHold = Callable[[Hold], Awaitable[int]]
+"""Holds a version in memory, and returns it."""
 
 OnRestore = Callable[[Kept, PeerId], Awaitable[int]]
 """Begins to take a checkpoint, as this peer asked, and returns its version."""
@@ -48,16 +52,24 @@ class RunsHere:
         self._replicas: dict[ModelId, RunUnits] = {}
         self._publish: dict[ModelId, OnPublish] = {}
         self._restore: dict[ModelId, OnRestore] = {}
+        self._hold: dict[ModelId, OnHold] = {}
 
     def connect(self, peer: Peer) -> None:
         """The peer listens: serve its calls."""
         self._averager = Averager(peer.identity, peer.pool, self._replica, self._on_sent)
 
     def open(
-        self, units: RunUnits, trained: TrainedStage, take_state: TakeState, on_publish: OnPublish, on_restore: OnRestore
+        self,
+        units: RunUnits,
+        trained: TrainedStage,
+        take_state: TakeState,
+        on_publish: OnPublish,
+        on_restore: OnRestore,
+        on_hold: OnHold,
     ) -> None:
         """From now on, this node's part of the run answers."""
         self._replicas[units.run], self._publish[units.run], self._restore[units.run] = units, on_publish, on_restore
+        self._hold[units.run] = on_hold
         self.states.add(units.run, take_state)
         trained.agreed = lambda unit: self._agreed(units.run, unit)
         self.servicer.open(trained)
@@ -69,6 +81,7 @@ class RunsHere:
         self._replicas.pop(run, None)
         self._publish.pop(run, None)
         self._restore.pop(run, None)
+        self._hold.pop(run, None)
 
     def _agreed(self, run: ModelId, unit: Unit) -> bytes:
         found = self._averager.agreement(run, unit) if self._averager is not None else None
@@ -87,8 +100,8 @@ class RunsHere:
     def handlers(self) -> Handlers:
         """By method name, for the peer's server."""
         averaging = {method.name: self._later(method.name) for method in _AVERAGING}
-        own = {services.PUBLISH.name: self._on_publish, services.RESTORE.name: self._on_restore}
-        return {**self.states.handlers(), **averaging, **own}
+        own = {services.PUBLISH: self._on_publish, services.RESTORE: self._on_restore, services.HOLD: self._on_hold}
+        return {**self.states.handlers(), **averaging, **{method.name: handler for method, handler in own.items()}}
 
     def _later(self, name: str) -> Handler:
         """The averager's handler of this name, which there is from `connect` on."""
@@ -110,6 +123,11 @@ class RunsHere:
         restore = Restore.parse(request)
         self._check_here(restore.run)
         return Restored(version=await self._restore[restore.run](restore.kept, call.peer)).encode()
+
+    async def _on_hold(self, request: bytes, call: Call) -> bytes:
+        hold = Hold.parse(request)
+        self._check_here(hold.run)
+        return Holding(version=await self._hold[hold.run](hold)).encode()
 
     def _replica(self, run: ModelId) -> Replica:
         self._check_here(run)

@@ -19,13 +19,14 @@ from typing import Protocol
 
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
+from node.runs.holding import Holding
 from node.training.run_units import RunUnits
 from node.training.trained_stage import TrainedStage
 from protocols.errors import NoRouteError, SwarmError
 from protocols.kept import Kept
 from protocols.records import PeerRecord
 from protocols.units import Unit
-from swarm.training.members import Holder, Members
+from swarm.training.members import Holder, Members, all_kept
 from swarm.training.run_version import reach
 from swarm.training.snapshot import UnitSnapshot
 from swarm.training.state_download import Wanted, download, same_form
@@ -58,10 +59,12 @@ class TakingPart:
         on_event: OnEvent,
         on_fetched: Callable[[Unit], None],
         keeper: OwnKeeper | None = None,
+        holding: Holding | None = None,
     ) -> None:
-        """on_fetched: told of each unit that has become what others have. keeper: None = this process keeps no checkpoints."""
+        """on_fetched: told of each unit that has become what others have. keeper: None = this process keeps no checkpoints. holding: the
+        versions that it holds in memory; None = none."""
         self._units, self._trained, self._members, self._on_event = units, trained, members, on_event
-        self._keeper, self._on_fetched = keeper, on_fetched
+        self._keeper, self._holding, self._on_fetched = keeper, holding, on_fetched
         self._is_behind, self._fetching = asyncio.Event(), asyncio.Lock()
 
     @property
@@ -73,9 +76,9 @@ class TakingPart:
         """What the other peers have."""
         return await self._members.look_at_all()
 
-    async def own_kept(self) -> Kept | None:
-        """The newest checkpoint that this process keeps."""
-        return None if self._keeper is None else await self._keeper.kept()
+    async def kept(self, holders: Sequence[Holder]) -> list[Kept]:
+        """The versions of which all units can be had from these peers and this process."""
+        return all_kept(holders, await self._own_kept(), () if self._holding is None else self._holding.held)
 
     def fall_behind(self) -> None:
         """A group has found that others are ahead: look now."""
@@ -99,30 +102,31 @@ class TakingPart:
     async def _is_level(self) -> bool:
         """Fetch what others have of later versions. Was there nothing? NoRouteError if a state cannot be had from any of them."""
         async with self._fetching:
-            holders, own = await self.look(), await self.own_kept()
-            limit = self._limit(holders, own)
+            holders, own = await self.look(), await self._own_kept()
+            kept = await self.kept(holders)
+            limit = reach([self.versions, *(holder.units for holder in holders)], kept, self._members.units) + 1
             is_restored = await self._restore_own(own, limit)
-            wanted = self._wanted(holders, limit)
+            wanted = self._wanted(holders, kept, limit)
             if wanted:
                 with self._taking_none():
                     await self._fetch(wanted)
             return not wanted and not is_restored
 
-    async def go_to(self, kept: Kept, sources: Sequence[PeerRecord], why: str) -> None:
-        """Take all units of this version, from here or these keepers, also if ours are later. Errors as of `_is_level`."""
+    async def go_to(self, kept: Kept, holders: Sequence[Holder], why: str) -> None:
+        """Take all units of this version, from here or these peers, also if ours are later. Errors as of `_is_level`."""
         async with self._fetching:
             before = self.versions
             odd = [unit for unit, version in before.items() if version != kept.version]
             if not odd:
                 return
             with self._taking_none():
-                if await self.own_kept() == kept:
-                    await self._from_own(odd, kept.version)
-                else:
-                    wanted = [self._of(unit, sources, kept.version, kept.chains[unit]) for unit in odd]
-                    async with aclosing(download(self._members.pool, self._units.run, wanted)) as found:
-                        async for snapshot in found:
-                            await self._take(snapshot, is_newer=False)
+                others = [unit for unit in odd if not await self._take_own(unit, kept)]
+                wanted = [self._kept_of(unit, kept, holders) for unit in others]
+                async with aclosing(download(self._members.pool, self._units.run, wanted)) as found:
+                    async for snapshot in found:
+                        await self._take(snapshot, is_newer=False)
+            if self._holding is not None:
+                self._holding.go_back(kept.version)
         how = "went back" if max(before.values()) > kept.version else "restored"
         text = f"{how} to version {kept.version} from {max(before.values())}: {len(odd)} units, as {why} asked"
         self._on_event(Event("restored", text))
@@ -144,26 +148,40 @@ class TakingPart:
                 log.warning("%s: the state of others cannot be fetched: %s; trying again", self._units.run.name, error)
                 await asyncio.sleep(AGAIN_S)
 
-    def _limit(self, holders: Sequence[Holder], own: Kept | None) -> int:
-        """The latest version that is of use here."""
-        kept = [one for one in (own, *(holder.kept for holder in holders)) if one is not None]
-        return reach([self.versions, *(holder.units for holder in holders)], kept, self._members.units) + 1
+    async def _own_kept(self) -> Kept | None:
+        """The newest checkpoint that this process keeps."""
+        return None if self._keeper is None else await self._keeper.kept()
 
-    def _wanted(self, holders: Sequence[Holder], limit: int) -> list[Wanted]:
-        """The units of which some peer has a later version, with the peers that have the latest: stages, or else keepers."""
+    def _wanted(self, holders: Sequence[Holder], kept: Sequence[Kept], limit: int) -> list[Wanted]:
+        """The units of which some peer has a later version, with the peers that have the latest: stages, or else those that keep it."""
+        best = max((one for one in kept if one.version <= limit), key=lambda one: one.version, default=None)
         wanted = []
         for unit, state in self._units.states.items():
             live = {one.record: one.units[unit] for one in holders if state.version < one.units.get(unit, 0) <= limit}
-            kept = {one.record: one.kept.version for one in holders if one.kept and state.version < one.kept.version <= limit}
-            newest = max((*live.values(), *kept.values()), default=0)
-            if stages := [record for record, version in live.items() if version == newest]:
-                wanted.append(self._of(unit, stages))
-            elif keepers := [record for record, version in kept.items() if version == newest]:
-                wanted.append(self._of(unit, keepers, newest))
+            newest = max(live.values(), default=state.version)
+            if best is not None and best.version > newest:
+                wanted.append(self._kept_of(unit, best, holders))
+            elif live:
+                wanted.append(self._of(unit, [record for record, version in live.items() if version == newest]))
         return wanted
+
+    def _kept_of(self, unit: Unit, kept: Kept, holders: Sequence[Holder]) -> Wanted:
+        sources = [holder.record for holder in holders if holder.gives(unit, kept)]
+        return self._of(unit, sources, kept.version, kept.chains[unit])
 
     def _of(self, unit: Unit, sources: Sequence[PeerRecord], version: int | None = None, chain: bytes | None = None) -> Wanted:
         return Wanted(unit=unit, version=version, chain=chain, check=same_form(self._units.form(unit)), sources=sources)
+
+    async def _take_own(self, unit: Unit, kept: Kept) -> bool:
+        """Take the unit of this version from here. Is it here?"""
+        held = None if self._holding is None else self._holding.of(unit, kept.version)
+        if held is not None and held.chain == kept.chains[unit]:
+            await self._take(held, is_newer=False)
+            return True
+        if await self._own_kept() == kept:
+            await self._from_own([unit], kept.version)
+            return True
+        return False
 
     async def _restore_own(self, own: Kept | None, limit: int) -> bool:
         """Take what is later in our own checkpoint. Was there anything?"""
@@ -190,13 +208,13 @@ class TakingPart:
             self._trained.is_catching_up = before
 
     async def _fetch(self, wanted: Sequence[Wanted]) -> None:
-        versions = set()
+        versions, where = set(), "copies at others" if any(one.version is not None for one in wanted) else "others"
         async with aclosing(download(self._members.pool, self._units.run, wanted)) as found:
             async for snapshot in found:
                 await self._take(snapshot)
                 versions.add(snapshot.version)
         if versions:
-            self._on_event(Event("training", f"fetched version {max(versions)} of {len(wanted)} units from others"))
+            self._on_event(Event("training", f"fetched version {max(versions)} of {len(wanted)} units from {where}"))
 
     async def _take(self, snapshot: UnitSnapshot, *, is_newer: bool = True) -> None:
         """is_newer: unless a step has brought us farther meanwhile."""

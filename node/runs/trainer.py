@@ -19,6 +19,7 @@ from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
 from node.runs.batch_source import BatchSource, batches_of, drawn
+from node.runs.copier import Copier
 from node.runs.evaluator import Evaluator
 from node.runs.journal import Comings, Journal
 from node.runs.keeper_server import KeeperServer, model_of
@@ -98,6 +99,7 @@ async def run_trainer(
         run = await RunOpener(peer, config.node.data_dir, naming, tell).by_file(data)
         num_blocks, keeping = run.checkpoint.num_blocks, None
         members = Members(run.model, peer.directory, peer.pool, num_blocks=num_blocks, me=peer.peer_id)
+        copier = Copier(members, clock)
         try:
             uploader.add(run.shelf)
             on_event(Event("run", f"{run.model} ({run.spec.batch.steps} versions)"))
@@ -110,6 +112,7 @@ async def run_trainer(
                     after: list[AfterStep] = [
                         Comings(members, journal).after,
                         Publisher(run.spec, members, peer.pool, clock, config.publish_every_s).after,
+                        copier.after,
                         evaluator.after,
                     ]
                     after += [make(members, peer.pool) for make in also]
@@ -119,6 +122,7 @@ async def run_trainer(
                     on_event(Event("ready"))
                     await trainer.train()
         finally:
+            await copier.stop()
             if keeping is not None:
                 await keeping.close()
             run.close()

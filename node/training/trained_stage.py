@@ -13,6 +13,7 @@ from node.training.contribution import Contribution
 from node.training.flight import Gradients
 from node.training.unit_state import UnitState
 from protocols.errors import BadRequestError, SpanNotServedError, VersionMismatchError
+from protocols.held import Held
 from protocols.ids import ModelId, Span
 from protocols.kept import Kept
 from protocols.parts_of_units import Part
@@ -85,6 +86,8 @@ class TrainedStage:
     """Id of the group that has agreed on a unit's next step, which is not done; b"": none."""
     kept: Kept | None = None
     """The newest checkpoint that this node keeps."""
+    held: Callable[[], tuple[tuple[Held, ...], bool]] = lambda: ((), False)
+    """What this node holds in memory of earlier versions, and if it has room for others' units."""
     num_passes: int = 0
     """Micro-batches in hand."""
     pace: Pace = field(default_factory=Pace)
@@ -132,6 +135,7 @@ class TrainedStage:
 
     def status(self) -> RunStatus:
         """What other peers are told."""
+        held, has_room = self.held()
         return RunStatus(
             num_micro_batches=self.spec.num_micro_batches,
             units=tuple(replace(self.states[unit].status(), agreed=self.agreed(unit)) for unit in sorted(self.states)),
@@ -142,4 +146,6 @@ class TrainedStage:
             is_paused=self.is_paused,
             served=self.served,
             kept=self.kept,
+            held=held,
+            has_room=has_room,
         )

@@ -16,6 +16,7 @@ from typing import Protocol
 from protocols import services
 from protocols.errors import DeadlineError, SwarmError
 from protocols.groups import Member
+from protocols.held import Held, whole_versions
 from protocols.ids import ModelId, PeerId, Span, short_peer
 from protocols.kept import Kept
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
@@ -143,6 +144,22 @@ class Holder:
     """The version of each unit that it trains; of a keeper alone none."""
     kept: Kept | None
     """The newest checkpoint that it keeps."""
+    held: tuple[Held, ...] = ()
+    """What it has in memory of versions that the stages hold together."""
+    has_room: bool = False
+    """It has memory for copies of others' units."""
+
+    def gives(self, unit: Unit, kept: Kept) -> bool:
+        """Does it keep, or hold, the unit of this version and history?"""
+        return kept == self.kept or any(
+            one.version == kept.version and unit in one.chains and one.chains[unit] == kept.chains.get(unit) for one in self.held
+        )
+
+
+def all_kept(holders: Sequence[Holder], own: Kept | None = None, own_held: Iterable[Held] = ()) -> list[Kept]:
+    """The versions of which all units can be had: checkpoints, and what stages hold together. own…: of this process, which no holder is."""
+    kept = [one for one in (own, *(holder.kept for holder in holders)) if one is not None]
+    return [*kept, *whole_versions([*own_held, *(one for holder in holders for one in holder.held)])]
 
 
 class Members:
@@ -203,7 +220,13 @@ class Members:
             record for record in await self._read(0.0) if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
         ]
         return [
-            Holder(record=record, units={one.unit: one.version for one in status.units}, kept=status.kept)
+            Holder(
+                record=record,
+                units={one.unit: one.version for one in status.units},
+                kept=status.kept,
+                held=status.held,
+                has_room=status.has_room,
+            )
             async for record, status in answers(records, self._ask)
             if status is not None
         ]

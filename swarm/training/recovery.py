@@ -16,7 +16,7 @@ from protocols.errors import SwarmError
 from protocols.ids import short_peer
 from protocols.kept import Kept, Restore
 from swarm.clock import Clock
-from swarm.training.members import Holder, Members
+from swarm.training.members import Holder, Members, all_kept
 from swarm.training.run_version import Going, Lost, Restoring, Verdict, judge
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ class Recovery:
                     return
 
     async def _judge(self, holders: list[Holder]) -> Verdict | None:
-        own = await self._own_kept()
-        kept = [one for one in (own, *(holder.kept for holder in holders)) if one is not None]
+        kept = all_kept(holders, await self._own_kept())
         return judge([holder.units for holder in holders], kept, self._members.units)
 
     async def _call(self, kept: Kept, holders: list[Holder]) -> None:

@@ -32,8 +32,9 @@ from swarm import faults, files
 from swarm.checkpoints.bounds import check_config
 from swarm.checkpoints.stored import INDEX
 from swarm.models.checkpoint import parse_config
-from swarm.models.storing import stored_tensors, unit_tensors, write_tensors
-from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
+from swarm.models.storing import stored_tensors, write_tensors
+from swarm.training.snapshot import PARAMETER, UnitSnapshot
+from swarm.training.unit_forms import parameter_form
 
 
 class CheckpointWriter:
@@ -69,7 +70,7 @@ class CheckpointWriter:
 
     def parameters(self, unit: TrainedUnit) -> Form:
         """Names, dtypes and shapes of the parameters that a unit's snapshot must have."""
-        return form_of({f"{PARAMETER}/{name}": tensor for name, tensor in unit_tensors(self._config, unit).items()})
+        return parameter_form(self._config, unit)
 
     def add(self, snapshot: UnitSnapshot) -> None:
         """Write one unit: durable when this returns. BadRequestError if it is of another version, comes twice or does not fit."""
