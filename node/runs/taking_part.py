@@ -77,8 +77,9 @@ class TakingPart:
         return await self._members.look_at_all()
 
     async def kept(self, holders: Sequence[Holder]) -> list[Kept]:
-        """The versions of which all units can be had from these peers and this process."""
-        return all_kept(holders, await self._own_kept(), () if self._holding is None else self._holding.held)
+        """The versions of which all units can be had from these peers and this process, those here among them."""
+        found = all_kept(holders, await self._own_kept(), () if self._holding is None else self._holding.held)
+        return [one for one in found if self._units.states.keys() <= one.chains.keys()]
 
     def fall_behind(self) -> None:
         """A group has found that others are ahead: look now."""

@@ -18,13 +18,15 @@ from node.training.accumulate import accumulate
 from node.training.run_units import RunUnits
 from protocols.ids import ModelId, Span
 from protocols.runs import AveragingSpec, BatchRule, DataRule, OptimizerSpec, RunSpec, ScheduleSpec
-from protocols.units import Unit
-from swarm.training.snapshot import UnitSnapshot
+from protocols.state import Form
+from protocols.units import Blocks, Ends, Unit
+from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
 from tests.node.training.toy_run import batch
-from tests.node.training.toy_stage import ToyFlight, ToyStage
+from tests.node.training.toy_stage import ToyFlight, ToyStage, drawn
 
 RUN = ModelId("exact", "cd" * 32)
 NUM_BLOCKS, NUM_MICRO_BATCHES = 4, 12
+ALL_UNITS: tuple[Unit, ...] = (*(Blocks(number, number + 1) for number in range(NUM_BLOCKS)), Ends())
 
 
 def spec_of(steps: int, optimizer: str = "adamw") -> RunSpec:
@@ -54,6 +56,11 @@ class ExactStage(ToyStage):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.held[unit][name].copy_(tensor)
+
+
+def forms() -> dict[Unit, Form]:
+    """Of the parameters of all units."""
+    return {unit: form_of({f"{PARAMETER}/{name}": tensor for name, tensor in drawn(unit).items()}) for unit in ALL_UNITS}
 
 
 def _rounded(values: Tensor) -> Tensor:

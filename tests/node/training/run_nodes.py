@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,6 +18,10 @@ from typing import Any
 
 from node.device.thread import Device
 from node.device.training_time import Priority
+from node.events import Event
+from node.runs.copier import Copier
+from node.runs.holding import Forms, Holding
+from node.runs.restoring import Restoring
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
 from node.training.run_units import RunUnits
@@ -33,18 +38,22 @@ from protocols.run_status import Publish
 from protocols.runs import RunSpec
 from protocols.services import Method
 from protocols.units import Blocks, Ends, Unit
-from swarm.clock import SYSTEM
+from swarm.clock import SYSTEM, Clock
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
 from swarm.training.election import Trainers
+from swarm.training.kept_state import KeptState
 from swarm.training.lease_desk import LeaseDesk
 from swarm.training.members import Members
 from swarm.training.pipeline import Drawn, Pipeline
+from swarm.training.recovery import Recovery
 from swarm.training.snapshot import UnitSnapshot
 from swarm.training.turns import Turns
 from swarm.training.worker import Worker
 from tests.node.training.toy_run import new_identity
+
+log = logging.getLogger(__name__)
 
 UnaryHandler = Callable[[bytes, Call], Awaitable[bytes]]
 Draw = Callable[[int, int], Drawn]
@@ -69,8 +78,16 @@ class RunNode:
     """One stage of a run: what `node/runs/run_part.py` makes of a host, without serving."""
 
     def __init__(
-        self, run: ModelId, spec: RunSpec, stage: Any, num_blocks: int, folder: Folder, identity: Identity | None = None
+        self,
+        run: ModelId,
+        spec: RunSpec,
+        stage: Any,
+        num_blocks: int,
+        folder: Folder,
+        identity: Identity | None = None,
+        forms: Forms = dict,
     ) -> None:
+        """forms: of the parameters of all units, for copies that it holds for others; without them it holds its own only."""
         self.identity, self.folder, self.run = identity or new_identity(), folder, run
         self.device, self.pool = Device(), ChannelPool(self.identity)
         self.runs = RunsHere(TrainingServicer(self.device), _at_once)
@@ -79,13 +96,21 @@ class RunNode:
             on_behind=lambda: self.taking_part.fall_behind(),
         )  # fmt: skip
         self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, spec=spec)
+        self.members = Members(run, folder, self.pool, num_blocks=num_blocks, me=self.identity.peer_id)
+        self.events: list[Event] = []
+        self.holding = Holding(
+            self.units, KeptState(self._live).take, self.members, self.identity.peer_id, forms, self._say
+        )  # fmt: skip
+        self.trained.held = lambda: (self.holding.held, self.holding.has_room)
         self.taking_part = TakingPart(
             self.units,
             self.trained,
-            Members(run, folder, self.pool, num_blocks=num_blocks, me=self.identity.peer_id),
-            lambda event: None,
+            self.members,
+            self._say,
             on_fetched=lambda unit: self.runs.forget_agreements(run, (unit,)),
+            holding=self.holding,
         )
+        self.restoring = Restoring(self.taking_part)
         self._span = stage.span
         self._keeps_up: asyncio.Task[None] | None = None
 
@@ -107,7 +132,7 @@ class RunNode:
         self.runs.servicer.connect(self.identity.peer_id, self.pool)
         self.runs.connect(SimpleNamespace(identity=self.identity, pool=self.pool, peer_id=self.identity.peer_id))  # type: ignore[arg-type]
         self.trained.is_catching_up = True
-        self.runs.open(self.units, self.trained, self.take, _no_publish, _no_restore)
+        self.runs.open(self.units, self.trained, self.take, _no_publish, self.restoring.restore, self.holding.hold)
         await self.taking_part.begin()
         self._keeps_up = asyncio.create_task(self.taking_part.keep_up())
         units: tuple[Unit, ...] = (Blocks.of(self._span), *(unit for unit in self.units.states if isinstance(unit, Ends)))
@@ -121,13 +146,23 @@ class RunNode:
         )
 
     async def take(self, unit: Unit, version: int | None) -> UnitSnapshot:
+        held = self.holding.of(unit, version)
+        return await self._live(unit) if held is None else held
+
+    async def _live(self, unit: Unit) -> UnitSnapshot:
         return await self.device.run(lambda: self.units.snapshot(unit), Priority.UPDATE)
+
+    def _say(self, event: Event) -> None:
+        self.events.append(event)
+        log.info("%s: %s", event.kind, event.text)
 
     async def stop(self) -> None:
         """Gone, as far as others can tell."""
         if self._keeps_up is not None:
             self._keeps_up.cancel()
             await asyncio.gather(self._keeps_up, return_exceptions=True)
+        await self.restoring.stop()
+        await self.holding.stop()
         await self.server.stop()
         await self.runs.stop()
         await self.pool.close()
@@ -139,10 +174,6 @@ async def _at_once(num_bytes: int) -> None:
 
 async def _no_publish(publish: Publish) -> int:
     raise AssertionError("no version is published here")
-
-
-async def _no_restore(restore: object) -> int:
-    raise AssertionError("the run goes back to no checkpoint here")
 
 
 @dataclass(frozen=True)
@@ -158,7 +189,10 @@ class Drawing:
 class RunTrainer:
     """A trainer: what `node/runs/trainer.py` makes, without a file and metrics."""
 
-    def __init__(self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw) -> None:
+    def __init__(
+        self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw, holds_by: Clock | None = None
+    ) -> None:
+        """holds_by: it has the stages hold versions in memory, by this clock, and takes them back to these; None: neither of both."""
         self.identity = new_identity()
         self.pool, self.folder, self.run = ChannelPool(self.identity), folder, run
         self.members = Members(run, folder, self.pool, num_blocks=num_blocks)
@@ -168,11 +202,17 @@ class RunTrainer:
                             clock=SYSTEM, rng=random.Random(me))  # fmt: skip
         desk = LeaseDesk(me, SYSTEM, lambda: pipeline.window)
         closing = Closing(self.members, spec, self.pool, num_blocks)
+        self.restored: list[str] = []
+        recovery = Recovery(
+            members=self.members, clock=SYSTEM, own_kept=_none, on_wait=lambda text: None, on_restore=self.restored.append
+        )  # fmt: skip
         coordinator = Coordinator(
-            members=self.members, desk=desk, closing=closing, spec=spec, num_blocks=num_blocks, clock=SYSTEM
-        )
+            members=self.members, desk=desk, closing=closing, spec=spec, num_blocks=num_blocks, clock=SYSTEM,
+            recovery=None if holds_by is None else recovery,
+        )  # fmt: skip
+        self.copier = None if holds_by is None else Copier(self.members, holds_by)
         self.turns = Turns(me=me, others=Trainers(run, me, folder, self.pool), worker=Worker(run, pipeline, self.finished.append),
-                           desk=desk, coordinator=coordinator, after=_nothing, clock=SYSTEM)  # fmt: skip
+                           desk=desk, coordinator=coordinator, after=self._after, clock=SYSTEM)  # fmt: skip
 
     async def start(self) -> None:
         """Be found by other trainers."""
@@ -198,13 +238,19 @@ class RunTrainer:
         """Mean of each version."""
         return [one.loss_sum / one.num_targets for one in self.finished]
 
+    async def _after(self, step: Step) -> None:
+        if self.copier is not None:
+            await self.copier.after(step)
+
     async def close(self) -> None:
+        if self.copier is not None:
+            await self.copier.stop()
         await self.server.stop()
         await self.pool.close()
 
 
-async def _nothing(step: Step) -> None:
-    """After each step."""
+async def _none() -> None:
+    """No checkpoint is kept."""
 
 
 @contextlib.asynccontextmanager

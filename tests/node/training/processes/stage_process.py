@@ -19,7 +19,7 @@ import torch
 from protocols.ids import Span
 from protocols.services import Method
 from swarm.rpc import Call
-from tests.node.training.exact_stage import NUM_BLOCKS, RUN, ExactStage, bits, spec_of
+from tests.node.training.exact_stage import NUM_BLOCKS, RUN, ExactStage, bits, forms, spec_of
 from tests.node.training.run_nodes import Folder, RunNode
 
 STATE = Method(name="toy_state")
@@ -27,7 +27,7 @@ STATE = Method(name="toy_state")
 
 async def serve(folder: Path, span: Span, steps: int) -> None:
     torch.set_num_threads(1)
-    node = RunNode(RUN, spec_of(steps), ExactStage(span, NUM_BLOCKS), NUM_BLOCKS, Folder(folder))
+    node = RunNode(RUN, spec_of(steps), ExactStage(span, NUM_BLOCKS), NUM_BLOCKS, Folder(folder), forms=forms)
 
     async def state(request: bytes, call: Call) -> bytes:
         found = {str(unit): await node.take(unit, None) for unit in node.units.states}
