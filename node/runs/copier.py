@@ -2,7 +2,7 @@
 
 After a step, and before the next one is begun, all stages are at one version, so the trainer that closes the versions tells them to hold
 it. Copying goes on while the run does. The next version follows when every stage is done, no sooner than HOLD_EVERY_S, and so late that at
-most a fifth of the time is spent on copying: on a slow line the copies are older, but whole.
+most a tenth of the time is spent on copying: on a slow line the copies are older, but whole.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from swarm.training.members import Members
 
 log = logging.getLogger(__name__)
 
-HOLD_EVERY_S = 5.0
+HOLD_EVERY_S = 10.0
 """Seconds between two versions that are held, at least."""
 
-PAUSES = 4
+PAUSES = 9
 """So many times as long as the copying took, the next one is waited for."""
 
 ANSWER_S = 1.0
@@ -44,9 +44,10 @@ class Copier:
         self._tasks = Tasks()
 
     async def after(self, step: Step) -> None:
-        """Have this version held, if it is time. A stage that cannot is logged."""
-        held = [one for stage in self._members.stages for one in stage.status.held]
-        if not all(one.is_done for one in held):
+        """Have this version held, if it is time, and if some stage does not train all units. A stage that cannot is logged."""
+        stages = self._members.stages
+        held = [one for stage in stages for one in stage.status.held]
+        if all(self._members.units <= stage.units.keys() for stage in stages) or not all(one.is_done for one in held):
             return
         newest = max(whole_versions(held), key=lambda one: one.version, default=None)
         now_s = self._clock.now_s()

@@ -89,7 +89,7 @@ class Holding:
         return tuple(one.held for one in self._versions.values())
 
     def of(self, unit: Unit, version: int | None) -> UnitSnapshot | None:
-        """What is held of this unit at this version."""
+        """What is held of this unit at this version; None: nothing."""
         found = None if version is None else self._versions.get(version)
         return None if found is None else found.snapshots.get(unit)
 
@@ -100,12 +100,12 @@ class Holding:
         VersionMismatchError: no unit is at this version. BadRequestError: one has another chain. OverloadedError: memory is short.
         """
         kept = request.kept
-        self._keep_only(lambda one: one.kept.version in (request.whole, kept.version))
+        self._keep_only(lambda one: one.kept == kept or one.kept.version == request.whole != kept.version)
         if kept.version not in self._versions:
             own = self._own(kept)
             self.has_room = self._has_free(4)
             if not self._has_free(2):
-                self._say("no version is held in memory: too little of it is free")
+                self._say("none: too little memory is free")
                 raise OverloadedError(f"too little memory is free to hold version {kept.version}")
             await self._begin(kept, own)
         return kept.version
@@ -205,9 +205,9 @@ class Holding:
         log.info("version %d is held: %d units, %d of them others', %d bytes", one.kept.version, len(one.snapshots),
                  len(copies), num_bytes)  # fmt: skip
         if copies:
-            self._say(f"holds copies of {counted(len(copies), 'unit')} for others, {num_bytes / 1e6:,.1f} MB with its own")
+            self._say(f"{counted(len(copies), 'unit')} of others in memory, {num_bytes / 1e6:,.1f} MB with its own")
 
     def _say(self, text: str) -> None:
         if text != self._said:
             self._said = text
-            self._on_event(Event("training", text))
+            self._on_event(Event("copies", text))

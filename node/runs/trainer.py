@@ -19,7 +19,7 @@ from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
 from node.runs.batch_source import BatchSource, batches_of, drawn
-from node.runs.copier import Copier
+from node.runs.copier import HOLD_EVERY_S, Copier
 from node.runs.evaluator import Evaluator
 from node.runs.journal import Comings, Journal
 from node.runs.keeper_server import KeeperServer, model_of
@@ -66,6 +66,8 @@ class TrainConfig:
     """`runs/NAME`: metrics and checkpoints."""
     publish_every_s: float = PUBLISH_EVERY_S
     """As `Publisher` has it."""
+    hold_every_s: float = HOLD_EVERY_S
+    """As `Copier` has it."""
 
 
 AfterStep = Callable[[Step], Awaitable[None]]
@@ -99,7 +101,7 @@ async def run_trainer(
         run = await RunOpener(peer, config.node.data_dir, naming, tell).by_file(data)
         num_blocks, keeping = run.checkpoint.num_blocks, None
         members = Members(run.model, peer.directory, peer.pool, num_blocks=num_blocks, me=peer.peer_id)
-        copier = Copier(members, clock)
+        copier = Copier(members, clock, config.hold_every_s)
         try:
             uploader.add(run.shelf)
             on_event(Event("run", f"{run.model} ({run.spec.batch.steps} versions)"))
