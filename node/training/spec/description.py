@@ -74,6 +74,11 @@ class Description:
         return sum(unit.training_bytes for unit in self.units)
 
     @property
+    def state_bytes(self) -> int:
+        """Parameters and optimizer's state of all units: what a snapshot of them takes."""
+        return self.training_bytes - FLOAT32 * self.num_parameters
+
+    @property
     def averaging_bytes(self) -> int:
         """Of one step, by a peer that holds all units, in groups of two."""
         return sum(unit.averaging_bytes for unit in self.units)
@@ -134,6 +139,10 @@ def lines(description: Description) -> Iterator[str]:
     yield (
         f"  all units: {_bytes(description.training_bytes)} for training, in float32; what a micro-batch keeps for its backward comes "
         "on top"
+    )
+    yield (
+        f"  copies in case all replicas of a unit die: a stage holds its own state ({_bytes(description.state_bytes)} for all units) and "
+        "at most as much of others'; twice that while it is copied"
     )
     yield f"  serving keeps {_bytes(description.kv_bytes_per_token)} for each token of a session, per block"
     micro_batches = f"{spec.num_micro_batches} micro-batch{'es' * (spec.num_micro_batches != 1)}"

@@ -115,6 +115,7 @@ def test_lines_say_every_field_that_is_set_and_each_kind_of_unit_once(tmp_path: 
         assert f"  {line}" in text
     assert any("decoder/0:1 … decoder/5:6" in line and "424,320" in line and "6.79 MB" in line for line in text)
     assert sum("decoder/" in line for line in text) == 2
+    assert any("holds its own state (40 MB for all units) and at most as much of others'" in line for line in text)
     assert any("8,192 tokens in 8 micro-batches of 1,024" in line for line in text)
 
 
