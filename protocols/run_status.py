@@ -80,14 +80,14 @@ class RunStatus:
     """The newest checkpoint that this peer keeps: it gives the state of all units at that version."""
     held: tuple[Held, ...] = ()
     """What it has in memory of versions that the stages hold together: it gives these units at these versions."""
-    has_room: bool = False
+    has_memory: bool = False
     """It has memory for copies of units that it does not train."""
 
     def encode(self) -> bytes:
         header = {"t": "run_status", "batch": self.num_micro_batches,
                   "units": [[str(one.unit), one.version, one.chain, one.agreed] for one in self.units], "queue": self.queue,
                   "forward": self.forward_ms, "backward": self.backward_ms, "behind": self.is_catching_up, "paused": self.is_paused,
-                  "served": list(self.served), **({"room": True} if self.has_room else {}),
+                  "served": list(self.served), **({"memory": True} if self.has_memory else {}),
                   **({} if self.kept is None else {"kept": self.kept.pack()}),
                   **({"held": [one.pack() for one in self.held]} if self.held else {})}  # fmt: skip
         size, masks = -(-self.num_micro_batches // 8), (one.ledger[part] for one in self.units for part in parts_of(one.unit))
@@ -112,7 +112,7 @@ class RunStatus:
             served=fields.integers(header, "served", MAX_SERVED, 0, MAX_VERSION),
             kept=None if header.get("kept") is None else Kept.parse(header["kept"]),
             held=parse_held(header, "held"),
-            has_room=fields.flag(header, "room") if "room" in header else False,
+            has_memory=fields.flag(header, "memory") if "memory" in header else False,
         )
 
 

@@ -1,4 +1,4 @@
-"""Has the stages of a run hold a version in memory now and then.
+"""Tells the stages of a run when to hold a version.
 
 After a step, and before the next one is begun, all stages are at one version, so the trainer that closes the versions tells them to hold
 it. Copying goes on while the run does. The next version follows when every stage is done, no sooner than HOLD_EVERY_S, and so late that at

@@ -1,4 +1,4 @@
-"""Holds versions of a run in a stage's memory, for itself and for others.
+"""Versions of a run that a stage holds in memory.
 
 When the coordinating trainer says so (`protocols/held.py`), a stage copies its own units before they step again, and fetches copies of
 those whose buddy it is (`swarm/training/buddies.py`) in the background. So if all replicas of a unit die at once, another stage has a copy,
@@ -80,7 +80,7 @@ class Holding:
         self._tasks = Tasks()
         self._said = ""
         self._own_bytes = sum(units.form(unit).num_bytes for unit in units.states)
-        self.has_room = self._has_free(4)
+        self.has_memory = self._has_free(4)
         """Is there memory for copies of others' units?"""
 
     @property
@@ -103,7 +103,7 @@ class Holding:
         self._keep_only(lambda one: one.kept == kept or one.kept.version == request.whole != kept.version)
         if kept.version not in self._versions:
             own = self._own(kept)
-            self.has_room = self._has_free(4)
+            self.has_memory = self._has_free(4)
             if not self._has_free(2):
                 self._say("none: too little memory is free")
                 raise OverloadedError(f"too little memory is free to hold version {kept.version}")
@@ -149,7 +149,7 @@ class Holding:
     # --- others' units
 
     async def _copy(self, one: _Version) -> None:
-        if not self.has_room:
+        if not self.has_memory:
             return
         if self._forms is None:
             self._forms = await asyncio.to_thread(self._make_forms)
@@ -170,8 +170,8 @@ class Holding:
         """The units that this stage copies."""
         assert self._forms is not None
         trained = {one.record.peer: set(one.units) for one in holders if one.units} | {self._me: set(self._units.states)}
-        with_room = {one.record.peer for one in holders if one.has_room} | {self._me}
-        chosen = buddies(trained, {unit: form.num_bytes for unit, form in self._forms.items()}, with_room)
+        with_memory = {one.record.peer for one in holders if one.has_memory} | {self._me}
+        chosen = buddies(trained, {unit: form.num_bytes for unit, form in self._forms.items()}, with_memory)
         return sorted(unit for unit, peer in chosen.items() if peer == self._me)
 
     async def _fetch(self, one: _Version, units: Sequence[Unit], holders: Sequence[Holder]) -> None:

@@ -82,7 +82,7 @@ class RunPart:
         members = Members(settings.run, peer.directory, peer.pool, num_blocks=settings.num_blocks, me=peer.peer_id)
         self.keeping = settings.keeping
         self.holding = Holding(self.units, self._kept.take, members, peer.peer_id, settings.forms, on_event)
-        self.trained.held = lambda: (self.holding.held, self.holding.has_room)
+        self.trained.held = lambda: (self.holding.held, self.holding.has_memory)
         self.taking_part = TakingPart(
             self.units, self.trained, members, on_event, self._fetched, settings.keeping, self.holding
         )  # fmt: skip

@@ -87,7 +87,7 @@ class TrainedStage:
     kept: Kept | None = None
     """The newest checkpoint that this node keeps."""
     held: Callable[[], tuple[tuple[Held, ...], bool]] = lambda: ((), False)
-    """What this node holds in memory of earlier versions, and if it has room for others' units."""
+    """What this node holds in memory of earlier versions, and if it has memory for others' units."""
     num_passes: int = 0
     """Micro-batches in hand."""
     pace: Pace = field(default_factory=Pace)
@@ -135,7 +135,7 @@ class TrainedStage:
 
     def status(self) -> RunStatus:
         """What other peers are told."""
-        held, has_room = self.held()
+        held, has_memory = self.held()
         return RunStatus(
             num_micro_batches=self.spec.num_micro_batches,
             units=tuple(replace(self.states[unit].status(), agreed=self.agreed(unit)) for unit in sorted(self.states)),
@@ -147,5 +147,5 @@ class TrainedStage:
             served=self.served,
             kept=self.kept,
             held=held,
-            has_room=has_room,
+            has_memory=has_memory,
         )

@@ -146,7 +146,7 @@ class Holder:
     """The newest checkpoint that it keeps."""
     held: tuple[Held, ...] = ()
     """What it has in memory of versions that the stages hold together."""
-    has_room: bool = False
+    has_memory: bool = False
     """It has memory for copies of others' units."""
 
     def gives(self, unit: Unit, kept: Kept) -> bool:
@@ -225,7 +225,7 @@ class Members:
                 units={one.unit: one.version for one in status.units},
                 kept=status.kept,
                 held=status.held,
-                has_room=status.has_room,
+                has_memory=status.has_memory,
             )
             async for record, status in answers(records, self._ask)
             if status is not None

@@ -1,4 +1,4 @@
-"""The only stage of a block is killed: its buddy's copy goes on, without any checkpoint."""
+"""The only stage of a block is killed: its buddy goes on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from node.runs.trainer import AfterStep, TrainConfig, run_trainer
 from node.training.spec.reading import read
 from protocols.held import whole_versions
 from swarm.rpc.pool import ChannelPool
+from swarm.training import recovery
 from swarm.training.coordinator import Step
 from swarm.training.members import Members
 from tests.end_to_end.processes import ProcessPool
@@ -36,8 +37,9 @@ async def held_by(members: Members) -> int:
 
 
 async def test_the_only_stage_of_a_block_is_killed_and_a_newcomer_takes_its_buddys_copy(
-    tmp_path: Path, fork_server: ForkServer
+    tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recovery, "GRACE_S", 1.0)
     run_file = write_run(tmp_path / "run", SHORT)
     with ProcessPool(tmp_path, fork_server) as pool:
         swarm = TrainingSwarm(pool, run_file)

@@ -196,7 +196,7 @@ SAMPLES: dict[str, Any] = {
         ),
         queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, is_paused=True, served=(0, 5), kept=KEPT,
     ),
-    "run_status with copies": run_status.RunStatus(num_micro_batches=12, held=(HELD,), has_room=True),
+    "run_status with copies": run_status.RunStatus(num_micro_batches=12, held=(HELD,), has_memory=True),
     "hold": held.Hold(run=MODEL, kept=KEPT, whole=5),
     "holding": held.Holding(version=7),
     "restore": kept.Restore(run=MODEL, kept=KEPT),
@@ -638,7 +638,7 @@ def run_statuses(draw: st.DrawFn) -> run_status.RunStatus:
         num_micro_batches=num, units=tuple(units), queue=draw(st.integers(0, 9)), forward_ms=draw(_ms), backward_ms=draw(_ms),
         is_catching_up=draw(st.booleans()), is_paused=draw(st.booleans()),
         served=tuple(draw(st.lists(_versions, max_size=3))), kept=draw(st.none() | _kept),
-        held=tuple(draw(st.lists(_held, max_size=held.MAX_HELD))), has_room=draw(st.booleans()),
+        held=tuple(draw(st.lists(_held, max_size=held.MAX_HELD))), has_memory=draw(st.booleans()),
     )  # fmt: skip
 
 

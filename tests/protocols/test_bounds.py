@@ -233,7 +233,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "run_status?": lambda: run_status.StatusRequest(run=MODEL),
     "run_status": lambda: run_status.RunStatus(
         num_micro_batches=4_096, units=statuses(), queue=1 << 20, forward_ms=1e9, backward_ms=1e9, served=(MAX_VERSION,) * 8,
-        kept=KEPT, held=(HELD,) * held.MAX_HELD, has_room=True,
+        kept=KEPT, held=(HELD,) * held.MAX_HELD, has_memory=True,
     ),
     "restore": lambda: kept.Restore(run=MODEL, kept=KEPT),
     "restored": lambda: kept.Restored(version=MAX_VERSION),

@@ -1,4 +1,4 @@
-"""What several stages hold of a version is a whole one, or does not count."""
+"""Parts of a version at several stages are whole, or nothing."""
 
 from __future__ import annotations
 

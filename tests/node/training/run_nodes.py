@@ -101,7 +101,7 @@ class RunNode:
         self.holding = Holding(
             self.units, KeptState(self._live).take, self.members, self.identity.peer_id, forms, self._say
         )  # fmt: skip
-        self.trained.held = lambda: (self.holding.held, self.holding.has_room)
+        self.trained.held = lambda: (self.holding.held, self.holding.has_memory)
         self.taking_part = TakingPart(
             self.units,
             self.trained,

@@ -1,4 +1,4 @@
-"""Versions that stages hold in memory: which, when, and with how much memory."""
+"""Versions in stages' memory: which, when, how many bytes."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ async def test_a_version_that_is_not_here_is_not_held(tmp_path: Path) -> None:
         assert versions(node) == []
 
 
-@pytest.mark.parametrize(("times", "holds_own", "has_room"), [(1.9, False, False), (2.1, True, False), (4.1, True, True)])
+@pytest.mark.parametrize(("times", "holds_own", "has_memory"), [(1.9, False, False), (2.1, True, False), (4.1, True, True)])
 async def test_what_a_stage_holds_leaves_as_much_memory_free(
-    times: float, holds_own: bool, has_room: bool, tmp_path: Path
+    times: float, holds_own: bool, has_memory: bool, tmp_path: Path
 ) -> None:
     async with stage(tmp_path, Span(0, 2)) as node:
         own = sum(node.units.form(unit).num_bytes for unit in node.units.states)
@@ -111,7 +111,7 @@ async def test_what_a_stage_holds_leaves_as_much_memory_free(
                 with pytest.raises(OverloadedError, match="memory"):
                     await node.holding.hold(hold(kept))
             assert [str(event.kind) for event in node.events] == ["copies"], "it is said once"
-        assert bool(versions(node)) is holds_own and node.holding.has_room is has_room
+        assert bool(versions(node)) is holds_own and node.holding.has_memory is has_memory
 
 
 async def until(condition: Callable[[], bool]) -> None:

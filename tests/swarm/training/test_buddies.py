@@ -27,13 +27,13 @@ stages = st.dictionaries(st.sampled_from("abcdef"), st.sets(st.sampled_from(UNIT
 
 @given(stages, st.sets(st.sampled_from("abcdef")), st.randoms(use_true_random=False))
 def test_copies_are_where_they_help_and_none_is_left_out_that_has_a_place(
-    trained: dict[str, set[Unit]], with_room: set[str], rng: st.DataObject
+    trained: dict[str, set[Unit]], with_memory: set[str], rng: st.DataObject
 ) -> None:
-    found = buddies(trained, SIZES, with_room)
+    found = buddies(trained, SIZES, with_memory)
     shuffled = list(trained.items())
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert buddies(dict(shuffled), SIZES, with_room) == found, "it depends on the order in which stages are known"
-    free = {peer: sum(SIZES[unit] for unit in units) for peer, units in trained.items() if peer in with_room}
+    assert buddies(dict(shuffled), SIZES, with_memory) == found, "it depends on the order in which stages are known"
+    free = {peer: sum(SIZES[unit] for unit in units) for peer, units in trained.items() if peer in with_memory}
     for unit, peer in found.items():
         assert unit not in trained[peer]
         free[peer] -= SIZES[unit]

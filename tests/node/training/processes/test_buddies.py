@@ -1,12 +1,15 @@
-"""All replicas of a unit killed at once: its buddy's copy goes on."""
+"""All replicas of a unit are killed: its buddy's copy goes on."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from protocols.held import whole_versions
 from swarm.clock import Clock
+from swarm.training import recovery
 from tests.forked import ForkServer
 from tests.node.training.processes.exact_swarm import SPANS, Swarm, swarm
 
@@ -25,8 +28,9 @@ async def held_by(run: Swarm, version: int) -> None:
 
 
 async def test_all_replicas_of_a_unit_are_killed_at_once_and_its_buddys_copy_goes_on(
-    fork_server: ForkServer, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recovery, "GRACE_S", 1.0)
     now_s = [0.0]
     async with swarm(fork_server, tmp_path, STEPS, Clock(now_s=lambda: now_s[0])) as run:
         await run.trainer.train(HELD - 1)
@@ -45,4 +49,4 @@ async def test_all_replicas_of_a_unit_are_killed_at_once_and_its_buddys_copy_goe
     said = (tmp_path / "stderr").read_text()
     assert f"went back to version {HELD} from {DEATH}" in said
     assert f"fetched version {HELD} of 3 units from copies at others" in said
-    print(run.trainer.restored)
+    assert run.trainer.restored[0].startswith(f"all stages go back from version {DEATH} to {HELD}: ")
