@@ -69,7 +69,9 @@ def test_a_run_file_that_contradicts_itself_is_refused_before_its_text_is_read(
 def test_a_dry_run_says_which_data_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = write_run(tmp_path)
     (tmp_path / "held-out.txt").write_text("A list is")
-    main(["train", str(file), "--dry-run"])
+    with pytest.raises(SystemExit) as exited:
+        main(["train", str(file), "--dry-run"])
+    assert exited.value.code == 0
     missing, here = capsys.readouterr().out.splitlines()[-2:]
     assert missing.startswith("data.train[0]: no file matches") and missing.endswith("a trainer needs it, a node does not")
     assert here == "data.validation[0]: 1 file of 9 B here"
