@@ -184,6 +184,10 @@ def main() -> int:
     result = {
         **disturbed, "killed": churn.num_killed, "joined": churn.num_joined,
         "speed of undisturbed": round(disturbed["versions"] / undisturbed["versions"], 2), "versions compared": len(common),
+        "first version that differs by more than": {
+            f"{limit:g}": next((v for v, found in zip(common, differences, strict=True) if found > limit), None)
+            for limit in (1e-6, 1e-4, 1e-2)
+        },
         "largest difference of a loss": max(differences), "difference of the last": differences[-1],
     }  # fmt: skip
     print(json.dumps({"churn": result}))
