@@ -65,7 +65,7 @@ class Claim:
 
 
 def claims(records: Records, weights: Weights, me: PeerId) -> list[Claim]:
-    """Claims of the other peers to blocks of exactly these weights; peers that drain do not count.
+    """Claims of the other peers to blocks of these weights, or of a later version that they have trained; peers that drain do not count.
 
     A peer that has measured nothing yet (each that joins) counts as fast as the median of the peers that have.
     """
@@ -73,7 +73,7 @@ def claims(records: Records, weights: Weights, me: PeerId) -> list[Claim]:
         (record, one)
         for record in records.peers
         if record.peer != me
-        for one in record.blocks(weights)
+        for one in _newest(record, weights)
         if record.state_of(one) != "draining"
     ]
     measured_ms = _measured_ms(found)
@@ -87,6 +87,12 @@ def claims(records: Records, weights: Weights, me: PeerId) -> list[Claim]:
         )
         for record, one in found
     ]
+
+
+def _newest(record: PeerRecord, weights: Weights) -> Iterable[Hosted]:
+    """Blocks of a model, each span once: a node that trains announces the versions that it serves, a newcomer begins with version 0."""
+    versions = sorted(record.hosted_of(weights.model.digest), key=lambda one: one.weights.version)
+    return {one.unit: one for one in versions if one.is_blocks and one.weights.adapter == weights.adapter}.values()
 
 
 def _measured_ms(hosted: Iterable[tuple[PeerRecord, Hosted]]) -> list[float]:

@@ -65,6 +65,14 @@ def claim(letter: str, span: Span, is_joining: bool) -> Claim:
     return Claim(who, hosted(MODEL, span, 6)[0], is_joining, Member(peer=who, span=span))
 
 
+def test_a_node_that_trains_has_its_blocks_whatever_versions_it_serves() -> None:
+    """A newcomer of a run has version 0, the others serve what they have trained: the newest, and an older one for sessions."""
+    at = record("1", Span(0, 3))
+    versions = tuple(replace(one, weights=Weights(MODEL, n, bytes(32))) for n in (7, 6) for one in at.hosted)
+    found = claims(Records((replace(at, hosted=versions),)), WEIGHTS, ME)
+    assert [(str(one.hosted.span), one.hosted.weights.version) for one in found] == [("0:3", 7)]
+
+
 def test_only_the_same_weights_of_those_who_stay_are_claims() -> None:
     records = Records(
         (
