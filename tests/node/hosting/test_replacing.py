@@ -44,8 +44,7 @@ def prompts(count: int) -> list[list[int]]:
 
 async def test_no_answer_mixes_two_versions(swarm: Swarm, model: Model) -> None:
     """One of two replicas has memory for one version only: its sessions continue at the other, which keeps the old version for a while."""
-    small = await swarm.add(FIRST, free_bytes=0)
-    nodes = [small, await swarm.add(LAST), await swarm.add(FIRST), await swarm.add(LAST)]
+    nodes = [await swarm.add(FIRST, free_bytes=0), await swarm.add(LAST)]
     last, places = 2, asyncio.Semaphore(6)
 
     async def asked(prompt: list[int]) -> object:
@@ -53,10 +52,14 @@ async def test_no_answer_mixes_two_versions(swarm: Swarm, model: Model) -> None:
             return await swarm.ask(prompt, 10, pause_s=0.01)
 
     asking = [asyncio.create_task(asked(prompt)) for prompt in prompts(24)]
+    await swarm.until_told(0, 3)
+    swarm.goes_on.clear()
+    nodes += [await swarm.add(FIRST), await swarm.add(LAST)]
     for number in range(1, last + 1):
-        await swarm.until_told(number - 1, 15)
+        await swarm.until_told(number - 1, 3)
         for node in nodes:
             await node.replace(number)
+        swarm.goes_on.set()
     answers = await asyncio.gather(*asking)
     verdict = judge(model, answers, last)  # type: ignore[arg-type]
     print(verdict, swarm.num_lost)
