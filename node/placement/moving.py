@@ -93,7 +93,7 @@ class Mover:
             await asyncio.sleep(self.pace.look_s * draw.uniform(0.8, 1.2))
             try:
                 await self.look()
-            except SwarmError as error:
+            except (SwarmError, MemoryError) as error:
                 if not self.presence.hosts:  # neither the new span nor the old one can be loaded any more
                     raise
                 log.warning("no better place for this node, for now: %s", error)
@@ -191,12 +191,16 @@ class Mover:
     async def _leave_then_load(self, move: Move) -> None:
         """The node serves nothing in between. If the new span cannot be loaded, the old one is loaded again."""
         await self._give_up()
+        host = await self._make_if_possible(move.span)
+        await self._serve(host or await self.make(self.span), move)
+
+    async def _make_if_possible(self, span: Span) -> Host | None:
+        """None if it cannot be loaded. Outside of `except`, nothing refers to what the failed attempt had loaded."""
         try:
-            host = await self.make(move.span)
+            return await self.make(span)
         except (SwarmError, MemoryError):
-            log.exception("blocks %s could not be loaded; back to %s", move.span, self.span)
-            host = await self.make(self.span)
-        await self._serve(host, move)
+            log.exception("blocks %s could not be loaded; back to %s", span, self.span)
+            return None
 
     async def _give_up(self) -> None:
         """Nothing refers to the old host afterwards, so that its memory is free."""

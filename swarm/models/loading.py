@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError, SwarmError
+from protocols.errors import BadRequestError, CheckpointError, ModelNotSupportedError
 from protocols.ids import Span
 from protocols.units import Blocks, Ends
 from protocols.words import counted, described
 from swarm.models.chain import check_chain, returns_tuple
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.parts import SpanParts
+from swarm.models.refusal import refused
 from swarm.models.sharing import exchange, named_tensors, twin
 from swarm.models.skeleton import Location, blocks_prefix, causal_config, meta_model, model_class, pruned, shorten
 from swarm.models.span import SpanModule
@@ -214,12 +215,13 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _translated(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     """Turn what transformers, safetensors and torch raise on a bad checkpoint into our errors."""
-    try:
-        yield
-    except (SwarmError, MemoryError):
-        raise
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {what} of {checkpoint.path}: {described(error)}") from error
-    except Exception as error:  # an untrusted config can make a constructor raise anything
-        kind = CheckpointError if "mismatch" in str(error) or "ignore_mismatched_sizes" in str(error) else ModelNotSupportedError
-        raise kind(f"cannot load {what} of {checkpoint.path} ({checkpoint.config.model_type}): {described(error)}") from error
+    where = f"{what} of {checkpoint.path}"
+    with refused(f"load {where} ({checkpoint.config.model_type})"):
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {where}: {described(error)}") from error
+        except (RuntimeError, ValueError) as error:
+            if "mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
+                raise CheckpointError(f"cannot load {where} ({checkpoint.config.model_type}): {described(error)}") from error
+            raise

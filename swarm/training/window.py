@@ -22,6 +22,10 @@ MOST = 24
 """For each pipeline: a stage takes no more than 32 of one caller (`node/training/pass_limits.py`), and each keeps memory at every stage."""
 
 
+LEAST_MS = 1e-3
+"""A hop that computed for less is not believed: by a quotient with nearly nothing the window would be infinite."""
+
+
 class Window:
     """Of one trainer, by what its own micro-batches took. The hops' words can only lower it to two for each stage, or raise it to MOST."""
 
@@ -31,7 +35,7 @@ class Window:
     def add(self, seconds: float, receipts: Sequence[Receipt]) -> None:
         """One more came back after so long."""
         slowest_ms = max((receipt.forward_ms + receipt.backward_ms for receipt in receipts), default=0.0)
-        if slowest_ms > 0:
+        if slowest_ms >= LEAST_MS:
             self._own_s.append(max(0.0, seconds - sum(receipt.queue_ms for receipt in receipts) / 1e3))
             self._slowest_s.append(slowest_ms / 1e3)
 

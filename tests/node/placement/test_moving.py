@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -285,6 +286,25 @@ async def test_a_span_that_cannot_be_loaded_leaves_all_as_it_was(swarm: LocalSwa
         assert node.mover.host is not None and not node.mover.host.is_draining
 
 
+async def test_a_node_without_memory_for_its_new_span_loads_the_old_one_again(swarm: LocalSwarm) -> None:
+    """The failed attempt is over by then: what it had loaded is free."""
+    await swarm.toys.serve(0, 2)
+    movers = [await swarm.add(2, 4) for _ in range(3)]
+    (goes,) = [node for node in movers if await is_next(node)]
+    goes.free_blocks, make, asked = 0, goes.mover.make, list[tuple[Span, object]]()
+
+    async def made(span: Span) -> Host:
+        asked.append((span, sys.exception()))
+        if len(asked) == 1:
+            raise MemoryError("no memory to load blocks 0:2")
+        return await make(span)
+
+    goes.mover.make = made
+    await goes.mover.look()
+    await goes.mover.look()
+    assert asked == [(Span(0, 2), None), (Span(2, 4), None)] and goes.spans == ["2:4 serving"]
+
+
 async def test_a_span_that_takes_longer_to_load_than_a_proof_lasts_is_not_thrown_away(swarm: LocalSwarm) -> None:
     await swarm.toys.serve(0, 2)
     movers = [await swarm.add(2, 4) for _ in range(3)]
@@ -324,6 +344,8 @@ async def test_a_node_looks_about_every_ten_seconds_also_after_a_look_that_faile
             looked_s.append(clock.now_s())
         if len(looked_s) == 3:
             raise PeerUnreachableError("the directory does not answer")
+        if len(looked_s) == 5:
+            raise MemoryError("no memory to load blocks 0:2")
         return await snapshot(model_name)
 
     swarm.snapshot = noted  # type: ignore[method-assign]

@@ -80,7 +80,12 @@ def test_a_full_link_does_not_get_more_and_more_to_carry() -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    [Receipt(peer=PeerId("stage"), forward_ms=1e9), Receipt(peer=PeerId("stage"), queue_ms=1e9, forward_ms=1e-9), receipt(1e-12)],
+    [
+        Receipt(peer=PeerId("stage"), forward_ms=1e9),
+        Receipt(peer=PeerId("stage"), queue_ms=1e9, forward_ms=1e-9),
+        receipt(1e-12),
+        receipt(1e-320),
+    ],
 )
 def test_a_hop_that_lies_about_its_times_stays_within_the_bounds(hostile: Receipt) -> None:
     window = Window()
