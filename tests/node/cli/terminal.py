@@ -5,6 +5,7 @@ It tells what the command shows, and types at it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -54,6 +55,20 @@ class Terminal:
         else:
             raise AssertionError(f"it did not end within {WAIT_S} s: {self.shown[-800:]!r}")
         return self._process.wait(WAIT_S)
+
+    def leave(self) -> int:
+        """Press Ctrl-C each second until it has ended; the exit code. CPython's `input` forgets one that comes just before it waits."""
+        while not self._has_ended():
+            with contextlib.suppress(OSError):
+                self.type(b"\x03")
+        return self._process.wait(WAIT_S)
+
+    def _has_ended(self) -> bool:
+        """Nothing more can be shown. It waits for that a second, and longer while something is shown."""
+        while select.select([self._fd], [], [], 1.0)[0]:
+            if not self._read(0.0):
+                return True
+        return False
 
     def close(self) -> None:
         self._process.kill()

@@ -7,6 +7,7 @@ import re
 import struct
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401  (its first import on a machine starts fc-list, which no test in this folder may)
 import pytest
 
 from node.cli.app import main
