@@ -15,6 +15,7 @@ import time
 from tests.forked import ForkServer
 
 WAIT_S = 60.0
+PRESSED_AGAIN_S = 5.0
 
 
 class Terminal:
@@ -56,8 +57,17 @@ class Terminal:
             raise AssertionError(f"it did not end within {WAIT_S} s: {self.shown[-800:]!r}")
         return self._process.wait(WAIT_S)
 
+    def press(self, key: bytes, until: str) -> None:
+        """Press a key until `until` is shown: CPython's `input` forgets a Ctrl-C that comes just before it waits for the next key."""
+        for _ in range(int(WAIT_S / PRESSED_AGAIN_S)):
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                self.until(until, PRESSED_AGAIN_S)
+                return
+        self.until(until)
+
     def leave(self) -> int:
-        """Press Ctrl-C each second until it has ended; the exit code. CPython's `input` forgets one that comes just before it waits."""
+        """Press Ctrl-C until it has ended, as `press`; the exit code."""
         while not self._has_ended():
             with contextlib.suppress(OSError):
                 self.type(b"\x03")

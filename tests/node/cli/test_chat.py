@@ -180,8 +180,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
         terminal.until("> ")
         terminal.type("half a li")
         terminal.until("half a li")
-        terminal.type(b"\x03")
-        terminal.until("Ctrl-C again, Ctrl-D or /exit leaves")
+        terminal.press(b"\x03", until="Ctrl-C again, Ctrl-D or /exit leaves")
         terminal.until("> ")
         assert terminal.leave() == 130
         assert "Traceback" not in terminal.shown
