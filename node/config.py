@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node.train_hours import TrainHours
 from protocols.errors import ConfigError
@@ -17,6 +18,9 @@ from protocols.records import MAX_MODELS
 from protocols.tensors import COMPUTE_DTYPES
 from swarm import suggestion
 from swarm.meeting.entering import ANYBODY, Entry
+
+if TYPE_CHECKING:
+    from node.training.spec.run_file import RunFile
 
 DTYPES = ("auto", *COMPUTE_DTYPES)
 DEFAULT_SWARM = suggestion.DEFAULT_SWARM
@@ -43,8 +47,8 @@ class NodeConfig:
     model: str
     """A directory, a name that the swarm serves (`name@digest` and the beginning of a digest too), or a Hub name."""
 
-    run: str | None = None
-    """Take part in this training run: a run file (`*.toml`), or the name of a run of the swarm. `model` is its name then."""
+    run: RunFile | str | None = None
+    """Take part in this training run: as its file says, or by its name in the swarm. `model` is its name then."""
 
     train_hours: TrainHours | None = None
     """When it takes micro-batches of the run; None = always."""

@@ -135,7 +135,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/training",
         "swarm/weights",
     ),
-    "node": ("swarm", "swarm/meeting", "swarm/peer"),
+    "node": ("node/training/spec", "swarm", "swarm/meeting", "swarm/peer"),
     "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),
     "node/device": ("node/engines", "swarm", "swarm/inference"),
     "node/serving": (

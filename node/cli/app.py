@@ -7,6 +7,7 @@ that `swarm --help` answers at once. Flags are frozen by tests/node/cli/test_fla
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         utf8.check_arguments(given)
         given, file = _without_config(given)
-        settings = _settings(given, file)
+        given, fields = _without_fields(given)
+        settings = dataclasses.replace(_settings(given, file), fields=fields)
         os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
         logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
@@ -107,6 +109,23 @@ def _without_config(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments[:at] + arguments[at + words :], Path(file)
 
 
+def _without_fields(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Of a node: fields of its run, `--section.field VALUE`. No flag has a dot; `swarm train` takes them as they are."""
+    if arguments[:1] != ["node"]:
+        return arguments, ()
+    rest, fields = list[str](), list[str]()
+    left = list(arguments)
+    while left and left[0] != "--":
+        word = left.pop(0)
+        name, joined, _ = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(word)
+            continue
+        fields += [word] if joined else [word, *left[:1]]
+        left = left if joined else left[1:]
+    return rest + left, tuple(fields)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"murmuration {metadata.version('murmuration')}")
@@ -140,12 +159,13 @@ def node_command(context: typer.Context, hosting: Hosting, model: options.Models
 
     if hosting.run is not None and model:
         raise ConfigError(f"--run {hosting.run} says which model it is, got MODEL {model[0]} too: leave one out")
-    serve = serve_tables.of_run(hosting.run) if hosting.run is not None else serve_tables.chosen(model, context.obj.serve)
+    run = node.run_of(hosting.run, context.obj.fields)
+    serve = serve_tables.chosen(model, context.obj.serve) if run is None else [serve_tables.of_run(run)]
     if not serve:
         raise ConfigError(
             "Missing argument 'MODEL': a directory or a name; --run RUN; or a [[serve]] table in the file of options"
         )
-    node.run(serve, hosting)
+    node.run(serve, hosting, run)
 
 
 @app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -69,8 +69,8 @@ class Hosting(PeerOptions):
         typer.Option(
             "--run",
             metavar="RUN",
-            help="Take part in a training run, given by its file (RUN.toml) or its name in the swarm: train blocks of its model, and serve "
-            "what they become.",
+            help="Take part in a training run, given by its file (RUN.toml; any field as an option, too: --training.steps 100) or its name "
+            "in the swarm: train blocks of its model, and serve what they become.",
             show_default=False,
         ),
     ] = None

@@ -61,6 +61,9 @@ class Settings:
     serve: tuple[Serve, ...] = ()
     """Of the file's [[serve]] tables."""
 
+    fields: tuple[str, ...] = ()
+    """Words of the command line that give fields of a node's run: `--section.field`, VALUE."""
+
     def of(self, option: Option) -> Value | None:
         """What `option` is set to; None = its default holds."""
         return self.values.get((option.command, option.flag))

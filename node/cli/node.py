@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from node.cli import consent
 from node.cli.command_options import Hosting
@@ -27,13 +28,16 @@ from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import descriptors, places
 
+if TYPE_CHECKING:
+    from node.training.spec.run_file import RunFile
+
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
 
 
-def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
-    """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving."""
-    config = read(serve, flags)
+def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NoReturn:
+    """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving. run: it trains in that."""
+    config = read(serve, flags, run)
     descriptors.raise_limit()
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
@@ -65,7 +69,22 @@ def run(serve: Sequence[Serve], flags: Hosting) -> NoReturn:
     os._exit(0)  # everything of ours is closed; taking torch apart took 7 s more on a busy machine
 
 
-def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
+def run_of(given: str | None, fields: Sequence[str]) -> RunFile | str | None:
+    """What `--run` names: a run file, with these fields of it (`--section.field VALUE`) replaced, or a run of the swarm, by its name.
+
+    ConfigError as of `node.training.spec.reading.read`, and for fields without a file.
+    """
+    if given is not None and (given.endswith(".toml") or Path(given).is_file()):
+        from node.training.spec.reading import parse_overrides, read
+
+        return read(Path(given), parse_overrides(fields))
+    if fields:
+        run = f"the run {given} in the swarm has its own" if given else "--run is missing"
+        raise ConfigError(f"{fields[0]} is a field of a run's file, and {run}: give --run RUN.toml, or leave the field out")
+    return given
+
+
+def read(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NodeConfig:
     """Parse and check the flags; ConfigError or BadRequestError names the one that is wrong. serve: at least one model."""
     first, *more = serve
     if more and flags.blocks is not None:
@@ -76,7 +95,7 @@ def read(serve: Sequence[Serve], flags: Hosting) -> NodeConfig:
     data_dir, into = flags.data_dir or places.data_dir(), flags.enter()
     return NodeConfig(
         model=first.model,
-        run=flags.run,
+        run=run,
         train_hours=None if flags.train_hours is None else TrainHours.parse(flags.train_hours),
         train_share=flags.train_share,
         keep=flags.keep,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node.config import Serve
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
+
+if TYPE_CHECKING:
+    from node.training.spec.run_file import RunFile
 
 KEY = "serve"
 
@@ -48,10 +51,6 @@ def _parsed(table: Mapping[str, Any], where: str) -> Serve:
         raise ConfigError(f"{where}: blocks: {error}") from None
 
 
-def of_run(run: str) -> list[Serve]:
-    """What a node serves that takes part in a run: the run's model, by the name in the file or as given. ConfigError as of `read`."""
-    if not run.endswith(".toml"):
-        return [Serve(model=run)]
-    from node.training.spec.reading import read
-
-    return [Serve(model=read(Path(run)).name)]
+def of_run(run: RunFile | str) -> Serve:
+    """The model of a run (a file that was read, or a name in the swarm), as what a node serves."""
+    return Serve(model=run if isinstance(run, str) else run.name)

@@ -27,7 +27,6 @@ from node.runs.runs_here import RunsHere
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
 from node.training.servicer import TrainingServicer
-from node.training.spec.reading import read
 from protocols.state import Form
 from protocols.units import Blocks, Ends, Unit
 from swarm.meeting import keyring
@@ -136,11 +135,10 @@ class NodeRun:
             peer.ping, config.data_dir, keyring.known_as(config.swarm, config.entry.key), config.accept_new_weights
         )
         opener = RunOpener(peer, config.data_dir, naming, self._tell)
-        if not is_file(given):
+        if isinstance(given, str):
             return await opener.by_name(given)
-        file = read(Path(given))
-        self._recompute, self._compute = file.training.recompute, file.training.compute
-        data = await asyncio.to_thread(read_data, file, config.data_dir, self._tell, is_needed=False)
+        self._recompute, self._compute = given.training.recompute, given.training.compute
+        data = await asyncio.to_thread(read_data, given, config.data_dir, self._tell, is_needed=False)
         return await opener.by_file(data)
 
     def _tell(self, what: str, done: int, total: int) -> None:
@@ -152,8 +150,3 @@ def forms_of(run: OpenRun) -> dict[Unit, Form]:
     """Of the parameters of all units of a run."""
     config, blocks = run.checkpoint.config, [Blocks(number, number + 1) for number in range(run.checkpoint.num_blocks)]
     return {**{unit: parameter_form(config, unit) for unit in blocks}, Ends(): parameter_form(config, Ends())}
-
-
-def is_file(run: str) -> bool:
-    """Does `--run` name a run file?"""
-    return run.endswith(".toml") or Path(run).is_file()

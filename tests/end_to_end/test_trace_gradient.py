@@ -29,16 +29,17 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_micro_batch_and_its_version_pass_g1_to_g9_in_order(
     script: ModuleType, tmp_path: Path, fork_server: ForkServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_file, traced = write_tiny_run(tmp_path / "run", steps=2), {"SWARM_TRACE": str(tmp_path / "trace.jsonl")}
-    shared = ["--listen", "127.0.0.1:0", "--no-lan", "--data-dir"]
+    """The file says 3 versions, and all are told 2."""
+    run_file, traced = write_tiny_run(tmp_path / "run", steps=3), {"SWARM_TRACE": str(tmp_path / "trace.jsonl")}
+    fewer, shared = ["--training.steps", "2"], ["--listen", "127.0.0.1:0", "--no-lan", "--data-dir"]
     with ProcessPool(tmp_path, fork_server) as pool:
         nodes, peer = {}, list[str]()
         for name, blocks in (("anna", "0:2"), ("ben", "2:4")):
-            words = ["node", "--run", str(run_file), "--blocks", blocks, *peer, *shared, str(tmp_path / name)]
+            words = ["node", "--run", str(run_file), *fewer, "--blocks", blocks, *peer, *shared, str(tmp_path / name)]
             nodes[name] = pool.start(name, words, traced)
             nodes[name].wait_for("ready")
             peer = ["--peer", nodes["anna"].said["multiaddr"]]
-        words = ["train", str(run_file), *peer, "--out", str(tmp_path / "runs"), *shared, str(tmp_path / "trainer")]
+        words = ["train", str(run_file), *fewer, *peer, "--out", str(tmp_path / "runs"), *shared, str(tmp_path / "trainer")]
         trainer = pool.start("trainer", words, traced)
         trainer.wait_for("trained")
         assert trainer.has_ended(10) and trainer.code == 0

@@ -19,6 +19,7 @@ from swarm.checkpoints.resolve import resolve
 from tests.node.training.spec.files import write_run
 
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooW" + "A" * 44
+RUN = Path(__file__).parents[3] / "examples" / "prose" / "run.toml"
 BAD = {
     "no command": (["nod"], 2, ["No such command", "--help"]),
     "no such flag": (["node", "m", "--blox", "0:3"], 2, ["--blox", "swarm node --help"]),
@@ -35,6 +36,18 @@ BAD = {
     "no peer to ask": (["generate", "m", "hello", "--no-lan"], 2, ["--peer", "swarm node", "leave out --no-lan"]),
     "no peer to ask for status": (["status", "--no-lan"], 2, ["--peer", "none is remembered"]),
     "no run file": (["node", "--run", "gone.toml"], 2, ["gone.toml", "cannot be read", "examples/prose/run.toml"]),
+    "a node's field of no run": (
+        ["node", "m", "--training.steps", "3"],
+        2,
+        ["--training.steps", "--run is missing", "--run RUN.toml"],
+    ),
+    "a node's field of a run by name": (["node", "--run", "prose", "--seed.x=3"], 2, ["--seed.x=3", "prose", "has its own"]),
+    "a node's field nearly": (
+        ["node", "--run", "{run}", "--training.step", "3"],
+        2,
+        ["--training.step", "did you mean training.steps?"],
+    ),
+    "a node's run that contradicts itself": (["node", "--run", "{run}", "--training.steps", "-1"], 2, ["training.steps", "-1"]),
     "no run file to train": (["train", "gone.toml"], 2, ["gone.toml", "cannot be read", "examples/prose/run.toml"]),
     "a flag nearly": (["train", "gone.toml", "--lcoal"], 2, ["--lcoal", "did you mean --local?", "swarm train --help"]),
     "a field nearly": (["train", "gone.toml", "--training.step", "3"], 2, ["--training.step", "did you mean training.steps?"]),
@@ -49,7 +62,7 @@ def test_a_typing_error_is_one_line_with_what_got_and_next(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no peer is remembered here, whatever other tests have met
     arguments, code, words = BAD[name]
     with pytest.raises(SystemExit) as exited:
-        main(arguments)
+        main([word.format(run=RUN) for word in arguments])
     said = capsys.readouterr()
     assert exited.value.code == code
     assert said.out == ""
