@@ -17,7 +17,7 @@ from node.cli.train_display import open_display
 from node.config import Serve
 from node.events import Event
 from node.logs import Repetitions
-from node.training.report.amounts import size
+from node.training.amounts import size
 from protocols.errors import ConfigError
 from protocols.words import counted
 from swarm import descriptors

@@ -23,8 +23,8 @@ from rich.text import Text
 from node.cli import status_line
 from node.cli.console import Lines
 from node.events import Event
+from node.training.amounts import duration, size
 from node.training.metrics import EvaluationRow, Row, VersionRow
-from node.training.report.amounts import duration, size
 from protocols.words import counted, one_line
 
 LINE_S = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from node.training.amounts import duration
 from protocols.words import counted
 from swarm.clock import SYSTEM, Clock
 
@@ -43,6 +44,6 @@ class Contribution:
         return self._before_s + (0.0 if self._since_s is None else self._clock.now_s() - self._since_s)
 
     def __str__(self) -> str:
-        """`1,204 micro-batches, 1,232,896 tokens, 96 versions in 2.3 hours`."""
+        """`1,204 micro-batches, 1,232,896 tokens, 96 versions in 2 h 18 min`."""
         numbers = (self.num_micro_batches, "micro-batch"), (self.num_tokens, "token"), (self.num_versions, "version")
-        return f"{', '.join(counted(*one, is_grouped=True) for one in numbers)} in {self.seconds / 3600:.1f} hours"
+        return f"{', '.join(counted(*one, is_grouped=True) for one in numbers)} in {duration(self.seconds)}"

@@ -15,7 +15,7 @@ from tests.forked import ForkServer
 from tests.node.cli.terminal import Terminal
 
 STEPS, MICRO_BATCHES = 40, 4
-GIVEN = re.compile(r"contributed\S* ([\d,]+) micro-batch(?:es)?, ([\d,]+) tokens?, ([\d,]+) versions? in \d+\.\d hours")
+GIVEN = re.compile(r"contributed\S* ([\d,]+) micro-batch(?:es)?, ([\d,]+) tokens?, ([\d,]+) versions? in \d+ (?:s|min|h)")
 
 
 def given(text: str) -> list[int]:

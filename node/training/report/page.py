@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from node.training.report.amounts import duration, short, size
+from node.training.amounts import duration, short, size
 from node.training.report.history import History, read_history
 from node.training.report.plots import Plot, write_plots
 from protocols.errors import DiskFullError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node.training.report.amounts import short
+from node.training.amounts import short
 from node.training.report.history import History, smoothed, thinned
 from protocols.errors import ConfigError
 

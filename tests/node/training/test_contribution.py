@@ -26,6 +26,6 @@ def test_counts_and_hours() -> None:
     clock.s += 5 * 3600
     given.pause(False)
     clock.s += 1800
-    assert given.news() == "1,204 micro-batches, 1,232,896 tokens, 2 versions in 2.5 hours"
+    assert given.news() == "1,204 micro-batches, 1,232,896 tokens, 2 versions in 2 h 30 min"
     clock.s += 3600
     assert given.news() == "", "an hour alone is no news"
