@@ -33,20 +33,14 @@ class Hold:
 
     run: ModelId
     kept: Kept
-    whole: int = 0
-    """The version that goes on being held beside it, since the stages have it together; all others are dropped. 0: none."""
 
     def encode(self) -> bytes:
-        return frame.encode({"t": "hold", "run": str(self.run), "kept": self.kept.pack(), "whole": self.whole})
+        return frame.encode({"t": "hold", "run": str(self.run), "kept": self.kept.pack()})
 
     @classmethod
     def parse(cls, data: bytes) -> Hold:
         header = frame.decode_kind(data, "hold").header
-        return cls(
-            run=fields.model(header, "run"),
-            kept=Kept.parse(header.get("kept")),
-            whole=fields.integer(header, "whole", 0, MAX_VERSION),
-        )
+        return cls(run=fields.model(header, "run"), kept=Kept.parse(header.get("kept")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Tells the stages of a run when to hold a version.
 
 After a step, and before the next one is begun, all stages are at one version, so the trainer that closes the versions tells them to hold
-it. Copying goes on while the run does. The next version follows when every stage is done, no sooner than HOLD_EVERY_S, and so late that at
-most a tenth of the time is spent on copying: on a slow line the copies are older, but whole.
+it. Copying goes on while the run does. The next version follows when every stage is done and has dropped the older one, no sooner than
+HOLD_EVERY_S, and so late that at most a tenth of the time is spent on copying: on a slow line the copies are older, but whole.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 
 from protocols import services
 from protocols.errors import SwarmError
-from protocols.held import Hold, whole_versions
+from protocols.held import Hold
 from protocols.ids import short_peer
 from protocols.kept import Kept
 from protocols.records import PeerRecord
@@ -46,20 +46,18 @@ class Copier:
     async def after(self, step: Step) -> None:
         """Have this version held, if it is time, and if some stage does not train all units. A stage that cannot is logged."""
         stages = self._members.stages
-        held = [one for stage in stages for one in stage.status.held]
-        if all(self._members.units <= stage.units.keys() for stage in stages) or not all(one.is_done for one in held):
+        held = [stage.status.held for stage in stages]
+        if all(self._members.units <= stage.units.keys() for stage in stages):
             return
-        newest = max(whole_versions(held), key=lambda one: one.version, default=None)
+        if any(len(versions) > 1 or not all(one.is_done for one in versions) for versions in held):
+            return
         now_s = self._clock.now_s()
         if self._began_s is not None:
             self._next_s = max(self._began_s + self._every_s, now_s + PAUSES * (now_s - self._began_s))
             self._began_s = None
-            if newest is not None and {one.version for one in held} != {newest.version}:
-                await self._tell(Hold(run=self._members.run, kept=newest, whole=newest.version))  # the older one is dropped
         if now_s >= self._next_s:
             self._began_s = now_s
-            kept = Kept(version=step.version, chains=step.chains)
-            await self._tell(Hold(run=self._members.run, kept=kept, whole=0 if newest is None else newest.version))
+            await self._tell(Hold(run=self._members.run, kept=Kept(version=step.version, chains=step.chains)))
 
     async def stop(self) -> None:
         """Wait for no answer any more."""

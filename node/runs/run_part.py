@@ -16,7 +16,8 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
-from node.runs.holding import Forms, Holding
+from node.runs.buddy_copies import Forms
+from node.runs.holding import Holding
 from node.runs.keeping import Keeping, StageHere
 from node.runs.leaving import hand_over
 from node.runs.publishing import Publishing

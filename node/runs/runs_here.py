@@ -26,8 +26,8 @@ from swarm.training.state_server import StateServer, TakeState
 OnPublish = Callable[[Publish], Awaitable[int]]
 """Serves a version, and returns the newest that is served, or is about to be."""
 
-OnHold = Callable[[Hold], Awaitable[int]]
-"""Holds a version in memory, and returns it."""
+OnHold = Callable[[Hold, PeerId], Awaitable[int]]
+"""Holds a version in memory, as this peer asked, and returns it."""
 
 OnRestore = Callable[[Kept, PeerId], Awaitable[int]]
 """Begins to take a checkpoint, as this peer asked, and returns its version."""
@@ -127,7 +127,7 @@ class RunsHere:
     async def _on_hold(self, request: bytes, call: Call) -> bytes:
         hold = Hold.parse(request)
         self._check_here(hold.run)
-        return Holding(version=await self._hold[hold.run](hold)).encode()
+        return Holding(version=await self._hold[hold.run](hold, call.peer)).encode()
 
     def _replica(self, run: ModelId) -> Replica:
         self._check_here(run)

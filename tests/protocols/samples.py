@@ -197,7 +197,7 @@ SAMPLES: dict[str, Any] = {
         queue=2, forward_ms=1.5, backward_ms=3.25, is_catching_up=True, is_paused=True, served=(0, 5), kept=KEPT,
     ),
     "run_status with copies": run_status.RunStatus(num_micro_batches=12, held=(HELD,), has_memory=True),
-    "hold": held.Hold(run=MODEL, kept=KEPT, whole=5),
+    "hold": held.Hold(run=MODEL, kept=KEPT),
     "holding": held.Holding(version=7),
     "restore": kept.Restore(run=MODEL, kept=KEPT),
     "restored": kept.Restored(version=7),
@@ -801,7 +801,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "published": st.builds(run_status.Published, version=st.integers(0, MAX_VERSION)),
     "restore": st.builds(kept.Restore, run=models, kept=_kept),
-    "hold": st.builds(held.Hold, run=models, kept=_kept, whole=st.integers(0, MAX_VERSION)),
+    "hold": st.builds(held.Hold, run=models, kept=_kept),
     "holding": st.builds(held.Holding, version=_versions),
     "restored": st.builds(kept.Restored, version=_versions),
     "lease?": st.builds(

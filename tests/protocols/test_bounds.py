@@ -237,7 +237,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     ),
     "restore": lambda: kept.Restore(run=MODEL, kept=KEPT),
     "restored": lambda: kept.Restored(version=MAX_VERSION),
-    "hold": lambda: held.Hold(run=MODEL, kept=KEPT, whole=MAX_VERSION),
+    "hold": lambda: held.Hold(run=MODEL, kept=KEPT),
     "holding": lambda: held.Holding(version=MAX_VERSION),
     "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
     "published": lambda: run_status.Published(version=MAX_VERSION),

@@ -19,8 +19,9 @@ from typing import Any
 from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event
+from node.runs.buddy_copies import Forms
 from node.runs.copier import Copier
-from node.runs.holding import Forms, Holding
+from node.runs.holding import Holding
 from node.runs.restoring import Restoring
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
@@ -86,8 +87,10 @@ class RunNode:
         folder: Folder,
         identity: Identity | None = None,
         forms: Forms = dict,
+        clock: Clock = SYSTEM,
     ) -> None:
-        """forms: of the parameters of all units, for copies that it holds for others; without them it holds its own only."""
+        """forms: of the parameters of all units, for copies that it holds for others; without them it holds its own only. clock: of what
+        it holds."""
         self.identity, self.folder, self.run = identity or new_identity(), folder, run
         self.device, self.pool = Device(), ChannelPool(self.identity)
         self.runs = RunsHere(TrainingServicer(self.device), _at_once)
@@ -99,7 +102,7 @@ class RunNode:
         self.members = Members(run, folder, self.pool, num_blocks=num_blocks, me=self.identity.peer_id)
         self.events: list[Event] = []
         self.holding = Holding(
-            self.units, KeptState(self._live).take, self.members, self.identity.peer_id, forms, self._say
+            self.units, KeptState(self._live).take, self.members, self.identity.peer_id, forms, self._say, clock=clock
         )  # fmt: skip
         self.trained.held = lambda: (self.holding.held, self.holding.has_memory)
         self.taking_part = TakingPart(

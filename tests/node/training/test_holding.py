@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,45 +12,76 @@ import pytest
 
 from protocols.errors import BadRequestError, OverloadedError, VersionMismatchError
 from protocols.held import Hold
-from protocols.ids import Span
+from protocols.ids import PeerId, Span
 from protocols.kept import Kept
-from swarm.clock import Clock
+from protocols.units import Unit
+from swarm.clock import SYSTEM, Clock
+from swarm.training.snapshot import UnitSnapshot
 from tests.node.training.exact_stage import ALL_UNITS, NUM_BLOCKS, RUN, ExactStage, bits, forms, spec_of
 from tests.node.training.processes.exact_swarm import SPANS, draw
 from tests.node.training.run_nodes import Folder, RunNode, RunTrainer
+from tests.node.training.toy_run import new_identity
 
 ALL = Span(0, NUM_BLOCKS)
+TRAINER, OTHER = new_identity().peer_id, new_identity().peer_id
+
+
+@contextlib.asynccontextmanager
+async def stages(path: Path, *spans: Span, clock: Clock = SYSTEM) -> AsyncIterator[list[RunNode]]:
+    directory = Folder(path)
+    nodes = [
+        RunNode(RUN, spec_of(9), ExactStage(span, NUM_BLOCKS), NUM_BLOCKS, directory, forms=forms, clock=clock) for span in spans
+    ]
+    try:
+        for node in nodes:
+            await node.start()
+        yield nodes
+    finally:
+        for node in nodes:
+            await node.stop()
 
 
 @contextlib.asynccontextmanager
 async def stage(path: Path, span: Span = ALL) -> AsyncIterator[RunNode]:
-    node = RunNode(RUN, spec_of(9), ExactStage(span, NUM_BLOCKS), NUM_BLOCKS, Folder(path), forms=forms)
-    try:
+    async with stages(path, span) as (node,):
         yield node
-    finally:
-        await node.holding.stop()
-        await node.pool.close()
 
 
-def step(node: RunNode) -> Kept:
-    """To the next version, with gradients of 0."""
-    node.units.step_alone(1)
-    return Kept(version=node.units.version, chains={unit: state.chain for unit, state in node.units.states.items()})
+def step(*nodes: RunNode) -> Kept:
+    """To the next version, with gradients of 0; units that none of them has get some chain."""
+    for node in nodes:
+        node.units.step_alone(1)
+    own = {unit: state.chain for node in nodes for unit, state in node.units.states.items()}
+    return Kept(version=nodes[0].units.version, chains=dict.fromkeys(ALL_UNITS, bytes(32)) | own)
 
 
-def hold(kept: Kept, whole: int = 0) -> Hold:
-    return Hold(run=RUN, kept=kept, whole=whole)
+async def tell(nodes: Sequence[RunNode], kept: Kept, caller: PeerId = TRAINER) -> None:
+    """Have them hold it."""
+    for node in nodes:
+        assert await node.holding.hold(Hold(run=RUN, kept=kept), caller) == kept.version
+
+
+async def hold(nodes: Sequence[RunNode], kept: Kept) -> None:
+    """Have them hold it, until nothing else is held."""
+    await tell(nodes, kept)
+    await until(lambda: all(versions(node) == [kept.version] and node.holding.held[0].is_done for node in nodes))
 
 
 def versions(node: RunNode) -> list[int]:
     return [one.version for one in node.holding.held]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_what_is_held_stays_as_it_was_while_the_units_step(tmp_path: Path) -> None:
     async with stage(tmp_path) as node:
         first = step(node)
         expected = {unit: bits(node.units.snapshot(unit)) for unit in ALL_UNITS}
-        assert await node.holding.hold(hold(first)) == 1
+        await hold([node], first)
         step(node)
         assert {unit: bits(await node.take(unit, 1)) for unit in ALL_UNITS} == expected
         assert bits(await node.take(ALL_UNITS[0], None)) != expected[ALL_UNITS[0]]
@@ -58,42 +89,77 @@ async def test_what_is_held_stays_as_it_was_while_the_units_step(tmp_path: Path)
         assert (held.version, held.whole, dict(held.chains)) == (1, first.chain, dict(first.chains))
 
 
-async def test_a_stage_holds_the_version_that_is_whole_and_the_newest_and_none_after_one_that_the_run_goes_back_to(
-    tmp_path: Path,
-) -> None:
-    async with stage(tmp_path) as node:
-        await node.holding.hold(hold(step(node)))
-        await node.holding.hold(hold(step(node), whole=1))
-        assert versions(node) == [1, 2]
-        third = step(node)
-        await node.holding.hold(hold(third, whole=1))
-        assert versions(node) == [1, 3]
+async def test_a_stage_holds_the_newest_version_and_none_after_one_that_the_run_goes_back_to(tmp_path: Path) -> None:
+    now_s = [0.0]
+    async with stages(tmp_path, ALL, clock=Clock(now_s=lambda: now_s[0])) as (node,):
+        for _ in range(2):
+            await hold([node], step(node))
+        node.holding.go_back(2)
+        assert versions(node) == [2]
         node.holding.go_back(1)
-        assert versions(node) == [1]
-        await node.holding.hold(hold(third))
-        await node.holding.hold(hold(third, whole=3))
-        assert versions(node) == [3]
+        assert versions(node) == []
 
 
 async def test_a_version_of_another_history_takes_the_place_of_the_one_with_its_number(tmp_path: Path) -> None:
-    async with stage(tmp_path) as node:
-        old = step(node)
-        await node.holding.hold(hold(old))
+    now_s = [0.0]
+    async with stages(tmp_path, ALL, clock=Clock(now_s=lambda: now_s[0])) as (node,):
+        await hold([node], step(node))
         for state in node.units.states.values():
             state.restore(1, b"another history".ljust(32))
         new = Kept(version=1, chains={unit: state.chain for unit, state in node.units.states.items()})
-        await node.holding.hold(hold(new))
+        await hold([node], new)
         assert [one.whole for one in node.holding.held] == [new.chain]
 
 
-async def test_a_version_that_is_not_here_is_not_held(tmp_path: Path) -> None:
+async def test_a_call_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     async with stage(tmp_path) as node:
         kept = step(node)
-        with pytest.raises(VersionMismatchError, match="version 2"):
-            await node.holding.hold(hold(replace(kept, version=2)))
+        await hold([node], kept)
+        with pytest.raises(VersionMismatchError, match="version 9"):
+            await tell([node], replace(kept, version=9))
         with pytest.raises(BadRequestError, match="chain"):
-            await node.holding.hold(hold(replace(kept, chains=dict.fromkeys(kept.chains, bytes(32)))))
-        assert versions(node) == []
+            await tell([node], replace(kept, chains=dict.fromkeys(kept.chains, bytes(32))))
+        with pytest.raises(BadRequestError, match="1 unit, not those of the model"):
+            await tell([node], replace(kept, chains={ALL_UNITS[0]: kept.chains[ALL_UNITS[0]]}))
+        assert versions(node) == [1]
+
+
+async def test_a_peer_with_wrong_chains_takes_no_copy_away_and_has_to_wait_and_others_have_not(tmp_path: Path) -> None:
+    now_s = [0.0]
+    async with stages(tmp_path, *(Span(*span) for span in SPANS), clock=Clock(now_s=lambda: now_s[0])) as nodes:
+        first, other = nodes
+        await hold(nodes, step(first, other))
+        second = step(first, other)
+        unit = next(iter(other.units.states))
+        await tell([first], replace(second, chains={**second.chains, unit: b"wrong".ljust(32)}), OTHER)
+        assert versions(first) == [1, 2]
+        with pytest.raises(OverloadedError, match="version 2"):
+            await tell([first], second)
+        now_s[0] += 10.0
+        await until(lambda: versions(first) == [1])
+        with pytest.raises(OverloadedError, match=r"60.0 s"):
+            await tell([first], second, OTHER)
+        await hold(nodes, second)
+        assert first.holding.held[0].chains.keys() == set(ALL_UNITS)
+
+
+async def test_many_calls_at_once_copy_the_own_units_once(tmp_path: Path) -> None:
+    async with stage(tmp_path, Span(0, 2)) as node:
+        kept, taken, other = step(node), [], next(unit for unit in ALL_UNITS if unit not in node.units.states)
+        take = node.holding._take_own
+
+        async def counted(unit: Unit, version: int | None) -> UnitSnapshot:
+            taken.append(unit)
+            return await take(unit, version)
+
+        node.holding._take_own = counted
+        calls = [
+            node.holding.hold(Hold(run=RUN, kept=replace(kept, chains={**kept.chains, other: bytes([number]) * 32})), OTHER)
+            for number in range(8)
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert answers[0] == 1 and all(isinstance(one, OverloadedError) for one in answers[1:])
+        assert sorted(taken) == sorted(node.units.states)
 
 
 @pytest.mark.parametrize(("times", "holds_own", "has_memory"), [(1.9, False, False), (2.1, True, False), (4.1, True, True)])
@@ -105,25 +171,22 @@ async def test_what_a_stage_holds_leaves_as_much_memory_free(
         node.holding._free_bytes = lambda: int(times * own)
         kept = step(node)
         if holds_own:
-            await node.holding.hold(hold(kept))
+            await tell([node], kept)
         else:
             for _ in range(2):
                 with pytest.raises(OverloadedError, match="memory"):
-                    await node.holding.hold(hold(kept))
+                    await tell([node], kept)
             assert [str(event.kind) for event in node.events] == ["copies"], "it is said once"
         assert bool(versions(node)) is holds_own and node.holding.has_memory is has_memory
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_versions_are_held_when_it_is_time_and_the_older_one_goes_when_the_newer_is_whole(tmp_path: Path) -> None:
     now_s = [0.0]
     clock, directory = Clock(now_s=lambda: now_s[0]), Folder(tmp_path)
-    nodes = [RunNode(RUN, spec_of(20), ExactStage(Span(*span), NUM_BLOCKS), NUM_BLOCKS, directory, forms=forms) for span in SPANS]
+    nodes = [
+        RunNode(RUN, spec_of(20), ExactStage(Span(*span), NUM_BLOCKS), NUM_BLOCKS, directory, forms=forms, clock=clock)
+        for span in SPANS
+    ]
     trainer = RunTrainer(RUN, spec_of(20), NUM_BLOCKS, directory, draw, clock)
     try:
         for node in nodes:
@@ -140,9 +203,7 @@ async def test_versions_are_held_when_it_is_time_and_the_older_one_goes_when_the
         assert all(versions(node) == [3] for node in nodes), "copying took 2 s, so it is not time for another 18 s"
         now_s[0] += 18.0
         await trainer.train(6)
-        await until(lambda: all(versions(node) == [3, 6] and node.holding.held[1].is_done for node in nodes))
-        await trainer.train(7)
-        assert all(versions(node) == [6] for node in nodes)
+        await until(lambda: all(versions(node) == [6] and node.holding.held[0].is_done for node in nodes))
     finally:
         await trainer.close()
         for node in nodes:
