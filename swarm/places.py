@@ -55,9 +55,18 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+_MODEL_FILES = ("config.json", "*.gguf", "checkpoint-*/config.json")
+"""A folder with one of these holds a model, or a run's checkpoints."""
+
+
 def is_place(model: str) -> bool:
-    """True if `model` can only be meant as a place on this disk: what exists, and what is written as a path."""
-    return expanded(model).exists() or model.startswith((".", "/", "~"))
+    """True if `model` is meant as a place on this disk: what is written as a path, or exists. A folder that holds no model may be called
+    as one of the swarm is: only as a path it is meant."""
+    place = expanded(model)
+    is_path = "/" in model or model.startswith((".", "~"))
+    if place.is_dir() and not is_path:
+        return any(next(place.glob(pattern), None) for pattern in _MODEL_FILES)
+    return place.exists() or model.startswith((".", "/", "~"))
 
 
 def name_in_swarm(model: str) -> str:

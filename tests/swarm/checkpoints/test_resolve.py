@@ -8,7 +8,7 @@ import pytest
 
 from protocols.errors import ModelNotFoundError
 from swarm.checkpoints.resolve import resolve
-from swarm.places import name_in_swarm
+from swarm.places import is_place, name_in_swarm
 
 
 def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +48,18 @@ def test_a_directory_has_one_name_however_it_is_given(tmp_path: Path, monkeypatc
     monkeypatch.chdir(real)
     assert {name_in_swarm(given) for given in (str(real), f"{real}/", ".", str(tmp_path / "link"))} == {"tiny-prose"}
     assert name_in_swarm("meta-llama/Llama-3-8B") == "meta-llama/Llama-3-8B"
+
+
+def test_a_folder_without_a_model_hides_no_model_of_the_swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """examples/prose holds a run's text, and its run is called prose."""
+    monkeypatch.chdir(tmp_path)
+    for name, file in {
+        "prose": "run.toml",
+        "tiny": "config.json",
+        "weights": "tiny.gguf",
+        "run": "checkpoint-20/config.json",
+    }.items():
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).touch()
+    assert [is_place(name) for name in ("prose", "tiny", "weights", "run", "nothing")] == [False, True, True, True, False]
+    assert [is_place(name) for name in ("./prose", f"{tmp_path}/prose", "prose/", "prose/run.toml")] == [True] * 4
