@@ -25,7 +25,7 @@ class GraphMemory:
     """Decides if a forward keeps its graph: `never` recompute, `always`, or `auto`: it is kept while all kept ones fit the budget.
 
     A backward without a graph runs the forward again: + 35 % of a micro-batch's time (docs/training.md). `auto` measures the first
-    forward of each shape, which keeps its graph whatever it takes: a backward would need as much.
+    forward of each shape, which keeps its graph, however large: a backward would need as much.
     """
 
     def __init__(self, mode: Recompute, budget_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """Takes back what a forward leaves in modules, so each is alone.
 
 Some families keep things: a dynamic rope its frequencies for the longest sequence so far, a recurrent block its last state with the graph
-behind it. In training, a forward that is computed again must give the same numbers whatever ran in between.
+behind it. In training, a forward that is computed again must give the same numbers, also if others ran in between.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from swarm.models.span import SpanModule
 
 
 class SpanForward:
-    """hidden [B, T, H], positions [B, T] or None -> [B, T, H]; whatever ran before has no effect."""
+    """hidden [B, T, H], positions [B, T] or None -> [B, T, H]; forwards that ran before have no effect."""
 
     def __init__(self, module: SpanModule, compute: Compute = "float32") -> None:
         self._module, self._state, self._compute = module, ModuleState(module), compute

@@ -21,7 +21,7 @@ KINDS = {
     ("sent", "received"): "travelling",
     ("backward done", "answered"): "travelling",
 }
-"""What lies between two marks; whatever is not here is the trainer's or a hop's own handling."""
+"""What lies between two marks. All other time is spent by the trainer or a hop on handling messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

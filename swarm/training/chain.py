@@ -101,7 +101,7 @@ class PassCall:
             _check(self._sent, result)
             num_bytes = 0 if result.gradient is None else result.gradient.num_bytes
             trace.mark_gradient("answered", self._sent.version, self._sent.index, num_bytes)
-            with contextlib.suppress(SwarmError):  # the result is here, whatever comes after it
+            with contextlib.suppress(SwarmError):  # the result is here: an error that follows it changes nothing
                 await self._next()
         return result
 

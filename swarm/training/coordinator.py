@@ -128,7 +128,7 @@ class Coordinator:
             await asyncio.gather(stepping, stuck, return_exceptions=True)
 
     async def step(self, version: int, awaited: Collection[PeerId] = ()) -> Step:
-        """From `version` to `version` + 1, whatever dies meanwhile. It returns once every group has a member that has applied.
+        """From `version` to `version` + 1, also if peers die meanwhile. It returns once every group has a member that has applied.
 
         VersionMoved. SwarmError: a group has lost all its members after it had agreed.
         """

@@ -177,7 +177,7 @@ class _Receiving:
         self._stream, self._stall_s = stream, stall_s
 
     async def snapshot(self, wanted: Wanted) -> UnitSnapshot:
-        """Raises LyingSourceError for whatever is not as it should be, DeadlineError if nothing comes."""
+        """Raises LyingSourceError for content that is not what was asked for, DeadlineError if nothing comes."""
         header = await self._answer(FIRST_S)
         if not isinstance(header, StateHeader):
             raise LyingSourceError("it sent bytes of a state without its header")

@@ -19,7 +19,7 @@ ASK_AGAIN_S = 0.25
 """Seconds between two requests of one that could take more."""
 
 AsksCoordinator = Callable[[LeaseRequest], Awaitable[LeaseAnswer]]
-"""Asks the coordinating trainer; whatever it raises ends `work`."""
+"""Asks the coordinating trainer; an error that it raises ends `work`."""
 
 
 class Worker:
@@ -71,7 +71,7 @@ class Worker:
         )  # fmt: skip
 
     def empty_handed(self) -> LeaseRequest:
-        """It leaves: whatever it has is free."""
+        """It leaves: its micro-batches are free for others."""
         return LeaseRequest(run=self._run, version=self._version or 0, shown=self.shown)
 
     def show(self, finished: Finished) -> None:

@@ -86,12 +86,12 @@ class TrainingSwarm:
         for process in self.up:
             process.send_signal(9)  # type: ignore[arg-type]
         for process in self.up:
-            assert process.has_ended(10.0)
+            assert process.has_ended(30.0)
         self.up.clear()
 
     def kill(self, process: NodeProcess) -> None:
         process.send_signal(9)  # type: ignore[arg-type]
-        assert process.has_ended(10.0)
+        assert process.has_ended(30.0)
         self.up.remove(process)
 
     def losses(self) -> dict[int, float]:

@@ -167,7 +167,7 @@ class CheckpointWriter:
 
 
 def in_float32(config: Any) -> dict[str, Any]:
-    """The config of a model whose weights are stored in float32, whatever those of version 0 were."""
+    """The config of a model whose weights are stored in float32, also if those of version 0 were not."""
     kept = {key: value for key, value in config.items() if key != "torch_dtype"}
     texts = {key: in_float32(value) for key, value in kept.items() if key == "text_config" and isinstance(value, dict)}
     return {**kept, **texts, "dtype": "float32"}

@@ -61,7 +61,7 @@ class TokenData:
     @property
     def digest(self) -> str:
         """SHA-256 in hex over tokens, borders of documents, targets, weights and padding: equal on every machine with the same text,
-        wherever its files are and whatever they are called. It belongs into the run's spec."""
+        wherever its files are, and under any names. It belongs into the run's spec."""
         said = {
             "format": FORMAT,
             "pad_id": self.pad_id,

@@ -154,5 +154,5 @@ def _plan(raw: Mapping[str, Any], where: str) -> ModelPlan:
 
 
 def _parameters(module: nn.Module, left_out: set[int]) -> dict[str, Tensor]:
-    """By name, each once; float32, whatever the config says, since training copies are."""
+    """By name, each once; float32, also if the config says another dtype, since training's copies are."""
     return {name: tensor.float() for name, tensor in module.named_parameters() if id(tensor) not in left_out}

@@ -51,7 +51,7 @@ async def test_a_newcomer_takes_part_though_the_run_steps_while_it_fetches(tmp_p
         await until(lambda: first.units.version >= 1)
         newcomer = RunNode(RUN, spec_of(STEPS), stage(), NUM_BLOCKS, trainer.folder)
         nodes.append(newcomer)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await newcomer.start()
             assert newcomer.trained.is_catching_up, "it has all of one version: the download was not slow enough"
             await until(lambda: not newcomer.trained.is_catching_up)

@@ -118,7 +118,7 @@ class Book:
 
     records: dict[PeerId, PeerRecord] = field(default_factory=dict)
     is_torn: bool = False
-    """Trainers are not found for now."""
+    """Trainers are not found, while it is set."""
 
     @property
     def peers(self) -> tuple[PeerRecord, ...]:

@@ -34,7 +34,7 @@ def spec_of(steps: int, optimizer: str = "adamw") -> RunSpec:
         name=RUN.name, data=DataRule(digest="0" * 64, sequence_tokens=5),
         batch=BatchRule(steps=steps, batch_tokens=10 * NUM_MICRO_BATCHES, micro_batch_sequences=2),
         optimizer=OptimizerSpec(name=optimizer, lr=0.4, weight_decay=0.01, clip=0.5), schedule=ScheduleSpec(shape="constant"),
-        averaging=AveragingSpec(deadline_s=2.0), checkpoint_every=0, serve_every=0,
+        averaging=AveragingSpec(deadline_s=30.0), checkpoint_every=0, serve_every=0,
     )  # fmt: skip
 
 

@@ -295,7 +295,7 @@ async def test_a_member_whose_leader_says_nothing_opens_its_ledger_again() -> No
         channel = await peers[0].pool.channel(peers[1].member.peer, peers[1].member.addresses, peers[1].member.certificate)
         Card.parse(await channel.unary(services.CARD, group.encode()))
         assert not peers[1].replica.add(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await peers[1].replica.has_reopened.wait()
         assert peers[1].replica.add(0)
         reply = await channel.unary(services.DECISION, OfGroup(id=group.id).encode())

@@ -22,7 +22,7 @@ def receipt(compute_s: float, queue_s: float = 0.0) -> Receipt:
 def simulated(window: Window, compute_s: Sequence[float], leg_s: float, num_passes: int, fixed: int | None = None) -> float:
     """Seconds for each of the last half of so many micro-batches, of one pipeline: down all stages, and up again.
 
-    leg_s: from one peer to the next. fixed: so many are under way, whatever the window says.
+    leg_s: from one peer to the next. fixed: so many are under way; None = as many as the window says.
     """
     num = len(compute_s)
     visits = [(stage, compute_s[stage] / 3) for stage in range(num)] + [

@@ -83,6 +83,14 @@ class Swarm:
             self.stages.append(Stage(child, peer))
         return self.stages[-len(started) :]
 
+    async def death(self) -> Stage:
+        """The next stage that has died."""
+        async with asyncio.timeout(30):
+            while True:
+                if dead := next((stage for stage in self.stages if stage.has_died()), None):
+                    return dead
+                await asyncio.sleep(0.05)
+
     @property
     def living(self) -> list[Stage]:
         return [stage for stage in self.stages if not stage.has_died()]
@@ -94,7 +102,7 @@ class Swarm:
         for stage in self.living:
             record = records[stage.peer]
             channel = await self.trainer.pool.channel(record.peer, record.addresses, record.certificate)
-            found[stage.peer] = json.loads(await channel.unary(STATE, b"", 10.0))
+            found[stage.peer] = json.loads(await channel.unary(STATE, b"", 30.0))
         return found
 
     async def is_at(self, version: int) -> bool:
@@ -103,7 +111,7 @@ class Swarm:
     async def check(self, version: int) -> None:
         """All that live come to have the state of a single process, and one chain for each unit."""
         expected = alone(version, spec_of(self.steps))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not await self.is_at(version):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         chains: dict[str, set[object]] = {}

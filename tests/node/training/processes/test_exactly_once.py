@@ -23,7 +23,7 @@ async def test_a_killed_stage_costs_no_micro_batch(moment: str, fork_server: For
         (run.faults / moment).touch()
         await run.trainer.train(2)
         assert not (run.faults / moment).exists(), "no stage died"
-        dead = next(stage for stage in run.stages if stage.has_died(1.0))
+        dead = await run.death()
         await run.add(SPANS[run.stages.index(dead) % 2])
         await run.trainer.train(NUM_VERSIONS)
         assert len(run.living) == 4

@@ -46,14 +46,14 @@ class Process:
     @property
     def was_killed(self) -> bool:
         try:
-            return self.child.wait(5.0) == -9
+            return self.child.wait(30.0) == -9
         except subprocess.TimeoutExpired:
             return False
 
 
 @dataclass
 class Trainer:
-    """Gives out micro-batches and closes versions, over whatever lives."""
+    """Gives out micro-batches and closes versions, at the replicas that live."""
 
     processes: list[Process]
     pool: ChannelPool
@@ -69,7 +69,7 @@ class Trainer:
     async def ask(self, process: Process, method: Any, *values: object) -> Any:
         member = process.member
         channel = await self.pool.channel(member.peer, member.addresses, member.certificate)
-        return json.loads(await channel.unary(method, json.dumps(values).encode(), 10.0))
+        return json.loads(await channel.unary(method, json.dumps(values).encode(), 30.0))
 
     async def add(self, version: int, index: int, process: Process) -> None:
         assert await self.ask(process, ADD, version, index) is True
@@ -84,7 +84,7 @@ class Trainer:
         """True if the version is done; else what is missing was given out again, or the dead were struck off."""
         group = Group(id=GroupId(secrets.token_bytes(16)), run=RUN, version=version, units=UNITS,
                       members=tuple(process.member for process in self.living), num_micro_batches=NUM_INDICES,
-                      deadline_s=2.0)  # fmt: skip
+                      deadline_s=30.0)  # fmt: skip
         try:
             closed = await ask_to_close(self.pool, group)
         except OverloadedError:  # members are still finding out how the last group ended
