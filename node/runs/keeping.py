@@ -59,25 +59,44 @@ class StageHere:
 class Keeping:
     """Of one run in one folder; `open` makes it. All methods belong to one event loop."""
 
-    def __init__(self, folder: Path, model: RunModel, members: Members, pool: ChannelPool, on_event: OnEvent, lock: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: RunModel,
+        members: Members,
+        pool: ChannelPool,
+        on_event: OnEvent,
+        lock: int,
+        stage: StageHere | None = None,
+    ) -> None:
         self._keeper = Keeper(CheckpointFolder(folder), model, pool)
         self._spec, self._members, self._on_event, self._lock = model.spec, members, on_event, lock
-        self._units = model.units
+        self._units, self._stage = model.units, stage
         self._due: tuple[int, Mapping[Unit, bytes] | None] | None = None
         self._working: asyncio.Task[None] | None = None
         self._has_failed = self._was_overtaken = False
         self._on_kept: Callable[[Kept], None] = lambda kept: None
-        self.stage: StageHere | None = None
 
     @classmethod
-    async def open(cls, folder: Path, model: RunModel, members: Members, pool: ChannelPool, on_event: OnEvent) -> Keeping | None:
-        """None if another process keeps checkpoints there. ModelMismatchError names the first field in which a checkpoint that is there
-        differs from this run. CheckpointError: the folder cannot be written."""
+    async def open(
+        cls,
+        folder: Path,
+        model: RunModel,
+        members: Members,
+        pool: ChannelPool,
+        on_event: OnEvent,
+        stage: StageHere | None = None,
+    ) -> Keeping | None:
+        """None if another process keeps checkpoints there. stage: None = this process trains no units.
+
+        ModelMismatchError names the first field in which a checkpoint that is there differs from this run. CheckpointError: the folder
+        cannot be written.
+        """
         lock = await asyncio.to_thread(_locked, folder)
         if lock is None:
             on_event(Event("warning", f"another process keeps checkpoints in {folder}: this one keeps none"))
             return None
-        found = cls(folder, model, members, pool, on_event, lock)
+        found = cls(folder, model, members, pool, on_event, lock, stage)
         try:
             if (kept := await found.kept()) is not None:
                 on_event(Event("checkpoint", f"version {kept.version} is in {folder}"))
@@ -201,12 +220,12 @@ class Keeping:
         return found
 
     def _versions_here(self) -> Mapping[Unit, int]:
-        return {} if self.stage is None else self.stage.versions()
+        return {} if self._stage is None else self._stage.versions()
 
     def _here(self, version: int) -> dict[Unit, TakeState]:
         """The units that the stage of this process has had at this version."""
         own = self._versions_here()
-        return {unit: self.stage.take for unit in self._units if self.stage is not None and own.get(unit, -1) >= version}
+        return {unit: self._stage.take for unit in self._units if self._stage is not None and own.get(unit, -1) >= version}
 
     def _fail(self, version: int, error: SwarmError) -> None:
         """Said once, until one succeeds again: the run goes on."""

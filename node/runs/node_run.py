@@ -18,7 +18,7 @@ from node.hosting.model_source import ModelSource
 from node.hosting.replacing import Replacer
 from node.placement.presence import Presence
 from node.runs.keeper_server import model_of
-from node.runs.keeping import Keeping
+from node.runs.keeping import Keeping, StageHere
 from node.runs.opening import OpenRun, RunOpener, read_data
 from node.runs.pause_switch import PauseSwitch
 from node.runs.run_part import RunPart, RunSettings
@@ -109,12 +109,21 @@ class NodeRun:
     async def _keep(self, folder: Path, run: OpenRun, peer: Peer) -> Keeping | None:
         """Checkpoints of the run, as `Keeping.open`."""
         members = Members(run.model, peer.directory, peer.pool, num_blocks=run.checkpoint.num_blocks, me=peer.peer_id)
-        return await Keeping.open(folder, await asyncio.to_thread(model_of, run), members, peer.pool, self._on_event)
+        model = await asyncio.to_thread(model_of, run)
+        stage = StageHere(
+            versions=lambda: self._trained.taking_part.versions, take=lambda *wanted: self._trained.kept.take(*wanted)
+        )
+        return await Keeping.open(folder, model, members, peer.pool, self._on_event, stage)
+
+    @property
+    def _trained(self) -> RunPart:
+        """From `begin` on."""
+        assert self._part is not None
+        return self._part
 
     async def keep_up(self) -> None:
         """Until cancelled."""
-        assert self._part is not None
-        await asyncio.gather(self._part.keep_up(), self._switch.follow(self._part.pause))
+        await asyncio.gather(self._trained.keep_up(), self._switch.follow(self._trained.pause))
 
     def contributed(self) -> str:
         """What this machine has given so far, as a line; "" if nothing came to it since the last call."""

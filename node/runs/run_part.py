@@ -18,7 +18,7 @@ from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
 from node.runs.buddy_copies import Forms
 from node.runs.holding import Holding
-from node.runs.keeping import Keeping, StageHere
+from node.runs.keeping import Keeping
 from node.runs.leaving import hand_over
 from node.runs.publishing import Publishing
 from node.runs.restoring import Restoring
@@ -78,11 +78,11 @@ class RunPart:
             on_step=self._stepped, on_behind=lambda: self.taking_part.fall_behind(),
         )  # fmt: skip
         self.trained = TrainedStage(run=settings.run, stage=stage, states=self.units.states, spec=spec)
-        self._kept = KeptState(self._snapshot)
+        self.kept = KeptState(self._snapshot)
         self.publishing = Publishing(self.units, host.served.blocks, replacer)
         members = Members(settings.run, peer.directory, peer.pool, num_blocks=settings.num_blocks, me=peer.peer_id)
         self.keeping = settings.keeping
-        self.holding = Holding(self.units, self._kept.take, members, peer.peer_id, settings.forms, on_event)
+        self.holding = Holding(self.units, self.kept.take, members, peer.peer_id, settings.forms, on_event)
         self.trained.held = lambda: (self.holding.held, self.holding.has_memory)
         self.taking_part = TakingPart(
             self.units, self.trained, members, on_event, self._fetched, settings.keeping, self.holding
@@ -105,7 +105,6 @@ class RunPart:
     async def begin(self) -> None:
         """Fetch the newest state of others. It waits if no peer gives it."""
         if self.keeping is not None:
-            self.keeping.stage = StageHere(versions=lambda: self.taking_part.versions, take=self._kept.take)
             await self.keeping.listen(self._say_kept)
         await self.taking_part.begin()
         self._on_event(
@@ -154,7 +153,7 @@ class RunPart:
 
     def _keep(self, snapshot: UnitSnapshot) -> None:
         if self._is_checkpoint(snapshot.version):
-            self._kept.keep(snapshot)
+            self.kept.keep(snapshot)
         if self._spec.is_served(snapshot.version):
             self.publishing.keep(snapshot)
 
@@ -181,7 +180,7 @@ class RunPart:
         )
         if self.keeping is not None and is_kept:
             return await self.keeping.take(unit, version)
-        return await self._kept.take(unit, version)
+        return await self.kept.take(unit, version)
 
     async def _snapshot(self, unit: Unit) -> UnitSnapshot:
         return await self._device.run(lambda: self.units.snapshot(unit), Priority.UPDATE)
