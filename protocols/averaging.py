@@ -26,13 +26,14 @@ from protocols.errors import BadRequestError
 from protocols.groups import (
     DIGEST_BYTES,
     GroupId,
+    parse_chains,
     parse_group_id,
 )
 from protocols.ids import ModelId, PeerId, parse_peer_id
 from protocols.masks import pack_masks, parse_masks
 from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
 from protocols.units import MAX_UNIT_TEXT, Unit, parse_unit
-from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
+from protocols.weights_id import MAX_VERSION
 from protocols.words import counted, one_line
 
 MAX_SQUARES: Final = 1e300
@@ -201,14 +202,8 @@ class Closed:
 
 
 def _reason(text: str) -> str:
-    """As `parse` takes it, whatever an error said."""
+    """Of an error, as `parse` takes it."""
     return one_line(text)[:MAX_REASON]
-
-
-def parse_chains(data: bytes | memoryview) -> tuple[bytes, ...]:
-    if len(data) % CHAIN_BYTES or len(data) > CHAIN_BYTES * MAX_GROUP_UNITS:
-        raise BadRequestError(f"at most {MAX_GROUP_UNITS} chains of {CHAIN_BYTES} bytes, got {len(data)} bytes")
-    return tuple(bytes(data[at : at + CHAIN_BYTES]) for at in range(0, len(data), CHAIN_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from protocols.defaults import (
 )
 from protocols.ids import MAX_MODEL_NAME, MAX_MODEL_TEXT
 from protocols.units import MAX_UNIT_TEXT
+from protocols.weights_id import CHAIN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ _BLOCKS = len("decoder/9999:10000") + 2
 _HOP = _PEER + MAX_RECORD_BYTES + _BLOCKS + 4 * 2
 """Addresses and certificate of a hop come from a record, so together they are shorter than one."""
 
-_GROUP_BYTES = MAX_MEMBERS * (_PEER + MAX_RECORD_BYTES) + MAX_GROUP_UNITS * _BLOCKS + MAX_MODEL_NAME * _LETTER + 256
+_GROUP_BYTES = (
+    MAX_MEMBERS * (_PEER + MAX_RECORD_BYTES) + MAX_GROUP_UNITS * (_BLOCKS + CHAIN_BYTES) + MAX_MODEL_NAME * _LETTER + 256
+)
 """As of a route, addresses and certificate of a member come from its record."""
 
 _GRANT = _row(MAX_HOPS * _HOP + 1_280 + 512, MAX_HOPS * (9 + 8) + 32, 2 * MAX_HOPS + 8)

@@ -15,7 +15,7 @@ from protocols.ids import ModelId, PeerId, parse_peer_id, short_peer
 from protocols.parts_of_units import Part, parts_of
 from protocols.runs import AVERAGING_CODECS, MAX_DEADLINE_S, MAX_MICRO_BATCHES, MIN_DEADLINE_S
 from protocols.units import Unit, parse_unit
-from protocols.weights_id import MAX_VERSION
+from protocols.weights_id import CHAIN_BYTES, MAX_VERSION
 
 GroupId = NewType("GroupId", bytes)
 """16 random bytes, chosen by the trainer: one attempt to close one version of some units."""
@@ -27,6 +27,13 @@ DIGEST_BYTES: Final = 32
 def parse_group_id(value: object) -> GroupId:
     """BadRequestError for anything but 16 bytes."""
     return GroupId(fields.exactly({"id": value}, "id", GROUP_ID_BYTES))
+
+
+def parse_chains(data: bytes | memoryview) -> tuple[bytes, ...]:
+    """Of units in a known order, one after the other. BadRequestError for another number of bytes, or too many."""
+    if len(data) % CHAIN_BYTES or len(data) > CHAIN_BYTES * MAX_GROUP_UNITS:
+        raise BadRequestError(f"at most {MAX_GROUP_UNITS} chains of {CHAIN_BYTES} bytes, got {len(data)} bytes")
+    return tuple(bytes(data[at : at + CHAIN_BYTES]) for at in range(0, len(data), CHAIN_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +71,9 @@ class Group:
     """Each once; the first is the leader. This is the order in which parts are added."""
     num_micro_batches: int
     """M: the batch is the indices 0 … M-1."""
+    chains: tuple[bytes, ...] = ()
+    """Of the units at this version, as the trainer knows them from the step before; () = it has not made that step. If members have
+    different chains (a fork: a cut network has healed), those with these go on, in every group of the version."""
     codec: str = "float32"
     deadline_s: float = 30.0
     """How long each wait for a member may take: for its card, for its vote, for a decision."""
@@ -81,6 +91,8 @@ class Group:
                 f"a group has 1 to {MAX_MICRO_BATCHES} micro-batches and a codec of {', '.join(AVERAGING_CODECS)}, "
                 f"got {self.num_micro_batches} and {self.codec[:20]!r}"
             )
+        if len(self.chains) not in (0, len(self.units)):
+            raise BadRequestError(f"a group of {len(self.units)} units has a chain for each, or none, got {len(self.chains)}")
         assert self.parts
 
     @property
@@ -110,8 +122,8 @@ class Group:
 
     def pack(self) -> dict[str, object]:
         return {"id": self.id, "run": str(self.run), "version": self.version, "units": list(map(str, self.units)),
-                "members": [member.pack() for member in self.members], "count": self.num_micro_batches, "codec": self.codec,
-                "deadline": float(self.deadline_s)}  # fmt: skip
+                "members": [member.pack() for member in self.members], "count": self.num_micro_batches,
+                "chains": b"".join(self.chains), "codec": self.codec, "deadline": float(self.deadline_s)}  # fmt: skip
 
     def encode(self) -> bytes:
         return frame.encode({"t": self.KIND, **self.pack()})
@@ -126,6 +138,7 @@ class Group:
             units=tuple(parse_unit(unit) for unit in fields.array(header, "units", MAX_GROUP_UNITS)),
             members=tuple(Member.parse(member) for member in fields.array(header, "members", MAX_MEMBERS)),
             num_micro_batches=fields.integer(header, "count", 1, MAX_MICRO_BATCHES),
+            chains=parse_chains(fields.raw(header, "chains", MAX_GROUP_UNITS * CHAIN_BYTES)),
             codec=fields.one_of(header, "codec", AVERAGING_CODECS),
             deadline_s=fields.number(header, "deadline", MIN_DEADLINE_S, MAX_DEADLINE_S),
         )

@@ -75,7 +75,7 @@ class RunPart:
         self.run, self._spec, self._device, self._on_event = settings.run, spec, device, on_event
         self.units = RunUnits(
             settings.run, spec, stage, settings.num_blocks, device, keeps=self._keeps, on_kept=self._keep,
-            on_step=self._stepped, on_behind=lambda: self.taking_part.fall_behind(),
+            on_step=self._stepped, on_behind=lambda version: self.taking_part.fall_behind(version),
         )  # fmt: skip
         self.trained = TrainedStage(run=settings.run, stage=stage, states=self.units.states, spec=spec)
         self.kept = KeptState(self._snapshot)

@@ -26,6 +26,7 @@ from protocols.errors import NoRouteError, SwarmError
 from protocols.kept import Kept
 from protocols.records import PeerRecord
 from protocols.units import Unit
+from swarm.clock import SYSTEM, Clock
 from swarm.training.members import Holder, Members, all_kept
 from swarm.training.run_version import reach
 from swarm.training.snapshot import UnitSnapshot
@@ -38,6 +39,10 @@ LOOK_S = 5.0
 
 AGAIN_S = 0.5
 """Seconds until a fetch that failed is tried again."""
+
+LEFT_BEHIND_S = 10.0
+"""So long a stage that a group has left behind takes no micro-batch, if no peer has a later version yet: its side of a fork does not go on,
+and what it adds is lost. Afterwards it takes some again, since the other side may have died."""
 
 
 class OwnKeeper(Protocol):
@@ -60,12 +65,14 @@ class TakingPart:
         on_fetched: Callable[[Unit], None],
         keeper: OwnKeeper | None = None,
         holding: Holding | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """on_fetched: told of each unit that has become what others have. keeper: None = this process keeps no checkpoints. holding: the
         versions that it holds in memory; None = none."""
         self._units, self._trained, self._members, self._on_event = units, trained, members, on_event
-        self._keeper, self._holding, self._on_fetched = keeper, holding, on_fetched
+        self._keeper, self._holding, self._on_fetched, self._clock = keeper, holding, on_fetched, clock
         self._is_behind, self._fetching = asyncio.Event(), asyncio.Lock()
+        self._left_at, self._waits_until_s = -1, 0.0
 
     @property
     def versions(self) -> dict[Unit, int]:
@@ -81,9 +88,17 @@ class TakingPart:
         found = all_kept(holders, await self._own_kept(), () if self._holding is None else self._holding.held)
         return [one for one in found if self._units.states.keys() <= one.chains.keys()]
 
-    def fall_behind(self) -> None:
-        """A group has found that others are ahead: look now."""
+    def fall_behind(self, version: int) -> None:
+        """A group that closes this version goes on without the units here: others are ahead, or on the side of a fork that goes on. Take no
+        micro-batch until their next version is here, or LEFT_BEHIND_S."""
+        if version != self._left_at:
+            self._left_at, self._waits_until_s = version, self._clock.now_s() + LEFT_BEHIND_S
+        self._trained.is_catching_up = self._is_left()
         self._is_behind.set()
+
+    def _is_left(self) -> bool:
+        """Some unit here has no later version than the one at which a group has left it."""
+        return min(self.versions.values()) <= self._left_at and self._clock.now_s() < self._waits_until_s
 
     async def begin(self) -> None:
         """Return once each unit has been fetched that others are ahead of. If they have gone on meanwhile, `keep_up` fetches again."""
@@ -136,7 +151,7 @@ class TakingPart:
         """Catch up whenever others are ahead, until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(AGAIN_S if self._is_left() else LOOK_S):
                     await self._is_behind.wait()
             except TimeoutError:
                 pass
@@ -144,7 +159,7 @@ class TakingPart:
             try:
                 while not await self._is_level():
                     pass
-                self._trained.is_catching_up = False
+                self._trained.is_catching_up = self._is_left()
             except SwarmError as error:
                 log.warning("%s: the state of others cannot be fetched: %s; trying again", self._units.run.name, error)
                 await asyncio.sleep(AGAIN_S)

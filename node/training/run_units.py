@@ -48,7 +48,7 @@ class RunUnits:
         keeps: Callable[[int], bool] = lambda version: False,
         on_kept: Callable[[UnitSnapshot], None] = lambda snapshot: None,
         on_step: Callable[[int], None] = lambda version: None,
-        on_behind: Callable[[], None] = lambda: None,
+        on_behind: Callable[[int], None] = lambda version: None,
     ) -> None:
         """num_blocks: of the whole model. Told in the event loop: on_kept, a copy of each unit right after the step to a version that
         `keeps` wants; on_step, the new version of a group's units after each step; on_behind, that the state must be fetched, since other
@@ -146,9 +146,9 @@ class RunUnits:
         for state in self._of(group.units):
             if state.version != group.version:
                 continue
-            state.reset() if how == "reset" else state.reopen()
+            state.reopen() if how == "as before" else state.reset()
         if how == "behind":
-            self._on_behind()
+            self._on_behind(group.version)
 
     # --- one machine alone
 

@@ -3,7 +3,8 @@
 Pure: the same cards give the same plan at every member, so each computes it alone.
 
 An index cannot be taken out of a sum. If two sums share one, the smaller sum stays out, and its other indices are missing. Which replica
-is behind: one of an older version, or of a chain that fewer members have (a fork; of two equal sides, the smaller chain wins). There is
+is behind: one of an older version, or one on the other side of a fork. The side that goes on has the trainer's chains, so that all groups
+choose the same one; if no member has those, it is the side with more members, and of two equal ones that with the smaller chain. There is
 no defence here against a member that lies about its version or its ledger: it can keep a group from agreeing, or bring a wrong gradient.
 """
 
@@ -92,7 +93,7 @@ def plan(group: Group, cards: Sequence[Card]) -> Plan:
     chains = [tuple(unit.chain for unit in ledger.units) for ledger in ledgers]
     newest = [place for place, ledger in enumerate(ledgers) if ledger.version == version]
     votes = Counter(chains[place] for place in newest)
-    best = min(votes, key=lambda side: (-votes[side], side))
+    best = group.chains if group.chains in votes else min(votes, key=lambda side: (-votes[side], side))
     taking_part = tuple(place for place in newest if chains[place] == best)
     included, duplicated, targets = _choose(cards, taking_part)
     held = [0] * len(group.parts)

@@ -20,8 +20,8 @@ Reopening = Literal["as before", "reset", "behind"]
 """What a group that did not agree leaves to a replica.
 
 as before: sum and ledger stay, and more may be added. reset: the sum shares an index with a larger one, so it must be dropped, ledger
-included; its other indices are computed again. behind: others have a later version or the chain that more replicas have, so this one must
-fetch their state; until then, its sum is of no use.
+included; its other indices are computed again. behind: others have a later version, or are on the side of a fork that goes on, so this one
+must fetch their state. Its sum is of no use and is dropped.
 """
 
 

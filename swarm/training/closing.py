@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocols.averaging import Applied, Closed
@@ -54,11 +54,13 @@ class Attempt:
 
 
 class Closing:
-    """Closes the versions of one run. It keeps nothing from version to version."""
+    """Closes the versions of one run. From version to version it keeps the chains: they say which side of a fork goes on."""
 
     def __init__(self, members: Members, spec: RunSpec, pool: ChannelPool, num_blocks: int) -> None:
         """num_blocks: of the whole model."""
         self._members, self._spec, self._pool, self._num_units = members, spec, pool, num_blocks + 1
+        self._version, self._chains = 0, dict[Unit, bytes]()
+        self._left_at, self._left = 0, set[PeerId]()
 
     async def attempt(self, version: int, stages: Sequence[Stage], units: frozenset[Unit] | None = None) -> Attempt:
         """Let every group of these stages agree: their units that are at this version, also those of a stage that still fetches others.
@@ -74,6 +76,7 @@ class Closing:
                 lost.add(group.leader.peer)
                 continue
             lost |= set(closed.lost)
+            self._leave(version, closed)
             if closed.outcome == "agreed":
                 agreed.append(Agreed(group=group, id=closed.group_id))
             else:
@@ -101,6 +104,7 @@ class Closing:
             chains |= applied[0].chains
             squares |= applied[0].squares
             num_targets = max(num_targets, applied[0].num_targets)
+        self._version, self._chains = version + 1, {**(self._chains if self._version == version + 1 else {}), **chains}
         return Applied(version=version + 1, chains=chains, squares=squares, num_targets=num_targets)
 
     def _groups(self, version: int, stages: Sequence[Stage], units: frozenset[Unit] | None) -> list[Group]:
@@ -109,11 +113,23 @@ class Closing:
         return [
             Group(
                 id=GroupId(secrets.token_bytes(16)), run=self._members.run, version=version, units=common,
-                members=tuple(members[peer] for peer in _led(peers, version)),
-                num_micro_batches=self._spec.num_micro_batches, codec=averaging.codec, deadline_s=averaging.deadline_s,
+                members=tuple(members[peer] for peer in _led(peers, version, self._left if self._left_at == version else ())),
+                num_micro_batches=self._spec.num_micro_batches, chains=self._chains_of(version, common), codec=averaging.codec,
+                deadline_s=averaging.deadline_s,
             )
             for peers, common in grouped({stage.peer: _units_of(stage, version, units) for stage in stages})
         ]  # fmt: skip
+
+    def _leave(self, version: int, closed: Closed) -> None:
+        """A leader on the side of a fork that does not go on can close nothing: the next attempt has another one."""
+        if self._left_at != version:
+            self._left_at, self._left = version, set()
+        self._left |= set(closed.behind)
+
+    def _chains_of(self, version: int, units: Sequence[Unit]) -> tuple[bytes, ...]:
+        """As `Group.chains`."""
+        known = self._chains if self._version == version else {}
+        return tuple(known[unit] for unit in units) if known.keys() >= set(units) else ()
 
     async def _close(self, group: Group) -> Closed | None:
         """None if the leader does not answer."""
@@ -141,7 +157,7 @@ def _units_of(stage: Stage, version: int, units: frozenset[Unit] | None) -> dict
     return {unit: status.agreed for unit, status in found.items() if units is None or unit in units}
 
 
-def _led(peers: Sequence[PeerId], version: int) -> list[PeerId]:
-    """The same members, another leader at each version: it has more to do than the others."""
+def _led(peers: Sequence[PeerId], version: int, left: Collection[PeerId] = ()) -> list[PeerId]:
+    """The same members, another leader at each version: it has more to do than the others. left: those lead nothing if others can."""
     first = version % len(peers)
-    return [*peers[first:], *peers[:first]]
+    return sorted([*peers[first:], *peers[:first]], key=lambda peer: peer in left)

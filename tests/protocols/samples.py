@@ -116,6 +116,7 @@ GROUP = groups.Group(
         groups.Member(peer=BOB.peer_id),
     ),
     num_micro_batches=12,
+    chains=(bytes(32), b"c" * 32),
     codec="int8",
     deadline_s=30.0,
 )

@@ -122,7 +122,8 @@ def largest_group() -> groups.Group:
     members = [groups.Member(peer=author, addresses=(ADDRESS,) * 2, certificate=bytes(900)) for author in AUTHORS[:MAX_MEMBERS]]
     units = tuple(Blocks(9_000 + number, 9_001 + number) for number in range(MAX_GROUP_UNITS - 1))
     return groups.Group(id=GROUP_ID, run=MODEL, version=MAX_VERSION - 1, units=(*units, Ends()), members=tuple(members),
-                        num_micro_batches=MAX_MICRO_BATCHES, codec="float32", deadline_s=600.0)  # fmt: skip
+                        num_micro_batches=MAX_MICRO_BATCHES, chains=(bytes(32),) * MAX_GROUP_UNITS, codec="float32",
+                        deadline_s=600.0)  # fmt: skip
 
 
 def largest_card() -> cards.Card:

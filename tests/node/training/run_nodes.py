@@ -96,7 +96,7 @@ class RunNode:
         self.runs = RunsHere(TrainingServicer(self.device), _at_once)
         self.units = RunUnits(
             run, spec, stage, num_blocks, self.device, on_step=lambda version: self.trained.contribution.stepped(version),
-            on_behind=lambda: self.taking_part.fall_behind(),
+            on_behind=lambda version: self.taking_part.fall_behind(version),
         )  # fmt: skip
         self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, spec=spec)
         self.members = Members(run, folder, self.pool, num_blocks=num_blocks, me=self.identity.peer_id)

@@ -87,6 +87,17 @@ def test_an_older_version_and_the_smaller_side_of_a_fork_are_behind() -> None:
     assert ahead.version == 4 and ahead.taking_part == (4,)
 
 
+def test_of_a_fork_the_side_that_the_trainer_knows_goes_on() -> None:
+    of = replace(group(3), chains=(b"x" * 32,) * 2)
+    ours, theirs, third = bytes(32), b"x" * 32, b"y" * 32
+    found = plan(of, [card(of, 0, range(M), chain=ours), card(of, 1, (), chain=theirs), card(of, 2, (), chain=ours)])
+    assert found.behind == (0, 2) and found.chains == of.chains
+    unknown = plan(of, [card(of, 0, range(M), chain=ours), card(of, 1, (), chain=third), card(of, 2, (), chain=ours)])
+    assert unknown.behind == (1,), "if no member has them, the larger side"
+    later = plan(of, [card(of, 0, (), chain=theirs), card(of, 1, (), version=4, chain=ours)])
+    assert later.behind == (0,), "a later version counts more"
+
+
 def test_an_agreement_of_a_member_is_found() -> None:
     of = group(2)
     agreed = Agreement(group_id=GroupId(b"g" * 16), digest=b"d" * 32)
