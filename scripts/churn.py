@@ -20,36 +20,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool
-from tests.end_to_end.training_swarm import TrainingSwarm, write_run
+from tests.end_to_end.training_swarm import TrainingSwarm
 from tests.forked import ForkServer
 
 SPANS = ("0:2", "2:4", "4:6", "6:8")
-RUN = """
-name = "tiny"
-[model]
-config = "config.json"
-tokenizer = "tokenizer.json"
-[data]
-train = ["text.txt"]
-sequence_tokens = 64
-[training]
-steps = 100000
-batch_tokens = 4096
-micro_batch_sequences = 4
-[averaging]
-deadline_s = 5
-[evaluation]
-every_steps = 0
-[checkpoint]
-every_steps = 20
-[serving]
-every_versions = 0
-"""
+RUN = {
+    "data.sequence_tokens": 64, "training.steps": 100_000, "training.batch_tokens": 4096, "optimizer.lr": 1e-3,
+    "averaging.deadline_s": 5, "evaluation.every_steps": 0, "checkpoint.every_steps": 20,
+}  # fmt: skip
+MODEL = {"num_hidden_layers": 8, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 MICRO_BATCHES = 16
 LONGEST_STALL_S, LEAST_GOODPUT, LARGEST_DIFFERENCE = 15.0, 0.85, 0.02
 
@@ -151,7 +137,7 @@ def measured(
     """One run, and what it came to."""
     folder.mkdir()
     with ProcessPool(folder, server) as pool:
-        churn = Churn(pool, _run_file(folder / "run"), options.seed)
+        churn = Churn(pool, write_run(folder / "run", RUN, config=MODEL, texts=list(topics.values())), options.seed)
         churn.begin()
         if is_disturbed:
             churn.disturb(options.minutes, options.every_s)
@@ -159,14 +145,6 @@ def measured(
             churn.watch.until(time.monotonic() + 60 * options.minutes)
         churn.end()
         return churn, churn.watch.summary()
-
-
-def _run_file(folder: Path) -> Path:
-    file = write_run(folder, RUN)
-    config = json.loads((folder / "config.json").read_text())
-    larger = {"num_hidden_layers": 8, "hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 256}
-    (folder / "config.json").write_text(json.dumps(config | larger))
-    return file
 
 
 def main() -> int:

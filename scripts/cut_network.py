@@ -25,40 +25,24 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from node.config import DEFAULT_SWARM
+from scripts.run_files import write_run
 from swarm.meeting.bootstrap import FindConfig
 from swarm.peer.config import PeerConfig
 from swarm.peer.peer import Peer
 from swarm.training.members import Members
 from tests.end_to_end.bridge import Bridge
 from tests.end_to_end.processes import ProcessPool
-from tests.end_to_end.training_swarm import TrainingSwarm, write_run
+from tests.end_to_end.training_swarm import TrainingSwarm
 from tests.forked import ROOT, ForkServer
 
 SIDES = ((0, 1, 2), (3, 4, 5))
 """Machines: two stages and a trainer each."""
 SPANS = ("0:2", "2:3")
 READY_S = 60.0
-RUN = """
-name = "tiny"
-[model]
-config = "config.json"
-tokenizer = "tokenizer.json"
-[data]
-train = ["text.txt"]
-sequence_tokens = 32
-[training]
-steps = 100000
-batch_tokens = 256
-micro_batch_sequences = 1
-[averaging]
-deadline_s = 5
-[evaluation]
-every_steps = 0
-[checkpoint]
-every_steps = 0
-[serving]
-every_versions = 0
-"""
+RUN = {
+    "training.steps": 100_000, "training.batch_tokens": 256, "training.micro_batch_sequences": 1, "averaging.deadline_s": 5,
+    "evaluation.every_steps": 0,
+}  # fmt: skip
 State = dict[str, dict[str, tuple[int, str]]]
 """By stage and unit: version and chain."""
 
@@ -120,7 +104,7 @@ def at(bridge: Bridge, machine: int) -> Iterator[int]:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with Bridge(6) as bridge, ForkServer() as server, ProcessPool(folder, server) as pool:
-        swarm = TrainingSwarm(pool, write_run(folder / "run", RUN))
+        swarm = TrainingSwarm(pool, write_run(folder / "run", RUN, config={"num_hidden_layers": 3}))
         for side in SIDES:
             for machine, blocks in zip(side, SPANS, strict=False):
                 with at(bridge, machine) as network:

@@ -8,17 +8,15 @@ of the checkpoint that the run has written.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from run_files import write_prose_run
 from volunteers import Node, VolunteerError, console, start_node, start_process
 
-PROSE = Path(__file__).resolve().parent.parent / "examples" / "prose"
 PROMPT = "A class definition is"
 STEPS, TOKENS = 360, 1024
 """Versions, and tokens of each."""
@@ -27,14 +25,10 @@ EVERY = 30
 LIMIT_S = 900.0
 """So long the training may take."""
 CHANGES = {
-    "steps = 500": f"steps = {STEPS}",
-    "batch_tokens = 8192": f"batch_tokens = {TOKENS}",
-    "micro_batch_sequences = 8": "micro_batch_sequences = 2",
-    "every_steps = 50": f"every_steps = {STEPS}",
-    'samples = ["A list is"]': "samples = []",
-    "every_steps = 100": f"every_steps = {STEPS}",
-}
-"""What of the example's run file is another number here, so that it takes minutes on two cores."""
+    "training.steps": STEPS, "training.batch_tokens": TOKENS, "training.micro_batch_sequences": 2, "evaluation.every_steps": STEPS,
+    "evaluation.samples": [], "checkpoint.every_steps": STEPS,
+}  # fmt: skip
+"""Fields of the example's run file that are others here, so that it takes minutes on two cores."""
 
 
 @dataclass(kw_only=True)
@@ -82,14 +76,7 @@ def run(folder: Path, nodes: list[Node]) -> bool:
 
 def prepare(folder: Path) -> None:
     """The example's text and tokenizer, and its run file with CHANGES."""
-    subprocess.run([sys.executable, PROSE / "prepare.py", folder], check=True, stdout=subprocess.DEVNULL)
-    (folder / "config.json").write_bytes((PROSE / "config.json").read_bytes())
-    text = (PROSE / "run.toml").read_text()
-    for old, new in CHANGES.items():
-        if old not in text:
-            raise VolunteerError(f"{PROSE / 'run.toml'} has no {old!r} any more: mend CHANGES in scripts/demo_training.py")
-        text = text.replace(old, new, 1)
-    (folder / "run.toml").write_text(text)
+    write_prose_run(folder, CHANGES)
     console.print(
         f"{len(list((folder / 'text').iterdir()))} topics of Python's own documentation; {STEPS} steps of {TOKENS:,} tokens"
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,38 +19,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.run_files import write_prose_run
 from tests.end_to_end.processes import ProcessPool
 from tests.end_to_end.training_swarm import TrainingSwarm
-from tests.forked import ROOT, ForkServer
+from tests.forked import ForkServer
 
 NUM_FIRST, FIRST_DIFFERENCE, LAST_DIFFERENCE = 20, 1e-4, 0.01
 LIMIT_S = 3600.0
-RUN = """
-name = "tiny"
-seed = {seed}
-[model]
-config = "config.json"
-tokenizer = "tokenizer.json"
-[data]
-train = ["text/*.txt"]
-validation = ["held-out.txt"]
-sequence_tokens = 128
-[training]
-steps = {steps}
-batch_tokens = {batch_tokens}
-micro_batch_sequences = 1
-[optimizer]
-name = "{optimizer}"
-lr = {lr}
-[schedule]
-warmup_steps = 20
-[evaluation]
-every_steps = {steps}
-[checkpoint]
-every_steps = 0
-[serving]
-every_versions = 0
-"""
+RUN = {
+    "name": "tiny",
+    "training.micro_batch_sequences": 1,
+    "evaluation.samples": [],
+    "checkpoint.every_steps": 0,
+    "serving.every_versions": 0,
+}
+"""What is not as in the example."""
 RATES = {"adamw": 1e-3, "muon": 1e-3}
 
 
@@ -87,14 +69,13 @@ def compare(options: argparse.Namespace, optimizer: str, seed: int, server: Fork
     """One seed in both ways."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run([sys.executable, ROOT / "examples/prose/prepare.py", folder / "run"], check=True, stdout=sys.stderr)
-        (folder / "run/config.json").write_bytes((ROOT / "examples/prose/config.json").read_bytes())
-        run_file = folder / "run/run.toml"
-        run_file.write_text(
-            RUN.format(
-                seed=seed, steps=options.steps, batch_tokens=options.batch_tokens, optimizer=optimizer, lr=RATES[optimizer]
-            )
-        )
+        run_file = write_prose_run(
+            folder / "run",
+            {
+                **RUN, "seed": seed, "training.steps": options.steps, "training.batch_tokens": options.batch_tokens,
+                "optimizer.name": optimizer, "optimizer.lr": RATES[optimizer], "evaluation.every_steps": options.steps,
+            },
+        )  # fmt: skip
         ways = {}
         for way in (in_one_process, in_a_swarm):
             (folder / way.__name__).mkdir()

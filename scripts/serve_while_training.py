@@ -21,17 +21,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.run_files import write_run
 from tests.end_to_end.processes import ProcessPool
-from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, judge
-from tests.end_to_end.tiny_run import write_tiny_run
+from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, fields_of, judge
 from tests.forked import ForkServer
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    run_file = write_tiny_run(
-        folder / "run", steps=options.versions, batch_tokens=options.batch_tokens, checkpoint_every=SERVE_EVERY,
-        serve_every=SERVE_EVERY,
-    )  # fmt: skip
+    run_file = write_run(folder / "run", fields_of(options.versions, options.batch_tokens))
     first, second = options.deaths
     with ForkServer() as server, ProcessPool(folder, server) as pool:
         served = ServedRun(

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from marks import Mark, read_marks
+from run_files import write_prose_run
 from trace_table import table_of
 from volunteers import Node, VolunteerError, console, start_node, start_process, stop
-
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "prose"
 
 OF_A_MICRO_BATCH = {
     "taken": ("G1", "the trainer takes the index"),
@@ -74,18 +70,6 @@ def show(marks: list[Mark], names: dict[int, str], version: int, index: int) -> 
     console.print(table_of(f"from version {version} to {version + 1}", closed, OF_A_VERSION, names, "trainer"))
 
 
-def prepared(folder: Path, steps: int, batch_tokens: int) -> Path:
-    """The example with its text and tokenizer in `folder`; its run file, for a run of so many steps."""
-    folder.mkdir()
-    shutil.copy(EXAMPLE / "config.json", folder)
-    text = (EXAMPLE / "run.toml").read_text()
-    for key, value in (("steps", steps), ("batch_tokens", batch_tokens), ("warmup_steps", 1)):
-        text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, count=1, flags=re.MULTILINE)
-    (folder / "run.toml").write_text(text)
-    subprocess.run([sys.executable, str(EXAMPLE / "prepare.py"), str(folder)], check=True, stdout=subprocess.DEVNULL)
-    return folder / "run.toml"
-
-
 def train(run_file: Path, folder: Path) -> dict[int, str]:
     """The whole run; the names of the nodes by process."""
     nodes, trainer = list[Node](), list[Node]()
@@ -118,7 +102,8 @@ def run(steps: int, batch_tokens: int, index: int) -> None:
     os.environ["SWARM_TRACE"] = str(folder / "trace.jsonl")
     try:
         with console.status("text and tokenizer"):
-            run_file = prepared(folder / "prose", steps, batch_tokens)
+            fields = {"training.steps": steps, "training.batch_tokens": batch_tokens, "schedule.warmup_steps": 1}
+            run_file = write_prose_run(folder / "prose", fields)
         names = train(run_file, folder)
         show(read_marks(folder / "trace.jsonl"), names, steps - 1, index)
     finally:

@@ -16,53 +16,29 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 HIDDEN, BLOCKS, VOCABULARY, TOKENS = 320, 8, 1_024, 128
 BATCH_TOKENS, SEQUENCES = 4_096, 2
-RUN_FILE = f"""
-name = "bench"
-seed = 0
-[model]
-config = "config.json"
-tokenizer = "tokenizer.json"
-[data]
-train = ["text.txt"]
-sequence_tokens = {TOKENS}
-packing = true
-[training]
-steps = 10000
-batch_tokens = {BATCH_TOKENS}
-micro_batch_sequences = {SEQUENCES}
-[optimizer]
-lr = 1e-4
-[checkpoint]
-every_steps = 0
-[serving]
-every_versions = 0
-"""
+FIELDS = {
+    "name": "bench", "seed": 0, "data.sequence_tokens": TOKENS, "data.packing": True, "training.steps": 10_000,
+    "training.batch_tokens": BATCH_TOKENS, "training.micro_batch_sequences": SEQUENCES, "optimizer.lr": 1e-4,
+    "evaluation.every_steps": 0,
+}  # fmt: skip
+MODEL = {
+    "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 864, "num_hidden_layers": BLOCKS, "num_attention_heads": 5,
+    "num_key_value_heads": 5, "tie_word_embeddings": True,
+}  # fmt: skip
 ROUND_S = 120.0
 """How long one turn may take."""
 
 
-def write_run(folder: Path) -> Path:
+def write(folder: Path) -> Path:
     """The run file, with its config, text and tokenizer."""
-    from pydoc_data.topics import topics
+    from run_files import write_run
 
-    from node.training.spec.tokenizer_training import train_tokenizer
-
-    folder.mkdir()
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": VOCABULARY, "hidden_size": HIDDEN,
-        "intermediate_size": 864, "num_hidden_layers": BLOCKS, "num_attention_heads": 5, "num_key_value_heads": 5,
-        "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    texts = list(topics.values())
-    (folder / "text.txt").write_text("\n\n".join(texts))
-    train_tokenizer(texts, VOCABULARY, folder)
-    (folder / "run.toml").write_text(RUN_FILE)
-    return folder / "run.toml"
+    return write_run(folder, FIELDS, config=MODEL, texts=list(topics.values()))
 
 
 class Side:
@@ -114,7 +90,7 @@ def measure(folder: Path, repeats: int, versions: int = 3) -> dict[str, Any]:
 
     place = folder / "pipeline"
     place.mkdir()
-    run_file = write_run(place / "run")
+    run_file = write(place / "run")
     words = ["train", str(run_file), "--out", str(place / "runs")]
     nodes = [start_node("stage0", "0:4", ["--run", str(run_file), "--no-lan"], [], place)]
     started = list(nodes)

@@ -72,7 +72,7 @@ def measure(folder: Path, repeats: int, versions: int = 3) -> dict[str, Any]:
     """Section `wide pipeline`; VolunteerError if it cannot run here. SWARM_TRACE must be set."""
     place = folder / "wide-pipeline"
     place.mkdir()
-    run_file = pipeline.write_run(place / "run")
+    run_file = pipeline.write(place / "run")
     nodes: list[Node] = []
     turns: dict[str, list[Turn]] = {name: [] for name in LINKS}
     with wide_network(len(SPANS) + 1) as wan:

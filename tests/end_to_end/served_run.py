@@ -42,6 +42,14 @@ from tests.end_to_end.processes import NodeProcess, ProcessPool
 SERVE_EVERY = 2
 
 
+def fields_of(steps: int, batch_tokens: int) -> dict[str, object]:
+    """Of the run file."""
+    return {
+        "training.steps": steps, "training.batch_tokens": batch_tokens, "checkpoint.every_steps": SERVE_EVERY,
+        "serving.every_versions": SERVE_EVERY,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     prompt: list[int]

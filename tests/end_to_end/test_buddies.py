@@ -19,11 +19,10 @@ from swarm.training.coordinator import Step
 from swarm.training.members import Members
 from tests.end_to_end.processes import ProcessPool
 from tests.end_to_end.test_resume import undisturbed
-from tests.end_to_end.training_swarm import RUN, TrainingSwarm, write_run
+from tests.end_to_end.training_swarm import TrainingSwarm, write_short_run
 from tests.forked import ForkServer
 
 STEPS, DEATH = 6, 3
-SHORT = RUN.replace("steps = 60", f"steps = {STEPS}").replace("every_steps = 5", "every_steps = 0")
 
 
 async def held_by(members: Members) -> int:
@@ -40,7 +39,7 @@ async def test_the_only_stage_of_a_block_is_killed_and_a_newcomer_takes_its_budd
     tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "GRACE_S", 1.0)
-    run_file = write_run(tmp_path / "run", SHORT)
+    run_file = write_short_run(tmp_path / "run", training__steps=STEPS, checkpoint__every_steps=0)
     with ProcessPool(tmp_path, fork_server) as pool:
         swarm = TrainingSwarm(pool, run_file)
         anna, bert = swarm.node("anna", "0:2"), swarm.node("bert", "2:3")

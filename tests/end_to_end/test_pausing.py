@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool
-from tests.end_to_end.tiny_run import write_tiny_run
 from tests.forked import ForkServer
 from tests.node.cli.terminal import Terminal
 
@@ -32,7 +32,7 @@ def version(trainer: NodeProcess) -> int:
 
 @pytest.mark.timeout(120)
 def test_a_node_pauses_by_key_and_signal_while_the_run_goes_on_and_loses_nothing(tmp_path: Path, fork_server: ForkServer) -> None:
-    run_file = write_tiny_run(tmp_path / "run", steps=STEPS)
+    run_file = write_run(tmp_path / "run", {"training.steps": STEPS})
     shared = ["--listen", "127.0.0.1:0", "--no-lan", "--data-dir"]
     with ProcessPool(tmp_path, fork_server) as pool:
         anna = pool.start("anna", ["node", "--run", str(run_file), "--blocks", "0:4", *shared, str(tmp_path / "anna")])

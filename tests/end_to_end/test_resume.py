@@ -13,7 +13,7 @@ from node.training.checkpoint.folder import CheckpointFolder
 from node.training.metrics import Row, VersionRow
 from node.training.spec.reading import read
 from tests.end_to_end.processes import ProcessPool
-from tests.end_to_end.training_swarm import STEPS, TrainingSwarm, write_run
+from tests.end_to_end.training_swarm import STEPS, TrainingSwarm, write_short_run
 from tests.forked import ForkServer
 
 
@@ -26,7 +26,7 @@ def undisturbed(run_file: Path, folder: Path) -> tuple[dict[int, float], dict[st
 
 
 def test_killed_whole_and_a_unit_lost_the_run_learns_as_if_undisturbed(tmp_path: Path, fork_server: ForkServer) -> None:
-    run_file, faults = write_run(tmp_path / "run"), tmp_path / "faults"
+    run_file, faults = write_short_run(tmp_path / "run"), tmp_path / "faults"
     faults.mkdir()
     with ProcessPool(tmp_path, fork_server) as pool:
         swarm = TrainingSwarm(pool, run_file)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.run_files import write_run
 from swarm.client import SwarmModelForCausalLM
 from swarm.client.fetching import InTrainingError
 from tests.end_to_end.processes import ProcessPool
-from tests.end_to_end.served_run import SERVE_EVERY, ServedRun, generated, judge, model_of
-from tests.end_to_end.tiny_run import write_tiny_run
+from tests.end_to_end.served_run import ServedRun, fields_of, generated, judge, model_of
 from tests.forked import ForkServer
 
 STEPS = 6
@@ -21,9 +21,7 @@ GREEDY: dict[str, Any] = dict(do_sample=False)
 
 
 def test_every_answer_is_of_exactly_one_version_which_it_names(tmp_path: Path, fork_server: ForkServer) -> None:
-    run_file = write_tiny_run(
-        tmp_path / "run", steps=STEPS, batch_tokens=256, checkpoint_every=SERVE_EVERY, serve_every=SERVE_EVERY
-    )
+    run_file = write_run(tmp_path / "run", fields_of(STEPS, 256))
     with ProcessPool(tmp_path, fork_server) as pool:
         run = ServedRun(
             run_file=run_file, folder=tmp_path, pool=pool, deaths={3: -1}, publish_every_s=0.0, awaits_answers=True

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from scripts.run_files import write_run
 from tests.end_to_end.processes import ROOT, ProcessPool
-from tests.end_to_end.tiny_run import write_tiny_run
 from tests.forked import ForkServer
 
 
@@ -30,7 +30,7 @@ def test_a_micro_batch_and_its_version_pass_g1_to_g9_in_order(
     script: ModuleType, tmp_path: Path, fork_server: ForkServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The file says 3 versions, and all are told 2."""
-    run_file, traced = write_tiny_run(tmp_path / "run", steps=3), {"SWARM_TRACE": str(tmp_path / "trace.jsonl")}
+    run_file, traced = write_run(tmp_path / "run", {"training.steps": 3}), {"SWARM_TRACE": str(tmp_path / "trace.jsonl")}
     fewer, shared = ["--training.steps", "2"], ["--listen", "127.0.0.1:0", "--no-lan", "--data-dir"]
     with ProcessPool(tmp_path, fork_server) as pool:
         nodes, peer = {}, list[str]()

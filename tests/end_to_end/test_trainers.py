@@ -8,8 +8,8 @@ from pathlib import Path
 
 from node.runs.local_trainer import train_locally
 from node.training.spec.reading import read
+from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool
-from tests.end_to_end.tiny_run import write_tiny_run
 from tests.forked import ForkServer
 
 STEPS = 16
@@ -24,7 +24,7 @@ def losses(folder: Path) -> dict[int, float]:
 def test_the_coordinator_is_killed_the_next_one_leaves_and_the_run_is_the_undisturbed_one(
     tmp_path: Path, fork_server: ForkServer
 ) -> None:
-    run_file = write_tiny_run(tmp_path / "run", steps=STEPS)
+    run_file = write_run(tmp_path / "run", {"training.steps": STEPS})
     with ProcessPool(tmp_path, fork_server) as pool:
         nodes, peer = list[NodeProcess](), list[str]()
         for name, blocks in (("anna", "0:2"), ("ben", "2:4")):
@@ -56,5 +56,6 @@ def test_the_coordinator_is_killed_the_next_one_leaves_and_the_run_is_the_undist
         found |= own
     assert len(found) >= STEPS - 2, "a version is known only to a trainer that was killed before it wrote it"
     differences = sorted(abs(found[version] / alone[version] - 1) for version in found)
-    assert differences[-3] < 1e-4, "the loss of the two versions in which a trainer ended lacks what that one had computed"
-    assert differences[-1] < 0.2, differences
+    assert differences[-3] < 1e-4, (
+        "the loss of the two versions in which a trainer ended lacks what that one had computed, or all"
+    )

@@ -7,55 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
+from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 
 STEPS = 60
-
-RUN = """
-name = "tiny"
-[model]
-config = "config.json"
-tokenizer = "tokenizer.json"
-[data]
-train = ["text.txt"]
-sequence_tokens = 32
-[training]
-steps = 60
-batch_tokens = 64
-micro_batch_sequences = 2
-[optimizer]
-lr = 1e-3
-[schedule]
-warmup_steps = 2
-[evaluation]
-every_steps = 0
-samples = []
-[checkpoint]
-every_steps = 5
-[serving]
-every_versions = 0
-"""
+FIELDS: dict[str, object] = {
+    "training.steps": STEPS, "training.batch_tokens": 64, "training.micro_batch_sequences": 2, "optimizer.lr": 1e-3,
+    "schedule.warmup_steps": 2, "evaluation.every_steps": 0, "checkpoint.every_steps": 5,
+}  # fmt: skip
 
 
-def write_run(folder: Path, text: str = RUN) -> Path:
-    """A run file, with data, a tokenizer of bytes, and the config of a llama with three blocks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate((*alphabet, "<end>"))}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, bos_token_id=256, eos_token_id=256, pad_token_id=256,
-    )  # fmt: skip
-    config.save_pretrained(folder)
-    lines = (f"{number} and {number + 1} are {2 * number + 1}; the next line says more.\n" for number in range(400))
-    (folder / "text.txt").write_text("".join(lines))
-    (folder / "run.toml").write_text(text)
-    return folder / "run.toml"
+def write_short_run(folder: Path, **fields: object) -> Path:
+    """A run file of a model with three blocks. fields: what is not as in FIELDS, with `__` for a dot."""
+    named = {name.replace("__", "."): value for name, value in fields.items()}
+    return write_run(folder, {**FIELDS, **named}, config={"num_hidden_layers": 3})
 
 
 @dataclass
