@@ -27,7 +27,7 @@ from node.runs.taking_part import TakingPart
 from node.serving.host import Host
 from node.training.compute_format import Compute
 from node.training.graph_memory import Recompute
-from node.training.run_units import RunUnits
+from node.training.run_units import RunUnits, StepHooks
 from node.training.stage import Stage
 from node.training.trained_stage import TrainedStage
 from protocols.ids import ModelId
@@ -73,10 +73,11 @@ class RunPart:
     ) -> None:
         spec = settings.spec
         self.run, self._spec, self._device, self._on_event = settings.run, spec, device, on_event
-        self.units = RunUnits(
-            settings.run, spec, stage, settings.num_blocks, device, keeps=self._keeps, on_kept=self._keep,
-            on_step=self._stepped, on_behind=lambda version: self.taking_part.fall_behind(version),
+        hooks = StepHooks(
+            keeps=self._keeps, on_kept=self._keep, on_step=self._stepped,
+            on_behind=lambda version: self.taking_part.fall_behind(version),
         )  # fmt: skip
+        self.units = RunUnits(settings.run, spec, stage, settings.num_blocks, device, hooks)
         self.trained = TrainedStage(run=settings.run, stage=stage, states=self.units.states, spec=spec)
         self.kept = KeptState(self._snapshot)
         self.publishing = Publishing(self.units, host.served.blocks, replacer)

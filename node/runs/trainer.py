@@ -27,12 +27,11 @@ from node.runs.keeping import Keeping
 from node.runs.lease_handler import LeaseHandler
 from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
 from node.runs.publisher import PUBLISH_EVERY_S, Publisher
+from node.runs.run_reports import RunReports
 from node.runs.sampler import ServedSamples
-from node.training.metrics import MetricsFile, OnRow, VersionRow
-from node.training.optimizer.schedule import learning_rate
+from node.training.metrics import MetricsFile, OnRow
 from node.training.spec.run_file import RunFile
 from protocols.kept import Kept
-from protocols.leases import Finished
 from protocols.records import PeerRecord
 from protocols.roles import Role
 from swarm.clock import SYSTEM, Clock
@@ -118,7 +117,7 @@ async def run_trainer(
                         evaluator.after,
                     ]
                     after += [make(members, peer.pool) for make in also]
-                    trainer = Trainer(run, data, peer, members, journal, on_event, after, keeping, clock)
+                    trainer = Trainer(run, data, peer, members, RunReports(run.spec, journal, on_event), after, keeping, clock)
                     desk.open(run.model, trainer.turns)
                     await peer.directory.announce(lambda: _record(config.node, peer, run, keeping), (run.model.name,))
                     on_event(Event("ready"))
@@ -159,8 +158,7 @@ class Trainer:
         data: RunData,
         peer: Peer,
         members: Members,
-        journal: Journal,
-        on_event: OnEvent,
+        reports: RunReports,
         after: Sequence[AfterStep] = (),
         keeping: Keeping | None = None,
         clock: Clock = SYSTEM,
@@ -169,77 +167,38 @@ class Trainer:
         long starts a task of its own. keeping: the checkpoints that this process keeps."""
         self._after = after if keeping is None else (*after, keeping.after)
         self._keeping = keeping
-        self._run, self._spec, self._journal, self._on_event = run, run.spec, journal, on_event
-        self._has_begun = False
-        self._said = set[str]()
-        """What was waited for in this version: two causes may alternate."""
+        self._run, self._reports = run, reports
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
             members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(batches_of(data, run.spec)),
-            clock=clock, rng=random.Random(peer.peer_id), on_wait=self._waits,
+            clock=clock, rng=random.Random(peer.peer_id), on_wait=reports.waits,
         )  # fmt: skip
         desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
-        recovery = Recovery(members=members, clock=clock, own_kept=self._kept, on_wait=self._waits, on_restore=self._restores)
+        recovery = Recovery(members=members, clock=clock, own_kept=self._kept, on_wait=reports.waits, on_restore=reports.restores)
         coordinator = Coordinator(
             members=members, desk=desk, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
-            num_blocks=num_blocks, clock=clock, on_wait=self._waits, recovery=recovery,
+            num_blocks=num_blocks, clock=clock, on_wait=reports.waits, recovery=recovery,
         )  # fmt: skip
         self.turns = Turns(
             me=peer.peer_id, others=Trainers(run.model, peer.peer_id, peer.directory, peer.pool),
-            worker=Worker(run.model, pipeline, self._note, self._begin), desk=desk, coordinator=coordinator, after=self._stepped,
-            clock=clock, on_turn=lambda text: on_event(Event("trainer", text)),
+            worker=Worker(run.model, pipeline, reports.note, reports.begin), desk=desk, coordinator=coordinator, after=self._stepped,
+            clock=clock, on_turn=lambda text: reports.say("trainer", text),
         )  # fmt: skip
 
     async def train(self) -> None:
         """From the version that the stages have, or a checkpoint, to the run's last one. NonFiniteGradientError as of `Turns.train`."""
-        last = self._spec.batch.steps
+        last = self._run.spec.batch.steps
         await self.turns.train(last)
         if self._keeping is not None:
             await self._keeping.finish(last)
-        self._on_event(Event("trained", f"{self._run.model.name}: version {last} of {last}"))
+        self._reports.say("trained", f"{self._run.model.name}: version {last} of {last}")
 
     async def _stepped(self, step: Step) -> None:
         for work in self._after:
             await work(step)
 
-    def _begin(self, version: int) -> None:
-        """This trainer takes part in a version."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._journal.begin(version)
-
     async def _kept(self) -> Kept | None:
         return None if self._keeping is None else await self._keeping.kept()
-
-    def _waits(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._journal.event("waiting", text)
-            self._on_event(Event("waiting", text))
-
-    def _restores(self, text: str) -> None:
-        self._journal.event("restoring", text)
-        self._on_event(Event("restoring", text))
-
-    def _note(self, finished: Finished) -> None:
-        """A version is finished, whichever trainer has closed it."""
-        self._said.clear()
-        spec = self._spec
-        self._journal.version = finished.version
-        row = VersionRow(
-            version=finished.version,
-            tokens=finished.version * spec.batch.batch_tokens,
-            loss=finished.loss_sum / max(1, finished.num_targets),
-            lr=learning_rate(spec.schedule, spec.optimizer.lr, finished.version - 1, spec.batch.steps),
-            grad_norm=finished.grad_norm,
-            time_s=self._journal.time_s,
-            tokens_per_s=spec.batch.batch_tokens / finished.seconds if finished.seconds else 0.0,
-            peers=finished.num_stages,
-            bytes_sent=finished.num_bytes,
-            waiting_s=finished.closing_s,
-            redone=finished.num_redone,
-        )
-        self._journal.write(row)
 
 
 def _record(config: NodeConfig, peer: Peer, run: OpenRun, keeping: Keeping | None) -> PeerRecord:

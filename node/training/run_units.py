@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,23 @@ from swarm.models.sharing import check_fit, copy_into
 from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepHooks:
+    """What the units' owner is asked and told; in the event loop, but for `keeps`, which the device's thread asks."""
+
+    keeps: Callable[[int], bool] = lambda version: False
+    """Is a copy of each unit wanted, as it is right after the step to this version?"""
+    on_kept: Callable[[UnitSnapshot], None] = lambda snapshot: None
+    """Gets each of these copies."""
+    on_step: Callable[[int], None] = lambda version: None
+    """Gets the new version of a group's units after each step."""
+    on_behind: Callable[[int], None] = lambda version: None
+    """Gets a group's version if the state must be fetched: other replicas have a later one, or another history that more of them share."""
+
+
+NO_HOOKS = StepHooks()
+
+
 class RunUnits:
     """All units of one run that a peer trains. Every unit is at one version; units that catch up may be at different ones."""
 
@@ -44,21 +61,15 @@ class RunUnits:
         stage: Stage,
         num_blocks: int,
         device: Device,
-        *,
-        keeps: Callable[[int], bool] = lambda version: False,
-        on_kept: Callable[[UnitSnapshot], None] = lambda snapshot: None,
-        on_step: Callable[[int], None] = lambda version: None,
-        on_behind: Callable[[int], None] = lambda version: None,
+        hooks: StepHooks = NO_HOOKS,
     ) -> None:
-        """num_blocks: of the whole model. Told in the event loop: on_kept, a copy of each unit right after the step to a version that
-        `keeps` wants; on_step, the new version of a group's units after each step; on_behind, that the state must be fetched, since other
-        replicas have a later version, or another history that more of them share."""
+        """num_blocks: of the whole model."""
         self.run, self.spec, self.stage, self.device = run, spec, stage, device
         self.stepper = Stepper(spec, num_blocks + 1)
         self.states: dict[Unit, UnitState] = {unit: UnitState(unit, stage.parameters(unit)) for unit in stage.units}
         self._memory: dict[Unit, State] = {unit: self.stepper.new_state(stage.parameters(unit), unit) for unit in stage.units}
         """The optimizer's."""
-        self._keeps, self._on_kept, self._on_step, self._on_behind = keeps, on_kept, on_step, on_behind
+        self._hooks = hooks
 
     @property
     def version(self) -> int:
@@ -133,13 +144,13 @@ class RunUnits:
                 )
             for state in states:
                 state.restore(group.version + 1, reduced.chains[state.unit])
-            return [self.snapshot(unit) for unit in group.units] if self._keeps(group.version + 1) else []
+            return [self.snapshot(unit) for unit in group.units] if self._hooks.keeps(group.version + 1) else []
 
         kept = await self.device.run(step, Priority.UPDATE)
         trace.mark_gradient("stepped", group.version, trace.VERSION)
         for snapshot in kept:
-            self._on_kept(snapshot)
-        self._on_step(group.version + 1)
+            self._hooks.on_kept(snapshot)
+        self._hooks.on_step(group.version + 1)
 
     def reopen(self, group: Group, how: Reopening) -> None:
         """As `Replica.reopen`."""
@@ -148,7 +159,7 @@ class RunUnits:
                 continue
             state.reopen() if how == "as before" else state.reset()
         if how == "behind":
-            self._on_behind(group.version)
+            self._hooks.on_behind(group.version)
 
     # --- one machine alone
 

@@ -25,7 +25,7 @@ from node.runs.holding import Holding
 from node.runs.restoring import Restoring
 from node.runs.runs_here import RunsHere
 from node.runs.taking_part import TakingPart
-from node.training.run_units import RunUnits
+from node.training.run_units import RunUnits, StepHooks
 from node.training.servicer import TrainingServicer
 from node.training.stage import Stage
 from node.training.trained_stage import TrainedStage
@@ -94,10 +94,11 @@ class RunNode:
         self.identity, self.folder, self.run = identity or new_identity(), folder, run
         self.device, self.pool = Device(), ChannelPool(self.identity)
         self.runs = RunsHere(TrainingServicer(self.device), _at_once)
-        self.units = RunUnits(
-            run, spec, stage, num_blocks, self.device, on_step=lambda version: self.trained.contribution.stepped(version),
+        hooks = StepHooks(
+            on_step=lambda version: self.trained.contribution.stepped(version),
             on_behind=lambda version: self.taking_part.fall_behind(version),
-        )  # fmt: skip
+        )
+        self.units = RunUnits(run, spec, stage, num_blocks, self.device, hooks)
         self.trained = TrainedStage(run=run, stage=stage, states=self.units.states, spec=spec)
         self.members = Members(run, folder, self.pool, num_blocks=num_blocks, me=self.identity.peer_id)
         self.events: list[Event] = []
