@@ -58,7 +58,7 @@ class Watch:
                 whole = data.rfind(b"\n") + 1
                 for line in data[self._read.get(path, 0) : whole].splitlines():
                     row = json.loads(line)
-                    if "loss" in row and row["version"] not in self.rows:
+                    if row.get("loss") is not None and row["version"] not in self.rows:
                         self.rows[row["version"]], self.arrived_s[row["version"]] = row, time.monotonic()
                 self._read[path] = whole
             time.sleep(0.1)

@@ -54,7 +54,7 @@ class Run:
     def rows(self, kind: str = "version") -> list[dict[str, Any]]:
         file = self.folder / "runs" / "prose" / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
-        return [row for line in lines if line.endswith("}") and kind in (row := json.loads(line)) and "loss" in row]
+        return [row for line in lines if line.endswith("}") and kind in (row := json.loads(line)) and row.get("loss") is not None]
 
 
 def run(folder: Path, nodes: list[Node]) -> bool:

@@ -40,7 +40,7 @@ RATES = {"adamw": 1e-3, "muon": 1e-3}
 def losses_of(swarm: TrainingSwarm) -> tuple[dict[int, float], float]:
     """Training loss by version, and the last validation loss."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in (swarm.folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["version"]: row["loss"] for row in rows if "loss" in row and "version" in row}, next(
+    return {row["version"]: row["loss"] for row in rows if row.get("loss") is not None and "version" in row}, next(
         row["loss"] for row in reversed(rows) if "evaluation" in row
     )
 

@@ -142,7 +142,7 @@ class LiveDisplay:
     def _version(self, row: VersionRow) -> None:
         self._row, self._waiting = row, ""
         self._redone, self._sent = self._redone + row.redone, self._sent + row.bytes_sent
-        self._losses.append(row.loss)
+        self._losses += [] if row.loss is None else [row.loss]
         self._times.append((self._clock(), row.version))
         self._progress.update(self._task, completed=row.version, left=self._left())
 
@@ -166,7 +166,7 @@ class LiveDisplay:
         bits = f"{found.bits_per_byte:.3f} at {found.evaluation}" if found and found.bits_per_byte is not None else "–"
         waited = 100 * row.waiting_s * row.tokens_per_s / max(1, row.tokens / row.version)
         cells = {
-            "loss": f"{row.loss:.4f}", "": sparks(self._losses), "bits per byte": bits, "lr": f"{row.lr:.2e}",
+            "loss": _loss(row), "": sparks(self._losses), "bits per byte": bits, "lr": f"{row.lr:.2e}",
             "grad": f"{row.grad_norm:.2f}", "tokens/s": f"{row.tokens_per_s:,.0f}", "stages": str(row.peers),
             "sent": size(self._sent), "closing": f"{waited:.0f} %", "redone": str(self._redone),
         }  # fmt: skip
@@ -212,11 +212,15 @@ def sparks(values: list[float], width: int = 16) -> str:
     return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
 
 
+def _loss(row: VersionRow) -> str:
+    return "unknown" if row.loss is None else f"{row.loss:.4f}"
+
+
 def version_line(row: VersionRow) -> str:
     """One line about a version."""
     redone = f", {row.redone} redone" if row.redone else ""
     return (
-        f"{row.version}: loss {row.loss:.4f}, lr {row.lr:.2e}, grad {row.grad_norm:.3f}, {row.tokens_per_s:,.0f} tokens/s, "
+        f"{row.version}: loss {_loss(row)}, lr {row.lr:.2e}, grad {row.grad_norm:.3f}, {row.tokens_per_s:,.0f} tokens/s, "
         f"{counted(row.peers, 'stage')}, {size(row.bytes_sent)} sent{redone}"
     )
 

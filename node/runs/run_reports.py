@@ -46,7 +46,7 @@ class RunReports:
         row = VersionRow(
             version=finished.version,
             tokens=finished.version * spec.batch.batch_tokens,
-            loss=finished.loss_sum / max(1, finished.num_targets),
+            loss=finished.loss_sum / finished.num_targets if finished.num_targets else None,
             lr=learning_rate(spec.schedule, spec.optimizer.lr, finished.version - 1, spec.batch.steps),
             grad_norm=finished.grad_norm,
             time_s=self._journal.time_s,

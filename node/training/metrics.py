@@ -28,8 +28,9 @@ class VersionRow:
     """Optimizer steps that were made, this one included."""
     tokens: int
     """Tokens of all versions so far, padding included."""
-    loss: float
-    """Mean over the target tokens of the version's batch."""
+    loss: float | None
+    """Mean over the target tokens of the version's batch, of the micro-batches whose loss this trainer knows. None: it knows none, since
+    the trainer that computed them has died; their gradient is in the sums all the same."""
     lr: float
     """Learning rate of this step."""
     grad_norm: float

@@ -18,7 +18,7 @@ SHARED = ("--listen", "127.0.0.1:0", "--no-lan", "--data-dir")
 
 def losses(folder: Path) -> dict[int, float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["version"]: row["loss"] for row in rows if "loss" in row and "version" in row}
+    return {row["version"]: row["loss"] for row in rows if row.get("loss") is not None and "version" in row}
 
 
 def test_the_coordinator_is_killed_the_next_one_leaves_and_the_run_is_the_undisturbed_one(
@@ -56,6 +56,5 @@ def test_the_coordinator_is_killed_the_next_one_leaves_and_the_run_is_the_undist
         found |= own
     assert len(found) >= STEPS - 2, "a version is known only to a trainer that was killed before it wrote it"
     differences = sorted(abs(found[version] / alone[version] - 1) for version in found)
-    assert differences[-3] < 1e-4, (
-        "the loss of the two versions in which a trainer ended lacks what that one had computed, or all"
-    )
+    assert differences[-3] < 1e-4, "the loss of the two versions in which a trainer ended lacks what that one had computed"
+    assert differences[-1] < 0.2

@@ -62,7 +62,7 @@ class TrainingSwarm:
     def losses(self) -> dict[int, float]:
         """By version, as the last trainer that stepped it has written."""
         rows: list[dict[str, Any]] = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        return {row["version"]: row["loss"] for row in rows if "loss" in row}
+        return {row["version"]: row["loss"] for row in rows if row.get("loss") is not None and "version" in row}
 
     def _start(
         self, name: str, arguments: list[str], environment: dict[str, str] | None = None, network: int | None = None

@@ -29,8 +29,12 @@ class History:
     events: Sequence[metrics.EventRow]
 
     def column(self, key: str) -> list[float]:
-        """One number of every version."""
-        return [float(row.get(key) or 0.0) for row in self.versions]
+        """One number of every version; of one that has none, that of the version before."""
+        found, last = list[float](), 0.0
+        for row in self.versions:
+            last = float(row[key]) if row.get(key) is not None else last
+            found.append(last)
+        return found
 
     def evaluated(self, key: str) -> list[float]:
         """One number of every evaluation that has a loss."""

@@ -79,7 +79,7 @@ def _tiles(history: History) -> str:
     sent, seconds = sum(history.column("bytes_sent")), float(last["time_s"])
     recent = history.versions[-50:]
     found = [
-        ("version", str(last["version"])), ("training loss", f"{last['loss']:.4f}"), ("tokens", short(last["tokens"])),
+        ("version", str(last["version"])), ("training loss", f"{history.column('loss')[-1]:.4f}"), ("tokens", short(last["tokens"])),
         ("tokens per second", short(sum(row["tokens_per_s"] for row in recent) / len(recent))), ("time", duration(seconds)),
         ("stages", str(last["peers"])), ("sent between stages", size(sent)),
         ("micro-batches redone", str(round(sum(history.column("redone"))))),

@@ -35,7 +35,7 @@ class TensorBoard:
         if self._is_closed:
             return
         if isinstance(row, VersionRow):
-            self._write(row.version, {f"train/{key}": getattr(row, key) for key in _OF_VERSIONS})
+            self._write(row.version, {f"train/{key}": getattr(row, key) for key in _OF_VERSIONS if getattr(row, key) is not None})
         elif isinstance(row, EvaluationRow):
             found = {f"validation/{key}": getattr(row, key) for key in _OF_EVALUATIONS if getattr(row, key) is not None}
             self._write(row.evaluation, found, row.samples)

@@ -50,6 +50,7 @@ def test_a_script_gets_a_line_a_second_and_the_last_version(capsys: pytest.Captu
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1] for line in lines if line.startswith("version")] == ["1", "4", "6"]
     assert lines[0] == "version: 1: loss 3.2500, lr 1.00e-03, grad 0.500, 1,500 tokens/s, 3 stages, 2.5 MB sent, 2 redone"
+    assert version_line(replace(ROW, loss=None)).startswith("1: loss unknown, lr")
     assert version_line(replace(ROW, peers=1)).count("1 stage,") == 1
     assert lines[3] == "evaluation: 6: loss 3.0000, perplexity 20.09, 1.8034 bits per byte"
     assert lines[4].startswith("sample: 6: A list is a list") and "\x1b" not in lines[4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.font_manager  # noqa: F401  (its first import on a machine starts fc-list, which no test in this folder may)
@@ -25,6 +26,7 @@ def run_folder(folder: Path) -> Path:
     with MetricsFile(folder) as file:
         for number in (1, 2, 3):
             file.write(version(number))
+        file.write(replace(version(4), loss=None))  # its trainer died
         file.write(mean_row(3, 30.0, 10, 24, 6.5, {"Say": " <script>alert(1)</script>"}))
         file.write(EventRow(event="gone", version=2, time_s=4.5, text="<img src=x>"))
     return folder
@@ -42,7 +44,7 @@ def test_a_report_is_one_page_with_its_pictures_in_it(tmp_path: Path, capsys: py
     assert all(data.startswith(b"\x89PNG") and min(struct.unpack(">2I", data[16:24])) > 400 for data in pictures)
     assert not re.search(r'(src|href)="(?!data:)', page), "nothing is loaded from elsewhere"
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
-    for shown in ("20.0855", "gone", "3.0000", "12.0 kB"):
+    for shown in ("20.0855", "gone", "3.0000", "16.0 kB", "1.0000"):
         assert shown in page, shown
 
 
@@ -66,6 +68,7 @@ def test_tensorboard_gets_each_line(tmp_path: Path) -> None:
     event_pb2 = pytest.importorskip("tensorboard.compat.proto.event_pb2")
     with TensorBoard(tmp_path) as board:
         board.write(version(1))
+        board.write(replace(version(3), loss=None))
         board.write(mean_row(1, 30.0, 10, 24, 6.5, {"Say": " hello"}))
         board.write(mean_row(2, 0.0, 0, 0, 6.5, {}))
         board.write(EventRow(event="gone", version=2, time_s=4.5))
@@ -75,6 +78,7 @@ def test_tensorboard_gets_each_line(tmp_path: Path) -> None:
     assert found[1, "train/loss"].simple_value == pytest.approx(3.0)
     assert found[1, "validation/perplexity"].simple_value == pytest.approx(20.0855, rel=1e-4)
     assert found[1, "samples/Say"].tensor.string_val[0] == b"Say hello"
+    assert (3, "train/lr") in found and (3, "train/loss") not in found
     assert not any(step == 2 for step, _ in found)
 
 
