@@ -51,6 +51,8 @@ class Limits:
     """Tokens after which it is over; the token itself is given out."""
     max_positions: int | None = None
     """Longest sequence that the model takes; None = not known here."""
+    vocab_size: int | None = None
+    """Logits of a token; None = more than a chooser asks for."""
 
 
 class TokenSequence:
@@ -110,9 +112,11 @@ async def generate(
     said, new = list(prompt), list(prompt[len(sequence.held) :])
     while True:
         guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
-        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), chooser.sampling.asks)
+        top = chooser.asks([*said, *guesses], len(prompt))
+        top = 0 if limits.vocab_size is not None and top >= limits.vocab_size else top
+        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top)
         for number, position in enumerate(logits):
-            token = chooser.choose(position, said)
+            token = chooser.choose(position, said, len(prompt))
             said.append(token)
             left -= 1
             is_right = number < len(guesses) and guesses[number] == token

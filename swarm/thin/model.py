@@ -71,7 +71,8 @@ class ThinModel:
 
     def limits(self, max_new_tokens: int) -> Limits:
         """Where an answer of this model ends."""
-        return Limits(max_new_tokens=max_new_tokens, ends=self.defaults.ends, max_positions=self.defaults.max_positions)
+        own = self.defaults
+        return Limits(max_new_tokens=max_new_tokens, ends=own.ends, max_positions=own.max_positions, vocab_size=own.vocab_size)
 
     async def end(self, sequence: TokenSequence) -> None:
         """Free a sequence's memory at every hop."""

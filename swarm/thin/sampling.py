@@ -1,25 +1,31 @@
 """From logits to the next token without torch.
 
-Greedy, temperature, top-k, top-p, min-p and repetition penalty, as `generate` does.
+Greedy, temperature, top-k, top-p, min-p and repetition penalty as `generate` does; presence and frequency penalty, and a bias of
+single tokens, as OpenAI's API does.
 
 Greedy picks the token that transformers picks (ties to the lowest id). Drawing follows the same distribution, in the same order
-of steps (penalty, temperature, top-k, top-p, min-p); the random numbers are our own, so a seed repeats an answer here, and not torch's.
+of steps (bias, penalties, temperature, top-k, top-p, min-p); the random numbers are our own, so a seed repeats an answer here, and not
+torch's.
 
-How much of the logits is needed is decided beforehand (`TokenSampling.asks`): the largest few if the result is provably the same,
-else all. Both ways draw the same tokens. numpy comes in with the first draw; greedy needs none.
+How much of the logits is needed is decided beforehand (`Chooser.asks`): the largest few if the result is provably the same, else all.
+What is lowered (by a penalty, or a negative bias) pushes at most itself out of the largest: so with n tokens that may be lowered, the
+largest k + n of the model hold the largest k of the result. Both ways draw the same tokens. numpy comes in with the first draw.
 
 Shapes: V tokens of the vocabulary, k of them known.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from protocols.errors import BadRequestError
+from protocols.defaults import MAX_TOP
+from protocols.errors import BadRequestError, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +53,15 @@ class TokenSampling:
     repetition_penalty: float = 1.0
     """Above 1, tokens that stand in the prompt or the answer become less likely (Keskar et al. 2019, https://arxiv.org/abs/1909.05858)."""
 
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that stand in the answer, the prompt not counted."""
+
+    frequency_penalty: float = 0.0
+    """The same, as often as the token stands there."""
+
+    bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit), each token once."""
+
     suppressed: tuple[int, ...] = ()
     """Never picked."""
 
@@ -61,19 +76,28 @@ class TokenSampling:
             )
         if not 0 <= self.top_p <= 1 or not 0 <= self.min_p <= 1:
             raise BadRequestError(f"top_p and min_p are between 0 and 1, got {self.top_p} and {self.min_p}")
+        added = (self.presence_penalty, self.frequency_penalty, *(value for _, value in self.bias))
+        if not all(math.isfinite(value) for value in added):
+            raise BadRequestError(f"presence_penalty, frequency_penalty and each bias are finite numbers, got {shown(added)}")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
     @property
-    def asks(self) -> int:
-        """How many of the largest logits decide; 0 = all are needed."""
-        if self.repetition_penalty != 1 or self.suppressed:
-            return 0
-        if self.is_greedy:
-            return 1
-        return self.top_k if 0 < self.top_k <= MAX_ASKED else 0
+    def raises(self) -> bool:
+        """Some logits may become larger."""
+        lowers = self.repetition_penalty >= 1 and self.presence_penalty >= 0 and self.frequency_penalty >= 0
+        return not lowers or any(value > 0 for _, value in self.bias)
+
+    @property
+    def counts_answer(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def is_plain(self) -> bool:
+        """The model's logits are taken as they are."""
+        return self.repetition_penalty == 1 and not (self.counts_answer or self.bias or self.suppressed)
 
 
 class Logits(Protocol):
@@ -105,39 +129,70 @@ class Chooser:
         self.sampling = sampling
         self._random = random.Random(sampling.seed)
 
-    def choose(self, logits: Logits, before: Sequence[int]) -> int:
-        """The next token. before: every token so far, prompt included."""
-        if logits.ids is not None and self.sampling.is_greedy:
+    def asks(self, before: Sequence[int], num_prompt: int = 0) -> int:
+        """How many of the largest logits decide the token after `before`; 0 = all are needed. Its first `num_prompt` are the prompt's."""
+        sampling = self.sampling
+        few = 1 if sampling.is_greedy else sampling.top_k if sampling.top_k <= MAX_ASKED else 0
+        if not few or sampling.raises:
+            return 0
+        asked = few + len(self._lowered(before, num_prompt))
+        return asked if asked <= MAX_TOP else 0
+
+    def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0) -> int:
+        """The next token. before: every token so far, of which the first `num_prompt` are the prompt's."""
+        if logits.ids is not None and self.sampling.is_greedy and self.sampling.is_plain:
             (first,) = struct.unpack_from("<i", logits.ids)
             return int(first)
-        values_k, ids_k = self._candidates(logits, before)
+        values_k, ids_k = self._candidates(logits, before, num_prompt)
         if self.sampling.is_greedy:
             return int(ids_k[0])
         return self._draw(values_k, ids_k)
 
-    def _candidates(self, logits: Logits, before: Iterable[int]) -> tuple[NDArray, NDArray]:  # type: ignore[type-arg]
+    def _lowered(self, before: Sequence[int], num_prompt: int) -> set[int]:
+        """Tokens whose logits may become smaller."""
+        sampling = self.sampling
+        repeated = before if sampling.repetition_penalty > 1 else before[num_prompt:] if sampling.counts_answer else ()
+        return {*repeated, *sampling.suppressed, *(token for token, _ in sampling.bias)}
+
+    def _candidates(self, logits: Logits, before: Sequence[int], num_prompt: int) -> tuple[NDArray, NDArray]:  # type: ignore[type-arg]
         """Logits in descending order, ties by rising id, and their ids."""
         import numpy as np
 
         values = np.frombuffer(logits.values, dtype="<f4")
-        if logits.ids is not None:
-            return values, np.frombuffer(logits.ids, dtype="<i4")
-        values = self._penalized(values.copy(), before)
-        if self.sampling.is_greedy:
+        is_all = logits.ids is None
+        ids = np.arange(len(values)) if logits.ids is None else np.frombuffer(logits.ids, dtype="<i4").astype(np.int64)
+        if self.sampling.is_plain and not is_all:
+            return values, ids
+        values = self._adjusted(values.copy(), ids, is_all, before, num_prompt)
+        if self.sampling.is_greedy and is_all:
             best = int(values.argmax())  # the first of equals
-            return values[best : best + 1], np.array([best])
-        order = np.argsort(-values, kind="stable")
-        return values[order], order
+            return values[best : best + 1], ids[best : best + 1]
+        order = np.argsort(-values, kind="stable") if is_all else np.lexsort((ids, -values))
+        return values[order], ids[order]
 
-    def _penalized(self, values: NDArray, before: Iterable[int]) -> NDArray:  # type: ignore[type-arg]
+    def _adjusted(self, values: NDArray, ids: NDArray, is_all: bool, before: Sequence[int], num_prompt: int) -> NDArray:  # type: ignore[type-arg]
+        """With bias and penalties. values: written to; ids: which tokens they are of, without repetition."""
         import numpy as np
 
-        penalty = np.float32(self.sampling.repetition_penalty)
+        sampling, penalty = self.sampling, np.float32(self.sampling.repetition_penalty)
+        place = None if is_all else {int(token): at for at, token in enumerate(ids)}
+
+        def places(tokens: Iterable[int]) -> list[tuple[int, int]]:
+            if place is None:
+                return [(token, token) for token in tokens if token < len(values)]
+            return [(token, place[token]) for token in tokens if token in place]
+
+        bias = dict(sampling.bias)
+        for token, at in places(bias):
+            values[at] += np.float32(bias[token])
         if penalty != 1:
-            seen = np.fromiter(set(before), dtype=np.int64)
-            seen = seen[seen < len(values)]
+            seen = [at for _, at in places(set(before))]
             values[seen] = np.where(values[seen] < 0, values[seen] * penalty, values[seen] / penalty)
-        values[[token for token in self.sampling.suppressed if token < len(values)]] = -np.inf
+        if sampling.counts_answer:
+            counts = Counter(before[num_prompt:])
+            for token, at in places(counts):
+                values[at] -= np.float32(sampling.presence_penalty + sampling.frequency_penalty * counts[token])
+        values[[at for _, at in places(sampling.suppressed)]] = -np.inf
         return values
 
     def _draw(self, values_k: NDArray, ids_k: NDArray) -> int:  # type: ignore[type-arg]

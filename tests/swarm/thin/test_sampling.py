@@ -21,8 +21,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
 from swarm.thin.sampling import MAX_ASKED, Chooser, Position, TokenSampling
+from swarm.thin.scoring import ScoringChooser
 
 BEFORE = [3, 9, 9, 40]
 LOGITS = torch.randn(60, generator=torch.Generator().manual_seed(3)) * 3
@@ -59,10 +61,9 @@ def theirs(settings: dict[str, Any]) -> torch.Tensor:
 def test_greedy_is_transformers(settings: dict[str, Any]) -> None:
     chooser = Chooser(TokenSampling(**settings))
     assert chooser.choose(all_of(LOGITS), BEFORE) == int(theirs(settings).argmax())
-    if not settings:
-        assert chooser.sampling.asks == 1 and chooser.choose(top_of(LOGITS, 1), BEFORE) == int(LOGITS.argmax())
-    else:
-        assert chooser.sampling.asks == 0
+    asked = chooser.asks(BEFORE, 1)
+    assert asked == {"repetition_penalty": 4, "suppressed": 3}.get(next(iter(settings), ""), 1)  # 3 tokens were said
+    assert chooser.choose(top_of(LOGITS, asked), BEFORE) == int(theirs(settings).argmax())
 
 
 def test_of_equal_logits_the_lowest_id_is_picked() -> None:
@@ -96,23 +97,90 @@ def test_draws_follow_transformers_distribution(settings: dict[str, Any]) -> Non
         assert abs(counts[token] / draws - chance) < 5 * (chance * (1 - chance) / draws) ** 0.5 + 1e-9, token
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 5}, {"top_k": 12, "top_p": 0.7}, {"top_k": 9, "min_p": 0.05}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 5},
+        {"top_k": 12, "top_p": 0.7},
+        {"top_k": 9, "min_p": 0.05},
+        {"top_k": 6, "repetition_penalty": 1.8},
+        {"top_k": 6, "presence_penalty": 1.5, "frequency_penalty": 0.7},
+        {"top_k": 4, "suppressed": (int(LOGITS.argmax()), 7), "bias": ((int(LOGITS.argsort()[-2]), -3.0), (5, -100.0))},
+    ],
+)
 def test_the_largest_logits_alone_draw_what_all_of_them_draw(settings: dict[str, Any]) -> None:
+    said = [*BEFORE, *LOGITS.argsort()[-3:].tolist(), int(LOGITS.argmax())]
     sampling = TokenSampling(temperature=1.4, seed=8, **settings)
-    assert sampling.asks == settings["top_k"]
     few, all_ = Chooser(sampling), Chooser(sampling)
-    drawn = [few.choose(top_of(LOGITS, sampling.asks), BEFORE) for _ in range(200)]
-    assert drawn == [all_.choose(all_of(LOGITS), BEFORE) for _ in range(200)] and len(set(drawn)) > 2
+    asked = few.asks(said, len(BEFORE))
+    assert settings["top_k"] <= asked < 20
+    drawn = [few.choose(top_of(LOGITS, asked), said, len(BEFORE)) for _ in range(200)]
+    assert drawn == [all_.choose(all_of(LOGITS), said, len(BEFORE)) for _ in range(200)] and len(set(drawn)) > 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_logits_decide_among_many_equal_ones_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = torch.tensor(rng.integers(-2, 3, 40), dtype=torch.float32)
+    said = rng.integers(0, 40, 12).tolist()
+    for settings in ({"repetition_penalty": 1.5}, {"presence_penalty": 1.0}, {"frequency_penalty": 0.5, "bias": ((3, -1.0),)}):
+        chooser = Chooser(TokenSampling(**settings))
+        asked = chooser.asks(said, 4)
+        assert chooser.choose(top_of(logits, asked), said, 4) == chooser.choose(all_of(logits), said, 4), settings
+
+
+def test_presence_frequency_and_bias_are_openais() -> None:
+    """Source: platform.openai.com/docs/guides/text-generation, "frequency and presence penalties"; the prompt does not count."""
+    answer = [9, 9, 40]
+    expected = LOGITS.clone()
+    for token, count in Counter(answer).items():
+        expected[token] -= count * 0.4 + 0.9
+    expected[7] += 2.5
+    sampling = TokenSampling(temperature=1.0, presence_penalty=0.9, frequency_penalty=0.4, bias=((7, 2.5),), seed=2)
+    chooser, draws = Chooser(sampling), 6_000
+    assert not chooser.asks([*BEFORE, *answer], len(BEFORE))  # a positive bias may bring up any token
+    counts = Counter(chooser.choose(all_of(LOGITS), [*BEFORE, *answer], len(BEFORE)) for _ in range(draws))
+    for token, chance in enumerate(expected.double().softmax(-1).tolist()):
+        assert abs(counts[token] / draws - chance) < 5 * (chance * (1 - chance) / draws) ** 0.5 + 1e-9, token
 
 
 def test_what_needs_all_logits_asks_for_all() -> None:
-    assert TokenSampling(temperature=1.0).asks == TokenSampling(temperature=1.0, top_p=0.5).asks == 0
-    assert TokenSampling(temperature=1.0, top_k=MAX_ASKED + 1).asks == 0
-    assert TokenSampling(temperature=1.0, top_k=5, repetition_penalty=1.1).asks == 0
+    few = {"temperature": 1.0, "top_k": 5}
+    for settings in (
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0, "top_k": MAX_ASKED + 1},
+        few | {"repetition_penalty": 0.9},
+        few | {"presence_penalty": -0.1},
+        few | {"frequency_penalty": -0.1},
+        few | {"bias": ((3, 0.5),)},
+    ):
+        assert Chooser(TokenSampling(**settings)).asks([1, 2]) == 0, settings
+    assert Chooser(TokenSampling(repetition_penalty=1.1)).asks(range(MAX_TOP)) == 0  # more than a step may ask for
+    assert Chooser(TokenSampling(repetition_penalty=1.1)).asks(range(MAX_TOP - 1)) == MAX_TOP
+
+
+def test_scores_are_the_log_probabilities_of_the_model() -> None:
+    chooser = ScoringChooser(TokenSampling(repetition_penalty=1.7, suppressed=(int(LOGITS.argmax()),)), 4)
+    expected = LOGITS.double().log_softmax(-1)
+    token = chooser.choose(all_of(LOGITS), BEFORE)
+    assert chooser.asks(BEFORE) == 0 and chooser.last is not None and chooser.last.token == token != int(LOGITS.argmax())
+    assert chooser.last.logprob == pytest.approx(float(expected[token]), abs=1e-9)
+    assert [one for one, _ in chooser.last.top] == expected.topk(4).indices.tolist()
+    assert [value for _, value in chooser.last.top] == pytest.approx(expected.topk(4).values.tolist(), abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1}, {"repetition_penalty": 0.0}]
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": float("nan")},
+        {"bias": ((1, float("inf")),)},
+    ],
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadRequestError):
