@@ -17,7 +17,6 @@ from typing import Any
 from node.cli import consent
 from node.cli.console import remark
 from node.cli.speculation import Speculation
-from node.cli.text import TextOut
 from node.cli.waiting import shown
 from node.config import DTYPES
 from protocols.errors import ConfigError, ModelNotSupportedError
@@ -29,6 +28,7 @@ from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import ANYBODY, Entry
 from swarm.places import name_in_swarm
 from swarm.thin.settings import SAMPLING, STATED, Settings, Wanted
+from swarm.thin.text import TextOut
 from swarm.waiting import Waits, loading
 
 

@@ -15,10 +15,10 @@ from node.cli.asking import say_followed, summary, versions_of
 from node.cli.console import remark, write_piece
 from node.cli.interruption import Interruption
 from node.cli.speaking import Speaker, new_out
-from node.cli.text import TextOut
 from protocols.errors import BadRequestError
 from protocols.words import counted
 from swarm.thin.templates import Message
+from swarm.thin.text import TextOut
 
 PLAIN_STOP = "\nUser:"
 """Where an answer ends, for a model that has no chat template and would go on with our part."""

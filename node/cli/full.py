@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from node.cli.asking import ClientSettings, Sampling, open_model
-from node.cli.text import TextOut
 from protocols.errors import BadRequestError, CheckpointError
 from swarm.thin.defaults import read_settings
 from swarm.thin.templates import Message, Tokenizer, ids_of
+from swarm.thin.text import TextOut
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from node.cli.asking import ClientSettings, Sampling
 from node.cli.console import remark, write_piece
-from node.cli.text import TextOut
 from swarm.thin.settings import Settings
 from swarm.thin.stops import Stops
 from swarm.thin.templates import Message
+from swarm.thin.text import TextOut
 
 
 class Speaker(Protocol):
@@ -72,7 +72,7 @@ def new_out(speaker: Speaker, stop: str | None = None) -> TextOut:
     """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown."""
     texts = speaker.settings.stop_strings()
     is_end = Stops(speaker.tokenizer, texts).is_end if texts else None
-    return TextOut(speaker.tokenizer, write_piece, stop, is_end)
+    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), is_end)
 
 
 @contextmanager

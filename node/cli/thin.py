@@ -13,7 +13,6 @@ from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from node.cli.asking import ClientSettings, Sampling
-from node.cli.text import TextOut
 from node.cli.waiting import shown
 from swarm import places
 from swarm.places import name_in_swarm
@@ -21,6 +20,7 @@ from swarm.thin.generation import TokenSequence, generate
 from swarm.thin.model import ThinModel, open_model
 from swarm.thin.sampling import Chooser
 from swarm.thin.templates import Message, conversation_ids
+from swarm.thin.text import TextOut
 from swarm.waiting import Waits
 
 T = TypeVar("T")

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from node.cli.text import TextOut
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints.layout import MANIFEST
 from swarm.client import tokenizer as full
@@ -25,6 +24,7 @@ from swarm.thin import templates
 from swarm.thin.sandbox import CpuLimits, Sandbox, SandboxEndedError
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.thin.templates import conversation_ids
+from swarm.thin.text import TextOut
 
 HONEST: dict[str, Any] = {
     **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.text import TextOut
+from swarm.thin.text import TextOut
 
 
 class Bytes:
@@ -17,9 +17,9 @@ class Bytes:
         return [bytes(ids).decode("utf-8", errors="replace") for ids in runs]
 
 
-def stream(text: str, stop: str | None = None) -> list[str]:
+def stream(text: str, *stops: str) -> list[str]:
     pieces: list[str] = []
-    out = TextOut(Bytes(), pieces.append, stop)
+    out = TextOut(Bytes(), pieces.append, stops)
     out.put([1, 2, 3])  # the prompt
     for byte in text.encode():
         out.put([byte])
@@ -48,3 +48,15 @@ def test_the_answer_ends_before_the_stop_text(answer: str, more: str) -> None:
 def test_what_only_looks_like_the_stop_text_is_written(text: str) -> None:
     stop = "\nUser:"
     assert "".join(stream(text, stop)) == text.partition(stop)[0]
+
+
+@given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=4), max_size=4))
+def test_of_several_stop_texts_the_first_that_is_complete_ends_the_answer(text: str, stops: list[str]) -> None:
+    """Letter by letter: which of them is seen first; of several that end with one letter, the one that begins first."""
+    expected = text
+    for end in range(1, len(text) + 1):
+        begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if begins:
+            expected = text[: min(begins)]
+            break
+    assert "".join(stream(text, *stops)) == expected

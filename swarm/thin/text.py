@@ -1,6 +1,6 @@
-"""Token ids to text that is safe to print, as a streamer.
+"""Token ids to text that is certain, as a streamer.
 
-For `generate`; it needs no library.
+For the commands and the gateway; it needs no library.
 
 A token may end in the middle of a letter (byte-level BPE) and a word may look different once the next token is known, so
 the last few tokens are decoded together and only what cannot change any more is written.
@@ -24,7 +24,7 @@ NEAR_TOKENS = 1024
 class TextOut:
     """What transformers calls a streamer: the prompt comes first, then each new token.
 
-    write: gets pieces of text as they become certain. stop: text at which the answer ends; it is never written.
+    write: gets pieces of text as they become certain. stops: texts at which the answer ends; they are never written.
     is_end: whether the answer ends with the last of these ids, the last ones of prompt and answer; the text of that token is written.
     """
 
@@ -32,10 +32,13 @@ class TextOut:
         self,
         tokenizer: Decoder,
         write: Callable[[str], None],
-        stop: str | None = None,
+        stops: Sequence[str] = (),
         is_end: Callable[[Sequence[int]], bool] | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tokenizer, self._write, self._stop, self._is_end = tokenizer, write, stop, is_end
+        assert all(stops), "an empty text would end every answer"
+        self._tokenizer, self._write, self._stops, self._is_end = tokenizer, write, tuple(stops), is_end
+        self._now_s = now_s
         self._prompt: list[int] = []
         self._ids: list[int] = []
         self._from, self._shown = 0, 0
@@ -53,7 +56,7 @@ class TextOut:
         if not self._has_prompt:
             self._has_prompt, self._prompt = True, ids[-NEAR_TOKENS:]
             return
-        self.last_s = time.monotonic()
+        self.last_s = self._now_s()
         self.first_s = self.first_s or self.last_s
         self.num_tokens += len(ids)
         for token in ids:
@@ -101,17 +104,15 @@ class TextOut:
         return self._tokenizer.decode_all(runs, skip_special_tokens=True)
 
     def _emit(self, piece: str) -> None:
-        """Write all but what might be the beginning of the stop text."""
+        """Write all but what might be the beginning of a stop text."""
         if self._is_stopped or not piece:
             return
-        text, stop = self._held + piece, self._stop
-        if stop is None:
-            self._put_out(text)
-            return
-        if (index := text.find(stop)) >= 0:
-            self._is_stopped, self._held, text = True, "", text[:index]
+        text = self._held + piece
+        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
+        if found:
+            self._is_stopped, self._held, text = True, "", text[: min(found)]
         else:
-            keep = next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+            keep = max((_begun(text, stop) for stop in self._stops), default=0)
             self._held, text = text[len(text) - keep :], text[: len(text) - keep]
         self._put_out(text)
 
@@ -119,3 +120,9 @@ class TextOut:
         if text:
             self.text += text
             self._write(text)
+
+
+def _begun(text: str, stop: str) -> int:
+    """Letters at the end of `text` with which `stop` may begin."""
+    most = min(len(stop) - 1, len(text))
+    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
