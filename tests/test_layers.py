@@ -17,6 +17,7 @@ LAYERS = ("protocols", "swarm", "node")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cryptography": ("protocols/identity.py", "swarm/rpc"),
+    "fastapi": ("node/gateway",),
     "grpc": ("swarm/rpc",),
     "hivemind": ("swarm/dht",),
     "gguf": ("swarm/models/gguf_main.py",),
@@ -27,6 +28,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "msgpack": ("protocols",),
     "matplotlib": ("node/training/report/plots.py",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
+    "pydantic": ("node/gateway",),
+    "pydantic_core": ("node/gateway",),
     "pyarrow": ("node/training/data/columns.py",),
     "rich": ("node/cli",),
     "safetensors": ("swarm/models",),
@@ -42,8 +45,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "node",
     ),
     "tqdm": ("swarm/models/gguf_main.py",),
+    "starlette": ("node/gateway",),
     "transformers": ("swarm/models", "swarm/client", "node/engines"),
     "typer": ("node/cli",),
+    "uvicorn": ("node/gateway",),
     "zeroconf": ("swarm/lan",),
 }
 """Third-party package -> the folders and files that may import it. A package without an entry may be imported nowhere."""
@@ -194,9 +199,11 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/peer",
         "swarm/weights",
     ),
+    "node/gateway": ("swarm", "swarm/inference", "swarm/meeting", "swarm/thin"),
     "node/cli": (
         "node",
         "node/app.py",
+        "node/gateway",
         "node/runs",
         "node/training",
         "node/training/data",

@@ -20,7 +20,7 @@ import typer.main
 
 from node import logs
 from node.cli import configuration, console, failures, options, stopping, surface, utf8
-from node.cli.command_options import ClientOptions, EvaluationOptions, Hosting, MeetingOptions, Training, with_flags
+from node.cli.command_options import ClientOptions, EvaluationOptions, Hosting, MeetingOptions, Serving, Training, with_flags
 from node.cli.configuration import Settings
 from node.cli.console import remark
 from node.config import DEFAULT_SWARM
@@ -282,6 +282,20 @@ def chat_command(
     with_stats = asked.stats or sys.stderr.isatty()
     manner = Manner(max_new_tokens=asked.max_new_tokens, system=system, keeps_all=keep_all, with_stats=with_stats)
     chat.run(asked.asking(model), asked.sampling(as_model_says=True), manner, asked.thin)
+
+
+@app.command("serve")
+@with_flags("serving", Serving)
+def serve_command(
+    model: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Names in the swarm, or NAME@DIGEST.", show_default=False)
+    ],
+    serving: Serving,
+) -> None:
+    """Serve models of the swarm by OpenAI's API, for programs on this machine. Ctrl-C ends."""
+    from node.cli import serve
+
+    serve.run(model, serving)
 
 
 @app.command("status")

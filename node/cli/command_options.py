@@ -214,6 +214,22 @@ class ClientOptions(EvaluationOptions):
         )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving(MeetingOptions):
+    """Of a gateway."""
+
+    port: Annotated[int, typer.Option("--port", metavar="PORT", help="Listen for HTTP here; 0 = a free port.")] = 8000
+    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Listen on this address of this machine.")] = "127.0.0.1"
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others are told to come again.")
+    ] = 64
+    dtype: options.Dtype = "auto"
+    patience: options.Patience = 30.0
+    priority: options.Priority = 0
+    follow: options.Follow = False
+    accept_new_weights: options.AcceptNewWeights = False
+
+
 def with_flags(name: str, kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command's function whose parameter `name` stands for all flags of the dataclass `kind`. defaults: this command's own, by field."""
 

@@ -50,6 +50,10 @@ FLAGS = {
     ],
     "generate": ["MODEL", "PROMPT", *ASKING],
     "chat": ["MODEL", "--system", "--keep-all", *ASKING],
+    "serve": [
+        *("MODEL...", "--port", "--host", "--max-requests", "--dtype", "--patience", "--priority", "--follow"),
+        *("--accept-new-weights", *MEETING),
+    ],
     "config": ["[COMMAND]", "--example"],
     "cache": ["--json", "--data-dir"],
     "status": ["[MODEL]", "--json", *MEETING],

@@ -1,0 +1,7 @@
+"""The front door: models of the swarm by the APIs that tools already speak.
+
+It stands on the thin client: no weights, no torch, no transformers on the gateway's machine.
+"""
+
+from node.gateway.app import create_app as create_app
+from node.gateway.config import GatewayConfig as GatewayConfig

@@ -1,0 +1,63 @@
+"""What an answer consists of, in one form for all APIs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarm.thin.scoring import Scored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenText:
+    """A token that was picked, with its log-probability, and those of the likeliest ones. Texts are of single tokens."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Some more of one answer."""
+
+    choice: int
+    """Its number, prompt by prompt."""
+
+    text: str
+    """Empty if the last tokens give no certain text yet."""
+
+    tokens: tuple[TokenText, ...] = ()
+    """The tokens since the last piece, if their log-probabilities are wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """One answer is complete."""
+
+    choice: int
+    reason: str
+    """`stop`: the model, or a stop text, has ended it; `length`: it has as many tokens as it may have."""
+
+    num_new: int
+    """Tokens of the answer, an end token included."""
+
+
+Event = Piece | End
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one request has cost."""
+
+    num_prompt: int = 0
+    num_new: int = 0
+
+    def add(self, end: End) -> None:
+        self.num_new += end.num_new
+
+
+def decoded(scored: Scored, texts: dict[int, str]) -> TokenText:
+    """texts: of the token and of the likeliest ones."""
+    return TokenText(
+        text=texts[scored.token], logprob=scored.logprob, top=tuple((texts[token], value) for token, value in scored.top)
+    )

@@ -1,0 +1,174 @@
+"""From a request to the events of its answers.
+
+Each answer is a session of the thin client: the same decoding, stop texts and sampling as those of `swarm generate --thin`. Several
+answers run side by side, and their events come in the order in which they happen. Whoever leaves the events early ends the sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
+from node.gateway.models import ServedModel
+from node.gateway.refusal import RefusedError
+from node.gateway.request import Prompt, Request
+from protocols.words import counted
+from swarm.thin import templates
+from swarm.thin.generation import generate
+from swarm.thin.sampling import Chooser
+from swarm.thin.scoring import ScoringChooser
+from swarm.thin.stops import Stops
+from swarm.thin.text import TextOut
+
+AHEAD = 4
+"""Events of a request that wait for a slow reader; then its answers pause."""
+
+PLAIN_STOP = "\nUser:"
+"""Where an answer in a conversation ends, for a model that has no chat template and would go on with our part."""
+
+MOST_NEW = 4096
+"""Longest answer if the request does not say how long it may be."""
+
+
+class Answering:
+    """One request at one model, with all that can be refused checked: `Answering.of(...)`, then `events()` once."""
+
+    def __init__(self, served: ServedModel, request: Request, prompts: Sequence[list[int]]) -> None:
+        self.served, self.request, self._prompts = served, request, prompts
+        self.usage = Usage(num_prompt=sum(map(len, prompts)))
+
+    @classmethod
+    async def of(cls, served: ServedModel, request: Request) -> Answering:
+        """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered."""
+        prompts = [await served.aside(ids_of, served, prompt) for prompt in request.prompts]
+        for ids in prompts:
+            check_length(served, request, ids)
+        return cls(served, request, prompts)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """What happens, until all answers are complete; the first error of any ends all."""
+        each = self.request.num_choices
+        numbers = [(prompt, number) for prompt in range(len(self._prompts)) for number in range(each)]
+        answers = [self._answer(self._prompts[prompt], number, prompt * each + number) for prompt, number in numbers]
+        async with aclosing(merged(answers)) as events:
+            async for event in events:
+                if isinstance(event, End):
+                    self.usage.add(event)
+                yield event
+
+    async def _answer(self, ids: list[int], number: int, choice: int) -> AsyncGenerator[Event, None]:
+        model, request, aside = self.served.model, self.request, self.served.aside
+        limits = model.limits(most_new(self.served, request, ids))
+        sampling = request.picking.sampling(model.defaults, number)
+        wants_scores = request.num_scored is not None
+        chooser = ScoringChooser(sampling, request.num_scored or 0) if wants_scores else Chooser(sampling)
+        pieces: list[str] = []
+        out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
+        out.put(ids)
+        reason, num_new, sequence = "length", 0, model.start()
+        try:
+            async with aclosing(generate(sequence, ids, chooser, limits)) as tokens:
+                async for token in tokens:
+                    num_new += 1
+                    scores = await aside(self._scored, chooser, token in limits.ends)
+                    await aside(out.put, [token])
+                    if pieces or scores:
+                        yield Piece(choice=choice, text="".join(pieces), tokens=scores)
+                        pieces.clear()
+                    if out.is_stopped or token in limits.ends:
+                        reason = "stop"
+                        break
+        finally:
+            await model.end(sequence)
+        await aside(out.end)
+        if pieces:
+            yield Piece(choice=choice, text="".join(pieces))
+        yield End(choice=choice, reason=reason, num_new=num_new)
+
+    def _text_out(self, pieces: list[str], is_text: bool) -> TextOut:
+        """is_text: the prompt is no conversation."""
+        tokenizer, own = self.served.model.tokenizer, self.served.model.defaults.settings.stop_strings()
+        plain = () if is_text or tokenizer.chat_template is not None else (PLAIN_STOP,)
+        is_end = Stops(tokenizer, own).is_end if own else None
+        return TextOut(tokenizer, pieces.append, (*self.request.stops, *plain), is_end)
+
+    def _scored(self, chooser: Chooser, is_end: bool) -> tuple[TokenText, ...]:
+        """The last token with its scores, if they are wanted; an end token is no part of the answer."""
+        if is_end or not isinstance(chooser, ScoringChooser) or chooser.last is None:
+            return ()
+        ids = list(dict.fromkeys([chooser.last.token, *(token for token, _ in chooser.last.top)]))
+        texts = self.served.model.tokenizer.decode_all([[token] for token in ids], skip_special_tokens=False)
+        return (decoded(chooser.last, dict(zip(ids, texts, strict=True))),)
+
+
+def ids_of(served: ServedModel, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt; blocks."""
+    if isinstance(prompt, tuple):
+        return list(prompt)
+    if isinstance(prompt, str):
+        return served.model.tokenizer.encode(prompt)
+    return templates.ids_of(served.model.tokenizer, prompt)
+
+
+def check_length(served: ServedModel, request: Request, ids: Sequence[int]) -> None:
+    """RefusedError if there is nothing to continue, or an answer has no place behind it."""
+    own, asked, param = served.model.defaults, request.max_new_tokens, request.prompt_param
+    limit, most = own.max_positions, own.vocab_size - 1
+    biased = [token for token, _ in request.picking.bias]
+    for name, tokens in ((param, ids), ("logit_bias", biased)):
+        if wrong := next((token for token in tokens if not 0 <= token <= most), None):
+            raise RefusedError(f"token id {wrong} is out of range: this model has ids 0 to {most}", name)
+    if not ids:
+        raise RefusedError("the prompt is empty: 0 tokens, expected at least 1; give some text", param)
+    if limit is not None and len(ids) > limit:
+        raise RefusedError(
+            f"the prompt is too long: {counted(len(ids), 'token')}, this model's limit is {limit}; shorten it by {len(ids) - limit}",
+            param, "context_length_exceeded",
+        )  # fmt: skip
+    if limit is not None and asked is not None and len(ids) + asked - 1 > limit:
+        raise RefusedError(
+            f"{counted(len(ids), 'token')} of prompt and {asked} new ones exceed this model's limit of {limit}; "
+            f"ask for at most {limit - len(ids) + 1} new ones",
+            param, "context_length_exceeded",
+        )  # fmt: skip
+
+
+def most_new(served: ServedModel, request: Request, ids: Sequence[int]) -> int:
+    """Tokens that an answer to `ids` may have."""
+    if request.max_new_tokens is not None:
+        return request.max_new_tokens
+    limit = served.model.defaults.max_positions
+    return MOST_NEW if limit is None else min(MOST_NEW, limit - len(ids) + 1)
+
+
+async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+    """The events of several generators as they come. Each runs in a task of its own, up to `AHEAD` events before the reader."""
+    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(AHEAD)
+
+    async def pump(answer: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with aclosing(answer) as events:
+                async for event in events:
+                    await queue.put(event)
+        except Exception as error:  # the reader raises it
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    tasks = [asyncio.create_task(pump(answer), name="answer") for answer in answers]
+    try:
+        left = len(tasks)
+        while left:
+            event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,109 @@
+"""The gateway as an ASGI application: which path means what.
+
+app = create_app(GatewayConfig(models=("tiny",), peers=("/ip4/…/p2p/…",)))      # for any ASGI server, or to mount in a larger one
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from node.gateway.config import GatewayConfig
+from node.gateway.endpoint import Endpoint
+from node.gateway.gateway import Gateway
+from node.gateway.hanging_up import HungUpError
+from node.gateway.limits import Limits
+from node.gateway.openai_chat import ChatBody, ChatFormat
+from node.gateway.openai_completions import CompletionBody, CompletionFormat
+from node.gateway.openai_form import refused
+from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
+from protocols.errors import ModelNotFoundError, SwarmError, shown
+
+
+def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
+    """The application. Its lifespan joins the swarm, and leaves it.
+
+    is_loopback: it listens for this machine only, so that requests by another host name are refused.
+    """
+    gateway = Gateway(config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with gateway:
+            yield
+
+    app = FastAPI(
+        title="Murmuration", version=metadata.version("murmuration"), lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="Models of the swarm by OpenAI's API. What is not supported is refused by name.",
+    )  # fmt: skip
+    app.state.gateway = gateway
+    app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback)
+    _answer_errors(app)
+    _route_openai(app, gateway)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """200 if every model is open, else 503."""
+        models = {name: gateway.models.opened(name) is not None for name in gateway.models.names}
+        is_well = all(models.values())
+        body = {"status": "ok" if is_well else "starting", "models": models, "requests": gateway.places.num_taken}
+        return JSONResponse(body, 200 if is_well else 503)
+
+    return app
+
+
+def _route_openai(app: FastAPI, gateway: Gateway) -> None:
+    def described(name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": int(gateway.started_s), "owned_by": "swarm"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, object]:
+        return {"object": "list", "data": [described(name) for name in gateway.models.names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, object]:
+        if name not in gateway.models.names:
+            raise ModelNotFoundError(f"no model {shown(name)} here; this gateway serves {', '.join(gateway.models.names)}")
+        return described(name)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatBody, http: HttpRequest) -> Response:
+        return await Endpoint(gateway, body.request(), ChatFormat()).respond(http, bool(body.stream), body.includes_usage)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionBody, http: HttpRequest) -> Response:
+        endpoint = Endpoint(gateway, body.request(), CompletionFormat())
+        return await endpoint.respond(http, bool(body.stream), body.includes_usage)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every failure in OpenAI's form."""
+
+    async def invalid(_: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return refused(of_validation(error.errors()))
+
+    async def by_status(_: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, StarletteHTTPException)
+        response = refused(Refusal(status=error.status_code, message=str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def hung_up(_: HttpRequest, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    async def failed(_: HttpRequest, error: Exception) -> Response:
+        return refused(of_error(error))
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(StarletteHTTPException, by_status)
+    app.add_exception_handler(HungUpError, hung_up)
+    for kind in (SwarmError, RefusedError, Exception):
+        app.add_exception_handler(kind, failed)

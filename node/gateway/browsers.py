@@ -1,0 +1,19 @@
+"""Web pages of others: they cannot ask a gateway in the name of the person who looks at them."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def is_foreign(origin: str | None, host: str | None, is_loopback: bool) -> bool:
+    """Whether a request comes from a page that this gateway has not served.
+
+    origin, host: the headers. A page names its origin, and a program none. is_loopback: the gateway is for this machine only, so
+    that another host name means a name that was pointed here (DNS rebinding).
+    """
+    name = urlsplit(f"//{host or ''}").hostname
+    if is_loopback and name not in LOOPBACK:
+        return True
+    return origin is not None and urlsplit(origin).netloc != host

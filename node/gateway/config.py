@@ -1,0 +1,64 @@
+"""Every setting of a gateway, checked once."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocols.errors import ConfigError
+from swarm import places
+from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
+from swarm.meeting.entering import ANYBODY, Entry
+from swarm.thin.model import ThinModel, open_model
+from swarm.waiting import Waits
+
+PATIENCE_S = 30.0
+"""How long a request waits for nodes that cover its model, at its start or after a death (HTTP clients do not wait for ever)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Which models, where their nodes are, and what clients may cost."""
+
+    models: tuple[str, ...]
+    """Names in the swarm, or NAME@DIGEST; clients ask by exactly these."""
+
+    peers: tuple[str, ...] = ()
+    swarm: str = "public"
+    find: FindConfig = NOBODY_ELSE
+    """Which peers to ask if none of `peers` answers."""
+
+    entry: Entry = ANYBODY
+    """The key of a private swarm, whom we talk to, and who we are."""
+
+    data_dir: Path | None = None
+    dtype: str = "auto"
+    priority: int = 0
+    route_timeout_s: float = PATIENCE_S
+    accept_new_weights: bool = False
+    follow: bool = False
+    """Of a model in training: an answer whose version is served no more goes on with the newest one."""
+
+    max_requests: int = 64
+    """Requests that are answered at once; others get 429."""
+
+    max_body_bytes: int = 8 << 20
+    """Largest body of a request; larger ones get 413."""
+
+    waits: Waits = field(default_factory=Waits)
+    """Where is said what is being waited for."""
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("a gateway needs a model: the name of one that the swarm serves (swarm status lists them)")
+        if self.max_requests < 1 or self.max_body_bytes < 1:
+            raise ConfigError(f"limits are 1 or more, got {self.max_requests} requests and {self.max_body_bytes} bytes")
+
+    def open(self, name: str) -> AbstractAsyncContextManager[ThinModel]:
+        """One of the models; errors as of `swarm.thin.model.open_model`."""
+        return open_model(
+            name, peers=self.peers, root=(self.data_dir or places.data_dir()) / "weights", swarm=self.swarm, dtype=self.dtype,
+            route_timeout_s=self.route_timeout_s, priority=self.priority, find=self.find, waits=self.waits, entry=self.entry,
+            accept_new_weights=self.accept_new_weights, follow=self.follow,
+        )  # fmt: skip

@@ -1,0 +1,53 @@
+"""What all requests of a gateway share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Self
+
+from node.gateway.config import GatewayConfig
+from node.gateway.models import Models
+from node.gateway.places import Places
+from protocols.errors import SwarmError
+from swarm.clock import SYSTEM
+from swarm.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+OPEN_AGAIN_S = 5.0
+"""Between two tries to open a model that the swarm does not serve yet."""
+
+
+class Gateway:
+    """The models, and the places for requests. `async with` opens the models beside, and closes them."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.models = Models(config.models, config.open)
+        self.places = Places(config.max_requests)
+        self.unix_s: Callable[[], float] = SYSTEM.unix_s
+        self.started_s = self.unix_s()
+        self._tasks = Tasks()
+        self.all_open = asyncio.Event()
+        """All models are open."""
+
+    async def __aenter__(self) -> Self:
+        self._tasks.keep(self._open_all(), "opening models")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._tasks.stop()
+        await self.models.close()
+
+    async def _open_all(self) -> None:
+        """So that the first request does not wait; what fails is tried again, and said once."""
+        for name in self.models.names:
+            while self.models.opened(name) is None:
+                try:
+                    await self.models.get(name)
+                except SwarmError as error:
+                    log.warning("%s is not open yet: %s", name, error)
+                    await asyncio.sleep(OPEN_AGAIN_S)
+        self.all_open.set()

@@ -1,0 +1,79 @@
+"""Clients that hang up: work for one ends with its connection.
+
+Starlette's own streaming response cancels at every await of the cleaning up, too, so that a session's end would not reach the nodes. Here
+a task is cancelled once, and what it does to end is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+
+SEND_S = 60.0
+"""Longest wait for a client that reads nothing; then it is cut off."""
+
+
+class HungUpError(Exception):
+    """The client has closed its connection: nobody waits for an answer."""
+
+
+async def while_listening(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; HungUpError, with `work` ended, as soon as the client hangs up. The request's body has been read."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request.receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HungUpError
+        return task.result()
+    finally:
+        await _end(task, gone)
+
+
+class EventStream(Response):
+    """Server-sent events, until the client has all or hangs up; then `close` is awaited."""
+
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers})
+        del self.headers["content-length"]
+        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        self._chunks, self._close = chunks, close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending, gone = asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            await _end(sending, gone)
+            await self._close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._chunks) as chunks:
+            async for chunk in chunks:
+                async with asyncio.timeout(SEND_S):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

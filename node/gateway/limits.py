@@ -1,0 +1,62 @@
+"""What a request may be: its size, the time that its body takes, and where it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from node.gateway.browsers import is_foreign
+from node.gateway.openai_form import refused
+from node.gateway.refusal import Refusal
+
+BODY_S = 30.0
+"""Longest time from a request's headers to the end of its body."""
+
+
+class Limits:
+    """ASGI middleware. Bodies are counted as they come: `content-length` is only a claim."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, is_loopback: bool) -> None:
+        self._app, self._most, self._is_loopback = app, max_body_bytes, is_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if is_foreign(headers.get("origin"), headers.get("host"), self._is_loopback):
+            refusal = Refusal(status=403, message="requests of other web pages are not answered", code="foreign_origin")
+            await refused(refusal)(scope, receive, send)
+            return
+        claimed = headers.get("content-length", "0")
+        if not claimed.isdecimal() or int(claimed) > self._most:
+            await refused(self._too_large())(scope, receive, send)
+            return
+        await self._app(scope, self._bounded(receive), send)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        left, is_read = self._most, False
+        ends_at_s = asyncio.get_running_loop().time() + BODY_S
+
+        async def bounded() -> Message:
+            nonlocal left, is_read
+            if is_read:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(ends_at_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {BODY_S:.0f} s") from None
+            left -= len(message.get("body", b""))
+            is_read = not message.get("more_body", False)
+            if left < 0:
+                raise HTTPException(413, self._too_large().message)
+            return message
+
+        return bounded
+
+    def _too_large(self) -> Refusal:
+        return Refusal(status=413, message=f"the body is too large: at most {self._most} bytes are read", code="body_too_large")

@@ -1,0 +1,119 @@
+"""OpenAI's `/v1/chat/completions`: a conversation in, the next message out.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from node.gateway.answer import End, Piece, TokenText
+from node.gateway.endpoint import Format, Made
+from node.gateway.openai_form import GeneratingBody, Strict, logprob, only
+from node.gateway.refusal import RefusedError
+from node.gateway.request import Request
+from swarm.thin.templates import Message
+
+MAX_MESSAGES = 10_000
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(max_length=1000)]
+    name: only() = None  # type: ignore[valid-type]
+    refusal: only() = None  # type: ignore[valid-type]
+    annotations: only([]) = None  # type: ignore[valid-type]
+    audio: only() = None  # type: ignore[valid-type]
+    function_call: only() = None  # type: ignore[valid-type]
+    tool_calls: only([]) = None  # type: ignore[valid-type]
+
+    def message(self) -> Message:
+        """For a chat template, which knows no developers."""
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatBody(GeneratingBody):
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    audio: only() = None  # type: ignore[valid-type]
+    function_call: only("none") = None  # type: ignore[valid-type]
+    functions: only([]) = None  # type: ignore[valid-type]
+    metadata: only({}) = None  # type: ignore[valid-type]
+    modalities: only(["text"]) = None  # type: ignore[valid-type]
+    parallel_tool_calls: only(True, False) = None  # type: ignore[valid-type]
+    prediction: only() = None  # type: ignore[valid-type]
+    prompt_cache_key: only() = None  # type: ignore[valid-type]
+    reasoning_effort: only() = None  # type: ignore[valid-type]
+    response_format: only({"type": "text"}) = None  # type: ignore[valid-type]
+    safety_identifier: only() = None  # type: ignore[valid-type]
+    service_tier: only("auto", "default") = None  # type: ignore[valid-type]
+    store: only(False) = None  # type: ignore[valid-type]
+    tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
+    tools: only([]) = None  # type: ignore[valid-type]
+    verbosity: only() = None  # type: ignore[valid-type]
+    web_search_options: only() = None  # type: ignore[valid-type]
+
+    def request(self) -> Request:
+        """RefusedError if fields contradict each other."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RefusedError("top_logprobs needs logprobs: true", "top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise RefusedError(
+                f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}; send one of the two",
+                "max_completion_tokens",
+            )
+        return Request(
+            model=self.model,
+            prompts=([message.message() for message in self.messages],),
+            prompt_param="messages",
+            picking=self.picking(),
+            num_choices=self.n or 1,
+            max_new_tokens=self.max_completion_tokens or self.max_tokens,
+            stops=self.stops(),
+            num_scored=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+class ChatFormat(Format):
+    """How the events of an answer look."""
+
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
+
+    def begin(self, choice: int) -> dict[str, Any]:
+        """What a stream says of an answer before its first token."""
+        return {"index": choice, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+
+    def piece(self, piece: Piece) -> dict[str, Any]:
+        scores = scores_of(piece.tokens) if piece.tokens else None
+        return {"index": piece.choice, "delta": {"content": piece.text}, "logprobs": scores, "finish_reason": None}
+
+    def end(self, end: End) -> dict[str, Any]:
+        return {"index": end.choice, "delta": {}, "logprobs": None, "finish_reason": end.reason}
+
+    def whole(self, made: Made, has_scores: bool) -> dict[str, Any]:
+        message = {"role": "assistant", "content": made.text, "refusal": None}
+        scores = scores_of(tuple(made.tokens)) if has_scores else None
+        return {"index": made.choice, "message": message, "logprobs": scores, "finish_reason": made.reason}
+
+
+def scores_of(tokens: tuple[TokenText, ...]) -> dict[str, Any]:
+    return {"content": [_score(token) for token in tokens], "refusal": None}
+
+
+def _score(token: TokenText) -> dict[str, Any]:
+    return {**_scored(token.text, token.logprob), "top_logprobs": [_scored(text, value) for text, value in token.top]}
+
+
+def _scored(text: str, value: float) -> dict[str, Any]:
+    """bytes: null if the token is a part of a letter, whose bytes are not known here."""
+    return {"token": text, "logprob": logprob(value), "bytes": None if "\ufffd" in text else list(text.encode())}

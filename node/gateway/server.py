@@ -1,0 +1,73 @@
+"""Serves the gateway by HTTP until it is stopped.
+
+The first SIGINT or SIGTERM lets running answers end, for `DRAIN_S` at most; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from node.gateway.gateway import Gateway
+from protocols.errors import ConfigError
+
+DRAIN_S = 20
+"""How long running answers may go on after the first signal."""
+
+KEEP_ALIVE_S = 75
+"""How long a connection without a request stays open."""
+
+BACKLOG = 1024
+"""Connections that wait to be accepted."""
+
+log = logging.getLogger(__name__)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens soon; ConfigError if it cannot. port 0 = a free one."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.socket(family, kind, number)
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror}; give an address of this machine") from None
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another --port (0 = a free one)"
+        ) from None
+    return made
+
+
+def address_of(listening: socket.socket) -> str:
+    """The base URL of the API, for a client on this machine."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[], None]) -> None:
+    """Until a signal. on_open: called when all models are open. uvicorn raises the signal once more at its end."""
+    gateway: Gateway = app.state.gateway
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="none", http="h11",
+            backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S,
+        )
+    )  # fmt: skip
+
+    async def tell() -> None:
+        await gateway.all_open.wait()
+        on_open()
+
+    telling = asyncio.create_task(tell())
+    try:
+        await server.serve([listening])
+    finally:
+        telling.cancel()
