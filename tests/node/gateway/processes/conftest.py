@@ -1,0 +1,61 @@
+"""One swarm of two nodes, and a gateway, for all tests here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.end_to_end.processes import NodeProcess, ProcessPool
+from tests.families import add_byte_tokenizer, make_checkpoint
+from tests.forked import ForkServer
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' and m.content == 'no' %}{{ raise_exception('no system here') }}{% endif %}"
+    "{{ m.role[:1] }}:{{ m.content }};{% endfor %}a:"
+)
+
+
+@dataclass(frozen=True)
+class GatewaySwarm:
+    """What is running: `client` is OpenAI's own."""
+
+    checkpoint: Path
+    nodes: tuple[NodeProcess, NodeProcess]
+    gateway: NodeProcess
+    pool: ProcessPool
+
+    @property
+    def peer(self) -> str:
+        return self.nodes[0].said["multiaddr"]
+
+    @property
+    def url(self) -> str:
+        return self.gateway.said["address"]
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="package")
+def swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[GatewaySwarm]:
+    checkpoint = make_checkpoint("llama", tmp_path_factory.mktemp("models") / "tiny")
+    add_byte_tokenizer(checkpoint)
+    (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
+    with ProcessPool(tmp_path_factory.mktemp("swarm"), fork_server) as pool:
+        first = pool.node(str(checkpoint), "--blocks", "0:2", "--name", "first")
+        second = pool.node(str(checkpoint), "--peer", first.said["multiaddr"], "--name", "second")
+        gateway = serve(pool, "gateway", "tiny", "--peer", first.said["multiaddr"])
+        gateway.wait_for("ready")
+        yield GatewaySwarm(checkpoint, (first, second), gateway, pool)
+
+
+def serve(pool: ProcessPool, name: str, *arguments: str) -> NodeProcess:
+    """`swarm serve ARGUMENTS` that listens."""
+    started = pool.start(name, ["serve", *arguments, "--port", "0", "--no-lan", "--data-dir", str(pool.folder / name)])
+    started.wait_for("address")
+    return started
