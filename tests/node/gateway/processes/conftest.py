@@ -12,6 +12,7 @@ from openai import OpenAI
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
+from tests.node.cli.conftest import process_as_before as process_as_before
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and m.content == 'no' %}{{ raise_exception('no system here') }}{% endif %}"
