@@ -287,9 +287,7 @@ def chat_command(
 @app.command("serve")
 @with_flags("serving", Serving)
 def serve_command(
-    model: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Names in the swarm, or NAME@DIGEST.", show_default=False)
-    ],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help="Names in the swarm, or NAME@DIGEST.", show_default=False)],
     serving: Serving,
 ) -> None:
     """Serve models of the swarm by OpenAI's API, for programs on this machine. Ctrl-C ends."""

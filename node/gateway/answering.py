@@ -118,8 +118,9 @@ def check_length(served: ServedModel, request: Request, ids: Sequence[int]) -> N
     limit, most = own.max_positions, own.vocab_size - 1
     biased = [token for token, _ in request.picking.bias]
     for name, tokens in ((param, ids), ("logit_bias", biased)):
-        if wrong := next((token for token in tokens if not 0 <= token <= most), None):
-            raise RefusedError(f"token id {wrong} is out of range: this model has ids 0 to {most}", name)
+        wrong = next((token for token in tokens if not 0 <= token <= most), None)
+        if wrong is not None:
+            raise RefusedError(f"{name}: token id {wrong} is out of range: this model has ids 0 to {most}", name)
     if not ids:
         raise RefusedError("the prompt is empty: 0 tokens, expected at least 1; give some text", param)
     if limit is not None and len(ids) > limit:

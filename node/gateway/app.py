@@ -88,7 +88,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def invalid(_: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return refused(of_validation(error.errors()))
+        return refused(of_validation(error.errors(), error.body))
 
     async def by_status(_: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)

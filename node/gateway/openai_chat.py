@@ -11,7 +11,7 @@ from pydantic import Field
 
 from node.gateway.answer import End, Piece, TokenText
 from node.gateway.endpoint import Format, Made
-from node.gateway.openai_form import GeneratingBody, Strict, logprob, only
+from node.gateway.openai_form import GeneratingBody, Strict, Text, logprob, only
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Request
 from swarm.thin.templates import Message
@@ -21,12 +21,12 @@ MAX_MESSAGES = 10_000
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=1000)]
+    content: Text | Annotated[list[TextPart], Field(max_length=1000)]
     name: only() = None  # type: ignore[valid-type]
     refusal: only() = None  # type: ignore[valid-type]
     annotations: only([]) = None  # type: ignore[valid-type]

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from node.gateway.answer import End, Piece, TokenText
 from node.gateway.endpoint import Format, Made
-from node.gateway.openai_form import GeneratingBody, logprob, only
+from node.gateway.openai_form import GeneratingBody, Text, logprob, only
 from node.gateway.refusal import RefusedError
 from node.gateway.request import MAX_CHOICES, Prompt, Request
 
@@ -24,9 +24,9 @@ MAX_SCORED = 20
 
 class CompletionBody(GeneratingBody):
     prompt: (
-        str
+        Text
         | TokenIds
-        | Annotated[list[str], Field(max_length=MAX_CHOICES)]
+        | Annotated[list[Text], Field(max_length=MAX_CHOICES)]
         | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES)]
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_SCORED)

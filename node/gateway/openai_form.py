@@ -29,6 +29,16 @@ MAX_STOPS, MAX_STOP = 16, 200
 DONE = b"data: [DONE]\n\n"
 
 
+def _unicode(text: str) -> str:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PydanticCustomError("string_unicode", "half a letter, as JSON can spell one, is no text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+"""Text that has bytes: no tokenizer takes another."""
+
+
 class Strict(BaseModel):
     """Fields as they are declared, and no others."""
 
@@ -55,11 +65,11 @@ class StreamOptions(Strict):
 class GeneratingBody(Strict):
     """The fields of both endpoints that generate."""
 
-    model: str = Field(max_length=300)
+    model: Text = Field(max_length=300)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: Annotated[str, Field(max_length=MAX_STOP)] | list[Annotated[str, Field(max_length=MAX_STOP)]] | None = None
+    stop: Annotated[Text, Field(max_length=MAX_STOP)] | list[Annotated[Text, Field(max_length=MAX_STOP)]] | None = None
     max_tokens: int | None = Field(None, ge=1, le=1 << 24)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -126,7 +136,9 @@ def logprob(value: float) -> float:
 
 
 def dumped(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
+        "utf-8", "replace"
+    )  # an error may repeat half a letter
 
 
 def event(document: Mapping[str, Any]) -> bytes:

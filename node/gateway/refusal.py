@@ -14,6 +14,9 @@ from protocols.errors import SwarmError, shown
 
 log = logging.getLogger(__name__)
 
+MAX_PARAM = 200
+"""Letters of a field's name that are repeated: a client may send any name."""
+
 AGAIN_S = 5
 """After so many seconds a client may try again what failed for want of nodes."""
 
@@ -73,14 +76,13 @@ def of_error(error: BaseException) -> Refusal:
     return Refusal(status=500, message="a fault of the gateway; its log says more", code="internal")
 
 
-def of_validation(found: Sequence[Any]) -> Refusal:
+def of_validation(found: Sequence[Any], body: Any) -> Refusal:
     """The first of pydantic's errors about a body, which FastAPI gives as dictionaries."""
-    error: ErrorDetails = found[0]
+    error, where = _most_specific(found, body)
     kind = error["type"]
-    where = [str(part) for part in error["loc"] if part != "body"]
     if kind == "json_invalid":
         return Refusal(status=400, message=f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
-    param = ".".join(_without_kinds(where)) or None
+    param = ".".join(map(str, where))[:MAX_PARAM] or None
     if kind == "extra_forbidden":
         message = f"unknown field {param}; this gateway refuses what it does not know"
     elif kind == "missing":
@@ -88,10 +90,23 @@ def of_validation(found: Sequence[Any]) -> Refusal:
     elif kind == "unsupported":
         message = f"{param} {error['msg']}"
     else:
-        message = f"{param or 'the body'}: {error['msg'].removeprefix('Value error, ')}, got {shown(error['input'])}"
+        message = f"{param or 'the body'}: {error['msg']}, got {shown(error['input'])}"
     return Refusal(status=400, message=message, param=param, code="unsupported_field" if kind == "unsupported" else None)
 
 
-def _without_kinds(where: list[str]) -> list[str]:
-    """Without the names that pydantic gives to the members of a union."""
-    return [part for part in where if "[" not in part and part not in ("str", "list", "int")]
+def _most_specific(found: Sequence[Any], body: Any) -> tuple[ErrorDetails, list[str | int]]:
+    """The first error with the place that it is about; of a value that may have several forms, the error that lies deepest in it."""
+    places = [(error, _place(error, body)) for error in found]
+    first = places[0][1]
+    return max((one for one in places if one[1][: len(first)] == first), key=lambda one: len(one[1]))
+
+
+def _place(error: ErrorDetails, body: Any) -> list[str | int]:
+    """Keys and indices of the body itself, without pydantic's own names for the forms that a value may have."""
+    where, value = list[str | int](), body
+    for part in error["loc"][1:]:
+        if isinstance(value, dict) and (part in value or error["type"] == "missing"):
+            where, value = [*where, part], value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            where, value = [*where, part], value[part]
+    return where
