@@ -7,6 +7,7 @@ a task is cancelled once, and what it does to end is awaited.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,6 +58,8 @@ class EventStream(Response):
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
+        except TimeoutError:  # the server closes a connection whose response is not complete
+            log.info("a client read nothing for %.0f s and is cut off", SEND_S)
         finally:
             await _end(sending, gone)
             await self._close()

@@ -1,0 +1,131 @@
+"""A client that hangs up costs nothing more, at the gateway and at every hop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from node.gateway.gateway import Gateway
+from tests.end_to_end.wire import WireSwarm
+from tests.node.gateway.processes.toy_gateway import checkpoint_with_long_context, toy_gateway
+from tests.swarm.inference.toy import until
+
+FREED_S = 2.0
+LONG = {"model": "tiny", "prompt": "x" * 20, "max_tokens": 900, "logit_bias": {"2": -100}}
+"""900 tokens, and never the end token."""
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
+    made = WireSwarm(checkpoint_with_long_context(tmp_path_factory.mktemp("models") / "tiny"), [(0, 3), (3, 6)], with_ends=True)
+    yield made
+    made.close()
+
+
+def post(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+def with_gateway(swarm: WireSwarm, work: Callable[[Gateway, int], Awaitable[None]], **settings: Any) -> None:
+    async def run() -> None:
+        async with toy_gateway(swarm, **settings) as (gateway, port):
+            await work(gateway, port)
+
+    swarm.run(run())
+
+
+async def all_is_free(swarm: WireSwarm, gateway: Gateway) -> None:
+    """Within FREED_S: no session and no memory at any hop, no place at the gateway."""
+    await until(lambda: all(node.host.num_sessions == 0 and node.engine.used_bytes == 0 for node in swarm.nodes), FREED_S)
+    await until(lambda: gateway.places.num_taken == 0, FREED_S)
+
+
+@pytest.mark.parametrize("more", [{"stream": True}, {"stream": False}, {"stream": True, "n": 3}], ids=str)
+def test_a_client_that_hangs_up_in_the_middle_frees_every_hop(swarm: WireSwarm, more: dict[str, Any]) -> None:
+    async def work(gateway: Gateway, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(LONG | more))
+        num_choices = more.get("n", 1)
+        if more["stream"]:
+            assert (await reader.readuntil(b"data: ")).startswith(b"HTTP/1.1 200")
+        await until(lambda: all(node.host.num_sessions == num_choices for node in swarm.nodes))
+        assert gateway.places.num_taken == 1
+        writer.close()
+        await all_is_free(swarm, gateway)
+
+    with_gateway(swarm, work)
+
+
+def test_a_client_that_hangs_up_before_the_first_token_frees_every_hop(swarm: WireSwarm) -> None:
+    async def work(gateway: Gateway, port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(LONG | {"stream": True, "prompt": "x" * 100}))
+        await until(lambda: gateway.places.num_taken == 1)
+        writer.close()
+        await all_is_free(swarm, gateway)
+
+    with_gateway(swarm, work)
+
+
+def test_a_reader_that_pauses_pauses_its_answer(swarm: WireSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason to compute on: what is not read is not computed, but for what buffers hold; then it is cut off."""
+    monkeypatch.setattr("node.gateway.hanging_up.SEND_S", 1.0)
+
+    async def work(gateway: Gateway, port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(post(LONG | {"stream": True, "n": 4, "logprobs": 20}))
+            await until(lambda: swarm.nodes[0].host.num_sessions == 4)
+            await until(lambda: gateway.places.num_taken == 0, 20.0)
+            await all_is_free(swarm, gateway)
+            said = b"".join(iter(lambda: client.recv(1 << 20), b""))
+            assert said.startswith(b"HTTP/1.1 200") and b"[DONE]" not in said  # it was cut off, and is not complete
+
+    with_gateway(swarm, work)
+
+
+def test_requests_beyond_the_places_are_told_to_come_again(swarm: WireSwarm) -> None:
+    async def ask(port: int, body: dict[str, Any]) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(body))
+        found = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        return found
+
+    async def work(gateway: Gateway, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(LONG | {"stream": True}))
+        await reader.readuntil(b"data: ")
+        refused = await ask(port, LONG)
+        assert refused.startswith(b"HTTP/1.1 429") and b"retry-after: 1" in refused
+        writer.close()
+        await all_is_free(swarm, gateway)
+        assert (await ask(port, LONG | {"max_tokens": 2})).startswith(b"HTTP/1.1 200")
+        await all_is_free(swarm, gateway)
+
+    with_gateway(swarm, work, max_requests=1)
+
+
+def test_a_node_that_fails_in_a_stream_is_the_last_event(swarm: WireSwarm) -> None:
+    """After the status is sent, an error can only be an event: OpenAI's clients raise it."""
+
+    async def work(gateway: Gateway, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(LONG | {"stream": True}))
+        await reader.readuntil(b"data: ")
+        served = gateway.models.opened("tiny")
+        assert served is not None
+        await served.model._sessions[0].close()
+        rest = await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+        assert b"[DONE]" not in rest and b'data: {"error":{"message":"' in rest
+        await all_is_free(swarm, gateway)
+
+    with_gateway(swarm, work)
