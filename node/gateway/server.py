@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens soon; ConfigError if it cannot. port 0 = a free one."""
+    """A socket that listens: who connects before the server runs waits for it. ConfigError if it cannot. port 0 = a free one."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, kind, number)
@@ -38,6 +38,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise ConfigError(
