@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ARCHITECTURE, COMMANDS, JOIN = "docs/architecture.md", "docs/commands.md", "docs/before-you-join.md"
-TRAINING = "docs/training.md"
+TRAINING, GATEWAY = "docs/training.md", "docs/gateway.md"
 DEFAULTS = "protocols/defaults.py"
 
 FACTS: tuple[tuple[str, str, str, str], ...] = (
@@ -79,6 +79,13 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "up to {} addresses", "swarm/meeting/invitation.py", "MAX_PEERS"),
     (COMMANDS, "invitation can be used ({:g})", "swarm/meeting/invitation.py", "VALID_DAYS"),
     (COMMANDS, "so that others wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
+    (GATEWAY, "answer has at most {:,} tokens", "node/gateway/answering.py", "MOST_NEW"),
+    (GATEWAY, "a text's has {}", "node/gateway/openai_completions.py", "USUAL_TOKENS"),
+    (GATEWAY, "cut off after {:g} s", "node/gateway/hanging_up.py", "SEND_S"),
+    (GATEWAY, "did not come within {:g} s", "node/gateway/limits.py", "BODY_S"),
+    (GATEWAY, "after `--patience` ({:g} s)", "node/gateway/config.py", "ROUTE_TIMEOUT_S"),
+    (GATEWAY, "for {:g} s at most, and takes no new ones", "node/gateway/server.py", "DRAIN_S"),
+    (GATEWAY, "for `top_k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),
     (TRAINING, "M at most {:,}", "protocols/runs.py", "MAX_MICRO_BATCHES"),
     (TRAINING, "{} for each pipeline at most", "swarm/training/window.py", "MOST"),
     (TRAINING, "end after {:g} s of silence", "swarm/training/lease_desk.py", "SILENT_S"),

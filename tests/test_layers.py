@@ -199,7 +199,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/peer",
         "swarm/weights",
     ),
-    "node/gateway": ("swarm", "swarm/inference", "swarm/meeting", "swarm/thin"),
+    "node/gateway": ("swarm", "swarm/meeting", "swarm/thin"),
     "node/cli": (
         "node",
         "node/app.py",

@@ -40,7 +40,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
 
 
 def check_loopback(host: str) -> None:
-    """ConfigError for an address that other machines reach: whoever reaches it may ask in our name, and there are no keys."""
+    """ConfigError for an address that other machines reach: there are no keys, so all of them could ask in our name."""
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:
             return

@@ -1,4 +1,4 @@
-"""The front door: models of the swarm by the APIs that tools already speak.
+"""Models of the swarm by APIs that tools already speak.
 
 It stands on the thin client: no weights, no torch, no transformers on the gateway's machine.
 """

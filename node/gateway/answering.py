@@ -1,7 +1,7 @@
 """From a request to the events of its answers.
 
 Each answer is a session of the thin client: the same decoding, stop texts and sampling as those of `swarm generate --thin`. Several
-answers run side by side, and their events come in the order in which they happen. Whoever leaves the events early ends the sessions.
+answers run side by side, and their events come in the order in which they happen. Closing the generator early ends the sessions.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Answering:
             async with aclosing(generate(sequence, ids, chooser, limits)) as tokens:
                 async for token in tokens:
                     num_new += 1
-                    scores = await aside(self._scored, chooser, token in limits.ends)
+                    scores = await aside(self._scored, chooser, token in limits.ends) if wants_scores else ()
                     await aside(out.put, [token])
                     if pieces or scores:
                         yield Piece(choice=choice, text="".join(pieces), tokens=scores)

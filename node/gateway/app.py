@@ -97,7 +97,7 @@ def _answer_errors(app: FastAPI) -> None:
         return response
 
     async def hung_up(_: HttpRequest, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # for the log: its reader has gone
 
     async def failed(_: HttpRequest, error: Exception) -> Response:
         return refused(of_error(error))

@@ -1,4 +1,6 @@
-"""Web pages of others: they cannot ask a gateway in the name of the person who looks at them."""
+"""Whether a request comes from a web page of others.
+
+Such a page could ask a gateway on loopback in the name of the person who looks at the page."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from swarm.meeting.entering import ANYBODY, Entry
 from swarm.thin.model import ThinModel, open_model
 from swarm.waiting import Waits
 
-PATIENCE_S = 30.0
-"""How long a request waits for nodes that cover its model, at its start or after a death (HTTP clients do not wait for ever)."""
+ROUTE_TIMEOUT_S = 30.0
+"""Seconds that a request waits for nodes that cover its model, at its start or after a death: less than other clients, since HTTP has no
+progress to show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class GatewayConfig:
     data_dir: Path | None = None
     dtype: str = "auto"
     priority: int = 0
-    route_timeout_s: float = PATIENCE_S
+    route_timeout_s: float = ROUTE_TIMEOUT_S
     accept_new_weights: bool = False
     follow: bool = False
     """Of a model in training: an answer whose version is served no more goes on with the newest one."""

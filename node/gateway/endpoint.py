@@ -101,8 +101,8 @@ class Endpoint:
         usage: dict[str, Any] = {"usage": None} if includes_usage else {}
         try:
             for choice in range(len(self._request.prompts) * self._request.num_choices):
-                if (begun := self._form.begin(choice)) is not None:
-                    yield event({**head, "choices": [begun], **usage})
+                if (opening := self._form.begin(choice)) is not None:
+                    yield event({**head, "choices": [opening], **usage})
             yield event({**head, "choices": [self._choice(first)], **usage})
             async for one in events:
                 yield event({**head, "choices": [self._choice(one)], **usage})

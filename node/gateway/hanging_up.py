@@ -25,7 +25,7 @@ SEND_S = 60.0
 
 
 class HungUpError(Exception):
-    """The client has closed its connection: nobody waits for an answer."""
+    """The client has closed its connection: the answer has no reader."""
 
 
 async def while_listening(request: Request, work: Coroutine[Any, Any, T]) -> T:

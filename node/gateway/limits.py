@@ -1,4 +1,4 @@
-"""What a request may be: its size, the time that its body takes, and where it comes from."""
+"""Limits the size and time of request bodies, and their origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that a gateway answers with, each opened at its first use."""
+"""The models of a gateway, each opened at its first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a request is not answered: a status, words, and the field at fault."""
+"""Why a request is refused: status, message, and the wrong field."""
 
 from __future__ import annotations
 

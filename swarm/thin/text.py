@@ -112,7 +112,7 @@ class TextOut:
         if found:
             self._is_stopped, self._held, text = True, "", text[: min(found)]
         else:
-            keep = max((_begun(text, stop) for stop in self._stops), default=0)
+            keep = max((_length_of_start(text, stop) for stop in self._stops), default=0)
             self._held, text = text[len(text) - keep :], text[: len(text) - keep]
         self._put_out(text)
 
@@ -122,7 +122,7 @@ class TextOut:
             self._write(text)
 
 
-def _begun(text: str, stop: str) -> int:
+def _length_of_start(text: str, stop: str) -> int:
     """Letters at the end of `text` with which `stop` may begin."""
     most = min(len(stop) - 1, len(text))
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""What cannot be answered is refused by name, in OpenAI's form, whatever comes."""
+"""What cannot be answered is refused by name, in OpenAI's form."""
 
 from __future__ import annotations
 

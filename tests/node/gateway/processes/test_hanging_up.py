@@ -1,4 +1,4 @@
-"""A client that hangs up costs nothing more, at the gateway and at every hop."""
+"""A client that hangs up frees the gateway and every hop."""
 
 from __future__ import annotations
 

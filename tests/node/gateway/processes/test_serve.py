@@ -1,4 +1,4 @@
-"""`swarm serve` as a process: what it loads, how it ends, and what deaths of nodes do to its answers."""
+"""`swarm serve` as a process: libraries, its end, deaths of nodes."""
 
 from __future__ import annotations
 

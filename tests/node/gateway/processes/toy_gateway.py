@@ -1,4 +1,4 @@
-"""A gateway in this process, over nodes in this process: tests see both sides."""
+"""A gateway over nodes, all in this process."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def toy_gateway(swarm: WireSwarm, **settings: Any) -> AsyncIterator[tuple[
 
 
 def checkpoint_with_long_context(folder: Path) -> Path:
-    """A llama with room for answers that no test waits for."""
+    """A llama whose context is long enough for answers that no test waits for."""
     from tests.end_to_end.local_swarm import make_llama
     from tests.families import add_byte_tokenizer
 
