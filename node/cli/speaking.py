@@ -71,8 +71,8 @@ class Speaker(Protocol):
 def new_out(speaker: Speaker, stop: str | None = None) -> TextOut:
     """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown."""
     texts = speaker.settings.stop_strings()
-    is_end = Stops(speaker.tokenizer, texts).is_end if texts else None
-    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), is_end)
+    ends = Stops(speaker.tokenizer, texts) if texts else None
+    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), ends)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from swarm.thin.generation import generate
 from swarm.thin.sampling import Chooser
 from swarm.thin.scoring import ScoringChooser
 from swarm.thin.stops import Stops
-from swarm.thin.text import TextOut
+from swarm.thin.text import TextOut, driven
 
 AHEAD = 4
 """Events of a request that wait for a slow reader; then its answers pause."""
@@ -59,7 +59,7 @@ class Answering:
                 yield event
 
     async def _answer(self, ids: list[int], number: int, choice: int) -> AsyncGenerator[Event, None]:
-        model, request, aside = self.served.model, self.request, self.served.aside
+        model, request, decode_all = self.served.model, self.request, self.served.decode_all
         limits = model.limits(most_new(self.served, request, ids))
         sampling = request.picking.sampling(model.defaults, number)
         wants_scores = request.num_scored is not None
@@ -72,8 +72,8 @@ class Answering:
             async with aclosing(generate(sequence, ids, chooser, limits)) as tokens:
                 async for token in tokens:
                     num_new += 1
-                    scores = await aside(self._scored, chooser, token in limits.ends) if wants_scores else ()
-                    await aside(out.put, [token])
+                    scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
+                    await driven(out.putting([token]), decode_all)
                     if pieces or scores:
                         yield Piece(choice=choice, text="".join(pieces), tokens=scores)
                         pieces.clear()
@@ -82,7 +82,7 @@ class Answering:
                         break
         finally:
             await model.end(sequence)
-        await aside(out.end)
+        await driven(out.ending(), decode_all)
         if pieces:
             yield Piece(choice=choice, text="".join(pieces))
         yield End(choice=choice, reason=reason, num_new=num_new)
@@ -91,15 +91,15 @@ class Answering:
         """is_text: the prompt is no conversation."""
         tokenizer, own = self.served.model.tokenizer, self.served.model.defaults.settings.stop_strings()
         plain = () if is_text or tokenizer.chat_template is not None else (PLAIN_STOP,)
-        is_end = Stops(tokenizer, own).is_end if own else None
-        return TextOut(tokenizer, pieces.append, (*self.request.stops, *plain), is_end)
+        ends = Stops(tokenizer, own) if own else None
+        return TextOut(tokenizer, pieces.append, (*self.request.stops, *plain), ends)
 
-    def _scored(self, chooser: Chooser, is_end: bool) -> tuple[TokenText, ...]:
+    async def _scored(self, chooser: Chooser, is_end: bool) -> tuple[TokenText, ...]:
         """The last token with its scores, if they are wanted; an end token is no part of the answer."""
         if is_end or not isinstance(chooser, ScoringChooser) or chooser.last is None:
             return ()
         ids = list(dict.fromkeys([chooser.last.token, *(token for token, _ in chooser.last.top)]))
-        texts = self.served.model.tokenizer.decode_all([[token] for token in ids], skip_special_tokens=False)
+        texts = await self.served.decode_all([[token] for token in ids], skip_special_tokens=False)
         return (decoded(chooser.last, dict(zip(ids, texts, strict=True))),)
 
 

@@ -9,7 +9,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import ParamSpec, TypeVar
 
 from protocols.errors import ModelNotFoundError, shown
+from swarm.thin.decoding import Decoding
 from swarm.thin.model import ThinModel
+from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,18 +19,31 @@ Open = Callable[[str], AbstractAsyncContextManager[ThinModel]]
 
 
 class ServedModel:
-    """A model, and the thread in which its tokenizer works: a sandbox answers one question after the other, and blocks."""
+    """A model with two processes of its tokenizer: for prompts, asked in a thread, since it blocks; and for answers, on the loop."""
 
-    def __init__(self, name: str, model: ThinModel) -> None:
+    def __init__(self, name: str, model: ThinModel, decoder: SandboxedTokenizer) -> None:
         self.name, self.model = name, model
+        self._decoder, self._decoding = decoder, Decoding(decoder)
         self._thread = ThreadPoolExecutor(1, "murmuration-tokenizer")
 
+    @classmethod
+    async def of(cls, name: str, model: ThinModel) -> ServedModel:
+        """Start the second process."""
+        return cls(name, model, await asyncio.to_thread(model.tokenizer.twin))
+
+    async def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """The text of each run of ids."""
+        return await self._decoding.decode_all(runs, skip_special_tokens)
+
     async def aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run work on the tokenizer in its thread. If the caller is cancelled, the work goes on, within the sandbox's limits."""
+        """Run work on the tokenizer of prompts in its thread. If the caller is cancelled, the work goes on, within the sandbox's limits."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """End the thread and the second process."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        await self._decoding.close()
+        self._decoder.sandbox.close()
 
 
 class Models:
@@ -64,6 +79,6 @@ class Models:
 
     async def _opened(self, name: str) -> ServedModel:
         model = await self._stack.enter_async_context(self._open(name))
-        found = ServedModel(name, model)
-        self._stack.callback(found.close)
+        found = await ServedModel.of(name, model)
+        self._stack.push_async_callback(found.close)
         return found

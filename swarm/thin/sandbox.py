@@ -7,6 +7,7 @@ request starts another one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -94,6 +95,33 @@ class Sandbox:
                     self._asked(*self._opening)
             return self._asked(request, cpu_s)
 
+    async def ask_soon(self, request: Mapping[str, Any], cpu_s: float) -> dict[str, Any]:
+        """As `ask`, on an event loop and without a thread, unless the process must be started first. No second request meanwhile."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return await asyncio.to_thread(self.ask, request, cpu_s)
+        assert self._lock.acquire(blocking=False), "this sandbox is being asked already"
+        try:
+            return self._checked(await self._answer_soon(process, {**request, "cpu_s": cpu_s}))
+        finally:
+            self._lock.release()
+
+    async def _answer_soon(self, process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> bytes:
+        cpu_s = request["cpu_s"]
+        try:
+            async with asyncio.timeout(max(LEAST_WAIT_S, PER_CPU * cpu_s)):
+                await _write_soon(process, json.dumps(request).encode() + b"\n")
+                return await _read_soon(process)
+        except TimeoutError:
+            self._drop()
+            raise SandboxEndedError(self.model, f"needs more than {cpu_s:.0f} s") from None
+        except (OSError, ValueError):
+            self._drop()
+            raise SandboxEndedError(self.model, _how_it_ended(process, cpu_s)) from None
+        except BaseException:  # cancelled: its answer would be taken for that of the next request
+            self._drop()
+            raise
+
     def stop(self) -> None:
         """End the process in the middle of a request of another thread, which fails. The next request starts another process."""
         process, self._process = self._process, None
@@ -177,6 +205,46 @@ def _read(process: subprocess.Popen[bytes], ends_at_s: float) -> bytes:
         if not data or len(found) > MAX_ANSWER_BYTES:
             raise ValueError("the answer has no end")
     return bytes(found)
+
+
+async def _write_soon(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(process.stdin.fileno(), left) :]
+        except BlockingIOError:
+            await _ready(process.stdin.fileno(), is_writing=True)
+
+
+async def _read_soon(process: subprocess.Popen[bytes]) -> bytes:
+    """One line; ValueError as of `_read`."""
+    assert process.stdout
+    found = bytearray()
+    while not found.endswith(b"\n"):
+        await _ready(process.stdout.fileno(), is_writing=False)
+        data = os.read(process.stdout.fileno(), 1 << 20)
+        found += data
+        if not data or len(found) > MAX_ANSWER_BYTES:
+            raise ValueError("the answer has no end")
+    return bytes(found)
+
+
+async def _ready(number: int, is_writing: bool) -> None:
+    """Until a pipe can be written, or read."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    add, remove = (loop.add_writer, loop.remove_writer) if is_writing else (loop.add_reader, loop.remove_reader)
+
+    def notice() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(number, notice)
+    try:
+        await ready
+    finally:
+        remove(number)
 
 
 def _wait(number: int, event: int, ends_at_s: float) -> None:

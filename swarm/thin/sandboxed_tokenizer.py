@@ -27,7 +27,7 @@ class SandboxedTokenizer:
 
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         """Opens the tokenizer of a checkpoint's folder; errors as of `tokenizer.open_tokenizer`, and of `Sandbox.ask`."""
-        self.sandbox = sandbox
+        self.sandbox, self._folder = sandbox, folder
         self._open_cpu_s = open_cpu_s(folder)
         opened = sandbox.open({"action": "open", "folder": str(folder.resolve())}, self._open_cpu_s)
         self._templates: Mapping[str, str] = opened["templates"]
@@ -60,6 +60,21 @@ class SandboxedTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.decode_all([ids], skip_special_tokens)[0]
+
+    def twin(self) -> SandboxedTokenizer:
+        """The same tokenizer in a process of its own, which its owner closes."""
+        sandbox = Sandbox(self.sandbox.model, limits=self.sandbox.limits)
+        try:
+            return SandboxedTokenizer(sandbox, self._folder)
+        except BaseException:
+            sandbox.close()
+            raise
+
+    async def decode_soon(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """As `decode_all`, without a thread; see `Sandbox.ask_soon`."""
+        request = {"action": "decode", "runs": [list(ids) for ids in runs], "skip": skip_special_tokens}
+        texts: list[str] = (await self.sandbox.ask_soon(request, self.sandbox.limits.decode_s))["texts"]
+        return texts
 
     def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The text of each run of ids, for one hop over the pipe."""

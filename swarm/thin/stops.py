@@ -29,8 +29,15 @@ class Stops:
         """ids: the newest token last, what came before it in front, prompt included."""
         if not self._texts:
             return False
+        return self.is_within(*self._tokenizer.decode_all(self.runs(ids), skip_special_tokens=False))
+
+    def runs(self, ids: Sequence[int]) -> list[list[int]]:
+        """What `is_within` needs the texts of, special tokens included."""
         near = list(ids[-self._near :])
-        before, text = self._tokenizer.decode_all([near[:-1], near], skip_special_tokens=False)
+        return [near[:-1], near]
+
+    def is_within(self, before: str, text: str) -> bool:
+        """`is_end`, by the texts of `runs`."""
         same = next(
             (at for at, (old, new) in enumerate(zip(before, text, strict=False)) if old != new), min(len(before), len(text))
         )

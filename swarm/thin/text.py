@@ -9,11 +9,13 @@ Source of the two offsets: vLLM's and text-generation-inference's incremental de
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from swarm.thin.stops import Decoder
+from swarm.thin.stops import Decoder, Stops
 
 HALF_A_LETTER = "\ufffd"
 
@@ -21,11 +23,34 @@ NEAR_TOKENS = 1024
 """Most tokens that decide whether an answer ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of token ids whose texts are needed."""
+
+    ids: Sequence[Sequence[int]]
+    skips_special: bool = True
+
+
+Parts = Generator[Runs, Sequence[str], None]
+"""Work that is sent the texts of the runs that it gives out."""
+
+
+async def driven(parts: Parts, decode_all: Callable[[Sequence[Sequence[int]], bool], Awaitable[Sequence[str]]]) -> None:
+    """Run it to its end on an event loop."""
+    with contextlib.suppress(StopIteration):
+        runs = next(parts)
+        while True:
+            runs = parts.send(await decode_all(runs.ids, runs.skips_special))
+
+
 class TextOut:
     """What transformers calls a streamer: the prompt comes first, then each new token.
 
     write: gets pieces of text as they become certain. stops: texts at which the answer ends; they are never written.
-    is_end: whether the answer ends with the last of these ids, the last ones of prompt and answer; the text of that token is written.
+    ends: the checkpoint's stop strings; the text of the token in which one ends is written.
+
+    Texts are decoded by `tokenizer`, which blocks. On an event loop, `putting` and `ending` do the same in parts: each part says which
+    runs of ids it needs the texts of, and is sent them (`driven` does so).
     """
 
     def __init__(
@@ -33,11 +58,11 @@ class TextOut:
         tokenizer: Decoder,
         write: Callable[[str], None],
         stops: Sequence[str] = (),
-        is_end: Callable[[Sequence[int]], bool] | None = None,
+        ends: Stops | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         assert all(stops), "an empty text would end every answer"
-        self._tokenizer, self._write, self._stops, self._is_end = tokenizer, write, tuple(stops), is_end
+        self._tokenizer, self._write, self._stops, self._ends = tokenizer, write, tuple(stops), ends
         self._now_s = now_s
         self._prompt: list[int] = []
         self._ids: list[int] = []
@@ -52,9 +77,12 @@ class TextOut:
 
     def put(self, value: Any) -> None:
         """One call for the prompt, which is not written, then one per token or run of tokens."""
-        ids = value.flatten().tolist() if hasattr(value, "flatten") else list(value)
+        self._run(self.putting(value.flatten().tolist() if hasattr(value, "flatten") else list(value)))
+
+    def putting(self, ids: Sequence[int]) -> Parts:
+        """`put`, in parts."""
         if not self._has_prompt:
-            self._has_prompt, self._prompt = True, ids[-NEAR_TOKENS:]
+            self._has_prompt, self._prompt = True, list(ids[-NEAR_TOKENS:])
             return
         self.last_s = self._now_s()
         self.first_s = self.first_s or self.last_s
@@ -62,13 +90,22 @@ class TextOut:
         for token in ids:
             if self.is_stopped:
                 return
-            self._add(token)
+            yield from self._add(token)
 
-    def _add(self, token: int) -> None:
+    def _add(self, token: int) -> Parts:
         self._ids.append(token)
-        self._emit(self._certain())
-        if self._is_end is not None and self._is_end([*self._prompt, *self._ids[-NEAR_TOKENS:]]):
-            self._is_over = True
+        self._emit(self._certain(*(yield self._runs())))
+        if self._ends is not None:
+            near = [*self._prompt, *self._ids[-NEAR_TOKENS:]]
+            texts = yield Runs(self._ends.runs(near), skips_special=False)
+            self._is_over = self._is_over or self._ends.is_within(*texts)
+
+    def _run(self, parts: Parts) -> None:
+        texts: Sequence[str] | None = None
+        with contextlib.suppress(StopIteration):
+            while True:
+                runs = parts.send(texts) if texts is not None else next(parts)
+                texts = self._tokenizer.decode_all(runs.ids, skip_special_tokens=runs.skips_special)
 
     @property
     def is_stopped(self) -> bool:
@@ -81,27 +118,29 @@ class TextOut:
 
     def end(self) -> None:
         """Write what was held back. A second call does nothing."""
+        self._run(self.ending())
+
+    def ending(self) -> Parts:
+        """`end`, in parts."""
         if self._has_ended:
             return
         self._has_ended = self._is_over = True
-        before, after = self._decoded()
+        before, after = yield self._runs()
         self._emit(after[len(before) :])
         if self._held and not self._is_stopped:
             self._put_out(self._held)
         self._held = ""
 
-    def _certain(self) -> str:
+    def _certain(self, before: str, after: str) -> str:
         """Text of the new tokens, or nothing while they end in half a letter."""
-        before, after = self._decoded()
         if len(after) <= len(before) or after.endswith(HALF_A_LETTER):
             return ""
         self._from, self._shown = self._shown, len(self._ids)
         return after[len(before) :]
 
-    def _decoded(self) -> list[str]:
-        """Text of the last tokens: without those that are not shown yet, and with them."""
-        runs = (self._ids[self._from : self._shown], self._ids[self._from :])
-        return self._tokenizer.decode_all(runs, skip_special_tokens=True)
+    def _runs(self) -> Runs:
+        """The last tokens: without those that are not shown yet, and with them."""
+        return Runs([self._ids[self._from : self._shown], self._ids[self._from :]])
 
     def _emit(self, piece: str) -> None:
         """Write all but what might be the beginning of a stop text."""
