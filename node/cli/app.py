@@ -287,7 +287,13 @@ def chat_command(
 @app.command("serve")
 @with_flags("serving", Serving)
 def serve_command(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL", help="Names in the swarm, or NAME@DIGEST.", show_default=False)],
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL]...", help="Names in the swarm, or NAME@DIGEST; none = whatever it serves.", show_default=False
+        ),
+    ] = [],  # noqa: B006
+    *,
     serving: Serving,
 ) -> None:
     """Serve models of the swarm by OpenAI's API, for programs on this machine. Ctrl-C ends."""

@@ -36,7 +36,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
     with contextlib.closing(listening):
         lines.say("address", server.address_of(listening))
         remark("there are no keys: only programs on this machine can ask")
-        asyncio.run(server.serve(create_app(config), listening, lambda: lines.say("ready", ", ".join(config.models))))
+        asyncio.run(server.serve(create_app(config), listening, lambda names: lines.say("ready", ", ".join(names))))
 
 
 def check_loopback(host: str) -> None:

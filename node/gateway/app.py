@@ -24,7 +24,7 @@ from node.gateway.openai_chat import ChatBody, ChatFormat
 from node.gateway.openai_completions import CompletionBody, CompletionFormat
 from node.gateway.openai_form import refused
 from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
-from protocols.errors import ModelNotFoundError, SwarmError, shown
+from protocols.errors import SwarmError
 
 
 def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
@@ -50,9 +50,9 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 if every model is open, else 503."""
+        """200 if every model that was named is open, else 503."""
         models = {name: gateway.models.opened(name) is not None for name in gateway.models.names}
-        is_well = all(models.values())
+        is_well = gateway.is_well
         body = {"status": "ok" if is_well else "starting", "models": models, "requests": gateway.places.num_taken}
         return JSONResponse(body, 200 if is_well else 503)
 
@@ -69,8 +69,7 @@ def _route_openai(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, object]:
-        if name not in gateway.models.names:
-            raise ModelNotFoundError(f"no model {shown(name)} here; this gateway serves {', '.join(gateway.models.names)}")
+        gateway.models.check(name)
         return described(name)
 
     @app.post("/v1/chat/completions")

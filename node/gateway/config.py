@@ -10,6 +10,7 @@ from protocols.errors import ConfigError
 from swarm import places
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.meeting.entering import ANYBODY, Entry
+from swarm.thin.listing import Listing, open_listing
 from swarm.thin.model import ThinModel, open_model
 from swarm.waiting import Waits
 
@@ -22,8 +23,8 @@ progress to show."""
 class GatewayConfig:
     """Which models, where their nodes are, and what clients may cost."""
 
-    models: tuple[str, ...]
-    """Names in the swarm, or NAME@DIGEST; clients ask by exactly these."""
+    models: tuple[str, ...] = ()
+    """Names in the swarm, or NAME@DIGEST; clients ask by exactly these. None = whatever the swarm serves, or NAME@DIGEST of that."""
 
     peers: tuple[str, ...] = ()
     swarm: str = "public"
@@ -51,10 +52,12 @@ class GatewayConfig:
     """Where is said what is being waited for."""
 
     def __post_init__(self) -> None:
-        if not self.models:
-            raise ConfigError("a gateway needs a model: the name of one that the swarm serves (swarm status lists them)")
         if self.max_requests < 1 or self.max_body_bytes < 1:
             raise ConfigError(f"limits are 1 or more, got {self.max_requests} requests and {self.max_body_bytes} bytes")
+
+    def listing(self) -> AbstractAsyncContextManager[Listing]:
+        """What the swarm serves; errors as of `swarm.thin.listing.open_listing`."""
+        return open_listing(self.peers, self.swarm, self.find, self.entry)
 
     def open(self, name: str) -> AbstractAsyncContextManager[ThinModel]:
         """One of the models; errors as of `swarm.thin.model.open_model`."""

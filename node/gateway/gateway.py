@@ -16,6 +16,9 @@ from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+LIST_AGAIN_S = 5.0
+"""Between two looks at what the swarm serves."""
+
 OPEN_AGAIN_S = 5.0
 """Between two tries to open a model that the swarm does not serve yet."""
 
@@ -31,10 +34,11 @@ class Gateway:
         self.started_s = self.unix_s()
         self._tasks = Tasks()
         self.all_open = asyncio.Event()
-        """All models are open."""
+        """All models are open; or the first names of the swarm's models are known."""
 
     async def __aenter__(self) -> Self:
-        self._tasks.keep(self._open_all(), "opening models")
+        work = self._open_all() if self.config.models else self._follow_swarm()
+        self._tasks.keep(work, "opening models")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -51,3 +55,22 @@ class Gateway:
                     log.warning("%s is not open yet: %s", name, error)
                     await asyncio.sleep(OPEN_AGAIN_S)
         self.all_open.set()
+
+    async def _follow_swarm(self) -> None:
+        """Serve whatever the swarm serves: list it again and again. Models are opened by their first request."""
+        while True:
+            try:
+                async with self.config.listing() as listing:
+                    while True:
+                        self.models.hear(await listing())
+                        if self.models.names:
+                            self.all_open.set()
+                        await asyncio.sleep(LIST_AGAIN_S)
+            except SwarmError as error:
+                log.warning("the swarm's models cannot be listed: %s", error)
+                await asyncio.sleep(OPEN_AGAIN_S)
+
+    @property
+    def is_well(self) -> bool:
+        """Every model that was named is open; if none was, there is at least one."""
+        return all(map(self.models.opened, self.config.models)) and self.all_open.is_set()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import ParamSpec, TypeVar
 
-from protocols.errors import ModelNotFoundError, shown
+from protocols.errors import ModelNotFoundError, OverloadedError, shown
 from swarm.thin.decoding import Decoding
 from swarm.thin.model import ThinModel
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
@@ -46,23 +46,52 @@ class ServedModel:
         self._decoder.sandbox.close()
 
 
+MAX_OPEN = 16
+"""Models that are open at once, each with two processes; if the gateway serves whatever the swarm does, there may be any number."""
+
+MAX_NAMES = 1024
+"""Names that are listed."""
+
+MAX_SHOWN, MAX_SHOWN_LETTERS = 8, 120
+"""Names in an error, and letters of one."""
+
+
 class Models:
     """Opens each model once; an opening that failed is tried again by the next request. All methods belong to one event loop."""
 
     def __init__(self, names: Sequence[str], open_model: Open) -> None:
         self.names = tuple(dict.fromkeys(names))
-        self._open = open_model
+        self._open, self._is_fixed = open_model, bool(names)
         self._stack = AsyncExitStack()
         self._opening: dict[str, asyncio.Task[ServedModel]] = {}
 
     async def get(self, name: str) -> ServedModel:
         """ModelNotFoundError if the gateway has no model of this name; else whatever opening it meets."""
-        if name not in self.names:
-            raise ModelNotFoundError(f"no model {shown(name)} here; this gateway serves {', '.join(self.names)}")
+        self.check(name)
         task = self._opening.get(name)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            self._make_place(name)
             task = self._opening[name] = asyncio.create_task(self._opened(name), name=f"opening {name}")
         return await asyncio.shield(task)  # a client that hangs up does not end it for the others
+
+    def check(self, name: str) -> None:
+        """ModelNotFoundError if the gateway has no model of this name."""
+        known = name if self._is_fixed else name.partition("@")[0]
+        if known not in self.names:
+            some = ", ".join(self.names[:MAX_SHOWN]) or "no model yet"
+            raise ModelNotFoundError(f"no model {shown(name)} here; this gateway serves {some}")
+
+    def hear(self, names: Sequence[str]) -> None:
+        """What the swarm serves now. A model that it serves no more stays open: its nodes may come back."""
+        assert not self._is_fixed
+        self.names = tuple(names[:MAX_NAMES])
+
+    def _make_place(self, name: str) -> None:
+        """OverloadedError if too many models are open. Openings that failed count no more."""
+        kept = {one: task for one, task in self._opening.items() if not task.done() or self.opened(one) is not None}
+        self._opening = kept
+        if len(kept) >= max(MAX_OPEN, len(self.names) if self._is_fixed else 0):
+            raise OverloadedError(f"{name[:MAX_SHOWN_LETTERS]} is not open, and {len(kept)} models are, as many as may be")
 
     def opened(self, name: str) -> ServedModel | None:
         """The model, if it is open."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 from fastapi import FastAPI
@@ -53,8 +53,8 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[], None]) -> None:
-    """Until a signal. on_open: called when all models are open. uvicorn raises the signal once more at its end."""
+async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None]) -> None:
+    """Until a signal. on_open: called with their names when all models are open. uvicorn raises the signal once more at its end."""
     gateway: Gateway = app.state.gateway
     server = uvicorn.Server(
         uvicorn.Config(
@@ -65,7 +65,7 @@ async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[], No
 
     async def tell() -> None:
         await gateway.all_open.wait()
-        on_open()
+        on_open(gateway.models.names)
 
     telling = asyncio.create_task(tell())
     try:

@@ -51,7 +51,7 @@ FLAGS = {
     "generate": ["MODEL", "PROMPT", *ASKING],
     "chat": ["MODEL", "--system", "--keep-all", *ASKING],
     "serve": [
-        *("MODEL", "--port", "--host", "--max-requests", "--dtype", "--patience", "--priority", "--follow"),
+        *("[MODEL]...", "--port", "--host", "--max-requests", "--dtype", "--patience", "--priority", "--follow"),
         *("--accept-new-weights", *MEETING),
     ],
     "config": ["[COMMAND]", "--example"],

@@ -148,3 +148,17 @@ def test_curl_reads_a_stream_as_it_comes(swarm: GatewaySwarm) -> None:
         lines = [line for line in response.iter_lines() if line]
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+
+
+def test_without_a_name_whatever_the_swarm_serves_is_served(swarm: GatewaySwarm) -> None:
+    gateway = serve(swarm.pool, "all", "--peer", swarm.peer)
+    assert gateway.wait_for("ready") == "tiny"
+    client = client_of(gateway)
+    digest = swarm.nodes[0].said["model"].split()[0].partition("@")[2]
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    for name in ("tiny", f"tiny@{digest}"):
+        made = client.completions.create(model=name, prompt=PROMPT, max_tokens=NEW)
+        assert made.choices[0].text == generated(swarm) and made.model == name
+    with pytest.raises(APIStatusError) as refused:
+        client.completions.create(model="tony", prompt=PROMPT)
+    assert refused.value.status_code == 404 and "serves tiny" in refused.value.message
