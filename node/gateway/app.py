@@ -15,15 +15,17 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from node.gateway.answering import Answering
 from node.gateway.config import GatewayConfig
-from node.gateway.endpoint import Endpoint
+from node.gateway.endpoint import respond
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import HungUpError
 from node.gateway.limits import Limits
-from node.gateway.openai_chat import ChatBody, ChatFormat
-from node.gateway.openai_completions import CompletionBody, CompletionFormat
-from node.gateway.openai_form import refused
+from node.gateway.openai_chat import ChatBody, ChatWriter
+from node.gateway.openai_completions import CompletionBody, CompletionWriter
+from node.gateway.openai_form import GeneratingBody, OpenAiWriter, refused
 from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
+from node.gateway.request import Request
 from protocols.errors import SwarmError
 
 
@@ -74,12 +76,19 @@ def _route_openai(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: HttpRequest) -> Response:
-        return await Endpoint(gateway, body.request(), ChatFormat()).respond(http, bool(body.stream), body.includes_usage)
+        return await openai(body, body.request(), ChatWriter, http)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, http: HttpRequest) -> Response:
-        endpoint = Endpoint(gateway, body.request(), CompletionFormat())
-        return await endpoint.respond(http, bool(body.stream), body.includes_usage)
+        return await openai(body, body.request(), CompletionWriter, http)
+
+    async def openai(body: GeneratingBody, request: Request, writer: type[OpenAiWriter], http: HttpRequest) -> Response:
+        includes_usage = body.includes_usage
+
+        def writer_of(answering: Answering) -> OpenAiWriter:
+            return writer(answering, gateway.unix_s(), includes_usage)
+
+        return await respond(gateway, http, request, writer_of, bool(body.stream))
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -42,14 +42,13 @@ async def while_listening(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """Server-sent events, until the client has all or hangs up; then `close` is awaited."""
+    """Chunks as they come, until the client has all or hangs up; then `close` is awaited."""
 
     def __init__(
         self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str], close: Callable[[], Awaitable[None]]
     ) -> None:
         super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
-        self.headers["content-type"] = "text/event-stream; charset=utf-8"
         self._chunks, self._close = chunks, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from node.gateway.answer import End, Piece, TokenText
-from node.gateway.endpoint import Format, Made
-from node.gateway.openai_form import GeneratingBody, Strict, Text, logprob, only
+from node.gateway.openai_form import GeneratingBody, OpenAiWriter, Strict, Text, logprob, only
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Request
+from node.gateway.writer import Made
 from swarm.thin.templates import Message
 
 MAX_MESSAGES = 10_000
@@ -84,25 +84,25 @@ class ChatBody(GeneratingBody):
         )
 
 
-class ChatFormat(Format):
-    """How the events of an answer look."""
+class ChatWriter(OpenAiWriter):
+    """How a choice looks."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
-    def begin(self, choice: int) -> dict[str, Any]:
+    def _opening(self, choice: int) -> dict[str, Any]:
         """What a stream says of an answer before its first token."""
         return {"index": choice, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
+    def _piece(self, piece: Piece) -> dict[str, Any]:
         scores = scores_of(piece.tokens) if piece.tokens else None
         return {"index": piece.choice, "delta": {"content": piece.text}, "logprobs": scores, "finish_reason": None}
 
-    def end(self, end: End) -> dict[str, Any]:
+    def _end(self, end: End) -> dict[str, Any]:
         return {"index": end.choice, "delta": {}, "logprobs": None, "finish_reason": end.reason}
 
-    def whole(self, made: Made, has_scores: bool) -> dict[str, Any]:
+    def _made(self, made: Made) -> dict[str, Any]:
         message = {"role": "assistant", "content": made.text, "refusal": None}
-        scores = scores_of(tuple(made.tokens)) if has_scores else None
+        scores = scores_of(tuple(made.tokens)) if self.request.num_scored is not None else None
         return {"index": made.choice, "message": message, "logprobs": scores, "finish_reason": made.reason}
 
 

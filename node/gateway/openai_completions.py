@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from node.gateway.answer import End, Piece, TokenText
-from node.gateway.endpoint import Format, Made
-from node.gateway.openai_form import GeneratingBody, Text, logprob, only
+from node.gateway.answering import Answering
+from node.gateway.openai_form import GeneratingBody, OpenAiWriter, Text, logprob, only
 from node.gateway.refusal import RefusedError
 from node.gateway.request import MAX_CHOICES, Prompt, Request
+from node.gateway.writer import Made
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20)]
 
@@ -68,29 +69,30 @@ USUAL_TOKENS = 16
 """Length of an answer if the request does not say it: OpenAI's."""
 
 
-class CompletionFormat(Format):
-    """How the events of an answer look."""
+class CompletionWriter(OpenAiWriter):
+    """How a choice looks."""
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl-"
 
-    def __init__(self) -> None:
+    def __init__(self, answering: Answering, created_s: float, includes_usage: bool) -> None:
+        super().__init__(answering, created_s, includes_usage)
         self._offsets: dict[int, int] = {}
         """Letters of each answer that were sent."""
 
-    def begin(self, choice: int) -> None:
+    def _opening(self, choice: int) -> None:
         """A stream begins with the first text."""
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
+    def _piece(self, piece: Piece) -> dict[str, Any]:
         offset = self._offsets.get(piece.choice, 0)
         self._offsets[piece.choice] = offset + sum(len(token.text) for token in piece.tokens)
         scores = scores_of(piece.tokens, offset) if piece.tokens else None
         return {"index": piece.choice, "text": piece.text, "logprobs": scores, "finish_reason": None}
 
-    def end(self, end: End) -> dict[str, Any]:
+    def _end(self, end: End) -> dict[str, Any]:
         return {"index": end.choice, "text": "", "logprobs": None, "finish_reason": end.reason}
 
-    def whole(self, made: Made, has_scores: bool) -> dict[str, Any]:
-        scores = scores_of(tuple(made.tokens), 0) if has_scores else None
+    def _made(self, made: Made) -> dict[str, Any]:
+        scores = scores_of(tuple(made.tokens), 0) if self.request.num_scored is not None else None
         return {"index": made.choice, "text": made.text, "logprobs": scores, "finish_reason": made.reason}
 
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from node.gateway.answer import Usage
+from node.gateway.answer import End, Event, Piece, Usage
+from node.gateway.answering import Answering
 from node.gateway.models import ServedModel
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import MAX_CHOICES, Picking
+from node.gateway.writer import Made
 from swarm.thin.settings import SAMPLING
 
 LEAST_LOGPROB = -9999.0
@@ -25,8 +29,6 @@ LEAST_LOGPROB = -9999.0
 
 MAX_STOPS, MAX_STOP = 16, 200
 """Most stop texts, and most letters of one."""
-
-DONE = b"data: [DONE]\n\n"
 
 
 def _unicode(text: str) -> str:
@@ -141,11 +143,6 @@ def dumped(document: Mapping[str, Any]) -> bytes:
     )  # an error may repeat half a letter
 
 
-def event(document: Mapping[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + dumped(document) + b"\n\n"
-
-
 def error_of(refusal: Refusal) -> dict[str, Any]:
     """An error as OpenAI writes it."""
     kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(refusal.status)
@@ -157,3 +154,69 @@ def refused(refusal: Refusal) -> Response:
     """The answer to a request that is refused."""
     headers = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
     return Response(dumped(error_of(refusal)), refusal.status, headers, "application/json")
+
+
+class OpenAiWriter(ABC):
+    """A `Writer` of the two endpoints; they differ in how they write one choice."""
+
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    prefix: ClassVar[str]
+    """Of the id of a response."""
+
+    stream_type: ClassVar[str] = "text/event-stream; charset=utf-8"
+
+    def __init__(self, answering: Answering, created_s: float, includes_usage: bool) -> None:
+        self.request, self._includes_usage = answering.request, includes_usage
+        self._id = self.prefix + secrets.token_hex(12)
+        self._head = {
+            "created": int(created_s), "model": self.request.model, "system_fingerprint": fingerprint(answering.served)
+        }  # fmt: skip
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-request-id": self._id}
+
+    def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
+        choices = [self._made(one) for one in made]
+        return dumped({"id": self._id, "object": self.kind, **self._head, "choices": choices, "usage": usage_of(usage)})
+
+    def opening(self) -> Iterable[bytes]:
+        choices = range(len(self.request.prompts) * self.request.num_choices)
+        return [self._chunk(one) for choice in choices if (one := self._opening(choice)) is not None]
+
+    def event(self, event: Event) -> bytes:
+        return self._chunk(self._end(event) if isinstance(event, End) else self._piece(event))
+
+    def ending(self, usage: Usage) -> Iterable[bytes]:
+        if self._includes_usage:
+            yield self._chunk(None, usage_of(usage))
+        yield b"data: [DONE]\n\n"
+
+    def failure(self, refusal: Refusal) -> bytes:
+        return _sent(error_of(refusal))
+
+    def _chunk(self, choice: dict[str, Any] | None, usage: dict[str, int] | None = None) -> bytes:
+        """One choice, or none and the usage; with usage wanted, each chunk has the field."""
+        choices = [] if choice is None else [choice]
+        more = {"usage": usage} if self._includes_usage else {}
+        return _sent({"id": self._id, "object": self.chunk_kind, **self._head, "choices": choices, **more})
+
+    @abstractmethod
+    def _made(self, made: Made) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def _opening(self, choice: int) -> dict[str, Any] | None:
+        """What a stream says of a choice before its first token."""
+
+    @abstractmethod
+    def _piece(self, piece: Piece) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _end(self, end: End) -> dict[str, Any]: ...
+
+
+def _sent(document: Mapping[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + dumped(document) + b"\n\n"

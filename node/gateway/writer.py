@@ -1,0 +1,46 @@
+"""How an API writes an answer: as a whole, or piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from node.gateway.answer import Event, TokenText, Usage
+from node.gateway.refusal import Refusal
+
+
+@dataclass(slots=True)
+class Made:
+    """One answer, complete."""
+
+    choice: int
+    text: str = ""
+    reason: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+
+
+class Writer(Protocol):
+    """Of one request. Either `whole` is called, or `opening`, `event` for each event, and `ending` or `failure`."""
+
+    stream_type: ClassVar[str]
+    """The media type of a stream; a whole answer is JSON."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def whole(self, made: Sequence[Made], usage: Usage) -> bytes: ...
+
+    def opening(self) -> Iterable[bytes]:
+        """Chunks of a stream before its first event."""
+        ...
+
+    def event(self, event: Event) -> bytes: ...
+
+    def ending(self, usage: Usage) -> Iterable[bytes]:
+        """Chunks after the last event, if nothing has failed."""
+        ...
+
+    def failure(self, refusal: Refusal) -> bytes:
+        """The last chunk of a stream that failed."""
+        ...
