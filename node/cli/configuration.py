@@ -30,7 +30,7 @@ FOREIGN = re.compile(r"SWARM_(TRACE|FAULT|FAULTS|TEST_\w*)")
 MAX_FILE_BYTES = 1 << 20
 
 Scope = tuple[str, ...]
-"""A command's words; () = the top of the file."""
+"""The words of a table, which are mostly a command's; () = the top of the file."""
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path, as text"}
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -171,8 +171,8 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _check_keys(table: Mapping[str, Any], scope: Scope, options: Sequence[Option], file: Path) -> None:
     """ConfigError for the first key or table that no option or command has."""
-    inside = [option for option in options if option.command[: len(scope)] == scope]
-    tables = {option.command[len(scope)] for option in inside if len(option.command) > len(scope)}
+    inside = [option for option in options if option.table[: len(scope)] == scope]
+    tables = {option.table[len(scope)] for option in inside if len(option.table) > len(scope)}
     keys = {option.key for option in inside}
     where = f" in [{'.'.join(scope)}]" if scope else ""
     for key, value in table.items():
@@ -187,7 +187,7 @@ def _check_keys(table: Mapping[str, Any], scope: Scope, options: Sequence[Option
 
 
 def _from_file(option: Option, document: Mapping[str, Any], file: Path) -> Value | None:
-    for scope, table in reversed(list(_tables(option.command, document))):
+    for scope, table in reversed(list(_tables(option.table, document))):
         for key in (option.key, option.key.replace("-", "_")):
             if key in table:
                 where = f"{file}: key {key!r}" + (f" in [{'.'.join(scope)}]" if scope else "")
@@ -195,12 +195,12 @@ def _from_file(option: Option, document: Mapping[str, Any], file: Path) -> Value
     return None
 
 
-def _tables(command: Scope, document: Mapping[str, Any]) -> Iterator[tuple[Scope, Mapping[str, Any]]]:
-    """The tables that speak of a command, from the most general on."""
+def _tables(table: Scope, document: Mapping[str, Any]) -> Iterator[tuple[Scope, Mapping[str, Any]]]:
+    """The tables that speak of a command whose own is `table`, from the most general on."""
     yield (), document
-    for depth in range(1, len(command) + 1):
-        document = document.get(command[depth - 1], {})
-        yield command[:depth], document
+    for depth in range(1, len(table) + 1):
+        document = document.get(table[depth - 1], {})
+        yield table[:depth], document
 
 
 def _from_toml(option: Option, value: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from node.cli import serve_tables
 from node.cli.configuration import Scope, Settings
-from node.cli.surface import Option
+from node.cli.surface import TABLES, Option
 from node.config import Serve
 from protocols.errors import ConfigError
 
@@ -31,8 +31,8 @@ def run(settings: Settings, command: str | None, is_example: bool) -> None:
 def effective(settings: Settings, command: str | None = None) -> Iterator[str]:
     """TOML: each option with its value and where that comes from; an option without a value is commented out."""
     yield f"# file: {settings.file}{'' if settings.has_file else ' (not there)'}"
-    for scope, options in _by_command(settings).items():
-        if command is not None and scope[:1] != (command,):
+    for scope, options in _by_table(settings).items():
+        if command is not None and scope[:1] != (TABLES.get(command, command),):
             continue
         yield from ("", f"[{'.'.join(scope)}]") if scope else ()
         for option in options:
@@ -58,7 +58,7 @@ def example(settings: Settings) -> Iterator[str]:
     yield f"# Options of `swarm`; looked for in {settings.file}, or named by --config or SWARM_CONFIG."
     yield "# A key above the first table is for every command that has the option. The environment and the command line win."
     yield '# peer = ["/ip4/203.0.113.5/tcp/4000/p2p/12D3KooW…"]'
-    for scope, options in _by_command(settings).items():
+    for scope, options in _by_table(settings).items():
         yield from ("", f"[{'.'.join(scope)}]") if scope else ()
         for option in options:
             shown = _toml(option.default) if _is_set(option.default) else _toml(_sample(option))
@@ -66,10 +66,10 @@ def example(settings: Settings) -> Iterator[str]:
     yield from serve_tables.EXAMPLE
 
 
-def _by_command(settings: Settings) -> dict[Scope, list[Option]]:
+def _by_table(settings: Settings) -> dict[Scope, list[Option]]:
     groups: dict[Scope, list[Option]] = {(): []}
     for option in settings.options:
-        groups.setdefault(option.command, []).append(option)
+        groups.setdefault(option.table, []).append(option)
     return groups
 
 

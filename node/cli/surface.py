@@ -21,6 +21,9 @@ from typer.models import OptionInfo
 COMMAND_LINE_ONLY = ("version", "config", "example", "yes", "remove_all", "older_than", "max_gb", "private", "new_key", "days")
 """Options that make no sense in a file or a variable: they ask for something to be shown or removed, or say which file."""
 
+TABLES = {"serve": "gateway"}
+"""Commands whose table in the file has another name: `[[serve]]` says what a node serves."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -44,6 +47,11 @@ class Option:
 
     default: Any
     help: str
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        """Its table in the file: the command's words."""
+        return tuple(TABLES.get(word, word) for word in self.command)
 
     @property
     def key(self) -> str:

@@ -32,8 +32,8 @@ async def respond(
             return Response(await while_listening(http, _whole(answering, writer)), 200, dict(writer.headers), "application/json")
         events = await held.enter_async_context(aclosing(answering.events()))
         first = await while_listening(http, anext(events))
-        chunks = _chunks(answering, events, first, writer)
-        return EventStream(chunks, {**writer.headers, "content-type": writer.stream_type}, held.pop_all().aclose)
+        parts = _parts(answering, events, first, writer)
+        return EventStream(parts, {**writer.headers, "content-type": writer.stream_type}, held.pop_all().aclose)
 
 
 async def _answering(gateway: Gateway, request: Request) -> Answering:
@@ -54,12 +54,12 @@ async def _whole(answering: Answering, writer: Writer) -> bytes:
     return writer.whole(found, answering.usage)
 
 
-async def _chunks(
+async def _parts(
     answering: Answering, events: AsyncGenerator[Event, None], first: Event, writer: Writer
 ) -> AsyncGenerator[bytes, None]:
-    """What goes wrong is the last chunk."""
-    for chunk in writer.opening():
-        yield chunk
+    """What goes wrong is the last part."""
+    for part in writer.opening():
+        yield part
     try:
         yield writer.event(first)
         async for one in events:
@@ -67,5 +67,5 @@ async def _chunks(
     except Exception as error:
         yield writer.failure(of_error(error))
         return
-    for chunk in writer.ending(answering.usage):
-        yield chunk
+    for part in writer.ending(answering.usage):
+        yield part

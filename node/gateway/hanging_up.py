@@ -42,14 +42,14 @@ async def while_listening(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """Chunks as they come, until the client has all or hangs up; then `close` is awaited."""
+    """The parts of a body as they come, until the client has all or hangs up; then `close` is awaited."""
 
     def __init__(
-        self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str], close: Callable[[], Awaitable[None]]
+        self, parts: AsyncGenerator[bytes, None], headers: Mapping[str, str], close: Callable[[], Awaitable[None]]
     ) -> None:
         super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
-        self._chunks, self._close = chunks, close
+        self._parts, self._close = parts, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending, gone = asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))
@@ -65,10 +65,10 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._chunks) as chunks:
-            async for chunk in chunks:
+        async with aclosing(self._parts) as parts:
+            async for part in parts:
                 async with asyncio.timeout(SEND_S):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

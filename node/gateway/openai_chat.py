@@ -87,7 +87,7 @@ class ChatBody(GeneratingBody):
 class ChatWriter(OpenAiWriter):
     """How a choice looks."""
 
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
+    kind, stream_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
     def _opening(self, choice: int) -> dict[str, Any]:
         """What a stream says of an answer before its first token."""

@@ -72,7 +72,7 @@ USUAL_TOKENS = 16
 class CompletionWriter(OpenAiWriter):
     """How a choice looks."""
 
-    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl-"
+    kind, stream_kind, prefix = "text_completion", "text_completion", "cmpl-"
 
     def __init__(self, answering: Answering, created_s: float, includes_usage: bool) -> None:
         super().__init__(answering, created_s, includes_usage)

@@ -160,7 +160,7 @@ class OpenAiWriter(ABC):
     """A `Writer` of the two endpoints; they differ in how they write one choice."""
 
     kind: ClassVar[str]
-    chunk_kind: ClassVar[str]
+    stream_kind: ClassVar[str]
     prefix: ClassVar[str]
     """Of the id of a response."""
 
@@ -183,24 +183,24 @@ class OpenAiWriter(ABC):
 
     def opening(self) -> Iterable[bytes]:
         choices = range(len(self.request.prompts) * self.request.num_choices)
-        return [self._chunk(one) for choice in choices if (one := self._opening(choice)) is not None]
+        return [self._part(one) for choice in choices if (one := self._opening(choice)) is not None]
 
     def event(self, event: Event) -> bytes:
-        return self._chunk(self._end(event) if isinstance(event, End) else self._piece(event))
+        return self._part(self._end(event) if isinstance(event, End) else self._piece(event))
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
         if self._includes_usage:
-            yield self._chunk(None, usage_of(usage))
+            yield self._part(None, usage_of(usage))
         yield b"data: [DONE]\n\n"
 
     def failure(self, refusal: Refusal) -> bytes:
         return _sent(error_of(refusal))
 
-    def _chunk(self, choice: dict[str, Any] | None, usage: dict[str, int] | None = None) -> bytes:
-        """One choice, or none and the usage; with usage wanted, each chunk has the field."""
+    def _part(self, choice: dict[str, Any] | None, usage: dict[str, int] | None = None) -> bytes:
+        """One choice, or none and the usage; with usage wanted, each part has the field."""
         choices = [] if choice is None else [choice]
         more = {"usage": usage} if self._includes_usage else {}
-        return _sent({"id": self._id, "object": self.chunk_kind, **self._head, "choices": choices, **more})
+        return _sent({"id": self._id, "object": self.stream_kind, **self._head, "choices": choices, **more})
 
     @abstractmethod
     def _made(self, made: Made) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How an API writes an answer: as a whole, or piece by piece."""
+"""How an API writes an answer, as a whole or streamed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Writer(Protocol):
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes: ...
 
     def opening(self) -> Iterable[bytes]:
-        """Chunks of a stream before its first event."""
+        """Parts of a stream before its first event."""
         ...
 
     def event(self, event: Event) -> bytes: ...
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
-        """Chunks after the last event, if nothing has failed."""
+        """Parts after the last event, if nothing has failed."""
         ...
 
     def failure(self, refusal: Refusal) -> bytes:
-        """The last chunk of a stream that failed."""
+        """The last part of a stream that failed."""
         ...

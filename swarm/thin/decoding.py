@@ -17,7 +17,7 @@ class Tokenizer(Protocol):
     async def decode_soon(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]: ...
 
 
-class _Asked:
+class _Wanted:
     """Runs of one caller, and their texts to come."""
 
     def __init__(self, runs: Sequence[Sequence[int]]) -> None:
@@ -30,16 +30,16 @@ class Decoding:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._waiting: dict[bool, list[_Asked]] = {True: [], False: []}
+        self._waiting: dict[bool, list[_Wanted]] = {True: [], False: []}
         self._work: asyncio.Task[None] | None = None
 
     async def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The text of each run of ids; errors as of `Sandbox.ask`."""
-        asked = _Asked(runs)
-        self._waiting[skip_special_tokens].append(asked)
+        wanted = _Wanted(runs)
+        self._waiting[skip_special_tokens].append(wanted)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._decode(), name="decoding")
-        return await asked.texts
+        return await wanted.texts
 
     async def close(self) -> None:
         """Leave what is asked without an answer."""
@@ -54,17 +54,17 @@ class Decoding:
                 if batch:
                     await self._answer(batch, skips)
 
-    async def _answer(self, batch: Sequence[_Asked], skips: bool) -> None:
+    async def _answer(self, batch: Sequence[_Wanted], skips: bool) -> None:
         try:
-            texts = await self._tokenizer.decode_soon([run for asked in batch for run in asked.runs], skips)
+            texts = await self._tokenizer.decode_soon([run for wanted in batch for run in wanted.runs], skips)
         except Exception as error:  # each caller raises it
-            for asked in batch:
-                if not asked.texts.done():
-                    asked.texts.set_exception(error)
+            for wanted in batch:
+                if not wanted.texts.done():
+                    wanted.texts.set_exception(error)
             return
         start = 0
-        for asked in batch:
-            stop = start + len(asked.runs)
-            if not asked.texts.done():  # its caller may have gone
-                asked.texts.set_result(texts[start:stop])
+        for wanted in batch:
+            stop = start + len(wanted.runs)
+            if not wanted.texts.done():  # its caller may have gone
+                wanted.texts.set_result(texts[start:stop])
             start = stop

@@ -171,6 +171,13 @@ def test_every_option_has_a_variable_and_a_key_of_its_own() -> None:
         assert same == {option.key}
 
 
+def test_the_table_of_swarm_serve_is_named_gateway_and_stands_beside_what_a_node_serves(tmp_path: Path) -> None:
+    got = settings('[[serve]]\nmodel = "one"\n[gateway]\nport = 8001\n', tmp_path)
+    assert got.serve == (Serve(model="one"),) and got.default_map()["serve"] == {"port": "8001"}
+    shown = list(show_config.effective(got, "serve"))
+    assert "[gateway]" in shown and any(line.startswith("port = 8001") for line in shown)
+
+
 def test_serve_tables_are_read_shown_and_refused(tmp_path: Path) -> None:
     got = settings('[[serve]]\nmodel = "one"\n[[serve]]\nmodel = "two"\nblocks = "3:5"\n[node]\nquiet = true\n', tmp_path)
     assert got.serve == (Serve(model="one"), Serve(model="two", blocks=Span(3, 5)))
