@@ -100,7 +100,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "reroute": _GRANT,
     "attach": _GRANT,
     "step": _row(
-        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS, _TOKENS_ITEMS + MAX_ROW_INDICES + 4 * MAX_OPS, 2 * MAX_OPS + 8, 1
+        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS, _TOKENS_ITEMS + MAX_ROW_INDICES + 4 * MAX_OPS, 2 * MAX_OPS + 8, 2
     ),
     "history": _row(_TOKENS_BYTES, _TOKENS_ITEMS, 8, 1),
     "close": _row(64, 8),

@@ -102,11 +102,11 @@ class Step:
                   "priority": spec.priority}  # fmt: skip
         if self.positions is not None:
             header["positions"] = list(self.positions)
-        return frame.encode(header, [self.payload.data])
+        return frame.encode(header, [self.payload.data, spec.mask] if spec.mask else [self.payload.data])
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Step:
-        header = received.header
+        header, buffers = received.header, received.buffers
         counts, payload = _counts_and_payload(received)
         return cls(
             session=parse_session_id(header.get("session")),
@@ -116,7 +116,7 @@ class Step:
             payload=payload,
             ops=parse_ops(header),
             positions=_positions(header, sum(counts)),
-            spec=StepSpec.parse(header),
+            spec=StepSpec.parse(header, bytes(buffers[1]) if len(buffers) > 1 else b""),
             budget_ms=fields.integer(header, "budget", 0, 86_400_000),
         )
 

@@ -6,7 +6,7 @@ what its place in the route demands (`passed_on`). A new wish of clients is one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from protocols import fields
 from protocols.defaults import MAX_TOP
@@ -15,6 +15,12 @@ from protocols.errors import BadRequestError
 WANT_NONE, WANT_ALL = 0, -1
 MAX_WANT = 1 << 16
 """Last tokens of a sequence that a step may want back; more than a step brings, so that it bounds only the number in the message."""
+
+MAX_MASK_BYTES = 1 << 17
+"""Of a vocabulary of a million."""
+
+EXCLUDED = -3.0e38
+"""A logit below this is of a token that the mask excludes."""
 
 KINDS = ("hidden", "ids", "embeds")
 """What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
@@ -37,6 +43,9 @@ class StepSpec:
     """One of `RESULTS`."""
     top: int = 0
     """How many of the largest logits come back, from 1 on; 0 if `result` is not "top"."""
+    mask: bytes = field(default=b"", repr=False)
+    """Which tokens count for the largest logits, a bit for each id of the vocabulary: bit `id % 8` of byte `id // 8`; empty = all. It holds
+    for every token that comes back, so a step with a mask mostly wants one. If too few are allowed, others follow, below `EXCLUDED`."""
     priority: int = 0
     """Below 0: others go first. Above 0 counts as 0, for as long as nodes cannot tell a contributor from an untrusted peer."""
 
@@ -54,6 +63,7 @@ class StepSpec:
         if not WANT_ALL <= self.want <= MAX_WANT:
             raise BadRequestError(f"want is -1 for all tokens, 0 for none, or up to {MAX_WANT} tokens; got {self.want}")
         _check_top(self.top, self.result)
+        _check_mask(self.mask, self.result)
         if not self.is_thin and self.result != "hidden":
             raise BadRequestError(
                 f"hidden states come from a client with the model's head, which gets hidden states, not {self.result}"
@@ -61,7 +71,7 @@ class StepSpec:
 
     def wanting(self, want: int) -> StepSpec:
         """The same for a prefill chunk of the step, which wants `want` of its tokens."""
-        return self if want == self.want else replace(self, want=want)
+        return self if want == self.want else replace(self, want=want, mask=self.mask if want else b"")
 
     def below(self) -> StepSpec:
         """What the next hop gets: this one has turned the tokens into hidden states."""
@@ -74,16 +84,18 @@ class StepSpec:
         return StepSpec(kind=self.kind, priority=self.priority)
 
     @classmethod
-    def parse(cls, header: fields.Header) -> StepSpec:
-        """From the header of a step; BadRequestError if a field is out of its bounds."""
+    def parse(cls, header: fields.Header, mask: bytes = b"") -> StepSpec:
+        """From the header of a step, and its second buffer; BadRequestError if a field is out of its bounds."""
         spec = cls(
             want=fields.integer(header, "want", -1, MAX_WANT),
             kind=fields.one_of(header, "kind", KINDS),
             result=fields.one_of(header, "result", RESULTS),
             top=fields.integer(header, "top", 0, MAX_TOP),
+            mask=mask,
             priority=fields.integer(header, "priority", -100, 100),
         )
         _check_top(spec.top, spec.result)
+        _check_mask(spec.mask, spec.result)
         return spec
 
 
@@ -94,3 +106,10 @@ PASS_ON = StepSpec()
 def _check_top(top: int, result: str) -> None:
     if not (1 <= top <= MAX_TOP if result == "top" else top == 0):
         raise BadRequestError(f"top is 1 to {MAX_TOP} if the result is 'top', and else 0; got {top} for {result!r}")
+
+
+def _check_mask(mask: bytes, result: str) -> None:
+    if mask and (result != "top" or len(mask) > MAX_MASK_BYTES):
+        raise BadRequestError(
+            f"a mask of tokens is for the largest logits and has at most {MAX_MASK_BYTES} bytes; got {len(mask)} for {result!r}"
+        )

@@ -173,6 +173,13 @@ def _by_sequence(
             at = stop
 
 
+def allowed(logits: Tensor, mask: bytes) -> Tensor:
+    """Logits [T', V] in which what the mask excludes (`StepSpec.mask`, of V bits) is lower than any other."""
+    packed = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(logits.device)
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1
+    return logits.masked_fill(bits.flatten()[: logits.shape[-1]] == 0, torch.finfo(logits.dtype).min)
+
+
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each token's float32 logits [T', V]: values and int32 ids, both [T', count], count <= V.
 

@@ -91,7 +91,8 @@ def joined(outputs: Sequence[Output]) -> Output:
 
 
 def _answer(chunk: Chunk, logits: Tensor, is_shared: bool) -> Output:
-    if chunk.step.spec.result == "top":
-        values, ids = own_ends.top(logits, chunk.step.spec.top)
+    spec = chunk.step.spec
+    if spec.result == "top":
+        values, ids = own_ends.top(own_ends.allowed(logits, spec.mask) if spec.mask else logits, spec.top)
         return Output(values=values, ids=ids)
     return Output(values=logits.clone() if is_shared else logits)

@@ -93,6 +93,8 @@ def _check_reply_size(spec: StepSpec, counts: Sequence[int], vocab_size: int) ->
         )
     if spec.top > vocab_size:
         raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
+    if spec.mask and len(spec.mask) != (vocab_size + 7) // 8:
+        raise BadRequestError(f"a mask of {vocab_size} tokens has {(vocab_size + 7) // 8} bytes, got {len(spec.mask)}")
 
 
 def _values(compute: SessionCompute, payload: WireTensor, kind: str) -> Tensor:

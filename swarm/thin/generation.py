@@ -55,6 +55,18 @@ class Limits:
     """Logits of a token; None = more than a chooser asks for."""
 
 
+class Constraint(Protocol):
+    """Says which tokens an answer may go on with, such that it keeps to a form."""
+
+    async def mask(self) -> bytes:
+        """Those that may come next, as `StepSpec.mask`; an end token is among them once the answer may end."""
+        ...
+
+    async def accept(self, token: int) -> None:
+        """This one came; the mask allowed it."""
+        ...
+
+
 class TokenSequence:
     """The tokens of one sequence at every hop. After an exception its session is of no use: close it."""
 
@@ -80,11 +92,14 @@ class TokenSequence:
         self._crop += tokens
         del self.held[len(self.held) - tokens :]
 
-    async def feed(self, ids: Sequence[int], want: int, top: int) -> list[Position]:
-        """Send tokens; the logits after each of the last `want`: the `top` largest, or all if `top` is 0."""
+    async def feed(self, ids: Sequence[int], want: int, top: int, mask: bytes = b"") -> list[Position]:
+        """Send tokens; the logits after each of the last `want`: the `top` largest of those that `mask` allows (`StepSpec.mask`).
+
+        If `top` is 0: all, also those that it does not.
+        """
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
-        spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top)
+        spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top, mask=mask if top else b"")
         output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
@@ -102,9 +117,18 @@ def _positions(output: Output, want: int) -> list[Position]:
 
 
 async def generate(
-    sequence: TokenSequence, prompt: Sequence[int], chooser: Chooser, limits: Limits, propose: Proposer | None = None
+    sequence: TokenSequence,
+    prompt: Sequence[int],
+    chooser: Chooser,
+    limits: Limits,
+    propose: Proposer | None = None,
+    constraint: Constraint | None = None,
 ) -> AsyncGenerator[int, None]:
-    """Continue `prompt`, of which the sequence may hold a beginning already. The last token given out is not fed."""
+    """Continue `prompt`, of which the sequence may hold a beginning already. The last token given out is not fed.
+
+    constraint: what the answer must keep to; nothing is proposed then, since its masks follow the answer.
+    """
+    assert propose is None or constraint is None
     if not prompt:
         raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
     left = _num_allowed(len(prompt), limits)
@@ -114,9 +138,12 @@ async def generate(
         guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
         top = chooser.asks([*said, *guesses], len(prompt))
         top = 0 if limits.vocab_size is not None and top >= limits.vocab_size else top
-        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top)
+        mask = b"" if constraint is None else await constraint.mask()
+        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask)
         for number, position in enumerate(logits):
-            token = chooser.choose(position, said, len(prompt))
+            token = chooser.choose(position, said, len(prompt), mask)
+            if constraint is not None and token not in limits.ends:
+                await constraint.accept(token)
             said.append(token)
             left -= 1
             is_right = number < len(guesses) and guesses[number] == token

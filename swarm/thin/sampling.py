@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError, shown
+from protocols.step_spec import EXCLUDED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,12 +139,17 @@ class Chooser:
         asked = few + len(self._lowered(before, num_prompt))
         return asked if asked <= MAX_TOP else 0
 
-    def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0) -> int:
-        """The next token. before: every token so far, of which the first `num_prompt` are the prompt's."""
-        if logits.ids is not None and self.sampling.is_greedy and self.sampling.is_plain:
+    def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0, mask: bytes = b"") -> int:
+        """The next token. before: every token so far, of which the first `num_prompt` are the prompt's. mask: as `StepSpec.mask`.
+
+        BadRequestError if the mask allows none of these tokens: it allows none at all, or a node does not know masks.
+        """
+        if logits.ids is not None and self.sampling.is_greedy and self.sampling.is_plain and not mask:
             (first,) = struct.unpack_from("<i", logits.ids)
             return int(first)
-        values_k, ids_k = self._candidates(logits, before, num_prompt)
+        values_k, ids_k = self._candidates(logits, before, num_prompt, mask)
+        if mask and (not len(ids_k) or values_k[0] <= EXCLUDED):
+            raise BadRequestError("no token may come next: the form that was asked for allows none, or a node must upgrade")
         if self.sampling.is_greedy:
             return int(ids_k[0])
         return self._draw(values_k, ids_k)
@@ -154,16 +160,19 @@ class Chooser:
         repeated = before if sampling.repetition_penalty > 1 else before[num_prompt:] if sampling.counts_answer else ()
         return {*repeated, *sampling.suppressed, *(token for token, _ in sampling.bias)}
 
-    def _candidates(self, logits: Logits, before: Sequence[int], num_prompt: int) -> tuple[NDArray, NDArray]:  # type: ignore[type-arg]
-        """Logits in descending order, ties by rising id, and their ids."""
+    def _candidates(self, logits: Logits, before: Sequence[int], num_prompt: int, mask: bytes) -> tuple[NDArray, NDArray]:  # type: ignore[type-arg]
+        """Logits in descending order, ties by rising id, and their ids. What the mask excludes comes last, below `EXCLUDED`."""
         import numpy as np
 
         values = np.frombuffer(logits.values, dtype="<f4")
         is_all = logits.ids is None
         ids = np.arange(len(values)) if logits.ids is None else np.frombuffer(logits.ids, dtype="<i4").astype(np.int64)
-        if self.sampling.is_plain and not is_all:
+        if self.sampling.is_plain and not is_all and not mask:
             return values, ids
         values = self._adjusted(values.copy(), ids, is_all, before, num_prompt)
+        if mask:
+            bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")
+            values[bits[ids] == 0] = np.finfo(np.float32).min
         if self.sampling.is_greedy and is_all:
             best = int(values.argmax())  # the first of equals
             return values[best : best + 1], ids[best : best + 1]

@@ -8,6 +8,7 @@ whatever code runs just then; memory, processes, files and the size of an answer
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import resource
@@ -75,9 +76,11 @@ class Program:
 
     def __init__(self) -> None:
         self._tokenizer: Any = None
+        self._grammar: Any = None
         self._actions: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "open": self._open, "try": self._try, "encode": self._encode, "encode_all": self._encode_all,
-            "vocabulary": self._vocabulary, "decode": self._decode, "render": _render,
+            "vocabulary": self._vocabulary, "decode": self._decode, "render": _render, "open_grammar": self._open_grammar,
+            "begin_grammar": self._begin_grammar, "allowed": self._allowed,
         }  # fmt: skip
 
     def perform(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +142,19 @@ class Program:
                 f"the tokenizer makes {sum(map(len, texts))} letters of few tokens, at most {most} are taken"
             )
         return {"texts": texts}
+
+    def _open_grammar(self, request: dict[str, Any]) -> dict[str, Any]:
+        from swarm.thin.grammar import Grammar
+
+        self._grammar = Grammar(Path(request["folder"]), request["vocab"], request["ends"])
+        return {}
+
+    def _begin_grammar(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._grammar.begin(request["schema"])
+        return {}
+
+    def _allowed(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"mask": base64.b64encode(self._grammar.allowed(request["token"])).decode()}
 
 
 def _render(request: dict[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ class ScoringChooser(Chooser):
     def asks(self, before: Sequence[int], num_prompt: int = 0) -> int:
         return 0
 
-    def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0) -> int:
-        token = super().choose(logits, before, num_prompt)
+    def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0, mask: bytes = b"") -> int:
+        token = super().choose(logits, before, num_prompt, mask)
         self.last = scored(logits, token, self._num_top)
         return token
 
