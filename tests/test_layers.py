@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("swarm/checkpoints",),
     "jinja2": ("swarm/thin",),
     "libp2p": ("swarm/lan",),
+    "llguidance": ("swarm/thin/grammar.py",),
     "msgpack": ("protocols",),
     "matplotlib": ("node/training/report/plots.py",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
 from node.gateway.models import ServedModel
@@ -16,7 +16,7 @@ from node.gateway.refusal import RefusedError
 from node.gateway.request import Prompt, Request
 from protocols.words import counted
 from swarm.thin import templates
-from swarm.thin.generation import generate
+from swarm.thin.generation import Constraint, generate
 from swarm.thin.sampling import Chooser
 from swarm.thin.scoring import ScoringChooser
 from swarm.thin.stops import Stops
@@ -69,11 +69,15 @@ class Answering:
         out.put(ids)
         reason, num_new, sequence = "length", 0, model.start()
         try:
-            async with aclosing(generate(sequence, ids, chooser, limits)) as tokens:
+            async with (
+                self._constraint() as constraint,
+                aclosing(generate(sequence, ids, chooser, limits, None, constraint)) as tokens,
+            ):
                 async for token in tokens:
                     num_new += 1
                     scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
-                    await driven(out.putting([token]), decode_all)
+                    if request.schema is None or token not in limits.ends:  # an end token may have a text
+                        await driven(out.putting([token]), decode_all)
                     if pieces or scores:
                         yield Piece(choice=choice, text="".join(pieces), tokens=scores)
                         pieces.clear()
@@ -86,6 +90,11 @@ class Answering:
         if pieces:
             yield Piece(choice=choice, text="".join(pieces))
         yield End(choice=choice, reason=reason, num_new=num_new)
+
+    def _constraint(self) -> AbstractAsyncContextManager[Constraint | None]:
+        """What keeps an answer to the schema that was asked for."""
+        schema = self.request.schema
+        return nullcontext() if schema is None else self.served.constraining.constraint(schema)
 
     def _text_out(self, pieces: list[str], is_text: bool) -> TextOut:
         """is_text: the prompt is no conversation."""

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import ParamSpec, TypeVar
 
 from protocols.errors import ModelNotFoundError, OverloadedError, shown
+from swarm.thin.constraining import Constraining
 from swarm.thin.decoding import Decoding
 from swarm.thin.model import ThinModel
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
@@ -25,6 +26,8 @@ class ServedModel:
         self.name, self.model = name, model
         self._decoder, self._decoding = decoder, Decoding(decoder)
         self._thread = ThreadPoolExecutor(1, "murmuration-tokenizer")
+        own = model.defaults
+        self.constraining = Constraining(name, model.tokenizer.folder, own.vocab_size, sorted(own.ends))
 
     @classmethod
     async def of(cls, name: str, model: ThinModel) -> ServedModel:
@@ -42,6 +45,7 @@ class ServedModel:
     async def close(self) -> None:
         """End the thread and the second process."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self.constraining.close()
         await self._decoding.close()
         self._decoder.sandbox.close()
 

@@ -5,6 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from node.gateway.writer import Made
 from swarm.thin.templates import Message
 
 MAX_MESSAGES = 10_000
+MAX_SCHEMA = 100_000
 
 
 class TextPart(Strict):
@@ -40,6 +42,37 @@ class ChatMessage(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+class AnyText(Strict):
+    type: Literal["text"]
+
+
+class AnyObject(Strict):
+    type: Literal["json_object"]
+
+
+class Schema(Strict):
+    name: Text = Field(max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: Text | None = None
+    strict: bool | None = None
+
+
+class OfSchema(Strict):
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+
+def schema_of(form: AnyText | AnyObject | OfSchema | None) -> str | None:
+    """The JSON schema of answers; None = any text. RefusedError if it is too long."""
+    schema = (
+        {"type": "object"} if isinstance(form, AnyObject) else form.json_schema.schema_ if isinstance(form, OfSchema) else None
+    )
+    text = None if schema is None else json.dumps(schema)
+    if text is not None and len(text) > MAX_SCHEMA:
+        raise RefusedError(f"the JSON schema has {len(text)} letters, at most {MAX_SCHEMA} are taken", "response_format")
+    return text
+
+
 class ChatBody(GeneratingBody):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
@@ -54,7 +87,7 @@ class ChatBody(GeneratingBody):
     prediction: only() = None  # type: ignore[valid-type]
     prompt_cache_key: only() = None  # type: ignore[valid-type]
     reasoning_effort: only() = None  # type: ignore[valid-type]
-    response_format: only({"type": "text"}) = None  # type: ignore[valid-type]
+    response_format: AnyText | AnyObject | OfSchema | None = Field(None, discriminator="type")
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
@@ -80,6 +113,7 @@ class ChatBody(GeneratingBody):
             num_choices=self.n or 1,
             max_new_tokens=self.max_completion_tokens or self.max_tokens,
             stops=self.stops(),
+            schema=schema_of(self.response_format),
             num_scored=(self.top_logprobs or 0) if self.logprobs else None,
         )
 

@@ -63,5 +63,8 @@ class Request:
     stops: tuple[str, ...] = ()
     """Texts at which an answer ends; they are not part of it."""
 
+    schema: str | None = None
+    """A JSON schema, as JSON, that each answer keeps to; None = any text."""
+
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""

@@ -11,8 +11,10 @@ import base64
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from swarm.thin.sandbox import Sandbox
+from protocols.errors import ModelNotSupportedError
+from swarm.thin.sandbox import Sandbox, SandboxEndedError
 from swarm.thin.sandboxed_tokenizer import open_cpu_s
 
 BEGIN_CPU_S, TOKEN_CPU_S = 5.0, 1.0
@@ -30,8 +32,8 @@ class JsonConstraint:
         self._last: int | None = None
 
     async def mask(self) -> bytes:
-        """As `Constraint.mask`; errors as of `Sandbox.ask`."""
-        answer = await self._sandbox.ask_soon({"action": "allowed", "token": self._last}, TOKEN_CPU_S)
+        """As `Constraint.mask`. ModelNotSupportedError if that costs too much."""
+        answer = await _asked(self._sandbox, {"action": "allowed", "token": self._last}, TOKEN_CPU_S)
         self._last = None
         return base64.b64decode(answer["mask"])
 
@@ -51,12 +53,12 @@ class Constraining:
 
     @asynccontextmanager
     async def constraint(self, schema: str) -> AsyncIterator[JsonConstraint]:
-        """For one answer. schema: JSON. ModelNotSupportedError if it is not supported; SandboxEndedError if it costs too much."""
+        """For one answer. schema: JSON. ModelNotSupportedError if it is not supported, or costs too much."""
         sandbox = self._idle.pop() if self._idle else await self._started()
         self._used.add(sandbox)
         is_well = False
         try:
-            await sandbox.ask_soon({"action": "begin_grammar", "schema": schema}, BEGIN_CPU_S)
+            await _asked(sandbox, {"action": "begin_grammar", "schema": schema}, BEGIN_CPU_S)
             yield JsonConstraint(sandbox)
             is_well = True
         finally:
@@ -81,3 +83,10 @@ class Constraining:
             sandbox.close()
             raise
         return sandbox
+
+
+async def _asked(sandbox: Sandbox, request: dict[str, object], cpu_s: float) -> dict[str, Any]:
+    try:
+        return await sandbox.ask_soon(request, cpu_s)
+    except SandboxEndedError as error:
+        raise ModelNotSupportedError(f"the JSON schema is too complex: {error.what}; make it simpler") from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import llguidance
 
 from protocols.errors import ModelNotSupportedError
+from protocols.words import described, one_line
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -30,6 +31,8 @@ class Grammar:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ModelNotSupportedError(f"{folder.name} has no tokenizer.json, which a JSON answer needs")
+        if not ends:
+            raise ModelNotSupportedError(f"{folder.name} has no end token, which a JSON answer needs")
         self._size = vocab_size
         try:
             self._tokenizer = llguidance.LLTokenizer(str(file.resolve()), n_vocab=vocab_size, eos_token=ends)
@@ -39,8 +42,10 @@ class Grammar:
 
     def begin(self, schema: str) -> None:
         """A new answer. ModelNotSupportedError if the schema is none, or uses what is not supported."""
-        json.loads(schema)
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=FORM)
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(json.loads(schema)), defaults=FORM)
+        except (ValueError, RecursionError) as error:
+            raise ModelNotSupportedError(f"the JSON schema is none: {described(error)}") from None
         self._matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         self._check()
 
@@ -59,4 +64,5 @@ class Grammar:
     def _check(self) -> None:
         assert self._matcher is not None
         if self._matcher.is_error():
-            raise ModelNotSupportedError(f"the JSON schema: {' '.join(self._matcher.get_error().split())[:500]}")
+            reason = self._matcher.get_error().partition("<state>")[0]  # behind it: the state of the parser
+            raise ModelNotSupportedError(f"the JSON schema: {one_line(reason)[:500]}")

@@ -27,7 +27,7 @@ class SandboxedTokenizer:
 
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         """Opens the tokenizer of a checkpoint's folder; errors as of `tokenizer.open_tokenizer`, and of `Sandbox.ask`."""
-        self.sandbox, self._folder = sandbox, folder
+        self.sandbox, self.folder = sandbox, folder
         self._open_cpu_s = open_cpu_s(folder)
         opened = sandbox.open({"action": "open", "folder": str(folder.resolve())}, self._open_cpu_s)
         self._templates: Mapping[str, str] = opened["templates"]
@@ -65,7 +65,7 @@ class SandboxedTokenizer:
         """The same tokenizer in a process of its own, which its owner closes."""
         sandbox = Sandbox(self.sandbox.model, limits=self.sandbox.limits)
         try:
-            return SandboxedTokenizer(sandbox, self._folder)
+            return SandboxedTokenizer(sandbox, self.folder)
         except BaseException:
             sandbox.close()
             raise

@@ -50,6 +50,7 @@ from protocols.ids import ModelId
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import Receipt
 from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
+from protocols.step_spec import MAX_MASK_BYTES
 from protocols.units import MAX_MATRIX_NAME, Blocks, Ends, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
@@ -205,7 +206,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         step=1 << 40,
         ops=many_operations(),
         budget_ms=86_400_000,
-        spec=inference.StepSpec(want=4_096, result="top", top=1_024),
+        spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES)),
     ),
     "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
     "close": lambda: inference.Close(session=SESSION),

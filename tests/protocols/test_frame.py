@@ -144,7 +144,7 @@ WRONG = {
     "lengths deep": lengths([[[[[[[[]]]]]]]]),
     "too many buffers": framed(msgpack.packb({"b": [0] * (MAX_BUFFERS + 1)})),
     "a buffer that this kind has no use for": framed(msgpack.packb({"t": "close", "b": [16]}), bytes(16)),
-    "a second tensor of a step": framed(msgpack.packb({"t": "step", "b": [16, 16]}), bytes(32)),
+    "a second tensor of a step": framed(msgpack.packb({"t": "step", "b": [16, 16, 16]}), bytes(48)),
     "a header that ends with its kind": framed(msgpack.packb({"x": 1, "t": "reroute"})),
     "a header of two kinds": framed(b"\x82\xa1t\xa7reroute\xa1t\xa4step"),
     "a long header of an unknown kind": framed(msgpack.packb({"t": "x", "y": bytes(2_000)})),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocols import inference
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
-from protocols.step_spec import KINDS, MAX_WANT, PASS_ON, RESULTS, StepSpec
+from protocols.step_spec import KINDS, MAX_MASK_BYTES, MAX_WANT, PASS_ON, RESULTS, StepSpec
 from tests.protocols.samples import SAMPLES
 
 specs = st.builds(
@@ -20,6 +20,7 @@ specs = st.builds(
     want=st.integers(-3, 2) | st.integers(MAX_WANT - 1, MAX_WANT + 1),
     result=st.sampled_from(RESULTS),
     top=st.integers(-1, 2) | st.integers(MAX_TOP - 1, MAX_TOP + 1),
+    mask=st.binary(max_size=3) | st.sampled_from([bytes(MAX_MASK_BYTES), bytes(MAX_MASK_BYTES + 1)]),
 )
 
 
@@ -41,6 +42,8 @@ def test_what_a_client_s_check_lets_out_every_node_takes(spec: StepSpec) -> None
         StepSpec(kind="ids", result="top", top=MAX_TOP + 1),
         StepSpec(kind="ids", result="top"),
         StepSpec(kind="ids", result="logits", top=3),
+        StepSpec(kind="ids", result="logits", mask=b"x"),
+        StepSpec(kind="ids", result="top", top=1, mask=bytes(MAX_MASK_BYTES + 1)),
         StepSpec(result="logits"),
         StepSpec(kind="text"),
     ],
@@ -54,4 +57,6 @@ def test_a_hop_changes_only_what_the_next_one_must_get() -> None:
     spec = StepSpec(kind="ids", want=1, result="top", top=5, priority=-3)
     assert spec.below() == replace(spec, kind="hidden")
     assert spec.passed_on() == StepSpec(kind="ids", priority=-3)
+    masked = replace(spec, mask=b"x")
+    assert masked.below().mask == masked.wanting(2).mask == b"x" and not masked.wanting(0).mask and not masked.passed_on().mask
     assert PASS_ON.below() is PASS_ON.passed_on() is PASS_ON.wanting(PASS_ON.want) is PASS_ON

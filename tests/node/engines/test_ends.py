@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from node.engines.ends import Ends, Stretch, top
+from node.engines.ends import Ends, Stretch, allowed, top
 from node.engines.ends_selftest import choose_ends, fault
 from protocols.errors import BadRequestError, ModelNotSupportedError
+from protocols.step_spec import EXCLUDED
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import EndsModel, load_ends
 from tests.devices import DEVICE
@@ -128,3 +129,13 @@ def test_the_largest_come_first_and_of_equals_the_lowest_id(logits: list[list[fl
     for row, got, tokens in zip(logits, values.tolist(), ids.tolist(), strict=True):
         expected = sorted(range(6), key=lambda token: (-row[token], token))[:count]
         assert tokens == expected and got == [row[token] for token in expected]
+
+
+@given(st.integers(1, 40), st.integers(0, 2**40 - 1))
+def test_what_a_mask_excludes_is_lower_than_any_other_logit(vocabulary: int, bits: int) -> None:
+    bits &= (1 << vocabulary) - 1
+    logits = torch.randn(2, vocabulary, generator=torch.Generator().manual_seed(1)) * 1e30
+    found = allowed(logits, bits.to_bytes((vocabulary + 7) // 8, "little"))
+    for token in range(vocabulary):
+        is_allowed = bool(bits >> token & 1)
+        assert torch.equal(found[:, token], logits[:, token]) if is_allowed else bool((found[:, token] < EXCLUDED).all())

@@ -51,6 +51,10 @@ class Hops:
             if number < counts[0] - want:
                 continue
             scores = logits_after(self.tokens)
+            scores = [
+                score if not spec.mask or spec.mask[token // 8] >> token % 8 & 1 else -3.4e38
+                for token, score in enumerate(scores)
+            ]
             best = sorted(range(VOCABULARY), key=lambda token: (-scores[token], token))[: top or VOCABULARY]
             chosen = best if result == "top" else range(VOCABULARY)
             values += struct.pack(f"<{len(chosen)}f", *(scores[token] for token in chosen))
@@ -157,3 +161,33 @@ async def test_what_does_not_fit_is_said_before_anything_is_sent() -> None:
         with pytest.raises(BadRequestError, match=text):
             await answer(hops, prompt, TokenSampling(), limits)
     assert not hops.steps
+
+
+@dataclass
+class Rising:
+    """Each token is larger than the one before; the answer may end from 10 on."""
+
+    last: int = 0
+    asked: list[int] = field(default_factory=list)
+
+    async def mask(self) -> bytes:
+        allowed = [token for token in range(self.last + 1, VOCABULARY)] + [0] * (self.last >= 10)
+        bits = sum(1 << token for token in allowed)
+        return bits.to_bytes((VOCABULARY + 7) // 8, "little")
+
+    async def accept(self, token: int) -> None:
+        assert token > self.last
+        self.last = token
+        self.asked.append(token)
+
+
+@pytest.mark.parametrize(
+    "sampling", [TokenSampling(), TokenSampling(temperature=2.0, top_k=3, seed=5), TokenSampling(temperature=2.0, seed=5)]
+)
+async def test_an_answer_keeps_to_what_its_constraint_allows(sampling: TokenSampling) -> None:
+    hops, rising, limits = Hops(), Rising(), Limits(max_new_tokens=40, ends=frozenset({0}))
+    said = [token async for token in generate(TokenSequence(hops), [3, 5], Chooser(sampling), limits, None, rising)]
+    print(said)
+    assert said[-1] == 0 and said[:-1] == rising.asked == sorted(set(said[:-1])) and said[-2] >= 10
+    asks_few = bool(sampling.top_k or sampling.is_greedy)
+    assert {result for _, _, result in hops.steps} == {"top" if asks_few else "logits"}

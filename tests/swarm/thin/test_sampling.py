@@ -144,6 +144,24 @@ def test_presence_frequency_and_bias_are_openais() -> None:
         assert abs(counts[token] / draws - chance) < 5 * (chance * (1 - chance) / draws) ** 0.5 + 1e-9, token
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.4, "top_k": 5}, {"repetition_penalty": 1.8, "bias": ((5, -2.0),)}])
+def test_a_mask_leaves_what_it_allows(settings: dict[str, Any]) -> None:
+    allowed = set(np.random.default_rng(3).choice(60, 20, replace=False).tolist())
+    mask = sum(1 << token for token in allowed).to_bytes(8, "little")
+    few, all_ = (Chooser(TokenSampling(seed=8, **settings)) for _ in range(2))
+    masked = torch.where(torch.tensor([token in allowed for token in range(60)]), LOGITS, torch.finfo(torch.float32).min)
+    largest = top_of(masked, few.asks(BEFORE))
+    drawn = [few.choose(largest, BEFORE, mask=mask) for _ in range(100)]
+    assert drawn == [all_.choose(all_of(LOGITS), BEFORE, mask=mask) for _ in range(100)] and set(drawn) <= allowed
+
+
+def test_a_mask_that_allows_nothing_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="no token may come next"):
+        Chooser(TokenSampling()).choose(all_of(LOGITS), BEFORE, mask=bytes(8))
+    with pytest.raises(BadRequestError, match="a node must upgrade"):  # it has not applied the mask
+        Chooser(TokenSampling()).choose(top_of(LOGITS, 1), BEFORE, mask=(1 << int(LOGITS.argmin())).to_bytes(8, "little"))
+
+
 def test_what_needs_all_logits_asks_for_all() -> None:
     few = {"temperature": 1.0, "top_k": 5}
     for settings in (
