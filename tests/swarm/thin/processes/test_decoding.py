@@ -92,6 +92,6 @@ async def test_a_caller_that_leaves_spoils_nothing(tokenizer: SandboxedTokenizer
 
 def test_a_folder_without_a_tokenizer_leaves_no_process(tokenizer: SandboxedTokenizer, tmp_path: Path) -> None:
     lost = SandboxedTokenizer.__new__(SandboxedTokenizer)
-    lost.sandbox, lost._folder = tokenizer.sandbox, tmp_path
+    lost.sandbox, lost.folder = tokenizer.sandbox, tmp_path
     with pytest.raises(Exception, match=r"no tokenizer\.json"):
         lost.twin()
