@@ -44,7 +44,7 @@ def refusal(swarm: GatewaySwarm, path: str, body: Any, status: int = 400) -> dic
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "structural_tag"}),
         ("reasoning_effort", "high"),
         ("prediction", {"type": "content", "content": "x"}),
         ("modalities", ["audio"]),
