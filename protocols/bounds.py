@@ -142,7 +142,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "closed": _row(2 * MAX_MEMBERS * _PEER + 500 * _LETTER + 256, 2 * MAX_MEMBERS + 32, 4, 2),
     "apply": _row(MAX_MODEL_TEXT * _LETTER + 64, 12),
     "applied": _row(MAX_GROUP_UNITS * (_BLOCKS + 9) + 96, 2 * MAX_GROUP_UNITS + 24, 4, 1),
-    "reply": _row(MAX_ROWS + 512, MAX_ROWS + 48, 8, 2),
+    "reply": _row(MAX_ROWS + 512, MAX_ROWS + 60, 8, 3),
 }
 """By the kind that a message says under its key `t`."""
 

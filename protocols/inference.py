@@ -102,6 +102,8 @@ class Step:
                   "priority": spec.priority}  # fmt: skip
         if self.positions is not None:
             header["positions"] = list(self.positions)
+        if spec.temperature:
+            header["temperature"] = spec.temperature
         return frame.encode(header, [self.payload.data, spec.mask] if spec.mask else [self.payload.data])
 
     @classmethod
@@ -297,13 +299,15 @@ class Reply:
     payload: tensors.WireTensor
     ids: tensors.WireTensor | None = None
     """[tokens, k] token ids of a payload of the k largest logits, else None."""
+    totals: tensors.WireTensor | None = None
+    """[tokens] float32 beside the ids, as `StepSpec.temperature` says, else None."""
     compute_ms: float = 0.0
     """Milliseconds that the step spent computing at the last hop."""
 
     @property
     def num_bytes(self) -> int:
         """Of the buffers."""
-        return self.payload.num_bytes + (0 if self.ids is None else self.ids.num_bytes)
+        return sum(one.num_bytes for one in (self.payload, self.ids, self.totals) if one is not None)
 
     def encode(self) -> bytes:
         header = {"t": "reply", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
@@ -311,7 +315,10 @@ class Reply:
         if self.ids is None:
             return frame.encode(header, [self.payload.data])
         header["ids"] = self.ids.header()
-        return frame.encode(header, [self.payload.data, self.ids.data])
+        if self.totals is None:
+            return frame.encode(header, [self.payload.data, self.ids.data])
+        header["totals"] = self.totals.header()
+        return frame.encode(header, [self.payload.data, self.ids.data, self.totals.data])
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Reply:
@@ -324,6 +331,7 @@ class Reply:
             counts=counts,
             payload=payload,
             ids=_ids(received, payload.shape),
+            totals=_totals(received, payload.shape),
             compute_ms=fields.number(header, "compute", 0, 1e9),
         )
 
@@ -335,6 +343,15 @@ def _ids(received: frame.Frame, shape: tuple[int, ...]) -> tensors.WireTensor | 
     if (ids.dtype, ids.shape, ids.codec) != ("int32", shape, "none"):
         raise BadRequestError(f"ids must be int32 {list(shape)} like the values, got {ids.dtype} {list(ids.shape)}")
     return ids
+
+
+def _totals(received: frame.Frame, shape: tuple[int, ...]) -> tensors.WireTensor | None:
+    if received.header.get("totals") is None:
+        return None
+    totals = tensors.parse(received.header["totals"], received.buffers, 2)
+    if (totals.dtype, totals.shape, totals.codec) != ("float32", shape[:1], "none") or not tensors.is_finite(totals):
+        raise BadRequestError(f"totals must be finite float32 {list(shape[:1])}, got {totals.dtype} {list(totals.shape)}")
+    return totals
 
 
 Message = Open | Step | History | Reroute | Close | Expect | HopLost | Attach | Reply

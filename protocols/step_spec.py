@@ -22,6 +22,8 @@ MAX_MASK_BYTES = 1 << 17
 EXCLUDED = -3.0e38
 """A logit below this is of a token that the mask excludes."""
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e6
+
 KINDS = ("hidden", "ids", "embeds")
 """What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
 first hop puts through the model's own embedding stage. A session that brings either of the last two is thin."""
@@ -46,6 +48,9 @@ class StepSpec:
     mask: bytes = field(default=b"", repr=False)
     """Which tokens count for the largest logits, a bit for each id of the vocabulary: bit `id % 8` of byte `id // 8`; empty = all. It holds
     for every token that comes back, so a step with a mask mostly wants one. If too few are allowed, others follow, below `EXCLUDED`."""
+    temperature: float = 0.0
+    """Above 0: beside the largest logits comes, for each token, the logarithm of the sum of exp(logit / temperature) over all logits that
+    the mask allows. With it, a client knows how likely the largest are, and needs no others."""
     priority: int = 0
     """Below 0: others go first. Above 0 counts as 0, for as long as nodes cannot tell a contributor from an untrusted peer."""
 
@@ -64,6 +69,7 @@ class StepSpec:
             raise BadRequestError(f"want is -1 for all tokens, 0 for none, or up to {MAX_WANT} tokens; got {self.want}")
         _check_top(self.top, self.result)
         _check_mask(self.mask, self.result)
+        _check_temperature(self.temperature, self.result)
         if not self.is_thin and self.result != "hidden":
             raise BadRequestError(
                 f"hidden states come from a client with the model's head, which gets hidden states, not {self.result}"
@@ -92,10 +98,12 @@ class StepSpec:
             result=fields.one_of(header, "result", RESULTS),
             top=fields.integer(header, "top", 0, MAX_TOP),
             mask=mask,
+            temperature=fields.number(header, "temperature", 0, MAX_TEMPERATURE) if "temperature" in header else 0.0,
             priority=fields.integer(header, "priority", -100, 100),
         )
         _check_top(spec.top, spec.result)
         _check_mask(spec.mask, spec.result)
+        _check_temperature(spec.temperature, spec.result)
         return spec
 
 
@@ -112,4 +120,11 @@ def _check_mask(mask: bytes, result: str) -> None:
     if mask and (result != "top" or len(mask) > MAX_MASK_BYTES):
         raise BadRequestError(
             f"a mask of tokens is for the largest logits and has at most {MAX_MASK_BYTES} bytes; got {len(mask)} for {result!r}"
+        )
+
+
+def _check_temperature(temperature: float, result: str) -> None:
+    if temperature and not (result == "top" and MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE):
+        raise BadRequestError(
+            f"a temperature is for the largest logits, {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}; got {temperature} for {result!r}"
         )

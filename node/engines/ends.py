@@ -180,6 +180,11 @@ def allowed(logits: Tensor, mask: bytes) -> Tensor:
     return logits.masked_fill(bits.flatten()[: logits.shape[-1]] == 0, torch.finfo(logits.dtype).min)
 
 
+def totals(logits: Tensor, temperature: float) -> Tensor:
+    """float32 [T'] of float32 logits [T', V], as `StepSpec.temperature`; summed in float64."""
+    return (logits.double() / temperature).logsumexp(-1).float()
+
+
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each token's float32 logits [T', V]: values and int32 ids, both [T', count], count <= V.
 

@@ -63,7 +63,9 @@ class Answering:
         limits = model.limits(most_new(self.served, request, ids))
         sampling = request.picking.sampling(model.defaults, number)
         wants_scores = request.num_scored is not None
-        chooser = ScoringChooser(sampling, request.num_scored or 0) if wants_scores else Chooser(sampling)
+        chooser = (
+            ScoringChooser(sampling, request.num_scored or 0, request.schema is not None) if wants_scores else Chooser(sampling)
+        )
         pieces: list[str] = []
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)

@@ -87,12 +87,18 @@ def joined(outputs: Sequence[Output]) -> Output:
     if len(outputs) == 1:
         return outputs[0]
     ids = [output.ids for output in outputs if output.ids is not None]
-    return Output(values=torch.cat([output.values for output in outputs]), ids=torch.cat(ids) if ids else None)
+    totals = [output.totals for output in outputs if output.totals is not None]
+    return Output(
+        values=torch.cat([output.values for output in outputs]),
+        ids=torch.cat(ids) if ids else None,
+        totals=torch.cat(totals) if totals else None,
+    )
 
 
 def _answer(chunk: Chunk, logits: Tensor, is_shared: bool) -> Output:
     spec = chunk.step.spec
     if spec.result == "top":
-        values, ids = own_ends.top(own_ends.allowed(logits, spec.mask) if spec.mask else logits, spec.top)
-        return Output(values=values, ids=ids)
+        logits = own_ends.allowed(logits, spec.mask) if spec.mask else logits
+        values, ids = own_ends.top(logits, spec.top)
+        return Output(values=values, ids=ids, totals=own_ends.totals(logits, spec.temperature) if spec.temperature else None)
     return Output(values=logits.clone() if is_shared else logits)

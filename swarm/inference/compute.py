@@ -18,10 +18,12 @@ from protocols.inference import PASS_ON, Op, StepSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What came of a step, on the CPU: values [T', …], and their token ids [T', k] where the largest logits were asked for."""
+    """What came of a step, on the CPU: values [T', …], their token ids [T', k] where the largest logits were asked for, and totals [T'] as
+    `StepSpec.temperature` says."""
 
     values: Tensor
     ids: Tensor | None = None
+    totals: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,8 @@ class Awaited:
         is_alike = (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (expected.width,), expected.dtype)
         if reply.ids is None or not is_alike:
             return is_alike and expected.result != "top"
+        if (reply.totals is not None) is not expected.has_totals:
+            return False
         ids = memoryview(reply.ids.data).cast("i") if reply.ids.num_bytes else ()
         return expected.result == "top" and all(0 <= token < expected.vocab_size for token in ids)
 

@@ -49,14 +49,15 @@ async def process_step(compute: SessionCompute, message: Step | History, place: 
         raise InternalError(
             "this peer computed NaN or infinity: its weights or device are damaged, or its number format is too small"
         )
-    return StepOutput(values=packed, ids=None if output.ids is None else compression.pack(output.ids))
+    ids, totals = (None if one is None else compression.pack(one) for one in (output.ids, output.totals))
+    return StepOutput(values=packed, ids=ids, totals=totals)
 
 
 def reply_to(step: Step, output: StepOutput, compute_ms: float) -> Reply:
     """What the last hop answers the client."""
     counts = chunks.kept(step.spec.want, step.counts)
     return Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values, ids=output.ids,
-                 compute_ms=compute_ms)  # fmt: skip
+                 totals=output.totals, compute_ms=compute_ms)  # fmt: skip
 
 
 def _expires_s(step: Step) -> float:

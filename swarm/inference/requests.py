@@ -96,6 +96,7 @@ class ReplyFormat:
     width: int
     dtype: str
     vocab_size: int = 0
+    has_totals: bool = False
 
     @property
     def token_bytes(self) -> int:
@@ -126,8 +127,9 @@ def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> 
         raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
     given.check_values(vocab_size)
     return ReplyFormat(
-        result=spec.result, width=width, dtype=dtype if spec.result == "hidden" else "float32", vocab_size=vocab_size
-    )
+        result=spec.result, width=width, dtype=dtype if spec.result == "hidden" else "float32", vocab_size=vocab_size,
+        has_totals=spec.temperature > 0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,3 +138,5 @@ class StepOutput:
 
     values: WireTensor
     ids: WireTensor | None = None
+    totals: WireTensor | None = None
+    """[T'] as `StepSpec.temperature` says."""

@@ -148,7 +148,10 @@ class Session:
         replies = await self._run(pieces, ops, given, expected)
         values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
         ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
-        return StepOutput(values=values, ids=chunks.join(pieces, ids) if ids else None)
+        totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
+        return StepOutput(
+            values=values, ids=chunks.join(pieces, ids) if ids else None, totals=chunks.join(pieces, totals) if totals else None
+        )
 
     async def fork(self) -> Session:
         """A second session with the same sequences, independent of this one from here on.

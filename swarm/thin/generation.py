@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
-from swarm.thin.sampling import Chooser, Position
+from swarm.thin.sampling import Chooser, NotEnoughError, Position
 
 Proposer = Callable[[Sequence[int]], Sequence[int]]
 """All tokens so far -> guesses of the next ones, likeliest text first; empty = none."""
@@ -31,6 +31,9 @@ class Output(Protocol):
 
     @property
     def ids(self) -> WireTensor | None: ...
+
+    @property
+    def totals(self) -> WireTensor | None: ...
 
 
 class Steps(Protocol):
@@ -92,19 +95,27 @@ class TokenSequence:
         self._crop += tokens
         del self.held[len(self.held) - tokens :]
 
-    async def feed(self, ids: Sequence[int], want: int, top: int, mask: bytes = b"") -> list[Position]:
+    async def feed(self, ids: Sequence[int], want: int, top: int, mask: bytes = b"", temperature: float = 0.0) -> list[Position]:
         """Send tokens; the logits after each of the last `want`: the `top` largest of those that `mask` allows (`StepSpec.mask`).
 
-        If `top` is 0: all, also those that it does not.
+        If `top` is 0: all, also those that it does not. temperature: as `StepSpec.temperature`.
         """
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
-        spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top, mask=mask if top else b"")
+        spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top)
+        if top:
+            spec = replace(spec, mask=mask, temperature=temperature)
         output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
         self.held += ids
         return _positions(output, want)
+
+    async def ask_again(self) -> Position:
+        """All logits after the last token, which is computed once more."""
+        last = self.held[-1]
+        self.forget(1)
+        return (await self.feed([last], 1, 0))[0]
 
 
 def _positions(output: Output, want: int) -> list[Position]:
@@ -113,7 +124,8 @@ def _positions(output: Output, want: int) -> list[Position]:
     if output.ids is None:
         return [Position(values[at * size : (at + 1) * size]) for at in range(want)]
     ids = memoryview(output.ids.data).cast("B")
-    return [Position(values[at * size : (at + 1) * size], ids[at * size : (at + 1) * size]) for at in range(want)]
+    totals = [None] * want if output.totals is None else list(struct.unpack(f"<{want}f", output.totals.data))
+    return [Position(values[at * size : (at + 1) * size], ids[at * size : (at + 1) * size], totals[at]) for at in range(want)]
 
 
 async def generate(
@@ -139,9 +151,14 @@ async def generate(
         top = chooser.asks([*said, *guesses], len(prompt))
         top = 0 if limits.vocab_size is not None and top >= limits.vocab_size else top
         mask = b"" if constraint is None else await constraint.mask()
-        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask)
+        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask, chooser.temperature)
         for number, position in enumerate(logits):
-            token = chooser.choose(position, said, len(prompt), mask)
+            try:
+                token = chooser.choose(position, said, len(prompt), mask)
+            except NotEnoughError:
+                sequence.forget(len(guesses) - number)
+                guesses = guesses[:number]
+                token = chooser.choose(await sequence.ask_again(), said, len(prompt), mask)
             if constraint is not None and token not in limits.ends:
                 await constraint.accept(token)
             said.append(token)

@@ -7,7 +7,9 @@ Greedy picks the token that transformers picks (ties to the lowest id). Drawing 
 of steps (bias, penalties, temperature, top-k, top-p, min-p); the random numbers are our own, so a seed repeats an answer here, and not
 torch's.
 
-How much of the logits is needed is decided beforehand (`Chooser.asks`): the largest few if the result is provably the same, else all.
+How much of the logits is needed is decided beforehand (`Chooser.asks`): the largest few if the result is provably the same, else all. A
+draw from all tokens asks for the largest NUM_LIKELY and the sum over all (`StepSpec.temperature`): so their probabilities are known, and
+only if the draw falls beyond them (`NotEnoughError`, a few per cent of tokens), all logits are asked for.
 What is lowered (by a penalty, or a negative bias) pushes at most itself out of the largest: so with n tokens that may be lowered, the
 largest k + n of the model hold the largest k of the result. Both ways draw the same tokens. numpy comes in with the first draw.
 
@@ -26,13 +28,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError, shown
-from protocols.step_spec import EXCLUDED
+from protocols.step_spec import EXCLUDED, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_ASKED = 64
 """Above this top-k, all logits travel instead of the largest."""
+
+NUM_LIKELY = 512
+"""So many of the largest logits are asked for, if a token is drawn from all: 4 KB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,10 @@ class TokenSampling:
         return self.repetition_penalty == 1 and not (self.counts_answer or self.bias or self.suppressed)
 
 
+class NotEnoughError(Exception):
+    """The largest logits do not decide this draw. The chooser is as before it: ask for all logits, and choose again."""
+
+
 class Logits(Protocol):
     """What one position's answer is: the largest logits with their ids, largest first, or all of them."""
 
@@ -114,6 +123,11 @@ class Logits(Protocol):
         """int32, little-endian; None: all V, in the order of their ids."""
         ...
 
+    @property
+    def total(self) -> float | None:
+        """As `StepSpec.temperature`, if ids are there and it was asked for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -121,6 +135,7 @@ class Position:
 
     values: bytes | memoryview
     ids: bytes | memoryview | None = None
+    total: float | None = None
 
 
 class Chooser:
@@ -130,8 +145,17 @@ class Chooser:
         self.sampling = sampling
         self._random = random.Random(sampling.seed)
 
+    @property
+    def temperature(self) -> float:
+        """Above 0: the sum over all logits is wanted beside those that `asks` says, as `StepSpec.temperature`."""
+        own = self.sampling
+        is_within = MIN_TEMPERATURE <= own.temperature <= MAX_TEMPERATURE
+        return own.temperature if is_within and own.is_plain and not own.top_k else 0.0
+
     def asks(self, before: Sequence[int], num_prompt: int = 0) -> int:
         """How many of the largest logits decide the token after `before`; 0 = all are needed. Its first `num_prompt` are the prompt's."""
+        if self.temperature:
+            return NUM_LIKELY
         sampling = self.sampling
         few = 1 if sampling.is_greedy else sampling.top_k if sampling.top_k <= MAX_ASKED else 0
         if not few or sampling.raises:
@@ -142,7 +166,7 @@ class Chooser:
     def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0, mask: bytes = b"") -> int:
         """The next token. before: every token so far, of which the first `num_prompt` are the prompt's. mask: as `StepSpec.mask`.
 
-        BadRequestError if the mask allows none of these tokens: it allows none at all, or a node does not know masks.
+        BadRequestError if the mask allows none of these tokens: it allows none at all, or a node does not know masks. NotEnoughError.
         """
         if logits.ids is not None and self.sampling.is_greedy and self.sampling.is_plain and not mask:
             (first,) = struct.unpack_from("<i", logits.ids)
@@ -152,7 +176,7 @@ class Chooser:
             raise BadRequestError("no token may come next: the form that was asked for allows none, or a node must upgrade")
         if self.sampling.is_greedy:
             return int(ids_k[0])
-        return self._draw(values_k, ids_k)
+        return self._draw(values_k, ids_k, logits.total)
 
     def _lowered(self, before: Sequence[int], num_prompt: int) -> set[int]:
         """Tokens whose logits may become smaller."""
@@ -204,20 +228,38 @@ class Chooser:
         values[[at for _, at in places(sampling.suppressed)]] = -np.inf
         return values
 
-    def _draw(self, values_k: NDArray, ids_k: NDArray) -> int:  # type: ignore[type-arg]
-        """values_k: descending."""
+    def _draw(self, values_k: NDArray, ids_k: NDArray, total: float | None) -> int:  # type: ignore[type-arg]
+        """values_k: descending. total: None = these are all that may be drawn."""
         import numpy as np
 
-        scaled = values_k.astype(np.float64) / self.sampling.temperature
-        if self.sampling.top_k:
-            scaled, ids_k = scaled[: self.sampling.top_k], ids_k[: self.sampling.top_k]
-        chances = np.exp(scaled - scaled[0])
-        if self.sampling.top_p < 1:
+        sampling = self.sampling
+        scaled = values_k.astype(np.float64) / sampling.temperature
+        if sampling.top_k:
+            scaled, ids_k = scaled[: sampling.top_k], ids_k[: sampling.top_k]
+        chances = np.exp(scaled - (scaled[0] if total is None else total))
+        if total is None:
             chances /= chances.sum()
-            kept = max(1, int((chances.cumsum() - chances < self.sampling.top_p).sum()))
+        is_whole = total is None
+        if sampling.top_p < 1:
+            is_whole = is_whole or chances.sum() >= sampling.top_p
+            kept = max(1, int((chances.cumsum() - chances < sampling.top_p).sum()))
             chances = chances[:kept]
-        if self.sampling.min_p:
-            chances = chances[chances >= self.sampling.min_p * chances[0]]
-        sums = chances.cumsum()
-        at = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
-        return int(ids_k[min(at, len(sums) - 1)])
+        if sampling.min_p:
+            is_whole = is_whole or chances[-1] < sampling.min_p * chances[0]
+            chances = chances[chances >= sampling.min_p * chances[0]]
+        if not is_whole and (sampling.top_p < 1 or sampling.min_p):
+            raise NotEnoughError  # where they cut is not known
+        return int(ids_k[self._place(chances, is_whole)])
+
+    def _place(self, chances: NDArray, is_whole: bool) -> int:  # type: ignore[type-arg]
+        """One of these by chance. is_whole: there are no others; else these are a part of 1, and NotEnoughError if the draw is beyond."""
+        import numpy as np
+
+        before, sums = self._random.getstate(), chances.cumsum()
+        at = int(np.searchsorted(sums, self._random.random() * (sums[-1] if is_whole else 1.0), side="right"))
+        if at < len(sums):
+            return at
+        if is_whole:
+            return len(sums) - 1
+        self._random.setstate(before)
+        raise NotEnoughError

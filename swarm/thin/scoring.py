@@ -1,7 +1,8 @@
 """Log-probabilities of the tokens of an answer, as the model gives them.
 
 They are those of the model's own logits, before bias, penalties and temperature: what a token's chance was, not how it was drawn.
-They need the sum over the whole vocabulary, so all logits travel.
+They need the sum over the whole vocabulary. If the likeliest token is taken as the model gives it, the last hop sends that beside the
+largest logits; else all logits travel.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ class Scored:
 class ScoringChooser(Chooser):
     """Picks what `Chooser` picks, and keeps the score of the last token."""
 
-    def __init__(self, sampling: TokenSampling, num_top: int) -> None:
+    def __init__(self, sampling: TokenSampling, num_top: int, is_masked: bool = False) -> None:
+        """is_masked: a mask excludes tokens; scores do not know of it."""
         super().__init__(sampling)
         self._num_top = num_top
+        self._needs_all = is_masked or not (sampling.is_greedy and sampling.is_plain)
         self.last: Scored | None = None
 
+    @property
+    def temperature(self) -> float:
+        return 0.0 if self._needs_all else 1.0
+
     def asks(self, before: Sequence[int], num_prompt: int = 0) -> int:
-        return 0
+        return 0 if self._needs_all else max(1, self._num_top)
 
     def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0, mask: bytes = b"") -> int:
         token = super().choose(logits, before, num_prompt, mask)
@@ -42,11 +49,14 @@ class ScoringChooser(Chooser):
 
 
 def scored(logits: Logits, token: int, num_top: int) -> Scored:
-    """logits: all of them."""
+    """logits: all of them, or the largest, the token among them, with their total at temperature 1."""
     import numpy as np
 
-    assert logits.ids is None
     values = np.frombuffer(logits.values, dtype="<f4").astype(np.float64)
+    if logits.ids is not None:
+        assert logits.total is not None
+        found = list(zip(np.frombuffer(logits.ids, dtype="<i4").tolist(), (values - logits.total).tolist(), strict=True))
+        return Scored(token, dict(found)[token], tuple(found[:num_top]))
     largest = values.max()
     norm = largest + math.log(np.exp(values - largest).sum())
     top = np.argsort(-values, kind="stable")[:num_top]

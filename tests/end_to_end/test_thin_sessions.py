@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,33 @@ def test_an_id_beyond_the_vocabulary_is_refused_and_the_node_serves_on(swarms: S
 
     swarm.run(talk())
     swarm.run(until(lambda: swarm.nodes[0].engine.used_bytes == 0))
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_the_largest_of_what_a_mask_allows_come_with_the_sum_over_that(swarms: Swarms, num_nodes: int) -> None:
+    """Of a prompt in prefill chunks, and of two sequences."""
+    swarm = swarms.start(SPANS[num_nodes], chunk_tokens=4)
+    allowed = torch.rand(256, generator=torch.Generator().manual_seed(1)) < 0.3
+    mask = sum(1 << token for token in range(256) if allowed[token]).to_bytes(32, "little")
+    spec = StepSpec(kind="ids", want=1, result="top", top=5, mask=mask, temperature=0.7)
+
+    async def talk() -> None:
+        session = swarm.toys.session(chunk_tokens=4, **swarm.sizes)
+        flat = torch.tensor([token for row in PROMPTS for token in row], dtype=torch.int32)
+        output = await session.step((), [len(row) for row in PROMPTS], compression.pack(flat), spec)
+        assert output.ids is not None and output.totals is not None
+        for number, row in enumerate(PROMPTS):
+            logits = swarms.logits(list(row))[-1].masked_fill(~allowed, -torch.inf)
+            values, ids = logits.topk(5)
+            assert compression.unpack(output.ids)[number].tolist() == ids.tolist()
+            assert torch.allclose(compression.unpack(output.values)[number], values, atol=2e-4)
+            total = compression.unpack(output.totals)[number]
+            assert torch.allclose(total, (logits / 0.7).logsumexp(-1), atol=2e-4)
+        with pytest.raises(BadRequestError, match="a mask of 256 tokens has 32 bytes, got 31"):
+            await session.step((), [1, 1], compression.pack(flat[:2]), replace(spec, mask=mask[:-1]))
+        await session.close()
+
+    swarm.run(talk())
 
 
 def test_more_logits_than_there_are_cannot_be_asked_for_by_either_side(swarms: Swarms) -> None:

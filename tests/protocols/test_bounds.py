@@ -222,6 +222,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         counts=COUNTS,
         payload=empty(MAX_STEP_TOKENS),
         ids=tensors.WireTensor("int32", (MAX_STEP_TOKENS, 0, 1 << 24, 1 << 24), "none", b""),
+        totals=tensors.WireTensor("float32", (MAX_STEP_TOKENS,), "none", bytes(4 * MAX_STEP_TOKENS)),
         compute_ms=1e9,
     ),
     "pass": lambda: training.Pass(

@@ -20,6 +20,7 @@ specs = st.builds(
     want=st.integers(-3, 2) | st.integers(MAX_WANT - 1, MAX_WANT + 1),
     result=st.sampled_from(RESULTS),
     top=st.integers(-1, 2) | st.integers(MAX_TOP - 1, MAX_TOP + 1),
+    temperature=st.sampled_from([0.0, 0.7, -1.0, 1e-9, 1e9]),
     mask=st.binary(max_size=3) | st.sampled_from([bytes(MAX_MASK_BYTES), bytes(MAX_MASK_BYTES + 1)]),
 )
 
@@ -43,6 +44,9 @@ def test_what_a_client_s_check_lets_out_every_node_takes(spec: StepSpec) -> None
         StepSpec(kind="ids", result="top"),
         StepSpec(kind="ids", result="logits", top=3),
         StepSpec(kind="ids", result="logits", mask=b"x"),
+        StepSpec(kind="ids", result="logits", temperature=0.7),
+        StepSpec(kind="ids", result="top", top=1, temperature=-1.0),
+        StepSpec(kind="ids", result="top", top=1, temperature=float("nan")),
         StepSpec(kind="ids", result="top", top=1, mask=bytes(MAX_MASK_BYTES + 1)),
         StepSpec(result="logits"),
         StepSpec(kind="text"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from protocols.errors import BadRequestError
 from protocols.inference import PASS_ON, Crop, Op, StepSpec
 from protocols.tensors import WireTensor
+from swarm.thin import sampling as thin_sampling
 from swarm.thin.generation import Limits, Proposer, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 
@@ -27,6 +29,7 @@ def logits_after(tokens: Sequence[int]) -> list[float]:
 class Output:
     values: WireTensor
     ids: WireTensor | None
+    totals: WireTensor | None = None
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Hops:
         for op in ops:
             assert isinstance(op, Crop)
             del self.tokens[len(self.tokens) - op.tokens :]
-        values, ids = b"", b""
+        values, ids, totals = b"", b"", b""
         for number, token in enumerate(struct.unpack(f"<{counts[0]}i", tokens.data)):
             self.tokens.append(token)
             if number < counts[0] - want:
@@ -59,10 +62,16 @@ class Hops:
             chosen = best if result == "top" else range(VOCABULARY)
             values += struct.pack(f"<{len(chosen)}f", *(scores[token] for token in chosen))
             ids += struct.pack(f"<{len(chosen)}i", *chosen)
+            if spec.temperature:
+                totals += struct.pack("<f", math.log(sum(math.exp(score / spec.temperature) for score in scores)))
         self.steps.append((counts[0], want, result))
         width = top or VOCABULARY
         held = WireTensor("int32", (want, width), "none", ids) if result == "top" else None
-        return Output(WireTensor("float32", (want, width), "none", values), held)
+        return Output(
+            WireTensor("float32", (want, width), "none", values),
+            held,
+            WireTensor("float32", (want,), "none", totals) if totals else None,
+        )
 
 
 async def answer(
@@ -73,6 +82,7 @@ async def answer(
     propose: Proposer | None = None,
     sequence: TokenSequence | None = None,
 ) -> list[int]:
+    limits = replace(limits, vocab_size=VOCABULARY)
     return [token async for token in generate(sequence or TokenSequence(hops), prompt, Chooser(sampling), limits, propose)]
 
 
@@ -120,6 +130,25 @@ async def test_guessing_changes_the_trips_and_never_the_text(sampling: TokenSamp
     assert len(guessed.steps) == {0: 24, 1: 8, 2: 5}[quality]
     more = await answer(guessed, [*text, 7], sampling, Limits(max_new_tokens=3), None, sequence)  # the cache is right afterwards
     assert more == await answer(Hops(), [*text, 7], sampling, Limits(max_new_tokens=3))
+
+
+@pytest.mark.parametrize("quality", [None, 0, 3])
+async def test_a_draw_that_the_largest_do_not_decide_is_asked_again_for_all(
+    monkeypatch: pytest.MonkeyPatch, quality: int | None
+) -> None:
+    sampling, limits = TokenSampling(temperature=6.0, seed=4), Limits(max_new_tokens=60)
+    expected = await answer(Hops(), [3, 5], sampling, limits)
+    monkeypatch.setattr(thin_sampling, "NUM_LIKELY", 12)
+
+    def propose(said: Sequence[int]) -> list[int]:
+        guesses = expected[len(said) - 2 :][:3]
+        return guesses if quality else [token + 1 for token in guesses]
+
+    hops = Hops()
+    assert await answer(hops, [3, 5], sampling, limits, None if quality is None else propose) == expected
+    again = [result for *_, result in hops.steps].count("logits")
+    print(again, len(hops.steps))
+    assert 0 < again < 40
 
 
 async def test_an_end_token_ends_it_wherever_it_was_guessed() -> None:
@@ -185,7 +214,7 @@ class Rising:
     "sampling", [TokenSampling(), TokenSampling(temperature=2.0, top_k=3, seed=5), TokenSampling(temperature=2.0, seed=5)]
 )
 async def test_an_answer_keeps_to_what_its_constraint_allows(sampling: TokenSampling) -> None:
-    hops, rising, limits = Hops(), Rising(), Limits(max_new_tokens=40, ends=frozenset({0}))
+    hops, rising, limits = Hops(), Rising(), Limits(max_new_tokens=40, ends=frozenset({0}), vocab_size=VOCABULARY)
     said = [token async for token in generate(TokenSequence(hops), [3, 5], Chooser(sampling), limits, None, rising)]
     print(said)
     assert said[-1] == 0 and said[:-1] == rising.asked == sorted(set(said[:-1])) and said[-2] >= 10

@@ -6,6 +6,7 @@ Greedy is equal to the token; draws follow its distribution.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from transformers import (
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
-from swarm.thin.sampling import MAX_ASKED, Chooser, Position, TokenSampling
+from swarm.thin.sampling import MAX_ASKED, Chooser, NotEnoughError, Position, TokenSampling
 from swarm.thin.scoring import ScoringChooser
 
 BEFORE = [3, 9, 9, 40]
@@ -118,6 +119,42 @@ def test_the_largest_logits_alone_draw_what_all_of_them_draw(settings: dict[str,
     assert drawn == [all_.choose(all_of(LOGITS), said, len(BEFORE)) for _ in range(200)] and len(set(drawn)) > 2
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 1.0}, {"temperature": 2.5, "top_p": 0.7}, {"temperature": 0.8, "top_p": 0.999}, {"temperature": 1.1, "min_p": 0.1},
+     {"temperature": 3.0, "min_p": 0.001}, {"temperature": 1.5, "top_p": 0.9, "min_p": 0.05}],
+)  # fmt: skip
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_draw_from_all_needs_the_largest_and_the_sum_of_all(settings: dict[str, Any], masked: bool) -> None:
+    """And says so if they do not decide it: then, and only then, all logits are needed, for the same token."""
+    logits, mask = LOGITS, b""
+    if masked:
+        allowed = torch.rand(60, generator=torch.Generator().manual_seed(2)) < 0.6
+        mask = sum(1 << token for token in range(60) if allowed[token]).to_bytes(8, "little")
+        logits = torch.where(allowed, LOGITS, torch.finfo(torch.float32).min)
+    few, all_ = (Chooser(TokenSampling(seed=8, **settings)) for _ in range(2))
+    assert few.temperature == settings["temperature"]
+    largest = replace(top_of(logits, 12), total=float((logits.double() / few.temperature).logsumexp(-1)))
+    num_again, found = 0, Counter[int]()
+    for _ in range(300):
+        try:
+            token = few.choose(largest, BEFORE, mask=mask)
+        except NotEnoughError:
+            num_again += 1
+            token = few.choose(all_of(LOGITS), BEFORE, mask=mask)
+        assert token == all_.choose(all_of(LOGITS), BEFORE, mask=mask)
+        found[token] += 1
+    print(settings, num_again, len(found))
+    is_cut = "top_p" in settings or "min_p" in settings
+    assert len(found) > 1 and (num_again in (0, 300) if is_cut else 0 < num_again < 100), "where it is cut is known, or not"
+
+
+def test_what_changes_single_logits_needs_them_all() -> None:
+    for settings in ({"repetition_penalty": 1.1}, {"bias": ((3, -1.0),)}, {"suppressed": (4,)}, {"top_k": 100}):
+        chooser = Chooser(TokenSampling(**{"temperature": 1.0, **settings}))
+        assert not chooser.temperature and not chooser.asks(BEFORE), settings
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_largest_logits_decide_among_many_equal_ones_too(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -165,9 +202,8 @@ def test_a_mask_that_allows_nothing_is_refused() -> None:
 def test_what_needs_all_logits_asks_for_all() -> None:
     few = {"temperature": 1.0, "top_k": 5}
     for settings in (
-        {"temperature": 1.0},
-        {"temperature": 1.0, "top_p": 0.5},
         {"temperature": 1.0, "top_k": MAX_ASKED + 1},
+        {"temperature": 1.0, "top_p": 0.5, "suppressed": (4,)},
         few | {"repetition_penalty": 0.9},
         few | {"presence_penalty": -0.1},
         few | {"frequency_penalty": -0.1},
@@ -203,3 +239,14 @@ def test_scores_are_the_log_probabilities_of_the_model() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadRequestError):
         TokenSampling(**wrong)
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 4])
+def test_scores_of_the_likeliest_token_need_the_largest_and_the_sum(num_top: int) -> None:
+    few, all_ = ScoringChooser(TokenSampling(), num_top), ScoringChooser(TokenSampling(), num_top, is_masked=True)
+    assert few.asks(BEFORE) == max(1, num_top) and few.temperature == 1.0 and all_.asks(BEFORE) == 0 == all_.temperature
+    largest = replace(top_of(LOGITS, few.asks(BEFORE)), total=float(LOGITS.double().logsumexp(-1)))
+    assert few.choose(largest, BEFORE) == all_.choose(all_of(LOGITS), BEFORE)
+    assert few.last is not None and all_.last is not None and few.last.token == all_.last.token
+    assert few.last.logprob == pytest.approx(all_.last.logprob, abs=1e-9)
+    assert [token for token, _ in few.last.top] == [token for token, _ in all_.last.top]
