@@ -296,7 +296,7 @@ def serve_command(
     *,
     serving: Serving,
 ) -> None:
-    """Serve models of the swarm by OpenAI's API, for programs on this machine. Ctrl-C ends."""
+    """Serve models of the swarm by OpenAI's API. Ctrl-C ends."""
     from node.cli import serve
 
     serve.run(model, serving)
@@ -413,6 +413,55 @@ def prune_command(
     which = cache.Which(name=model, older_than_days=older_than, all=remove_all, max_gb=max_gb)
     above = context.parent.params if context.parent else {}  # `swarm cache --data-dir DIR prune` means the same
     cache.prune(data_dir or above.get("data_dir"), which, is_sure=yes, as_json=as_json or bool(above.get("as_json")))
+
+
+keys_app = typer.Typer(help="Say who may ask a gateway (`swarm serve`), and how much.")
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("add")
+def add_key_command(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Whose it is: 1 to 64 letters, digits and ._@-.", show_default=False)
+    ],
+    requests_per_minute: Annotated[
+        int | None,
+        typer.Option("--requests-per-minute", metavar="N", help="Answer so many requests in any minute; default: all."),
+    ] = None,
+    tokens_per_day: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-day", metavar="N", help="Tokens of prompts and answers together in a day of UTC; default: no limit."
+        ),
+    ] = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Make a key and print it, once."""
+    from node.cli import gateway_keys
+
+    gateway_keys.add(data_dir, name, requests_per_minute, tokens_per_day)
+
+
+@keys_app.command("list")
+def list_keys_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    data_dir: options.DataDir = None,
+) -> None:
+    """List the keys with their limits; what is secret is not kept."""
+    from node.cli import gateway_keys
+
+    gateway_keys.show(data_dir, as_json=as_json)
+
+
+@keys_app.command("revoke")
+def revoke_key_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `swarm keys list` says.", show_default=False)],
+    data_dir: options.DataDir = None,
+) -> None:
+    """End a key; a running gateway refuses it from its next request on."""
+    from node.cli import gateway_keys
+
+    gateway_keys.revoke(data_dir, name)
 
 
 @app.command("config")

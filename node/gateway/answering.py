@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
+from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Prompt, Request
@@ -35,17 +36,18 @@ MOST_NEW = 4096
 class Answering:
     """One request at one model, with all that can be refused checked: `Answering.of(...)`, then `events()` once."""
 
-    def __init__(self, served: ServedModel, request: Request, prompts: Sequence[list[int]]) -> None:
-        self.served, self.request, self._prompts = served, request, prompts
+    def __init__(self, served: ServedModel, request: Request, prompts: Sequence[list[int]], meter: Meter) -> None:
+        self.served, self.request, self._prompts, self._meter = served, request, prompts, meter
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
 
     @classmethod
-    async def of(cls, served: ServedModel, request: Request) -> Answering:
-        """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered."""
+    async def of(cls, served: ServedModel, request: Request, meter: Meter) -> Answering:
+        """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered or paid by the caller's budget."""
         prompts = [await served.aside(ids_of, served, prompt) for prompt in request.prompts]
         for ids in prompts:
             check_length(served, request, ids)
-        return cls(served, request, prompts)
+        meter.prompt(served.name, sum(map(len, prompts)))
+        return cls(served, request, prompts, meter)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, until all answers are complete; the first error of any ends all."""
@@ -70,6 +72,7 @@ class Answering:
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)
         reason, num_new, sequence = "length", 0, model.start()
+        self._meter.session_began(self.served.name)
         try:
             async with (
                 self._constraint() as constraint,
@@ -77,6 +80,7 @@ class Answering:
             ):
                 async for token in tokens:
                     num_new += 1
+                    may_go_on = self._meter.token(self.served.name)
                     scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
                     if request.schema is None or token not in limits.ends:  # an end token may have a text
                         await driven(out.putting([token]), decode_all)
@@ -86,7 +90,10 @@ class Answering:
                     if out.is_stopped or token in limits.ends:
                         reason = "stop"
                         break
+                    if not may_go_on:
+                        break  # with the reason `length`
         finally:
+            self._meter.session_ended(self.served.name)
             await model.end(sequence)
         await driven(out.ending(), decode_all)
         if pieces:

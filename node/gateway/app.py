@@ -16,6 +16,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from node.gateway.answering import Answering
+from node.gateway.callers import Callers, Counting
 from node.gateway.config import GatewayConfig
 from node.gateway.endpoint import respond
 from node.gateway.gateway import Gateway
@@ -46,7 +47,9 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
         description="Models of the swarm by OpenAI's API. What is not supported is refused by name.",
     )  # fmt: skip
     app.state.gateway = gateway
+    app.add_middleware(Callers, accounts=gateway.accounts, counts=gateway.metrics)
     app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback)
+    app.add_middleware(Counting, counts=gateway.metrics)  # the last one added is the first one that a request meets
     _answer_errors(app)
     _route_openai(app, gateway)
 
@@ -57,6 +60,11 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
         is_well = gateway.is_well
         body = {"status": "ok" if is_well else "starting", "models": models, "requests": gateway.places.num_taken}
         return JSONResponse(body, 200 if is_well else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus, in its text form."""
+        return Response(gateway.metrics.text(), media_type=gateway.metrics.content_type)
 
     return app
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 from swarm import places
+from swarm.clock import SYSTEM, Clock
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.meeting.entering import ANYBODY, Entry
 from swarm.thin.listing import Listing, open_listing
@@ -17,6 +18,9 @@ from swarm.waiting import Waits
 ROUTE_TIMEOUT_S = 30.0
 """Seconds that a request waits for nodes that cover its model, at its start or after a death: less than other clients, since HTTP has no
 progress to show."""
+
+WAIT_S = 10.0
+"""Seconds that a request waits for one of the gateway's places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +46,30 @@ class GatewayConfig:
     follow: bool = False
     """Of a model in training: an answer whose version is served no more goes on with the newest one."""
 
+    keys: Path | None = None
+    """The file of the keys that clients need (`node/api_keys.py`); None, or a file without keys = no key is needed."""
+
     max_requests: int = 64
-    """Requests that are answered at once; others get 429."""
+    """Requests that are answered at once; others wait."""
+
+    max_waiting: int = 256
+    """Requests that wait; others get 429."""
+
+    wait_s: float = WAIT_S
+    """Longest wait of a request; then it gets 429."""
 
     max_body_bytes: int = 8 << 20
     """Largest body of a request; larger ones get 413."""
 
+    clock: Clock = SYSTEM
     waits: Waits = field(default_factory=Waits)
     """Where is said what is being waited for."""
 
     def __post_init__(self) -> None:
         if self.max_requests < 1 or self.max_body_bytes < 1:
             raise ConfigError(f"limits are 1 or more, got {self.max_requests} requests and {self.max_body_bytes} bytes")
+        if self.max_waiting < 0 or not self.wait_s >= 0:
+            raise ConfigError(f"limits of the queue are 0 or more, got {self.max_waiting} requests and {self.wait_s} s")
 
     def listing(self) -> AbstractAsyncContextManager[Listing]:
         """What the swarm serves; errors as of `swarm.thin.listing.open_listing`."""

@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack, aclosing
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from node.gateway.admission import admitted
 from node.gateway.answer import End, Event
 from node.gateway.answering import Answering
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import EventStream, while_listening
+from node.gateway.meter import Meter
 from node.gateway.refusal import of_error
 from node.gateway.request import Request
 from node.gateway.writer import Made, Writer
@@ -25,8 +27,8 @@ async def respond(
     Returns when the whole answer is there, or the first event of a stream, so that what fails before it has a status of its own.
     """
     async with AsyncExitStack() as held:
-        held.enter_context(gateway.places.taken())
-        answering = await while_listening(http, _answering(gateway, request))
+        meter = await held.enter_async_context(admitted(gateway.places, http))
+        answering = await while_listening(http, _answering(gateway, request, meter))
         writer = writer_of(answering)
         if not is_stream:
             return Response(await while_listening(http, _whole(answering, writer)), 200, dict(writer.headers), "application/json")
@@ -36,8 +38,8 @@ async def respond(
         return EventStream(parts, {**writer.headers, "content-type": writer.stream_type}, held.pop_all().aclose)
 
 
-async def _answering(gateway: Gateway, request: Request) -> Answering:
-    return await Answering.of(await gateway.models.get(request.model), request)
+async def _answering(gateway: Gateway, request: Request, meter: Meter) -> Answering:
+    return await Answering.of(await gateway.models.get(request.model), request, meter)
 
 
 async def _whole(answering: Answering, writer: Writer) -> bytes:

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable
 from typing import Self
 
+from node.gateway import metrics
+from node.gateway.accounts import Accounts
 from node.gateway.config import GatewayConfig
+from node.gateway.metrics import Metrics
 from node.gateway.models import Models
 from node.gateway.places import Places
 from protocols.errors import SwarmError
-from swarm.clock import SYSTEM
 from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -29,12 +31,16 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
         self.models = Models(config.models, config.open)
-        self.places = Places(config.max_requests)
-        self.unix_s: Callable[[], float] = SYSTEM.unix_s
+        self.places = Places(config.max_requests, config.max_waiting, config.wait_s)
+        self.accounts, self.metrics = Accounts(config.keys, config.clock), Metrics()
+        self.unix_s: Callable[[], float] = config.clock.unix_s
         self.started_s = self.unix_s()
         self._tasks = Tasks()
         self.all_open = asyncio.Event()
         """All models are open; or the first names of the swarm's models are known."""
+        self.metrics.read_from(metrics.RUNNING, lambda: self.places.num_taken)
+        self.metrics.read_from(metrics.WAITING, lambda: self.places.num_waiting)
+        self.metrics.read_from(metrics.OPEN_MODELS, lambda: self.models.num_open)
 
     async def __aenter__(self) -> Self:
         work = self._open_all() if self.config.models else self._follow_swarm()

@@ -103,6 +103,10 @@ class Models:
         is_open = task is not None and task.done() and not task.cancelled() and task.exception() is None
         return task.result() if task is not None and is_open else None
 
+    @property
+    def num_open(self) -> int:
+        return sum(self.opened(name) is not None for name in self._opening)
+
     async def close(self) -> None:
         """End every session, and leave the swarm."""
         for task in self._opening.values():

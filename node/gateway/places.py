@@ -1,8 +1,14 @@
-"""Places: how many requests are answered at once."""
+"""Places for requests that are answered at once, and the queue for them.
+
+A free place goes to the caller that has the fewest, and of its requests to the oldest. Who floods the queue waits behind the others, and
+is the one whose requests are refused if it is full.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from node.gateway.refusal import RefusedError
@@ -10,23 +16,97 @@ from node.gateway.refusal import RefusedError
 AGAIN_S = 1
 
 
+class Place:
+    """One request's, from its coming to its end."""
+
+    def __init__(self, caller: str, wait_s: float) -> None:
+        self.caller, self._wait_s = caller, wait_s
+        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when it has its place; an error if it gets none."""
+
+    @property
+    def is_taken(self) -> bool:
+        return self.outcome.done() and not self.outcome.cancelled() and self.outcome.exception() is None
+
+    async def granted(self) -> None:
+        """Wait in the queue; RefusedError (429) if no place became free in time, or the queue is full."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await asyncio.shield(self.outcome)
+        except TimeoutError:
+            raise _refused(f"no place became free within {self._wait_s:g} s") from None
+
+
 class Places:
     """All methods belong to one event loop."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.num_taken = 0
+    def __init__(self, most: int, most_waiting: int, wait_s: float) -> None:
+        self.most, self.most_waiting, self.wait_s = most, most_waiting, wait_s
+        self._taken = Counter[str]()
+        self._waiting: list[Place] = []
+
+    @property
+    def num_taken(self) -> int:
+        return self._taken.total()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """One of them; RefusedError (429) if none is free."""
-        if self.num_taken >= self.most:
-            raise RefusedError(
-                f"this gateway is answering {self.most} requests, as many as it may; try again in a moment",
-                code="too_many_requests", status=429, retry_after_s=AGAIN_S,
-            )  # fmt: skip
-        self.num_taken += 1
+    def place(self, caller: str) -> Iterator[Place]:
+        """A place in the queue, then one of those that are answered. RefusedError (429) if the queue is full."""
+        place = Place(caller, self.wait_s)
+        self._enter(place)
         try:
-            yield
+            yield place
         finally:
-            self.num_taken -= 1
+            self._leave(place)
+
+    def _enter(self, place: Place) -> None:
+        if self.num_taken < self.most:  # then nobody waits
+            self._grant(place)
+            return
+        if self.num_waiting >= self.most_waiting:
+            out = evicted([one.caller for one in self._waiting], place.caller)
+            if out is None:
+                raise _refused(f"{self.num_waiting} more wait, as many as may")
+            self._waiting.pop(out).outcome.set_exception(_refused("others, who have fewer requests here, came first"))
+        self._waiting.append(place)
+
+    def _leave(self, place: Place) -> None:
+        if place.is_taken:
+            self._taken[place.caller] -= 1
+            self._taken += Counter()  # forget who has none
+        elif place in self._waiting:
+            self._waiting.remove(place)
+            place.outcome.cancel()
+        elif place.outcome.done() and not place.outcome.cancelled():
+            place.outcome.exception()  # it has been told, or has gone
+        while self._waiting and self.num_taken < self.most:
+            self._grant(self._waiting.pop(next_served([one.caller for one in self._waiting], self._taken)))
+
+    def _grant(self, place: Place) -> None:
+        self._taken[place.caller] += 1
+        place.outcome.set_result(None)
+
+
+def next_served(waiting: Sequence[str], taken: Mapping[str, int]) -> int:
+    """Whose schedule it is: of the callers that wait, oldest request first, the index of the first one with the fewest places."""
+    return min(range(len(waiting)), key=lambda index: (taken.get(waiting[index], 0), index))
+
+
+def evicted(waiting: Sequence[str], newcomer: str) -> int | None:
+    """Which request leaves a full queue for one of `newcomer`: the newest of the caller with the most; None = the newcomer's itself."""
+    counts = Counter(waiting)
+    heaviest = max(counts, key=lambda caller: counts[caller], default=newcomer)
+    if counts[heaviest] <= counts[newcomer] + 1:
+        return None
+    return max(index for index, caller in enumerate(waiting) if caller == heaviest)
+
+
+def _refused(why: str) -> RefusedError:
+    return RefusedError(
+        f"this gateway is answering as many requests as it may, and {why}; try again in a moment",
+        code="too_many_requests", status=429, retry_after_s=AGAIN_S,
+    )  # fmt: skip

@@ -1,0 +1,81 @@
+"""Checks a request's key and counts it, before its body is read."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from node.gateway import metrics
+from node.gateway.accounts import Account, Accounts
+from node.gateway.meter import Meter
+from node.gateway.metrics import Metrics
+from node.gateway.openai_form import refused
+from node.gateway.refusal import RefusedError
+
+OPEN_PATHS = ("/health",)
+"""Answered without a key: for what looks after the gateway's process."""
+
+NO_ENDPOINT = "other"
+"""The label of paths that are no endpoint: clients may ask for any."""
+
+
+class Callers:
+    """ASGI middleware. Each request gets a `Meter` in its state; responses say what is left of the budget."""
+
+    def __init__(self, app: ASGIApp, accounts: Accounts, counts: Metrics) -> None:
+        self._app, self._accounts, self._counts = app, accounts, counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        account: Account | None = None
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and account is not None:
+                more = [(name.encode(), value.encode()) for name, value in account.headers().items()]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+            await send(message)
+
+        try:
+            account = self._accounts.of(Headers(scope=scope))
+            if scope["method"] == "POST":
+                account.take_request()
+        except RefusedError as error:
+            response = refused(error.refusal)
+            if error.refusal.status == 401:
+                response.headers["www-authenticate"] = "Bearer"
+            await response(scope, receive, sending)
+            return
+        scope.setdefault("state", {})["meter"] = Meter(account, self._counts)
+        await self._app(scope, receive, sending)
+
+
+class Counting:
+    """ASGI middleware around all others: each request by endpoint and status."""
+
+    def __init__(self, app: ASGIApp, counts: Metrics) -> None:
+        self._app, self._counts = app, counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            self._counts.count(metrics.REQUESTS, path=endpoint_of(scope), status=str(status))
+
+
+def endpoint_of(scope: Scope) -> str:
+    """The path as the application declares it, or NO_ENDPOINT."""
+    path = str(getattr(scope.get("route"), "path", scope["path"]))  # a request that was refused early has no route yet
+    return path if any(getattr(route, "path", None) == path for route in scope["app"].routes) else NO_ENDPOINT

@@ -1,0 +1,41 @@
+"""What one request uses, counted as it happens."""
+
+from __future__ import annotations
+
+from node.gateway import metrics
+from node.gateway.accounts import Account
+from node.gateway.metrics import Metrics
+
+
+class Meter:
+    """For the budget of its caller, and for the gateway's metrics."""
+
+    def __init__(self, account: Account, counts: Metrics) -> None:
+        self.account, self._counts = account, counts
+        self._began_s = account.clock.now_s()
+        self._has_token = False
+
+    def waited(self, seconds: float) -> None:
+        """It was so long in the queue."""
+        self._counts.took(metrics.QUEUE, seconds)
+
+    def prompt(self, model: str, num_tokens: int) -> None:
+        """Its prompts are about to be computed; RefusedError (429) if they are beyond the budget."""
+        self.account.take_prompt(num_tokens)
+        self._counts.count(metrics.PROMPT_TOKENS, num_tokens, model=model)
+
+    def token(self, model: str) -> bool:
+        """One more token of an answer has come. Returns whether the budget allows another one."""
+        if not self._has_token:
+            self._has_token = True
+            self._counts.took(metrics.FIRST_TOKEN, self.account.clock.now_s() - self._began_s, model=model)
+        self._counts.count(metrics.ANSWER_TOKENS, model=model)
+        return self.account.add_token()
+
+    def session_began(self, model: str) -> None:
+        """One session at the nodes more."""
+        self._counts.count(metrics.SESSIONS, 1, model=model)
+
+    def session_ended(self, model: str) -> None:
+        """One less."""
+        self._counts.count(metrics.SESSIONS, -1, model=model)
