@@ -1,6 +1,6 @@
 """Keys of those who may ask a gateway, kept hashed.
 
-A key is 32 random bytes. So one SHA-256 is enough: nobody can try 2**256 keys, while a slow hash, which protects passwords that people
+A key is 32 random bytes. So one SHA-256 is enough: 2**256 keys cannot be tried, while a slow hash, which protects passwords that people
 choose, would cost every request its time. The file never holds a key itself, so it cannot be shown a second time.
 """
 
@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from protocols.errors import ConfigError
-from protocols.words import counted
 from swarm import files
 
 FILE = "gateway_keys.json"
@@ -127,7 +126,7 @@ def revoke(path: Path, name: str) -> None:
         left = [key for key in known if key.name != name]
         if len(left) == len(known):
             names = ", ".join(key.name for key in known[:20]) or "none"
-            raise ConfigError(f"no key {name[:80]!r}; there are {counted(len(known), 'key')}: {names}")
+            raise ConfigError(f"no key {name[:80]!r}; there is: {names}")
         _write(path, left)
 
 

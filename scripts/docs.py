@@ -1,7 +1,7 @@
 """Writes what the documents repeat from the code.
 
-docs/tree.md: the file tree; docs/commands.md: options and exit codes; docs/architecture.md: defaults; docs/benchmarks.md and README: the
-published benchmark; docs/*.svg: the picture and the plots.
+docs/tree.md: the file tree; docs/commands.md: options and exit codes; docs/architecture.md: defaults; docs/gateway.md: metrics;
+docs/benchmarks.md and README: the published benchmark; docs/*.svg: the picture and the plots.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from node.cli import app as commands  # noqa: E402
 from node.cli import surface  # noqa: E402
+from node.gateway import metrics  # noqa: E402
 
 FOLDERS = ("protocols", "swarm", "node", "scripts")
 DEFAULTS = Path("protocols/defaults.py")
@@ -172,6 +173,7 @@ def main() -> int:
         ("docs/architecture.md", "defaults", defaults_table()),
         ("docs/commands.md", "options", options_table()),
         ("docs/commands.md", "exit codes", exit_codes_table()),
+        ("docs/gateway.md", "metrics", metrics.table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
         if (new := replace_part(text, name, content)) != text:

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "msgpack": ("protocols",),
     "matplotlib": ("node/training/report/plots.py",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
+    "prometheus_client": ("node/gateway",),
     "pydantic": ("node/gateway",),
     "pydantic_core": ("node/gateway",),
     "pyarrow": ("node/training/data/columns.py",),
@@ -200,7 +201,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/peer",
         "swarm/weights",
     ),
-    "node/gateway": ("swarm", "swarm/meeting", "swarm/thin"),
+    "node/gateway": ("node", "swarm", "swarm/meeting", "swarm/thin"),
     "node/cli": (
         "node",
         "node/app.py",

@@ -221,7 +221,7 @@ class Serving(MeetingOptions):
     port: Annotated[int, typer.Option("--port", metavar="PORT", help="Listen for HTTP here; 0 = a free port.")] = 8000
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="Listen on this address of this machine.")] = "127.0.0.1"
     max_requests: Annotated[
-        int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others are told to come again.")
+        int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others wait.")
     ] = 64
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0

@@ -7,6 +7,8 @@ import contextlib
 import ipaddress
 from collections.abc import Sequence
 
+from node import api_keys
+from node.cli import gateway_keys
 from node.cli.asking import check_range, find_config
 from node.cli.command_options import Serving
 from node.cli.console import Lines, remark
@@ -16,7 +18,9 @@ from swarm import descriptors
 
 def run(models: Sequence[str], flags: Serving) -> None:
     """Serve until Ctrl-C; running answers may end first."""
-    check_loopback(flags.host)
+    keys = gateway_keys.file_of(flags.data_dir)
+    num_keys = len(api_keys.read(keys))
+    is_loopback = reached(flags.host, num_keys)
     check_range("--port", flags.port, "from 0 (a free one) to 65535", 0 <= flags.port < 1 << 16)
     check_range("--patience", flags.patience, "0 seconds or more", flags.patience >= 0)
     check_range("--priority", flags.priority, "from -100 to 0", -100 <= flags.priority <= 0)
@@ -29,23 +33,33 @@ def run(models: Sequence[str], flags: Serving) -> None:
     config = GatewayConfig(
         models=tuple(models), peers=into.peers, swarm=into.swarm, find=find, entry=into.entry, data_dir=flags.data_dir,
         dtype=flags.dtype, priority=flags.priority, route_timeout_s=flags.patience,
-        accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests,
+        accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests, keys=keys,
     )  # fmt: skip
+    app = create_app(config, is_loopback=is_loopback)
     descriptors.raise_limit()
     listening = server.bound(flags.host, flags.port)
     with contextlib.closing(listening):
         lines.say("address", server.address_of(listening))
-        remark("there are no keys: only programs on this machine can ask")
-        asyncio.run(server.serve(create_app(config), listening, lambda names: lines.say("ready", ", ".join(names))))
+        remark(who_may_ask(num_keys, is_loopback))
+        asyncio.run(server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names))))
 
 
-def check_loopback(host: str) -> None:
-    """ConfigError for an address that other machines reach: there are no keys, so all of them could ask in our name."""
+def reached(host: str, num_keys: int) -> bool:
+    """Whether only this machine reaches the address. ConfigError if others do and there is no key: they could all ask in our name."""
+    is_loopback = host == "localhost"
     with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost":
+        is_loopback = is_loopback or ipaddress.ip_address(host).is_loopback
+    if not is_loopback and not num_keys:
         raise ConfigError(
             f"--host {host[:60]}: a gateway without keys listens on loopback only (127.0.0.1, ::1); "
-            "put a proxy that checks its callers in front of it"
+            "make a key for each of its users first: swarm keys add NAME"
         )
+    return is_loopback
+
+
+def who_may_ask(num_keys: int, is_loopback: bool) -> str:
+    """For a person who starts a gateway."""
+    if not num_keys:
+        return "there are no keys: only programs on this machine can ask; swarm keys add NAME makes one"
+    said = f"every request needs one of {num_keys} keys" if num_keys > 1 else "every request needs the key"
+    return said if is_loopback else f"{said}; HTTP is not encrypted, so outside a private network put a proxy with TLS in front"

@@ -26,7 +26,7 @@ class Account:
     """One caller's budgets, kept in memory: a restart of the gateway begins anew."""
 
     name: str
-    """Of the key; "" = whoever asks a gateway without keys."""
+    """Of the key; "" = all who ask a gateway without keys."""
 
     clock: Clock
     requests: RequestBudget | None = None
@@ -95,7 +95,7 @@ class Accounts:
             raise _unknown("a key is missing: send one as `Authorization: Bearer KEY` or `x-api-key: KEY`")
         key = api_keys.matching(self._keys, secret)
         if key is None:
-            raise _unknown("this key is not known here, or was revoked; ask whoever runs this gateway for another one")
+            raise _unknown("this key is not known here, or was revoked; ask the operator of this gateway for another one")
         return self._accounts[key.sha256]
 
     def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""Places for requests that are answered at once, and the queue for them.
+"""Places for requests that are answered at once, and their queue.
 
 A free place goes to the caller that has the fewest, and of its requests to the oldest. Who floods the queue waits behind the others, and
 is the one whose requests are refused if it is full.
@@ -64,7 +64,7 @@ class Places:
             self._leave(place)
 
     def _enter(self, place: Place) -> None:
-        if self.num_taken < self.most:  # then nobody waits
+        if self.num_taken < self.most:  # then the queue is empty
             self._grant(place)
             return
         if self.num_waiting >= self.most_waiting:
@@ -92,7 +92,7 @@ class Places:
 
 
 def next_served(waiting: Sequence[str], taken: Mapping[str, int]) -> int:
-    """Whose schedule it is: of the callers that wait, oldest request first, the index of the first one with the fewest places."""
+    """Of the callers that wait, oldest request first, the index of the first one with the fewest places."""
     return min(range(len(waiting)), key=lambda index: (taken.get(waiting[index], 0), index))
 
 

@@ -56,6 +56,7 @@ FLAGS = {
     ],
     "config": ["[COMMAND]", "--example"],
     "cache": ["--json", "--data-dir"],
+    "keys": [],
     "status": ["[MODEL]", "--json", *MEETING],
     "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--data-dir"],
     "whoami": ["--identity", "--data-dir"],
@@ -72,6 +73,12 @@ def test_the_commands_and_their_flags_are_these() -> None:
     assert {name: surface(command) for name, command in group.commands.items()} == FLAGS
     prune = ["[MODEL]", "--older-than", "--all", "--max-gb", "--yes", "--json", "--data-dir"]
     assert surface(group.commands["cache"].commands["prune"]) == prune
+    keys = group.commands["keys"].commands
+    assert {name: surface(command) for name, command in keys.items()} == {
+        "add": ["NAME", "--requests-per-minute", "--tokens-per-day", "--data-dir"],
+        "list": ["--json", "--data-dir"],
+        "revoke": ["NAME", "--data-dir"],
+    }
     assert surface(group) == ["--version", "--debug", "--config"]
 
 
