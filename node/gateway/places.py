@@ -1,7 +1,7 @@
 """Places for requests that are answered at once, and their queue.
 
-A free place goes to the caller that has the fewest, and of its requests to the oldest. Who floods the queue waits behind the others, and
-is the one whose requests are refused if it is full.
+A free place goes to the caller that has the fewest, callers with equally many get one after the other, and of a caller's requests the
+oldest comes first. So one that floods the queue waits behind the others, and its requests are those that are refused if it is full.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class Places:
     def __init__(self, most: int, most_waiting: int, wait_s: float) -> None:
         self.most, self.most_waiting, self.wait_s = most, most_waiting, wait_s
         self._taken = Counter[str]()
+        self._served: dict[str, int] = {}
+        """Of all callers that ever had a place, as many as there are keys: else two callers could keep a third one waiting for ever."""
+        self._num_served = 0
         self._waiting: list[Place] = []
 
     @property
@@ -84,16 +87,22 @@ class Places:
         elif place.outcome.done() and not place.outcome.cancelled():
             place.outcome.exception()  # it has been told, or has gone
         while self._waiting and self.num_taken < self.most:
-            self._grant(self._waiting.pop(next_served([one.caller for one in self._waiting], self._taken)))
+            self._grant(self._waiting.pop(next_served([one.caller for one in self._waiting], self._taken, self._served)))
 
     def _grant(self, place: Place) -> None:
         self._taken[place.caller] += 1
+        self._num_served += 1
+        self._served[place.caller] = self._num_served
         place.outcome.set_result(None)
 
 
-def next_served(waiting: Sequence[str], taken: Mapping[str, int]) -> int:
-    """Of the callers that wait, oldest request first, the index of the first one with the fewest places."""
-    return min(range(len(waiting)), key=lambda index: (taken.get(waiting[index], 0), index))
+def next_served(waiting: Sequence[str], taken: Mapping[str, int], served: Mapping[str, int]) -> int:
+    """Of the callers that wait, oldest request first, the index of the one that comes next.
+
+    It has the fewest places; of several such callers, it is the one that got its last place before the others got theirs, or the oldest.
+    served: the number of each caller's last place, in the order in which places were given.
+    """
+    return min(range(len(waiting)), key=lambda at: (taken.get(waiting[at], 0), served.get(waiting[at], 0), at))
 
 
 def evicted(waiting: Sequence[str], newcomer: str) -> int | None:
