@@ -110,7 +110,7 @@ def test_requests_beyond_the_places_are_told_to_come_again(swarm: WireSwarm) -> 
         assert (await ask(port, LONG | {"max_tokens": 2})).startswith(b"HTTP/1.1 200")
         await all_is_free(swarm, gateway)
 
-    with_gateway(swarm, work, max_requests=1)
+    with_gateway(swarm, work, max_requests=1, max_waiting=0)
 
 
 def test_a_node_that_fails_in_a_stream_is_the_last_event(swarm: WireSwarm) -> None:
