@@ -1,4 +1,4 @@
-"""Budgets of callers: never more than the limit, and what the headers promise holds."""
+"""Budgets of callers: never more than the limit."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from node.gateway import metrics
 from node.gateway.metrics import ALL, Metric, Metrics
 
 UNITS = {"counter": ("total",), "histogram": ("seconds",), "gauge": ("requests", "sessions", "models")}
-"""Last words of names by kind: https://prometheus.io/docs/practices/naming/"""
+"""Last words of names by kind, as Prometheus' documents advise."""
 
 
 def used(counts: Metrics) -> dict[str, Any]:

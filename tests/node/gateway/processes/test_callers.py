@@ -1,4 +1,4 @@
-"""Keys and budgets by HTTP: who may ask, how much, and what is counted."""
+"""Keys, budgets, the queue and metrics, by HTTP."""
 
 from __future__ import annotations
 

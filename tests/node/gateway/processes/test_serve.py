@@ -59,6 +59,24 @@ def test_a_gateway_loads_no_torch_and_fetches_no_weights(swarm: GatewaySwarm, tm
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_with_a_key_other_machines_may_ask_and_a_key_can_be_added_meanwhile(swarm: GatewaySwarm, pool: ProcessPool) -> None:
+    data = ["--data-dir", str(pool.folder / "gateway")]
+    first = run("keys", "add", "first", "--requests-per-minute", "1", *data)[1].strip()
+    gateway = serve(pool, "gateway", "tiny", "--peer", swarm.peer, "--host", "0.0.0.0")
+    gateway.wait_for("ready")
+    port = gateway.said["address"].rpartition(":")[2]
+    second = run("keys", "add", "second", *data)[1].strip()
+    for key, status in ((first, 200), (first, 429), (second, 200), ("none", 401), (first + "x", 401)):
+        client = OpenAI(base_url=f"http://127.0.0.3:{port}", api_key=key, max_retries=0, timeout=60)
+        try:
+            made = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=NEW)
+            assert (made.choices[0].text, status) == (generated(swarm), 200)
+        except APIStatusError as refused:
+            assert refused.status_code == status, refused
+    log = gateway.log.read_text()
+    assert "every request needs the key; HTTP is not encrypted" in log and first not in log and second not in log
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_running_answers_end(swarm: GatewaySwarm, number: signal.Signals) -> None:
     gateway = serve(swarm.pool, f"drained-{number}", "tiny", "--peer", swarm.peer)
