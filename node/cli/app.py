@@ -20,7 +20,16 @@ import typer.main
 
 from node import logs
 from node.cli import configuration, console, failures, options, stopping, surface, utf8
-from node.cli.command_options import ClientOptions, EvaluationOptions, Hosting, MeetingOptions, Serving, Training, with_flags
+from node.cli.command_options import (
+    ClientOptions,
+    EvaluationOptions,
+    Hosting,
+    MeetingOptions,
+    Serving,
+    Training,
+    UpOptions,
+    with_flags,
+)
 from node.cli.configuration import Settings
 from node.cli.console import remark
 from node.config import DEFAULT_SWARM
@@ -50,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         given, file = _without_config(given)
         given, fields = _without_fields(given)
         settings = dataclasses.replace(_settings(given, file), fields=fields)
+        is_node = given[:1] in (["node"], ["up"])
         os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
-        logs.set_up("DEBUG" if debug else "WARNING" if given[:1] == ["node"] else "ERROR")  # a client says it in its one line
+        logs.set_up("DEBUG" if debug else "WARNING" if is_node else "ERROR")  # a client says it in its one line
         command: Any = typer.main.get_command(app)
         line: dict[str, Any] = dict(args=given or ["--help"], default_map=settings.default_map(), obj=settings)
-        with contextlib.nullcontext() if given[:1] == ["node"] else stopping.as_by_ctrl_c():  # a node has handlers of its own
+        with contextlib.nullcontext() if is_node else stopping.as_by_ctrl_c():  # a node has handlers of its own
             code = command(prog_name="swarm", standalone_mode=False, **line)
             sys.stdout.flush()
     except BaseException as error:
@@ -166,6 +176,18 @@ def node_command(context: typer.Context, hosting: Hosting, model: options.Models
             "Missing argument 'MODEL': a directory or a name; --run RUN; or a [[serve]] table in the file of options"
         )
     node.run(serve, hosting, run)
+
+
+@app.command("up")
+@with_flags("flags", UpOptions)
+def up_command(context: typer.Context, flags: UpOptions, model: options.Models = []) -> None:  # noqa: B006
+    """Host MODEL's blocks and serve it by HTTP to programs on this machine, in one process. Ctrl-C leaves in order."""
+    from node.cli import serve_tables, up
+
+    serve = serve_tables.chosen(model, context.obj.serve)
+    if not serve:
+        raise ConfigError("Missing argument 'MODEL': a directory or a name; or a [[serve]] table in the file of options")
+    up.run(serve, flags)
 
 
 @app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

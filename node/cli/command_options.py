@@ -61,7 +61,49 @@ class PeerOptions(MeetingOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hosting(PeerOptions):
+class BlockOptions(PeerOptions):
+    """Of a peer that hosts blocks."""
+
+    blocks: Annotated[
+        str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
+    ] = None
+    num_blocks: Annotated[
+        int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
+    ] = None
+    ends: Annotated[
+        bool | None,
+        typer.Option(
+            "--ends/--no-ends",
+            help="Host embedding and head beside the first or last blocks, for thin clients; default: if there is memory.",
+            show_default=False,
+        ),
+    ] = None
+    stay: Annotated[bool, typer.Option("--stay", help="Keep the first blocks, even if the swarm comes to need others more.")] = (
+        False
+    )
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this node.")] = ""
+    model_name: options.ModelName = None
+    upload_mbit: Annotated[
+        float,
+        typer.Option(
+            "--upload-mbit",
+            metavar="MBIT",
+            help="Give weights and training state at no more than this many Mbit/s; 0 = no cap.",
+        ),
+    ] = 0.0
+    disk_gb: Annotated[
+        float,
+        typer.Option(
+            "--disk-gb", metavar="GB", help="Keep no more than this many GB of fetched weights on disk; 0 = what is free."
+        ),
+    ] = 0.0
+    quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosting(BlockOptions):
     """Of a node."""
 
     run: Annotated[
@@ -99,42 +141,19 @@ class Hosting(PeerOptions):
             show_default=False,
         ),
     ] = None
-    blocks: Annotated[
-        str | None, typer.Option("--blocks", metavar="A:B", help="Host blocks A to B - 1; default: what is needed most.")
-    ] = None
-    num_blocks: Annotated[
-        int | None, typer.Option("--num-blocks", metavar="N", help="Host at most N blocks; default: as many as fit.")
-    ] = None
-    ends: Annotated[
-        bool | None,
-        typer.Option(
-            "--ends/--no-ends",
-            help="Host embedding and head beside the first or last blocks, for thin clients; default: if there is memory.",
-            show_default=False,
-        ),
-    ] = None
-    stay: Annotated[bool, typer.Option("--stay", help="Keep the first blocks, even if the swarm comes to need others more.")] = (
-        False
-    )
-    device: options.Device = "auto"
-    dtype: options.Dtype = "auto"
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What people call this node.")] = ""
-    model_name: options.ModelName = None
-    upload_mbit: Annotated[
-        float,
-        typer.Option(
-            "--upload-mbit",
-            metavar="MBIT",
-            help="Give weights and training state at no more than this many Mbit/s; 0 = no cap.",
-        ),
-    ] = 0.0
-    disk_gb: Annotated[
-        float,
-        typer.Option(
-            "--disk-gb", metavar="GB", help="Keep no more than this many GB of fetched weights on disk; 0 = what is free."
-        ),
-    ] = 0.0
-    quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpOptions(BlockOptions):
+    """Of a node with a gateway."""
+
+    port: options.Port = 8000
+    host: options.Host = "127.0.0.1"
+    max_requests: options.MaxRequests = 64
+
+    def hosting(self) -> Hosting:
+        """The same, as flags of a node."""
+        return Hosting(**{one.name: getattr(self, one.name) for one in dataclasses.fields(BlockOptions)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,11 +237,9 @@ class ClientOptions(EvaluationOptions):
 class Serving(MeetingOptions):
     """Of a gateway."""
 
-    port: Annotated[int, typer.Option("--port", metavar="PORT", help="Listen for HTTP here; 0 = a free port.")] = 8000
-    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Listen on this address of this machine.")] = "127.0.0.1"
-    max_requests: Annotated[
-        int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others wait.")
-    ] = 64
+    port: options.Port = 8000
+    host: options.Host = "127.0.0.1"
+    max_requests: options.MaxRequests = 64
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0
     priority: options.Priority = 0

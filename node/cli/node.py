@@ -21,7 +21,7 @@ from node.cli.fetching import FetchProgress
 from node.cli.switching import Switching
 from node.cli.waiting import shown
 from node.config import NodeConfig, Serve, parse_address
-from node.events import Event
+from node.events import Event, OnEvent
 from node.logs import Repetitions
 from node.train_hours import TrainHours
 from protocols.errors import BadRequestError, ConfigError
@@ -37,7 +37,17 @@ LAST_RESORT_S = 4.5
 
 def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NoReturn:
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving. run: it trains in that."""
-    config = read(serve, flags, run)
+    host(read(serve, flags, run), lambda hosted, on_event: hosted(on_event))
+
+
+Hosted = Callable[[OnEvent], Coroutine[object, object, None]]
+"""A node, from its start until it is cancelled."""
+
+
+def host(
+    config: NodeConfig, work: Callable[[Hosted, OnEvent], Coroutine[object, object, None]], last_resort_s: float = LAST_RESORT_S
+) -> NoReturn:
+    """Run `work(node, on_event)`, which starts the node, until a signal; then end the process. last_resort_s: as LAST_RESORT_S."""
     descriptors.raise_limit()
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
@@ -53,16 +63,16 @@ def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None
             return
         lines.say(event.kind, event.text)
 
-    async def work() -> None:
+    async def hosted(hear: OnEvent) -> None:
         if config.run is None:
-            await run_node(config, on_event, progress.show, waits)
+            await run_node(config, hear, progress.show, waits)
             return
         with Switching(config.train_hours) as switching:
-            await run_node(config, switching.heard(on_event), progress.show, waits, switching.switch)
+            await run_node(config, switching.heard(hear), progress.show, waits, switching.switch)
 
     with shown() as on_wait, FetchProgress(lines) as progress:
         waits = Waits(on_wait)
-        run_until_signalled(work)
+        run_until_signalled(lambda: work(hosted, on_event), last_resort_s)
     lines.say("left")
     sys.stderr.flush()
     trace.flush()
@@ -131,13 +141,13 @@ def _span(text: str) -> Span:
         raise ConfigError(f"--blocks: {error}") from None
 
 
-def run_until_signalled(serve: Callable[[], Coroutine[object, object, None]]) -> None:
+def run_until_signalled(serve: Callable[[], Coroutine[object, object, None]], last_resort_s: float = LAST_RESORT_S) -> None:
     """Run `serve()` on a loop of its own and cancel it at the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
-    So does LAST_RESORT_S, until the loop is closed. SIGHUP says that the terminal was closed, so nothing is written to it any more. Under
-    `nohup` it stays ignored.
+    So do `last_resort_s` seconds, until the loop is closed. SIGHUP says that the terminal was closed, so nothing is written to it any
+    more. Under `nohup` it stays ignored.
     """
-    last_resort = threading.Timer(LAST_RESORT_S, _give_up)
+    last_resort = threading.Timer(last_resort_s, _give_up)
     last_resort.daemon = True
     try:
         asyncio.run(_until_signalled(serve, last_resort.start))

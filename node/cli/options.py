@@ -121,6 +121,12 @@ AcceptNewWeights = Annotated[
     ),
 ]
 
+# --- serve and up
+
+Port = Annotated[int, typer.Option("--port", metavar="PORT", help="Listen for HTTP here; 0 = a free port.")]
+Host = Annotated[str, typer.Option("--host", metavar="HOST", help="Listen on this address of this machine.")]
+MaxRequests = Annotated[int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others wait.")]
+
 # --- generate and chat
 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Stop after so many tokens.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ class GatewayConfig:
 
     models: tuple[str, ...] = ()
     """Names in the swarm, or NAME@DIGEST; clients ask by exactly these. None = whatever the swarm serves, or NAME@DIGEST of that."""
+
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """NAME -> NAME@DIGEST, for names that mean certain weights."""
 
     peers: tuple[str, ...] = ()
     swarm: str = "public"
@@ -77,8 +81,9 @@ class GatewayConfig:
 
     def open(self, name: str) -> AbstractAsyncContextManager[ThinModel]:
         """One of the models; errors as of `swarm.thin.model.open_model`."""
+        root = (self.data_dir or places.data_dir()) / "weights"
         return open_model(
-            name, peers=self.peers, root=(self.data_dir or places.data_dir()) / "weights", swarm=self.swarm, dtype=self.dtype,
+            self.weights.get(name, name), peers=self.peers, root=root, swarm=self.swarm, dtype=self.dtype,
             route_timeout_s=self.route_timeout_s, priority=self.priority, find=self.find, waits=self.waits, entry=self.entry,
             accept_new_weights=self.accept_new_weights, follow=self.follow,
         )  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -53,15 +54,47 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="none", http="h11",
+        backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S,
+    )  # fmt: skip
+
+
 async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None]) -> None:
     """Until a signal. on_open: called with their names when all models are open. uvicorn raises the signal once more at its end."""
+    with _telling(app, on_open):
+        await uvicorn.Server(_config(app)).serve([listening])
+
+
+@asynccontextmanager
+async def serving(
+    app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None]
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Serve beside, until the block ends; running answers may end first. For a process that has other work and handles signals itself.
+
+    Gives the task that serves: it ends before the block only if it fails.
+    """
+    server = _Unsignalled(_config(app))
+    with _telling(app, on_open):
+        task = asyncio.create_task(server.serve([listening]), name="serving HTTP")
+        try:
+            yield task
+        finally:
+            server.should_exit = True
+            await task
+
+
+class _Unsignalled(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Of what it is part of, and not its own."""
+        yield
+
+
+@contextmanager
+def _telling(app: FastAPI, on_open: Callable[[Sequence[str]], None]) -> Iterator[None]:
     gateway: Gateway = app.state.gateway
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="none", http="h11",
-            backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S,
-        )
-    )  # fmt: skip
 
     async def tell() -> None:
         await gateway.all_open.wait()
@@ -69,6 +102,6 @@ async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[Seque
 
     telling = asyncio.create_task(tell())
     try:
-        await server.serve([listening])
+        yield
     finally:
         telling.cancel()
