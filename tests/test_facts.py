@@ -85,6 +85,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (GATEWAY, "did not come within {:g} s", "node/gateway/limits.py", "BODY_S"),
     (GATEWAY, "after `--patience` ({:g} s)", "node/gateway/config.py", "ROUTE_TIMEOUT_S"),
     (GATEWAY, "for {:g} s at most, and takes no new ones", "node/gateway/server.py", "DRAIN_S"),
+    (COMMANDS, "lets running answers end, for {:g} s at most; then the node leaves", "node/gateway/server.py", "DRAIN_S"),
     (GATEWAY, "and for {:g} s at most, then they get 429", "node/gateway/config.py", "WAIT_S"),
     (GATEWAY, "listed anew every {:g} s", "node/gateway/gateway.py", "LIST_AGAIN_S"),
     (GATEWAY, "for `top_k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),

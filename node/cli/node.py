@@ -6,6 +6,7 @@ Signals end it in order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -45,9 +46,14 @@ Hosted = Callable[[OnEvent], Coroutine[object, object, None]]
 
 
 def host(
-    config: NodeConfig, work: Callable[[Hosted, OnEvent], Coroutine[object, object, None]], last_resort_s: float = LAST_RESORT_S
+    config: NodeConfig,
+    work: Callable[[Hosted, OnEvent], Coroutine[object, object, None]],
+    last_resort_s: Callable[[], float] = lambda: LAST_RESORT_S,
 ) -> NoReturn:
-    """Run `work(node, on_event)`, which starts the node, until a signal; then end the process. last_resort_s: as LAST_RESORT_S."""
+    """Run `work(node, on_event)`, which starts the node, until a signal; then end the process.
+
+    last_resort_s: as for `run_until_signalled`.
+    """
     descriptors.raise_limit()
     lines = Lines()
     # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
@@ -141,18 +147,23 @@ def _span(text: str) -> Span:
         raise ConfigError(f"--blocks: {error}") from None
 
 
-def run_until_signalled(serve: Callable[[], Coroutine[object, object, None]], last_resort_s: float = LAST_RESORT_S) -> None:
+def run_until_signalled(
+    serve: Callable[[], Coroutine[object, object, None]], last_resort_s: Callable[[], float] = lambda: LAST_RESORT_S
+) -> None:
     """Run `serve()` on a loop of its own and cancel it at the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
-    So do `last_resort_s` seconds, until the loop is closed. SIGHUP says that the terminal was closed, so nothing is written to it any
-    more. Under `nohup` it stays ignored.
+    So do `last_resort_s()` seconds, asked at the signal, until the loop is closed. SIGHUP says that the terminal was closed, so nothing is
+    written to it any more. Under `nohup` it stays ignored.
     """
-    last_resort = threading.Timer(last_resort_s, _give_up)
-    last_resort.daemon = True
-    try:
-        asyncio.run(_until_signalled(serve, last_resort.start))
-    finally:
-        last_resort.cancel()
+    with contextlib.ExitStack() as ending:
+
+        def on_signal() -> None:
+            last_resort = threading.Timer(last_resort_s(), _give_up)
+            last_resort.daemon = True
+            last_resort.start()
+            ending.callback(last_resort.cancel)
+
+        asyncio.run(_until_signalled(serve, on_signal))
 
 
 async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]], on_signal: Callable[[], None]) -> None:

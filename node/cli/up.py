@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from node import api_keys
@@ -44,58 +44,65 @@ def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
 
     listening = server.bound(flags.host, flags.port)
     remark(who_may_ask(num_keys, is_loopback))
-
-    async def work(hosted: node.Hosted, on_event: OnEvent) -> None:
-        with contextlib.closing(listening):
-            await host_and_serve(hosted, config, flags, listening, on_event)
-
-    node.host(config, work, server.DRAIN_S + node.LAST_RESORT_S)
+    with contextlib.closing(listening):
+        up = Up(config, flags, listening, is_loopback)
+        node.host(config, up.run, up.last_resort_s)
 
 
-@dataclass(slots=True)
-class Heard:
-    """What the node has said of itself."""
+class Up:
+    """The node and its gateway, once."""
 
-    on_event: OnEvent
-    """Gets everything but `ready`, which is for the gateway to say."""
+    def __init__(self, config: NodeConfig, flags: UpOptions, listening: socket.socket, is_loopback: bool) -> None:
+        self._config, self._flags, self._listening, self._is_loopback = config, flags, listening, is_loopback
+        self._addresses: list[str] = []
+        self._models: dict[str, str] = {}
+        """What the node serves: NAME -> NAME@DIGEST."""
+        self._is_hosting = asyncio.Event()
 
-    addresses: list[str] = field(default_factory=list)
-    models: dict[str, str] = field(default_factory=dict)
-    """NAME -> NAME@DIGEST."""
+    async def run(self, hosted: node.Hosted, on_event: OnEvent) -> None:
+        """Until cancelled: then answers may end, and the node leaves after them. Raises what ends either of the two."""
+        from node.gateway import create_app, server
 
-    is_ready: asyncio.Event = field(default_factory=asyncio.Event)
+        hosting = asyncio.create_task(hosted(lambda event: self._hear(event, on_event)), name="hosting")
+        ready = asyncio.create_task(self._is_hosting.wait())
+        try:
+            await _either(hosting, ready)
+            on_event(Event("address", server.address_of(self._listening)))
+            app = create_app(self._gateway(), is_loopback=self._is_loopback)
+            async with server.serving(app, self._listening, lambda names: on_event(Event("ready", ", ".join(names)))) as it:
+                await _either(hosting, it)
+        finally:
+            for task in (ready, hosting):
+                task.cancel()
+            await asyncio.gather(ready, hosting, return_exceptions=True)
 
-    def hear(self, event: Event) -> None:
+    def last_resort_s(self) -> float:
+        """How long the end may take that begins now: answers have their time, a node that still loads has none."""
+        from node.gateway import server
+
+        return node.LAST_RESORT_S + (server.DRAIN_S if self._is_hosting.is_set() else 0.0)
+
+    def _hear(self, event: Event, on_event: OnEvent) -> None:
+        """`ready` is for the gateway to say."""
         if event.kind == "ready":
-            self.is_ready.set()
+            self._is_hosting.set()
             return
         if event.kind == "multiaddr":
-            self.addresses.append(event.text)
+            self._addresses.append(event.text)
         elif event.kind == "model":
             name, _, rest = event.text.rpartition("@")
-            self.models[name] = f"{name}@{rest.partition(' ')[0]}"
-        self.on_event(event)
+            self._models[name] = f"{name}@{rest.partition(' ')[0]}"
+        on_event(event)
 
+    def _gateway(self) -> GatewayConfig:
+        """Of exactly the weights that the node serves, by their names alone."""
+        from node.gateway import GatewayConfig
 
-async def host_and_serve(
-    hosted: node.Hosted, config: NodeConfig, flags: UpOptions, listening: socket.socket, on_event: OnEvent
-) -> None:
-    """Until cancelled: then answers may end, and the node leaves after them. Raises what ends either of the two."""
-    from node.gateway import create_app, server
-
-    heard = Heard(on_event)
-    hosting = asyncio.create_task(hosted(heard.hear), name="hosting")
-    ready = asyncio.create_task(heard.is_ready.wait())
-    try:
-        await _either(hosting, ready)
-        on_event(Event("address", server.address_of(listening)))
-        app = create_app(gateway_config(heard, config, flags), is_loopback=reached(flags.host, 1))
-        async with server.serving(app, listening, lambda names: on_event(Event("ready", ", ".join(names)))) as serving:
-            await _either(hosting, serving)
-    finally:
-        for task in (ready, hosting):
-            task.cancel()
-        await asyncio.gather(ready, hosting, return_exceptions=True)
+        return GatewayConfig(
+            models=tuple(self._models), weights=self._models, peers=tuple(self._addresses), swarm=self._config.swarm,
+            entry=replace(self._config.entry, identity=None), data_dir=self._config.data_dir,
+            max_requests=self._flags.max_requests, keys=gateway_keys.file_of(self._flags.data_dir),
+        )  # fmt: skip
 
 
 async def _either(hosting: asyncio.Task[None], other: asyncio.Task[object] | asyncio.Task[None]) -> None:
@@ -104,14 +111,3 @@ async def _either(hosting: asyncio.Task[None], other: asyncio.Task[object] | asy
     for task in (hosting, other):
         if task.done():
             task.result()
-
-
-def gateway_config(heard: Heard, config: NodeConfig, flags: UpOptions) -> GatewayConfig:
-    """A gateway for exactly the weights that the node serves, by their names alone."""
-    from node.gateway import GatewayConfig
-
-    return GatewayConfig(
-        models=tuple(heard.models), weights=heard.models, peers=tuple(heard.addresses), swarm=config.swarm,
-        entry=replace(config.entry, identity=None), data_dir=config.data_dir, max_requests=flags.max_requests,
-        keys=gateway_keys.file_of(flags.data_dir),
-    )  # fmt: skip

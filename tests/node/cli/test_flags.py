@@ -48,6 +48,10 @@ FLAGS = {
         ),
         *("--dtype", "--name", "--model-name", "--upload-mbit", "--disk-gb", "--quiet", *PEER_OPTIONS),
     ],
+    "up": [
+        *("MODEL", "--port", "--host", "--max-requests", "--blocks", "--num-blocks", "--ends", "--stay", "--device", "--dtype"),
+        *("--name", "--model-name", "--upload-mbit", "--disk-gb", "--quiet", *PEER_OPTIONS),
+    ],
     "generate": ["MODEL", "PROMPT", *ASKING],
     "chat": ["MODEL", "--system", "--keep-all", *ASKING],
     "serve": [
@@ -82,7 +86,10 @@ def test_the_commands_and_their_flags_are_these() -> None:
     assert surface(group) == ["--version", "--debug", "--config"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["node", "--help"], ["generate", "--help"], ["node", "x", "--blocks", "no"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["node", "--help"], ["generate", "--help"], ["node", "x", "--blocks", "no"], ["up", "x", "--port", "-1"]],
+)
 def test_help_and_typing_errors_load_nothing_heavy(arguments: list[str]) -> None:
     """What makes `swarm --help` answer at once."""
     script = (
