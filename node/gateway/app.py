@@ -31,7 +31,7 @@ from protocols.errors import SwarmError
 
 
 def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
-    """The application. Its lifespan joins the swarm, and leaves it.
+    """The application. Its lifespan joins the swarm, and leaves it. Without keys in `config`, all that reach it may ask.
 
     is_loopback: it listens for this machine only, so that requests by another host name are refused.
     """

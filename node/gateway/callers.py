@@ -77,5 +77,8 @@ class Counting:
 
 def endpoint_of(scope: Scope) -> str:
     """The path as the application declares it, or NO_ENDPOINT."""
-    path = str(getattr(scope.get("route"), "path", scope["path"]))  # a request that was refused early has no route yet
-    return path if any(getattr(route, "path", None) == path for route in scope["app"].routes) else NO_ENDPOINT
+    declared: str | None = getattr(scope.get("route"), "path", None)
+    if declared is not None:
+        return declared
+    path: str = scope["path"]  # it was refused before it had a route
+    return path if path in scope["app"].openapi()["paths"] else NO_ENDPOINT
