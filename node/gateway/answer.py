@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.gateway.tool_calls import ToolCall
 from swarm.thin.scoring import Scored
 
 
@@ -36,13 +37,25 @@ class End:
 
     choice: int
     reason: str
-    """`stop`: the model, or a stop text, has ended it; `length`: it has as many tokens as it may have."""
+    """`stop`: the model, or a stop text, has ended it; `tool_calls`: so it has, and waits for results of tools; `length`: it has as many
+    tokens as it may have."""
 
     num_new: int
     """Tokens of the answer, an end token included."""
 
+    stop: str | None = None
+    """The stop text of the request that has ended it."""
 
-Event = Piece | End
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Called:
+    """The model calls a tool; its text is no part of the answer."""
+
+    choice: int
+    call: ToolCall
+
+
+Event = Piece | Called | End
 
 
 @dataclass(slots=True)
@@ -51,6 +64,14 @@ class Usage:
 
     num_prompt: int = 0
     num_new: int = 0
+    load_s: float = 0.0
+    """Until the prompts were encoded."""
+
+    first_s: float = 0.0
+    """From there to the first event of an answer."""
+
+    rest_s: float = 0.0
+    """From there to the end of all answers."""
 
     def add(self, end: End) -> None:
         self.num_new += end.num_new

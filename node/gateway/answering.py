@@ -7,15 +7,18 @@ answers run side by side, and their events come in the order in which they happe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from typing import Any
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
+from node.gateway.finding import Finding, check_tools
 from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Prompt, Request
 from protocols.words import counted
+from swarm.clock import Clock
 from swarm.thin import templates
 from swarm.thin.generation import Constraint, generate
 from swarm.thin.sampling import Chooser
@@ -36,29 +39,36 @@ MOST_NEW = 4096
 class Answering:
     """One request at one model, with all that can be refused checked: `Answering.of(...)`, then `events()` once."""
 
-    def __init__(self, served: ServedModel, request: Request, prompts: Sequence[list[int]], meter: Meter) -> None:
-        self.served, self.request, self._prompts, self._meter = served, request, prompts, meter
+    def __init__(self, served: ServedModel, request: Request, prompts: Sequence[list[int]], meter: Meter, clock: Clock) -> None:
+        self.served, self.request, self._prompts, self._meter, self._clock = served, request, prompts, meter, clock
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
 
     @classmethod
-    async def of(cls, served: ServedModel, request: Request, meter: Meter) -> Answering:
+    async def of(cls, served: ServedModel, request: Request, meter: Meter, clock: Clock) -> Answering:
         """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered or paid by the caller's budget."""
-        prompts = [await served.aside(ids_of, served, prompt) for prompt in request.prompts]
+        check_tools(request.tools, served.model.tokenizer.chat_template, request.num_scored is not None)
+        prompts = [await served.aside(ids_of, served, prompt, request.tools) for prompt in request.prompts]
         for ids in prompts:
             check_length(served, request, ids)
         meter.prompt(served.name, sum(map(len, prompts)))
-        return cls(served, request, prompts, meter)
+        return cls(served, request, prompts, meter, clock)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, until all answers are complete; the first error of any ends all."""
         each = self.request.num_choices
         numbers = [(prompt, number) for prompt in range(len(self._prompts)) for number in range(each)]
         answers = [self._answer(self._prompts[prompt], number, prompt * each + number) for prompt, number in numbers]
+        finding = Finding(self.request, self.served.model.tokenizer.chat_template)
+        began_s = first_s = self._clock.now_s()
         async with aclosing(merged(answers)) as events:
             async for event in events:
+                if first_s == began_s:
+                    first_s = self._clock.now_s()
                 if isinstance(event, End):
                     self.usage.add(event)
-                yield event
+                    self.usage.first_s, self.usage.rest_s = first_s - began_s, self._clock.now_s() - first_s
+                for one in finding.events(event):
+                    yield one
 
     async def _answer(self, ids: list[int], number: int, choice: int) -> AsyncGenerator[Event, None]:
         model, request, decode_all = self.served.model, self.request, self.served.decode_all
@@ -98,7 +108,8 @@ class Answering:
         await driven(out.ending(), decode_all)
         if pieces:
             yield Piece(choice=choice, text="".join(pieces))
-        yield End(choice=choice, reason=reason, num_new=num_new)
+        stop = out.stopped_by if out.stopped_by in request.stops else None
+        yield End(choice=choice, reason=reason, num_new=num_new, stop=stop)
 
     def _constraint(self) -> AbstractAsyncContextManager[Constraint | None]:
         """What keeps an answer to the schema that was asked for."""
@@ -121,13 +132,19 @@ class Answering:
         return (decoded(chooser.last, dict(zip(ids, texts, strict=True))),)
 
 
-def ids_of(served: ServedModel, prompt: Prompt) -> list[int]:
+def ids_of(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """Token ids of a prompt; blocks."""
     if isinstance(prompt, tuple):
         return list(prompt)
     if isinstance(prompt, str):
         return served.model.tokenizer.encode(prompt)
-    return templates.ids_of(served.model.tokenizer, prompt)
+    return templates.ids_of(served.model.tokenizer, prompt, tools)
+
+
+async def num_tokens(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+    """Of a prompt, however long it is; the tokenizer's error if it has none."""
+    check_tools(tools, served.model.tokenizer.chat_template)
+    return len(await served.aside(ids_of, served, prompt, tools))
 
 
 def check_length(served: ServedModel, request: Request, ids: Sequence[int]) -> None:

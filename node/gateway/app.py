@@ -15,16 +15,18 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from node.gateway import anthropic_messages, ollama_asking, ollama_models, openai_responses
 from node.gateway.answering import Answering
 from node.gateway.callers import Callers, Counting
 from node.gateway.config import GatewayConfig
 from node.gateway.endpoint import respond
+from node.gateway.error_forms import refused
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import HungUpError
 from node.gateway.limits import Limits
 from node.gateway.openai_chat import ChatBody, ChatWriter
 from node.gateway.openai_completions import CompletionBody, CompletionWriter
-from node.gateway.openai_form import GeneratingBody, OpenAiWriter, refused
+from node.gateway.openai_form import GeneratingBody, OpenAiWriter
 from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
 from node.gateway.request import Request
 from protocols.errors import SwarmError
@@ -44,7 +46,7 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
 
     app = FastAPI(
         title="Murmuration", version=metadata.version("murmuration"), lifespan=lifespan, docs_url=None, redoc_url=None,
-        description="Models of the swarm by OpenAI's API. What is not supported is refused by name.",
+        description="Models of the swarm by the APIs of OpenAI, Anthropic and Ollama. What is not supported is refused by name.",
     )  # fmt: skip
     app.state.gateway = gateway
     app.add_middleware(Callers, accounts=gateway.accounts, counts=gateway.metrics)
@@ -52,6 +54,8 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     app.add_middleware(Counting, counts=gateway.metrics)  # the last one added is the first one that a request meets
     _answer_errors(app)
     _route_openai(app, gateway)
+    for api in (openai_responses, anthropic_messages, ollama_asking, ollama_models):
+        api.route(app, gateway)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -94,29 +98,29 @@ def _route_openai(app: FastAPI, gateway: Gateway) -> None:
         includes_usage = body.includes_usage
 
         def writer_of(answering: Answering) -> OpenAiWriter:
-            return writer(answering, gateway.unix_s(), includes_usage)
+            return writer(answering, gateway.clock.unix_s(), includes_usage)
 
         return await respond(gateway, http, request, writer_of, bool(body.stream))
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every failure in OpenAI's form."""
+    """Every failure in the form of the API that was asked."""
 
-    async def invalid(_: HttpRequest, error: Exception) -> Response:
+    async def invalid(http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return refused(of_validation(error.errors(), error.body))
+        return refused(of_validation(error.errors(), error.body), http.scope["path"])
 
-    async def by_status(_: HttpRequest, error: Exception) -> Response:
+    async def by_status(http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
-        response = refused(Refusal(status=error.status_code, message=str(error.detail)))
+        response = refused(Refusal(status=error.status_code, message=str(error.detail)), http.scope["path"])
         response.headers.update(error.headers or {})
         return response
 
     async def hung_up(_: HttpRequest, error: Exception) -> Response:
         return Response(status_code=499)  # for the log: its reader has gone
 
-    async def failed(_: HttpRequest, error: Exception) -> Response:
-        return refused(of_error(error))
+    async def failed(http: HttpRequest, error: Exception) -> Response:
+        return refused(of_error(error), http.scope["path"])
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(StarletteHTTPException, by_status)

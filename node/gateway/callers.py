@@ -7,9 +7,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.gateway import metrics
 from node.gateway.accounts import Account, Accounts
+from node.gateway.error_forms import refused
 from node.gateway.meter import Meter
 from node.gateway.metrics import Metrics
-from node.gateway.openai_form import refused
 from node.gateway.refusal import RefusedError
 
 OPEN_PATHS = ("/health",)
@@ -42,7 +42,7 @@ class Callers:
             if scope["method"] == "POST":
                 account.take_request()
         except RefusedError as error:
-            response = refused(error.refusal)
+            response = refused(error.refusal, scope["path"])
             if error.refusal.status == 401:
                 response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, sending)

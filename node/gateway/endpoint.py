@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from node.gateway.admission import admitted
-from node.gateway.answer import End, Event
+from node.gateway.answer import Called, End, Event
 from node.gateway.answering import Answering
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import EventStream, while_listening
@@ -39,17 +39,21 @@ async def respond(
 
 
 async def _answering(gateway: Gateway, request: Request, meter: Meter) -> Answering:
-    return await Answering.of(await gateway.models.get(request.model), request, meter)
+    began_s = gateway.clock.now_s()
+    answering = await Answering.of(await gateway.models.get(request.model), request, meter, gateway.clock)
+    answering.usage.load_s = gateway.clock.now_s() - began_s
+    return answering
 
 
 async def _whole(answering: Answering, writer: Writer) -> bytes:
-    request = answering.request
-    found = [Made(choice) for choice in range(len(request.prompts) * request.num_choices)]
+    found = [Made(choice) for choice in range(answering.request.num_answers)]
     async with aclosing(answering.events()) as events:
         async for one in events:
             made = found[one.choice]
             if isinstance(one, End):
-                made.reason = one.reason
+                made.reason, made.stop = one.reason, one.stop
+            elif isinstance(one, Called):
+                made.calls.append(one.call)
             else:
                 made.text += one.text
                 made.tokens += one.tokens
@@ -65,7 +69,8 @@ async def _parts(
     try:
         yield writer.event(first)
         async for one in events:
-            yield writer.event(one)
+            if part := writer.event(one):
+                yield part
     except Exception as error:
         yield writer.failure(of_error(error))
         return

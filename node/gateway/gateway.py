@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Self
 
 from node.gateway import metrics
@@ -33,8 +32,8 @@ class Gateway:
         self.models = Models(config.models, config.open)
         self.places = Places(config.max_requests, config.max_waiting, config.wait_s)
         self.accounts, self.metrics = Accounts(config.keys, config.clock), Metrics()
-        self.unix_s: Callable[[], float] = config.clock.unix_s
-        self.started_s = self.unix_s()
+        self.clock = config.clock
+        self.started_s = self.clock.unix_s()
         self._tasks = Tasks()
         self.all_open = asyncio.Event()
         """All models are open; or the first names of the swarm's models are known."""

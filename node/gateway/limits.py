@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.gateway.browsers import is_foreign
-from node.gateway.openai_form import refused
+from node.gateway.error_forms import refused
 from node.gateway.refusal import Refusal
 
 BODY_S = 30.0
@@ -29,11 +29,11 @@ class Limits:
         headers = Headers(scope=scope)
         if is_foreign(headers.get("origin"), headers.get("host"), self._is_loopback):
             refusal = Refusal(status=403, message="requests of other web pages are not answered", code="foreign_origin")
-            await refused(refusal)(scope, receive, send)
+            await refused(refusal, scope["path"])(scope, receive, send)
             return
         claimed = headers.get("content-length", "0")
         if not claimed.isdecimal() or int(claimed) > self._most:
-            await refused(self._too_large())(scope, receive, send)
+            await refused(self._too_large(), scope["path"])(scope, receive, send)
             return
         await self._app(scope, self._bounded(receive), send)
 

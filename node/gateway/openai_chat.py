@@ -10,14 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from node.gateway.answer import End, Piece, TokenText
-from node.gateway.openai_form import GeneratingBody, OpenAiWriter, Strict, Text, logprob, only
+from node.gateway.answer import Called, End, Piece, TokenText
+from node.gateway.answering import Answering
+from node.gateway.form import MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, only
+from node.gateway.openai_form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Request
+from node.gateway.tool_calls import ToolCall
+from node.gateway.tools_form import MAX_CALLS, MAX_TOOLS, CallMade, ToolOffer
 from node.gateway.writer import Made
 from swarm.thin.templates import Message
 
-MAX_MESSAGES = 10_000
 MAX_SCHEMA = 100_000
 
 
@@ -27,19 +30,38 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=1000)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
+    tool_calls: list[CallMade] | None = Field(None, max_length=MAX_CALLS)
+    tool_call_id: str | None = Field(None, max_length=200)
     name: only() = None  # type: ignore[valid-type]
     refusal: only() = None  # type: ignore[valid-type]
     annotations: only([]) = None  # type: ignore[valid-type]
     audio: only() = None  # type: ignore[valid-type]
     function_call: only() = None  # type: ignore[valid-type]
-    tool_calls: only([]) = None  # type: ignore[valid-type]
 
-    def message(self) -> Message:
-        """For a chat template, which knows no developers."""
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    def message(self, param: str, names: dict[str, str]) -> Message:
+        """For a chat template, which knows no developers. names: of the tools that were called so far, by the calls' ids."""
+        if (self.tool_calls and self.role != "assistant") or (self.tool_call_id is not None and self.role != "tool"):
+            field = "tool_calls" if self.tool_calls else "tool_call_id"
+            raise RefusedError(f"{param}.{field} has no place in a message of the role {self.role}", f"{param}.{field}")
+        if self.content is None and not self.tool_calls:
+            raise RefusedError(f"{param}.content is missing", f"{param}.content")
+        given = self.content or ""
+        text = given if isinstance(given, str) else "\n".join(part.text for part in given)
+        made: Message = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            made["tool_calls"] = [call.made(f"{param}.tool_calls.{at}") for at, call in enumerate(self.tool_calls)]
+            names |= {call.id: call.function.name for call in self.tool_calls}
+        if self.role == "tool":
+            made |= self._result_of(param, names)
+        return made
+
+    def _result_of(self, param: str, names: dict[str, str]) -> Message:
+        if self.tool_call_id not in names:
+            where = f"{param}.tool_call_id"
+            raise RefusedError(f"{where} is the id of no call before it, got {str(self.tool_call_id)[:80]!r}", where)
+        return {"name": names[self.tool_call_id], "tool_call_id": self.tool_call_id}
 
 
 class AnyText(Strict):
@@ -75,7 +97,7 @@ def schema_of(form: AnyText | AnyObject | OfSchema | None) -> str | None:
 
 class ChatBody(GeneratingBody):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     audio: only() = None  # type: ignore[valid-type]
@@ -92,9 +114,22 @@ class ChatBody(GeneratingBody):
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
     tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
-    tools: only([]) = None  # type: ignore[valid-type]
+    tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
     verbosity: only() = None  # type: ignore[valid-type]
     web_search_options: only() = None  # type: ignore[valid-type]
+
+    def conversation(self) -> list[Message]:
+        """RefusedError if calls and their results do not fit."""
+        names = dict[str, str]()
+        return [message.message(f"messages.{at}", names) for at, message in enumerate(self.messages)]
+
+    def offered(self) -> tuple[dict[str, Any], ...]:
+        """The tools that may be called; RefusedError if that would need what is not there."""
+        if not self.tools or self.tool_choice == "none":
+            return ()
+        if self.parallel_tool_calls is False:
+            raise RefusedError("parallel_tool_calls: false beside tools is not supported by this gateway", "parallel_tool_calls")
+        return tuple(tool.offered() for tool in self.tools)
 
     def request(self) -> Request:
         """RefusedError if fields contradict each other."""
@@ -107,7 +142,8 @@ class ChatBody(GeneratingBody):
             )
         return Request(
             model=self.model,
-            prompts=([message.message() for message in self.messages],),
+            prompts=(self.conversation(),),
+            tools=self.offered(),
             prompt_param="messages",
             picking=self.picking(),
             num_choices=self.n or 1,
@@ -123,6 +159,11 @@ class ChatWriter(OpenAiWriter):
 
     kind, stream_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
+    def __init__(self, answering: Answering, created_s: float, includes_usage: bool) -> None:
+        super().__init__(answering, created_s, includes_usage)
+        self._num_calls: dict[int, int] = {}
+        """Of each answer so far."""
+
     def _opening(self, choice: int) -> dict[str, Any]:
         """What a stream says of an answer before its first token."""
         return {"index": choice, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -131,13 +172,25 @@ class ChatWriter(OpenAiWriter):
         scores = scores_of(piece.tokens) if piece.tokens else None
         return {"index": piece.choice, "delta": {"content": piece.text}, "logprobs": scores, "finish_reason": None}
 
+    def _called(self, called: Called) -> dict[str, Any]:
+        number = self._num_calls.get(called.choice, 0)
+        self._num_calls[called.choice] = number + 1
+        delta = {"tool_calls": [{"index": number, **call_of(called.call)}]}
+        return {"index": called.choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
     def _end(self, end: End) -> dict[str, Any]:
         return {"index": end.choice, "delta": {}, "logprobs": None, "finish_reason": end.reason}
 
     def _made(self, made: Made) -> dict[str, Any]:
-        message = {"role": "assistant", "content": made.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": made.text or (None if made.calls else ""), "refusal": None}
+        if made.calls:
+            message["tool_calls"] = [call_of(call) for call in made.calls]
         scores = scores_of(tuple(made.tokens)) if self.request.num_scored is not None else None
         return {"index": made.choice, "message": message, "logprobs": scores, "finish_reason": made.reason}
+
+
+def call_of(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.number, "type": "function", "function": {"name": call.name, "arguments": call.text}}
 
 
 def scores_of(tokens: tuple[TokenText, ...]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from node.gateway.answer import End, Piece, TokenText
 from node.gateway.answering import Answering
-from node.gateway.openai_form import GeneratingBody, OpenAiWriter, Text, logprob, only
+from node.gateway.form import Text, only
+from node.gateway.openai_form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.refusal import RefusedError
 from node.gateway.request import MAX_CHOICES, Prompt, Request
 from node.gateway.writer import Made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from swarm.thin.defaults import Defaults
 from swarm.thin.sampling import TokenSampling
@@ -66,5 +67,12 @@ class Request:
     schema: str | None = None
     """A JSON schema, as JSON, that each answer keeps to; None = any text."""
 
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the model may call, as OpenAI's API describes functions."""
+
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""
+
+    @property
+    def num_answers(self) -> int:
+        return len(self.prompts) * self.num_choices

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from node.gateway.answer import Event, TokenText, Usage
 from node.gateway.refusal import Refusal
+from node.gateway.tool_calls import ToolCall
 
 
 @dataclass(slots=True)
@@ -17,7 +18,9 @@ class Made:
     choice: int
     text: str = ""
     reason: str = ""
+    stop: str | None = None
     tokens: list[TokenText] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
 
 
 class Writer(Protocol):
@@ -35,7 +38,9 @@ class Writer(Protocol):
         """Parts of a stream before its first event."""
         ...
 
-    def event(self, event: Event) -> bytes: ...
+    def event(self, one: Event) -> bytes:
+        """Empty: it says nothing."""
+        ...
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
         """Parts after the last event, if nothing has failed."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -27,17 +27,34 @@ class _Dict:
 
 
 def render(
-    template: str, messages: Sequence[dict[str, str]], variables: dict[str, Any], is_prompt: bool = True, day: str = ""
+    template: str,
+    messages: Sequence[dict[str, Any]],
+    variables: dict[str, Any],
+    is_prompt: bool = True,
+    day: str = "",
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """What the template makes of a conversation. variables: the special tokens by name.
+    """What the template makes of a conversation. variables: the special tokens by name. tools: what the model may call.
 
     is_prompt: end where the model speaks. day: what the template takes for now (ISO 8601); "" = this machine's clock.
     """
-    asked = {**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": is_prompt}
+    asked = {
+        **variables,
+        "messages": messages,
+        "tools": list(tools) or None,
+        "documents": None,
+        "add_generation_prompt": is_prompt,
+    }
     if day:
         asked["strftime_now"] = datetime.fromisoformat(day).strftime  # a variable hides the function of the same name
     text: str = _compiled(template).render(**asked)
     return text
+
+
+def num_letters(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
+    """Of a conversation: its texts, the calls in it, and the tools."""
+    calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
+    return sum(len(message["content"]) for message in messages) + len(json.dumps([calls, tools]))
 
 
 @functools.lru_cache(maxsize=4)

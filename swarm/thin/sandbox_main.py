@@ -161,15 +161,16 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
     """`text`; or what the template said (`refusal`), or why there is no text (`failure`)."""
     import jinja2
 
-    from swarm.thin.render import render
+    from swarm.thin.render import num_letters, render
 
     try:
         text = render(
-            request["template"], request["messages"], request["variables"], request.get("is_prompt", True), request.get("day", "")
-        )
+            request["template"], request["messages"], request["variables"], request.get("is_prompt", True), request.get("day", ""),
+            request.get("tools", ()),
+        )  # fmt: skip
     except Exception as error:  # a template is an untrusted program: it may raise any error
         is_own = type(error) is jinja2.TemplateError  # raised by `raise_exception` alone: the template's own words
         words = " ".join((str(error) if is_own else f"{type(error).__name__}: {error}").split())[:1_000]
         return {"refusal" if is_own else "failure": words}
-    most = MAX_OUTPUT + 8 * sum(len(message["content"]) for message in request["messages"])
+    most = MAX_OUTPUT + 8 * num_letters(request["messages"], request.get("tools", ()))
     return {"text": text} if len(text) <= most else {"failure": f"it makes {len(text)} letters, the limit is {most}"}

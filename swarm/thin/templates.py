@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from protocols.errors import ModelNotSupportedError
+from swarm.thin.render import num_letters
 from swarm.thin.sandbox import Sandbox, SandboxEndedError
 
 RENDER_CPU_S_PER_MB = 0.5
@@ -18,7 +19,9 @@ RENDER_CPU_S_PER_MB = 0.5
 MAX_WORDS = 300
 """Letters of a template's own words that are shown."""
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""`role` and `content`, which are texts; `tool_calls` of an answer that had some, and the `name` of the tool of a result."""
+
 T = TypeVar("T")
 
 
@@ -45,11 +48,11 @@ async def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) ->
     return await _aside(tokenizer.sandbox, lambda: ids_of(tokenizer, messages))
 
 
-def ids_of(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The same; blocks."""
+def ids_of(tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """The same; blocks. tools: what the model may call, as OpenAI's API describes functions."""
     if tokenizer.chat_template is None:
         return tokenizer.encode(plain(messages))
-    text = render(tokenizer.sandbox, tokenizer.chat_template, messages, tokenizer.names)
+    text = render(tokenizer.sandbox, tokenizer.chat_template, messages, tokenizer.names, tools)
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -77,10 +80,16 @@ class TemplateError(Exception):
         """Did the template itself say no (`raise_exception`)?"""
 
 
-def render(sandbox: Sandbox, template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+def render(
+    sandbox: Sandbox,
+    template: str,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The text that an untrusted template makes of the messages; ModelNotSupportedError says why there is none."""
     try:
-        return rendered(sandbox, template, messages, variables)
+        return rendered(sandbox, template, messages, variables, tools=tools)
     except TemplateError as error:
         raise (refused if error.is_refusal else failed)(str(error)) from None
 
@@ -92,10 +101,17 @@ def rendered(
     variables: Mapping[str, Any],
     is_prompt: bool = True,
     day: str = "",
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The same; TemplateError. is_prompt: end where the model speaks. day (ISO 8601): now, for the template; "" = by the clock."""
-    request = {"action": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
-    size = sum(len(message["content"]) for message in messages)
+    request = {
+        "action": "render",
+        "template": template,
+        "messages": list(messages),
+        "variables": dict(variables),
+        "tools": list(tools),
+    }
+    size = num_letters(messages, tools)
     limit_s = sandbox.limits.render_s + RENDER_CPU_S_PER_MB * size / 1e6
     try:
         made = sandbox.ask({**request, "is_prompt": is_prompt, "day": day}, limit_s)

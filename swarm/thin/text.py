@@ -74,6 +74,8 @@ class TextOut:
         """Monotonic times of the first and the last token."""
         self.text = ""
         """All that was written."""
+        self.stopped_by: str | None = None
+        """The stop text at which it has ended."""
 
     def put(self, value: Any) -> None:
         """One call for the prompt, which is not written, then one per token or run of tokens."""
@@ -147,9 +149,10 @@ class TextOut:
         if self._is_stopped or not piece:
             return
         text = self._held + piece
-        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
+        found = [(index, stop) for stop in self._stops if (index := text.find(stop)) >= 0]
         if found:
-            self._is_stopped, self._held, text = True, "", text[: min(found)]
+            at, self.stopped_by = min(found, key=lambda one: one[0])
+            self._is_stopped, self._held, text = True, "", text[:at]
         else:
             keep = max((_length_of_start(text, stop) for stop in self._stops), default=0)
             self._held, text = text[len(text) - keep :], text[: len(text) - keep]

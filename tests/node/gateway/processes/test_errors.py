@@ -121,7 +121,7 @@ def test_what_changes_nothing_is_taken(swarm: GatewaySwarm) -> None:
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "name": "anna"}]}, "messages.0.name"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
         (
@@ -203,4 +203,4 @@ def test_the_description_names_every_field(swarm: GatewaySwarm) -> None:
     _, _, found = send(swarm, "/openapi.json", None, "GET")
     fields = found["components"]["schemas"]["ChatBody"]["properties"]
     assert {"temperature", "tools", "logit_bias", "max_completion_tokens"} <= set(fields)
-    assert "Not supported" in fields["tools"]["description"] and set(found["paths"]) >= {"/v1/completions", "/health"}
+    assert "Not supported" in fields["functions"]["description"] and set(found["paths"]) >= {"/v1/completions", "/health"}

@@ -113,19 +113,48 @@ def test_requests_beyond_the_places_are_told_to_come_again(swarm: WireSwarm) -> 
     with_gateway(swarm, work, max_requests=1, max_waiting=0)
 
 
-def test_a_node_that_fails_in_a_stream_is_the_last_event(swarm: WireSwarm) -> None:
-    """After the status is sent, an error can only be an event: OpenAI's clients raise it."""
+STREAMS: dict[str, tuple[dict[str, Any], bytes, bytes]] = {
+    "/v1/completions": ({"prompt": "x", "max_tokens": 200}, b'data: {"error":{"message":"', b"[DONE]"),
+    "/v1/responses": ({"input": "x", "max_output_tokens": 200}, b'event: error\ndata: {"type":"error",', b"response.incomplete"),
+    "/v1/messages": (
+        {"messages": [{"role": "user", "content": "x"}], "max_tokens": 200},
+        b'event: error\ndata: {"type":"error","error":{"type":"',
+        b"message_stop",
+    ),
+    "/api/generate": ({"prompt": "x", "options": {"num_predict": 200}}, b'\n{"error":"', b'"done":true'),
+}
+"""Path -> (a request, how its stream says that it has failed, how it would say that it is complete)."""
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_node_that_fails_in_a_stream_is_the_last_event(swarm: WireSwarm, path: str) -> None:
+    """After the status is sent, an error can only be an event; clients raise it."""
+    body, failure, completion = STREAMS[path]
 
     async def work(gateway: Gateway, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(LONG | {"stream": True}))
-        await reader.readuntil(b"data: ")
+        writer.write(post({"model": "tiny", **body, "stream": True}, path))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200") and await reader.readline()
         served = gateway.models.opened("tiny")
         assert served is not None
         await served.model._sessions[0].close()
         rest = await reader.readuntil(b"0\r\n\r\n")
         writer.close()
-        assert b"[DONE]" not in rest and b'data: {"error":{"message":"' in rest
+        assert completion not in rest and failure in rest, rest
+        await all_is_free(swarm, gateway)
+
+    with_gateway(swarm, work)
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_clients_of_every_api_free_every_hop(swarm: WireSwarm, path: str) -> None:
+    async def work(gateway: Gateway, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post({"model": "tiny", **STREAMS[path][0], "stream": True}, path))
+        await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: all(node.host.num_sessions == 1 for node in swarm.nodes))
+        writer.close()
         await all_is_free(swarm, gateway)
 
     with_gateway(swarm, work)

@@ -7,22 +7,38 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from node.gateway.anthropic_messages import CountBody, MessagesBody
+from node.gateway.error_forms import form_of
+from node.gateway.ollama_asking import GenerateBody, OllamaChatBody
+from node.gateway.ollama_models import ShowBody
 from node.gateway.openai_chat import ChatBody
 from node.gateway.openai_completions import CompletionBody
+from node.gateway.openai_responses import ResponsesBody
+from node.gateway.refusal import Refusal
 from tests.node.gateway.processes.conftest import GatewaySwarm
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-LEAVES |= st.sampled_from(["tiny", "user", "text", 1, 0.5, -1, 2**64])
-KEYS = st.text() | st.sampled_from(["role", "content", "type"])
+LEAVES |= st.sampled_from(["tiny", "user", "text", "tool", "tool_use", "tool_result", "function", 1, 0.5, -1, 2**64])
+KEYS = st.text() | st.sampled_from(["role", "content", "type", "function", "name", "input", "tool_calls", "arguments"])
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=8)
+TALK = [{"role": "user", "content": "x"}]
 GOOD: dict[str, dict[str, Any]] = {
-    "chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
-    "completions": {"model": "tiny", "prompt": "x", "max_tokens": 1},
+    "/v1/chat/completions": {"model": "tiny", "messages": TALK, "max_tokens": 1},
+    "/v1/completions": {"model": "tiny", "prompt": "x", "max_tokens": 1},
+    "/v1/responses": {"model": "tiny", "input": "x", "max_output_tokens": 1},
+    "/v1/messages": {"model": "tiny", "messages": TALK, "max_tokens": 1},
+    "/v1/messages/count_tokens": {"model": "tiny", "messages": TALK},
+    "/api/chat": {"model": "tiny", "messages": TALK, "options": {"num_predict": 1}},
+    "/api/generate": {"model": "tiny", "prompt": "x", "options": {"num_predict": 1}},
+    "/api/show": {"model": "tiny"},
 }
-FIELDS = {"chat/completions": sorted(ChatBody.model_fields), "completions": sorted(CompletionBody.model_fields)}
+BODIES = (ChatBody, CompletionBody, ResponsesBody, MessagesBody, CountBody, OllamaChatBody, GenerateBody, ShowBody)
+FIELDS = {path: sorted(body.model_fields) for path, body in zip(GOOD, BODIES, strict=True)}
+LENGTHS = {"max_tokens", "max_completion_tokens", "max_output_tokens", "options"}
+"""An answer may be long, and that is no fault."""
 
 
 @st.composite
@@ -30,9 +46,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     """A right request with some fields changed; or its bytes cut and mixed."""
     path = draw(st.sampled_from(sorted(GOOD)))
     changed = draw(st.dictionaries(st.sampled_from(FIELDS[path]) | st.text(max_size=8), VALUES, min_size=1, max_size=3))
-    changed.pop("max_tokens", None)  # an answer may be long, and that is no fault
-    changed.pop("max_completion_tokens", None)
-    data = json.dumps(GOOD[path] | changed).encode()
+    data = json.dumps(GOOD[path] | {key: value for key, value in changed.items() if key not in LENGTHS}).encode()
     if draw(st.integers(0, 5)) == 0:
         at, stop = sorted(draw(st.tuples(st.integers(0, len(data)), st.integers(0, len(data)))))
         data = data[:at] + draw(st.binary(max_size=4)) + data[stop:]
@@ -41,19 +55,21 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 
 def test_no_request_is_answered_with_a_fault(swarm: GatewaySwarm) -> None:
     connection = http.client.HTTPConnection(urlsplit(swarm.url).netloc, timeout=30)
-    statuses = set()
+    statuses = set[tuple[str, int]]()
 
-    @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(requests())
     def one(request: tuple[str, bytes]) -> None:
         path, data = request
-        connection.request("POST", f"/v1/{path}", data, {"Content-Type": "application/json"})
+        connection.request("POST", path, data, {"Content-Type": "application/json"})
         response = connection.getresponse()
         body = response.read()
-        statuses.add(response.status)
+        statuses.add((path, response.status))
         assert response.status < 500, body
         if response.status != 200:
-            assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+            assert set(json.loads(body)) == set(form_of(path)(Refusal(status=400, message="")))
 
+    for path, good in GOOD.items():
+        one = example((path, json.dumps(good).encode()))(example((path, b"{"))(one))
     one()
-    assert statuses >= {200, 400}
+    assert statuses >= {(path, status) for path in GOOD for status in (200, 400)}

@@ -1,0 +1,215 @@
+"""OpenAI's `/v1/responses`: a conversation in, items of output out. Nothing is stored.
+
+Source: https://platform.openai.com/docs/api-reference/responses
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI
+from pydantic import Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from node.gateway import form
+from node.gateway.answer import End, Event, Piece, TokenText, Usage
+from node.gateway.answering import Answering
+from node.gateway.endpoint import respond
+from node.gateway.form import Drawn, Strict, Text, dumped, event, only
+from node.gateway.gateway import Gateway
+from node.gateway.openai_chat import scores_of
+from node.gateway.openai_form import StreamOptions
+from node.gateway.refusal import Refusal, RefusedError
+from node.gateway.request import Picking, Request
+from node.gateway.writer import Made, Writer
+from swarm.thin.templates import Message
+
+SCORES = "message.output_text.logprobs"
+AT: dict[str, Any] = {"output_index": 0, "content_index": 0}
+
+
+class OutputPart(Strict):
+    type: Literal["input_text", "output_text"]
+    text: Text
+    annotations: only([]) = None  # type: ignore[valid-type]
+    logprobs: list[dict[str, Any]] | None = Field(None, description="As an answer had them; not read.")
+
+
+class MessageItem(Strict):
+    """Of the user, or of an answer before."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[OutputPart], Field(max_length=form.MAX_PARTS)]
+    id: str | None = Field(None, max_length=200)
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    phase: only() = None  # type: ignore[valid-type]
+
+    def message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class TextSettings(Strict):
+    format: only({"type": "text"}) = None  # type: ignore[valid-type]
+    verbosity: only() = None  # type: ignore[valid-type]
+
+
+class ResponsesBody(Drawn):
+    model: form.ModelName
+    input: Text | Annotated[list[MessageItem], Field(min_length=1, max_length=form.MAX_MESSAGES)]
+    instructions: Text | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=form.MOST_TOKENS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(None, max_length=20)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="As in transformers. Not in OpenAI's API.")
+    text: TextSettings | None = None
+    user: str | None = Field(None, max_length=512)
+    background: only(False) = None  # type: ignore[valid-type]
+    context_management: only() = None  # type: ignore[valid-type]
+    conversation: only() = None  # type: ignore[valid-type]
+    max_tool_calls: only() = None  # type: ignore[valid-type]
+    metadata: only({}) = None  # type: ignore[valid-type]
+    parallel_tool_calls: only(True, False) = None  # type: ignore[valid-type]
+    previous_response_id: only() = None  # type: ignore[valid-type]
+    prompt: only() = None  # type: ignore[valid-type]
+    prompt_cache_key: only() = None  # type: ignore[valid-type]
+    prompt_cache_retention: only() = None  # type: ignore[valid-type]
+    reasoning: only({}) = None  # type: ignore[valid-type]
+    safety_identifier: only() = None  # type: ignore[valid-type]
+    service_tier: only("auto", "default") = None  # type: ignore[valid-type]
+    store: only(False) = None  # type: ignore[valid-type]
+    tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
+    tools: only([]) = None  # type: ignore[valid-type]
+    truncation: only("disabled") = None  # type: ignore[valid-type]
+
+    def messages(self) -> list[Message]:
+        """The instructions first."""
+        first: list[Message] = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        if isinstance(self.input, str):
+            return [*first, {"role": "user", "content": self.input}]
+        return [*first, *(item.message() for item in self.input)]
+
+    @property
+    def has_scores(self) -> bool:
+        return SCORES in (self.include or ())
+
+    def request(self) -> Request:
+        """RefusedError if fields contradict each other."""
+        if self.top_logprobs and not self.has_scores:
+            raise RefusedError(f'top_logprobs needs include: ["{SCORES}"]', "top_logprobs")
+        if self.stream_options is not None and (not self.stream or self.stream_options.include_usage is not None):
+            raise RefusedError("stream_options: a stream has its usage at its end in any case; leave it out", "stream_options")
+        return Request(
+            model=self.model,
+            prompts=(self.messages(),),
+            prompt_param="input",
+            picking=Picking(drawn=self.drawn(), seed=self.seed, repetition_penalty=self.repetition_penalty),
+            max_new_tokens=self.max_output_tokens,
+            num_scored=(self.top_logprobs or 0) if self.has_scores else None,
+        )
+
+
+class ResponseWriter(Writer):
+    """A response with one message of one text, or the numbered events that build it."""
+
+    stream_type = form.EVENT_STREAM
+
+    def __init__(self, answering: Answering, body: ResponsesBody, created_s: float) -> None:
+        number, self._numbers = secrets.token_hex(12), count()
+        self._item, self._made = f"msg_{number}", Made(0)
+        self._response: dict[str, Any] = {
+            "id": f"resp_{number}", "object": "response", "created_at": int(created_s), "status": "in_progress",
+            "background": False, "error": None, "incomplete_details": None, "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens, "metadata": {}, "model": answering.request.model, "output": [],
+            "parallel_tool_calls": True, "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
+            "store": False, "temperature": body.temperature, "text": {"format": {"type": "text"}}, "tool_choice": "auto",
+            "tools": [], "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p, "truncation": "disabled",
+            "usage": None, "user": body.user,
+        }  # fmt: skip
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-request-id": self._response["id"]}
+
+    def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
+        (self._made,) = made
+        return dumped(self._ended(usage))
+
+    def opening(self) -> Iterable[bytes]:
+        item = {**self._message("in_progress"), "content": []}
+        yield self._said("response.created", response=self._response)
+        yield self._said("response.in_progress", response=self._response)
+        yield self._said("response.output_item.added", output_index=0, item=item)
+        yield self._said("response.content_part.added", item_id=self._item, part=self._part("", []), **AT)
+
+    def event(self, one: Event) -> bytes:
+        if isinstance(one, End):
+            self._made.reason = one.reason
+            return b""
+        assert isinstance(one, Piece), "no tools are offered here"
+        self._made.text += one.text
+        self._made.tokens += one.tokens
+        scores = self._scores(one.tokens)
+        return self._said("response.output_text.delta", item_id=self._item, delta=one.text, logprobs=scores, **AT)
+
+    def ending(self, usage: Usage) -> Iterable[bytes]:
+        part, ended = self._part(self._made.text, self._made.tokens), self._ended(usage)
+        text = {"text": part["text"], "logprobs": part["logprobs"]}
+        yield self._said("response.output_text.done", item_id=self._item, **text, **AT)
+        yield self._said("response.content_part.done", item_id=self._item, part=part, **AT)
+        yield self._said("response.output_item.done", output_index=0, item=ended["output"][0])
+        yield self._said(f"response.{ended['status']}", response=ended)
+
+    def failure(self, refusal: Refusal) -> bytes:
+        error = {"code": refusal.code or "server_error", "message": refusal.message}
+        failed = {**self._response, "status": "failed", "error": error}
+        return self._said("error", **error, param=refusal.param) + self._said("response.failed", response=failed)
+
+    def _ended(self, usage: Usage) -> dict[str, Any]:
+        is_cut = self._made.reason == "length"
+        status = "incomplete" if is_cut else "completed"
+        details = {"reason": "max_output_tokens"} if is_cut else None
+        output = [self._message(status)]
+        return {**self._response, "status": status, "incomplete_details": details, "output": output, "usage": usage_of(usage)}
+
+    def _message(self, status: str) -> dict[str, Any]:
+        content = [self._part(self._made.text, self._made.tokens)]
+        return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _part(self, text: str, tokens: Sequence[TokenText]) -> dict[str, Any]:
+        return {"type": "output_text", "annotations": [], "logprobs": self._scores(tokens), "text": text}
+
+    def _scores(self, tokens: Sequence[TokenText]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = scores_of(tuple(tokens))["content"]
+        return found
+
+    def _said(self, kind: str, **fields: Any) -> bytes:
+        return event({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.num_prompt,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": usage.num_new,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.num_prompt + usage.num_new,
+    }
+
+
+def route(app: FastAPI, gateway: Gateway) -> None:
+    """The path."""
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesBody, http: HttpRequest) -> Response:
+        def writer_of(answering: Answering) -> ResponseWriter:
+            return ResponseWriter(answering, body, gateway.clock.unix_s())
+
+        return await respond(gateway, http, body.request(), writer_of, bool(body.stream))

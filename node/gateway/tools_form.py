@@ -1,0 +1,82 @@
+"""Tools as OpenAI's API describes them: offers, calls and results."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from node.gateway.form import Strict, Text, only
+from node.gateway.refusal import RefusedError
+
+MAX_TOOLS, MAX_CALLS = 128, 128
+"""Most tools of a request, and most calls of a message."""
+
+MAX_DEPTH = 64
+"""Of a description of parameters, and of arguments: what is deeper, no parser of ours has to walk."""
+
+
+def is_deep(value: Any) -> bool:
+    """More than MAX_DEPTH lists and objects in each other."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            each for one in level for each in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        ]
+        if not level:
+            return False
+    return True
+
+
+def flat(value: dict[str, Any]) -> dict[str, Any]:
+    """A validator: the value, if it is not deep."""
+    if is_deep(value):
+        raise PydanticCustomError("too_deep", f"has more than {MAX_DEPTH} levels")
+    return value
+
+
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class FunctionOffer(Strict):
+    name: ToolName
+    description: Text | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(flat)] | None = None
+    strict: only(False) = None  # type: ignore[valid-type]
+
+
+class ToolOffer(Strict):
+    type: Literal["function"]
+    function: FunctionOffer
+
+    def offered(self) -> dict[str, Any]:
+        """For a chat template: all that is known."""
+        known = {"name": self.function.name, "description": self.function.description or ""}
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
+        return {"type": "function", "function": {**known, "parameters": parameters}}
+
+
+class FunctionCall(Strict):
+    name: ToolName
+    arguments: Text
+
+
+class CallMade(Strict):
+    """A call in an earlier answer."""
+
+    id: str = Field(min_length=1, max_length=200)
+    type: Literal["function"]
+    function: FunctionCall
+
+    def made(self, param: str) -> dict[str, Any]:
+        """For a chat template, which takes arguments as an object; RefusedError if they are none."""
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict) or is_deep(arguments):
+            where = f"{param}.function.arguments"
+            raise RefusedError(f"{where} is no object in JSON, got {self.function.arguments[:80]!r}", where)
+        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
