@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
-from node.gateway.finding import Finding, check_tools
+from node.gateway.calls import Calls, check_tools
 from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
 from node.gateway.refusal import RefusedError
@@ -58,7 +58,7 @@ class Answering:
         each = self.request.num_choices
         numbers = [(prompt, number) for prompt in range(len(self._prompts)) for number in range(each)]
         answers = [self._answer(self._prompts[prompt], number, prompt * each + number) for prompt, number in numbers]
-        finding = Finding(self.request, self.served.model.tokenizer.chat_template)
+        calls = Calls(self.request, self.served.model.tokenizer.chat_template)
         began_s = first_s = self._clock.now_s()
         async with aclosing(merged(answers)) as events:
             async for event in events:
@@ -67,7 +67,7 @@ class Answering:
                 if isinstance(event, End):
                     self.usage.add(event)
                     self.usage.first_s, self.usage.rest_s = first_s - began_s, self._clock.now_s() - first_s
-                for one in finding.events(event):
+                for one in calls.events(event):
                     yield one
 
     async def _answer(self, ids: list[int], number: int, choice: int) -> AsyncGenerator[Event, None]:

@@ -1,4 +1,4 @@
-"""What Anthropic's API has in messages: text, calls of tools, and their results.
+"""Anthropic's messages: text, calls of tools, and their results.
 
 Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/en/docs/agents-and-tools/tool-use
 """

@@ -130,27 +130,27 @@ class MessageWriter(Writer):
             return b""
         if isinstance(one, Called):
             return self._text_ended() + self._call(one.call)
-        begin = b"" if self._is_in_text else self._begun({"type": "text", "text": ""})
+        start = b"" if self._is_in_text else self._start({"type": "text", "text": ""})
         self._is_in_text = True
-        return begin + self._delta({"type": "text_delta", "text": one.text})
+        return start + self._delta({"type": "text_delta", "text": one.text})
 
     def _call(self, call: ToolCall) -> bytes:
         """A block of its own."""
-        begin = self._begun({**_used(call), "input": {}})
-        return begin + self._delta({"type": "input_json_delta", "partial_json": call.text}) + self._ended()
+        start = self._start({**_used(call), "input": {}})
+        return start + self._delta({"type": "input_json_delta", "partial_json": call.text}) + self._stop()
 
     def _text_ended(self) -> bytes:
         was, self._is_in_text = self._is_in_text, False
-        return self._ended() if was else b""
+        return self._stop() if was else b""
 
-    def _begun(self, block: dict[str, Any]) -> bytes:
+    def _start(self, block: dict[str, Any]) -> bytes:
         self._num_blocks += 1
         return _said("content_block_start", index=self._num_blocks - 1, content_block=block)
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
         return _said("content_block_delta", index=self._num_blocks - 1, delta=delta)
 
-    def _ended(self) -> bytes:
+    def _stop(self) -> bytes:
         return _said("content_block_stop", index=self._num_blocks - 1)
 
     def ending(self, usage: Usage) -> Iterable[bytes]:

@@ -1,4 +1,4 @@
-"""Calls of tools in an answer, in the form of the model's template.
+"""Calls of tools, in the form of the model's template.
 
 A model writes a call as text. Each family has its own marks for it, which its chat template shows. What has the marks of a call and is
 none, or calls a tool that was not offered, stays text.

@@ -1,4 +1,7 @@
-"""Calls of tools are found in each family's form, however the text is cut, and what is no call stays text."""
+"""Calls of tools are found in each family's form.
+
+However the text is cut; and what is no call stays text.
+"""
 
 from __future__ import annotations
 

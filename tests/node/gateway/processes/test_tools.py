@@ -1,4 +1,4 @@
-"""The clients of OpenAI, Anthropic and Ollama offer tools to a model that calls one, and send the result back.
+"""Every API's client offers a tool, and sends back its result.
 
 The model's layers add nothing, so each token follows from the one before: the test decides what it says.
 """

@@ -1,4 +1,4 @@
-"""Turns text of an answer into calls of tools, if tools were offered."""
+"""Turns text of an answer into calls of tools."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from node.gateway.request import Request
 from node.gateway.tool_calls import CallFinder, ToolCall, form_of, names_of
 
 
-class Finding:
+class Calls:
     """Of one request; one finder for each answer."""
 
     def __init__(self, request: Request, template: str | None) -> None:
