@@ -16,42 +16,22 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from node.gateway import form
-from node.gateway.answer import End, Event, Piece, TokenText, Usage
+from node.gateway.answer import Called, End, Event, TokenText, Usage
 from node.gateway.answering import Answering
 from node.gateway.endpoint import respond
 from node.gateway.form import Drawn, Strict, Text, dumped, event, only
 from node.gateway.gateway import Gateway
 from node.gateway.openai_chat import scores_of
 from node.gateway.openai_form import StreamOptions
+from node.gateway.openai_items import CallItem, FunctionTool, MessageItem, ResultItem, conversation_of
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import Picking, Request
+from node.gateway.tool_calls import ToolCall
+from node.gateway.tools_form import MAX_TOOLS
 from node.gateway.writer import Made, Writer
 from swarm.thin.templates import Message
 
 SCORES = "message.output_text.logprobs"
-AT: dict[str, Any] = {"output_index": 0, "content_index": 0}
-
-
-class OutputPart(Strict):
-    type: Literal["input_text", "output_text"]
-    text: Text
-    annotations: only([]) = None  # type: ignore[valid-type]
-    logprobs: list[dict[str, Any]] | None = Field(None, description="As an answer had them; not read.")
-
-
-class MessageItem(Strict):
-    """Of the user, or of an answer before."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[OutputPart], Field(max_length=form.MAX_PARTS)]
-    id: str | None = Field(None, max_length=200)
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: only() = None  # type: ignore[valid-type]
-
-    def message(self) -> Message:
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class TextSettings(Strict):
@@ -61,7 +41,7 @@ class TextSettings(Strict):
 
 class ResponsesBody(Drawn):
     model: form.ModelName
-    input: Text | Annotated[list[MessageItem], Field(min_length=1, max_length=form.MAX_MESSAGES)]
+    input: Text | Annotated[list[MessageItem | CallItem | ResultItem], Field(min_length=1, max_length=form.MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=form.MOST_TOKENS)
     stream: bool | None = None
@@ -86,7 +66,7 @@ class ResponsesBody(Drawn):
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
     tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
-    tools: only([]) = None  # type: ignore[valid-type]
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     truncation: only("disabled") = None  # type: ignore[valid-type]
 
     def messages(self) -> list[Message]:
@@ -94,7 +74,15 @@ class ResponsesBody(Drawn):
         first: list[Message] = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
         if isinstance(self.input, str):
             return [*first, {"role": "user", "content": self.input}]
-        return [*first, *(item.message() for item in self.input)]
+        return [*first, *conversation_of(self.input)]
+
+    def offered(self) -> tuple[dict[str, Any], ...]:
+        """The tools that may be called; RefusedError if that would need what is not there."""
+        if not self.tools or self.tool_choice == "none":
+            return ()
+        if self.parallel_tool_calls is False:
+            raise RefusedError("parallel_tool_calls: false beside tools is not supported by this gateway", "parallel_tool_calls")
+        return tuple(tool.offered() for tool in self.tools)
 
     @property
     def has_scores(self) -> bool:
@@ -110,6 +98,7 @@ class ResponsesBody(Drawn):
             model=self.model,
             prompts=(self.messages(),),
             prompt_param="input",
+            tools=self.offered(),
             picking=Picking(drawn=self.drawn(), seed=self.seed, repetition_penalty=self.repetition_penalty),
             max_new_tokens=self.max_output_tokens,
             num_scored=(self.top_logprobs or 0) if self.has_scores else None,
@@ -117,20 +106,27 @@ class ResponsesBody(Drawn):
 
 
 class ResponseWriter(Writer):
-    """A response with one message of one text, or the numbered events that build it."""
+    """A response with a message and calls of tools, or the numbered events that build them."""
 
     stream_type = form.EVENT_STREAM
 
     def __init__(self, answering: Answering, body: ResponsesBody, created_s: float) -> None:
         number, self._numbers = secrets.token_hex(12), count()
-        self._item, self._made = f"msg_{number}", Made(0)
+        self._number, self._made = number, Made(0)
+        self._output: list[dict[str, Any]] = []
+        """Items that are complete."""
+
+        self._is_in_text, self._reason = False, ""
         self._response: dict[str, Any] = {
             "id": f"resp_{number}", "object": "response", "created_at": int(created_s), "status": "in_progress",
             "background": False, "error": None, "incomplete_details": None, "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens, "metadata": {}, "model": answering.request.model, "output": [],
             "parallel_tool_calls": True, "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
-            "store": False, "temperature": body.temperature, "text": {"format": {"type": "text"}}, "tool_choice": "auto",
-            "tools": [], "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p, "truncation": "disabled",
+            "store": False, "temperature": body.temperature, "text": {"format": {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+           
+            "tools": [tool.model_dump() for tool in body.tools or ()], "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p,
+            "truncation": "disabled",
             "usage": None, "user": body.user,
         }  # fmt: skip
 
@@ -140,32 +136,84 @@ class ResponseWriter(Writer):
 
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
         (self._made,) = made
+        self._reason = self._made.reason
+        if self._made.text or not self._made.calls:
+            self._output.append(self._message(self._status))
+        self._output += [self._call_item(call) for call in self._made.calls]
         return dumped(self._ended(usage))
 
     def opening(self) -> Iterable[bytes]:
-        item = {**self._message("in_progress"), "content": []}
         yield self._said("response.created", response=self._response)
         yield self._said("response.in_progress", response=self._response)
-        yield self._said("response.output_item.added", output_index=0, item=item)
-        yield self._said("response.content_part.added", item_id=self._item, part=self._part("", []), **AT)
 
     def event(self, one: Event) -> bytes:
         if isinstance(one, End):
-            self._made.reason = one.reason
+            self._reason = one.reason
             return b""
-        assert isinstance(one, Piece), "no tools are offered here"
+        if isinstance(one, Called):
+            return self._text_ended("completed") + self._called(one.call)
+        start = self._text_started()
         self._made.text += one.text
         self._made.tokens += one.tokens
         scores = self._scores(one.tokens)
-        return self._said("response.output_text.delta", item_id=self._item, delta=one.text, logprobs=scores, **AT)
+        return start + self._said("response.output_text.delta", delta=one.text, logprobs=scores, **self._at)
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
-        part, ended = self._part(self._made.text, self._made.tokens), self._ended(usage)
-        text = {"text": part["text"], "logprobs": part["logprobs"]}
-        yield self._said("response.output_text.done", item_id=self._item, **text, **AT)
-        yield self._said("response.content_part.done", item_id=self._item, part=part, **AT)
-        yield self._said("response.output_item.done", output_index=0, item=ended["output"][0])
-        yield self._said(f"response.{ended['status']}", response=ended)
+        if not self._output:
+            yield self._text_started()
+        yield self._text_ended(self._status)
+        yield self._said(f"response.{self._status}", response=self._ended(usage))
+
+    def _text_started(self) -> bytes:
+        if self._is_in_text:
+            return b""
+        self._is_in_text, self._made = True, Made(0)
+        item = {**self._message("in_progress"), "content": []}
+        return self._said("response.output_item.added", output_index=len(self._output), item=item) + self._said(
+            "response.content_part.added", part=self._part("", []), **self._at
+        )
+
+    def _text_ended(self, status: str) -> bytes:
+        if not self._is_in_text:
+            return b""
+        part, item, at, number = (
+            self._part(self._made.text, self._made.tokens),
+            self._message(status),
+            self._at,
+            len(self._output),
+        )
+        self._is_in_text = False
+        self._output.append(item)
+        return (
+            self._said("response.output_text.done", text=part["text"], logprobs=part["logprobs"], **at)
+            + self._said("response.content_part.done", part=part, **at)
+            + self._said("response.output_item.done", output_index=number, item=item)
+        )
+
+    def _called(self, call: ToolCall) -> bytes:
+        item, number = self._call_item(call), len(self._output)
+        at = {"item_id": item["id"], "output_index": number}
+        self._output.append(item)
+        opened = {**item, "status": "in_progress", "arguments": ""}
+        return (
+            self._said("response.output_item.added", output_index=number, item=opened)
+            + self._said("response.function_call_arguments.delta", delta=call.text, **at)
+            + self._said("response.function_call_arguments.done", name=call.name, arguments=call.text, **at)
+            + self._said("response.output_item.done", output_index=number, item=item)
+        )
+
+    @property
+    def _at(self) -> dict[str, Any]:
+        """Of the text that is being written."""
+        return {"item_id": self._item, "output_index": len(self._output), "content_index": 0}
+
+    @property
+    def _item(self) -> str:
+        return f"msg_{self._number}{len(self._output) or ''}"
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._reason == "length" else "completed"
 
     def failure(self, refusal: Refusal) -> bytes:
         error = {"code": refusal.code or "server_error", "message": refusal.message}
@@ -173,11 +221,13 @@ class ResponseWriter(Writer):
         return self._said("error", **error, param=refusal.param) + self._said("response.failed", response=failed)
 
     def _ended(self, usage: Usage) -> dict[str, Any]:
-        is_cut = self._made.reason == "length"
-        status = "incomplete" if is_cut else "completed"
-        details = {"reason": "max_output_tokens"} if is_cut else None
-        output = [self._message(status)]
-        return {**self._response, "status": status, "incomplete_details": details, "output": output, "usage": usage_of(usage)}
+        details = {"reason": "max_output_tokens"} if self._status == "incomplete" else None
+        ended = {"status": self._status, "incomplete_details": details, "output": self._output, "usage": usage_of(usage)}
+        return {**self._response, **ended}
+
+    def _call_item(self, call: ToolCall) -> dict[str, Any]:
+        called = {"call_id": f"call_{call.number}", "name": call.name, "arguments": call.text}
+        return {"id": f"fc_{call.number}", "type": "function_call", "status": "completed", **called}
 
     def _message(self, status: str) -> dict[str, Any]:
         content = [self._part(self._made.text, self._made.tokens)]

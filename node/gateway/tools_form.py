@@ -52,10 +52,26 @@ class ToolOffer(Strict):
     function: FunctionOffer
 
     def offered(self) -> dict[str, Any]:
-        """For a chat template: all that is known."""
-        known = {"name": self.function.name, "description": self.function.description or ""}
-        parameters = self.function.parameters or {"type": "object", "properties": {}}
-        return {"type": "function", "function": {**known, "parameters": parameters}}
+        """For a chat template."""
+        return offer(self.function)
+
+
+def offer(function: FunctionOffer) -> dict[str, Any]:
+    """For a chat template: all that is known."""
+    known = {"name": function.name, "description": function.description or ""}
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": {**known, "parameters": parameters}}
+
+
+def arguments_of(text: str, param: str) -> dict[str, Any]:
+    """Of a call, for a chat template, which takes them as an object; RefusedError if they are none."""
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict) or is_deep(arguments):
+        raise RefusedError(f"{param} is no object in JSON, got {text[:80]!r}", param)
+    return arguments
 
 
 class FunctionCall(Strict):
@@ -71,12 +87,6 @@ class CallMade(Strict):
     function: FunctionCall
 
     def made(self, param: str) -> dict[str, Any]:
-        """For a chat template, which takes arguments as an object; RefusedError if they are none."""
-        try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict) or is_deep(arguments):
-            where = f"{param}.function.arguments"
-            raise RefusedError(f"{where} is no object in JSON, got {self.function.arguments[:80]!r}", where)
+        """For a chat template."""
+        arguments = arguments_of(self.function.arguments, f"{param}.function.arguments")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}

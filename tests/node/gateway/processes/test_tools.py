@@ -17,6 +17,8 @@ import torch
 import transformers
 from anthropic import Anthropic
 from anthropic import BadRequestError as AnthropicBadRequest
+from langchain_core.messages import ToolMessage
+from langchain_openai import ChatOpenAI
 from openai import BadRequestError, OpenAI
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
@@ -260,5 +262,71 @@ def test_ollamas_client_uses_a_tool(swarm: WireSwarm) -> None:
         offered = json.dumps({"name": "add", "description": "", "parameters": TOOL["function"]["parameters"]})
         rendered = offered + "u" + USER["content"] + 'a{"a": 1, "b": 41}' + "t42add" + ">"
         assert answer.prompt_eval_count == len(rendered)
+
+    with_client(swarm, work)
+
+
+FUNCTION: Any = {"type": "function", "name": "add", "parameters": TOOL["function"]["parameters"], "strict": None}
+
+
+def respond(client: OpenAI, *items: Any, **fields: Any) -> Any:
+    return client.responses.create(model="tiny", input=[USER, *items], **{"tools": [FUNCTION], **fields})
+
+
+def test_a_tool_is_called_in_a_response(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        made = respond(client)
+        (call,) = made.output
+        assert (made.status, call.type, call.name, json.loads(call.arguments)) == (
+            "completed",
+            "function_call",
+            "add",
+            {"a": 1, "b": 41},
+        )
+        events = list(respond(client, stream=True))
+        kinds = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
+        assert [event.type.removeprefix("response.") for event in events] == ["created", "in_progress", *kinds, "completed"]
+        assert json.loads(events[3].delta) == {"a": 1, "b": 41} and events[-2].item == events[-1].response.output[0]
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "42"}
+        answer = respond(client, *made.output, result)
+        assert (answer.output_text, len(answer.output)) == ("It is 42.", 1)
+        offered = json.dumps({"name": "add", "description": "", "parameters": FUNCTION["parameters"]})
+        rendered = offered + "u" + USER["content"] + 'a{"a": 1, "b": 41}' + "t42add" + ">"
+        assert answer.usage.input_tokens == len(rendered)
+        assert respond(client, tool_choice="none").output_text == f"<tool_call>{CALL}</tool_call>"
+
+    with_client(swarm, work)
+
+
+@pytest.mark.parametrize(
+    ("items", "fields", "param"),
+    [
+        ([], {"tool_choice": "required"}, "tool_choice"),
+        ([], {"tools": [{"type": "web_search"}]}, "tools.0"),
+        ([], {"tools": [{**FUNCTION, "strict": True}]}, "tools.0.strict"),
+        ([], {"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ([{"type": "function_call_output", "call_id": "c9", "output": "42"}], {}, "input.1.call_id"),
+        ([{"type": "function_call", "call_id": "c1", "name": "add", "arguments": "["}], {}, "input.1.arguments"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_responses_cannot_do_is_refused_by_name(swarm: WireSwarm, items: list[Any], fields: Any, param: str) -> None:
+    def work(client: OpenAI) -> None:
+        with pytest.raises(BadRequestError) as refused:
+            respond(client, *items, **fields)
+        body: Any = refused.value.body
+        assert body["param"].startswith(param), body
+
+    with_client(swarm, work)
+
+
+def test_langchain_binds_a_tool(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        model = ChatOpenAI(model="tiny", base_url=str(client.base_url), api_key="none", max_retries=0)  # type: ignore[arg-type]
+        made = model.bind_tools([TOOL]).invoke([("user", USER["content"])])
+        (call,) = made.tool_calls
+        assert (call["name"], call["args"]) == ("add", {"a": 1, "b": 41})
+        talk = [("user", USER["content"]), made, ToolMessage("42", tool_call_id=call["id"])]
+        assert model.bind_tools([TOOL]).invoke(talk).text == "It is 42."
 
     with_client(swarm, work)
