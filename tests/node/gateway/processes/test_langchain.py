@@ -47,6 +47,13 @@ def test_draws_and_scores(swarm: GatewaySwarm) -> None:
     assert made.text == expected and len(made.response_metadata["logprobs"]["content"]) == NEW
 
 
+def test_structured_output_is_an_object_of_its_schema(swarm: GatewaySwarm) -> None:
+    schema = {"title": "person", "type": "object", "properties": {"name": {"type": "string", "enum": ["Ada", "Zoë"]}},
+              "required": ["name"], "additionalProperties": False}  # fmt: skip
+    found = model(swarm, max_tokens=60).with_structured_output(schema, method="json_schema").invoke("who?")
+    assert found in ({"name": "Ada"}, {"name": "Zoë"})
+
+
 def test_what_is_not_supported_is_an_error_with_its_name(swarm: GatewaySwarm) -> None:
-    with pytest.raises(BadRequestError, match="response_format"):
-        model(swarm).with_structured_output({"title": "x", "type": "object", "properties": {}}, method="json_mode").invoke("hi")
+    with pytest.raises(BadRequestError, match="service_tier"):
+        model(swarm, service_tier="flex").invoke("hi")
