@@ -169,7 +169,7 @@ class MessageWriter(Writer):
 
 
 def _used(call: ToolCall) -> dict[str, Any]:
-    return {"type": "tool_use", "id": f"toolu_{call.number}", "name": call.name}
+    return {"type": "tool_use", "id": call.number, "name": call.name}
 
 
 def _ended(end: Made | End) -> dict[str, str | None]:

@@ -123,11 +123,8 @@ class ResponseWriter(Writer):
             "max_output_tokens": body.max_output_tokens, "metadata": {}, "model": answering.request.model, "output": [],
             "parallel_tool_calls": True, "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
             "store": False, "temperature": body.temperature, "text": {"format": {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto",
-           
-            "tools": [tool.model_dump() for tool in body.tools or ()], "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p,
-            "truncation": "disabled",
-            "usage": None, "user": body.user,
+            "tool_choice": body.tool_choice or "auto", "tools": [tool.model_dump() for tool in body.tools or ()],
+            "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p, "truncation": "disabled", "usage": None, "user": body.user,
         }  # fmt: skip
 
     @property
@@ -176,12 +173,8 @@ class ResponseWriter(Writer):
     def _text_ended(self, status: str) -> bytes:
         if not self._is_in_text:
             return b""
-        part, item, at, number = (
-            self._part(self._made.text, self._made.tokens),
-            self._message(status),
-            self._at,
-            len(self._output),
-        )
+        part, item = self._part(self._made.text, self._made.tokens), self._message(status)
+        at, number = self._at, len(self._output)
         self._is_in_text = False
         self._output.append(item)
         return (
@@ -226,7 +219,7 @@ class ResponseWriter(Writer):
         return {**self._response, **ended}
 
     def _call_item(self, call: ToolCall) -> dict[str, Any]:
-        called = {"call_id": f"call_{call.number}", "name": call.name, "arguments": call.text}
+        called = {"call_id": call.number, "name": call.name, "arguments": call.text}
         return {"id": f"fc_{call.number}", "type": "function_call", "status": "completed", **called}
 
     def _message(self, status: str) -> dict[str, Any]:

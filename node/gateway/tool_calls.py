@@ -42,6 +42,7 @@ class ToolCall:
     name: str
     arguments: Mapping[str, Any]
     number: str
+    """Its id, in every API."""
 
     @property
     def text(self) -> str:

@@ -209,7 +209,7 @@ def test_anthropics_client_uses_a_tool(swarm: WireSwarm) -> None:
         kinds = ["content_block_start", "content_block_delta", "content_block_stop"]
         assert [event.type for event in events] == ["message_start", *kinds, "message_delta", "message_stop"]
         assert events[1].content_block.name == "add" and json.loads(events[2].delta.partial_json) == {"a": 1, "b": 41}
-        assert events[-2].delta.stop_reason == "tool_use"
+        assert events[-2].delta.stop_reason == "tool_use" and len(block.id) == 9  # as Mistral's templates want it
         result = {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "42"}]}
         talk = ({"role": "assistant", "content": made.content}, {"role": "user", "content": [result]})
         made = use(client, *talk)
@@ -287,6 +287,7 @@ def test_a_tool_is_called_in_a_response(swarm: WireSwarm) -> None:
         kinds = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
         assert [event.type.removeprefix("response.") for event in events] == ["created", "in_progress", *kinds, "completed"]
         assert json.loads(events[3].delta) == {"a": 1, "b": 41} and events[-2].item == events[-1].response.output[0]
+        assert len(call.call_id) == 9  # as Mistral's templates want it
         result = {"type": "function_call_output", "call_id": call.call_id, "output": "42"}
         answer = respond(client, *made.output, result)
         assert (answer.output_text, len(answer.output)) == ("It is 42.", 1)
