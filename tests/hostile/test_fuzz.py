@@ -56,7 +56,7 @@ def test_the_fuzzer_finds_what_it_is_to_find() -> None:
         bytes(len(data) + (1 << 20))
 
     def slow(data: bytes) -> None:
-        sum(range(2_000_000))
+        sum(range(10_000_000))
 
     for read, word in ((untyped, "Error"), (greedy, "allocates"), (slow, " ms")):
         verdict = Verdict("bad")

@@ -83,7 +83,7 @@ OTHERS = {
         "(name, *, peers, root, swarm='public', dtype='auto', route_timeout_s=60.0, priority=0, find=…, waits=None, entry=…, "
         "accept_new_weights=False, follow=False)"
     ),
-    "generate": "(sequence, prompt, chooser, limits, propose=None)",
+    "generate": "(sequence, prompt, chooser, limits, propose=None, constraint=None)",
 }
 """What its methods return, and what a thin client calls -> the arguments."""
 
