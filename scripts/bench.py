@@ -3,7 +3,8 @@
 Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline. Only --publish
+hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the
+gateway: streams. Only --publish
 changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
     "training": ("averaging", "state", "pipeline", "wide pipeline"),
+    "gateway": ("streams",),
 }
 """By benchmark."""
 
@@ -40,7 +42,19 @@ def result_file(benchmark: str) -> Path:
 
 def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each section runs."""
-    from benchmarks import averaging, crowd, generation, hops, models, node_cost, pipeline, state, wide_area, wide_pipeline
+    from benchmarks import (
+        averaging,
+        crowd,
+        gateway,
+        generation,
+        hops,
+        models,
+        node_cost,
+        pipeline,
+        state,
+        wide_area,
+        wide_pipeline,
+    )
 
     few = max(3, repeats // 3)
     return {
@@ -52,6 +66,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "chats": lambda: crowd.disturbed(running, few, 60) | {"repeats": few},
         "node": lambda: node_cost.measure(running, few) | {"repeats": few},
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
+        "streams": lambda: gateway.measure(running, repeats, 64),
         "averaging": lambda: averaging.measure(running.folder, repeats),
         "state": lambda: state.measure(repeats),
         "pipeline": lambda: pipeline.measure(running.folder, few) | {"repeats": few},

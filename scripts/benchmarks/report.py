@@ -74,6 +74,14 @@ def _value(
     return find
 
 
+def _streams(key: str, bound: float) -> Callable[[dict[str, Any]], Iterator[tuple[str, float, float | None, bool]]]:
+    def find(section: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+        for row in section["rows"]:
+            yield f"{row['streams']} streams", row[key]["best"], row[key]["median"], row[key]["median"] <= bound
+
+    return find
+
+
 TARGETS = (
     Target("hops", "overhead of a hop beyond compute, ms", "≤ 1.3", _hops),
     Target("decode", "2 nodes decode at this share of local speed", "≥ 0.88", _speed(0.88)),
@@ -88,6 +96,8 @@ TARGETS = (
     Target("wide area", "3 hops, 100 ms: time per token over (one-way delays + compute)", "≤ 1.1", _value("of_floor", lambda x: x <= 1.1)),
     Target("wide area", "bytes of a decoded token's frame", "< 14,000", _value("frame_bytes", lambda x: x < 14_000)),
     Target("wide area", "prompt lookup on repetitive text, times faster", "≥ 1.5", _value("speculation", lambda x: x >= 1.5)),
+    Target("streams", "HTTP adds to a token, ms, beside the thin client in Python", "≤ 3 at the median", _streams("added_ms", 3.0)),
+    Target("streams", "HTTP adds to the first token, ms", "≤ 15", _streams("first_added_ms", 15.0)),
     Target("averaging", "100 MB, 2 peers, float32: times faster than hivemind's averager", "≥ 2.5", _value("times", lambda x: x >= 2.5)),
     Target("state", "download of a unit's state, MB/s", "≥ 200", _value("mb_s", lambda x: x >= 200)),
     Target("pipeline", "2 stages, 10M parameters: tokens/s, share of --local", "≥ 0.85", _value("of_local", lambda x: x >= 0.85)),
