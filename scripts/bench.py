@@ -3,9 +3,9 @@
 Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
-hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the
-gateway: streams. Only --publish
-changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched its model.
+hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the gateway:
+streams. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched
+its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -116,7 +116,8 @@ def publish(result: dict[str, Any]) -> None:
     merged = kept | result["sections"]
     result = result | {"sections": {section: merged[section] for section in SECTIONS[name] if section in merged}}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    subprocess.run([sys.executable, ROOT / "scripts" / "docs.py"], check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "SWARM_TRACE"}  # its folder is gone
+    subprocess.run([sys.executable, ROOT / "scripts" / "docs.py"], check=True, env=environment)
 
 
 def machine() -> str:

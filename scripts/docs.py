@@ -155,7 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the parts of the documents that repeat the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 and name the documents that are old")
     is_check = parser.parse_args().check
-    result, trained = (json.loads(bench.result_file(name).read_text(encoding="utf-8")) for name in ("inference", "training"))
+    result, trained, served = (json.loads(bench.result_file(name).read_text(encoding="utf-8")) for name in bench.SECTIONS)
     old: list[str] = []
     drawings = {
         bench.result_file("inference").with_name(f"{name}.svg"): text for name, text in report.plots(result["sections"]).items()
@@ -170,6 +170,7 @@ def main() -> int:
         ("docs/tree.md", "tree", tree(present_files())),
         ("docs/benchmarks.md", "inference", report.page(result)),
         ("docs/benchmarks.md", "training", report.page(trained)),
+        ("docs/benchmarks.md", "gateway", report.page(served)),
         ("docs/architecture.md", "defaults", defaults_table()),
         ("docs/commands.md", "options", options_table()),
         ("docs/commands.md", "exit codes", exit_codes_table()),

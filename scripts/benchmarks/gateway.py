@@ -1,4 +1,4 @@
-"""What the gateway adds to a token, by HTTP, beside the thin client in Python.
+"""What the gateway adds to a token, beside the Python client.
 
 Both ask the same two nodes, by the same route, for the same greedy tokens: 1, 4 and 16 streams at once. The client in Python makes no text
 of its tokens; the gateway makes text, JSON and server-sent events, and the benchmark reads those from a plain socket.
