@@ -265,9 +265,11 @@ async def test_a_sum_that_is_not_finite_names_its_member() -> None:
     async with running(3) as peers:
         peers.fill()
         peers[2].replica.__class__ = Broken
-        closed = await peers.close(peers.group())
-        assert closed.outcome == "failed" and closed.lost == (peers[2].member.peer,)
-        assert [peer.replica.reopened for peer in peers.all] == [["as before"]] * 3
+        attempts: list[Closed] = []
+        while not any(one.lost for one in attempts) and len(attempts) < 10:  # another member's word may come first
+            attempts.append(await peers.close(peers.group()))
+        assert {one.outcome for one in attempts} == {"failed"} and attempts[-1].lost == (peers[2].member.peer,)
+        assert [peer.replica.reopened for peer in peers.all] == [["as before"] * len(attempts)] * 3
         assert (await peers.close(peers.group([0, 1]))).missing[0] == mask_of((2, 5, 8, 11))
 
 
