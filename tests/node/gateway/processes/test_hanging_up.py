@@ -43,8 +43,15 @@ def with_gateway(swarm: WireSwarm, work: Callable[[Gateway, int], Awaitable[None
 
 async def all_is_free(swarm: WireSwarm, gateway: Gateway) -> None:
     """Within FREED_S: no session and no memory at any hop, no place at the gateway."""
-    await until(lambda: all(node.host.num_sessions == 0 and node.engine.used_bytes == 0 for node in swarm.nodes), FREED_S)
-    await until(lambda: gateway.places.num_taken == 0, FREED_S)
+
+    def held() -> list[tuple[int, int]]:
+        return [(node.host.num_sessions, node.engine.used_bytes) for node in swarm.nodes]
+
+    try:
+        await until(lambda: held() == [(0, 0)] * len(swarm.nodes), FREED_S)
+        await until(lambda: gateway.places.num_taken == 0, FREED_S)
+    except TimeoutError:
+        raise AssertionError(f"(sessions, bytes) at the hops: {held()}, places: {gateway.places.num_taken}") from None
 
 
 @pytest.mark.parametrize("more", [{"stream": True}, {"stream": False}, {"stream": True, "n": 3}], ids=str)
