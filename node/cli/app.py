@@ -312,7 +312,7 @@ def serve_command(
     model: Annotated[
         list[str],
         typer.Argument(
-            metavar="[MODEL]...", help="Names in the swarm, or NAME@DIGEST; none = whatever it serves.", show_default=False
+            metavar="[MODEL]...", help="Names in the swarm, or NAME@DIGEST; none = all that it serves.", show_default=False
         ),
     ] = [],  # noqa: B006
     *,

@@ -37,7 +37,7 @@ LAST_RESORT_S = 4.5
 
 
 def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NoReturn:
-    """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving. run: it trains in that."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises what kept the node from serving. run: it trains in that."""
     host(read(serve, flags, run), lambda hosted, on_event: hosted(on_event))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
-    """Host and serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises whatever kept the node from serving."""
+    """Host and serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises what kept the node from serving."""
     num_keys = len(api_keys.read(gateway_keys.file_of(flags.data_dir)))
     is_loopback = reached(flags.host, num_keys)
     check_range("--port", flags.port, "from 0 (a free one) to 65535", 0 <= flags.port < 1 << 16)

@@ -70,7 +70,7 @@ class TokenBudget:
         return True
 
     def add(self, num_tokens: int, unix_s: float) -> bool:
-        """Count tokens that have come, whatever is left. Returns whether there may be more."""
+        """Count tokens that have come, also beyond the limit. Returns whether there may be more."""
         self.left(unix_s)
         self._used += num_tokens
         return self._used < self.limit

@@ -29,7 +29,7 @@ class GatewayConfig:
     """Which models, where their nodes are, and what clients may cost."""
 
     models: tuple[str, ...] = ()
-    """Names in the swarm, or NAME@DIGEST; clients ask by exactly these. None = whatever the swarm serves, or NAME@DIGEST of that."""
+    """Names in the swarm, or NAME@DIGEST; clients ask by exactly these. None = every model that the swarm serves, or NAME@DIGEST of one."""
 
     weights: Mapping[str, str] = field(default_factory=dict)
     """NAME -> NAME@DIGEST, for names that mean certain weights."""

@@ -62,7 +62,7 @@ class Gateway:
         self.all_open.set()
 
     async def _follow_swarm(self) -> None:
-        """Serve whatever the swarm serves: list it again and again. Models are opened by their first request."""
+        """List again and again what the swarm serves. A model is opened by its first request."""
         while True:
             try:
                 async with self.config.listing() as listing:

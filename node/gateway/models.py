@@ -51,7 +51,7 @@ class ServedModel:
 
 
 MAX_OPEN = 16
-"""Models that are open at once, each with two processes; if the gateway serves whatever the swarm does, there may be any number."""
+"""Models that are open at once, each with two processes; if the gateway serves all models of the swarm, there may be any number."""
 
 MAX_NAMES = 1024
 """Names that are listed."""
@@ -70,7 +70,7 @@ class Models:
         self._opening: dict[str, asyncio.Task[ServedModel]] = {}
 
     async def get(self, name: str) -> ServedModel:
-        """ModelNotFoundError if the gateway has no model of this name; else whatever opening it meets."""
+        """ModelNotFoundError if the gateway has no model of this name; else the error that opening it meets."""
         self.check(name)
         task = self._opening.get(name)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):

@@ -34,7 +34,7 @@ Wrapped = Callable[[str, Sequence[ToolCall]], dict[str, Any]]
 
 
 class AnyType(APIRoute):
-    """Bodies are JSON, whatever their Content-Type says: Ollama's clients, and `curl -d`, send others."""
+    """Bodies are read as JSON also if their Content-Type is another one, as Ollama's clients and `curl -d` send it."""
 
     def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -1,4 +1,4 @@
-"""Answers keep to a JSON schema, whatever the model would say."""
+"""Answers keep to a JSON schema, also those of random weights."""
 
 from __future__ import annotations
 
