@@ -123,7 +123,8 @@ class Hop:
             await self._pace.turn(message.grant.epoch)
             self.up.received = 0  # what had come over an older wire, or in an older epoch, may be sent again
         if self.is_closed:
-            end(wire)
+            if wire is not self.down.wire:  # the hop below gets our last word before its wire ends
+                end(wire)
         elif isinstance(message, Close) and not self._opens_waiting and (wire is None or wire is self.up.wire):
             await self._close(message)
         else:

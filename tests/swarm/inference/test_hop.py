@@ -306,6 +306,33 @@ async def test_the_hop_below_may_not_report_hops_above_itself(swarm: ToySwarm, c
     await below.stop()
 
 
+async def test_a_word_from_below_while_a_session_closes_does_not_keep_its_close_from_the_hop_below(
+    client: Probe, swarm: ToySwarm
+) -> None:
+    """Else that hop would keep the session for RESUME_S."""
+    node = await swarm.serve(0, 2)
+    below = await FakeHop(Span(2, 4)).start()
+    line = await client.open(node, grant_of(client.identity, [hop_of(node), hop_of(below)]))
+    to_node = await below.lines.get()
+    assert isinstance(await to_node.hear(), Open)
+    (hop,), computes, gate = node.host.hops._hops.values(), asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: object) -> None:
+        computes.set()
+        await gate.wait()
+
+    hop._sequences.take_step = slow  # type: ignore[method-assign]
+    await line.say(step_of(0))
+    await computes.wait()
+    await line.say(Close(session=SESSION))
+    await until(lambda: hop.is_closed)
+    await hop.put(hop.down.wire, Expect(session=SESSION, epoch=0, step=0))
+    gate.set()
+    assert await to_node.hear() == Close(session=SESSION)
+    await until(lambda: num_sessions(node) == 0)
+    await below.stop()
+
+
 # --- histories
 
 
