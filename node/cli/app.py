@@ -19,7 +19,7 @@ import typer
 import typer.main
 
 from node import logs
-from node.cli import configuration, console, failures, options, stopping, surface, utf8
+from node.cli import arguments, configuration, console, failures, options, stopping, surface, utf8
 from node.cli.command_options import (
     ClientOptions,
     EvaluationOptions,
@@ -49,15 +49,15 @@ app = typer.Typer(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main(words: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or one line on stderr and the code of `failures.EXIT_CODES`."""
     console.open_closed()
-    given, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    given, debug = arguments.without_debug(list(sys.argv[1:] if words is None else words))
     settings: Settings | None = None
     try:
         utf8.check_arguments(given)
-        given, file = _without_config(given)
-        given, fields = _without_fields(given)
+        given, file = arguments.without_config(given)
+        given, fields = arguments.without_fields(given)
         settings = dataclasses.replace(_settings(given, file), fields=fields)
         is_node = given[:1] in (["node"], ["up"])
         os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
@@ -96,44 +96,6 @@ def _fail(error: BaseException, debug: bool, given: list[str], settings: Setting
         with contextlib.suppress(OSError):  # stderr may be full, or without a reader
             remark(f"error: {settings.sources(text, given) if settings else text}")
     return code
-
-
-def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """`--debug` may stand anywhere before `--`: people add it at the end of the line that failed."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    rest = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
-    return rest, len(rest) < len(arguments)
-
-
-def _without_config(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """`--config FILE` may stand anywhere before `--`, too."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    at = next((at for at, word in enumerate(arguments[:end]) if word == "--config" or word.startswith("--config=")), None)
-    if at is None:
-        return arguments, None
-    _, _, joined = arguments[at].partition("=")
-    words = 1 if joined else 2
-    file = joined or next(iter(arguments[at + 1 : end]), "")
-    if not file:
-        raise ConfigError("--config needs the name of a TOML file; `swarm config --example` prints one")
-    return arguments[:at] + arguments[at + words :], Path(file)
-
-
-def _without_fields(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Of a node: fields of its run, `--section.field VALUE`. No flag has a dot; `swarm train` takes them as they are."""
-    if arguments[:1] != ["node"]:
-        return arguments, ()
-    rest, fields = list[str](), list[str]()
-    left = list(arguments)
-    while left and left[0] != "--":
-        word = left.pop(0)
-        name, joined, _ = word.partition("=")
-        if not (name.startswith("--") and "." in name):
-            rest.append(word)
-            continue
-        fields += [word] if joined else [word, *left[:1]]
-        left = left if joined else left[1:]
-    return rest + left, tuple(fields)
 
 
 def _show_version(wanted: bool) -> None:

@@ -37,7 +37,7 @@ class JsonConstraint:
         self._last = None
         return base64.b64decode(answer["mask"])
 
-    async def accept(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         """As `Constraint.accept`: the next mask follows it."""
         self._last = token
 

@@ -65,7 +65,7 @@ class Constraint(Protocol):
         """Those that may come next, as `StepSpec.mask`; an end token is among them once the answer may end."""
         ...
 
-    async def accept(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         """This one came; the mask allowed it."""
         ...
 
@@ -160,7 +160,7 @@ async def generate(
                 guesses = guesses[:number]
                 token = chooser.choose(await sequence.ask_again(), said, len(prompt), mask)
             if constraint is not None and token not in limits.ends:
-                await constraint.accept(token)
+                constraint.accept(token)
             said.append(token)
             left -= 1
             is_right = number < len(guesses) and guesses[number] == token

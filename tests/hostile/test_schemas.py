@@ -59,7 +59,7 @@ async def tokens(constraining: Constraining, schema: str, most: int = 30) -> lis
             found.append(token)
             if token == 2:
                 break
-            await constraint.accept(token)
+            constraint.accept(token)
     return found
 
 

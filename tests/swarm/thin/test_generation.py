@@ -204,7 +204,7 @@ class Rising:
         bits = sum(1 << token for token in allowed)
         return bits.to_bytes((VOCABULARY + 7) // 8, "little")
 
-    async def accept(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         assert token > self.last
         self.last = token
         self.asked.append(token)
