@@ -19,7 +19,7 @@ import typer
 import typer.main
 
 from node import logs
-from node.cli import arguments, configuration, console, failures, options, stopping, surface, utf8
+from node.cli import arguments, completion, configuration, console, failures, first_steps, options, stopping, surface, utf8
 from node.cli.command_options import (
     ClientOptions,
     EvaluationOptions,
@@ -38,11 +38,13 @@ from swarm.meeting.invitation import VALID_DAYS
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
 
+HOST, ASK, TRAIN, HERE = "Host a model", "Ask a model", "Train a model", "This machine"
+"""The commands' groups in `swarm --help`."""
+
 app = typer.Typer(
     name="swarm",
     help="Host a slice of a large model, or prompt the whole of it, with other volunteers' machines.",
     epilog=EPILOG,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,6 +54,8 @@ app = typer.Typer(
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or one line on stderr and the code of `failures.EXIT_CODES`."""
     console.open_closed()
+    if completion.is_asked():
+        sys.exit(completion.answer(app))
     given, debug = arguments.without_debug(list(sys.argv[1:] if words is None else words))
     settings: Settings | None = None
     try:
@@ -63,14 +67,17 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
         logs.set_up("DEBUG" if debug else "WARNING" if is_node else "ERROR")  # a client says it in its one line
+        if not given:
+            print(first_steps.text(), flush=True)
+            sys.exit(2)  # a script that forgot the command must not go on
         command: Any = typer.main.get_command(app)
-        line: dict[str, Any] = dict(args=given or ["--help"], default_map=settings.default_map(), obj=settings)
+        line: dict[str, Any] = dict(args=given, default_map=settings.default_map(), obj=settings)
         with contextlib.nullcontext() if is_node else stopping.as_by_ctrl_c():  # a node has handlers of its own
             code = command(prog_name="swarm", standalone_mode=False, **line)
             sys.stdout.flush()
     except BaseException as error:
         sys.exit(_fail(error, debug, given, settings))
-    sys.exit(code if given and isinstance(code, int) else 0 if given else 2)  # no command: the help, and typer's code for it
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _settings(given: list[str], file: Path | None) -> Settings:
@@ -123,7 +130,7 @@ def _root(
     pass
 
 
-@app.command("node")
+@app.command("node", rich_help_panel=HOST)
 @with_flags("hosting", Hosting)
 def node_command(context: typer.Context, hosting: Hosting, model: options.Models = []) -> None:  # noqa: B006
     """Join the swarm and serve a span of MODEL's blocks, or train in a run (--run). Ctrl-C leaves in order."""
@@ -140,7 +147,7 @@ def node_command(context: typer.Context, hosting: Hosting, model: options.Models
     node.run(serve, hosting, run)
 
 
-@app.command("up")
+@app.command("up", rich_help_panel=HOST)
 @with_flags("flags", UpOptions)
 def up_command(context: typer.Context, flags: UpOptions, model: options.Models = []) -> None:  # noqa: B006
     """Host MODEL's blocks and serve it by HTTP to programs on this machine, in one process. Ctrl-C leaves in order."""
@@ -152,7 +159,7 @@ def up_command(context: typer.Context, flags: UpOptions, model: options.Models =
     up.run(serve, flags)
 
 
-@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=TRAIN)
 @with_flags("training", Training)
 def train_command(
     context: typer.Context,
@@ -172,7 +179,7 @@ def train_command(
     train.run(run_file, training, context.args)
 
 
-@app.command("runs")
+@app.command("runs", rich_help_panel=TRAIN)
 @with_flags("asked", MeetingOptions)
 def runs_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -185,7 +192,7 @@ def runs_command(
     runs.run(asked.enter(), as_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
-@app.command("eval")
+@app.command("eval", rich_help_panel=TRAIN)
 @with_flags("asked", EvaluationOptions)
 def eval_command(
     model: Annotated[
@@ -221,7 +228,7 @@ def eval_command(
     evaluate.run(model, data, sequence_tokens, as_json, asked)
 
 
-@app.command("report")
+@app.command("report", rich_help_panel=TRAIN)
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, with metrics.jsonl.", show_default=False)],
 ) -> None:
@@ -231,7 +238,7 @@ def report_command(
     report.run(folder)
 
 
-@app.command("generate")
+@app.command("generate", rich_help_panel=ASK)
 @with_flags("asked", ClientOptions, max_new_tokens=64)
 def generate_command(
     model: options.Model,
@@ -246,7 +253,7 @@ def generate_command(
     generate.run(asked.asking(model), asked.sampling(as_model_says=False), prompt, asked.stats, asked.thin)
 
 
-@app.command("chat")
+@app.command("chat", rich_help_panel=ASK)
 @with_flags("asked", ClientOptions, max_new_tokens=512)
 def chat_command(
     model: options.Model,
@@ -268,13 +275,16 @@ def chat_command(
     chat.run(asked.asking(model), asked.sampling(as_model_says=True), manner, asked.thin)
 
 
-@app.command("serve")
+@app.command("serve", rich_help_panel=ASK)
 @with_flags("serving", Serving)
 def serve_command(
     model: Annotated[
         list[str],
         typer.Argument(
-            metavar="[MODEL]...", help="Names in the swarm, or NAME@DIGEST; none = all that it serves.", show_default=False
+            metavar="[MODEL]...",
+            help="Names in the swarm, or NAME@DIGEST; none = all that it serves.",
+            show_default=False,
+            autocompletion=completion.names,
         ),
     ] = [],  # noqa: B006
     *,
@@ -286,13 +296,16 @@ def serve_command(
     serve.run(model, serving)
 
 
-@app.command("status")
+@app.command("status", rich_help_panel=ASK)
 @with_flags("asked", MeetingOptions)
 def status_command(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="A model's name in the swarm, or its directory; none = all models.", show_default=False
+            metavar="[MODEL]",
+            help="A model's name in the swarm, or its directory; none = all models.",
+            show_default=False,
+            autocompletion=completion.names,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -305,7 +318,7 @@ def status_command(
     status.run(model, asked.enter(), as_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
-@app.command("invite")
+@app.command("invite", rich_help_panel=HOST)
 def invite_command(
     private: Annotated[
         bool,
@@ -336,7 +349,7 @@ def invite_command(
     invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir)
 
 
-@app.command("whoami")
+@app.command("whoami", rich_help_panel=HERE)
 def whoami_command(
     identity: Annotated[
         Path | None,
@@ -358,7 +371,7 @@ def whoami_command(
 cache_app = typer.Typer(
     help="List what was fetched from peers and is kept on this disk; prune removes it.", invoke_without_command=True
 )
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache_app, name="cache", rich_help_panel=HERE)
 
 
 @cache_app.callback()
@@ -378,7 +391,13 @@ def cache_command(
 def prune_command(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="NAME, NAME@DIGEST or the beginning of a digest.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="NAME, NAME@DIGEST or the beginning of a digest.",
+            show_default=False,
+            autocompletion=completion.names,
+        ),
     ] = None,
     older_than: Annotated[
         float | None, typer.Option("--older-than", metavar="DAYS", help="What was not used for so many days.")
@@ -400,7 +419,7 @@ def prune_command(
 
 
 keys_app = typer.Typer(help="Say who may ask a gateway (`swarm serve`), and how much.")
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys_app, name="keys", rich_help_panel=HOST)
 
 
 @keys_app.command("add")
@@ -448,7 +467,7 @@ def revoke_key_command(
     gateway_keys.revoke(data_dir, name)
 
 
-@app.command("config")
+@app.command("config", rich_help_panel=HERE)
 def config_command(
     context: typer.Context,
     command: Annotated[
@@ -460,3 +479,12 @@ def config_command(
     from node.cli import show_config
 
     show_config.run(context.obj, command, example)
+
+
+@app.command("completion", rich_help_panel=HERE)
+def completion_command(
+    shell: Annotated[completion.Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)],
+) -> None:
+    """Print what makes Tab complete `swarm` in a shell: eval "$(swarm completion bash)" in ~/.bashrc; zsh as bash, after compinit, in
+    ~/.zshrc; swarm completion fish | source, in config.fish."""
+    print(completion.script(shell), flush=True)

@@ -10,12 +10,15 @@ from typing import Annotated
 
 import typer
 
+from node.cli import completion
+
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="A directory in Hugging Face form (or with one GGUF file), a name (or NAME@DIGEST) that the swarm serves, or a Hub name.",
         show_default=False,
+        autocompletion=completion.names,
     ),
 ]
 Models = Annotated[
@@ -25,6 +28,7 @@ Models = Annotated[
         help="A directory in Hugging Face form (or with one GGUF file), a name (or NAME@DIGEST) that the swarm serves, or a Hub name. "
         "Several: one node serves all of them.",
         show_default=False,
+        autocompletion=completion.names,
     ),
 ]
 Peers = Annotated[

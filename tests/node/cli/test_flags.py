@@ -59,6 +59,7 @@ FLAGS = {
         *("--accept-new-weights", *MEETING),
     ],
     "config": ["[COMMAND]", "--example"],
+    "completion": ["SHELL"],
     "cache": ["--json", "--data-dir"],
     "keys": [],
     "status": ["[MODEL]", "--json", *MEETING],
