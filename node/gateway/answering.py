@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
+from node.gateway.calling import Calling, rules_of
 from node.gateway.calls import Calls, check_tools
 from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
@@ -20,6 +21,7 @@ from node.gateway.request import Prompt, Request
 from protocols.words import counted
 from swarm.clock import Clock
 from swarm.thin import templates
+from swarm.thin.answer_form import AnswerForm
 from swarm.thin.generation import Constraint, generate
 from swarm.thin.sampling import Chooser
 from swarm.thin.scoring import ScoringChooser
@@ -39,19 +41,31 @@ MOST_NEW = 4096
 class Answering:
     """One request at one model, with all that can be refused checked: `Answering.of(...)`, then `events()` once."""
 
-    def __init__(self, served: ServedModel, request: Request, prompts: Sequence[list[int]], meter: Meter, clock: Clock) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        request: Request,
+        prompts: Sequence[list[int]],
+        form: AnswerForm | None,
+        meter: Meter,
+        clock: Clock,
+    ) -> None:
+        """form: what each answer must look like; None = any text."""
         self.served, self.request, self._prompts, self._meter, self._clock = served, request, prompts, meter, clock
+        self._form = form
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
 
     @classmethod
     async def of(cls, served: ServedModel, request: Request, meter: Meter, clock: Clock) -> Answering:
         """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered or paid by the caller's budget."""
-        check_tools(request.tools, served.model.tokenizer.chat_template, request.num_scored is not None)
+        template = served.model.tokenizer.chat_template
+        check_tools(request.tools, template)
+        form = form_of(request, template)
         prompts = [await served.aside(ids_of, served, prompt, request.tools) for prompt in request.prompts]
         for ids in prompts:
             check_length(served, request, ids)
         meter.prompt(served.name, sum(map(len, prompts)))
-        return cls(served, request, prompts, meter, clock)
+        return cls(served, request, prompts, form, meter, clock)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, until all answers are complete; the first error of any ends all."""
@@ -75,9 +89,7 @@ class Answering:
         limits = model.limits(most_new(self.served, request, ids))
         sampling = request.picking.sampling(model.defaults, number)
         wants_scores = request.num_scored is not None
-        chooser = (
-            ScoringChooser(sampling, request.num_scored or 0, request.schema is not None) if wants_scores else Chooser(sampling)
-        )
+        chooser = ScoringChooser(sampling, request.num_scored or 0, self._form is not None) if wants_scores else Chooser(sampling)
         pieces: list[str] = []
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)
@@ -92,7 +104,7 @@ class Answering:
                     num_new += 1
                     may_go_on = self._meter.token(self.served.name)
                     scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
-                    if request.schema is None or token not in limits.ends:  # an end token may have a text
+                    if self._form is None or token not in limits.ends:  # an end token may have a text
                         await driven(out.putting([token]), decode_all)
                     if pieces or scores:
                         yield Piece(choice=choice, text="".join(pieces), tokens=scores)
@@ -112,9 +124,8 @@ class Answering:
         yield End(choice=choice, reason=reason, num_new=num_new, stop=stop)
 
     def _constraint(self) -> AbstractAsyncContextManager[Constraint | None]:
-        """What keeps an answer to the schema that was asked for."""
-        schema = self.request.schema
-        return nullcontext() if schema is None else self.served.constraining.constraint(schema)
+        """What keeps an answer to its form."""
+        return nullcontext() if self._form is None else self.served.constraining.constraint(self._form)
 
     def _text_out(self, pieces: list[str], is_text: bool) -> TextOut:
         """is_text: the prompt is no conversation."""
@@ -130,6 +141,13 @@ class Answering:
         ids = list(dict.fromkeys([chooser.last.token, *(token for token, _ in chooser.last.top)]))
         texts = await self.served.decode_all([[token] for token in ids], skip_special_tokens=False)
         return (decoded(chooser.last, dict(zip(ids, texts, strict=True))),)
+
+
+def form_of(request: Request, template: str | None) -> AnswerForm | None:
+    """What its answers must look like; None = any text. RefusedError if the model's calls are not known here."""
+    both = Calling(param=request.schema_param) if request.schema is not None and request.tools else None
+    rules = rules_of(request.calling or both, request.tools, template)
+    return None if request.schema is None and rules is None else AnswerForm(schema=request.schema, calls=rules)
 
 
 def ids_of(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:

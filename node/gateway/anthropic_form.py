@@ -5,11 +5,12 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from node.gateway.calling import Calling, calling_of
 from node.gateway.form import MAX_PARTS, Strict, Text, only
 from node.gateway.refusal import RefusedError
 from node.gateway.tools_form import ToolName, flat
@@ -68,13 +69,30 @@ class ToolBody(Strict):
     name: ToolName
     description: Text | None = None
     input_schema: Annotated[dict[str, Any], AfterValidator(flat)]
-    strict: only(False) = None  # type: ignore[valid-type]
+    strict: bool | None = Field(None, description="The input is of the schema.")
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
 
     def offered(self) -> dict[str, Any]:
         """For a chat template."""
         function = {"name": self.name, "description": self.description or "", "parameters": self.input_schema}
         return {"type": "function", "function": function}
+
+
+class ToolChoice(Strict):
+    type: Literal["auto", "any", "tool", "none"]
+    name: ToolName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    def calling(self, tools: Sequence[dict[str, Any]], strict: Iterable[str]) -> Calling | None:
+        """How the tools are to be called; RefusedError if a tool must be called that is not offered, or fields contradict each other."""
+        if (self.name is not None) != (self.type == "tool"):
+            raise RefusedError(f"tool_choice.name belongs to the type tool, got the type {self.type}", "tool_choice.name")
+        if self.type == "none" and self.disable_parallel_tool_use is not None:
+            where = "tool_choice.disable_parallel_tool_use"
+            raise RefusedError(f"{where} has no place beside the type none", where)
+        single = "tool_choice.disable_parallel_tool_use" if self.disable_parallel_tool_use else None
+        is_forced = self.type in ("any", "tool")
+        return calling_of(tools, strict, param="tool_choice", is_forced=is_forced, only=self.name, single=single)
 
 
 def text_of(content: str | Sequence[TextBlock] | None) -> str:

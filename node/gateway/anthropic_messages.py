@@ -17,7 +17,8 @@ from starlette.responses import Response
 from node.gateway.admission import admitted
 from node.gateway.answer import Called, End, Event, Usage
 from node.gateway.answering import Answering, num_tokens
-from node.gateway.anthropic_form import CACHED, Texts, ToolBody, Turn, conversation_of
+from node.gateway.anthropic_form import CACHED, Texts, ToolBody, ToolChoice, Turn, conversation_of
+from node.gateway.calling import Calling
 from node.gateway.endpoint import respond
 from node.gateway.error_forms import anthropic
 from node.gateway.form import (
@@ -62,16 +63,24 @@ class CountBody(Strict):
     output_format: only() = None  # type: ignore[valid-type]
     speed: only("standard") = None  # type: ignore[valid-type]
     thinking: only({"type": "disabled"}) = None  # type: ignore[valid-type]
-    tool_choice: only({"type": "none"}, {"type": "auto"}, {"type": "auto", "disable_parallel_tool_use": False}) = None  # type: ignore[valid-type]
+    tool_choice: ToolChoice | None = None
     tools: list[ToolBody] | None = Field(None, max_length=MAX_TOOLS)
 
     def conversation(self) -> list[Message]:
         """RefusedError if the messages do not fit."""
         return conversation_of(self.messages, self.system)
 
+    @property
+    def choice(self) -> ToolChoice:
+        return self.tool_choice or ToolChoice(type="auto")
+
+    def calling(self) -> Calling | None:
+        """How the tools are to be called; errors as of `ToolChoice.calling`."""
+        return self.choice.calling(self.offered(), [tool.name for tool in self.tools or () if tool.strict])
+
     def offered(self) -> tuple[dict[str, Any], ...]:
         """The tools that may be called."""
-        return () if (self.tool_choice or {}).get("type") == "none" else tuple(tool.offered() for tool in self.tools or ())
+        return () if self.choice.type == "none" else tuple(tool.offered() for tool in self.tools or ())
 
 
 class MessagesBody(CountBody, Drawn):
@@ -85,12 +94,13 @@ class MessagesBody(CountBody, Drawn):
     service_tier: only("auto", "standard_only") = None  # type: ignore[valid-type]
 
     def request(self) -> Request:
-        """RefusedError for stop texts that are none."""
+        """RefusedError for stop texts that are none, and for a tool that must be called and is not offered."""
         return Request(
             model=self.model,
             prompts=(self.conversation(),),
             prompt_param="messages",
             tools=self.offered(),
+            calling=self.calling(),
             picking=Picking(drawn=self.drawn(), seed=self.seed),
             max_new_tokens=self.max_tokens,
             stops=stops_of(self.stop_sequences or (), "stop_sequences"),

@@ -26,6 +26,8 @@ class Calls:
         if not self._finders or isinstance(event, Called):
             yield event
         elif isinstance(event, Piece):
+            if event.tokens:  # of calls, too
+                yield Piece(choice=event.choice, text="", tokens=event.tokens)
             yield from self._found(event.choice, self._finders[event.choice].feed(event.text))
         else:
             yield from self._found(event.choice, self._finders[event.choice].rest())
@@ -44,11 +46,9 @@ class Calls:
         return replace(end, reason="tool_calls") if is_waiting else end
 
 
-def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None, has_scores: bool = False) -> None:
-    """RefusedError if tools are offered to a model that would not see them, or beside scores."""
+def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None) -> None:
+    """RefusedError if tools are offered to a model that would not see them."""
     if tools and (template is None or "tools" not in template):
         raise RefusedError(
             "tools: this model's chat template knows none; leave them out, or ask a model that was made for them", "tools"
         )
-    if tools and has_scores:
-        raise RefusedError("logprobs beside tools are not supported by this gateway; leave out one of the two", "logprobs")

@@ -69,6 +69,18 @@ class Drawn(Strict):
         return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
+MAX_SCHEMA = 100_000
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def schema_text(schema: Mapping[str, Any] | None, param: str) -> str | None:
+    """A JSON schema of answers as text; RefusedError if it is too long."""
+    text = None if schema is None else json.dumps(schema)
+    if text is not None and len(text) > MAX_SCHEMA:
+        raise RefusedError(f"{param}: the JSON schema has {len(text)} letters, at most {MAX_SCHEMA} are taken", param)
+    return text
+
+
 def stops_of(found: Sequence[str], param: str) -> tuple[str, ...]:
     """The stop texts; RefusedError if one is empty, or there are too many."""
     if len(found) > MAX_STOPS or not all(found):

@@ -8,22 +8,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi.routing import APIRoute
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from node.gateway.answer import Called, End, Event, TokenText, Usage
 from node.gateway.answering import Answering
 from node.gateway.error_forms import ollama
-from node.gateway.form import MOST_TOKENS, Drawn, ModelName, StopText, Strict, dumped, only, stops_of
+from node.gateway.form import ANY_OBJECT, MOST_TOKENS, Drawn, ModelName, StopText, Strict, dumped, only, schema_text, stops_of
 from node.gateway.openai_form import logprob
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import Picking, Prompt, Request
 from node.gateway.tool_calls import ToolCall
-from node.gateway.tools_form import ToolOffer
+from node.gateway.tools_form import ToolOffer, as_openai_says, flat
 from node.gateway.writer import Made, Writer
 from swarm.clock import Clock
 
@@ -106,7 +106,9 @@ class AskingBody(Strict):
     keep_alive: float | str | None = Field(None, description="Changes nothing: a model of the swarm stays open.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    format: only("") = None  # type: ignore[valid-type]
+    format: Literal["", "json"] | Annotated[dict[str, Any], AfterValidator(flat)] | None = Field(
+        None, description='"json", or a JSON schema.'
+    )
     think: only(False) = None  # type: ignore[valid-type]
     truncate: only(False) = None  # type: ignore[valid-type]
     shift: only(False) = None  # type: ignore[valid-type]
@@ -115,10 +117,13 @@ class AskingBody(Strict):
         """RefusedError if fields contradict each other."""
         if self.top_logprobs and not self.logprobs:
             raise RefusedError("top_logprobs needs logprobs: true", "top_logprobs")
+        schema = ANY_OBJECT if self.format == "json" else self.format or None
         options = self.options or Options.model_validate({})
         return Request(
             model=model, prompts=(prompt,), prompt_param=param, picking=options.picking(), max_new_tokens=options.max_new_tokens,
-            stops=stops_of(options.stop or (), "options.stop"), tools=tuple(tool.offered() for tool in tools),
+            stops=stops_of(options.stop or (), "options.stop"), tools=(offered := tuple(tool.offered() for tool in tools)),
+            calling=as_openai_says(offered, [tool.function.name for tool in tools if tool.function.strict], None, None, None),
+            schema=schema_text(schema, "format"), schema_param="format",
             num_scored=(self.top_logprobs or 0) if self.logprobs else None,
         )  # fmt: skip
 

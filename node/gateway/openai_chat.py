@@ -5,23 +5,21 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from node.gateway.answer import Called, End, Piece, TokenText
 from node.gateway.answering import Answering
-from node.gateway.form import MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, only
+from node.gateway.calling import Calling
+from node.gateway.form import ANY_OBJECT, MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, only, schema_text
 from node.gateway.openai_form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Request
 from node.gateway.tool_calls import ToolCall
-from node.gateway.tools_form import MAX_CALLS, MAX_TOOLS, CallMade, ToolOffer
+from node.gateway.tools_form import MAX_CALLS, MAX_TOOLS, CallMade, NamedTool, ToolOffer, as_openai_says
 from node.gateway.writer import Made
 from swarm.thin.templates import Message
-
-MAX_SCHEMA = 100_000
 
 
 class TextPart(Strict):
@@ -86,13 +84,8 @@ class OfSchema(Strict):
 
 def schema_of(form: AnyText | AnyObject | OfSchema | None) -> str | None:
     """The JSON schema of answers; None = any text. RefusedError if it is too long."""
-    schema = (
-        {"type": "object"} if isinstance(form, AnyObject) else form.json_schema.schema_ if isinstance(form, OfSchema) else None
-    )
-    text = None if schema is None else json.dumps(schema)
-    if text is not None and len(text) > MAX_SCHEMA:
-        raise RefusedError(f"the JSON schema has {len(text)} letters, at most {MAX_SCHEMA} are taken", "response_format")
-    return text
+    schema = ANY_OBJECT if isinstance(form, AnyObject) else form.json_schema.schema_ if isinstance(form, OfSchema) else None
+    return schema_text(schema, "response_format")
 
 
 class ChatBody(GeneratingBody):
@@ -105,7 +98,7 @@ class ChatBody(GeneratingBody):
     functions: only([]) = None  # type: ignore[valid-type]
     metadata: only({}) = None  # type: ignore[valid-type]
     modalities: only(["text"]) = None  # type: ignore[valid-type]
-    parallel_tool_calls: only(True, False) = None  # type: ignore[valid-type]
+    parallel_tool_calls: bool | None = None
     prediction: only() = None  # type: ignore[valid-type]
     prompt_cache_key: only() = None  # type: ignore[valid-type]
     reasoning_effort: only() = None  # type: ignore[valid-type]
@@ -113,7 +106,7 @@ class ChatBody(GeneratingBody):
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
-    tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
     verbosity: only() = None  # type: ignore[valid-type]
     web_search_options: only() = None  # type: ignore[valid-type]
@@ -124,12 +117,15 @@ class ChatBody(GeneratingBody):
         return [message.message(f"messages.{at}", names) for at, message in enumerate(self.messages)]
 
     def offered(self) -> tuple[dict[str, Any], ...]:
-        """The tools that may be called; RefusedError if that would need what is not there."""
-        if not self.tools or self.tool_choice == "none":
-            return ()
-        if self.parallel_tool_calls is False:
-            raise RefusedError("parallel_tool_calls: false beside tools is not supported by this gateway", "parallel_tool_calls")
-        return tuple(tool.offered() for tool in self.tools)
+        """The tools that may be called."""
+        return () if self.tool_choice == "none" else tuple(tool.offered() for tool in self.tools or ())
+
+    def calling(self) -> Calling | None:
+        """How; RefusedError if a tool must be called that is not offered."""
+        only = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        choice = self.tool_choice if isinstance(self.tool_choice, str) else None
+        strict = [tool.function.name for tool in self.tools or () if tool.function.strict]
+        return as_openai_says(self.offered(), strict, choice, only, self.parallel_tool_calls)
 
     def request(self) -> Request:
         """RefusedError if fields contradict each other."""
@@ -144,6 +140,7 @@ class ChatBody(GeneratingBody):
             model=self.model,
             prompts=(self.conversation(),),
             tools=self.offered(),
+            calling=self.calling(),
             prompt_param="messages",
             picking=self.picking(),
             num_choices=self.n or 1,

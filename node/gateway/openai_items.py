@@ -74,6 +74,13 @@ class FunctionTool(FunctionOffer):
         return offer(self)
 
 
+class NamedFunctionTool(Strict):
+    """The one that must be called."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
 def text_of(content: str | Sequence[OutputPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 

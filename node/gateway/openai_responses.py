@@ -18,25 +18,38 @@ from starlette.responses import Response
 from node.gateway import form
 from node.gateway.answer import Called, End, Event, TokenText, Usage
 from node.gateway.answering import Answering
+from node.gateway.calling import Calling
 from node.gateway.endpoint import respond
-from node.gateway.form import Drawn, Strict, Text, dumped, event, only
+from node.gateway.form import ANY_OBJECT, Drawn, Strict, Text, dumped, event, only, schema_text
 from node.gateway.gateway import Gateway
-from node.gateway.openai_chat import scores_of
+from node.gateway.openai_chat import AnyObject, AnyText, Schema, scores_of
 from node.gateway.openai_form import StreamOptions
-from node.gateway.openai_items import CallItem, FunctionTool, MessageItem, ResultItem, conversation_of
+from node.gateway.openai_items import CallItem, FunctionTool, MessageItem, NamedFunctionTool, ResultItem, conversation_of
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import Picking, Request
 from node.gateway.tool_calls import ToolCall
-from node.gateway.tools_form import MAX_TOOLS
+from node.gateway.tools_form import MAX_TOOLS, as_openai_says
 from node.gateway.writer import Made, Writer
 from swarm.thin.templates import Message
 
 SCORES = "message.output_text.logprobs"
 
 
+class TextOfSchema(Schema):
+    """As in chats, but on one level."""
+
+    type: Literal["json_schema"]
+
+
 class TextSettings(Strict):
-    format: only({"type": "text"}) = None  # type: ignore[valid-type]
+    format: AnyText | AnyObject | TextOfSchema | None = Field(None, discriminator="type")
     verbosity: only() = None  # type: ignore[valid-type]
+
+    def json_schema(self) -> str | None:
+        """The JSON schema of answers; None = any text. RefusedError if it is too long."""
+        form = self.format
+        schema = ANY_OBJECT if isinstance(form, AnyObject) else form.schema_ if isinstance(form, TextOfSchema) else None
+        return schema_text(schema, "text.format")
 
 
 class ResponsesBody(Drawn):
@@ -56,7 +69,7 @@ class ResponsesBody(Drawn):
     conversation: only() = None  # type: ignore[valid-type]
     max_tool_calls: only() = None  # type: ignore[valid-type]
     metadata: only({}) = None  # type: ignore[valid-type]
-    parallel_tool_calls: only(True, False) = None  # type: ignore[valid-type]
+    parallel_tool_calls: bool | None = None
     previous_response_id: only() = None  # type: ignore[valid-type]
     prompt: only() = None  # type: ignore[valid-type]
     prompt_cache_key: only() = None  # type: ignore[valid-type]
@@ -65,7 +78,7 @@ class ResponsesBody(Drawn):
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
-    tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
+    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     truncation: only("disabled") = None  # type: ignore[valid-type]
 
@@ -77,12 +90,27 @@ class ResponsesBody(Drawn):
         return [*first, *conversation_of(self.input)]
 
     def offered(self) -> tuple[dict[str, Any], ...]:
-        """The tools that may be called; RefusedError if that would need what is not there."""
-        if not self.tools or self.tool_choice == "none":
-            return ()
-        if self.parallel_tool_calls is False:
-            raise RefusedError("parallel_tool_calls: false beside tools is not supported by this gateway", "parallel_tool_calls")
-        return tuple(tool.offered() for tool in self.tools)
+        """The tools that may be called."""
+        return () if self.tool_choice == "none" else tuple(tool.offered() for tool in self.tools or ())
+
+    def calling(self) -> Calling | None:
+        """How; RefusedError if a tool must be called that is not offered."""
+        only = self.tool_choice.name if isinstance(self.tool_choice, NamedFunctionTool) else None
+        choice = self.tool_choice if isinstance(self.tool_choice, str) else None
+        strict = [tool.name for tool in self.tools or () if tool.strict]
+        return as_openai_says(self.offered(), strict, choice, only, self.parallel_tool_calls)
+
+    @property
+    def choice(self) -> str | dict[str, Any]:
+        """As it was given."""
+        given = self.tool_choice or "auto"
+        return given if isinstance(given, str) else given.model_dump()
+
+    @property
+    def text_format(self) -> dict[str, Any]:
+        """The same."""
+        form = self.text.format if self.text else None
+        return {"type": "text"} if form is None else form.model_dump(by_alias=True)
 
     @property
     def has_scores(self) -> bool:
@@ -94,11 +122,18 @@ class ResponsesBody(Drawn):
             raise RefusedError(f'top_logprobs needs include: ["{SCORES}"]', "top_logprobs")
         if self.stream_options is not None and (not self.stream or self.stream_options.include_usage is not None):
             raise RefusedError("stream_options: a stream has its usage at its end in any case; leave it out", "stream_options")
+        if self.has_scores and self.offered():
+            raise RefusedError(
+                f"include: {SCORES} beside tools is not supported by this gateway; leave out one of the two", "include"
+            )
         return Request(
             model=self.model,
             prompts=(self.messages(),),
             prompt_param="input",
             tools=self.offered(),
+            calling=self.calling(),
+            schema=self.text.json_schema() if self.text else None,
+            schema_param="text.format",
             picking=Picking(drawn=self.drawn(), seed=self.seed, repetition_penalty=self.repetition_penalty),
             max_new_tokens=self.max_output_tokens,
             num_scored=(self.top_logprobs or 0) if self.has_scores else None,
@@ -121,9 +156,10 @@ class ResponseWriter(Writer):
             "id": f"resp_{number}", "object": "response", "created_at": int(created_s), "status": "in_progress",
             "background": False, "error": None, "incomplete_details": None, "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens, "metadata": {}, "model": answering.request.model, "output": [],
-            "parallel_tool_calls": True, "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
-            "store": False, "temperature": body.temperature, "text": {"format": {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto", "tools": [tool.model_dump() for tool in body.tools or ()],
+            "parallel_tool_calls": body.parallel_tool_calls is not False, "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": False, "temperature": body.temperature, "text": {"format": body.text_format},
+            "tool_choice": body.choice, "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p, "truncation": "disabled", "usage": None, "user": body.user,
         }  # fmt: skip
 

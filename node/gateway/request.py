@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from node.gateway.calling import Calling
 from swarm.thin.defaults import Defaults
 from swarm.thin.sampling import TokenSampling
 from swarm.thin.settings import Wanted
@@ -67,8 +68,14 @@ class Request:
     schema: str | None = None
     """A JSON schema, as JSON, that each answer keeps to; None = any text."""
 
+    schema_param: str = "response_format"
+    """What the API calls the field of the schema, for errors."""
+
     tools: tuple[Mapping[str, Any], ...] = ()
     """What the model may call, as OpenAI's API describes functions."""
+
+    calling: Calling | None = None
+    """How the tools are to be called; None = as the model wants, and as it writes it."""
 
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""

@@ -13,24 +13,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from swarm.thin.answer_form import CallForm
+
 LETTERS = string.ascii_letters + string.digits
 ID_LETTERS = 9
 """Mistral's templates take ids of exactly so many letters and digits, and others take any."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallForm:
-    """How a family writes calls."""
-
-    begin: str
-    end: str = ""
-    """Empty: calls are the whole answer, and `begin` is its first letter."""
-
-
 FORMS: tuple[tuple[str, CallForm], ...] = (
     ("<tool_call>", CallForm(begin="<tool_call>", end="</tool_call>")),
-    ("[TOOL_CALLS]", CallForm(begin="[")),
-    ("<|python_tag|>", CallForm(begin="{")),
+    ("[TOOL_CALLS]", CallForm(begin="[", mark="[TOOL_CALLS]")),
+    ("<|python_tag|>", CallForm(begin="{", key="parameters")),
 )
 """What a template has, and what that says: Qwen and Hermes; Mistral, whose mark is no text; Llama 3."""
 

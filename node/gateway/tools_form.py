@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from node.gateway.form import Strict, Text, only
+from node.gateway.calling import Calling, calling_of
+from node.gateway.form import Strict, Text
 from node.gateway.refusal import RefusedError
 
 MAX_TOOLS, MAX_CALLS = 128, 128
@@ -44,7 +46,7 @@ class FunctionOffer(Strict):
     name: ToolName
     description: Text | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(flat)] | None = None
-    strict: only(False) = None  # type: ignore[valid-type]
+    strict: bool | None = Field(None, description="Arguments are of the schema.")
 
 
 class ToolOffer(Strict):
@@ -54,6 +56,29 @@ class ToolOffer(Strict):
     def offered(self) -> dict[str, Any]:
         """For a chat template."""
         return offer(self.function)
+
+
+class NamedFunction(Strict):
+    name: ToolName
+
+
+class NamedTool(Strict):
+    """The one that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def as_openai_says(
+    tools: Sequence[dict[str, Any]], strict: Iterable[str], choice: str | None, only: str | None, is_parallel: bool | None
+) -> Calling | None:
+    """How the tools are to be called, by `tool_choice` and `parallel_tool_calls`. only: the one that the choice names.
+
+    RefusedError if it names one that is not offered.
+    """
+    single = "parallel_tool_calls" if is_parallel is False else None
+    is_forced = choice == "required" or only is not None
+    return calling_of(tools, strict, param="tool_choice", is_forced=is_forced, only=only, single=single)
 
 
 def offer(function: FunctionOffer) -> dict[str, Any]:

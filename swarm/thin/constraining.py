@@ -1,6 +1,6 @@
-"""Keeps answers to a JSON schema: a sandboxed grammar for each answer.
+"""Keeps answers to a form: a sandboxed grammar for each answer.
 
-A schema comes from a client, so what it costs is its own answer's: each answer has a process of its own. One whose answer has ended well is
+Schemas come from a client, so what they cost is its own answer's: each answer has a process of its own. One whose answer has ended well is
 used again, since it has the tokenizer in memory (0.1 to 1 s).
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import ModelNotSupportedError
+from swarm.thin.answer_form import AnswerForm
 from swarm.thin.sandbox import Sandbox, SandboxEndedError
 from swarm.thin.sandboxed_tokenizer import open_cpu_s
 
@@ -24,7 +25,7 @@ MAX_IDLE = 4
 """Processes that are kept for the next answers."""
 
 
-class JsonConstraint:
+class FormConstraint:
     """`generation.Constraint` of one answer."""
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -52,14 +53,14 @@ class Constraining:
         self._used: set[Sandbox] = set()
 
     @asynccontextmanager
-    async def constraint(self, schema: str) -> AsyncIterator[JsonConstraint]:
-        """For one answer. schema: JSON. ModelNotSupportedError if it is not supported, or costs too much."""
+    async def constraint(self, form: AnswerForm) -> AsyncIterator[FormConstraint]:
+        """For one answer. ModelNotSupportedError if the form is not supported, or costs too much."""
         sandbox = self._idle.pop() if self._idle else await self._started()
         self._used.add(sandbox)
         is_well = False
         try:
-            await _asked(sandbox, {"action": "begin_grammar", "schema": schema}, BEGIN_CPU_S)
-            yield JsonConstraint(sandbox)
+            await _asked(sandbox, {"action": "begin_grammar", "form": form.pack()}, BEGIN_CPU_S)
+            yield FormConstraint(sandbox)
             is_well = True
         finally:
             self._used.discard(sandbox)

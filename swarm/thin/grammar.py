@@ -1,25 +1,20 @@
-"""Which tokens keep an answer to a JSON schema.
+"""Which tokens keep an answer to its form.
 
-llguidance (https://github.com/guidance-ai/llguidance) compiles the schema, and follows the answer token by token. Schema and tokenizer
-come from others, so this runs in a sandbox (`sandbox_main.py`); `constraining.py` asks it.
+llguidance (https://github.com/guidance-ai/llguidance) compiles what is asked for, and follows the answer token by token. Schemas and
+tokenizer come from others, so this runs in a sandbox (`sandbox_main.py`); `constraining.py` asks it.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import llguidance
 
 from protocols.errors import ModelNotSupportedError
 from protocols.words import described, one_line
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One way to write each value: else a model may go on with blanks for ever."""
+from swarm.thin.answer_form import AnswerForm
+from swarm.thin.call_grammar import JSON_FORM, lark
 
 
 class Grammar:
@@ -33,21 +28,28 @@ class Grammar:
             raise ModelNotSupportedError(f"{folder.name} has no tokenizer.json, which a JSON answer needs")
         if not ends:
             raise ModelNotSupportedError(f"{folder.name} has no end token, which a JSON answer needs")
-        self._size = vocab_size
+        self._size, self._ends = vocab_size, ends
         try:
             self._tokenizer = llguidance.LLTokenizer(str(file.resolve()), n_vocab=vocab_size, eos_token=ends)
         except ValueError as error:
             raise ModelNotSupportedError(f"the tokenizer of {folder.name} gives no JSON answers: {error}") from None
         self._matcher: llguidance.LLMatcher | None = None
+        added = [token for token in json.loads(file.read_bytes()).get("added_tokens", ()) if token["id"] < vocab_size]
+        self._added = {str(token["content"]): int(token["id"]) for token in added}
+        self._special = frozenset(int(token["id"]) for token in added if token["special"])
 
-    def begin(self, schema: str) -> None:
-        """A new answer. ModelNotSupportedError if the schema is none, or uses what is not supported."""
+    def begin(self, form: AnswerForm) -> None:
+        """A new answer. ModelNotSupportedError if a schema is none, or uses what is not supported."""
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(json.loads(schema)), defaults=FORM)
+            grammar = self._of_schema(form.schema) if form.calls is None else lark(form, self._added, self._special, self._ends)
         except (ValueError, RecursionError) as error:
             raise ModelNotSupportedError(f"the JSON schema is none: {described(error)}") from None
         self._matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         self._check()
+
+    def _of_schema(self, schema: str | None) -> str:
+        assert schema is not None
+        return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(json.loads(schema)), defaults=JSON_FORM)
 
     def allowed(self, token: int | None) -> bytes:
         """The tokens that may come next, as `StepSpec.mask`. token: what has come since the last call; None at the beginning."""

@@ -150,7 +150,9 @@ class Program:
         return {}
 
     def _begin_grammar(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._grammar.begin(request["schema"])
+        from swarm.thin.answer_form import AnswerForm
+
+        self._grammar.begin(AnswerForm.unpack(request["form"]))
         return {}
 
     def _allowed(self, request: dict[str, Any]) -> dict[str, Any]:

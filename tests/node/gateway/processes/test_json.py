@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import ollama
 import pytest
 from openai import BadRequestError
 
@@ -20,6 +21,8 @@ PERSON = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
+USER = {"role": "user", "content": "who?"}
+FEW = {"num_predict": 80}
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "drawn from the largest": {"temperature": 1.5, "extra_body": {"top_k": 20}},
@@ -65,6 +68,23 @@ def test_any_object_is_one(swarm: GatewaySwarm) -> None:
         assert isinstance(json.loads(choice.message.content), dict)
     else:
         assert choice.message.content.startswith("{"), "it has no end within so many tokens"
+
+
+def test_ollamas_client_gets_json(swarm: GatewaySwarm) -> None:
+    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=30)
+    for made in (
+        client.chat("tiny", [USER], format=PERSON, options=FEW),
+        client.generate("tiny", "who?", format=PERSON, options=FEW),
+    ):
+        check(made.message.content or "" if isinstance(made, ollama.ChatResponse) else made.response)
+    assert (client.generate("tiny", "who?", format="json", options=FEW).response).startswith("{")
+
+
+def test_a_response_is_json(swarm: GatewaySwarm) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "person", "schema": PERSON, "strict": True}}
+    made = swarm.client.responses.create(model="tiny", input="who?", text=form, max_output_tokens=80)
+    check(made.output_text)
+    assert made.text is not None and made.text.model_dump(by_alias=True, exclude_unset=True)["format"]["schema"] == PERSON
 
 
 @pytest.mark.parametrize(

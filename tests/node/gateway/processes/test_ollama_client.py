@@ -156,8 +156,8 @@ def test_a_call_without_a_prompt_opens_the_model(client: ollama.Client) -> None:
             ({"prompt": "\ud800"}, "prompt"),
         ]),
         *((path, change, name) for path in ("chat", "generate") for change, name in [
-            ({"format": "json"}, "format"),
-            ({"format": {"type": "object"}}, "format"),
+            ({"format": "yaml"}, "format"),
+            ({"format": {"type": "nonsense"}}, "Invalid type: nonsense"),
             ({"think": True}, "think"),
             ({"think": "high"}, "think"),
             ({"truncate": True}, "truncate"),

@@ -149,18 +149,18 @@ def test_what_was_not_offered_is_text(swarm: WireSwarm) -> None:
 DEEP: dict[str, Any] = {}
 for _ in range(100):
     DEEP = {"a": DEEP}
+LISTED = {"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}
 BAD_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "[1]"}}
 
 
 @pytest.mark.parametrize(
     ("messages", "fields", "param"),
     [
-        ([], {"tool_choice": "required"}, "tool_choice"),
-        ([], {"tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice"),
-        ([], {"parallel_tool_calls": False}, "parallel_tool_calls"),
-        ([], {"logprobs": True}, "logprobs"),
+        ([], {"tool_choice": "required", "tools": []}, "tool_choice"),
+        ([], {"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "tool_choice"),
+        ([], {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}}}, "tool_choice"),
         ([], {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ([], {"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "tools.0.function.strict"),
+        ([], {"tools": [LISTED], "tool_choice": "required"}, "tools"),
         ([], {"tools": [{"type": "function", "function": {"name": "a", "parameters": DEEP}}]}, "tools.0.function.parameters"),
         ([], {"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools.0"),
         ([], {"tools": [TOOL] * 129}, "tools"),
@@ -230,8 +230,10 @@ USE = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
 @pytest.mark.parametrize(
     ("messages", "fields", "name"),
     [
-        ([], {"tool_choice": {"type": "any"}}, "tool_choice"),
-        ([], {"tool_choice": {"type": "tool", "name": "add"}}, "tool_choice"),
+        ([], {"tool_choice": {"type": "any"}, "tools": []}, "tool_choice"),
+        ([], {"tool_choice": {"type": "tool", "name": "rm"}}, "tool_choice"),
+        ([], {"tool_choice": {"type": "any", "name": "add"}}, "tool_choice.name"),
+        ([], {"tool_choice": {"type": "none", "disable_parallel_tool_use": True}}, "disable_parallel_tool_use"),
         ([], {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0"),
         ([], {"tools": [{"name": "a", "input_schema": DEEP}]}, "tools.0.input_schema"),
         ([{"role": "user", "content": [RESULT]}], {}, "tool_use_id"),
@@ -302,10 +304,10 @@ def test_a_tool_is_called_in_a_response(swarm: WireSwarm) -> None:
 @pytest.mark.parametrize(
     ("items", "fields", "param"),
     [
-        ([], {"tool_choice": "required"}, "tool_choice"),
+        ([], {"tool_choice": "required", "tools": []}, "tool_choice"),
         ([], {"tools": [{"type": "web_search"}]}, "tools.0"),
-        ([], {"tools": [{**FUNCTION, "strict": True}]}, "tools.0.strict"),
-        ([], {"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ([], {"tool_choice": {"type": "function", "name": "rm"}}, "tool_choice"),
+        ([], {"include": ["message.output_text.logprobs"]}, "include"),
         ([{"type": "function_call_output", "call_id": "c9", "output": "42"}], {}, "input.1.call_id"),
         ([{"type": "function_call", "call_id": "c1", "name": "add", "arguments": "["}], {}, "input.1.arguments"),
     ],

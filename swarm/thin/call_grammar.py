@@ -1,0 +1,104 @@
+"""The grammar of an answer that may call tools.
+
+In llguidance's form of Lark, with the marks of the model's own template, so that what comes is what the model was trained to write, and
+what `node/gateway/tool_calls.py` reads.
+Source: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from protocols.errors import ModelNotSupportedError
+from swarm.thin.answer_form import AnswerForm, CallRules, OfferedCall
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+JSON_FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""One way to write each value: else a model may go on with blanks for ever."""
+
+ANY = r"(.|\n)"
+
+
+def lark(form: AnswerForm, added: Mapping[str, int], special: frozenset[int], ends: Iterable[int]) -> str:
+    """The grammar.
+
+    added: the tokens that are no pieces of words, by their texts. special: those of them that are left out of the text of an answer.
+    ends: tokens that end it. ModelNotSupportedError if a mark of calls is left out of the text, ValueError if a schema is no JSON.
+    """
+    rules = form.calls
+    assert rules is not None
+    marks = [text for text in (rules.form.begin, rules.form.end, rules.form.mark) if text in added]
+    others = sorted(set(added.values()) - {added[text] for text in marks} - set(ends))
+    lines = ["%llguidance {}", *_calls(rules, added, special)]
+    if rules.is_forced:
+        lines += ["start: calls"]
+    elif form.schema is not None:
+        lines += [f"start: calls | %json {_json(form.schema)}"]
+    elif rules.form.end:
+        lines += _around(rules, added, others)
+    else:
+        lines += _instead(rules, others)
+    return "\n".join(lines) + "\n"
+
+
+def _calls(rules: CallRules, added: Mapping[str, int], special: frozenset[int]) -> list[str]:
+    """`calls`, and what it consists of."""
+    form = rules.form
+    lines = [f"one: {' | '.join(f'tool_{number}' for number in range(len(rules.tools)))}"]
+    lines += [f"tool_{number}: {_tool(tool, form.key)}" for number, tool in enumerate(rules.tools)]
+    if not form.end:
+        lead = f"{_token(added[form.mark])} " if form.mark in added else ""
+        more = "" if rules.is_single else ' (", " one)*'
+        return [*lines, f"calls: {lead}" + (f'" "? "[" one{more} "]"' if form.begin == "[" else "one")]
+    for text in (form.begin, form.end):
+        if added.get(text) in special:
+            raise ModelNotSupportedError(f"this model's tokenizer leaves {text} out of texts; its calls cannot be told from text")
+    lines += ["call: begin body", f"begin: {_mark(form.begin, added)}", f'body: "\\n" one "\\n" {_mark(form.end, added)}']
+    return [*lines, "calls: call" + ("" if rules.is_single else ' ("\\n" call)*')]
+
+
+def _around(rules: CallRules, added: Mapping[str, int], others: list[int]) -> list[str]:
+    """Text before, between and behind calls. It does not have the mark of a call, also if that is spelled out."""
+    begin = rules.form.begin
+    token = [f"TEXT {_token(added[begin])}"] if begin in added else []
+    return [
+        "start: other* (said other*)? TEXT" if rules.is_single else "start: (said | other)* TEXT",
+        f"said: ({' | '.join(['spelled', *token])}) body",
+        f"spelled[lazy]: TEXT {json.dumps(begin)}",
+        f"other: TEXT {_token(*others)}" if others else "other: TEXT",
+        f"TEXT: /{ANY}*/",
+    ]
+
+
+def _instead(rules: CallRules, others: list[int]) -> list[str]:
+    """Calls, or text that does not begin like them."""
+    other = f"other: {_token(*others)}" if others else ""
+    lead, rest = ("other* ", "(other | REST)*") if others else ("", "REST?")
+    begin = "\\" + rules.form.begin
+    return ["start: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
+
+
+def _tool(tool: OfferedCall, key: str) -> str:
+    head = f'{{"name": {json.dumps(tool.name)}, {json.dumps(key)}: '
+    return f'{json.dumps(head)} %json {_json(tool.schema)} "}}"'
+
+
+def _json(schema: str) -> str:
+    """The schema with how values are written; what it says itself of llguidance, is kept."""
+    found = json.loads(schema)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    own = found.get("x-guidance")
+    return json.dumps({**found, "x-guidance": {**(own if isinstance(own, dict) else {}), **JSON_FORM}})
+
+
+def _mark(text: str, added: Mapping[str, int]) -> str:
+    return _token(added[text]) if text in added else json.dumps(text)
+
+
+def _token(*numbers: int) -> str:
+    return f"<[{','.join(map(str, numbers))}]>"

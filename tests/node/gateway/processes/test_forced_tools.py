@@ -1,0 +1,231 @@
+"""Every API's client forces calls of tools.
+
+The model has random weights: without force, it calls nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+import torch
+import transformers
+from anthropic import Anthropic
+from langchain_core.messages import AIMessage
+from langchain_openai import ChatOpenAI
+from openai import BadRequestError, OpenAI
+from pydantic import BaseModel
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from tests.end_to_end.local_swarm import make_llama
+from tests.end_to_end.wire import WireSwarm
+from tests.families import add_byte_tokenizer
+from tests.node.gateway.processes.toy_gateway import toy_gateway
+
+TEMPLATE = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}<tool_call>{% endif %}:"
+PLACE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Zürich", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+USER = {"role": "user", "content": "And?"}
+
+
+def tool(name: str, parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+
+TOOLS = [tool("weather", PLACE), tool("time", NOTHING)]
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
+    path = make_llama(tmp_path_factory.mktemp("models") / "tiny")
+    add_byte_tokenizer(path)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<tool_call>", "</tool_call>")])
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(path)
+    made = WireSwarm(path, [(0, 3), (3, 6)], with_ends=True)
+    yield made
+    made.close()
+
+
+def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
+    async def run() -> None:
+        async with toy_gateway(swarm) as (_, port):
+            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30) as client:
+                await asyncio.to_thread(work, client)
+
+    swarm.run(run())
+
+
+def check(name: str, arguments: dict[str, Any]) -> None:
+    if name == "time":
+        assert arguments == {}
+    else:
+        assert name == "weather" and arguments["city"] in ("Zürich", "Oslo") and arguments["days"] in range(1, 8)
+
+
+def ask(client: OpenAI, **fields: Any) -> Any:
+    given = {"tools": TOOLS, "tool_choice": "required", "temperature": 1.5, "seed": 1, "max_tokens": 400, **fields}
+    return client.chat.completions.create(model="tiny", messages=[USER], **given)
+
+
+def test_a_call_is_required(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        assert all(one.message.tool_calls is None for one in ask(client, tool_choice="auto", n=4, max_tokens=40).choices)
+        num_calls = 0
+        for choice in ask(client, n=5).choices:
+            assert choice.finish_reason == "length" or not (choice.message.content or "").strip()  # else only the last is cut
+            for call in choice.message.tool_calls:
+                num_calls += 1
+                check(call.function.name, json.loads(call.function.arguments))
+        assert num_calls >= 5
+
+    with_client(swarm, work)
+
+
+def test_calls_that_are_required_are_streamed_and_are_those_of_the_whole(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        (whole,) = ask(client, seed=5).choices
+        parts = [part.choices[0] for part in ask(client, seed=5, stream=True)]
+        calls = [call for part in parts for call in part.delta.tool_calls or ()]
+        assert [call.function.arguments for call in calls] == [call.function.arguments for call in whole.message.tool_calls]
+        assert [call.index for call in calls] == list(range(len(calls))) and parts[-1].finish_reason == "tool_calls"
+
+    with_client(swarm, work)
+
+
+def test_one_tool_is_required_and_once(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        for name in ("weather", "time"):
+            choice = {"type": "function", "function": {"name": name}}
+            made = ask(client, tool_choice=choice, parallel_tool_calls=False, n=4)
+            for (call,) in (one.message.tool_calls for one in made.choices):
+                assert call.function.name == name
+                check(name, json.loads(call.function.arguments))
+        numbers = {len(one.message.tool_calls) for one in ask(client, n=5).choices}
+        assert max(numbers) > 1, "without parallel_tool_calls: false, there are several"
+
+    with_client(swarm, work)
+
+
+def test_scores_of_a_call_come_with_it(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        (made,) = ask(client, logprobs=True, top_logprobs=2, parallel_tool_calls=False).choices
+        (call,) = made.message.tool_calls
+        text = "".join(one.token for one in made.logprobs.content)
+        assert f'"name": "{call.function.name}"' in text and all(len(one.top_logprobs) == 2 for one in made.logprobs.content)
+        parts = [part.choices[0] for part in ask(client, logprobs=True, parallel_tool_calls=False, stream=True)]
+        assert "".join(one.token for part in parts for one in (part.logprobs.content if part.logprobs else ())) == text
+
+    with_client(swarm, work)
+
+
+def test_strict_tools_and_a_schema_leave_the_choice_to_the_model(swarm: WireSwarm) -> None:
+    """The likeliest token of random weights begins a call if a bias says so."""
+    strict = [tool("weather", PLACE, strict=True)]
+    form = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"enum": ["yes", "no"]}}}
+
+    def work(client: OpenAI) -> None:
+        for number in range(2):
+            (called,) = ask(
+                client, tools=strict, tool_choice="auto", logit_bias={"256": 100}, seed=number, parallel_tool_calls=False
+            ).choices
+            (call,) = called.message.tool_calls
+            check("weather", json.loads(call.function.arguments))
+        (text,) = ask(client, tools=strict, tool_choice="auto", logit_bias={"256": -100}, max_tokens=40).choices
+        assert text.message.tool_calls is None and text.message.content
+        (made,) = ask(client, tool_choice="auto", response_format=form, logit_bias={"256": -100}).choices
+        assert (made.message.tool_calls, json.loads(made.message.content)) in ((None, "yes"), (None, "no"))
+        (made,) = ask(
+            client, tool_choice="auto", response_format=form, logit_bias={"256": 100}, parallel_tool_calls=False
+        ).choices
+        assert made.message.content is None and len(made.message.tool_calls) == 1
+
+    with_client(swarm, work)
+
+
+def test_a_schema_that_is_not_supported_is_refused_only_if_it_is_strict(swarm: WireSwarm) -> None:
+    odd = {"properties": {"a": {"type": "string", "maxLength": 3, "format": "colour"}}, "additionalProperties": False}
+
+    def work(client: OpenAI) -> None:
+        assert ask(client, tools=[tool("paint", odd)]).choices[0].message.tool_calls
+        with pytest.raises(BadRequestError, match="Unknown format: colour"):
+            ask(client, tools=[tool("paint", odd, strict=True)])
+
+    with_client(swarm, work)
+
+
+def test_anthropics_client_forces_tools(swarm: WireSwarm) -> None:
+    tools: Any = [{"name": "weather", "input_schema": PLACE, "strict": True}, {"name": "time", "input_schema": NOTHING}]
+
+    def work(openai: OpenAI) -> None:
+        with Anthropic(base_url=str(openai.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=30) as client:
+
+            def use(**choice: Any) -> Any:
+                more: Any = {"seed": 3, "temperature": 1.0}
+                return client.messages.create(
+                    model="tiny", max_tokens=400, messages=[{"role": "user", "content": "And?"}], tools=tools,
+                    tool_choice=choice, extra_body=more,
+                )  # fmt: skip
+
+            made = use(type="any")
+            assert made.stop_reason == "tool_use"
+            for block in made.content:
+                if block.type == "tool_use":
+                    check(block.name, block.input)
+            (block,) = use(type="tool", name="weather", disable_parallel_tool_use=True).content
+            assert block.name == "weather"
+            check(block.name, block.input)
+            assert use(type="auto", disable_parallel_tool_use=True).content
+
+    with_client(swarm, work)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}], ids=["any", "named"])
+def test_responses_force_tools(swarm: WireSwarm, choice: Any) -> None:
+    tools: Any = [{"type": "function", **one["function"]} for one in TOOLS]
+
+    def work(client: OpenAI) -> None:
+        made = client.responses.create(
+            model="tiny", input="And?", tools=tools, tool_choice=choice, temperature=1.0, parallel_tool_calls=False
+        )
+        (call,) = made.output
+        assert call.type == "function_call" and made.parallel_tool_calls is False
+        check(call.name, json.loads(call.arguments))
+        echoed: Any = made.tool_choice
+        assert (echoed if isinstance(echoed, str) else echoed.model_dump()) == choice
+
+    with_client(swarm, work)
+
+
+class Weather(BaseModel):
+    """Of a place."""
+
+    city: Literal["Zürich", "Oslo"]
+    days: Literal[1, 2, 3]
+
+
+def test_langchain_gets_structured_output_by_a_forced_call(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        model = ChatOpenAI(model="tiny", base_url=str(client.base_url), api_key="none", max_retries=0)  # type: ignore[arg-type]
+        assert isinstance(model.with_structured_output(Weather, method="function_calling").invoke("And?"), Weather)
+        made = model.bind_tools(TOOLS, tool_choice="any", strict=True, parallel_tool_calls=False).invoke("And?")
+        assert isinstance(made, AIMessage)
+        (call,) = made.tool_calls
+        check(call["name"], call["args"])
+
+    with_client(swarm, work)

@@ -1,0 +1,202 @@
+"""Random answers that keep to a grammar are calls, or text.
+
+What `CallFinder` makes of an answer is the oracle.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from node.gateway.calling import Calling, rules_of
+from node.gateway.refusal import RefusedError
+from node.gateway.tool_calls import CallFinder, ToolCall, form_of
+from protocols.errors import ModelNotSupportedError
+from swarm.thin.answer_form import AnswerForm
+from swarm.thin.grammar import Grammar
+from tests.families import add_byte_tokenizer
+
+TEMPLATES = {"qwen": "{{ tools }}<tool_call>", "mistral": "{{ tools }}[TOOL_CALLS]", "llama": "{{ tools }}<|python_tag|>"}
+TOOLS: list[Any] = [
+    {"function": {"name": "add", "parameters": {
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}, "b": {"$ref": "#/$defs/some"}},
+        "required": ["a", "b"], "additionalProperties": False, "$defs": {"some": {"enum": ["x", "<tool_call>", "]", "\u2028"]}},
+    }}},
+    {"function": {"name": "get-time", "parameters": {"type": "object", "additionalProperties": False}}},
+]  # fmt: skip
+NAMES = frozenset({"add", "get-time"})
+
+
+class Speaker:
+    """Says random tokens of those that are allowed."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.end = self.tokenizer.convert_tokens_to_ids("<end>")
+        self.grammar = Grammar(folder, len(self.tokenizer), [self.end])
+        self.random = random.Random(seed)
+
+    def allowed(self, token: int | None) -> list[int]:
+        mask = self.grammar.allowed(token)
+        return [one for one in range(len(self.tokenizer)) if mask[one // 8] >> one % 8 & 1]
+
+    def say(self, form: AnswerForm, most: int = 400, likes: Callable[[str], bool] = lambda _: False) -> tuple[str, bool]:
+        """Text as a client gets it, and whether it is complete. likes: tokens that are preferred."""
+        self.grammar.begin(form)
+        said, token = list[int](), None
+        for _ in range(most):
+            allowed = self.allowed(token)
+            token = self.random.choice([one for one in allowed if likes(self.tokenizer.convert_ids_to_tokens(one))] or allowed)
+            if token == self.end:
+                return self.tokenizer.decode(said, skip_special_tokens=True), True
+            said.append(token)
+        return self.tokenizer.decode(said, skip_special_tokens=True), False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    add_byte_tokenizer(path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<tool_call>", "</tool_call>", "<think>")])
+    tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>"]})
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def speaker(folder: Path, request: pytest.FixtureRequest) -> Speaker:
+    return Speaker(folder, seed=sum(map(ord, request.node.name)))
+
+
+def form(family: str, calling: Calling, schema: str | None = None) -> AnswerForm:
+    return AnswerForm(schema=schema, calls=rules_of(calling, TOOLS, TEMPLATES[family]))
+
+
+def parsed(family: str, text: str) -> tuple[str, list[ToolCall]]:
+    found = form_of(TEMPLATES[family])
+    assert found is not None
+    finder = CallFinder(found, NAMES)
+    every = [*finder.feed(text), *finder.rest()]
+    return "".join(one for one in every if isinstance(one, str)), [one for one in every if isinstance(one, ToolCall)]
+
+
+def is_of_schema(call: ToolCall) -> bool:
+    if call.name == "get-time":
+        return call.arguments == {}
+    enum = TOOLS[0]["function"]["parameters"]["$defs"]["some"]["enum"]
+    return set(call.arguments) == {"a", "b"} and call.arguments["a"] in range(10) and call.arguments["b"] in enum
+
+
+FORCED = Calling(param="tool_choice", is_forced=True)
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_forced_answers_are_calls_and_nothing_else(speaker: Speaker, family: str) -> None:
+    numbers = set()
+    for _ in range(20):
+        text, is_complete = speaker.say(form(family, FORCED), most=2000)
+        rest, calls = parsed(family, text)
+        assert is_complete and calls and not rest.strip() and all(map(is_of_schema, calls)), text
+        numbers.add(min(len(calls), 2))
+    assert numbers == ({1} if family == "llama" else {1, 2})
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_one_call_is_one_and_a_named_tool_is_called(speaker: Speaker, family: str) -> None:
+    for name in NAMES:
+        text, _ = speaker.say(form(family, replace(FORCED, only=name, is_single=True)))
+        ((call,), rest) = parsed(family, text)[::-1]
+        assert call.name == name and not rest.strip()
+
+
+def likes_calls(token: str) -> bool:
+    """Or what may begin one."""
+    return token in ("<tool_call>", "[", "{", "[TOOL_CALLS]")
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_strict_tools_may_be_called_and_text_stays_possible(speaker: Speaker, family: str) -> None:
+    strict = form(family, Calling(param="tools", strict=NAMES))
+    some, num_called = 0, 0
+    for number in range(30):
+        text, is_complete = speaker.say(strict, 300, likes_calls if number % 2 else lambda _: False)
+        rest, calls = parsed(family, text)
+        assert all(map(is_of_schema, calls)), text
+        assert family != "qwen" or not is_complete or "<tool_call>" not in rest, "an opened call is completed"
+        some += bool(rest)
+        num_called += bool(calls)
+    assert some and num_called
+
+
+def test_text_may_have_other_tokens_and_marks_that_are_spelled_out_begin_a_call(speaker: Speaker) -> None:
+    ids = speaker.tokenizer.convert_tokens_to_ids
+    for said in ["<think>", "a", "<tool_call>"], list("a<tool_call>"):
+        speaker.grammar.begin(form("qwen", Calling(param="tools", strict=NAMES)))
+        token = None
+        for one in said:
+            assert ids(one) in (allowed := speaker.allowed(token)) and speaker.end in allowed
+            token = ids(one)
+        assert speaker.tokenizer.decode(speaker.allowed(token)) == "\n"
+
+
+def test_tools_that_are_not_strict_take_any_object_and_are_called_once(speaker: Speaker) -> None:
+    single = form("qwen", Calling(param="parallel_tool_calls", is_single=True))
+    for _ in range(10):
+        text, _ = speaker.say(single, 1000, lambda token: token in ("<tool_call>", "}"))
+        rest, calls = parsed("qwen", text)
+        assert len(calls) == 1 and isinstance(calls[0].arguments, dict) and "<tool_call>" not in rest
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_beside_a_schema_an_answer_is_json_or_calls(speaker: Speaker, family: str) -> None:
+    either = form(family, Calling(param="response_format"), '{"enum": [[1], {"a": 2}]}')
+    kinds = set()
+    for _ in range(20):
+        text, is_complete = speaker.say(either, 3000, lambda token: token == "}")
+        rest, calls = parsed(family, text)
+        assert not is_complete or bool(calls) != bool(rest.strip()), text
+        if rest.strip() and is_complete:
+            assert json.loads(rest) in ([1], {"a": 2})
+        kinds.add(bool(calls))
+    assert kinds == {True, False}
+
+
+def test_what_no_grammar_can_be_made_of_is_refused(speaker: Speaker) -> None:
+    with pytest.raises(RefusedError, match="tool_choice: how this model writes calls is not known"):
+        rules_of(FORCED, TOOLS, "{{ tools }}")
+    of_list: list[Any] = [{"function": {"name": "a", "parameters": {"type": "array"}}}]
+    with pytest.raises(RefusedError, match="the parameters of a are no object"):
+        rules_of(FORCED, of_list, TEMPLATES["qwen"])
+    odd: list[Any] = [{"function": {"name": "a", "parameters": {"properties": {"b": {"type": "string", "format": "colour"}}}}}]
+    for strict, is_refused in ((frozenset({"a"}), True), (frozenset[str](), False)):
+        rules = rules_of(replace(FORCED, strict=strict), odd, TEMPLATES["qwen"])
+        if is_refused:
+            with pytest.raises(ModelNotSupportedError, match="Unknown format: colour"):
+                speaker.grammar.begin(AnswerForm(calls=rules))
+        else:
+            speaker.grammar.begin(AnswerForm(calls=rules))
+
+
+def test_a_mark_that_is_left_out_of_texts_is_refused(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    for token in document["added_tokens"]:
+        token["special"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    size = 256 + len(document["added_tokens"])
+    with pytest.raises(ModelNotSupportedError, match="leaves <tool_call> out of texts"):
+        Grammar(tmp_path, size, [size - 1]).begin(form("qwen", FORCED))
+
+
+def test_a_form_survives_its_way_to_the_sandbox() -> None:
+    given = form("mistral", Calling(param="tools", strict=NAMES, is_single=True), "{}")
+    assert AnswerForm.unpack(json.loads(json.dumps(given.pack()))) == given
+    assert AnswerForm.unpack(json.loads(json.dumps(AnswerForm(schema="{}").pack()))) == AnswerForm(schema="{}")
