@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from protocols.errors import ModelNotSupportedError
+from swarm.thin.answer_form import AnswerForm, CallForm, CallRules, OfferedCall
 from swarm.thin.constraining import Constraining
 from tests.families import add_byte_tokenizer, make_checkpoint
 
@@ -49,10 +50,20 @@ SCHEMAS: dict[str, str] = {
 }
 
 
-async def tokens(constraining: Constraining, schema: str, most: int = 30) -> list[int]:
+def of_text(schema: str) -> AnswerForm:
+    return AnswerForm(schema=schema)
+
+
+def of_arguments(schema: str) -> AnswerForm:
+    """Of a tool that must be called."""
+    tools = (OfferedCall(name="a", schema=schema),)
+    return AnswerForm(calls=CallRules(form=CallForm(begin="{"), tools=tools, is_forced=True))
+
+
+async def tokens(constraining: Constraining, form: AnswerForm, most: int = 60) -> list[int]:
     """The first allowed token each time, up to an end token."""
     found: list[int] = []
-    async with constraining.constraint(schema) as constraint:
+    async with constraining.constraint(form) as constraint:
         while len(found) < most:
             mask = int.from_bytes(await constraint.mask(), "little")
             token = (mask & -mask).bit_length() - 1
@@ -63,14 +74,17 @@ async def tokens(constraining: Constraining, schema: str, most: int = 30) -> lis
     return found
 
 
+@pytest.mark.parametrize("form_of", [of_text, of_arguments])
 @pytest.mark.parametrize("name", SCHEMAS)
-async def test_a_schema_is_kept_to_or_refused_in_one_line_and_others_go_on(constraining: Constraining, name: str) -> None:
-    async with constraining.constraint(HONEST) as honest:
+async def test_a_schema_is_kept_to_or_refused_in_one_line_and_others_go_on(
+    constraining: Constraining, name: str, form_of: Callable[[str], AnswerForm]
+) -> None:
+    async with constraining.constraint(of_text(HONEST)) as honest:
         before = await honest.mask()
         try:
-            print(await tokens(constraining, SCHEMAS[name]))
+            print(await tokens(constraining, form_of(SCHEMAS[name])))
         except ModelNotSupportedError as error:
             print(error)
             assert "\n" not in str(error) and len(str(error)) < 700
         assert await honest.mask() == before, "an answer that is under way"
-    assert (await tokens(constraining, HONEST))[-1] == 2
+    assert (await tokens(constraining, of_text(HONEST)))[-1] == 2
