@@ -66,7 +66,6 @@ class Grammar:
     def _check(self) -> None:
         assert self._matcher is not None
         if self._matcher.is_error():
-            reason = (
-                self._matcher.get_error().partition("<state>")[0].partition(" 1 | %llg")[0]
-            )  # behind: the parser's state, our own grammar
+            reason, _, _ = self._matcher.get_error().partition("<state>")  # behind it: the state of the parser
+            reason, _, _ = reason.partition(" 1 | %llguidance")  # and our own grammar
             raise ModelNotSupportedError(f"the JSON schema: {one_line(reason)[:500]}")
