@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import llguidance
 
@@ -15,6 +16,9 @@ from protocols.errors import ModelNotSupportedError
 from protocols.words import described, one_line
 from swarm.thin.answer_form import AnswerForm
 from swarm.thin.call_grammar import JSON_FORM, lark
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 
 class Grammar:
@@ -49,7 +53,9 @@ class Grammar:
 
     def _of_schema(self, schema: str | None) -> str:
         assert schema is not None
-        return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(json.loads(schema)), defaults=JSON_FORM)
+        return llguidance.LLMatcher.grammar_from_json_schema(
+            json.dumps(json.loads(schema)), defaults=cast("JsonCompileOptions", JSON_FORM)
+        )
 
     def allowed(self, token: int | None) -> bytes:
         """The tokens that may come next, as `StepSpec.mask`. token: what has come since the last call; None at the beginning."""
