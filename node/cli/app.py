@@ -22,6 +22,7 @@ from node import logs
 from node.cli import arguments, completion, configuration, console, failures, first_steps, options, stopping, surface, utf8
 from node.cli.command_options import (
     ClientOptions,
+    DoctorOptions,
     EvaluationOptions,
     Hosting,
     MeetingOptions,
@@ -479,6 +480,17 @@ def config_command(
     from node.cli import show_config
 
     show_config.run(context.obj, command, example)
+
+
+@app.command("doctor", rich_help_panel=HERE)
+@with_flags("flags", DoctorOptions)
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False, *, flags: DoctorOptions
+) -> None:
+    """Check this machine and its way into a swarm, and say what to fix. Exit code 1 if a check has failed."""
+    from node.cli import doctor
+
+    raise typer.Exit(doctor.run(flags, is_json=as_json))
 
 
 @app.command("completion", rich_help_panel=HERE)

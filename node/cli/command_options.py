@@ -50,6 +50,15 @@ class MeetingOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorOptions(MeetingOptions):
+    """Of a machine that is checked: as whom it would enter a swarm, and where it would listen."""
+
+    listen: options.Listen = "0.0.0.0:0"
+    announce: options.Announce = None
+    device: options.Device = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PeerOptions(MeetingOptions):
     """Of a peer that others call: a node or a trainer."""
 

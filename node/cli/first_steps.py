@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 STEPS: dict[str, dict[str, str]] = {
+    "This machine": {
+        "swarm doctor": "is it ready? what to fix",
+    },
     "Ask a swarm": {
         "swarm status": "which models there are, and who hosts them",
         "swarm chat NAME --thin": "talk with one; nothing is loaded here",
@@ -36,7 +39,6 @@ def text() -> str:
             *lines,
             "MODEL is a directory, a Hub name, or a NAME that the swarm serves.",
             "To find the swarm: --peer ADDRESS or --join INVITATION, as others tell you.",
-            "All commands: swarm --help; one of them: swarm COMMAND --help.",
-            "Completion with Tab: swarm completion --help.",
+            "Every command: swarm --help, swarm COMMAND --help. Tab: swarm completion --help.",
         ]
     )

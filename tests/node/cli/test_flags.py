@@ -60,6 +60,7 @@ FLAGS = {
     ],
     "config": ["[COMMAND]", "--example"],
     "completion": ["SHELL"],
+    "doctor": ["--json", "--listen", "--announce", "--device", *MEETING],
     "cache": ["--json", "--data-dir"],
     "keys": [],
     "status": ["[MODEL]", "--json", *MEETING],
