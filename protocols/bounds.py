@@ -25,6 +25,7 @@ from protocols.defaults import (
     MAX_STEP_TOKENS,
 )
 from protocols.ids import MAX_MODEL_NAME, MAX_MODEL_TEXT
+from protocols.timings import MAX_TIMES_BYTES
 from protocols.units import MAX_UNIT_TEXT
 from protocols.weights_id import CHAIN_BYTES
 
@@ -100,7 +101,10 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "reroute": _GRANT,
     "attach": _GRANT,
     "step": _row(
-        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS, _TOKENS_ITEMS + MAX_ROW_INDICES + 4 * MAX_OPS, 2 * MAX_OPS + 8, 2
+        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS + MAX_TIMES_BYTES + 8,
+        _TOKENS_ITEMS + MAX_ROW_INDICES + 4 * MAX_OPS,
+        2 * MAX_OPS + 8,
+        2,
     ),
     "history": _row(_TOKENS_BYTES, _TOKENS_ITEMS, 8, 1),
     "close": _row(64, 8),
@@ -142,7 +146,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "closed": _row(2 * MAX_MEMBERS * _PEER + 500 * _LETTER + 256, 2 * MAX_MEMBERS + 32, 4, 2),
     "apply": _row(MAX_MODEL_TEXT * _LETTER + 64, 12),
     "applied": _row(MAX_GROUP_UNITS * (_BLOCKS + 9) + 96, 2 * MAX_GROUP_UNITS + 24, 4, 1),
-    "reply": _row(MAX_ROWS + 512, MAX_ROWS + 60, 8, 3),
+    "reply": _row(MAX_ROWS + MAX_TIMES_BYTES + 520, MAX_ROWS + 60, 8, 3),
 }
 """By the kind that a message says under its key `t`."""
 

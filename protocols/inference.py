@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols import fields, frame, tensors
+from protocols import fields, frame, tensors, timings
 from protocols.defaults import MAX_HOPS, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import SessionId, parse_session_id
@@ -93,6 +93,8 @@ class Step:
     """A position per token, if the caller set some; None = each sequence counts its own tokens from 0."""
     spec: StepSpec = PASS_ON
     budget_ms: int = 60_000
+    times: bytes | None = None
+    """How long the hops above had it (`timings.py`); None = its client does not ask."""
 
     def encode(self) -> bytes:
         spec = self.spec
@@ -104,6 +106,8 @@ class Step:
             header["positions"] = list(self.positions)
         if spec.temperature:
             header["temperature"] = spec.temperature
+        if self.times is not None:
+            header["times"] = self.times
         return frame.encode(header, [self.payload.data, spec.mask] if spec.mask else [self.payload.data])
 
     @classmethod
@@ -120,6 +124,7 @@ class Step:
             positions=_positions(header, sum(counts)),
             spec=StepSpec.parse(header, bytes(buffers[1]) if len(buffers) > 1 else b""),
             budget_ms=fields.integer(header, "budget", 0, 86_400_000),
+            times=timings.parse(header),
         )
 
 
@@ -303,6 +308,8 @@ class Reply:
     """[tokens] float32 beside the ids, as `StepSpec.temperature` says, else None."""
     compute_ms: float = 0.0
     """Milliseconds that the step spent computing at the last hop."""
+    times: bytes | None = None
+    """How long each hop had the step (`timings.py`); None = its client did not ask."""
 
     @property
     def num_bytes(self) -> int:
@@ -312,6 +319,8 @@ class Reply:
     def encode(self) -> bytes:
         header = {"t": "reply", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
                   "payload": self.payload.header(), "compute": self.compute_ms}  # fmt: skip
+        if self.times is not None:
+            header["times"] = self.times
         if self.ids is None:
             return frame.encode(header, [self.payload.data])
         header["ids"] = self.ids.header()
@@ -333,6 +342,7 @@ class Reply:
             ids=_ids(received, payload.shape),
             totals=_totals(received, payload.shape),
             compute_ms=fields.number(header, "compute", 0, 1e9),
+            times=timings.parse(header),
         )
 
 

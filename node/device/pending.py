@@ -30,6 +30,8 @@ class Pending:
     is_cancelled: bool = False
     """Its caller does not wait any more: the rest is not run."""
     outputs: list[Output] = field(default_factory=list, repr=False)
+    compute_ms: float = 0.0
+    """Of the forwards in which it has run so far."""
 
     num_tokens: int = field(init=False, default=0)
     is_decode: bool = field(init=False, default=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from node.gateway.tool_calls import ToolCall
 from swarm.thin.scoring import Scored
+from swarm.timings import Timings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,9 @@ class Usage:
 
     rest_s: float = 0.0
     """From there to the end of all answers."""
+
+    timings: dict[int, Timings] = field(default_factory=dict)
+    """Of each answer that has begun, by its number; T1 and T2 are the request's."""
 
     def add(self, end: End) -> None:
         self.num_new += end.num_new

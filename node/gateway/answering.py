@@ -22,11 +22,12 @@ from protocols.words import counted
 from swarm.clock import Clock
 from swarm.thin import templates
 from swarm.thin.answer_form import AnswerForm
-from swarm.thin.generation import Constraint, generate
+from swarm.thin.generation import Constraint, TokenSequence, generate
 from swarm.thin.sampling import Chooser
 from swarm.thin.scoring import ScoringChooser
 from swarm.thin.stops import Stops
 from swarm.thin.text import TextOut, driven
+from swarm.timings import Timings
 
 AHEAD = 4
 """Events of a request that wait for a slow reader; then its answers pause."""
@@ -54,6 +55,7 @@ class Answering:
         self.served, self.request, self._prompts, self._meter, self._clock = served, request, prompts, meter, clock
         self._form = form
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
+        self._tokenize_s = 0.0
 
     @classmethod
     async def of(cls, served: ServedModel, request: Request, meter: Meter, clock: Clock) -> Answering:
@@ -61,11 +63,15 @@ class Answering:
         template = served.model.tokenizer.chat_template
         check_tools(request.tools, template)
         form = form_of(request, template)
+        began_s = clock.now_s()
         prompts = [await served.aside(ids_of, served, prompt, request.tools) for prompt in request.prompts]
+        tokenize_s = clock.now_s() - began_s
         for ids in prompts:
             check_length(served, request, ids)
         meter.prompt(served.name, sum(map(len, prompts)))
-        return cls(served, request, prompts, form, meter, clock)
+        answering = cls(served, request, prompts, form, meter, clock)
+        answering._tokenize_s = tokenize_s
+        return answering
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, until all answers are complete; the first error of any ends all."""
@@ -94,6 +100,7 @@ class Answering:
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)
         reason, num_new, sequence = "length", 0, model.start()
+        timings = self._timings_of(choice, sequence)
         self._meter.session_began(self.served.name)
         try:
             async with (
@@ -103,9 +110,10 @@ class Answering:
                 async for token in tokens:
                     num_new += 1
                     may_go_on = self._meter.token(self.served.name)
-                    scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
-                    if self._form is None or token not in limits.ends:  # an end token may have a text
-                        await driven(out.putting([token]), decode_all)
+                    with timings.picking():
+                        scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
+                        if self._form is None or token not in limits.ends:  # an end token may have a text
+                            await driven(out.putting([token]), decode_all)
                     if pieces or scores:
                         yield Piece(choice=choice, text="".join(pieces), tokens=scores)
                         pieces.clear()
@@ -122,6 +130,12 @@ class Answering:
             yield Piece(choice=choice, text="".join(pieces))
         stop = out.stopped_by if out.stopped_by in request.stops else None
         yield End(choice=choice, reason=reason, num_new=num_new, stop=stop)
+
+    def _timings_of(self, choice: int, sequence: TokenSequence) -> Timings:
+        """Where the time of an answer that begins will be found."""
+        timings = self.usage.timings[choice] = sequence.timings
+        timings.wait_ms, timings.tokenize_ms = self._meter.wait_s * 1e3, self._tokenize_s * 1e3
+        return timings
 
     def _constraint(self) -> AbstractAsyncContextManager[Constraint | None]:
         """What keeps an answer to its form."""

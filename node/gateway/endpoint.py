@@ -31,11 +31,19 @@ async def respond(
         answering = await while_listening(http, _answering(gateway, request, meter))
         writer = writer_of(answering)
         if not is_stream:
-            return Response(await while_listening(http, _whole(answering, writer)), 200, dict(writer.headers), "application/json")
+            body = await while_listening(http, _whole(answering, writer))
+            return Response(body, 200, {**writer.headers, **_times(answering)}, "application/json")
         events = await held.enter_async_context(aclosing(answering.events()))
         first = await while_listening(http, anext(events))
         parts = _parts(answering, events, first, writer)
-        return EventStream(parts, {**writer.headers, "content-type": writer.stream_type}, held.pop_all().aclose)
+        headers = {**writer.headers, **_times(answering), "content-type": writer.stream_type}
+        return EventStream(parts, headers, held.pop_all().aclose)
+
+
+def _times(answering: Answering) -> dict[str, str]:
+    """The header `Server-Timing`: what the first answer has taken so far; of a stream, until its first event."""
+    timings = answering.usage.timings
+    return {"server-timing": timings[min(timings)].server_timing()} if timings else {}
 
 
 async def _answering(gateway: Gateway, request: Request, meter: Meter) -> Answering:

@@ -14,9 +14,12 @@ class Meter:
         self.account, self._counts = account, counts
         self._began_s = account.clock.now_s()
         self._has_token = False
+        self.wait_s = 0.0
+        """How long it was in the queue."""
 
     def waited(self, seconds: float) -> None:
         """It was so long in the queue."""
+        self.wait_s = seconds
         self._counts.took(metrics.QUEUE, seconds)
 
     def prompt(self, model: str, num_tokens: int) -> None:

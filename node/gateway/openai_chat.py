@@ -143,6 +143,7 @@ class ChatBody(GeneratingBody):
             calling=self.calling(),
             prompt_param="messages",
             picking=self.picking(),
+            wants_timings=bool(self.timings),
             num_choices=self.n or 1,
             max_new_tokens=self.max_completion_tokens or self.max_tokens,
             stops=self.stops(),

@@ -59,6 +59,7 @@ class CompletionBody(GeneratingBody):
             prompts=prompts,
             prompt_param="prompt",
             picking=self.picking(),
+            wants_timings=bool(self.timings),
             num_choices=num_choices,
             max_new_tokens=self.max_tokens or USUAL_TOKENS,
             stops=self.stops(),

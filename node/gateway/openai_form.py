@@ -45,6 +45,9 @@ class GeneratingBody(Drawn):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="As in transformers. Not in OpenAI's API.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     user: str | None = Field(None, max_length=512, description="Goes to the gateway's log.")
+    timings: bool | None = Field(
+        None, description="Say how long each part took: `timings` beside the usage. Not in OpenAI's API."
+    )
 
     def picking(self) -> Picking:
         """How tokens are picked."""
@@ -118,7 +121,8 @@ class OpenAiWriter(ABC):
 
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
         choices = [self._made(one) for one in made]
-        return dumped({"id": self._id, "object": self.kind, **self._head, "choices": choices, "usage": usage_of(usage)})
+        more = {"usage": usage_of(usage), **self._timings(usage)}
+        return dumped({"id": self._id, "object": self.kind, **self._head, "choices": choices, **more})
 
     def opening(self) -> Iterable[bytes]:
         return [self._part(one) for choice in range(self.request.num_answers) if (one := self._opening(choice)) is not None]
@@ -129,17 +133,25 @@ class OpenAiWriter(ABC):
         return self._part(self._end(one) if isinstance(one, End) else self._piece(one))
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
-        if self._includes_usage:
-            yield self._part(None, usage_of(usage))
+        if self._includes_usage or self.request.wants_timings:
+            yield self._part(None, usage_of(usage), self._timings(usage))
         yield b"data: [DONE]\n\n"
 
     def failure(self, refusal: Refusal) -> bytes:
         return event(openai(refusal))
 
-    def _part(self, choice: dict[str, Any] | None, usage: dict[str, int] | None = None) -> bytes:
+    def _timings(self, usage: Usage) -> dict[str, Any]:
+        """How long each part took, a list with an entry for each choice; nothing if it is not wanted."""
+        if not self.request.wants_timings:
+            return {}
+        return {"timings": [{"index": choice, **made.as_json()} for choice, made in sorted(usage.timings.items())]}
+
+    def _part(
+        self, choice: dict[str, Any] | None, usage: dict[str, int] | None = None, timings: Mapping[str, Any] | None = None
+    ) -> bytes:
         """One choice, or none and the usage; with usage wanted, each part has the field."""
         choices = [] if choice is None else [choice]
-        more = {"usage": usage} if self._includes_usage else {}
+        more = {**({"usage": usage} if self._includes_usage else {}), **(timings or {})}
         return event({"id": self._id, "object": self.stream_kind, **self._head, "choices": choices, **more})
 
     @abstractmethod

@@ -80,6 +80,9 @@ class Request:
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""
 
+    wants_timings: bool = False
+    """Say in the answer how long each part took."""
+
     @property
     def num_answers(self) -> int:
         return len(self.prompts) * self.num_choices

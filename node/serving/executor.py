@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,19 +99,26 @@ class Executor:
         ms = (time.perf_counter() - started) * 1e3
         done = [chunk for chunk, _ in batch]
         if done:
-            self._note(done, outputs)
+            self._note(done, outputs, ms)
             self._device.scheduler.account(self.queue, done, ms)
 
-    def _note(self, done: Sequence[Chunk], outputs: Sequence[Output]) -> None:
-        """Note what has run; settle each step that has run to its end."""
+    def _note(self, done: Sequence[Chunk], outputs: Sequence[Output], ms: float) -> None:
+        """Note what has run, in a forward of `ms`; settle each step that has run to its end."""
         for chunk, output in zip(done, outputs, strict=True):
             chunk.pending.outputs.append(output)
+            chunk.pending.compute_ms += ms
             self._hold(chunk.step.session)
             self.work.note(chunk.step.session, chunk.size)
         self._device.scheduler.finished(self.queue, done)
         for chunk in done:
             if chunk.is_last:
-                chunk.pending.settle(edges.joined(chunk.pending.outputs))
+                chunk.pending.settle(self._timed(chunk.pending))
+
+    def _timed(self, pending: Pending) -> Output:
+        """The whole output of a step that has run."""
+        passed_ms = (self._device.clock.now_s() - pending.came_s) * 1e3
+        queue_ms = max(0.0, passed_ms - pending.compute_ms)
+        return replace(edges.joined(pending.outputs), queue_ms=queue_ms, compute_ms=pending.compute_ms)
 
     def _enter(self, chunk: Chunk) -> list[TokenSequence] | None:
         """The step's sequences after its operations; None if the step is settled already (an error, no tokens)."""

@@ -24,6 +24,10 @@ class Output:
     values: Tensor
     ids: Tensor | None = None
     totals: Tensor | None = None
+    queue_ms: float = 0.0
+    """The step waited for the device so long, between its prefill chunks, too."""
+    compute_ms: float = 0.0
+    """Of the forwards in which it ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

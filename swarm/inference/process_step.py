@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,7 +29,15 @@ FEW_BYTES = 1 << 14
 """Below this, looking at bytes is faster than asking torch."""
 
 
-async def process_step(compute: SessionCompute, message: Step | History, place: Place) -> StepOutput:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopOutput(StepOutput):
+    """What a step came to here, and how long it waited and ran."""
+
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+
+
+async def process_step(compute: SessionCompute, message: Step | History, place: Place) -> HopOutput:
     """Compute a step, or a part of a history, once: as many tokens come back as it had or, at the last hop, as it wants.
 
     Raises the error with which this hop is to be reported lost: NonsenseError if the input of the hop above cannot be used, InternalError
@@ -50,14 +59,14 @@ async def process_step(compute: SessionCompute, message: Step | History, place: 
             "this peer computed NaN or infinity: its weights or device are damaged, or its number format is too small"
         )
     ids, totals = (None if one is None else compression.pack(one) for one in (output.ids, output.totals))
-    return StepOutput(values=packed, ids=ids, totals=totals)
+    return HopOutput(values=packed, ids=ids, totals=totals, queue_ms=output.queue_ms, compute_ms=output.compute_ms)
 
 
-def reply_to(step: Step, output: StepOutput, compute_ms: float) -> Reply:
+def reply_to(step: Step, output: HopOutput, compute_ms: float, times: bytes | None) -> Reply:
     """What the last hop answers the client."""
     counts = chunks.kept(step.spec.want, step.counts)
     return Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values, ids=output.ids,
-                 totals=output.totals, compute_ms=compute_ms)  # fmt: skip
+                 totals=output.totals, compute_ms=compute_ms, times=times)  # fmt: skip
 
 
 def _expires_s(step: Step) -> float:

@@ -15,6 +15,7 @@ from protocols.ids import Span
 from protocols.inference import StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
+from swarm.timings import StepTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,3 +141,5 @@ class StepOutput:
     ids: WireTensor | None = None
     totals: WireTensor | None = None
     """[T'] as `StepSpec.temperature` says."""
+    time: StepTime | None = None
+    """How long it took, if a `Session` made it."""

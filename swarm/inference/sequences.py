@@ -10,10 +10,11 @@ import logging
 import time
 from dataclasses import replace
 
-from protocols import tensors
+from protocols import tensors, timings
 from protocols.errors import SwarmError
 from protocols.ids import short
 from protocols.inference import Fork, History, Step
+from protocols.timings import HopTime
 from swarm import faults, trace
 from swarm.inference import process_step
 from swarm.inference.answers import Answers
@@ -84,11 +85,13 @@ class Sequences:
         trace.mark("computed", step.session, step.step, output.values.num_bytes)
         self.next_step += 1
         spent_ms = (time.perf_counter() - started) * 1e3
+        spent = HopTime(index=place.index, queue_ms=output.queue_ms, compute_ms=output.compute_ms, total_ms=spent_ms)
+        times = timings.appended(step.times, spent)
         if place.is_last:
-            self._answers.add(process_step.reply_to(step, output, spent_ms))
+            self._answers.add(process_step.reply_to(step, output, spent_ms, times))
         else:
             budget_ms = max(0, step.budget_ms - round(spent_ms))
-            self._down.send(replace(step, spec=step.spec.below(), payload=output.values, budget_ms=budget_ms))
+            self._down.send(replace(step, spec=step.spec.below(), payload=output.values, budget_ms=budget_ms, times=times))
 
     # --- replay
 

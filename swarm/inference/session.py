@@ -12,8 +12,9 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
-from protocols import tensors
+from protocols import tensors, timings
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.errors import BadRequestError, InternalError, PeerUnreachableError
 from protocols.identity import Identity
@@ -32,6 +33,7 @@ from swarm.inference.step_waits import StepWaits
 from swarm.inference.watch import Watch
 from swarm.routing.router import Router
 from swarm.streams.links import Links
+from swarm.timings import StepTime
 from swarm.waiting import Waits
 
 MAX_BUDGET_S = 86_400.0
@@ -54,6 +56,8 @@ class Session:
         self._pending = Pending()
         self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply)
         self._is_open = False
+        self._sent_s = 0.0
+        """When the last step's first frame was sent."""
         self._turn = asyncio.Lock()
 
     def __str__(self) -> str:
@@ -142,7 +146,10 @@ class Session:
         if self._is_open and spec.is_thin != self._legs.search.is_thin:
             before = "ids or embeddings" if self._legs.search.is_thin else "hidden states"
             raise BadRequestError(f"this session has sent {before}; {spec.kind} need a session of their own")
+        now_s = self._router.clock.now_s
+        began_s = now_s()
         await self.open(spec.is_thin)
+        opened_s = now_s()
         expected = reply_format(given, self._config, self.dtype)
         pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
         replies = await self._run(pieces, ops, given, expected)
@@ -150,8 +157,21 @@ class Session:
         ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
         totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
         return StepOutput(
-            values=values, ids=chunks.join(pieces, ids) if ids else None, totals=chunks.join(pieces, totals) if totals else None
-        )
+            values=values, ids=chunks.join(pieces, ids) if ids else None, totals=chunks.join(pieces, totals) if totals else None,
+            time=self._time_of(given, replies, (began_s, opened_s, self._sent_s, now_s())),
+        )  # fmt: skip
+
+    def _time_of(self, given: StepInput, replies: Sequence[Reply], at_s: tuple[float, float, float, float]) -> StepTime:
+        """at_s: when it began, had a route, had sent its first frame, and had the last reply."""
+        route_s, frame_s, wait_s = (later - before for before, later in pairwise(at_s))
+        route = self.route
+        return StepTime(
+            route=route,
+            hops=[hop for reply in replies for hop in timings.unpacked(reply.times, len(route))],
+            num_tokens=sum(given.counts),
+            route_ms=route_s * 1e3, frame_ms=frame_s * 1e3, wait_ms=wait_s * 1e3,
+            sent_bytes=given.tokens.num_bytes, received_bytes=sum([reply.num_bytes for reply in replies]),
+        )  # fmt: skip
 
     async def fork(self) -> Session:
         """A second session with the same sequences, independent of this one from here on.
@@ -196,6 +216,8 @@ class Session:
             self._pending.add(step.step, awaited)
             trace.mark("framed", self.id, step.step, step.payload.num_bytes)
             self._legs.send(step)
+            if number == 0:
+                self._sent_s = self._router.clock.now_s()
             flying.append((step.step, size))
         while flying:
             replies.append(await self._pending.reply(flying.popleft()[0]))
@@ -213,6 +235,7 @@ class Session:
             positions=None if given.positions is None else chunks.cut_positions(piece, given.counts, given.positions),
             spec=given.spec.wanting(piece.want),
             budget_ms=int(min(MAX_BUDGET_S, self._config.route_timeout_s) * 1e3),
+            times=b"",
         )
 
     def _on_reply(self, leg: Leg, reply: Reply) -> None:

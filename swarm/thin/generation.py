@@ -20,6 +20,7 @@ from protocols.inference import Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.thin.sampling import Chooser, NotEnoughError, Position
+from swarm.timings import StepTime, Timings
 
 Proposer = Callable[[Sequence[int]], Sequence[int]]
 """All tokens so far -> guesses of the next ones, likeliest text first; empty = none."""
@@ -34,6 +35,9 @@ class Output(Protocol):
 
     @property
     def totals(self) -> WireTensor | None: ...
+
+    @property
+    def time(self) -> StepTime | None: ...
 
 
 class Steps(Protocol):
@@ -79,6 +83,7 @@ class TokenSequence:
         """What the hops hold."""
         self.trips = 0
         """How often something went through the route."""
+        self.timings = Timings()
         self._crop = 0
 
     def cut_back(self, ids: Sequence[int]) -> None:
@@ -108,6 +113,8 @@ class TokenSequence:
         output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
+        if output.time is not None:
+            self.timings.add(output.time)
         self.held += ids
         return _positions(output, want)
 
@@ -154,7 +161,8 @@ async def generate(
         logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask, chooser.temperature)
         for number, position in enumerate(logits):
             try:
-                token = chooser.choose(position, said, len(prompt), mask)
+                with sequence.timings.picking():
+                    token = chooser.choose(position, said, len(prompt), mask)
             except NotEnoughError:
                 sequence.forget(len(guesses) - number)
                 guesses = guesses[:number]

@@ -33,6 +33,7 @@ from protocols import (
     runs,
     state,
     tensors,
+    timings,
     training,
     weights,
 )  # fmt: skip
@@ -133,6 +134,8 @@ CARD = cards.Card(group=GROUP.digest(), peer=ALICE.peer_id, ledger=LEDGER).signe
 KEPT = kept.Kept(version=7, chains={Blocks(3, 4): bytes(range(32)), Ends(): bytes(32)})
 HELD = held.Held(version=7, whole=KEPT.chain, chains={Blocks(3, 4): bytes(range(32))}, is_done=False)
 
+TIMES = timings.appended(b"", timings.HopTime(index=0, queue_ms=0.25, compute_ms=1.5, total_ms=2.0))
+
 SAMPLES: dict[str, Any] = {
     "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
     "dial_back": hello.DialBack(addresses=("192.0.2.7:4002",), certificate=b"DER"),
@@ -177,6 +180,14 @@ SAMPLES: dict[str, Any] = {
         payload=tensors.WireTensor("int32", (1,), "none", bytes(4)),
         spec=inference.StepSpec(want=1, kind="ids", result="top", top=2, temperature=0.5),
     ),
+    "step with times": inference.Step(
+        session=SESSION,
+        epoch=1,
+        step=8,
+        counts=(2, 1),
+        payload=HIDDEN,
+        times=TIMES,
+    ),
     "history": inference.History(session=SESSION, epoch=1, base=5, counts=(1, 1), payload=TOKENS, part=0, parts=2, kind="ids"),
     "reroute": inference.Reroute(grant=GRANT, index=0),
     "close": inference.Close(session=SESSION, below=True),
@@ -184,6 +195,7 @@ SAMPLES: dict[str, Any] = {
     "lost": inference.HopLost(session=SESSION, epoch=1, index=1, code="peer_unreachable", message="it\nbroke"),
     "attach": inference.Attach(grant=GRANT, step=3),
     "reply": inference.Reply(session=SESSION, epoch=1, step=5, counts=(3,), payload=HIDDEN, ids=IDS, compute_ms=1.25),
+    "reply with times": inference.Reply(session=SESSION, epoch=1, step=8, counts=(3,), payload=HIDDEN, times=TIMES),
     "reply to a draw": inference.Reply(
         session=SESSION,
         epoch=1,
@@ -421,6 +433,9 @@ def tokens_of_rows(draw: st.DrawFn) -> dict[str, Any]:
     return {"counts": counts, "positions": positions, "payload": draw(payloads(sum(counts)))}
 
 
+times = st.none() | st.integers(0, 4).flatmap(lambda count: st.binary(min_size=13 * count, max_size=13 * count))
+
+
 @st.composite
 def step_messages(draw: st.DrawFn) -> inference.Step:
     return inference.Step(
@@ -435,6 +450,7 @@ def step_messages(draw: st.DrawFn) -> inference.Step:
             priority=draw(st.integers(-100, 100)),
         ),
         budget_ms=draw(st.integers(0, 86_400_000)),
+        times=draw(times),
         **draw(tokens_of_rows()),
     )
 
@@ -458,6 +474,7 @@ def replies(draw: st.DrawFn) -> inference.Reply:
         epoch=draw(epochs),
         step=draw(steps),
         compute_ms=draw(st.floats(0, 1e9)),
+        times=draw(times),
         ids=draw(st.sampled_from([None, ids])),
         **table,
     )

@@ -51,6 +51,7 @@ from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import Receipt
 from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
 from protocols.step_spec import MAX_MASK_BYTES
+from protocols.timings import MAX_TIMES_BYTES
 from protocols.units import MAX_MATRIX_NAME, Blocks, Ends, Partition, Unit
 from protocols.weights_id import MAX_VERSION, Weights
 from tests.protocols.samples import ALICE, MANIFEST, SAMPLES, SESSION, parser
@@ -206,6 +207,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         step=1 << 40,
         ops=many_operations(),
         budget_ms=86_400_000,
+        times=bytes(MAX_TIMES_BYTES),
         spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES)),
     ),
     "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
@@ -224,6 +226,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         ids=tensors.WireTensor("int32", (MAX_STEP_TOKENS, 0, 1 << 24, 1 << 24), "none", b""),
         totals=tensors.WireTensor("float32", (MAX_STEP_TOKENS,), "none", bytes(4 * MAX_STEP_TOKENS)),
         compute_ms=1e9,
+        times=bytes(MAX_TIMES_BYTES),
     ),
     "pass": lambda: training.Pass(
         run=MODEL, version=MAX_VERSION, index=4_095, route=longest_grant().route, hop=127, skip=PARTS, payload=STATES,

@@ -161,6 +161,9 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "compute infinite": ("reply", {"compute": float("inf")}),
     "compute below 0": ("reply", {"compute": -1.0}),
     "compute true": ("reply", {"compute": True}),
+    "times as a list": ("step", {"times": [1, 2]}),
+    "times of half an entry": ("step", {"times": bytes(20)}),
+    "times of more hops than a route has": ("reply", {"times": bytes(13 * 129)}),
     "dtype not text": ("open", {"dtype": 32}),
     "payload absent": ("reply", {"payload": None}),
 }

@@ -15,6 +15,7 @@ from protocols.tensors import WireTensor
 from swarm.thin import sampling as thin_sampling
 from swarm.thin.generation import Limits, Proposer, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
+from swarm.timings import StepTime
 
 VOCABULARY = 50
 
@@ -30,6 +31,7 @@ class Output:
     values: WireTensor
     ids: WireTensor | None
     totals: WireTensor | None = None
+    time: StepTime | None = None
 
 
 @dataclass
