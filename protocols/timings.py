@@ -1,4 +1,4 @@
-"""How long each hop had a step, as it travels with the step.
+"""How long each hop had a step: travels with the step.
 
 A client that wants to know sends `times` with a step, empty. Each hop appends one entry, and the last hop puts all of them into its reply.
 A hop that does not know the field, or sends a retained step again after a loss, leaves entries out. The numbers are claims of the hops:
@@ -43,7 +43,7 @@ class HopTime:
 
 
 def appended(times: bytes | None, entry: HopTime) -> bytes | None:
-    """`times` with one entry more; unchanged if there is no place for it, None if nobody asks."""
+    """`times` with one entry more; unchanged if there is no place for it, None if the client does not ask."""
     if times is None or len(times) >= MAX_TIMES_BYTES:
         return times
     return times + _ENTRY.pack(entry.index, *(_us(ms) for ms in (entry.queue_ms, entry.compute_ms, entry.total_ms)))

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from node.cli import app as commands  # noqa: E402
 from node.cli import surface  # noqa: E402
 from node.gateway import metrics  # noqa: E402
+from swarm import timings  # noqa: E402
 
 FOLDERS = ("protocols", "swarm", "node", "scripts")
 DEFAULTS = Path("protocols/defaults.py")
@@ -138,6 +139,14 @@ def meaning(found: list[surface.Option]) -> str:
     return " ".join(texts).replace("|", chr(92) + "|")
 
 
+# --- the parts of a request's time
+
+
+def stages_table() -> str:
+    """Markdown: T1 to T9."""
+    return "| | what |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in timings.STAGES.items())
+
+
 # --- putting them in
 
 
@@ -175,6 +184,7 @@ def main() -> int:
         ("docs/commands.md", "options", options_table()),
         ("docs/commands.md", "exit codes", exit_codes_table()),
         ("docs/gateway.md", "metrics", metrics.table()),
+        ("docs/gateway.md", "stages", stages_table()),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
         if (new := replace_part(text, name, content)) != text:

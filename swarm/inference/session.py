@@ -158,19 +158,7 @@ class Session:
         totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
         return StepOutput(
             values=values, ids=chunks.join(pieces, ids) if ids else None, totals=chunks.join(pieces, totals) if totals else None,
-            time=self._time_of(given, replies, (began_s, opened_s, self._sent_s, now_s())),
-        )  # fmt: skip
-
-    def _time_of(self, given: StepInput, replies: Sequence[Reply], at_s: tuple[float, float, float, float]) -> StepTime:
-        """at_s: when it began, had a route, had sent its first frame, and had the last reply."""
-        route_s, frame_s, wait_s = (later - before for before, later in pairwise(at_s))
-        route = self.route
-        return StepTime(
-            route=route,
-            hops=[hop for reply in replies for hop in timings.unpacked(reply.times, len(route))],
-            num_tokens=sum(given.counts),
-            route_ms=route_s * 1e3, frame_ms=frame_s * 1e3, wait_ms=wait_s * 1e3,
-            sent_bytes=given.tokens.num_bytes, received_bytes=sum([reply.num_bytes for reply in replies]),
+            time=_time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s())),
         )  # fmt: skip
 
     async def fork(self) -> Session:
@@ -251,3 +239,15 @@ class Session:
         trace.mark("answered", leg.id, reply.step, reply.num_bytes)
         self._waits.late(None)
         awaited.reply.set_result(reply)
+
+
+def _time_of(given: StepInput, replies: Sequence[Reply], route: Route, at_s: tuple[float, float, float, float]) -> StepTime:
+    """at_s: when it began, had a route, had sent its first frame, and had the last reply."""
+    route_s, frame_s, wait_s = (later - before for before, later in pairwise(at_s))
+    return StepTime(
+        route=route,
+        hops=[hop for reply in replies for hop in timings.unpacked(reply.times, len(route))],
+        num_tokens=sum(given.counts),
+        route_ms=route_s * 1e3, frame_ms=frame_s * 1e3, wait_ms=wait_s * 1e3,
+        sent_bytes=given.tokens.num_bytes, received_bytes=sum([reply.num_bytes for reply in replies]),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What hops say of their time: bounded, and dropped if it cannot be true."""
+"""What hops say of their time is bounded, and dropped if impossible."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from protocols import compression
 from protocols.errors import CacheFullError, DeadlineError, NoRouteError
+from protocols.ids import Span
 from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Reply, Rows
 from swarm.inference import session as session_module
 from swarm.inference.hops import HopLimits
@@ -343,3 +345,43 @@ async def test_one_client_cannot_fill_a_node(swarm: ToySwarm) -> None:
     assert (await ask(outsider, (), [1], random_tokens(1))).shape == (1, 4)
     await asyncio.gather(greedy.close(), outsider.close(), *(session.close() for session in mine))
     await other.pool.close()
+
+
+async def test_every_hop_says_how_long_it_had_a_step(swarm: ToySwarm) -> None:
+    await swarm.serve(0, 2)
+    await swarm.serve(2, 4)
+    session = swarm.session(chunk_tokens=8)
+    times = []
+    for count in (20, 1):
+        output = await session.step((), (count,), compression.pack(random_tokens(count)))
+        assert output.time is not None
+        times.append(output.time)
+    prompt, later = times
+    assert [hop.index for hop in prompt.hops] == [0, 1] * 3 and [hop.index for hop in later.hops] == [0, 1]
+    assert [hop.span for hop in later.route] == [Span(0, 2), Span(2, 4)]
+    assert prompt.route_ms > later.route_ms == pytest.approx(0, abs=1) and (prompt.num_tokens, later.num_tokens) == (20, 1)
+    for hop in (*prompt.hops, *later.hops):
+        assert 0 < hop.compute_ms < hop.total_ms and 0 <= hop.queue_ms < hop.total_ms
+    assert sum(hop.total_ms for hop in later.hops) < later.wait_ms
+    await session.close()
+
+
+async def test_a_step_that_waits_for_another_one_says_so(swarm: ToySwarm) -> None:
+    held = await swarm.serve(0, 4)
+    first, second = swarm.session(), swarm.session()
+    entered, release, step_of_held = threading.Event(), threading.Event(), held.engine.step
+
+    def held_step(*args: object) -> object:
+        entered.set()
+        return step_of_held(*args) if release.wait(20) else None
+
+    held.engine.step = held_step
+    blocker = asyncio.create_task(first.step((), (1,), compression.pack(random_tokens(1))))
+    await until(entered.is_set)
+    late = asyncio.create_task(second.step((), (1,), compression.pack(random_tokens(1))))
+    await until(lambda: len(held.host.runner.queue.waiting) == 1)
+    await asyncio.sleep(0.1)  # the time that is measured
+    release.set()
+    times = [output.time.hops[0] for output in (await blocker, await late) if output.time]
+    assert times[0].compute_ms > 100 > times[0].queue_ms and times[1].queue_ms > 100 > times[1].compute_ms
+    await asyncio.gather(first.close(), second.close())

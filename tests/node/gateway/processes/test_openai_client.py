@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from typing import Any
 
 import pytest
@@ -199,3 +201,39 @@ async def test_many_streams_at_once_are_each_what_they_would_be_alone(swarm: Gat
 
     async with AsyncOpenAI(base_url=swarm.url, api_key="none", max_retries=0) as client:
         assert await asyncio.gather(*(ask(client, prompt) for prompt in prompts)) == expected
+
+
+def stages_of(header: str) -> dict[str, float]:
+    """What `Server-Timing` says, in milliseconds."""
+    return {name: float(ms) for name, ms in re.findall(r"(T\d);dur=([\d.]+)", header)}
+
+
+def test_an_answer_says_how_long_each_part_took_where_it_is_asked(swarm: GatewaySwarm) -> None:
+    began = time.perf_counter()
+    response = swarm.client.chat.completions.with_raw_response.create(
+        model="tiny", messages=[USER], max_tokens=NEW, extra_body={"timings": True}
+    )
+    passed_ms = (time.perf_counter() - began) * 1e3
+    made, stages = response.parse(), stages_of(response.headers["server-timing"])
+    (told,), num_new = made.timings, made.usage.completion_tokens
+    assert list(stages) == [f"T{number}" for number in range(1, 10)] and sum(stages.values()) < passed_ms
+    assert all(stages[name] > 0 for name in ("T2", "T3", "T4", "T5", "T7", "T8", "T9"))
+    assert (told["index"], told["prompt"]["steps"], told["later"]["steps"]) == (0, 1, num_new - 1)
+    assert [hop["peer"] for hop in told["hops"]] == [node.said["peer"] for node in swarm.nodes]
+    assert [hop["steps"] for hop in told["hops"]] == [num_new, num_new]
+    assert stages["T7"] == pytest.approx(sum(hop["T7"] for hop in told["hops"]), abs=0.1)
+
+
+def test_a_stream_says_it_in_its_last_part_and_in_the_header_up_to_the_first_token(swarm: GatewaySwarm) -> None:
+    fields = {"model": "tiny", "messages": [USER], "max_tokens": NEW, "stream": True}
+    response = swarm.client.chat.completions.with_raw_response.create(**fields, n=2, extra_body={"timings": True})
+    chunks, stages = list(response.parse()), stages_of(response.headers["server-timing"])
+    told = chunks[-1].timings
+    assert not chunks[-1].choices and [one["index"] for one in told] == [0, 1]
+    assert 0 < stages["T7"] < sum(hop["T7"] for hop in told[0]["hops"])
+    assert not any(hasattr(chunk, "timings") for chunk in chunks[:-1])
+
+
+def test_without_being_asked_an_answer_has_the_fields_of_openais_api_only(swarm: GatewaySwarm) -> None:
+    response = swarm.client.chat.completions.with_raw_response.create(model="tiny", messages=[USER], max_tokens=2)
+    assert "server-timing" in response.headers and not response.parse().model_extra
