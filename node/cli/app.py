@@ -118,7 +118,7 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")] = False,
-    config: Annotated[
+    config_file: Annotated[
         Path | None,
         typer.Option(
             "--config",
@@ -183,14 +183,14 @@ def train_command(
 @app.command("runs", rich_help_panel=TRAIN)
 @with_flags("asked", MeetingOptions)
 def runs_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: options.AsJson = False,
     *,
     asked: MeetingOptions,
 ) -> None:
     """List the training runs of the swarm: version, stages, trainers, tokens/s."""
     from node.cli import runs
 
-    runs.run(asked.enter(), as_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
+    runs.run(asked.enter(), is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
 @app.command("eval", rich_help_panel=TRAIN)
@@ -219,7 +219,7 @@ def eval_command(
             "--sequence-tokens", metavar="N", min=2, help="Cut documents after N tokens; default: the run file's, else up to 512."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
+    as_json: options.AsJson = False,
     *,
     asked: EvaluationOptions,
 ) -> None:
@@ -232,11 +232,12 @@ def eval_command(
 @app.command("report", rich_help_panel=TRAIN)
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, with metrics.jsonl.", show_default=False)],
+    as_json: options.AsJson = False,
 ) -> None:
     """Write report.html of a run: plots of loss, peers, speed and bytes, evaluations and events."""
     from node.cli import report
 
-    report.run(folder)
+    report.run(folder, is_json=as_json)
 
 
 @app.command("generate", rich_help_panel=ASK)
@@ -244,14 +245,23 @@ def report_command(
 def generate_command(
     model: options.Model,
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from stdin.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="The text to go on with; - is stdin, @FILE a file, @@text is @text.", show_default=False
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--prompt-file", metavar="FILE", help="The text is in this file; leave PROMPT out.", show_default=False),
+    ] = None,
+    *,
     asked: ClientOptions,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
-    from node.cli import generate
+    from node.cli import generate, prompts
 
-    generate.run(asked.asking(model), asked.sampling(as_model_says=False), prompt, asked.stats, asked.thin)
+    asking, sampling = asked.asking(model), asked.sampling(as_model_says=False)  # a wrong flag, before stdin is read
+    generate.run(asking, sampling, prompts.chosen(prompt, prompt_file), asked.stats, asked.thin)
 
 
 @app.command("chat", rich_help_panel=ASK)
@@ -259,7 +269,10 @@ def generate_command(
 def chat_command(
     model: options.Model,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the first turn.")
+        str | None,
+        typer.Option(
+            "--system", metavar="TEXT", help="What the model is told before the first turn; @FILE reads it from a file."
+        ),
     ] = None,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Refuse a turn beyond the model's limit, instead of forgetting the oldest ones.")
@@ -268,8 +281,10 @@ def chat_command(
     asked: ClientOptions,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
-    from node.cli import chat
+    from node.cli import chat, prompts
     from node.cli.conversation import Manner
+
+    system = None if system is None else prompts.read(system, "--system")
 
     with_stats = asked.stats or sys.stderr.isatty()
     manner = Manner(max_new_tokens=asked.max_new_tokens, system=system, keeps_all=keep_all, with_stats=with_stats)
@@ -309,14 +324,14 @@ def status_command(
             autocompletion=completion.names,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: options.AsJson = False,
     *,
     asked: MeetingOptions,
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
 
-    status.run(model, asked.enter(), as_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
+    status.run(model, asked.enter(), is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
 @app.command("invite", rich_help_panel=HOST)
@@ -342,12 +357,13 @@ def invite_command(
         bool,
         typer.Option("--new-key", help="Change the key of the private swarm: members without a new invitation are excluded."),
     ] = False,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """Print an invitation: the swarm's name, addresses and, if it is private, its key. Others pass it by --join."""
     from node.cli import invite
 
-    invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir)
+    invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir, is_json=as_json)
 
 
 @app.command("whoami", rich_help_panel=HERE)
@@ -360,13 +376,13 @@ def whoami_command(
             help="Of this key file, made if there is none; default: the node's.",
         ),
     ] = None,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """Print a PeerID, for the lists of others (--allow, --deny, --trust)."""
-    from swarm import places
-    from swarm.peer import keys
+    from node.cli import whoami
 
-    print(keys.peer_id(identity or (data_dir or places.data_dir()) / keys.DEFAULT_NAME), flush=True)
+    whoami.run(identity, data_dir, is_json=as_json)
 
 
 cache_app = typer.Typer(
@@ -378,14 +394,14 @@ app.add_typer(cache_app, name="cache", rich_help_panel=HERE)
 @cache_app.callback()
 def cache_command(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """List what was fetched from peers and is kept on this disk; `prune` removes it."""
     from node.cli import cache
 
     if context.invoked_subcommand is None:
-        cache.show(data_dir, as_json=as_json)
+        cache.show(data_dir, is_json=as_json)
 
 
 @cache_app.command("prune")
@@ -408,7 +424,7 @@ def prune_command(
         float | None, typer.Option("--max-gb", metavar="GB", help="What was used longest ago, until the cache takes so much.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """Remove fetched models; what a running node uses always stays."""
@@ -416,7 +432,7 @@ def prune_command(
 
     which = cache.Which(name=model, older_than_days=older_than, all=remove_all, max_gb=max_gb)
     above = context.parent.params if context.parent else {}  # `swarm cache --data-dir DIR prune` means the same
-    cache.prune(data_dir or above.get("data_dir"), which, is_sure=yes, as_json=as_json or bool(above.get("as_json")))
+    cache.prune(data_dir or above.get("data_dir"), which, is_sure=yes, is_json=as_json or bool(above.get("as_json")))
 
 
 keys_app = typer.Typer(help="Say who may ask a gateway (`swarm serve`), and how much.")
@@ -438,34 +454,36 @@ def add_key_command(
             "--tokens-per-day", metavar="N", help="Tokens of prompts and answers together in a day of UTC; default: no limit."
         ),
     ] = None,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """Make a key and print it, once."""
     from node.cli import gateway_keys
 
-    gateway_keys.add(data_dir, name, requests_per_minute, tokens_per_day)
+    gateway_keys.add(data_dir, name, requests_per_minute, tokens_per_day, is_json=as_json)
 
 
 @keys_app.command("list")
 def list_keys_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """List the keys with their limits; what is secret is not kept."""
     from node.cli import gateway_keys
 
-    gateway_keys.show(data_dir, as_json=as_json)
+    gateway_keys.show(data_dir, is_json=as_json)
 
 
 @keys_app.command("revoke")
 def revoke_key_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `swarm keys list` says.", show_default=False)],
+    as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """End a key; a running gateway refuses it from its next request on."""
     from node.cli import gateway_keys
 
-    gateway_keys.revoke(data_dir, name)
+    gateway_keys.revoke(data_dir, name, is_json=as_json)
 
 
 @app.command("config", rich_help_panel=HERE)
@@ -475,18 +493,17 @@ def config_command(
         str | None, typer.Argument(metavar="[COMMAND]", help="The options of this command; none = of all.", show_default=False)
     ] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a file with every key, to start from.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what every option is set to, and by what: a default, the file, or the environment."""
     from node.cli import show_config
 
-    show_config.run(context.obj, command, example)
+    show_config.run(context.obj, command, is_example=example, is_json=as_json)
 
 
 @app.command("doctor", rich_help_panel=HERE)
 @with_flags("flags", DoctorOptions)
-def doctor_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False, *, flags: DoctorOptions
-) -> None:
+def doctor_command(as_json: options.AsJson = False, *, flags: DoctorOptions) -> None:
     """Check this machine and its way into a swarm, and say what to fix. Exit code 1 if a check has failed."""
     from node.cli import doctor
 

@@ -5,7 +5,6 @@ Weights that were fetched from peers, and checkpoints that were converted from G
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import TypeAlias
 
 import typer
 
+from node.cli import as_json
 from node.cli.console import remark
 from protocols.errors import ConfigError, ModelNotFoundError
 from protocols.words import counted
@@ -41,13 +41,13 @@ def _rows(root: Path) -> list[Row]:
     return sorted([*cache.listed(root), *conversions.listed(root.parent)], key=lambda row: -row.last_used_s)
 
 
-def show(data_dir: Path | None, *, as_json: bool) -> None:
+def show(data_dir: Path | None, *, is_json: bool) -> None:
     """All models, the one used last first."""
     root = _root(data_dir)
     rows = _rows(root)
-    if as_json:
+    if is_json:
         models, converted = ([_facts(row) for row in rows if isinstance(row, kind)] for kind in (CachedModel, Conversion))
-        print(json.dumps({"directory": str(root), "models": models, "conversions": converted}))
+        as_json.show({"directory": root, "models": models, "conversions": converted})
         return
     if not rows:
         print(f"nothing was fetched or converted yet: no model in {root.parent}")
@@ -153,7 +153,7 @@ def _remove(root: Path, row: Row) -> bool:
     return conversions.remove(row) if isinstance(row, Conversion) else cache.remove(root, row.model.digest)
 
 
-def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) -> None:
+def prune(data_dir: Path | None, which: Which, *, is_sure: bool, is_json: bool) -> None:
     """Remove models, after a question on a terminal. What a running process uses stays, and is said."""
     root = _root(data_dir)
     doomed = chosen(_rows(root), which, time.time(), cache_command(root.parent))
@@ -163,12 +163,8 @@ def prune(data_dir: Path | None, which: Which, *, is_sure: bool, as_json: bool) 
     for row in doomed:
         if row not in removed:
             remark(f"{_title(row)} is in use by a running process, and stays")
-    if as_json:
-        print(
-            json.dumps(
-                {"removed": [_facts(row) for row in removed], "kept": [_facts(row) for row in doomed if row not in removed]}
-            )
-        )
+    if is_json:
+        as_json.show({"removed": list(map(_facts, removed)), "kept": [_facts(row) for row in doomed if row not in removed]})
         return
     print(f"removed {counted(len(removed), 'model')}, {sum(row.num_bytes for row in removed) / 1e6:.1f} MB")
 

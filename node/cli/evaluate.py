@@ -6,13 +6,13 @@ its run, and for its validation data. Of the folder of a run (`runs/NAME`), the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from node.cli import as_json
 from node.cli.asking import open_model
 from node.cli.command_options import EvaluationOptions
 from node.training import metrics
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,12})")
 
 
-def run(model: str, data: Sequence[Path], sequence_tokens: int | None, as_json: bool, asked: EvaluationOptions) -> None:
+def run(model: str, data: Sequence[Path], sequence_tokens: int | None, is_json: bool, asked: EvaluationOptions) -> None:
     """Print one line, or JSON. ConfigError: no text is named, or it cannot be read; else what keeps the model from answering."""
     file = _run_file(model)
     sources = _sources(data, file)
@@ -38,8 +38,8 @@ def run(model: str, data: Sequence[Path], sequence_tokens: int | None, as_json: 
         name, found = _of_directory(_checkpoint(Path(model).expanduser()), sources, cache, length)
     else:
         name, found = _of_swarm(file.name if file else model, sources, cache, length, asked)
-    if as_json:
-        print(json.dumps({"model": name, **asdict(found)}), flush=True)
+    if is_json:
+        as_json.show({"model": name, **asdict(found)})
     else:
         print(
             f"{name}: loss {found.loss:.4f}, perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits per byte, over "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from node import api_keys
 from node.api_keys import Key
+from node.cli import as_json
 from node.cli.console import remark
 from swarm import places
 
@@ -19,22 +19,27 @@ def file_of(data_dir: Path | None) -> Path:
     return (data_dir or places.data_dir()) / api_keys.FILE
 
 
-def add(data_dir: Path | None, name: str, requests_per_minute: int | None, tokens_per_day: int | None) -> None:
+def add(
+    data_dir: Path | None, name: str, requests_per_minute: int | None, tokens_per_day: int | None, *, is_json: bool = False
+) -> None:
     """Print a new key on stdout, once."""
     secret = api_keys.add(
         file_of(data_dir), name, time.time(), requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day
     )
-    print(secret, flush=True)
+    if is_json:
+        as_json.show({"name": name, "key": secret, "file": file_of(data_dir)})
+    else:
+        print(secret, flush=True)
     remark(f"this key is shown only now, and kept nowhere; programs send it as `Authorization: Bearer {api_keys.PREFIX}…`")
 
 
-def show(data_dir: Path | None, *, as_json: bool) -> None:
+def show(data_dir: Path | None, *, is_json: bool) -> None:
     """All keys by name, without what is secret."""
     path = file_of(data_dir)
     keys = api_keys.read(path)
-    if as_json:
+    if is_json:
         shown = [{name: value for name, value in asdict(key).items() if name != "sha256"} for key in keys]
-        print(json.dumps({"file": str(path), "keys": shown}))
+        as_json.show({"file": path, "keys": shown})
         return
     if not keys:
         print(f"no keys in {path}: a gateway listens for this machine only, and every program on it may ask")
@@ -49,7 +54,10 @@ def _line(key: Key) -> str:
     return f"{key.name}  made {made:%Y-%m-%d %H:%M} UTC, {', '.join(said) or 'no limits'}"
 
 
-def revoke(data_dir: Path | None, name: str) -> None:
+def revoke(data_dir: Path | None, name: str, *, is_json: bool = False) -> None:
     """End a key: a running gateway refuses its next request."""
     api_keys.revoke(file_of(data_dir), name)
-    print(f"revoked {name}")
+    if is_json:
+        as_json.show({"revoked": name})
+    else:
+        print(f"revoked {name}")

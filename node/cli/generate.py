@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 
-from node.cli import utf8
 from node.cli.asking import ClientSettings, Sampling, say_followed, summary
 from node.cli.console import remark, write_piece
 from node.cli.speaking import Speaker, new_out, open_speaker
@@ -14,10 +13,9 @@ from protocols.errors import BadRequestError
 
 
 def run(asking: ClientSettings, sampling: Sampling, prompt: str, with_stats: bool, is_thin: bool) -> None:
-    """Write the continuation of `prompt` (`-` = what stdin holds, without its last line end) to stdout, a piece at a time."""
-    text = utf8.read_stdin("the prompt (stdin)") if prompt == "-" else prompt
+    """Write the continuation of `prompt` to stdout, a piece at a time."""
     with open_speaker(asking, sampling, is_thin) as speaker:
-        ids = speaker.encode(text)
+        ids = speaker.encode(prompt)
         if not ids:
             raise BadRequestError("the prompt is empty; expected some text to go on with")
         out, started_s = new_out(speaker), time.monotonic()

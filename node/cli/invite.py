@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from node.cli import as_json
 from node.cli.asking import check_range
 from node.cli.console import remark
 from node.config import DEFAULT_SWARM
@@ -25,7 +26,16 @@ MAX_NAMED = 6
 """Addresses in an invitation, if they are not named by --peer: enough that one answers, few enough to copy."""
 
 
-def run(swarm: str, peers: tuple[str, ...], *, is_private: bool, days: float, is_new: bool, data_dir: Path | None) -> None:
+def run(
+    swarm: str,
+    peers: tuple[str, ...],
+    *,
+    is_private: bool,
+    days: float,
+    is_new: bool,
+    data_dir: Path | None,
+    is_json: bool = False,
+) -> None:
     """Print an invitation, with the key that is kept here if the swarm is private. ConfigError says what is missing."""
     check_range("--days", days, f"more than 0, at most {MAX_DAYS}", 0 < days <= MAX_DAYS)
     Invitation(swarm=swarm, peers=peers)  # refuses what no invitation can hold, before a key is replaced
@@ -39,7 +49,11 @@ def run(swarm: str, peers: tuple[str, ...], *, is_private: bool, days: float, is
         )
     expires_s = time.time() + days * 86_400
     made = Invitation(swarm=swarm, peers=tuple(map(str, named)), key=key, expires_s=expires_s)
-    print(made.text(), flush=True)
+    if is_json:
+        facts = {"swarm": made.swarm, "is_private": key is not None, "peers": made.peers, "expires_unix_s": round(expires_s)}
+        as_json.show({"invitation": made.text(), **facts})
+    else:
+        print(made.text(), flush=True)
     _explain(made, named, folder)
 
 

@@ -101,6 +101,7 @@ Listen = Annotated[
 Announce = Annotated[
     str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, if a port is forwarded to us.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, for programs.")]
 ModelName = Annotated[
     str | None,
     typer.Option(

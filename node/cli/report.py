@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from node.cli import as_json
 from node.cli.console import Lines
 from protocols.errors import CheckpointError, SwarmError
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, *, is_json: bool) -> None:
     """Write it anew, and print where it is."""
     from node.training.report.page import write_report
 
-    print(write_report(folder), flush=True)
+    written = write_report(folder)
+    if is_json:
+        as_json.show({"report": written.resolve()})
+    else:
+        print(written, flush=True)
 
 
 def after_training(folder: Path, lines: Lines) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from node.cli import as_json
 from node.cli.asking import find_config
 from node.cli.console import remark
 from node.cli.waiting import shown
@@ -27,15 +27,15 @@ BAR = 20
 """Letters of a bar."""
 
 
-def run(into: Entered, *, as_json: bool, data_dir: Path | None, lan: bool) -> None:
+def run(into: Entered, *, is_json: bool, data_dir: Path | None, lan: bool) -> None:
     """Print what the swarm says now. PeerUnreachableError if none of the peers answers in time."""
     find = find_config(into.swarm, lan, data_dir, into.entry.key)
     find.check(into.peers)
     with shown() as on_wait:
         found = asyncio.run(_ask(into, find, on_wait))
-    if as_json:
+    if is_json:
         runs = [{**asdict(one), "share": one.share} for one in found]
-        print(json.dumps({"swarm": into.swarm, "runs": runs}, indent=2), flush=True)
+        as_json.show({"swarm": into.swarm, "runs": runs})
     elif found:
         _show(found)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from node.cli import serve_tables
+from node.cli import as_json, serve_tables
 from node.cli.configuration import Scope, Settings
 from node.cli.surface import TABLES, Option
 from node.config import Serve
@@ -19,12 +19,17 @@ from protocols.errors import ConfigError
 SECRET = ("--join",)
 """Options whose value is not printed."""
 
+HIDDEN = "(an invitation, not shown)"
 
-def run(settings: Settings, command: str | None, is_example: bool) -> None:
+
+def run(settings: Settings, command: str | None, *, is_example: bool, is_json: bool) -> None:
     """Print the values of all commands, or of one; or an example file with every key commented out."""
     known = {option.command[0] for option in settings.options if option.command}
     if command is not None and command not in known:
         raise ConfigError(f"no command {command!r} has options; expected one of {', '.join(sorted(known))}")
+    if is_json and not is_example:
+        as_json.show(facts(settings, command))
+        return
     print("\n".join(example(settings) if is_example else effective(settings, command)), flush=True)
 
 
@@ -36,10 +41,7 @@ def effective(settings: Settings, command: str | None = None) -> Iterator[str]:
             continue
         yield from ("", f"[{'.'.join(scope)}]") if scope else ()
         for option in options:
-            found = settings.of(option)
-            value, source = (option.default, "default") if found is None else (_typed(option, found.value), found.source)
-            if option.flag in SECRET and _is_set(value):
-                value = "(an invitation, not shown)"
+            value, source = _value(settings, option)
             line = f"{option.key} = {_toml(value)}"
             yield f"{line if _is_set(value) else f'# {option.key}':<40} # {source}"
     if command in (None, "node"):
@@ -51,6 +53,25 @@ def _serve(serve: Sequence[Serve], file: Path) -> Iterator[str]:
         yield from ("", f"[[{serve_tables.KEY}]]  # {file}", f"model = {_toml(one.model)}")
         if one.blocks is not None:
             yield f"blocks = {_toml(str(one.blocks))}"
+
+
+def facts(settings: Settings, command: str | None = None) -> dict[str, object]:
+    """The same values for programs; an option of every command has the command ""."""
+    shown = []
+    for option in settings.options:
+        if command is None or option.command[:1] == (command,):
+            value, source = _value(settings, option)
+            words = " ".join(option.command)
+            shown.append({"command": words, "key": option.key, "value": value, "source": source})
+    serve = [{"model": one.model, "blocks": None if one.blocks is None else str(one.blocks)} for one in settings.serve]
+    return {"file": settings.file, "has_file": settings.has_file, "options": shown, "serve": serve}
+
+
+def _value(settings: Settings, option: Option) -> tuple[Any, str]:
+    """What an option is set to, and by what; an invitation is not shown."""
+    found = settings.of(option)
+    value, source = (option.default, "default") if found is None else (_typed(option, found.value), found.source)
+    return (HIDDEN if option.flag in SECRET and _is_set(value) else value), source
 
 
 def example(settings: Settings) -> Iterator[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import aclosing
@@ -15,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli import status_view
+from node.cli import as_json, status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
 from node.cli.run_rows import RunRow, run_rows
@@ -52,7 +51,7 @@ ASK_S = 10.0
 """Seconds for all hellos together."""
 
 
-def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | None, lan: bool = True) -> None:
+def run(model: str | None, into: Entered, *, is_json: bool, data_dir: Path | None, lan: bool = True) -> None:
     """Print what the swarm says now. PeerUnreachableError if none of the peers answers in time."""
     swarm, peers = into.swarm, into.peers
     find = find_config(swarm, lan, data_dir, into.entry.key)
@@ -63,8 +62,8 @@ def run(model: str | None, into: Entered, *, as_json: bool, data_dir: Path | Non
     memory = NameMemory(remembered.file_of(data_dir or places.data_dir(), keyring.known_as(swarm, into.entry.key)))
     with shown() as on_wait:
         models, names = asyncio.run(_ask(name, into, find, memory, on_wait))
-    if as_json:
-        print(json.dumps({"swarm": swarm, "models": [asdict(rows) for rows in models]}, indent=2), flush=True)
+    if is_json:
+        as_json.show({"swarm": swarm, "models": [asdict(rows) for rows in models]})
     elif models:
         status_view.show(models, hosting)
     elif name is not None and nearest_first(name, names):

@@ -18,7 +18,19 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-COMMAND_LINE_ONLY = ("version", "config", "example", "yes", "remove_all", "older_than", "max_gb", "private", "new_key", "days")
+COMMAND_LINE_ONLY = (
+    "version",
+    "config_file",
+    "example",
+    "yes",
+    "remove_all",
+    "older_than",
+    "max_gb",
+    "private",
+    "new_key",
+    "days",
+    "prompt_file",
+)
 """Options that make no sense in a file or a variable: they ask for something to be shown or removed, or say which file."""
 
 TABLES = {"serve": "gateway"}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from protocols.errors import BadRequestError
+from protocols.errors import BadRequestError, ConfigError
 
 MAX_PROMPT = 16 << 20
 """Most letters of one prompt: more than any context holds, and tokenizing them takes seconds."""
@@ -22,6 +23,17 @@ def read_stdin(what: str) -> str:
     as_bytes_with_escapes()
     text = sys.stdin.read(MAX_PROMPT + 2)
     return checked(what, text).removesuffix("\n")
+
+
+def read_file(file: Path, what: str) -> str:
+    """All of a file, without its last line end; ConfigError if it cannot be read."""
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
+            text = opened.read(MAX_PROMPT + 2)
+    except OSError as error:
+        hint = "; @@… says a text that begins with @" if what != "--prompt-file" else ""
+        raise ConfigError(f"{what}: {file} cannot be read: {error.strerror or error}{hint}") from None
+    return checked(f"{what} ({file})", text).removesuffix("\n")
 
 
 def as_bytes_with_escapes() -> None:

@@ -31,7 +31,7 @@ ASKING = [
 FLAGS = {
     "runs": ["--json", *MEETING],
     "eval": ["MODEL", "--data", "--sequence-tokens", "--json", *EVALUATION],
-    "report": ["DIR"],
+    "report": ["DIR", "--json"],
     "train": ["RUN.toml", "--local", "--dry-run", "--out", "--name", *PEER_OPTIONS],
     "node": [
         *(
@@ -52,20 +52,20 @@ FLAGS = {
         *("MODEL", "--port", "--host", "--max-requests", "--blocks", "--num-blocks", "--ends", "--stay", "--device", "--dtype"),
         *("--name", "--model-name", "--upload-mbit", "--disk-gb", "--quiet", *PEER_OPTIONS),
     ],
-    "generate": ["MODEL", "PROMPT", *ASKING],
+    "generate": ["MODEL", "PROMPT", "--prompt-file", *ASKING],
     "chat": ["MODEL", "--system", "--keep-all", *ASKING],
     "serve": [
         *("[MODEL]...", "--port", "--host", "--max-requests", "--dtype", "--patience", "--priority", "--follow"),
         *("--accept-new-weights", *MEETING),
     ],
-    "config": ["[COMMAND]", "--example"],
+    "config": ["[COMMAND]", "--example", "--json"],
     "completion": ["SHELL"],
     "doctor": ["--json", "--listen", "--announce", "--device", *MEETING],
     "cache": ["--json", "--data-dir"],
     "keys": [],
     "status": ["[MODEL]", "--json", *MEETING],
-    "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--data-dir"],
-    "whoami": ["--identity", "--data-dir"],
+    "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--json", "--data-dir"],
+    "whoami": ["--identity", "--json", "--data-dir"],
 }
 
 
@@ -81,9 +81,9 @@ def test_the_commands_and_their_flags_are_these() -> None:
     assert surface(group.commands["cache"].commands["prune"]) == prune
     keys = group.commands["keys"].commands
     assert {name: surface(command) for name, command in keys.items()} == {
-        "add": ["NAME", "--requests-per-minute", "--tokens-per-day", "--data-dir"],
+        "add": ["NAME", "--requests-per-minute", "--tokens-per-day", "--json", "--data-dir"],
         "list": ["--json", "--data-dir"],
-        "revoke": ["NAME", "--data-dir"],
+        "revoke": ["NAME", "--json", "--data-dir"],
     }
     assert surface(group) == ["--version", "--debug", "--config"]
 
