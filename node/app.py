@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from node import hardware
+from node import hardware, metrics
 from node.config import NodeConfig
 from node.device.thread import Device, DeviceConfig
 from node.events import Event, OnEvent
@@ -21,6 +21,7 @@ from node.gradients.frozen_stages import FrozenStages
 from node.hosting.model_source import OnFetch
 from node.hosting.place import Place, Shared
 from node.joining import meet, peer_config
+from node.measuring import Measures, measuring
 from node.placement import neighbours
 from node.placement.announcing import Announcement
 from node.runs.node_run import NodeRun
@@ -31,6 +32,7 @@ from node.telling import keep_telling
 from node.training.servicer import TrainingServicer
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
+from protocols.weights_id import Weights
 from swarm import waiting
 from swarm.meeting import keyring, running_nodes
 from swarm.peer.peer import Peer
@@ -57,7 +59,13 @@ async def run_node(
 
     Whatever keeps the node from serving is raised as a SwarmError, after everything that was started has been stopped.
     """
-    waits = waits or Waits()
+    with measuring(config.metrics, on_event) as measures:
+        await _run(config, on_event, on_fetch, waits or Waits(), switch, measures)
+
+
+async def _run(
+    config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch, waits: Waits, switch: PauseSwitch | None, measures: Measures | None
+) -> None:
     device = hardware.pick_device(config.device)
     dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), _device(config)
     frozen = FrozenStages(dispatcher.host_of, device_thread, lambda: hardware.room_bytes(device))
@@ -71,6 +79,8 @@ async def run_node(
         with waits.on(waiting.JOINING):
             await meet(config, peer, on_event)
         announcement, places = Announcement(config, peer), list[Place]()
+        if measures is not None:
+            _tell_measures(measures, peer, device_thread, dispatcher)
         shared = Shared(
             peer=peer, dispatcher=dispatcher, uploader=uploader, announcement=announcement, device=device, device_thread=device_thread,
             training=training, on_event=on_event, on_fetch=on_fetch, waits=waits,
@@ -93,6 +103,22 @@ async def run_node(
             if training is not None:
                 await training.end()
             await _leave(announcement, places)
+
+
+def _tell_measures(measures: Measures, peer: Peer, device: Device, dispatcher: Dispatcher) -> None:
+    """What is read anew whenever Prometheus asks."""
+    counts, memory = measures.metrics, device.memory
+    counts.read_from(metrics.NODE_PEERS, lambda: peer.num_neighbours)
+    counts.read_from(metrics.NODE_FREE, lambda: max(0, memory.free_bytes))
+    counts.read_from(metrics.NODE_USED, lambda: memory.used_bytes)
+    counts.read_from(metrics.NODE_SESSIONS, lambda: sum([host.num_sessions for host in dispatcher.hosts]))
+    counts.read_from(metrics.NODE_WAITING, lambda: sum([host.num_waiting for host in dispatcher.hosts]))
+    counts.read_from(metrics.NODE_BLOCKS, lambda: len(_hosted(dispatcher)))
+
+
+def _hosted(dispatcher: Dispatcher) -> set[tuple[Weights, int]]:
+    spans = [(host.served.weights, host.served.span) for host in dispatcher.hosts]
+    return {(weights, block) for weights, span in spans for block in range(span.start, span.stop)}
 
 
 def _device(config: NodeConfig) -> Device:

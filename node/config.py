@@ -91,6 +91,9 @@ class NodeConfig:
     announce: Address | None = None
     """What others dial instead of `listen`, for a forwarded port."""
 
+    metrics: Address | None = None
+    """Where Prometheus reads what is counted; None = nothing is."""
+
     swarm: str = DEFAULT_SWARM
     """The swarm's name; peers of other names never meet."""
 
@@ -180,3 +183,8 @@ def parse_address(text: str, flag: str) -> Address:
     if not match or int(match[3]) > 65_535:
         raise ConfigError(f"{flag} is written HOST:PORT, as in 127.0.0.1:0 or [::1]:4000, got {text[:80]!r}")
     return match[1] or match[2], int(match[3])
+
+
+def parse_port(text: str, flag: str) -> Address:
+    """Read `PORT`, which is on loopback, or `HOST:PORT`; ConfigError names the flag."""
+    return parse_address(f"127.0.0.1:{text}" if text.isdecimal() else text, flag)

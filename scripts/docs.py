@@ -1,7 +1,7 @@
 """Writes what the documents repeat from the code.
 
-docs/tree.md: the file tree; docs/commands.md: options and exit codes; docs/architecture.md: defaults; docs/gateway.md: metrics;
-docs/benchmarks.md and README: the published benchmark; docs/*.svg: the picture and the plots.
+docs/tree.md: the file tree; docs/commands.md: options and exit codes; docs/architecture.md: defaults; docs/gateway.md and
+docs/operating.md: metrics; docs/benchmarks.md and README: the published benchmark; docs/*.svg: the picture and the plots.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -16,7 +16,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import bench
@@ -25,10 +25,10 @@ from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from node import metrics  # noqa: E402
 from node.cli import app as commands  # noqa: E402
 from node.cli import surface  # noqa: E402
-from node.gateway import metrics  # noqa: E402
-from swarm import timings  # noqa: E402
+from swarm import measured, timings  # noqa: E402
 
 FOLDERS = ("protocols", "swarm", "node", "scripts")
 DEFAULTS = Path("protocols/defaults.py")
@@ -142,9 +142,9 @@ def meaning(found: list[surface.Option]) -> str:
 # --- the parts of a request's time
 
 
-def stages_table() -> str:
-    """Markdown: T1 to T9."""
-    return "| | what |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in timings.STAGES.items())
+def stages_table(stages: Mapping[str, str]) -> str:
+    """Markdown: T1 to T9, or G1 to G9."""
+    return "| | what |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in stages.items())
 
 
 # --- putting them in
@@ -183,8 +183,10 @@ def main() -> int:
         ("docs/architecture.md", "defaults", defaults_table()),
         ("docs/commands.md", "options", options_table()),
         ("docs/commands.md", "exit codes", exit_codes_table()),
-        ("docs/gateway.md", "metrics", metrics.table()),
-        ("docs/gateway.md", "stages", stages_table()),
+        ("docs/gateway.md", "metrics", metrics.table(metrics.GATEWAY)),
+        ("docs/gateway.md", "stages", stages_table(timings.STAGES)),
+        ("docs/operating.md", "gradient stages", stages_table(measured.GRADIENT_STAGES)),
+        ("docs/operating.md", "node metrics", metrics.table(metrics.PEER)),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
         if (new := replace_part(text, name, content)) != text:

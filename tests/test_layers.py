@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "matplotlib": ("node/training/report/plots.py",),
     "packaging": ("node/doctor",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
-    "prometheus_client": ("node/gateway",),
+    "prometheus_client": ("node/measuring.py", "node/metrics.py"),
     "pydantic": ("node/gateway",),
     "pydantic_core": ("node/gateway",),
     "pyarrow": ("node/training/data/columns.py",),

@@ -67,6 +67,7 @@ class PeerOptions(MeetingOptions):
     announce: options.Announce = None
     identity: options.NodeIdentity = None
     accept_new_weights: options.AcceptNewWeights = False
+    metrics: options.MetricsAt = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from node.cli.console import Lines, forget_terminal, remark, show_cursor
 from node.cli.fetching import FetchProgress
 from node.cli.switching import Switching
 from node.cli.waiting import shown
-from node.config import NodeConfig, Serve, parse_address
+from node.config import NodeConfig, Serve, parse_address, parse_port
 from node.events import Event, OnEvent
 from node.logs import Repetitions
 from node.train_hours import TrainHours
@@ -126,6 +126,7 @@ def read(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = Non
         may_join=consent.asker(data_dir, into.swarm) if flags.lan else None,
         listen=parse_address(flags.listen, "--listen"),
         announce=None if flags.announce is None else parse_address(flags.announce, "--announce"),
+        metrics=None if flags.metrics is None else parse_port(flags.metrics, "--metrics"),
         swarm=into.swarm,
         entry=into.entry,
         device=flags.device,

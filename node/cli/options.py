@@ -102,6 +102,15 @@ Announce = Annotated[
     str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, if a port is forwarded to us.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, for programs.")]
+MetricsAt = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="Count what is done, and let Prometheus read it here; without HOST on this machine only, port 0 = a free one.",
+        show_default=False,
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option(

@@ -128,6 +128,7 @@ class Answering:
         await driven(out.ending(), decode_all)
         if pieces:
             yield Piece(choice=choice, text="".join(pieces))
+        self._meter.answered(timings)
         stop = out.stopped_by if out.stopped_by in request.stops else None
         yield End(choice=choice, reason=reason, num_new=num_new, stop=stop)
 

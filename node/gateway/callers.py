@@ -5,12 +5,12 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node.gateway import metrics
+from node import metrics
 from node.gateway.accounts import Account, Accounts
 from node.gateway.error_forms import refused
 from node.gateway.meter import Meter
-from node.gateway.metrics import Metrics
 from node.gateway.refusal import RefusedError
+from node.metrics import Metrics
 
 OPEN_PATHS = ("/health",)
 """Answered without a key: for what looks after the gateway's process."""

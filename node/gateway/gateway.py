@@ -6,12 +6,12 @@ import asyncio
 import logging
 from typing import Self
 
-from node.gateway import metrics
+from node import metrics
 from node.gateway.accounts import Accounts
 from node.gateway.config import GatewayConfig
-from node.gateway.metrics import Metrics
 from node.gateway.models import Models
 from node.gateway.places import Places
+from node.metrics import Metrics
 from protocols.errors import SwarmError
 from swarm.tasks import Tasks
 

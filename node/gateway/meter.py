@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from node.gateway import metrics
+from node import metrics
 from node.gateway.accounts import Account
-from node.gateway.metrics import Metrics
+from node.metrics import Metrics
+from swarm.timings import Timings
 
 
 class Meter:
@@ -42,3 +43,12 @@ class Meter:
     def session_ended(self, model: str) -> None:
         """One less."""
         self._counts.count(metrics.SESSIONS, -1, model=model)
+
+    def answered(self, timings: Timings) -> None:
+        """An answer is complete."""
+        once = {"T1": timings.wait_ms, "T2": timings.tokenize_ms, "T3": timings.route_ms}
+        for stage, ms in {**once, **timings.prompt.stages()}.items():
+            self._counts.took(metrics.ANSWER_STAGE, ms / 1e3, stage=stage, part="prompt")
+        if num_steps := timings.later.num_steps:
+            for stage, ms in timings.later.stages().items():
+                self._counts.took(metrics.ANSWER_STAGE, ms / 1e3 / num_steps, stage=stage, part="token")

@@ -18,6 +18,8 @@ from pathlib import Path
 from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
+from node.measuring import measuring
+from node.metrics import TRAINER
 from node.runs.batch_source import BatchSource, batches_of, drawn
 from node.runs.copier import HOLD_EVERY_S, Copier
 from node.runs.evaluator import Evaluator
@@ -80,6 +82,13 @@ async def run_trainer(
 
     also: make further work after each step, beside what is published and evaluated.
     """
+    with measuring(config.node.metrics, on_event, TRAINER):
+        await _train(config, on_event, listeners, clock, also)
+
+
+async def _train(
+    config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow], clock: Clock, also: Sequence[MakeWork]
+) -> None:
     uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
     keepers = KeeperServer(uploader.turn)
 

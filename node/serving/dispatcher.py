@@ -26,6 +26,11 @@ class Dispatcher:
     def __init__(self) -> None:
         self._hosts: dict[tuple[Weights, Blocks], Host] = {}
 
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """All of them, the newest last; from any thread."""
+        return tuple(self._hosts.values())
+
     def open(self, host: Host) -> None:
         """From now on, sessions reach the host. It has started."""
         self._hosts[_key(host)] = host

@@ -127,6 +127,11 @@ class Host:
         return 0 if self._hops is None else len(self._hops)
 
     @property
+    def num_waiting(self) -> int:
+        """Steps that wait for the device."""
+        return len(self.runner.queue.waiting) if self.runner.is_running else 0
+
+    @property
     def hops(self) -> Hops:
         """The sessions of this span. DrainingError before `start`."""
         if self._hops is None:

@@ -19,7 +19,7 @@ from protocols.ids import PeerId
 from protocols.receipts import Receipt
 from protocols.tensors import WireTensor
 from protocols.training import Gradient, Output, Pass, Result
-from swarm import trace
+from swarm import measured, trace
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
 from swarm.training.chain import PassCall
@@ -95,6 +95,9 @@ class HopPass:
         return message
 
     def _result(self, gradient: WireTensor | None, loss_sum: float, below: tuple[Receipt, ...] = ()) -> Result:
+        if self._sent.is_of_run and not self._sent.is_evaluation:
+            measured.gradient("G4", self.queue_ms / 1e3)
+            measured.gradient("G5", (self.forward_ms + self.backward_ms) / 1e3)
         own = Receipt(
             peer=self._peer, added=self._compute.added, held=self._compute.held, queue_ms=self.queue_ms,
             forward_ms=self.forward_ms, backward_ms=self.backward_ms, wait_ms=self.wait_ms,

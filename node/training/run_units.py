@@ -28,7 +28,7 @@ from protocols.parts_of_units import parts_of
 from protocols.runs import RunSpec
 from protocols.state import Form
 from protocols.units import Unit
-from swarm import trace
+from swarm import measured, trace
 from swarm.averaging.replica import Reduced, Reopening
 from swarm.models.sharing import check_fit, copy_into
 from swarm.training.snapshot import PARAMETER, UnitSnapshot, form_of
@@ -146,7 +146,8 @@ class RunUnits:
                 state.restore(group.version + 1, reduced.chains[state.unit])
             return [self.snapshot(unit) for unit in group.units] if self._hooks.keeps(group.version + 1) else []
 
-        kept = await self.device.run(step, Priority.UPDATE)
+        with measured.timed("G9"):
+            kept = await self.device.run(step, Priority.UPDATE)
         trace.mark_gradient("stepped", group.version, trace.VERSION)
         for snapshot in kept:
             self._hooks.on_kept(snapshot)

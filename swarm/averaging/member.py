@@ -25,7 +25,7 @@ from protocols.identity import Identity
 from protocols.ids import ModelId, PeerId
 from protocols.parts_of_units import parts_of
 from protocols.weights_id import CHAIN_BYTES
-from swarm import faults, trace
+from swarm import faults, measured, trace
 from swarm.averaging.attempt import Attempt, Attempts, refuse_busy
 from swarm.averaging.ending import see_to_its_end
 from swarm.averaging.exchange import Exchange
@@ -108,7 +108,8 @@ class GroupMember:
         """Check the cards, exchange, and vote. MemberFailedError or NotAgreedError if it comes to none: it has aborted then."""
         try:
             attempt.plan = self._checked_plan(attempt, cards)
-            digest = await self._exchange(attempt, attempt.plan)
+            with measured.timed("G7"):
+                digest = await self._exchange(attempt, attempt.plan)
         except BaseException:
             attempt.abort(attempt.plan.reopening(attempt.place) if attempt.plan else "as before")
             raise

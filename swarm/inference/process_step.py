@@ -36,6 +36,11 @@ class HopOutput(StepOutput):
     queue_ms: float = 0.0
     compute_ms: float = 0.0
 
+    @property
+    def num_bytes(self) -> int:
+        """That travel on."""
+        return sum([one.num_bytes for one in (self.values, self.ids, self.totals) if one is not None])
+
 
 async def process_step(compute: SessionCompute, message: Step | History, place: Place) -> HopOutput:
     """Compute a step, or a part of a history, once: as many tokens come back as it had or, at the last hop, as it wants.

@@ -15,7 +15,7 @@ from protocols.errors import SwarmError
 from protocols.ids import short
 from protocols.inference import Fork, History, Step
 from protocols.timings import HopTime
-from swarm import faults, trace
+from swarm import faults, measured, trace
 from swarm.inference import process_step
 from swarm.inference.answers import Answers
 from swarm.inference.compute import SessionCompute
@@ -86,6 +86,7 @@ class Sequences:
         self.next_step += 1
         spent_ms = (time.perf_counter() - started) * 1e3
         spent = HopTime(index=place.index, queue_ms=output.queue_ms, compute_ms=output.compute_ms, total_ms=spent_ms)
+        measured.hop_step(step, spent, output.num_bytes)
         times = timings.appended(step.times, spent)
         if place.is_last:
             self._answers.add(process_step.reply_to(step, output, spent_ms, times))

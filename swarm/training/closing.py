@@ -22,7 +22,7 @@ from protocols.masks import indices_of
 from protocols.parts_of_units import Part
 from protocols.runs import RunSpec
 from protocols.units import Unit
-from swarm import trace
+from swarm import measured, trace
 from swarm.averaging.asking import ask_to_apply, ask_to_close
 from swarm.rpc.pool import ChannelPool
 from swarm.training.groups import grouped
@@ -95,7 +95,8 @@ class Closing:
         """
         chains, squares, num_targets = dict[Unit, bytes](), dict[Unit, float](), 0
         trace.mark_gradient("applying", version, trace.VERSION)
-        found = await asyncio.gather(*(self._apply_all(version, one) for one in agreed))
+        with measured.timed("G8"):
+            found = await asyncio.gather(*(self._apply_all(version, one) for one in agreed))
         for one, answers in zip(agreed, found, strict=True):
             applied = [answer for answer in answers if isinstance(answer, Applied)]
             if not applied:

@@ -17,7 +17,7 @@ from protocols.ids import PeerId
 from protocols.leases import Finished
 from protocols.runs import RunSpec
 from protocols.units import Unit
-from swarm import trace
+from swarm import measured, trace
 from swarm.clock import Clock
 from swarm.training.closing import Attempt, Closing
 from swarm.training.lease_desk import LeaseDesk
@@ -139,6 +139,7 @@ class Coordinator:
             await self._computed(version)
             computed_s = self._clock.now_s()
             trace.mark_gradient("complete", version, trace.VERSION)
+            measured.gradient("G6", computed_s - began_s)
             # units that a newcomer has fetched meanwhile step with the others, and so stay at the run's version
             attempt = await self._closing.attempt(version, await self._members.look())
             if attempt.is_whole:

@@ -29,7 +29,7 @@ from protocols.runs import RunSpec
 from protocols.tensors import WireTensor
 from protocols.training import Pass
 from protocols.units import Blocks
-from swarm import trace
+from swarm import measured, trace
 from swarm.clock import Clock
 from swarm.rpc.pool import ChannelPool
 from swarm.training.arrivals import Arrivals
@@ -131,11 +131,13 @@ class Pipeline:
         """
         version = self._version
         trace.mark_gradient("taken", version, index)
-        drawn = await asyncio.to_thread(self._source.draw, version, index)
+        with measured.timed("G1"):
+            drawn = await asyncio.to_thread(self._source.draw, version, index)
         trace.mark_gradient("drawn", version, index, drawn.num_bytes)
         num_late = num_failed = 0
         while True:
-            legs = await self._route(version, index)
+            with measured.timed("G2"):
+                legs = await self._route(version, index)
             trace.mark_gradient("chosen", version, index)
             try:
                 return await self._send(version, index, drawn, legs, num_late)
@@ -197,6 +199,9 @@ class Pipeline:
         took_s = self._clock.now_s() - began_s
         self._arrivals.add(took_s)
         self._window.add(took_s, result.receipts)
+        measured.gradient(
+            "G3", max(0.0, took_s - sum([one.queue_ms + one.forward_ms + one.backward_ms for one in result.receipts]) / 1e3)
+        )
         if version == self._version:
             for receipt in result.receipts:
                 self._progress.add(index, receipt.peer, (*receipt.added, *receipt.held))

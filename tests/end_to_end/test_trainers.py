@@ -11,9 +11,11 @@ from node.training.spec.reading import read
 from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
+from tests.scraped import page_where
 
 STEPS = 16
-SHARED = ("--listen", "127.0.0.1:0", "--no-lan", "--data-dir")
+SHARED = ("--listen", "127.0.0.1:0", "--metrics", "0", "--no-lan", "--data-dir")
+STAGE = "murmuration_gradient_stage_seconds"
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -44,6 +46,9 @@ def test_the_coordinator_is_killed_the_next_one_leaves_and_the_run_is_the_undist
         leader.wait_for("version")
         assert leader.end(signal.SIGKILL) == -9
         other.wait_for("version")
+        page_where(other.said["metrics"], lambda page: page.labels(f"{STAGE}_count", "stage") == {"G1", "G2", "G3", "G6", "G8"})
+        for node in nodes:
+            page_where(node.said["metrics"], lambda page: page.labels(f"{STAGE}_count", "stage") == {"G4", "G5", "G7", "G9"})
         assert other.end(signal.SIGINT) == 0
         trainer("three").wait_for("trained")
         for node in nodes:

@@ -20,7 +20,7 @@ from protocols.errors import BY_CODE
 PEER = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWJ7NKEeJEXYdWmFd1HXJgn5minVvmV74PEhEpt76MVbY7"
 MEETING = ["--peer", "--lan", "--swarm", "--join", "--allow", "--deny", "--trust", "--identity", "--data-dir"]
 PEER_OPTIONS = [
-    *("--peer", "--listen", "--announce", "--identity", "--accept-new-weights"),
+    *("--peer", "--listen", "--announce", "--identity", "--accept-new-weights", "--metrics"),
     *("--lan", "--swarm", "--join", "--allow", "--deny", "--trust", "--data-dir"),
 ]
 EVALUATION = ["--model-name", "--device", "--dtype", "--patience", "--accept-new-weights", *MEETING]

@@ -48,7 +48,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> 
     add_byte_tokenizer(checkpoint)
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     with ProcessPool(tmp_path_factory.mktemp("swarm"), fork_server) as pool:
-        first = pool.node(str(checkpoint), "--blocks", "0:2", "--name", "first")
+        first = pool.node(str(checkpoint), "--blocks", "0:2", "--name", "first", "--metrics", "0")
         second = pool.node(str(checkpoint), "--peer", first.said["multiaddr"], "--name", "second")
         gateway = serve(pool, "gateway", "tiny", "--peer", first.said["multiaddr"])
         gateway.wait_for("ready")

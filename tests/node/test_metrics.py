@@ -1,4 +1,4 @@
-"""Names, units and meanings of what the gateway counts."""
+"""Names, units and meanings of what is counted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.gateway import metrics
-from node.gateway.metrics import ALL, Metric, Metrics
+from node import metrics
+from node.metrics import ALL, Metric, Metrics
 
-UNITS = {"counter": ("total",), "histogram": ("seconds",), "gauge": ("requests", "sessions", "models")}
+UNITS = {
+    "counter": ("total",),
+    "histogram": ("seconds",),
+    "gauge": ("requests", "sessions", "models", "steps", "bytes", "blocks", "peers"),
+}
 """Last words of names by kind, as Prometheus' documents advise."""
 
 
@@ -34,8 +38,9 @@ def used(counts: Metrics) -> dict[str, Any]:
 def test_each_metric_has_a_unit_a_meaning_and_is_read_as_it_is_declared(metric: Metric) -> None:
     assert re.fullmatch(r"murmuration(_[a-z]+)+", metric.name)
     assert metric.name.rpartition("_")[2] in UNITS[metric.kind]
+    assert list(metric.buckets) == sorted(set(metric.buckets))
     assert metric.meaning[0].isupper() and metric.meaning.endswith(".") and "|" not in metric.meaning
-    family = used(Metrics())[metric.name.removesuffix("_total")]
+    family = used(Metrics(ALL))[metric.name.removesuffix("_total")]
     assert (family.type, family.documentation) == (metric.kind, metric.meaning)
     samples = [one for one in family.samples if not one.name.endswith(("_created", "_bucket", "_sum"))]
     assert [set(one.labels) for one in samples] == [set(metric.labels)]
@@ -45,8 +50,8 @@ def test_each_metric_has_a_unit_a_meaning_and_is_read_as_it_is_declared(metric: 
 def test_all_metrics_of_the_module_are_listed_once_and_no_others_are_shown() -> None:
     declared = [value for value in vars(metrics).values() if isinstance(value, Metric)]
     assert len({one.name for one in ALL}) == len(ALL) and set(ALL) == set(declared)
-    assert len(used(Metrics())) == len(ALL)
-    assert all(f"| `{one.name}` | {one.kind} |" in metrics.table() for one in ALL)
+    assert len(used(Metrics(ALL))) == len(ALL)
+    assert all(f"| `{one.name}` | {one.kind} |" in metrics.table(ALL) for one in ALL)
 
 
 def test_gateways_in_one_process_count_apart() -> None:
