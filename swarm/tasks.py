@@ -23,6 +23,11 @@ class Tasks:
         task.add_done_callback(self._running.discard)
         return task
 
+    async def wait(self, within_s: float) -> None:
+        """Return when all have ended, or after so many seconds."""
+        if self._running:
+            await asyncio.wait(tuple(self._running), timeout=within_s)
+
     async def stop(self) -> None:
         """Cancel what still runs, and return when it has ended."""
         running = tuple(self._running)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from node.cli import as_json, status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
-from node.cli.run_rows import RunRow, run_rows
-from node.cli.status_rows import ModelRows, summarize
 from node.cli.waiting import shown
+from node.watching.model_rows import ModelRows, summarize
+from node.watching.run_rows import RunRow, run_rows
 from protocols.ids import ModelId, PeerId
 from protocols.records import PeerRecord
 from swarm import places, waiting

@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from node.cli import run_rows
-from node.cli.status_rows import ModelRows, PeerRow
+from node.watching import run_rows
+from node.watching.model_rows import ModelRows, PeerRow
+from node.watching.verdict import verdict
 from protocols.ids import PeerId, short_peer
 from protocols.words import counted, one_line
 from swarm.suggestion import NodeCommand
@@ -39,18 +40,6 @@ def show(models: Sequence[ModelRows], hosting: NodeCommand) -> None:
             console.print(line, markup=False, soft_wrap=True)
         for line in verdict(rows, hosting):
             console.print(one_line(line), markup=False, soft_wrap=True)  # a command stays one line, to be copied
-
-
-def verdict(rows: ModelRows, hosting: NodeCommand) -> list[str]:
-    """Is the model complete, and if not, what to do."""
-    if not rows.is_meant:
-        return [f"other weights by this name; {rows.name}@{rows.digest[:12]} chooses them"]
-    if not rows.is_complete:
-        return [f"missing: blocks {', '.join(rows.missing)}; host them:", hosting.text(rows.name, "--blocks", rows.missing[0])]
-    complete = f"complete: every block has {counted(rows.least_replicas, 'node')} or more"
-    if rows.is_thin_possible:
-        return [f"{complete}; thin clients can ask"]
-    return [f"{complete}; thin clients cannot ask: start nodes with --ends that host the first and the last block"]
 
 
 def lines(rows: ModelRows) -> Iterator[str]:

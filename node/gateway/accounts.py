@@ -98,6 +98,14 @@ class Accounts:
             raise _unknown("this key is not known here, or was revoked; ask the operator of this gateway for another one")
         return self._accounts[key.sha256]
 
+    def is_known(self, given: Headers) -> bool:
+        """Whether a request with these headers would be answered."""
+        try:
+            self.of(given)
+        except RefusedError:
+            return False
+        return True
+
     def _look(self) -> None:
         """Read the keys again if the file has changed; if it cannot be read, they stay as they were."""
         if self._path is None or (now := api_keys.stamp(self._path)) == self._stamp:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from node.gateway import anthropic_messages, ollama_asking, ollama_models, openai_responses
+from node.gateway import anthropic_messages, ollama_asking, ollama_models, openai_responses, page
 from node.gateway.answering import Answering
 from node.gateway.callers import Callers, Counting
 from node.gateway.config import GatewayConfig
@@ -52,6 +52,7 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     app.add_middleware(Callers, accounts=gateway.accounts, counts=gateway.metrics)
     app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback)
     app.add_middleware(Counting, counts=gateway.metrics)  # the last one added is the first one that a request meets
+    page.mount(app, gateway.dashboard)
     _answer_errors(app)
     _route_openai(app, gateway)
     for api in (openai_responses, anthropic_messages, ollama_asking, ollama_models):

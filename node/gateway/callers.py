@@ -9,11 +9,12 @@ from node import metrics
 from node.gateway.accounts import Account, Accounts
 from node.gateway.error_forms import refused
 from node.gateway.meter import Meter
+from node.gateway.page import PAGE, is_page
 from node.gateway.refusal import RefusedError
 from node.metrics import Metrics
 
-OPEN_PATHS = ("/health",)
-"""Answered without a key: for what looks after the gateway's process."""
+OPEN_PATHS = ("/health", "/")
+"""Answered without a key: for what looks after the gateway's process, and the way to the page."""
 
 NO_ENDPOINT = "other"
 """The label of paths that are no endpoint: clients may ask for any."""
@@ -26,7 +27,7 @@ class Callers:
         self._app, self._accounts, self._counts = app, accounts, counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_page(scope):
             await self._app(scope, receive, send)
             return
         account: Account | None = None
@@ -77,6 +78,8 @@ class Counting:
 
 def endpoint_of(scope: Scope) -> str:
     """The path as the application declares it, or NO_ENDPOINT."""
+    if is_page(scope):
+        return PAGE
     declared: str | None = getattr(scope.get("route"), "path", None)
     if declared is not None:
         return declared

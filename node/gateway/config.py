@@ -12,6 +12,8 @@ from swarm import places
 from swarm.clock import SYSTEM, Clock
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.meeting.entering import ANYBODY, Entry
+from swarm.peer.thin_peer import ThinPeer
+from swarm.suggestion import NodeCommand
 from swarm.thin.listing import Listing, open_listing
 from swarm.thin.model import ThinModel, open_model
 from swarm.waiting import Waits
@@ -78,6 +80,15 @@ class GatewayConfig:
     def listing(self) -> AbstractAsyncContextManager[Listing]:
         """What the swarm serves; errors as of `swarm.thin.listing.open_listing`."""
         return open_listing(self.peers, self.swarm, self.find, self.entry)
+
+    def meet(self) -> AbstractAsyncContextManager[ThinPeer]:
+        """A peer that only asks; errors as of `ThinPeer`."""
+        return ThinPeer(self.peers, self.swarm, self.find, self.entry)
+
+    @property
+    def hosting(self) -> NodeCommand:
+        """What hosts a model of this swarm, for people."""
+        return NodeCommand(swarm=self.swarm, peer=next(iter(self.peers), ""), data_dir=self.data_dir)
 
     def open(self, name: str) -> AbstractAsyncContextManager[ThinModel]:
         """One of the models; errors as of `swarm.thin.model.open_model`."""

@@ -7,11 +7,13 @@ import logging
 from typing import Self
 
 from node import metrics
+from node.dashboard.dashboard import Dashboard
 from node.gateway.accounts import Accounts
 from node.gateway.config import GatewayConfig
 from node.gateway.models import Models
 from node.gateway.places import Places
 from node.metrics import Metrics
+from node.watching.watcher import Watcher
 from protocols.errors import SwarmError
 from swarm.tasks import Tasks
 
@@ -37,6 +39,7 @@ class Gateway:
         self._tasks = Tasks()
         self.all_open = asyncio.Event()
         """All models are open; or the first names of the swarm's models are known."""
+        self.dashboard = self._dashboard()
         self.metrics.read_from(metrics.RUNNING, lambda: self.places.num_taken)
         self.metrics.read_from(metrics.WAITING, lambda: self.places.num_waiting)
         self.metrics.read_from(metrics.OPEN_MODELS, lambda: self.models.num_open)
@@ -47,8 +50,16 @@ class Gateway:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.dashboard.close()
         await self._tasks.stop()
         await self.models.close()
+
+    def _dashboard(self) -> Dashboard:
+        config = self.config
+        return Dashboard(
+            watcher=Watcher(config.meet, config.models, config.clock), swarm=config.swarm, hosting=config.hosting,
+            check_key=self.accounts.is_known,
+        )  # fmt: skip
 
     async def _open_all(self) -> None:
         """So that the first request does not wait; what fails is tried again, and said once."""

@@ -23,6 +23,9 @@ class Limits:
         self._app, self._most, self._is_loopback = app, max_body_bytes, is_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -36,6 +39,15 @@ class Limits:
             await refused(self._too_large(), scope["path"])(scope, receive, send)
             return
         await self._app(scope, self._bounded(receive), send)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Browsers let any page open a socket anywhere, and say only whose page it is."""
+        headers = Headers(scope=scope)
+        if not is_foreign(headers.get("origin"), headers.get("host"), self._is_loopback):
+            await self._app(scope, receive, send)
+            return
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": "sockets of other web pages are not answered"})
 
     def _bounded(self, receive: Receive) -> Receive:
         left, is_read = self._most, False

@@ -26,6 +26,9 @@ KEEP_ALIVE_S = 75
 BACKLOG = 1024
 """Connections that wait to be accepted."""
 
+MAX_SOCKET_BYTES = 256 << 10
+"""Largest message from an open page."""
+
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +59,8 @@ def address_of(listening: socket.socket) -> str:
 
 def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="none", http="h11",
+        app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="websockets-sansio", http="h11",
+        ws_max_size=MAX_SOCKET_BYTES,
         backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from node.cli import status, status_view
 from node.cli.status import SILENT, UNASKED
-from node.cli.status_rows import summarize
+from node.watching.model_rows import summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord

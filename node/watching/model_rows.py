@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from node.cli.run_rows import RunRow
+from node.watching.run_rows import RunRow
 from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord

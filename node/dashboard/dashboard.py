@@ -1,0 +1,38 @@
+"""What all visitors of one page share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers
+
+from node.watching.watcher import Watcher
+from swarm.suggestion import USUAL, NodeCommand
+from swarm.tasks import Tasks
+
+
+@dataclass(slots=True, kw_only=True)
+class Dashboard:
+    """One swarm, and who may look at it. Belongs to one event loop."""
+
+    watcher: Watcher
+    swarm: str
+    hosting: NodeCommand = USUAL
+    """What is suggested where blocks are missing."""
+
+    check_key: Callable[[Headers], bool] = lambda headers: True
+    """Whether a request with these headers may be answered."""
+
+    tasks: Tasks = field(default_factory=Tasks)
+    _is_begun: bool = False
+
+    def begin(self) -> None:
+        """Begin to watch the swarm; again: does nothing."""
+        if not self._is_begun:
+            self._is_begun = True
+            self.tasks.keep(self.watcher.run(), "watching the swarm")
+
+    async def close(self) -> None:
+        """Watch no more."""
+        await self.tasks.stop()

@@ -1,0 +1,38 @@
+"""What every page has: a head with the ways to the others, and its style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nicegui import ui
+
+from node.dashboard.pages.visit import dashboard_here, home_here
+
+STYLE = Path(__file__).with_name("style.css").read_text()
+
+PAGES = (("", "Map"),)
+"""Address below the first page, and name."""
+
+
+@contextmanager
+def frame(name: str) -> Iterator[None]:
+    """The page `name`; what is made within stands in its main part."""
+    ui.page_title(f"{name}: Murmuration")
+    ui.add_head_html('<meta name="description" content="A swarm that runs a large language model">')
+    ui.add_css(STYLE)
+    ui.context.client.page.language = "en-US"
+    home = home_here()
+    with ui.element("header").classes("mm-head"):
+        ui.link("Skip to the content", "#content").classes("mm-skip")
+        with ui.element("a").props(f'href="{home}"').classes("mm-title"):
+            ui.label("Murmuration")
+        with ui.element("nav").props('aria-label="Pages"'):
+            for address, text in PAGES:
+                link = ui.link(text, home + address)
+                if text == name:
+                    link.props('aria-current="page"')
+        ui.label(f"swarm {dashboard_here().swarm}").classes("mm-swarm")
+    with ui.element("main").classes("mm-main").props('id="content" tabindex="-1"'):
+        yield

@@ -1,0 +1,75 @@
+// The grid of blocks and nodes: a table whose last column is a track for each node. Vue escapes every text.
+export default {
+  props: { grid: Object, home: String, loads: Array },
+  computed: {
+    most() { return Math.max(1, ...this.grid.replicas); },
+    ticks() {
+      const step = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048].find((one) => this.grid.num_blocks / one <= 8) || 4096;
+      return Array.from({ length: Math.ceil(this.grid.num_blocks / step) }, (_, at) => at * step);
+    },
+  },
+  methods: {
+    place(start, stop) {
+      const all = this.grid.num_blocks;
+      return { left: `${(100 * start) / all}%`, width: `${(100 * (stop - start)) / all}%` };
+    },
+    kind(bar) {
+      return ["mm-bar", `mm-${bar.state}`, bar.state === "serving" ? `mm-load-${bar.level}` : ""];
+    },
+  },
+  template: `
+    <div class="mm-grid-box">
+      <table class="mm-grid" :style="{ '--blocks': grid.num_blocks }">
+        <thead>
+          <tr>
+            <th scope="col">node</th>
+            <th scope="col">state</th>
+            <th scope="col" class="mm-number">from here</th>
+            <th scope="col" class="mm-wide">
+              <span class="mm-only-read">blocks</span>
+              <div class="mm-track mm-ticks" aria-hidden="true">
+                <span v-for="tick in ticks" :key="tick" :style="place(tick, tick + 1)">{{ tick }}</span>
+              </div>
+            </th>
+          </tr>
+        </thead>
+        <tbody>
+          <tr v-if="grid.gaps.length" class="mm-gaps">
+            <th scope="row">missing</th>
+            <td>gap</td>
+            <td></td>
+            <td>
+              <div class="mm-track">
+                <span v-for="bar in grid.gaps" :key="bar.start" :class="kind(bar)" :style="place(bar.start, bar.stop)" :title="bar.text">
+                  <span>{{ bar.start }}:{{ bar.stop }}</span>
+                </span>
+              </div>
+            </td>
+          </tr>
+          <tr v-for="row in grid.rows" :key="row.peer" :class="{ 'mm-is-silent': row.state === 'silent' }">
+            <th scope="row"><a :href="home + 'peer/' + encodeURIComponent(row.peer)">{{ row.label }}</a></th>
+            <td>{{ row.state }}</td>
+            <td class="mm-number">{{ row.trip }}</td>
+            <td>
+              <div class="mm-track">
+                <span v-for="bar in row.bars" :key="bar.start + bar.state" :class="kind(bar)" :style="place(bar.start, bar.stop)" :title="bar.text">
+                  <span>{{ bar.start }}:{{ bar.stop }}<span class="mm-only-read">, {{ bar.text }}</span></span>
+                </span>
+              </div>
+            </td>
+          </tr>
+          <tr class="mm-replicas">
+            <th scope="row">nodes per block</th>
+            <td></td>
+            <td class="mm-number">{{ Math.min(...grid.replicas) }}–{{ most }}</td>
+            <td>
+              <div class="mm-track" aria-hidden="true">
+                <span v-for="(count, at) in grid.replicas" :key="at" :class="['mm-count', count ? '' : 'mm-none']"
+                  :style="{ ...place(at, at + 1), height: (100 * Math.max(count, 0.5)) / most + '%' }"></span>
+              </div>
+            </td>
+          </tr>
+        </tbody>
+      </table>
+    </div>`,
+};

@@ -1,0 +1,33 @@
+"""One visitor's page: which swarm it is about, and what keeps it up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from nicegui import ui
+
+from node.dashboard.dashboard import Dashboard
+
+EVERY_S = 0.2
+"""Between two looks of a page at what its watcher knows; the browser hears of changes only."""
+
+
+def dashboard_here() -> Dashboard:
+    """The one whose page is being built."""
+    found: Dashboard = ui.context.client.request.scope["state"]["dashboard"]
+    return found
+
+
+def home_here() -> str:
+    """The address of the first page, with a slash at its end."""
+    return f"{ui.context.client.request.scope.get('root_path', '')}/"
+
+
+def keep_up(draw: Callable[[], None], every_s: float = EVERY_S) -> None:
+    """Draw now, and again and again while the visitor stays; meanwhile the swarm is watched closely."""
+    held = ExitStack()
+    held.enter_context(dashboard_here().watcher.watched())
+    ui.context.client.on_delete(held.close)
+    draw()
+    ui.timer(every_s, draw)

@@ -1,0 +1,83 @@
+"""What a watcher sees of a swarm at one moment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from node.watching.model_rows import ModelRows, summarize
+from protocols.ids import PeerId
+from protocols.records import PeerRecord
+
+SILENT = "silent"
+"""The state of a peer that announced itself and does not answer now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Every model, and who hosts it."""
+
+    at_s: float
+    """Unix time."""
+
+    models: tuple[ModelRows, ...] = ()
+    """Those that a name means here first, then other weights by the same names."""
+
+    records: Mapping[PeerId, PeerRecord] = field(default_factory=dict)
+    """As the peers describe themselves."""
+
+    trips_ms: Mapping[PeerId, float] = field(default_factory=dict)
+    """Round trips from the watcher, in milliseconds, to those that have answered."""
+
+    silent: frozenset[PeerId] = frozenset()
+    """Announced, and did not answer just now."""
+
+    problem: str = ""
+    """Why nothing, or nothing new, is seen; empty = all is well."""
+
+    def peer(self, peer: str) -> PeerRecord | None:
+        """One peer's record, by its PeerID."""
+        return self.records.get(PeerId(peer))
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A measured way between two peers."""
+
+    start: PeerId | None
+    """None = from the watcher."""
+
+    stop: PeerId
+    ms: float
+    """Round trip in milliseconds, as `start` has measured it."""
+
+
+def seen(
+    at_s: float, snapshots: Mapping[str, Iterable[PeerRecord]], silent: Collection[PeerId], trips_ms: Mapping[PeerId, float]
+) -> Look:
+    """A look, from what was announced under each name."""
+    states = dict.fromkeys(silent, SILENT)
+    models: list[ModelRows] = []
+    records: dict[PeerId, PeerRecord] = {}
+    for name, announced in snapshots.items():
+        found = list(announced)
+        records |= {record.peer: record for record in found}
+        models += summarize(found, name, states)
+    models.sort(key=lambda rows: not rows.is_meant)
+    return Look(
+        at_s=at_s, models=tuple(models), records=records, silent=frozenset(silent) & records.keys(),
+        trips_ms={peer: ms for peer, ms in trips_ms.items() if peer in records and peer not in states},
+    )  # fmt: skip
+
+
+def links(look: Look, peers: Collection[str]) -> list[Link]:
+    """The ways from here to these peers and between them, the slowest first."""
+    own = [Link(None, peer, ms) for peer, ms in look.trips_ms.items() if peer in peers]
+    between = [
+        Link(record.peer, other, ms)
+        for record in look.records.values()
+        if record.peer in peers and record.peer not in look.silent
+        for other, ms in record.round_trips
+        if other in peers and other not in look.silent
+    ]
+    return sorted([*own, *between], key=lambda link: (-link.ms, link.start or "", link.stop))

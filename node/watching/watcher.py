@@ -1,0 +1,155 @@
+"""Watches a swarm: the newest look, and what has changed.
+
+A look costs a directory lookup for each model and a hello to each peer, so it is taken often only while somebody looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from typing import Protocol
+
+from node.watching.changes import Change, between, change
+from node.watching.look import Look, seen
+from node.watching.pulse import Pulse
+from protocols.errors import SwarmError
+from protocols.records import PeerRecord
+from swarm.clock import SYSTEM, Clock
+from swarm.directory.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+WATCHED_S = 0.7
+"""Between two looks while somebody watches; a directory's answer is up to 1 s old."""
+
+UNWATCHED_S = 10.0
+"""Between two looks if nobody watches, so that the list of events has no hole."""
+
+NAMES_S = 5.0
+"""Between two questions for the names of models."""
+
+AGAIN_S = 3.0
+"""Between two tries to meet the swarm."""
+
+SETTLE_S = 0.25
+"""How long a look waits for hellos that are under way."""
+
+MAX_MODELS = 8
+"""Models that are watched, those of most peers: any peer can make up names. Directory lookups of one caller are bounded."""
+
+MAX_CHANGES = 300
+"""Lines of the list of events that are kept."""
+
+
+class Directory(Protocol):
+    """What is asked of `swarm.directory`."""
+
+    async def models(self) -> dict[str, int]: ...
+
+    async def snapshot(self, model: str) -> Snapshot: ...
+
+
+class Source(Protocol):
+    """A peer that has met the swarm: a full one or a thin one."""
+
+    @property
+    def directory(self) -> Directory: ...
+
+    async def ping(self, record: PeerRecord) -> float: ...
+
+
+class Watcher:
+    """One swarm. `run` watches until cancelled; all methods belong to one event loop."""
+
+    def __init__(
+        self, open_source: Callable[[], AbstractAsyncContextManager[Source]], names: Sequence[str] = (), clock: Clock = SYSTEM
+    ) -> None:
+        """open_source: meets the swarm, and may raise SwarmError: it is tried again. names: of models to watch first."""
+        self._open, self._own, self._clock = open_source, tuple(name.partition("@")[0] for name in names), clock
+        self.source: Source | None = None
+        """The peer that watches, while it does."""
+        self.look = Look(at_s=clock.unix_s(), problem="the swarm has not been looked at yet")
+        self.changes: deque[Change] = deque(maxlen=MAX_CHANGES)
+        """The newest last."""
+        self.num_changes = 0
+        """All that there ever were."""
+        self._num_watching = 0
+        self._names: tuple[str, ...] = ()
+        self._named_s = -NAMES_S
+        self._wake = asyncio.Event()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Somebody watches, within the block."""
+        self._num_watching += 1
+        self._wake.set()
+        try:
+            yield
+        finally:
+            self._num_watching -= 1
+
+    def tell(self, kind: str, text: str, peer: str = "") -> None:
+        """Add a line to the list of events."""
+        self._add([change(self._clock.unix_s(), kind, text, peer)])
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            try:
+                async with self._open() as source:
+                    self.source = source
+                    await self._watch(source)
+            except SwarmError as error:
+                self._blind(str(error))
+            finally:
+                self.source = None
+            await asyncio.sleep(AGAIN_S)
+
+    async def _watch(self, source: Source) -> None:
+        pulse = Pulse(source.ping)
+        try:
+            while True:
+                began_s = self._clock.now_s()
+                await self._look(source, pulse)
+                await self._pause(began_s)
+        finally:
+            await pulse.close()
+
+    async def _look(self, source: Source, pulse: Pulse) -> None:
+        if self._clock.now_s() - self._named_s >= NAMES_S or not self._names:
+            listed = await source.directory.models()
+            self._names = tuple(dict.fromkeys((*self._own, *listed)))[:MAX_MODELS]
+            self._named_s = self._clock.now_s()
+        snapshots = await asyncio.gather(*map(source.directory.snapshot, self._names))
+        announced = {snapshot.model: snapshot.peers for snapshot in snapshots}
+        pulse.begin({record.peer: record for records in announced.values() for record in records}.values())
+        await pulse.settled(SETTLE_S)
+        self._take(seen(self._clock.unix_s(), announced, pulse.silent, pulse.trips_ms))
+
+    def _take(self, look: Look) -> None:
+        before, self.look = self.look, look
+        self._add(between(before, look) if not before.problem or before.records else [])
+
+    def _blind(self, why: str) -> None:
+        if self.look.problem != why:
+            self.tell("problem", why)
+        self.look = Look(at_s=self.look.at_s, models=self.look.models, records=self.look.records, problem=why)
+
+    def _add(self, changes: Sequence[Change]) -> None:
+        self.changes.extend(changes)
+        self.num_changes += len(changes)
+
+    async def _pause(self, began_s: float) -> None:
+        """Until the next look is due; as soon as somebody begins to watch, it is."""
+        self._wake.clear()
+        every_s = WATCHED_S * max(1, len(self._names)) if self._num_watching else UNWATCHED_S
+        left_s = every_s - (self._clock.now_s() - began_s)
+        if self._num_watching:
+            await asyncio.sleep(max(0.0, left_s))
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, left_s)):
+                await self._wake.wait()
