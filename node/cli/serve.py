@@ -40,6 +40,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
     listening = server.bound(flags.host, flags.port)
     with contextlib.closing(listening):
         lines.say("address", server.address_of(listening))
+        lines.say("page", server.page_of(listening))
         remark(who_may_ask(num_keys, is_loopback))
         asyncio.run(server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names))))
 

@@ -68,6 +68,7 @@ class Up:
         try:
             await _either(hosting, ready)
             on_event(Event("address", server.address_of(self._listening)))
+            on_event(Event("page", server.page_of(self._listening)))
             app = create_app(self._gateway(), is_loopback=self._is_loopback)
             async with server.serving(app, self._listening, lambda names: on_event(Event("ready", ", ".join(names)))) as it:
                 await _either(hosting, it)

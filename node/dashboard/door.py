@@ -40,7 +40,7 @@ POLICY = "; ".join(
 GUARDS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, a browser says `Origin: null` where our own form is sent
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
 

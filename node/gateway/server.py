@@ -57,6 +57,11 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
+def page_of(listening: socket.socket) -> str:
+    """The address to open in a browser on this machine."""
+    return address_of(listening).removesuffix("v1")
+
+
 def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="websockets-sansio", http="h11",

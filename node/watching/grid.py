@@ -29,7 +29,7 @@ MAX_ROWS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """Blocks in a row, at one node."""
+    """Consecutive blocks at one node."""
 
     start: int
     stop: int

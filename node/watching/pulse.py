@@ -1,7 +1,7 @@
 """Who answers: hellos to many peers, again and again.
 
 A process that was killed refuses connections at once, so its peer is silent within one turn. One that only is late counts as silent after
-two hellos in a row that took too long.
+two hellos, one after the other, that took too long.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from swarm.asking import AT_ONCE, HELLO_S, Ping
 from swarm.tasks import Tasks
 
 LATE = 2
-"""Hellos in a row that may take too long before a peer counts as silent."""
+"""Hellos, one after the other, that may take too long before a peer counts as silent."""
 
 
 class Pulse:
@@ -38,7 +38,7 @@ class Pulse:
         return {peer for peer, times in self._late.items() if times >= LATE}
 
     def begin(self, records: Iterable[PeerRecord]) -> None:
-        """Ask those whose turn it is; whoever is being asked still is not asked again. Peers that are not among `records` are forgotten."""
+        """Ask those that were asked longest ago, and none twice at once. Peers that are not among `records` are forgotten."""
         known = {record.peer: record for record in records}
         for forgotten in (self.trips_ms.keys() | self._late.keys()) - known.keys():
             self.trips_ms.pop(forgotten, None)
@@ -69,7 +69,7 @@ class Pulse:
             self._asked.discard(peer)
 
     async def settled(self, within_s: float) -> None:
-        """Wait until nobody is being asked, for a short time at most."""
+        """Wait until all hellos have ended, for a short time at most."""
         await self._asking.wait(within_s)
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """Watches a swarm: the newest look, and what has changed.
 
-A look costs a directory lookup for each model and a hello to each peer, so it is taken often only while somebody looks at it.
+A look costs a directory lookup for each model and a hello to each peer, so it is taken often only while a visitor is there.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from swarm.directory.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 WATCHED_S = 0.7
-"""Between two looks while somebody watches; a directory's answer is up to 1 s old."""
+"""Between two looks while a visitor watches; a directory's answer is up to 1 s old."""
 
 UNWATCHED_S = 10.0
-"""Between two looks if nobody watches, so that the list of events has no hole."""
+"""Between two looks without a visitor, so that the list of events has no hole."""
 
 NAMES_S = 5.0
 """Between two questions for the names of models."""
@@ -83,7 +83,7 @@ class Watcher:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Somebody watches, within the block."""
+        """A visitor watches, within the block."""
         self._num_watching += 1
         self._wake.set()
         try:
@@ -143,7 +143,7 @@ class Watcher:
         self.num_changes += len(changes)
 
     async def _pause(self, began_s: float) -> None:
-        """Until the next look is due; as soon as somebody begins to watch, it is."""
+        """Until the next look is due; as soon as a visitor comes, it is."""
         self._wake.clear()
         every_s = WATCHED_S * max(1, len(self._names)) if self._num_watching else UNWATCHED_S
         left_s = every_s - (self._clock.now_s() - began_s)

@@ -46,8 +46,9 @@ def test_a_gateway_loads_no_torch_and_fetches_no_weights(swarm: GatewaySwarm, tm
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            said = [process.stdout.readline() for _ in range(2)]
-            assert said[0].startswith("address: http://127.0.0.1:") and said[1] == "ready: tiny\n"
+            said = [process.stdout.readline() for _ in range(3)]
+            assert said[0].startswith("address: http://127.0.0.1:") and said[2] == "ready: tiny\n"
+            assert said[1] == said[0].replace("address", "page").removesuffix("v1\n") + "\n"
             client = OpenAI(base_url=said[0].split()[1], api_key="none", max_retries=0)
             for fields in ({}, {"temperature": 1.5, "seed": 3}, {"logprobs": 2}):
                 made: Any = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=3, **fields)  # type: ignore[call-overload]
