@@ -1,4 +1,4 @@
-"""The grid of blocks and nodes of one model, ready to be drawn. Pure.
+"""The grid of a model's blocks and nodes, to be drawn. Pure.
 
 It holds plain numbers and texts, so that it can travel to a browser as JSON. Texts of peers are one line without control characters.
 """

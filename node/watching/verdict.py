@@ -1,4 +1,4 @@
-"""Whether a model can be asked, and what to do if not. Pure."""
+"""Whether a model can be asked, and what to do. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every page has: a head with the ways to the others, and its style."""
+"""The frame of every page: its head, the ways to others, style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One visitor's page: which swarm it is about, and what keeps it up to date."""
+"""One visitor's page: its swarm, and what keeps it up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A swarm that is only announced: records without nodes, to draw a page of any size."""
+"""A swarm that is only announced, for pages of any size."""
 
 from __future__ import annotations
 
