@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """The map in a browser over real nodes: changes show within 2 s."""
-=======
-"""The map in a browser, over real nodes: changes appear within 2 s."""
->>>>>>> b08eb245 (First lines in 12 words)
 
 from __future__ import annotations
 
