@@ -1,4 +1,4 @@
-"""The map in a browser over real nodes: changes show within 2 s."""
+"""The map in a browser: changes of real nodes show within 2 s."""
 
 from __future__ import annotations
 
