@@ -1,4 +1,4 @@
-"""The map in a browser: changes of real nodes show within 2 s."""
+"""The map in a browser shows changes of real nodes soon."""
 
 from __future__ import annotations
 
