@@ -28,9 +28,10 @@ KINDS = ("hidden", "ids", "embeds")
 """What the tokens of a step are: hidden states [T, H] between blocks; token ids [T] int32 or a caller's embeddings [T, E], which the
 first hop puts through the model's own embedding stage. A session that brings either of the last two is thin."""
 
-RESULTS = ("hidden", "logits", "top")
-"""What the last hop answers: hidden states [T', H]; float32 logits [T', V]; or the `top` largest of them, values [T', k] and ids
-[T', k] int32, largest first, ties to the lowest id."""
+RESULTS = ("hidden", "logits", "top", "pooled")
+"""What the last hop answers: hidden states [T', H]; float32 logits [T', V]; the `top` largest of them, values [T', k] and ids
+[T', k] int32, largest first, ties to the lowest id; or, of a step of one sequence, the sum of its final hidden states [1, H] float32,
+with the model's last norm, over the tokens T' that are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,10 @@ class StepSpec:
     def wanting(self, want: int) -> StepSpec:
         """The same for a prefill chunk of the step, which wants `want` of its tokens."""
         return self if want == self.want else replace(self, want=want, mask=self.mask if want else b"")
+
+    def answered(self, kept: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of each sequence in the reply, of which `kept` are wanted: a sum is one."""
+        return tuple([min(1, count) for count in kept]) if self.result == "pooled" else kept
 
     def below(self) -> StepSpec:
         """What the next hop gets: this one has turned the tokens into hidden states."""

@@ -33,6 +33,10 @@ TABLE_TOKENS = 64
 """Tokens of one run of the head if the model counts positions by itself: every position table is at least as long."""
 
 
+FINAL_TOKENS = 1024
+"""Tokens of one run of the last norm."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """`count` new tokens of a sequence that already has `past` tokens."""
@@ -144,10 +148,21 @@ class Ends:
         if not len(hidden):
             return torch.empty(0, self.shape.vocab_size)
         size = max(1, self._logits_bytes // (4 * self.shape.vocab_size))
-        size = size if self.head_takes_positions else min(size, TABLE_TOKENS)
-        return torch.cat([self._head(chunk).float().cpu() for chunk in hidden.split(size)])
+        return self._in_runs(self._model, "logits", hidden, size)
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def final(self, hidden: Tensor) -> Tensor:
+        """The same as float32 final hidden states, which transformers' model without head gives: behind the last norm, [T', H]."""
+        if not len(hidden):
+            return torch.empty(0, hidden.shape[-1])
+        return self._in_runs(self._model.base_model, "last_hidden_state", hidden, FINAL_TOKENS)
+
+    def _in_runs(self, model: Any, name: str, hidden: Tensor, size: int) -> Tensor:
+        """What `model` gives under this name, for at most `size` tokens in one run."""
+        size = size if self.head_takes_positions else min(size, TABLE_TOKENS)
+        return torch.cat([self._run_behind(model, name, chunk).float().cpu() for chunk in hidden.split(size)])
+
+    def _run_behind(self, model: Any, name: str, hidden: Tensor) -> Tensor:
         self._tap.given = hidden.to(self.device, self.dtype)[None]
         arguments: dict[str, Any] = {"use_cache": False} if self.has_cache else {}
         if (
@@ -156,10 +171,10 @@ class Ends:
             arguments["position_ids"] = torch.zeros(1, len(hidden), dtype=torch.long, device=self.device)
         blank = torch.zeros(1, len(hidden), self.shape.embed_width, device=self.device, dtype=self.dtype)
         try:
-            logits: Tensor = self._model(inputs_embeds=blank, **arguments).logits[0]
+            output: Tensor = getattr(model(inputs_embeds=blank, **arguments), name)[0]
         finally:
             self._tap.given = None
-        return logits
+        return output
 
 
 def _by_sequence(

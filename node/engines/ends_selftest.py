@@ -7,6 +7,7 @@ result is compared with the plain model's own run over each whole sequence.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def choose_ends(ends: EndsModel, vocab_size: int) -> Ends:
         host = Ends(ends, vocab_size, is_flat=is_flat)
         reason = fault(host, ends.model)
         if reason is None:
+            host.shape = replace(host.shape, can_pool=_can_pool(host, ends.model))
             return host
         reasons.append(f"{host.mode}: {reason}")
         log.info("embedding and head of %s cannot be run %s: %s", ends.model.config.model_type, host.mode, reason)
@@ -72,6 +74,20 @@ def fault(host: Ends, model: Any) -> str | None:
         log.debug("self-test of embedding and head failed", exc_info=error)
         return " ".join(f"{type(error).__name__}: {error}".split())[:160]
     return None
+
+
+@torch.inference_mode()
+def _can_pool(host: Ends, model: Any) -> bool:
+    """Whether `host.final` is what transformers' model without head gives, and as wide as what leaves the blocks."""
+    sequence = torch.randint(0, host.shape.vocab_size, (LENGTHS[0],), generator=torch.Generator().manual_seed(0))
+    try:
+        hidden, _ = _plain(host, model, sequence)
+        given = {"use_cache": False} if host.has_cache else {}
+        expected = model.base_model(input_ids=sequence.to(host.device)[None], **given).last_hidden_state[0]
+        return expected.shape == hidden.shape and _close(host.final(hidden[3:]), expected[3:].float().cpu())
+    except Exception as error:  # as above
+        log.info("%s gives no embeddings of texts: %s", model.config.model_type, error)
+        return False
 
 
 def _plain(host: Ends, model: Any, sequence: Tensor, kind: str = "ids") -> tuple[Tensor, Tensor]:

@@ -67,8 +67,13 @@ def finish(ends: Ends | None, batch: Sequence[Chunk], output: Tensor) -> list[Ou
         # a hop retains its output while its session lives: a view would keep the outputs of the whole batch in memory
         return [Output(values=piece.cpu().clone() if len(batch) > 1 else piece.cpu()) for piece in pieces]
     assert ends is not None, "a hop takes steps that ask for logits only if it hosts embedding and head"
-    logits = ends.logits(torch.cat([pieces[index] for index in asking])).split([len(pieces[index]) for index in asking])
-    answers = {index: _answer(batch[index], piece, len(asking) > 1) for index, piece in zip(asking, logits, strict=True)}
+    answers: dict[int, Output] = {}
+    for is_pooled, run in ((False, ends.logits), (True, ends.final)):
+        members = [index for index in asking if (batch[index].step.spec.result == "pooled") is is_pooled]
+        if members:
+            found = run(torch.cat([pieces[index] for index in members])).split([len(pieces[index]) for index in members])
+            is_shared = len(members) > 1
+            answers |= {index: _answer(batch[index], piece, is_shared) for index, piece in zip(members, found, strict=True)}
     return [answers.get(index) or Output(values=piece.cpu().clone()) for index, piece in enumerate(pieces)]
 
 
@@ -96,7 +101,10 @@ def joined(outputs: Sequence[Output]) -> Output:
 
 
 def _answer(chunk: Chunk, logits: Tensor, is_shared: bool) -> Output:
+    """logits: or final hidden states, of a step that wants their sum."""
     spec = chunk.step.spec
+    if spec.result == "pooled":
+        return Output(values=logits.double().sum(0, keepdim=True).float() if len(logits) else logits)
     if spec.result == "top":
         logits = own_ends.allowed(logits, spec.mask) if spec.mask else logits
         values, ids = own_ends.top(logits, spec.top)

@@ -38,6 +38,9 @@ class EndsShape:
     embed_width: int
     """Width of a caller's embeddings; not always the hidden size (opt-350m projects)."""
 
+    can_pool: bool = False
+    """Its final hidden states are known, and of the hidden size."""
+
 
 class SessionCompute(Protocol):
     """A session's part of the node: its sequences' K/V on the device, and steps in its batches."""

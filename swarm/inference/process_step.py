@@ -58,8 +58,11 @@ async def process_step(compute: SessionCompute, message: Step | History, place: 
     positions = None if message.positions is None else torch.tensor(message.positions)
     ops, expires_s = (message.ops, _expires_s(message)) if isinstance(message, Step) else ((), math.inf)
     output = await compute.step(ops, message.counts, values, positions, spec, expires_s)
-    packed = compression.pack(output.values)
-    if not _is_finite(packed, output.values):
+    values = output.values
+    if spec.result == "pooled" and len(values):  # one sum for each part in which the device ran the step
+        values = values.sum(0, keepdim=True)
+    packed = compression.pack(values)
+    if not _is_finite(packed, values):
         raise InternalError(
             "this peer computed NaN or infinity: its weights or device are damaged, or its number format is too small"
         )
@@ -69,7 +72,7 @@ async def process_step(compute: SessionCompute, message: Step | History, place: 
 
 def reply_to(step: Step, output: HopOutput, compute_ms: float, times: bytes | None) -> Reply:
     """What the last hop answers the client."""
-    counts = chunks.kept(step.spec.want, step.counts)
+    counts = step.spec.answered(chunks.kept(step.spec.want, step.counts))
     return Reply(session=step.session, epoch=step.epoch, step=step.step, counts=counts, payload=output.values, ids=output.ids,
                  totals=output.totals, compute_ms=compute_ms, times=times)  # fmt: skip
 
@@ -95,8 +98,20 @@ def _spec(ends: EndsShape | None, message: Step | History, place: Place) -> Step
             "a thin client needs a node with --ends"
         )
     if gives_logits and ends is not None:
-        _check_reply_size(spec, message.counts, ends.vocab_size)
+        if spec.result == "pooled":
+            _check_pooled(message.counts, ends)
+        else:
+            _check_reply_size(spec, message.counts, ends.vocab_size)
     return spec if place.is_last else spec.passed_on()
+
+
+def _check_pooled(counts: Sequence[int], ends: EndsShape) -> None:
+    if len(counts) != 1:
+        raise BadRequestError(f"a sum of hidden states is of one sequence, got {len(counts)}: send each in its own session")
+    if not ends.can_pool:
+        raise BadRequestError(
+            "this model gives no final hidden states of the width of its blocks, so there are no embeddings of texts"
+        )
 
 
 def _check_reply_size(spec: StepSpec, counts: Sequence[int], vocab_size: int) -> None:

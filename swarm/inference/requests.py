@@ -74,6 +74,10 @@ class StepInput:
         num_tokens = sum(self.counts)
         if self.tokens.shape[:1] != (num_tokens,) or min(self.counts, default=0) < 0:
             raise BadRequestError(f"counts {list(self.counts)[:8]} do not fit tokens of shape {list(self.tokens.shape)}")
+        if self.spec.result == "pooled" and len(self.counts) != 1:
+            raise BadRequestError(
+                f"a sum of hidden states is of one sequence, got {len(self.counts)}: send each in its own session"
+            )
         if self.positions is not None and len(self.positions) != num_tokens:
             raise BadRequestError(f"{counted(len(self.positions), 'position')} for {counted(num_tokens, 'token')}")
 
@@ -91,7 +95,8 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyFormat:
-    """What the replies to a step hold for each wanted token: `width` values of `dtype`, and their token ids if `result` is "top"."""
+    """What the replies to a step hold for each wanted token, or for the sum over them: `width` values of `dtype`, and their token ids if
+    `result` is "top"."""
 
     result: str
     width: int
@@ -107,7 +112,7 @@ class ReplyFormat:
     @property
     def limit_wanted(self) -> int | None:
         """How many tokens a prefill chunk may want back. Hidden states have no bound here: the length of the prefill chunk bounds them."""
-        return None if self.result == "hidden" else max(1, REPLY_BYTES // self.token_bytes)
+        return None if self.result in ("hidden", "pooled") else max(1, REPLY_BYTES // self.token_bytes)
 
 
 def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> ReplyFormat:
@@ -123,7 +128,7 @@ def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> 
         raise BadRequestError(
             "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
         )
-    width = {"hidden": hidden_size, "logits": vocab_size, "top": spec.top}[spec.result]
+    width = {"hidden": hidden_size, "logits": vocab_size, "top": spec.top, "pooled": hidden_size}[spec.result]
     if spec.top > vocab_size:
         raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
     given.check_values(vocab_size)
@@ -135,7 +140,10 @@ def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """What a step came to: `values` [T', …] of its wanted tokens, and token ids [T', k] if the largest logits were asked for."""
+    """What a step came to: `values` [T', …] of its wanted tokens, and token ids [T', k] if the largest logits were asked for.
+
+    Of a sum of hidden states, `values` are several [n, H], one for each prefill chunk: their sum is wanted.
+    """
 
     values: WireTensor
     ids: WireTensor | None = None

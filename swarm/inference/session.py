@@ -119,8 +119,8 @@ class Session:
 
         spec: what `tokens` are ("hidden" [T, H], "ids" [T] int32, or "embeds" [T, E]: a caller's embeddings, for the model's own embedding
         stage; a session stays with hidden states, or with the other two), of which tokens something comes back (T' in all, sequences one
-        after the other), and what: "hidden" [T', H], "logits" [T', V] float32, or the `top` largest logits [T', top] and their ids,
-        largest first. Its priority is the session's.
+        after the other), and what: "hidden" [T', H], "logits" [T', V] float32, the `top` largest logits [T', top] and their ids,
+        largest first, or sums of final hidden states (`StepOutput`). Its priority is the session's.
         Deaths are survived in here. Raises NoRouteError after `route_timeout_s` without a route, or the error that no other peer would
         spare us; the session is of no use then. Cancelling leaves it in an unknown state: close it.
         """
@@ -153,6 +153,8 @@ class Session:
         expected = reply_format(given, self._config, self.dtype)
         pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
         replies = await self._run(pieces, ops, given, expected)
+        if spec.result == "pooled":
+            return StepOutput(values=tensors.join([reply.payload for reply in replies]))
         values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
         ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
         totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
@@ -195,7 +197,7 @@ class Session:
             self._waits.reads(sum(given.counts))
         for number, piece in enumerate(pieces):
             step = self._frame(piece, ops if number == 0 else (), given)
-            counts = chunks.kept(step.spec.want, step.counts)
+            counts = step.spec.answered(chunks.kept(step.spec.want, step.counts))
             size = max(step.payload.num_bytes, sum(counts) * expected.token_bytes)
             awaited = Awaited(asyncio.get_running_loop().create_future(), counts, expected, sum(step.counts), size)
             while flying and (len(flying) >= WINDOW_STEPS or sum(other for _, other in flying) + size > WINDOW_BYTES):

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from protocols import compression
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Rows, StepSpec
 from protocols.units import ENDS
+from swarm.inference.compute import EndsShape
+from swarm.inference.process_step import _check_pooled
 from swarm.inference.session import Session
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
@@ -220,6 +222,68 @@ def test_the_largest_of_what_a_mask_allows_come_with_the_sum_over_that(swarms: S
         with pytest.raises(BadRequestError, match="a mask of 256 tokens has 32 bytes, got 31"):
             await session.step((), [1, 1], compression.pack(flat[:2]), replace(spec, mask=mask[:-1]))
         await session.close()
+
+    swarm.run(talk())
+
+
+@pytest.mark.parametrize("swarms", ["llama", "gpt2"], indirect=True)
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_the_sum_of_final_hidden_states_is_that_of_one_machine(swarms: Swarms, num_nodes: int) -> None:
+    """Of a text in several prefill chunks, of its last tokens, and beside steps that want logits."""
+    swarm = swarms.start(SPANS[num_nodes], chunk_tokens=4)
+    base: Any = AutoModel.from_pretrained(swarms.path, dtype=torch.float32).eval()
+    row = PROMPTS[0]
+    with torch.inference_mode():
+        final = base(torch.tensor([row])).last_hidden_state[0]
+    ids = compression.pack(torch.tensor(row, dtype=torch.int32))
+    spec = StepSpec(kind="ids", result="pooled")
+
+    async def pooled(want: int) -> Tensor:
+        session = swarm.toys.session(chunk_tokens=4, **swarm.sizes)
+        output = await session.step((), [len(row)], ids, replace(spec, want=want))
+        assert output.values.dtype == "float32" and output.values.shape == (3 if want == WANT_ALL else 2, 64)
+        await session.close()
+        return compression.unpack(output.values).sum(0)
+
+    async def logits() -> Tensor:
+        session = swarm.toys.session(chunk_tokens=4, **swarm.sizes)
+        output = await session.step((), [len(row)], ids, StepSpec(kind="ids", want=1, result="logits"))
+        await session.close()
+        return compression.unpack(output.values)[0]
+
+    async def talk() -> None:
+        every, last, of_head = await asyncio.gather(pooled(WANT_ALL), pooled(5), logits())
+        assert torch.allclose(every, final.sum(0), atol=1e-4) and torch.allclose(last, final[-5:].sum(0), atol=1e-4)
+        assert torch.allclose(of_head, swarms.logits(row)[-1], atol=2e-4)
+
+    swarm.run(talk())
+
+
+@pytest.mark.parametrize("swarms", ["opt_projected"], indirect=True)
+def test_a_sum_that_a_model_cannot_give_is_refused_by_the_node(swarms: Swarms) -> None:
+    swarm = swarms.start(SPANS[1])
+
+    async def talk() -> None:
+        session = swarm.toys.session(**swarm.sizes)
+        with pytest.raises(BadRequestError, match="there are no embeddings of texts"):
+            await session.step((), [1], compression.pack(torch.ones(1, dtype=torch.int32)), StepSpec(kind="ids", result="pooled"))
+        await session.close()
+
+    swarm.run(talk())
+
+
+def test_a_sum_is_of_one_sequence(swarms: Swarms) -> None:
+    """The client says so, and a node that is asked by another client."""
+    swarm = swarms.start(SPANS[1])
+    spec = StepSpec(kind="ids", result="pooled")
+
+    async def talk() -> None:
+        session = swarm.toys.session(**swarm.sizes)
+        with pytest.raises(BadRequestError, match="a sum of hidden states is of one sequence, got 2"):
+            await session.step((), [1, 1], compression.pack(torch.ones(2, dtype=torch.int32)), spec)
+        await session.close()
+        with pytest.raises(BadRequestError, match="a sum of hidden states is of one sequence, got 2"):
+            _check_pooled((1, 1), EndsShape(vocab_size=256, embed_width=64, can_pool=True))
 
     swarm.run(talk())
 

@@ -188,6 +188,14 @@ SAMPLES: dict[str, Any] = {
         payload=HIDDEN,
         times=TIMES,
     ),
+    "step of a sum": inference.Step(
+        session=SESSION,
+        epoch=1,
+        step=8,
+        counts=(1,),
+        payload=tensors.WireTensor("int32", (1,), "none", bytes(4)),
+        spec=inference.StepSpec(kind="ids", result="pooled"),
+    ),
     "history": inference.History(session=SESSION, epoch=1, base=5, counts=(1, 1), payload=TOKENS, part=0, parts=2, kind="ids"),
     "reroute": inference.Reroute(grant=GRANT, index=0),
     "close": inference.Close(session=SESSION, below=True),
@@ -446,7 +454,9 @@ def step_messages(draw: st.DrawFn) -> inference.Step:
         spec=inference.StepSpec(
             want=draw(st.integers(-1, 65_536)),
             kind=draw(st.sampled_from(inference.KINDS)),
-            **draw(st.sampled_from([{"result": "hidden"}, {"result": "logits"}, {"result": "top", "top": 7}])),
+            **draw(
+                st.sampled_from([{"result": "hidden"}, {"result": "logits"}, {"result": "top", "top": 7}, {"result": "pooled"}])
+            ),
             priority=draw(st.integers(-100, 100)),
         ),
         budget_ms=draw(st.integers(0, 86_400_000)),

@@ -143,6 +143,12 @@ VECTORS = {
         "696e64a3696473a6726573756c74a3746f70a3746f7002a6627564676574cdea60a87072696f7269747900ab74656d7065726174757265cb"
         "3fe0000000000000a162910400000000000000000000000000000000000000000000000000000000"
     ),
+    "step of a sum": (
+        "4d5501000000009a8ea174a473746570a773657373696f6ec410000102030405060708090a0b0c0d0e0fa565706f636801a47374657008a6"
+        "636f756e74739101a36f707390a77061796c6f616484a164a5696e743332a1739101a163a46e6f6e65a16bce2144df1ca477616e74ffa46b"
+        "696e64a3696473a6726573756c74a6706f6f6c6564a3746f7000a6627564676574cdea60a87072696f7269747900a1629104000000000000"
+        "000000000000000000000000000000000000000000000000"
+    ),
     "reply to a draw": (
         "4d550100000000ba8aa174a57265706c79a773657373696f6ec410000102030405060708090a0b0c0d0e0fa565706f636801a47374657007"
         "a6636f756e74739103a77061796c6f616484a164a7666c6f61743332a173920301a163a46e6f6e65a16bce5fb61591a7636f6d70757465cb"
@@ -483,7 +489,7 @@ def test_a_record_of_version_0_1_is_refused_and_stored_nowhere() -> None:
 
 
 def test_every_kind_of_message_has_a_vector() -> None:
-    steps = {"step with a mask", "step of a draw", "reply to a draw", "step with times", "reply with times"}
+    steps = {"step with a mask", "step of a draw", "reply to a draw", "step with times", "reply with times", "step of a sum"}
     kinds = {"open of a fork", "pass of a client", "signed pass of a client", "pass of an evaluation", *steps}
     assert set(VECTORS) == set(PARSERS) | set(inference._KINDS) | set(training._KINDS) | kinds
 

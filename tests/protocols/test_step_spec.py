@@ -49,6 +49,9 @@ def test_what_a_client_s_check_lets_out_every_node_takes(spec: StepSpec) -> None
         StepSpec(kind="ids", result="top", top=1, temperature=float("nan")),
         StepSpec(kind="ids", result="top", top=1, mask=bytes(MAX_MASK_BYTES + 1)),
         StepSpec(result="logits"),
+        StepSpec(result="pooled"),
+        StepSpec(kind="ids", result="pooled", top=1),
+        StepSpec(kind="ids", result="pooled", mask=b"x"),
         StepSpec(kind="text"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from node.engines.ends import Ends, Stretch, allowed, top
 from node.engines.ends_selftest import choose_ends, fault
@@ -63,6 +63,11 @@ def test_embedding_and_head_are_those_of_the_whole_model(family: str, tmp_path: 
     answers = host.logits(torch.cat(left)[some])
     assert answers.dtype == torch.float32 and torch.allclose(answers, torch.cat(logits)[some], atol=1e-4)
     assert host.is_flat, "the flat axis was not used"
+    assert host.shape.can_pool is (family != "opt_projected"), "it makes its hidden states narrower behind the last block"
+    with torch.inference_mode():
+        base: Any = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        final = torch.cat([base(input_ids=sequence[None]).last_hidden_state[0] for sequence in sequences])
+    assert torch.allclose(host.final(torch.cat(left)[some]), final[some], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bloom"])
