@@ -7,20 +7,17 @@ answers run side by side, and their events come in the order in which they happe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from typing import Any
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
 from node.gateway.calling import Calling, rules_of
 from node.gateway.calls import Calls, check_tools
 from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
-from node.gateway.refusal import RefusedError
-from node.gateway.request import Prompt, Request
-from protocols.words import counted
+from node.gateway.prompts import check_length, ids_of, most_new
+from node.gateway.request import Request
 from swarm.clock import Clock
-from swarm.thin import templates
 from swarm.thin.answer_form import AnswerForm
 from swarm.thin.generation import Constraint, TokenSequence, generate
 from swarm.thin.sampling import Chooser
@@ -34,9 +31,6 @@ AHEAD = 4
 
 PLAIN_STOP = "\nUser:"
 """Where an answer in a conversation ends, for a model that has no chat template and would go on with our part."""
-
-MOST_NEW = 4096
-"""Longest answer if the request does not say how long it may be."""
 
 
 class Answering:
@@ -163,53 +157,6 @@ def form_of(request: Request, template: str | None) -> AnswerForm | None:
     both = Calling(param=request.schema_param) if request.schema is not None and request.tools else None
     rules = rules_of(request.calling or both, request.tools, template)
     return None if request.schema is None and rules is None else AnswerForm(schema=request.schema, calls=rules)
-
-
-def ids_of(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-    """Token ids of a prompt; blocks."""
-    if isinstance(prompt, tuple):
-        return list(prompt)
-    if isinstance(prompt, str):
-        return served.model.tokenizer.encode(prompt)
-    return templates.ids_of(served.model.tokenizer, prompt, tools)
-
-
-async def num_tokens(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> int:
-    """Of a prompt, however long it is; the tokenizer's error if it has none."""
-    check_tools(tools, served.model.tokenizer.chat_template)
-    return len(await served.aside(ids_of, served, prompt, tools))
-
-
-def check_length(served: ServedModel, request: Request, ids: Sequence[int]) -> None:
-    """RefusedError if there is nothing to continue, or an answer has no place behind it."""
-    own, asked, param = served.model.defaults, request.max_new_tokens, request.prompt_param
-    limit, most = own.max_positions, own.vocab_size - 1
-    biased = [token for token, _ in request.picking.bias]
-    for name, tokens in ((param, ids), ("logit_bias", biased)):
-        wrong = next((token for token in tokens if not 0 <= token <= most), None)
-        if wrong is not None:
-            raise RefusedError(f"{name}: token id {wrong} is out of range: this model has ids 0 to {most}", name)
-    if not ids:
-        raise RefusedError("the prompt is empty: 0 tokens, expected at least 1; give some text", param)
-    if limit is not None and len(ids) > limit:
-        raise RefusedError(
-            f"the prompt is too long: {counted(len(ids), 'token')}, this model's limit is {limit}; shorten it by {len(ids) - limit}",
-            param, "context_length_exceeded",
-        )  # fmt: skip
-    if limit is not None and asked is not None and len(ids) + asked - 1 > limit:
-        raise RefusedError(
-            f"{counted(len(ids), 'token')} of prompt and {asked} new ones exceed this model's limit of {limit}; "
-            f"ask for at most {limit - len(ids) + 1} new ones",
-            param, "context_length_exceeded",
-        )  # fmt: skip
-
-
-def most_new(served: ServedModel, request: Request, ids: Sequence[int]) -> int:
-    """Tokens that an answer to `ids` may have."""
-    if request.max_new_tokens is not None:
-        return request.max_new_tokens
-    limit = served.model.defaults.max_positions
-    return MOST_NEW if limit is None else min(MOST_NEW, limit - len(ids) + 1)
 
 
 async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from node.gateway.admission import admitted
 from node.gateway.answer import Called, End, Event, Usage
-from node.gateway.answering import Answering, num_tokens
+from node.gateway.answering import Answering
 from node.gateway.anthropic_form import CACHED, Texts, ToolBody, ToolChoice, Turn, conversation_of
 from node.gateway.calling import Calling
 from node.gateway.endpoint import respond
@@ -36,6 +36,7 @@ from node.gateway.form import (
 )
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import while_listening
+from node.gateway.prompts import num_tokens
 from node.gateway.refusal import Refusal
 from node.gateway.request import Picking, Request
 from node.gateway.tool_calls import ToolCall

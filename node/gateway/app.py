@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from node.gateway import anthropic_messages, ollama_asking, ollama_models, openai_responses, page
+from node.gateway import (
+    anthropic_messages,
+    ollama_asking,
+    ollama_embeddings,
+    ollama_models,
+    openai_embeddings,
+    openai_responses,
+    page,
+)
 from node.gateway.answering import Answering
 from node.gateway.callers import Callers, Counting
 from node.gateway.config import GatewayConfig
@@ -55,7 +63,7 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     page.mount(app, gateway.dashboard)
     _answer_errors(app)
     _route_openai(app, gateway)
-    for api in (openai_responses, anthropic_messages, ollama_asking, ollama_models):
+    for api in (openai_embeddings, openai_responses, anthropic_messages, ollama_asking, ollama_embeddings, ollama_models):
         api.route(app, gateway)
 
     @app.get("/health")

@@ -73,6 +73,6 @@ def shown_of(served: ServedModel, at: str) -> dict[str, Any]:
     known = {f"{ARCHITECTURE}.{name}": value for name, value in info.items() if value is not None}
     return {
         "modelfile": f"FROM {served.name}", "parameters": "", "template": served.model.tokenizer.chat_template or "",
-        "details": DETAILS, "model_info": {"general.architecture": ARCHITECTURE, **known}, "capabilities": ["completion"],
+        "details": DETAILS, "model_info": {"general.architecture": ARCHITECTURE, **known}, "capabilities": ["completion", "embedding"],
         "modified_at": at,
     }  # fmt: skip

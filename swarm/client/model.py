@@ -22,12 +22,13 @@ from swarm.checkpoints import chat_template
 from swarm.client import arguments, connection
 from swarm.client.backend import Backend
 from swarm.client.blocks import RemoteBlocks
+from swarm.client.embedding import Texts, embed
 from swarm.client.fetching import InTrainingError
 from swarm.client.generation import RemoteGeneration
 from swarm.client.remote_class import attach, become_remote
 from swarm.client.sampling import Sampling
 from swarm.client.stream import StreamedToken, Streaming, stream
-from swarm.client.thin import build_thin
+from swarm.client.thin import ThinGeneration, build_thin
 from swarm.client.tokenizer import is_from_peers, try_out
 from swarm.meeting.bootstrap import FindConfig
 from swarm.models.checkpoint import Checkpoint
@@ -130,6 +131,14 @@ class SwarmModelForCausalLM(Streaming, RemoteGeneration):
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         return stream(self, prompt, max_new_tokens, sampling, options)
+
+    def embed(self, texts: Texts) -> Tensor:
+        """Embeddings of one text or several, or of their token ids: [n, H] float32 on the CPU, each of length 1.
+
+        Each is the mean over all tokens of transformers' last hidden states (`AutoModel`), made of length 1; one after the other.
+        BadRequestError: a text has no token, or the model does not give such states to a thin client.
+        """
+        return embed(self, texts, isinstance(self, ThinGeneration))
 
     @property
     def tokenizer(self) -> Any:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
@@ -31,6 +32,7 @@ from swarm.streams.links import Links
 from swarm.suggestion import NodeCommand
 from swarm.thin import model_lookup
 from swarm.thin.defaults import Defaults, read_defaults
+from swarm.thin.embedding import embed
 from swarm.thin.generation import Limits, TokenSequence
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
@@ -38,6 +40,9 @@ from swarm.waiting import Waits
 from swarm.weights import served
 from swarm.weights.lookup import open_cache
 from swarm.weights.naming import Naming
+
+if TYPE_CHECKING:
+    from swarm.thin.embedding import Vector
 
 
 class ThinModel:
@@ -68,6 +73,14 @@ class ThinModel:
         session = Session(self._router, Links(self._peer.pool), self._peer.identity, self._config, self._waits)
         self._sessions.append(session)
         return TokenSequence(session)
+
+    async def embed(self, ids: Sequence[int]) -> Vector:
+        """The embedding of one text, by its token ids; as `embedding.embed`. Several at once are computed together."""
+        sequence = self.start()
+        try:
+            return await embed(sequence.session, ids)
+        finally:
+            await self.end(sequence)
 
     def limits(self, max_new_tokens: int) -> Limits:
         """Where an answer of this model ends."""

@@ -28,6 +28,7 @@ PACKAGES = {
 MODEL = {
     "blocks": "",
     "close": "()",
+    "embed": "(texts)",
     "from_pretrained": (
         "(model, *, peers=(), swarm='public', dtype='auto', device='cpu', patience_s=60.0, priority=0, model_name=None, cache_dir=None, "
         "find=None, thin=None, join=None, allow=None, deny=None, trust=None, identity=None, accept_new_weights=False, follow=False, "
@@ -76,6 +77,7 @@ OTHERS = {
     "RemoteCache.update": "(*args, **kwargs)",
     "RemoteCache.versions": "",
     "ThinModel.close": "()",
+    "ThinModel.embed": "(ids)",
     "ThinModel.end": "(sequence)",
     "ThinModel.limits": "(max_new_tokens)",
     "ThinModel.start": "()",
