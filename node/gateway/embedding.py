@@ -79,7 +79,7 @@ async def embeddings(served: ServedModel, request: EmbeddingRequest, meter: Mete
 async def numbers(vectors: Sequence[Vector], is_base64: bool = False) -> AsyncGenerator[bytes, None]:
     """Each as JSON: a list, or its bytes (float32, little-endian) in base64.
 
-    Others have their turn between two: a vector of 4,096 numbers takes some milliseconds.
+    Other requests go on between two: a vector of 4,096 numbers takes some milliseconds.
     """
     for vector in vectors:
         if is_base64:
