@@ -153,14 +153,15 @@ class Session:
         expected = reply_format(given, self._config, self.dtype)
         pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
         replies = await self._run(pieces, ops, given, expected)
+        time = _time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s()))
         if spec.result == "pooled":
-            return StepOutput(values=tensors.join([reply.payload for reply in replies]))
+            return StepOutput(values=tensors.join([reply.payload for reply in replies]), time=time)
         values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
         ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
         totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
         return StepOutput(
             values=values, ids=chunks.join(pieces, ids) if ids else None, totals=chunks.join(pieces, totals) if totals else None,
-            time=_time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s())),
+            time=time,
         )  # fmt: skip
 
     async def fork(self) -> Session:
