@@ -153,16 +153,7 @@ class Session:
         expected = reply_format(given, self._config, self.dtype)
         pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
         replies = await self._run(pieces, ops, given, expected)
-        time = _time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s()))
-        if spec.result == "pooled":
-            return StepOutput(values=tensors.join([reply.payload for reply in replies]), time=time)
-        values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
-        ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
-        totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
-        return StepOutput(
-            values=values, ids=chunks.join(pieces, ids) if ids else None, totals=chunks.join(pieces, totals) if totals else None,
-            time=time,
-        )  # fmt: skip
+        return _joined(pieces, replies, spec, _time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s())))
 
     async def fork(self) -> Session:
         """A second session with the same sequences, independent of this one from here on.
@@ -242,6 +233,20 @@ class Session:
         trace.mark("answered", leg.id, reply.step, reply.num_bytes)
         self._waits.late(None)
         awaited.reply.set_result(reply)
+
+
+def _joined(pieces: list[Chunk], replies: list[Reply], spec: StepSpec, time: StepTime) -> StepOutput:
+    if spec.result == "pooled":
+        return StepOutput(values=tensors.join([reply.payload for reply in replies]), time=time)
+    values = chunks.join(pieces, [(reply.counts, reply.payload) for reply in replies])
+    ids = [(reply.counts, reply.ids) for reply in replies if reply.ids is not None]
+    totals = [(reply.counts, reply.totals) for reply in replies if reply.totals is not None]
+    return StepOutput(
+        values=values,
+        ids=chunks.join(pieces, ids) if ids else None,
+        totals=chunks.join(pieces, totals) if totals else None,
+        time=time,
+    )
 
 
 def _time_of(given: StepInput, replies: Sequence[Reply], route: Route, at_s: tuple[float, float, float, float]) -> StepTime:
