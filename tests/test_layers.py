@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "nicegui": ("node/dashboard/pages",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
     "prometheus_client": ("node/measuring.py", "node/metrics.py"),
+    "prompt_toolkit": ("node/cli/line_editor.py",),
     "pydantic": ("node/gateway",),
     "pydantic_core": ("node/gateway",),
     "pyarrow": ("node/training/data/columns.py",),

@@ -277,10 +277,16 @@ def chat_command(
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Refuse a turn beyond the model's limit, instead of forgetting the oldest ones.")
     ] = False,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history", help="Keep what you type at a terminal in the data directory, for the arrow keys."
+        ),
+    ] = True,
     *,
     asked: ClientOptions,
 ) -> None:
-    """Talk with MODEL; the session stays at the nodes between turns. /help, /reset, /exit."""
+    """Talk with MODEL; the session stays at the nodes between turns. /help lists what there is."""
     from node.cli import chat, prompts
     from node.cli.conversation import Manner
 
@@ -288,7 +294,7 @@ def chat_command(
 
     with_stats = asked.stats or sys.stderr.isatty()
     manner = Manner(max_new_tokens=asked.max_new_tokens, system=system, keeps_all=keep_all, with_stats=with_stats)
-    chat.run(asked.asking(model), asked.sampling(as_model_says=True), manner, asked.thin)
+    chat.run(asked.asking(model), asked.sampling(as_model_says=True), manner, asked.thin, keeps_history=history)
 
 
 @app.command("serve", rich_help_panel=ASK)

@@ -56,6 +56,11 @@ class Conversation:
         self.messages = [{"role": "system", "content": system}] if system else []
         self._speaker.forget()
 
+    def resume(self, messages: Sequence[Message]) -> None:
+        """Go on after these; the next turn sends all of them."""
+        self.messages = list(messages)
+        self._speaker.forget()
+
     def say(self, line: str) -> None:
         """One question and its answer, which goes to stdout as it comes. If it fails, it was never asked."""
         out = new_out(self._speaker, None if self._speaker.has_template else PLAIN_STOP)

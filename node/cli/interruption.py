@@ -29,6 +29,8 @@ class Interruption:
         self._is_warned = False
         self.has_stopped = False
         """The last answer was stopped."""
+        self.is_leaving = False
+        """A second Ctrl-C has come within `LEAVE_S`."""
 
     @contextlib.contextmanager
     def answering(self, halt: Callable[[], None], stop_now: Callable[[], None]) -> Iterator[None]:
@@ -65,6 +67,7 @@ class Interruption:
             signal.signal(signal.SIGINT, before[0])
             signal.signal(signal.SIGALRM, before[1])
         if is_leaving:
+            self.is_leaving = True
             raise KeyboardInterrupt
 
     def at_prompt(self) -> bool:

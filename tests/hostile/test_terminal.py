@@ -19,7 +19,7 @@ from node import logs
 from protocols.errors import PeerUnreachableError
 from tests.end_to_end.processes import ProcessPool
 from tests.forked import ForkServer
-from tests.node.cli.terminal import Terminal
+from tests.node.cli.terminal import PROMPT, Terminal
 
 TITLE, CLIPBOARD = "\x1b]0;mine\x07", "\x1b]52;c;cm0gLXJm\x07"
 CURSOR = "\x9b2J"
@@ -65,11 +65,11 @@ def test_settings_and_templates_of_strangers_are_shown_as_text(asking: list[str]
     terminal = Terminal(fork_server, "chat", *asking, "--thin")
     try:
         terminal.until("asks for num_beams (\\x1b]0;mine\\x07), max_time (a \\x9b2J)")
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.type("hello\n")
         terminal.until("error: the model's chat template cannot be rendered")
         terminal.until("\\x1b]0;mine\\x07\\x9b2J")
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.type(b"\x04")
         assert terminal.end() == 0
         assert spoken_to(terminal.shown) == []

@@ -8,14 +8,22 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 import select
 import signal
 import time
 
 from tests.forked import ForkServer
 
+ASKS = "\x1b[?2004h"
+"""What prompt_toolkit shows first when it asks for a text: pasted lines shall come as such."""
+
+PROMPT = "⟨prompt⟩"
+"""What `shown` has in its place."""
+
+MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+HALF = re.compile(r"\x1b(\[[0-9;?]*)?$")
 WAIT_S = 60.0
-PRESSED_AGAIN_S = 5.0
 
 
 class Terminal:
@@ -23,7 +31,9 @@ class Terminal:
 
     def __init__(self, server: ForkServer, *arguments: str) -> None:
         self.shown = ""
-        """All that was shown."""
+        """All that was shown, without the sequences that colour text and move the cursor."""
+        self._partial = ""
+        """The beginning of such a sequence, whose end has not come yet."""
         self._seen = 0
         self._fd, theirs = pty.openpty()
         self._process = server.popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, is_terminal=True)
@@ -45,6 +55,12 @@ class Terminal:
     def type(self, text: str | bytes) -> None:
         os.write(self._fd, text if isinstance(text, bytes) else text.encode())
 
+    def say(self, text: str) -> None:
+        """Type a text and Enter, and wait until it stands there; what comes next is the answer."""
+        self.type(f"{text}\n")
+        self.until(text)
+        self.until("\n")
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -57,17 +73,8 @@ class Terminal:
             raise AssertionError(f"it did not end within {WAIT_S} s: {self.shown[-800:]!r}")
         return self._process.wait(WAIT_S)
 
-    def press(self, key: bytes, until: str) -> None:
-        """Press a key until `until` is shown: CPython's `input` forgets a Ctrl-C that comes just before it waits for the next key."""
-        for _ in range(int(WAIT_S / PRESSED_AGAIN_S)):
-            self.type(key)
-            with contextlib.suppress(AssertionError):
-                self.until(until, PRESSED_AGAIN_S)
-                return
-        self.until(until)
-
     def leave(self) -> int:
-        """Press Ctrl-C until it has ended, as `press`; the exit code."""
+        """Press Ctrl-C until it has ended: a busy machine may see two further apart than a second. The exit code."""
         while not self._has_ended():
             with contextlib.suppress(OSError):
                 self.type(b"\x03")
@@ -92,5 +99,8 @@ class Terminal:
             data = os.read(self._fd, 65_536)
         except OSError:  # how Linux says that the other side is closed
             return False
-        self.shown += data.decode(errors="replace")
+        text = MOVES.sub("", (self._partial + data.decode(errors="replace")).replace(ASKS, PROMPT))
+        half = HALF.search(text)
+        self._partial = half[0] if half else ""
+        self.shown += text[: half.start()] if half else text
         return bool(data)

@@ -19,12 +19,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from node.cli import chat, saved_chat
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import PIPE, ForkServer
-from tests.node.cli.terminal import Terminal
+from tests.node.cli.terminal import PROMPT, Terminal
 from tests.node.cli.test_commands import run
 
+ALT_ENTER = "\x1b\r"
+UP = "\x1b[A"
+PASTE = "\x1b[200~{}\x1b[201~"
 NEW = 12
 SETTINGS = {
     **{"do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": 300},
@@ -35,6 +39,11 @@ TEMPLATE = (
     "[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
 )
 SAMPLING = "sampling as the model's settings say: temperature 0.7, top_p 0.9; --greedy picks the likeliest\n"
+
+
+def said(file: Path) -> list[str]:
+    """What the person said, of a saved chat."""
+    return [one["content"] for one in saved_chat.load(file)[1] if one["role"] == "user"]
 
 
 @pytest.fixture(scope="module")
@@ -153,36 +162,35 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_what_fails_is_survived(
 ) -> None:
     terminal = Terminal(fork_server, "chat", *asks[kind == "full"], "--max-new-tokens", "200", "--greedy")
     try:
-        terminal.until("> ")
-        terminal.type("hello\n")
-        terminal.until("hello\r\n")
+        terminal.until(PROMPT)
+        terminal.say("hello")
         terminal.more(5)
         terminal.type(b"\x03")  # in the middle of an answer
         stopped = terminal.until("0 replaced")
         assert 0 < int(re.findall(r"(\d+) tokens?, the first after", stopped)[-1]) < 200
         for line, answer in ((b"/foo\n", "unknown command '/foo'"), (b"caf\xff\n", "the line is not UTF-8: byte 0xff")):
-            terminal.until("> ")
+            terminal.until(PROMPT)
             terminal.type(line)
             terminal.until(answer)
-        terminal.until("> ")
+        terminal.until(PROMPT)
         node.send_signal(signal.SIGSTOP)  # no token will come, and Ctrl-C works all the same
-        terminal.type("and you?\n")
-        terminal.until("and you?\r\n")
+        terminal.say("and you?")
         with contextlib.suppress(AssertionError):
             terminal.until("never shown", 2.0)  # it waits for the node
         terminal.type(b"\x03")
         terminal.until("stopped before a word was said", 10.0)
-        terminal.until("> ")
+        terminal.until(PROMPT)
         node.send_signal(signal.SIGCONT)
-        terminal.type("once more\n")
-        terminal.until("once more\r\n")
+        terminal.say("once more")
         terminal.until("0 replaced")
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.type("half a li")
         terminal.until("half a li")
-        terminal.press(b"\x03", until="Ctrl-C again, Ctrl-D or /exit leaves")
-        terminal.until("> ")
-        assert terminal.leave() == 130
+        terminal.type(b"\x03")
+        terminal.until("Ctrl-C again, Ctrl-D or /exit leaves")
+        terminal.until(PROMPT)
+        terminal.type(b"\x03")
+        assert terminal.end() == 130
         assert "Traceback" not in terminal.shown
     finally:
         node.send_signal(signal.SIGCONT)
@@ -196,19 +204,18 @@ def test_at_a_terminal_a_second_ctrl_c_leaves_an_answer_and_a_refusing_template_
     try:
         terminal.until(SAMPLING.strip())
         for _ in range(2):
-            terminal.until("> ")
+            terminal.until(PROMPT)
             terminal.type("hello\n")
             terminal.until("error: the model's chat template refuses this conversation: 'System role not supported'")
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.type(b"\x04")
         assert terminal.end() == 0
     finally:
         terminal.close()
     terminal = Terminal(fork_server, "chat", *asks[0], "--max-new-tokens", "230")
     try:
-        terminal.until("> ")
-        terminal.type("hello\n")
-        terminal.until("hello\r\n")
+        terminal.until(PROMPT)
+        terminal.say("hello")
         terminal.more(5)
         assert terminal.leave() == 130 and "Traceback" not in terminal.shown
     finally:
@@ -228,3 +235,75 @@ def test_a_script_that_is_stopped_ends_with_130(asks: list[list[str]], fork_serv
     finally:
         asking.kill()
         asking.communicate()
+
+
+def test_several_lines_are_one_text_and_the_next_chat_remembers_them(
+    asks: list[list[str]],
+    tmp_path: Path,
+    fork_server: ForkServer,
+) -> None:
+    ask = [*asks[0][:-1], str(tmp_path), "--greedy", "--max-new-tokens", "4"]
+    file = tmp_path / "saved.json"
+    terminal = Terminal(fork_server, "chat", *ask)
+    try:
+        for typed in (f"one{ALT_ENTER}two\r", "three \\\rfour\r", PASTE.format("five\nsix\n") + "seven\r", f"/save {file}\r"):
+            terminal.until(PROMPT)
+            terminal.type(typed)
+        terminal.until("saved 3 turns in")
+        terminal.until(PROMPT)
+        terminal.type("/help\r")
+        terminal.until("/load FILE  goes on with a conversation from such a file")
+        terminal.until(PROMPT)
+        terminal.type("\x04")
+        assert terminal.end() == 0 and "Traceback" not in terminal.shown
+    finally:
+        terminal.close()
+    assert said(file) == ["one\ntwo", "three \nfour", "five\nsix\nseven"]
+    assert (tmp_path / chat.HISTORY).stat().st_mode & 0o777 == 0o600
+    terminal = Terminal(fork_server, "chat", *ask)
+    try:
+        for typed in (UP * 3 + " and more\r", f"/save {file}\r"):
+            terminal.until(PROMPT)
+            terminal.type(typed)
+        terminal.until("saved 1 turn in")
+        terminal.until(PROMPT)
+        terminal.type("/exit\r")
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+    assert said(file) == ["five\nsix\nseven and more"]
+
+
+def test_without_history_nothing_is_kept(asks: list[list[str]], tmp_path: Path, fork_server: ForkServer) -> None:
+    ask = [*asks[0][:-1], str(tmp_path), "--greedy", "--max-new-tokens", "4", "--no-history"]
+    terminal = Terminal(fork_server, "chat", *ask)
+    try:
+        terminal.until(PROMPT)
+        terminal.say("hello")
+        terminal.until(PROMPT)
+        terminal.type("\x04")
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+    assert not (tmp_path / chat.HISTORY).exists()
+
+
+def test_a_script_saves_a_chat_and_another_goes_on_with_it(asks: list[list[str]], tmp_path: Path) -> None:
+    """The same answers as in one chat: what is loaded is what was said."""
+    ask = ("chat", *asks[0], "--greedy", "--max-new-tokens", "6")
+    file = tmp_path / "a chat.json"
+    code, whole, _ = run(*ask, stdin="hello\nand you?\n")
+    assert code == 0
+    code, first, remarks = run(*ask, stdin=f"hello\n/save {file}\n")
+    assert code == 0 and "saved 1 turn in" in remarks
+    code, second, remarks = run(*ask, stdin=f"/load {file}\nand you?\n")
+    assert code == 0 and f"goes on after 1 turn of {file}\n" in remarks
+    assert first + second == whole
+    assert [one["role"] for one in json.loads(file.read_text())["messages"]] == ["user", "assistant"]
+    for typed, words in (
+        ("/save", "/save needs a file: /save FILE"),
+        ("/reset now", "/reset stands alone"),
+        ("/sve x", "did you mean /save?"),
+    ):
+        code, _, remarks = run(*ask, stdin=typed + "\n")
+        assert code == 2 and words in remarks

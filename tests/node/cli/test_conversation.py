@@ -217,14 +217,14 @@ def test_unknown_commands_are_refused_and_two_slashes_say_one(
         ("/reset now", "/reset stands alone on its line"),
     ):
         with pytest.raises(BadRequestError, match=words):
-            obey(held.talk, line)
+            obey(held.talk, line, "tiny")
     assert held.talk.messages == [] and held.backend.num_opened == 0
-    obey(held.talk, "//rest")
+    obey(held.talk, "//rest", "tiny")
     assert held.talk.messages[0]["content"] == "/rest"
     held.check_last_answer()
-    obey(held.talk, "/help")
+    obey(held.talk, "/help", "tiny")
     assert "//text says /text" in capsys.readouterr().err
-    obey(held.talk, "/reset")
+    obey(held.talk, "/reset", "tiny")
     assert held.talk.messages == []
 
 

@@ -53,7 +53,7 @@ FLAGS = {
         *("--name", "--model-name", "--upload-mbit", "--disk-gb", "--quiet", *PEER_OPTIONS),
     ],
     "generate": ["MODEL", "PROMPT", "--prompt-file", *ASKING],
-    "chat": ["MODEL", "--system", "--keep-all", *ASKING],
+    "chat": ["MODEL", "--system", "--keep-all", "--history", *ASKING],
     "serve": [
         *("[MODEL]...", "--port", "--host", "--max-requests", "--dtype", "--patience", "--priority", "--follow"),
         *("--accept-new-weights", *MEETING),
