@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 
+from node.dashboard.talk import Talk
 from node.watching.watcher import Watcher
 from swarm.suggestion import USUAL, NodeCommand
 from swarm.tasks import Tasks
@@ -23,6 +24,9 @@ class Dashboard:
 
     check_key: Callable[[Headers], bool] = lambda headers: True
     """Whether a request with these headers may be answered."""
+
+    talk: Talk | None = None
+    """Who answers the chat; None = nothing here does."""
 
     tasks: Tasks = field(default_factory=Tasks)
     _is_begun: bool = False

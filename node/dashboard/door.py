@@ -79,11 +79,7 @@ class Door:
             await self._enter(scope, receive, send)
 
     def _may_enter(self, scope: Scope) -> bool:
-        headers = MutableHeaders(scope=scope).mutablecopy()
-        key = cookie_parser(headers.get("cookie", "")[:8_192]).get(COOKIE, "")
-        if key and "authorization" not in headers:
-            headers["authorization"] = f"Bearer {key[:MAX_KEY_LETTERS]}"
-        return self._dashboard.check_key(Headers(raw=headers.raw))
+        return self._dashboard.check_key(_with_key(scope))
 
     async def _login(self, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
@@ -99,6 +95,7 @@ class Door:
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._dashboard.begin()
+        scope["state"] = {**scope.get("state", {}), "visitor": _with_key(scope)}
         pages = self._pages or await self._open()
         state = {**scope.get("state", {}), "dashboard": self._dashboard}
         await pages({**scope, "state": state}, receive, send)
@@ -108,6 +105,15 @@ class Door:
             if self._pages is None:
                 self._pages = await asyncio.to_thread(self._load)
             return self._pages
+
+
+def _with_key(scope: Scope) -> Headers:
+    """The headers of a request to the page, as those of a request to the API would be."""
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    key = cookie_parser(headers.get("cookie", "")[:8_192]).get(COOKIE, "")
+    if key and "authorization" not in headers:
+        headers["authorization"] = f"Bearer {key[:MAX_KEY_LETTERS]}"
+    return Headers(raw=headers.raw)
 
 
 def _home(scope: Scope) -> str:

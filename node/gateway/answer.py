@@ -47,6 +47,9 @@ class End:
     stop: str | None = None
     """The stop text of the request that has ended it."""
 
+    num_replaced: int = 0
+    """Nodes that were lost in the middle of it, and replaced."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Called:

@@ -124,7 +124,7 @@ class Answering:
             yield Piece(choice=choice, text="".join(pieces))
         self._meter.answered(timings)
         stop = out.stopped_by if out.stopped_by in request.stops else None
-        yield End(choice=choice, reason=reason, num_new=num_new, stop=stop)
+        yield End(choice=choice, reason=reason, num_new=num_new, stop=stop, num_replaced=model.num_replaced(sequence))
 
     def _timings_of(self, choice: int, sequence: TokenSequence) -> Timings:
         """Where the time of an answer that begins will be found."""

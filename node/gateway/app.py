@@ -35,6 +35,7 @@ from node.gateway.limits import Limits
 from node.gateway.openai_chat import ChatBody, ChatWriter
 from node.gateway.openai_completions import CompletionBody, CompletionWriter
 from node.gateway.openai_form import GeneratingBody, OpenAiWriter
+from node.gateway.page_talk import PageTalk
 from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
 from node.gateway.request import Request
 from protocols.errors import SwarmError
@@ -60,6 +61,7 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     app.add_middleware(Callers, accounts=gateway.accounts, counts=gateway.metrics)
     app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback)
     app.add_middleware(Counting, counts=gateway.metrics)  # the last one added is the first one that a request meets
+    gateway.dashboard.talk = PageTalk(gateway)
     page.mount(app, gateway.dashboard)
     _answer_errors(app)
     _route_openai(app, gateway)

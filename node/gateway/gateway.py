@@ -10,6 +10,7 @@ from node import metrics
 from node.dashboard.dashboard import Dashboard
 from node.gateway.accounts import Accounts
 from node.gateway.config import GatewayConfig
+from node.gateway.failovers import Failovers
 from node.gateway.models import Models
 from node.gateway.places import Places
 from node.metrics import Metrics
@@ -57,8 +58,8 @@ class Gateway:
     def _dashboard(self) -> Dashboard:
         config = self.config
         return Dashboard(
-            watcher=Watcher(config.meet, config.models, config.clock), swarm=config.swarm, hosting=config.hosting,
-            check_key=self.accounts.is_known,
+            watcher=Watcher(config.meet, config.models, config.clock, Failovers(self.models).look), swarm=config.swarm,
+            hosting=config.hosting, check_key=self.accounts.is_known,
         )  # fmt: skip
 
     async def _open_all(self) -> None:

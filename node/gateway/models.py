@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import ParamSpec, TypeVar
@@ -102,6 +102,12 @@ class Models:
         task = self._opening.get(name)
         is_open = task is not None and task.done() and not task.cancelled() and task.exception() is None
         return task.result() if task is not None and is_open else None
+
+    def all_open(self) -> Iterator[tuple[str, ThinModel]]:
+        """Each model that is open, by its name here."""
+        for name in tuple(self._opening):
+            if served := self.opened(name):
+                yield name, served.model
 
     @property
     def num_open(self) -> int:

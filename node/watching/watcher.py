@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Protocol
 
@@ -65,9 +65,17 @@ class Watcher:
     """One swarm. `run` watches until cancelled; all methods belong to one event loop."""
 
     def __init__(
-        self, open_source: Callable[[], AbstractAsyncContextManager[Source]], names: Sequence[str] = (), clock: Clock = SYSTEM
+        self,
+        open_source: Callable[[], AbstractAsyncContextManager[Source]],
+        names: Sequence[str] = (),
+        clock: Clock = SYSTEM,
+        more: Callable[[], Iterable[tuple[str, str]]] = tuple,
     ) -> None:
-        """open_source: meets the swarm, and may raise SwarmError: it is tried again. names: of models to watch first."""
+        """open_source: meets the swarm, and may raise SwarmError: it is tried again. names: of models to watch first.
+
+        more: what else has happened since it was called last, as kinds and texts.
+        """
+        self._more = more
         self._open, self._own, self._clock = open_source, tuple(name.partition("@")[0] for name in names), clock
         self.source: Source | None = None
         """The peer that watches, while it does."""
@@ -127,6 +135,8 @@ class Watcher:
         announced = {snapshot.model: snapshot.peers for snapshot in snapshots}
         pulse.begin({record.peer: record for records in announced.values() for record in records}.values())
         await pulse.settled(SETTLE_S)
+        for kind, text in self._more():
+            self.tell(kind, text)
         self._take(seen(self._clock.unix_s(), announced, pulse.silent, pulse.trips_ms))
 
     def _take(self, look: Look) -> None:

@@ -82,6 +82,17 @@ class ThinModel:
         finally:
             await self.end(sequence)
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those that have begun and not ended."""
+        return tuple(self._sessions)
+
+    def num_replaced(self, sequence: TokenSequence) -> int:
+        """Nodes that were lost under it and replaced; also after its end."""
+        session = sequence.session
+        assert isinstance(session, Session)
+        return session.replaced
+
     def limits(self, max_new_tokens: int) -> Limits:
         """Where an answer of this model ends."""
         own = self.defaults

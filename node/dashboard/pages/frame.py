@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from node.dashboard.pages.visit import dashboard_here, home_here
 
 STYLE = Path(__file__).with_name("style.css").read_text()
 
-PAGES = (("", "Map"),)
+PAGES = (("", "Map"), ("chat", "Chat"))
 """Address below the first page, and name."""
 
 
@@ -36,3 +36,16 @@ def frame(name: str) -> Iterator[None]:
         ui.label(f"swarm {dashboard_here().swarm}").classes("mm-swarm")
     with ui.element("main").classes("mm-main").props('id="content" tabindex="-1"'):
         yield
+
+
+def button(text: str, on_click: Callable[[], object]) -> ui.element:
+    """A plain one: the browser makes it work with keys, and our style gives it enough contrast."""
+    with ui.element("button").classes("mm-button").props('type="button"').on("click", on_click) as made:
+        ui.label(text)
+    return made
+
+
+def heading(text: str) -> None:
+    """A heading within a page."""
+    with ui.element("h2"):
+        ui.label(text)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nicegui import ui
 
 from node.dashboard.dashboard import Dashboard
 from node.dashboard.pages.elements import EventsElement, GridElement
-from node.dashboard.pages.frame import frame
+from node.dashboard.pages.frame import button, frame, heading
 from node.dashboard.pages.visit import dashboard_here, home_here, keep_up
 from node.watching.changes import label
 from node.watching.grid import LOADS, grid_of
@@ -131,19 +129,6 @@ class Model:
     def _copy(self) -> None:
         ui.clipboard.write(self._line)
         ui.notify("copied")
-
-
-def button(text: str, on_click: Callable[[], object]) -> ui.element:
-    """A plain one: the browser makes it work with keys, and our style gives it enough contrast."""
-    with ui.element("button").classes("mm-button").props('type="button"').on("click", on_click) as made:
-        ui.label(text)
-    return made
-
-
-def heading(text: str) -> None:
-    """A heading within a page."""
-    with ui.element("h2"):
-        ui.label(text)
 
 
 def _legend() -> None:

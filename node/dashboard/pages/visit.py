@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from nicegui import ui
+from starlette.datastructures import Headers
 
 from node.dashboard.dashboard import Dashboard
 
@@ -16,6 +17,12 @@ EVERY_S = 0.2
 def dashboard_here() -> Dashboard:
     """The one whose page is being built."""
     found: Dashboard = ui.context.client.request.scope["state"]["dashboard"]
+    return found
+
+
+def visitor_here() -> Headers:
+    """Who looks at the page that is being built, by the headers of a request."""
+    found: Headers = ui.context.client.request.scope["state"]["visitor"]
     return found
 
 

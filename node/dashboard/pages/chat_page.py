@@ -1,0 +1,141 @@
+"""The chat: a conversation with a model of the swarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nicegui import ui
+from nicegui.elements.mixins.value_element import ValueElement
+
+from node.dashboard.dashboard import Dashboard
+from node.dashboard.pages.answer_view import AnswerView
+from node.dashboard.pages.frame import button, frame
+from node.dashboard.pages.visit import dashboard_here, keep_up, visitor_here
+from node.dashboard.talk import Question, Talk, TalkRefusedError
+
+MAX_TURNS = 200
+"""Messages of one conversation that are sent again with each question."""
+
+SETTINGS: tuple[tuple[str, str, float, float, float], ...] = (
+    ("temperature", "temperature", 0.0, 2.0, 0.1),
+    ("top_p", "top p", 0.01, 1.0, 0.05),
+    ("top_k", "top k", 1, 1_000, 1),
+    ("seed", "seed", 0, 2**31, 1),
+    ("max_tokens", "most tokens", 1, 4_096, 1),
+)
+"""Name in OpenAI's API, label, least and largest value, and step."""
+
+WHOLE = frozenset(("top_k", "seed", "max_tokens"))
+
+
+def register() -> None:
+    """Give the page its address."""
+    ui.page("/chat")(show)
+
+
+def show() -> None:
+    """Build the page for one visitor."""
+    with frame("Chat"):
+        dashboard = dashboard_here()
+        with ui.element("h1").classes("mm-only-read"):
+            ui.label("Chat with a model of the swarm")
+        if dashboard.talk is None:
+            ui.label("This node answers no questions itself. Start a gateway: swarm serve, or swarm up MODEL").classes("mm-card")
+            return
+        Chat(dashboard, dashboard.talk)
+
+
+class Chat:
+    """One visitor's conversation."""
+
+    def __init__(self, dashboard: Dashboard, talk: Talk) -> None:
+        self._dashboard, self._talk, self._visitor = dashboard, talk, visitor_here()
+        self._turns: list[tuple[str, str]] = []
+        self._answer: AnswerView | None = None
+        self._model, self._settings = self._draw_settings()
+        self._log = ui.element("div").classes("mm-log").props('role="log" aria-label="Conversation" tabindex="0"')
+        with ui.element("div").classes("mm-ask"):
+            self._text = ui.textarea("Your message").props("outlined autogrow maxlength=100000").classes("mm-text")
+            self._text.on("keydown.enter", self._entered, js_handler=_ENTER)
+            with ui.element("div").classes("mm-buttons"):
+                self._send = button("Send", self._ask)
+                self._stop = button("Stop", self._end)
+                button("New conversation", self._begin_anew).classes("mm-plain")
+        self._told = ui.label().classes("mm-quiet").props('role="status"')
+        self._show_buttons()
+        client = ui.context.client
+        client.on_disconnect(self._end)
+        keep_up(self._refresh_names, 1.0)
+
+    def _draw_settings(self) -> tuple[ui.select, Mapping[str, ValueElement[float | None]]]:
+        with ui.element("section").classes("mm-card mm-settings").props('aria-label="Settings"'):
+            names = list(self._talk.names())
+            model = ui.select(names, label="model", value=names[0] if names else None).props("outlined dense").classes("mm-model")
+            system = ui.input("system prompt").props("outlined dense maxlength=20000").classes("mm-system")
+            self._system = system
+            return model, {
+                name: ui.number(label, min=low, max=high, step=step, value=None).props("outlined dense clearable")
+                for name, label, low, high, step in SETTINGS
+            }
+
+    def _refresh_names(self) -> None:
+        names = list(self._talk.names())
+        if names != self._model.options:
+            self._model.set_options(names, value=self._model.value if self._model.value in names else next(iter(names), None))
+
+    def _entered(self) -> None:
+        if self._answer is None:
+            self._ask()
+
+    def _ask(self) -> None:
+        text = (self._text.value or "").strip()
+        if not text or self._answer is not None or not self._model.value:
+            return
+        self._turns = [*self._turns, ("user", text)][-MAX_TURNS:]
+        self._text.set_value("")
+        with self._log:
+            _message("You", "mm-user", lambda: ui.label(text).classes("mm-said"))
+            self._answer = AnswerView(self._model.value, self._dashboard.watcher)
+        system = (("system", self._system.value),) if self._system.value else ()
+        ask = Question(model=self._model.value, messages=(*system, *self._turns), settings=self._chosen())
+        self._dashboard.tasks.keep(self._hear(ask, self._answer), "a chat's answer")
+        self._show_buttons()
+
+    def _chosen(self) -> dict[str, float | int]:
+        given = {name: field.value for name, field in self._settings.items() if field.value is not None}
+        return {name: int(value) if name in WHOLE else float(value) for name, value in given.items()}
+
+    async def _hear(self, ask: Question, answer: AnswerView) -> None:
+        try:
+            await answer.hear(self._talk.answer(ask, self._visitor))
+        except TalkRefusedError as error:
+            answer.refused(str(error))
+        finally:
+            self._turns = [*self._turns, ("assistant", answer.text)] if answer.text.strip() else self._turns[:-1]
+            self._answer = None
+            self._show_buttons()
+
+    def _end(self) -> None:
+        if self._answer is not None:
+            self._answer.stop()
+
+    def _begin_anew(self) -> None:
+        self._end()
+        self._turns = []
+        self._log.clear()
+
+    def _show_buttons(self) -> None:
+        is_busy = self._answer is not None
+        self._send.props(remove="disabled") if not is_busy else self._send.props("disabled")
+        self._stop.props("disabled") if not is_busy else self._stop.props(remove="disabled")
+        self._told.set_text("answering; leaving this page ends the answer" if is_busy else "")
+
+
+_ENTER = "(event) => { if (!event.shiftKey && !event.isComposing) { event.preventDefault(); emit(); } }"
+"""Enter sends, and Shift with Enter begins a line."""
+
+
+def _message(who: str, classes: str, draw: Callable[[], object]) -> None:
+    with ui.element("article").classes(f"mm-message {classes}"):
+        ui.label(who).classes("mm-who")
+        draw()

@@ -1,0 +1,106 @@
+"""The chat in a browser: streamed, stopped, and unharmed by a death."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from node import api_keys
+from tests.browser import Browser
+from tests.end_to_end.processes import NodeProcess, ProcessPool
+from tests.forked import ForkServer
+from tests.node.dashboard.processes.test_map import home
+from tests.node.gateway.processes.conftest import serve
+from tests.node.gateway.processes.toy_gateway import checkpoint_with_long_context
+
+LAST = ".mm-log article:last-child"
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[ProcessPool]:
+    with ProcessPool(tmp_path_factory.mktemp("chat"), fork_server) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(pool: ProcessPool) -> dict[str, NodeProcess]:
+    checkpoint = str(checkpoint_with_long_context(pool.folder / "tiny"))
+    first = pool.node(checkpoint, "--blocks", "0:3", "--name", "first")
+    joined = ("--peer", first.said["multiaddr"])
+    return {
+        "first": first,
+        **{name: pool.node(checkpoint, "--blocks", "3:6", "--name", name, *joined) for name in ("left", "right")},
+    }
+
+
+def ask(browser: Browser, text: str, **settings: int) -> None:
+    """Type settings into empty fields, by their labels, and a message, with keys alone."""
+    for label, value in settings.items():
+        field = browser.driver.find_element("css selector", f"input[aria-label='{label.replace('_', ' ')}']")
+        field.send_keys(str(value))
+    browser.driver.find_element("css selector", "textarea[aria-label='Your message']").send_keys(f"{text}\n")
+
+
+def said(browser: Browser) -> str:
+    return browser.text(f"{LAST} .mm-said")
+
+
+def test_a_chat_goes_on_while_a_node_is_killed_and_the_map_tells_it(
+    browser: Browser, pool: ProcessPool, nodes: dict[str, NodeProcess]
+) -> None:
+    url = home(serve(pool, "gateway", "tiny", "--peer", nodes["first"].said["multiaddr"]))
+    browser.open(url + "page/chat")
+    browser.until_text("Send")
+    ask(browser, "hello", most_tokens=300)
+    browser.until_text("300 tokens answered", LAST, 30)
+    undisturbed = said(browser)
+    browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    details = browser.text(f"{LAST} details")
+    assert "T7 computed at the hops" in details and "T8 crossed the network" in details and "first …" in details
+    (used,) = [name for name in ("left", "right") if f"{name} …" in details]
+    chat = browser.driver.current_window_handle
+    browser.driver.switch_to.new_window("tab")
+    browser.open(url)
+    browser.until_text("every block has 1 node or more", ".mm-verdict")
+    the_map = browser.driver.current_window_handle
+    browser.driver.switch_to.window(chat)
+    browser.driver.find_elements("css selector", ".mm-plain")[0].click()  # a new conversation
+    browser.until(lambda: not browser.text(".mm-log"))
+    ask(browser, "hello")
+    browser.until(lambda: len(said(browser)) > 20)
+    nodes[used].send_signal(signal.SIGKILL)
+    browser.until_text("1 node lost on the way, and replaced", LAST, 30)
+    assert said(browser) == undisturbed, "no token changes"
+    browser.driver.switch_to.window(the_map)
+    browser.until_text("failover", ".mm-events")
+    events = browser.text(".mm-events")
+    assert "took over" in events and "died" in events and used in events
+    assert browser.faults() == []
+    browser.driver.close()
+    browser.driver.switch_to.window(chat)
+
+
+def test_stop_ends_an_answer_and_a_refusal_is_shown(browser: Browser, pool: ProcessPool, nodes: dict[str, NodeProcess]) -> None:
+    """A key's budget holds for the page, too."""
+    key = api_keys.add(pool.folder / "keyed" / api_keys.FILE, "alice", time.time(), requests_per_minute=2)
+    url = home(serve(pool, "keyed", "tiny", "--peer", nodes["first"].said["multiaddr"]))
+    browser.open(url + "page/login")
+    browser.run("document.querySelector('#key').value = arguments[0]; document.forms[0].submit()", key)
+    browser.until_text("complete", ".mm-verdict", 20)
+    browser.open(url + "page/chat")
+    browser.until_text("Send")
+    ask(browser, "hello", most_tokens=900)
+    browser.until(lambda: len(said(browser)) > 20)
+    browser.driver.find_elements("css selector", ".mm-buttons button")[1].click()
+    browser.until_text("stopped", LAST)
+    ask(browser, "again")
+    browser.until(lambda: len(said(browser)) > 20)
+    browser.driver.find_elements("css selector", ".mm-buttons button")[1].click()
+    browser.until_text("stopped", LAST)
+    ask(browser, "once more")
+    browser.until_text("this key may send 2 requests a minute", LAST)
+    assert browser.faults() == []
+    browser.driver.delete_all_cookies()
