@@ -101,7 +101,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "reroute": _GRANT,
     "attach": _GRANT,
     "step": _row(
-        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS + MAX_TIMES_BYTES + 8,
+        _TOKENS_BYTES + 3 * MAX_ROW_INDICES + 16 * MAX_OPS + MAX_TIMES_BYTES + 48,
         _TOKENS_ITEMS + MAX_ROW_INDICES + 4 * MAX_OPS,
         2 * MAX_OPS + 8,
         2,

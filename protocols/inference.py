@@ -44,6 +44,9 @@ from protocols.words import counted
 
 MAX_STEP = 1 << 40
 
+TRACE_BYTES = 16 + 8 + 1
+"""A W3C trace context: the trace's id, the id of the span above, flags. Source: https://www.w3.org/TR/trace-context/"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
@@ -95,6 +98,8 @@ class Step:
     budget_ms: int = 60_000
     times: bytes | None = None
     """How long the hops above had it (`timings.py`); None = its client does not ask."""
+    trace: bytes = b""
+    """TRACE_BYTES, with which hops that keep traces make their spans part of the client's; empty = it keeps none."""
 
     def encode(self) -> bytes:
         spec = self.spec
@@ -108,6 +113,8 @@ class Step:
             header["temperature"] = spec.temperature
         if self.times is not None:
             header["times"] = self.times
+        if self.trace:
+            header["trace"] = self.trace
         return frame.encode(header, [self.payload.data, spec.mask] if spec.mask else [self.payload.data])
 
     @classmethod
@@ -125,6 +132,7 @@ class Step:
             spec=StepSpec.parse(header, bytes(buffers[1]) if len(buffers) > 1 else b""),
             budget_ms=fields.integer(header, "budget", 0, 86_400_000),
             times=timings.parse(header),
+            trace=b"" if header.get("trace") is None else fields.exactly(header, "trace", TRACE_BYTES),
         )
 
 

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "libp2p": ("swarm/lan",),
     "llguidance": ("swarm/thin/grammar.py",),
     "msgpack": ("protocols",),
+    "opentelemetry": ("node/telemetry.py",),
     "matplotlib": ("node/training/report/plots.py",),
     "packaging": ("node/doctor",),
     "nicegui": ("node/dashboard/pages",),
@@ -257,6 +258,7 @@ IMPURE = frozenset(
 
 
 CLOCK_READERS: dict[str, str] = {
+    "node/telemetry.py": "when a span began and ended, which others read",
     "node/cli": "what a person sees: ages, times of expiry, seconds that a command took",
     "node/training/report/tensorboard.py": "the time of an event in a file",
     "swarm/weights/served.py": "since when the user waits, to be shown",

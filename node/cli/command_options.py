@@ -109,6 +109,7 @@ class BlockOptions(PeerOptions):
             "--disk-gb", metavar="GB", help="Keep no more than this many GB of fetched weights on disk; 0 = what is free."
         ),
     ] = 0.0
+    otlp: options.Otlp = None
     quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
 
 
@@ -255,6 +256,7 @@ class Serving(MeetingOptions):
     priority: options.Priority = 0
     follow: options.Follow = False
     accept_new_weights: options.AcceptNewWeights = False
+    otlp: options.Otlp = None
 
 
 def with_flags(name: str, kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

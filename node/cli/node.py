@@ -19,6 +19,7 @@ from node.cli import consent
 from node.cli.command_options import Hosting
 from node.cli.console import Lines, forget_terminal, remark, show_cursor
 from node.cli.fetching import FetchProgress
+from node.cli.following import following
 from node.cli.switching import Switching
 from node.cli.waiting import shown
 from node.config import NodeConfig, Serve, parse_address, parse_port
@@ -30,6 +31,7 @@ from protocols.ids import Span
 from swarm import descriptors, places
 
 if TYPE_CHECKING:
+    from node.telemetry import Telemetry
     from node.training.spec.run_file import RunFile
 
 LAST_RESORT_S = 4.5
@@ -38,21 +40,22 @@ LAST_RESORT_S = 4.5
 
 def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NoReturn:
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises what kept the node from serving. run: it trains in that."""
-    host(read(serve, flags, run), lambda hosted, on_event: hosted(on_event))
+    host(read(serve, flags, run), lambda hosted, on_event, _: hosted(on_event), flags.otlp)
 
 
 Hosted = Callable[[OnEvent], Coroutine[object, object, None]]
 """A node, from its start until it is cancelled."""
 
+Work = Callable[[Hosted, OnEvent, "Telemetry | None"], Coroutine[object, object, None]]
+"""All that a command does with its node; traces are kept by the last argument."""
+
 
 def host(
-    config: NodeConfig,
-    work: Callable[[Hosted, OnEvent], Coroutine[object, object, None]],
-    last_resort_s: Callable[[], float] = lambda: LAST_RESORT_S,
+    config: NodeConfig, work: Work, otlp: str | None = None, last_resort_s: Callable[[], float] = lambda: LAST_RESORT_S
 ) -> NoReturn:
-    """Run `work(node, on_event)`, which starts the node, until a signal; then end the process.
+    """Run `work(node, on_event, traces)`, which starts the node, until a signal; then end the process.
 
-    last_resort_s: as for `run_until_signalled`.
+    otlp: where traces are sent, as of `following`. last_resort_s: as for `run_until_signalled`.
     """
     descriptors.raise_limit()
     lines = Lines()
@@ -76,9 +79,13 @@ def host(
         with Switching(config.train_hours) as switching:
             await run_node(config, switching.heard(hear), progress.show, waits, switching.switch)
 
-    with shown() as on_wait, FetchProgress(lines) as progress:
+    with (
+        following(otlp, "node", config.name) as telemetry,
+        shown() as on_wait,
+        FetchProgress(lines) as progress,
+    ):
         waits = Waits(on_wait)
-        run_until_signalled(lambda: work(hosted, on_event), last_resort_s)
+        run_until_signalled(lambda: work(hosted, on_event, telemetry), last_resort_s)
     lines.say("left")
     sys.stderr.flush()
     trace.flush()

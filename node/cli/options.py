@@ -111,6 +111,16 @@ MetricsAt = Annotated[
         show_default=False,
     ),
 ]
+Otlp = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp",
+        metavar="URL",
+        help="Send traces to the OpenTelemetry collector at this URL, as http://127.0.0.1:4318 (extra `otel`); default: as the variable "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says, else none.",
+        show_default=False,
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option(

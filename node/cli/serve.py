@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import replace
 
 from node import api_keys
 from node.cli import gateway_keys
 from node.cli.asking import check_range, find_config
 from node.cli.command_options import Serving
 from node.cli.console import Lines, remark
+from node.cli.following import following
 from protocols.errors import ConfigError
 from swarm import descriptors
 
@@ -26,6 +28,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
     check_range("--priority", flags.priority, "from -100 to 0", -100 <= flags.priority <= 0)
     check_range("--max-requests", flags.max_requests, "1 or more", flags.max_requests >= 1)
     from node.gateway import GatewayConfig, create_app, server  # 0.7 s of imports: only after the flags have proved right
+    from node.gateway.traces import OFF
 
     into, lines = flags.enter(), Lines()
     find = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key)
@@ -35,10 +38,9 @@ def run(models: Sequence[str], flags: Serving) -> None:
         dtype=flags.dtype, priority=flags.priority, route_timeout_s=flags.patience,
         accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests, keys=keys,
     )  # fmt: skip
-    app = create_app(config, is_loopback=is_loopback)
     descriptors.raise_limit()
-    listening = server.bound(flags.host, flags.port)
-    with contextlib.closing(listening):
+    with following(flags.otlp, "gateway") as telemetry, contextlib.closing(server.bound(flags.host, flags.port)) as listening:
+        app = create_app(replace(config, traces=telemetry or OFF), is_loopback=is_loopback)
         lines.say("address", server.address_of(listening))
         lines.say("page", server.page_of(listening))
         remark(who_may_ask(num_keys, is_loopback))

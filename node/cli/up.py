@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import socket
 
     from node.gateway import GatewayConfig
+    from node.telemetry import Telemetry
 
 
 def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
@@ -46,7 +47,7 @@ def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
     remark(who_may_ask(num_keys, is_loopback))
     with contextlib.closing(listening):
         up = Up(config, flags, listening, is_loopback)
-        node.host(config, up.run, up.last_resort_s)
+        node.host(config, up.run, flags.otlp, up.last_resort_s)
 
 
 class Up:
@@ -59,7 +60,7 @@ class Up:
         """What the node serves: NAME -> NAME@DIGEST."""
         self._is_hosting = asyncio.Event()
 
-    async def run(self, hosted: node.Hosted, on_event: OnEvent) -> None:
+    async def run(self, hosted: node.Hosted, on_event: OnEvent, traces: Telemetry | None) -> None:
         """Until cancelled: then answers may end, and the node leaves after them. Raises what ends either of the two."""
         from node.gateway import create_app, server
 
@@ -69,7 +70,7 @@ class Up:
             await _either(hosting, ready)
             on_event(Event("address", server.address_of(self._listening)))
             on_event(Event("page", server.page_of(self._listening)))
-            app = create_app(self._gateway(), is_loopback=self._is_loopback)
+            app = create_app(self._gateway(traces), is_loopback=self._is_loopback)
             async with server.serving(app, self._listening, lambda names: on_event(Event("ready", ", ".join(names)))) as it:
                 await _either(hosting, it)
         finally:
@@ -95,14 +96,15 @@ class Up:
             self._models[name] = f"{name}@{rest.partition(' ')[0]}"
         on_event(event)
 
-    def _gateway(self) -> GatewayConfig:
+    def _gateway(self, traces: Telemetry | None) -> GatewayConfig:
         """Of exactly the weights that the node serves, by their names alone."""
         from node.gateway import GatewayConfig
+        from node.gateway.traces import OFF
 
         return GatewayConfig(
             models=tuple(self._models), weights=self._models, peers=tuple(self._addresses), swarm=self._config.swarm,
             entry=replace(self._config.entry, identity=None), data_dir=self._config.data_dir,
-            max_requests=self._flags.max_requests, keys=gateway_keys.file_of(self._flags.data_dir),
+            max_requests=self._flags.max_requests, keys=gateway_keys.file_of(self._flags.data_dir), traces=traces or OFF,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
 from node.gateway.prompts import check_length, ids_of, most_new
 from node.gateway.request import Request
+from node.gateway.traces import NO_TRACE, RequestTrace
 from swarm.clock import Clock
 from swarm.thin.answer_form import AnswerForm
 from swarm.thin.generation import Constraint, TokenSequence, generate
@@ -50,6 +51,7 @@ class Answering:
         self._form = form
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
         self._tokenize_s = 0.0
+        self.trace: RequestTrace = NO_TRACE
 
     @classmethod
     async def of(cls, served: ServedModel, request: Request, meter: Meter, clock: Clock) -> Answering:
@@ -80,6 +82,9 @@ class Answering:
                     first_s = self._clock.now_s()
                 if isinstance(event, End):
                     self.usage.add(event)
+                    self.trace.told(
+                        gen_ai__usage__input_tokens=self.usage.num_prompt, gen_ai__usage__output_tokens=self.usage.num_new
+                    )
                     self.usage.first_s, self.usage.rest_s = first_s - began_s, self._clock.now_s() - first_s
                 for one in calls.events(event):
                     yield one
@@ -94,7 +99,8 @@ class Answering:
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)
         reason, num_new, sequence = "length", 0, model.start()
-        timings = self._timings_of(choice, sequence)
+        timings, trace = self._timings_of(choice, sequence), self.trace.answer(choice)
+        sequence.session.tracer = trace
         self._meter.session_began(self.served.name)
         try:
             async with (
@@ -117,6 +123,7 @@ class Answering:
                     if not may_go_on:
                         break  # with the reason `length`
         finally:
+            trace.close(timings)
             self._meter.session_ended(self.served.name)
             await model.end(sequence)
         await driven(out.ending(), decode_all)

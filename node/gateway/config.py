@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.gateway.traces import OFF, Traces
 from protocols.errors import ConfigError
 from swarm import places
 from swarm.clock import SYSTEM, Clock
@@ -66,6 +67,9 @@ class GatewayConfig:
 
     max_body_bytes: int = 8 << 20
     """Largest body of a request; larger ones get 413."""
+
+    traces: Traces = OFF
+    """Who keeps traces of requests."""
 
     clock: Clock = SYSTEM
     waits: Waits = field(default_factory=Waits)

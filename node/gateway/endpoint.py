@@ -27,8 +27,11 @@ async def respond(
     Returns when the whole answer is there, or the first event of a stream, so that what fails before it has a status of its own.
     """
     async with AsyncExitStack() as held:
+        trace = held.enter_context(gateway.config.traces.request(f"{http.method} {http.scope['route'].path}", http.headers))
+        trace.told(gen_ai__operation__name="chat", gen_ai__request__model=request.model)
         meter = await held.enter_async_context(admitted(gateway.places, http))
         answering = await while_listening(http, _answering(gateway, request, meter))
+        answering.trace = trace
         writer = writer_of(answering)
         if not is_stream:
             body = await while_listening(http, _whole(answering, writer))

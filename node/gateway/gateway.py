@@ -54,6 +54,7 @@ class Gateway:
         await self.dashboard.close()
         await self._tasks.stop()
         await self.models.close()
+        await asyncio.to_thread(self.config.traces.flush)  # SIGTERM ends the process soon after
 
     def _dashboard(self) -> Dashboard:
         config = self.config

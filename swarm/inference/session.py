@@ -34,6 +34,7 @@ from swarm.inference.watch import Watch
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from swarm.timings import StepTime
+from swarm.tracing import OFF, StepTracer
 from swarm.waiting import Waits
 
 MAX_BUDGET_S = 86_400.0
@@ -56,6 +57,10 @@ class Session:
         self._pending = Pending()
         self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply)
         self._is_open = False
+        self.tracer: StepTracer = OFF
+        """Is told of each step."""
+        self._trace = b""
+        """The context of the step that runs."""
         self._sent_s = 0.0
         """When the last step's first frame was sent."""
         self._turn = asyncio.Lock()
@@ -136,9 +141,12 @@ class Session:
         async with self._turn:
             trace.mark("embedded", self.id, self._legs.retained.next_step, tokens.num_bytes)
             self._waits.begin()
+            self._trace, output = self.tracer.begin(), None
             try:
-                return await self._step(given, ops)
+                output = await self._step(given, ops)
+                return output
             finally:
+                self.tracer.end(output.time if output is not None else None)
                 self._waits.end()
 
     async def _step(self, given: StepInput, ops: Sequence[Op]) -> StepOutput:
@@ -188,7 +196,8 @@ class Session:
         if len(pieces) > 1:
             self._waits.reads(sum(given.counts))
         for number, piece in enumerate(pieces):
-            step = self._frame(piece, ops if number == 0 else (), given)
+            leg, next_step = self._legs.current, self._legs.retained.next_step
+            step = _framed(piece, ops if number == 0 else (), given, leg, next_step, self._config, self._trace)
             counts = step.spec.answered(chunks.kept(step.spec.want, step.counts))
             size = max(step.payload.num_bytes, sum(counts) * expected.token_bytes)
             awaited = Awaited(asyncio.get_running_loop().create_future(), counts, expected, sum(step.counts), size)
@@ -205,20 +214,6 @@ class Session:
             replies.append(await self._pending.reply(flying.popleft()[0]))
             self._waits.has_read(sum(pieces[len(replies) - 1].counts))
         return replies
-
-    def _frame(self, piece: Chunk, ops: Sequence[Op], given: StepInput) -> Step:
-        return Step(
-            session=self.id,
-            epoch=max(0, self._legs.current.epoch),
-            step=self._legs.retained.next_step,
-            counts=piece.counts,
-            payload=chunks.cut(piece, given.counts, given.tokens),
-            ops=tuple(ops),
-            positions=None if given.positions is None else chunks.cut_positions(piece, given.counts, given.positions),
-            spec=given.spec.wanting(piece.want),
-            budget_ms=int(min(MAX_BUDGET_S, self._config.route_timeout_s) * 1e3),
-            times=b"",
-        )
 
     def _on_reply(self, leg: Leg, reply: Reply) -> None:
         awaited = self._pending.awaiting(reply.step)
@@ -246,6 +241,24 @@ def _joined(pieces: list[Chunk], replies: list[Reply], spec: StepSpec, time: Ste
         ids=chunks.join(pieces, ids) if ids else None,
         totals=chunks.join(pieces, totals) if totals else None,
         time=time,
+    )
+
+
+def _framed(
+    piece: Chunk, ops: Sequence[Op], given: StepInput, leg: Leg, number: int, config: SessionConfig, trace_context: bytes
+) -> Step:
+    return Step(
+        session=leg.id,
+        epoch=max(0, leg.epoch),
+        step=number,
+        counts=piece.counts,
+        payload=chunks.cut(piece, given.counts, given.tokens),
+        ops=tuple(ops),
+        positions=None if given.positions is None else chunks.cut_positions(piece, given.counts, given.positions),
+        spec=given.spec.wanting(piece.want),
+        budget_ms=int(min(MAX_BUDGET_S, config.route_timeout_s) * 1e3),
+        times=b"",
+        trace=trace_context,
     )
 
 

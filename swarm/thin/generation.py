@@ -21,6 +21,7 @@ from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.thin.sampling import Chooser, NotEnoughError, Position
 from swarm.timings import StepTime, Timings
+from swarm.tracing import StepTracer
 
 Proposer = Callable[[Sequence[int]], Sequence[int]]
 """All tokens so far -> guesses of the next ones, likeliest text first; empty = none."""
@@ -42,6 +43,8 @@ class Output(Protocol):
 
 class Steps(Protocol):
     """What a `TokenSequence` needs of `swarm.inference.session.Session`."""
+
+    tracer: StepTracer
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = ...,

@@ -187,6 +187,7 @@ SAMPLES: dict[str, Any] = {
         counts=(2, 1),
         payload=HIDDEN,
         times=TIMES,
+        trace=bytes(range(1, 26)),
     ),
     "step of a sum": inference.Step(
         session=SESSION,
@@ -461,6 +462,7 @@ def step_messages(draw: st.DrawFn) -> inference.Step:
         ),
         budget_ms=draw(st.integers(0, 86_400_000)),
         times=draw(times),
+        trace=draw(st.sampled_from([b"", bytes(range(25))])),
         **draw(tokens_of_rows()),
     )
 

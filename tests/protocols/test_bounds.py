@@ -208,6 +208,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         ops=many_operations(),
         budget_ms=86_400_000,
         times=bytes(MAX_TIMES_BYTES),
+        trace=bytes(inference.TRACE_BYTES),
         spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES)),
     ),
     "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),

@@ -164,6 +164,8 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "times as a list": ("step", {"times": [1, 2]}),
     "times of half an entry": ("step", {"times": bytes(20)}),
     "times of more hops than a route has": ("reply", {"times": bytes(13 * 129)}),
+    "a trace of 24 bytes": ("step", {"trace": bytes(24)}),
+    "a trace as a text": ("step", {"trace": "0" * 25}),
     "dtype not text": ("open", {"dtype": 32}),
     "payload absent": ("reply", {"payload": None}),
 }

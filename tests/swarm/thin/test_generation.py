@@ -16,6 +16,7 @@ from swarm.thin import sampling as thin_sampling
 from swarm.thin.generation import Limits, Proposer, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 from swarm.timings import StepTime
+from swarm.tracing import OFF, StepTracer
 
 VOCABULARY = 50
 
@@ -40,6 +41,7 @@ class Hops:
 
     tokens: list[int] = field(default_factory=list)
     steps: list[tuple[int, int, str]] = field(default_factory=list)
+    tracer: StepTracer = OFF
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = PASS_ON,

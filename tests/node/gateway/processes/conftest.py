@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
+from tests.collector import Collector
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
@@ -28,6 +29,8 @@ class GatewaySwarm:
     nodes: tuple[NodeProcess, NodeProcess]
     gateway: NodeProcess
     pool: ProcessPool
+    collector: Collector
+    """Gets the spans of the second node; the first one keeps no traces."""
 
     @property
     def peer(self) -> str:
@@ -43,16 +46,22 @@ class GatewaySwarm:
 
 
 @pytest.fixture(scope="package")
-def swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[GatewaySwarm]:
+def collector() -> Iterator[Collector]:
+    with Collector() as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
+def swarm(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer, collector: Collector) -> Iterator[GatewaySwarm]:
     checkpoint = make_checkpoint("llama", tmp_path_factory.mktemp("models") / "tiny")
     add_byte_tokenizer(checkpoint)
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     with ProcessPool(tmp_path_factory.mktemp("swarm"), fork_server) as pool:
         first = pool.node(str(checkpoint), "--blocks", "0:2", "--name", "first", "--metrics", "0")
-        second = pool.node(str(checkpoint), "--peer", first.said["multiaddr"], "--name", "second")
+        second = pool.node(str(checkpoint), "--peer", first.said["multiaddr"], "--name", "second", "--otlp", collector.url)
         gateway = serve(pool, "gateway", "tiny", "--peer", first.said["multiaddr"])
         gateway.wait_for("ready")
-        yield GatewaySwarm(checkpoint, (first, second), gateway, pool)
+        yield GatewaySwarm(checkpoint, (first, second), gateway, pool, collector)
 
 
 def serve(pool: ProcessPool, name: str, *arguments: str) -> NodeProcess:
