@@ -21,7 +21,7 @@ VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 @contextlib.contextmanager
 def following(endpoint: str | None, service: str, name: str = "") -> Iterator[Telemetry | None]:
-    """Keep traces until the block ends; None: nobody asks for any. ConfigError if the extra is missing, or the URL is none."""
+    """Keep traces until the block ends; None: no trace is asked for. ConfigError if the extra is missing, or the URL is none."""
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or not (endpoint or any(map(os.environ.get, VARIABLES))):
         yield None
         return

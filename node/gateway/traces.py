@@ -1,4 +1,4 @@
-"""What a gateway tells of a request to whoever keeps traces.
+"""What a gateway tells of a request to its keeper of traces.
 
 `node/telemetry.py` keeps them with OpenTelemetry; OFF is the rule.
 """

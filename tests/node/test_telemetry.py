@@ -1,4 +1,4 @@
-"""Spans of hops and requests, with what comes from others taken as it is."""
+"""Spans of hops and requests, and contexts that others have made up."""
 
 from __future__ import annotations
 
