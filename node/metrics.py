@@ -42,6 +42,10 @@ REQUESTS = Metric(
 PROMPT_TOKENS = Metric(
     name="murmuration_prompt_tokens_total", kind="counter", labels=("model",), meaning="Tokens of prompts that were accepted."
 )
+CACHED_TOKENS = Metric(
+    name="murmuration_cached_prompt_tokens_total", kind="counter", labels=("model",),
+    meaning="Of these, tokens that nodes had kept of an earlier request, and did not compute again.",
+)  # fmt: skip
 ANSWER_TOKENS = Metric(
     name="murmuration_answer_tokens_total", kind="counter", labels=("model",), meaning="Tokens of answers, as they came."
 )
@@ -65,7 +69,9 @@ SESSIONS = Metric(
 )  # fmt: skip
 OPEN_MODELS = Metric(name="murmuration_open_models", kind="gauge", meaning="Models that are open.")
 
-GATEWAY = (REQUESTS, PROMPT_TOKENS, ANSWER_TOKENS, FIRST_TOKEN, ANSWER_STAGE, QUEUE, RUNNING, WAITING, SESSIONS, OPEN_MODELS)
+GATEWAY = (
+    REQUESTS, PROMPT_TOKENS, CACHED_TOKENS, ANSWER_TOKENS, FIRST_TOKEN, ANSWER_STAGE, QUEUE, RUNNING, WAITING, SESSIONS, OPEN_MODELS,
+)  # fmt: skip
 
 
 # --- of a node, and of a trainer as far as it has them

@@ -64,6 +64,9 @@ RESUME_S: Final = 30.0
 IDLE_S: Final = 600.0
 """Seconds without a step before a session loses its memory."""
 
+MAX_KEEP_S: Final = 3_600
+"""Longest time, in seconds, for which a client may ask hops to keep the sequences of a session that has ended."""
+
 ROUTE_TIMEOUT_S: Final = 60.0
 """How long a client waits for a route that covers the model."""
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocols import fields, frame, tensors, timings
-from protocols.defaults import MAX_HOPS, MAX_ROWS, MAX_STEP_TOKENS
+from protocols.defaults import MAX_HOPS, MAX_KEEP_S, MAX_ROWS, MAX_STEP_TOKENS
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import SessionId, parse_session_id
 from protocols.operations import MAX_LENGTH as MAX_LENGTH
@@ -55,6 +55,8 @@ class Fork:
 
     session: SessionId
     step: int
+    crop: int = 0
+    """Last tokens of each sequence that the new session begins without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class Open:
     def encode(self) -> bytes:
         header: dict[str, object] = {"t": "open", "grant": self.grant.pack(), "index": self.index, "dtype": self.dtype}
         if self.fork is not None:
-            header["fork"] = [self.fork.session, self.fork.step]
+            header["fork"] = [self.fork.session, self.fork.step, *([self.fork.crop] if self.fork.crop else [])]
         return frame.encode(header)
 
     @classmethod
@@ -183,9 +185,11 @@ def _fork(header: fields.Header) -> Fork | None:
     value = header.get("fork")
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 2:
-        raise BadRequestError(f"a fork is [session, step], got {shown(value)}")
-    return Fork(session=parse_session_id(value[0]), step=fields.integer({"step": value[1]}, "step", 1, MAX_STEP))
+    if not isinstance(value, list) or len(value) not in (2, 3):
+        raise BadRequestError(f"a fork is [session, step] or [session, step, crop], got {shown(value)}")
+    step = fields.integer({"step": value[1]}, "step", 1, MAX_STEP)
+    crop = fields.integer({"crop": value[2]}, "crop", 0, MAX_LENGTH) if len(value) == 3 else 0
+    return Fork(session=parse_session_id(value[0]), step=step, crop=crop)
 
 
 def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None:
@@ -230,13 +234,23 @@ class Close:
     session: SessionId
     below: bool = True
     """False: only this hop has been left out of a new route, the hops below it may go on."""
+    keep_s: int = 0
+    """Seconds for which sequences may be kept for a `Fork`, in memory that is free otherwise and may be freed earlier. 0: none."""
 
     def encode(self) -> bytes:
-        return frame.encode({"t": "close", "session": self.session, "below": self.below})
+        header: dict[str, object] = {"t": "close", "session": self.session, "below": self.below}
+        if self.keep_s:
+            header["keep"] = self.keep_s
+        return frame.encode(header)
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Close:
-        return cls(session=parse_session_id(received.header.get("session")), below=fields.flag(received.header, "below"))
+        header = received.header
+        return cls(
+            session=parse_session_id(header.get("session")),
+            below=fields.flag(header, "below"),
+            keep_s=fields.integer(header, "keep", 0, MAX_KEEP_S) if "keep" in header else 0,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

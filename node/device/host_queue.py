@@ -20,7 +20,7 @@ class Runs(Protocol):
     """A host, as the device's thread calls it. A method settles a request that fails, and does not raise for it."""
 
     def change(self, pending: Pending) -> None:
-        """Carry out a Clear or a Fork, and settle it."""
+        """Carry out a Clear, a Fork or a Keep, and settle it."""
         ...
 
     def forward(self, chunks: Sequence[Chunk]) -> None:

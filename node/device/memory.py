@@ -3,6 +3,8 @@
 All hosts of a device allocate from one budget as their sessions grow. While most of it is free, a client may take any amount. If memory is
 short, or if another client was refused lately, a client that would exceed its share is refused first. A share is the budget, divided by
 the clients that hold or lately wanted memory. A refused session continues at a replica, and its memory here becomes free.
+
+Sequences that are kept after their session has ended count as free memory: `make_room` frees them before open sessions come short.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from node.device.kept import NO_CLIENT, KeptSequences
 from protocols.errors import CacheFullError
 from protocols.words import counted
 
@@ -90,6 +93,7 @@ class Memory:
         self._tenants: tuple[Tenant, ...] = ()
         """The newest last. Replaced, never changed: several threads read it."""
         self._refused_s: dict[Hashable, float] = {}
+        self.kept = KeptSequences()
 
     @property
     def limit_bytes(self) -> int:
@@ -108,7 +112,13 @@ class Memory:
 
     @property
     def free_bytes(self) -> int:
-        return self.limit_bytes - self.used_bytes
+        """What no open session holds. Bytes of kept sequences are estimated, by their part of all tokens."""
+        return self.limit_bytes - self.used_bytes + int(self.held_by(NO_CLIENT))
+
+    def make_room(self, needed_bytes: int) -> None:
+        """Free kept sequences until `needed_bytes` fit and memory is not short, or none is kept. Only in the device's thread."""
+        while self.limit_bytes - self.used_bytes - needed_bytes < 2 * SHORT * self.limit_bytes and self.kept.free_one():
+            pass
 
     def enter(self, engines: Engines, holdings: Holdings, limit_bytes: int, budget_bytes: int = 0) -> None:
         """Add a host, for which `limit_bytes` were measured as free. budget_bytes: of the host that it replaces; 0 = it replaces none."""
@@ -124,16 +134,16 @@ class Memory:
 
     def judge(self, client: Hashable, needed_bytes: int, num_tokens: int, now_s: float, *, is_new: bool) -> None:
         """CacheFullError if the client may not take `needed_bytes` more; it then counts as refused. is_new: as `reason_against` has it."""
-        used, limit = self.used_bytes, self.limit_bytes
+        free, limit = self.free_bytes, self.limit_bytes
         reason = reason_against(
-            needed=needed_bytes, free=limit - used, limit=limit, held_by_client=self.held_by(client),
+            needed=needed_bytes, free=free, limit=limit, held_by_client=self.held_by(client),
             num_clients=self.num_clients(client, now_s), is_wanted=self.is_wanted(client, now_s), is_new=is_new,
         )  # fmt: skip
         if reason is not None:
             self.refused(client, now_s)
             raise CacheFullError(
                 f"no memory for {counted(num_tokens, 'more token')}: {reason}; they take {needed_bytes} bytes, "
-                f"{limit - used} of {limit} are free; end a session, or ask another peer"
+                f"{free} of {limit} are free; end a session, or ask another peer"
             )
 
     def is_short(self, client: Hashable, now_s: float) -> bool:
@@ -153,7 +163,7 @@ class Memory:
     def num_clients(self, client: Hashable, now_s: float) -> int:
         """Number of clients that share: those that hold memory, those that were refused lately, and `client`."""
         wanting = {other for other, since in self._refused_s.items() if now_s - since < WANTING_S}
-        return len({client, *wanting}.union(*(list(tenant.holdings.tokens) for tenant in self._tenants)))
+        return len({client, *wanting}.union(*(list(tenant.holdings.tokens) for tenant in self._tenants)) - {NO_CLIENT})
 
     def is_wanted(self, client: Hashable, now_s: float) -> bool:
         """Whether another client was refused in the last WANTING_S seconds."""

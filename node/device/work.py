@@ -35,6 +35,8 @@ class HeldSequences:
     """Engine of the blocks that the session runs; None = the engine of all blocks of its host."""
     num_tokens: int = 0
     """Tokens of all its sequences, after the last forward."""
+    is_kept: bool = False
+    """The session has ended; its sequences wait for a fork (`kept.py`)."""
     worked_in: int = 0
     """The last period of `WorkCounter` in which the session was counted."""
 
@@ -70,9 +72,18 @@ class Fork:
 
     session: HeldSequences
     source: HeldSequences
+    crop: int = 0
+    """Last tokens of each sequence that are left out."""
 
 
-Request: TypeAlias = Step | Clear | Fork
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Keep:
+    """The session has ended; its sequences stay for a `Fork` while memory is free, until a `Clear`."""
+
+    session: HeldSequences
+
+
+Request: TypeAlias = Step | Clear | Fork | Keep
 """A session's request, which waits in the queue of its host."""
 
 

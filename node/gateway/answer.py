@@ -44,6 +44,9 @@ class End:
     num_new: int
     """Tokens of the answer, an end token included."""
 
+    num_cached: int = 0
+    """Tokens of the prompt that were not computed again, since hops had kept them of an earlier request."""
+
     stop: str | None = None
     """The stop text of the request that has ended it."""
 
@@ -67,6 +70,9 @@ class Usage:
     """What one request has cost."""
 
     num_prompt: int = 0
+    num_cached: int = 0
+    """Of these, tokens that hops had kept of an earlier request; known with the end of an answer."""
+
     num_new: int = 0
     load_s: float = 0.0
     """Until the prompts were encoded."""
@@ -82,6 +88,7 @@ class Usage:
 
     def add(self, end: End) -> None:
         self.num_new += end.num_new
+        self.num_cached += end.num_cached
 
 
 def decoded(scored: Scored, texts: dict[int, str]) -> TokenText:

@@ -98,7 +98,8 @@ class Answering:
         pieces: list[str] = []
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)
-        reason, num_new, sequence = "length", 0, model.start()
+        owner, reason, num_new, is_whole = self._meter.account.name, "length", 0, False
+        sequence = await model.begin(ids, owner)
         timings, trace = self._timings_of(choice, sequence), self.trace.answer(choice)
         sequence.session.tracer = trace
         self._meter.session_began(self.served.name)
@@ -122,16 +123,20 @@ class Answering:
                         break
                     if not may_go_on:
                         break  # with the reason `length`
+            is_whole = True
         finally:
             trace.close(timings)
             self._meter.session_ended(self.served.name)
-            await model.end(sequence)
+            await model.end(sequence, owner if is_whole else None)
+        num_cached = 0 if number else sequence.num_reused  # the prompt of further answers counts once
+        self._meter.cached(self.served.name, num_cached)
         await driven(out.ending(), decode_all)
         if pieces:
             yield Piece(choice=choice, text="".join(pieces))
         self._meter.answered(timings)
         stop = out.stopped_by if out.stopped_by in request.stops else None
-        yield End(choice=choice, reason=reason, num_new=num_new, stop=stop, num_replaced=model.num_replaced(sequence))
+        replaced = model.num_replaced(sequence)
+        yield End(choice=choice, reason=reason, num_new=num_new, num_cached=num_cached, stop=stop, num_replaced=replaced)
 
     def _timings_of(self, choice: int, sequence: TokenSequence) -> Timings:
         """Where the time of an answer that begins will be found."""

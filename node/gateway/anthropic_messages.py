@@ -128,10 +128,15 @@ class MessageWriter(Writer):
         (answer,) = made
         content: list[dict[str, Any]] = [{"type": "text", "text": answer.text}] if answer.text else []
         content += [{**_used(call), "input": call.arguments} for call in answer.calls]
-        return dumped({**self._message, "content": content, **_ended(answer), "usage": self._usage(usage.num_new)})
+        return dumped({**self._message, "content": content, **_ended(answer), "usage": self._usage(usage)})
 
     def opening(self) -> Iterable[bytes]:
-        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage(0)}
+        nothing: dict[str, Any] = {
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": self._usage(Usage(num_prompt=self._num_prompt)),
+        }
         yield _said("message_start", message={**self._message, **nothing})
         yield _said("ping")
 
@@ -167,15 +172,17 @@ class MessageWriter(Writer):
     def ending(self, usage: Usage) -> Iterable[bytes]:
         assert self._end is not None, "a stream has an end"
         yield self._text_ended()
-        yield _said("message_delta", delta=_ended(self._end), usage=self._usage(usage.num_new))
+        yield _said("message_delta", delta=_ended(self._end), usage=self._usage(usage))
         yield _said("message_stop")
 
     def failure(self, refusal: Refusal) -> bytes:
         return event(anthropic(refusal), "error")
 
-    def _usage(self, num_new: int) -> dict[str, Any]:
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        """The parts of the prompt do not overlap here, unlike in OpenAI's usage."""
         return {
-            "input_tokens": self._num_prompt, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": num_new,
+            "input_tokens": usage.num_prompt - usage.num_cached, "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": usage.num_cached, "output_tokens": usage.num_new,
         }  # fmt: skip
 
 

@@ -28,6 +28,11 @@ class Meter:
         self.account.take_prompt(num_tokens)
         self._counts.count(metrics.PROMPT_TOKENS, num_tokens, model=model)
 
+    def cached(self, model: str, num_tokens: int) -> None:
+        """So many tokens of a prompt were not computed, since hops had kept them."""
+        if num_tokens:
+            self._counts.count(metrics.CACHED_TOKENS, num_tokens, model=model)
+
     def token(self, model: str) -> bool:
         """One more token of an answer has come. Returns whether the budget allows another one."""
         if not self._has_token:

@@ -81,11 +81,12 @@ def bias_of(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     return tuple(found.items())
 
 
-def usage_of(usage: Usage) -> dict[str, int]:
+def usage_of(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.num_prompt,
         "completion_tokens": usage.num_new,
         "total_tokens": usage.num_prompt + usage.num_new,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached},
     }
 
 
@@ -147,7 +148,7 @@ class OpenAiWriter(ABC):
         return {"timings": [{"index": choice, **made.as_json()} for choice, made in sorted(usage.timings.items())]}
 
     def _part(
-        self, choice: dict[str, Any] | None, usage: dict[str, int] | None = None, timings: Mapping[str, Any] | None = None
+        self, choice: dict[str, Any] | None, usage: dict[str, Any] | None = None, timings: Mapping[str, Any] | None = None
     ) -> bytes:
         """One choice, or none and the usage; with usage wanted, each part has the field."""
         choices = [] if choice is None else [choice]

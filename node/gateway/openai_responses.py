@@ -276,7 +276,7 @@ class ResponseWriter(Writer):
 def usage_of(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.num_prompt,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": usage.num_cached, "cache_write_tokens": 0},
         "output_tokens": usage.num_new,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.num_prompt + usage.num_new,

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from node.device.host_queue import HostQueue
+from node.device.kept import NO_CLIENT
 from node.device.memory import Holdings
 from node.device.pending import Chunk, Pending
 from node.device.thread import Device
-from node.device.work import Fork, HeldSequences, Step
+from node.device.work import Fork, HeldSequences, Keep, Step
 from node.hardware import wait_for
 from node.serving import batch as edges
 from node.serving import step as steps
 from node.serving.forwards import Forwards
 from node.serving.part_engines import PartEngines
 from node.serving.worked import WorkCounter
-from protocols.errors import DeadlineError, InternalError, OverloadedError, SwarmError
+from protocols.errors import CacheFullError, DeadlineError, InternalError, OverloadedError, SwarmError
 from swarm.inference import rows as row_operations
 from swarm.inference.compute import Output
 from swarm.models.default_dtype import computing
@@ -66,22 +67,45 @@ class Executor:
         self._queue = self._device.attach(self, budget_tokens)
 
     def change(self, pending: Pending) -> None:
-        """Give a session's sequences back, or let it begin with copies of another session's."""
+        """Give a session's sequences back, keep them for forks, or let it begin with copies of another session's."""
         request, session = pending.request, pending.request.session
         try:
-            engine = self._engines.of(session)
-            session.sequences = steps.close_all(engine, session.sequences)
-            if isinstance(request, Fork):
-                self._device.memory.lend(engine)
-                session.sequences = steps.forks(engine, request.source.sequences)
+            if isinstance(request, Keep):
+                self._keep(session)
+            elif isinstance(request, Fork):
+                self._fork(request)
             else:
+                self._free(session)
                 self._device.scheduler.warm_up_again(self.queue)  # memory was freed: the last warm-up may have had none
-            self._hold(session)
             self._device.scheduler.forget(self.queue, session)
         except Exception as error:  # whatever an engine raises here
             self._fail(pending, error)
         else:
             pending.settle(Output(values=torch.empty(0)))
+
+    def _free(self, session: HeldSequences) -> None:
+        self._device.memory.kept.drop(session)
+        session.sequences = steps.close_all(self._engines.of(session), session.sequences)
+        self._hold(session)
+
+    def _keep(self, session: HeldSequences) -> None:
+        self.holdings.add(session.client, -session.num_tokens)
+        self.holdings.add(NO_CLIENT, session.num_tokens)
+        self._device.memory.kept.add(session, lambda: self._free(session))
+
+    def _fork(self, request: Fork) -> None:
+        """CacheFullError if the sequences were kept, and have been freed for others."""
+        session, source, engine = request.session, request.source, self._engines.of(request.session)
+        self._free(session)
+        if not source.sequences:
+            raise CacheFullError("what this session begins with was freed for others: send it anew")
+        self._device.memory.kept.use(source)
+        self._device.memory.lend(engine)
+        session.sequences = steps.forks(engine, source.sequences)
+        self._hold(session)
+        for sequence in session.sequences if request.crop else ():
+            engine.crop(sequence, request.crop)
+        self._hold(session)
 
     def warm_up(self) -> bool:
         """Capture one graph, if there is one more to capture."""
@@ -147,9 +171,12 @@ class Executor:
             self._operate(engine, pending, step)
         session.sequences = row_operations.enter(engine, session.sequences, len(step.counts))
         steps.check_size(step, pending.num_tokens, session.sequences, self._max_positions)
+        items = [(row, count) for row, count in zip(session.sequences, step.counts, strict=True) if count]
+        if len(memory.kept):
+            memory.make_room(engine.growth_bytes(items))
+            memory.lend(engine)
         is_cut = chunk.size < pending.num_tokens
         if (pending.num_tokens or pending.copies) and (is_cut or memory.is_short(session.client, now_s)):
-            items = [(row, count) for row, count in zip(session.sequences, step.counts, strict=True) if count]
             memory.judge(session.client, engine.growth_bytes(items), pending.num_tokens, now_s, is_new=False)
         pending.is_entered = True
 
@@ -166,7 +193,7 @@ class Executor:
     def _hold(self, session: HeldSequences) -> None:
         """Note what a session holds after its sequences have changed."""
         before, session.num_tokens = session.num_tokens, sum([row.length for row in session.sequences])
-        self.holdings.add(session.client, session.num_tokens - before)
+        self.holdings.add(NO_CLIENT if session.is_kept else session.client, session.num_tokens - before)
 
     def _fail(self, pending: Pending, error: Exception) -> None:
         """Settle the request with the error, and close the session's sequences: its client starts anew, here or at a replica."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from node.device.pending import Pending
-from node.device.work import Clear, Fork, HeldSequences, Step
+from node.device.work import Clear, Fork, HeldSequences, Keep, Step
 from node.serving.runner import Runner
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId, Span
@@ -61,12 +61,21 @@ class SessionSequences:
         finally:
             self._pending = None
 
-    async def fork(self, source: SessionCompute) -> None:
-        """Begin with copies of the sequences of `source`, a session that runs the same blocks here."""
+    async def fork(self, source: SessionCompute, crop: int = 0) -> None:
+        """Begin with copies of the sequences of `source`, a session that runs the same blocks here, without their last `crop` tokens."""
         assert isinstance(source, SessionSequences)
         await self._take_engine()
         self._may_hold = True
-        await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held)))
+        await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held, crop=crop)))
+
+    async def keep(self) -> None:
+        """The session has ended: its sequences stay for forks while memory is free, until `clear`."""
+        await self._runner.outcome(self._runner.submit(Keep(session=self.held)))
+
+    @property
+    def holds_tokens(self) -> bool:
+        """False also if the sequences were kept, and have been freed for other sessions."""
+        return self.held.num_tokens > 0
 
     async def _take_engine(self) -> None:
         if self._part is not None and self.held.engine is None:

@@ -65,8 +65,20 @@ class SessionCompute(Protocol):
         """
         ...
 
-    async def fork(self, source: SessionCompute) -> None:
-        """Begin with copies of another session's sequences, which runs the same blocks here. After a typed error there are none."""
+    async def fork(self, source: SessionCompute, crop: int = 0) -> None:
+        """Begin with copies of another session's sequences, which runs the same blocks here, without their last `crop` tokens.
+
+        After a typed error there are none.
+        """
+        ...
+
+    async def keep(self) -> None:
+        """The session has ended: its sequences stay for forks while no open session needs their memory, until `clear`."""
+        ...
+
+    @property
+    def holds_tokens(self) -> bool:
+        """False also if the sequences were kept, and have been freed for other sessions."""
         ...
 
     def abandon(self) -> None:

@@ -19,7 +19,7 @@ it forgets everything and says Expect(0), or reports itself lost; it never answe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
@@ -61,24 +61,24 @@ class Hop:
         dtype: str,
         compute: SessionCompute,
         links: Links,
-        others: Mapping[Key, Hop],
+        source: Callable[[Key], Sequences | None],
         now_s: Callable[[], float],
         pace: Pace,
     ) -> None:
-        """others: all sessions at this node, of which this one may be a fork. now_s: of the node's `Clock`. pace: its own."""
+        """source: the sequences of another session, of which this one may be a fork. now_s: of the node's `Clock`. pace: its own."""
         self._now_s = now_s
         self.place = place
         """Its blocks are the same in every epoch."""
         self.last_active_s = self._now_s()
         self.is_closed = False
-        self._others = others
+        self._source = source
         self._fork: Fork | None = None
         """The session that this one is a fork of; the hop below is told as well."""
         self._inbox: Inbox[Event] = Inbox(INBOX_EVENTS, INBOX_BYTES)
         self.up = Upstream(self.last_active_s)
         self._answers = Answers()
         self.down = Downstream(place.grant.session)
-        self._sequences = Sequences(compute, self.up, self.down, self._answers)
+        self.sequences = Sequences(compute, self.up, self.down, self._answers)
         self._successor = Successor(links, dtype, self.down, self.put, self.lose)
         self._pace = pace
         self._last_word: Close | None = None
@@ -89,13 +89,13 @@ class Hop:
     @property
     def held_bytes(self) -> int:
         """All activations that this session keeps alive here: retained, waiting, coming in as a history, and its last replies."""
-        loading = 0 if self._sequences.loading is None else self._sequences.loading.num_bytes
+        loading = 0 if self.sequences.loading is None else self.sequences.loading.num_bytes
         return self.down.retained.num_bytes + self._inbox.num_bytes + loading + self._answers.num_bytes
 
     @property
     def progress(self) -> Progress:
         """How far this session is here, for its client."""
-        sequences, own_epoch = self._sequences, self.place.grant.epoch
+        sequences, own_epoch = self.sequences, self.place.grant.epoch
         epoch = max(own_epoch, self._pace.awaited)
         is_paced = epoch > own_epoch  # nothing was sent in that epoch yet
         is_loading = sequences.loading is not None and self._now_s() - self.last_active_s < PART_S
@@ -118,7 +118,7 @@ class Hop:
     async def put(self, wire: MessageStream | None, message: Message) -> None:
         """A message came over `wire`; waits while the inbox is full, which slows the sender down."""
         if isinstance(message, Step) and message.epoch == self.place.grant.epoch:
-            self.up.receive(message.step, self._sequences.next_step)
+            self.up.receive(message.step, self.sequences.next_step)
         elif isinstance(message, Open | Reroute):
             await self._pace.turn(message.grant.epoch)
             self.up.received = 0  # what had come over an older wire, or in an older epoch, may be sent again
@@ -136,7 +136,7 @@ class Hop:
         self.is_closed = True
         self._last_word = message if message.below else None
         self._successor.stop()
-        self._sequences.abandon()
+        self.sequences.end(message.keep_s if message.below else 0)
         if not len(self._inbox):
             await self._inbox.put((None, message))  # wakes `run`
 
@@ -146,7 +146,7 @@ class Hop:
             await self._inbox.put((None, Lost(wire, cause, self.place.grant.epoch)))
 
     async def run(self) -> None:
-        """Take events in order until the session closes. The caller owns this task; afterwards every sequence is freed."""
+        """Take events in order until the session closes. The caller owns this task; afterwards every sequence is freed, or kept."""
         try:
             while not self.is_closed:
                 wire, message = await self._inbox.get()
@@ -174,9 +174,9 @@ class Hop:
             case Reroute() if is_above:
                 await self._on_route(wire, message)
             case Step() if is_above and message.epoch == self.place.grant.epoch:
-                await self._sequences.take_step(message, self.place)
+                await self.sequences.take_step(message, self.place)
             case History() if is_above and message.epoch == self.place.grant.epoch:
-                await self._sequences.take_history(message, self.place)
+                await self.sequences.take_history(message, self.place)
             case Expect() if is_below:
                 await self._on_expect(message)
             case HopLost() if is_below and message.index > self.place.index and message.epoch == self.place.grant.epoch:
@@ -195,20 +195,19 @@ class Hop:
         if isinstance(message, Open):
             self.up.connect(wire)
         self.place = replace(self.place, grant=message.grant, index=message.index)
-        self._sequences.has_given_up = False
+        self.sequences.has_given_up = False
         self.up.begin_route()
         if isinstance(message, Open) and message.fork is not None:
             self._fork = message.fork
             await self._begin_with(message.fork)
-        faults.point("opened", self._sequences.next_step)
-        self.up.expect(self.place.grant, self._sequences.next_step)
+        faults.point("opened", self.sequences.next_step)
+        self.up.expect(self.place.grant, self.sequences.next_step)
         self._successor.follow(before, self.place, self._fork)
 
     async def _begin_with(self, fork: Fork) -> None:
-        """Copy the sequences of the session that this one is a fork of, if it is here."""
-        source = self._others.get((self.place.grant.client, fork.session, self.place.span))
-        if source is not None and not source.is_closed and source.place.is_last == self.place.is_last:
-            await self._sequences.fork(source._sequences, fork, self.place)
+        """Copy the sequences of the session that this one is a fork of, if they are here."""
+        if (source := self._source((self.place.grant.client, fork.session, self.place.span))) is not None:
+            await self.sequences.fork(source, fork, self.place)
 
     async def _on_lost(self, lost: Lost) -> None:
         if lost.wire is not None and lost.wire is self._answers.wire:
@@ -221,7 +220,7 @@ class Hop:
         elif lost.wire is self.down.wire and lost.epoch == self.place.grant.epoch:
             self.down.drop()
             if lost.wire is None and isinstance(lost.cause, OverloadedError | InternalError):  # ours: the hop below was not asked
-                await self._sequences.give_up(lost.cause, self.place)
+                await self.sequences.give_up(lost.cause, self.place)
             else:
                 self._lost_below(lost.cause or PeerUnreachableError("the stream ended without a close"))
 
@@ -232,8 +231,8 @@ class Hop:
             self._lost_below(PeerUnreachableError("it asks for the whole history again and again"))
         elif self.down.is_starved:
             log.info("%s: the hop below needs the history that was dropped here: asking for a replay from above", self)
-            await self._sequences.forget()
-            self.up.expect(self.place.grant, self._sequences.next_step)
+            await self.sequences.forget()
+            self.up.expect(self.place.grant, self.sequences.next_step)
 
     def _lost_below(self, cause: SwarmError) -> None:
         below, route = self.place.index + 1, self.place.grant.route
@@ -249,4 +248,4 @@ class Hop:
         end(self.up.wire)
         end(self._answers.wire)
         await self._inbox.drain(lambda event: dismiss(*event))  # streams whose first message came too late end
-        await self._sequences.free()
+        await self.sequences.release()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from protocols.defaults import IDLE_S, MAX_SESSIONS, MAX_SESSIONS_PER_CLIENT, RESUME_S, RETAINED_BYTES
@@ -21,9 +21,11 @@ from swarm.clock import SYSTEM, Clock
 from swarm.inference import grants
 from swarm.inference.closed import Closed
 from swarm.inference.compute import SessionCompute
-from swarm.inference.hop import Hop
+from swarm.inference.hop import Hop, Key
+from swarm.inference.kept_sessions import KeptSessions
 from swarm.inference.pace import EPOCHS_S, Pace
 from swarm.inference.place import Place
+from swarm.inference.sequences import Sequences
 from swarm.inference.shares import to_give_way
 from swarm.streams.dials import MAX_DIALS
 from swarm.streams.links import Links
@@ -59,6 +61,18 @@ class HopLimits:
     max_dials: int = MAX_DIALS
     """Next hops that are dialled at once, for all clients."""
 
+    max_kept: int = 512
+    """Ended sessions that are kept for forks, in memory that is free otherwise."""
+
+    max_kept_per_client: int = 256
+    """Of one client; with its next one, the least recently used goes."""
+
+    keep_s: float = 600.0
+    """Longest time, in seconds, for which an ended session is kept after its last use."""
+
+    kept_bytes: int = RETAINED_BYTES // 4
+    """Sent activations of all ended sessions; beyond it the least recently used ones go."""
+
     retained_bytes: int = RETAINED_BYTES
     """Sent activations kept for all sessions; beyond it the client that holds most loses its largest history."""
 
@@ -89,6 +103,7 @@ class Hops:
         self._links, self._new_compute, self._limits = links, new_compute, limits
         self._hops: dict[tuple[PeerId, SessionId, Span], Hop] = {}
         self._closed = Closed()
+        self.kept = KeptSessions(clock.now_s, most=limits.max_kept, most_per_client=limits.max_kept_per_client)
         self._tasks = Tasks()
 
     def __len__(self) -> int:
@@ -163,10 +178,15 @@ class Hops:
         compute = self._new_compute(grant, grant.route[index].span)
         pace = Pace(self._clock.now_s, epochs_s=self._limits.epochs_s)
         place = Place(grant, index, self.served.num_blocks)
-        hop = Hop(place, self.served.dtype, compute, self._links, self._hops, self._clock.now_s, pace)
+        hop = Hop(place, self.served.dtype, compute, self._links, self._source, self._clock.now_s, pace)
         self._hops[grant.client, grant.session, hop.place.span] = hop
         self._tasks.keep(self._run(hop))
         return hop
+
+    def _source(self, key: Key) -> Sequences | None:
+        """What a fork of a session begins with: of an open one, or of one that was kept."""
+        hop = self._hops.get(key)
+        return self.kept.use(key) if hop is None else hop.sequences
 
     def _make_room(self) -> None:
         """End a session that was not used for a while, of the client that holds most. OverloadedError if there is none."""
@@ -189,6 +209,18 @@ class Hops:
             self._note_end(hop)
             if self._hops.get(key) is hop:  # the client may have opened it anew while this one gave its memory back
                 del self._hops[key]
+            self._keep(key, hop.sequences)
+
+    def _keep(self, key: Key, sequences: Sequences) -> None:
+        """Keep an ended session if its client asked for it; others go instead."""
+        if sequences.keep_s and not self.is_draining:
+            self._free(self.kept.add(key, sequences, min(sequences.keep_s, self._limits.keep_s)))
+        elif sequences.keep_s:
+            self._free([sequences])
+
+    def _free(self, ended: Iterable[Sequences]) -> None:
+        for sequences in ended:
+            self._tasks.keep(sequences.free())
 
     def _note_end(self, hop: Hop) -> None:
         if hop.up.was_opened:
@@ -206,6 +238,7 @@ class Hops:
                 if self._is_over(hop, now_s):
                     log.info("%s: dropped: not asked for in time", hop)
                     await hop.put(None, _close(hop))
+            self._free(self.kept.over(self._limits.kept_bytes))
             self._bound_retained()
             for hop in self._too_large():
                 log.info("%s: ended: it keeps %d bytes, and this node's limit is passed", hop, hop.held_bytes)
@@ -229,8 +262,10 @@ class Hops:
         return to_give_way(self._hops.values(), _client, lambda hop: hop.held_bytes, self._limits.held_bytes)
 
     async def stop(self) -> None:
-        """End every session: sequences are freed, and the hops above see their streams end."""
+        """End every session, also those that are kept: sequences are freed, and the hops above see their streams end."""
         await self._tasks.stop()
+        for sequences in self.kept.all_out():
+            await sequences.free()
 
 
 def _close(hop: Hop) -> Close:

@@ -66,6 +66,8 @@ class Leg:
         self.last: MessageStream | None = None
         self.fork: Fork | None = None
         """The session that this one is a fork of."""
+        self.is_fork_taken = False
+        """The first hop of the first route says that it begins with that."""
         self.has_answered = False
         self.verdict: Verdict | None = None
         """Where a step was stuck at the last look; None = no look since an answer came."""
@@ -133,11 +135,11 @@ class Leg:
             self.last = None
             self.lose(len(self.route) - 1, error, self.epoch)
 
-    def let_go(self) -> list[MessageStream]:
-        """Close both message streams; returns those that have not ended yet."""
+    def let_go(self, keep_s: int = 0) -> list[MessageStream]:
+        """Close both message streams; returns those that have not ended yet. keep_s: as `Close` has it."""
         self._is_over = True
         wires = [wire for wire in (self.down.wire, self.last) if wire is not None]
-        self.down.end(Close(session=self.id))
+        self.down.end(Close(session=self.id, keep_s=keep_s))
         if self.last is not None:
             self.last.end()
         return wires
@@ -150,6 +152,7 @@ class Leg:
             case Reply() if is_last:
                 self._on_reply(self, message)
             case Expect() if is_first:
+                self.is_fork_taken |= self.fork is not None and message.epoch == 0 and message.step == self.fork.step
                 self.down.expect(message)
                 if self.down.is_insatiable:
                     self.lose(0, PeerUnreachableError("it asks for the whole history again and again"), self.epoch)

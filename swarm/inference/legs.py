@@ -77,13 +77,13 @@ class Legs:
             self._on_reply, lambda leg, loss: self.losses.put_nowait((leg, loss)), self._router.clock.unix_s,
         )  # fmt: skip
 
-    def begin_as(self, other: Legs) -> None:
-        """As a fork of another session: its sequences, and the hops that may still hold them."""
-        self.retained = self.current.down.retained = other.retained.fork()
+    def begin_as(self, other: Legs, crop: int = 0) -> None:
+        """As a fork of another session: its sequences without their last `crop` tokens, and the hops that may still hold them."""
+        self.retained = self.current.down.retained = other.retained.fork(crop)
         self.search.weights, self.current.weights = other.search.weights, other.current.weights
         self.search.versions = [*other.search.versions]
         if (step := self.retained.next_step) > 0:
-            self.current.fork = Fork(session=other.current.id, step=step)
+            self.current.fork = Fork(session=other.current.id, step=step, crop=crop)
             self.search.forked_places = {hop.place for hop in other.current.route}
 
     async def open(self) -> None:
@@ -134,9 +134,9 @@ class Legs:
         self.is_over = True
         await self.tasks.stop()
 
-    async def close(self) -> None:
+    async def close(self, keep_s: int = 0) -> None:
         """Say the last word on every wire; returns when the first hops have been told, or do not listen any more."""
-        await asyncio.gather(*(wire.ended() for leg in (self.current, *self.rivals) for wire in leg.let_go()))
+        await asyncio.gather(*(wire.ended() for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)))
 
     # --- steps and replies
 

@@ -66,9 +66,13 @@ class StepInput:
     spec: StepSpec
     positions: Sequence[int] | None
 
-    def check(self) -> None:
-        """BadRequestError if it makes no sense, whichever peer is asked."""
+    def check(self, blocks: Span | None) -> None:
+        """BadRequestError if it makes no sense, whichever peer is asked. blocks: as `SessionConfig` has it."""
         self.spec.check()
+        if self.spec.is_thin and blocks is not None:
+            raise BadRequestError(
+                f"a session over blocks {blocks} takes hidden states, got {self.spec.kind}; open one over all blocks"
+            )
         if self.spec.kind == "ids" and (self.tokens.dtype, len(self.tokens.shape)) != ("int32", 1):
             raise BadRequestError(f"ids are int32 [tokens], got {self.tokens.dtype} {list(self.tokens.shape)}")
         num_tokens = sum(self.counts)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
-from protocols.inference import History, Step
+from protocols.inference import Crop, History, Step
 from protocols.tensors import WireTensor
 from swarm.inference import histories
 from swarm.inference import rows as row_operations
@@ -94,8 +94,9 @@ class Retained:
                 row.append(whole.part(at, at + count))
             at += count
 
-    def fork(self) -> Retained:
-        """The same sequences, for a session that begins where this one is: all of them are history, since its hops hold nothing."""
+    def fork(self, crop: int = 0) -> Retained:
+        """The same sequences without their last `crop` tokens, for a session that begins there: all of them are history, since its hops
+        hold nothing. BadRequestError if a sequence is shorter; nothing has changed then."""
         self._fold_all()
         twin = Retained()
         if not self.has_history:
@@ -105,6 +106,8 @@ class Retained:
         twin._rows, twin._empty = [self._store.fork(row) for row in self._rows], self._empty
         for step in self._window:
             twin._fold(step)
+        if crop:
+            twin._rows = row_operations.apply(twin._store, twin._rows, (Crop(crop),))
         twin.base = self.next_step
         twin.num_bytes = min(self.num_bytes, sum([row.num_bytes for row in twin._rows]))
         return twin

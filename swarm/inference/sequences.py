@@ -40,11 +40,25 @@ class Sequences:
         """A history that is coming in."""
         self._compute, self._up, self._down, self._answers = compute, up, down, answers
         self._is_over = False
+        self.keep_s = 0
+        """Seconds for which they stay for forks after the session has ended; 0: not at all."""
+        self._is_last = False
+        """They are those of the last hop: what came of them was not retained."""
 
     def is_at_rest(self, step: int) -> bool:
         """Are the sequences what they were before `step`, and not about to change?"""
         is_busy = self.is_computing or self.loading is not None or self.has_given_up or self._is_over
         return self.next_step == step and not is_busy
+
+    @property
+    def num_bytes(self) -> int:
+        """Of activations that are kept for hops below."""
+        return self._down.retained.num_bytes
+
+    @property
+    def holds_tokens(self) -> bool:
+        """There are tokens that another session may begin with."""
+        return self._compute.holds_tokens
 
     # --- steps
 
@@ -70,6 +84,7 @@ class Sequences:
 
     async def _advance(self, step: Step, place: Place) -> None:
         self._up.is_waiting = False
+        self._is_last = place.is_last
         faults.point("before_compute", step.step)
         trace.mark("received", step.session, step.step, step.payload.num_bytes)
         started = time.perf_counter()
@@ -120,7 +135,7 @@ class Sequences:
             self.is_computing = False
         self.loading.take(history, None if place.is_last else output)
         if self.loading.is_complete:
-            self.next_step = history.base
+            self.next_step, self._is_last = history.base, place.is_last
             self._down.retained.load(history.base, [] if place.is_last else self.loading.rows, tensors.cut(output, 0, 0))
             self.loading = None
             self._down.pump()
@@ -128,21 +143,22 @@ class Sequences:
 
     async def fork(self, source: Sequences, fork: Fork, place: Place) -> None:
         """Begin as a copy of another session's sequences if they are those before the fork's step; else the history is sent."""
-        if self.next_step or not source.is_at_rest(fork.step):
+        if self.next_step or not source.is_at_rest(fork.step) or source._is_last != place.is_last:
             return
         try:
-            await self._compute.fork(source._compute)
+            retained = None if place.is_last else source._down.retained.fork(fork.crop)
+            await self._compute.fork(source._compute, fork.crop)
         except SwarmError as error:
             log.info("%s: the sequences of session %s cannot be copied: %s", place, short(fork.session), error)
             return
         if not source.is_at_rest(fork.step):  # they may be those of a later step
             await self._compute.clear()
             return
-        self.next_step = fork.step
-        if place.is_last:
+        self.next_step, self._is_last = fork.step, place.is_last
+        if retained is None:
             self._down.retained.load(fork.step, [])
         else:
-            self._down.retained = source._down.retained.fork()
+            self._down.retained = retained
 
     # --- the end
 
@@ -163,10 +179,25 @@ class Sequences:
         self._answers.clear()
         self._down.retained.load(0, [])
 
-    def abandon(self) -> None:
-        """The session is over, also for a step that is being computed. `free` must follow."""
-        self._is_over = True
-        self._compute.abandon()
+    def end(self, keep_s: int) -> None:
+        """The session is over: they are to be kept if nothing is under way; else a step that is computed ends. `release` must follow."""
+        if keep_s and self._up.received <= self.next_step and self.is_at_rest(self.next_step):
+            self.keep_s = keep_s
+        else:
+            self._is_over = True
+            self._compute.abandon()
+
+    async def release(self) -> None:
+        """Keep what a fork may begin with, until `free` or until open sessions need the memory; or give it back. The session is over."""
+        self._answers.clear()
+        if self.keep_s:
+            try:
+                await self._compute.keep()
+            except SwarmError as error:  # the node is leaving
+                log.info("the sequences of an ended session are not kept: %s", error)
+                self.keep_s = 0
+        if not self.keep_s:
+            await self.free()
 
     async def free(self) -> None:
         """Give the sequences' memory back. The session is over."""

@@ -63,6 +63,8 @@ class Session:
         """The context of the step that runs."""
         self._sent_s = 0.0
         """When the last step's first frame was sent."""
+        self.is_kept = False
+        """It was closed, and hops may have kept its sequences."""
         self._turn = asyncio.Lock()
 
     def __str__(self) -> str:
@@ -133,11 +135,7 @@ class Session:
         if self._config.priority:
             spec = replace(spec, priority=self._config.priority)
         given = StepInput(counts=tuple(counts), tokens=tokens, spec=spec, positions=positions)
-        given.check()
-        if spec.is_thin and self._config.blocks is not None:
-            raise BadRequestError(
-                f"a session over blocks {self._config.blocks} takes hidden states, got {spec.kind}; open one over all blocks"
-            )
+        given.check(self._config.blocks)
         async with self._turn:
             trace.mark("embedded", self.id, self._legs.retained.next_step, tokens.num_bytes)
             self._waits.begin()
@@ -163,29 +161,39 @@ class Session:
         replies = await self._run(pieces, ops, given, expected)
         return _joined(pieces, replies, spec, _time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s())))
 
-    async def fork(self) -> Session:
-        """A second session with the same sequences, independent of this one from here on.
+    async def fork(self, crop: int = 0) -> Session:
+        """A second session with the same sequences, without their last `crop` tokens, independent of this one from here on.
 
         Nothing is sent before its first step. Hops that hold this session then, as it is now, copy its sequences; others are brought up to
         date as after a death, by one prefill of what this session has sent. So it survives deaths, and whatever becomes of this one.
-        Waits for a step that is under way.
+        Waits for a step that is under way. A session that was closed with `keep_s` can be forked as well.
         """
         async with self._turn:
-            self._pending.check()
+            if not self.is_kept:
+                self._pending.check()
             twin = Session(
                 self._router, self._links, self._identity, replace(self._config, dtype=self.dtype or self._config.dtype)
             )
-            twin._legs.begin_as(self._legs)
+            twin._legs.begin_as(self._legs, crop)
             return twin
 
-    async def close(self) -> None:
+    @property
+    def is_fork_taken(self) -> bool:
+        """Known with the first reply: the first hop held the session that this one is a fork of, and computed none of its tokens again."""
+        return self._legs.current.is_fork_taken
+
+    async def close(self, keep_s: int = 0) -> None:
         """End the session everywhere; its memory at the hops is freed at once. Safe to repeat.
 
+        keep_s: hops may keep its sequences for so many seconds after their last use, in memory that is free otherwise, and a `fork` of
+        this session may still begin with them. Without effect while a step is under way, and for a session that has failed.
         Returns when the first hop has been told (or does not listen any more): the connection may be closed then.
         """
+        is_well = self._is_open and self._pending.failure is None and not self._pending.steps
+        self.is_kept = self.is_kept or (keep_s > 0 and is_well)
         await self._legs.stop()
         self._pending.fail(PeerUnreachableError("the session was closed"))
-        await self._legs.close()
+        await self._legs.close(keep_s if is_well else 0)
 
     # --- steps
 

@@ -51,6 +51,9 @@ class Steps(Protocol):
         positions: Sequence[int] | None = None,
     ) -> Output: ...  # fmt: skip
 
+    @property
+    def is_fork_taken(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -80,10 +83,12 @@ class Constraint(Protocol):
 class TokenSequence:
     """The tokens of one sequence at every hop. After an exception its session is of no use: close it."""
 
-    def __init__(self, session: Steps) -> None:
+    def __init__(self, session: Steps, held: Sequence[int] = ()) -> None:
+        """held: what the session begins with, as a fork of another one."""
         self.session = session
-        self.held: list[int] = []
-        """What the hops hold."""
+        self.held = list(held)
+        """What the hops hold, or are sent with the next step."""
+        self._num_begun = len(held)
         self.trips = 0
         """How often something went through the route."""
         self.timings = Timings()
@@ -97,6 +102,16 @@ class TokenSequence:
                 break
             common += 1
         self.forget(max(0, len(self.held) - min(common, len(ids) - 1)))
+
+    @property
+    def num_tokens(self) -> int:
+        """Those at the hops: also those that the next step makes them forget."""
+        return len(self.held) + self._crop
+
+    @property
+    def num_reused(self) -> int:
+        """Tokens that hops had kept, and did not compute again; known with the first reply."""
+        return self._num_begun if self._num_begun and self.session.is_fork_taken else 0
 
     def forget(self, tokens: int) -> None:
         """Forget the last tokens, with the next step."""

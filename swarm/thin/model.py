@@ -34,6 +34,7 @@ from swarm.thin import model_lookup
 from swarm.thin.defaults import Defaults, read_defaults
 from swarm.thin.embedding import embed
 from swarm.thin.generation import Limits, TokenSequence
+from swarm.thin.prefixes import KEEP_S, MIN_TOKENS, Prefixes
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.waiting import Waits
@@ -67,6 +68,7 @@ class ThinModel:
         self._router = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer),
                               takes_newest=is_in_training)  # fmt: skip
         self._sessions: list[Session] = []
+        self._prefixes = None if is_in_training else Prefixes(self._router.clock.now_s)
 
     def start(self) -> TokenSequence:
         """A sequence without tokens, in a session of its own; nothing is sent before its first step."""
@@ -93,18 +95,37 @@ class ThinModel:
         assert isinstance(session, Session)
         return session.replaced
 
+    async def begin(self, prompt: Sequence[int], owner: str = "") -> TokenSequence:
+        """A sequence that holds what an ended session of `owner` has computed of `prompt`, or no tokens; in a session of its own.
+
+        Its route prefers the hops that have kept that session. If one of them has freed it, it is sent the tokens again: then nothing is
+        saved, and nothing is lost. Not for a model in training, whose answers begin with the newest version.
+        """
+        found = None if self._prefixes is None else self._prefixes.longest(owner, prompt)
+        if found is None:
+            return self.start()
+        session = await found.session.fork(found.num_tokens - found.num_common)
+        self._sessions.append(session)
+        return TokenSequence(session, prompt[: found.num_common])
+
     def limits(self, max_new_tokens: int) -> Limits:
         """Where an answer of this model ends."""
         own = self.defaults
         return Limits(max_new_tokens=max_new_tokens, ends=own.ends, max_positions=own.max_positions, vocab_size=own.vocab_size)
 
-    async def end(self, sequence: TokenSequence) -> None:
-        """Free a sequence's memory at every hop."""
-        session = sequence.session
+    async def end(self, sequence: TokenSequence, keep_for: str | None = None) -> None:
+        """Free a sequence's memory at every hop. keep_for: hops may keep it for `begin` of that owner, while their memory is free."""
+        session, prefixes = sequence.session, self._prefixes
         assert isinstance(session, Session)
-        if session in self._sessions:
-            self._sessions.remove(session)
+        if session not in self._sessions:
+            return
+        self._sessions.remove(session)
+        if keep_for is None or prefixes is None or len(sequence.held) < MIN_TOKENS:
             await session.close()
+            return
+        await session.close(keep_s=KEEP_S)
+        if session.is_kept:
+            prefixes.add(keep_for, sequence.held, sequence.num_tokens, session)
 
     async def close(self) -> None:
         """End every session."""

@@ -174,7 +174,7 @@ class Attack:
         self.number += len(steps)
         with watched() as turns:
             await self.line.say(*steps)
-            await until(lambda: self.hop._sequences.next_step >= self.number or self.hop._sequences.has_given_up, 30.0)
+            await until(lambda: self.hop.sequences.next_step >= self.number or self.hop.sequences.has_given_up, 30.0)
         return turns.longest_s, turns.what
 
     async def ask_for_the_history(self) -> tuple[float, str]:

@@ -132,7 +132,7 @@ async def test_a_hop_that_begins_to_swallow_in_the_middle_is_replaced_and_its_ne
     async def nothing(*_: object) -> None:
         """It takes the step, and that is all."""
 
-    hop._sequences.take_step = nothing  # type: ignore[method-assign]
+    hop.sequences.take_step = nothing  # type: ignore[method-assign]
     spare = await swarm.serve(2, 4)
     before = first.engine.forwards
     answers += [await ask(session, (), [1], token[None]) for token in tokens[5:]]
@@ -335,9 +335,9 @@ async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and
     hop, tried_s = next(iter(node.host.hops._hops.values())), list[float]()
 
     async def works(*_: object) -> None:
-        hop._sequences.is_computing = True
+        hop.sequences.is_computing = True
 
-    hop._sequences.take_step = works  # type: ignore[method-assign]
+    hop.sequences.take_step = works  # type: ignore[method-assign]
     try_beside, began_s = session._legs.try_beside, time.monotonic()
 
     async def beside() -> None:

@@ -197,7 +197,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     ),
     "state_part": lambda: state.StatePart(offset=state.MAX_STATE_BYTES, data=bytes(state.PART_BYTES)),
     "open": lambda: inference.Open(
-        grant=longest_grant(), index=127, dtype="float32", fork=inference.Fork(session=SESSION, step=1 << 40)
+        grant=longest_grant(), index=127, dtype="float32", fork=inference.Fork(session=SESSION, step=1 << 40, crop=1 << 24)
     ),
     "reroute": lambda: inference.Reroute(grant=longest_grant(), index=127),
     "attach": lambda: inference.Attach(grant=longest_grant(), step=1 << 40),
@@ -212,7 +212,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES)),
     ),
     "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
-    "close": lambda: inference.Close(session=SESSION),
+    "close": lambda: inference.Close(session=SESSION, keep_s=3_600),
     "expect": lambda: inference.Expect(**HEADER, step=1 << 40),
     "lost": lambda: inference.HopLost(**HEADER, index=127, code=WIDE * 64, message=WIDE * 2_000),
     "progress?": lambda: progress.ProgressRequest(session=SESSION, unit=Blocks(9_998, 10_000)),

@@ -76,9 +76,10 @@ OTHERS = {
     "RemoteCache.step": "(request, columns)",
     "RemoteCache.update": "(*args, **kwargs)",
     "RemoteCache.versions": "",
+    "ThinModel.begin": "(prompt, owner='')",
     "ThinModel.close": "()",
     "ThinModel.embed": "(ids)",
-    "ThinModel.end": "(sequence)",
+    "ThinModel.end": "(sequence, keep_for=None)",
     "ThinModel.limits": "(max_new_tokens)",
     "ThinModel.start": "()",
     "open_model": (

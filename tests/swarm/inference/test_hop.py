@@ -321,7 +321,7 @@ async def test_a_word_from_below_while_a_session_closes_does_not_keep_its_close_
         computes.set()
         await gate.wait()
 
-    hop._sequences.take_step = slow  # type: ignore[method-assign]
+    hop.sequences.take_step = slow  # type: ignore[method-assign]
     await line.say(step_of(0))
     await computes.wait()
     await line.say(Close(session=SESSION))
@@ -421,7 +421,7 @@ async def test_what_came_over_an_older_wire_counts_no_more(client: Probe, node: 
     async def lost(*_: object) -> None:
         """As if its message stream had ended before the step was sent."""
 
-    monkeypatch.setattr(hop._sequences, "take_step", lost)
+    monkeypatch.setattr(hop.sequences, "take_step", lost)
     await line.say(step_of(0), step_of(1))
     await until(lambda: hop.progress.received == 2)
     again = await client.open(node, hop.place.grant)

@@ -56,7 +56,7 @@ async def test_large_frames_do_not_pile_up_behind_a_step_that_takes_long(swarm: 
         await release.wait()
         return Output(values=hidden)
 
-    hop._sequences._compute.step = slow  # type: ignore[method-assign, assignment]
+    hop.sequences._compute.step = slow  # type: ignore[method-assign, assignment]
     wide = torch.zeros(1 << 12, 16 * WIDTH)  # a step that no hop takes: what matters is that it waits behind the first
     frames = [step_of(0).encode(), *(step_of(number, wide).encode() for number in range(1, 60))]
     flooding = asyncio.create_task(line.say(*frames))

@@ -14,9 +14,11 @@ import uvicorn
 
 from node.gateway import GatewayConfig, create_app
 from node.gateway.gateway import Gateway
+from swarm.clock import SYSTEM
 from swarm.thin.defaults import read_defaults
 from swarm.thin.generation import TokenSequence
 from swarm.thin.model import ThinModel
+from swarm.thin.prefixes import Prefixes
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from tests.end_to_end.wire import WireSwarm
@@ -25,10 +27,10 @@ from tests.end_to_end.wire import WireSwarm
 class ToyThinModel(ThinModel):
     """A thin model whose sessions are those of a `WireSwarm`'s client, which needs no directory."""
 
-    def __init__(self, swarm: WireSwarm, sandbox: Sandbox) -> None:
+    def __init__(self, swarm: WireSwarm, sandbox: Sandbox, has_cache: bool) -> None:
         self.model = swarm.toys.model
         self.defaults, self.tokenizer = read_defaults(swarm.path), SandboxedTokenizer(sandbox, swarm.path)
-        self._swarm, self._sessions = swarm, []
+        self._swarm, self._sessions, self._prefixes = swarm, [], Prefixes(SYSTEM.now_s) if has_cache else None
 
     async def close(self) -> None:
         while self._sessions:
@@ -43,12 +45,14 @@ class ToyThinModel(ThinModel):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToyConfig(GatewayConfig):
     toys: WireSwarm
+    has_cache: bool = False
+    """Ended sessions are kept; False: a test counts what is left of them."""
 
     @contextlib.asynccontextmanager
     async def open(self, name: str) -> AsyncIterator[ThinModel]:  # type: ignore[override]
         sandbox = Sandbox(name)
         try:
-            model = ToyThinModel(self.toys, sandbox)
+            model = ToyThinModel(self.toys, sandbox, self.has_cache)
             yield model
             await model.close()
         finally:
