@@ -81,6 +81,8 @@ OTHERS = {
     "ThinModel.embed": "(ids)",
     "ThinModel.end": "(sequence, keep_for=None)",
     "ThinModel.limits": "(max_new_tokens)",
+    "ThinModel.num_replaced": "(sequence)",
+    "ThinModel.sessions": "",
     "ThinModel.start": "()",
     "open_model": (
         "(name, *, peers, root, swarm='public', dtype='auto', route_timeout_s=60.0, priority=0, find=…, waits=None, entry=…, "
