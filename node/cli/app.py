@@ -340,6 +340,28 @@ def status_command(
     status.run(model, asked.enter(), is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
+@app.command("top", rich_help_panel=ASK)
+@with_flags("asked", MeetingOptions)
+def top_command(
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Names in the swarm that are shown first.",
+            show_default=False,
+            autocompletion=completion.names,
+        ),
+    ] = [],  # noqa: B006
+    once: Annotated[bool, typer.Option("--once", help="Print it once, as plain text.")] = False,
+    *,
+    asked: MeetingOptions,
+) -> None:
+    """Watch the swarm: nodes, blocks, load, runs and events, live. q leaves."""
+    from node.cli import top
+
+    top.run(model, asked.enter(), is_once=once, data_dir=asked.data_dir, lan=asked.lan)
+
+
 @app.command("invite", rich_help_panel=HOST)
 def invite_command(
     private: Annotated[

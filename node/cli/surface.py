@@ -22,6 +22,7 @@ COMMAND_LINE_ONLY = (
     "version",
     "config_file",
     "example",
+    "once",
     "yes",
     "remove_all",
     "older_than",

@@ -63,6 +63,7 @@ FLAGS = {
     "doctor": ["--json", "--listen", "--announce", "--device", *MEETING],
     "cache": ["--json", "--data-dir"],
     "keys": [],
+    "top": ["[MODEL]...", "--once", *MEETING],
     "status": ["[MODEL]", "--json", *MEETING],
     "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--json", "--data-dir"],
     "whoami": ["--identity", "--json", "--data-dir"],
