@@ -7,7 +7,7 @@ STEPS: dict[str, dict[str, str]] = {
         "swarm doctor": "is it ready? what to fix",
     },
     "Ask a swarm": {
-        "swarm status": "which models there are, and who hosts them (swarm top: live)",
+        "swarm status": "what it serves, and who hosts it; live: swarm top",
         "swarm chat NAME --thin": "talk with one; nothing is loaded here",
         "swarm generate NAME TEXT": "let it go on with a text (- reads stdin)",
         "swarm serve": "OpenAI's API for your programs, at 127.0.0.1:8000",

@@ -1,4 +1,4 @@
-"""`swarm top`: one screen of any size, and a live one at real peers."""
+"""`swarm top`: one screen of any size, a live one at peers."""
 
 from __future__ import annotations
 
