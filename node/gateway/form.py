@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from node.gateway.refusal import RefusedError
@@ -52,7 +52,8 @@ def only(*values: Any) -> Any:
             raise PydanticCustomError("unsupported", f"is not supported by this gateway; leave it out (or send {one})")
         return value
 
-    return Annotated[Any, AfterValidator(checked), Field(description="Not supported; refused unless it changes nothing.")]
+    published = {"enum": [*values, None], "description": "Not supported; refused unless it changes nothing."}
+    return Annotated[Any, AfterValidator(checked), WithJsonSchema(published)]
 
 
 class Drawn(Strict):

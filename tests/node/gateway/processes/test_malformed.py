@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import http.client
+import importlib
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from node.gateway.anthropic_messages import CountBody, MessagesBody
 from node.gateway.error_forms import form_of
 from node.gateway.ollama_asking import GenerateBody, OllamaChatBody
+from node.gateway.ollama_embeddings import EmbedBody, OldBody
 from node.gateway.ollama_models import ShowBody
 from node.gateway.openai_chat import ChatBody
 from node.gateway.openai_completions import CompletionBody
+from node.gateway.openai_embeddings import EmbeddingsBody
 from node.gateway.openai_responses import ResponsesBody
 from node.gateway.refusal import Refusal
 from tests.node.gateway.processes.conftest import GatewaySwarm
@@ -34,8 +39,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "/api/chat": {"model": "tiny", "messages": TALK, "options": {"num_predict": 1}},
     "/api/generate": {"model": "tiny", "prompt": "x", "options": {"num_predict": 1}},
     "/api/show": {"model": "tiny"},
+    "/v1/embeddings": {"model": "tiny", "input": "x"},
+    "/api/embed": {"model": "tiny", "input": "x"},
+    "/api/embeddings": {"model": "tiny", "prompt": "x"},
 }
-BODIES = (ChatBody, CompletionBody, ResponsesBody, MessagesBody, CountBody, OllamaChatBody, GenerateBody, ShowBody)
+ASKING = (ChatBody, CompletionBody, ResponsesBody, MessagesBody, CountBody, OllamaChatBody, GenerateBody, ShowBody)
+BODIES = (*ASKING, EmbeddingsBody, EmbedBody, OldBody)
 FIELDS = {path: sorted(body.model_fields) for path, body in zip(GOOD, BODIES, strict=True)}
 LENGTHS = {"max_tokens", "max_completion_tokens", "max_output_tokens", "options"}
 """An answer may be long, and that is no fault."""
@@ -73,3 +82,29 @@ def test_no_request_is_answered_with_a_fault(swarm: GatewaySwarm) -> None:
         one = example((path, json.dumps(good).encode()))(example((path, b"{"))(one))
     one()
     assert statuses >= {(path, status) for path in GOOD for status in (200, 400)}
+
+
+def test_requests_from_the_published_document_meet_no_fault(swarm: GatewaySwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short run of `scripts/malformed`."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4] / "scripts"))
+    malformed = importlib.import_module("malformed")
+    verdicts = {one.endpoint: one for one in malformed.flood(swarm.url.removesuffix("/v1"), "tiny", 100, number=7)}
+    assert not [fault for one in verdicts.values() for fault in one.faults]
+    posts = {f"POST {path}" for path in GOOD}
+    assert verdicts.keys() > posts and all(verdicts[post].statuses[400] for post in posts)
+    assert sum(verdicts[post].statuses[200] for post in posts) > 3, "some reach the model"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "content", "is_fault"),
+    [
+        ("/v1/completions", 500, b"{}", True),
+        ("/v1/completions", 400, b"no JSON", True),
+        ("/v1/completions", 400, b'{"error": {}}', False),
+        ("/v1/messages", 400, b'{"error": {}}', True),
+        ("/v1/messages", 200, b"", False),
+    ],
+)  # fmt: skip
+def test_a_fault_is_seen(path: str, status: int, content: bytes, is_fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4] / "scripts"))
+    assert (importlib.import_module("malformed").fault_of(path, status, content) is not None) is is_fault
