@@ -4,7 +4,7 @@ Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
 hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the gateway:
-streams. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched
+streams, next turn. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched
 its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
     "training": ("averaging", "state", "pipeline", "wide pipeline"),
-    "gateway": ("streams",),
+    "gateway": ("streams", "next turn"),
 }
 """By benchmark."""
 
@@ -49,6 +49,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         generation,
         hops,
         models,
+        next_turn,
         node_cost,
         pipeline,
         state,
@@ -67,6 +68,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "node": lambda: node_cost.measure(running, few) | {"repeats": few},
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
         "streams": lambda: gateway.measure(running, repeats, 64),
+        "next turn": lambda: next_turn.measure(running, few) | {"repeats": few},
         "averaging": lambda: averaging.measure(running.folder, repeats),
         "state": lambda: state.measure(repeats),
         "pipeline": lambda: pipeline.measure(running.folder, few) | {"repeats": few},

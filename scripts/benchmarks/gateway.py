@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,21 @@ Rows = list[dict[str, Any]]
 def measure(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
     """Section `streams`: tiny model, two nodes."""
     shape = models.TINY
+    peer, address = start(running, shape)
+    with asyncio.Runner() as runner:
+        rows = _rows(runner, running, shape, peer, address, repeats, num_tokens)
+    return {"model": str(shape), "tokens": num_tokens, "rows": rows}
+
+
+def start(running: Swarms, shape: models.Shape) -> tuple[str, str]:
+    """Two nodes and a gateway: the address of a node, and of the gateway's API."""
     write_tokenizer(running.path(shape), shape.vocab)
     peer = running.start(shape, 2)[0].wait_for("multiaddr")
     words = ["serve", shape.name, "--port", "0", "--peer", peer, "--no-lan", "--data-dir", str(running.folder / "gateway-data")]
     gateway = start_process("gateway", words, running.folder)
     running.nodes.append(gateway)
     gateway.wait_for("ready")
-    with asyncio.Runner() as runner:
-        rows = _rows(runner, running, shape, peer, gateway.wait_for("address"), repeats, num_tokens)
-    return {"model": str(shape), "tokens": num_tokens, "rows": rows}
+    return peer, gateway.wait_for("address")
 
 
 def _rows(
@@ -103,23 +110,35 @@ async def _python(model: Any, ids: list[int], num_tokens: int) -> list[float]:
 
 
 async def _http(address: str, name: str, ids: list[int], num_tokens: int) -> list[float]:
-    """When each event with text came: one for each token, since every token of this tokenizer is a word."""
+    return [event.at_s for event in await ask(address, name, ids, num_tokens)]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token of a stream, and when it came."""
+
+    at_s: float
+    text: str
+
+
+async def ask(address: str, name: str, ids: list[int], num_tokens: int) -> list[TokenEvent]:
+    """The events with text: one for each token, since every token of this tokenizer is a word."""
     url = urlsplit(address)
     body = json.dumps({"model": name, "prompt": ids, "max_tokens": num_tokens, "temperature": 0, "stream": True}).encode()
     head = (
         f"POST {url.path}/completions HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\nContent-Type: application/json\r\n"
     )
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
-    at_s = list[float]()
+    found = list[TokenEvent]()
     try:
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         async for line in reader:
-            if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["text"]:
-                at_s.append(time.perf_counter())
+            if line.startswith(b"data: {") and (text := json.loads(line[6:])["choices"][0]["text"]):
+                found.append(TokenEvent(time.perf_counter(), text))
     finally:
         writer.close()
-    assert len(at_s) == num_tokens, f"{len(at_s)} events with text for {num_tokens} tokens"
-    return at_s
+    assert len(found) == num_tokens, f"{len(found)} events with text for {num_tokens} tokens"
+    return found
 
 
 def write_tokenizer(checkpoint: Path, size: int) -> None:

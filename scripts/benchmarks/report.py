@@ -98,6 +98,7 @@ TARGETS = (
     Target("wide area", "prompt lookup on repetitive text, times faster", "≥ 1.5", _value("speculation", lambda x: x >= 1.5)),
     Target("streams", "HTTP adds to a token, ms, beside the thin client in Python", "≤ 3 at the median", _streams("added_ms", 3.0)),
     Target("streams", "HTTP adds to the first token, ms", "≤ 15", _streams("first_added_ms", 15.0)),
+    Target("next turn", "first token of the turn after 2,000 tokens, times sooner", "≥ 5", _value("times", lambda x: x >= 5)),
     Target("averaging", "100 MB, 2 peers, float32: times faster than hivemind's averager", "≥ 2.5", _value("times", lambda x: x >= 2.5)),
     Target("state", "download of a unit's state, MB/s", "≥ 200", _value("mb_s", lambda x: x >= 200)),
     Target("pipeline", "2 stages, 10M parameters: tokens/s, share of --local", "≥ 0.85", _value("of_local", lambda x: x >= 0.85)),
