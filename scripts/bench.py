@@ -4,8 +4,8 @@ Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
 hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the gateway:
-streams, next turn. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has not fetched
-its model.
+streams, next turn. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has
+not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
