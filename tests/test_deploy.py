@@ -1,4 +1,4 @@
-"""Files of deploy/ are of their kinds, and their commands are real ones."""
+"""The files of deploy/ fit together, and their commands are real."""
 
 from __future__ import annotations
 
