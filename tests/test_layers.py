@@ -206,7 +206,15 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/weights",
     ),
     "node/doctor": ("node", "swarm", "swarm/dht", "swarm/meeting", "swarm/peer"),
-    "node/watching": ("swarm", "swarm/directory", "swarm/placement", "swarm/routing", "swarm/weights"),
+    "node/watching": (
+        "swarm",
+        "swarm/checkpoints",
+        "swarm/directory",
+        "swarm/placement",
+        "swarm/routing",
+        "swarm/rpc",
+        "swarm/weights",
+    ),
     "node/dashboard": ("node/watching", "swarm"),
     "node/dashboard/pages": ("node/dashboard", "node/watching"),
     "node/gateway": (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 
+from node.dashboard.estimates import Estimates
 from node.dashboard.talk import Talk
 from node.watching.watcher import Watcher
 from swarm.suggestion import USUAL, NodeCommand
@@ -28,8 +29,15 @@ class Dashboard:
     talk: Talk | None = None
     """Who answers the chat; None = nothing here does."""
 
+    may_read_directories: Callable[[], bool] = lambda: False
+    """May a visitor name a directory of this machine? Only where visitors are its own users."""
+
+    estimates: Estimates = field(init=False)
     tasks: Tasks = field(default_factory=Tasks)
     _is_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.estimates = Estimates(self.watcher)
 
     def begin(self) -> None:
         """Begin to watch the swarm; again: does nothing."""

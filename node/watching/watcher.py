@@ -19,6 +19,7 @@ from protocols.errors import SwarmError
 from protocols.records import PeerRecord
 from swarm.clock import SYSTEM, Clock
 from swarm.directory.snapshot import Snapshot
+from swarm.rpc.pool import ChannelPool
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ class Source(Protocol):
 
     @property
     def directory(self) -> Directory: ...
+
+    @property
+    def pool(self) -> ChannelPool: ...
 
     async def ping(self, record: PeerRecord) -> float: ...
 

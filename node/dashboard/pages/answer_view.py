@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from nicegui import ui
 
+from node.dashboard.pages.tables import table
 from node.dashboard.talk import Report, Said
 from node.watching.changes import label
 from node.watching.watcher import Watcher
@@ -25,6 +26,7 @@ class AnswerView:
 
     def __init__(self, model: str, watcher: Watcher) -> None:
         self.text = ""
+        self.report: Report | None = None
         self._watcher = watcher
         self._stopping = asyncio.Event()
         self._shown = 0
@@ -89,6 +91,7 @@ class AnswerView:
                     self._part = ui.label().classes("mm-part")
 
     def _report(self, report: Report) -> None:
+        self.report = report
         speed = f", {report.tokens_per_s:.1f} tokens/s" if report.tokens_per_s else ""
         lost = f"; {counted(report.num_replaced, 'node')} lost on the way, and replaced" if report.num_replaced else ""
         asked = f"{counted(report.num_prompt, 'token')} read, {counted(report.num_new, 'token')} answered"
@@ -113,20 +116,3 @@ class AnswerView:
 def _stages(report: Report) -> None:
     rows = [(f"{name} {meaning}", f"{prompt:.2f}", f"{later:.2f}") for name, meaning, prompt, later in report.stages]
     table("Where the time went", ("stage", "prompt, ms", "each later token, ms"), rows)
-
-
-def table(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], num_texts: int = 1) -> None:
-    """A plain table. num_texts: columns that are text; the others are numbers."""
-    with ui.element("div").classes("mm-scroll"), ui.element("table").classes("mm-table"):
-        with ui.element("caption"):
-            ui.label(caption)
-        with ui.element("thead"), ui.element("tr"):
-            for at, head in enumerate(heads):
-                with ui.element("th").props('scope="col"').classes("" if at < num_texts else "mm-number"):
-                    ui.label(head)
-        with ui.element("tbody"):
-            for row in rows:
-                with ui.element("tr"):
-                    for at, cell in enumerate(row):
-                        with ui.element("th" if at == 0 else "td").classes("" if at < num_texts else "mm-number"):
-                            ui.label(cell)

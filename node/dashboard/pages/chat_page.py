@@ -111,6 +111,8 @@ class Chat:
         except TalkRefusedError as error:
             answer.refused(str(error))
         finally:
+            if answer.report is not None and answer.report.tokens_per_s:
+                self._dashboard.estimates.measured[ask.model] = answer.report.tokens_per_s
             self._turns = [*self._turns, ("assistant", answer.text)] if answer.text.strip() else self._turns[:-1]
             self._answer = None
             self._show_buttons()

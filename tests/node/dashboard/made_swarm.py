@@ -20,6 +20,7 @@ from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span
 from protocols.records import PeerRecord
 from swarm.directory.snapshot import Snapshot
+from swarm.rpc.pool import ChannelPool
 from swarm.suggestion import NodeCommand
 from tests.hosting import hosted
 
@@ -54,6 +55,10 @@ class MadeSource:
     @property
     def directory(self) -> MadeSource:
         return self
+
+    @property
+    def pool(self) -> ChannelPool:
+        raise PeerUnreachableError("there are no nodes")
 
     async def models(self) -> dict[str, int]:
         return {MODEL.name: len(self.records)}

@@ -1,0 +1,81 @@
+"""One peer: what it says of itself, and what to mend."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+from nicegui import ui
+
+from node.dashboard.pages.elements import EventsElement
+from node.dashboard.pages.frame import frame, heading
+from node.dashboard.pages.tables import Redrawn, fact_list, table
+from node.dashboard.pages.visit import dashboard_here, keep_up
+from node.watching.changes import label
+from node.watching.look import links
+from node.watching.peer_facts import facts, fixes, units
+from node.watching.watcher import Watcher
+from protocols.words import one_line
+
+HEADS = ("unit", "model", "state", "precision", "step", "one block", "waiting", "free tokens", "could host")
+
+
+def register() -> None:
+    """Give the page its address."""
+    ui.page("/peer/{peer}")(show)
+
+
+def show(peer: str) -> None:
+    """Build the page for one visitor."""
+    with frame("Peer"):
+        Peer(dashboard_here().watcher, peer[:100])
+
+
+class Peer:
+    """What one visitor sees of a peer."""
+
+    def __init__(self, watcher: Watcher, peer: str) -> None:
+        self._watcher, self._peer = watcher, peer
+        with ui.element("h1").classes("mm-h1"):
+            self._title = ui.label()
+        self._gone = ui.label().classes("mm-problem").props('role="status"')
+        with ui.element("section").classes("mm-card").props('aria-label="Facts"'):
+            self._fixes, self._facts = Redrawn(), Redrawn()
+        with ui.element("section").classes("mm-card").props('aria-label="Hosted units"'):
+            self._units = Redrawn()
+        with ui.element("section").classes("mm-card").props('aria-label="Round trips"'):
+            self._links = Redrawn()
+        with ui.element("section").classes("mm-card").props('aria-label="Events"'):
+            heading("Events")
+            self._events = EventsElement()
+        keep_up(self._draw, 0.5)
+
+    def _draw(self) -> None:
+        look = self._watcher.look
+        record = look.peer(self._peer)
+        changes = [one for one in self._watcher.changes if one.peer == self._peer]
+        self._events.show(changes, len(changes))
+        self._gone.set_text("" if record else "this peer is not announced now; what is below is the last that was seen of it")
+        self._gone.set_visibility(record is None)
+        if record is None:
+            self._title.set_text(one_line(self._peer))
+            return
+        self._title.set_text(label(record.name, record.peer))
+        said, mended = list(facts(record, look)), list(fixes(record, look))
+        if self._facts.is_new(said):
+            with self._facts.box:
+                fact_list(said)
+        if self._fixes.is_new(mended):
+            with self._fixes.box, ui.element("ul").classes("mm-fixes").props('aria-label="What to mend"'):
+                for text in mended:
+                    with ui.element("li"):
+                        ui.label(text)
+        rows = [astuple(row) for row in units(record)]
+        if self._units.is_new(rows):
+            with self._units.box:
+                table("What it hosts", HEADS, rows, num_texts=4)
+        names = {one.peer: label(one.name, one.peer) for one in look.records.values()}
+        trips = [link for link in links(look, names.keys()) if self._peer in (link.start, link.stop)]
+        lines = [(f"{names[link.start] if link.start else 'here'} → {names[link.stop]}", f"{link.ms:.1f}") for link in trips]
+        if self._links.is_new(lines):
+            with self._links.box:
+                table("Measured round trips", ("link", "ms"), lines)

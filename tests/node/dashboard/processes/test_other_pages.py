@@ -1,0 +1,60 @@
+"""The pages of a peer and of what-if in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from node.dashboard.dashboard import Dashboard
+from node.dashboard.estimates import Estimates
+from node.watching.what_if import Sizes
+from protocols.ids import ModelId
+from protocols.records import PeerRecord
+from tests.browser import Browser
+from tests.families import make_checkpoint
+from tests.node.dashboard.made_swarm import MadeSource, many, serving
+
+
+async def _sizes(model: ModelId, records: Sequence[PeerRecord]) -> Sizes:
+    return Sizes(name=model.name, num_blocks=32, block_bytes=100_000_000)
+
+
+def _more(dashboard: Dashboard) -> None:
+    dashboard.estimates = Estimates(dashboard.watcher, _sizes)
+    dashboard.may_read_directories = lambda: True
+
+
+def click(browser: Browser, text: str, number: int = 0) -> None:
+    buttons = [one for one in browser.driver.find_elements("css selector", "button") if one.text == text]
+    buttons[number].click()
+
+
+def test_a_peer_has_a_page_and_a_model_of_any_size_is_placed(browser: Browser, tmp_path: Path) -> None:
+    source = MadeSource(many(6, 32))
+    with serving(source, _more) as url:
+        browser.open(url)
+        browser.until_text("complete", ".mm-verdict")
+        browser.run("document.querySelector('.mm-grid tbody a').click()")
+        browser.until_text("PeerID", ".mm-facts")
+        assert "another peer has dialled it back" in browser.text(".mm-facts") and "decoder/0:16" in browser.text(".mm-table")
+        source.silent.update(record.peer for record in source.records)
+        browser.until_text("Start it again", ".mm-fixes")
+        source.silent.clear()
+        browser.open(url)
+        browser.until_text("complete", ".mm-verdict")
+        browser.open(f"{url}peer/nobody")
+        browser.until_text("not announced now", ".mm-problem")
+        browser.open(f"{url}what-if")
+        browser.until_text("tiny", ".mm-model")
+        click(browser, "Predict")
+        browser.until_text("as it announces; 0 waiting")
+        click(browser, "Predict", 1)
+        browser.until_text("7B: 32 blocks of 437.5 MB")
+        assert (
+            "tokens/s for one stream" in browser.text("section[aria-label='Result']") and "no node hosts them" in browser.text()
+        )
+        checkpoint = make_checkpoint("llama", tmp_path / "small")
+        browser.driver.find_element("css selector", ".mm-system input").send_keys(str(checkpoint))
+        click(browser, "Predict", 2)
+        browser.until_text("small: ", "section[aria-label='Result']")
+        assert browser.faults() == []
