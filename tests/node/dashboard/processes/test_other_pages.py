@@ -30,7 +30,7 @@ def click(browser: Browser, text: str, number: int = 0) -> None:
 
 
 def test_a_peer_has_a_page_and_a_model_of_any_size_is_placed(browser: Browser, tmp_path: Path) -> None:
-    source = MadeSource(many(6, 32))
+    source = MadeSource(many(12, 32))
     with serving(source, _more) as url:
         browser.open(url)
         browser.until_text("complete", ".mm-verdict")
