@@ -1,6 +1,7 @@
 """Log lines of a node: one per decision, on stderr.
 
-Never on stdout, which scripts read.
+Never on stdout, which scripts read. Each says whose it is and what it is about (`swarm/log_ids.py`): as text for a person, as a JSON
+object for a program.
 
 `MURMURATION_LOG` names the level (default: WARNING for a node, ERROR for who asks; `--debug` means DEBUG). The libraries
 below us are quietened: their loggers and progress bars would write over ours.
@@ -8,15 +9,19 @@ below us are quietened: their loggers and progress bars would write over ours.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
+from protocols.ids import PeerId, short_peer
 from protocols.words import one_line
+from swarm import log_ids
 
 OURS = ("node", "swarm", "protocols")
 
@@ -59,6 +64,14 @@ class _Once(logging.Filter):
         return record.levelno < logging.WARNING or record.exc_info is not None or self._repetitions.is_new(record.getMessage())
 
 
+class _WithIds(logging.Filter):
+    """Adds `ids` to a record, as they are where it is logged."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.ids = log_ids.current()
+        return True
+
+
 class _OneLine(logging.Formatter):
     """A record is one line, a traceback some; what a peer wrote into them cannot speak to the terminal."""
 
@@ -69,7 +82,36 @@ class _OneLine(logging.Formatter):
         return "\n".join(map(one_line, super().formatException(ei).split("\n")))
 
 
-def set_up(level: str) -> None:
+class _Text(_OneLine):
+    """`12:00:00 WARNING swarm.peer.peer [peer …abc123 session 1a2b3c4d]: what happened`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s%(about)s: %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        ids: dict[str, str] = getattr(record, "ids", {})
+        said = [f"{kind} {short_peer(PeerId(name)) if kind == 'peer' else name}" for kind, name in ids.items()]
+        record.about = f" [{' '.join(said)}]" if said else ""
+        return super().formatMessage(record)
+
+
+class _Json(logging.Formatter):
+    """An object in one line. The keys are those of docs/commands.md; scripts may rely on them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        facts = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        facts |= getattr(record, "ids", {})
+        if record.exc_info:
+            facts["error"] = self.formatException(record.exc_info)
+        return json.dumps(facts)  # ASCII, so that no text of a peer can speak to a terminal
+
+
+Format = Literal["auto", "text", "json"]
+"""auto: text if stderr is a terminal, else JSON."""
+
+
+def set_up(level: str, form: Format = "text") -> None:
     """Configure logging for this process; call it before hivemind or transformers are imported."""
     wanted = os.environ.get("MURMURATION_LOG", "").upper()
     if level != "DEBUG" and wanted in logging.getLevelNamesMapping():
@@ -78,7 +120,9 @@ def set_up(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     if level != "DEBUG":
         handler.addFilter(_Once())
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    handler.addFilter(_WithIds())
+    is_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    handler.setFormatter(_Json() if is_json else _Text())
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_OneLine("%(message)s"))  # of libraries that bring no handler, as asyncio
     for name in OURS:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 import typer.main
@@ -62,12 +62,14 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     try:
         utf8.check_arguments(given)
         given, file = arguments.without_config(given)
+        given, form = arguments.without_log_format(given)
         given, fields = arguments.without_fields(given)
         settings = dataclasses.replace(_settings(given, file), fields=fields)
         is_node = given[:1] in (["node"], ["up"])
         os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
-        logs.set_up("DEBUG" if debug else "WARNING" if is_node else "ERROR")  # a client says it in its one line
+        level = "DEBUG" if debug else "WARNING" if is_node else "ERROR"  # a client says it in its one line
+        logs.set_up(level, _log_format(form, settings))
         if not given:
             print(first_steps.text(), flush=True)
             sys.exit(2)  # a script that forgot the command must not go on
@@ -87,6 +89,11 @@ def _settings(given: list[str], file: Path | None) -> Settings:
     own = given[: given.index("--")] if "--" in given else given
     is_help = not own or not {"-h", "--help", "--version"}.isdisjoint(own)
     return configuration.read(known, {} if is_help else os.environ, None if is_help else file)
+
+
+def _log_format(given: str | None, settings: Settings) -> Any:
+    """Of the command line, else of the environment or the file."""
+    return given or next((found.value for (_, flag), found in settings.values.items() if flag == arguments.LOG_FORMAT), "auto")
 
 
 def _fail(error: BaseException, debug: bool, given: list[str], settings: Settings | None) -> int:
@@ -124,9 +131,13 @@ def _root(
             "--config",
             metavar="FILE",
             help="Options from this TOML file; default: $SWARM_CONFIG, or ~/.config/murmuration/config.toml if there is one. "
-            "This and --debug may stand anywhere in the line.",
+            "This, --debug and --log-format may stand anywhere in the line.",
         ),
     ] = None,
+    log_format: Annotated[
+        Literal["auto", "text", "json"],
+        typer.Option("--log-format", help="How log lines on stderr look; auto: text on a terminal, else JSON."),
+    ] = "auto",
 ) -> None:
     pass
 

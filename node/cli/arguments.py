@@ -9,6 +9,9 @@ from pathlib import Path
 
 from protocols.errors import ConfigError
 
+LOG_FORMAT = "--log-format"
+FORMATS = ("auto", "text", "json")
+
 
 def without_debug(given: list[str]) -> tuple[list[str], bool]:
     """`--debug` may stand anywhere before `--`: people add it at the end of the line that failed."""
@@ -29,6 +32,19 @@ def without_config(given: list[str]) -> tuple[list[str], Path | None]:
     if not file:
         raise ConfigError("--config needs the name of a TOML file; `swarm config --example` prints one")
     return given[:at] + given[at + words :], Path(file)
+
+
+def without_log_format(given: list[str]) -> tuple[list[str], str | None]:
+    """`--log-format FORMAT` may stand anywhere before `--`, too."""
+    end = given.index("--") if "--" in given else len(given)
+    at = next((at for at, word in enumerate(given[:end]) if word == LOG_FORMAT or word.startswith(f"{LOG_FORMAT}=")), None)
+    if at is None:
+        return given, None
+    _, _, joined = given[at].partition("=")
+    form = joined or next(iter(given[at + 1 : end]), "")
+    if form not in FORMATS:
+        raise ConfigError(f"{LOG_FORMAT} is one of {', '.join(FORMATS)}, got {form[:40]!r}")
+    return given[:at] + given[at + (1 if joined else 2) :], form
 
 
 def without_fields(given: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from protocols import inference, services
 from protocols.errors import BadRequestError, PeerUnreachableError
+from protocols.ids import short
 from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
+from swarm import log_ids
 from swarm.inference.hop import Hop
 from swarm.inference.hops import Hops
 from swarm.rpc.call import Call, Handlers
@@ -41,12 +43,14 @@ class SessionServicer:
         Leaving without Close keeps the session for `resume_s`: the hop above may come back, or a replacement for it.
         """
         opening = await _first(stream, Open)
-        await self._carry(stream, call, opening)
+        with log_ids.about_session(short(opening.grant.session)):
+            await self._carry(stream, call, opening)
 
     async def attach(self, stream: Stream, call: Call) -> None:
         """Send a session's replies to its client, beginning with the step that Attach names."""
         opening = await _first(stream, Attach)
-        await self._carry(stream, call, opening)
+        with log_ids.about_session(short(opening.grant.session)):
+            await self._carry(stream, call, opening)
 
     async def _carry(self, stream: Stream, call: Call, opening: Open | Attach) -> None:
         hops = self._hops_for(opening)

@@ -21,7 +21,7 @@ from protocols.identity import Identity
 from protocols.ids import SessionId, short
 from protocols.inference import PASS_ON, Op, Reply, Route, Step, StepSpec
 from protocols.tensors import WireTensor
-from swarm import trace
+from swarm import log_ids, trace
 from swarm.inference import chunks
 from swarm.inference.chunks import Chunk
 from swarm.inference.leg import Leg
@@ -109,9 +109,10 @@ class Session:
         self._pending.check()
         if not self._is_open:
             self._legs.search.is_thin = thin
-            await self._legs.open()
-            self._pending.check()
-            self._legs.keep(Watch(self._legs, self._config, self._pending).run(), f"the watch of {self}")
+            with log_ids.about_session(short(self.id)):
+                await self._legs.open()
+                self._pending.check()
+                self._legs.keep(Watch(self._legs, self._config, self._pending).run(), f"the watch of {self}")
             self._is_open = True
 
     async def step(
@@ -141,7 +142,8 @@ class Session:
             self._waits.begin()
             self._trace, output = self.tracer.begin(), None
             try:
-                output = await self._step(given, ops)
+                with log_ids.about_session(short(self.id)):
+                    output = await self._step(given, ops)
                 return output
             finally:
                 self.tracer.end(output.time if output is not None else None)

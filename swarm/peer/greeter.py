@@ -11,6 +11,7 @@ from protocols.hello import Hello
 from protocols.identity import Identity
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
+from swarm import log_ids
 from swarm.dht.address import PeerAddress, beside
 from swarm.meeting import hello
 from swarm.meeting.bootstrap import Finder
@@ -47,6 +48,7 @@ class Greeter:
         """Who we are, and who finds other peers for us."""
         self.identity, self.peer_id, self.finder = identity, identity.peer_id, finder
         self.pool = ChannelPool(identity, self.gate)
+        log_ids.peer_is(self.peer_id)
 
     async def hello(self, peer: PeerId, addresses: Sequence[str] = (), certificate: bytes = b"") -> Hello:
         """Ask a peer who it is, and measure the round trip. Raises where it is of another swarm or speaks no common version."""

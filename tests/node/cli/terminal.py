@@ -74,11 +74,15 @@ class Terminal:
         return self._process.wait(WAIT_S)
 
     def leave(self) -> int:
-        """Press Ctrl-C until it has ended: a busy machine may see two further apart than a second. The exit code."""
+        """Press Ctrl-C until it has ended: a busy machine may see two further apart than a second.
+
+        The exit code as a shell has it: one Ctrl-C more, while Python ends, is death by that signal, which is 130, too.
+        """
         while not self._has_ended():
             with contextlib.suppress(OSError):
                 self.type(b"\x03")
-        return self._process.wait(WAIT_S)
+        code = self._process.wait(WAIT_S)
+        return 128 - code if code < 0 else code
 
     def _has_ended(self) -> bool:
         """Nothing more can be shown. It waits for that a second, and longer while something is shown."""

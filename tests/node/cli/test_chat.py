@@ -24,7 +24,7 @@ from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import PIPE, ForkServer
 from tests.node.cli.terminal import PROMPT, Terminal
-from tests.node.cli.test_commands import run
+from tests.node.cli.test_commands import eventually, run
 
 ALT_ENTER = "\x1b\r"
 UP = "\x1b[A"
@@ -59,7 +59,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def node(model: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[NodeProcess]:
     with ProcessPool(tmp_path_factory.mktemp("node"), fork_server) as pool:
-        yield pool.node(str(model), "--no-lan")
+        data = str(pool.folder / "data")
+        command = ["node", str(model), "--listen", "127.0.0.1:0", "--no-lan", "--data-dir", data]
+        started = pool.start("node", command, environment={"MURMURATION_LOG": "INFO"})
+        started.wait_for("ready")
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +311,20 @@ def test_a_script_saves_a_chat_and_another_goes_on_with_it(asks: list[list[str]]
     ):
         code, _, remarks = run(*ask, stdin=typed + "\n")
         assert code == 2 and words in remarks
+
+
+def test_a_node_s_log_names_itself_and_the_session_of_a_client_that_died(
+    asks: list[list[str]], node: NodeProcess, fork_server: ForkServer
+) -> None:
+    asking = fork_server.popen(["generate", asks[0][0], "hello", *asks[0][1:], "--max-new-tokens", "230"], text=False)
+    assert asking.stdout and asking.stdout.read(1)
+    asking.send_signal(signal.SIGKILL)
+
+    def told() -> list[dict[str, str]]:
+        lines = node.log.read_text().splitlines()
+        return [one for line in lines if line.startswith("{") and "the hop above left" in (one := json.loads(line))["message"]]
+
+    assert eventually(lambda: bool(told())), node.last_words()
+    (line,) = told()
+    assert line["peer"] == node.said["peer"] and f"session {line['session']} " in line["message"] and len(line["session"]) == 8
+    asking.communicate()

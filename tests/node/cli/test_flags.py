@@ -86,7 +86,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "list": ["--json", "--data-dir"],
         "revoke": ["NAME", "--json", "--data-dir"],
     }
-    assert surface(group) == ["--version", "--debug", "--config"]
+    assert surface(group) == ["--version", "--debug", "--config", "--log-format"]
 
 
 @pytest.mark.parametrize(
