@@ -51,6 +51,8 @@ class Answering:
         self._form = form
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
         self._tokenize_s = 0.0
+        self._reused: dict[int, int] = {}
+        """By prompt with several answers: its tokens that hops had kept of an earlier request."""
         self.trace: RequestTrace = NO_TRACE
 
     @classmethod
@@ -76,6 +78,9 @@ class Answering:
         answers = [self._answer(self._prompts[prompt], number, prompt * each + number) for prompt, number in numbers]
         calls = Calls(self.request, self.served.model.tokenizer.chat_template)
         began_s = first_s = self._clock.now_s()
+        if each > 1:
+            for prompt, ids in enumerate(self._prompts):
+                self._reused[prompt] = await self.served.model.compute_once(ids, self._meter.account.name)
         async with aclosing(merged(answers)) as events:
             async for event in events:
                 if first_s == began_s:
@@ -128,7 +133,8 @@ class Answering:
             trace.close(timings)
             self._meter.session_ended(self.served.name)
             await model.end(sequence, owner if is_whole else None)
-        num_cached = 0 if number else sequence.num_reused  # the prompt of further answers counts once
+        reused = self._reused.get(choice // request.num_choices, sequence.num_reused)
+        num_cached = 0 if number else reused  # a prompt counts once
         self._meter.cached(self.served.name, num_cached)
         await driven(out.ending(), decode_all)
         if pieces:

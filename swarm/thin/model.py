@@ -108,6 +108,22 @@ class ThinModel:
         self._sessions.append(session)
         return TokenSequence(session, prompt[: found.num_common])
 
+    async def compute_once(self, prompt: Sequence[int], owner: str = "") -> int:
+        """Compute a prompt with which several sequences are about to `begin`, so that each computes its last token only.
+
+        Returns how many of its tokens were not computed even now. Does nothing for a short prompt, or a model in training.
+        """
+        most = prompt[:-1]
+        if self._prefixes is None or len(most) < MIN_TOKENS:
+            return 0
+        sequence, is_whole = await self.begin(most, owner), False
+        try:
+            await sequence.feed(most[len(sequence.held) :], 1, 1)
+            is_whole = True
+            return sequence.num_reused
+        finally:
+            await self.end(sequence, owner if is_whole else None)
+
     def limits(self, max_new_tokens: int) -> Limits:
         """Where an answer of this model ends."""
         own = self.defaults

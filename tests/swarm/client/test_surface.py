@@ -78,6 +78,7 @@ OTHERS = {
     "RemoteCache.versions": "",
     "ThinModel.begin": "(prompt, owner='')",
     "ThinModel.close": "()",
+    "ThinModel.compute_once": "(prompt, owner='')",
     "ThinModel.embed": "(ids)",
     "ThinModel.end": "(sequence, keep_for=None)",
     "ThinModel.limits": "(max_new_tokens)",

@@ -103,6 +103,17 @@ def test_the_next_turn_computes_only_what_is_new(swarm: Counted) -> None:
     swarm.run(work)
 
 
+def test_several_answers_compute_their_prompt_once(swarm: Counted) -> None:
+    async def work(client: AsyncOpenAI) -> None:
+        before = list(swarm.counting.tokens)
+        made = await client.completions.create(model="tiny", prompt=FIRST, max_tokens=NEW, n=3, logit_bias={"2": -100})
+        assert [choice.text for choice in made.choices] == [swarm.answer(FIRST)[1]] * 3
+        assert made.usage.prompt_tokens_details.cached_tokens == 0
+        assert swarm.counting.since(before) == [len(FIRST) - 1 + 3 * NEW] * 2
+
+    swarm.run(work)
+
+
 def test_another_question_after_the_same_instructions(swarm: Counted) -> None:
     """It forgets the end of the earlier request; an engine that cannot is sent the whole prompt."""
     other = [*FIRST[:120], 5, 6, 7, 8, 9]
