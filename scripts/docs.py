@@ -1,7 +1,8 @@
 """Writes what the documents repeat from the code.
 
 docs/tree.md: the file tree; docs/commands.md: options and exit codes; docs/architecture.md: defaults; docs/gateway.md and
-docs/operating.md: metrics; docs/benchmarks.md and README: the published benchmark; docs/*.svg: the picture and the plots.
+docs/operating.md: metrics; docs/protocol.md: calls, refusals and messages; docs/benchmarks.md and README: the published benchmark;
+docs/*.svg: the picture and the plots.
 
 A file says what it is in its first line and a default says what it means in the line below it; the documents copy both,
 so that they cannot drift. `tests/test_layers.py` compares.
@@ -25,6 +26,8 @@ from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import protocol_page  # noqa: E402
+
 from node import metrics  # noqa: E402
 from node.cli import app as commands  # noqa: E402
 from node.cli import surface  # noqa: E402
@@ -184,6 +187,9 @@ def main() -> int:
         ("docs/commands.md", "options", options_table()),
         ("docs/commands.md", "exit codes", exit_codes_table()),
         ("docs/gateway.md", "metrics", metrics.table(metrics.GATEWAY)),
+        ("docs/protocol.md", "calls", protocol_page.methods_table()),
+        ("docs/protocol.md", "refusals", protocol_page.errors_table()),
+        ("docs/protocol.md", "messages", protocol_page.messages_text()),
         ("docs/gateway.md", "stages", stages_table(timings.STAGES)),
         ("docs/operating.md", "gradient stages", stages_table(measured.GRADIENT_STAGES)),
         ("docs/operating.md", "node metrics", metrics.table(metrics.PEER)),

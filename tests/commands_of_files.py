@@ -15,20 +15,24 @@ GROUP: Any = typer.main.get_command(app)
 PEER = "12D3KooWJ7NKEeJEXYdWmFd1HXJgn5minVvmV74PEhEpt76MVbY7"
 
 
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command, or group of commands, that the first words name, and the words after them; LookupError if there is none."""
+    command = GROUP
+    while words and hasattr(command, "commands"):
+        name = words[0]
+        if name not in command.commands:
+            raise LookupError(f"no command {name!r} among {sorted(command.commands)}")
+        command, words = command.commands[name], words[1:]
+    return command, words
+
+
 def parsed(words: list[str]) -> dict[str, Any]:
     """What the command understands, by the names of its parameters; a click error says what is wrong with it.
 
     words: those after `swarm`. Nothing is run, and files need not exist.
     """
-    command, name = GROUP, words[0]
-    while True:
-        if name not in command.commands:
-            raise LookupError(f"no command {name!r} among {sorted(command.commands)}")
-        command, words = command.commands[name], words[1:]
-        if not hasattr(command, "commands"):
-            break
-        name = words[0] if words else ""
-    with command.make_context(name, list(words)) as context:
+    command, rest = command_of(words)
+    with command.make_context(words[0], rest) as context:
         return dict(context.params)
 
 
