@@ -113,7 +113,7 @@ def _section(one: Message) -> str:
 
 
 def methods_table() -> str:
-    """Markdown: one row for each RPC."""
+    """Markdown: one line for each RPC."""
     source = (FOLDER / "services.py").read_text(encoding="utf-8")
     said = dict(re.findall(r'Method\(\s*name="(\w+)"[^)]*\)\s*# (.*)', source))
     rows = [
@@ -125,7 +125,7 @@ def methods_table() -> str:
 
 
 def errors_table() -> str:
-    """Markdown: one row for each refusal that travels."""
+    """Markdown: one line for each refusal that travels."""
     rows = [
         f"| `{code}` | {_line((one.__doc__ or '').partition(chr(10))[0])} | {'yes' if one.try_another_peer else 'no'} | {one.exit_code} |"
         for code, one in sorted(errors.BY_CODE.items())
