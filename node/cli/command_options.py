@@ -161,6 +161,7 @@ class UpOptions(BlockOptions):
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
     max_requests: options.MaxRequests = 64
+    runs: options.Runs = None
 
     def hosting(self) -> Hosting:
         """The same, as flags of a node."""
@@ -251,6 +252,7 @@ class Serving(MeetingOptions):
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
     max_requests: options.MaxRequests = 64
+    runs: options.Runs = None
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0
     priority: options.Priority = 0

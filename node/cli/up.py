@@ -104,7 +104,8 @@ class Up:
         return GatewayConfig(
             models=tuple(self._models), weights=self._models, peers=tuple(self._addresses), swarm=self._config.swarm,
             entry=replace(self._config.entry, identity=None), data_dir=self._config.data_dir,
-            max_requests=self._flags.max_requests, keys=gateway_keys.file_of(self._flags.data_dir), traces=traces or OFF,
+            max_requests=self._flags.max_requests, runs=self._flags.runs,
+            keys=gateway_keys.file_of(self._flags.data_dir), traces=traces or OFF,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from starlette.datastructures import Headers
 
@@ -31,6 +32,9 @@ class Dashboard:
 
     may_read_directories: Callable[[], bool] = lambda: False
     """May a visitor name a directory of this machine? Only where visitors are its own users."""
+
+    runs_folder: Path | None = None
+    """Where trainers of this machine write what they measure: a folder for each run."""
 
     estimates: Estimates = field(init=False)
     tasks: Tasks = field(default_factory=Tasks)

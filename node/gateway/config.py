@@ -71,6 +71,9 @@ class GatewayConfig:
     traces: Traces = OFF
     """Who keeps traces of requests."""
 
+    runs: Path | None = None
+    """Where trainers of this machine write what they measure, for the page."""
+
     clock: Clock = SYSTEM
     waits: Waits = field(default_factory=Waits)
     """Where is said what is being waited for."""

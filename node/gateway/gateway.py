@@ -60,7 +60,8 @@ class Gateway:
         config = self.config
         return Dashboard(
             watcher=Watcher(config.meet, config.models, config.clock, Failovers(self.models).look), swarm=config.swarm,
-            hosting=config.hosting, check_key=self.accounts.is_known, may_read_directories=lambda: not self.accounts.needs_key,
+            hosting=config.hosting, check_key=self.accounts.is_known, runs_folder=config.runs,
+            may_read_directories=lambda: not self.accounts.needs_key,
         )  # fmt: skip
 
     async def _open_all(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from protocols.errors import SwarmError
 from protocols.ids import ModelId
@@ -12,7 +13,8 @@ from protocols.masks import indices_of
 from protocols.records import PeerRecord
 from protocols.runs import RunSpec
 from swarm.clock import SYSTEM, Clock
-from swarm.peer.peer import Peer
+from swarm.directory.snapshot import Snapshot
+from swarm.rpc.pool import ChannelPool
 from swarm.training.members import Members, Stage
 from swarm.weights.fetch import fetch_manifest
 
@@ -21,6 +23,24 @@ MEASURE_S = 3.0
 
 MAX_RUNS = 64
 """Runs that are looked at: any peer can make up names."""
+
+
+class Directory(Protocol):
+    """What is asked of `swarm.directory`."""
+
+    async def models(self) -> dict[str, int]: ...
+
+    async def snapshot(self, model: str) -> Snapshot: ...
+
+
+class Reader(Protocol):
+    """A peer that has met the swarm: a full one or a thin one."""
+
+    @property
+    def directory(self) -> Directory: ...
+
+    @property
+    def pool(self) -> ChannelPool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +70,7 @@ class RunOverview:
         return None if self.version is None or not self.steps else min(1.0, self.version / self.steps)
 
 
-async def look(peer: Peer, clock: Clock = SYSTEM) -> list[RunOverview]:
+async def look(peer: Reader, clock: Clock = SYSTEM) -> list[RunOverview]:
     """All runs of the swarm, by name; takes MEASURE_S if there are some."""
     names = list(await peer.directory.models())
     snapshots = await asyncio.gather(*(peer.directory.snapshot(name) for name in names))
@@ -63,7 +83,7 @@ async def look(peer: Peer, clock: Clock = SYSTEM) -> list[RunOverview]:
     return list(await asyncio.gather(*(_look_at(peer, run, tuple(records[run]), clock) for run in runs)))
 
 
-async def _look_at(peer: Peer, run: ModelId, records: Sequence[PeerRecord], clock: Clock) -> RunOverview:
+async def _look_at(peer: Reader, run: ModelId, records: Sequence[PeerRecord], clock: Clock) -> RunOverview:
     members = Members(run, peer.directory, peer.pool)
     spec = await _spec(
         peer, run, [record for record in records if any(role.kind == "stage" for role in record.roles_of(run.digest))]
@@ -84,7 +104,7 @@ async def _look_at(peer: Peer, run: ModelId, records: Sequence[PeerRecord], cloc
     )  # fmt: skip
 
 
-async def _spec(peer: Peer, run: ModelId, records: Sequence[PeerRecord]) -> RunSpec | None:
+async def _spec(peer: Reader, run: ModelId, records: Sequence[PeerRecord]) -> RunSpec | None:
     try:
         return (await fetch_manifest(peer.pool, records, run)).run
     except SwarmError:

@@ -12,7 +12,7 @@ from node.dashboard.pages.visit import dashboard_here, home_here
 
 STYLE = Path(__file__).with_name("style.css").read_text()
 
-PAGES = (("", "Map"), ("chat", "Chat"), ("what-if", "What-if"))
+PAGES = (("", "Map"), ("chat", "Chat"), ("training", "Training"), ("what-if", "What-if"))
 """Address below the first page, and name."""
 
 

@@ -15,7 +15,7 @@ from nicegui import Client, ui
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from node.dashboard.pages import chat_page, map_page, peer_page, what_if_page
+from node.dashboard.pages import chat_page, map_page, peer_page, training_page, what_if_page
 
 RECONNECT_S = 10.0
 """How long a page whose connection broke is kept."""
@@ -25,7 +25,7 @@ ICON = Path(__file__).with_name("icon.svg")
 
 def _set_up() -> FastAPI:
     host = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    for page in (map_page, chat_page, peer_page, what_if_page):
+    for page in (map_page, chat_page, peer_page, training_page, what_if_page):
         page.register()
     ui.run_with(
         host, title="Murmuration", favicon=ICON, dark=None, tailwind=False, reconnect_timeout=RECONNECT_S, binding_refresh_interval=None,
