@@ -112,6 +112,7 @@ def _tell_measures(measures: Measures, peer: Peer, device: Device, dispatcher: D
     counts.read_from(metrics.NODE_FREE, lambda: max(0, memory.free_bytes))
     counts.read_from(metrics.NODE_USED, lambda: memory.used_bytes)
     counts.read_from(metrics.NODE_SESSIONS, lambda: sum([host.num_sessions for host in dispatcher.hosts]))
+    counts.read_from(metrics.NODE_KEPT, lambda: sum([host.num_kept for host in dispatcher.hosts]))
     counts.read_from(metrics.NODE_WAITING, lambda: sum([host.num_waiting for host in dispatcher.hosts]))
     counts.read_from(metrics.NODE_BLOCKS, lambda: len(_hosted(dispatcher)))
 

@@ -99,6 +99,10 @@ GRADIENT_STAGE = Metric(
     meaning="G1 to G9 of training: G4, G5, G7 and G9 at nodes, the others at trainers.",
 )  # fmt: skip
 NODE_SESSIONS = Metric(name="murmuration_node_sessions", kind="gauge", meaning="Open sessions at this node.")
+NODE_KEPT = Metric(
+    name="murmuration_node_kept_sessions", kind="gauge",
+    meaning="Ended sessions whose keys and values this node keeps, in free memory, for what begins with the same tokens.",
+)  # fmt: skip
 NODE_WAITING = Metric(name="murmuration_node_waiting_steps", kind="gauge", meaning="Steps in the queue of this node's device.")
 NODE_FREE = Metric(
     name="murmuration_node_free_bytes", kind="gauge", meaning="Memory of the device that keys and values may still take."
@@ -108,7 +112,7 @@ NODE_BLOCKS = Metric(name="murmuration_node_hosted_blocks", kind="gauge", meanin
 NODE_PEERS = Metric(name="murmuration_node_neighbour_peers", kind="gauge", meaning="Neighbours in the DHT.")
 
 PEER = (
-    STEP_STAGE, STEP_TOKENS, RECEIVED, SENT, GRADIENT_STAGE, NODE_SESSIONS, NODE_WAITING, NODE_FREE, NODE_USED, NODE_BLOCKS, NODE_PEERS,
+    STEP_STAGE, STEP_TOKENS, RECEIVED, SENT, GRADIENT_STAGE, NODE_SESSIONS, NODE_KEPT, NODE_WAITING, NODE_FREE, NODE_USED, NODE_BLOCKS, NODE_PEERS,
 )  # fmt: skip
 
 TRAINER = (GRADIENT_STAGE,)

@@ -132,6 +132,11 @@ class Host:
         return len(self.runner.queue.waiting) if self.runner.is_running else 0
 
     @property
+    def num_kept(self) -> int:
+        """Ended sessions that are kept for forks."""
+        return 0 if self._hops is None else len(self._hops.kept)
+
+    @property
     def hops(self) -> Hops:
         """The sessions of this span. DrainingError before `start`."""
         if self._hops is None:
