@@ -112,7 +112,8 @@ NODE_BLOCKS = Metric(name="murmuration_node_hosted_blocks", kind="gauge", meanin
 NODE_PEERS = Metric(name="murmuration_node_neighbour_peers", kind="gauge", meaning="Neighbours in the DHT.")
 
 PEER = (
-    STEP_STAGE, STEP_TOKENS, RECEIVED, SENT, GRADIENT_STAGE, NODE_SESSIONS, NODE_KEPT, NODE_WAITING, NODE_FREE, NODE_USED, NODE_BLOCKS, NODE_PEERS,
+    STEP_STAGE, STEP_TOKENS, RECEIVED, SENT, GRADIENT_STAGE, NODE_SESSIONS, NODE_KEPT, NODE_WAITING, NODE_FREE, NODE_USED, NODE_BLOCKS,
+    NODE_PEERS,
 )  # fmt: skip
 
 TRAINER = (GRADIENT_STAGE,)
