@@ -29,6 +29,9 @@ STAGES = {
 }
 """What a request's time is spent with, in the order of a token's path."""
 
+WORDS = {"T3": "route", "T4": "frame", "T5": "check", "T6": "queue", "T7": "compute", "T8": "network"}
+"""In a line for a person: those parts that every client has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
@@ -154,9 +157,21 @@ class Timings:
         hops = [hop.as_json() for hop in self.hops.values()]
         return {**_rounded(once), "prompt": self.prompt.as_json(), "later": self.later.as_json(), "hops": hops}
 
+    def told(self) -> str:
+        """One line for a person: T3 to T8 of the first token, and the mean of each later one."""
+        first = {"T3": self.route_ms, **self.prompt.stages()}
+        parts = [f"ms of the first token: {_told(first)}"]
+        if number := self.later.num_steps:
+            parts.append(f"of each later step: {_told({name: ms / number for name, ms in self.later.stages().items()})}")
+        return "; ".join(parts)
+
     def server_timing(self) -> str:
         """A value of the HTTP header `Server-Timing`. Source: https://www.w3.org/TR/server-timing/"""
         return ", ".join(f'{name};dur={ms:.3f};desc="{STAGES[name]}"' for name, ms in self.stages().items())
+
+
+def _told(spent: dict[str, float]) -> str:
+    return ", ".join(f"{WORDS[name]} {ms:.2f}" for name, ms in spent.items() if name in WORDS)
 
 
 def _rounded(spent: dict[str, float]) -> dict[str, float]:

@@ -29,6 +29,8 @@ def run(asking: ClientSettings, sampling: Sampling, prompt: str, with_stats: boo
             remark(without_text(speaker, asking.model, out.num_tokens))
         if with_stats or sys.stderr.isatty():
             remark(summary(out, started_s, speaker.journey, trips))
+        if with_stats and speaker.journey is not None:
+            remark(speaker.journey.timings.told())
 
 
 def without_text(speaker: Speaker, model: str, num_tokens: int) -> str:

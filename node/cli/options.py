@@ -190,7 +190,11 @@ Draft = Annotated[
     typer.Option("--draft", metavar="MODEL", help="Let this small model of the same tokenizer guess, on this machine."),
 ]
 Stats = Annotated[
-    bool, typer.Option("--stats", help="Say tokens/s, hops and deaths survived on stderr (always done on a terminal).")
+    bool,
+    typer.Option(
+        "--stats",
+        help="Say tokens/s, hops, deaths survived and where the time went on stderr (the first three are always said on a terminal).",
+    ),
 ]
 Thin = Annotated[
     bool,

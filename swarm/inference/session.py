@@ -33,7 +33,7 @@ from swarm.inference.step_waits import StepWaits
 from swarm.inference.watch import Watch
 from swarm.routing.router import Router
 from swarm.streams.links import Links
-from swarm.timings import StepTime
+from swarm.timings import StepTime, Timings
 from swarm.tracing import OFF, StepTracer
 from swarm.waiting import Waits
 
@@ -57,12 +57,11 @@ class Session:
         self._pending = Pending()
         self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply)
         self._is_open = False
+        self.timings = Timings()
+        """Of all steps so far; `tracer` is told of each."""
         self.tracer: StepTracer = OFF
-        """Is told of each step."""
-        self._trace = b""
-        """The context of the step that runs."""
-        self._sent_s = 0.0
-        """When the last step's first frame was sent."""
+        self._trace, self._sent_s = b"", 0.0
+        """Context of the step that runs, and when its first frame was sent."""
         self.is_kept = False
         """It was closed, and hops may have kept its sequences."""
         self._turn = asyncio.Lock()
@@ -161,7 +160,9 @@ class Session:
         expected = reply_format(given, self._config, self.dtype)
         pieces = chunks.plan(given.counts, spec.want, self._config.chunk_tokens, expected.limit_wanted)
         replies = await self._run(pieces, ops, given, expected)
-        return _joined(pieces, replies, spec, _time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s())))
+        took = _time_of(given, replies, self.route, (began_s, opened_s, self._sent_s, now_s()))
+        self.timings.add(took)
+        return _joined(pieces, replies, spec, took)
 
     async def fork(self, crop: int = 0) -> Session:
         """A second session with the same sequences, without their last `crop` tokens, independent of this one from here on.

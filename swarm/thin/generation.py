@@ -20,7 +20,7 @@ from protocols.inference import Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.thin.sampling import Chooser, NotEnoughError, Position
-from swarm.timings import StepTime, Timings
+from swarm.timings import Timings
 from swarm.tracing import StepTracer
 
 Proposer = Callable[[Sequence[int]], Sequence[int]]
@@ -37,14 +37,12 @@ class Output(Protocol):
     @property
     def totals(self) -> WireTensor | None: ...
 
-    @property
-    def time(self) -> StepTime | None: ...
-
 
 class Steps(Protocol):
     """What a `TokenSequence` needs of `swarm.inference.session.Session`."""
 
     tracer: StepTracer
+    timings: Timings
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = ...,
@@ -91,8 +89,12 @@ class TokenSequence:
         self._num_begun = len(held)
         self.trips = 0
         """How often something went through the route."""
-        self.timings = Timings()
         self._crop = 0
+
+    @property
+    def timings(self) -> Timings:
+        """Where its time went so far."""
+        return self.session.timings
 
     def cut_back(self, ids: Sequence[int]) -> None:
         """Forget what does not begin `ids`, and at least the last of them, since something must be fed. Costs no trip of its own."""
@@ -131,8 +133,6 @@ class TokenSequence:
         output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
-        if output.time is not None:
-            self.timings.add(output.time)
         self.held += ids
         return _positions(output, want)
 

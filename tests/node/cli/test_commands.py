@@ -106,6 +106,9 @@ def test_generate_streams_what_one_machine_would_say(model: Path, peer: str) -> 
     code, said, remarks = run("generate", str(model), PROMPT, "--max-new-tokens", str(NEW), "--peer", peer, "--stats")
     assert (code, said) == (0, local_text(model, NEW) + "\n"), remarks
     assert f"{NEW} tokens" in remarks and "over 2 hops, 0 replaced" in remarks
+    assert re.search(
+        r"ms of the first token: route \d.*, network [\d.]+; of each later step: .* compute [\d.]+, network", remarks
+    )
     assert run("generate", str(model), "-", "--max-new-tokens", str(NEW), "--peer", peer, stdin=PROMPT)[:2] == (0, said)
 
 
@@ -140,6 +143,9 @@ def test_thin_prints_the_same_with_an_empty_directory_and_neither_torch_nor_hive
     code, said, remarks, heavy = thin(*asked, data_dir=tmp_path)
     assert (code, said, heavy) == (0, local_text(model, NEW) + "\n", []), remarks
     assert f"{NEW} tokens" in remarks and "over 2 hops, 0 replaced" in remarks
+    assert re.search(
+        r"ms of the first token: route \d.*, network [\d.]+; of each later step: .* compute [\d.]+, network", remarks
+    )
     assert not list(tmp_path.rglob("*.safetensors"))  # config and tokenizer, not a weight
     draw = ("generate", "tiny", "-", "--max-new-tokens", "8", "--peer", peer, "--temperature", "1.5", "--top-p", "0.9", "--seed")
     first, again, other = (thin(*draw, seed, data_dir=tmp_path, stdin=PROMPT)[1] for seed in ("1", "1", "2"))

@@ -15,7 +15,7 @@ from protocols.tensors import WireTensor
 from swarm.thin import sampling as thin_sampling
 from swarm.thin.generation import Limits, Proposer, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
-from swarm.timings import StepTime
+from swarm.timings import Timings
 from swarm.tracing import OFF, StepTracer
 
 VOCABULARY = 50
@@ -32,7 +32,6 @@ class Output:
     values: WireTensor
     ids: WireTensor | None
     totals: WireTensor | None = None
-    time: StepTime | None = None
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Hops:
     tokens: list[int] = field(default_factory=list)
     steps: list[tuple[int, int, str]] = field(default_factory=list)
     tracer: StepTracer = OFF
+    timings: Timings = field(default_factory=Timings)
 
     async def step(
         self, ops: Sequence[Op], counts: Sequence[int], tokens: WireTensor, spec: StepSpec = PASS_ON,
