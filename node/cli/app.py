@@ -21,6 +21,7 @@ import typer.main
 from node import logs
 from node.cli import arguments, completion, configuration, console, failures, first_steps, options, stopping, surface, utf8
 from node.cli.command_options import (
+    BenchOptions,
     ClientOptions,
     DoctorOptions,
     EvaluationOptions,
@@ -547,6 +548,15 @@ def doctor_command(as_json: options.AsJson = False, *, flags: DoctorOptions) -> 
     from node.cli import doctor
 
     raise typer.Exit(doctor.run(flags, is_json=as_json))
+
+
+@app.command("bench", rich_help_panel=HERE)
+@with_flags("flags", BenchOptions)
+def bench_command(model: options.Model, as_json: options.AsJson = False, *, flags: BenchOptions) -> None:
+    """Measure this machine and a route for MODEL, and say what a node here would change."""
+    from node.cli import bench
+
+    bench.run(model, flags, is_json=as_json)
 
 
 @app.command("completion", rich_help_panel=HERE)

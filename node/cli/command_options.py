@@ -59,6 +59,15 @@ class DoctorOptions(MeetingOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions(MeetingOptions):
+    """Of a machine that is measured."""
+
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    patience: options.Patience = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PeerOptions(MeetingOptions):
     """Of a peer that others call: a node or a trainer."""
 

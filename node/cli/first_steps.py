@@ -5,6 +5,7 @@ from __future__ import annotations
 STEPS: dict[str, dict[str, str]] = {
     "This machine": {
         "swarm doctor": "is it ready? what to fix",
+        "swarm bench MODEL": "what would it add to a swarm?",
     },
     "Ask a swarm": {
         "swarm status": "what it serves, and who hosts it; live: swarm top",
@@ -19,7 +20,6 @@ STEPS: dict[str, dict[str, str]] = {
     },
     "Train": {
         "swarm train RUN.toml": "begin a run, or join it with data",
-        "swarm node --run NAME": "give a run this machine",
         "swarm runs": "how far the runs are",
     },
 }

@@ -72,6 +72,7 @@ FLAGS = {
     ],
     "config": ["[COMMAND]", "--example", "--json"],
     "completion": ["SHELL"],
+    "bench": ["MODEL", "--json", "--device", "--dtype", "--patience", *MEETING],
     "doctor": ["--json", "--listen", "--announce", "--device", *MEETING],
     "cache": ["--json", "--data-dir"],
     "keys": [],

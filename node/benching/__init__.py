@@ -1,0 +1,1 @@
+"""What this machine and a route are worth to a swarm, measured."""
