@@ -8,7 +8,7 @@ first visitor that is let in, so that a gateway starts without them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -48,8 +48,8 @@ GUARDS = {
 class Door:
     """Lets in those whose key is good, or all if none is needed."""
 
-    def __init__(self, dashboard: Dashboard, load: Callable[[], ASGIApp]) -> None:
-        """load: imports the pages; called in a thread, once."""
+    def __init__(self, dashboard: Dashboard, load: Callable[[], Awaitable[ASGIApp]]) -> None:
+        """load: imports the pages and starts them; called once."""
         self._dashboard, self._load = dashboard, load
         self._pages: ASGIApp | None = None
         self._opening = asyncio.Lock()
@@ -59,6 +59,10 @@ class Door:
             await self._socket(scope, receive, send)
         elif scope["type"] == "http":
             await self._request(scope, receive, _guarded(send))
+
+    async def warm(self) -> None:
+        """Import the pages now, so that the first visitor does not wait for it."""
+        await self._open()
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._may_enter(scope):
@@ -103,7 +107,7 @@ class Door:
     async def _open(self) -> ASGIApp:
         async with self._opening:
             if self._pages is None:
-                self._pages = await asyncio.to_thread(self._load)
+                self._pages = await self._load()
             return self._pages
 
 

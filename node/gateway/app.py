@@ -5,6 +5,7 @@ app = create_app(GatewayConfig(models=("tiny",), peers=("/ip4/…/p2p/…",)))  
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from node.dashboard.door import Door
 from node.gateway import (
     anthropic_messages,
     ollama_asking,
@@ -40,6 +42,9 @@ from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
 from node.gateway.request import Request
 from protocols.errors import SwarmError
 
+WARM_S = 1.0
+"""From the opening of the models until the page is imported, which takes 0.4 s of a core."""
+
 
 def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     """The application. Its lifespan joins the swarm, and leaves it. Without keys in `config`, all that reach it may ask.
@@ -51,6 +56,7 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with gateway:
+            gateway.keep(_warm(gateway, door), "warming the page")
             yield
 
     app = FastAPI(
@@ -62,7 +68,7 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback)
     app.add_middleware(Counting, counts=gateway.metrics)  # the last one added is the first one that a request meets
     gateway.dashboard.talk = PageTalk(gateway)
-    page.mount(app, gateway.dashboard)
+    door = page.mount(app, gateway.dashboard)
     _answer_errors(app)
     _route_openai(app, gateway)
     for api in (openai_embeddings, openai_responses, anthropic_messages, ollama_asking, ollama_embeddings, ollama_models):
@@ -82,6 +88,13 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
         return Response(gateway.metrics.text(), media_type=gateway.metrics.content_type)
 
     return app
+
+
+async def _warm(gateway: Gateway, door: Door) -> None:
+    """Once the first models are open, for they come first."""
+    await gateway.all_open.wait()
+    await asyncio.sleep(WARM_S)
+    await door.warm()
 
 
 def _route_openai(app: FastAPI, gateway: Gateway) -> None:

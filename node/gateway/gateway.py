@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Self
+from collections.abc import Coroutine
+from typing import Any, Self
 
 from node import metrics
 from node.dashboard.dashboard import Dashboard
@@ -55,6 +56,10 @@ class Gateway:
         await self._tasks.stop()
         await self.models.close()
         await asyncio.to_thread(self.config.traces.flush)  # SIGTERM ends the process soon after
+
+    def keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run it beside, until it ends or the gateway does."""
+        self._tasks.keep(work, name)
 
     def _dashboard(self) -> Dashboard:
         config = self.config

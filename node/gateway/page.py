@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Scope
 
 from node.dashboard.dashboard import Dashboard
 from node.dashboard.door import Door
+
+if TYPE_CHECKING:
+    from node.dashboard.pages.site import Site
 
 PAGE = "/page"
 """Where it is."""
@@ -22,16 +28,25 @@ def is_page(scope: Scope) -> bool:
     return path == PAGE or path.startswith(f"{PAGE}/")
 
 
-def mount(app: FastAPI, dashboard: Dashboard) -> None:
+def mount(app: FastAPI, dashboard: Dashboard) -> Door:
     """Serve it, and lead there from `/`."""
-    app.mount(PAGE, Door(dashboard, _pages), "page")
+    door = Door(dashboard, _pages)
+    app.mount(PAGE, door, "page")
 
     @app.get("/", include_in_schema=False)
     async def page() -> RedirectResponse:
         return RedirectResponse(f"{PAGE}/")
 
+    return door
 
-def _pages() -> ASGIApp:
+
+async def _pages() -> ASGIApp:
+    site = (await asyncio.to_thread(_imported))(MAX_VISITORS)
+    await site.start()
+    return site
+
+
+def _imported() -> type[Site]:
     from node.dashboard.pages.site import Site  # 0.4 s of imports
 
-    return Site(MAX_VISITORS)
+    return Site

@@ -20,6 +20,7 @@ export default {
   template: `
     <div class="mm-grid-box">
       <table class="mm-grid" :style="{ '--blocks': grid.num_blocks }">
+        <colgroup><col class="mm-col-name" /><col class="mm-col-state" /><col class="mm-col-trip" /><col /></colgroup>
         <thead>
           <tr>
             <th scope="col">node</th>

@@ -20,6 +20,9 @@ from node.dashboard.pages import chat_page, map_page, peer_page, training_page, 
 RECONNECT_S = 10.0
 """How long a page whose connection broke is kept."""
 
+GONE = "No response returned."
+"""What Starlette's middleware raises if the browser has left before its answer was ready."""
+
 ICON = Path(__file__).with_name("icon.svg")
 
 
@@ -42,15 +45,21 @@ class Site:
 
     def __init__(self, max_visitors: int) -> None:
         self._most = max_visitors
-        self._starting = asyncio.Lock()
+
+    async def start(self) -> None:
+        """On the loop that serves, before the first request."""
+        await _RUNNING.start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _RUNNING.start()
         if scope["type"] == "http" and "/_nicegui" not in scope["path"] and len(Client.instances) >= self._most:
             text = f"{self._most} visitors are here, as many as may be at once; come again in a minute"
             await PlainTextResponse(text, 503, {"retry-after": "60"})(scope, receive, send)
             return
-        await HOST(scope, receive, send)
+        try:
+            await HOST(scope, receive, send)
+        except RuntimeError as error:
+            if str(error) != GONE:
+                raise
 
 
 class _Running:

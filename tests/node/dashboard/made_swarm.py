@@ -89,17 +89,25 @@ def serving(source: MadeSource, more: Callable[[Dashboard], None] = lambda dashb
     app, listening = FastAPI(), server.bound("127.0.0.1", 0)
     dashboard = Dashboard(watcher=Watcher(source.met), swarm="made", hosting=NodeCommand(peer="/ip4/192.0.2.1/tcp/4000/p2p/12D3"))
     more(dashboard)
-    page.mount(app, dashboard)
+    door = page.mount(app, dashboard)
     made = uvicorn.Server(
         uvicorn.Config(app, log_config=None, lifespan="off", ws="websockets-sansio", timeout_graceful_shutdown=1)
     )
 
+    is_warm = threading.Event()
+
     async def run() -> None:
-        await made.serve([listening])
+        task = asyncio.create_task(made.serve([listening]))
+        while not made.started and not task.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await door.warm()
+        is_warm.set()
+        await task
         await dashboard.close()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
+    assert is_warm.wait(20)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}{page.PAGE}/"
     finally:
