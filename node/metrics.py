@@ -129,6 +129,8 @@ class Metrics:
     def __init__(self, declared: Sequence[Metric] = GATEWAY) -> None:
         self.registry = CollectorRegistry()
         self._made: dict[str, MetricWrapperBase] = {one.name: self._make(one) for one in declared}
+        self._labelled: dict[tuple[object, ...], MetricWrapperBase] = {}
+        """With values of its labels: to find one costs as much as to count."""
 
     def count(self, metric: Metric, amount: float = 1, **labels: str) -> None:
         """Add to a counter, or to a gauge (where `amount` may be negative)."""
@@ -153,8 +155,12 @@ class Metrics:
         return prometheus_client.generate_latest(self.registry)
 
     def _of(self, metric: Metric, labels: dict[str, str]) -> MetricWrapperBase:
-        made = self._made[metric.name]
-        return made.labels(**labels) if labels else made
+        if not labels:
+            return self._made[metric.name]
+        key = (metric.name, *labels.items())
+        if (made := self._labelled.get(key)) is None:
+            made = self._labelled[key] = self._made[metric.name].labels(**labels)
+        return made
 
     def _make(self, metric: Metric) -> MetricWrapperBase:
         name, meaning, labels, registry = metric.name, metric.meaning, metric.labels, self.registry
