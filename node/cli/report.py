@@ -6,14 +6,20 @@ from pathlib import Path
 
 from node.cli import as_json
 from node.cli.console import Lines
+from node.cli.waiting import shown
 from protocols.errors import CheckpointError, SwarmError
+from swarm.waiting import Wait
+
+DRAWING = Wait(kind="drawing", text="drawing the plots")
 
 
 def run(folder: Path, *, is_json: bool) -> None:
     """Write it anew, and print where it is."""
     from node.training.report.page import write_report
 
-    written = write_report(folder)
+    with shown() as on_wait:
+        on_wait(DRAWING)
+        written = write_report(folder)
     if is_json:
         as_json.show({"report": written.resolve()})
     else:

@@ -15,7 +15,7 @@ from protocols.words import one_line
 from swarm import waiting
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import Entered
-from swarm.waiting import OnWait
+from swarm.waiting import OnWait, Wait
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from node.runs.overview import RunOverview
 
 PIPE_COLUMNS = 200
+MEASURING = Wait(kind="measuring", text="asking the runs, twice, for their speed")
 BAR = 20
 """Letters of a bar."""
 
@@ -50,6 +51,7 @@ async def _ask(into: Entered, find: FindConfig, on_wait: OnWait) -> list[RunOver
 
     config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
     async with Peer(config, {}) as peer:
+        on_wait(MEASURING)
         return await overview.look(peer)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ BELOW = "\x1b7\r\n\x1b[K"
 """Keep the place, and go to an empty line below."""
 BACK = "\x1b8"
 TAIL = 18
-"""Letters at the end of a text that stay where it is cut: `: 40 % (100 s)`, `(12 s of 60)`."""
+"""Letters at the end of a text that stay where it is cut, as `(12 s of 60)`; more of them if the numbers are longer."""
+
+NUMBERS = re.compile(r"(: \d+ %)? \([^()]*\)$")
+"""`: 40 % (100 s, 150 s left)` at the end of a text."""
 
 MAKE_ROOM = "\x1bD\x1b[A"
 """One down, which scrolls at the bottom of the screen, and up again: from here on there is a line below."""
@@ -112,7 +116,9 @@ def fitted(text: str, cells: int) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     if cell_len(text) <= cells:
         return text
-    tail = text[-min(TAIL, cells // 2) :] if cells > 1 else ""
+    numbers = NUMBERS.search(text)
+    length = min(max(TAIL, len(numbers[0])), cells * 2 // 3) if numbers else min(TAIL, cells // 2)
+    tail = text[-length:] if length and cells > 1 else ""
     return set_cell_size(text, max(0, cells - 1 - cell_len(tail))) + "…" + tail if cells > 0 else ""
 
 

@@ -31,6 +31,9 @@ SCRIPT_S = 5.0
 REPEAT_S = 60.0
 """A script is told again after this long."""
 
+ESTIMATE_S = 2.0
+"""Seconds until the first estimate of what is left: an earlier one would jump."""
+
 LOOK_S = 0.2
 
 
@@ -42,25 +45,42 @@ class Said:
     at_s: float
 
 
-def for_person(wait: Wait, since_s: float, now_s: float) -> str | None:
-    """The line, or None if it is too early. since_s: when this wait began."""
+def for_person(wait: Wait, since_s: float, now_s: float, at_first: int = 0) -> str | None:
+    """The line, or None if it is too early. since_s: when this wait began. at_first: how much was done then."""
     shown_after_s = ANSWER_S if wait.kind == ANSWERING.kind else PERSON_S
-    return worded(wait, since_s, now_s) if now_s - since_s >= shown_after_s else None
+    return worded(wait, since_s, now_s, at_first) if now_s - since_s >= shown_after_s else None
 
 
-def for_script(wait: Wait, since_s: float, now_s: float, said: Said | None) -> str | None:
+def for_script(wait: Wait, since_s: float, now_s: float, said: Said | None, at_first: int = 0) -> str | None:
     """A line, or None if it is too early, or the same was said within the last minute."""
     if now_s - since_s < SCRIPT_S:
         return None
     is_news = said is None or said.key != wait.key or now_s - said.at_s >= REPEAT_S
-    return worded(wait, since_s, now_s) if is_news else None
+    return worded(wait, since_s, now_s, at_first) if is_news else None
 
 
-def worded(wait: Wait, since_s: float, now_s: float) -> str:
-    """`waiting for blocks 24:30, no live node hosts them (12 s of 60)`."""
+def worded(wait: Wait, since_s: float, now_s: float, at_first: int = 0) -> str:
+    """`waiting for blocks 24:30, no live node hosts them (12 s of 60)`, or `hashing the weights of tiny: 40 % (20 s, 30 s left)`."""
     if wait.route_timeout_s is None:
-        return f"{wait} ({now_s - since_s:.0f} s)"
+        left_s = seconds_left(wait, now_s - since_s, at_first)
+        return f"{wait} ({now_s - since_s:.0f} s{'' if left_s is None else f', {_short(left_s)} left'})"
     return f"{wait} ({min(now_s - wait.since_s, wait.route_timeout_s):.0f} s of {wait.route_timeout_s:.0f})"
+
+
+def seconds_left(wait: Wait, seconds: float, at_first: int) -> float | None:
+    """An estimate, by the mean speed so far; None if it is too early for one, or it is not known how far the wait is."""
+    done = wait.done - at_first
+    if seconds < ESTIMATE_S or not wait.total or done <= 0:
+        return None
+    return seconds * max(0, wait.total - wait.done) / done
+
+
+def _short(seconds: float) -> str:
+    """`30 s`, `4 min`, `2 h`."""
+    for unit, length in (("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class Board:
@@ -71,6 +91,7 @@ class Board:
         self._lock = threading.RLock()
         self._wait: Wait | None = None
         self._since_s = 0.0
+        self._at_first = 0
         self._said: Said | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, name="waiting", daemon=True)
@@ -87,7 +108,7 @@ class Board:
         """This is waited for now. With None the line is gone when this returns, so that a prompt may be printed there."""
         with self._lock:
             if wait is not None and (self._wait is None or wait.key != self._wait.key):
-                self._since_s = self._clock()
+                self._since_s, self._at_first = self._clock(), wait.done
             self._wait = wait
             if wait is None and LINE.is_drawn:
                 LINE.erase()
@@ -99,9 +120,9 @@ class Board:
                 return
             now_s = self._clock()
             if status_line.is_usable():
-                if (line := for_person(self._wait, self._since_s, now_s)) is not None:
+                if (line := for_person(self._wait, self._since_s, now_s, self._at_first)) is not None:
                     LINE.draw(line)
-            elif (line := for_script(self._wait, self._since_s, now_s, self._said)) is not None:
+            elif (line := for_script(self._wait, self._since_s, now_s, self._said, self._at_first)) is not None:
                 self._said = Said(self._wait.key, now_s)
                 with contextlib.suppress(OSError, ValueError):  # stderr is gone, which is for others to say
                     print(one_line(line), file=sys.stderr, flush=True)

@@ -62,14 +62,25 @@ def score(
 
 
 def text_of(
-    sources: Sequence[Source], tokenizer: Path, vocab_size: int, cache: Path, sequence_tokens: int
+    sources: Sequence[Source],
+    tokenizer: Path,
+    vocab_size: int,
+    cache: Path,
+    sequence_tokens: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_encoding: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[MicroBatch]:
-    """The text of these sources, each sequence within one document. Blocks until it is encoded; ConfigError as of `open_tokens`."""
+    """The text of these sources, each sequence within one document. Blocks until it is encoded; ConfigError as of `open_tokens`.
+
+    on_progress: told (sequences that were given out before, all of them) with each micro-batch. on_encoding: told (bytes of text, all of
+    them) while the text is encoded.
+    """
     settings = TokenSettings(tokenizer=tokenizer, vocab_size=vocab_size, cache=cache)
-    data = open_tokens(sources, Path.cwd(), settings, "--data")
+    data = open_tokens(sources, Path.cwd(), settings, "--data", on_encoding)
     cut = [sequences_of(source, sequence_tokens, False, data.pad_id) for source in data.sources]
     sequences = [(one, number) for one in cut for number in range(len(one))]
     for at in range(0, len(sequences), BATCH_SEQUENCES):
+        on_progress(at, len(sequences))
         yield joined(data, [one.read(number) for one, number in sequences[at : at + BATCH_SEQUENCES]])
 
 

@@ -19,7 +19,7 @@ import pytest
 from node.cli import status_line
 from node.cli.console import remark, write_piece
 from node.cli.status_line import LINE, fitted
-from node.cli.waiting import PERSON_S, REPEAT_S, SCRIPT_S, Board, Said, for_person, for_script, shown
+from node.cli.waiting import PERSON_S, REPEAT_S, SCRIPT_S, Board, Said, for_person, for_script, seconds_left, shown
 from protocols.ids import Span
 from swarm import waiting
 from swarm.waiting import ANSWERING, READING, Waits
@@ -31,7 +31,19 @@ MISSING = waiting.missing([Span(24, 30)], 100.0, 60.0)
 def test_a_person_sees_a_wait_that_lasts_and_how_long_it_may_last() -> None:
     assert for_person(MISSING, 100.0, 100.0 + PERSON_S / 2) is None
     assert for_person(MISSING, 100.0, 112.0) == "waiting for blocks 24:30, no live node hosts them (12 s of 60)"
-    assert for_person(READING.at(2, 5), 100.0, 103.2) == "reading the prompt: 40 % (3 s)"
+    assert for_person(READING.at(2, 5), 100.0, 103.2) == "reading the prompt: 40 % (3 s, 5 s left)"
+
+
+def test_what_is_left_is_estimated_from_what_was_done_since_the_wait_began() -> None:
+    """A download that goes on has much of it before."""
+    half = READING.at(50, 100)
+    assert seconds_left(half, 10.0, 0) == 10.0 and seconds_left(half, 10.0, 40) == 50.0
+    assert [seconds_left(one, at_s, 0) for one, at_s in ((half, 1.9), (READING, 9.0), (READING.at(0, 9), 9.0))] == [None] * 3
+    assert [for_person(half, 0.0, at_s, 40) for at_s in (10.0, 100.0, 4_000.0)] == [
+        "reading the prompt: 50 % (10 s, 50 s left)",
+        "reading the prompt: 50 % (100 s, 8 min left)",
+        "reading the prompt: 50 % (4000 s, 6 h left)",
+    ]
 
 
 def test_the_wait_for_one_token_of_a_slow_model_is_no_news() -> None:
@@ -45,7 +57,7 @@ def test_a_script_is_told_after_five_seconds_and_again_if_it_waits_for_something
     said = Said(MISSING.key, 105.0)
     assert for_script(MISSING, 100.0, 105.0 + REPEAT_S - 1, said) is None
     assert for_script(MISSING, 100.0, 105.0 + REPEAT_S, said) is not None
-    assert for_script(READING.at(1, 100), 107.0, 112.0, said) == "reading the prompt: 1 % (5 s)"
+    assert for_script(READING.at(1, 100), 107.0, 112.0, said) == "reading the prompt: 1 % (5 s, 8 min left)"
     read = Said(READING.key, 112.0)
     assert for_script(READING.at(90, 100), 107.0, 120.0, read) is None  # another per cent is nothing else
 
@@ -54,6 +66,9 @@ def test_a_narrow_terminal_keeps_the_numbers() -> None:
     line = for_person(MISSING, 100.0, 112.0) or ""
     assert fitted(line, 200) == line
     assert fitted(line, 39) == "waiting for blocks 2… them (12 s of 60)"
+    assert (
+        fitted("hashing the weights of a large model: 40 % (100 s, 150 s left)", 39) == "hashing the …: 40 % (100 s, 150 s left)"
+    )
     assert all(len(fitted(line, cells)) <= cells for cells in range(0, 90))
     assert fitted("of\x1b[2J a peer", 40) == "of [2J a peer"
 
@@ -173,9 +188,9 @@ def test_a_script_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
             board.set(READING.at(second, 130))
             board.look()
     assert stderr.getvalue().splitlines() == [
-        "reading the prompt: 3 % (5 s)",
-        "reading the prompt: 50 % (65 s)",
-        "reading the prompt: 96 % (125 s)",
+        "reading the prompt: 3 % (5 s, 2 min left)",
+        "reading the prompt: 50 % (65 s, 65 s left)",
+        "reading the prompt: 96 % (125 s, 5 s left)",
     ]
 
 
