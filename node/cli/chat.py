@@ -37,8 +37,9 @@ COMMANDS = {
 WORDS = tuple(line.split()[0] for line in COMMANDS)
 ELSE = (
     "anything else is said to the model; //text says /text",
-    "Enter sends; Alt-Enter, or Enter behind a \\, begins a new line; the arrow keys bring earlier texts back",
-    "Ctrl-C stops an answer, and leaves at an empty prompt if pressed twice",
+    "Enter sends; Alt-Enter, or Enter behind a \\, begins a new line",
+    "the arrow keys bring earlier texts back; Tab completes commands",
+    "Ctrl-C stops an answer; pressed twice, it leaves",
 )
 
 
@@ -49,7 +50,7 @@ def run(asking: ClientSettings, sampling: Sampling, manner: Manner, is_thin: boo
     with open_speaker(asking, sampling, is_thin) as speaker:
         conversation = Conversation(speaker, manner, interruption)
         if interruption:
-            remark(f"chatting with {asking.model}; /help says what there is, Ctrl-C stops an answer, Ctrl-D leaves")
+            remark(f"chatting with {asking.model}: /help for help, Ctrl-C stops an answer, Ctrl-D leaves")
         for text in texts(interruption, editor(asking.data_dir, keeps_history) if interruption else None):
             try:
                 if text.strip() == "/exit":
@@ -83,6 +84,7 @@ def obey(conversation: Conversation, text: str, model: str) -> None:
         raise unfit(word)
     elif word == "/reset":
         conversation.reset()
+        remark("the conversation is forgotten")
     elif word == "/help":
         say_help()
     elif word == "/save":

@@ -39,7 +39,7 @@ class LineEditor:
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
-            prompt_continuation="… ",
+            prompt_continuation=lambda width, number, is_wrapped: "  " if is_wrapped else "… ",
             history=InMemoryHistory() if history is None else TextHistory(history),
             completer=WordCompleter(list(commands), sentence=True),
             complete_while_typing=False,
