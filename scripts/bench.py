@@ -4,8 +4,8 @@ Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
 hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the gateway:
-streams, next turn. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if `scripts/real_model` has
-not fetched its model.
+streams, next turn, held, schemas, beside. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if
+`scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
     "training": ("averaging", "state", "pipeline", "wide pipeline"),
-    "gateway": ("streams", "next turn"),
+    "gateway": ("streams", "next turn", "held", "schemas", "beside"),
 }
 """By benchmark."""
 
@@ -46,6 +46,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         averaging,
         crowd,
         gateway,
+        gateway_load,
         generation,
         hops,
         models,
@@ -69,6 +70,9 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
         "streams": lambda: gateway.measure(running, repeats, 64),
         "next turn": lambda: next_turn.measure(running, few) | {"repeats": few},
+        "held": lambda: gateway_load.held(running) | {"repeats": 1},
+        "schemas": lambda: gateway_load.schemas(running) | {"repeats": 1},
+        "beside": lambda: gateway_load.beside(running, few, 60) | {"repeats": few},
         "averaging": lambda: averaging.measure(running.folder, repeats),
         "state": lambda: state.measure(repeats),
         "pipeline": lambda: pipeline.measure(running.folder, few) | {"repeats": few},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from volunteers import start_process
+from volunteers import Node, start_process
 
 from benchmarks import models, timing
 from benchmarks.swarms import Swarms
@@ -44,12 +45,19 @@ def measure(running: Swarms, repeats: int, num_tokens: int) -> dict[str, Any]:
 def start(running: Swarms, shape: models.Shape) -> tuple[str, str]:
     """Two nodes and a gateway: the address of a node, and of the gateway's API."""
     write_tokenizer(running.path(shape), shape.vocab)
-    peer = running.start(shape, 2)[0].wait_for("multiaddr")
-    words = ["serve", shape.name, "--port", "0", "--peer", peer, "--no-lan", "--data-dir", str(running.folder / "gateway-data")]
-    gateway = start_process("gateway", words, running.folder)
-    running.nodes.append(gateway)
+    nodes, gateway = begin(running, shape, 2)
+    return nodes[0].wait_for("multiaddr"), gateway.wait_for("address")
+
+
+def begin(running: Swarms, shape: models.Shape, num_nodes: int) -> tuple[list[Node], Node]:
+    """Nodes, and a gateway that serves their model."""
+    nodes = running.start(shape, num_nodes)
+    folder = Path(tempfile.mkdtemp(prefix="gateway-", dir=running.folder))
+    peer = nodes[0].wait_for("multiaddr")
+    words = ["serve", shape.name, "--port", "0", "--peer", peer, "--no-lan", "--data-dir", str(folder / "data")]
+    running.nodes.append(gateway := start_process("gateway", words, folder))
     gateway.wait_for("ready")
-    return peer, gateway.wait_for("address")
+    return nodes, gateway
 
 
 def _rows(
