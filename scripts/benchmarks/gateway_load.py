@@ -24,7 +24,8 @@ from benchmarks.gateway import begin, write_tokenizer
 from benchmarks.swarms import Swarms
 
 CONNECTIONS, STREAMS = 1_000, 64
-WARM_S, HELD_S, LOOK_S = 120.0, 60.0, 10.0
+WARM_S, HELD_S, LOOK_S = 180.0, 60.0, 10.0
+"""Seconds; memory that nodes and gateway keep for later grows for two to three minutes."""
 STREAM_TOKENS = 200
 """Of one stream; its successor follows at once."""
 
