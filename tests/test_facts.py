@@ -81,6 +81,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "so that others wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
     (GATEWAY, "answer has at most {:,} tokens", "node/gateway/prompts.py", "MOST_NEW"),
     (GATEWAY, "or up to {:,}; or their token ids", "node/gateway/embedding.py", "MAX_TEXTS"),
+    (GATEWAY, "written every {:g} s", "node/gateway/gateway.py", "WRITE_SPENT_S"),
     (GATEWAY, "a text's has {}", "node/gateway/openai_completions.py", "USUAL_TOKENS"),
     (GATEWAY, "cut off after {:g} s", "node/gateway/hanging_up.py", "SEND_S"),
     (GATEWAY, "did not come within {:g} s", "node/gateway/limits.py", "BODY_S"),

@@ -5,6 +5,7 @@ The file of keys is looked at with each request, so that a new key counts at onc
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers
 
 from node import api_keys
 from node.api_keys import Key
+from node.gateway import spent
 from node.gateway.budgets import Left, RequestBudget, TokenBudget, after_s, headers
 from node.gateway.refusal import RefusedError
 from protocols.errors import ConfigError
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Account:
-    """One caller's budgets, kept in memory: a restart of the gateway begins anew."""
+    """One caller's budgets."""
 
     name: str
     """Of the key; "" = all who ask a gateway without keys."""
@@ -79,6 +81,9 @@ class Accounts:
         self._stamp: api_keys.Stamp = None
         self._accounts: dict[str, Account] = {}
         self._keys: tuple[Key, ...] = ()
+        self._kept: spent.Spent = {} if path is None else spent.read(path.with_name(spent.FILE))
+        """As in the file."""
+
         self.needs_key = False
         """Stays true once there was a key: revoking the last one opens no gateway."""
         if path is not None:
@@ -106,6 +111,19 @@ class Accounts:
             return False
         return True
 
+    async def keep(self) -> None:
+        """Write what was used of today's tokens, if that has changed."""
+        now = {name: one.tokens.spent for name, one in self._accounts.items() if one.tokens is not None and one.tokens.spent[1]}
+        if self._path is not None and now != self._kept:
+            self._kept = now
+            await asyncio.to_thread(spent.write, self._path.with_name(spent.FILE), now)
+
+    def _resumed(self, key: Key) -> Account:
+        account = Account.of(key, self._clock)
+        if account.tokens is not None and key.sha256 in self._kept:
+            account.tokens.resume(*self._kept[key.sha256])
+        return account
+
     def _look(self) -> None:
         """Read the keys again if the file has changed; if it cannot be read, they stay as they were."""
         if self._path is None or (now := api_keys.stamp(self._path)) == self._stamp:
@@ -118,7 +136,7 @@ class Accounts:
 
     def _use(self, keys: tuple[Key, ...]) -> None:
         known = self._accounts
-        self._accounts = {key.sha256: known.get(key.sha256) or Account.of(key, self._clock) for key in keys}
+        self._accounts = {key.sha256: known.get(key.sha256) or self._resumed(key) for key in keys}
         self._keys, self.needs_key = keys, self.needs_key or bool(keys)
 
 

@@ -62,6 +62,15 @@ class TokenBudget:
     _day: int = 0
     _used: int = 0
 
+    @property
+    def spent(self) -> tuple[int, int]:
+        """The day of UTC, counted from 1970, and the tokens that were used in it."""
+        return self._day, self._used
+
+    def resume(self, day: int, used: int) -> None:
+        """Go on from what `spent` said."""
+        self._day, self._used = day, used
+
     def take(self, num_tokens: int, unix_s: float) -> bool:
         """Whether so many more tokens leave something for an answer; if so, they are counted."""
         if num_tokens >= self.left(unix_s).remaining:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 LIST_AGAIN_S = 5.0
 """Between two looks at what the swarm serves."""
 
+WRITE_SPENT_S = 5.0
+"""Between two looks at what keys have used, which is kept in a file."""
+
 OPEN_AGAIN_S = 5.0
 """Between two tries to open a model that the swarm does not serve yet."""
 
@@ -49,17 +52,24 @@ class Gateway:
     async def __aenter__(self) -> Self:
         work = self._open_all() if self.config.models else self._follow_swarm()
         self._tasks.keep(work, "opening models")
+        self._tasks.keep(self._keep_accounts(), "keeping what keys have used")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.dashboard.close()
         await self._tasks.stop()
         await self.models.close()
+        await self.accounts.keep()
         await asyncio.to_thread(self.config.traces.flush)  # SIGTERM ends the process soon after
 
     def keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run it beside, until it ends or the gateway does."""
         self._tasks.keep(work, name)
+
+    async def _keep_accounts(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_SPENT_S)
+            await self.accounts.keep()
 
     def _dashboard(self) -> Dashboard:
         config = self.config

@@ -9,11 +9,11 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gateways import Size, start_gateway
@@ -23,7 +23,9 @@ from benchmarks import models, timing
 from benchmarks.gateway import begin, write_tokenizer
 from benchmarks.swarms import Swarms
 
-CONNECTIONS, STREAMS = 1_000, 64
+T = TypeVar("T")
+
+CONNECTIONS, STREAMS, BATCH = 1_000, 64, 100
 WARM_S, HELD_S, LOOK_S = 180.0, 60.0, 10.0
 """Seconds; memory that nodes and gateway keep for later grows for two to three minutes."""
 STREAM_TOKENS = 200
@@ -66,7 +68,7 @@ async def _hold(address: str, name: str, processes: dict[str, Node]) -> tuple[He
     found, is_over = Held(), asyncio.Event()
     streams = [asyncio.create_task(_streams(address, name, number, found, is_over)) for number in range(STREAMS)]
     await asyncio.sleep(WARM_S)
-    idle = [await _Idle.opened(address) for _ in range(CONNECTIONS)]
+    idle = await _together([_Idle.opened(address) for _ in range(CONNECTIONS)])
     memory = {one: [memory_mb(it)] for one, it in processes.items()}
     found.num_tokens = found.num_streams = 0
     for _ in range(round(HELD_S / LOOK_S)):
@@ -74,11 +76,19 @@ async def _hold(address: str, name: str, processes: dict[str, Node]) -> tuple[He
         for one, it in processes.items():
             memory[one].append(memory_mb(it))
     num_tokens, num_streams = found.num_tokens, found.num_streams
-    found.errors += [fault for one in idle if (fault := await one.asked_again())]
+    found.errors += [fault for fault in await _together([one.asked_again() for one in idle]) if fault]
     is_over.set()
     await asyncio.gather(*streams)
     found.num_tokens, found.num_streams = num_tokens, num_streams
     return found, memory
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results; BATCH at once."""
+    found: list[T] = []
+    for at in range(0, len(work), BATCH):
+        found += await asyncio.gather(*work[at : at + BATCH])
+    return found
 
 
 class _Idle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -167,6 +168,31 @@ def test_tokens_per_day_are_counted_as_they_come_and_end_an_answer(swarm: WireSw
         assert (await ask(client, secret, prompt="xx", max_tokens=1)).status_code == 200, "a prompt that is refused costs nothing"
 
     serving(swarm, work, keys=keys, clock=time.clock())
+
+
+def test_tokens_that_were_used_count_after_a_restart(swarm: WireSwarm, keys: Path) -> None:
+    time = Shifted()
+    secret, other = (api_keys.add(keys, name, NOW_S, tokens_per_day=50) for name in ("alice", "bob"))
+    used = PROMPT_TOKENS + 3
+
+    async def first(gateway: Gateway, client: httpx.AsyncClient) -> None:
+        await ask(client, secret)
+
+    async def second(gateway: Gateway, client: httpx.AsyncClient) -> None:
+        assert (await ask(client, secret)).headers["x-ratelimit-remaining-tokens"] == str(50 - 2 * used)
+        assert (await ask(client, other)).headers["x-ratelimit-remaining-tokens"] == str(50 - used)
+
+    async def next_day(gateway: Gateway, client: httpx.AsyncClient) -> None:
+        assert (await ask(client, secret)).headers["x-ratelimit-remaining-tokens"] == str(50 - used)
+
+    serving(swarm, first, keys=keys, clock=time.clock())
+    kept = json.loads((keys.with_name("gateway_spent.json")).read_text())["spent"]
+    assert [used for _, used in kept.values()] == [used] and (keys.with_name("gateway_spent.json")).stat().st_mode & 0o77 == 0
+    serving(swarm, second, keys=keys, clock=time.clock())
+    time.ahead_s += 86_400
+    serving(swarm, next_day, keys=keys, clock=time.clock())
+    (keys.with_name("gateway_spent.json")).write_text("damaged")
+    serving(swarm, next_day, keys=keys, clock=time.clock())
 
 
 def test_tokens_of_a_client_that_hangs_up_are_counted(swarm: WireSwarm, keys: Path) -> None:
