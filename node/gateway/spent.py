@@ -1,6 +1,7 @@
 """What keys have used of a day's tokens, in a file.
 
-A restart forgets nothing: it is written every few seconds and at the end, so a crash forgets only what came since. Keys are named by their hashes.
+A restart forgets nothing: it is written every few seconds and at the end, so a crash forgets only what came since. Keys are named by their
+hashes.
 """
 
 from __future__ import annotations
