@@ -231,9 +231,9 @@ def test_a_hub_name_without_a_place_for_its_files_is_one_line(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("arguments", [[], ["--debug"]])
-def test_no_command_is_asked_for_by_the_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """As typer: the help, on stdout, and the code of a line that makes no sense; nothing on stderr."""
+def test_without_a_command_the_first_steps_are_shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """On stdout, with the code of a line that makes no sense; nothing on stderr."""
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     said = capsys.readouterr()
-    assert exited.value.code == 2 and said.err == "" and "Usage: swarm" in said.out and "generate" in said.out
+    assert exited.value.code == 2 and said.err == "" and "swarm up" in said.out and "swarm --help" in said.out

@@ -124,7 +124,7 @@ def test_models_are_listed_and_described(swarm: GatewaySwarm, client: ollama.Cli
     assert listed.model == "tiny" and re.fullmatch("[0-9a-f]{64}", listed.digest or "")
     for name in ("tiny", "tiny:latest"):
         shown = client.show(name)
-        assert shown.capabilities == ["completion"] and shown.modelinfo is not None
+        assert shown.capabilities == ["completion", "embedding"] and shown.modelinfo is not None
         assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 256
         assert shown.template and "messages" in shown.template
     assert send(swarm, "/api/version", None, "GET")[2].keys() == {"version"}
