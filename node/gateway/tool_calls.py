@@ -43,8 +43,14 @@ class ToolCall:
         return json.dumps(self.arguments, ensure_ascii=False)
 
 
+UNKNOWN = ("<function=", "[ARGS]")
+"""What a template has whose calls are no JSON between marks, although it may have one of the marks above: Qwen3-Coder, newer Mistrals."""
+
+
 def form_of(template: str) -> CallForm | None:
     """None: calls of this family are not known here, and stay text."""
+    if any(mark in template for mark in UNKNOWN):
+        return None
     return next((form for mark, form in FORMS if mark in template), None)
 
 

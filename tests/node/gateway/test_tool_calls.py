@@ -92,5 +92,6 @@ def test_text_that_cannot_be_a_call_is_not_held_back() -> None:
     assert list(finder.feed("s>")) == ["<tools>"]
 
 
-def test_a_template_of_another_family_has_no_form() -> None:
-    assert form_of("{{ messages }}{{ tools }}") is None
+@pytest.mark.parametrize("marks", ["", "<tool_call><function=add><parameter=a>", "[TOOL_CALLS]add[ARGS]"])
+def test_a_template_of_another_family_has_no_form(marks: str) -> None:
+    assert form_of("{{ messages }}{{ tools }}" + marks) is None
