@@ -126,6 +126,7 @@ class BlockOptions(PeerOptions):
 class Hosting(BlockOptions):
     """Of a node."""
 
+    dashboard: options.Dashboard = None
     run: Annotated[
         str | None,
         typer.Option(

@@ -40,7 +40,12 @@ LAST_RESORT_S = 4.5
 
 def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NoReturn:
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises what kept the node from serving. run: it trains in that."""
-    host(read(serve, flags, run), lambda hosted, on_event, _: hosted(on_event), flags.otlp)
+    config = read(serve, flags, run)
+    if flags.dashboard is None:
+        host(config, lambda hosted, on_event, _: hosted(on_event), flags.otlp)
+    from node.cli.node_page import NodePage
+
+    host(config, NodePage(config, flags.dashboard).run, flags.otlp)
 
 
 Hosted = Callable[[OnEvent], Coroutine[object, object, None]]

@@ -111,6 +111,15 @@ MetricsAt = Annotated[
         show_default=False,
     ),
 ]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        "--dashboard",
+        metavar="[HOST:]PORT",
+        help="Show the swarm in a browser here; without HOST on this machine only, port 0 = a free one.",
+        show_default=False,
+    ),
+]
 Otlp = Annotated[
     str | None,
     typer.Option(

@@ -47,14 +47,14 @@ def run(models: Sequence[str], flags: Serving) -> None:
         asyncio.run(server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names))))
 
 
-def reached(host: str, num_keys: int) -> bool:
+def reached(host: str, num_keys: int, flag: str = "--host") -> bool:
     """Whether only this machine reaches the address. ConfigError if others do and there is no key: they could all ask in our name."""
     is_loopback = host == "localhost"
     with contextlib.suppress(ValueError):
         is_loopback = is_loopback or ipaddress.ip_address(host).is_loopback
     if not is_loopback and not num_keys:
         raise ConfigError(
-            f"--host {host[:60]}: a gateway without keys listens on loopback only (127.0.0.1, ::1); "
+            f"{flag} {host[:60]}: a gateway without keys listens on loopback only (127.0.0.1, ::1); "
             "make a key for each of its users first: swarm keys add NAME"
         )
     return is_loopback

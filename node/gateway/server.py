@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 import uvicorn
 from fastapi import FastAPI
@@ -78,14 +78,15 @@ async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[Seque
 
 @asynccontextmanager
 async def serving(
-    app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None]
+    app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None] | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Serve beside, until the block ends; running answers may end first. For a process that has other work and handles signals itself.
 
+    on_open: as of `serve`; None for an application without models.
     Gives the task that serves: it ends before the block only if it fails.
     """
     server = _Unsignalled(_config(app))
-    with _telling(app, on_open):
+    with nullcontext() if on_open is None else _telling(app, on_open):
         task = asyncio.create_task(server.serve([listening]), name="serving HTTP")
         try:
             yield task

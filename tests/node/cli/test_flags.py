@@ -36,6 +36,7 @@ FLAGS = {
     "node": [
         *(
             "MODEL",
+            "--dashboard",
             "--run",
             "--train-hours",
             "--train-share",

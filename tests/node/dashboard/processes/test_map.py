@@ -55,15 +55,19 @@ def test_joins_gaps_and_deaths_are_shown_within_two_seconds(browser: Browser, po
     assert browser.faults() == []
 
 
-def test_nothing_comes_from_elsewhere(browser: Browser, pool: ProcessPool, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint("llama", tmp_path / "tiny")
-    add_byte_tokenizer(checkpoint)
-    first = pool.node(str(checkpoint))
-    gateway = serve(pool, "gateway", "tiny", "--peer", first.said["multiaddr"])
-    browser.open(home(gateway))
+def test_a_node_shows_the_page_without_a_gateway_and_nothing_comes_from_elsewhere(
+    browser: Browser, pool: ProcessPool, tmp_path: Path
+) -> None:
+    node = pool.node(str(make_checkpoint("llama", tmp_path / "tiny")), "--dashboard", "0")
+    url = node.wait_for("page")
+    browser.open(url)
     browser.until_text("complete", ".mm-verdict")
     hosts = browser.run("return [...new Set(performance.getEntriesByType('resource').map(one => new URL(one.name).host))]")
-    assert hosts == [home(gateway).split("/")[2]]
+    assert hosts == [url.split("/")[2]]
+    browser.open(f"{url}page/chat")
+    browser.until_text("This node answers no questions itself")
+    assert browser.faults() == []
+    assert node.end(signal.SIGINT, 10.0) == 0, "an open page keeps no node from leaving"
 
 
 def test_neither_the_gateway_nor_its_page_imports_torch() -> None:

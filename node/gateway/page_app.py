@@ -1,0 +1,39 @@
+"""The page without a gateway: for a node that answers no HTTP else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from node.dashboard.dashboard import Dashboard
+from node.gateway import page
+from node.gateway.accounts import Accounts
+from node.gateway.config import GatewayConfig
+from node.gateway.limits import Limits
+from node.watching.watcher import Watcher
+
+MAX_BODY_BYTES = 1 << 20
+"""Of a request; a page's own are small."""
+
+
+def create_page_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
+    """The page of the swarm that `config` names, with its keys; models, places and budgets of `config` do not matter."""
+    accounts = Accounts(config.keys, config.clock)
+    dashboard = Dashboard(
+        watcher=Watcher(config.meet, config.models, config.clock), swarm=config.swarm, hosting=config.hosting,
+        check_key=accounts.is_known, runs_folder=config.runs,
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await dashboard.close()
+
+    app = FastAPI(title="Murmuration", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(Limits, max_body_bytes=MAX_BODY_BYTES, is_loopback=is_loopback)
+    page.mount(app, dashboard)
+    return app
