@@ -1,4 +1,4 @@
-"""The page without a gateway: for a node that answers no HTTP else."""
+"""The page without a gateway, for a node."""
 
 from __future__ import annotations
 
