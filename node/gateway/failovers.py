@@ -30,7 +30,7 @@ class Failovers:
         for name, model in self._models.all_open():
             for session in model.sessions:
                 found = now[id(session)] = _Before(session.replaced, session.route)
-                before = self._before.get(id(session), _Before(0, found.route))
+                before = self._before.get(id(session), _Before(0, ()))
                 if found.replaced > before.replaced:
                     yield (
                         "failover",
@@ -42,7 +42,9 @@ class Failovers:
 def _told(before: Route, now: Route, pauses_s: list[float]) -> str:
     old, new = {hop.peer for hop in before}, {hop.peer for hop in now}
     lost, came = (sorted(one - other) for one, other in ((old, new), (new, old)))
-    paused = f", after {pauses_s[-1]:.1f} s" if pauses_s else ""
+    paused = f", after {pauses_s[-1] * 1e3:.0f} ms" if pauses_s else ""
+    if not old:
+        return f"lost a node, and goes on over {_names(sorted(new))}{paused}"
     if not lost:
         return f"goes on by another route{paused}"
     return f"{_names(lost)} lost, {_names(came) or 'the others'} took over{paused}"

@@ -98,6 +98,7 @@ class Chat:
             self._answer = AnswerView(self._model.value, self._dashboard.watcher)
         system = (("system", self._system.value),) if self._system.value else ()
         ask = Question(model=self._model.value, messages=(*system, *self._turns), settings=self._chosen())
+        ui.run_javascript(TO_THE_END)
         self._dashboard.tasks.keep(self._hear(ask, self._answer), "a chat's answer")
         self._show_buttons()
 
@@ -132,6 +133,8 @@ class Chat:
         self._stop.props("disabled") if not is_busy else self._stop.props(remove="disabled")
         self._told.set_text("answering; leaving this page ends the answer" if is_busy else "")
 
+
+TO_THE_END = "window.scrollTo({ top: document.body.scrollHeight })"
 
 _ENTER = "(event) => { if (!event.shiftKey && !event.isComposing) { event.preventDefault(); emit(); } }"
 """Enter sends, and Shift with Enter begins a line."""

@@ -3,6 +3,10 @@ export default {
   props: { grid: Object, home: String, loads: Array },
   computed: {
     most() { return Math.max(1, ...this.grid.replicas); },
+    spread() {
+      const least = Math.min(...this.grid.replicas);
+      return least === this.most ? `${least}` : `${least}–${this.most}`;
+    },
     ticks() {
       const step = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048].find((one) => this.grid.num_blocks / one <= 8) || 4096;
       return Array.from({ length: Math.ceil(this.grid.num_blocks / step) }, (_, at) => at * step);
@@ -62,7 +66,7 @@ export default {
           <tr class="mm-replicas">
             <th scope="row">nodes per block</th>
             <td></td>
-            <td class="mm-number">{{ Math.min(...grid.replicas) }}–{{ most }}</td>
+            <td class="mm-number">{{ spread }}</td>
             <td>
               <div class="mm-track" aria-hidden="true">
                 <span v-for="(count, at) in grid.replicas" :key="at" :class="['mm-count', count ? '' : 'mm-none']"
