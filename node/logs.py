@@ -82,16 +82,21 @@ class _OneLine(logging.Formatter):
         return "\n".join(map(one_line, super().formatException(ei).split("\n")))
 
 
+LEVELS = {number: name for name, number in (("DEBUG", 10), ("INFO", 20), ("WARNING", 30), ("ERROR", 40), ("CRITICAL", 50))}
+"""hivemind calls some of them otherwise, for the whole process."""
+
+
 class _Text(_OneLine):
     """`12:00:00 WARNING swarm.peer.peer [peer …abc123 session 1a2b3c4d]: what happened`."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s%(about)s: %(message)s", datefmt="%H:%M:%S")
+        super().__init__("%(asctime)s %(level)s %(name)s%(about)s: %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         ids: dict[str, str] = getattr(record, "ids", {})
         said = [f"{kind} {short_peer(PeerId(name)) if kind == 'peer' else name}" for kind, name in ids.items()]
         record.about = f" [{' '.join(said)}]" if said else ""
+        record.level = LEVELS.get(record.levelno, record.levelname)
         return super().formatMessage(record)
 
 
@@ -100,7 +105,12 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        facts = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        facts = {
+            "time": at,
+            "level": LEVELS.get(record.levelno, record.levelname),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         facts |= getattr(record, "ids", {})
         if record.exc_info:
             facts["error"] = self.formatException(record.exc_info)

@@ -112,6 +112,22 @@ def test_generate_streams_what_one_machine_would_say(model: Path, peer: str) -> 
     assert run("generate", str(model), "-", "--max-new-tokens", str(NEW), "--peer", peer, stdin=PROMPT)[:2] == (0, said)
 
 
+def test_bench_measures_a_block_the_network_and_a_route(model: Path, peer: str, tmp_path: Path) -> None:
+    asked = ("--no-lan", "--peer", peer, "--data-dir", str(tmp_path), "--device", "cpu")
+    code, said, remarks = run("bench", "tiny", *asked, "--json")
+    assert code == 0, remarks
+    found = json.loads(said)
+    assert found["machine"]["token_ms"] > 0 < found["machine"]["prompt_ms"] and found["memory"]["blocks_that_fit"] == 5
+    assert len(found["network"]["trips_ms"]) == 2 and found["network"]["fetched_bytes"] > 0 < found["network"]["fetched_s"]
+    assert [blocks for _, blocks in found["route"]["measured"]["hops"]] == ["0:2", "2:5"], found["route"]
+    assert found["route"]["measured"]["token_ms"] > 0 < found["route"]["predicted"]["token_ms"]
+    assert found["newcomer"]["blocks"] and found["newcomer"]["missing_before"] == []
+    code, said, remarks = run("bench", str(model), *asked)
+    kinds = [line.partition(":")[0] for line in said.splitlines()]
+    assert code == 0 and kinds == ["model", "machine", "memory", "network", "route", "newcomer", "gain"], remarks
+    assert "came at" not in said, "a directory is here already"
+
+
 def test_a_user_without_a_home_directory_is_answered(
     model: Path, peer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,19 +369,3 @@ def test_leaving_and_dying_leave_nothing_behind(model: Path, swarm: tuple[NodePr
     assert len(members(first.pid)) > 1
     first.end(signal.SIGKILL)
     assert eventually(lambda: not members(first.pid))
-
-
-def test_bench_measures_a_block_the_network_and_a_route(model: Path, peer: str, tmp_path: Path) -> None:
-    asked = ("--no-lan", "--peer", peer, "--data-dir", str(tmp_path), "--device", "cpu")
-    code, said, remarks = run("bench", "tiny", *asked, "--json")
-    assert code == 0, remarks
-    found = json.loads(said)
-    assert found["machine"]["token_ms"] > 0 < found["machine"]["prompt_ms"] and found["memory"]["blocks_that_fit"] == 5
-    assert len(found["network"]["trips_ms"]) == 2 and found["network"]["fetched_bytes"] > 0 < found["network"]["fetched_s"]
-    assert [blocks for _, blocks in found["route"]["measured"]["hops"]] == ["0:2", "2:5"], found["route"]
-    assert found["route"]["measured"]["token_ms"] > 0 < found["route"]["predicted"]["token_ms"]
-    assert found["newcomer"]["blocks"] and found["newcomer"]["missing_before"] == []
-    code, said, remarks = run("bench", str(model), *asked)
-    kinds = [line.partition(":")[0] for line in said.splitlines()]
-    assert code == 0 and kinds == ["model", "machine", "memory", "network", "route", "newcomer", "gain"], remarks
-    assert "came at" not in said, "a directory is here already"
