@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from node.watching.changes import label
 from node.watching.look import Look
@@ -56,6 +57,15 @@ class Row:
     bars: tuple[Bar, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Consecutive blocks with as many serving nodes each."""
+
+    start: int
+    stop: int
+    count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """One model."""
@@ -66,8 +76,8 @@ class Grid:
     """By their first block."""
 
     gaps: tuple[Bar, ...]
-    replicas: tuple[int, ...]
-    """Serving nodes of each block."""
+    replicas: tuple[Replicas, ...]
+    """Of all blocks, in their order: a model has as many runs as its nodes have edges, however many blocks someone claims."""
 
     num_hidden: int
     """Nodes beyond MAX_ROWS."""
@@ -81,8 +91,14 @@ def grid_of(rows: ModelRows, look: Look) -> Grid:
     drawn = list(peers.items())[:MAX_ROWS]
     return Grid(
         name=one_line(rows.name), num_blocks=rows.num_blocks, rows=tuple(_row(peer, own, look) for peer, own in drawn),
-        gaps=tuple(_gaps(rows.missing)), replicas=rows.replicas, num_hidden=len(peers) - len(drawn),
+        gaps=tuple(_gaps(rows.missing)), replicas=replicas_of(rows.replicas), num_hidden=len(peers) - len(drawn),
     )  # fmt: skip
+
+
+def replicas_of(counts: Sequence[int]) -> tuple[Replicas, ...]:
+    """Serving nodes of each block, as runs."""
+    edges = [0, *(at for at in range(1, len(counts)) if counts[at] != counts[at - 1]), len(counts)]
+    return tuple(Replicas(start, stop, counts[start]) for start, stop in pairwise(edges))
 
 
 def level_of(row: PeerRow) -> int:

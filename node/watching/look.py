@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from node.watching.model_rows import ModelRows, summarize
+from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
 
 SILENT = "silent"
 """The state of a peer that announced itself and does not answer now."""
+
+MAX_WEIGHTS = 12
+"""Weights, and lengths, of one name that are looked at: those of most answering peers. Any peer can make up as many as it likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +67,33 @@ def seen(
     for name, announced in snapshots.items():
         found = list(announced)
         records |= {record.peer: record for record in found}
-        models += summarize(found, name, states)
+        models += summarize(_bounded(found, name, states), name, states)
     models.sort(key=lambda rows: not rows.is_meant)
     return Look(
         at_s=at_s, models=tuple(models), records=records, silent=frozenset(silent) & records.keys(),
         trips_ms={peer: ms for peer, ms in trips_ms.items() if peer in records and peer not in states},
     )  # fmt: skip
+
+
+def _bounded(records: Sequence[PeerRecord], name: str, silent: Collection[PeerId]) -> Sequence[PeerRecord]:
+    """The records without blocks of all but MAX_WEIGHTS of the weights that are announced under a name."""
+    counts = Counter[tuple[str, int]]()
+    for record in records:
+        for group in {_group(one) for one in record.blocks() if one.weights.model.name == name}:
+            counts[group] += record.peer not in silent
+    if len(counts) <= MAX_WEIGHTS:
+        return records
+    dropped = counts.keys() - {group for group, _ in counts.most_common(MAX_WEIGHTS)}
+    return [
+        replace(
+            record, hosted=tuple(one for one in record.hosted if one.weights.model.name != name or _group(one) not in dropped)
+        )
+        for record in records
+    ]
+
+
+def _group(one: Hosted) -> tuple[str, int]:
+    return one.weights.model.digest, one.num_blocks
 
 
 def links(look: Look, peers: Collection[str]) -> list[Link]:

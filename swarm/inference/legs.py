@@ -27,6 +27,7 @@ from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
 from swarm.routing.router import Router
 from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStream
 from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -134,9 +135,9 @@ class Legs:
         self.is_over = True
         await self.tasks.stop()
 
-    async def close(self, keep_s: int = 0) -> None:
-        """Say the last word on every wire; returns when the first hops have been told, or do not listen any more."""
-        await asyncio.gather(*(wire.ended() for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)))
+    def let_go(self, keep_s: int = 0) -> list[MessageStream]:
+        """Say the last word on every wire; returns those on which it is still under way."""
+        return [wire for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)]
 
     # --- steps and replies
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId, Span
@@ -160,21 +161,18 @@ def _anywhere(replicas: Sequence[int], capacity: Capacity) -> dict[Span, Rank]:
 
 def count_replicas(spans: Iterable[Span], num_blocks: int) -> list[int]:
     """How many of the spans hold each block; what lies beyond the model is ignored."""
-    counts = [0] * num_blocks
+    changes = [0] * (num_blocks + 1)
     for span in spans:
-        for block in range(span.start, min(span.stop, num_blocks)):
-            counts[block] += 1
-    return counts
+        changes[min(span.start, num_blocks)] += 1
+        changes[min(span.stop, num_blocks)] -= 1
+    return list(accumulate(changes[:-1]))
 
 
 def gaps_of(replicas: Sequence[int]) -> list[Span]:
     """Every run of blocks without a host."""
-    gaps: list[Span] = []
-    for block, count in enumerate(replicas):
-        if count == 0:
-            start = gaps.pop().start if gaps and gaps[-1].stop == block else block
-            gaps.append(Span(start, block + 1))
-    return gaps
+    hosted = [True, *map(bool, replicas), True]
+    turns = [block for block in range(len(hosted) - 1) if hosted[block] != hosted[block + 1]]
+    return [Span(start, stop) for start, stop in zip(turns[::2], turns[1::2], strict=True)]
 
 
 def _distance(from_start: Iterable[int], to_end: Iterable[int]) -> int:

@@ -144,8 +144,12 @@ def _steps(
 
 def unhosted(spans: Collection[Span], blocks: Span) -> list[Span]:
     """Those of `blocks` that no candidate hosts."""
-    hosted = {block for span in spans for block in range(max(span.start, blocks.start), min(span.stop, blocks.stop))}
-    return _runs([block for block in range(blocks.start, blocks.stop) if block not in hosted])
+    start, gaps = blocks.start, list[Span]()
+    for span in sorted(spans):
+        if start < min(span.start, blocks.stop):
+            gaps.append(Span(start, min(span.start, blocks.stop)))
+        start = max(start, span.stop)
+    return [*gaps, Span(start, blocks.stop)] if start < blocks.stop else gaps
 
 
 def missing(spans: Collection[Span], num_blocks: int) -> list[Span]:
@@ -159,13 +163,3 @@ def missing(spans: Collection[Span], num_blocks: int) -> list[Span]:
         if num_blocks not in reachable:
             gaps = [Span(max(reachable), num_blocks)]
     return gaps
-
-
-def _runs(blocks: Sequence[int]) -> list[Span]:
-    spans: list[Span] = []
-    for block in blocks:
-        if spans and spans[-1].stop == block:
-            spans[-1] = Span(spans[-1].start, block + 1)
-        else:
-            spans.append(Span(block, block + 1))
-    return spans

@@ -25,6 +25,12 @@ SETTINGS: tuple[tuple[str, str, float, float, float], ...] = (
 )
 """Name in OpenAI's API, label, least and largest value, and step."""
 
+MAX_LETTERS = 100_000
+"""Of one message: the browser keeps to it, and so must a program that takes its place."""
+
+MAX_SHOWN = 100
+"""Messages that stay on the page: they lie in the gateway's memory, too."""
+
 WHOLE = frozenset(("top_k", "seed", "max_tokens"))
 
 
@@ -55,7 +61,7 @@ class Chat:
         self._model, self._settings = self._draw_settings()
         self._log = ui.element("div").classes("mm-log").props('role="log" aria-label="Conversation" tabindex="0"')
         with ui.element("div").classes("mm-ask"):
-            self._text = ui.textarea("Your message").props("outlined autogrow maxlength=100000").classes("mm-text")
+            self._text = ui.textarea("Your message").props(f"outlined autogrow maxlength={MAX_LETTERS}").classes("mm-text")
             self._text.on("keydown.enter", self._entered, js_handler=_ENTER)
             with ui.element("div").classes("mm-buttons"):
                 self._send = button("Send", self._ask)
@@ -88,7 +94,7 @@ class Chat:
             self._ask()
 
     def _ask(self) -> None:
-        text = (self._text.value or "").strip()
+        text = str(self._text.value or "").strip()[:MAX_LETTERS]
         if not text or self._answer is not None or not self._model.value:
             return
         self._turns = [*self._turns, ("user", text)][-MAX_TURNS:]
@@ -96,7 +102,10 @@ class Chat:
         with self._log:
             _message("You", "mm-user", lambda: ui.label(text).classes("mm-said"))
             self._answer = AnswerView(self._model.value, self._dashboard.watcher)
-        system = (("system", self._system.value),) if self._system.value else ()
+        for old in self._log.default_slot.children[:-MAX_SHOWN]:
+            self._log.remove(old)
+        instruction = str(self._system.value or "")[:MAX_LETTERS]
+        system = (("system", instruction),) if instruction else ()
         ask = Question(model=self._model.value, messages=(*system, *self._turns), settings=self._chosen())
         ui.run_javascript(TO_THE_END)
         self._dashboard.tasks.keep(self._hear(ask, self._answer), "a chat's answer")
@@ -114,9 +123,10 @@ class Chat:
         finally:
             if answer.report is not None and answer.report.tokens_per_s:
                 self._dashboard.estimates.measured[ask.model] = answer.report.tokens_per_s
-            self._turns = [*self._turns, ("assistant", answer.text)] if answer.text.strip() else self._turns[:-1]
-            self._answer = None
-            self._show_buttons()
+            if self._answer is answer:  # else another conversation has begun
+                self._turns = [*self._turns, ("assistant", answer.text)] if answer.text.strip() else self._turns[:-1]
+                self._answer = None
+                self._show_buttons()
 
     def _end(self) -> None:
         if self._answer is not None:
@@ -124,8 +134,9 @@ class Chat:
 
     def _begin_anew(self) -> None:
         self._end()
-        self._turns = []
+        self._answer, self._turns = None, []
         self._log.clear()
+        self._show_buttons()
 
     def _show_buttons(self) -> None:
         is_busy = self._answer is not None

@@ -2,9 +2,10 @@
 export default {
   props: { grid: Object, home: String, loads: Array },
   computed: {
-    most() { return Math.max(1, ...this.grid.replicas); },
+    counts() { return this.grid.replicas.map((run) => run.count); },
+    most() { return Math.max(1, ...this.counts); },
     spread() {
-      const least = Math.min(...this.grid.replicas);
+      const least = Math.min(...this.counts);
       return least === this.most ? `${least}` : `${least}–${this.most}`;
     },
     ticks() {
@@ -69,8 +70,8 @@ export default {
             <td class="mm-number">{{ spread }}</td>
             <td>
               <div class="mm-track" aria-hidden="true">
-                <span v-for="(count, at) in grid.replicas" :key="at" :class="['mm-count', count ? '' : 'mm-none']"
-                  :style="{ ...place(at, at + 1), height: (100 * Math.max(count, 0.5)) / most + '%' }"></span>
+                <span v-for="run in grid.replicas" :key="run.start" :class="['mm-count', run.count ? '' : 'mm-none']"
+                  :style="{ ...place(run.start, run.stop), height: (100 * Math.max(run.count, 0.5)) / most + '%' }"></span>
               </div>
             </td>
           </tr>

@@ -51,7 +51,7 @@ class Site:
         await _RUNNING.start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and "/_nicegui" not in scope["path"] and len(Client.instances) >= self._most:
+        if scope["type"] == "http" and len(Client.instances) >= self._most * (2 if _is_part(scope) else 1):
             text = f"{self._most} visitors are here, as many as may be at once; come again in a minute"
             await PlainTextResponse(text, 503, {"retry-after": "60"})(scope, receive, send)
             return
@@ -60,6 +60,12 @@ class Site:
         except RuntimeError as error:
             if str(error) != GONE:
                 raise
+
+
+def _is_part(scope: Scope) -> bool:
+    """A script or a message of a page that is open. NiceGUI makes a visitor of each that is not found, so there is a limit, too."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(("/_nicegui/", "/_nicegui_ws/"))
 
 
 class _Running:

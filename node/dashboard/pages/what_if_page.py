@@ -15,8 +15,8 @@ from node.dashboard.pages.tables import fact_list, table
 from node.dashboard.pages.visit import dashboard_here, home_here, keep_up, visitor_here
 from node.dashboard.talk import Question, Report, TalkRefusedError
 from node.watching import sizes
-from node.watching.grid import Bar, Grid, Row
-from node.watching.what_if import Prediction, Sizes, as_served, machines, predict
+from node.watching.grid import Bar, Grid, Row, replicas_of
+from node.watching.what_if import Prediction, Sizes, as_served
 from protocols.errors import SwarmError
 from protocols.words import one_line
 
@@ -139,11 +139,12 @@ class WhatIf:
         await self._predict(found)
 
     async def _predict(self, model: Sizes) -> None:
-        block_bytes = await self._dashboard.estimates.block_bytes()
-        look = self._dashboard.watcher.look
-        having = machines(look, block_bytes)
+        try:
+            having, prediction = await self._dashboard.estimates.predicted(model)
+        except SwarmError as error:
+            self._say(str(error))
+            return
         self._say("" if having else "no machine to place it on: no node that answers hosts a model whose manifest is given")
-        prediction = predict(model, having, look)
         self._result.clear()
         if not having:
             return
@@ -200,7 +201,7 @@ def _grid(model: Sizes, prediction: Prediction) -> Grid:
     ]
     gaps = tuple(_bar(span.start, span.stop, "missing") for span in prediction.missing)
     return Grid(name=model.name, num_blocks=model.num_blocks, rows=tuple(sorted(rows, key=lambda row: row.bars[0].start)), gaps=gaps,
-                replicas=prediction.replicas, num_hidden=0)  # fmt: skip
+                replicas=replicas_of(prediction.replicas), num_hidden=0)  # fmt: skip
 
 
 def _bar(start: int, stop: int, state: str) -> Bar:

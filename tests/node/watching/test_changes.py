@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from node.watching.changes import Change, between
-from node.watching.grid import grid_of, level_of
-from node.watching.look import Link, Look, links, seen
-from protocols.ids import Span
+from node.watching.grid import Replicas, grid_of, level_of
+from node.watching.look import MAX_WEIGHTS, Link, Look, links, seen
+from protocols.ids import MAX_BLOCKS, ModelId, Span
 from protocols.records import PeerRecord
-from tests.node.dashboard.made_swarm import made_record
+from protocols.weights_id import Weights
+from tests.node.dashboard.made_swarm import MODEL, made_record
 
 FIRST, SECOND = made_record(1, Span(0, 3), 6, "first"), made_record(2, Span(3, 6), 6, "second")
 
@@ -64,7 +65,7 @@ def test_the_grid_has_every_node_with_its_load_and_the_gaps() -> None:
         *sorted([("busy", [2], "2.0 ms"), ("full", [3], "2.0 ms")], key=lambda one: {"busy": busy, "full": full}[one[0]].peer),
     ]
     assert [(bar.start, bar.stop, bar.text) for bar in grid.gaps] == [(5, 6, "no node serves blocks 5:6")]
-    assert grid.replicas == (1, 1, 1, 2, 2, 0) and grid.num_hidden == 0
+    assert grid.replicas == (Replicas(0, 3, 1), Replicas(3, 5, 2), Replicas(5, 6, 0)) and grid.num_hidden == 0
     texts = [row.bars[0].text for row in grid.rows if row.label.startswith("busy")]
     assert texts == ["blocks 3:5, serving, busy, 5 steps waiting, 2.5 ms a step, 100,000 free tokens"]
     assert [level_of(row) for row in now.models[0].peers if row.name == "first"] == [0]
@@ -78,3 +79,22 @@ def test_links_are_those_that_were_measured_between_live_peers() -> None:
         *sorted((Link(None, peer, 2.0) for peer in peers), key=lambda link: link.stop),
     ]
     assert links(look(first, SECOND, silent=(SECOND,)), peers) == [Link(None, FIRST.peer, 2.0)]
+
+
+def test_weights_that_peers_make_up_are_bounded_and_what_most_serve_stays() -> None:
+    """Each look is taken in a gateway's event loop, and drawn for each visitor."""
+    made_up = [
+        replace(
+            one,
+            hosted=tuple(
+                replace(one.hosted[0], weights=Weights(ModelId("tiny", f"{number:02x}{at:02x}" * 16))) for at in range(8)
+            ),
+        )
+        for number in range(30)
+        for one in (made_record(number + 3, Span(0, 1), MAX_BLOCKS, "sybil"),)
+    ]
+    now = look(*made_up, FIRST, SECOND)
+    assert len(now.models) == MAX_WEIGHTS and (now.models[0].digest, now.models[0].missing) == (MODEL.digest, ())
+    assert len(now.records) == 32, "the peers are known all the same"
+    grid = grid_of(now.models[-1], now)
+    assert grid.replicas == (Replicas(0, 1, 1), Replicas(1, MAX_BLOCKS, 0)), "a claim of many blocks takes no more to draw"

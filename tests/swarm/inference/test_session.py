@@ -385,3 +385,20 @@ async def test_a_step_that_waits_for_another_one_says_so(swarm: ToySwarm) -> Non
     times = [output.time.hops[0] for output in (await blocker, await late) if output.time]
     assert times[0].compute_ms > 100 > times[0].queue_ms and times[1].queue_ms > 100 > times[1].compute_ms
     await asyncio.gather(first.close(), second.close())
+
+
+@pytest.mark.parametrize("num_turns", range(4))
+async def test_a_close_that_is_cancelled_ends_the_session_all_the_same(swarm: ToySwarm, num_turns: int) -> None:
+    """Its caller is cancelled once more, or just when the answer is complete; else hops hold the sequences until they are idle for long."""
+    first, last = await swarm.serve(0, 2), await swarm.serve(2, 4)
+    session = swarm.session()
+    await ask(session, (), [3], random_tokens(3))
+    closing = asyncio.create_task(session.close())
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait((closing,))
+    assert closing.cancelled() or num_turns > 1
+    if not num_turns:  # it had not begun
+        await session.close()
+    await until(lambda: not first.host.num_sessions and not last.host.num_sessions)
