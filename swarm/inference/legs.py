@@ -27,7 +27,6 @@ from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
 from swarm.routing.router import Router
 from swarm.streams.links import Links
-from swarm.streams.message_stream import MessageStream
 from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -130,14 +129,17 @@ class Legs:
         self.is_over = True
         self._pending.fail(error)
 
-    async def stop(self) -> None:
-        """No repairs and no looks any more."""
-        self.is_over = True
-        await self.tasks.stop()
+    async def close(self, keep_s: int = 0) -> None:
+        """No repairs and no looks any more, and the last word on every wire; returns when the first hops have been told, or do not listen.
 
-    def let_go(self, keep_s: int = 0) -> list[MessageStream]:
-        """Say the last word on every wire; returns those on which it is still under way."""
-        return [wire for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)]
+        If the caller is cancelled meanwhile, the last words are said all the same: else hops would hold the session for long.
+        """
+        self.is_over = True
+        try:
+            await self.tasks.stop()
+        finally:
+            wires = [wire for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)]
+        await asyncio.gather(*(wire.ended() for wire in wires))
 
     # --- steps and replies
 

@@ -194,12 +194,8 @@ class Session:
         """
         is_well = self._is_open and self._pending.failure is None and not self._pending.steps
         self.is_kept = self.is_kept or (keep_s > 0 and is_well)
-        try:
-            await self._legs.stop()
-        finally:  # also for a caller that is cancelled meanwhile: hops would hold the session for long
-            self._pending.fail(PeerUnreachableError("the session was closed"))
-            wires = self._legs.let_go(keep_s if is_well else 0)
-        await asyncio.gather(*(wire.ended() for wire in wires))
+        self._pending.fail(PeerUnreachableError("the session was closed"))
+        await self._legs.close(keep_s if is_well else 0)
 
     # --- steps
 
