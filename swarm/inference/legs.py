@@ -27,6 +27,7 @@ from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
 from swarm.routing.router import Router
 from swarm.streams.links import Links
+from swarm.streams.message_stream import MessageStream
 from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -129,17 +130,14 @@ class Legs:
         self.is_over = True
         self._pending.fail(error)
 
-    async def close(self, keep_s: int = 0) -> None:
-        """No repairs and no looks any more, and the last word on every wire; returns when the first hops have been told, or do not listen.
-
-        If the caller is cancelled meanwhile, the last words are said all the same: else hops would hold the session for long.
-        """
+    async def stop(self) -> None:
+        """No repairs and no looks any more."""
         self.is_over = True
-        try:
-            await self.tasks.stop()
-        finally:
-            wires = [wire for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)]
-        await asyncio.gather(*(wire.ended() for wire in wires))
+        await self.tasks.stop()
+
+    def let_go(self, keep_s: int = 0) -> list[MessageStream]:
+        """Say the last word on every wire; returns those on which it is still under way."""
+        return [wire for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)]
 
     # --- steps and replies
 

@@ -153,8 +153,7 @@ class Session:
         if self._is_open and spec.is_thin != self._legs.search.is_thin:
             before = "ids or embeddings" if self._legs.search.is_thin else "hidden states"
             raise BadRequestError(f"this session has sent {before}; {spec.kind} need a session of their own")
-        now_s = self._router.clock.now_s
-        began_s = now_s()
+        began_s = (now_s := self._router.clock.now_s)()
         await self.open(spec.is_thin)
         opened_s = now_s()
         expected = reply_format(given, self._config, self.dtype)
@@ -174,9 +173,8 @@ class Session:
         async with self._turn:
             if not self.is_kept:
                 self._pending.check()
-            twin = Session(
-                self._router, self._links, self._identity, replace(self._config, dtype=self.dtype or self._config.dtype)
-            )
+            config = replace(self._config, dtype=self.dtype or self._config.dtype)
+            twin = Session(self._router, self._links, self._identity, config)
             twin._legs.begin_as(self._legs, crop)
             return twin
 
@@ -194,8 +192,12 @@ class Session:
         """
         is_well = self._is_open and self._pending.failure is None and not self._pending.steps
         self.is_kept = self.is_kept or (keep_s > 0 and is_well)
-        self._pending.fail(PeerUnreachableError("the session was closed"))
-        await self._legs.close(keep_s if is_well else 0)
+        try:
+            await self._legs.stop()
+        finally:  # also for a caller that is cancelled meanwhile: hops would hold the session for long
+            self._pending.fail(PeerUnreachableError("the session was closed"))
+            wires = self._legs.let_go(keep_s if is_well else 0)
+        await asyncio.gather(*(wire.ended() for wire in wires))
 
     # --- steps
 
