@@ -57,7 +57,7 @@ def take(pool: ProcessPool, browser: Browser, folder: Path) -> None:
     training = TrainingSwarm(pool, run, [first])
     training.node("trainee", "0:3", "--name", "trainee")
     training.trainer("trainer", "--name", "laptop")
-    arguments = ["--no-lan", "--data-dir", str(pool.folder / "gateway"), "--runs", str(training.folder.parent), "--port", "0"]
+    arguments = ["--no-lan", "--data-dir", str(pool.folder / "gateway"), "--runs-dir", str(training.folder.parent), "--port", "0"]
     gateway = pool.start("gateway", ["serve", "prose", *peer, *arguments])
     gateway.wait_for("ready")
     home = gateway.said["page"]

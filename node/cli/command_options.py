@@ -171,7 +171,7 @@ class UpOptions(BlockOptions):
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
     max_requests: options.MaxRequests = 64
-    runs: options.Runs = None
+    runs_dir: options.RunsDir = None
 
     def hosting(self) -> Hosting:
         """The same, as flags of a node."""
@@ -262,7 +262,7 @@ class Serving(MeetingOptions):
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
     max_requests: options.MaxRequests = 64
-    runs: options.Runs = None
+    runs_dir: options.RunsDir = None
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0
     priority: options.Priority = 0

@@ -189,7 +189,7 @@ def _check_keys(table: Mapping[str, Any], scope: Scope, options: Sequence[Option
 def _from_file(option: Option, document: Mapping[str, Any], file: Path) -> Value | None:
     for scope, table in reversed(list(_tables(option.table, document))):
         for key in (option.key, option.key.replace("-", "_")):
-            if key in table and not isinstance(table[key], dict):  # a table of that name is a command's
+            if key in table:
                 where = f"{file}: key {key!r}" + (f" in [{'.'.join(scope)}]" if scope else "")
                 return Value(_from_toml(option, table[key], where), where)
     return None

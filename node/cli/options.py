@@ -158,9 +158,9 @@ AcceptNewWeights = Annotated[
 
 Port = Annotated[int, typer.Option("--port", metavar="PORT", help="Listen for HTTP here; 0 = a free port.")]
 Host = Annotated[str, typer.Option("--host", metavar="HOST", help="Listen on this address of this machine.")]
-Runs = Annotated[
+RunsDir = Annotated[
     Path | None,
-    typer.Option("--runs", metavar="DIR", help="Show on the page what `swarm train --out DIR` writes on this machine."),
+    typer.Option("--runs-dir", metavar="DIR", help="Show on the page what `swarm train --out DIR` writes on this machine."),
 ]
 MaxRequests = Annotated[int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others wait.")]
 

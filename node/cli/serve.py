@@ -36,7 +36,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
     config = GatewayConfig(
         models=tuple(models), peers=into.peers, swarm=into.swarm, find=find, entry=into.entry, data_dir=flags.data_dir,
         dtype=flags.dtype, priority=flags.priority, route_timeout_s=flags.patience,
-        accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests, runs=flags.runs, keys=keys,
+        accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests, runs=flags.runs_dir, keys=keys,
     )  # fmt: skip
     descriptors.raise_limit()
     with following(flags.otlp, "gateway") as telemetry, contextlib.closing(server.bound(flags.host, flags.port)) as listening:

@@ -104,7 +104,7 @@ class Up:
         return GatewayConfig(
             models=tuple(self._models), weights=self._models, peers=tuple(self._addresses), swarm=self._config.swarm,
             entry=replace(self._config.entry, identity=None), data_dir=self._config.data_dir,
-            max_requests=self._flags.max_requests, runs=self._flags.runs,
+            max_requests=self._flags.max_requests, runs=self._flags.runs_dir,
             keys=gateway_keys.file_of(self._flags.data_dir), traces=traces or OFF,
         )  # fmt: skip
 

@@ -141,7 +141,9 @@ def _facts(view: RunView | None, history: History | None) -> None:
             "mm-quiet"
         )
     if history is None:
-        text = "losses, evaluations and samples are shown where the trainer writes them: swarm serve --runs DIR, on its machine"
+        text = (
+            "losses, evaluations and samples are shown where the trainer writes them: swarm serve --runs-dir DIR, on its machine"
+        )
         ui.label(text).classes("mm-quiet")
 
 

@@ -55,7 +55,7 @@ FLAGS = {
             "--port",
             "--host",
             "--max-requests",
-            "--runs",
+            "--runs-dir",
             "--blocks",
             "--num-blocks",
             "--ends",
@@ -68,7 +68,7 @@ FLAGS = {
     "generate": ["MODEL", "PROMPT", "--prompt-file", *ASKING],
     "chat": ["MODEL", "--system", "--keep-all", "--history", *ASKING],
     "serve": [
-        *("[MODEL]...", "--port", "--host", "--max-requests", "--runs", "--dtype", "--patience", "--priority", "--follow"),
+        *("[MODEL]...", "--port", "--host", "--max-requests", "--runs-dir", "--dtype", "--patience", "--priority", "--follow"),
         *("--accept-new-weights", "--otlp", *MEETING),
     ],
     "config": ["[COMMAND]", "--example", "--json"],

@@ -43,7 +43,7 @@ def test_a_run_is_followed_from_its_curves_to_its_samples(browser: Browser, pool
     node.wait_for("ready")
     swarm.trainer("trainer")
     peer = node.said["multiaddr"]
-    gateway = serve(pool, "gateway", "--peer", peer, "--runs", str(swarm.folder.parent))
+    gateway = serve(pool, "gateway", "--peer", peer, "--runs-dir", str(swarm.folder.parent))
     browser.open(f"{home(gateway)}page/training")
     browser.until(lambda: version_of(browser) >= 3, 60, "version 3")
     first = version_of(browser)
