@@ -69,7 +69,12 @@ class SessionSequences:
         await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held, crop=crop)))
 
     async def keep(self) -> None:
-        """The session has ended: its sequences stay for forks while memory is free, until `clear`."""
+        """The session has ended: its sequences stay for forks while memory is free, until `clear`.
+
+        OverloadedError for those of a part: few parts have an engine at a time, and each that is kept would hold one.
+        """
+        if self._part is not None:
+            raise OverloadedError(f"blocks {self._part} are a part of those of this peer, and only sequences of all are kept")
         await self._runner.outcome(self._runner.submit(Keep(session=self.held)))
 
     @property

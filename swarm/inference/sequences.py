@@ -190,10 +190,11 @@ class Sequences:
     async def release(self) -> None:
         """Keep what a fork may begin with, until `free` or until open sessions need the memory; or give it back. The session is over."""
         self._answers.clear()
+        self.keep_s = self.keep_s if self.holds_tokens else 0  # one without tokens would only take the place of another
         if self.keep_s:
             try:
                 await self._compute.keep()
-            except SwarmError as error:  # the node is leaving
+            except SwarmError as error:  # the node is leaving, or they are of a part
                 log.info("the sequences of an ended session are not kept: %s", error)
                 self.keep_s = 0
         if not self.keep_s:

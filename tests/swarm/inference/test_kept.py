@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from protocols.errors import PeerUnreachableError
-from protocols.ids import SessionId
+from protocols.ids import SessionId, Span
 from protocols.inference import Close, Expect, Fork, Open, Reply, Route
 from protocols.units import Blocks
 from swarm.inference.hops import HopLimits
@@ -163,3 +163,21 @@ async def test_a_kept_session_is_its_clients_alone(swarm: ToySwarm) -> None:
         heard.append(answer.step)
     assert heard == [0, 0, 1, 1]  # one that crops more tokens than there are gets none
     await asyncio.gather(owner.close(), outsider.close())
+
+
+async def test_a_session_without_tokens_takes_no_place_and_that_of_a_part_keeps_no_engine(swarm: ToySwarm) -> None:
+    for node in swarm.nodes:
+        await node.kill()
+        node.address = ""
+    node = await swarm.serve(0, 4)
+    probe = Probe()
+    line = await probe.open(node, grant_of(probe.identity, (replace(hop_of(node), unit=Blocks(0, 4)),), session=SESSION))
+    await line.hear()
+    await line.say(Close(session=SESSION, keep_s=KEEP_S))
+    part = swarm.session(blocks=Span(0, 2))
+    await ask(part, (), [5], random_tokens(5))
+    await part.close(keep_s=KEEP_S)
+    await until(lambda: node.host.num_sessions == 0)
+    assert len(node.host.hops.kept) == 0
+    await until(lambda: node.host.runner.engines.used_bytes == 0)
+    await probe.close()
