@@ -1,4 +1,4 @@
-"""Thin sessions that begin, speculate, are cancelled, kept and forked at random, while a node dies."""
+"""Random thin sessions, cancelled, kept and forked, while a node dies."""
 
 from __future__ import annotations
 
