@@ -14,6 +14,7 @@ from protocols.hosted import Hosted
 from protocols.ids import ModelId, PeerId
 from protocols.records import PeerRecord
 from protocols.words import counted
+from swarm.placement.choose import count_replicas
 from swarm.placement.members import edges
 from swarm.weights.names import is_digest, split_name
 
@@ -73,7 +74,7 @@ def _of_length(model: ModelId, offers: Sequence[_Offer], num_blocks: int) -> Tal
         num_blocks=num_blocks,
         on_route=len(_on_routes(same, num_blocks)),
         peers=len({peer for peer, _served in same}),
-        blocks=len({block for _peer, served in same for block in range(served.span.start, served.span.stop)}),
+        blocks=sum(map(bool, count_replicas((served.span for _peer, served in same), num_blocks))),
     )
 
 
