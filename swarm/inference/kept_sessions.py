@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protocols.ids import PeerId
-
 if TYPE_CHECKING:
     from swarm.inference.hop import Key
     from swarm.inference.sequences import Sequences
@@ -63,10 +61,6 @@ class KeptSessions:
             found.append(self._kept.pop(next(iter(self._kept))).sequences)
             num_bytes -= found[-1].num_bytes
         return found
-
-    def of(self, client: PeerId) -> int:
-        """How many sessions of the client are kept."""
-        return sum(owner == client for owner, _, _ in self._kept)
 
     def all_out(self) -> list[Sequences]:
         """Take out all."""

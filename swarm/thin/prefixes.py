@@ -20,8 +20,8 @@ KEEP_S = 300
 MIN_TOKENS = 64
 """Fewer common tokens are computed anew: a fork takes a round trip more."""
 
-MOST = 256
-"""Sessions that are remembered."""
+MOST, MOST_TOKENS = 256, 1 << 18
+"""Sessions that are remembered, and tokens of all of them: a session takes up to 1 KB for each token that was decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class Prefixes:
         self._ended = [old for old in self._ended if not (old.owner == owner and len(old.ids) <= _common(old.ids, own))]
         self._ended.append(_Ended(owner, own, num_tokens, session, self._now_s() + KEEP_S))
         del self._ended[:-MOST]
+        while len(self._ended) > 1 and sum(len(ended.ids) for ended in self._ended) > MOST_TOKENS:
+            del self._ended[0]
 
     def longest(self, owner: str, ids: Sequence[int]) -> Prefix | None:
         """The ended session with the most tokens in common with a prompt, whose last token is always computed; the newest of several."""

@@ -53,6 +53,11 @@ def test_they_are_few_and_end() -> None:
     for number in range(prefixes.MOST + 1):
         found.add("a", [number] * 100, 100, session(str(number)))
     assert len(found) == prefixes.MOST and found.longest("a", [0] * 101) is None
+    found.add("b", [5] * prefixes.MOST_TOKENS, prefixes.MOST_TOKENS, session("large"))
+    assert len(found) == 1 and found.longest("b", [5] * 101) is not None
+    found.add("a", [1] * 100, 100, session("1"))
+    assert len(found) == 1 and found.longest("b", [5] * 101) is None
+    found.add("a", [2] * 100, 100, session("2"))
     now_s[0] = prefixes.KEEP_S - 1
     assert found.longest("a", [1] * 101) is not None  # used: it stays longer
     now_s[0] = prefixes.KEEP_S + 1
