@@ -2,7 +2,7 @@
 
 If the gateway has keys, a visitor types one. The browser keeps it in a cookie that scripts cannot read, that goes to the page alone, and
 that no other site's page can use. Each request is checked with it as a request to the API is. The pages, with NiceGUI, are imported by the
-first visitor that is let in, so that a gateway starts without them.
+first visitor that is let in, or by `warm` before: so a gateway starts without them.
 """
 
 from __future__ import annotations
