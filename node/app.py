@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from node import hardware, metrics
+from node.about import AboutHere
 from node.config import NodeConfig
 from node.device.thread import Device, DeviceConfig
 from node.events import Event, OnEvent
@@ -71,7 +72,9 @@ async def _run(
     frozen = FrozenStages(dispatcher.host_of, device_thread, lambda: hardware.room_bytes(device))
     passes = TrainingServicer(device_thread, frozen=frozen.stage_of, on_sent=uploader.spend)
     training = None if config.run is None else NodeRun(config, device_thread, passes, uploader, dispatcher, on_event, switch)
-    handlers = {**dispatcher.handlers(), **uploader.handlers(), **passes.handlers(), **(training.handlers() if training else {})}
+    about = AboutHere(device, device_thread.tally, tuple if training is None else training.trained)
+    handlers = {**about.handlers(), **dispatcher.handlers(), **uploader.handlers(), **passes.handlers()}
+    handlers |= training.handlers() if training else {}
     async with Peer(peer_config(config, on_event), handlers) as peer:
         passes.connect(peer.peer_id, peer.pool)
         if training is not None:

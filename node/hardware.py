@@ -69,19 +69,36 @@ def resident_bytes(root: Path = _ROOT) -> int:
         return 0
 
 
+def total_memory_bytes(root: Path = _ROOT) -> int:
+    """The machine's memory, or less where a cgroup allows less; 0 where the system does not say."""
+    limits = (limit for folder, names in _cgroups(root) if (limit := _limit_in(folder, names[0])) is not None)
+    return max(0, min([_meminfo(root, "MemTotal") or 0, *limits]))
+
+
 def _available(root: Path) -> int:
-    """MemAvailable of /proc/meminfo; half of the physical memory where there is no such file (macOS)."""
+    """MemAvailable; half of the physical memory where there is no such file (macOS)."""
+    found = _meminfo(root, "MemAvailable")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if found is None else found
+
+
+def _meminfo(root: Path, name: str) -> int | None:
+    """One line of /proc/meminfo in bytes; None where it is not."""
     try:
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
     """Limit minus usage (page cache that can be dropped does not count) of each cgroup that we are in."""
+    for folder, names in _cgroups(root):
+        if (left := _room_in(folder, *names)) is not None:
+            yield left
+
+
+def _cgroups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The folder of each cgroup that we are in, with the names of its files."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -97,8 +114,7 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
             continue
         for mount in mounts:
             for folder in _upwards(root / mount, path):
-                if (left := _room_in(folder, *names)) is not None:
-                    yield left
+                yield folder, names
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:
@@ -110,13 +126,21 @@ def _upwards(mount: Path, path: str) -> Iterator[Path]:
 
 def _room_in(folder: Path, limit_file: str, usage_file: str, cache_field: str) -> int | None:
     """Bytes left in one cgroup; None where it has no limit."""
+    limit = _limit_in(folder, limit_file)
     try:
-        limit, usage = (folder / limit_file).read_text().strip(), int((folder / usage_file).read_text())
+        usage = int((folder / usage_file).read_text())
     except (OSError, ValueError):
         return None
-    if not limit.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's 2^63 less a page
+    return None if limit is None else limit - usage + _field(folder / "memory.stat", cache_field)
+
+
+def _limit_in(folder: Path, limit_file: str) -> int | None:
+    """Bytes that one cgroup may have; None where it has no limit."""
+    try:
+        limit = (folder / limit_file).read_text().strip()
+    except (OSError, ValueError):
         return None
-    return int(limit) - usage + _field(folder / "memory.stat", cache_field)
+    return int(limit) if limit.isdigit() and int(limit) < 1 << 60 else None  # "max", or v1's 2^63 less a page
 
 
 def _field(file: Path, name: str) -> int:

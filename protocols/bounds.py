@@ -78,6 +78,8 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "hello": _row(3 * 64 * _LETTER + 128, 16),
     "dial_back": _row(8 * _ADDRESS + 4_096 + 64, 16, 2),
     "dialled_back": _row(8 * _ADDRESS + 300 * _LETTER + 64, 16, 2),
+    "about?": _row(16, 4),
+    "about": _row(3 * 80 * _LETTER + 8 * (MAX_MODEL_NAME * _LETTER + 65 + 64) + 192, 8 * 7 + 32, 8 + 2),
     "directory?": _row((64 + MAX_MODEL_NAME) * _LETTER + 64, 8),
     "directory": _row(2_000 * 48 + 64, 2_000 * 4 + 16, 2_000 + 4, 1),
     "models": _row(4_096, 16, 2),

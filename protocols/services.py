@@ -43,6 +43,7 @@ PIECES = Method(
 DIAL_BACK = Method(name="dial_back")  # hello.DialBack -> hello.DialBackReply
 SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Open … -> Expect, HopLost …
 ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …
+ABOUT = Method(name="about")  # about.AboutRequest -> about.About
 PROGRESS = Method(name="progress")  # progress.ProgressRequest -> progress.Progress
 TRAIN = Method(
     name="train", streaming=True, is_idempotent=False, timeout_s=None
@@ -68,7 +69,7 @@ DECISION = Method(name="decision", timeout_s=600.0)  # groups.OfGroup -> averagi
 APPLY = Method(name="apply", timeout_s=600.0)  # averaging.Apply -> averaging.Applied
 
 ALL = (
-    *(HELLO, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS),
+    *(HELLO, ABOUT, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS),
     *(TRAIN, RUN_STATUS, PUBLISH, LEASE, RESTORE, HOLD, STATE),
     *(CLOSE, CARD, PREPARE, SLICE, DECIDE, DECISION, APPLY),
 )

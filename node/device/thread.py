@@ -20,6 +20,7 @@ from node.device.memory import Memory
 from node.device.pending import Pending
 from node.device.schedule import Decision
 from node.device.scheduler import TRAIN_SHARE, Scheduler
+from node.device.tally import Tally
 from node.device.training_time import Priority
 from node.device.work import Request, Task
 from protocols.errors import InternalError
@@ -50,6 +51,7 @@ class Device:
         """memory: None = a budget of what the hosts measure as free."""
         self.memory, self.clock = memory or Memory(), clock
         self._config = config or DeviceConfig()
+        self.tally = Tally()
         self.scheduler = Scheduler(clock.now_s, train_share=self._config.train_share)
 
     def attach(self, host: Runs, budget_tokens: int) -> HostQueue:

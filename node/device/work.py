@@ -39,6 +39,8 @@ class HeldSequences:
     """The session has ended; its sequences wait for a fork (`kept.py`)."""
     worked_in: int = 0
     """The last period of `WorkCounter` in which the session was counted."""
+    is_counted: bool = False
+    """In the device's `Tally`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,6 +27,7 @@ from node.runs.runs_here import RunsHere
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
 from node.training.servicer import TrainingServicer
+from protocols.about import Trained
 from protocols.state import Form
 from protocols.units import Blocks, Ends, Unit
 from swarm.meeting import keyring
@@ -128,6 +129,11 @@ class NodeRun:
     def contributed(self) -> str:
         """What this machine has given so far, as a line; "" if nothing came to it since the last call."""
         return "" if self._part is None else self._part.trained.contribution.news()
+
+    def trained(self) -> list[Trained]:
+        """All that this machine has given, as others are told it."""
+        part, source = self._part, self._source
+        return [] if part is None or source is None else [part.trained.contribution.as_trained(source.run.model, "stage")]
 
     async def end(self) -> None:
         """Take no new passes, and end what is under way."""

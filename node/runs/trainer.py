@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from node.about import AboutHere
 from node.config import NodeConfig
 from node.events import Event, OnEvent
 from node.joining import meet, peer_config
@@ -31,9 +32,12 @@ from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read
 from node.runs.publisher import PUBLISH_EVERY_S, Publisher
 from node.runs.run_reports import RunReports
 from node.runs.sampler import ServedSamples
+from node.training.contribution import Contribution
 from node.training.metrics import MetricsFile, OnRow
 from node.training.spec.run_file import RunFile
+from protocols.about import Trained
 from protocols.kept import Kept
+from protocols.leases import Done, Finished
 from protocols.records import PeerRecord
 from protocols.roles import Role
 from swarm.clock import SYSTEM, Clock
@@ -97,7 +101,9 @@ async def _train(
             on_event(Event("read", f"{total:,} {what}"))
 
     data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
-    handlers = {**uploader.handlers(), **desk.handlers(), **keepers.handlers()}
+    trainers = list[Trainer]()
+    about = AboutHere("cpu", trained=lambda: [one.trained() for one in trainers])
+    handlers = {**about.handlers(), **uploader.handlers(), **desk.handlers(), **keepers.handlers()}
     async with Peer(peer_config(config.node, on_event), handlers) as peer:
         await meet(config.node, peer, on_event)
         naming = Naming.of(
@@ -127,6 +133,7 @@ async def _train(
                     ]
                     after += [make(members, peer.pool) for make in also]
                     trainer = Trainer(run, data, peer, members, RunReports(run.spec, journal, on_event), after, keeping, clock)
+                    trainers.append(trainer)
                     desk.open(run.model, trainer.turns)
                     await peer.directory.announce(lambda: _record(config.node, peer, run, keeping), (run.model.name,))
                     on_event(Event("ready"))
@@ -176,7 +183,7 @@ class Trainer:
         long starts a task of its own. keeping: the checkpoints that this process keeps."""
         self._after = after if keeping is None else (*after, keeping.after)
         self._keeping = keeping
-        self._run, self._reports = run, reports
+        self._run, self._reports, self._contribution = run, reports, Contribution(clock)
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
             members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(batches_of(data, run.spec)),
@@ -190,8 +197,8 @@ class Trainer:
         )  # fmt: skip
         self.turns = Turns(
             me=peer.peer_id, others=Trainers(run.model, peer.peer_id, peer.directory, peer.pool),
-            worker=Worker(run.model, pipeline, reports.note, reports.begin), desk=desk, coordinator=coordinator, after=self._stepped,
-            clock=clock, on_turn=lambda text: reports.say("trainer", text),
+            worker=Worker(run.model, pipeline, self._note, reports.begin, self._done), desk=desk, coordinator=coordinator,
+            after=self._stepped, clock=clock, on_turn=lambda text: reports.say("trainer", text),
         )  # fmt: skip
 
     async def train(self) -> None:
@@ -201,6 +208,17 @@ class Trainer:
         if self._keeping is not None:
             await self._keeping.finish(last)
         self._reports.say("trained", f"{self._run.model.name}: version {last} of {last}")
+
+    def trained(self) -> Trained:
+        """What this trainer has sent through the stages so far."""
+        return self._contribution.as_trained(self._run.model, "trainer")
+
+    def _note(self, finished: Finished) -> None:
+        self._contribution.stepped(finished.version)
+        self._reports.note(finished)
+
+    def _done(self, done: Done) -> None:
+        self._contribution.add(self._run.spec.batch.batch_tokens // self._run.spec.num_micro_batches)
 
     async def _stepped(self, step: Step) -> None:
         for work in self._after:

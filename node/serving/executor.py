@@ -133,6 +133,7 @@ class Executor:
             chunk.pending.compute_ms += ms
             self._hold(chunk.step.session)
             self.work.note(chunk.step.session, chunk.size)
+            self._device.tally.note(chunk.step.session, chunk.size, is_last=chunk.is_last)
         self._device.scheduler.finished(self.queue, done)
         for chunk in done:
             if chunk.is_last:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from node.training.amounts import duration
+from protocols.about import Trained
+from protocols.ids import ModelId
 from protocols.words import counted
 from swarm.clock import SYSTEM, Clock
 
@@ -38,6 +40,13 @@ class Contribution:
         """All that was done, as a line; "" if nothing came to it since this was called last."""
         before, self._told = self._told, (self.num_micro_batches, self.num_versions)
         return str(self) if self._told != before else ""
+
+    def as_trained(self, run: ModelId, role: str) -> Trained:
+        """As others are told it."""
+        return Trained(
+            run=run, role=role, num_micro_batches=self.num_micro_batches, num_tokens=self.num_tokens,
+            num_versions=self.num_versions, seconds=self.seconds,
+        )  # fmt: skip
 
     @property
     def seconds(self) -> float:

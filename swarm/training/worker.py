@@ -31,10 +31,12 @@ class Worker:
         pipeline: Pipeline,
         on_finished: Callable[[Finished], None],
         on_begin: Callable[[int], None] = lambda version: None,
+        on_done: Callable[[Done], None] = lambda done: None,
     ) -> None:
         """on_finished: told each version that is finished, in order, from the first one on that ends while this trainer takes part.
-        on_begin: told each version of which it gets micro-batches."""
+        on_begin: told each version of which it gets micro-batches. on_done: told each micro-batch that has come back."""
         self._run, self._pipeline, self._on_finished, self._on_begin = run, pipeline, on_finished, on_begin
+        self._on_done = on_done
         self._version: int | None = None
         """Of what it has in hand; None before the first."""
         self._running: dict[int, asyncio.Task[Done]] = {}
@@ -91,6 +93,7 @@ class Worker:
     def _collect(self) -> None:
         for index in [index for index, task in self._running.items() if task.done()]:
             self._done.append(self._running.pop(index).result())
+            self._on_done(self._done[-1])
 
     async def _take(self, answer: LeaseAnswer) -> None:
         if self._shown is None:  # what was finished before us is not ours to tell

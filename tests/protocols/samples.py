@@ -15,6 +15,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from protocols import (
+    about,
     averaging,
     cards,
     directory,
@@ -140,6 +141,13 @@ SAMPLES: dict[str, Any] = {
     "hello": hello.Hello(oldest=1, newest=2, software="murmuration 0.1.0", swarm="public", name="attic"),
     "dial_back": hello.DialBack(addresses=("192.0.2.7:4002",), certificate=b"DER"),
     "dialled_back": hello.DialBackReply(reachable=("192.0.2.7:4002",), reason="timed out"),
+    "about?": about.AboutRequest(),
+    "about": about.About(
+        machine=about.Machine(device="cuda:0", name="NVIDIA H200", system="Linux x86_64", cores=16, memory_bytes=1 << 37,
+                              device_bytes=1 << 37),
+        uptime_s=3_600.5, free_bytes=1 << 36, num_sessions=12, num_steps=3_400, num_tokens=5_600,
+        trained=(about.Trained(run=MODEL, role="stage", num_micro_batches=96, num_tokens=98_304, num_versions=6, seconds=61.5),),
+    ),
     "manifest": MANIFEST,
     "manifest of a run": replace(MANIFEST, run=RUN),
     "manifest?": weights.ManifestRequest(model=MODEL),
@@ -283,6 +291,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "hello": hello.Hello.parse,
     "dial_back": hello.DialBack.parse,
     "dialled_back": hello.DialBackReply.parse,
+    "about?": about.AboutRequest.parse,
+    "about": about.About.parse,
     "manifest": weights.Manifest.parse,
     "manifest of a run": weights.Manifest.parse,
     "manifest?": weights.ManifestRequest.parse,
@@ -763,6 +773,24 @@ def all_cards(draw: st.DrawFn) -> cards.Card:
 _card_lists = st.lists(all_cards(), max_size=3).map(tuple)
 _peer_lists = st.lists(peers, max_size=3).map(tuple)
 
+_amounts = st.integers(0, about.MAX_AMOUNT)
+_ages = st.floats(0, about.MAX_SECONDS)
+abouts = st.builds(
+    about.About,
+    machine=st.builds(
+        about.Machine, device=text(80), name=text(80), system=text(80), cores=st.integers(0, about.MAX_CORES),
+        memory_bytes=_amounts, device_bytes=_amounts,
+    ),
+    uptime_s=_ages, free_bytes=_amounts, num_sessions=_amounts, num_steps=_amounts, num_tokens=_amounts,
+    trained=st.lists(
+        st.builds(
+            about.Trained, run=models, role=st.sampled_from(about.TRAINED_ROLES), num_micro_batches=_amounts, num_tokens=_amounts,
+            num_versions=_amounts, seconds=_ages,
+        ),
+        max_size=3,
+    ).map(tuple),
+)  # fmt: skip
+
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "group": all_groups,
     "card": all_cards(),
@@ -788,6 +816,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "apply": st.builds(averaging.Apply, run=models, version=st.integers(0, MAX_VERSION - 1), id=_group_ids),
     "applied": _applied(),
+    "about?": st.builds(about.AboutRequest),
+    "about": abouts,
     "hello": hellos,
     "dial_back": st.builds(hello.DialBack, addresses=address_lists, certificate=st.binary(max_size=600)),
     "dialled_back": st.builds(hello.DialBackReply, reachable=address_lists, reason=text(300)),

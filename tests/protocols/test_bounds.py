@@ -13,6 +13,7 @@ import msgpack
 import pytest
 
 from protocols import (
+    about,
     averaging,
     bounds,
     cards,
@@ -168,6 +169,19 @@ LARGEST: dict[str, Callable[[], Any]] = {
     ),
     "hello": lambda: hello.Hello(
         oldest=1 << 16, newest=1 << 16, software=WIDE * 64, swarm=WIDE * 64, name=WIDE * 64, time_s=1e12
+    ),
+    "about?": about.AboutRequest,
+    "about": lambda: about.About(
+        machine=about.Machine(
+            device=WIDE * 80, name=WIDE * 80, system=WIDE * 80, cores=about.MAX_CORES, memory_bytes=about.MAX_AMOUNT,
+            device_bytes=about.MAX_AMOUNT,
+        ),
+        uptime_s=1e10, free_bytes=about.MAX_AMOUNT, num_sessions=about.MAX_AMOUNT, num_steps=about.MAX_AMOUNT,
+        num_tokens=about.MAX_AMOUNT,
+        trained=(about.Trained(
+            run=MODEL, role="trainer", num_micro_batches=about.MAX_AMOUNT, num_tokens=about.MAX_AMOUNT,
+            num_versions=about.MAX_AMOUNT, seconds=1e10,
+        ),) * about.MAX_TRAINED,
     ),
     "dial_back": lambda: hello.DialBack(addresses=(ADDRESS,) * 8, certificate=bytes(4_096)),
     "dialled_back": lambda: hello.DialBackReply(reachable=(ADDRESS,) * 8, reason=WIDE * 300),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import astuple
 
 from nicegui import ui
@@ -10,13 +11,22 @@ from node.dashboard.pages.elements import EventsElement
 from node.dashboard.pages.frame import frame, heading
 from node.dashboard.pages.tables import Redrawn, fact_list, table
 from node.dashboard.pages.visit import dashboard_here, keep_up
+from node.watching import abouts
 from node.watching.changes import label
 from node.watching.look import links
 from node.watching.peer_facts import facts, fixes, units
 from node.watching.watcher import Watcher
+from protocols.about import About
+from protocols.errors import SwarmError
 from protocols.words import one_line
 
 HEADS = ("unit", "model", "state", "precision", "step", "one block", "waiting", "free tokens", "could host")
+
+ABOUT_S = 2.0
+"""Between two questions to the peer about itself, while its page is open."""
+
+MAX_TOLD = 300
+"""Letters of why it does not say anything."""
 
 
 def register() -> None:
@@ -40,6 +50,10 @@ class Peer:
         self._gone = ui.label().classes("mm-problem").props('role="status"')
         with ui.element("section").classes("mm-card").props('aria-label="Facts"'):
             self._fixes, self._facts = Redrawn(), Redrawn()
+        with ui.element("section").classes("mm-card").props('aria-label="Machine and work"'):
+            heading("Machine and work, as it says")
+            self._about_told = ui.label("asking it").classes("mm-quiet").props('role="status"')
+            self._machine, self._work = Redrawn(), Redrawn()
         with ui.element("section").classes("mm-card").props('aria-label="Hosted units"'):
             self._units = Redrawn()
         with ui.element("section").classes("mm-card").props('aria-label="Round trips"'):
@@ -47,7 +61,22 @@ class Peer:
         with ui.element("section").classes("mm-card").props('aria-label="Events"'):
             heading("Events")
             self._events = EventsElement()
+        self._about: About | None = None
+        asking = asyncio.create_task(self._ask_always(), name="asking a peer about itself")
+        ui.context.client.on_delete(asking.cancel)
         keep_up(self._draw, 0.5)
+
+    async def _ask_always(self) -> None:
+        while True:
+            source, record = self._watcher.source, self._watcher.look.peer(self._peer)
+            if source is not None and record is not None:
+                try:
+                    self._about = await abouts.ask(source.pool, record)
+                    self._about_told.set_text("")
+                except SwarmError as error:
+                    self._about_told.set_text(one_line(f"it does not say more of itself: {error}")[:MAX_TOLD])
+                self._about_told.set_visibility(bool(self._about_told.text))
+            await asyncio.sleep(ABOUT_S)
 
     def _draw(self) -> None:
         look = self._watcher.look
@@ -69,6 +98,7 @@ class Peer:
                 for text in mended:
                     with ui.element("li"):
                         ui.label(text)
+        self._draw_about()
         rows = [astuple(row) for row in units(record)]
         if self._units.is_new(rows):
             with self._units.box:
@@ -79,3 +109,12 @@ class Peer:
         if self._links.is_new(lines):
             with self._links.box:
                 table("Measured round trips", ("link", "ms"), lines)
+
+    def _draw_about(self) -> None:
+        if self._about is None:
+            return
+        for place, said in ((self._machine, abouts.machine(self._about)), (self._work, abouts.work(self._about))):
+            lines = list(said)
+            if place.is_new(lines):
+                with place.box:
+                    fact_list(lines)

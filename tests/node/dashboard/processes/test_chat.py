@@ -54,6 +54,12 @@ def press_stop_soon(browser: Browser) -> None:
     )
 
 
+def links_of(browser: Browser) -> list[str]:
+    """Names of nodes on the map."""
+    found: list[str] = browser.run("return [...document.querySelectorAll('.mm-grid a')].map(one => one.innerText)")
+    return found
+
+
 def said(browser: Browser) -> str:
     return browser.text(f"{LAST} .mm-said")
 
@@ -92,6 +98,11 @@ def test_a_chat_goes_on_while_a_node_is_killed_and_the_map_tells_it(
     browser.until_text("failover", ".mm-events")
     events = browser.text(".mm-events")
     assert ("took over" in events or "lost a node, and goes on over" in events) and "died" in events and used in events
+    browser.driver.find_element("link text", next(link for link in links_of(browser) if link.startswith("first"))).click()
+    browser.until_text("runs for", "section[aria-label='Machine and work']")
+    about = browser.text("section[aria-label='Machine and work']")
+    assert "4 sessions" in about or "3 sessions" in about, about  # the answer that was left may not have begun
+    assert "cores" in about and "torch" in about and "GB" in about
     assert browser.faults() == []
     browser.driver.close()
     browser.driver.switch_to.window(chat)
