@@ -1,6 +1,6 @@
 """Answers what this peer is and what it has done.
 
-Any peer may ask, as it may say hello; an answer is made once in a second at most, whoever asks.
+Any peer may ask, as it may say hello; an answer is made once in a second at most, however many ask.
 """
 
 from __future__ import annotations

@@ -123,6 +123,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "node/training/report": ("node/training",),
     "node/runs": (
         "node",
+        "node/about.py",
         "node/device",
         "node/hosting",
         "node/placement",
@@ -148,6 +149,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/weights",
     ),
     "node": ("node/training/spec", "swarm", "swarm/meeting", "swarm/peer"),
+    "node/about.py": ("node", "swarm", "swarm/rpc"),
     "node/engines": ("node/engines/graphs", "swarm/inference", "swarm/models"),
     "node/device": ("node/engines", "swarm", "swarm/inference"),
     "node/serving": (
@@ -193,6 +195,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "node/gradients": ("node/device", "node/serving", "node/training", "node/units"),
     "node/app.py": (
         "node",
+        "node/about.py",
         "node/device",
         "node/gradients",
         "node/hosting",

@@ -1,4 +1,4 @@
-"""A peer's machine and its work, as it says: asked for, and in words."""
+"""Asks a peer about its machine and work; tells it in words."""
 
 from __future__ import annotations
 
