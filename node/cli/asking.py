@@ -132,8 +132,10 @@ def check_range(flag: str, got: float, expected: str, is_right: bool) -> None:
 def find_config(swarm: str, lan: bool, data_dir: Path | None, key: SwarmKey | None = None) -> FindConfig:
     """How a client finds peers; on a terminal, the user is asked before neighbours are joined on a new network."""
     folder = data_dir or places.data_dir()
+    known_as = keyring.known_as(swarm, key)
     return FindConfig(
-        known_peers=known_peers.file_of(folder, keyring.known_as(swarm, key)),
+        known_peers=known_peers.file_of(folder, known_as),
+        here=(folder, known_as),
         lan=lan,
         on_unnamed=remark,
         may_join=consent.asker(folder, swarm) if lan else None,

@@ -275,6 +275,6 @@ def _find(settings: Settings) -> FindConfig:
         return settings.find
     if settings.peers:
         return FindConfig()
-    return FindConfig(
-        known_peers=known_peers.file_of(settings.data_dir, keyring.known_as(settings.swarm, settings.entry.key)), lan=True
-    )
+    known_as = keyring.known_as(settings.swarm, settings.entry.key)
+    kept = known_peers.file_of(settings.data_dir, known_as)
+    return FindConfig(known_peers=kept, here=(settings.data_dir, known_as), lan=True)

@@ -1,6 +1,6 @@
 """Which peers to ask if none was named.
 
-The known ones, and neighbours on the local network. Also remembers which have answered.
+The known ones, nodes of this machine among them, and neighbours on the local network. Also remembers which have answered.
 
 No hivemind here, so that a thin client finds its peers the same way as a node. What is found is a place to try: the caller
 checks PeerID and swarm there.
@@ -22,7 +22,7 @@ from protocols.ids import PeerId
 from protocols.words import counted
 from swarm.dht.address import PeerAddress, is_loopback
 from swarm.lan import mdns
-from swarm.meeting import known_peers
+from swarm.meeting import known_peers, running_nodes
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ class FindConfig:
     known_peers: Path | None = None
     """File of the last known peers (`known_peers.file_of`), asked if no named peer answers, and kept up to date; None = none."""
 
+    here: tuple[Path, str] | None = None
+    """A data directory and how the swarm is known in it: its running nodes are asked as known peers are; None = none."""
+
     lan: bool = False
     """Look for neighbours if no peer is named, and tell them of us, unless we listen on loopback only, or nowhere."""
 
@@ -57,10 +60,15 @@ class FindConfig:
     may_join: Callable[[str], bool] | None = None
     """Asked, in a thread of its own, whether neighbours may be joined, with the words that say whom; None = they may."""
 
+    def known(self, now_s: float) -> list[PeerAddress]:
+        """Who is asked if nobody was named, or nobody named answers: nodes of this machine, then those that answered before."""
+        kept = known_peers.load(self.known_peers, now_s) if self.known_peers is not None else {}
+        return list(dict.fromkeys([*(running_nodes.nodes(*self.here) if self.here else ()), *kept]))
+
     def check(self, named: Sequence[str]) -> None:
         """ConfigError, with the next step, if a client has no peer to ask and no way to find one."""
         has_lan = self.lan and mdns.is_installed()
-        if named or has_lan or (self.known_peers and known_peers.load(self.known_peers, time.time())):
+        if named or has_lan or self.known(time.time()):
             return
         how = INSTALL if self.lan else "or leave out --no-lan, and neighbours are looked for"
         raise ConfigError(f"{NOBODY} (`swarm node` prints its own); {how}")
@@ -143,10 +151,8 @@ class Finder:
     # --- memory
 
     def remembered(self) -> list[PeerAddress]:
-        """The last known peers, the longest known first."""
-        if self._file is None:
-            return []
-        return [address for address in known_peers.load(self._file, time.time()) if address.peer != self._me]
+        """The nodes of this machine, then the last known peers, the longest known first."""
+        return [address for address in self._config.known(time.time()) if address.peer != self._me]
 
     def note_answering(self, addresses: Iterable[PeerAddress]) -> None:
         """These have just answered."""

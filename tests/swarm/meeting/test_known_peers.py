@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.errors import ConfigError
 from protocols.identity import from_seed
 from swarm.dht.address import PeerAddress, beside
-from swarm.meeting import known_peers
+from swarm.meeting import known_peers, running_nodes
+from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.known_peers import Seen
 
 DAY_S = 86_400.0
@@ -107,3 +110,16 @@ def test_p2pd_is_one_port_below_grpc() -> None:
     assert str(beside("10.0.0.1:4001", peer)) == f"/ip4/10.0.0.1/tcp/4000/p2p/{peer}"
     assert str(beside("[::1]:4001", peer)) == f"/ip6/::1/tcp/4000/p2p/{peer}"
     assert beside("10.0.0.1:1", peer) is None and beside("nowhere", peer) is None
+
+
+def test_a_client_without_a_named_peer_asks_the_nodes_of_this_machine_first(tmp_path: Path) -> None:
+    file = known_peers.file_of(tmp_path, "public")
+    known_peers.update(file, [address(1)], [], NOW_S)
+    find = FindConfig(known_peers=file, here=(tmp_path, "public"))
+    here = address(2)
+    with running_nodes.told(tmp_path, "public", here.peer, [str(here)]):
+        assert find.known(NOW_S) == [here, address(1)]
+        FindConfig(here=(tmp_path, "public")).check(())
+    assert find.known(NOW_S) == [address(1)]
+    with pytest.raises(ConfigError, match="no peer to ask"):
+        FindConfig(here=(tmp_path, "public")).check(())
