@@ -1,4 +1,4 @@
-"""A terminal that types what documents show, in small real swarms on loopback."""
+"""Types what documents show, in small real swarms on loopback."""
 
 from __future__ import annotations
 

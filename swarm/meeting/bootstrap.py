@@ -61,7 +61,7 @@ class FindConfig:
     """Asked, in a thread of its own, whether neighbours may be joined, with the words that say whom; None = they may."""
 
     def known(self, now_s: float) -> list[PeerAddress]:
-        """Who is asked if nobody was named, or nobody named answers: nodes of this machine, then those that answered before."""
+        """Who is asked if no peer was named, or none of the named answers: nodes of this machine, then those that answered before."""
         kept = known_peers.load(self.known_peers, now_s) if self.known_peers is not None else {}
         return list(dict.fromkeys([*(running_nodes.nodes(*self.here) if self.here else ()), *kept]))
 
