@@ -365,13 +365,14 @@ def top_command(
         ),
     ] = [],  # noqa: B006
     once: Annotated[bool, typer.Option("--once", help="Print it once, as plain text.")] = False,
+    as_json: options.AsJson = False,
     *,
     asked: MeetingOptions,
 ) -> None:
     """Watch the swarm: nodes, blocks, load, runs and events, live. q leaves."""
     from node.cli import top
 
-    top.run(model, asked.enter(), is_once=once, data_dir=asked.data_dir, lan=asked.lan)
+    top.run(model, asked.enter(), is_once=once, is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
 @app.command("invite", rich_help_panel=HOST)

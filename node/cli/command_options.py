@@ -191,6 +191,7 @@ class Training(PeerOptions):
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the file means (parameters, memory per unit, bytes per step), and exit.")
     ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object instead, for programs.")] = False
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Metrics and checkpoints go to DIR/NAME, NAME being the run's.")
     ] = Path("runs")

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli import keys, status_line, top_view
+from node.cli import as_json, keys, status_line, top_view
 from node.cli.asking import find_config
 from node.cli.waiting import shown
 from swarm import waiting
@@ -21,6 +22,7 @@ from swarm.waiting import OnWait
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from node.watching.look import Look
     from node.watching.watcher import Watcher
 
 DRAW_S = 0.25
@@ -32,18 +34,23 @@ ONCE_S = 4.0
 PIPE_COLUMNS, PIPE_ROWS = 200, 10_000
 
 
-def run(models: Sequence[str], into: Entered, *, is_once: bool, data_dir: Path | None, lan: bool = True) -> None:
-    """Draw until `q` or Ctrl-C; once, plainly, if stdout is no terminal. PeerUnreachableError if no peer answers at the start."""
+def run(
+    models: Sequence[str], into: Entered, *, is_once: bool, is_json: bool = False, data_dir: Path | None, lan: bool = True
+) -> None:
+    """Draw until `q` or Ctrl-C; once, plainly, if stdout is no terminal. PeerUnreachableError if no peer answers at the start.
+
+    is_json: print it once, for programs.
+    """
     find = find_config(into.swarm, lan, data_dir, into.entry.key)
     find.check(into.peers)
     hosting = NodeCommand(swarm=into.swarm, peer=next(iter(into.peers), ""), data_dir=data_dir)
-    is_live = not is_once and sys.stdout.isatty() and status_line.is_usable()
+    is_live = not (is_once or is_json) and sys.stdout.isatty() and status_line.is_usable()
     with shown() as on_wait:
-        asyncio.run(_watch(models, into, find, hosting, on_wait, is_live))
+        asyncio.run(_watch(models, into, find, hosting, on_wait, is_live, is_json))
 
 
 async def _watch(
-    models: Sequence[str], into: Entered, find: FindConfig, hosting: NodeCommand, on_wait: OnWait, is_live: bool
+    models: Sequence[str], into: Entered, find: FindConfig, hosting: NodeCommand, on_wait: OnWait, is_live: bool, is_json: bool
 ) -> None:
     on_wait(waiting.JOINING)
     from node.watching.watcher import Watcher
@@ -58,6 +65,8 @@ async def _watch(
                 on_wait(None)
                 if is_live:
                     await _draw(watcher, into.swarm, hosting, watching)
+                elif is_json:
+                    as_json.show({"swarm": into.swarm, **_facts(watcher.look)})
                 else:
                     _print(watcher, into.swarm, hosting)
         finally:
@@ -72,6 +81,17 @@ async def _all_asked(watcher: Watcher, within_s: float) -> None:
         if not look.problem and not look.records.keys() - look.trips_ms.keys() - look.silent:
             return
         await asyncio.sleep(DRAW_S)
+
+
+def _facts(look: Look) -> dict[str, object]:
+    """What is drawn, for programs."""
+    return {
+        "at_unix_s": look.at_s,
+        "problem": look.problem or None,
+        "models": [asdict(rows) for rows in look.models],
+        "round_trips_ms": look.trips_ms,
+        "silent": sorted(look.silent),
+    }
 
 
 def _print(watcher: Watcher, swarm: str, hosting: NodeCommand) -> None:

@@ -7,10 +7,11 @@ import difflib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli import node, report
+from node.cli import as_json, node, report
 from node.cli.command_options import Training
 from node.cli.console import Lines
 from node.cli.train_display import open_display
@@ -32,9 +33,11 @@ def run(file: Path, flags: Training, words: Sequence[str]) -> None:
     from node.training.spec.reading import parse_overrides, read
 
     _refuse_misspelt(words)
+    if flags.as_json and not flags.dry_run:
+        raise ConfigError("--json is how --dry-run prints, and training prints lines: give --dry-run too, or leave --json out")
     run_file = read(file, parse_overrides(words))
     if flags.dry_run:
-        _describe(run_file)
+        _describe(run_file, flags.as_json)
         return
     if flags.local:
         _train_locally(run_file, flags)
@@ -54,16 +57,35 @@ def _refuse_misspelt(words: Sequence[str]) -> None:
             raise ConfigError(f"unknown option {word[:80]}: did you mean {near[0]}? see swarm train --help")
 
 
-def _describe(run_file: RunFile) -> None:
-    from node.training.spec.description import describe, lines
+def _describe(run_file: RunFile, is_json: bool) -> None:
+    from node.training.spec.description import describe, facts, lines
     from node.training.spec.model_plan import plan_model
 
-    for line in (*lines(describe(run_file, plan_model(run_file))), *_data_lines(run_file)):
+    description, sources = describe(run_file, plan_model(run_file)), list(_sources(run_file))
+    if is_json:
+        as_json.show({**facts(description), "sources": [asdict(one) for one in sources]})
+        return
+    for line in (*lines(description), *map(str, sources)):
         print(line)
 
 
-def _data_lines(run_file: RunFile) -> Iterator[str]:
-    """Which files are on this machine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceHere:
+    """Which files of a source of data are on this machine."""
+
+    source: str
+    num_files: int = 0
+    num_bytes: int = 0
+    problem: str | None = None
+    """Why it cannot be read here."""
+
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return f"{self.problem}; a trainer needs it, a node does not"
+        return f"{self.source}: {counted(self.num_files, 'file')} of {size(self.num_bytes)} here"
+
+
+def _sources(run_file: RunFile) -> Iterator[SourceHere]:
     from node.training.data.sources import files_of
 
     for name in ("train", "validation"):
@@ -72,9 +94,9 @@ def _data_lines(run_file: RunFile) -> Iterator[str]:
             try:
                 files = files_of(source, Path("/"), where)
             except ConfigError as error:
-                yield f"{error}; a trainer needs it, a node does not"
+                yield SourceHere(source=where, problem=str(error))
             else:
-                yield f"{where}: {counted(len(files), 'file')} of {size(sum(file.size() for file in files))} here"
+                yield SourceHere(source=where, num_files=len(files), num_bytes=sum(file.size() for file in files))
 
 
 def _train(run_file: RunFile, flags: Training) -> None:

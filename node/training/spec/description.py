@@ -153,13 +153,44 @@ def lines(description: Description) -> Iterator[str]:
     )
 
 
+def facts(description: Description) -> dict[str, object]:
+    """The description for programs: what `lines` says."""
+    spec, batch = description.spec, description.spec.batch
+    return {
+        "name": spec.name,
+        "steps": batch.steps,
+        "tokens": description.num_tokens,
+        "fields": {name: _plain(value) for name, value in _fields(description.run_file)},
+        "model_type": description.config.get("model_type"),
+        "parameters": description.num_parameters,
+        "units": [{**asdict(size), "unit": str(size.unit)} for size in description.units],
+        "training_bytes": description.training_bytes,
+        "state_bytes": description.state_bytes,
+        "kv_bytes_per_token": description.kv_bytes_per_token,
+        "step": {
+            "tokens": batch.batch_tokens,
+            "micro_batches": spec.num_micro_batches,
+            "micro_batch_tokens": spec.micro_batch_tokens,
+            "first_hop_bytes": description.first_hop_bytes,
+            "hop_bytes": description.hop_bytes,
+            "averaging_bytes": description.averaging_bytes,
+        },
+    }
+
+
+def _plain(value: object) -> object:
+    return float(value) if isinstance(value, Fraction) else value
+
+
 def resolved(run_file: RunFile) -> list[str]:
     """`section.field = value` for every field, in the order of the classes; what is not set is left out."""
-    found = []
+    return [f"{name} = {_value(value)}" for name, value in _fields(run_file)]
+
+
+def _fields(run_file: RunFile) -> Iterator[tuple[str, object]]:
     for key, value in asdict(run_file).items():
         inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-        found += [f"{name} = {_value(one)}" for name, one in inner.items() if one not in (None, (), "")]
-    return found
+        yield from ((name, one) for name, one in inner.items() if one not in (None, (), ""))
 
 
 def _value(value: object) -> str:

@@ -259,6 +259,10 @@ def test_status_shows_spans_and_gaps(model: Path, peer: str) -> None:
         ("first", 0, 2, "serving"),
         ("second", 2, 5, "serving"),
     ]
+    code, said, _ = run("top", "--json", "--peer", peer)
+    seen = json.loads(said)
+    assert code == 0 and seen["problem"] is None and len(seen["round_trips_ms"]) == 2 and seen["silent"] == []
+    assert [one["name"] for one in seen["models"][0]["peers"]] == ["first", "second"]
     code, said, _ = run("status", "--peer", peer)  # all models
     assert code == 0 and "tiny@" in said and "complete: every block has 1 node" in said
 

@@ -5,6 +5,7 @@ The line has what, got, expected and next step; a traceback comes on demand only
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -88,6 +89,33 @@ def test_a_dry_run_says_which_data_is_here(capsys: pytest.CaptureFixture[str], t
     missing, here = capsys.readouterr().out.splitlines()[-2:]
     assert missing.startswith("data.train[0]: no file matches") and missing.endswith("a trainer needs it, a node does not")
     assert here == "data.validation[0]: 1 file of 9 B here"
+
+
+def test_a_dry_run_says_the_same_for_programs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    (tmp_path / "held-out.txt").write_text("A list is")
+    said = {}
+    for form in ((), ("--json",)):
+        with pytest.raises(SystemExit) as exited:
+            main(["train", str(file), "--dry-run", *form])
+        assert exited.value.code == 0
+        said[form] = capsys.readouterr().out
+    found, plain = json.loads(said["--json",]), said[()]
+    assert (
+        found["parameters"] == sum(unit["num_parameters"] for unit in found["units"])
+        and f"{found['parameters']:,} parameters" in plain
+    )
+    assert found["tokens"] == found["steps"] * found["step"]["tokens"] and f"{found['tokens']:,} tokens" in plain
+    train, validation = found["sources"]
+    assert "no file matches" in train["problem"] and validation == {
+        "source": "data.validation[0]",
+        "num_files": 1,
+        "num_bytes": 9,
+        "problem": None,
+    }
+    with pytest.raises(SystemExit) as exited:
+        main(["train", str(file), "--json"])
+    assert exited.value.code == 2 and "give --dry-run too" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from node.cli.app import app, main
 from node.cli.failures import EXIT_CODES
 from protocols.errors import BY_CODE
 
+ROOT = Path(__file__).resolve().parents[3]
 PEER = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWJ7NKEeJEXYdWmFd1HXJgn5minVvmV74PEhEpt76MVbY7"
 MEETING = ["--peer", "--lan", "--swarm", "--join", "--allow", "--deny", "--trust", "--identity", "--data-dir"]
 PEER_OPTIONS = [
@@ -32,7 +33,7 @@ FLAGS = {
     "runs": ["--json", *MEETING],
     "eval": ["MODEL", "--data", "--sequence-tokens", "--json", *EVALUATION],
     "report": ["DIR", "--json"],
-    "train": ["RUN.toml", "--local", "--dry-run", "--out", "--name", *PEER_OPTIONS],
+    "train": ["RUN.toml", "--local", "--dry-run", "--json", "--out", "--name", *PEER_OPTIONS],
     "node": [
         *(
             "MODEL",
@@ -77,7 +78,7 @@ FLAGS = {
     "doctor": ["--json", "--listen", "--announce", "--device", *MEETING],
     "cache": ["--json", "--data-dir"],
     "keys": [],
-    "top": ["[MODEL]...", "--once", *MEETING],
+    "top": ["[MODEL]...", "--once", "--json", *MEETING],
     "status": ["[MODEL]", "--json", *MEETING],
     "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--json", "--data-dir"],
     "whoami": ["--identity", "--json", "--data-dir"],
@@ -101,6 +102,21 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "revoke": ["NAME", "--json", "--data-dir"],
     }
     assert surface(group) == ["--version", "--debug", "--config", "--log-format"]
+
+
+TALKS_OR_STAYS = {"node", "up", "generate", "chat", "serve", "completion"}
+"""What these print is an answer, a script, or lines as things happen."""
+
+
+def test_every_command_that_lists_something_does_so_as_json() -> None:
+    group: Any = typer.main.get_command(app)
+    leaves = {name: command for name, command in group.commands.items() if name != "keys"}
+    leaves |= {f"{name} {one}": found for name in ("cache", "keys") for one, found in group.commands[name].commands.items()}
+    without = {name for name, command in leaves.items() if "--json" not in surface(command)}
+    assert without == TALKS_OR_STAYS
+    documented = (ROOT / "docs/commands.md").read_text(encoding="utf-8").partition("\n## `--json`")[2].partition("\n## ")[0]
+    missing = [name for name in leaves.keys() - without if f"`{name.split()[0]}" not in documented]
+    assert not missing
 
 
 @pytest.mark.parametrize(
