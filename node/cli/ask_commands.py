@@ -1,4 +1,4 @@
-"""`swarm generate`, `chat`, `serve`, `status` and `top`: their flags and what they run."""
+"""The commands by which people ask: `generate`, `chat`, `serve`, `status`, `top`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swarm cache` and its commands: their flags and what they run."""
+"""The commands of the cache: `swarm cache`, `swarm cache prune`."""
 
 from __future__ import annotations
 

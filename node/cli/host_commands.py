@@ -1,4 +1,4 @@
-"""`swarm node`, `up` and `invite`: their flags and what they run."""
+"""The commands by which people host: `node`, `up`, `invite`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swarm keys` and its commands: their flags and what they run."""
+"""The commands of the gateway's keys: `swarm keys add`, `list`, `revoke`."""
 
 from __future__ import annotations
 

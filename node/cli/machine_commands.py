@@ -1,4 +1,4 @@
-"""`swarm whoami`, `config`, `doctor`, `bench` and `completion`: their flags and what they run."""
+"""The commands of this machine: `doctor`, `bench`, `config`, `whoami`, `completion`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swarm train`, `runs`, `eval` and `report`: their flags and what they run."""
+"""The commands of training: `train`, `runs`, `eval`, `report`."""
 
 from __future__ import annotations
 
