@@ -1,4 +1,4 @@
-"""`swarm`: the table of commands, and how they fail."""
+"""`swarm`: the table of commands, and how they fail.
 
 Nothing heavy is imported here: torch, transformers and hivemind come in with the body of the command that needs them, so
 that `swarm --help` answers at once. Flags are frozen by tests/node/cli/test_flags.py.
