@@ -50,13 +50,15 @@ TRACE_BYTES = 16 + 8 + 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """A new session begins with the sequences that another one of the same client had before `step`. A hop that still holds them copies
-    them; another hop asks for the history."""
+    """A new session begins with the sequences that another one of the same client had before `step`, or with a part of them. A hop that
+    holds them copies them; another hop asks for the history."""
 
     session: SessionId
     step: int
-    crop: int = 0
-    """Last tokens of each sequence that the new session begins without."""
+    """The first one of the new session, too."""
+    tokens: int = 0
+    """Above 0: it begins with so many first tokens of the other's only sequence. They were there before `step` and have not changed
+    since, so a hop has them also while the other one goes on, or if it has gone on. 0: with all sequences, exactly as before `step`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ class Open:
     def encode(self) -> bytes:
         header: dict[str, object] = {"t": "open", "grant": self.grant.pack(), "index": self.index, "dtype": self.dtype}
         if self.fork is not None:
-            header["fork"] = [self.fork.session, self.fork.step, *([self.fork.crop] if self.fork.crop else [])]
+            header["fork"] = [self.fork.session, self.fork.step, *([self.fork.tokens] if self.fork.tokens else [])]
         return frame.encode(header)
 
     @classmethod
@@ -186,10 +188,10 @@ def _fork(header: fields.Header) -> Fork | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) not in (2, 3):
-        raise BadRequestError(f"a fork is [session, step] or [session, step, crop], got {shown(value)}")
+        raise BadRequestError(f"a fork is [session, step] or [session, step, tokens], got {shown(value)}")
     step = fields.integer({"step": value[1]}, "step", 1, MAX_STEP)
-    crop = fields.integer({"crop": value[2]}, "crop", 0, MAX_LENGTH) if len(value) == 3 else 0
-    return Fork(session=parse_session_id(value[0]), step=step, crop=crop)
+    tokens = fields.integer({"tokens": value[2]}, "tokens", 0, MAX_LENGTH) if len(value) == 3 else 0
+    return Fork(session=parse_session_id(value[0]), step=step, tokens=tokens)
 
 
 def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None:

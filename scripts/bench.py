@@ -4,8 +4,8 @@ Machines are noisy, so trust ratios and the best of many.
 
 Every process has one torch thread; all are on this machine and talk over TLS. Sections (`scripts/benchmarks/`), each runnable alone:
 hops, decode, real, prefill, sessions, chats, node, wide area; of training: averaging, state, pipeline, wide pipeline; of the gateway:
-streams, next turn, held, schemas, beside. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is left out if
-`scripts/real_model` has not fetched its model.
+streams, next turn, shared prompt, held, schemas, beside. Only --publish changes docs/bench/*.json, the documents and the plots. `real` is
+left out if `scripts/real_model` has not fetched its model.
 
 Run: scripts/bench inference [--only hops decode] [--publish]
 """
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "inference": ("hops", "decode", "real", "prefill", "sessions", "chats", "node", "wide area"),
     "training": ("averaging", "state", "pipeline", "wide pipeline"),
-    "gateway": ("streams", "next turn", "held", "schemas", "beside"),
+    "gateway": ("streams", "next turn", "shared prompt", "held", "schemas", "beside"),
 }
 """By benchmark."""
 
@@ -53,6 +53,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         next_turn,
         node_cost,
         pipeline,
+        shared_prompt,
         state,
         wide_area,
         wide_pipeline,
@@ -70,6 +71,7 @@ def sections(running: Any, repeats: int) -> dict[str, Callable[[], dict[str, Any
         "wide area": lambda: wide_area.measure(running, few, 24) | {"repeats": few},
         "streams": lambda: gateway.measure(running, repeats, 64),
         "next turn": lambda: next_turn.measure(running, few) | {"repeats": few},
+        "shared prompt": lambda: shared_prompt.measure(running, few) | {"repeats": few},
         "held": lambda: gateway_load.held(running) | {"repeats": 1},
         "schemas": lambda: gateway_load.schemas(running) | {"repeats": 1},
         "beside": lambda: gateway_load.beside(running, few, 60) | {"repeats": few},

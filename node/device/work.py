@@ -74,8 +74,8 @@ class Fork:
 
     session: HeldSequences
     source: HeldSequences
-    crop: int = 0
-    """Last tokens of each sequence that are left out."""
+    tokens: int = 0
+    """Above 0: only with so many first tokens of its only sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

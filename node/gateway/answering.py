@@ -79,8 +79,7 @@ class Answering:
         calls = Calls(self.request, self.served.model.tokenizer.chat_template)
         began_s = first_s = self._clock.now_s()
         if each > 1:
-            for prompt, ids in enumerate(self._prompts):
-                self._reused[prompt] = await self.served.model.compute_once(ids, self._meter.account.name)
+            await self._compute_once()
         async with aclosing(merged(answers)) as events:
             async for event in events:
                 if first_s == began_s:
@@ -93,6 +92,16 @@ class Answering:
                     self.usage.first_s, self.usage.rest_s = first_s - began_s, self._clock.now_s() - first_s
                 for one in calls.events(event):
                     yield one
+
+    async def _compute_once(self) -> None:
+        """The prompts, each of which has several answers, side by side."""
+        model, owner = self.served.model, self._meter.account.name
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(model.compute_once(ids, owner)) for ids in self._prompts]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        self._reused = {prompt: task.result() for prompt, task in enumerate(tasks)}
 
     async def _answer(self, ids: list[int], number: int, choice: int) -> AsyncGenerator[Event, None]:
         model, request, decode_all = self.served.model, self.request, self.served.decode_all

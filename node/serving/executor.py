@@ -94,18 +94,19 @@ class Executor:
         self._device.memory.kept.add(session, lambda: self._free(session))
 
     def _fork(self, request: Fork) -> None:
-        """CacheFullError if the sequences were kept, and have been freed for others."""
+        """CacheFullError if the sequences were kept, and have been freed for others; BadRequestError if they have too few tokens."""
         session, source, engine = request.session, request.source, self._engines.of(request.session)
         self._free(session)
         if not source.sequences:
             raise CacheFullError("what this session begins with was freed for others: send it anew")
+        left_out = row_operations.left_out(source.sequences, request.tokens)
         self._device.memory.kept.use(source)
         self._device.memory.lend(engine)
         session.sequences = steps.forks(engine, source.sequences)
         self._hold(session)
-        for sequence in session.sequences if request.crop else ():
-            engine.crop(sequence, request.crop)
-        self._hold(session)
+        if left_out:
+            engine.crop(session.sequences[0], left_out)
+            self._hold(session)
 
     def warm_up(self) -> bool:
         """Capture one graph, if there is one more to capture."""

@@ -61,12 +61,12 @@ class SessionSequences:
         finally:
             self._pending = None
 
-    async def fork(self, source: SessionCompute, crop: int = 0) -> None:
-        """Begin with copies of the sequences of `source`, a session that runs the same blocks here, without their last `crop` tokens."""
+    async def fork(self, source: SessionCompute, tokens: int = 0) -> None:
+        """Begin with copies of the sequences of `source`, a session that runs the same blocks here. tokens: as `Fork.tokens`."""
         assert isinstance(source, SessionSequences)
         await self._take_engine()
         self._may_hold = True
-        await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held, crop=crop)))
+        await self._runner.outcome(self._runner.submit(Fork(session=self.held, source=source.held, tokens=tokens)))
 
     async def keep(self) -> None:
         """The session has ended: its sequences stay for forks while memory is free, until `clear`.

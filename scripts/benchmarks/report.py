@@ -99,6 +99,7 @@ TARGETS = (
     Target("streams", "HTTP adds to a token, ms, beside the thin client in Python", "≤ 3 at the median", _streams("added_ms", 3.0)),
     Target("streams", "HTTP adds to the first token, ms", "≤ 15", _streams("first_added_ms", 15.0)),
     Target("next turn", "first token of the turn after 2,000 tokens, times sooner", "≥ 5", _value("times", lambda x: x >= 5)),
+    Target("shared prompt", "8 requests at once after one prompt of 2,000, times one", "≤ 1.5", _value("of_one", lambda x: x <= 1.5)),
     Target("held", "1,000 idle connections and 64 streams for a minute: errors", "0", _value("errors", lambda x: x == 0)),
     Target("held", "the same: memory that gateway or node has grown by, MB", "≤ 10", _value("most_grown_mb", lambda x: x <= 10)),
     Target("schemas", "JSON schemas, random weights: valid answers of 200", "200", _value("valid", lambda x: x == 200)),

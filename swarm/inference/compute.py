@@ -65,10 +65,10 @@ class SessionCompute(Protocol):
         """
         ...
 
-    async def fork(self, source: SessionCompute, crop: int = 0) -> None:
-        """Begin with copies of another session's sequences, which runs the same blocks here, without their last `crop` tokens.
+    async def fork(self, source: SessionCompute, tokens: int = 0) -> None:
+        """Begin with copies of another session's sequences, which runs the same blocks here; also while it computes.
 
-        After a typed error there are none.
+        tokens: above 0: only with so many first tokens of its only sequence. After a typed error there are none.
         """
         ...
 

@@ -78,13 +78,13 @@ class Legs:
             self._on_reply, lambda leg, loss: self.losses.put_nowait((leg, loss)), self._router.clock.unix_s,
         )  # fmt: skip
 
-    def begin_as(self, other: Legs, crop: int = 0) -> None:
-        """As a fork of another session: its sequences without their last `crop` tokens, and the hops that may still hold them."""
-        self.retained = self.current.down.retained = other.retained.fork(crop)
+    def begin_as(self, other: Legs, tokens: int = 0) -> None:
+        """As a fork of another session: its sequences, or so many first tokens of its only one, and the hops that may hold them."""
+        self.retained = self.current.down.retained = other.retained.fork(tokens)
         self.search.weights, self.current.weights = other.search.weights, other.current.weights
         self.search.versions = [*other.search.versions]
         if (step := self.retained.next_step) > 0:
-            self.current.fork = Fork(session=other.current.id, step=step, crop=crop)
+            self.current.fork = Fork(session=other.current.id, step=step, tokens=tokens)
             self.search.forked_places = {hop.place for hop in other.current.route}
 
     async def open(self) -> None:

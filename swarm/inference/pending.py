@@ -48,6 +48,9 @@ class Pending:
         """By number."""
         self.failure: SwarmError | None = None
         """Why the session can no longer be used; None while it can."""
+        self._num_answered = 0
+        self._change: asyncio.Future[None] | None = None
+        """What `has_answered` waits for: more tokens are answered, or none will be."""
 
     def add(self, number: int, awaited: Awaited) -> None:
         """A step is about to be sent. Raises what `fail` was told: its reply would never come."""
@@ -65,10 +68,26 @@ class Pending:
 
     async def reply(self, number: int) -> Reply:
         """Wait for the reply to a step in `steps`, which is not in flight afterwards. Raises what `fail` was told."""
+        awaited = self.steps[number]
         try:
-            return await self.steps[number].reply
+            reply = await awaited.reply
         finally:
             self.steps.pop(number, None)
+        self._num_answered += awaited.num_tokens
+        self._tell()
+        return reply
+
+    async def has_answered(self, tokens: int) -> bool:
+        """Waits for replies to so many tokens, in all steps so far; False if they will not come."""
+        while self._num_answered < tokens and self.failure is None:
+            self._change = self._change or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._change)
+        return self._num_answered >= tokens
+
+    def _tell(self) -> None:
+        if self._change is not None:
+            self._change.set_result(None)
+            self._change = None
 
     def fail(self, error: SwarmError) -> None:
         """Raise `error`, or the one before it, in callers that wait for a reply."""
@@ -77,6 +96,7 @@ class Pending:
             if not awaited.reply.done():
                 awaited.reply.set_exception(self.failure)
                 awaited.reply.exception()  # a waiting caller raises it; read once, so that asyncio does not warn about a cancelled caller
+        self._tell()
 
     def check(self) -> None:
         """Raise the failure if there is one."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from protocols.defaults import WINDOW_BYTES, WINDOW_STEPS
 from protocols.ids import SessionId
-from protocols.inference import Crop, History, Step
+from protocols.inference import History, Step
 from protocols.tensors import WireTensor
 from swarm.inference import histories
 from swarm.inference import rows as row_operations
@@ -94,21 +94,20 @@ class Retained:
                 row.append(whole.part(at, at + count))
             at += count
 
-    def fork(self, crop: int = 0) -> Retained:
-        """The same sequences without their last `crop` tokens, for a session that begins there: all of them are history, since its hops
-        hold nothing. BadRequestError if a sequence is shorter; nothing has changed then."""
+    def fork(self, tokens: int = 0, base: int | None = None) -> Retained:
+        """The same sequences, or the first `tokens` tokens of the only one, for a session that begins with step `base`: all of them are
+        history, since its hops hold nothing. base: None = `next_step`. BadRequestError if it is shorter; nothing has changed then."""
         self._fold_all()
         twin = Retained()
+        twin.base = self.next_step if base is None else base
         if not self.has_history:
             twin.drop_history()
-            twin.base = self.next_step
             return twin
         twin._rows, twin._empty = [self._store.fork(row) for row in self._rows], self._empty
         for step in self._window:
             twin._fold(step)
-        if crop:
-            twin._rows = row_operations.apply(twin._store, twin._rows, (Crop(crop),))
-        twin.base = self.next_step
+        if left_out := row_operations.left_out(twin._rows, tokens):
+            self._store.crop(twin._rows[0], left_out)
         twin.num_bytes = min(self.num_bytes, sum([row.num_bytes for row in twin._rows]))
         return twin
 

@@ -125,6 +125,19 @@ def _carry_out(store: RowStore[R], rows: Sequence[R], what: Plan, made: list[R])
     return selected
 
 
+def left_out(rows: Sequence[Row], tokens: int) -> int:
+    """Last tokens that a fork with the first `tokens` tokens of the only sequence leaves out; 0: it takes all sequences as they are.
+
+    BadRequestError if there are several sequences, or fewer tokens.
+    """
+    if not tokens:
+        return 0
+    lengths = [row.length for row in rows]
+    if len(lengths) != 1 or lengths[0] < tokens:
+        raise BadRequestError(f"a fork wants the first {counted(tokens, 'token')} of one sequence, here are {lengths[:8]}")
+    return lengths[0] - tokens
+
+
 def _check_indices(num_rows: int, indices: Sequence[int]) -> None:
     _check_count(len(indices))
     if indices and not 0 <= min(indices) <= max(indices) < num_rows:

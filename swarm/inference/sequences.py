@@ -142,16 +142,16 @@ class Sequences:
         faults.point("after_history", history.base)
 
     async def fork(self, source: Sequences, fork: Fork, place: Place) -> None:
-        """Begin as a copy of another session's sequences if they are those before the fork's step; else the history is sent."""
-        if self.next_step or not source.is_at_rest(fork.step) or source._is_last != place.is_last:
+        """Begin as a copy of another session's sequences, or of their first tokens, if they are here; else the history is sent."""
+        if self.next_step or not source._can_lend(fork) or source._is_last != place.is_last:
             return
         try:
-            retained = None if place.is_last else source._down.retained.fork(fork.crop)
-            await self._compute.fork(source._compute, fork.crop)
+            retained = None if place.is_last else source._down.retained.fork(fork.tokens, fork.step)
+            await self._compute.fork(source._compute, fork.tokens)
         except SwarmError as error:
             log.info("%s: the sequences of session %s cannot be copied: %s", place, short(fork.session), error)
             return
-        if not source.is_at_rest(fork.step):  # they may be those of a later step
+        if not source._can_lend(fork):  # they may be those of a later step
             await self._compute.clear()
             return
         self.next_step, self._is_last = fork.step, place.is_last
@@ -159,6 +159,10 @@ class Sequences:
             self._down.retained.load(fork.step, [])
         else:
             self._down.retained = retained
+
+    def _can_lend(self, fork: Fork) -> bool:
+        """First tokens also while more are computed: the device and the boundary say if there are as many."""
+        return fork.tokens > 0 or self.is_at_rest(fork.step)
 
     # --- the end
 

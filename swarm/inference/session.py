@@ -9,6 +9,7 @@ what it has sent. This file cuts steps and checks replies; `legs.py` finds the w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,17 +45,13 @@ class Session:
     """One generation over one route at a time. All methods belong to one event loop; steps are run one after the other."""
 
     def __init__(
-        self,
-        router: Router,
-        links: Links,
-        identity: Identity,
-        config: SessionConfig | None = None,
-        waits: Waits | None = None,
+        self, router: Router, links: Links, identity: Identity, config: SessionConfig | None = None, waits: Waits | None = None
     ) -> None:
         self._router, self._links, self._identity = router, links, identity
         self._config = config or SessionConfig()
         self._waits = StepWaits((waits or Waits()).slot())
         self._pending = Pending()
+        self.has_answered = self._pending.has_answered
         self._legs = Legs(router, links, identity, self._config, self._waits, self._pending, self._on_reply)
         self._is_open = False
         self.timings = Timings()
@@ -163,19 +160,22 @@ class Session:
         self.timings.add(took)
         return _joined(pieces, replies, spec, took)
 
-    async def fork(self, crop: int = 0) -> Session:
-        """A second session with the same sequences, without their last `crop` tokens, independent of this one from here on.
+    async def fork(self, tokens: int = 0) -> Session:
+        """A second session with the same sequences, independent of this one from here on.
 
         Nothing is sent before its first step. Hops that hold this session then, as it is now, copy its sequences; others are brought up to
         date as after a death, by one prefill of what this session has sent. So it survives deaths, and whatever becomes of this one.
         Waits for a step that is under way. A session that was closed with `keep_s` can be forked as well.
+
+        tokens: with so many first tokens of its only sequence, which never change here; `has_answered` says that hops have as many. Does
+        not wait then, and hops copy them also while this session goes on.
         """
-        async with self._turn:
+        async with contextlib.nullcontext() if tokens else self._turn:
             if not self.is_kept:
                 self._pending.check()
             config = replace(self._config, dtype=self.dtype or self._config.dtype)
             twin = Session(self._router, self._links, self._identity, config)
-            twin._legs.begin_as(self._legs, crop)
+            twin._legs.begin_as(self._legs, tokens)
             return twin
 
     @property

@@ -106,14 +106,13 @@ class TokenSequence:
         self.forget(max(0, len(self.held) - min(common, len(ids) - 1)))
 
     @property
-    def num_tokens(self) -> int:
-        """Those at the hops: also those that the next step makes them forget."""
-        return len(self.held) + self._crop
-
-    @property
     def num_reused(self) -> int:
         """Tokens that hops had kept, and did not compute again; known with the first reply."""
         return self._num_begun if self._num_begun and self.session.is_fork_taken else 0
+
+    def num_until(self, tokens: int) -> int:
+        """Tokens that the hops must have answered for this session, so that they have its first `tokens`; a fork has asked them by then."""
+        return max(1, tokens - self._num_begun)
 
     def forget(self, tokens: int) -> None:
         """Forget the last tokens, with the next step."""

@@ -96,17 +96,32 @@ class ThinModel:
         return session.replaced
 
     async def begin(self, prompt: Sequence[int], owner: str = "") -> TokenSequence:
-        """A sequence that holds what an ended session of `owner` has computed of `prompt`, or no tokens; in a session of its own.
+        """A sequence that holds what another session of `owner` has computed of `prompt`, or no tokens; in a session of its own.
 
-        Its route prefers the hops that have kept that session. If one of them has freed it, it is sent the tokens again: then nothing is
-        saved, and nothing is lost. Not for a model in training, whose answers begin with the newest version.
+        Of an ended one, or of one that is open: then it waits until the common tokens are computed. Its route prefers the hops of that
+        session. If one of them has freed it, it is sent the tokens again: then nothing is saved, and nothing is lost. The prompt must not
+        be changed before `end`. Not for a model in training, whose answers begin with the newest version.
         """
-        found = None if self._prefixes is None else self._prefixes.longest(owner, prompt)
-        if found is None:
+        if self._prefixes is None:
             return self.start()
-        session = await found.session.fork(found.num_tokens - found.num_common)
-        self._sessions.append(session)
-        return TokenSequence(session, prompt[: found.num_common])
+        sequence = await self._found(self._prefixes, prompt, owner)
+        self._prefixes.open.add(owner, prompt, sequence)
+        return sequence
+
+    async def _found(self, prefixes: Prefixes, prompt: Sequence[int], owner: str) -> TokenSequence:
+        while True:  # the tokens that it waits for may never be computed
+            ended, (count, source) = prefixes.longest(owner, prompt), prefixes.open.longest(owner, prompt)
+            num_kept = 0 if ended is None else ended.num_common
+            if source is not None and count >= num_kept + MIN_TOKENS:
+                sequence = await prefixes.open.fork(source, prompt[:count])
+            elif ended is not None:
+                sequence = TokenSequence(await ended.session.fork(num_kept), prompt[:num_kept])
+            else:
+                return self.start()
+            if sequence is not None:
+                assert isinstance(sequence.session, Session)
+                self._sessions.append(sequence.session)
+                return sequence
 
     async def compute_once(self, prompt: Sequence[int], owner: str = "") -> int:
         """Compute a prompt with which several sequences are about to `begin`, so that each computes its last token only.
@@ -136,12 +151,14 @@ class ThinModel:
         if session not in self._sessions:
             return
         self._sessions.remove(session)
-        if keep_for is None or prefixes is None or len(sequence.held) < MIN_TOKENS:
-            await session.close()
-            return
-        await session.close(keep_s=KEEP_S)
-        if session.is_kept:
-            prefixes.add(keep_for, sequence.held, sequence.num_tokens, session)
+        is_asked = keep_for is not None and len(sequence.held) >= MIN_TOKENS
+        try:
+            await session.close(keep_s=KEEP_S if prefixes is not None and is_asked else 0)
+            if session.is_kept and prefixes is not None and keep_for is not None:
+                prefixes.add(keep_for, sequence.held, session)
+        finally:
+            if prefixes is not None:
+                prefixes.open.remove(sequence)
 
     async def close(self) -> None:
         """End every session."""

@@ -208,7 +208,7 @@ SAMPLES: dict[str, Any] = {
     "history": inference.History(session=SESSION, epoch=1, base=5, counts=(1, 1), payload=TOKENS, part=0, parts=2, kind="ids"),
     "reroute": inference.Reroute(grant=GRANT, index=0),
     "open of a shorter fork": inference.Open(
-        grant=GRANT, index=1, dtype="float32", fork=inference.Fork(session=SESSION, step=7, crop=300)
+        grant=GRANT, index=1, dtype="float32", fork=inference.Fork(session=SESSION, step=7, tokens=300)
     ),
     "close": inference.Close(session=SESSION, below=True),
     "close and keep": inference.Close(session=SESSION, keep_s=300),
@@ -512,7 +512,9 @@ def with_grant(draw: st.DrawFn) -> Any:
     index = draw(st.integers(0, len(grant.route) - 1))
     kind = draw(st.sampled_from(["open", "reroute", "attach"]))
     if kind == "open":
-        forks = st.builds(inference.Fork, session=sessions, step=st.integers(1, inference.MAX_STEP), crop=st.integers(0, 1 << 24))
+        forks = st.builds(
+            inference.Fork, session=sessions, step=st.integers(1, inference.MAX_STEP), tokens=st.integers(0, 1 << 24)
+        )
         dtype, fork = draw(st.sampled_from(["float32", "bfloat16"])), draw(st.none() | forks)
         return inference.Open(grant=grant, index=index, dtype=dtype, fork=fork)
     return inference.Reroute(grant=grant, index=index) if kind == "reroute" else inference.Attach(grant=grant, step=draw(steps))

@@ -211,7 +211,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     ),
     "state_part": lambda: state.StatePart(offset=state.MAX_STATE_BYTES, data=bytes(state.PART_BYTES)),
     "open": lambda: inference.Open(
-        grant=longest_grant(), index=127, dtype="float32", fork=inference.Fork(session=SESSION, step=1 << 40, crop=1 << 24)
+        grant=longest_grant(), index=127, dtype="float32", fork=inference.Fork(session=SESSION, step=1 << 40, tokens=1 << 24)
     ),
     "reroute": lambda: inference.Reroute(grant=longest_grant(), index=127),
     "attach": lambda: inference.Attach(grant=longest_grant(), step=1 << 40),

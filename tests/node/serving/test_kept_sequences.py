@@ -62,15 +62,15 @@ async def test_open_sessions_never_miss_the_memory_of_kept_ones(_round: int) -> 
             kept.append(session)
         elif choice < 0.9 and kept and held < LIMIT // 4:
             source, twin = draw.choice(kept), Session(runner, draw.choice("ab"))
-            crop = draw.randrange(len(source.tokens))
+            count = draw.randint(1, len(source.tokens))
             try:
-                await twin.sequences.fork(source.sequences, crop)
+                await twin.sequences.fork(source.sequences, count)
             except CacheFullError:
                 assert not source.sequences.holds_tokens and not twin.sequences.holds_tokens
                 kept.remove(source)
                 num_freed += 1
                 continue
-            twin.tokens = source.tokens[: len(source.tokens) - crop]
+            twin.tokens = source.tokens[:count]
             await twin.grow(1)
             opened.append(twin)
             num_forked += 1

@@ -5,12 +5,14 @@ Hops that still hold the sequences copy them. The two sessions are then independ
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from protocols.errors import PeerUnreachableError
 from protocols.inference import Crop, Expect, Fork, Open, Repeat
 from protocols.units import Blocks
 from swarm.inference.session import Session
@@ -73,6 +75,59 @@ async def test_a_session_that_has_gone_on_is_replayed_as_it_was(swarm: ToySwarm)
     assert torch.allclose(await ask(twin, (), [3], new), expected(torch.cat([start, new]))[-3:])
     assert all(now > count + 1 for now, count in zip(forwards(swarm), before, strict=True))
     await close(session, twin)
+
+
+async def test_first_tokens_are_copied_while_their_session_goes_on(swarm: ToySwarm) -> None:
+    """In the middle of its prompt, and of its answer."""
+    start, others = random_tokens(200), [random_tokens(3) for _ in range(6)]
+    session = swarm.session(chunk_tokens=16)
+    prompt = asyncio.create_task(ask(session, (), [200], start))
+    assert await session.has_answered(40)
+    assert not prompt.done()
+    twins = [await session.fork(40)]
+    assert torch.allclose((await ask(twins[0], (), [3], others[0])), expected(torch.cat([start[:40], others[0]]))[-3:])
+    said = [await prompt]
+    for new in others[1:]:
+        twins.append(await session.fork(150))
+        said.append(await ask(session, (), [1], new[:1]))  # the session is further than at the fork
+        answer, more = await asyncio.gather(ask(twins[-1], (), [3], new), ask(session, (), [2], new[1:]))
+        said.append(more)
+        assert torch.allclose(answer, expected(torch.cat([start[:150], new]))[-3:])
+    assert all(twin.is_fork_taken for twin in twins)
+    computed = 200 + 5 * 3 + 6 * 3
+    await close(session, *twins)
+    assert torch.allclose(torch.cat(said), expected(torch.cat([start, *others[1:]])))
+    assert [node.engine.num_computed for node in swarm.nodes] == [computed] * 2
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+async def test_a_fork_of_first_tokens_survives_deaths(swarm: ToySwarm, victim: int) -> None:
+    """The step with which it begins is not the one at which its hops were."""
+    start, new = random_tokens(60), random_tokens(6)
+    session = swarm.session(chunk_tokens=16)
+    await ask(session, (), [60], start)
+    twin = await session.fork(30)
+    for token in new:
+        await ask(session, (), [1], token[None])
+    outputs = [await ask(twin, (), [3], new[:3])]
+    assert twin.is_fork_taken
+    await swarm.serve(*HALVES[victim])
+    await swarm.nodes[victim].kill()
+    outputs += [await ask(twin, (), [3], new[3:])]
+    assert twin.replaced == 1
+    assert torch.allclose(torch.cat(outputs), expected(torch.cat([start[:30], new]))[-6:])
+    await close(session, twin)
+
+
+async def test_tokens_that_will_not_come_are_not_waited_for(swarm: ToySwarm) -> None:
+    session = await prompted(swarm, random_tokens(20))
+    waiting = [asyncio.create_task(session.has_answered(count)) for count in (20, 21, 22)]
+    assert await waiting[0]
+    waiting[1].cancel()
+    await session.close()
+    assert await waiting[2] is False
+    with pytest.raises(PeerUnreachableError, match="closed"):
+        await session.fork(10)
 
 
 async def test_one_that_was_closed_is_replayed(swarm: ToySwarm) -> None:

@@ -53,10 +53,10 @@ async def test_a_fork_begins_with_what_an_ended_session_has_computed(swarm: ToyS
     start, new = random_tokens(50), random_tokens(3)
     session = await kept(swarm, start)
     assert all(node.host.num_sessions == 0 for node in swarm.nodes)
-    for crop in (0, 20):  # the whole, and a beginning of it; each leaves the kept one as it is
-        twin, before = await session.fork(crop), forwards(swarm)
+    for tokens in (0, 30):  # the whole, and a beginning of it; each leaves the kept one as it is
+        twin, before = await session.fork(tokens), forwards(swarm)
         answer = await ask(twin, (), [3], new)
-        assert torch.allclose(answer, expected(torch.cat([start[: 50 - crop], new]), 3))
+        assert torch.allclose(answer, expected(torch.cat([start[: tokens or 50], new]), 3))
         assert forwards(swarm) == [count + 1 for count in before]  # nothing but the new tokens was computed
         assert twin.is_fork_taken
         await twin.close()
@@ -66,7 +66,7 @@ async def test_a_fork_begins_with_what_an_ended_session_has_computed(swarm: ToyS
 async def test_a_fork_survives_the_death_of_a_hop(swarm: ToySwarm, victim: int) -> None:
     """The hop above has kept what it had sent; the client has kept its own."""
     start, new = random_tokens(30), random_tokens(8)
-    twin = await (await kept(swarm, start)).fork(10)
+    twin = await (await kept(swarm, start)).fork(20)
     outputs = [await ask(twin, (), [4], new[:4])]
     await swarm.serve(*HALVES[victim])
     await swarm.nodes[victim].kill()
@@ -83,7 +83,7 @@ async def test_a_node_that_has_forgotten_gets_the_tokens_again(swarm: ToySwarm) 
         for hop in node.host.hops.kept.all_out():
             await hop.free()
     assert not any(node.engine.used_bytes for node in swarm.nodes)
-    twin = await session.fork(10)
+    twin = await session.fork(20)
     assert torch.allclose(await ask(twin, (), [3], new), expected(torch.cat([start[:20], new]), 3))
     assert not twin.is_fork_taken
     await twin.close()
@@ -154,14 +154,14 @@ async def test_a_kept_session_is_its_clients_alone(swarm: ToySwarm) -> None:
     await keep(owner, node, route, SESSION)
     await until(lambda: len(node.host.hops.kept) == 1)
     heard = []
-    for number, (probe, crop) in enumerate([(outsider, 0), (owner, 6), (owner, 5), (owner, 0)], 1):
+    for number, (probe, tokens) in enumerate([(outsider, 0), (owner, 6), (owner, 5), (owner, 0)], 1):
         other = await probe.line(node)
         grant = grant_of(probe.identity, route, session=bytes([number]) * 16)
-        await other.say(Open(grant=grant, index=0, dtype="float32", fork=Fork(session=SESSION, step=1, crop=crop)))
+        await other.say(Open(grant=grant, index=0, dtype="float32", fork=Fork(session=SESSION, step=1, tokens=tokens)))
         answer = await other.hear()
         assert isinstance(answer, Expect)
         heard.append(answer.step)
-    assert heard == [0, 0, 1, 1]  # one that crops more tokens than there are gets none
+    assert heard == [0, 0, 1, 1]  # one that wants more tokens than there are gets none
     await asyncio.gather(owner.close(), outsider.close())
 
 

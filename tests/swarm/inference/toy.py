@@ -76,7 +76,7 @@ class ToyEngine:
     def __init__(self, span: Span, limit_tokens: int = 100_000) -> None:
         self.dtype = torch.float32
         self.span = span
-        self.limit_bytes, self.used_bytes, self.forwards = limit_tokens, 0, 0
+        self.limit_bytes, self.used_bytes, self.forwards, self.num_computed = limit_tokens, 0, 0, 0
         self.batches: list[int] = []
 
     def warm_up(self) -> bool:
@@ -106,6 +106,7 @@ class ToyEngine:
         if self.used_bytes + self.growth_bytes(items) > self.limit_bytes:
             raise CacheFullError("no memory for more toys")
         self.forwards += 1
+        self.num_computed += hidden.shape[1]
         self.batches.append(len(items))
         places = positions if positions is not None else torch.cat([torch.arange(r.length, r.length + n) for r, n in items])
         outputs = []

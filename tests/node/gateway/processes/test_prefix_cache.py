@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from openai import AsyncOpenAI
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from swarm.thin.model import ThinModel
 from tests.end_to_end.wire import WireSwarm
 from tests.families import add_byte_tokenizer, make_checkpoint
-from tests.node.gateway.processes.toy_gateway import toy_gateway
+from tests.node.gateway.processes.toy_gateway import ToyConfig, toy_gateway
 from tests.swarm.inference.toy import until
 
 NEW = 6
@@ -50,6 +52,12 @@ class Counted:
     counting: Counting
     mode: str
 
+    @property
+    def can_crop(self) -> bool:
+        can_crop = all(node.engine.can_crop for node in self.toys.nodes)
+        assert can_crop is (self.mode in ("llama", "falcon_alibi"))
+        return can_crop
+
     async def ask(self, client: AsyncOpenAI, prompt: list[int]) -> tuple[str, int, list[int]]:
         """The answer, the tokens that were not computed again as the usage says, and those that each node has computed."""
         before = list(self.counting.tokens)
@@ -78,6 +86,15 @@ class Counted:
                 AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as client,
             ):
                 await work(client)
+
+        self.toys.run(run())
+
+    def with_model(self, work: Callable[[ThinModel], Awaitable[None]]) -> None:
+        """`work` with a thin client of its own."""
+
+        async def run() -> None:
+            async with ToyConfig(models=("tiny",), toys=self.toys, has_cache=True).open("tiny") as model:
+                await work(model)
 
         self.toys.run(run())
 
@@ -114,6 +131,46 @@ def test_several_answers_compute_their_prompt_once(swarm: Counted) -> None:
     swarm.run(work)
 
 
+def test_requests_at_the_same_time_compute_their_common_beginning_once(swarm: Counted) -> None:
+    """An engine that cannot forget tokens has no beginnings: it computes all, and the next requests do not wait in vain."""
+    prompts = [[*FIRST, 5 + number, 6 + number, 7] for number in range(8)]
+
+    async def work(client: AsyncOpenAI) -> None:
+        before = list(swarm.counting.tokens)
+        made = await asyncio.gather(
+            *[
+                client.completions.create(model="tiny", prompt=prompt, max_tokens=NEW, logit_bias={"2": -100})
+                for prompt in prompts
+            ]
+        )
+        assert [one.choices[0].text for one in made] == [swarm.answer(prompt)[1] for prompt in prompts]
+        shared = len(FIRST) if swarm.can_crop else 0
+        cached = [one.usage.prompt_tokens_details.cached_tokens for one in made]
+        assert sorted(cached) == [0] + [shared] * 7
+        assert swarm.counting.since(before) == [8 * (len(FIRST) + 3 + NEW - 1) - 7 * shared] * 2
+
+    swarm.run(work)
+
+
+def test_owners_share_nothing_and_those_who_wait_for_a_failed_one_go_on(swarm: Counted) -> None:
+    async def work(model: ThinModel) -> None:
+        first = await model.begin(FIRST, "a")
+        others = [asyncio.create_task(model.begin([*FIRST, number], "a")) for number in range(3)]
+        other = await model.begin(FIRST, "b")
+        assert not other.held and not any(task.done() for task in others)
+        await model.end(first)  # it was not asked to compute anything
+        second = (await asyncio.wait(others, return_when="FIRST_COMPLETED"))[0].pop().result()
+        assert not second.held and sum(task.done() for task in others) == 1
+        await second.feed(FIRST, 1, 1)
+        held = [await task for task in others]
+        assert [len(one.held) for one in held] == [len(FIRST)] * 3
+        for sequence in (other, *held):
+            await model.end(sequence)
+        assert not model.sessions and not len(model._prefixes.open)
+
+    swarm.with_model(work)
+
+
 def test_another_question_after_the_same_instructions(swarm: Counted) -> None:
     """It forgets the end of the earlier request; an engine that cannot is sent the whole prompt."""
     other = [*FIRST[:120], 5, 6, 7, 8, 9]
@@ -122,10 +179,8 @@ def test_another_question_after_the_same_instructions(swarm: Counted) -> None:
         await swarm.ask(client, FIRST)
         text, cached, computed = await swarm.ask(client, other)
         assert text == swarm.answer(other)[1]
-        can_crop = all(node.engine.can_crop for node in swarm.toys.nodes)
-        assert can_crop is (swarm.mode in ("llama", "falcon_alibi"))
-        left = 5 if can_crop else len(other)
-        assert (cached, computed) == (120 if can_crop else 0, [left + NEW - 1] * 2)
-        assert await swarm.ask(client, FIRST) == (swarm.answer(FIRST)[1], len(FIRST) - 1 if can_crop else 0, ANY)
+        left = 5 if swarm.can_crop else len(other)
+        assert (cached, computed) == (120 if swarm.can_crop else 0, [left + NEW - 1] * 2)
+        assert await swarm.ask(client, FIRST) == (swarm.answer(FIRST)[1], len(FIRST) - 1 if swarm.can_crop else 0, ANY)
 
     swarm.run(work)
